@@ -1,0 +1,221 @@
+"""Files in MedMNIST's array layout, read as the splits of a data set.
+
+    from cohortium.plugin import read_splits
+
+    splits = read_splits(Path("pneumoniamnist.npz"), name="PneumoniaMNIST")
+
+Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`, and
+`train_labels` of shape (N,) or (N, 1), integers from 0; the same for `val_` and `test_` where
+there is one; `train_clients` (N,), integers, where the data have a grouping of their own; and
+`classes`, the names of the classes, as text.
+
+The file may come from anyone.  Nothing in it is ever unpickled, and its size is checked before
+it is unpacked.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from contextlib import contextmanager
+from lzma import LZMAError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from cohortium.data import Examples, Splits
+from cohortium.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+DATA_FOLDER: Final = "COHORTIUM_DATA"
+"""The environment variable that names the folder in which data files are looked for."""
+
+LARGEST: Final = 1 << 34
+"""Bytes that a file may unpack to: 16 GiB, just above the largest set of MedMNIST."""
+
+MOST_CHANNELS: Final = 16
+MOST_CLASSES: Final = 10_000
+
+_ARRAYS: Final = (
+    *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
+    "train_clients",
+    "classes",
+)
+
+_UNREADABLE: Final = (
+    EOFError,
+    LZMAError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,  # the archive is encrypted, or packed in a way that zipfile does not know
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy are known to raise over a damaged file."""
+
+
+def data_folder() -> Path | None:
+    """The folder that `COHORTIUM_DATA` names, or None."""
+    named = os.environ.get(DATA_FOLDER, "")
+    return Path(named).expanduser() if named else None
+
+
+def find_file(*places: Path) -> Path | None:
+    """The first of `places` where there is a file, or None."""
+    for place in places:
+        # Path.is_file raises where a folder on the way may not be searched.
+        if os.path.isfile(place):  # noqa: PTH113 - as said
+            return place
+    return None
+
+
+def read_splits(path: Path, *, name: str, classes: Sequence[str] = (), source: str = "") -> Splits:
+    """Read a file in MedMNIST's array layout.
+
+    Args:
+        path: The npz file.
+        name: What figures that come from it are called.
+        classes: Names of the classes; without them the file's own `classes`, or "0", "1", ….
+        source: Whom to cite.
+
+    Returns:
+        Its splits, with images of shape (N, C, H, W).  The validation and the test split are
+        None where the file has none.
+
+    Raises:
+        DataError: It is missing or damaged, lacks an array, or holds one of another form.
+    """
+    arrays = _read(path)
+    parts = {split: _examples(arrays, split, path) for split in ("train", "val", "test")}
+    train = parts["train"]
+    if train is None:
+        raise DataError(f"{path} holds no array 'train_images'; {_LAYOUT}.")
+    names = tuple(classes) or _names(arrays, path)
+    if not names:
+        top = max(part.labels.max(initial=0) for part in parts.values() if part is not None)
+        names = tuple(str(label) for label in range(top + 1))
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two classes have one name ({', '.join(names)}); rename one.")
+    return Splits(
+        name=name,
+        classes=names,
+        train=train,
+        validation=parts["val"],
+        test=parts["test"],
+        source=source,
+    )
+
+
+_LAYOUT: Final = "MedMNIST's layout has images and labels together: train_images, train_labels, …"
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """Those arrays of the file that the layout knows."""
+    with _worded(path), zipfile.ZipFile(path) as archive:
+        held = {member.filename: member.file_size for member in archive.infolist()}
+        found = {name: f"{name}.npy" for name in _ARRAYS if f"{name}.npy" in held}
+        size = sum(held[member] for member in found.values())
+        if size > LARGEST:
+            raise DataError(
+                f"{path} unpacks to {size / 2**30:.0f} GiB, and at most {LARGEST >> 30} GiB are "
+                "read; split it, or make its images smaller."
+            )
+        arrays = {}
+        for name, member in found.items():
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+@contextmanager
+def _worded(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes the libraries raise into one sentence."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as an npz archive ({reason}); copy it anew, or write it anew "
+            "with numpy.savez_compressed and without Python objects."
+        ) from error
+
+
+def _examples(arrays: dict[str, NDArray[Any]], split: str, path: Path) -> Examples | None:
+    """Take a split out of `arrays`, or None where the file does not have it."""
+    images = arrays.pop(f"{split}_images", None)
+    labels = arrays.pop(f"{split}_labels", None)
+    clients = arrays.pop(f"{split}_clients", None)
+    if images is None and labels is None:
+        return None
+    for what, array in (("images", images), ("labels", labels)):
+        if array is None:
+            raise DataError(f"{path} holds no array '{split}_{what}'; {_LAYOUT}.")
+    assert images is not None
+    assert labels is not None
+    pixels = _pixels(images, f"{path}: {split}_images")
+    column = _column(labels, len(pixels), f"{path}: {split}_labels")
+    if column.min(initial=0) < 0 or column.max(initial=0) >= MOST_CLASSES:
+        raise DataError(
+            f"{path}: {split}_labels has values from {column.min()} to {column.max()}; number the "
+            f"classes from 0, at most {MOST_CLASSES} of them."
+        )
+    if clients is not None:
+        clients = _column(clients, len(pixels), f"{path}: {split}_clients")
+    return Examples(pixels, column, clients)
+
+
+def _pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """Images of shape (N, H, W) or (N, H, W, C) as (N, C, H, W)."""
+    if images.dtype != np.uint8:
+        raise DataError(f"{where} is {images.dtype}; save brightness from 0 to 255 as uint8.")
+    shaped = images[..., None] if images.ndim == 3 else images  # noqa: PLR2004 - (N, H, W)
+    if shaped.ndim != 4 or 0 in shaped.shape[1:] or shaped.shape[3] > MOST_CHANNELS:  # noqa: PLR2004 - (N, H, W, C)
+        raise DataError(
+            f"{where} has shape {images.shape}; save it as (N, H, W) for grey, or (N, H, W, C) "
+            f"with at most {MOST_CHANNELS} channels last."
+        )
+    return np.ascontiguousarray(shaped.transpose(0, 3, 1, 2))
+
+
+def _column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
+    """Integers of shape (N,) or (N, 1) as (N,)."""
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{where} is {values.dtype}; save whole numbers, such as uint8.")
+    if values.ndim == 2 and values.shape[1] > 1:  # noqa: PLR2004 - (N, K)
+        raise DataError(
+            f"{where} has shape {values.shape}, several values for each image; only one class for "
+            "each image can be learned, so choose one column."
+        )
+    if values.shape not in {(length,), (length, 1)}:
+        raise DataError(
+            f"{where} has shape {values.shape}, but there are {length} images; save one value for "
+            "each image."
+        )
+    if values.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"{where} has values beyond 64 signed bits; number them from 0.")
+    return values.reshape(length).astype(np.int64)
+
+
+def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
+    """The class names that the file holds, if any."""
+    names = arrays.pop("classes", None)
+    if names is None:
+        return ()
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise DataError(
+            f"{path}: classes is {names.dtype} of shape {names.shape}; save the names in the "
+            "labels' order as text of shape (K,)."
+        )
+    return tuple(str(name) for name in names)

@@ -1,0 +1,155 @@
+"""From names and tables to role instances, and back: one place that knows how a part is made."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from cohortium import protocols
+from cohortium.errors import CohortiumError, PluginError, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from cohortium.catalog import Catalog
+    from cohortium.hooks import Role
+
+
+def make(catalog: Catalog, role: Role, table: Mapping[str, Any], *, where: str) -> Any:
+    """The instance that `table` describes: the offer's `name`, and its own parameters.
+
+    Args:
+        catalog: Where the name is looked up.
+        role: What is wanted.
+        table: As parsed from TOML.
+        where: How an error names the table's place.
+
+    Raises:
+        PluginError: No usable plugin offers the name.
+        StudyError: A key is unknown, a value is of another type or out of its range.
+    """
+    name = table.get("name")
+    if not isinstance(name, str):
+        raise StudyError(f"{where} [{role}]: name must be a string that says which one.")
+    factory = catalog.find(role, name).factory
+    given = {key: value for key, value in table.items() if key != "name"}
+    instance = call(factory, given, where=f"{where} [{role}]", what=f"{role} '{name}'")
+    return require(role, instance)
+
+
+def call(
+    factory: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    where: str,
+    what: str,
+    ready: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """`factory` called with `given`, each value strictly converted to its annotated type.
+
+    Args:
+        factory: A class, or a function with annotated keyword parameters.
+        given: Values as parsed from TOML.
+        where: How an error names their place.
+        what: How an error names what is being made.
+        ready: Arguments that are passed on as they are.
+
+    Raises:
+        StudyError: A key is unknown or missing, or a value does not fit.
+        PluginError: The factory's annotations cannot be read.
+    """
+    types = parameters(factory, what=what)
+    for key in given:
+        if key not in types:
+            raise StudyError(f"{where} {key}: {what} has no such parameter; {near(key, types)}")
+    arguments = {}
+    for key, value in given.items():
+        try:
+            arguments[key] = msgspec.convert(value, types[key], strict=True)
+        except msgspec.ValidationError as error:
+            raise StudyError(f"{where} {key}: {_plain(error)} ({value!r}).") from error
+    try:
+        return factory(**arguments, **ready)
+    except CohortiumError:
+        raise
+    except (TypeError, ValueError) as error:
+        sentence = str(error.args[0]) if error.args else str(error)
+        raise StudyError(f"{where}: {what}: {sentence.rstrip('.')}.") from error
+
+
+def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
+    """The keyword parameters of `factory` and their types.
+
+    Raises:
+        PluginError: An annotation is missing or cannot be resolved.
+    """
+    try:
+        if isinstance(factory, type) and attrs.has(factory):
+            types = typing.get_type_hints(factory)
+            return {f.alias or f.name: types[f.name] for f in attrs.fields(factory) if f.init}
+        types = typing.get_type_hints(factory)
+        return {name: types[name] for name in inspect.signature(factory).parameters}
+    except (NameError, KeyError, TypeError, AttributeError) as error:
+        raise PluginError(
+            f"{what}: its parameters must be annotated with types that can be imported ({error})."
+        ) from error
+
+
+def near(key: str, known: Iterable[str]) -> str:
+    """What to use instead of the unknown `key`, as the end of a sentence."""
+    known = sorted(known)
+    close = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there are {', '.join(known)}." if known else "it has none."
+
+
+def require(role: Role, instance: object) -> Any:
+    """`instance`, if it has the methods of `role`.
+
+    Raises:
+        StudyError: It has not; the sentence names what is missing.
+    """
+    contract: type = getattr(protocols, role.capitalize())
+    wanted = sorted(n for n in vars(contract) if not n.startswith("_"))
+    missing = [n for n in wanted if not callable(getattr(instance, n, None))]
+    if missing or isinstance(instance, type):
+        kind = instance.__name__ if isinstance(instance, type) else type(instance).__name__
+        hint = " (pass an instance, not the class)" if isinstance(instance, type) else ""
+        raise StudyError(
+            f"{kind} is no {role}{hint}: a {role} has the methods {', '.join(wanted)}."
+        )
+    return instance
+
+
+def describe(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
+    """The table from which `make` makes an equal instance, as plain TOML values.
+
+    An instance whose class no plugin offers is named "package:Class"; such a record can be read
+    by people, and by `make` once a plugin offers the class.
+    """
+    kind = type(instance)
+    name = catalog.name_of(role, instance) or f"{kind.__module__}:{kind.__qualname__}"
+    if not attrs.has(kind):
+        return {"name": name}
+    fields = [f for f in attrs.fields(kind) if f.init]
+    values = {(f.alias or f.name): _plain_value(getattr(instance, f.name)) for f in fields}
+    return {"name": name, **{key: value for key, value in values.items() if value is not None}}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    return str(error).replace("`", "").replace("Expected", "expected").split(" - at")[0]

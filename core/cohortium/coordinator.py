@@ -1,0 +1,176 @@
+"""The coordinator: a state machine that holds the global weights and sees only sums.
+
+It knows no socket, thread or clock: `open` an attempt, send what `requests` says, `receive` what
+comes back, until nothing is left to ask; then `close` moves the weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cohortium import messages, vector
+from cohortium.errors import MessageError, TooFewSitesError
+from cohortium.events import SiteFailed
+from cohortium.protocols import Requests
+from cohortium.wire import Refusal, Reply, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cohortium.protocols import SiteId
+    from cohortium.site import Setting
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What one attempt came to.
+
+    Attributes:
+        contributors: Sites in the sum.
+        dropped: Sites that were asked and are not in it.
+        failures: Why some of them are not, where they said so.
+        upload_bytes: The largest number of bytes that one site sent.
+    """
+
+    contributors: tuple[SiteId, ...]
+    dropped: tuple[SiteId, ...]
+    failures: tuple[SiteFailed, ...]
+    upload_bytes: int
+
+
+class Coordinator:
+    """The study lead's side of a run.
+
+    Guarantees:
+        A failed attempt leaves the weights and the server optimizer as they were.
+        A reply that is missing, malformed, late or a refusal drops its site from the attempt.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        """Build the initial network and the server optimizer.
+
+        Raises:
+            StudyError: The aggregator cannot serve this cohort.
+        """
+        self._setting = setting
+        self._session = setting.aggregator.coordinator(
+            setting.sum, setting.secret("coordinator", private=True)
+        )
+        self.net = setting.network()
+        self.optimizer, self.schedule = setting.trainer.server(
+            vector.trainable(self.net), setting.cohort.rounds
+        )
+        self._round = self._attempt = self._stage = 0
+        self._asked: tuple[SiteId, ...] = ()
+        self._failures: dict[SiteId, SiteFailed] = {}
+        self._uploads: dict[SiteId, int] = {}
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+        """Begin `attempt` at `round` among `sites`."""
+        self._round, self._attempt, self._stage = round, attempt, 0
+        self._asked, self._failures = tuple(sites), {}
+        self._uploads = dict.fromkeys(sites, 0)
+        self._session.open(round, attempt, sites)
+
+    def requests(self) -> Requests:
+        """What to send now; empty when the attempt is complete, or cannot be."""
+        asked = self._session.requests()
+        if not asked:
+            return asked
+        first = self._stage == 0
+        request = Request(
+            session=self._setting.session,
+            round=self._round,
+            attempt=self._attempt,
+            stage=self._stage,
+            weights=vector.flatten(self.net).cpu().numpy().tobytes() if first else None,
+            body=asked.common,
+        )
+        self._stage += 1
+        return Requests(messages.encode(request), asked.each)
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        """Take in one site's reply, whatever it is."""
+        if site not in self._uploads or site in self._failures:
+            return
+        self._uploads[site] += len(reply)
+        try:
+            message: Reply | Refusal = messages.decode_either(reply, Reply, Refusal)
+        except MessageError as error:
+            self._fail(site, "malformed", str(error))
+            return
+        if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
+            self._fail(site, "stale", "its reply belongs to another attempt or stage.")
+        elif isinstance(message, Refusal):
+            self._fail(site, message.code, message.reason)
+        else:
+            try:
+                self._session.receive(site, message.body)
+            except MessageError as error:
+                self._fail(site, "malformed", str(error))
+
+    def close(self) -> Outcome:
+        """End the attempt and move the weights.
+
+        Raises:
+            TooFewSitesError: Too few sites answered; the weights have not moved.
+        """
+        try:
+            total = self._session.total()
+        except TooFewSitesError as error:
+            raise TooFewSitesError(f"{error}{self._reasons()}") from error
+        need = self._setting.cohort.min_sites
+        if len(total.contributors) < need:
+            raise TooFewSitesError(
+                f"{len(total.contributors)} sites contributed, but min_sites is {need}."
+                f"{self._reasons()}"
+            )
+        self._step(self._setting.plan.decode(total))
+        return Outcome(
+            contributors=total.contributors,
+            dropped=tuple(s for s in self._asked if s not in total.contributors),
+            failures=self.failures,
+            upload_bytes=max(self._uploads.values(), default=0),
+        )
+
+    @property
+    def failures(self) -> tuple[SiteFailed, ...]:
+        """What the sites that failed in this attempt said."""
+        return tuple(self._failures.values())
+
+    def _step(self, mean: Tensor) -> None:
+        """A step of the server optimizer on the pseudo-gradient; statistics move by their mean."""
+        import torch
+
+        mean = mean.to(self._setting.device)
+        is_gradient = self._setting.work.releases == "gradient"
+        position = 0
+        for parameter in vector.trainable(self.net):
+            piece = mean[position : position + parameter.numel()].view_as(parameter)
+            parameter.grad = piece if is_gradient else -piece
+            position += parameter.numel()
+        self.optimizer.step()
+        self.schedule.step()
+        with torch.no_grad():
+            for buffer in vector.statistics(self.net):
+                buffer.add_(mean[position : position + buffer.numel()].view_as(buffer))
+                position += buffer.numel()
+
+    def _fail(self, site: SiteId, code: str, reason: str) -> None:
+        self._failures[site] = SiteFailed(
+            round=self._round, attempt=self._attempt, site=site, code=code, reason=reason
+        )
+
+    def _reasons(self) -> str:
+        """Why sites failed, for an error's sentence: each reason once."""
+        by_reason: dict[str, list[SiteId]] = {}
+        for failure in self._failures.values():
+            by_reason.setdefault(failure.reason, []).append(failure.site)
+        return "".join(
+            f" Site{'s' if len(sites) > 1 else ''} {', '.join(map(str, sites))}: {reason}"
+            for reason, sites in by_reason.items()
+        )

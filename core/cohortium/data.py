@@ -1,0 +1,128 @@
+"""Labelled images as values: what a data set holds, and what is public about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@frozen(kw_only=True)
+class DataSpec:
+    """What everybody may know about the data: shapes, classes and the *declared* size.
+
+    Attributes:
+        channels: C of an image, 1 for grey.
+        height: H in pixels.
+        width: W in pixels.
+        classes: Names of the classes; labels index them.
+        examples: Declared number of training examples over all sites.  It is public, it scales
+            weights and noise, and is never counted from one site's data.
+    """
+
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    examples: int
+
+
+@frozen(eq=False)
+class Examples:
+    """Labelled images, as a data set holds them.
+
+    Attributes:
+        images: Shape (N, C, H, W), `uint8`.
+        labels: Shape (N,), `int64`, from 0.
+        clients: The data's own grouping (hospital, scanner, …), shape (N,), or None.
+
+    Raises:
+        DataError: The arrays do not fit one another.
+    """
+
+    images: NDArray[np.uint8] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    clients: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:  # noqa: PLR2004
+            raise DataError(
+                f"images must be uint8 of shape (N, C, H, W), not {self.images.dtype} "
+                f"of shape {self.images.shape}."
+            )
+        for name, column in (("labels", self.labels), ("clients", self.clients)):
+            if column is not None and column.shape != (len(self.images),):
+                raise DataError(
+                    f"{name} has shape {column.shape}, but there are {len(self.images)} images."
+                )
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+    def take(self, index: NDArray[np.int64]) -> Examples:
+        """The examples at `index`, copied."""
+        clients = None if self.clients is None else self.clients[index]
+        return Examples(self.images[index], self.labels[index], clients)
+
+
+@frozen(eq=False, kw_only=True)
+class Splits:
+    """A data set: examples to train on, to choose by, and to score with.
+
+    Attributes:
+        name: What figures that come from it are called.
+        classes: Names of the classes.
+        train: What the sites share among them.
+        validation: Public images to watch a run by, or None.
+        test: Public images that the result is scored on, or None.
+        source: Whom to cite.
+
+    Raises:
+        DataError: A split is empty, differs in shape, or has a label without a class.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Examples
+    validation: Examples | None = None
+    test: Examples | None = None
+    source: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse splits that do not belong together."""
+        for name in ("train", "validation", "test"):
+            part: Examples | None = getattr(self, name)
+            if part is None:
+                continue
+            if len(part) == 0:
+                raise DataError(f"{self.name}: the {name} split holds no images.")
+            if part.images.shape[1:] != self.train.images.shape[1:]:
+                raise DataError(
+                    f"{self.name}: {name} images have shape {part.images.shape[1:]}, "
+                    f"training images {self.train.images.shape[1:]}."
+                )
+            if part.labels.min() < 0 or part.labels.max() >= len(self.classes):
+                raise DataError(
+                    f"{self.name}: {name} labels must lie in 0…{len(self.classes) - 1}, "
+                    f"found {part.labels.min()}…{part.labels.max()}."
+                )
+
+    @property
+    def spec(self) -> DataSpec:
+        """What is public about the training examples."""
+        _, channels, height, width = self.train.images.shape
+        return DataSpec(
+            channels=channels,
+            height=height,
+            width=width,
+            classes=self.classes,
+            examples=len(self.train),
+        )

@@ -1,0 +1,92 @@
+"""Scoring a network on public images, and where torch computes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from cohortium.errors import StudyError
+from cohortium.metrics import Scores, score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from cohortium.data import Examples
+    from cohortium.protocols import Model
+
+BATCH = 512
+"""Images that are scored at a time."""
+
+
+@frozen(eq=False)
+class Evaluation:
+    """Public images, prepared once, to score networks on.
+
+    Attributes:
+        images: Prepared, shape (N, …).
+        examples: What they were prepared from.
+        classes: Names of the classes.
+    """
+
+    images: Tensor = field(repr=False)
+    examples: Examples
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, examples: Examples | None, classes: tuple[str, ...], model: Model, device: str
+    ) -> Evaluation | None:
+        """Prepare `examples`; None where there are none."""
+        import torch
+
+        if examples is None:
+            return None
+        images = torch.from_numpy(examples.images).float().div_(255)
+        return cls(model.prepare(images).to(device), examples, classes)
+
+    def score(self, net: nn.Module) -> Scores:
+        """The scores of `net`, which is left as it was."""
+        import torch
+
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            parts = [net(batch).softmax(1).cpu() for batch in torch.split(self.images, BATCH)]
+        net.train(training)
+        return score(torch.cat(parts).double().numpy(), self.examples.labels, self.classes)
+
+
+def resolve_device(device: str) -> str:
+    """`device`, or the best there is for "auto".
+
+    Raises:
+        StudyError: torch has no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise StudyError(f"device = '{device}' cannot be used here: {reason}.") from error
+    return device
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Give torch `threads` threads for the time of a block; 0 leaves it be."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

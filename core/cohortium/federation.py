@@ -1,0 +1,170 @@
+"""A federation: the parts and their terms, composed; `run` sets it going."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from attrs import field, frozen
+from attrs.validators import ge, in_
+
+from cohortium import composition
+from cohortium.catalog import discover
+from cohortium.errors import StudyError
+from cohortium.protocols import (
+    Adversary,
+    Aggregator,
+    Dataset,
+    Engine,
+    Model,
+    Observer,
+    Partitioner,
+    Privatizer,
+    Trainer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.hooks import Role
+    from cohortium.record import Result
+    from cohortium.rounds import Ready
+
+
+def _resolved(role: Role, value: object) -> object:
+    if isinstance(value, str):
+        return composition.make(discover(), role, {"name": value}, where="Federation")
+    return composition.require(role, value)
+
+
+def _dataset(value: Dataset | str) -> Dataset:
+    return cast("Dataset", _resolved("dataset", value))
+
+
+def _partitioner(value: Partitioner | str) -> Partitioner:
+    return cast("Partitioner", _resolved("partitioner", value))
+
+
+def _model(value: Model | str) -> Model:
+    return cast("Model", _resolved("model", value))
+
+
+def _trainer(value: Trainer | str) -> Trainer:
+    return cast("Trainer", _resolved("trainer", value))
+
+
+def _privatizer(value: Privatizer | str) -> Privatizer:
+    return cast("Privatizer", _resolved("privatizer", value))
+
+
+def _aggregator(value: Aggregator | str) -> Aggregator:
+    return cast("Aggregator", _resolved("aggregator", value))
+
+
+def _engine(value: Engine | str) -> Engine:
+    return cast("Engine", _resolved("engine", value))
+
+
+@frozen(kw_only=True)
+class Federation:
+    """A study as a value: seven roles, and the terms on which they meet.
+
+    A role is an instance, or the name under which an installed plugin offers one with its
+    defaults.  Nothing is loaded or trained before `run`.
+
+    >>> from cohortium import Federation
+    >>> Federation(
+    ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
+    ...     aggregator="secagg", sites=10, rounds=3,
+    ... ).partitioner
+    IID()
+
+    Attributes:
+        dataset: Where the images come from.
+        partitioner: How a simulation deals them to sites.
+        model: What is trained.
+        trainer: How.
+        privatizer: What may leave a site.  There is no default: "none" is to be written out.
+        aggregator: How releases are summed.
+        engine: What carries the messages.
+        sites: Hospitals in the federation.
+        rounds: Times that the global weights move.
+        seed: Of everything public: initial weights, partition, augmentation.
+        cohort: Sites asked each round, drawn from the seed; 0 asks all.
+        min_sites: Fewest contributions of which a sum may be released.
+        retries: Further attempts, over the whole run, at rounds in which too few answered.  The
+            privacy budget covers them all.
+        device: Where torch computes: "auto", "cpu", "cuda", …
+        threads: Of torch; 0 leaves torch's own choice.  Equal bits need equal threads.
+        adversary: What the coordinator may do: "honest-but-curious" or "active".
+        colluding: How many sites may pool what they know with it.
+        seeded_noise: Draw every secret from the seed: repeatable, and protecting nothing.
+        evaluate_every: Score on the validation images every so many rounds; 0 never does.
+
+    Raises:
+        PluginError: A name that no usable plugin offers.
+        StudyError: A part that does not fill its role, or numbers that contradict one another.
+    """
+
+    dataset: Dataset = field(converter=_dataset)
+    partitioner: Partitioner = field(factory=lambda: _partitioner("iid"), converter=_partitioner)
+    model: Model = field(converter=_model)
+    trainer: Trainer = field(converter=_trainer)
+    privatizer: Privatizer = field(converter=_privatizer)
+    aggregator: Aggregator = field(converter=_aggregator)
+    engine: Engine = field(factory=lambda: _engine("inline"), converter=_engine)
+
+    sites: int = field(default=10, validator=ge(1))
+    rounds: int = field(default=60, validator=ge(1))
+    seed: int = field(default=1, validator=ge(0))
+    cohort: int = field(default=0, validator=ge(0))
+    min_sites: int = field(default=1, validator=ge(1))
+    retries: int = field(default=0, validator=ge(0))
+    device: str = "cpu"
+    threads: int = field(default=0, validator=ge(0))
+    adversary: Adversary = field(
+        default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
+    )
+    colluding: int = field(default=0, validator=ge(0))
+    seeded_noise: bool = False
+    evaluate_every: int = field(default=1, validator=ge(0))
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers that contradict one another."""
+        if self.cohort > self.sites:
+            raise StudyError(f"cohort = {self.cohort} is more than the {self.sites} sites.")
+        asked = self.cohort or self.sites
+        if self.min_sites > asked:
+            raise StudyError(
+                f"min_sites = {self.min_sites} is more than the {asked} sites asked each round."
+            )
+
+    def run(self, out: str | Path | None = None, *, observers: Sequence[Observer] = ()) -> Result:
+        """Run the study to its end.
+
+        Args:
+            out: A new or empty folder for the run's record; None keeps nothing on disk.
+            observers: Told of every event.
+
+        Raises:
+            CohortiumError: The request was wrong (nothing has started then) or the run failed.
+        """
+        from cohortium.evaluation import torch_threads
+        from cohortium.rounds import drive
+
+        with torch_threads(self.threads):
+            return drive(
+                self.prepare(),
+                out=None if out is None else Path(out),
+                observers=observers,
+            )
+
+    def prepare(self) -> Ready:
+        """Load, deal and plan, so that all that can be refused is refused; train nothing.
+
+        Raises:
+            CohortiumError: The study cannot be run as it stands.
+        """
+        from cohortium.rounds import prepare
+
+        return prepare(self)

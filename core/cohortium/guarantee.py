@@ -1,0 +1,66 @@
+"""What a run promises about privacy: a value with every qualification that makes it true."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, lt
+
+Unit = Literal["example", "patient", "site"]
+"""Whose presence is hidden: one image, all images of one person, or everything a site holds."""
+
+Adjacency = Literal["zero-out", "replace-one"]
+"""What neighbouring data differ in: one unit's contribution set to zero, or put in place of it
+another."""
+
+Against = Literal["everyone", "coordinator"]
+"""Who may look: anyone, at all that leaves a site; or only parties that see sums over sites."""
+
+
+@frozen(kw_only=True)
+class Guarantee:
+    """(ε, δ)-differential privacy of a whole run, with its terms.
+
+    Guarantees:
+        For every pair of neighbouring data sets (`unit`, `adjacency`) and every set S of what the
+        parties named by `against` may see in the *whole* run (all rounds, all local steps, all
+        attempts that were charged), P[S] ≤ e^ε · P'[S] + δ (Dwork et al. 2006).
+        It is the largest over the sites.
+
+    Attributes:
+        epsilon: ε at `delta`.
+        delta: δ, the chance that the bound fails.
+        epsilon_at_1e_5: The same mechanism's ε at δ = 1e-5, for comparison across studies.
+        unit: What is protected.
+        adjacency: What neighbouring means.
+        against: From whom.
+        colluding: How many sites may pool what they know with the adversary.
+        honest: The fewest honest survivors for which the noise suffices.
+        accountant: The method that bounds ε: "prv", "rdp", "analytic gaussian".
+        noise_multiplier: Standard deviation of the noise over the sensitivity.
+        assumptions: What else has to be true, one sentence each.
+        simulation: The noise came from a public seed, so nothing was protected.
+    """
+
+    epsilon: float = field(validator=ge(0))
+    delta: float = field(validator=[ge(0), lt(1)])
+    epsilon_at_1e_5: float = field(validator=ge(0))
+    unit: Unit = field(validator=in_(("example", "patient", "site")))
+    adjacency: Adjacency = field(validator=in_(("zero-out", "replace-one")))
+    against: Against = field(validator=in_(("everyone", "coordinator")))
+    colluding: int = field(default=0, validator=ge(0))
+    honest: int = field(default=1, validator=ge(1))
+    accountant: str
+    noise_multiplier: float = field(validator=gt(0))
+    assumptions: tuple[str, ...] = ()
+    simulation: bool = False
+
+    def __str__(self) -> str:
+        """The guarantee in one line."""
+        label = "SIMULATION, not private: " if self.simulation else ""
+        return (
+            f"{label}ε = {self.epsilon:.3g} at δ = {self.delta:.3g} "
+            f"({self.epsilon_at_1e_5:.3g} at 1e-5) for one {self.unit} ({self.adjacency}) "
+            f"against {'everyone' if self.against == 'everyone' else 'the coordinator'}, whole run"
+        )

@@ -1,0 +1,82 @@
+"""Typed messages as bytes: versioned, bounded, strictly decoded, and never executable.
+
+A message is a frozen `Message` subclass.  `encode` writes it as four bytes of magic and version,
+then MessagePack with the class' name as tag; `decode` accepts exactly the classes it is told to
+expect, no unknown field, no missing field, no other type, no more bytes than the limit.
+
+The sender may be lying.  A decoded message is well-formed, not true.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from cohortium.errors import MessageError
+
+MAGIC = b"CHT\x01"
+"""Marks a message of this format; the last byte is its version."""
+
+LARGEST = 1 << 32
+"""Bytes that no message may exceed, where its reader sets no tighter limit."""
+
+WELL_FORMED_BYTES = 64
+"""How much of an offending value an error may quote."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of every message: immutable, tagged by its class' name.
+
+    Subclass it with fields of plain types; annotate bounds with `msgspec.Meta`:
+
+    >>> from typing import Annotated
+    >>> class Greeting(Message, frozen=True):
+    ...     name: Annotated[str, msgspec.Meta(max_length=20)]
+    >>> decode(encode(Greeting("site 3")), Greeting)
+    Greeting(name='site 3')
+    """
+
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """`message` as bytes; equal messages give equal bytes."""
+    return MAGIC + msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes | memoryview, kind: type[M], *, limit: int = LARGEST) -> M:
+    """The message of class `kind` in `data`.
+
+    Args:
+        data: Untrusted bytes.
+        kind: The class that is expected here.
+        limit: The most bytes that are looked at.
+
+    Raises:
+        MessageError: `data` is anything but one well-formed message of class `kind`.
+    """
+    message: M = _decode(data, kind, kind.__name__, limit)
+    return message
+
+
+def decode_either(data: bytes | memoryview, *kinds: type[Message], limit: int = LARGEST) -> Any:
+    """The message in `data`, which must be of one of several classes; see `decode`."""
+    union: Any = kinds[0]
+    for kind in kinds[1:]:
+        union = union | kind
+    return _decode(data, union, " or ".join(kind.__name__ for kind in kinds), limit)
+
+
+def _decode(data: bytes | memoryview, kind: Any, wanted: str, limit: int) -> Any:
+    if len(data) > limit:
+        raise MessageError(f"a {wanted} message may take {limit} bytes, but {len(data)} came.")
+    view = memoryview(data)
+    if view[: len(MAGIC)] != MAGIC:
+        raise MessageError(f"expected a {wanted} message of version {MAGIC[-1]}, got other bytes.")
+    try:
+        return msgspec.msgpack.decode(view[len(MAGIC) :], type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = str(error)[:WELL_FORMED_BYTES]
+        raise MessageError(f"not a well-formed {wanted} message: {what}.") from error

@@ -1,0 +1,110 @@
+"""Scores of a classifier on public images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@frozen(kw_only=True)
+class ClassScores:
+    """One class against the rest.
+
+    Attributes:
+        name: The class.
+        examples: Images of it.
+        sensitivity: Share of its images that were called so; None without images.
+        specificity: Share of the other images that were not called so; None without others.
+        precision: Share of the images called so that were; None if none was.
+        auc: Area under the ROC curve of this class against the rest; None without both.
+    """
+
+    name: str
+    examples: int
+    sensitivity: float | None
+    specificity: float | None
+    precision: float | None
+    auc: float | None
+
+
+@frozen(kw_only=True)
+class Scores:
+    """How well a classifier does.
+
+    Attributes:
+        accuracy: Share of images called rightly.
+        balanced_accuracy: Mean sensitivity over the classes that occur.
+        auc: Mean over the classes of the area under the ROC curve, one against the rest; None
+            where no class has both.
+        loss: Mean cross-entropy in nats.
+        per_class: One row a class.
+        confusion: `confusion[i][j]` images of class i were called j.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    auc: float | None
+    loss: float
+    per_class: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def score(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> Scores:
+    """Scores of `probabilities`, shape (N, classes), against `labels`, shape (N,), N > 0."""
+    called = probabilities.argmax(1)
+    k = len(classes)
+    confusion = np.bincount(labels * k + called, minlength=k * k).reshape(k, k)
+    rows = tuple(
+        _class_scores(name, c, confusion, probabilities[:, c], labels == c)
+        for c, name in enumerate(classes)
+    )
+    sensitivities = [row.sensitivity for row in rows if row.sensitivity is not None]
+    areas = [row.auc for row in rows if row.auc is not None]
+    likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return Scores(
+        accuracy=float((called == labels).mean()),
+        balanced_accuracy=float(np.mean(sensitivities)),
+        auc=float(np.mean(areas)) if areas else None,
+        loss=float(-np.log(likelihood.clip(1e-12)).mean()),
+        per_class=rows,
+        confusion=tuple(tuple(int(v) for v in row) for row in confusion),
+    )
+
+
+def _class_scores(
+    name: str,
+    c: int,
+    confusion: NDArray[np.int64],
+    scores: NDArray[np.floating],
+    positive: NDArray[np.bool_],
+) -> ClassScores:
+    hits = int(confusion[c, c])
+    of_class, called, total = confusion[c].sum(), confusion[:, c].sum(), confusion.sum()
+    others = total - of_class
+    return ClassScores(
+        name=name,
+        examples=int(of_class),
+        sensitivity=hits / int(of_class) if of_class else None,
+        specificity=1 - int(called - hits) / int(others) if others else None,
+        precision=hits / int(called) if called else None,
+        auc=_auc(scores, positive),
+    )
+
+
+def _auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+    """The Mann-Whitney statistic over its maximum; ties count half."""
+    n1 = int(positive.sum())
+    n0 = len(positive) - n1
+    if not n1 or not n0:
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    ranks = (ends - (counts - 1) / 2)[place]
+    return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))

@@ -1,0 +1,153 @@
+"""The one door for plugin authors: everything a plugin needs, and nothing it must not touch.
+
+`from cohortium.plugin import Model, Offer, hookimpl` is how a plugin begins.
+"""
+
+from __future__ import annotations
+
+from cohortium import vector
+from cohortium.arrays import data_folder, find_file, read_splits
+from cohortium.clipping import (
+    clipped_sum,
+    cross_example_layers,
+    mean_gradient,
+    require_per_example,
+)
+from cohortium.data import DataSpec, Examples, Splits
+from cohortium.errors import (
+    CohortiumError,
+    DataError,
+    MessageError,
+    PluginError,
+    PrivacyError,
+    RefusalError,
+    RunError,
+    StudyError,
+    TooFewSitesError,
+)
+from cohortium.events import (
+    Event,
+    RoundFailed,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFailed,
+)
+from cohortium.guarantee import Guarantee
+from cohortium.hooks import API, Offer, hookimpl
+from cohortium.messages import Message, decode, decode_either, encode
+from cohortium.metrics import Scores
+from cohortium.protocols import (
+    Aggregator,
+    Ask,
+    Cohort,
+    CoordinatorSession,
+    Dataset,
+    Engine,
+    Exchange,
+    Model,
+    Observer,
+    OpenSite,
+    Partitioner,
+    PrivacyPlan,
+    Privatizer,
+    Requests,
+    SiteId,
+    SitePrivacy,
+    SiteRecipe,
+    SiteSession,
+    SumSetting,
+    Task,
+    Trained,
+    Trainer,
+    Work,
+)
+from cohortium.randomness import Randomness, Seeds, Stream
+from cohortium.ring import FixedPoint, Ring, RingSum, RingVector
+from cohortium.sampling import poisson, shuffled
+from cohortium.training import (
+    Augmentation,
+    Objective,
+    Schedule,
+    factor,
+    make_optimizer,
+    with_schedule,
+)
+
+__all__ = [
+    "API",
+    "Aggregator",
+    "Ask",
+    "Augmentation",
+    "Cohort",
+    "CohortiumError",
+    "CoordinatorSession",
+    "DataError",
+    "DataSpec",
+    "Dataset",
+    "Engine",
+    "Event",
+    "Examples",
+    "Exchange",
+    "FixedPoint",
+    "Guarantee",
+    "Message",
+    "MessageError",
+    "Model",
+    "Objective",
+    "Observer",
+    "Offer",
+    "OpenSite",
+    "Partitioner",
+    "PluginError",
+    "PrivacyError",
+    "PrivacyPlan",
+    "Privatizer",
+    "Randomness",
+    "RefusalError",
+    "Requests",
+    "Ring",
+    "RingSum",
+    "RingVector",
+    "RoundFailed",
+    "RoundFinished",
+    "RunError",
+    "RunFailed",
+    "RunFinished",
+    "RunStarted",
+    "Schedule",
+    "Scores",
+    "Seeds",
+    "SiteFailed",
+    "SiteId",
+    "SitePrivacy",
+    "SiteRecipe",
+    "SiteSession",
+    "Splits",
+    "Stream",
+    "StudyError",
+    "SumSetting",
+    "Task",
+    "TooFewSitesError",
+    "Trained",
+    "Trainer",
+    "Work",
+    "clipped_sum",
+    "cross_example_layers",
+    "data_folder",
+    "decode",
+    "decode_either",
+    "encode",
+    "factor",
+    "find_file",
+    "hookimpl",
+    "make_optimizer",
+    "mean_gradient",
+    "poisson",
+    "read_splits",
+    "require_per_example",
+    "shuffled",
+    "vector",
+    "with_schedule",
+]

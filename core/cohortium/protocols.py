@@ -1,0 +1,505 @@
+"""The seven roles.  A plugin fills one by having its methods: no base class, no registration call.
+
+    A **Dataset** is dealt by a **Partitioner** to *sites*; each site trains a **Model** with a
+    **Trainer** under a **Privatizer**; an **Aggregator** sums what the sites release; an
+    **Engine** carries the messages.  An **Observer** is told what happened.
+
+Every role instance is a frozen attrs value of plain parameters, cheap to make, to compare, to
+pickle and to write as TOML.  Heavy libraries are imported inside methods, never on import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, le
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from cohortium.data import DataSpec, Examples, Splits
+    from cohortium.events import Event
+    from cohortium.guarantee import Guarantee
+    from cohortium.randomness import Randomness
+    from cohortium.ring import Ring, RingSum, RingVector
+
+    Index: TypeAlias = NDArray[np.int64]
+    """Positions of examples at a site, shape (B,)."""
+
+SiteId: TypeAlias = int
+"""A site's number in the federation, from 0."""
+
+Adversary: TypeAlias = Literal["honest-but-curious", "active"]
+"""What the coordinator may do: follow the protocol and look, or also lie."""
+
+
+# --- What the roles say to one another -----------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class Cohort:
+    """Who takes part, as declared by the study: public, and alike at every party.
+
+    Attributes:
+        sites: Hospitals in the federation.
+        size: How many of them are asked each round.
+        min_sites: Fewest contributions of which a sum may be released.
+        examples: Declared training examples over all sites.
+        rounds: Rounds of the run.
+        retries: Further attempts, over the whole run, at rounds that fail.
+        adversary: What the coordinator may do.
+        colluding: How many sites may pool what they know with it.
+        seeded_noise: Secrets come from a public seed: a simulation that protects nothing.
+    """
+
+    sites: int = field(validator=ge(1))
+    size: int = field(validator=ge(1))
+    min_sites: int = field(default=1, validator=ge(1))
+    examples: int = field(validator=ge(1))
+    rounds: int = field(validator=ge(1))
+    retries: int = field(default=0, validator=ge(0))
+    adversary: Adversary = "honest-but-curious"
+    colluding: int = field(default=0, validator=ge(0))
+    seeded_noise: bool = False
+
+    @property
+    def attempts(self) -> int:
+        """The most rounds that any site may ever be asked to answer."""
+        return self.rounds + self.retries
+
+    @property
+    def examples_per_site(self) -> float:
+        """The declared mean, which stands for a site's own number wherever that must not show."""
+        return self.examples / self.sites
+
+
+@frozen(kw_only=True)
+class Work:
+    """What a site's trainer will do each round, declared before it starts.
+
+    Attributes:
+        releases: "update" (new weights minus old) or "gradient" (of one batch).
+        steps: Batches a round.  Under example-level privacy it is alike at every site.
+        sampling_rate: Chance q of each example to be in a batch, where batches are drawn by
+            Poisson sampling.
+        batch_size: Examples in a batch, where batches are drawn by shuffling instead.
+        epochs: Shuffled passes a round; replaces `steps` where batches are shuffled.
+    """
+
+    releases: Literal["update", "gradient"]
+    steps: int = field(validator=ge(1))
+    sampling_rate: float = field(validator=[gt(0), le(1)])
+    batch_size: int | None = None
+    epochs: int | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class Task:
+    """One round's work at one site.
+
+    Attributes:
+        net: The resident network with the round's global weights loaded; trained in place.
+        images: Prepared inputs of the site's examples, shape (N, …), on the network's device.
+        labels: Shape (N,), `int64`.
+        round: From 0.
+        rounds: In the whole run.
+        work: What the trainer declared.
+        generator: Public and seeded, on the CPU: for augmentation only.
+        state: What the trainer kept at this site after its last round; empty at first.
+    """
+
+    net: nn.Module
+    images: Tensor
+    labels: Tensor
+    round: int
+    rounds: int
+    work: Work
+    generator: torch.Generator
+    state: Mapping[str, Tensor]
+
+
+@frozen(eq=False, kw_only=True)
+class Trained:
+    """What a trainer hands back.
+
+    Attributes:
+        vector: The update or gradient, in `flatten`'s order, shape (P,), `float32`.
+        weight: How much it counts in the mean: the examples behind it.  A privatizer with a
+            guarantee ignores it and uses the declared one.
+        state: Stays at the site, durable, never sent.
+    """
+
+    vector: Tensor
+    weight: float
+    state: Mapping[str, Tensor] = field(factory=dict)
+
+
+@frozen(eq=False)
+class Requests:
+    """What a coordinator sends at once: a part for every site, and one for each that must answer.
+
+    False when there is nothing left to ask.
+    """
+
+    common: bytes = b""
+    each: Mapping[SiteId, bytes] = field(factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether anyone is asked anything."""
+        return bool(self.each)
+
+
+@frozen(eq=False, kw_only=True)
+class Ask:
+    """One request as it reaches a site's session; all of it is untrusted.
+
+    Attributes:
+        round: From 0.
+        attempt: From 0 over the run; every attempt has keys, masks, batches and noise of its own.
+        common: The part that all sites were sent.
+        own: The part for this site alone.
+    """
+
+    round: int
+    attempt: int
+    common: bytes
+    own: bytes
+
+
+@frozen(kw_only=True)
+class SumSetting:
+    """What both sides of an aggregation agree on for the whole run.
+
+    Attributes:
+        session: 16 bytes that name the run; every derived key is bound to them.
+        ring: Where the sum is taken.
+        length: Elements of a release.
+        cohort: Who takes part.
+    """
+
+    session: bytes
+    ring: Ring
+    length: int
+    cohort: Cohort
+
+
+# --- The roles ----------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Labelled images.
+
+    Guarantees:
+        `load` returns equal arrays whenever it is called with equal parameters.
+    """
+
+    def load(self) -> Splits:
+        """Read, or draw, the data.
+
+        Raises:
+            DataError: It is missing or damaged: one sentence that names the file and the remedy.
+        """
+        ...
+
+
+@runtime_checkable
+class Partitioner(Protocol):
+    """Deals one data set to sites, in a simulation.
+
+    Guarantees:
+        No example goes to two sites.  The deal is a function of the arguments and `rng` alone.
+    """
+
+    def deal(self, examples: Examples, sites: int, rng: np.random.Generator) -> Sequence[Index]:
+        """Positions for each of `sites` sites.
+
+        Raises:
+            StudyError: It cannot be dealt as asked; nothing was dealt.
+        """
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network, and what is done to an image before it.
+
+    Guarantees:
+        `prepare` is fixed, public and per image: example i of the result depends on image i alone.
+        `build` gives equal weights for equal arguments, and leaves torch's global generator be.
+    """
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), `float32` in [0, 1], as the network's input, shape (N, …)."""
+        ...
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        """A network that maps prepared images to logits, shape (N, classes)."""
+        ...
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """What a site does with its data in a round, and the server with the mean of what they send.
+
+    Guarantees:
+        All training data reaches the update through `SitePrivacy.gradient`, and only so: with
+        zero gradients, `vector`, `state` and every *other* example's loss are the same whatever
+        any one example is.  The conformance kit checks exactly that.
+    """
+
+    def work(self, cohort: Cohort) -> Work:
+        """The declaration that privacy is planned by.
+
+        Raises:
+            StudyError: The parameters contradict one another.
+        """
+        ...
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        """Train `task.net` for one round.
+
+        `private` yields the batches and sets `.grad` on the network's parameters.
+        """
+        ...
+
+    def server(
+        self, parameters: Iterable[nn.Parameter], rounds: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer that takes a step a round on the pseudo-gradient, and its schedule.
+
+        The pseudo-gradient is minus the mean update, or the mean gradient.
+        """
+        ...
+
+    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+        """The network a site would use itself, given its state; the global one by default."""
+        ...
+
+
+@runtime_checkable
+class SitePrivacy(Protocol):
+    """A privatizer at one site, for one attempt at one round."""
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """The round's batches over the site's `examples`.
+
+        Under example-level privacy each is a Poisson sample from the site's secret generator:
+        its size varies, and it may be empty.
+        """
+        ...
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """Set `.grad` of every trainable parameter of `net`.
+
+        Args:
+            net: The network inside `losses`.
+            losses: The loss of each example at some positions, shape (B,), differentiable.  The
+                copies of an augmented example lie inside its one value.
+            batch: A batch that `batches` yielded.
+
+        Guarantees:
+            Without privacy it is the mean gradient.  With it, what the privatizer's plan was
+            made for: a sum of per-example gradients clipped to norm C, with noise where this
+            site noises for itself, over a *declared* number of examples.  A non-finite
+            per-example gradient counts as zero.
+        """
+        ...
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """The only thing that leaves the site: clipped, noised and encoded, in that order.
+
+        Raises:
+            RefusalError: A value is NaN or infinite, or outside what the ring was sized for.
+        """
+        ...
+
+
+@runtime_checkable
+class PrivacyPlan(Protocol):
+    """The numbers of a run's privacy: public, alike at every party, fixed before the first round.
+
+    Attributes:
+        guarantee: What the whole run promises, all attempts included; None without privacy.
+        ring: The narrowest in which the sum fits; under noise a wrap is less likely than 2⁻⁴⁰
+            over the run.
+        length: Elements of a release.
+    """
+
+    @property
+    def guarantee(self) -> Guarantee | None: ...  # noqa: D102
+    @property
+    def ring(self) -> Ring: ...  # noqa: D102
+    @property
+    def length(self) -> int: ...  # noqa: D102
+
+    def spent(self, attempts: int) -> Guarantee | None:
+        """What `attempts` attempts promise so far."""
+        ...
+
+    def site(self, secret: Randomness) -> SitePrivacy:
+        """The privatizer for one attempt at a site, with that attempt's own secrets."""
+        ...
+
+    def decode(self, total: RingSum) -> Tensor:
+        """The mean that `total` encodes, shape (P,), `float32`."""
+        ...
+
+
+@runtime_checkable
+class Privatizer(Protocol):
+    """Decides what may leave a site, and what that promises.
+
+    Guarantees:
+        The plan's guarantee covers everything `SitePrivacy.release` lets out over
+        `cohort.attempts` attempts, for whoever the guarantee says it is against.
+    """
+
+    def plan(self, work: Work, cohort: Cohort, parameters: int) -> PrivacyPlan:
+        """Calibrate noise for the whole run, before its first step.
+
+        Args:
+            work: What the trainer declared.
+            cohort: Who takes part.
+            parameters: P, the length of the vector that will be released.
+
+        Raises:
+            PrivacyError: The target cannot be met for this work.
+        """
+        ...
+
+
+@runtime_checkable
+class CoordinatorSession(Protocol):
+    """The coordinator's side of an aggregation; a state machine that lives for the run.
+
+    For each attempt: `open`, then ask `requests` and `receive` replies until there are no more
+    requests, then `total`.  A reply that has not come when `requests` is asked again is a
+    dropout, whatever its cause.
+    """
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+        """Begin an attempt among `sites`, forgetting any earlier one."""
+        ...
+
+    def requests(self) -> Requests:
+        """What to send now; empty when the attempt is complete, or cannot be."""
+        ...
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        """Take in one site's reply; vectors are folded into the sum and dropped.
+
+        Raises:
+            MessageError: `reply` is not what was asked; the site counts as dropped.
+        """
+        ...
+
+    def total(self) -> RingSum:
+        """The exact sum over the contributors.
+
+        Raises:
+            TooFewSitesError: Too few answered; nothing is released.
+        """
+        ...
+
+
+@runtime_checkable
+class SiteSession(Protocol):
+    """A site's side of an aggregation; a state machine that lives for the run."""
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        """The reply to one request.
+
+        Args:
+            ask: The request; the site has checked that it is of this run and not of an attempt
+                that is over.
+            vector: Trains and releases.  Called at most once an attempt, when a vector is due.
+
+        Raises:
+            RefusalError: The request is one that an honest coordinator would not make.
+            MessageError: It is not a well-formed request.
+        """
+        ...
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """Sums ring vectors over sites.
+
+    Guarantees:
+        `total` is the exact sum over its contributors, or an error; never a wrong sum.
+        What the coordinator and colluding sites learn beside it is the plugin's to state.
+    """
+
+    def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
+        """The coordinator's session of a run.
+
+        Raises:
+            StudyError: The cohort is too small, or a threshold does not hold what it should; the
+                sentence names the least value.
+        """
+        ...
+
+    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> SiteSession:
+        """One site's session of a run."""
+        ...
+
+
+class OpenSite(Protocol):
+    """A site ready to answer."""
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        """The reply to one exchange; a refusal, too, is a message."""
+        ...
+
+
+class SiteRecipe(Protocol):
+    """How to make a simulated site in any process; it can be pickled."""
+
+    def open(self, beside: OpenSite | None = None) -> OpenSite:
+        """Make the site; it shares the resident network of `beside`, a site of this process."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Carries messages between the coordinator and the sites, and nothing else.
+
+    Guarantees:
+        It neither reads nor changes a message.  Replies may come in any order, or not at all.
+    """
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        """Get ready.  `sites` is None in a deployment, where the sites build themselves."""
+        ...
+
+
+class Exchange(Protocol):
+    """An engine at work."""
+
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes]
+    ) -> Iterator[tuple[SiteId, bytes]]:
+        """Send `common` and its own part to every site in `each`; yield replies as they come."""
+        ...
+
+    def close(self) -> None:
+        """Let go of processes and connections."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Is told of the run's events, and can change nothing."""
+
+    def watch(self) -> Callable[[Event], None]:
+        """A listener for one run."""
+        ...

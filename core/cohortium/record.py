@@ -1,0 +1,151 @@
+"""The record of a run: a folder with the study, the weights and the result, each written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from cohortium.errors import RunError, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from cohortium.events import RoundFinished
+    from cohortium.guarantee import Guarantee
+    from cohortium.metrics import Scores
+
+
+@frozen(kw_only=True)
+class Seconds:
+    """Where a run's time went: in the exchanges, in the coordinator's own work, and in all."""
+
+    train: float
+    aggregate: float
+    total: float
+
+
+@frozen(kw_only=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        scores: On the test images, or None where there are none.
+        guarantee: What the whole run promises, or None without privacy.
+        rounds: That were completed.
+        sites: In the federation.
+        dropouts: Contributions that were asked for and did not enter a sum, over the run.
+        upload_bytes_per_site_per_round: The largest that one site sent in a round.
+        seconds: Where the time went.
+        weights_sha256: Of the final weights; see `vector.fingerprint`.
+        versions: Of Python and of the packages that the figures depend on.
+        history: One event for each round.
+        weights: The final global weights by name.
+        folder: Where the record lies, or None.
+    """
+
+    scores: Scores | None = attrs.field(repr=False)
+    guarantee: Guarantee | None
+    rounds: int
+    sites: int
+    dropouts: int
+    upload_bytes_per_site_per_round: int
+    seconds: Seconds
+    weights_sha256: str
+    versions: Mapping[str, str] = attrs.field(repr=False)
+    history: tuple[RoundFinished, ...] = attrs.field(repr=False)
+    weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
+    folder: Path | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of test images called rightly, or None without test images."""
+        return None if self.scores is None else self.scores.accuracy
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        scores, guarantee = self.scores, self.guarantee
+        return {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
+            "auc": None if scores is None else scores.auc,
+            "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
+            "confusion": None if scores is None else scores.confusion,
+            "guarantee": None if guarantee is None else attrs.asdict(guarantee),
+            "rounds": self.rounds,
+            "sites": self.sites,
+            "dropouts": self.dropouts,
+            "upload_bytes_per_site_per_round": self.upload_bytes_per_site_per_round,
+            "seconds": attrs.asdict(self.seconds),
+            "weights_sha256": self.weights_sha256,
+            "versions": dict(self.versions),
+        }
+
+
+@frozen
+class RunFolder:
+    """Where a run's record goes.
+
+    Guarantees:
+        Every file is written beside its place, made durable, and then moved there: a reader, or
+        a crash, sees the old file or the new one and nothing between.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """A folder for a new run.
+
+        Raises:
+            StudyError: It cannot be made, or holds a run already.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise StudyError(f"{path} is not empty; give another folder with --out.")
+        except OSError as error:
+            raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+        return cls(path)
+
+    def write_study(self, text: str) -> None:
+        """Keep the study as it was resolved."""
+        self._write("study.toml", text.encode())
+
+    def write_result(self, result: Result) -> None:
+        """Keep the result; its file's presence says that the run is complete."""
+        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        self._write("result.json", text.encode() + b"\n")
+
+    def write_checkpoint(self, weights: Mapping[str, Tensor], *, rounds: int) -> None:
+        """Keep the global weights after `rounds` rounds."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+        data = save(tensors, metadata={"rounds": str(rounds)})
+        self._write("checkpoint/weights.safetensors", data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        target = self.path / name
+        temporary = None
+        try:
+            target.parent.mkdir(exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+        except OSError as error:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink(missing_ok=True)
+            raise RunError(f"cannot write {target}: {error.strerror}.") from error

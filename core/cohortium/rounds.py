@@ -1,0 +1,319 @@
+"""Where a round happens: an attempt is opened, its messages are carried, and it is closed.
+
+`prepare` loads, deals and plans, and refuses what cannot work; `drive` runs the rounds.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import define, field, frozen
+
+from cohortium import vector
+from cohortium.clipping import require_per_example
+from cohortium.coordinator import Coordinator, Outcome
+from cohortium.errors import RunError, StudyError, TooFewSitesError
+from cohortium.evaluation import Evaluation, resolve_device
+from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.protocols import Cohort
+from cohortium.randomness import Randomness, Seeds
+from cohortium.record import Result, RunFolder, Seconds
+from cohortium.site import Recipe, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from cohortium.data import Splits
+    from cohortium.events import Event
+    from cohortium.federation import Federation
+    from cohortium.metrics import Scores
+    from cohortium.protocols import Exchange, Index, Observer, SiteId
+
+PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
+"""Whose versions a result names, beside Python's."""
+
+
+@frozen(eq=False, kw_only=True)
+class Ready:
+    """A study that can be run: loaded, dealt and planned.
+
+    Attributes:
+        federation: The study.
+        splits: The data, as loaded.
+        hands: Positions of each site's training examples.
+        setting: What every party will know.
+        parameters: P, the length of the update.
+    """
+
+    federation: Federation
+    splits: Splits
+    hands: tuple[Index, ...]
+    setting: Setting
+    parameters: int
+
+
+def prepare(federation: Federation) -> Ready:
+    """Load, deal and plan; see `Federation.prepare`."""
+    device = resolve_device(federation.device)
+    seeds = Seeds(federation.seed)
+    splits = federation.dataset.load()
+    spec = splits.spec
+    hands = _deal(federation, splits, seeds)
+    cohort = Cohort(
+        sites=federation.sites,
+        size=federation.cohort or federation.sites,
+        min_sites=federation.min_sites,
+        examples=spec.examples,
+        rounds=federation.rounds,
+        retries=federation.retries,
+        adversary=federation.adversary,
+        colluding=federation.colluding,
+        seeded_noise=federation.seeded_noise,
+    )
+    net = federation.model.build(spec, seeds.integer("weights"))
+    parameters = vector.length(net)
+    _try_out(federation, splits, net)
+    work = federation.trainer.work(cohort)
+    plan = federation.privatizer.plan(work, cohort, parameters)
+    if plan.guarantee is not None and plan.guarantee.unit != "site":
+        require_per_example(net)
+    fresh = Randomness.simulated(seeds.root) if cohort.seeded_noise else Randomness.system()
+    setting = Setting(
+        session=fresh.token(16, "session"),
+        spec=spec,
+        cohort=cohort,
+        model=federation.model,
+        trainer=federation.trainer,
+        work=work,
+        plan=plan,
+        aggregator=federation.aggregator,
+        seeds=seeds,
+        device=device,
+    )
+    # Refuses a cohort that the aggregator cannot serve, before anything is started.
+    setting.aggregator.coordinator(setting.sum, fresh)
+    return Ready(
+        federation=federation, splits=splits, hands=hands, setting=setting, parameters=parameters
+    )
+
+
+def _try_out(federation: Federation, splits: Splits, net: nn.Module) -> None:
+    """Refuse a model whose network does not fit the images, by showing it blank ones."""
+    import torch
+
+    blank = torch.zeros(2, *splits.train.images.shape[1:])
+    wanted = (2, len(splits.classes))
+    try:
+        with torch.no_grad():
+            found = tuple(net.eval()(federation.model.prepare(blank)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise StudyError(
+            f"the model cannot take images of shape {tuple(blank.shape[1:])}: {error}."
+        ) from error
+    if found != wanted:
+        raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
+
+
+def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
+    rng = seeds.generator("partition")
+    hands = tuple(federation.partitioner.deal(splits.train, federation.sites, rng))
+    if len(hands) != federation.sites:
+        raise StudyError(f"the partitioner dealt {len(hands)} hands to {federation.sites} sites.")
+    empty = [site for site, hand in enumerate(hands) if len(hand) == 0]
+    if empty:
+        raise StudyError(
+            f"site {empty[0]} has no data; ask for fewer sites, or a partitioner with a min_size."
+        )
+    dealt = np.concatenate(hands)
+    if len(np.unique(dealt)) != len(dealt):
+        raise StudyError("the partitioner dealt one example to two sites.")
+    return hands
+
+
+def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> Result:
+    """Run the rounds of a study that is ready; see `Federation.run`."""
+    from cohortium.study import write
+
+    coordinator = Coordinator(ready.setting)
+    folder = None if out is None else RunFolder.create(out)
+    if folder is not None:
+        folder.write_study(write(ready.federation))
+    run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
+    exchange = ready.federation.engine.open(
+        {
+            site: Recipe(ready.setting, site, ready.splits.train.take(hand))
+            for site, hand in enumerate(ready.hands)
+        }
+    )
+    try:
+        return run.to_end(exchange)
+    except BaseException as error:
+        run.tell(RunFailed(reason=str(error) or type(error).__name__))
+        raise
+    finally:
+        exchange.close()
+
+
+@define(eq=False)
+class Run:
+    """One run under way."""
+
+    ready: Ready
+    coordinator: Coordinator
+    folder: RunFolder | None
+    listeners: Sequence[Callable[[Event], None]]
+    history: list[RoundFinished] = field(factory=list)
+    attempt: int = 0
+
+    def to_end(self, exchange: Exchange) -> Result:
+        """Drive every round, and score what comes out."""
+        started = time.perf_counter()
+        ready, setting = self.ready, self.ready.setting
+        self.tell(self._start())
+        watch = Evaluation.of(
+            ready.splits.validation, setting.spec.classes, setting.model, setting.device
+        )
+        for number in range(setting.cohort.rounds):
+            self._round(number, exchange, watch)
+        test = Evaluation.of(ready.splits.test, setting.spec.classes, setting.model, setting.device)
+        net = self.coordinator.net
+        scores = None if test is None else test.score(net)
+        result = self._result(scores, seconds=time.perf_counter() - started)
+        if self.folder is not None:
+            self.folder.write_result(result)
+        self.tell(
+            RunFinished(
+                scores=scores,
+                guarantee=result.guarantee,
+                weights_sha256=result.weights_sha256,
+                seconds=result.seconds.total,
+            )
+        )
+        return result
+
+    def _round(self, number: int, exchange: Exchange, watch: Evaluation | None) -> None:
+        """Move the weights once, with as many attempts as the study has left."""
+        setting = self.ready.setting
+        began = time.perf_counter()
+        outcome, training = self._attempts(number, exchange)
+        weights = named_weights(self.coordinator.net)
+        if self.folder is not None:
+            self.folder.write_checkpoint(weights, rounds=number + 1)
+        every = self.ready.federation.evaluate_every
+        due = every and ((number + 1) % every == 0 or number + 1 == setting.cohort.rounds)
+        scores = watch.score(self.coordinator.net) if watch is not None and due else None
+        self.history.append(
+            RoundFinished(
+                round=number,
+                attempt=self.attempt - 1,
+                contributors=outcome.contributors,
+                dropped=outcome.dropped,
+                spent=setting.plan.spent(self.attempt),
+                scores=scores,
+                upload_bytes_per_site=outcome.upload_bytes,
+                seconds_train=training,
+                seconds_aggregate=time.perf_counter() - began - training,
+            )
+        )
+        self.tell(self.history[-1])
+
+    def _attempts(self, number: int, exchange: Exchange) -> tuple[Outcome, float]:
+        cohort = self.ready.setting.cohort
+        training = 0.0
+        while True:
+            self.coordinator.open(number, self.attempt, self._chosen(number))
+            self.attempt += 1
+            training += self._carry(exchange)
+            try:
+                outcome = self.coordinator.close()
+            except TooFewSitesError as error:
+                self._tell_failures(number, str(error))
+                if self.attempt - number > cohort.retries:
+                    raise RunError(f"round {number + 1} failed: {error}") from error
+                continue
+            for failure in outcome.failures:
+                self.tell(failure)
+            return outcome, training
+
+    def _carry(self, exchange: Exchange) -> float:
+        """Carry an attempt's messages until nothing is left to ask; the seconds it took."""
+        spent = 0.0
+        while requests := self.coordinator.requests():
+            began = time.perf_counter()
+            for site, reply in exchange.exchange(requests.common, requests.each):
+                spent += time.perf_counter() - began
+                self.coordinator.receive(site, reply)
+                began = time.perf_counter()
+            spent += time.perf_counter() - began
+        return spent
+
+    def _chosen(self, number: int) -> tuple[SiteId, ...]:
+        """The sites that this attempt asks; a public choice, which amplifies nothing."""
+        cohort = self.ready.setting.cohort
+        if cohort.size == cohort.sites:
+            return tuple(range(cohort.sites))
+        rng = self.ready.setting.seeds.generator("cohort", number, self.attempt)
+        return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))
+
+    def _start(self) -> RunStarted:
+        ready, setting = self.ready, self.ready.setting
+        labels, classes = ready.splits.train.labels, len(setting.spec.classes)
+        return RunStarted(
+            folder=None if self.folder is None else self.folder.path,
+            rounds=setting.cohort.rounds,
+            sites=setting.cohort.sites,
+            parameters=ready.parameters,
+            guarantee=setting.plan.guarantee,
+            sizes=tuple(len(hand) for hand in ready.hands),
+            histograms=tuple(
+                tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
+            ),
+        )
+
+    def _result(self, scores: Scores | None, *, seconds: float) -> Result:
+        setting, history = self.ready.setting, tuple(self.history)
+        return Result(
+            scores=scores,
+            guarantee=setting.plan.guarantee,
+            rounds=len(history),
+            sites=setting.cohort.sites,
+            dropouts=sum(len(event.dropped) for event in history),
+            upload_bytes_per_site_per_round=max(e.upload_bytes_per_site for e in history),
+            seconds=Seconds(
+                train=sum(event.seconds_train for event in history),
+                aggregate=sum(event.seconds_aggregate for event in history),
+                total=seconds,
+            ),
+            weights_sha256=vector.fingerprint(self.coordinator.net),
+            versions={
+                "python": platform.python_version(),
+                **{package: version(package) for package in PACKAGES},
+            },
+            history=history,
+            weights=named_weights(self.coordinator.net),
+            folder=None if self.folder is None else self.folder.path,
+        )
+
+    def _tell_failures(self, number: int, reason: str) -> None:
+        for failure in self.coordinator.failures:
+            self.tell(failure)
+        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason))
+
+    def tell(self, event: Event) -> None:
+        """Tell every observer."""
+        for listener in self.listeners:
+            listener(event)
+
+
+def named_weights(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of the network's parameters and floating-point statistics, by name, on the CPU."""
+    kept = {id(piece) for piece in (*net.parameters(), *vector.statistics(net))}
+    named = [*net.named_parameters(), *net.named_buffers()]
+    return {name: piece.detach().cpu().clone() for name, piece in named if id(piece) in kept}

@@ -1,0 +1,266 @@
+"""A site: a state machine that turns requests into replies and knows no socket, thread or clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium import messages, vector
+from cohortium.errors import MessageError, RefusalError
+from cohortium.protocols import Ask, SumSetting, Task
+from cohortium.randomness import Randomness
+from cohortium.wire import Refusal, Reply, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from cohortium.data import DataSpec, Examples
+    from cohortium.protocols import (
+        Aggregator,
+        Cohort,
+        Model,
+        OpenSite,
+        PrivacyPlan,
+        SiteId,
+        Trainer,
+        Work,
+    )
+    from cohortium.randomness import Seeds
+    from cohortium.ring import RingVector
+
+
+@frozen(kw_only=True)
+class Setting:
+    """What every party of a run knows: the composition and its declared numbers.
+
+    Attributes:
+        session: 16 bytes that name the run.
+        spec: What is public about the data.
+        cohort: Who takes part.
+        model: Built alike at every party.
+        trainer: What each site does.
+        work: What the trainer declared.
+        plan: What may leave a site.
+        aggregator: How releases are summed.
+        seeds: The run's public seeds.
+        device: Where torch computes.
+    """
+
+    session: bytes
+    spec: DataSpec
+    cohort: Cohort
+    model: Model
+    trainer: Trainer
+    work: Work
+    plan: PrivacyPlan
+    aggregator: Aggregator
+    seeds: Seeds
+    device: str = "cpu"
+
+    @property
+    def sum(self) -> SumSetting:
+        """The aggregator's part of it."""
+        return SumSetting(
+            session=self.session,
+            ring=self.plan.ring,
+            length=self.plan.length,
+            cohort=self.cohort,
+        )
+
+    def network(self) -> nn.Module:
+        """The initial network, on the run's device; equal at every party."""
+        return self.model.build(self.spec, self.seeds.integer("weights")).to(self.device)
+
+    def secret(self, purpose: str, *, private: bool) -> Randomness:
+        """A party's source of secrets for `purpose`.
+
+        Where nothing is protected (`private` is false), or the study asks for seeded noise, it is
+        a function of the public seed: that is what makes such a run repeatable.
+        """
+        if private and not self.cohort.seeded_noise:
+            return Randomness.system()
+        return Randomness.simulated(self.seeds.root).fork(purpose)
+
+
+class Workplace:
+    """One resident network, shared by all the sites of a process, which take turns with it."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Build the network."""
+        import torch
+
+        self.net = setting.network()
+        self.length = vector.length(self.net)
+        self._counters = {
+            name: buffer.clone()
+            for name, buffer in self.net.named_buffers()
+            if not buffer.is_floating_point()
+        }
+        self._device = torch.device(setting.device)
+        self._latest: tuple[bytes, Request] | None = None
+        self._weights: Tensor | None = None
+
+    def read(self, common: bytes) -> Request:
+        """Decode the part of a request that all sites share; once, however many sites there are.
+
+        Raises:
+            MessageError: It is not a request, or its weights are not this network's.
+        """
+        if self._latest is not None and self._latest[0] is common:
+            return self._latest[1]
+        request = messages.decode(common, Request)
+        if request.weights is not None:
+            self._weights = self._decoded(request.weights)
+        self._latest = (common, request)
+        return request
+
+    def _decoded(self, weights: bytes) -> Tensor:
+        import torch
+
+        if len(weights) != 4 * self.length:
+            raise MessageError(
+                f"the model has {self.length} numbers of 4 bytes, but {len(weights)} bytes came."
+            )
+        array = np.frombuffer(weights, dtype="<f4")
+        if not np.isfinite(array).all():
+            raise MessageError("the global weights are not all finite.")
+        return torch.from_numpy(array.copy()).to(self._device)
+
+    def reset(self) -> Tensor:
+        """Put the round's global weights into the network, and return them, shape (P,)."""
+        if self._weights is None:
+            raise MessageError("an attempt must begin with the global weights.")
+        vector.load(self.net, self._weights)
+        for name, buffer in self.net.named_buffers():
+            if name in self._counters:
+                buffer.copy_(self._counters[name])
+        self.net.train()
+        return self._weights
+
+
+class Site:
+    """One hospital's side of a run.
+
+    Guarantees:
+        What leaves is the aggregator's messages and refusals.  The aggregator is given what
+        `SitePrivacy.release` returned and nothing else.
+        An attempt is answered once, in order: an older one, or one of another run, is refused.
+    """
+
+    def __init__(
+        self, setting: Setting, site: SiteId, examples: Examples, workplace: Workplace
+    ) -> None:
+        """Prepare the site's images."""
+        import torch
+
+        self._setting = setting
+        self._site = site
+        self.workplace = workplace
+        images = torch.from_numpy(examples.images).float().div_(255)
+        self._images = setting.model.prepare(images).to(setting.device)
+        self._labels = torch.from_numpy(examples.labels).to(setting.device)
+        self._state: Mapping[str, Tensor] = {}
+        self._pending: Mapping[str, Tensor] = {}
+        self._attempt = self._round = -1
+        self._session = setting.aggregator.site(
+            setting.sum, site, setting.secret(f"aggregation {site}", private=True)
+        )
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        """The reply to one request; a refusal, too, is a message.
+
+        Whatever the bytes are, it does not raise: only a fault in a plugin's own code does.
+
+        Args:
+            common: A `Request`, untrusted.
+            own: The aggregator's part for this site alone, untrusted.
+        """
+        attempt = stage = 0
+        try:
+            request = self.workplace.read(common)
+            attempt, stage = request.attempt, request.stage
+            self._admit(request)
+            ask = Ask(round=request.round, attempt=attempt, common=request.body, own=own)
+            body = self._session.answer(ask, lambda: self._release(request))
+        except RefusalError as refusal:
+            return messages.encode(Refusal(attempt, stage, refusal.code, refusal.reason))
+        except MessageError as error:
+            return messages.encode(Refusal(attempt, stage, "malformed", str(error)))
+        return messages.encode(Reply(attempt, stage, body))
+
+    def _admit(self, request: Request) -> None:
+        """Refuse what is of another run, over, or out of bounds; begin an attempt that is new."""
+        cohort = self._setting.cohort
+        if request.session != self._setting.session:
+            raise RefusalError("session", "the request belongs to another run.")
+        if request.attempt < self._attempt or request.round < self._round:
+            raise RefusalError("stale", "the request belongs to an attempt that is over.")
+        if request.round >= cohort.rounds or request.attempt >= cohort.attempts:
+            raise RefusalError("budget", "the study has no such round or attempt.")
+        if request.attempt == self._attempt:
+            if request.round != self._round:
+                raise RefusalError("stale", "an attempt cannot move to another round.")
+            return
+        if request.weights is None:
+            raise RefusalError("weights", "an attempt must begin with the global weights.")
+        if request.round > self._round:
+            self._state = self._pending
+        self._round, self._attempt = request.round, request.attempt
+
+    def _release(self, request: Request) -> RingVector:
+        """Train for the round, and release the result through the privatizer."""
+        import torch
+
+        setting = self._setting
+        secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
+        private = setting.plan.site(secret.fork(request.round, request.attempt, self._site))
+        place = (request.round, self._site)
+        generator = torch.Generator().manual_seed(setting.seeds.integer("augmentation", *place))
+        self.workplace.reset()
+        still = [buffer.clone() for buffer in vector.statistics(self.workplace.net)]
+        task = Task(
+            net=self.workplace.net,
+            images=self._images,
+            labels=self._labels,
+            round=request.round,
+            rounds=setting.cohort.rounds,
+            work=setting.work,
+            generator=generator,
+            state=self._state,
+        )
+        with torch.random.fork_rng(devices=[]):
+            # Layers such as Dropout draw from torch's global generator.
+            torch.manual_seed(setting.seeds.integer("layers", *place))
+            trained = setting.trainer.train(task, private)
+        self._require_still(still)
+        self._pending = trained.state
+        return private.release(trained.vector, trained.weight)
+
+    def _require_still(self, before: list[Tensor]) -> None:
+        """Refuse statistics that moved under example-level privacy: no noise covers them."""
+        guarantee = self._setting.plan.guarantee
+        if guarantee is None or guarantee.unit == "site":
+            return
+        after = vector.statistics(self.workplace.net)
+        if any(not old.equal(new) for old, new in zip(before, after, strict=True)):
+            raise RefusalError(
+                "statistics", "the model keeps statistics of the data, which no noise covers."
+            )
+
+
+@frozen
+class Recipe:
+    """How to make a simulated site in any process; see `protocols.SiteRecipe`."""
+
+    setting: Setting
+    site: SiteId
+    examples: Examples = field(repr=False)
+
+    def open(self, beside: OpenSite | None = None) -> Site:
+        """Make the site, sharing the resident network of `beside`."""
+        place = beside.workplace if isinstance(beside, Site) else Workplace(self.setting)
+        return Site(self.setting, self.site, self.examples, place)

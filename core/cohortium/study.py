@@ -1,0 +1,148 @@
+"""Study files: TOML ⇄ `Federation`, with errors that name the file, the table and the key.
+
+Every key has a value already, that of the quick start.  A table changes the keys it names; setting
+a table's `name` to another plugin drops the other defaults of that table.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import tomli_w
+
+from cohortium import composition
+from cohortium.catalog import discover
+from cohortium.errors import StudyError
+from cohortium.federation import Federation
+from cohortium.hooks import ROLES, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from cohortium.catalog import Catalog
+
+Tables = dict[str, dict[str, Any]]
+"""A study as parsed: `federation`, then one table for each role."""
+
+PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
+"""The roles that a study fills."""
+
+TABLES = ("federation", *PARTS)
+"""The tables of a study file, in the order in which they are written."""
+
+TERMS = tuple(f.name for f in attrs.fields(Federation) if f.name not in TABLES)
+"""The keys of the `[federation]` table."""
+
+
+def quick_start() -> Tables:
+    """The study that is run when none is given, and the default of every key."""
+    return tomllib.loads(files("cohortium").joinpath("quickstart.toml").read_text("utf-8"))
+
+
+def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
+    """The federation that a study file describes.
+
+    Args:
+        path: The file; None for the quick start.
+        settings: Changes as `table.key=value`, the value in TOML, or else taken as a string.
+
+    Raises:
+        StudyError: The file cannot be read, or asks for something that cannot be.
+        PluginError: It names a plugin that cannot be used.
+    """
+    tables = quick_start()
+    where = "the quick start"
+    if path is not None:
+        where = str(path)
+        tables = merge(tables, _parse(path), where=where)
+    for setting in settings:
+        tables = merge(tables, _parse_setting(setting), where=f"--set {setting}")
+    return build(tables, where=where)
+
+
+def build(tables: Mapping[str, Mapping[str, Any]], *, where: str = "study") -> Federation:
+    """The federation that parsed tables describe; see `read`."""
+    catalog = discover()
+    roles: dict[str, Any] = {
+        role: composition.make(catalog, role, tables.get(role, {}), where=where) for role in PARTS
+    }
+    terms = tables.get("federation", {})
+    for key in terms:
+        if key not in TERMS:
+            raise StudyError(
+                f"{where} [federation] {key}: there is no such term; {composition.near(key, TERMS)}"
+            )
+    federation: Federation = composition.call(
+        Federation, terms, where=f"{where} [federation]", what="the federation", ready=roles
+    )
+    return federation
+
+
+def write(federation: Federation, catalog: Catalog | None = None) -> str:
+    """The study file that describes `federation`, every parameter spelled out."""
+    catalog = catalog or discover()
+    parts: dict[str, Any] = {
+        role: composition.describe(catalog, role, getattr(federation, role)) for role in PARTS
+    }
+    terms = {term: getattr(federation, term) for term in TERMS}
+    return tomli_w.dumps({"federation": terms, **parts})
+
+
+def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
+    """`tables` with `changes`; a table whose `name` changes keeps nothing of the old one.
+
+    Raises:
+        StudyError: There is no such table, or it is not one.
+    """
+    merged: Tables = dict(tables)
+    for table, values in changes.items():
+        if table not in TABLES:
+            raise StudyError(
+                f"{where}: a study has no [{table}]; {composition.near(table, TABLES)}"
+            )
+        if not isinstance(values, dict):
+            raise StudyError(f"{where}: {table} must be a table of keys, such as {table}.name.")
+        kept: dict[str, Any] = merged.get(table, {})
+        if values.get("name", kept.get("name")) != kept.get("name"):
+            kept = {}
+        merged[table] = _deep(kept, values)
+    return merged
+
+
+def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`kept` with `values`, tables inside tables likewise."""
+    merged = dict(kept)
+    for key, value in values.items():
+        old = merged.get(key)
+        is_table = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _deep(cast("dict[str, Any]", old), value) if is_table else value
+    return merged
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read the study {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path} is not a text file in UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _parse_setting(setting: str) -> dict[str, Any]:
+    path, equals, text = setting.partition("=")
+    table, dot, key = path.strip().partition(".")
+    if not equals or not dot or not key:
+        raise StudyError(f"--set {setting}: write it as table.key=value, as in model.width=16.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return {table: value}

@@ -1,0 +1,174 @@
+"""The contract of an `Aggregator`: the exact sum over its contributors, or an error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import evolve
+
+from cohortium.errors import StudyError
+from cohortium.testing.contract import Check, ensure
+from cohortium.testing.play import Play, plays
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.protocols import Aggregator, Ask, SiteId
+    from cohortium.testing.play import Fault
+
+JUNK = np.random.default_rng(0).bytes(61)
+"""Bytes that nobody sent."""
+
+
+def check_exact_sum(aggregator: Aggregator) -> None:
+    """If all sites answer, all are in the sum, and each was made to train once."""
+    for play in plays(aggregator):
+        who = play.attempt()
+        ensure(
+            who is not None and set(who) == set(play.sites),
+            f"{len(play.sites)} sites answered everything, and the sum was over {who}; without a "
+            "dropout every site contributes.",
+        )
+        ensure(
+            set(play.calls.values()) == {1},
+            f"sites were made to train {sorted(set(play.calls.values()))} times in one attempt; "
+            "call `vector` once, when a vector is due.",
+        )
+
+
+def check_dropouts(aggregator: Aggregator) -> str | None:
+    """Whoever drops out, and at whichever stage: an exact sum, or `TooFewSitesError`."""
+    play = plays(aggregator)[-1]
+    play.attempt()
+    sites, survived = list(play.sites), 0
+    for stage in range(play.stages):
+        for number in (1, 2, len(sites) - 1, len(sites)):
+            gone = set(sites[:number])
+            survived += number == 1 and play.attempt(_losing(gone, since=stage)) is not None
+            play.attempt(_losing(gone, since=stage, until=stage))
+    return None if survived else "no dropout is survived at any stage"
+
+
+def check_min_sites(aggregator: Aggregator) -> None:
+    """Below the study's `min_sites` nothing is released."""
+    play = _first_of_eight(aggregator, min_sites=7)
+    who = play.attempt(_losing({0, 3}, since=0))
+    ensure(
+        who is None,
+        f"min_sites is 7 and a sum over {who} was released; hold it as a floor.",
+    )
+
+
+def check_garbage_replies(aggregator: Aggregator) -> None:
+    """A reply that is damaged drops its site, and never makes a wrong sum or an exception."""
+    play = plays(aggregator)[-1]
+    play.attempt()
+    for stage in range(play.stages):
+        for damage in (b"", JUNK), (JUNK,), ("cut",), ("longer",):
+            play.attempt(_damaging(2, stage, damage))
+
+
+def check_repeated_replies(aggregator: Aggregator) -> None:
+    """A reply that arrives twice counts once."""
+    play = plays(aggregator)[-1]
+    play.attempt(lambda _stage, _site, reply: (reply, reply))
+
+
+def check_unasked_replies(aggregator: Aggregator) -> None:
+    """A reply of a site that nobody asked is not counted."""
+    play = plays(aggregator)[-1]
+    stranger: SiteId = 10_000
+
+    def fault(_stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:
+        if site == 0:
+            play._receive(stranger, reply)  # noqa: SLF001 - the play is ours
+        return (reply,)
+
+    play.attempt(fault)
+
+
+def check_garbage_requests(aggregator: Aggregator) -> None:
+    """A damaged request is refused, or answered; the site's session stands."""
+    play = plays(aggregator)[-1]
+    play.attempt()
+    for stage in range(play.stages):
+
+        def mischief(now: int, site: SiteId, ask: Ask, due: int = stage) -> Sequence[Ask]:
+            if now != due or site > 1:
+                return ()
+            return [
+                evolve(ask, common=common, own=own)
+                for common in (b"", JUNK, ask.common[:-1])
+                for own in (b"", JUNK, ask.own[:-1])
+                if (common, own) != (ask.common, ask.own)
+            ]
+
+        play.attempt(mischief=mischief)
+
+
+def check_repeated_requests(aggregator: Aggregator) -> None:
+    """However often it is asked, a site trains and releases once an attempt."""
+    play = plays(aggregator)[-1]
+    play.attempt(mischief=lambda _stage, _site, ask: (ask,))
+    ensure(
+        max(play.calls.values()) <= 1,
+        "a request that was sent twice made a site train and release twice in one attempt: two "
+        "noises on one vector, where privacy was spent for one. Remember the attempt, and refuse.",
+    )
+
+
+def check_sessions_last(aggregator: Aggregator) -> None:
+    """Sessions serve attempt after attempt, failed ones between."""
+    for play in plays(aggregator):
+        every = set(play.sites)
+        for fault in (None, _losing(every, since=0), None, _losing({1}, since=0), None):
+            who = play.attempt() if fault is None else play.attempt(fault)
+            ensure(
+                fault is not None or set(who or ()) == every,
+                f"after earlier attempts, one in which all answered gave a sum over {who}; `open` "
+                "begins anew.",
+            )
+
+
+CHECKS: tuple[Check, ...] = (
+    check_exact_sum,
+    check_dropouts,
+    check_min_sites,
+    check_garbage_replies,
+    check_repeated_replies,
+    check_unasked_replies,
+    check_garbage_requests,
+    check_repeated_requests,
+    check_sessions_last,
+)
+"""Every check of an aggregator."""
+
+
+def _first_of_eight(aggregator: Aggregator, *, min_sites: int) -> Play:
+    try:
+        return Play.of(aggregator, 8, 27, 100, min_sites=min_sites)
+    except StudyError:
+        return Play.of(aggregator, 9, 27, 100, min_sites=8)
+
+
+def _losing(gone: set[SiteId], *, since: int, until: int | None = None) -> Fault:
+    """Replies of `gone` are lost from one stage on, or up to another."""
+
+    def fault(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:
+        lost = site in gone and since <= stage and (until is None or stage <= until)
+        return () if lost else (reply,)
+
+    return fault
+
+
+def _damaging(site: SiteId, stage: int, damage: tuple[bytes | str, ...]) -> Fault:
+    """One reply arrives as `damage`: other bytes, or itself "cut" or "longer"."""
+
+    def fault(now: int, who: SiteId, reply: bytes) -> Sequence[bytes]:
+        if (now, who) != (stage, site):
+            return (reply,)
+        kinds = {"cut": reply[:-1], "longer": reply + b"\0"}
+        return [kinds[d] if isinstance(d, str) else d for d in damage]
+
+    return fault

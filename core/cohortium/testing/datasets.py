@@ -1,0 +1,101 @@
+"""The contract of a `Dataset`: consistent arrays, equal whenever it is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium.data import Splits
+from cohortium.testing.contract import Check, ensure
+
+if TYPE_CHECKING:
+    from cohortium.data import Examples
+    from cohortium.protocols import Dataset
+
+
+def check_loads_splits(dataset: Dataset) -> None:
+    """`load` gives `Splits` whose arrays have the declared types."""
+    splits = dataset.load()
+    ensure(
+        isinstance(splits, Splits),
+        f"load gave a {type(splits).__name__}; it must return cohortium.plugin.Splits.",
+    )
+    for name, part in _parts(splits).items():
+        for column, array in (("labels", part.labels), ("clients", part.clients)):
+            ensure(
+                array is None or array.dtype == np.int64,
+                f"the {column} of the {name} split are {array is not None and array.dtype}; "
+                "convert them to int64.",
+            )
+
+
+def check_names_its_classes(dataset: Dataset) -> None:
+    """The data has a name, and two or more classes with names of their own."""
+    splits = dataset.load()
+    ensure(splits.name, "the data set has no name; figures that come from it could not be told.")
+    names = splits.classes
+    ensure(
+        isinstance(names, tuple) and all(isinstance(n, str) and n for n in names),
+        f"classes is {names!r}; it must be a tuple of names, in the order of the labels.",
+    )
+    ensure(len(names) > 1, f"there is nothing to tell apart: classes is {names!r}.")
+    ensure(len(set(names)) == len(names), f"two classes have one name: {names!r}.")
+
+
+def check_load_is_repeatable(dataset: Dataset) -> None:
+    """Loading twice gives equal arrays, whatever NumPy's global generator is at."""
+    state = np.random.get_state()  # noqa: NPY002 - the check is that nobody uses it
+    try:
+        np.random.seed(1)  # noqa: NPY002
+        one = _parts(dataset.load())
+        np.random.seed(2)  # noqa: NPY002
+        other = _parts(dataset.load())
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    ensure(one.keys() == other.keys(), "loading twice gave different splits; they must be fixed.")
+    for name, part in one.items():
+        ensure(
+            _equal(part, other[name]),
+            f"loading twice gave different {name} examples; draw from a seed that is a parameter, "
+            "and read files in a fixed order.",
+        )
+
+
+def check_load_is_fresh(dataset: Dataset) -> None:
+    """What a caller does to the arrays is not seen by the next one."""
+    first = dataset.load().train
+    kept = first.images.copy(), first.labels.copy()
+    for array in (first.images, first.labels):
+        if array.flags.writeable:
+            array[:] = 0
+    again = dataset.load().train
+    ensure(
+        np.array_equal(again.images, kept[0]) and np.array_equal(again.labels, kept[1]),
+        "arrays that a caller overwrote came back overwritten from the next load; return fresh or "
+        "read-only arrays.",
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    check_loads_splits,
+    check_names_its_classes,
+    check_load_is_repeatable,
+    check_load_is_fresh,
+)
+"""Every check of a data set."""
+
+
+def _parts(splits: Splits) -> dict[str, Examples]:
+    every = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {name: part for name, part in every.items() if part is not None}
+
+
+def _equal(one: Examples, other: Examples) -> bool:
+    columns = (
+        (getattr(part, name) for name in ("images", "labels", "clients")) for part in (one, other)
+    )
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(*columns, strict=True)
+    )

@@ -1,0 +1,176 @@
+"""The contract of an `Engine`: bytes go to the right site and its bytes come back, unread."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from typing import TYPE_CHECKING
+
+from attrs import define, frozen
+
+from cohortium.errors import StudyError
+from cohortium.testing.contract import Check, ConformanceError, ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cohortium.protocols import Engine, Exchange, OpenSite, SiteId
+
+SITES = 5
+"""How many sites an engine is tried with."""
+
+AWKWARD = (b"", bytes(range(256)), b"\x00" * 3, b"\r\n\xff", bytes(1 << 20))
+"""Messages that a careless channel would change."""
+
+
+@define
+class EchoSite:
+    """Says which site it is, how often it was asked, and what it was sent."""
+
+    site: SiteId
+    is_beside_a_site: bool
+    asked: int = 0
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        """Everything that came, and digests that tell where one part ends."""
+        self.asked += 1
+        return echo(self.site, self.asked, common, own)
+
+
+@frozen
+class EchoRecipe:
+    """Makes an `EchoSite`, in any process."""
+
+    site: SiteId
+
+    def open(self, beside: OpenSite | None = None) -> EchoSite:
+        """Make the site; it will not stand beside something that is no site."""
+        if beside is not None and not isinstance(beside, EchoSite):
+            raise ConformanceError(
+                f"a recipe was opened beside a {type(beside).__name__}; give it an open site of "
+                "the same process, or None."
+            )
+        return EchoSite(self.site, beside is not None)
+
+
+def echo(site: SiteId, asked: int, common: bytes, own: bytes) -> bytes:
+    """What an `EchoSite` says when it is asked for the `asked`-th time."""
+    digest = hashlib.sha256(common).digest() + hashlib.sha256(own).digest()
+    return bytes([site, asked]) + digest + common + own
+
+
+def check_delivers(engine: Engine) -> str | None:
+    """Each request reaches its own site, and each reply is yielded once, with its site."""
+    exchange = _opened(engine, range(SITES))
+    if exchange is None:
+        return "serves no simulated sites, so that nothing was tried"
+    try:
+        each = {site: f"for {site}".encode() for site in (3, 0, 4)}
+        _ensure_echoes(exchange, b"to all", each, asked=1)
+        _ensure_echoes(exchange, b"again", each, asked=2)
+    finally:
+        exchange.close()
+    return None
+
+
+def check_alters_no_byte(engine: Engine) -> str | None:
+    """Messages arrive as they were sent, empty and large ones too."""
+    exchange = _opened(engine, range(SITES))
+    if exchange is None:
+        return "not tried"
+    try:
+        for number, common in enumerate(AWKWARD):
+            _ensure_echoes(exchange, common, dict(enumerate(AWKWARD)), asked=number + 1)
+    finally:
+        exchange.close()
+    return None
+
+
+def check_asks_no_one_else(engine: Engine) -> str | None:
+    """A site that is not in the exchange is not asked."""
+    exchange = _opened(engine, range(SITES))
+    if exchange is None:
+        return "not tried"
+    try:
+        _ensure_echoes(exchange, b"", {1: b"you"}, asked=1)
+        _ensure_echoes(exchange, b"", {2: b"and you"}, asked=1)
+        ensure(
+            not list(exchange.exchange(b"nobody", {})),
+            "an exchange with no site yielded replies; ask those in `each` and no one else.",
+        )
+    finally:
+        exchange.close()
+    return None
+
+
+def check_takes_pickled_recipes(engine: Engine) -> str | None:
+    """Recipes work after pickling, and any site numbers will do."""
+    sites = (7, 2)
+    recipes: dict[SiteId, EchoRecipe] = pickle.loads(  # noqa: S301 - what was just dumped
+        pickle.dumps({site: EchoRecipe(site) for site in sites})
+    )
+    try:
+        exchange = engine.open(recipes)
+    except StudyError:
+        return "not tried"
+    try:
+        _ensure_echoes(exchange, b"hello", dict.fromkeys(sites, b"you"), asked=1)
+    finally:
+        exchange.close()
+    return None
+
+
+def check_closes(engine: Engine) -> str | None:
+    """`close` may come in the middle of an exchange, and twice; the engine can be opened again."""
+    for _ in range(2):
+        exchange = _opened(engine, range(SITES))
+        if exchange is None:
+            return "not tried"
+        _ensure_echoes(exchange, b"", {0: b"whole"}, asked=1)
+        next(iter(exchange.exchange(b"", dict.fromkeys(range(SITES), b"half"))), None)
+        try:
+            exchange.close()
+            exchange.close()
+        except Exception as error:
+            raise ConformanceError(
+                f"close raised {type(error).__name__}: {error}; it is called whatever happened, so "
+                "let it work at any time."
+            ) from error
+    return None
+
+
+CHECKS: tuple[Check, ...] = (
+    check_delivers,
+    check_alters_no_byte,
+    check_asks_no_one_else,
+    check_takes_pickled_recipes,
+    check_closes,
+)
+"""Every check of an engine."""
+
+
+def _opened(engine: Engine, sites: Iterable[SiteId]) -> Exchange | None:
+    """The engine at work; None if it takes no simulated sites."""
+    try:
+        return engine.open({site: EchoRecipe(site) for site in sites})
+    except StudyError:
+        return None
+
+
+def _ensure_echoes(
+    exchange: Exchange, common: bytes, each: Mapping[SiteId, bytes], *, asked: int
+) -> None:
+    replies = list(exchange.exchange(common, each))
+    who = [site for site, _ in replies]
+    ensure(
+        sorted(who) == sorted(each),
+        f"sites {sorted(each)} were asked, and replies came from {sorted(who)}; yield one reply "
+        "for each site that answers.",
+    )
+    for site, reply in replies:
+        ensure(
+            reply == echo(site, asked, common, each[site]),
+            f"what came back as the reply of site {site} is not what it says to its own request, "
+            f"asked {asked} times over the run; open each site once, send it `common` and its own "
+            "part as they are, and yield its reply untouched.",
+        )

@@ -1,0 +1,172 @@
+"""Whether a privatizer's noise keeps what its guarantee says, by measurement.
+
+    influence ≤ standard deviation of the noise / noise multiplier
+
+Equal secrets make equal noise.  So what two neighbouring inputs release under one secret differs
+by exactly the influence of the unit in which they differ, and what one input releases under many
+secrets scatters by exactly the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from cohortium.testing.contract import Check, ensure
+from cohortium.testing.plans import EXAMPLES, PARAMETERS, Scene, Trial, trials
+
+if TYPE_CHECKING:
+    from cohortium.guarantee import Guarantee
+    from cohortium.protocols import Index, Privatizer
+    from cohortium.testing.plans import Reals
+
+DRAWS = 24
+"""Secrets under which something is measured."""
+
+SLACK = 1.1
+"""How far a measured ratio may exceed the declared one."""
+
+HUGE = 1e6
+"""What the probing example's loss, or the probing site's update, is multiplied by."""
+
+NOTHING = "not needed: nothing is guaranteed"
+
+
+class Output(Protocol):
+    """What an adversary sees of one attempt, by the factor of the one unit that is probed."""
+
+    def __call__(self, scale: float, draw: int) -> Reals:
+        """The output under secret number `draw`; a factor of 0 leaves the unit out."""
+        ...
+
+
+def check_influence_is_bounded(privatizer: Privatizer) -> str | None:
+    """One unit moves what is seen by no more than the noise is calibrated to."""
+    private = _guaranteed(privatizer)
+    for trial, guarantee in private:
+        output = _output(trial, guarantee)
+        away = -HUGE if guarantee.adjacency == "replace-one" else 0.0
+        apart = np.stack([output(HUGE, n) - output(away, n) for n in range(DRAWS)])
+        # What rounding leaves of the noise would count as influence; its share is taken off.
+        rounding = float(apart.var(axis=0).sum()) / DRAWS
+        influence = math.sqrt(max(0.0, float(np.square(apart.mean(axis=0)).sum()) - rounding))
+        noise = _deviation(output).mean()
+        ensure(
+            influence * guarantee.noise_multiplier <= SLACK * noise,
+            f"one {guarantee.unit} with a huge loss or update moves what is seen by "
+            f"{influence:.3g}, and noise of deviation {noise:.3g} at the declared multiplier "
+            f"{guarantee.noise_multiplier:.3g} covers {noise / guarantee.noise_multiplier:.3g}; "
+            "clip each unit, and scale the noise to the clip.",
+        )
+    return None if private else NOTHING
+
+
+def check_noise_is_everywhere(privatizer: Privatizer) -> str | None:
+    """Every value that is seen carries noise."""
+    private = _guaranteed(privatizer)
+    for trial, guarantee in private:
+        each = _deviation(_output(trial, guarantee))
+        ensure(
+            each.min() > 0.2 * each.mean() > 0,
+            f"the noise on single values has a deviation from {each.min():.3g} to "
+            f"{each.max():.3g} over {DRAWS} secrets; every value needs the same, drawn anew from "
+            "the secret.",
+        )
+    return None if private else NOTHING
+
+
+def check_noise_is_fresh(privatizer: Privatizer) -> str | None:
+    """Where gradients are noised, every step has noise of its own, and so has an empty batch."""
+    private = [(t, g) for t, g in _guaranteed(privatizer) if _noises_gradients(t, g)]
+    for trial, _ in private:
+        site = trial.site(0, 0, 0)
+        one, other = (Scene().gradient(site, _all()[:0]).double().numpy() for _ in range(2))
+        ensure(
+            np.count_nonzero(one) and np.count_nonzero(other),
+            "an empty batch gave a gradient without noise, which tells that it was empty; add the "
+            "noise whatever the batch holds.",
+        )
+        likeness = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+        ensure(
+            abs(likeness) < 6 / math.sqrt(PARAMETERS),
+            f"the noise of two steps is alike (correlation {likeness:.2f}), so that their "
+            "difference has none; draw it anew for every step.",
+        )
+    return None if private else "not needed: gradients are not noised one by one"
+
+
+def check_non_finite_examples_count_as_zero(privatizer: Privatizer) -> str | None:
+    """Under example-level privacy, an example with an undefined gradient is left out."""
+    private = [(t, g) for t, g in _guaranteed(privatizer) if g.unit == "example"]
+    for trial, _ in private:
+        broken = Scene().with_scale(0, math.nan).gradient(trial.site(0, 0, 0), _all())
+        without = Scene().gradient(trial.site(0, 0, 0), _all()[1:])
+        gap = float((broken - without).abs().max())
+        ensure(
+            gap <= 1e-4 * (1 + float(without.abs().max())),
+            "an example with a NaN loss spoiled the gradient of its batch, which tells everyone "
+            "that it is there; count its gradient as zero, as cohortium.plugin.clipped_sum does.",
+        )
+    return None if private else "not needed: examples are not protected one by one"
+
+
+CHECKS: tuple[Check, ...] = (
+    check_influence_is_bounded,
+    check_noise_is_everywhere,
+    check_noise_is_fresh,
+    check_non_finite_examples_count_as_zero,
+)
+"""Every check of what a privatizer guarantees."""
+
+
+def _guaranteed(privatizer: Privatizer) -> list[tuple[Trial, Guarantee]]:
+    found = [(trial, trial.plan.guarantee) for trial in trials(privatizer)]
+    return [(trial, guarantee) for trial, guarantee in found if guarantee is not None]
+
+
+def _noises_gradients(trial: Trial, guarantee: Guarantee) -> bool:
+    """Whether privacy must hold after every step, as an update shows what became of all."""
+    return guarantee.unit == "example" and trial.work.releases == "update"
+
+
+def _output(trial: Trial, guarantee: Guarantee) -> Output:
+    """What the adversary named by `guarantee` sees: sums over the honest, or one site alone."""
+    import torch
+
+    sites = guarantee.honest if guarantee.against == "coordinator" else 1
+    direction = torch.linspace(-1, 1, PARAMETERS)
+
+    def gradient(scale: float, draw: int) -> Reals:
+        batch = _all() if scale else _all()[1:]
+        private = trial.site(draw, 0)
+        return Scene().with_scale(0, scale).gradient(private, batch).double().numpy()
+
+    def released_gradients(scale: float, draw: int) -> Reals:
+        words = []
+        for site in range(sites):
+            private = trial.site(draw, site)
+            probed = site == 0 and scale != 0
+            batch = _all() if probed or site else _all()[1:]
+            scene = Scene().with_scale(0, scale) if probed else Scene()
+            words.append(private.release(scene.gradient(private, batch), float(EXAMPLES)).words)
+        return trial.decoded(words)
+
+    def released_update(scale: float, draw: int) -> Reals:
+        others = [direction * 0] * (sites - 1)
+        return trial.released([direction * scale, *others], draw)
+
+    if guarantee.unit == "site":
+        return released_update
+    return gradient if _noises_gradients(trial, guarantee) else released_gradients
+
+
+def _deviation(output: Output) -> Reals:
+    """Standard deviation of each value that is seen, over secrets."""
+    deviation: Reals = np.stack([output(0.0, n) for n in range(DRAWS)]).std(axis=0, ddof=1)
+    return deviation
+
+
+def _all() -> Index:
+    return np.arange(EXAMPLES, dtype=np.int64)

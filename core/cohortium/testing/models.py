@@ -1,0 +1,249 @@
+"""The contract of a `Model`: a fixed view of each image, and a network drawn from a seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium import vector
+from cohortium.clipping import clipped_sum, cross_example_layers, mean_gradient
+from cohortium.errors import StudyError
+from cohortium.testing import samples
+from cohortium.testing.contract import Check, ConformanceError, ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from cohortium.data import DataSpec
+    from cohortium.protocols import Index, Model
+
+SPEC = samples.spec(3, 28, 28)
+"""The images that most checks use, of MedMNIST's usual shape."""
+
+SHAPES = ((1, 28, 28), (3, 28, 28), (3, 32, 40), (2, 64, 64))
+"""Channels, height and width of images that a network is tried on."""
+
+CLOSE = 1e-4
+"""How far results may lie apart, over their scale, where only the order of additions differs."""
+
+
+def check_prepare_is_per_image(model: Model) -> None:
+    """Image i of the result depends on image i alone: not on the others, nor on their order."""
+    images = samples.images(6, SPEC)
+    whole = model.prepare(images.clone())
+    others = images.clone()
+    others[1:] = 1 - others[1:] / 2
+    trials = {
+        "the other images of its batch were replaced": model.prepare(others)[0],
+        "it came last instead of first": model.prepare(images.flip(0))[-1],
+        "it came alone": model.prepare(images[:1].clone())[0],
+    }
+    for what, found in trials.items():
+        ensure(
+            found.shape == whole[0].shape and _gap(found, whole[0]) < CLOSE,
+            f"prepare is not per image: an image's result changed when {what}. Use fixed, public "
+            "numbers instead of a batch's mean, deviation or maximum.",
+        )
+
+
+def check_prepare_is_repeatable(model: Model) -> None:
+    """Equal images give equal results, and stay as they were."""
+    import torch
+
+    images = samples.images(4, SPEC)
+    kept = images.clone()
+    state = torch.get_rng_state()
+    one, other = model.prepare(images), model.prepare(kept.clone())
+    ensure(
+        torch.equal(images, kept),
+        "prepare changed the images that it was given; do not work in place on its argument.",
+    )
+    ensure(
+        torch.equal(one, other) and torch.equal(state, torch.get_rng_state()),
+        "prepare drew random numbers, or gave two results for equal images; it must be fixed. "
+        "Augmentation is the trainer's.",
+    )
+
+
+def check_prepare_is_finite(model: Model) -> None:
+    """One `float32` result for each image, finite even for blank ones."""
+    import torch
+
+    images = samples.images(4, SPEC)
+    images[0], images[1] = 0, 1
+    found = model.prepare(images)
+    ensure(
+        len(found) == len(images) and found.dtype == torch.float32,
+        f"prepare made {tuple(found.shape)} of {found.dtype} from {len(images)} images; give one "
+        "float32 result for each.",
+    )
+    ensure(
+        torch.isfinite(found).all(),
+        "prepare gave NaN or infinity for a black, a white or a noise image; guard divisions.",
+    )
+
+
+def check_build_is_repeatable(model: Model) -> str | None:
+    """Equal seeds give equal weights, whatever torch's global generator is at."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        one = vector.flatten(model.build(SPEC, 7))
+        torch.manual_seed(2)
+        again = vector.flatten(model.build(SPEC, 7))
+        other = vector.flatten(model.build(SPEC, 8))
+    ensure(
+        torch.equal(one, again),
+        "build gave two networks for one seed, so that parties would start apart; draw weights "
+        "after torch.manual_seed(seed), inside torch.random.fork_rng.",
+    )
+    return "every seed gives the same weights" if torch.equal(one, other) else None
+
+
+def check_build_leaves_the_generator(model: Model) -> None:
+    """`build` leaves torch's global generator as it was."""
+    import torch
+
+    state = torch.get_rng_state()
+    model.build(SPEC, 7)
+    ensure(
+        torch.equal(state, torch.get_rng_state()),
+        "build moved torch's global generator, and so whatever is drawn after it; build inside "
+        "`with torch.random.fork_rng(devices=[])`.",
+    )
+
+
+def check_logits(model: Model) -> str | None:
+    """The network maps prepared images to one finite logit a class, for images of many shapes."""
+    import torch
+
+    refused = {}
+    for shape in SHAPES:
+        spec = samples.spec(*shape)
+        try:
+            net, inputs = _built(model, spec)
+            with torch.no_grad():
+                logits = net.eval()(inputs)
+        except (StudyError, RuntimeError, ValueError) as error:
+            refused["×".join(map(str, shape))] = error
+            continue
+        wanted = (len(inputs), len(spec.classes))
+        ensure(
+            tuple(logits.shape) == wanted and torch.isfinite(logits).all(),
+            f"for images of shape {shape} the network gave {tuple(logits.shape)} values, or some "
+            f"that are not finite; it must give logits of shape {wanted}.",
+        )
+        ensure(vector.trainable(net), "the network has no trainable parameter: nothing to learn.")
+    ensure(
+        len(refused) < len(SHAPES),
+        f"the network took images of no shape that was tried; the last refusal: "
+        f"{list(refused.values())[-1:]}",
+    )
+    return f"does not take images of {', '.join(refused)}" if refused else None
+
+
+def check_scores_one_image_at_a_time(model: Model) -> None:
+    """In evaluation mode an image's logits do not depend on the rest of the batch."""
+    net, inputs = _built(model, SPEC)
+    ensure(
+        not _mixes(net.eval(), inputs),
+        "in evaluation mode an image's logits changed with the other images of the batch, so that "
+        "scores depend on how images are batched; use statistics that are fixed by then.",
+    )
+
+
+def check_mixing_is_visible(model: Model) -> str | None:
+    """A network whose training mixes the examples of a batch does so in layers known for it.
+
+    Example-level privacy refuses a network by those layers; without it, mixing is allowed.
+    """
+    net, inputs = _built(model, SPEC)
+    layers = cross_example_layers(net)
+    ensure(
+        layers or not _mixes(net.train(), inputs),
+        "in training mode an image's logits changed with the other images of the batch, in code "
+        "that example-level privacy cannot see and would not refuse; compute every example apart.",
+    )
+    return f"mixes examples in {layers[0]}: no example-level privacy" if layers else None
+
+
+def check_per_example_gradients(model: Model) -> str | None:
+    """Per-example gradients add up to the gradient, so that clipping them is sound."""
+    net, inputs = _built(model, SPEC)
+    if cross_example_layers(net):
+        return "not tried: the network mixes examples"
+    net.train()
+    losses, every = _seeded_losses(net, inputs), np.arange(len(inputs), dtype=np.int64)
+    before = vector.flatten(net)
+    mean_gradient(net, losses, every)
+    mean = vector.flatten_gradients(net, before=before)
+    try:
+        clipped_sum(net, losses, every, clip=1e9)
+    except Exception as error:
+        raise ConformanceError(
+            f"per-example gradients cannot be taken of this network ({error}); build it of "
+            "torch's own layers, which Opacus knows."
+        ) from error
+    ensure(
+        _gap(vector.flatten_gradients(net, before=before) / len(every), mean) < CLOSE,
+        "per-example gradients do not add up to the gradient, so that clipping them would train "
+        "something else; build the network of torch's own layers, which Opacus knows.",
+    )
+    return None
+
+
+CHECKS: tuple[Check, ...] = (
+    check_prepare_is_per_image,
+    check_prepare_is_repeatable,
+    check_prepare_is_finite,
+    check_build_is_repeatable,
+    check_build_leaves_the_generator,
+    check_logits,
+    check_scores_one_image_at_a_time,
+    check_mixing_is_visible,
+    check_per_example_gradients,
+)
+"""Every check of a model."""
+
+
+def _built(model: Model, spec: DataSpec) -> tuple[nn.Module, Tensor]:
+    return model.build(spec, 7), model.prepare(samples.images(4, spec))
+
+
+def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[Index], Tensor]:
+    """Each example's loss, with the same Dropout at every call."""
+    import torch
+    from torch.nn import functional
+
+    labels = torch.arange(len(inputs)) % 2
+
+    def losses(batch: Index) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            logits = net(inputs[batch])
+        return functional.cross_entropy(logits, labels[batch], reduction="none")
+
+    return losses
+
+
+def _mixes(net: nn.Module, inputs: Tensor) -> bool:
+    """Whether the first example's logits change with the others."""
+    import torch
+
+    others = inputs.clone()
+    others[1:] = inputs[1:].flip(0) * 0.5
+    found = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for batch in (inputs, others):
+            torch.manual_seed(0)  # Dropout drops the same
+            found.append(net(batch)[0])
+    return _gap(found[0], found[1]) > CLOSE
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    """The largest difference, over the scale of what is compared."""
+    return float((one - other).abs().max() / (1e-6 + other.abs().max()))

@@ -1,0 +1,176 @@
+"""The contract of an `Observer`: a listener for every run, and for every kind of event."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cohortium.events import (
+    RoundFailed,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFailed,
+)
+from cohortium.guarantee import Guarantee
+from cohortium.metrics import ClassScores, Scores
+from cohortium.testing.contract import Check, ConformanceError, ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cohortium.events import Event
+    from cohortium.protocols import Observer
+
+GUARANTEE = Guarantee(
+    epsilon=2.0,
+    delta=1e-5,
+    epsilon_at_1e_5=2.0,
+    unit="example",
+    adjacency="zero-out",
+    against="everyone",
+    accountant="prv",
+    noise_multiplier=1.0,
+)
+SCORES = Scores(
+    accuracy=0.5,
+    balanced_accuracy=0.5,
+    auc=None,
+    loss=0.7,
+    per_class=(
+        ClassScores(
+            name="a", examples=2, sensitivity=1.0, specificity=None, precision=0.5, auc=None
+        ),
+    ),
+    confusion=((1, 1), (0, 2)),
+)
+"""Something to tell."""
+
+
+def check_takes_every_event(observer: Observer) -> None:
+    """A listener takes every kind of event, with and without privacy, scores and a folder."""
+    with _aside() as folder:
+        for told, full in ((folder, True), (None, False)):
+            listener = observer.watch()
+            ensure(
+                callable(listener),
+                f"watch gave a {type(listener).__name__}, which cannot be called; return a "
+                "function of one event.",
+            )
+            for event in story(told, full=full):
+                try:
+                    listener(event)
+                except Exception as error:
+                    raise ConformanceError(
+                        f"the listener raised {type(error).__name__} ({error}) when it was told "
+                        f"{type(event).__name__}, which would end the run; pass over what it has "
+                        "no use for."
+                    ) from error
+
+
+def check_takes_a_failed_run(observer: Observer) -> None:
+    """A run may fail before its first round, and before it has begun."""
+    with _aside() as folder:
+        for events in ([story(folder)[0], RunFailed(reason="no.")], [RunFailed(reason="no.")]):
+            listener = observer.watch()
+            try:
+                for event in events:
+                    listener(event)
+            except Exception as error:
+                raise ConformanceError(
+                    f"a run that failed early made the listener raise {type(error).__name__} "
+                    f"({error}), which hides the run's own error; take RunFailed at any time."
+                ) from error
+
+
+def check_listeners_are_independent(observer: Observer) -> None:
+    """Two runs at a time are told apart: each has a listener, and writes to its own folder."""
+    with _aside() as folder:
+        alone, first, second = (folder / name for name in ("alone", "first", "second"))
+        for path in (alone, first, second):
+            path.mkdir()
+        one, other = observer.watch(), observer.watch()
+        ensure(
+            one is not other,
+            "watch gave one listener twice, and two runs at a time would be taken for one; make a "
+            "new one at every call.",
+        )
+        for pair in zip(story(first), story(second), strict=True):
+            one(pair[0])
+            other(pair[1])
+        only = observer.watch()
+        for event in story(alone):
+            only(event)
+        wanted = _lines(alone)
+        ensure(
+            _lines(first) == wanted and _lines(second) == wanted,
+            "two runs at a time left other files in their folders than one alone; keep what "
+            "belongs to a run in its listener.",
+        )
+
+
+CHECKS: tuple[Check, ...] = (
+    check_takes_every_event,
+    check_takes_a_failed_run,
+    check_listeners_are_independent,
+)
+"""Every check of an observer."""
+
+
+def story(folder: Path | None, *, full: bool = True) -> list[Event]:
+    """The events of a run of two rounds, of which the first had to be tried twice."""
+    promise, scores = (GUARANTEE, SCORES) if full else (None, None)
+    started = RunStarted(
+        folder=folder,
+        rounds=2,
+        sites=3,
+        parameters=188,
+        guarantee=promise,
+        sizes=(2, 3, 4) if full else None,
+        histograms=((1, 1), (1, 2), (0, 4)) if full else None,
+    )
+    rounds = [
+        RoundFinished(
+            round=number,
+            attempt=number + 1,
+            contributors=(0, 2),
+            dropped=(1,),
+            spent=promise,
+            scores=scores,
+            upload_bytes_per_site=700,
+            seconds_train=0.1,
+            seconds_aggregate=0.01,
+        )
+        for number in range(2)
+    ]
+    return [
+        started,
+        SiteFailed(round=0, attempt=0, site=1, code="non-finite", reason="it holds NaN [sic]."),
+        RoundFailed(round=0, attempt=0, reason="too few."),
+        *rounds,
+        RunFinished(scores=scores, guarantee=promise, weights_sha256="0" * 64, seconds=0.2),
+    ]
+
+
+@contextlib.contextmanager
+def _aside() -> Iterator[Path]:
+    """A folder for a while, in which nothing reaches the terminal."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield Path(folder)
+
+
+def _lines(folder: Path) -> dict[str, int]:
+    """The files in `folder` and their numbers of lines."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes().count(b"\n")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

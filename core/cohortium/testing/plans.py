@@ -1,0 +1,150 @@
+"""Plans of a privatizer for small work, and what they let out in one attempt."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium import vector
+from cohortium.errors import PrivacyError
+from cohortium.protocols import Cohort, Work
+from cohortium.randomness import Randomness
+from cohortium.ring import RingSum
+from cohortium.testing import samples
+from cohortium.testing.contract import ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from cohortium.protocols import Index, PrivacyPlan, Privatizer, SitePrivacy
+
+    Reals = NDArray[np.float64]
+
+EXAMPLES = 32
+"""Declared for each site."""
+
+COHORT = Cohort(
+    sites=6, size=6, min_sites=5, examples=6 * EXAMPLES, rounds=2, retries=1, seeded_noise=True
+)
+"""Whom the plans are for."""
+
+PARAMETERS = 188
+"""P of the sample network."""
+
+GRADIENT = Work(releases="gradient", steps=1, sampling_rate=1.0)
+SAMPLED_GRADIENT = Work(releases="gradient", steps=1, sampling_rate=0.5)
+SAMPLED_UPDATE = Work(releases="update", steps=2, sampling_rate=0.5, batch_size=16)
+"""What the plans are for.  The first is whole batches, whose accounting is exact and quick."""
+
+
+@frozen
+class Trial:
+    """A plan, and the work that it was made for."""
+
+    work: Work
+    plan: PrivacyPlan
+
+    @property
+    def unit(self) -> str | None:
+        """What is protected, or None."""
+        guarantee = self.plan.guarantee
+        return None if guarantee is None else guarantee.unit
+
+    def site(self, *label: int) -> SitePrivacy:
+        """One attempt at one site; equal labels, equal secrets."""
+        return self.plan.site(Randomness.simulated(1).fork(*label))
+
+    def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
+        """What the coordinator decodes from the sum of the words of some sites."""
+        ring = self.plan.ring
+        words = ring.zeros(self.plan.length)
+        for release in releases:
+            words = words + release
+        total = RingSum(ring, words, tuple(range(len(releases))))
+        return self.plan.decode(total).double().numpy()
+
+    def released(self, vectors: Sequence[Tensor], *label: int) -> Reals:
+        """What the coordinator decodes when site k releases `vectors[k]`."""
+        return self.decoded(
+            [self.site(*label, k).release(v, float(EXAMPLES)).words for k, v in enumerate(vectors)]
+        )
+
+
+def trials(privatizer: Privatizer) -> tuple[Trial, ...]:
+    """Plans for the kinds of work that `privatizer` does not refuse.
+
+    Raises:
+        ConformanceError: It refuses all of them.
+    """
+    key: Any = privatizer
+    try:
+        return _remembered(key)
+    except TypeError:  # a parameter of it cannot be hashed
+        return _planned(privatizer)
+
+
+def _planned(privatizer: Privatizer) -> tuple[Trial, ...]:
+    found: list[Trial] = []
+    refusals: list[str] = []
+    for work in (GRADIENT, SAMPLED_UPDATE, SAMPLED_GRADIENT):
+        if work is SAMPLED_GRADIENT and len(found) > 1:
+            break
+        try:
+            found.append(Trial(work, privatizer.plan(work, COHORT, PARAMETERS)))
+        except PrivacyError as error:
+            refusals.append(str(error))
+    ensure(
+        found,
+        "plan refused gradients and updates alike, with "
+        f"{' '.join(dict.fromkeys(refusals))} One of them must be possible.",
+    )
+    return tuple(found)
+
+
+# A plan is a value, and takes seconds to calibrate; every check wants the same ones.
+_remembered = lru_cache(maxsize=4)(_planned)
+
+
+@frozen
+class Scene:
+    """Examples at one site, some with enormous or undefined losses.
+
+    Attributes:
+        scale: What each example's loss is multiplied by, shape (N,).
+    """
+
+    scale: Reals = field(factory=lambda: np.ones(EXAMPLES))
+
+    def with_scale(self, example: int, scale: float) -> Scene:
+        """The scene with another factor for one example."""
+        changed = self.scale.copy()
+        changed[example] = scale
+        return Scene(changed)
+
+    def gradient(self, private: SitePrivacy, batch: Index) -> Tensor:
+        """What `private` makes of a batch, shape (P,)."""
+        import torch
+        from torch.nn import functional
+
+        net, data = samples.network(), samples.examples(EXAMPLES)
+        images = torch.from_numpy(data.images).float().div_(255)
+        labels, scale = torch.from_numpy(data.labels), torch.from_numpy(self.scale).float()
+
+        def losses(index: Index) -> Tensor:
+            each = functional.cross_entropy(net(images[index]), labels[index], reduction="none")
+            return each * scale[index]
+
+        private.gradient(net, losses, batch)
+        missing = [name for name, p in net.named_parameters() if p.grad is None]
+        ensure(
+            not missing,
+            f"gradient left .grad of {', '.join(missing)} unset; set that of every trainable "
+            "parameter, to zero or noise where there is nothing else.",
+        )
+        return vector.flatten_gradients(net, before=vector.flatten(net))

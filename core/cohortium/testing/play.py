@@ -1,0 +1,196 @@
+"""Plays an aggregation in one process, and does to its messages what networks and people do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from attrs import define, field
+
+from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
+from cohortium.protocols import Ask, Cohort, SiteId, SumSetting
+from cohortium.randomness import Randomness
+from cohortium.ring import Ring, RingVector
+from cohortium.testing.contract import ConformanceError, ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.protocols import Aggregator, CoordinatorSession, Requests, SiteSession
+    from cohortium.ring import RingSum
+
+Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
+"""What arrives of a reply, by stage and site: the reply, nothing, something else, or it twice."""
+
+Mischief: TypeAlias = Callable[[int, SiteId, Ask], Sequence[Ask]]
+"""Requests that reach a site before the genuine one."""
+
+SIZES = ((5, 12, 1), (8, 27, 100), (9, 64, 33))
+"""Sites, bits of the ring and length of the vectors that sums are tried with."""
+
+MOST_STAGES = 20
+"""Exchanges after which an attempt counts as endless."""
+
+
+def faultless(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:  # noqa: ARG001
+    """Every reply arrives."""
+    return (reply,)
+
+
+def honest(stage: int, site: SiteId, ask: Ask) -> Sequence[Ask]:  # noqa: ARG001
+    """Nothing but genuine requests is sent."""
+    return ()
+
+
+@define(eq=False)
+class Play:
+    """Sessions of a coordinator and its sites, for a run.
+
+    Attributes:
+        setting: Agreed by all.
+        calls: How often each site was made to train, in the latest attempt.
+        stages: Exchanges of the latest attempt.
+    """
+
+    setting: SumSetting
+    coordinator: CoordinatorSession
+    sites: Mapping[SiteId, SiteSession]
+    calls: dict[SiteId, int] = field(factory=dict)
+    stages: int = 0
+    _attempt: int = -1
+    _vectors: dict[SiteId, RingVector] = field(factory=dict)
+
+    @classmethod
+    def of(
+        cls, aggregator: Aggregator, sites: int, bits: int, length: int, *, min_sites: int = 1
+    ) -> Play:
+        """Sessions for random vectors; a `StudyError` of the aggregator goes through."""
+        cohort = Cohort(
+            sites=sites, size=sites, min_sites=min_sites, examples=sites, rounds=1 << 10
+        )
+        setting = SumSetting(session=bytes(16), ring=Ring(bits), length=length, cohort=cohort)
+        secret = Randomness.simulated(1)
+        return cls(
+            setting,
+            aggregator.coordinator(setting, secret.fork("coordinator")),
+            {k: aggregator.site(setting, k, secret.fork("site", k)) for k in range(sites)},
+        )
+
+    def attempt(
+        self, fault: Fault = faultless, mischief: Mischief = honest
+    ) -> tuple[SiteId, ...] | None:
+        """Play one attempt; who contributed, or None if it was refused for want of sites.
+
+        Raises:
+            ConformanceError: The sum is wrong, or somebody raised what they must not.
+        """
+        self._begin()
+        while requests := self.coordinator.requests():
+            ensure(
+                self.stages < MOST_STAGES,
+                f"the coordinator still asks after {MOST_STAGES} exchanges; end the attempt when "
+                "replies no longer come.",
+            )
+            self._exchange(requests, fault, mischief)
+            self.stages += 1
+        try:
+            total = self.coordinator.total()
+        except TooFewSitesError:
+            return None
+        self._ensure_exact(total)
+        return total.contributors
+
+    def _begin(self) -> None:
+        self._attempt += 1
+        self.stages, self.calls = 0, dict.fromkeys(self.sites, 0)
+        rng, ring = np.random.default_rng(self._attempt), self.setting.ring
+        self._vectors = {
+            site: RingVector(
+                ring,
+                ring.of(rng.integers(-(1 << 62), 1 << 62, self.setting.length, dtype=np.int64)),
+            )
+            for site in self.sites
+        }
+        self.coordinator.open(self._attempt, self._attempt, tuple(self.sites))
+
+    def _exchange(self, requests: Requests, fault: Fault, mischief: Mischief) -> None:
+        for site, own in requests.each.items():
+            ask = Ask(round=self._attempt, attempt=self._attempt, common=requests.common, own=own)
+            for other in mischief(self.stages, site, ask):
+                self._answer(site, other)
+            reply = self._answer(site, ask)
+            for arrived in () if reply is None else fault(self.stages, site, reply):
+                self._receive(site, arrived)
+
+    def _answer(self, site: SiteId, ask: Ask) -> bytes | None:
+        """A site's reply; None if it refused."""
+
+        def vector() -> RingVector:
+            self.calls[site] += 1
+            return self._vectors[site]
+
+        try:
+            reply = self.sites[site].answer(ask, vector)
+        except (RefusalError, MessageError):
+            return None
+        except Exception as error:
+            raise ConformanceError(
+                f"a site's session raised {type(error).__name__} ({error}) on a request; whatever "
+                "comes, it may raise only RefusalError and MessageError."
+            ) from error
+        ensure(
+            isinstance(reply, bytes),
+            f"a site answered with a {type(reply).__name__}; messages are bytes.",
+        )
+        return reply
+
+    def _receive(self, site: SiteId, reply: bytes) -> None:
+        try:
+            self.coordinator.receive(site, reply)
+        except MessageError:
+            return
+        except Exception as error:
+            raise ConformanceError(
+                f"the coordinator's session raised {type(error).__name__} ({error}) on a reply; "
+                "one site's bytes must not stop a round. Raise MessageError."
+            ) from error
+
+    def _ensure_exact(self, total: RingSum) -> None:
+        ring, who = self.setting.ring, total.contributors
+        least = max(1, self.setting.cohort.min_sites)
+        ensure(
+            len(set(who)) == len(who) >= least and set(who) <= set(self.sites),
+            f"a sum was released over {who}, where at least {least} different sites of "
+            f"{len(self.sites)} are needed; raise TooFewSitesError.",
+        )
+        wanted = ring.zeros(self.setting.length)
+        for site in who:
+            wanted = wanted + self._vectors[site].words
+        ensure(
+            total.ring == ring
+            and total.words.shape == wanted.shape
+            and np.array_equal(ring.signed(total.words), ring.signed(wanted)),
+            f"the sum over {who} is not the sum of what these sites released; an aggregation gives "
+            "the exact sum over its contributors, or an error.",
+        )
+
+
+def plays(aggregator: Aggregator) -> list[Play]:
+    """Sessions for every size that `aggregator` does not refuse.
+
+    Raises:
+        ConformanceError: It refuses all of them.
+    """
+    found, refusals = [], []
+    for sites, bits, length in SIZES:
+        try:
+            found.append(Play.of(aggregator, sites, bits, length))
+        except StudyError as error:
+            refusals.append(str(error))
+    ensure(
+        found,
+        f"the aggregator served no cohort of {' or '.join(str(size[0]) for size in SIZES)} sites: "
+        f"{' '.join(dict.fromkeys(refusals))}",
+    )
+    return found

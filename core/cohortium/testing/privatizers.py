@@ -1,0 +1,262 @@
+"""The contract of a `Privatizer`'s bookkeeping: plans, batches, and what is encoded and decoded.
+
+Whether the noise keeps what the guarantee says is measured in `testing.guarantees`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium.errors import RefusalError
+from cohortium.testing.contract import Check, ConformanceError, ensure
+from cohortium.testing.plans import (
+    COHORT,
+    EXAMPLES,
+    PARAMETERS,
+    Scene,
+    trials,
+)
+from cohortium.testing.probes import Probe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cohortium.protocols import Index, Privatizer
+    from cohortium.testing.plans import Reals, Trial
+
+DRAWS = 32
+"""How often something random is drawn."""
+
+
+def check_plan_is_repeatable(privatizer: Privatizer) -> None:
+    """Equal arguments give every party the same plan."""
+    first = trials(privatizer)[0]
+    again = privatizer.plan(first.work, COHORT, PARAMETERS)
+    for name in ("guarantee", "ring", "length"):
+        ensure(
+            getattr(first.plan, name) == getattr(again, name),
+            f"two plans for one study differ in their {name}; site and coordinator would not "
+            "understand each other. Compute it from the arguments alone.",
+        )
+
+
+def check_spent(privatizer: Privatizer) -> None:
+    """What is spent grows with the attempts, up to the guarantee."""
+    for plan in (trial.plan for trial in trials(privatizer)):
+        spent = [plan.spent(n) for n in range(1, COHORT.attempts + 1)]
+        if plan.guarantee is None:
+            ensure(
+                spent == [None] * len(spent),
+                "the plan promises nothing, and yet something is spent; give None for both.",
+            )
+            continue
+        ensure(
+            spent[-1] == plan.guarantee,
+            f"all {COHORT.attempts} attempts are said to spend {spent[-1]}, but the plan "
+            f"guarantees {plan.guarantee}; a guarantee is of rounds and retries together.",
+        )
+        course = [math.inf if s is None else s.epsilon for s in spent]
+        ensure(
+            all(a <= b for a, b in itertools.pairwise(course)),
+            f"ε by attempt goes {course}; it can only grow.",
+        )
+        ensure(
+            plan.guarantee.simulation,
+            "the noise was seeded, and the guarantee does not say so; set simulation from "
+            "cohort.seeded_noise.",
+        )
+
+
+def check_batches(privatizer: Privatizer) -> None:
+    """Batches are positions at the site, a function of the secret."""
+    for trial in trials(privatizer):
+        one, other = (list(trial.site(0, 0, 0).batches(EXAMPLES)) for _ in range(2))
+        ensure(
+            len(one) == len(other) and all(map(np.array_equal, one, other)),
+            "one secret gave two series of batches; draw them from the secret that `site` is "
+            "given, so that a seeded simulation can be repeated.",
+        )
+        for batch in one:
+            ensure(
+                batch.ndim == 1
+                and len(np.unique(batch)) == len(batch)
+                and (batch.size == 0 or (batch.min() >= 0 and batch.max() < EXAMPLES)),
+                f"a batch over {EXAMPLES} examples is {batch}; it must hold positions of theirs, "
+                "none twice.",
+            )
+
+
+def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
+    """Under example-level privacy each example is in each batch by a secret coin of its own."""
+    sampled = [t for t in trials(privatizer) if t.work.sampling_rate < 1 and t.unit == "example"]
+    if not sampled:
+        return "not needed: no guarantee rests on sampled examples"
+    for trial in sampled:
+        work = trial.work
+        rounds = [list(trial.site(0, draw, 0).batches(EXAMPLES)) for draw in range(DRAWS)]
+        ensure(
+            all(len(batches) == work.steps for batches in rounds),
+            f"{work.steps} steps were declared, but {[len(b) for b in rounds][:3]}… batches drawn; "
+            "noise is calibrated to the declaration.",
+        )
+        drawn = [batch for batches in rounds for batch in batches]
+        distinct = {batch.tobytes() for batch in drawn}
+        sizes = np.array([len(batch) for batch in drawn])
+        deviation = math.sqrt(EXAMPLES * work.sampling_rate * (1 - work.sampling_rate))
+        ensure(
+            len(distinct) > len(drawn) // 2,
+            "different secrets, or steps, gave equal batches; amplification by sampling holds only "
+            "for fresh and secret draws.",
+        )
+        ensure(
+            0.5 * deviation < sizes.std() < 2 * deviation
+            and abs(sizes.mean() - EXAMPLES * work.sampling_rate)
+            < 6 * deviation / math.sqrt(len(drawn)),
+            f"sizes of batches over {EXAMPLES} examples at rate {work.sampling_rate} have mean "
+            f"{sizes.mean():.2f} and deviation {sizes.std():.2f}; Poisson sampling gives "
+            f"{EXAMPLES * work.sampling_rate:.2f} and {deviation:.2f}. Use plugin.poisson.",
+        )
+    return None
+
+
+def check_gradient(privatizer: Privatizer) -> None:
+    """`gradient` sets finite gradients, for an empty batch too; without noise, their mean."""
+    import torch
+
+    for trial in trials(privatizer):
+        for batch in (_all(), _all()[:0]):
+            found = Scene().gradient(trial.site(0, 0, 0), batch)
+            ensure(
+                torch.isfinite(found).all(),
+                f"a batch of {len(batch)} gave gradients that are not finite; divide by declared "
+                "numbers only.",
+            )
+        if trial.unit is None:
+            _ensure_mean(trial)
+
+
+def check_release(privatizer: Privatizer) -> None:
+    """A release is `length` words of the plan's ring, a function of vector and secret."""
+    for trial in trials(privatizer):
+        one, other = (
+            trial.site(0, 0, 0).release(_direction(0) * 0.01, float(EXAMPLES)) for _ in range(2)
+        )
+        plan = trial.plan
+        ensure(
+            one.ring == plan.ring
+            and one.words.shape == (plan.length,)
+            and one.words.dtype == plan.ring.word,
+            f"a release is {one.words.shape} words of {one.words.dtype} in {one.ring}, where the "
+            f"plan says ({plan.length},) of {plan.ring.word} in {plan.ring}.",
+        )
+        ensure(
+            np.array_equal(one.words, other.words),
+            "one vector and one secret gave two releases; draw noise and rounding from the secret "
+            "that `site` is given, so that a seeded simulation can be repeated.",
+        )
+
+
+def check_refuses_non_finite(privatizer: Privatizer) -> None:
+    """A vector with NaN or infinity is refused, loudly."""
+    for trial, bad in itertools.product(trials(privatizer), (math.nan, math.inf, -math.inf)):
+        vector = _direction(0) * 0.01
+        vector[3] = bad
+        try:
+            trial.site(0, 0, 0).release(vector, float(EXAMPLES))
+        except RefusalError:
+            continue
+        raise ConformanceError(
+            f"a vector holding {bad} was released; it would spoil the sum of all sites. Raise "
+            "RefusalError."
+        )
+
+
+def check_round_trip(privatizer: Privatizer) -> None:
+    """The sum of releases decodes to the mean of the vectors, noise aside.
+
+    Equal secrets make equal noise, which therefore cancels between vectors and zeros.
+    """
+    for trial in trials(privatizer):
+        vectors = [_direction(k) * _scale(trial) for k in range(COHORT.size)]
+        wanted = np.mean([v.double().numpy() for v in vectors], axis=0)
+        blank = [v * 0 for v in vectors]
+        pairs = [(trial.released(vectors, n), trial.released(blank, n)) for n in range(DRAWS)]
+        noise = np.std([zeros for _, zeros in pairs]) if trial.unit else 0.0
+        found = np.mean([full - zeros for full, zeros in pairs], axis=0)
+        ensure(
+            found.shape == (PARAMETERS,),
+            f"decode gave {found.shape} numbers for {PARAMETERS} parameters; give the mean vector "
+            "and nothing else.",
+        )
+        error, size = float(np.linalg.norm(found - wanted)), float(np.linalg.norm(wanted))
+        ensure(
+            error < 0.1 * size + 0.1 * noise * math.sqrt(PARAMETERS / DRAWS),
+            f"the mean of {COHORT.size} vectors has norm {size:.3g}, and what was decoded from "
+            f"their sum lies {error:.3g} off; decode must undo release, in scale and order.",
+        )
+
+
+def check_weight_is_ignored(privatizer: Privatizer) -> str | None:
+    """Under a guarantee, how many examples a site trained on does not show in its release."""
+    private = [trial for trial in trials(privatizer) if trial.unit is not None]
+    if not private:
+        return "not needed: nothing is guaranteed"
+    for trial in private:
+        vector = _direction(0) * 0.01
+        one, other = (trial.site(0, 0, 0).release(vector, weight) for weight in (1.0, 1e3))
+        ensure(
+            np.array_equal(one.words, other.words),
+            "a release depends on the weight, which counts the site's own examples and has no "
+            "noise of its own; use the declared cohort.examples_per_site.",
+        )
+    return None
+
+
+CHECKS: tuple[Check, ...] = (
+    check_plan_is_repeatable,
+    check_spent,
+    check_batches,
+    check_batches_are_poisson,
+    check_gradient,
+    check_release,
+    check_refuses_non_finite,
+    check_round_trip,
+    check_weight_is_ignored,
+)
+"""Every check of a privatizer's bookkeeping."""
+
+
+def _all() -> Index:
+    return np.arange(EXAMPLES, dtype=np.int64)
+
+
+def _direction(seed: int) -> Tensor:
+    """A unit vector, shape (P,), `float32`."""
+    import torch
+
+    drawn: Reals = np.random.default_rng(seed).standard_normal(PARAMETERS)
+    return torch.from_numpy((drawn / np.linalg.norm(drawn)).astype(np.float32))
+
+
+def _scale(trial: Trial) -> float:
+    """A norm that no clipping touches: a tenth of what a huge vector is clipped to, or 0.1."""
+    if trial.unit != "site":
+        return 0.1
+    huge, zero = _direction(0) * 1e6, _direction(0) * 0
+    return 0.1 * float(np.linalg.norm(trial.released([huge]) - trial.released([zero])))
+
+
+def _ensure_mean(trial: Trial) -> None:
+    import torch
+
+    found = Scene().gradient(trial.site(0, 0, 0), _all())
+    wanted = Scene().gradient(Probe([], fill=None), _all())
+    ensure(
+        torch.allclose(found, wanted, rtol=1e-3, atol=1e-6),
+        "without a guarantee, gradient must be the mean of the batch's gradients; use "
+        "cohortium.plugin.mean_gradient.",
+    )

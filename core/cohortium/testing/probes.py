@@ -1,0 +1,132 @@
+"""A stand-in for a site's privacy, and one round of training under it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import define, field
+
+from cohortium import vector
+from cohortium.clipping import mean_gradient
+from cohortium.protocols import Cohort, Task
+from cohortium.testing import samples
+from cohortium.testing.contract import ConformanceError, ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import NoReturn
+
+    from torch import Tensor, nn
+
+    from cohortium.data import Examples
+    from cohortium.protocols import Index, Trained, Trainer, Work
+
+EXAMPLES = 64
+"""How many the probed site has, and every site is declared to have."""
+
+COHORT = Cohort(sites=4, size=4, examples=4 * EXAMPLES, rounds=2)
+"""The cohort that a trainer declares its work for."""
+
+
+@define(eq=False)
+class Probe:
+    """A `SitePrivacy` that yields the given batches, sets the gradients it is told to, and looks.
+
+    Attributes:
+        yields: The round's batches.
+        fill: What every value of the gradient is; None for the mean gradient.
+        asked: The number of examples in each call of `batches`.
+        taken: Batches that were handed out.
+        seen: Every batch that came to `gradient`, with its losses.
+    """
+
+    yields: Sequence[Index]
+    fill: float | None = 0.0
+    asked: list[int] = field(factory=list)
+    taken: int = 0
+    seen: list[tuple[Index, Tensor]] = field(factory=list)
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """The given batches."""
+        self.asked.append(examples)
+        for batch in self.yields:
+            self.taken += 1
+            yield batch
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """Look at the losses, and set `.grad`."""
+        import torch
+
+        if len(batch):
+            values = losses(batch)
+            ensure(
+                values.shape == (len(batch),),
+                f"losses gave shape {tuple(values.shape)} for {len(batch)} examples; it must give "
+                "one value for each, the copies of an augmented example inside it.",
+            )
+            self.seen.append((batch, values.detach().clone()))
+        else:
+            self.seen.append((batch, torch.zeros(0)))
+        if self.fill is None:
+            mean_gradient(net, losses, batch)
+            return
+        for parameter in vector.trainable(net):
+            parameter.grad = torch.full_like(parameter, self.fill)
+
+    def release(self, vector: Tensor, weight: float) -> NoReturn:  # noqa: ARG002
+        """A trainer has no business here."""
+        raise ConformanceError(
+            "the trainer called release, which draws noise and spends privacy; return the vector "
+            "in Trained, and the site releases it once."
+        )
+
+
+def declared(trainer: Trainer) -> Work:
+    """What `trainer` declares for the sample cohort."""
+    return trainer.work(COHORT)
+
+
+def sampled(work: Work, *, always: int | None = None) -> list[Index]:
+    """`work.steps` Poisson batches, with example `always` in each."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.flatnonzero(rng.random(EXAMPLES) < work.sampling_rate).astype(np.int64)
+        for _ in range(work.steps)
+    ]
+    return drawn if always is None else [np.union1d(batch, [always]) for batch in drawn]
+
+
+def train(
+    trainer: Trainer,
+    probe: Probe,
+    *,
+    net: nn.Module | None = None,
+    data: Examples | None = None,
+    round: int = 0,  # noqa: A002
+    state: Mapping[str, Tensor] | None = None,
+) -> Trained:
+    """One round at one site, under the conditions that the site state machine makes."""
+    import torch
+
+    data = samples.examples(EXAMPLES) if data is None else data
+    net = samples.network() if net is None else net
+    task = Task(
+        net=net.train(),
+        images=torch.from_numpy(data.images).float().div_(255),
+        labels=torch.from_numpy(data.labels),
+        round=round,
+        rounds=COHORT.rounds,
+        work=declared(trainer),
+        generator=torch.Generator().manual_seed(round),
+        state={} if state is None else state,
+    )
+    kept = task.images.clone(), task.labels.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(round)
+        trained = trainer.train(task, probe)
+    ensure(
+        torch.equal(kept[0], task.images) and torch.equal(kept[1], task.labels),
+        "training changed the site's images or labels, which later rounds use; work on copies.",
+    )
+    return trained

@@ -1,0 +1,152 @@
+"""Every check of a role, and their use on what installed plugins offer."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from cohortium import composition
+from cohortium.errors import PluginError, StudyError
+from cohortium.testing import (
+    aggregators,
+    datasets,
+    engines,
+    guarantees,
+    models,
+    observers,
+    partitioners,
+    privatizers,
+    trainers,
+    values,
+)
+from cohortium.testing.contract import Check, ConformanceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cohortium.catalog import Catalog, Offering
+    from cohortium.hooks import Role
+
+
+def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:
+    """Every check that an instance of `role` has to pass, by name.
+
+    >>> [name for name, _ in checks_for("partitioner")][-1]
+    'refuses too many sites'
+    """
+    own: dict[Role, tuple[Check, ...]] = {
+        "dataset": datasets.CHECKS,
+        "partitioner": partitioners.CHECKS,
+        "model": models.CHECKS,
+        "trainer": trainers.CHECKS,
+        "privatizer": privatizers.CHECKS + guarantees.CHECKS,
+        "aggregator": aggregators.CHECKS,
+        "engine": engines.CHECKS,
+        "observer": observers.CHECKS,
+    }
+    every: tuple[Any, ...] = (
+        partial(values.check_methods, role=role),
+        values.check_frozen_value,
+        values.check_plain_parameters,
+        values.check_equality,
+        values.check_pickles,
+        partial(values.check_study_round_trip, role=role),
+        values.check_plugin_import,
+        *own[role],
+    )
+    return tuple((_name_of(check), check) for check in every)
+
+
+@frozen
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        check: Its name.
+        failure: What is wrong; empty if it passed.
+        note: What is worth telling though it passed.
+    """
+
+    check: str
+    failure: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        if self.failure:
+            return f"✗ {self.check}: {self.failure}"
+        return f"✓ {self.check}" + (f" ({self.note})" if self.note else "")
+
+
+def examine(role: Role, instance: object) -> Iterator[Verdict]:
+    """Hold `instance` to every check of `role`, each to its end."""
+    for name, check in checks_for(role):
+        try:
+            note = check(instance)
+        except ConformanceError as error:
+            yield Verdict(name, failure=str(error))
+        except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding
+            yield Verdict(name, failure=f"it raised {type(error).__name__}: {error}")
+        else:
+            yield Verdict(name, note=note or "")
+
+
+def select(catalog: Catalog, name: str) -> list[Offering]:
+    """What the plugin `name` offers, or else what is offered as `name`.
+
+    Raises:
+        PluginError: There is neither, or the plugin cannot be used.
+    """
+    for record in catalog.records:
+        if record.name == name and record.status != "active":
+            raise PluginError(f"{record.label} is {record.status}: {record.reason}")
+    of_plugin = [o for o in catalog.offerings if o.record.name == name]
+    found = of_plugin or [o for o in catalog.offerings if o.offer.name == name]
+    if found:
+        return found
+    known = {o.record.name for o in catalog.offerings} | {o.offer.name for o in catalog.offerings}
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see `cohortium plugins`."
+    raise PluginError(f"no plugin is called '{name}', and none offers it; {hint}")
+
+
+def instance_of(catalog: Catalog, offering: Offering, settings: Sequence[str]) -> Any:
+    """What `offering` makes of `settings`, each a parameter as `key=value`.
+
+    Raises:
+        StudyError: A parameter is missing, unknown or out of its range.
+    """
+    role, offer = offering.role, offering.offer
+    given = dict(map(_parsed, settings))
+    missing = [
+        p.name
+        for p in inspect.signature(offer.factory).parameters.values()
+        if p.default is p.empty and p.name not in given
+    ]
+    if missing:
+        raise StudyError(
+            f"the {role} '{offer.name}' cannot be made without {' and '.join(missing)}; give it "
+            f"as in --set {missing[0]}=…."
+        )
+    return composition.make(catalog, role, {"name": offer.name, **given}, where="--set")
+
+
+def _parsed(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise StudyError(f"--set {setting}: write it as key=value, as in width=16.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()
+
+
+def _name_of(check: Any) -> str:
+    function = check.func if isinstance(check, partial) else check
+    name: str = function.__name__
+    return name.removeprefix("check_").replace("_", " ")

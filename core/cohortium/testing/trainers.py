@@ -1,0 +1,266 @@
+"""The contract of a `Trainer`: training data reaches the update through `gradient`, and only so."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium import vector
+from cohortium.data import Examples
+from cohortium.testing import samples
+from cohortium.testing.contract import Check, ensure
+from cohortium.testing.probes import COHORT, EXAMPLES, Probe, declared, sampled, train
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from cohortium.protocols import Index, Trainer
+
+REPLACED = 5
+"""The example that is replaced by another."""
+
+CLOSE = 1e-6
+"""How far numbers that do not depend on an example may lie apart."""
+
+WHAT_ELSE = (
+    "Let nothing but the losses inside private.gradient see the data: no statistic of the batch, "
+    "no weight counted from labels, no network trained beside it, no BatchNorm."
+)
+
+
+def check_no_leak(trainer: Trainer) -> None:
+    """With zero gradients, nothing that leaves `train` depends on what an example is.
+
+    One example's image and label are replaced.  The vector, the state and the loss of every
+    *other* example must stay as they were, in the first round and in one that begins with a state.
+    """
+    batches = sampled(declared(trainer), always=REPLACED)
+    data = samples.examples(EXAMPLES)
+    states: list[Mapping[str, Tensor]] = [{}, {}]
+    for round_ in range(COHORT.rounds):
+        probes = Probe(batches), Probe(batches)
+        one, other = (
+            train(trainer, probe, data=which, round=round_, state=state)
+            for probe, which, state in zip(probes, (data, _replaced(data)), states, strict=True)
+        )
+        _ensure_same_losses(*probes)
+        ensure(
+            _close(one.vector, other.vector),
+            "the vector changed when one example was replaced, though every gradient was zero: "
+            f"training data reaches it past the privatizer. {WHAT_ELSE}",
+        )
+        ensure(
+            one.state.keys() == other.state.keys()
+            and all(_close(one.state[key], other.state[key]) for key in one.state),
+            "the state changed when one example was replaced, though every gradient was zero: a "
+            f"later round would carry training data past the privatizer. {WHAT_ELSE}",
+        )
+        states = [one.state, other.state]
+
+
+def check_declared_work(trainer: Trainer) -> None:
+    """Batches come from `private.batches`, and as many gradients are taken as were declared."""
+    work = declared(trainer)
+    probe = Probe(sampled(work))
+    train(trainer, probe)
+    ensure(
+        probe.asked == [EXAMPLES],
+        f"private.batches was called for {probe.asked or 'no'} examples; call it once a round, "
+        f"with the number that the site has ({EXAMPLES} here).",
+    )
+    used = [batch for batch, _ in probe.seen]
+    ensure(
+        len(used) == work.steps,
+        f"work() declares {work.steps} steps a round, and {len(used)} gradients were taken; noise "
+        "is calibrated to the declaration, so both must be equal.",
+    )
+    ensure(
+        all(map(np.array_equal, used, probe.yields)),
+        "gradients were taken over other batches than private.batches yielded; the sampling rate "
+        "that privacy is reckoned with is no longer true. Use each as it comes.",
+    )
+
+
+def check_vector(trainer: Trainer) -> None:
+    """The vector is finite and as `flatten` orders it, BatchNorm's statistics included."""
+    import torch
+
+    for batch_norm in (False, True):
+        net = samples.network(batch_norm=batch_norm)
+        wanted = vector.length(net)
+        trained = train(trainer, Probe(sampled(declared(trainer)), fill=None), net=net)
+        found = trained.vector
+        ensure(
+            tuple(found.shape) == (wanted,) and found.dtype == torch.float32,
+            f"the vector has shape {tuple(found.shape)} and {found.dtype}, where vector.flatten "
+            f"gives {wanted} float32 numbers; make it with vector.flatten or flatten_gradients.",
+        )
+        ensure(
+            torch.isfinite(found).all(),
+            "one round on noise images made a vector with NaN or infinity; lower the default "
+            "learning rate.",
+        )
+        ensure(
+            math.isfinite(trained.weight) and trained.weight >= 0,
+            f"the weight is {trained.weight!r}; it is the number of examples behind the vector.",
+        )
+
+
+def check_empty_batches(trainer: Trainer) -> None:
+    """A round whose Poisson batches are all empty still gives a finite vector."""
+    import torch
+
+    nothing: Index = np.zeros(0, dtype=np.int64)
+    trained = train(trainer, Probe([nothing] * declared(trainer).steps, fill=None))
+    ensure(
+        torch.isfinite(trained.vector).all(),
+        "a round of empty batches made NaN or infinity; a Poisson batch may be empty, so divide by "
+        "declared numbers only.",
+    )
+
+
+def check_still_without_gradients(trainer: Trainer) -> None:
+    """Where weights and gradients are zero the vector is zero, pulls on the weights included."""
+    import torch
+
+    net = samples.network()
+    vector.load(net, torch.zeros(vector.length(net)))
+    moved = train(trainer, Probe(sampled(declared(trainer))), net=net).vector
+    ensure(
+        float(moved.abs().max()) <= CLOSE,
+        f"with zero weights and zero gradients a value of the vector is {float(moved.abs().max())}"
+        ": something other than gradients and weights moves it. Noise is the privatizer's.",
+    )
+
+
+def check_direction(trainer: Trainer) -> None:
+    """An update goes against the gradient and is a change of weights; a gradient goes along it."""
+    import torch
+
+    releases = declared(trainer).releases
+    sign = -1.0 if releases == "update" else 1.0
+    net = samples.network()
+    # Weights that point the wrong way: who returns them instead of their change is seen.
+    vector.load(net, torch.full((vector.length(net),), -sign))
+    found = train(trainer, Probe(sampled(declared(trainer)), fill=0.01), net=net).vector
+    ensure(
+        sign * float(found.sum()) > 0,
+        f"work() declares that {releases}s are released, but under a gradient of ones the vector "
+        f"sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient is what "
+        "private.gradient made.",
+    )
+
+
+def check_training_is_repeatable(trainer: Trainer) -> None:
+    """Equal tasks and batches give equal bits."""
+    import torch
+
+    batches = sampled(declared(trainer))
+    one, other = (train(trainer, Probe(batches, fill=None)).vector for _ in range(2))
+    ensure(
+        torch.equal(one, other),
+        "training twice with equal data, batches and seeds gave two vectors; draw augmentation "
+        "from task.generator, and keep nothing on the trainer between rounds.",
+    )
+
+
+def check_server(trainer: Trainer) -> None:
+    """`server` gives an optimizer over the parameters it was given, and its schedule."""
+    import torch
+
+    net = samples.network()
+    parameters = vector.trainable(net)
+    optimizer, schedule = trainer.server(parameters, COHORT.rounds)
+    ensure(
+        isinstance(optimizer, torch.optim.Optimizer)
+        and isinstance(schedule, torch.optim.lr_scheduler.LRScheduler),
+        "server must return a torch optimizer and a learning-rate schedule of it.",
+    )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    ensure(
+        held == {id(p) for p in parameters},
+        "the server optimizer does not hold exactly the parameters that it was given; pass them on "
+        "as they are.",
+    )
+    before = vector.flatten(net)
+    for _ in range(COHORT.rounds):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        schedule.step()
+    moved = vector.flatten(net) - before
+    ensure(
+        torch.isfinite(moved).all() and float(moved.sum()) < 0,
+        "the server optimizer did not go against the pseudo-gradient; it is minus the mean update, "
+        "or the mean gradient, and is to be descended.",
+    )
+
+
+def check_personal(trainer: Trainer) -> None:
+    """`personal` gives a network for the same inputs and classes."""
+    import torch
+    from torch import nn
+
+    net = samples.network()
+    trained = train(trainer, Probe(sampled(declared(trainer)), fill=None), net=net)
+    own: nn.Module = trainer.personal(net, trained.state)
+    ensure(
+        isinstance(own, nn.Module),
+        f"personal gave a {type(own).__name__}; return a network, by default the one it was given.",
+    )
+    with torch.no_grad():
+        found = own.eval()(torch.zeros(2, 3, samples.SIDE, samples.SIDE))
+    ensure(
+        tuple(found.shape) == (2, len(samples.CLASSES)),
+        f"the personal network gives shape {tuple(found.shape)} for 2 images of "
+        f"{len(samples.CLASSES)} classes; it must give logits as the global one does.",
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    check_no_leak,
+    check_declared_work,
+    check_vector,
+    check_empty_batches,
+    check_still_without_gradients,
+    check_direction,
+    check_training_is_repeatable,
+    check_server,
+    check_personal,
+)
+"""Every check of a trainer."""
+
+
+def _replaced(data: Examples) -> Examples:
+    images, labels = data.images.copy(), data.labels.copy()
+    images[REPLACED] = 255 - images[REPLACED] // 4
+    labels[REPLACED] = (labels[REPLACED] + 1) % len(samples.CLASSES)
+    return Examples(images, labels)
+
+
+def _ensure_same_losses(one: Probe, other: Probe) -> None:
+    ensure(
+        len(one.seen) == len(other.seen)
+        and all(np.array_equal(a, b) for (a, _), (b, _) in zip(one.seen, other.seen, strict=True)),
+        "which gradients were taken depends on what an example is; take them over the batches of "
+        "private.batches, whatever they hold.",
+    )
+    for (batch, losses), (_, others) in zip(one.seen, other.seen, strict=True):
+        rest = batch != REPLACED
+        ensure(
+            _close(losses[rest], others[rest]),
+            "the loss of other examples changed when one was replaced, so that clipping each "
+            f"example's gradient no longer bounds what one example can do. {WHAT_ELSE}",
+        )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    import torch
+
+    return one.shape == other.shape and torch.allclose(
+        one.double(), other.double(), rtol=CLOSE, atol=CLOSE
+    )

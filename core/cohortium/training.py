@@ -1,0 +1,156 @@
+"""What trainers have in common: losses with augmentation, optimizers by name, schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+from attrs.validators import deep_iterable, ge, gt
+
+from cohortium.composition import near
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from cohortium.protocols import Index, Task
+
+Schedule = Literal["constant", "linear", "cosine"]
+"""How a learning rate moves over the rounds: not at all, or down to zero."""
+
+
+def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
+    """What the learning rate is multiplied by in `round` of `rounds`.
+
+    >>> factor("linear", 15, 60)
+    0.75
+    """
+    if schedule == "linear":
+        return 1 - round / rounds
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * round / rounds)) / 2
+    return 1.0
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    options: Mapping[str, float | bool],
+) -> Optimizer:
+    """The optimizer of `torch.optim` called `name`, in any case of letters.
+
+    Raises:
+        StudyError: There is none of that name, or it has no such option.
+    """
+    import torch
+
+    kinds: dict[str, type[Optimizer]] = {
+        key.lower(): kind
+        for key, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    kinds.pop("optimizer", None)
+    kind = kinds.get(name.lower())
+    if kind is None:
+        raise StudyError(f"torch.optim has no optimizer '{name}'; {near(name.lower(), kinds)}")
+    try:
+        arguments: dict[str, Any] = {"lr": learning_rate, **options}
+        return kind(parameters, **arguments)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"optimizer '{name}': {error}.") from error
+
+
+def with_schedule(
+    optimizer: Optimizer, schedule: Schedule, rounds: int
+) -> tuple[Optimizer, LRScheduler]:
+    """`optimizer`, and its learning rate's course over `rounds` steps."""
+    import torch
+
+    course = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda r: factor(schedule, r, rounds))
+    return optimizer, course
+
+
+@frozen(kw_only=True)
+class Augmentation:
+    """Random symmetries of images, drawn anew for each copy of each example.
+
+    Attributes:
+        flips: Mirror left to right, with probability one half.
+        turns: Turn by 0, 90, 180 or 270 degrees, for square images.
+        copies: Copies of an example in a step; its loss is their mean, so that a per-example
+            gradient is taken over all of them (augmentation multiplicity: De et al. 2022).
+    """
+
+    flips: bool = False
+    turns: bool = False
+    copies: int = field(default=1, validator=ge(1))
+
+    def __call__(self, images: Tensor, task: Task) -> Tensor:
+        """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.
+
+        Raises:
+            StudyError: The model's inputs are not images, or not square ones.
+        """
+        import torch
+
+        if not self.flips and not self.turns:
+            return images if self.copies == 1 else images.repeat_interleave(self.copies, 0)
+        if images.ndim != 4:  # noqa: PLR2004
+            raise StudyError(
+                "flips and turns need a model whose inputs are images; this one's are features."
+            )
+        if self.turns and images.shape[2] != images.shape[3]:
+            raise StudyError("turns need square images.")
+        images = images.repeat_interleave(self.copies, 0)
+        quarter = 4 if self.turns else 1
+        symmetry = torch.randint(
+            0, quarter * (1 + self.flips), (len(images),), generator=task.generator
+        )
+        out = torch.empty_like(images)
+        for s in range(quarter * (1 + self.flips)):
+            chosen = (symmetry == s).to(images.device)
+            turned = images[chosen].rot90(s % quarter, (2, 3))
+            out[chosen] = turned.flip(3) if s >= quarter else turned
+        return out
+
+
+@frozen(kw_only=True)
+class Objective:
+    """Cross-entropy of augmented images, one value an example.
+
+    Attributes:
+        augmentation: Applied to each example anew every time.
+        class_weights: A *declared* factor for each class, or empty for ones.  It is never
+            counted from a site's labels, which the privacy guarantee would not cover.
+    """
+
+    augmentation: Augmentation
+    class_weights: tuple[float, ...] = field(default=(), validator=deep_iterable(gt(0)))
+
+    def losses(self, task: Task) -> Callable[[Index], Tensor]:
+        """The loss of each example at some positions, shape (B,), as `SitePrivacy` wants it."""
+        import torch
+        from torch.nn import functional
+
+        weights = None
+        if self.class_weights:
+            weights = torch.tensor(self.class_weights, device=task.images.device)
+        copies = self.augmentation.copies
+
+        def losses(batch: Index) -> Tensor:
+            index = torch.from_numpy(batch).to(task.images.device)
+            labels = task.labels[index]
+            logits = task.net(self.augmentation(task.images[index], task))
+            each = functional.cross_entropy(
+                logits, labels.repeat_interleave(copies), weight=weights, reduction="none"
+            )
+            return each.view(len(batch), copies).mean(1)
+
+        return losses

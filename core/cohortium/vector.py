@@ -1,0 +1,83 @@
+"""A network as one vector: its trainable parameters, then its floating-point statistics.
+
+The order is that of `named_parameters()` and `named_buffers()`; a parameter that several layers
+share stands once.  Frozen parameters are not in it (every party builds the same ones from the
+seed), nor are integer buffers such as BatchNorm's counters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+
+def trainable(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training may change."""
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def statistics(net: nn.Module) -> list[Tensor]:
+    """The persistent floating-point buffers, such as BatchNorm's running mean and variance."""
+    saved = net.state_dict(keep_vars=True)
+    return [b for name, b in net.named_buffers() if name in saved and b.is_floating_point()]
+
+
+def _pieces(net: nn.Module) -> Iterator[Tensor]:
+    yield from trainable(net)
+    yield from statistics(net)
+
+
+def length(net: nn.Module) -> int:
+    """P, how many numbers `flatten` gives."""
+    return sum(piece.numel() for piece in _pieces(net))
+
+
+def flatten(net: nn.Module) -> Tensor:
+    """A copy of the network's numbers, shape (P,), `float32`, on its device."""
+    import torch
+
+    return torch.cat([piece.detach().reshape(-1).float() for piece in _pieces(net)])
+
+
+def flatten_gradients(net: nn.Module, *, before: Tensor) -> Tensor:
+    """The gradients, then how far the statistics have moved since `before`, shape (P,)."""
+    import torch
+
+    parts = [
+        torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1).float()
+        for p in trainable(net)
+    ]
+    moved = [piece.detach().reshape(-1).float() for piece in statistics(net)]
+    if moved:
+        tail = torch.cat(moved)
+        parts.append(tail - before[len(before) - len(tail) :])
+    return torch.cat(parts)
+
+
+def load(net: nn.Module, vector: Tensor) -> None:
+    """Set the network's numbers from `vector`, shape (P,)."""
+    import torch
+
+    position = 0
+    with torch.no_grad():
+        for piece in _pieces(net):
+            piece.copy_(vector[position : position + piece.numel()].view_as(piece))
+            position += piece.numel()
+
+
+def fingerprint(net: nn.Module) -> str:
+    """SHA-256 of every trainable parameter and statistic: name, shape and little-endian bytes."""
+    digest = hashlib.sha256()
+    buffers = {id(buffer) for buffer in statistics(net)}
+    named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    named_buffers = [(n, b) for n, b in net.named_buffers() if id(b) in buffers]
+    for name, piece in [*named, *named_buffers]:
+        array = piece.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name}:{array.shape}:".encode())
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""A small convolutional network, for quick studies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import ge
+
+from cohortium.plugin import DataSpec, Model, Offer, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+COHORTIUM_API = 1
+
+
+@frozen
+class CNN:
+    """Three strided convolutions with GroupNorm, a global mean and a linear layer.
+
+    Attributes:
+        width: Channels of the first convolution; the last has four times as many.
+    """
+
+    width: int = field(default=16, validator=ge(1))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Intensities from [0, 1] to [-1, 1]."""
+        return images.sub(0.5).div_(0.5)
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        """The network with torch's default initialisation, drawn from `seed`."""
+        import torch
+        from torch import nn
+
+        w = self.width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                *(nn.Conv2d(spec.channels, w, 3, 2, 1), nn.GroupNorm(1, w), nn.ReLU()),
+                *(nn.Conv2d(w, 2 * w, 3, 2, 1), nn.GroupNorm(2, 2 * w), nn.ReLU()),
+                *(nn.Conv2d(2 * w, 4 * w, 3, 1, 1), nn.GroupNorm(4, 4 * w), nn.ReLU()),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(4 * w, len(spec.classes)),
+            )
+
+
+@hookimpl
+def cohortium_models() -> list[Offer[Model]]:
+    """Offer `cnn`."""
+    return [Offer("cnn", CNN, "Three convolutions with GroupNorm, for quick studies.")]

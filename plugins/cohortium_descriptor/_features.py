@@ -1,0 +1,174 @@
+"""Soft joint histograms of colour and edges in rings around an image's centre.
+
+The features of an image depend on that image and on constants, and on nothing else.
+So they leave the sensitivity of a training step alone and cost no privacy.
+
+A group of features is the square root of a distribution: Euclidean distances between groups are
+Hellinger distances, and every row of features has the same norm, whatever the image.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Final
+
+import torch
+from attrs import field, frozen, validators
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Histograms", "features"]
+
+# The constants below were chosen at this size; larger images are averaged down towards it.
+SIDE: Final = 28
+PIXELS_AT_ONCE: Final = 50_000
+# Image gradients of half the brightness range per pixel and more share the last bin.
+STEEPEST: Final = 0.5
+
+
+def _ascending(_: object, __: object, radii: tuple[float, ...]) -> None:
+    if not radii or any(b <= a for a, b in zip((0.0, *radii), radii, strict=False)):
+        raise ValueError(f"radii must be positive and ascending, not {radii}")
+
+
+@frozen(kw_only=True)
+class Histograms:
+    """The constants of the features.
+
+    Attributes:
+        bins: Bins along each axis of a histogram of two colours.
+        edge_bins: Bins along each axis of a histogram of gradients.
+        radii: Outer radii of the rings; 1 touches the image's sides.
+        softness: Width of the rings' borders, in units of the radii.
+        norm: Euclidean norm of every row of features.
+    """
+
+    bins: int = field(default=12, validator=validators.ge(2))
+    edge_bins: int = field(default=6, validator=validators.ge(2))
+    radii: tuple[float, ...] = field(
+        default=(0.25, 0.5, 0.75, 1.0), converter=tuple, validator=_ascending
+    )
+    softness: float = field(default=1 / 14, validator=validators.gt(0))
+    norm: float = field(default=10.0, validator=validators.gt(0))
+
+    def dimension(self, channels: int) -> int:
+        """Number of features of an image with so many channels."""
+        pairs = max(1, math.comb(channels, 2))
+        return len(self.radii) * (pairs * self.bins**2 + 2 * self.edge_bins**2)
+
+
+def features(
+    images: Tensor, histograms: Histograms | None = None, *, centre: Tensor | None = None
+) -> Tensor:
+    """Describes each image by itself.
+
+    Args:
+        images: Shape (N, C, H, W), float32 in [0, 1], any C, sides of at least 8 pixels.
+        histograms: The constants; the default ones if left out.
+        centre: Shape (D,), a public constant to subtract, such as the mean features of synthetic
+            images. The closer it lies to the data, the less of each clipped gradient is spent on
+            what all images share. The mean of private images is a query on them, at a price.
+
+    Returns:
+        Features, shape (N, D) with D = `histograms.dimension(C)`. Rows have the norm
+        `histograms.norm`; less a centre that is itself a mean of such rows, at most twice that.
+
+    Raises:
+        ValueError: If the images have the wrong shape or are too small.
+    """
+    constants = histograms or Histograms()
+    if images.ndim != 4 or images.shape[1] < 1 or min(images.shape[2:]) < 8:
+        shape = tuple(images.shape)
+        raise ValueError(f"images must have shape (N, C, H, W), H and W at least 8, not {shape}")
+    rows = images.new_empty(len(images), constants.dimension(images.shape[1]))
+    step = max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:]))
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        rows[part] = _describe(_coarse(images[part]), constants)
+    return rows if centre is None else rows.sub_(centre.to(rows))
+
+
+def _coarse(images: Tensor) -> Tensor:
+    """Averages large images down, so that gradients mean the same at every size."""
+    factor = min(images.shape[2:]) // SIDE
+    return functional.avg_pool2d(images, factor) if factor > 1 else images
+
+
+def _describe(images: Tensor, constants: Histograms) -> Tensor:
+    """Features, shape (n, D), of images of shape (n, C, H, W)."""
+    rings = _rings(images, constants)  # (P, R)
+    colours = [_soft_bins(plane, constants.bins) for plane in _planes(images)]  # (n, P, bins)
+    slope, outward = _gradients(images)
+    steep, radial, bright = (
+        _soft_bins(plane, constants.edge_bins)
+        for plane in (slope, outward, images.mean(1).flatten(1))
+    )
+    pairs = [*combinations(colours, 2), (steep, radial), (steep, bright)]
+    shares = [_joint(left, right, rings) for left, right in pairs]
+    # Each histogram sums to 1, so its square root has norm 1, and the row that of the number of histograms.
+    unit = math.sqrt(len(pairs) * rings.shape[1])
+    return torch.cat(shares, dim=1).sqrt_().mul_(constants.norm / unit)
+
+
+def _planes(images: Tensor) -> list[Tensor]:
+    """Values in [0, 1], each of shape (n, P), whose pairs are binned together.
+
+    Brightness and the differences between neighbouring channels: the channels themselves go up and
+    down together, and leave most bins of their joint histograms empty.
+    Of a grey image, the brightness of a pixel and of its surroundings.
+    """
+    brightness = images.mean(1, keepdim=True)  # (n, 1, H, W)
+    if images.shape[1] == 1:
+        reach = max(1, min(images.shape[2:]) // 14)
+        around = functional.avg_pool2d(
+            brightness, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False
+        )
+        return [brightness.flatten(1), around.flatten(1)]
+    contrast = 0.5 + images[:, 1:] - images[:, :-1]  # (n, C - 1, H, W)
+    return [brightness.flatten(1), *contrast.flatten(2).unbind(1)]
+
+
+def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Brightness gradient: its magnitude and its component away from the centre, (n, P), in [0, 1].
+
+    Both are square roots, so that faint edges have bins of their own; no radial component is 0.5.
+    """
+    padded = functional.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
+    across = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / (2 * STEEPEST)
+    down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / (2 * STEEPEST)
+    x, y = _positions(images)
+    outward = (across * x + down * y) / torch.hypot(x, y).clamp_(min=1e-6)
+    signed = outward.sign() * outward.abs().clamp_(max=1).sqrt_()
+    return torch.hypot(across, down).clamp_(max=1).sqrt_().flatten(1), (0.5 + signed / 2).flatten(1)
+
+
+def _positions(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of the pixels, (1, W) and (H, 1): 0 at the image's centre, 1 at its sides."""
+    down, across = (
+        (torch.arange(side, dtype=images.dtype, device=images.device) + 0.5) * (2 / side) - 1
+        for side in images.shape[2:]
+    )
+    return across[None, :], down[:, None]
+
+
+def _rings(images: Tensor, constants: Histograms) -> Tensor:
+    """Weights of the P pixels in the R rings, shape (P, R); each ring's sum to 1."""
+    distance = torch.hypot(*_positions(images)).flatten()
+    discs = [torch.sigmoid((radius - distance) / constants.softness) for radius in constants.radii]
+    inner = [torch.zeros_like(distance), *discs[:-1]]
+    weights = torch.stack(discs, dim=1) - torch.stack(inner, dim=1)
+    return weights / weights.sum(0)
+
+
+def _soft_bins(plane: Tensor, bins: int) -> Tensor:
+    """Shares two neighbouring bins have in each value, by hat functions: (n, P) to (n, P, bins)."""
+    middles = torch.arange(bins, dtype=plane.dtype, device=plane.device)
+    place = plane.clamp(0, 1).mul_(bins - 1).unsqueeze(-1)
+    return (place - middles).abs_().neg_().add_(1).clamp_(min=0)
+
+
+def _joint(left: Tensor, right: Tensor, rings: Tensor) -> Tensor:
+    """Joint histograms in each ring, shape (n, R * A * B), from bins (n, P, A) and (n, P, B)."""
+    weighted = left.unsqueeze(2) * rings[None, :, :, None]  # (n, P, R, A)
+    return torch.bmm(weighted.flatten(2).transpose(1, 2), right).flatten(1)

@@ -1,0 +1,95 @@
+"""Label skew: every class is divided among the sites in proportions of its own.
+
+>>> Dirichlet(alpha=0.1, min_size=20)
+Dirichlet(alpha=0.1, min_size=20)
+
+The usual benchmark of unlike hospitals (Yurochkin et al. 2019, section 4; NIID-Bench, Li et
+al. 2022), without its usual loop that draws anew until no site is too small: that loop changes the
+distribution, and with a small `alpha` or many sites never ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+from attrs.validators import ge, le
+
+from cohortium.plugin import Offer, Partitioner, StudyError, hookimpl
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cohortium.plugin import Examples
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class Dirichlet:
+    """Class k goes to the sites in proportions drawn from Dir(alpha, …, alpha).
+
+    Sizes differ as well, the more the smaller `alpha` is.  A site that was dealt fewer than
+    `min_size` examples then gets as many as it lacks, and no more, from the largest sites.
+
+    Attributes:
+        alpha: Concentration, from 1e-6 (each class at one site) to 1e6 (classes alike everywhere).
+        min_size: Fewest examples at a site.
+    """
+
+    alpha: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
+    min_size: int = field(default=10, validator=ge(1))
+
+    def deal(
+        self, examples: Examples, sites: int, rng: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        """Positions for each site, ascending.
+
+        Guarantees:
+            Every example goes to exactly one site, and every site gets at least `min_size`.
+
+        Raises:
+            StudyError: There are fewer examples than `min_size` at every site takes.
+        """
+        if sites * self.min_size > len(examples):
+            raise StudyError(
+                f"dirichlet: {sites} sites of at least {self.min_size} examples take "
+                f"{sites * self.min_size}, but there are {len(examples)}; lower sites or min_size."
+            )
+        labels, numbers = np.unique(examples.labels, return_counts=True)
+        shares = rng.dirichlet(np.full(sites, self.alpha), size=len(labels))  # (classes, sites)
+        # Rounding where each site's part *ends* keeps every sum, and each part within one example.
+        ends = np.rint(numbers[:, None] * shares.cumsum(axis=1)).astype(np.int64)
+        counts = np.diff(ends, axis=1, prepend=0)
+        _level(counts, self.min_size)
+        dealt: list[list[NDArray[np.int64]]] = [[] for _ in range(sites)]
+        for label, row in zip(labels, counts, strict=True):
+            order = rng.permutation(np.flatnonzero(examples.labels == label)).astype(np.int64)
+            for parts, part in zip(dealt, np.split(order, row.cumsum()[:-1]), strict=True):
+                parts.append(part)
+        return [np.sort(np.concatenate(parts)) for parts in dealt]
+
+
+def _level(counts: NDArray[np.int64], least: int) -> None:
+    """Raise every site of `counts`, shape (classes, sites), to `least` examples, in place.
+
+    Each example is taken from the site that is then largest, and from the class it has most of:
+    that changes its mix least, and gives the small site few classes, as befits label skew.
+
+    While a site lacks examples, the largest has more than the mean, which is `least` or more.
+    So no site falls below `least` by giving, and no move is ever undone: their number is least.
+    """
+    sizes = counts.sum(axis=0)
+    for site in np.flatnonzero(sizes < least):
+        while sizes[site] < least:
+            donor = sizes.argmax()
+            label = counts[:, donor].argmax()
+            counts[label, [donor, site]] += (-1, 1)
+            sizes[[donor, site]] += (-1, 1)
+
+
+@hookimpl
+def cohortium_partitioners() -> list[Offer[Partitioner]]:
+    """Offer `dirichlet`."""
+    return [Offer("dirichlet", Dirichlet, "Label skew: each class in Dirichlet proportions.")]

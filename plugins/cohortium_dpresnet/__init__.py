@@ -1,0 +1,46 @@
+"""DPResNet: a small residual network with GroupNorm, made for private training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import ge
+
+from cohortium.plugin import DataSpec, Model, Offer, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+COHORTIUM_API = 1
+
+
+@frozen
+class DPResNet:
+    """The network of arXiv 2412.00687: 4,802,120 parameters at width 64, 3 channels, 8 classes.
+
+    Attributes:
+        width: Channels of the first convolution; the last has eight times as many.
+    """
+
+    width: int = field(default=64, validator=ge(1))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Intensities from [0, 1] to [-1, 1], the paper's mean 0.5 and deviation 0.5."""
+        return images.sub(0.5).div_(0.5)
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        """The network with torch's default initialisation, drawn from `seed`."""
+        import torch
+
+        from cohortium_dpresnet._network import Network
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Network(spec.channels, len(spec.classes), self.width)
+
+
+@hookimpl
+def cohortium_models() -> list[Offer[Model]]:
+    """Offer `dpresnet`."""
+    return [Offer("dpresnet", DPResNet, "Small residual network with GroupNorm.")]

@@ -1,0 +1,156 @@
+"""Federated averaging (McMahan et al. 2017) and FedProx (Li et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import ge, gt
+
+from cohortium.plugin import (
+    Augmentation,
+    Cohort,
+    Objective,
+    Offer,
+    Schedule,
+    SitePrivacy,
+    Task,
+    Trained,
+    Trainer,
+    Work,
+    factor,
+    hookimpl,
+    make_optimizer,
+    vector,
+    with_schedule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class FedAvg:
+    """Sites train for a while on their own; the server moves by the mean of their updates.
+
+    Attributes:
+        epochs: Passes over a site's own data each round.
+        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        batch_size: Examples in a batch.  Under example-level privacy batches are Poisson samples
+            whose rate is this over the *declared* mean size of a site, and `epochs` passes are
+            the number of steps that this makes, alike at every site.
+        optimizer: At the sites, any of `torch.optim`; it starts afresh every round.
+        learning_rate: Of that.
+        options: Further arguments of that.
+        schedule: Of the sites' learning rate, over the rounds.
+        server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
+        server_learning_rate: Of that.
+        server_options: Further arguments of that.
+        flips: Augment by mirroring.
+        turns: Augment by quarter turns.
+        copies: Augmented copies of an example in one step.
+        class_weights: A declared factor for each class; empty for ones.
+    """
+
+    epochs: int = field(default=1, validator=ge(1))
+    steps: int = field(default=0, validator=ge(0))
+    batch_size: int = field(default=32, validator=ge(1))
+    optimizer: str = "sgd"
+    learning_rate: float = field(default=0.05, validator=gt(0))
+    options: dict[str, float | bool] = field(factory=dict)
+    schedule: Schedule = "constant"
+    server_optimizer: str = "sgd"
+    server_learning_rate: float = field(default=1.0, validator=gt(0))
+    server_options: dict[str, float | bool] = field(factory=dict)
+    flips: bool = False
+    turns: bool = False
+    copies: int = field(default=1, validator=ge(1))
+    class_weights: tuple[float, ...] = ()
+
+    def work(self, cohort: Cohort) -> Work:
+        """Poisson steps for private runs, shuffled passes or steps for others."""
+        rate = min(1.0, self.batch_size / cohort.examples_per_site)
+        return Work(
+            releases="update",
+            steps=self.steps or self.epochs * math.ceil(1 / rate),
+            sampling_rate=rate,
+            batch_size=self.batch_size,
+            epochs=None if self.steps else self.epochs,
+        )
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        """Local steps from the global weights; the update counts by the site's examples."""
+        before = vector.flatten(task.net)
+        optimizer = make_optimizer(
+            self.optimizer,
+            vector.trainable(task.net),
+            learning_rate=self.learning_rate * factor(self.schedule, task.round, task.rounds),
+            options=self.options,
+        )
+        losses = self._objective.losses(task)
+        for batch in private.batches(len(task.labels)):
+            private.gradient(task.net, losses, batch)
+            self._add_data_free(task.net, before)
+            optimizer.step()
+        update = vector.flatten(task.net).sub_(before)
+        return Trained(vector=update, weight=float(len(task.labels)))
+
+    def server(
+        self, parameters: Iterable[nn.Parameter], rounds: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """The server optimizer, at a constant rate."""
+        optimizer = make_optimizer(
+            self.server_optimizer,
+            parameters,
+            learning_rate=self.server_learning_rate,
+            options=self.server_options,
+        )
+        return with_schedule(optimizer, "constant", rounds)
+
+    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
+        """Every site uses the global network."""
+        return net
+
+    def _add_data_free(self, net: nn.Module, before: Tensor) -> None:
+        """Add to the gradients what depends on weights alone; nothing here."""
+
+    @property
+    def _objective(self) -> Objective:
+        augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
+        return Objective(augmentation=augmentation, class_weights=self.class_weights)
+
+
+@frozen(kw_only=True)
+class FedProx(FedAvg):
+    """`FedAvg` whose sites are pulled back towards the global weights by μ(w - w_global).
+
+    Attributes:
+        mu: μ, the strength of the pull.  It sees no data, so it costs no privacy.
+    """
+
+    mu: float = field(default=0.01, validator=ge(0))
+
+    def _add_data_free(self, net: nn.Module, before: Tensor) -> None:
+        """Add the pull to the gradients, after the privatizer has set them."""
+        position = 0
+        for parameter in vector.trainable(net):
+            anchor = before[position : position + parameter.numel()].view_as(parameter)
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=self.mu)
+            position += parameter.numel()
+
+
+@hookimpl
+def cohortium_trainers() -> list[Offer[Trainer]]:
+    """Offer `fedavg` and `fedprox`."""
+    return [
+        Offer("fedavg", FedAvg, "Local steps or epochs, then the mean update."),
+        Offer("fedprox", FedProx, "FedAvg with a pull towards the global weights."),
+    ]

@@ -1,0 +1,94 @@
+"""Federated SGD (McMahan et al. 2017): one gradient a round; the server takes the step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, le
+
+from cohortium.plugin import (
+    Augmentation,
+    Cohort,
+    Objective,
+    Offer,
+    Schedule,
+    SitePrivacy,
+    Task,
+    Trained,
+    Trainer,
+    Work,
+    hookimpl,
+    make_optimizer,
+    vector,
+    with_schedule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class FedSGD:
+    """Each site sends the gradient of one Poisson batch; momentum lives at the server.
+
+    Attributes:
+        sampling_rate: Chance of each example to be in a round's batch.
+        optimizer: At the server, any of `torch.optim`.
+        learning_rate: Of that.
+        options: Further arguments of that.
+        schedule: Of the learning rate, over the rounds.
+        flips: Augment by mirroring.
+        turns: Augment by quarter turns.
+        copies: Augmented copies of an example in a batch.
+        class_weights: A declared factor for each class; empty for ones.
+    """
+
+    sampling_rate: float = field(default=0.4, validator=and_(gt(0), le(1)))
+    optimizer: str = "sgd"
+    learning_rate: float = field(default=2.0, validator=gt(0))
+    options: dict[str, float | bool] = field(factory=lambda: {"momentum": 0.9})
+    schedule: Schedule = "linear"
+    flips: bool = False
+    turns: bool = False
+    copies: int = field(default=1, validator=ge(1))
+    class_weights: tuple[float, ...] = ()
+
+    def work(self, cohort: Cohort) -> Work:  # noqa: ARG002
+        """One batch a round."""
+        return Work(releases="gradient", steps=1, sampling_rate=self.sampling_rate)
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        """The gradient of the round's batch; it counts by the examples in it."""
+        before = vector.flatten(task.net)
+        augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
+        objective = Objective(augmentation=augmentation, class_weights=self.class_weights)
+        (batch,) = private.batches(len(task.labels))
+        private.gradient(task.net, objective.losses(task), batch)
+        gradient = vector.flatten_gradients(task.net, before=before)
+        return Trained(vector=gradient, weight=float(len(batch)))
+
+    def server(
+        self, parameters: Iterable[nn.Parameter], rounds: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer that does the training."""
+        optimizer = make_optimizer(
+            self.optimizer, parameters, learning_rate=self.learning_rate, options=self.options
+        )
+        return with_schedule(optimizer, self.schedule, rounds)
+
+    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
+        """Every site uses the global network."""
+        return net
+
+
+@hookimpl
+def cohortium_trainers() -> list[Offer[Trainer]]:
+    """Offer `fedsgd`."""
+    return [Offer("fedsgd", FedSGD, "One gradient a round; the server takes the step.")]

@@ -1,0 +1,56 @@
+"""All sites in this process, one after the other, sharing one resident network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, frozen
+
+from cohortium.plugin import Engine, Offer, StudyError, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cohortium.plugin import OpenSite, SiteId, SiteRecipe
+
+COHORTIUM_API = 1
+
+
+@frozen
+class Inline:
+    """Runs sites in turn.  No copy of the model is kept for each of them."""
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> InlineExchange:
+        """Make every site beside the first."""
+        if sites is None:
+            raise StudyError("the engine 'inline' simulates its sites and cannot serve hospitals.")
+        made: dict[SiteId, OpenSite] = {}
+        first: OpenSite | None = None
+        for site, recipe in sites.items():
+            made[site] = recipe.open(beside=first)
+            first = first or made[site]
+        return InlineExchange(made)
+
+
+@define
+class InlineExchange:
+    """Calls each site and yields what it says."""
+
+    sites: Mapping[SiteId, OpenSite]
+
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes]
+    ) -> Iterator[tuple[SiteId, bytes]]:
+        """One site after the other, in the order of `each`."""
+        for site, own in each.items():
+            yield site, self.sites[site].answer(common, own)
+
+    def close(self) -> None:
+        """Forget the sites."""
+        self.sites = {}
+
+
+@hookimpl
+def cohortium_engines() -> list[Offer[Engine]]:
+    """Offer `inline`."""
+    return [Offer("inline", Inline, "All sites in this process, one resident network.")]

@@ -1,0 +1,170 @@
+"""The two-dimensional single-label sets of MedMNIST, in their official splits.
+
+>>> MedMNIST(flag="pneumoniamnist").load()  # doctest: +SKIP
+
+The file is looked for in `root`, in the folder that `COHORTIUM_DATA` names and in medmnist's own
+`~/.medmnist`, and is downloaded only where it is in none of them.  Wherever it comes from, its
+MD5 is the published one: figures from it can be compared with other people's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import Attribute, field, frozen
+
+from cohortium.plugin import (
+    DataError,
+    Dataset,
+    Offer,
+    StudyError,
+    data_folder,
+    find_file,
+    hookimpl,
+    read_splits,
+)
+from cohortium_medmnist._fetch import FetchError, Published
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.plugin import Splits
+
+COHORTIUM_API = 1
+
+SIZES: Final = (28, 64, 128, 224)
+"""Heights, and widths, in pixels."""
+
+ORIGINS: Final[Mapping[str, str]] = {
+    "bloodmnist": "Acevedo et al., Data in Brief 2020",
+    "breastmnist": "Al-Dhabyani et al., Data in Brief 2020",
+    "dermamnist": "Tschandl et al., Scientific Data 2018 and Codella et al., arXiv:1902.03368",
+    "octmnist": "Kermany et al., Cell 2018",
+    "organamnist": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
+    "organcmnist": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
+    "organsmnist": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
+    "pathmnist": "Kather et al., PLOS Medicine 2019",
+    "pneumoniamnist": "Kermany et al., Cell 2018",
+    "retinamnist": "Liu et al., Patterns 2022",
+    "tissuemnist": "Ljosa et al., Nature Methods 2012",
+}
+"""The sets that are offered, and who made the images of each.
+
+RetinaMNIST's five grades are ordered; they are taken as five classes, which is also how MedMNIST
+itself scores them."""
+
+
+def _offered(_: object, attribute: Attribute[str], flag: str) -> None:
+    if flag in ORIGINS:
+        return
+    if flag == "chestmnist":
+        why = "an image of chestmnist has several labels at once, and only one can be learned"
+    elif flag.endswith("3d"):
+        why = f"the images of {flag} are volumes, and only flat ones can be read"
+    else:
+        why = f"MedMNIST has no set '{flag}'"
+    raise StudyError(f"medmnist: {why}; let {attribute.name} be one of {', '.join(ORIGINS)}.")
+
+
+def _made(_: object, attribute: Attribute[int], size: int) -> None:
+    if size not in SIZES:
+        raise StudyError(
+            f"medmnist: there are no images of {attribute.name} {size}; choose one of "
+            f"{', '.join(map(str, SIZES))}."
+        )
+
+
+@frozen(kw_only=True)
+class MedMNIST:
+    """A set of MedMNIST v2, or of its larger versions (MedMNIST+).
+
+    Attributes:
+        flag: MedMNIST's own name of the set, such as "bloodmnist".
+        root: A folder to look in first, and to download to.
+        size: Height and width in pixels: 28, 64, 128 or 224.
+        download: Whether the network may be used for a file that is nowhere.
+    """
+
+    flag: str = field(default="bloodmnist", validator=_offered)
+    root: str = ""
+    size: int = field(default=28, validator=_made)
+    download: bool = True
+
+    def load(self) -> Splits:
+        """Read the official file, downloading it first where it is nowhere.
+
+        Raises:
+            DataError: It is nowhere and cannot be downloaded, or is not the official file.
+        """
+        info = _table()[self.flag]
+        suffix = "" if self.size == SIZES[0] else f"_{self.size}"
+        published = Published(
+            f"{self.flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"]
+        )
+        path = self._file(published)
+        return read_splits(
+            path,
+            name=f"{info['python_class']} {self.size}×{self.size}",
+            classes=[info["label"][str(label)] for label in range(len(info["label"]))],
+            source=(
+                f"{info['python_class']} of MedMNIST v2 (Yang et al., Scientific Data 2023), "
+                f"images from {ORIGINS[self.flag]}; {info['license']}"
+            ),
+        )
+
+    def _file(self, published: Published) -> Path:
+        """Where the official file lies; it is there afterwards."""
+        own = Path(self.root).expanduser() if self.root else None
+        cache = Path.home() / ".medmnist"
+        folders = [folder for folder in (own, data_folder(), cache) if folder is not None]
+        found = find_file(*(folder / published.name for folder in folders))
+        if found is not None:
+            return _checked(found, published)
+        if not self.download:
+            failure = "download is false"
+        else:
+            try:
+                return published.fetch(own or cache)
+            except FetchError as error:
+                failure = f"downloading it failed: {error}"
+        raise DataError(
+            f"{published.name} is not in {' or '.join(map(str, folders))}, and {failure}; get it "
+            f"from {published.url} and put it in {folders[0]}."
+        )
+
+
+def _checked(path: Path, published: Published) -> Path:
+    try:
+        official = published.matches(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); check who may read it.") from error
+    if not official:
+        raise DataError(
+            f"{path} is not the official file, whose MD5 is {published.md5}; replace it by "
+            f"{published.url}, or read it under a name of its own with the data set 'npz'."
+        )
+    return path
+
+
+def _table() -> Mapping[str, Mapping[str, Any]]:
+    """What medmnist says about each set.
+
+    Only the module of its table is run: to import the package is to import torch, pandas and
+    scikit-learn.
+    """
+    spec = importlib.util.find_spec("medmnist")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("the package medmnist is not installed; pip install medmnist.")
+    table: Mapping[str, Mapping[str, Any]] = runpy.run_path(
+        str(Path(spec.submodule_search_locations[0]) / "info.py")
+    )["INFO"]
+    return table
+
+
+@hookimpl
+def cohortium_datasets() -> list[Offer[Dataset]]:
+    """Offer `medmnist`."""
+    return [Offer("medmnist", MedMNIST, "MedMNIST's official 2D sets, single-label.")]

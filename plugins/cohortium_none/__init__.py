@@ -1,0 +1,137 @@
+"""No privacy: sites release exact weighted updates, in fixed point so that they can be summed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+from attrs.validators import gt
+
+from cohortium.plugin import (
+    Cohort,
+    FixedPoint,
+    Offer,
+    PrivacyError,
+    Privatizer,
+    RefusalError,
+    RingVector,
+    Work,
+    hookimpl,
+    mean_gradient,
+    shuffled,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.plugin import Randomness, Ring, RingSum, Stream
+
+COHORTIUM_API = 1
+
+
+@frozen
+class Unprivate:
+    """Sends what was trained, weighted by the examples behind it; promises nothing.
+
+    Attributes:
+        bound: The largest value of an update that can be sent; a larger one is an error.
+        step: Updates are rounded to multiples of it.
+    """
+
+    bound: float = field(default=4.0, validator=gt(0))
+    step: float = field(default=2.0**-20, validator=gt(0))
+
+    def plan(self, work: Work, cohort: Cohort, parameters: int) -> UnprivatePlan:
+        """A ring for the weighted sum, with one more element for the sum of the weights."""
+        # Weights are in units of the declared mean, so that they add up to the number of sites.
+        try:
+            code = FixedPoint.holding(cohort.sites * self.bound, step=self.step)
+        except ValueError as error:
+            raise PrivacyError(f"privatizer 'none': {error}") from error
+        return UnprivatePlan(code, self.bound, work, cohort, parameters)
+
+
+@frozen
+class UnprivatePlan:
+    """Public numbers of a run without privacy."""
+
+    code: FixedPoint
+    bound: float
+    work: Work
+    cohort: Cohort
+    parameters: int
+    guarantee: None = None
+
+    @property
+    def ring(self) -> Ring:
+        """Where the weighted sum fits."""
+        return self.code.ring
+
+    @property
+    def length(self) -> int:
+        """The update, and its weight."""
+        return self.parameters + 1
+
+    def spent(self, attempts: int) -> None:
+        """Nothing is promised."""
+
+    def site(self, secret: Randomness) -> UnprivateSite:
+        """Batches come from `secret`; there is no noise."""
+        return UnprivateSite(self, secret.stream("batches"))
+
+    def decode(self, total: RingSum) -> Tensor:
+        """The weighted mean."""
+        import torch
+
+        values = self.code.decode(total.words)
+        weight = values[-1]
+        mean = values[:-1] / weight if weight > 0 else np.zeros(self.parameters)
+        return torch.from_numpy(mean.astype(np.float32))
+
+
+@frozen
+class UnprivateSite:
+    """One attempt at one site, without privacy."""
+
+    plan: UnprivatePlan
+    stream: Stream
+
+    def batches(self, examples: int) -> Iterator[NDArray[np.int64]]:
+        """Shuffled passes in batches of the declared size, or Poisson samples without one."""
+        return shuffled(self.plan.work, examples, self.stream)
+
+    def gradient(
+        self,
+        net: nn.Module,
+        losses: Callable[[NDArray[np.int64]], Tensor],
+        batch: NDArray[np.int64],
+    ) -> None:
+        """The mean gradient; zero for an empty batch."""
+        mean_gradient(net, losses, batch)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """The update times its weight, then the weight, in fixed point."""
+        import torch
+
+        largest = float(torch.linalg.vector_norm(vector, float("inf"))) if len(vector) else 0.0
+        if not np.isfinite(largest):
+            raise RefusalError("non-finite", "its update holds NaN or infinity; lower the rate.")
+        if largest > self.plan.bound:
+            raise RefusalError(
+                "out of range",
+                f"its update exceeds {self.plan.bound:g}; raise privatizer.bound or lower the "
+                "learning rate.",
+            )
+        relative = weight / self.plan.cohort.examples_per_site
+        values = np.append(vector.cpu().double().numpy() * relative, relative)
+        return RingVector(self.plan.ring, self.plan.code.encode(values))
+
+
+@hookimpl
+def cohortium_privatizers() -> list[Offer[Privatizer]]:
+    """Offer `none`."""
+    return [Offer("none", Unprivate, "No privacy: exact weighted updates in fixed point.")]

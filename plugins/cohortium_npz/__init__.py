@@ -1,0 +1,92 @@
+"""Any data set in one npz file in MedMNIST's array layout.
+
+>>> Npz(path="bloodmnist_19.npz", name="BloodMNIST-19").load()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import Attribute, field, frozen
+
+from cohortium.plugin import (
+    DataError,
+    Dataset,
+    Offer,
+    StudyError,
+    data_folder,
+    find_file,
+    hookimpl,
+    read_splits,
+)
+
+if TYPE_CHECKING:
+    from cohortium.plugin import Splits
+
+COHORTIUM_API = 1
+
+
+def _text(_: object, attribute: Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise StudyError(f"npz: {attribute.name} is {value!r}; name the file as text.")
+
+
+def _texts(_: object, attribute: Attribute[tuple[str, ...]], value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(name, str) for name in value):
+        raise StudyError(
+            f"npz: {attribute.name} is {value!r}; give the names in the labels' order as a tuple "
+            "of text, such as ('benign', 'malignant')."
+        )
+
+
+@frozen(kw_only=True)
+class Npz:
+    """Images and labels from a file of one's own.
+
+    The file holds `train_images` (N, H, W) or (N, H, W, C), `uint8`, and `train_labels` (N,) or
+    (N, 1), integers from 0; perhaps the same for `val_` and `test_`, `train_clients` (the data's
+    own grouping, integers) and `classes` (their names, text).
+
+    Attributes:
+        path: The file: as given, else under the folder that `COHORTIUM_DATA` names.
+        name: What figures that come from it are called; by default the file's own name.
+        classes: Names of the classes; by default the file's `classes`, else "0", "1", ….
+        source: Whom to cite.
+    """
+
+    path: str = field(validator=_text)
+    name: str = ""
+    classes: tuple[str, ...] = field(default=(), validator=_texts)
+    source: str = ""
+
+    def load(self) -> Splits:
+        """Read the file.
+
+        Raises:
+            DataError: It is missing, damaged or of another layout.
+        """
+        path = self._find()
+        return read_splits(
+            path, name=self.name or path.stem, classes=self.classes, source=self.source
+        )
+
+    def _find(self) -> Path:
+        given, folder = Path(self.path).expanduser(), data_folder()
+        found = find_file(given) if folder is None else find_file(given, folder / given)
+        if found is not None:
+            return found
+        if folder is None:
+            beside = "COHORTIUM_DATA names no folder to look in besides"
+        else:
+            beside = f"it is not in {folder}, which COHORTIUM_DATA names, either"
+        raise DataError(
+            f"there is no file {given.absolute()}, and {beside}; correct the data set's path, or "
+            "put the file there."
+        )
+
+
+@hookimpl
+def cohortium_datasets() -> list[Offer[Dataset]]:
+    """Offer `npz`."""
+    return [Offer("npz", Npz, "Any npz file in MedMNIST's array layout.")]

@@ -1,0 +1,66 @@
+"""Made-up blood cells: a data set that needs no download and concerns no patient.
+
+>>> splits = Phantom(examples=16, validation=0, test=8).load()
+>>> splits.train.images.shape
+(16, 3, 28, 28)
+
+What is learned from them says nothing about real blood.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+from attrs.validators import ge
+
+from cohortium.plugin import Dataset, Examples, Offer, Seeds, Splits, hookimpl
+from cohortium_phantom._draw import CELL_TYPES, draw
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class Phantom:
+    """Images of eight types of cell, drawn from a seed, 3 channels of 28 by 28 pixels.
+
+    The types are balanced: in a split, no type has more than one example more than another.
+    Splits are drawn from streams of their own, so that changing one leaves the others be.
+
+    Attributes:
+        examples: Training examples.
+        validation: Validation examples; none if 0.
+        test: Test examples; none if 0.
+        seed: Equal seeds, equal images.
+    """
+
+    examples: int = field(default=6000, validator=ge(1))
+    validation: int = field(default=1000, validator=ge(0))
+    test: int = field(default=2000, validator=ge(0))
+    seed: int = field(default=0, validator=ge(0))
+
+    def load(self) -> Splits:
+        """Draw the images."""
+        return Splits(
+            name="phantom",
+            classes=CELL_TYPES,
+            train=self._examples("train", self.examples),
+            validation=self._examples("validation", self.validation) if self.validation else None,
+            test=self._examples("test", self.test) if self.test else None,
+            source="procedural, drawn from a seed; no patient",
+        )
+
+    def _examples(self, split: str, number: int) -> Examples:
+        rng = Seeds(self.seed).generator(f"phantom {split}")
+        labels: NDArray[np.int64] = rng.permutation(np.arange(number) % len(CELL_TYPES))
+        return Examples(draw(labels, rng), labels)
+
+
+@hookimpl
+def cohortium_datasets() -> list[Offer[Dataset]]:
+    """Offer `phantom`."""
+    return [Offer("phantom", Phantom, "Procedural blood cells of eight types; no download.")]

@@ -1,0 +1,97 @@
+"""Plain sums: the coordinator sees every release, and adds the same integers as under masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from cohortium.plugin import (
+    Aggregator,
+    MessageError,
+    Offer,
+    Requests,
+    RingSum,
+    TooFewSitesError,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cohortium.plugin import Ask, Randomness, RingVector, SiteId, SumSetting
+
+COHORTIUM_API = 1
+
+
+@frozen
+class Plain:
+    """Sums in the clear.
+
+    Guarantees:
+        None against the coordinator, who sees each site's release.  The sum has the same bits as
+        under a secure aggregator.
+    """
+
+    def coordinator(self, setting: SumSetting, secret: Randomness) -> PlainCoordinator:  # noqa: ARG002
+        """Nothing is secret here."""
+        return PlainCoordinator(setting)
+
+    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> PlainSite:  # noqa: ARG002
+        """Nothing is secret here."""
+        return PlainSite(setting)
+
+
+@define(slots=False)
+class PlainCoordinator:
+    """One exchange: ask for the vectors, and add them as they come."""
+
+    setting: SumSetting
+    _waiting: frozenset[SiteId] = frozenset()
+    _contributors: list[SiteId] = field(factory=list)
+    _is_asked: bool = False
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
+        """Begin anew among `sites`."""
+        self._waiting, self._contributors, self._is_asked = frozenset(sites), [], False
+        self._total = self.setting.ring.zeros(self.setting.length)
+
+    def requests(self) -> Requests:
+        """Ask every site once."""
+        if self._is_asked:
+            return Requests()
+        self._is_asked = True
+        return Requests(each=dict.fromkeys(sorted(self._waiting), b""))
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        """Add a site's vector."""
+        if site not in self._waiting:
+            raise MessageError(f"site {site} was not asked, or has answered.")
+        words = self.setting.ring.unpack(reply, self.setting.length)
+        self._waiting -= {site}
+        self._total += words
+        self._contributors.append(site)
+
+    def total(self) -> RingSum:
+        """The sum over those who answered."""
+        need = max(1, self.setting.cohort.min_sites)
+        if len(self._contributors) < need:
+            raise TooFewSitesError(f"{len(self._contributors)} sites answered, {need} are needed.")
+        return RingSum(self.setting.ring, self._total, tuple(sorted(self._contributors)))
+
+
+@frozen
+class PlainSite:
+    """Sends the vector when asked."""
+
+    setting: SumSetting
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
+        """The packed vector."""
+        return self.setting.ring.pack(vector().words)
+
+
+@hookimpl
+def cohortium_aggregators() -> list[Offer[Aggregator]]:
+    """Offer `plain`."""
+    return [Offer("plain", Plain, "Sums in the clear, with the same bits as under masks.")]

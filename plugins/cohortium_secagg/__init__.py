@@ -1,0 +1,91 @@
+"""SecAgg+: the coordinator learns the sum of what the sites release, and nothing of any one site.
+
+    aggregator = SecAgg(threshold=4, shares=5)
+
+Every two neighbours of a random graph agree on a mask that one adds and the other subtracts; every
+site adds one more of its own.  The secrets behind the masks are shared among neighbours, so that
+the masks of a site that drops out, at whatever stage, can still be taken off the sum.
+
+Bell, Bonawitz, Gascón, Lepoint and Raykova (2020), "Secure Single-Server Aggregation with
+(Poly)Logarithmic Overhead", over Bonawitz et al. (2017), "Practical Secure Aggregation for
+Privacy-Preserving Machine Learning".
+
+It is built against a coordinator that follows the protocol and looks (honest-but-curious), with
+some sites on its side.  A coordinator that lies can still be given an old key or a false set of
+survivors to pass on: a study that fears one is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cohortium.plugin import Aggregator, Offer, hookimpl
+
+if TYPE_CHECKING:
+    from cohortium.plugin import CoordinatorSession, Randomness, SiteId, SiteSession, SumSetting
+
+COHORTIUM_API = 1
+
+
+@frozen
+class SecAgg:
+    """Pairwise and own masks with shared secrets, over a random graph of neighbours.
+
+    A secret has `shares` shareholders, its site and the site's neighbours, or all the sites that
+    take part where they are fewer.  (Where a graph of that degree cannot be, with an even number
+    of shares over an odd number of sites, every site has one neighbour more.)
+
+    Guarantees:
+        An honest-but-curious coordinator and `cohort.colluding` sites together learn the sum over
+        the other contributors, and nothing else about any of them: the graph of contributors is
+        opened only if no `colluding` sites can cut it.  It rests on X25519, HKDF-SHA256, AES-256
+        and ChaCha20-Poly1305.
+        A sum has at least max(threshold, min_sites, colluding + 2) contributors; a site refuses
+        to help open a smaller one.
+        Every dropout is recovered, at any stage, while `threshold` shareholders answer for each
+        secret that is needed; else the attempt fails and nothing is released.
+        Dropouts and colluding sites draw on the same neighbours: 4 of 5 shares survive one lost
+        shareholder in a neighbourhood, or three colluding sites, but not both at once.
+
+    Attributes:
+        threshold: Shareholders that recover a secret; fewer learn nothing about it.
+        shares: Shareholders of a secret.
+    """
+
+    threshold: int = 4
+    shares: int = 5
+
+    def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
+        """The coordinator's session of a run.
+
+        Raises:
+            StudyError: The threshold or the cohort is too small; the sentence names the least
+                that would do.
+        """
+        from cohortium_secagg._coordinator import SecAggCoordinator
+        from cohortium_secagg._rules import Rules
+
+        return SecAggCoordinator(Rules.agreed(self.threshold, self.shares, setting), secret)
+
+    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> SiteSession:
+        """One site's session of a run.
+
+        Raises:
+            StudyError: As for the coordinator: no site lends itself to what protects too little.
+        """
+        from cohortium_secagg._rules import Rules
+        from cohortium_secagg._site import SecAggSite
+
+        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), site, secret)
+
+
+@hookimpl
+def cohortium_aggregators() -> list[Offer[Aggregator]]:
+    """Offer `secagg`."""
+    return [
+        Offer(
+            "secagg", SecAgg, "Secure aggregation (SecAgg+): only the sum is seen; dropouts heal."
+        )
+    ]

@@ -1,0 +1,122 @@
+"""What the stages of an attempt have in common at the coordinator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from cohortium.plugin import SiteId, Stream
+    from cohortium_secagg._graph import Graph
+    from cohortium_secagg._rules import Rules, Scope
+
+
+@frozen(eq=False)
+class Attempt:
+    """One attempt.
+
+    Attributes:
+        rules: Of the run.
+        scope: What this attempt's keys are bound to.
+        sites: Those that are asked.
+        shuffle: Draws the graph.
+    """
+
+    rules: Rules
+    scope: Scope
+    sites: frozenset[SiteId]
+    shuffle: Stream
+
+    def require(self, sites: Collection[SiteId], did: str) -> None:
+        """Raise if `sites`, which alone `did` what was asked, are too few for a sum."""
+        floor = self.rules.floor
+        if len(sites) < floor:
+            raise TooFewSitesError(
+                f"{len(sites)} of {len(self.sites)} sites {did}, "
+                f"but a sum is opened over at least {floor}."
+            )
+
+    def require_holders(self, site: SiteId, holders: Collection[SiteId]) -> None:
+        """Raise if `holders` cannot recover a secret of `site`."""
+        if len(holders) < self.rules.threshold:
+            raise TooFewSitesError(
+                f"the masks of site {site} come off with {self.rules.threshold} of their shares, "
+                f"but only {len(holders)} of its shareholders are left."
+            )
+
+    def require_whole(self, graph: Graph, sites: Collection[SiteId]) -> None:
+        """Raise if the sum over `sites` could be opened in parts, with the help of colluding ones.
+
+        A survivor whose neighbours are all lost or colluding is alone behind masks that the
+        coordinator can take off.
+        """
+        colluding = self.rules.setting.cohort.colluding
+        if not graph.stays_whole(sites, without=colluding):
+            raise TooFewSitesError(
+                f"{len(self.sites) - len(sites)} of {len(self.sites)} sites are lost, and with "
+                f"{colluding} colluding sites the coordinator could open the sum of the others in "
+                "parts; more shares prevent that."
+            )
+
+
+class Stage:
+    """Base of the stages: one in which nothing is asked, and after which nothing comes."""
+
+    def accept(self, site: SiteId, reply: bytes) -> None:
+        """Take in the one reply of `site`.
+
+        Raises:
+            MessageError: It is not what was asked.
+        """
+        raise MessageError(f"nothing is asked of site {site} now, but {len(reply)} bytes came.")
+
+    def close(self) -> tuple[Stage, Requests]:
+        """The next stage, and what to ask the sites for it.
+
+        Raises:
+            TooFewSitesError: Too few replies came.
+        """
+        return self, Requests()
+
+
+@frozen(eq=False)
+class Failed(Stage):
+    """The attempt came to nothing."""
+
+    reason: str
+
+
+@frozen(eq=False)
+class Finished(Stage):
+    """The sum is there."""
+
+    total: RingSum
+
+
+@frozen(eq=False, kw_only=True)
+class Web:
+    """Who masks with whom, settled before the first vector.
+
+    Attributes:
+        attempt: The attempt.
+        graph: As it was drawn.
+        neighbours: Those of each site that is asked for a vector.
+        masking: Their public masking keys.
+        commitments: To their mask seeds.
+    """
+
+    attempt: Attempt
+    graph: Graph
+    neighbours: Mapping[SiteId, frozenset[SiteId]]
+    masking: Mapping[SiteId, bytes]
+    commitments: Mapping[SiteId, bytes]
+
+    def lost(self, survivors: frozenset[SiteId]) -> list[SiteId]:
+        """Sites that dropped out while a survivor's vector carries a mask for them."""
+        gone = self.neighbours.keys() - survivors
+        return [site for site in sorted(gone) if self.neighbours[site] & survivors]

@@ -1,0 +1,98 @@
+"""Who is whose neighbour: a random k-regular graph that is hard to cut.
+
+Sites stand in a circle in random order; each is joined to those at most `reach` places away, and,
+where the degree is odd, to the one opposite: Harary's graph (1962) of connectivity k, the one of
+Bell et al. (2020), section 3.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from cohortium.plugin import SiteId, Stream
+
+
+@frozen
+class Graph:
+    """A graph of sites.
+
+    Attributes:
+        circle: The sites in their random order.
+        reach: How many places to either side a site is joined to.
+        opposite: Whether it is joined to the site across as well.
+    """
+
+    circle: tuple[SiteId, ...]
+    reach: int
+    opposite: bool
+
+    @classmethod
+    def draw(cls, sites: Sequence[SiteId], degree: int, stream: Stream) -> Graph:
+        """A random graph in which each of `sites` has `degree` neighbours.
+
+        It is complete where `sites` are too few.  An odd degree over an odd number of sites
+        cannot be: there every site has one neighbour more.  The least degree is 2, a ring:
+        pairs would not hang together.
+        """
+        count = len(sites)
+        reach, odd = divmod(min(max(degree, 2), count - 1), 2)
+        opposite = bool(odd) and count % 2 == 0
+        if odd and not opposite:
+            reach += 1
+        rank = {site: stream.bytes(16) for site in sorted(sites)}
+        return cls(tuple(sorted(sites, key=rank.__getitem__)), reach, opposite)
+
+    @property
+    def degree(self) -> int:
+        """Neighbours of a site, which is also how many removals it takes to cut the graph."""
+        return min(2 * self.reach + self.opposite, len(self.circle) - 1)
+
+    def neighbours(self) -> dict[SiteId, frozenset[SiteId]]:
+        """The neighbours of every site."""
+        count = len(self.circle)
+        steps = {step for near in range(1, self.reach + 1) for step in (near, -near)}
+        if self.opposite:
+            steps.add(count // 2)
+        return {
+            site: frozenset(self.circle[(place + step) % count] for step in steps) - {site}
+            for place, site in enumerate(self.circle)
+        }
+
+    def stays_whole(self, present: Collection[SiteId], *, without: int) -> bool:
+        """Whether `present` hang together however up to `without` of them are taken away.
+
+        Guarantees:
+            Exact where the degree is even.  Edges to the site opposite are left out of account
+            once removals reach the degree, which errs towards False.
+        """
+        count, reach = len(self.circle), self.reach
+        removed = count - len(present)
+        if removed + without < self.degree or self.degree == count - 1:
+            return True
+        # An edge spans at most `reach` places.  So a cut is two gaps of `reach` places in a row,
+        # each emptied of whoever is present there, with someone left on either side.
+        here = [site in present for site in self.circle] * 2
+        cost = [sum(here[start : start + reach]) for start in range(count)]
+        gaps = [start for start in range(count) if cost[start] <= without]
+        return not any(
+            cost[one] + cost[two] <= without
+            and any(here[one + reach : two])
+            and any(here[two + reach : count + one])
+            for one, two in combinations(gaps, 2)
+        )
+
+
+def core(
+    neighbours: Mapping[SiteId, frozenset[SiteId]], sites: Collection[SiteId], quorum: int
+) -> frozenset[SiteId]:
+    """The largest part of `sites` in which each has, with itself, `quorum` in its neighbourhood."""
+    kept = frozenset(sites)
+    while lonely := {site for site in kept if len(neighbours[site] & kept) + 1 < quorum}:
+        kept -= lonely
+    return kept

@@ -1,0 +1,79 @@
+"""Key agreement and authenticated encryption.
+
+X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439).
+"""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from cohortium.plugin import RefusalError
+
+KEY_BYTES = 32
+TAG_BYTES = 16
+
+_NONCE = bytes(12)
+_ANY_SCALAR = bytes(KEY_BYTES)
+
+
+@frozen(eq=False)
+class KeyPair:
+    """An X25519 pair.  Any 32 bytes are a private key."""
+
+    private: bytes = field(repr=False)
+    _key: X25519PrivateKey = field(init=False, repr=False)
+
+    @_key.default
+    def _loaded(self) -> X25519PrivateKey:
+        return X25519PrivateKey.from_private_bytes(self.private)
+
+    @property
+    def public(self) -> bytes:
+        """What others need to agree on a key with this pair."""
+        return self._key.public_key().public_bytes_raw()
+
+    def agree(self, public: bytes, label: bytes) -> bytes:
+        """The 32-byte key that this pair and the owner of `public` alone can derive for `label`.
+
+        Raises:
+            RefusalError: `public` is of small order: the key would be the same for everyone.
+        """
+        try:
+            common = self._key.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            raise RefusalError("small-order", "a public key is of small order.") from None
+        return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=label).derive(common)
+
+
+def is_sound(public: bytes) -> bool:
+    """Whether `public` is not of small order: with such a key every agreement gives zero."""
+    try:
+        KeyPair(_ANY_SCALAR).agree(public, b"")
+    except RefusalError:
+        return False
+    return True
+
+
+def seal(key: bytes, plain: bytes, *, bound_to: bytes) -> bytes:
+    """Encrypt `plain`.
+
+    The nonce is fixed, so `key` must be used for one message only.
+    """
+    return ChaCha20Poly1305(key).encrypt(_NONCE, plain, bound_to)
+
+
+def unseal(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
+    """What was sealed with `key` and `bound_to`.
+
+    Raises:
+        RefusalError: It was not, or has been changed since.
+    """
+    try:
+        return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, bound_to)
+    except InvalidTag:
+        raise RefusalError("sealed", "an encrypted share does not authenticate.") from None

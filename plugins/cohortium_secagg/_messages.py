@@ -1,0 +1,117 @@
+"""The eight messages: four requests and their replies.
+
+    AskKeys       → Keys        public keys of this attempt
+    AskShares     → Shares      the site's secrets in shares, one sealed for each neighbour
+    AskVector     → Vector      the masked vector
+    AskUnmasking  → Unmasking   shares that take the masks off the sum
+
+A request that is alike for all sites is the common part; one that is not is each site's own part.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from cohortium.plugin import Message
+from cohortium_secagg._keys import KEY_BYTES, TAG_BYTES
+from cohortium_secagg._shamir import SHARE_BYTES
+
+_MOST_SITES = 1 << 16
+
+Site = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_SITES)]
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Share = Annotated[bytes, msgspec.Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
+Sealed = Annotated[
+    bytes,
+    msgspec.Meta(min_length=2 * SHARE_BYTES + TAG_BYTES, max_length=2 * SHARE_BYTES + TAG_BYTES),
+]
+"""A share of a mask seed and one of a mask key, encrypted from one site to another."""
+
+_Bounded = msgspec.Meta(max_length=_MOST_SITES)
+
+
+class Request(Message, frozen=True):
+    """Base of every request: the attempt it belongs to."""
+
+    attempt: Number
+
+
+class AskKeys(Request, frozen=True):
+    """Begin an attempt."""
+
+
+class Keys(Message, frozen=True):
+    """A site's public X25519 keys: one for sealed shares, one for masks."""
+
+    sealing: Key
+    masking: Key
+
+
+class AskShares(Request, frozen=True):
+    """Share your secrets among yourself and these neighbours."""
+
+    neighbours: Annotated[dict[Site, Keys], _Bounded]
+
+
+class Shares(Message, frozen=True):
+    """One sealed pair of shares for each neighbour.
+
+    Attributes:
+        sealed: By recipient.
+        commitment: A hash of the site's mask seed, so that a wrong one is never taken off a sum.
+            (The public masking key does the same for the masking key.)
+    """
+
+    sealed: Annotated[dict[Site, Sealed], _Bounded]
+    commitment: Digest
+
+
+class AskVector(Request, frozen=True):
+    """Send your vector, masked with those neighbours that shared their secrets with you.
+
+    Attributes:
+        sealed: By sender.
+    """
+
+    sealed: Annotated[dict[Site, Sealed], _Bounded]
+
+
+class Vector(Message, frozen=True):
+    """A masked vector.
+
+    Attributes:
+        packed: As `Ring.pack` makes it.
+        digest: Of `packed`, bound to the attempt and the site: a vector that is damaged on its
+            way, or replayed, drops its site and leaves the sum exact.
+    """
+
+    packed: bytes
+    digest: Digest
+
+
+class AskUnmasking(Request, frozen=True):
+    """Open the sum over `survivors`, in rising order.
+
+    A neighbour either survived or did not, so no request can ask for both of its secrets.
+    """
+
+    survivors: Annotated[tuple[Site, ...], _Bounded]
+
+
+class Unmasking(Message, frozen=True):
+    """Shares of the mask seed of each neighbour that survived, of the masking key of each other."""
+
+    seeds: Annotated[dict[Site, Share], _Bounded]
+    keys: Annotated[dict[Site, Share], _Bounded]
+
+
+REQUESTS: tuple[type[Request], ...] = (AskKeys, AskShares, AskVector, AskUnmasking)
+
+
+def most_bytes(entries: int) -> int:
+    """More than any message with `entries` entries takes, vectors aside."""
+    return 512 + 256 * entries

@@ -1,0 +1,211 @@
+"""What a site holds between one request and the next: a state each, left by its one method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from attrs import field, frozen
+
+from cohortium.plugin import RefusalError
+from cohortium_secagg._keys import KEY_BYTES, KeyPair, seal, unseal
+from cohortium_secagg._masks import Mask, apply, pairwise
+from cohortium_secagg._messages import Keys, Shares, Unmasking, Vector
+from cohortium_secagg._shamir import SECRET_BYTES, SHARE_BYTES, split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cohortium.plugin import Randomness, RingVector, SiteId
+    from cohortium_secagg._masks import Words
+    from cohortium_secagg._messages import AskShares, AskUnmasking, AskVector
+    from cohortium_secagg._rules import Rules, Scope
+
+Pair: TypeAlias = tuple[bytes, bytes]
+"""A share of a site's mask seed, and one of its masking key."""
+
+
+@frozen(eq=False)
+class Party:
+    """A site in one attempt."""
+
+    rules: Rules
+    scope: Scope
+    site: SiteId
+
+    def check_neighbours(self, peers: Mapping[SiteId, object]) -> None:
+        """Refuse neighbours that no honest graph would give this site."""
+        cohort = self.rules.setting.cohort
+        least, most = self.rules.quorum - 1, self.rules.shares
+        if self.site in peers or not all(peer < cohort.sites for peer in peers):
+            raise RefusalError("neighbourhood", "a neighbour is no other site of this federation.")
+        if not least <= len(peers) <= most:
+            raise RefusalError(
+                "neighbourhood", f"{len(peers)} neighbours are not between {least} and {most}."
+            )
+
+
+@frozen(eq=False)
+class Advertised:
+    """Its public keys are out.
+
+    Attributes:
+        party: The site, and the attempt.
+        sealing: Agrees on the keys that seal shares.
+        masking: Agrees on masks.
+    """
+
+    party: Party
+    sealing: KeyPair
+    masking: KeyPair
+    _secret: Randomness = field(repr=False)
+
+    @classmethod
+    def fresh(cls, party: Party, secret: Randomness) -> Advertised:
+        """Draw new keys."""
+        sealing, masking = (KeyPair(secret.token(KEY_BYTES, use)) for use in ("sealing", "masking"))
+        return cls(party, sealing, masking, secret)
+
+    @property
+    def keys(self) -> Keys:
+        """What is told to everyone."""
+        return Keys(self.sealing.public, self.masking.public)
+
+    def share(self, request: AskShares) -> tuple[Shared, Shares]:
+        """Draw a mask seed; share it and the masking key among this site and its neighbours."""
+        self.party.check_neighbours(request.neighbours)
+        site, threshold = self.party.site, self.party.rules.threshold
+        seed = self._secret.token(SECRET_BYTES, "seed")
+        holders = [site, *request.neighbours]
+        seeds, keys = (
+            split(secret, holders, threshold=threshold, stream=self._secret.stream("shares", use))
+            for use, secret in (("seed", seed), ("masking", self.masking.private))
+        )
+        channel = Channel(self.party, self.sealing, self.keys)
+        sealed = {
+            peer: channel.seal(peer, theirs, seeds[peer] + keys[peer])
+            for peer, theirs in request.neighbours.items()
+        }
+        own = (seeds[site], keys[site])
+        state = Shared(channel, self.masking, seed, own, request.neighbours)
+        return state, Shares(sealed, self.party.scope.digest("seed", site, seed))
+
+
+@frozen(eq=False)
+class Channel:
+    """Seals shares between this site and its neighbours.
+
+    Guarantees:
+        A key seals one message: it is bound to session, round, attempt, sender and receiver.
+        What is sealed is bound to all four public keys as its sender knows them, so that
+        neighbours who were told different keys find out before either masks.
+    """
+
+    party: Party
+    sealing: KeyPair
+    keys: Keys
+
+    def seal(self, peer: SiteId, theirs: Keys, plain: bytes) -> bytes:
+        """Encrypt for `peer`."""
+        label = self.party.scope.label("shares", self.party.site, peer)
+        key = self.sealing.agree(theirs.sealing, label)
+        return seal(key, plain, bound_to=label + _joined(self.keys, theirs))
+
+    def unseal(self, peer: SiteId, theirs: Keys, sealed: bytes) -> bytes:
+        """Decrypt what `peer` sealed for this site."""
+        label = self.party.scope.label("shares", peer, self.party.site)
+        key = self.sealing.agree(theirs.sealing, label)
+        return unseal(key, sealed, bound_to=label + _joined(theirs, self.keys))
+
+
+def _joined(sender: Keys, receiver: Keys) -> bytes:
+    return sender.sealing + sender.masking + receiver.sealing + receiver.masking
+
+
+@frozen(eq=False)
+class Shared:
+    """Its secrets are out in shares.
+
+    Attributes:
+        channel: To its neighbours.
+        masking: Agrees on masks.
+        seed: Of its own mask.
+        own: Its own shares of its secrets.
+        neighbours: Those it shared with.
+    """
+
+    channel: Channel
+    masking: KeyPair
+    seed: bytes = field(repr=False)
+    own: Pair = field(repr=False)
+    neighbours: Mapping[SiteId, Keys]
+
+    def mask(self, request: AskVector, vector: Callable[[], RingVector]) -> tuple[Masked, Vector]:
+        """Mask the vector with every neighbour whose shares have come, and with the own seed."""
+        party, sealed = self.channel.party, request.sealed
+        party.check_neighbours(sealed)
+        if not sealed.keys() <= self.neighbours.keys():
+            raise RefusalError("neighbourhood", "a share comes from a site that is no neighbour.")
+        shares = {party.site: self.own}
+        masks = [Mask(self.seed)]
+        for peer, text in sealed.items():
+            keys = self.neighbours[peer]
+            plain = self.channel.unseal(peer, keys, text)
+            shares[peer] = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
+            masks.append(pairwise(self.masking, keys.masking, party.scope, party.site, peer))
+        words = self._released(vector)
+        apply(masks, words)
+        packed = party.rules.setting.ring.pack(words)
+        digest = party.scope.digest("vector", party.site, packed)
+        strangers = frozenset(self.neighbours.keys() - sealed.keys())
+        return Masked(party, shares, strangers), Vector(packed, digest)
+
+    def _released(self, vector: Callable[[], RingVector]) -> Words:
+        """A copy of what the site releases."""
+        setting = self.channel.party.rules.setting
+        words = vector().words
+        if words.dtype != setting.ring.word or words.shape != (setting.length,):
+            raise RefusalError("vector", "the release is not of the ring and length agreed on.")
+        return words.copy()
+
+
+@frozen(eq=False)
+class Masked:
+    """Its masked vector is out.
+
+    Attributes:
+        party: The site, and the attempt.
+        shares: What it holds of its own secrets, and of those of each neighbour it masked with.
+        strangers: Neighbours it did not mask with.
+    """
+
+    party: Party
+    shares: Mapping[SiteId, Pair] = field(repr=False)
+    strangers: frozenset[SiteId]
+
+    def unmask(self, request: AskUnmasking) -> Unmasking:
+        """Give shares of the mask seeds of survivors, of the masking keys of the others."""
+        survivors = frozenset(request.survivors)
+        self._check(request.survivors, survivors)
+        seeds = {peer: seed for peer, (seed, _) in self.shares.items() if peer in survivors}
+        keys = {peer: key for peer, (_, key) in self.shares.items() if peer not in survivors}
+        return Unmasking(seeds, keys)
+
+    def _check(self, listed: tuple[SiteId, ...], survivors: frozenset[SiteId]) -> None:
+        rules = self.party.rules
+        cohort = rules.setting.cohort
+        if len(survivors) != len(listed) or len(survivors) > cohort.size:
+            raise RefusalError("survivors", "sites are listed twice, or more than were asked.")
+        if max(listed, default=0) >= cohort.sites or survivors & self.strangers:
+            raise RefusalError("survivors", "a site that cannot have sent a vector is listed.")
+        if self.party.site not in survivors:
+            raise RefusalError("survivors", "this site sent its vector, but is not listed.")
+        if len(survivors) < rules.floor:
+            raise RefusalError(
+                "floor",
+                f"a sum over {len(survivors)} sites is not opened, only over {rules.floor}.",
+            )
+        near = len(survivors & self.shares.keys())
+        if near < rules.quorum:
+            raise RefusalError(
+                "floor", f"{near} survivors here are too few; it takes {rules.quorum}."
+            )

@@ -1,0 +1,167 @@
+"""The stages of an attempt at the coordinator.
+
+    Opened → Keying → Sharing → Masking → Opening → Finished
+
+A stage takes in replies; `close` ends it, and gives the next stage and what to ask for it.
+What later stages do not need is left behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium.plugin import MessageError, Requests, decode, encode
+from cohortium_secagg._attempt import Attempt, Stage, Web
+from cohortium_secagg._graph import Graph, core
+from cohortium_secagg._keys import is_sound
+from cohortium_secagg._messages import (
+    AskKeys,
+    AskShares,
+    AskUnmasking,
+    AskVector,
+    Keys,
+    Shares,
+    Vector,
+    most_bytes,
+)
+from cohortium_secagg._opening import Opening
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.plugin import SiteId
+    from cohortium_secagg._masks import Words
+
+
+@frozen(eq=False)
+class Opened(Stage):
+    """Nothing has been asked yet."""
+
+    attempt: Attempt
+
+    def close(self) -> tuple[Stage, Requests]:
+        """Ask for keys."""
+        self.attempt.require(self.attempt.sites, "are asked")
+        common = encode(AskKeys(attempt=self.attempt.scope.attempt))
+        return Keying(self.attempt), Requests(
+            common, dict.fromkeys(sorted(self.attempt.sites), b"")
+        )
+
+
+@frozen(eq=False)
+class Keying(Stage):
+    """Public keys come in; a site without them is no one's neighbour."""
+
+    attempt: Attempt
+    keys: dict[SiteId, Keys] = field(factory=dict, init=False)
+
+    def accept(self, site: SiteId, reply: bytes) -> None:
+        """Keep a site's keys."""
+        keys = decode(reply, Keys, limit=most_bytes(1))
+        if not (is_sound(keys.sealing) and is_sound(keys.masking)):
+            # Its neighbours would rightly refuse it, and drop out in its place.
+            raise MessageError(f"site {site} sent a public key of small order.")
+        self.keys[site] = keys
+
+    def close(self) -> tuple[Stage, Requests]:
+        """Draw the graph, and tell each site its neighbours."""
+        self.attempt.require(self.keys, "sent keys")
+        degree = self.attempt.rules.shares - 1
+        graph = Graph.draw(sorted(self.keys), degree, self.attempt.shuffle)
+        neighbours = graph.neighbours()
+        each = {
+            site: encode(
+                AskShares(
+                    self.attempt.scope.attempt,
+                    {peer: self.keys[peer] for peer in sorted(neighbours[site])},
+                )
+            )
+            for site in sorted(self.keys)
+        }
+        return Sharing(self.attempt, self.keys, graph, neighbours), Requests(b"", each)
+
+
+@frozen(eq=False)
+class Sharing(Stage):
+    """Sealed shares come in.
+
+    A site that too few neighbours have shared with could not be recovered.  It is left out before
+    it has trained, and then those that need it, and so on.
+    """
+
+    attempt: Attempt
+    keys: Mapping[SiteId, Keys]
+    graph: Graph
+    neighbours: Mapping[SiteId, frozenset[SiteId]]
+    shares: dict[SiteId, Shares] = field(factory=dict, init=False)
+
+    def accept(self, site: SiteId, reply: bytes) -> None:
+        """Keep a site's sealed shares."""
+        shares = decode(reply, Shares, limit=most_bytes(len(self.neighbours[site])))
+        if shares.sealed.keys() != self.neighbours[site]:
+            raise MessageError(f"site {site} did not share with exactly its neighbours.")
+        self.shares[site] = shares
+
+    def close(self) -> tuple[Stage, Requests]:
+        """Pass the sealed shares on, and ask for vectors."""
+        sites = core(self.neighbours, self.shares, self.attempt.rules.quorum)
+        self.attempt.require(sites, "shared their secrets with enough neighbours")
+        self.attempt.require_whole(self.graph, sites)
+        neighbours = {site: self.neighbours[site] & sites for site in sorted(sites)}
+        each = {
+            site: encode(
+                AskVector(
+                    self.attempt.scope.attempt,
+                    {peer: self.shares[peer].sealed[site] for peer in sorted(peers)},
+                )
+            )
+            for site, peers in neighbours.items()
+        }
+        web = Web(
+            attempt=self.attempt,
+            graph=self.graph,
+            neighbours=neighbours,
+            masking={site: self.keys[site].masking for site in sites},
+            commitments={site: self.shares[site].commitment for site in sites},
+        )
+        return Masking(web), Requests(b"", each)
+
+
+@frozen(eq=False)
+class Masking(Stage):
+    """Masked vectors come in, each added to the one running total and dropped."""
+
+    web: Web
+    total: Words = field(init=False)
+    survivors: set[SiteId] = field(factory=set, init=False)
+
+    @total.default
+    def _nothing(self) -> Words:
+        setting = self.web.attempt.rules.setting
+        return setting.ring.zeros(setting.length)
+
+    def accept(self, site: SiteId, reply: bytes) -> None:
+        """Fold a site's masked vector in."""
+        setting = self.web.attempt.rules.setting
+        limit = setting.ring.bytes_for(setting.length) + most_bytes(0)
+        vector = decode(reply, Vector, limit=limit)
+        if self.web.attempt.scope.digest("vector", site, vector.packed) != vector.digest:
+            raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
+        words = setting.ring.unpack(vector.packed, setting.length)
+        np.add(self.total, words, out=self.total)
+        self.survivors.add(site)
+
+    def close(self) -> tuple[Stage, Requests]:
+        """Ask the survivors for what takes the masks off."""
+        attempt, survivors = self.web.attempt, frozenset(self.survivors)
+        attempt.require(survivors, "sent vectors")
+        for site in (*survivors, *self.web.lost(survivors)):
+            holders = (self.web.neighbours[site] | {site}) & survivors
+            attempt.require_holders(site, holders)
+        attempt.require_whole(self.web.graph, survivors)
+        common = encode(AskUnmasking(attempt.scope.attempt, tuple(sorted(survivors))))
+        each = dict.fromkeys(sorted(survivors), b"")
+        return Opening(self.web, self.total, survivors), Requests(common, each)

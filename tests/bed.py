@@ -1,0 +1,86 @@
+"""A tiny federation, and an engine that misbehaves on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium import Federation
+from cohortium.data import Examples, Splits
+from cohortium.protocols import Exchange, SiteRecipe
+from cohortium_fedavg import FedAvg
+from cohortium_inline import Inline
+
+
+@frozen
+class Squares:
+    """Four classes of grey images, told apart by the bright quarter; easy and quick."""
+
+    examples: int = 240
+
+    def load(self) -> Splits:
+        def part(n: int, seed: int) -> Examples:
+            rng = np.random.default_rng(seed)
+            labels = np.arange(n) % 4
+            images = rng.integers(0, 120, (n, 1, 8, 8))
+            for k in range(4):
+                y, x = 4 * (k // 2), 4 * (k % 2)
+                images[labels == k, :, y : y + 4, x : x + 4] += 80
+            return Examples(images.astype(np.uint8), labels, labels + 4 * (np.arange(n) % 2))
+
+        return Splits(
+            name="squares",
+            classes=("a", "b", "c", "d"),
+            train=part(self.examples, 0),
+            validation=part(40, 1),
+            test=part(80, 2),
+        )
+
+
+Tamper = Callable[[int, int, bytes], bytes | None]
+"""From (exchange, site, reply) to what arrives, None for nothing."""
+
+
+@frozen
+class Faulty:
+    """The inline engine with a fault: `tamper` sees every reply; exchanges count over the run."""
+
+    tamper: Tamper = field(eq=False)
+    log: list[tuple[bytes, Mapping[int, bytes]]] = field(factory=list, eq=False)
+
+    def open(self, sites: Mapping[int, SiteRecipe] | None) -> FaultyExchange:
+        return FaultyExchange(Inline().open(sites), self)
+
+
+class FaultyExchange:
+    def __init__(self, inner: Exchange, engine: Faulty) -> None:
+        self.inner, self.engine, self.count = inner, engine, -1
+
+    def exchange(self, common: bytes, each: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+        self.count += 1
+        self.engine.log.append((common, each))
+        for site, reply in self.inner.exchange(common, each):
+            arrived = self.engine.tamper(self.count, site, reply)
+            if arrived is not None:
+                yield site, arrived
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def tiny(**changes: Any) -> Federation:
+    """A small federation without privacy; `changes` replace its parts."""
+    parts: dict[str, Any] = {
+        "dataset": Squares(),
+        "partitioner": "iid",
+        "model": "cnn",
+        "trainer": FedAvg(learning_rate=0.2, options={"momentum": 0.9}),
+        "privatizer": "none",
+        "aggregator": "plain",
+        "sites": 6,
+        "rounds": 2,
+    }
+    return Federation(**(parts | changes))

@@ -1,0 +1,28 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One torch thread, so that tests side by side do not fight; and no plugin lists."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("COHORTIUM_BLOCK", raising=False)
+    monkeypatch.delenv("COHORTIUM_ONLY", raising=False)
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder with real images; the test is skipped without one."""
+    root = os.environ.get("COHORTIUM_DATA")
+    if not root:
+        pytest.skip("COHORTIUM_DATA names no folder with real images")
+    return Path(root)

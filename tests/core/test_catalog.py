@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from cohortium import discover
+from cohortium.catalog import PluginRecord
+from cohortium.errors import PluginError
+
+GOOD = """
+    from attrs import frozen
+    from cohortium.plugin import Offer, hookimpl
+    COHORTIUM_API = 1
+
+    @frozen
+    class Even:
+        def deal(self, examples, sites, rng):
+            return []
+
+    @hookimpl
+    def cohortium_partitioners():
+        return [Offer("{name}", Even, "Every other one.")]
+"""
+
+
+class Install(Protocol):
+    def __call__(self, distribution: str, **modules: str) -> None: ...
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a distribution whose plugins are `modules` (name: source) on the path."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def put(distribution: str, **modules: str) -> None:
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.5.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n"
+        )
+        lines = [f"{name} = module_{distribution.replace('-', '_')}_{name}" for name in modules]
+        (info / "entry_points.txt").write_text("[cohortium]\n" + "\n".join(lines))
+        for name, source in modules.items():
+            target = tmp_path / f"module_{distribution.replace('-', '_')}_{name}.py"
+            target.write_text(textwrap.dedent(source))
+
+    return put
+
+
+def record_of(name: str, environ: dict[str, str] | None = None) -> PluginRecord:
+    return next(r for r in discover(environ or {}).records if r.name == name)
+
+
+def test_a_strangers_plugin_stands_beside_ours(install: Install) -> None:
+    install("acme-split", even=GOOD.format(name="even"))
+    catalog = discover({})
+    record = record_of("even")
+    assert (record.status, record.distribution, record.version) == ("active", "acme-split", "1.5")
+    assert catalog.find("partitioner", "even").summary == "Every other one."
+    assert "iid" in catalog.names("partitioner")
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "words"),
+    [
+        ("raise RuntimeError('no licence')", "broken", "RuntimeError: no licence"),
+        ("import sys; sys.exit(3)", "broken", "SystemExit: 3"),
+        ("import no_such_module_at_all", "broken", "no_such_module_at_all"),
+        ("def f(:", "broken", "SyntaxError"),
+        ("x = 1", "incompatible", "states no COHORTIUM_API"),
+        ("COHORTIUM_API = 2", "incompatible", "is for API 2"),
+        ("COHORTIUM_API = 1", "broken", "offers nothing"),
+        (GOOD.format(name="even").replace("partitioners", "partitioner"), "broken", "partitioner"),
+        (GOOD.format(name="even").replace("s():", "s(surplus):"), "broken", "surplus"),
+        (GOOD.format(name="Even One"), "broken", "lower-case"),
+        (GOOD.format(name="even").replace('Offer("even", Even, "Every other one.")', "Even"),
+         "broken", "not an Offer"),
+        (GOOD.format(name="even").replace("]\n", "] * 2\n"), "broken", "twice"),
+        (GOOD.format(name="even").replace("return [O", "raise KeyError(1); return [O"),
+         "broken", "KeyError"),
+    ],
+)  # fmt: skip
+def test_a_failure_marks_only_itself(
+    install: Install, source: str, status: str, words: str
+) -> None:
+    install("acme-bad", odd=source)
+    record = record_of("odd")
+    assert record.status == status
+    assert words in record.reason
+    others = [r for r in discover({}).records if r.name != "odd"]
+    assert all(r.status == "active" for r in others), others
+
+
+def test_two_offers_of_one_name_are_an_error_that_lists_both(install: Install) -> None:
+    install("acme-noise", noise=GOOD.format(name="dirichlet"))
+    catalog = discover({})
+    assert record_of("noise").status == "conflict"
+    assert record_of("dirichlet").status == "conflict"
+    with pytest.raises(PluginError, match=r"acme-noise 1\.5.*COHORTIUM_BLOCK") as error:
+        catalog.find("partitioner", "dirichlet")
+    assert "(cohortium 0" in str(error.value)
+    kept = discover({"COHORTIUM_BLOCK": "acme-noise"})
+    assert kept.find("partitioner", "dirichlet").factory.__name__ == "Dirichlet"
+
+
+@pytest.mark.parametrize("name", ["even", "acme-split"])
+def test_a_blocked_plugin_is_never_imported(install: Install, name: str) -> None:
+    install("acme-split", even="raise SystemExit('imported')")
+    record = record_of("even", {"COHORTIUM_BLOCK": f"other, {name}"})
+    assert (record.status, record.reason) == ("blocked", "COHORTIUM_BLOCK names it.")
+
+
+def test_an_allow_list_applies_before_import(install: Install) -> None:
+    install("acme-split", even="raise SystemExit('imported')")
+    catalog = discover({"COHORTIUM_ONLY": "cohortium"})
+    assert {r.name for r in catalog.records if r.status == "blocked"} == {"even"}
+    assert catalog.names("partitioner")
+    only = discover({"COHORTIUM_ONLY": "iid"})
+    assert [o.offer.name for o in only.offerings] == ["iid"]
+
+
+def test_a_failed_lookup_quotes_why_the_plugin_cannot_be_used(install: Install) -> None:
+    install("acme-bad", odd="raise RuntimeError('no licence')")
+    with pytest.raises(PluginError, match="broken: RuntimeError: no licence"):
+        discover({}).find("model", "odd")
+
+
+def test_a_failed_lookup_offers_near_names() -> None:
+    with pytest.raises(PluginError, match="did you mean 'dpresnet'"):
+        discover({}).find("model", "dpresnt")
+    with pytest.raises(PluginError, match="there are cnn, "):
+        discover({}).find("model", "zzz")
+
+
+def test_the_command_lists_every_record_and_fails_if_one_is_unusable(
+    install: Install, tmp_path: Path
+) -> None:
+    install("acme-bad", odd="raise RuntimeError('no licence')")
+    done = subprocess.run(
+        [sys.executable, "-m", "cohortium", "plugins", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    records = {record["name"]: record for record in json.loads(done.stdout)}
+    assert records["odd"]["reason"] == "RuntimeError: no licence"
+    assert records["iid"]["offers"][0]["role"] == "partitioner"

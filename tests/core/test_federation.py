@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attrs import frozen
+from torch import nn
+
+from bed import Faulty, Squares, tiny
+from cohortium import Federation
+from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
+from cohortium.events import Event, RoundFailed, RoundFinished, SiteFailed
+from cohortium.plugin import DataSpec, Task, Trained
+from cohortium_fedavg import FedAvg, FedProx
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+from cohortium_secagg import SecAgg
+
+
+@frozen
+class Norm:
+    """A network with BatchNorm."""
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                nn.Conv2d(spec.channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                nn.Linear(144, len(spec.classes)),
+            )  # fmt: skip
+
+
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def watch(self) -> Callable[[Event], None]:
+        return self.events.append
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def test_it_learns() -> None:
+    result = tiny(rounds=6).run()
+    assert result.accuracy is not None
+    assert result.accuracy > 0.9
+    assert result.guarantee is None
+    assert [event.round for event in result.history] == list(range(6))
+
+
+@pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(steps=2)])
+def test_plain_and_secure_sums_give_the_same_bits_twice_in_a_row(trainer: object) -> None:
+    hashes = {
+        tiny(trainer=trainer, aggregator=aggregator).run().weights_sha256
+        for aggregator in ("plain", SecAgg(), SecAgg(threshold=5, shares=6), "plain")
+    }
+    assert len(hashes) == 1
+
+
+def test_seeded_noise_repeats_and_real_noise_does_not() -> None:
+    def weights(*, seeded: bool) -> str:
+        return (
+            tiny(privatizer=Gaussian(epsilon=50.0), trainer=FedSGD(), seeded_noise=seeded, rounds=1)
+            .run()
+            .weights_sha256
+        )
+
+    assert weights(seeded=True) == weights(seeded=True)
+    assert weights(seeded=False) != weights(seeded=False)
+
+
+def test_it_equals_a_hand_written_loop() -> None:
+    result = tiny(trainer=FedSGD(sampling_rate=1.0, options={}), rounds=3).run()
+    ready = tiny(rounds=3).prepare()
+    net = ready.setting.network()
+    images = torch.from_numpy(ready.splits.train.images).float() / 255
+    labels = torch.from_numpy(ready.splits.train.labels)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    for number in range(3):
+        optimizer.param_groups[0]["lr"] = 2.0 * (1 - number / 3)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net((images - 0.5) / 0.5), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for name, weight in net.named_parameters():
+        assert torch.allclose(result.weights[name], weight, atol=2e-5), name
+
+
+def test_sites_weigh_by_their_examples() -> None:
+    skewed = tiny(partitioner="quantity", trainer=FedSGD(sampling_rate=1.0), rounds=1).run()
+    even = tiny(trainer=FedSGD(sampling_rate=1.0), rounds=1).run()
+    for name, weight in even.weights.items():
+        assert torch.allclose(skewed.weights[name], weight, atol=1e-5), name
+
+
+def test_batch_statistics_join_the_vector_and_counters_do_not() -> None:
+    result = tiny(model=Norm(), rounds=3).run()
+    assert float(result.weights["1.running_var"].sub(1).abs().max()) > 0.1
+    assert "1.num_batches_tracked" not in result.weights
+    sgd = tiny(model=Norm(), trainer=FedSGD(), rounds=3).run()
+    assert float(sgd.weights["1.running_mean"].abs().max()) > 0.01
+
+
+def test_batch_norm_is_refused_under_example_level_privacy_with_the_remedy() -> None:
+    with pytest.raises(PrivacyError, match=r"BatchNorm2d.*use GroupNorm"):
+        tiny(model=Norm(), privatizer=Gaussian()).run()
+    tiny(model=Norm(), privatizer=Gaussian(unit="site")).prepare()
+
+
+@pytest.mark.parametrize("site", range(6))
+@pytest.mark.parametrize("stage", range(4))
+def test_dropping_a_site_at_any_stage_leaves_the_survivors_exact(stage: int, site: int) -> None:
+    engine = Faulty(lambda count, k, reply: None if (count, k) == (stage, site) else reply)
+    result = tiny(rounds=1, aggregator=SecAgg(), engine=engine).run()
+    contributors = result.history[0].contributors
+    # A site lost while unmasking has contributed already.
+    expected = tuple(k for k in range(6) if k != site or stage == 3)
+    assert contributors == expected
+    plain = Faulty(lambda _, k, reply: reply if k in expected else None)
+    assert result.weights_sha256 == tiny(rounds=1, engine=plain).run().weights_sha256
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_one_dropout_too_many_is_a_clear_failure(tmp_path: Path, stage: int) -> None:
+    engine = Faulty(lambda count, k, reply: None if count >= stage and k < 3 else reply)
+    with pytest.raises(RunError, match="round 1 failed: ") as error:
+        tiny(aggregator=SecAgg(), engine=engine).run(tmp_path / "run")
+    assert error.value.exit_code == 1
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_failed_round_is_retried_as_a_new_attempt_and_charged() -> None:
+    engine = Faulty(lambda count, k, reply: None if count == 0 and k < 5 else reply)
+    recorder = Recorder()
+    result = tiny(engine=engine, retries=2, min_sites=3, privatizer=Gaussian(unit="site")).run(
+        observers=[recorder]
+    )
+    assert [event.attempt for event in recorder.of(RoundFailed)] == [0]
+    assert [event.attempt for event in result.history] == [1, 2]
+    spent = [event.spent.epsilon for event in recorder.of(RoundFinished)]
+    assert spent == sorted(spent)
+    assert spent[-1] < 6 <= result.guarantee.epsilon * 1.01  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda reply: b"",
+        lambda reply: reply[:-1],
+        lambda reply: reply + b"\x00",
+        lambda reply: b"\x00" * len(reply),
+        lambda reply: b"PICKLE" + reply,
+    ],
+)
+@pytest.mark.parametrize("aggregator", ["plain", "secagg"])
+def test_a_damaged_reply_drops_its_site_and_no_other(
+    aggregator: str, change: Callable[[bytes], bytes]
+) -> None:
+    engine = Faulty(lambda count, k, reply: change(reply) if (count, k) == (0, 2) else reply)
+    recorder = Recorder()
+    result = tiny(rounds=1, engine=engine, aggregator=aggregator).run(observers=[recorder])
+    assert result.history[0].dropped == (2,)
+    (failure,) = recorder.of(SiteFailed)
+    assert (failure.site, failure.code) == (2, "malformed")
+
+
+def test_a_reply_of_another_stage_is_stale() -> None:
+    kept: dict[int, bytes] = {}
+
+    def tamper(count: int, site: int, reply: bytes) -> bytes:
+        kept.setdefault(site, reply)
+        return kept[site] if site == 2 else reply
+
+    recorder = Recorder()
+    tiny(engine=Faulty(tamper), rounds=2).run(observers=[recorder])
+    assert [(f.site, f.code, f.round) for f in recorder.of(SiteFailed)] == [(2, "stale", 1)]
+
+
+class Poisoned(FedAvg):
+    """NaN at the sites with an even number of examples of class 0, odd ones train."""
+
+    def train(self, task: Task, private: Any) -> Trained:
+        trained = super().train(task, private)
+        if int((task.labels == 0).sum()) % 2:
+            trained.vector[0] = float("nan")
+        return trained
+
+
+def test_nan_in_an_update_fails_its_site_loudly_and_the_others_go_on() -> None:
+    recorder = Recorder()
+    result = tiny(trainer=Poisoned(), rounds=1).run(observers=[recorder])
+    failures = recorder.of(SiteFailed)
+    assert {f.code for f in failures} == {"non-finite"}
+    assert 0 < len(failures) < 6
+    assert result.history[0].dropped == tuple(f.site for f in failures)
+
+
+def test_nan_everywhere_fails_the_run_with_the_reason() -> None:
+    trainer = FedAvg(learning_rate=1e30)
+    with pytest.raises(RunError, match=r"Sites 0, 1, 2, 3, 4, 5: its update holds NaN"):
+        tiny(trainer=trainer, model="cnn").run()
+
+
+def test_nothing_is_written_before_a_study_is_known_to_run(tmp_path: Path) -> None:
+    for changes in (
+        {"aggregator": SecAgg(threshold=7, shares=7)},
+        {"model": Norm(), "privatizer": Gaussian()},
+        {"partitioner": "natural", "sites": 50},
+        {"device": "tpu9"},
+    ):
+        with pytest.raises(CohortiumError) as error:
+            tiny(**changes).run(tmp_path / "run")
+        assert error.value.exit_code == 2
+        assert not (tmp_path / "run").exists()
+
+
+@frozen
+class Hands:
+    """Deals what it was told to."""
+
+    hands: tuple[tuple[int, ...], ...]
+
+    def deal(self, examples: object, sites: int, rng: np.random.Generator) -> list[Any]:
+        return [np.array(hand, dtype=np.int64) for hand in self.hands]
+
+
+@pytest.mark.parametrize(
+    ("hands", "words"),
+    [
+        (((0, 1), (2,), ()), "site 2 has no data"),
+        (((0, 1), (2,), (1,)), "one example to two sites"),
+        (((0, 1), (2,)), "2 hands to 3 sites"),
+    ],
+)
+def test_a_bad_deal_is_refused(hands: tuple[tuple[int, ...], ...], words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        tiny(partitioner=Hands(hands), sites=3).prepare()
+
+
+def test_a_cohort_is_drawn_anew_each_round() -> None:
+    result = tiny(cohort=3, rounds=6, evaluate_every=0).run()
+    chosen = [event.contributors for event in result.history]
+    assert all(len(sites) == 3 for sites in chosen)
+    assert len(set(chosen)) > 1
+
+
+def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
+    result = tiny().run(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved == json.loads(json.dumps(result.as_json()))
+    assert set(saved) == {
+        "accuracy", "balanced_accuracy", "auc", "per_class", "confusion", "guarantee", "rounds",
+        "sites", "dropouts", "upload_bytes_per_site_per_round", "seconds", "weights_sha256",
+        "versions",
+    }  # fmt: skip
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in result.weights.items())
+    assert "[privatizer]" in (tmp_path / "run" / "study.toml").read_text()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(StudyError, match="is not empty"):
+        tiny().run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_messages_of_a_run_carry_no_pickle_and_no_image() -> None:
+    engine = Faulty(lambda _, __, reply: reply)
+    tiny(engine=engine, rounds=1).run()
+    sent = b"".join(common for common, _ in engine.log)
+    image = Squares().load().train.images[0].tobytes()
+    assert image not in sent
+    assert b"\x80\x04" not in sent[:200]
+
+
+def test_parts_are_values() -> None:
+    assert tiny() == tiny()
+    assert isinstance(tiny(), Federation)
+    parts: Mapping[str, object] = {"model": "cnn", "sites": 3}
+    assert tiny(**parts) != tiny()

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from cohortium.metrics import score
+
+
+def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(k), rng.integers(0, k, n)])
+    logits = rng.normal(size=(n + k, k)).round(1) + 2 * np.eye(k)[labels]
+    odds = np.exp(logits)
+    return odds / odds.sum(1, keepdims=True), labels
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(2, 6))
+def test_scores_equal_scikit_learns(seed: int, n: int, k: int) -> None:
+    p, y = example(seed, n, k)
+    scores = score(p, y, tuple("abcdef"[:k]))
+    assert scores.accuracy == pytest.approx(metrics.accuracy_score(y, p.argmax(1)))
+    assert scores.balanced_accuracy == pytest.approx(
+        metrics.balanced_accuracy_score(y, p.argmax(1))
+    )
+    areas = [metrics.roc_auc_score(y == c, p[:, c]) for c in range(k)]
+    assert scores.auc == pytest.approx(np.mean(areas))
+    assert scores.loss == pytest.approx(metrics.log_loss(y, p, labels=range(k)))
+    assert np.array_equal(
+        scores.confusion, metrics.confusion_matrix(y, p.argmax(1), labels=range(k))
+    )
+    recall = metrics.recall_score(y, p.argmax(1), labels=range(k), average=None, zero_division=0)
+    assert [c.sensitivity for c in scores.per_class] == pytest.approx(list(recall))
+
+
+def test_a_class_without_images_has_no_sensitivity() -> None:
+    scores = score(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ("a", "b"))
+    assert scores.per_class[1].sensitivity is None
+    assert scores.per_class[1].specificity == 0.5
+    assert scores.auc is None
+    assert scores.balanced_accuracy == 0.5

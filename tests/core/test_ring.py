@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortium.errors import MessageError
+from cohortium.ring import PACK_BLOCK, FixedPoint, Ring
+
+BITS = st.integers(1, 64)
+LENGTHS = st.one_of(
+    st.integers(0, 200),
+    st.sampled_from([PACK_BLOCK - 1, PACK_BLOCK, PACK_BLOCK + 1, PACK_BLOCK + 70_001]),
+)
+
+
+def elements(ring: Ring, length: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 1 << 63, length, dtype=np.uint64).astype(ring.word)
+
+
+@given(bits=BITS, length=LENGTHS, seed=st.integers(0, 1000))
+@settings(deadline=None)
+def test_unpacking_undoes_packing(bits: int, length: int, seed: int) -> None:
+    ring = Ring(bits)
+    words = elements(ring, length, seed)
+    packed = ring.pack(words)
+    assert len(packed) == ring.bytes_for(length)
+    assert np.array_equal(ring.signed(ring.unpack(packed, length)), ring.signed(words))
+
+
+@pytest.mark.parametrize("bits", [20, 27, 32, 40])
+def test_a_long_vector_takes_its_bits_and_hardly_more(bits: int) -> None:
+    length = 4_802_120
+    assert Ring(bits).bytes_for(length) * 8 / length < bits + 0.001
+
+
+@given(bits=BITS, length=st.integers(0, 100), change=st.sampled_from([-1, 1, 7]))
+def test_a_vector_of_another_length_is_refused(bits: int, length: int, change: int) -> None:
+    ring = Ring(bits)
+    data = bytes(max(0, ring.bytes_for(length) + change))
+    if len(data) == ring.bytes_for(length):
+        return
+    with pytest.raises(MessageError, match="elements"):
+        ring.unpack(data, length)
+
+
+@given(bits=BITS, values=st.lists(st.integers(-(2**62), 2**62 - 1), min_size=1, max_size=20))
+def test_sums_are_right_whenever_the_true_sum_fits(bits: int, values: list[int]) -> None:
+    ring = Ring(bits)
+    total = ring.zeros(1)
+    for value in values:
+        total += ring.of(np.array([value]))
+    wrapped = (sum(values) + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
+    assert ring.signed(total)[0] == wrapped
+
+
+@given(
+    largest=st.floats(1e-3, 1e6),
+    step=st.floats(1e-6, 1.0),
+    fractions=st.lists(st.floats(-1, 1), min_size=1, max_size=10),
+)
+def test_fixed_point_errs_by_half_a_step(
+    largest: float, step: float, fractions: list[float]
+) -> None:
+    code = FixedPoint.holding(largest, step=step)
+    values = np.array(fractions) * largest
+    assert np.abs(code.decode(code.encode(values)) - values).max() <= step * 0.5000001
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(1.0, 3), (3.0, 4), (6.0, 5), (100.0, 8)])
+def test_the_ring_is_the_narrowest_that_holds_the_sum(largest: float, bits: int) -> None:
+    assert FixedPoint.holding(largest, step=1.0).ring.bits == bits
+
+
+def test_sums_beyond_64_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="need 8"):
+        FixedPoint.holding(1e6, step=1e-18)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cohortium import study
+from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium_dirichlet import Dirichlet
+from cohortium_dpresnet import DPResNet
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+
+
+def write(path: Path, text: str) -> Path:
+    file = path / "s.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_quick_start_is_the_default_of_every_key() -> None:
+    federation = study.read(None)
+    assert (federation.sites, federation.privatizer.epsilon) == (10, 6.0)  # type: ignore[attr-defined]
+
+
+def test_a_table_changes_the_keys_it_names(tmp_path: Path) -> None:
+    file = write(tmp_path, "[privatizer]\nepsilon = 3\n[federation]\nsites = 5\n")
+    federation = study.read(file)
+    assert federation.sites == 5
+    assert federation.privatizer == Gaussian(epsilon=3.0, delta=1.9e-4)
+
+
+def test_another_name_drops_the_tables_other_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, '[partitioner]\nname = "quantity"\n')
+    assert type(study.read(file).partitioner).__name__ == "Quantity"
+    file = write(tmp_path, '[partitioner]\nname = "dirichlet"\nmin_size = 3\n')
+    assert study.read(file).partitioner == Dirichlet(alpha=0.5, min_size=3)
+
+
+def test_settings_go_over_the_study_in_order() -> None:
+    federation = study.read(
+        None,
+        ["model.name=dpresnet", "model.width=16", "federation.rounds=3", "model.width=8",
+         "trainer.options.momentum=0.5", "trainer.options.nesterov=true"],
+    )  # fmt: skip
+    assert federation.model == DPResNet(width=8)
+    assert federation.rounds == 3
+    assert federation.trainer == FedSGD(options={"momentum": 0.5, "nesterov": True})
+
+
+def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+    federation = study.read(None, ["model.name=dpresnet", "federation.sites=7"])
+    assert study.read(write(tmp_path, study.write(federation))) == federation
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[privatizer]\nepsilon = 'x'", r"s\.toml \[privatizer\] epsilon: expected float, got str"),
+        ("[privatizer]\nepsilon = -1.0", r"\[privatizer\].*'epsilon' must be > 0"),
+        ("[privatizer]\nepsilom = 1.0", r"epsilom: .* no such parameter; did you mean epsilon"),
+        ("[privatizr]\nepsilon = 1.0", r"no \[privatizr\]; did you mean privatizer"),
+        ("[federation]\nsite = 3", r"\[federation\] site: .*did you mean sites"),
+        ("[federation]\nsites = 0", r"\[federation\].*'sites' must be >= 1"),
+        ("[federation]\nsites = true", r"\[federation\] sites: expected int, got bool"),
+        ("[federation]\nsites = 3\nmin_sites = 4", "min_sites = 4 is more than the 3"),
+        ("federation = 3", "federation must be a table"),
+        ("[model]\nname = 'dpresnt'", "no plugin offers the model 'dpresnt'; did you mean"),
+        ("[model]\nname = 3", r"\[model\]: name must be a string"),
+        ("[model\n", "not valid TOML"),
+    ],
+)
+def test_errors_name_the_file_the_key_and_what_was_expected(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(CohortiumError, match=words):
+        study.read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("setting", ["model", "model.width", "=3", "width=3"])
+def test_a_setting_of_another_form_is_refused(setting: str) -> None:
+    with pytest.raises(StudyError, match=r"write it as table\.key=value"):
+        study.read(None, [setting])
+
+
+def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"cannot read the study .*No such file"):
+        study.read(tmp_path / "none.toml")
+
+
+def test_a_part_that_fills_no_role_is_refused() -> None:
+    from cohortium import Federation
+
+    with pytest.raises(StudyError, match=r"FedSGD is no model: a model has the methods build"):
+        Federation(
+            dataset="phantom", model=FedSGD(), trainer="fedsgd", privatizer="none",  # type: ignore[arg-type]
+            aggregator="plain",
+        )  # fmt: skip
+    with pytest.raises(StudyError, match="pass an instance, not the class"):
+        Federation(
+            dataset="phantom", model=DPResNet, trainer="fedsgd", privatizer="none",  # type: ignore[arg-type]
+            aggregator="plain",
+        )  # fmt: skip
+    with pytest.raises(PluginError, match="did you mean 'plain'"):
+        Federation(
+            dataset="phantom", model="cnn", trainer="fedsgd", privatizer="none", aggregator="plan"
+        )

@@ -1,0 +1,334 @@
+"""The aggregator through its public face: bytes in memory, any of them lost or damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortium.plugin import (
+    Ask,
+    Cohort,
+    MessageError,
+    Randomness,
+    RefusalError,
+    Ring,
+    RingSum,
+    RingVector,
+    SumSetting,
+    TooFewSitesError,
+)
+from cohortium_secagg import SecAgg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
+    Tamper: TypeAlias = Callable[[str, int, int, bytes], Iterable[bytes]]
+    """What arrives, given the direction ("ask" or "reply"), the stage, the site and the bytes."""
+
+KEYS, SHARES, VECTOR, UNMASKING = range(4)
+
+
+def untouched(_direction: str, _stage: int, _site: int, data: bytes) -> list[bytes]:
+    return [data]
+
+
+class Ward:
+    """A coordinator and its sites, with random vectors, joined by function calls."""
+
+    def __init__(
+        self,
+        aggregator: SecAgg,
+        sites: int,
+        *,
+        bits: int = 20,
+        length: int = 9,
+        colluding: int = 0,
+        min_sites: int = 1,
+    ) -> None:
+        self.ring = Ring(bits)
+        self.setting = SumSetting(
+            session=b"sixteen bytes id",
+            ring=self.ring,
+            length=length,
+            cohort=Cohort(
+                sites=sites,
+                size=sites,
+                examples=100,
+                rounds=9,
+                colluding=colluding,
+                min_sites=min_sites,
+            ),
+        )
+        secret = Randomness.simulated(1)
+        self.coordinator = aggregator.coordinator(self.setting, secret.fork("coordinator"))
+        self.sites = {
+            site: aggregator.site(self.setting, site, secret.fork(site)) for site in range(sites)
+        }
+        self.vectors: dict[int, Words] = {
+            site: np.frombuffer(
+                secret.stream("vector", site).bytes(length * self.ring.word.itemsize),
+                self.ring.word,
+            )
+            for site in self.sites
+        }
+        self.trained: list[int] = []
+        self.transcript = hashlib.sha256()
+        self.uploads: dict[int, int] = {}
+
+    def run(
+        self,
+        *,
+        lost: Mapping[int, int] | None = None,
+        tamper: Tamper = untouched,
+        round_: int = 0,
+        attempt: int = 0,
+    ) -> RingSum:
+        """One attempt; a site in `lost` answers no more from that stage on."""
+        self.coordinator.open(round_, attempt, tuple(self.sites))
+        for stage in itertools.count():
+            requests = self.coordinator.requests()
+            if not requests:
+                return self.coordinator.total()
+            self.transcript.update(requests.common)
+            for site, own in requests.each.items():
+                if stage >= (lost or {}).get(site, 4):
+                    continue
+                for data in tamper("ask", stage, site, own):
+                    ask = Ask(round=round_, attempt=attempt, common=requests.common, own=data)
+                    for reply in self._replies(ask, stage, site, tamper):
+                        self._deliver(site, reply)
+        raise AssertionError
+
+    def _replies(self, ask: Ask, stage: int, site: int, tamper: Tamper) -> Iterable[bytes]:
+        try:
+            reply = self.sites[site].answer(ask, lambda: self._release(site))
+        except (RefusalError, MessageError):
+            return ()
+        self.transcript.update(ask.own + reply)
+        self.uploads[site] = self.uploads.get(site, 0) + len(reply)
+        return tamper("reply", stage, site, reply)
+
+    def _deliver(self, site: int, reply: bytes) -> None:
+        with suppress(MessageError):
+            self.coordinator.receive(site, reply)
+
+    def _release(self, site: int) -> RingVector:
+        self.trained.append(site)
+        return RingVector(self.ring, self.vectors[site])
+
+    def is_exact(self, total: RingSum) -> bool:
+        """Whether `total` is the modular sum of its contributors' vectors, in canonical form."""
+        modulus = 1 << self.ring.bits
+        expected = [0] * self.setting.length
+        for site in total.contributors:
+            words = self.vectors[site].tolist()
+            expected = [(a + b) % modulus for a, b in zip(expected, words, strict=True)]
+        return total.ring == self.ring and total.words.tolist() == expected
+
+
+@given(
+    sites=st.integers(2, 14),
+    shares=st.integers(2, 7),
+    bits=st.integers(1, 64),
+    length=st.integers(0, 70),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_sum_is_exact_at_every_size_and_width(
+    sites: int, shares: int, bits: int, length: int
+) -> None:
+    ward = Ward(SecAgg(threshold=2, shares=shares), sites, bits=bits, length=length)
+    total = ward.run()
+    assert total.contributors == tuple(range(sites))
+    assert ward.is_exact(total)
+
+
+def test_vectors_longer_than_a_block_of_mask() -> None:
+    ward = Ward(SecAgg(), 5, bits=27, length=150_001)
+    before = {site: words.copy() for site, words in ward.vectors.items()}
+    assert ward.is_exact(ward.run(lost={2: VECTOR}))
+    assert all((ward.vectors[site] == before[site]).all() for site in before)
+
+
+@pytest.mark.parametrize("stage", [KEYS, SHARES, VECTOR, UNMASKING])
+@pytest.mark.parametrize("site", range(7))
+def test_any_one_site_may_drop_out_at_any_stage(site: int, stage: int) -> None:
+    ward = Ward(SecAgg(), 7)
+    total = ward.run(lost={site: stage})
+    others = tuple(s for s in range(7) if s != site or stage == UNMASKING)
+    assert total.contributors == others
+    assert ward.is_exact(total)
+
+
+@pytest.mark.parametrize("stages", itertools.product([KEYS, SHARES, VECTOR, UNMASKING], repeat=3))
+def test_as_many_may_drop_out_as_the_threshold_allows(stages: tuple[int, ...]) -> None:
+    lost = dict(zip((1, 4, 6), stages, strict=True))
+    ward = Ward(SecAgg(threshold=5, shares=8), 8)
+    total = ward.run(lost=lost)
+    assert total.contributors == tuple(s for s in range(8) if lost.get(s, UNMASKING) == UNMASKING)
+    assert ward.is_exact(total)
+
+
+@pytest.mark.parametrize("stage", [KEYS, SHARES, VECTOR, UNMASKING])
+def test_one_more_dropout_than_that_fails_and_releases_nothing(stage: int) -> None:
+    ward = Ward(SecAgg(threshold=5, shares=8), 8)
+    with pytest.raises(TooFewSitesError, match=r"^[^.]*\.$"):
+        ward.run(lost=dict.fromkeys((0, 1, 4, 6), stage))
+    with pytest.raises(TooFewSitesError):
+        ward.coordinator.total()
+
+
+def test_a_failed_attempt_is_followed_by_a_good_one() -> None:
+    ward = Ward(SecAgg(), 5)
+    with pytest.raises(TooFewSitesError):
+        ward.run(lost={0: VECTOR, 1: VECTOR})
+    assert ward.is_exact(ward.run(attempt=1))
+    assert ward.is_exact(ward.run(round_=1, attempt=2, lost={3: UNMASKING}))
+
+
+@given(lost=st.dictionaries(st.integers(0, 11), st.integers(0, 3), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_sites_that_could_not_be_recovered_are_left_out_before_they_train(
+    lost: dict[int, int],
+) -> None:
+    ward = Ward(SecAgg(threshold=3, shares=5), 12)
+    try:
+        total = ward.run(lost=lost)
+    except TooFewSitesError:
+        return
+    assert ward.is_exact(total)
+    assert total.contributors == tuple(sorted(ward.trained))
+
+
+faults = st.dictionaries(
+    st.tuples(st.sampled_from(["ask", "reply"]), st.integers(0, 3), st.integers(0, 6)),
+    st.tuples(
+        st.sampled_from(["lose", "flip", "cut", "twice", "older", "other"]), st.integers(0, 1 << 20)
+    ),
+    max_size=4,
+)
+
+
+@given(faults=faults, threshold=st.integers(2, 5))
+@settings(max_examples=150, deadline=None)
+def test_whatever_happens_to_messages_the_sum_is_exact_or_there_is_none(
+    faults: dict[tuple[str, int, int], tuple[str, int]], threshold: int
+) -> None:
+    older: dict[tuple[str, int, int], bytes] = {}
+    latest: dict[tuple[str, int, int], bytes] = {}
+
+    def remember(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        older[direction, stage, site] = data
+        return [data]
+
+    def damage(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        latest[direction, stage, site] = data
+        what, where = faults.get((direction, stage, site), ("", 0))
+        position = where % max(1, len(data))
+        flipped = bytearray(data)
+        if data:
+            flipped[position] ^= 1 << (where % 8)
+        replaced = {
+            "lose": [],
+            "flip": [bytes(flipped)],
+            "cut": [data[:position]],
+            "twice": [data, data],
+            "older": [older.get((direction, stage, where % 7), b"")],
+            "other": [latest.get((direction, stage, where % 7), b"")],
+        }
+        return replaced.get(what, [data])
+
+    ward = Ward(SecAgg(threshold=threshold, shares=5), 7)
+    ward.run(tamper=remember)
+    try:
+        total = ward.run(attempt=1, tamper=damage)
+    except TooFewSitesError:
+        assert faults
+    else:
+        assert ward.is_exact(total)
+
+
+def test_a_vector_that_comes_late_is_turned_down() -> None:
+    ward, held = Ward(SecAgg(), 6), list[bytes]()
+
+    def late(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if (direction, site) == ("reply", 2) and stage == VECTOR:
+            held.append(data)
+            return []
+        if stage == UNMASKING and held:
+            with pytest.raises(MessageError):
+                ward.coordinator.receive(2, held.pop())
+        return [data]
+
+    total = ward.run(tamper=late)
+    assert 2 not in total.contributors
+    assert ward.is_exact(total)
+
+
+def test_a_masked_vector_looks_uniform() -> None:
+    ward, seen = Ward(SecAgg(), 5, bits=32, length=100_000), list[bytes]()
+    ward.vectors = {site: ward.ring.zeros(100_000) for site in ward.sites}
+
+    def listen(direction: str, stage: int, _site: int, data: bytes) -> list[bytes]:
+        if (direction, stage) == ("reply", VECTOR):
+            seen.append(data[64:-64])
+        return [data]
+
+    ward.run(tamper=listen)
+    for data in seen:
+        counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+        expected = len(data) / 256
+        chi_square = float(((counts - expected) ** 2 / expected).sum())
+        # 255 degrees of freedom: mean 255, standard deviation 22.6.
+        assert 255 - 5 * 22.6 < chi_square < 255 + 5 * 22.6
+
+
+def test_no_attempt_reuses_a_mask() -> None:
+    ward, seen = Ward(SecAgg(), 5, length=50), list[bytes]()
+
+    def listen(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if (direction, stage, site) == ("reply", VECTOR, 0):
+            seen.append(data)
+        return [data]
+
+    for attempt in range(3):
+        ward.run(attempt=attempt, tamper=listen)
+    assert len(set(seen)) == 3
+
+
+def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
+    ward = Ward(SecAgg(), 6, bits=27, length=1000)
+    ward.run(lost={4: VECTOR})
+    assert ward.transcript.hexdigest() == (
+        "f399b1b4e5034a63164c86ecb45dac69652aa276fadf3cfe484a0e821e37c37d"
+    )
+
+
+def test_a_site_uploads_little_more_than_its_packed_vector() -> None:
+    ward = Ward(SecAgg(), 20, bits=27, length=10_000)
+    ward.run()
+    assert max(ward.uploads.values()) < ward.ring.bytes_for(10_000) + 1500
+
+
+def test_colluding_neighbours_must_not_surround_a_contributor() -> None:
+    # One neighbour lost (its masks are opened) and three colluding know every mask of the fifth.
+    with pytest.raises(TooFewSitesError, match="with 3 colluding sites"):
+        Ward(SecAgg(), 10, colluding=3).run(lost={5: VECTOR})
+    assert Ward(SecAgg(), 10, colluding=3).run().contributors == tuple(range(10))
+    ward = Ward(SecAgg(threshold=6, shares=10), 10, colluding=3)
+    assert ward.is_exact(ward.run(lost={5: VECTOR, 6: SHARES}))
+
+
+def test_min_sites_is_a_floor() -> None:
+    ward = Ward(SecAgg(), 6, min_sites=6)
+    with pytest.raises(TooFewSitesError, match="at least 6"):
+        ward.run(lost={0: VECTOR})

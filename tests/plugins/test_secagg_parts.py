@@ -1,0 +1,266 @@
+"""The parts: published vectors, Shamir's sharing, the graph and the masks."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortium.plugin import Randomness, RefusalError
+from cohortium_secagg._graph import Graph, core
+from cohortium_secagg._keys import KeyPair, is_sound, seal, unseal
+from cohortium_secagg._masks import Mask, apply, pairwise
+from cohortium_secagg._rules import Scope
+from cohortium_secagg._shamir import PRIME, SHARE_BYTES, Interpolation, split
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+SECRET = Randomness.simulated(1)
+SCOPE = Scope(b"sixteen bytes id", 3, 4)
+
+secrets = st.binary(min_size=32, max_size=32)
+
+
+# --- Published vectors ----------------------------------------------------------------------------
+
+# RFC 7748, section 6.1.
+ALICE = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+ALICE_PUBLIC = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+BOB = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+BOB_PUBLIC = bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+COMMON = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
+
+
+def hkdf(common: bytes, info: bytes, length: int) -> bytes:
+    """RFC 5869, section 2, with no salt, written out."""
+    extracted = hmac.digest(bytes(32), common, "sha256")
+    block, out = b"", b""
+    for counter in itertools.count(1):
+        block = hmac.digest(extracted, block + info + bytes([counter]), "sha256")
+        out += block
+        if len(out) >= length:
+            break
+    return out[:length]
+
+
+def ecb(key: bytes, block: bytes) -> bytes:
+    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(block)
+
+
+def test_hkdf_is_that_of_rfc_5869_appendix_a_3() -> None:
+    expected = (
+        "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"
+    )
+    assert hkdf(b"\x0b" * 22, b"", 42).hex() == expected
+
+
+def test_agreement_is_x25519_of_rfc_7748_section_6_1_under_hkdf() -> None:
+    alice, bob = KeyPair(ALICE), KeyPair(BOB)
+    assert (alice.public, bob.public) == (ALICE_PUBLIC, BOB_PUBLIC)
+    expected = hkdf(COMMON, b"a label", 32)
+    assert alice.agree(BOB_PUBLIC, b"a label") == bob.agree(ALICE_PUBLIC, b"a label") == expected
+
+
+def test_a_mask_is_the_aes_256_key_stream_of_sp_800_38a_from_counter_zero() -> None:
+    # Appendix F.1.5 (ECB-AES256.Encrypt) vouches for the block cipher; counters start at zero.
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    block = bytes.fromhex("6bc1bee22e409f96e93d7e117393172a")
+    assert ecb(key, block).hex() == "f3eed1bdb5d2a03c064b5a7e3db181f8"
+    stream = b"".join(ecb(key, counter.to_bytes(16, "big")) for counter in range(5_000))
+    for word in ("<u4", "<u8"):
+        words = np.zeros(80_000 // int(word[-1]), word)
+        apply([Mask(key)], words)
+        assert words.tobytes() == stream
+        apply([Mask(key, subtract=True)], words)
+        assert not words.any()
+
+
+# --- Keys -----------------------------------------------------------------------------------------
+
+SMALL_ORDER = [bytes(32), bytes([1, *[0] * 31]), (2**255 - 20).to_bytes(32, "little")]
+
+
+@pytest.mark.parametrize("public", SMALL_ORDER)
+def test_keys_of_small_order_are_refused(public: bytes) -> None:
+    with pytest.raises(RefusalError) as refusal:
+        KeyPair(ALICE).agree(public, b"")
+    assert refusal.value.code == "small-order"
+    assert not is_sound(public)
+    assert is_sound(BOB_PUBLIC)
+
+
+@pytest.mark.parametrize("position", [0, 3, -1])
+def test_sealed_bytes_are_bound_to_key_text_and_label(position: int) -> None:
+    sealed = seal(COMMON, b"plain", bound_to=b"label")
+    assert unseal(COMMON, sealed, bound_to=b"label") == b"plain"
+    changed = bytearray(sealed)
+    changed[position] ^= 1
+    for key, text, label in (
+        (COMMON, bytes(changed), b"label"),
+        (COMMON, sealed, b"Label"),
+        (ALICE, sealed, b"label"),
+    ):
+        with pytest.raises(RefusalError, match="does not authenticate"):
+            unseal(key, text, bound_to=label)
+
+
+def test_private_halves_are_not_shown() -> None:
+    assert repr(KeyPair(ALICE)) == "KeyPair()"
+
+
+def test_labels_differ_wherever_anything_differs() -> None:
+    scopes = [Scope(s, r, a) for s in (b"a" * 16, b"b" * 16) for r in (0, 1) for a in (0, 1)]
+    labels = [
+        scope.label(purpose, *sites)
+        for scope in scopes
+        for purpose in ("mask", "shares")
+        for sites in ((0, 1), (1, 0), (0,), ())
+    ]
+    assert len(set(labels)) == len(labels)
+
+
+# --- Shamir ---------------------------------------------------------------------------------------
+
+
+def test_the_field_is_prime() -> None:
+    """Pratt would want factors; 64 rounds of Miller and Rabin (1980) err once in 4**64."""
+    odd, twos = PRIME - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for base in range(2, 66):
+        powers = [pow(base, odd << i, PRIME) for i in range(twos)]
+        assert powers[0] == 1 or PRIME - 1 in powers
+
+
+@given(secret=secrets, holders=st.sets(st.integers(0, 400), min_size=2, max_size=9), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_threshold_of_shares_recover_the_secret(
+    secret: bytes, holders: set[int], data: st.DataObject
+) -> None:
+    threshold = data.draw(st.integers(2, len(holders)))
+    shares = split(secret, holders, threshold=threshold, stream=SECRET.stream("any"))
+    assert {len(share) for share in shares.values()} == {SHARE_BYTES}
+    chosen = data.draw(st.permutations(sorted(holders)))[:threshold]
+    assert Interpolation(tuple(chosen)).secret(shares) == secret
+
+
+@given(secret=secrets, other=secrets)
+@settings(max_examples=30, deadline=None)
+def test_fewer_shares_fit_every_secret(secret: bytes, other: bytes) -> None:
+    shares = split(secret, range(5), threshold=4, stream=SECRET.stream("fewer"))
+    # A fourth share can be made up so that the three known ones belong to any other secret.
+    weights = Interpolation((0, 1, 2, 3))._weights
+    known = sum(
+        w * int.from_bytes(shares[h], "big") for w, h in zip(weights, range(3), strict=False)
+    )
+    fourth = (int.from_bytes(other, "big") - known) * pow(weights[3], -1, PRIME) % PRIME
+    made_up = {**shares, 3: fourth.to_bytes(SHARE_BYTES, "big")}
+    assert Interpolation((0, 1, 2, 3)).secret(made_up) == other
+
+
+def test_a_share_alone_is_uniform() -> None:
+    stream = SECRET.stream("uniform")
+    firsts = [split(bytes(32), [7], threshold=2, stream=stream)[7][1] for _ in range(4_000)]
+    counts = np.bincount(firsts, minlength=256)
+    chi_square = float(((counts - 4_000 / 256) ** 2 / (4_000 / 256)).sum())
+    # 255 degrees of freedom: mean 255, standard deviation 22.6.
+    assert chi_square < 255 + 5 * 22.6
+
+
+def test_shares_of_no_secret_are_an_error() -> None:
+    above = (2**256).to_bytes(SHARE_BYTES, "big")
+    with pytest.raises(ValueError, match="no 32-byte secret"):
+        Interpolation((0, 1)).secret({0: above, 1: above})
+
+
+# --- The graph ------------------------------------------------------------------------------------
+
+
+def hangs_together(graph: Graph, sites: Collection[int]) -> bool:
+    left, found = set(sites), [min(sites, default=0)]
+    neighbours = graph.neighbours()
+    while found:
+        site = found.pop()
+        left.discard(site)
+        found += neighbours[site] & left
+        left -= neighbours[site]
+    return not left
+
+
+@given(count=st.integers(1, 40), degree=st.integers(1, 12))
+def test_the_graph_is_regular_symmetric_and_whole(count: int, degree: int) -> None:
+    sites = range(100, 100 + count)
+    graph = Graph.draw(sites, degree, SECRET.stream("graph"))
+    neighbours = graph.neighbours()
+    wanted = min(max(degree, 2), count - 1)
+    wanted += wanted % 2 and count % 2
+    assert {len(peers) for peers in neighbours.values()} == {wanted} == {graph.degree}
+    assert all(site in neighbours[peer] for site in sites for peer in neighbours[site])
+    assert all(site not in neighbours[site] for site in sites)
+    assert hangs_together(graph, sites)
+
+
+@given(
+    count=st.integers(3, 11),
+    degree=st.integers(2, 7),
+    without=st.integers(0, 4),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_graph_stays_whole_exactly_when_no_removal_cuts_it(
+    count: int, degree: int, without: int, data: st.DataObject
+) -> None:
+    graph = Graph.draw(range(count), degree, SECRET.stream("graph"))
+    present = data.draw(st.sets(st.integers(0, count - 1), min_size=min(count, without + 2)))
+    truth = all(
+        hangs_together(graph, present - set(removed))
+        for number in range(without + 1)
+        for removed in itertools.combinations(sorted(present), number)
+    )
+    claim = graph.stays_whole(present, without=without)
+    assert claim <= truth
+    if not graph.opposite or graph.degree == count - 1:
+        assert claim == truth
+
+
+def test_two_draws_give_two_graphs() -> None:
+    stream = SECRET.stream("graph")
+    assert Graph.draw(range(30), 4, stream) != Graph.draw(range(30), 4, stream)
+
+
+def test_the_core_leaves_out_who_has_too_few_left_around_it() -> None:
+    ring = Graph(circle=tuple(range(10)), reach=1, opposite=False).neighbours()
+    assert core(ring, range(10), 3) == frozenset(range(10))
+    assert core(ring, range(9), 3) == frozenset()
+    assert core(ring, range(9), 2) == frozenset(range(9))
+
+
+# --- Masks ----------------------------------------------------------------------------------------
+
+
+@given(lower=secrets, higher=secrets, length=st.integers(0, 300))
+@settings(deadline=None)
+def test_the_masks_of_a_pair_cancel(lower: bytes, higher: bytes, length: int) -> None:
+    one, two = KeyPair(lower), KeyPair(higher)
+    words = np.arange(length, dtype="<u4")
+    apply([pairwise(one, two.public, SCOPE, 2, 9), pairwise(two, one.public, SCOPE, 9, 2)], words)
+    assert (words == np.arange(length)).all()
+
+
+def test_masking_holds_no_mask_of_full_length() -> None:
+    words = np.zeros(2_000_000, "<u4")
+    masks = [Mask(hashlib.sha256(bytes([i])).digest()) for i in range(80)]
+    tracemalloc.start()
+    apply(masks, words)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < words.nbytes / 2

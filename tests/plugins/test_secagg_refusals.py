@@ -1,0 +1,282 @@
+"""What a site refuses: everything that an honest coordinator would not ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pytest
+
+from cohortium.plugin import (
+    Ask,
+    Cohort,
+    MessageError,
+    Randomness,
+    RefusalError,
+    Requests,
+    Ring,
+    RingVector,
+    SumSetting,
+    decode,
+    encode,
+)
+from cohortium_secagg import SecAgg
+from cohortium_secagg._messages import AskKeys, AskShares, AskUnmasking, AskVector, Keys, Unmasking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cohortium.plugin import Message
+
+    M = TypeVar("M", bound=Message)
+
+RING = Ring(20)
+
+
+class Attempt:
+    """Honest parties, driven up to the request of some stage, which is left in `requests`."""
+
+    def __init__(
+        self, stage: int, *, sites: int = 6, without: dict[int, int] | None = None
+    ) -> None:
+        self.setting = SumSetting(
+            session=b"sixteen bytes id",
+            ring=RING,
+            length=3,
+            cohort=Cohort(sites=sites, size=sites, examples=9, rounds=9),
+        )
+        secret = Randomness.simulated(1)
+        self.coordinator = SecAgg().coordinator(self.setting, secret.fork("coordinator"))
+        self.sites = {i: SecAgg().site(self.setting, i, secret.fork(i)) for i in range(sites)}
+        self.attempt, self.trained = 0, 0
+        self.go(stage, without or {})
+
+    def go(self, stage: int, without: dict[int, int]) -> None:
+        self.coordinator.open(0, self.attempt, tuple(self.sites))
+        self.requests: Requests = self.coordinator.requests()
+        for number in range(stage):
+            for site, own in self.requests.each.items():
+                if without.get(site, 9) > number:
+                    self.coordinator.receive(site, self.ask(self.requests.common or own, site))
+            self.requests = self.coordinator.requests()
+
+    def ask(self, body: bytes | Message, site: int = 0, *, round_: int = 0) -> bytes:
+        """Put a request to a site, and count how often it trains."""
+        body = body if isinstance(body, bytes) else encode(body)
+        ask = Ask(round=round_, attempt=self.attempt, common=b"", own=body)
+        return self.sites[site].answer(ask, self.train)
+
+    def train(self) -> RingVector:
+        self.trained += 1
+        return RingVector(RING, np.ones(3, RING.word))
+
+    def own(self, kind: type[M], site: int = 0) -> M:
+        """The honest request that is due at a site."""
+        return decode(self.requests.each[site] or self.requests.common, kind)
+
+    def refuses(self, code: str, body: bytes | Message, *, round_: int = 0) -> None:
+        with pytest.raises(RefusalError) as refusal:
+            self.ask(body, round_=round_)
+        assert refusal.value.code == code
+
+
+def test_a_request_that_is_no_message() -> None:
+    attempt = Attempt(0)
+    for body in (b"", b"x" * 50, encode(Keys(bytes(32), bytes(32)))):
+        with pytest.raises(MessageError):
+            attempt.ask(body)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_stage_twice(stage: int) -> None:
+    attempt = Attempt(stage)
+    due = attempt.requests.each[0] or attempt.requests.common
+    attempt.ask(due)
+    attempt.refuses("order", due)
+    attempt.refuses("order", AskKeys(attempt=0))
+    assert attempt.trained == 6 * (stage == 3) + (stage == 2)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_stage_out_of_order(stage: int) -> None:
+    others = {
+        1: AskShares(0, {}),
+        2: AskVector(0, {}),
+        3: AskUnmasking(0, tuple(range(6))),
+    }
+    del others[stage]
+    attempt = Attempt(stage)
+    for other in others.values():
+        attempt.refuses("order", other)
+    assert attempt.ask(attempt.requests.each[0] or attempt.requests.common)
+
+
+def test_a_second_set_of_survivors_would_give_both_shares_of_one_peer() -> None:
+    attempt = Attempt(3)
+    reply = decode(attempt.ask(AskUnmasking(0, (0, 1, 2, 3, 4, 5))), Unmasking)
+    assert not reply.keys
+    attempt.refuses("order", AskUnmasking(0, (0, 1, 2, 3, 4)))
+
+
+def test_no_peer_gets_both_of_its_shares_opened() -> None:
+    attempt = Attempt(3, sites=5, without={3: 2})
+    reply = decode(attempt.ask(attempt.requests.common), Unmasking)
+    assert reply.seeds.keys() == {0, 1, 2, 4}
+    assert reply.keys.keys() == {3}
+
+
+def test_a_part_of_another_attempt() -> None:
+    attempt = Attempt(2)
+    older = attempt.own(AskVector)
+    attempt.attempt = 1
+    attempt.refuses("attempt", older)
+    attempt.refuses("attempt", AskVector(1, older.sealed))
+    attempt.go(2, {})
+    attempt.refuses("attempt", older)
+    # Relabelled, its shares still do not authenticate: they are bound to their attempt.
+    due = attempt.own(AskVector)
+    stale = {peer: older.sealed.get(peer, due.sealed[peer]) for peer in due.sealed}
+    attempt.refuses("sealed", AskVector(1, stale))
+
+
+def test_an_attempt_that_moves_to_another_round() -> None:
+    attempt = Attempt(1)
+    attempt.refuses("attempt", attempt.own(AskShares), round_=1)
+
+
+def test_an_older_attempt_does_not_begin_again() -> None:
+    attempt = Attempt(0)
+    attempt.attempt = 4
+    attempt.ask(AskKeys(attempt=4))
+    attempt.attempt = 3
+    attempt.refuses("order", AskKeys(attempt=3))
+
+
+@pytest.mark.parametrize("change", ["itself", "nobody", "too few", "too many"])
+def test_neighbours_that_no_honest_graph_gives(change: str) -> None:
+    attempt = Attempt(1, sites=9)
+    honest = attempt.own(AskShares).neighbours
+    some = next(iter(honest.values()))
+    neighbours: dict[int, Keys] = {
+        "itself": {0: some, **dict(list(honest.items())[1:])},
+        "nobody": {9: some, **dict(list(honest.items())[1:])},
+        "too few": dict(list(honest.items())[:2]),
+        "too many": dict.fromkeys(range(1, 7), some),
+    }[change]
+    attempt.refuses("neighbourhood", AskShares(0, neighbours))
+    attempt.refuses("order", attempt.own(AskShares))
+
+
+def test_a_key_of_small_order() -> None:
+    attempt = Attempt(1)
+    honest = attempt.own(AskShares).neighbours
+    one = next(iter(honest))
+    small = Keys(bytes(32), honest[one].masking)
+    attempt.refuses("small-order", AskShares(0, {**honest, one: small}))
+
+
+def test_neighbours_who_were_told_different_keys() -> None:
+    attempt = Attempt(1, sites=5)
+    honest = attempt.own(AskShares).neighbours
+    changed = Keys(honest[1].sealing, honest[2].masking)
+    replies = {s: attempt.ask(own, s) for s, own in attempt.requests.each.items() if s}
+    replies[0] = attempt.ask(AskShares(0, {**honest, 1: changed}))
+    for site, reply in replies.items():
+        attempt.coordinator.receive(site, reply)
+    attempt.requests = attempt.coordinator.requests()
+    attempt.refuses("sealed", attempt.requests.each[0])
+    with pytest.raises(RefusalError, match="authenticate"):
+        attempt.ask(attempt.requests.each[1], 1)
+
+
+def test_the_coordinator_turns_a_key_of_small_order_down() -> None:
+    attempt = Attempt(0)
+    with pytest.raises(MessageError, match="small order"):
+        attempt.coordinator.receive(0, encode(Keys(bytes(32), b"\x09" + bytes(31))))
+
+
+@pytest.mark.parametrize("change", ["flipped", "exchanged", "stranger", "too few"])
+def test_shares_that_do_not_belong_here(change: str) -> None:
+    attempt = Attempt(2, sites=9)
+    honest = attempt.own(AskVector).sealed
+    one, two, *others = honest
+    stranger = next(site for site in range(1, 9) if site not in honest)
+    flipped = bytes([honest[one][0] ^ 1]) + honest[one][1:]
+    sealed, code = {
+        "flipped": ({**honest, one: flipped}, "sealed"),
+        "exchanged": ({**honest, one: honest[two], two: honest[one]}, "sealed"),
+        "stranger": ({stranger: honest[one], **honest}, "neighbourhood"),
+        "too few": ({peer: honest[peer] for peer in others}, "neighbourhood"),
+    }[change]
+    attempt.refuses(code, AskVector(0, sealed))
+    assert not attempt.trained
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        lambda: RingVector(RING, np.ones(4, RING.word)),
+        lambda: RingVector(RING, np.ones(3, np.uint64)),
+    ],
+)
+def test_a_vector_of_another_length_or_ring(vector: Callable[[], RingVector]) -> None:
+    attempt = Attempt(2)
+    ask = Ask(round=0, attempt=0, common=b"", own=attempt.requests.each[0])
+    with pytest.raises(RefusalError, match="ring and length"):
+        attempt.sites[0].answer(ask, vector)
+
+
+def test_a_site_that_failed_to_train_does_not_train_again() -> None:
+    attempt = Attempt(2)
+
+    def fail() -> RingVector:
+        raise RefusalError("not-finite", "the update is not finite.")
+
+    ask = Ask(round=0, attempt=0, common=b"", own=attempt.requests.each[0])
+    with pytest.raises(RefusalError, match="not finite"):
+        attempt.sites[0].answer(ask, fail)
+    attempt.refuses("order", attempt.requests.each[0])
+
+
+@pytest.mark.parametrize(
+    ("survivors", "code"),
+    [
+        ((0, 1, 2, 2, 3, 4), "survivors"),
+        ((0, 1, 2, 3, 6), "survivors"),
+        ((1, 2, 3, 4, 5), "survivors"),
+        ((), "survivors"),
+        ((0, 1, 2), "floor"),
+    ],
+)
+def test_sets_of_survivors_that_an_honest_coordinator_would_not_name(
+    survivors: tuple[int, ...], code: str
+) -> None:
+    attempt = Attempt(3)
+    attempt.refuses(code, AskUnmasking(0, survivors))
+    attempt.refuses("order", attempt.requests.common)
+
+
+def test_a_survivor_that_was_said_to_have_dropped_out() -> None:
+    attempt = Attempt(3, sites=5, without={2: 1})
+    attempt.refuses("survivors", AskUnmasking(0, (0, 1, 2, 3, 4)))
+
+
+def test_a_set_that_is_large_but_far_away() -> None:
+    attempt = Attempt(3, sites=12)
+    near = attempt.sites[0]._state.shares.keys()  # type: ignore[attr-defined]
+    gone = [site for site in near if site != 0][:2]
+    survivors = tuple(site for site in range(12) if site not in gone)
+    attempt.refuses("floor", AskUnmasking(0, survivors))
+
+
+def test_secrets_are_forgotten_with_the_unmasking_and_with_the_next_attempt() -> None:
+    attempt = Attempt(3)
+    site = attempt.sites[0]
+    attempt.ask(attempt.requests.common)
+    assert site._state is None  # type: ignore[attr-defined]
+    first = Attempt(2)
+    before = first.sites[0]._state  # type: ignore[attr-defined]
+    first.attempt = 1
+    first.go(1, {})
+    assert first.sites[0]._state is not before  # type: ignore[attr-defined]
+    first.refuses("order", AskVector(1, {}))

@@ -1,0 +1,44 @@
+"""What a study may ask for, and how the plugin is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from cohortium.plugin import Aggregator, Cohort, Randomness, Ring, StudyError, SumSetting
+from cohortium_secagg import SecAgg, cohortium_aggregators
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "cohort", "sentence"),
+    [
+        (SecAgg(threshold=1), {}, "threshold is 1, but must be at least 2"),
+        (SecAgg(threshold=6), {}, "shares is 5, but must be at least 6"),
+        (SecAgg(), {"sites": 3, "size": 3}, "cohort is 3, but must be at least 4"),
+        (SecAgg(), {"colluding": 4}, "threshold is 4, but must be at least 5"),
+        (SecAgg(), {"colluding": 3, "size": 4}, "cohort is 4, but must be at least 5"),
+        (SecAgg(shares=4), {"colluding": 3}, "shares is 4, but must be at least 5"),
+        (SecAgg(), {"min_sites": 11}, "cohort is 10, but must be at least 11"),
+        (SecAgg(), {"adversary": "active"}, "does not hold against an active coordinator yet"),
+    ],
+)
+def test_what_protects_too_little_is_an_error_at_both_sides(
+    aggregator: SecAgg, cohort: dict[str, object], sentence: str
+) -> None:
+    numbers: dict[str, object] = {"sites": 10, "size": 10, "examples": 100, "rounds": 1, **cohort}
+    setting = SumSetting(
+        session=bytes(16),
+        ring=Ring(8),
+        length=1,
+        cohort=Cohort(**numbers),  # type: ignore[arg-type]
+    )
+    with pytest.raises(StudyError, match=sentence):
+        aggregator.coordinator(setting, Randomness.simulated(1))
+    with pytest.raises(StudyError, match=sentence):
+        aggregator.site(setting, 0, Randomness.simulated(1))
+
+
+def test_it_is_offered_under_its_name() -> None:
+    (offer,) = cohortium_aggregators()
+    assert offer.name == "secagg"
+    assert offer.factory() == SecAgg(threshold=4, shares=5)
+    assert isinstance(offer.factory(), Aggregator)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from attrs import define, frozen
+
+from cohortium.plugin import Exchange, OpenSite, SiteId, SiteRecipe, StudyError
+from cohortium.testing import ConformanceError, engines
+from cohortium_inline import Inline
+
+Replies = Iterator[tuple[SiteId, bytes]]
+Way = Callable[[Mapping[SiteId, OpenSite], bytes, Mapping[SiteId, bytes]], Replies]
+
+
+@define
+class Wired:
+    """Open sites, and a way to ask them."""
+
+    sites: Mapping[SiteId, OpenSite]
+    way: Way
+    once: bool = False
+    closed: bool = False
+
+    def exchange(self, common: bytes, each: Mapping[SiteId, bytes]) -> Replies:
+        return self.way(self.sites, common, each)
+
+    def close(self) -> None:
+        if self.once and self.closed:
+            raise RuntimeError("closed twice.")
+        self.closed = True
+
+
+@frozen
+class Engine:
+    """A good engine with one thing done otherwise."""
+
+    way: Way
+    once: bool = False
+    renumber: bool = False
+    odd_neighbour: bool = False
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        assert sites is not None
+        beside: Any = self if self.odd_neighbour else None
+        opened = {k: recipe.open(beside) for k, recipe in sites.items()}
+        if self.renumber:
+            opened = dict(enumerate(opened.values()))
+        return Wired(opened, self.way, once=self.once)
+
+
+@frozen
+class DeploymentOnly:
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        raise StudyError("hospitals build themselves.")
+
+
+def good(sites: Any, common: bytes, each: Any) -> Replies:
+    for site, own in reversed(each.items()):
+        yield site, sites[site].answer(common, own)
+
+
+def crossed(sites: Any, common: bytes, each: Any) -> Replies:
+    for site, (_, own) in zip(each, sorted(each.items()), strict=True):
+        yield site, sites[site].answer(common, own)
+
+
+def twice(sites: Any, common: bytes, each: Any) -> Replies:
+    for site, reply in good(sites, common, each):
+        yield site, reply
+        yield site, reply
+
+
+def retrying(sites: Any, common: bytes, each: Any) -> Replies:
+    for site, own in each.items():
+        sites[site].answer(common, own)
+        yield site, sites[site].answer(common, own)
+
+
+def textual(sites: Any, common: bytes, each: Any) -> Replies:
+    for site, own in each.items():
+        yield site, sites[site].answer(common, own.replace(b"\r\n", b"\n"))
+
+
+def to_everyone(sites: Any, common: bytes, each: Any) -> Replies:
+    for site, open_site in sites.items():
+        reply = open_site.answer(common, each.get(site, b""))
+        if site in each:
+            yield site, reply
+
+
+BAD: list[tuple[Any, Any, str]] = [
+    (engines.check_delivers, Engine(crossed), "not what it says to its own request"),
+    (engines.check_delivers, Engine(twice), r"replies came from \[0, 0, 3, 3, 4, 4\]"),
+    (engines.check_delivers, Engine(retrying), "asked 1 times over the run"),
+    (engines.check_delivers, Engine(good, odd_neighbour=True), "opened beside a Engine"),
+    (engines.check_alters_no_byte, Engine(textual), "send it `common` and its own part as they"),
+    (engines.check_asks_no_one_else, Engine(to_everyone), "the reply of site 2"),
+    (engines.check_takes_pickled_recipes, Engine(good, renumber=True), "7"),
+    (engines.check_closes, Engine(good, once=True), "close raised RuntimeError: closed twice"),
+]
+
+
+@pytest.mark.parametrize(("check", "bad", "words"), BAD)
+def test_a_bad_engine_fails(check: Any, bad: Any, words: str) -> None:
+    with pytest.raises((ConformanceError, KeyError), match=words):
+        check(bad)
+
+
+@pytest.mark.parametrize("engine", [Inline(), Engine(good)], ids=["inline", "reversed"])
+@pytest.mark.parametrize("check", engines.CHECKS)
+def test_a_good_one_passes(check: Any, engine: Any) -> None:
+    assert check(engine) is None
+
+
+@pytest.mark.parametrize("check", engines.CHECKS)
+def test_one_for_deployments_alone_is_let_off(check: Any) -> None:
+    assert "not" in check(DeploymentOnly())
+
+
+def test_every_check_is_proved() -> None:
+    assert {check for check, _, _ in BAD} == set(engines.CHECKS)

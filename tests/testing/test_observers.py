@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from attrs import field, frozen
+
+from cohortium.plugin import Event, RoundFinished, RunStarted
+from cohortium.testing import ConformanceError, observers
+from cohortium_events import Events, EventWriter
+
+
+@frozen
+class NoListener:
+    def watch(self) -> Any:
+        return "told you"
+
+
+@frozen
+class Picky:
+    """Knows rounds only."""
+
+    def watch(self) -> Any:
+        def listen(event: Any) -> None:
+            print(event.round)
+
+        return listen
+
+
+@frozen
+class WantsScores:
+    def watch(self) -> Any:
+        def listen(event: Event) -> None:
+            if isinstance(event, RoundFinished):
+                assert event.scores is not None
+
+        return listen
+
+
+class WantsAStart:
+    def watch(self) -> Any:
+        started: list[int] = []
+
+        def listen(event: Event) -> None:
+            if isinstance(event, RunStarted):
+                started.append(event.rounds)
+            print(started[0])
+
+        return listen
+
+
+@frozen
+class OneForAll:
+    writer: EventWriter = field(factory=EventWriter)
+
+    def watch(self) -> Any:
+        return self.writer
+
+
+@frozen
+class SharedFolder:
+    """Listeners of their own, and one place where they write."""
+
+    writer: EventWriter = field(factory=EventWriter)
+
+    def watch(self) -> Any:
+        return lambda event: self.writer(event)
+
+
+BAD = [
+    (observers.check_takes_every_event, NoListener(), "watch gave a str"),
+    (observers.check_takes_every_event, Picky(), "AttributeError .* told RunStarted"),
+    (observers.check_takes_every_event, WantsScores(), "AssertionError .* told RoundFinished"),
+    (observers.check_takes_a_failed_run, WantsAStart(), "hides the run's own error"),
+    (observers.check_listeners_are_independent, OneForAll(), "gave one listener twice"),
+    (observers.check_listeners_are_independent, SharedFolder(), "left other files"),
+]
+
+
+@pytest.mark.parametrize(("check", "bad", "words"), BAD)
+def test_a_bad_observer_fails(check: Any, bad: Any, words: str) -> None:
+    with pytest.raises(ConformanceError, match=words):
+        check(bad)
+
+
+@pytest.mark.parametrize("check", observers.CHECKS)
+def test_a_good_one_passes(check: Any) -> None:
+    assert check(Events()) is None
+
+
+def test_every_check_is_proved() -> None:
+    assert {check for check, _, _ in BAD} == set(observers.CHECKS)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import frozen
+
+from cohortium.plugin import Examples, StudyError
+from cohortium.testing import ConformanceError, partitioners
+from cohortium_iid import IID
+
+Rng = np.random.Generator
+
+
+@frozen
+class OneHandMore:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        return IID().deal(examples, sites + 1, rng)
+
+
+@frozen
+class Lists:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        return [hand.tolist() for hand in IID().deal(examples, sites, rng)]
+
+
+@frozen
+class EmptyHand:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        first, *rest = IID().deal(examples, sites, rng)
+        return [*rest, first[:0]]
+
+
+@frozen
+class Overlaps:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        return [rng.choice(len(examples), 50) for _ in range(sites)]
+
+
+@frozen
+class OffByOne:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        return [hand + 1 for hand in IID().deal(examples, sites, rng)]
+
+
+@frozen
+class GlobalGenerator:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        del rng
+        order = np.random.permutation(len(examples))  # noqa: NPY002
+        return np.array_split(order, sites)
+
+
+@frozen
+class SortsInPlace:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        examples.labels.sort()
+        return IID().deal(examples, sites, rng)
+
+
+@frozen
+class NeverRefuses:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        return np.array_split(rng.permutation(len(examples)), sites)
+
+
+@frozen
+class RefusesWithAValueError:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        if sites > len(examples):
+            raise ValueError("no.")
+        return IID().deal(examples, sites, rng)
+
+
+@frozen
+class RefusesAll:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        raise StudyError("never today.")
+
+
+@frozen
+class LeavesSome:
+    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+        return [hand[:10] for hand in IID().deal(examples, sites, rng)]
+
+
+BAD = [
+    (partitioners.check_honours_the_number_of_sites, OneHandMore(), "1 sites were asked for and 2"),
+    (partitioners.check_honours_the_number_of_sites, Lists(), "site 0 is no one-dimensional int64"),
+    (partitioners.check_honours_the_number_of_sites, EmptyHand(), "was dealt nothing"),
+    (partitioners.check_honours_the_number_of_sites, RefusesAll(), "never today"),
+    (partitioners.check_no_example_twice, Overlaps(), "dealt twice"),
+    (partitioners.check_no_example_twice, OffByOne(), "position outside 0…239"),
+    (partitioners.check_deal_is_repeatable, GlobalGenerator(), "gave different deals"),
+    (partitioners.check_examples_untouched, SortsInPlace(), "changed the labels"),
+    (partitioners.check_refuses_too_many_sites, NeverRefuses(), "4 examples were dealt to 9 sites"),
+    (partitioners.check_refuses_too_many_sites, RefusesWithAValueError(), "raised ValueError: no."),
+]
+
+
+@pytest.mark.parametrize(("check", "bad", "words"), BAD)
+def test_a_bad_partitioner_fails(check: Any, bad: Any, words: str) -> None:
+    with pytest.raises(ConformanceError, match=words):
+        check(bad)
+
+
+@pytest.mark.parametrize("check", partitioners.CHECKS)
+def test_a_good_one_passes(check: Any) -> None:
+    assert check(IID()) is None
+
+
+def test_a_deal_may_leave_some_out_and_that_is_told() -> None:
+    note = partitioners.check_no_example_twice(LeavesSome())
+    assert note == "leaves up to 230 of 240 examples undealt"
+
+
+def test_every_check_is_proved() -> None:
+    assert {check for check, _, _ in BAD} == set(partitioners.CHECKS)
