@@ -11,82 +11,46 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
-from attrs import field, frozen, validators
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Histograms", "features"]
+if TYPE_CHECKING:
+    from cohortium_descriptor import Descriptor
 
 # The constants below were chosen at this size; larger images are averaged down towards it.
 SIDE: Final = 28
+LEAST_SIDE: Final = 8
+# Width of the rings' borders, in units of their radii.
+SOFTNESS: Final = 1 / 14
 PIXELS_AT_ONCE: Final = 50_000
 # Image gradients of half the brightness range per pixel and more share the last bin.
 STEEPEST: Final = 0.5
 
 
-def _ascending(_: object, __: object, radii: tuple[float, ...]) -> None:
-    if not radii or any(b <= a for a, b in zip((0.0, *radii), radii, strict=False)):
-        raise ValueError(f"radii must be positive and ascending, not {radii}")
-
-
-@frozen(kw_only=True)
-class Histograms:
-    """The constants of the features.
-
-    Attributes:
-        bins: Bins along each axis of a histogram of two colours.
-        edge_bins: Bins along each axis of a histogram of gradients.
-        radii: Outer radii of the rings; 1 touches the image's sides.
-        softness: Width of the rings' borders, in units of the radii.
-        norm: Euclidean norm of every row of features.
-    """
-
-    bins: int = field(default=12, validator=validators.ge(2))
-    edge_bins: int = field(default=6, validator=validators.ge(2))
-    radii: tuple[float, ...] = field(
-        default=(0.25, 0.5, 0.75, 1.0), converter=tuple, validator=_ascending
-    )
-    softness: float = field(default=1 / 14, validator=validators.gt(0))
-    norm: float = field(default=10.0, validator=validators.gt(0))
-
-    def dimension(self, channels: int) -> int:
-        """Number of features of an image with so many channels."""
-        pairs = max(1, math.comb(channels, 2))
-        return len(self.radii) * (pairs * self.bins**2 + 2 * self.edge_bins**2)
-
-
-def features(
-    images: Tensor, histograms: Histograms | None = None, *, centre: Tensor | None = None
-) -> Tensor:
-    """Describes each image by itself.
+def features(images: Tensor, terms: Descriptor) -> Tensor:
+    """Describe each image by itself.
 
     Args:
-        images: Shape (N, C, H, W), float32 in [0, 1], any C, sides of at least 8 pixels.
-        histograms: The constants; the default ones if left out.
-        centre: Shape (D,), a public constant to subtract, such as the mean features of synthetic
-            images. The closer it lies to the data, the less of each clipped gradient is spent on
-            what all images share. The mean of private images is a query on them, at a price.
+        images: Shape (N, C, H, W), values in [0, 1], any number of channels.
+        terms: The constants.
 
     Returns:
-        Features, shape (N, D) with D = `histograms.dimension(C)`. Rows have the norm
-        `histograms.norm`; less a centre that is itself a mean of such rows, at most twice that.
+        Features, shape (N, D), D = `terms.dimension(C)`; every row has the norm `terms.norm`.
 
     Raises:
-        ValueError: If the images have the wrong shape or are too small.
+        ValueError: A side is shorter than `LEAST_SIDE`.
     """
-    constants = histograms or Histograms()
-    if images.ndim != 4 or images.shape[1] < 1 or min(images.shape[2:]) < 8:
-        shape = tuple(images.shape)
-        raise ValueError(f"images must have shape (N, C, H, W), H and W at least 8, not {shape}")
-    rows = images.new_empty(len(images), constants.dimension(images.shape[1]))
-    step = max(1, PIXELS_AT_ONCE // math.prod(images.shape[2:]))
+    if min(images.shape[2:]) < LEAST_SIDE:
+        raise ValueError(f"the descriptor needs images of at least {LEAST_SIDE} pixels a side")
+    rows = images.new_empty(len(images), terms.dimension(images.shape[1]))
+    step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        rows[part] = _describe(_coarse(images[part]), constants)
-    return rows if centre is None else rows.sub_(centre.to(rows))
+        rows[part] = _describe(_coarse(images[part]), terms)
+    return rows
 
 
 def _coarse(images: Tensor) -> Tensor:
@@ -95,20 +59,19 @@ def _coarse(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, factor) if factor > 1 else images
 
 
-def _describe(images: Tensor, constants: Histograms) -> Tensor:
+def _describe(images: Tensor, terms: Descriptor) -> Tensor:
     """Features, shape (n, D), of images of shape (n, C, H, W)."""
-    rings = _rings(images, constants)  # (P, R)
-    colours = [_soft_bins(plane, constants.bins) for plane in _planes(images)]  # (n, P, bins)
+    rings = _rings(images, terms)  # (P, R)
+    colours = [_soft_bins(plane, terms.bins) for plane in _planes(images)]  # (n, P, bins)
     slope, outward = _gradients(images)
     steep, radial, bright = (
-        _soft_bins(plane, constants.edge_bins)
-        for plane in (slope, outward, images.mean(1).flatten(1))
+        _soft_bins(plane, terms.edge_bins) for plane in (slope, outward, images.mean(1).flatten(1))
     )
     pairs = [*combinations(colours, 2), (steep, radial), (steep, bright)]
     shares = [_joint(left, right, rings) for left, right in pairs]
-    # Each histogram sums to 1, so its square root has norm 1, and the row that of the number of histograms.
+    # Each histogram sums to 1: its square root has norm 1, a row the root of their number.
     unit = math.sqrt(len(pairs) * rings.shape[1])
-    return torch.cat(shares, dim=1).sqrt_().mul_(constants.norm / unit)
+    return torch.cat(shares, dim=1).sqrt_().mul_(terms.norm / unit)
 
 
 def _planes(images: Tensor) -> list[Tensor]:
@@ -152,10 +115,10 @@ def _positions(images: Tensor) -> tuple[Tensor, Tensor]:
     return across[None, :], down[:, None]
 
 
-def _rings(images: Tensor, constants: Histograms) -> Tensor:
+def _rings(images: Tensor, terms: Descriptor) -> Tensor:
     """Weights of the P pixels in the R rings, shape (P, R); each ring's sum to 1."""
     distance = torch.hypot(*_positions(images)).flatten()
-    discs = [torch.sigmoid((radius - distance) / constants.softness) for radius in constants.radii]
+    discs = [torch.sigmoid((radius - distance) / SOFTNESS) for radius in terms.radii]
     inner = [torch.zeros_like(distance), *discs[:-1]]
     weights = torch.stack(discs, dim=1) - torch.stack(inner, dim=1)
     return weights / weights.sum(0)

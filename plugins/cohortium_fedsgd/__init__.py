@@ -52,7 +52,7 @@ class FedSGD:
 
     sampling_rate: float = field(default=0.4, validator=and_(gt(0), le(1)))
     optimizer: str = "sgd"
-    learning_rate: float = field(default=2.0, validator=gt(0))
+    learning_rate: float = field(default=0.06, validator=gt(0))
     options: dict[str, float | bool] = field(factory=lambda: {"momentum": 0.9})
     schedule: Schedule = "linear"
     flips: bool = False

@@ -47,8 +47,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         lines = [f"{name} = module_{distribution.replace('-', '_')}_{name}" for name in modules]
         (info / "entry_points.txt").write_text("[cohortium]\n" + "\n".join(lines))
         for name, source in modules.items():
-            target = tmp_path / f"module_{distribution.replace('-', '_')}_{name}.py"
-            target.write_text(textwrap.dedent(source))
+            module = f"module_{distribution.replace('-', '_')}_{name}"
+            (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+            sys.modules.pop(module, None)
 
     return put
 

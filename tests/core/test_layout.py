@@ -31,7 +31,11 @@ federation
 study
 cli
 """
-HEIGHT = {name: (n, m) for n, line in enumerate(FLOORS) for m, name in enumerate(line.split())}
+HEIGHT = {
+    name: (n, m)
+    for n, line in enumerate(FLOORS.splitlines())
+    for m, name in enumerate(line.split())
+}
 
 HEAVY = ("torch", "opacus", "medmnist", "pandas", "sklearn", "scipy", "torchvision", "safetensors")
 

@@ -27,7 +27,7 @@ def test_a_table_changes_the_keys_it_names(tmp_path: Path) -> None:
     file = write(tmp_path, "[privatizer]\nepsilon = 3\n[federation]\nsites = 5\n")
     federation = study.read(file)
     assert federation.sites == 5
-    assert federation.privatizer == Gaussian(epsilon=3.0, delta=1.9e-4)
+    assert federation.privatizer == Gaussian(epsilon=3.0, delta=1.9e-4, clip=7.0)
 
 
 def test_another_name_drops_the_tables_other_defaults(tmp_path: Path) -> None:

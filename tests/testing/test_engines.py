@@ -97,14 +97,14 @@ BAD: list[tuple[Any, Any, str]] = [
     (engines.check_delivers, Engine(good, odd_neighbour=True), "opened beside a Engine"),
     (engines.check_alters_no_byte, Engine(textual), "send it `common` and its own part as they"),
     (engines.check_asks_no_one_else, Engine(to_everyone), "the reply of site 2"),
-    (engines.check_takes_pickled_recipes, Engine(good, renumber=True), "7"),
+    (engines.check_takes_pickled_recipes, Engine(good, renumber=True), "raised KeyError"),
     (engines.check_closes, Engine(good, once=True), "close raised RuntimeError: closed twice"),
 ]
 
 
 @pytest.mark.parametrize(("check", "bad", "words"), BAD)
 def test_a_bad_engine_fails(check: Any, bad: Any, words: str) -> None:
-    with pytest.raises((ConformanceError, KeyError), match=words):
+    with pytest.raises(ConformanceError, match=words):
         check(bad)
 
 

@@ -76,9 +76,13 @@ class Forgets(Methods):
         return (Forgets, (4,))
 
 
+def doubled(value: float) -> float:
+    return value * 2
+
+
 @frozen
 class Rounds(Methods):
-    width: float = field(default=3.0, converter=lambda x: x * 2)
+    width: float = field(default=3.0, converter=doubled)
 
 
 @frozen
@@ -122,12 +126,8 @@ def test_a_good_value_passes(check: Any) -> None:
     assert call(check, Good(mix={"a": 1.0})) is None
 
 
-def test_a_module_that_imports_torch_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "heavy_plugin.py").write_text(
-        "import torch\nclass Mine: pass\n", encoding="utf-8"
-    )
+def test_a_module_that_imports_torch_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "heavy_plugin.py").write_text("import torch\nclass Mine: pass\n", encoding="utf-8")
     (tmp_path / "lost_plugin.py").write_text("import nowhere_at_all\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     heavy = type("Mine", (), {"__module__": "heavy_plugin"})()

@@ -92,10 +92,12 @@ def _parts(splits: Splits) -> dict[str, Examples]:
 
 
 def _equal(one: Examples, other: Examples) -> bool:
-    columns = (
-        (getattr(part, name) for name in ("images", "labels", "clients")) for part in (one, other)
-    )
-    return all(
-        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
-        for a, b in zip(*columns, strict=True)
+    if one.clients is None or other.clients is None:
+        same_clients = one.clients is other.clients
+    else:
+        same_clients = np.array_equal(one.clients, other.clients)
+    return (
+        same_clients
+        and np.array_equal(one.images, other.images)
+        and np.array_equal(one.labels, other.labels)
     )

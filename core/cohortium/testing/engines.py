@@ -160,7 +160,13 @@ def _opened(engine: Engine, sites: Iterable[SiteId]) -> Exchange | None:
 def _ensure_echoes(
     exchange: Exchange, common: bytes, each: Mapping[SiteId, bytes], *, asked: int
 ) -> None:
-    replies = list(exchange.exchange(common, each))
+    try:
+        replies = list(exchange.exchange(common, each))
+    except Exception as error:
+        raise ConformanceError(
+            f"an exchange with sites {sorted(each)} raised {type(error).__name__}: {error}; a site "
+            "keeps the number under which its recipe was given."
+        ) from error
     who = [site for site, _ in replies]
     ensure(
         sorted(who) == sorted(each),

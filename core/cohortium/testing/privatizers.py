@@ -175,6 +175,23 @@ def check_refuses_non_finite(privatizer: Privatizer) -> None:
         )
 
 
+def check_refuses_out_of_range(privatizer: Privatizer) -> str | None:
+    """Without noise, a value that the ring has no room for is refused, and never wraps."""
+    exact = [trial for trial in trials(privatizer) if trial.unit is None]
+    for trial in exact:
+        large = _direction(0) * 1e9
+        try:
+            found = trial.released([large])
+        except RefusalError:
+            continue
+        ensure(
+            np.allclose(found, large.double().numpy(), rtol=1e-3),
+            "a vector of norm 1e9 was released and decoded to something else: it wrapped in the "
+            "ring. Raise RefusalError for what the ring was not sized for.",
+        )
+    return None if exact else "not needed: noise makes a wrap unlikely, by the plan's own sizing"
+
+
 def check_round_trip(privatizer: Privatizer) -> None:
     """The sum of releases decodes to the mean of the vectors, noise aside.
 
@@ -184,9 +201,10 @@ def check_round_trip(privatizer: Privatizer) -> None:
         vectors = [_direction(k) * _scale(trial) for k in range(COHORT.size)]
         wanted = np.mean([v.double().numpy() for v in vectors], axis=0)
         blank = [v * 0 for v in vectors]
-        pairs = [(trial.released(vectors, n), trial.released(blank, n)) for n in range(DRAWS)]
-        noise = np.std([zeros for _, zeros in pairs]) if trial.unit else 0.0
-        found = np.mean([full - zeros for full, zeros in pairs], axis=0)
+        apart = np.stack(
+            [trial.released(vectors, n) - trial.released(blank, n) for n in range(DRAWS)]
+        )
+        found, rounding = apart.mean(axis=0), math.sqrt(apart.var(axis=0).sum() / DRAWS)
         ensure(
             found.shape == (PARAMETERS,),
             f"decode gave {found.shape} numbers for {PARAMETERS} parameters; give the mean vector "
@@ -194,7 +212,7 @@ def check_round_trip(privatizer: Privatizer) -> None:
         )
         error, size = float(np.linalg.norm(found - wanted)), float(np.linalg.norm(wanted))
         ensure(
-            error < 0.1 * size + 0.1 * noise * math.sqrt(PARAMETERS / DRAWS),
+            error < 0.1 * size + 2 * rounding,
             f"the mean of {COHORT.size} vectors has norm {size:.3g}, and what was decoded from "
             f"their sum lies {error:.3g} off; decode must undo release, in scale and order.",
         )
@@ -224,6 +242,7 @@ CHECKS: tuple[Check, ...] = (
     check_gradient,
     check_release,
     check_refuses_non_finite,
+    check_refuses_out_of_range,
     check_round_trip,
     check_weight_is_ignored,
 )
@@ -243,11 +262,11 @@ def _direction(seed: int) -> Tensor:
 
 
 def _scale(trial: Trial) -> float:
-    """A norm that no clipping touches: a tenth of what a huge vector is clipped to, or 0.1."""
+    """A norm that no clipping touches: half of what a huge vector is clipped to, or 0.1."""
     if trial.unit != "site":
         return 0.1
     huge, zero = _direction(0) * 1e6, _direction(0) * 0
-    return 0.1 * float(np.linalg.norm(trial.released([huge]) - trial.released([zero])))
+    return 0.5 * float(np.linalg.norm(trial.released([huge]) - trial.released([zero])))
 
 
 def _ensure_mean(trial: Trial) -> None:

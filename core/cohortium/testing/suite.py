@@ -68,11 +68,13 @@ class Verdict:
 
     Attributes:
         check: Its name.
+        promise: What it looked for, in one line.
         failure: What is wrong; empty if it passed.
         note: What is worth telling though it passed.
     """
 
     check: str
+    promise: str
     failure: str = ""
     note: str = ""
 
@@ -80,20 +82,20 @@ class Verdict:
         """One line."""
         if self.failure:
             return f"✗ {self.check}: {self.failure}"
-        return f"✓ {self.check}" + (f" ({self.note})" if self.note else "")
+        return f"✓ {self.promise}" + (f" ({self.note})" if self.note else "")
 
 
 def examine(role: Role, instance: object) -> Iterator[Verdict]:
     """Hold `instance` to every check of `role`, each to its end."""
     for name, check in checks_for(role):
         try:
-            note = check(instance)
+            verdict = Verdict(name, _promise_of(check), note=check(instance) or "")
         except ConformanceError as error:
-            yield Verdict(name, failure=str(error))
+            verdict = Verdict(name, _promise_of(check), failure=str(error))
         except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding
-            yield Verdict(name, failure=f"it raised {type(error).__name__}: {error}")
-        else:
-            yield Verdict(name, note=note or "")
+            failure = f"it raised {type(error).__name__}: {error}"
+            verdict = Verdict(name, _promise_of(check), failure=failure)
+        yield verdict
 
 
 def select(catalog: Catalog, name: str) -> list[Offering]:
@@ -146,7 +148,16 @@ def _parsed(setting: str) -> tuple[str, Any]:
         return key.strip(), text.strip()
 
 
-def _name_of(check: Any) -> str:
-    function = check.func if isinstance(check, partial) else check
-    name: str = function.__name__
+def _function(check: Any) -> Any:
+    return check.func if isinstance(check, partial) else check
+
+
+def _name_of(check: Check) -> str:
+    name: str = _function(check).__name__
     return name.removeprefix("check_").replace("_", " ")
+
+
+def _promise_of(check: Check) -> str:
+    """The first line of its docstring, or its name where docstrings were stripped."""
+    text: str = _function(check).__doc__ or _name_of(check)
+    return text.splitlines()[0].rstrip(".")

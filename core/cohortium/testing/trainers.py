@@ -174,12 +174,16 @@ def check_server(trainer: Trainer) -> None:
 
     net = samples.network()
     parameters = vector.trainable(net)
-    optimizer, schedule = trainer.server(parameters, COHORT.rounds)
+    made = trainer.server(parameters, COHORT.rounds)
     ensure(
-        isinstance(optimizer, torch.optim.Optimizer)
-        and isinstance(schedule, torch.optim.lr_scheduler.LRScheduler),
-        "server must return a torch optimizer and a learning-rate schedule of it.",
+        isinstance(made, tuple)
+        and len(made) == 2  # noqa: PLR2004
+        and isinstance(made[0], torch.optim.Optimizer)
+        and isinstance(made[1], torch.optim.lr_scheduler.LRScheduler),
+        "server must return a torch optimizer and a learning-rate schedule of it, as "
+        "cohortium.plugin.with_schedule does.",
     )
+    optimizer, schedule = made
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     ensure(
         held == {id(p) for p in parameters},

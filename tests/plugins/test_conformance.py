@@ -1,0 +1,92 @@
+"""Our own plugins, held to the kit that every stranger's is held to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cohortium.catalog import Offering, discover
+from cohortium.hooks import ROLES
+from cohortium.testing import Check, checks_for, suite
+
+CATALOG = discover()
+
+OURS = [offering for offering in CATALOG.offerings if offering.record.distribution == "cohortium"]
+
+SMALL: dict[tuple[str, str], list[str]] = {
+    ("dataset", "phantom"): ["examples=24", "validation=8", "test=8"],
+    ("dataset", "medmnist"): ["flag=pneumoniamnist", "download=false"],
+    ("model", "dpresnet"): ["width=4"],
+    ("model", "cnn"): ["width=4"],
+}
+"""Parameters under which a plugin is quick; the others are checked as they come."""
+
+MORE: list[tuple[str, str, list[str]]] = [
+    ("privatizer", "gaussian", ["unit=site"]),
+    ("privatizer", "gaussian", ["unit=site", "adjacency=replace-one"]),
+    ("privatizer", "gaussian", ["adjacency=replace-one"]),
+    ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
+    ("trainer", "fedsgd", ["flips=true", "copies=2"]),
+]
+"""Further parameters, which lead down other paths."""
+
+
+def _cases() -> list[Any]:
+    given = [(o, SMALL.get((o.role, o.offer.name), [])) for o in OURS]
+    given += [
+        (o, settings)
+        for role, name, settings in MORE
+        for o in OURS
+        if (o.role, o.offer.name) == (role, name)
+    ]
+    return [
+        pytest.param(
+            offering,
+            settings,
+            check,
+            id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
+            marks=[pytest.mark.data] if offering.offer.name == "medmnist" else [],
+        )
+        for offering, settings in given
+        for name, check in checks_for(offering.role)
+    ]
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("npz") / "small.npz"
+    rng = np.random.default_rng(0)
+    np.savez(
+        path,
+        train_images=rng.integers(0, 256, (24, 9, 7), dtype=np.uint8),
+        train_labels=np.arange(24) % 3,
+        train_clients=np.arange(24) % 4,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
+    """An offer's instance; equal ones are equal, so that their plans are calibrated once."""
+
+    def make(offering: Offering, settings: list[str]) -> Any:
+        own = [f"path={npz}"] if offering.offer.name == "npz" else []
+        if offering.offer.name == "medmnist" and not os.environ.get("COHORTIUM_DATA"):
+            pytest.skip("COHORTIUM_DATA names no folder of real images")
+        return suite.instance_of(CATALOG, offering, [*settings, *own])
+
+    return make
+
+
+@pytest.mark.parametrize(("offering", "settings", "check"), _cases())
+def test_ours(offering: Offering, settings: list[str], check: Check, make: Any) -> None:
+    check(make(offering, settings))
+
+
+def test_every_role_is_filled() -> None:
+    assert {offering.role for offering in OURS} == set(ROLES)

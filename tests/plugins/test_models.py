@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from cohortium.plugin import DataSpec, Seeds, vector
+from cohortium_cnn import CNN
+from cohortium_descriptor import Descriptor
+from cohortium_dpresnet import DPResNet
+from cohortium_phantom import Phantom
+
+SPEC = DataSpec(
+    channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=100
+)  # BloodMNIST's shape
+
+
+def test_dpresnet_has_the_papers_parameters() -> None:
+    assert vector.length(DPResNet(width=64).build(SPEC, seed=0)) == 4_802_120
+
+
+@pytest.mark.parametrize("width", [1, 4, 16, 20])
+def test_dpresnet_takes_any_width(width: int) -> None:
+    net = DPResNet(width=width).build(SPEC, seed=0)
+    assert net(torch.zeros(2, 3, 28, 28)).shape == (2, 8)
+
+
+def test_dpresnet_is_the_network_of_the_paper_layer_by_layer() -> None:
+    net = DPResNet(width=64).build(SPEC, seed=0)
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions] == [
+        (3, 64, 1), (64, 128, 1), (128, 128, 1), (128, 128, 1),
+        (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1),
+    ]  # fmt: skip
+    assert all(c.bias is None and c.kernel_size == (3, 3) for c in convolutions)
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {n.num_groups for n in norms} == {32}
+    # Nothing follows the sum of the residual pair: its output takes both signs.
+    images = torch.randn(2, 3, 28, 28)
+    stem = net.stem(images)  # type: ignore[operator]
+    assert float((stem + net.residual(stem)).detach().min()) < 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 28), (5, 8), (3, 64), (1, 224)])
+def test_the_descriptor_takes_any_channels_and_size(channels: int, size: int) -> None:
+    model = Descriptor()
+    rows = model.prepare(torch.rand(3, channels, size, size))
+    assert rows.shape == (3, model.dimension(channels))
+    assert torch.allclose(rows.norm(dim=1), torch.full((3,), model.norm), rtol=1e-4)
+
+
+def test_the_descriptor_does_not_care_for_flips_of_a_cell() -> None:
+    # Rings and radial gradients are symmetric, so the features are those of the mirrored image.
+    images = torch.rand(4, 3, 28, 28)
+    model = Descriptor()
+    assert torch.allclose(model.prepare(images), model.prepare(images.flip(3)), atol=1e-2)
+    assert torch.allclose(model.prepare(images), model.prepare(images.rot90(1, (2, 3))), atol=1e-2)
+
+
+def test_the_descriptor_starts_at_zero_and_refuses_tiny_images() -> None:
+    net = Descriptor().build(SPEC, seed=3)
+    assert not vector.flatten(net).any()
+    with pytest.raises(ValueError, match="at least 8 pixels"):
+        Descriptor().prepare(torch.rand(1, 1, 7, 20))
+    with pytest.raises(ValueError, match="ascending"):
+        Descriptor(radii=(0.5, 0.4))
+
+
+@pytest.mark.slow
+def test_phantom_is_neither_trivial_nor_hopeless() -> None:
+    splits = Phantom().load()
+    train, test = (torch.from_numpy(p.images).float() / 255 for p in (splits.train, splits.test))  # type: ignore[union-attr]
+    labels = torch.from_numpy(splits.train.labels)
+    truth = torch.from_numpy(splits.test.labels)  # type: ignore[union-attr]
+
+    def accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> float:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(epochs):
+            for batch in torch.randperm(len(x), generator=generator).split(64):
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(net(x[batch]), labels[batch])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            return float((net(y).argmax(1) == truth).float().mean())
+
+    spec = splits.spec
+    linear = torch.nn.Linear(3 * 28 * 28, 8)
+    assert accuracy(linear, train.flatten(1) - 0.5, test.flatten(1) - 0.5, 12) < 0.8
+    cnn = CNN().build(spec, Seeds(1).integer("weights"))
+    prepare = CNN().prepare
+    assert accuracy(cnn, prepare(train), prepare(test), 12) > 0.9

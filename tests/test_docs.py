@@ -1,0 +1,118 @@
+"""Every code block of the README and the docs is run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cohortium import hooks, study
+from cohortium.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# A full quick start, and packages that a block writes about rather than runs.
+SLOW = "rounds=60"
+
+
+def blocks(language: str) -> list[object]:
+    found: list[object] = []
+    for page in PAGES:
+        for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
+            if match[1] == language:
+                marks = [pytest.mark.slow] if SLOW in match[2] else []
+                name = f"{page.relative_to(ROOT)}-{number}"
+                found.append(pytest.param(match[2], id=name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str, tmp_path: Path) -> None:
+    if "cohortium_mlp import" in code:
+        # A test of the plugin that the page begins with.
+        page = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+        (tmp_path / "cohortium_mlp.py").write_text(BLOCK.search(page)[2])  # type: ignore[index]
+        (tmp_path / "test_block.py").write_text(code)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    else:
+        (tmp_path / "block.py").write_text(code)
+        command = [sys.executable, "-W", "error::UserWarning", "block.py"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_toml_is_a_study_or_a_package(text: str) -> None:
+    tables = tomllib.loads(text)
+    if "project" in tables:
+        assert tables["project"]["entry-points"]["cohortium"]
+        return
+    study.build(study.merge(study.quick_start(), tables, where="the docs"))
+
+
+def commands() -> list[object]:
+    """Every `cohortium` command line in the pages, in blocks and in running text."""
+    pattern = re.compile(r"(?:^|[`/ ])(cohortium (?:run|plugins|check)\b[^`\n;]*)", re.MULTILINE)
+    lines = set()
+    for page in PAGES:
+        for match in pattern.finditer(page.read_text("utf-8").replace("\\\n", " ")):
+            lines.add(match[1].split("  #")[0].strip())
+    return [pytest.param(line, id=line) for line in sorted(lines)]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_are_understood(line: str, tmp_path: Path) -> None:
+    """Options exist, and settings name real plugins and keys; whole runs are other tests'."""
+    words = shlex.split(line)[1:]
+    result = CliRunner().invoke(app, [words[0], "--help"])
+    assert result.exit_code == 0
+    options = {word for word in words[1:] if word.startswith("--")}
+    assert all(option in result.output for option in options), result.output
+    if words[0] != "run" or "mlp" in line:
+        return
+    path = None
+    if "paper.toml" in words:
+        path = tmp_path / "paper.toml"
+        readme = (ROOT / "README.md").read_text("utf-8")
+        path.write_text(next(m[2] for m in BLOCK.finditer(readme) if m[1] == "toml"))
+    study.read(path, [b for a, b in pairwise(words) if a == "--set"])
+
+
+@pytest.mark.parametrize("name", ["messages", "randomness", "ring", "hooks", "training"])
+def test_examples_in_docstrings_hold(name: str) -> None:
+    module = importlib.import_module(f"cohortium.{name}")
+    outcome = doctest.testmod(module)
+    assert outcome.attempted
+    assert not outcome.failed
+
+
+def test_every_hook_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    for role in hooks.ROLES:
+        assert f"`{hooks.hook_of(role)}`" in page
+        assert f"`{role.capitalize()}`" in page
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field, frozen
+
+from cohortium.plugin import (
+    Ask,
+    MessageError,
+    RefusalError,
+    Requests,
+    RingSum,
+    RingVector,
+    SiteId,
+    StudyError,
+    SumSetting,
+    TooFewSitesError,
+)
+from cohortium.testing import ConformanceError, aggregators
+from cohortium_secagg import SecAgg
+
+
+@define
+class Lead:
+    """The coordinator of a clear sum, in one exchange."""
+
+    setting: SumSetting
+    waiting: set[SiteId] = field(factory=set)
+    held: dict[SiteId, Any] = field(factory=dict)
+    is_asked: bool = False
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+        del round, attempt
+        self.waiting, self.held, self.is_asked = set(sites), {}, False
+
+    def requests(self) -> Requests:
+        if self.is_asked:
+            return Requests()
+        self.is_asked = True
+        return Requests(b"send it", dict.fromkeys(sorted(self.waiting), b"you"))
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        if site not in self.waiting:
+            raise MessageError("not asked.")
+        words = self.setting.ring.unpack(reply, self.setting.length)
+        self.waiting.discard(site)
+        self.held[site] = words
+
+    def total(self) -> RingSum:
+        if len(self.held) < max(1, self.setting.cohort.min_sites):
+            raise TooFewSitesError("too few.")
+        words = self.setting.ring.zeros(self.setting.length)
+        for held in self.held.values():
+            words = words + held
+        return RingSum(self.setting.ring, words, tuple(self.held))
+
+
+@define
+class Member:
+    setting: SumSetting
+    latest: int = -1
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        if (ask.common, ask.own) != (b"send it", b"you"):
+            raise MessageError("what?")
+        if ask.attempt <= self.latest:
+            raise RefusalError("order", "again?")
+        self.latest = ask.attempt
+        return self.setting.ring.pack(vector().words)
+
+
+@frozen
+class Clear:
+    lead: Any = Lead
+    member: Any = Member
+
+    def coordinator(self, setting: SumSetting, secret: Any) -> Any:
+        del secret
+        return self.lead(setting)
+
+    def site(self, setting: SumSetting, site: SiteId, secret: Any) -> Any:
+        del site, secret
+        return self.member(setting)
+
+
+class AllOrNothing(Lead):
+    def total(self) -> RingSum:
+        if self.waiting:
+            raise TooFewSitesError("somebody is missing.")
+        return super().total()
+
+
+class LeavesOneOut(Lead):
+    def total(self) -> RingSum:
+        total = super().total()
+        return evolve(total, contributors=total.contributors[:-1])
+
+
+class ClaimsEveryone(Lead):
+    """Names those who dropped out as contributors."""
+
+    def total(self) -> RingSum:
+        total = super().total()
+        return evolve(total, contributors=tuple(range(self.setting.cohort.sites)))
+
+
+class NeverFails(Lead):
+    def total(self) -> RingSum:
+        words = self.setting.ring.zeros(self.setting.length)
+        return RingSum(self.setting.ring, words, ()) if not self.held else super().total()
+
+
+class AsksForever(Lead):
+    def requests(self) -> Requests:
+        return Requests(b"send it", dict.fromkeys(sorted(self.waiting), b"you"))
+
+
+class IgnoresTheFloor(Lead):
+    def total(self) -> RingSum:
+        floor = evolve(self.setting.cohort, min_sites=1)
+        self.setting = evolve(self.setting, cohort=floor)
+        return super().total()
+
+
+class Pads(Lead):
+    """Takes a damaged vector for what is left of it."""
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        ring, length = self.setting.ring, self.setting.length
+        super().receive(site, reply[: ring.bytes_for(length)].ljust(ring.bytes_for(length), b"\1"))
+
+
+class Chokes(Lead):
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        if len(reply) != self.setting.ring.bytes_for(self.setting.length):
+            raise ValueError("what is this?")
+        super().receive(site, reply)
+
+
+class CountsTwice(Lead):
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        before = self.held.get(site, 0)
+        self.waiting.add(site)
+        super().receive(site, reply)
+        self.held[site] = self.held[site] + before
+
+
+class TakesStrangers(Lead):
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        self.waiting.add(site)
+        super().receive(site, reply)
+
+
+class NeverBeginsAnew(Lead):
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+        kept = dict(self.held)
+        super().open(round, attempt, sites)
+        self.held = kept
+
+
+class TrainsTwice(Member):
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        vector()
+        return super().answer(ask, vector)
+
+
+class Believes(Member):
+    """Parses a request as if nobody lied."""
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        assert hashlib.sha256(ask.common).digest() == hashlib.sha256(b"send it").digest()
+        return super().answer(ask, vector)
+
+
+class Forgets(Member):
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        self.latest = -1
+        return super().answer(ask, vector)
+
+
+class Talks(Member):
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> Any:
+        return list(super().answer(ask, vector))
+
+
+def nobody(setting: SumSetting) -> Any:
+    raise StudyError("not for you.")
+
+
+BAD = [
+    (aggregators.check_exact_sum, Clear(lead=LeavesOneOut), "is not the sum of what"),
+    (aggregators.check_exact_sum, Clear(lead=nobody), "served no cohort.*not for you"),
+    (aggregators.check_exact_sum, Clear(member=TrainsTwice), r"made to train \[2\] times"),
+    (aggregators.check_exact_sum, Clear(member=Talks), "answered with a list"),
+    (aggregators.check_dropouts, Clear(lead=ClaimsEveryone), "is not the sum of what"),
+    (aggregators.check_dropouts, Clear(lead=AsksForever), "still asks after 20"),
+    (aggregators.check_dropouts, Clear(lead=NeverFails), r"released over \(\)"),
+    (aggregators.check_min_sites, Clear(lead=IgnoresTheFloor), "at least 7 different sites"),
+    (aggregators.check_garbage_replies, Clear(lead=Pads), "is not the sum of what"),
+    (aggregators.check_garbage_replies, Clear(lead=Chokes), "raised ValueError"),
+    (aggregators.check_repeated_replies, Clear(lead=CountsTwice), "is not the sum of what"),
+    (aggregators.check_unasked_replies, Clear(lead=TakesStrangers), "was released over"),
+    (aggregators.check_garbage_requests, Clear(member=Believes), "raised AssertionError"),
+    (aggregators.check_repeated_requests, Clear(member=Forgets), "train and release twice"),
+    (aggregators.check_sessions_last, Clear(lead=NeverBeginsAnew), "is not the sum of what"),
+]
+
+
+@pytest.mark.parametrize(("check", "bad", "words"), BAD)
+def test_a_bad_aggregator_fails(check: Any, bad: Any, words: str) -> None:
+    with pytest.raises(ConformanceError, match=words):
+        check(bad)
+
+
+@pytest.mark.parametrize("aggregator", [Clear(), SecAgg()], ids=["clear", "secagg"])
+@pytest.mark.parametrize("check", aggregators.CHECKS)
+def test_a_good_one_passes(check: Any, aggregator: Any) -> None:
+    assert check(aggregator) is None
+
+
+def test_one_that_survives_no_dropout_is_told_apart() -> None:
+    note = aggregators.check_dropouts(Clear(lead=AllOrNothing))
+    assert note == "no dropout is survived at any stage"
+
+
+def test_every_check_is_proved() -> None:
+    assert {check for check, _, _ in BAD} == set(aggregators.CHECKS)

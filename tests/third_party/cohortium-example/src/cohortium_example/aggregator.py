@@ -1,0 +1,119 @@
+"""An aggregator of two exchanges: everyone commits to a vector before anyone shows one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from cohortium.plugin import MessageError, RefusalError, Requests, RingSum, TooFewSitesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cohortium.plugin import Ask, Randomness, RingVector, SiteId, SumSetting
+
+COMMIT, REVEAL = b"commit", b"reveal"
+"""The two requests."""
+
+
+@frozen
+class Committed:
+    """Sums in the clear.
+
+    Guarantees:
+        No site's release depends on another's: its hash was sent before any was shown.
+        Against the coordinator, who sees every release, it protects nothing.
+    """
+
+    def coordinator(self, setting: SumSetting, secret: Randomness) -> CommittedLead:
+        """Nothing is secret here."""
+        return CommittedLead(setting)
+
+    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> CommittedSite:
+        """Nothing is secret here."""
+        return CommittedSite(setting)
+
+
+@define
+class CommittedLead:
+    """Collects hashes, then the vectors that match them."""
+
+    setting: SumSetting
+    _due: list[bytes] = field(factory=list)
+    _asked: bytes = b""
+    _waiting: set[SiteId] = field(factory=set)
+    _hashes: dict[SiteId, bytes] = field(factory=dict)
+    _vectors: dict[SiteId, bytes] = field(factory=dict)
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+        """Begin anew among `sites`."""
+        self._due, self._waiting = [COMMIT, REVEAL], set()
+        self._hashes, self._vectors = dict.fromkeys(sites, b""), {}
+
+    def requests(self) -> Requests:
+        """Ask all to commit, then those who did to reveal."""
+        if not self._due:
+            self._waiting = set()
+            return Requests()
+        self._asked = self._due.pop(0)
+        if self._asked == REVEAL:
+            self._hashes = {site: digest for site, digest in self._hashes.items() if digest}
+        self._waiting = set(self._hashes)
+        return Requests(self._asked, dict.fromkeys(sorted(self._waiting), b""))
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        """Keep a hash, or the vector that fits it.
+
+        Raises:
+            MessageError: Nothing is asked of this site, or the reply is not what was asked.
+        """
+        if site not in self._waiting:
+            raise MessageError(f"nothing is asked of site {site} now.")
+        self._waiting.discard(site)
+        if self._asked == COMMIT and len(reply) == hashlib.sha256().digest_size:
+            self._hashes[site] = reply
+        elif self._asked == REVEAL and hashlib.sha256(reply).digest() == self._hashes[site]:
+            self.setting.ring.unpack(reply, self.setting.length)
+            self._vectors[site] = reply
+        else:
+            raise MessageError(f"site {site} did not send what it was to {self._asked.decode()}.")
+
+    def total(self) -> RingSum:
+        """The sum over those who revealed what they had committed to."""
+        need = max(1, self.setting.cohort.min_sites)
+        if len(self._vectors) < need:
+            raise TooFewSitesError(f"{len(self._vectors)} sites revealed, {need} are needed.")
+        ring, total = self.setting.ring, self.setting.ring.zeros(self.setting.length)
+        for packed in self._vectors.values():
+            total = total + ring.unpack(packed, self.setting.length)
+        return RingSum(ring, total, tuple(sorted(self._vectors)))
+
+
+@define
+class CommittedSite:
+    """Trains when it is to commit, and shows the result when it is to reveal."""
+
+    setting: SumSetting
+    _attempt: int = -1
+    _packed: bytes = b""
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        """A hash, then what it is the hash of.
+
+        Raises:
+            RefusalError: The request is out of order.
+            MessageError: It is not one of the two.
+        """
+        if ask.own or ask.common not in (COMMIT, REVEAL):
+            raise MessageError("the request is neither to commit nor to reveal.")
+        if (ask.common == COMMIT) != (ask.attempt > self._attempt):
+            raise RefusalError("order", f"to {ask.common.decode()} is not due.")
+        if ask.common == COMMIT:
+            self._attempt, self._packed = ask.attempt, b""
+            self._packed = self.setting.ring.pack(vector().words)
+            return hashlib.sha256(self._packed).digest()
+        if ask.attempt != self._attempt or not self._packed:
+            raise RefusalError("order", "there is nothing to reveal for this attempt.")
+        return self._packed

@@ -1,0 +1,102 @@
+"""A privatizer that promises nothing: updates are rounded to a grid, and that is all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+from attrs.validators import gt
+
+from cohortium.plugin import (
+    FixedPoint,
+    RefusalError,
+    RingVector,
+    mean_gradient,
+    shuffled,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.plugin import Cohort, Randomness, Ring, RingSum, Stream, Work
+
+    Index = NDArray[np.int64]
+
+
+@frozen
+class Rounding:
+    """Every site counts the same, whatever its size; rounding hides nothing.
+
+    Attributes:
+        step: Updates are rounded to multiples of it.
+        bound: The largest value that can be sent.
+    """
+
+    step: float = field(default=2.0**-16, validator=gt(0))
+    bound: float = field(default=8.0, validator=gt(0))
+
+    def plan(self, work: Work, cohort: Cohort, parameters: int) -> RoundingPlan:
+        """A ring in which the sum over all sites fits."""
+        code = FixedPoint.holding(cohort.size * self.bound, step=self.step)
+        return RoundingPlan(code, self.bound, work, parameters)
+
+
+@frozen
+class RoundingPlan:
+    """The public numbers of a run."""
+
+    code: FixedPoint
+    bound: float
+    work: Work
+    length: int
+    guarantee: None = None
+
+    @property
+    def ring(self) -> Ring:
+        """Where the sum is taken."""
+        return self.code.ring
+
+    def spent(self, attempts: int) -> None:
+        """Nothing was promised."""
+
+    def site(self, secret: Randomness) -> RoundingSite:
+        """One attempt at one site."""
+        return RoundingSite(self, secret.stream("batches"))
+
+    def decode(self, total: RingSum) -> Tensor:
+        """The mean over the contributors."""
+        import torch
+
+        mean = self.code.decode(total.words) / len(total.contributors)
+        return torch.from_numpy(mean.astype(np.float32))
+
+
+@frozen
+class RoundingSite:
+    """What a site does in one attempt."""
+
+    plan: RoundingPlan
+    stream: Stream
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """As the trainer declared."""
+        return shuffled(self.plan.work, examples, self.stream)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The mean gradient."""
+        mean_gradient(net, losses, batch)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """Round and encode.
+
+        Raises:
+            RefusalError: A value is not finite, or beyond the bound.
+        """
+        values = vector.cpu().double().numpy()
+        if not (np.abs(values) <= self.plan.bound).all():
+            raise RefusalError("out of range", f"its update is not within {self.plan.bound:g}.")
+        return RingVector(self.plan.ring, self.plan.code.encode(values))

@@ -1,0 +1,72 @@
+"""A trainer: local steps of one size, along the sign of the gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, le
+
+from cohortium.plugin import (
+    Augmentation,
+    Objective,
+    Trained,
+    Work,
+    make_optimizer,
+    vector,
+    with_schedule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from cohortium.plugin import Cohort, SitePrivacy, Task
+
+
+@frozen(kw_only=True)
+class SignSGD:
+    """signSGD (Bernstein et al. 2018) at the sites, plain averaging at the server.
+
+    Attributes:
+        steps: Batches a round.
+        sampling_rate: Chance of each example to be in a batch.
+        step_size: How far each weight moves in a step.
+    """
+
+    steps: int = field(default=4, validator=ge(1))
+    sampling_rate: float = field(default=0.5, validator=[gt(0), le(1)])
+    step_size: float = field(default=0.01, validator=gt(0))
+
+    def work(self, cohort: Cohort) -> Work:
+        """Poisson batches, alike at every site."""
+        return Work(releases="update", steps=self.steps, sampling_rate=self.sampling_rate)
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        """The data is seen by `losses` alone, and `losses` by the privatizer alone."""
+        import torch
+
+        before = vector.flatten(task.net)
+        losses = Objective(augmentation=Augmentation()).losses(task)
+        for batch in private.batches(len(task.labels)):
+            private.gradient(task.net, losses, batch)
+            with torch.no_grad():
+                for parameter in vector.trainable(task.net):
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad.sign(), alpha=self.step_size)
+        update = vector.flatten(task.net) - before
+        return Trained(vector=update, weight=float(len(task.labels)))
+
+    def server(
+        self, parameters: Iterable[nn.Parameter], rounds: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """Move by the mean update."""
+        optimizer = make_optimizer("sgd", parameters, learning_rate=1.0, options={})
+        return with_schedule(optimizer, "constant", rounds)
+
+    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+        """Every site uses the global network."""
+        return net
