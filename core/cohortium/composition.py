@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import tomllib
 import typing
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,16 @@ def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
     """The keyword parameters of `factory` and their types.
 
     Raises:
-        PluginError: An annotation is missing or cannot be resolved.
+        PluginError: An annotation is missing or cannot be resolved, or a parameter is called
+            `name`, which is the key that says whose table it is.
     """
+    types = _types(factory, what=what)
+    if "name" in types:
+        raise PluginError(f"{what}: no parameter can be called 'name'; that key names the plugin.")
+    return types
+
+
+def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
     try:
         if isinstance(factory, type) and attrs.has(factory):
             types = typing.get_type_hints(factory)
@@ -99,6 +108,14 @@ def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
         raise PluginError(
             f"{what}: its parameters must be annotated with types that can be imported ({error})."
         ) from error
+
+
+def parse(text: str) -> Any:
+    """A value given on the command line: TOML, or else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
 
 
 def near(key: str, known: Iterable[str]) -> str:

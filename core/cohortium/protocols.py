@@ -203,7 +203,7 @@ class Dataset(Protocol):
     """
 
     def load(self) -> Splits:
-        """Read, or draw, the data.
+        """Read, or draw, the data, into arrays of the caller's own.
 
         Raises:
             DataError: It is missing or damaged: one sentence that names the file and the remedy.
@@ -267,7 +267,9 @@ class Trainer(Protocol):
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """Train `task.net` for one round.
 
-        `private` yields the batches and sets `.grad` on the network's parameters.
+        `private` yields the batches and sets `.grad` on the network's parameters: its `gradient`
+        is called once for each batch that its `batches` yields, and `work().steps` times in all
+        where batches are Poisson samples.  That is what the privacy is planned for.
         """
         ...
 
@@ -396,6 +398,8 @@ class CoordinatorSession(Protocol):
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         """Take in one site's reply; vectors are folded into the sum and dropped.
+
+        A site's first reply to a request stands; a further one is an error and changes nothing.
 
         Raises:
             MessageError: `reply` is not what was asked; the site counts as dropped.

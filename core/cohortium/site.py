@@ -148,7 +148,9 @@ class Site:
     Guarantees:
         What leaves is the aggregator's messages and refusals.  The aggregator is given what
         `SitePrivacy.release` returned and nothing else.
-        An attempt is answered once, in order: an older one, or one of another run, is refused.
+        An attempt is answered in order: an older one, or one of another run, is refused.
+        A vector is released once an attempt, whatever the aggregator asks: a second one would
+        spend privacy that was not planned.
     """
 
     def __init__(
@@ -165,7 +167,7 @@ class Site:
         self._labels = torch.from_numpy(examples.labels).to(setting.device)
         self._state: Mapping[str, Tensor] = {}
         self._pending: Mapping[str, Tensor] = {}
-        self._attempt = self._round = -1
+        self._attempt = self._round = self._released = -1
         self._session = setting.aggregator.site(
             setting.sum, site, setting.secret(f"aggregation {site}", private=True)
         )
@@ -215,6 +217,9 @@ class Site:
         """Train for the round, and release the result through the privatizer."""
         import torch
 
+        if self._released == request.attempt:
+            raise RefusalError("order", "this attempt's vector has been released already.")
+        self._released = request.attempt
         setting = self._setting
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         private = setting.plan.site(secret.fork(request.round, request.attempt, self._site))

@@ -139,10 +139,7 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
         raise StudyError(f"--set {setting}: write it as table.key=value, as in model.width=16.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    value = composition.parse(text)
     for part in reversed(key.split(".")):
         value = {part: value}
     return {table: value}

@@ -141,7 +141,9 @@ class Objective:
 
         weights = None
         if self.class_weights:
-            weights = torch.tensor(self.class_weights, device=task.images.device)
+            weights = torch.tensor(
+                self.class_weights, device=task.images.device, dtype=torch.float32
+            )
         copies = self.augmentation.copies
 
         def losses(batch: Index) -> Tensor:

@@ -50,13 +50,13 @@ class Npz:
 
     Attributes:
         path: The file: as given, else under the folder that `COHORTIUM_DATA` names.
-        name: What figures that come from it are called; by default the file's own name.
+        title: What figures that come from it are called; by default the file's own name.
         classes: Names of the classes; by default the file's `classes`, else "0", "1", ….
         source: Whom to cite.
     """
 
     path: str = field(validator=_text)
-    name: str = ""
+    title: str = ""
     classes: tuple[str, ...] = field(default=(), validator=_texts)
     source: str = ""
 
@@ -68,7 +68,7 @@ class Npz:
         """
         path = self._find()
         return read_splits(
-            path, name=self.name or path.stem, classes=self.classes, source=self.source
+            path, name=self.title or path.stem, classes=self.classes, source=self.source
         )
 
     def _find(self) -> Path:

@@ -10,6 +10,7 @@ from cohortium.plugin import (
     Aggregator,
     MessageError,
     Offer,
+    RefusalError,
     Requests,
     RingSum,
     TooFewSitesError,
@@ -80,14 +81,18 @@ class PlainCoordinator:
         return RingSum(self.setting.ring, self._total, tuple(sorted(self._contributors)))
 
 
-@frozen
+@define
 class PlainSite:
-    """Sends the vector when asked."""
+    """Sends the vector when asked, once an attempt."""
 
     setting: SumSetting
+    _answered: int = -1
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
         """The packed vector."""
+        if ask.attempt <= self._answered:
+            raise RefusalError("order", "this attempt's vector has been sent already.")
+        self._answered = ask.attempt
         return self.setting.ring.pack(vector().words)
 
 

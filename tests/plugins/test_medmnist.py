@@ -49,7 +49,7 @@ def stand_in() -> bytes:
 
 @pytest.fixture
 def published(
-    home: Path,  # noqa: ARG001 - it must be in place first
+    home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> bytes:
     """The stand-in, declared official and served over a pretended network."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from cohortium.plugin import DataSpec, Seeds, vector
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
@@ -76,7 +77,7 @@ def test_phantom_is_neither_trivial_nor_hopeless() -> None:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         generator = torch.Generator().manual_seed(0)
         for _ in range(epochs):
-            for batch in torch.randperm(len(x), generator=generator).split(64):
+            for batch in torch.split(torch.randperm(len(x), generator=generator), 64):
                 optimizer.zero_grad()
                 loss = torch.nn.functional.cross_entropy(net(x[batch]), labels[batch])
                 loss.backward()  # type: ignore[no-untyped-call]

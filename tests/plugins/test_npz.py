@@ -65,7 +65,7 @@ def test_names_come_from_the_study_else_the_file_else_numbers(tmp_path: Path, fi
     assert Npz(path=str(own)).load().classes == ("mole", "wart", "scar")
     assert Npz(path=str(own), classes=("a", "b", "c", "d")).load().classes == ("a", "b", "c", "d")
     assert Npz(path=str(own)).load().name == "named"
-    assert Npz(path=str(own), name="Skin", source="us").load().name == "Skin"
+    assert Npz(path=str(own), title="Skin", source="us").load().name == "Skin"
 
 
 def test_a_class_seen_only_in_the_test_split_has_a_name(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_it_is_offered_as_a_dataset() -> None:
 def test_real_images_with_their_clients() -> None:
     if not os.environ.get("COHORTIUM_DATA"):
         pytest.skip("COHORTIUM_DATA names no folder of real images")
-    splits = Npz(path="bloodmnist_19.npz", name="BloodMNIST-19").load()
+    splits = Npz(path="bloodmnist_19.npz", title="BloodMNIST-19").load()
     assert splits.train.images.shape == (5094, 3, 28, 28)
     assert splits.train.clients is not None
     assert len(np.unique(splits.train.clients)) == 19

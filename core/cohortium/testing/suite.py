@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import tomllib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +141,7 @@ def _parsed(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise StudyError(f"--set {setting}: write it as key=value, as in width=16.")
-    try:
-        return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), text.strip()
+    return key.strip(), composition.parse(text)
 
 
 def _function(check: Any) -> Any:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bed import tiny
+from cohortium.coordinator import Coordinator
+from cohortium.messages import decode_either, encode
+from cohortium.site import Recipe, Site
+from cohortium.wire import Refusal, Reply, Request
+
+
+class Pair:
+    """One coordinator and one of its sites, and the request of the first attempt."""
+
+    def __init__(self, **changes: Any) -> None:
+        ready = tiny(**changes).prepare()
+        self.coordinator = Coordinator(ready.setting)
+        self.site: Site = Recipe(ready.setting, 0, ready.splits.train.take(ready.hands[0])).open()
+
+    def request(self, round_: int = 0, attempt: int = 0, **changes: Any) -> bytes:
+        self.coordinator.open(round_, attempt, range(6))
+        common = self.coordinator.requests().common
+        return encode(msgspec.structs.replace(decode_either(common, Request), **changes))
+
+    def ask(self, common: bytes) -> Reply | Refusal:
+        message: Reply | Refusal = decode_either(self.site.answer(common, b""), Reply, Refusal)
+        return message
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return Pair()
+
+
+def code(message: Reply | Refusal) -> str:
+    return message.code if isinstance(message, Refusal) else "answered"
+
+
+def test_a_vector_is_released_once_an_attempt(pair: Pair) -> None:
+    common = pair.request()
+    assert code(pair.ask(common)) == "answered"
+    assert code(pair.ask(common)) == "order"
+    assert code(pair.ask(pair.request(round_=1, attempt=1))) == "answered"
+
+
+def test_no_site_answers_more_attempts_than_privacy_was_planned_for() -> None:
+    pair = Pair(rounds=2, retries=1)
+    answers = [code(pair.ask(pair.request(attempt=attempt))) for attempt in range(5)]
+    assert answers == ["answered"] * 3 + ["budget"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"session": b"x" * 16}, "session"),
+        ({"weights": None}, "weights"),
+        ({"weights": b"\x00" * 8}, "malformed"),
+        ({"round": 2}, "budget"),
+        ({"attempt": 2}, "budget"),
+    ],
+)
+def test_what_an_honest_coordinator_would_not_ask_is_refused(
+    pair: Pair, changes: dict[str, Any], expected: str
+) -> None:
+    assert code(pair.ask(pair.request(**changes))) == expected
+    assert code(pair.ask(pair.request())) == "answered"
+
+
+def test_weights_that_are_not_finite_are_refused(pair: Pair) -> None:
+    weights = b"\xff" * (4 * pair.site.workplace.length)
+    assert code(pair.ask(pair.request(weights=weights))) == "malformed"
+
+
+def test_an_attempt_that_is_over_stays_over() -> None:
+    pair = Pair(retries=2, rounds=2)
+    assert code(pair.ask(pair.request(attempt=1))) == "answered"
+    assert code(pair.ask(pair.request(attempt=0))) == "stale"
+    assert code(pair.ask(pair.request(round_=1, attempt=1))) == "stale"
+    assert code(pair.ask(pair.request(round_=1, attempt=2))) == "answered"
+    assert code(pair.ask(pair.request(round_=0, attempt=3))) == "stale"
+
+
+@given(data=st.binary(max_size=200), keep=st.integers(0, 60))
+@settings(max_examples=100, deadline=None)
+def test_whatever_comes_a_site_answers_with_a_message(data: bytes, keep: int) -> None:
+    site = SHARED.site
+    common = SHARED.request()[:keep] + data
+    assert isinstance(decode_either(site.answer(common, data), Reply, Refusal), Refusal)
+
+
+SHARED = Pair(aggregator="secagg")
