@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from cohortium.record import Result
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, by the shells' custom."""
+
 app = typer.Typer(
     name="cohortium",
     help="Privacy-preserving federated learning for medical imaging.",
@@ -28,16 +31,25 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
         from cohortium import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command()
@@ -166,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CohortiumError as error:
         typer.echo(f"cohortium: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("cohortium: stopped.", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("cohortium: stopped.", err=True)
+        raise

@@ -44,8 +44,8 @@ class Gaussian:
     adjacency: Literal["zero-out", "replace-one"] = field(
         default="zero-out", validator=in_(("zero-out", "replace-one"))
     )
-    bound: float = field(default=4.0, validator=gt(0))
-    step: float = field(default=2.0**-20, validator=gt(0))
+    bound: float = field(default=64.0, validator=gt(0))
+    step: float = field(default=2.0**-17, validator=gt(0))
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> GaussianPlan:
         """Calibrate the noise; see `Privatizer.plan`."""

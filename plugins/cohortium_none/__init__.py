@@ -42,8 +42,8 @@ class Unprivate:
         step: Updates are rounded to multiples of it.
     """
 
-    bound: float = field(default=4.0, validator=gt(0))
-    step: float = field(default=2.0**-20, validator=gt(0))
+    bound: float = field(default=64.0, validator=gt(0))
+    step: float = field(default=2.0**-17, validator=gt(0))
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> UnprivatePlan:
         """A ring for the weighted sum, with one more element for the sum of the weights."""

@@ -1,0 +1,187 @@
+"""The command as people have it: a process, its exit code, and one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SMALL = [
+    "--set", "dataset.examples=300", "--set", "dataset.validation=50", "--set", "dataset.test=80",
+    "--set", "federation.rounds=2", "--set", "federation.threads=1",
+]  # fmt: skip
+
+
+def cohortium(
+    *arguments: str, cwd: Path, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": str(path or cwd)}
+    return subprocess.run(
+        [sys.executable, "-m", "cohortium", *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def plugin(folder: Path, distribution: str, name: str, source: str) -> None:
+    info = folder / f"{distribution}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[cohortium]\n{name} = {distribution}\n")
+    (folder / f"{distribution}.py").write_text(source)
+
+
+def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
+    done = cohortium("run", *SMALL, "--out", "record", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "ε = 6 " in done.stdout
+    rounds = [line for line in done.stderr.splitlines() if line.startswith("round")]
+    assert len(rounds) == 2
+    assert "\x1b" not in done.stderr
+    record = tmp_path / "record"
+    assert {p.name for p in record.iterdir()} == {
+        "study.toml", "events.jsonl", "result.json", "checkpoint",
+    }  # fmt: skip
+    result = json.loads((record / "result.json").read_text())
+    assert result["guarantee"]["against"] == "everyone"
+    events = [json.loads(line) for line in (record / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == [
+        "RunStarted", "RoundFinished", "RoundFinished", "RunFinished",
+    ]  # fmt: skip
+    again = cohortium("run", "record/study.toml", "--json", "--out", "again", cwd=tmp_path)
+    assert again.returncode == 0
+    assert again.stderr == ""
+    assert json.loads(again.stdout) == json.loads((tmp_path / "again/result.json").read_text())
+
+
+BROKEN = "raise RuntimeError('no licence')"
+SECOND = """
+from attrs import frozen
+from cohortium.plugin import Offer, hookimpl
+COHORTIUM_API = 1
+@frozen
+class Mine:
+    def deal(self, examples, sites, rng): ...
+@hookimpl
+def cohortium_partitioners():
+    return [Offer("dirichlet", Mine, "Mine.")]
+"""
+NORM = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(2704, 8))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "model.name=dpresnt"], "no plugin offers the model 'dpresnt'; did you mean"),
+        (["--set", "model.name=brokn"], "the plugin broken (brokenplug 1.0) is broken: Runtime"),
+        (["--set", "partitioner.name=dirichlet"], "'dirichlet' is offered by dirichlet (cohort"),
+        (["--set", "privatizer.epsilon=high"], "epsilon: expected float, got str ('high')"),
+        (["--set", "privatizer.epsilom=3"], "no such parameter; did you mean epsilon?"),
+        (["study.toml"], "study.toml [federation] sites: expected int, got str ('ten')"),
+        (["none.toml"], "cannot read the study none.toml: No such file"),
+        (["--set", "federation.sites=3"], "secagg: cohort is 3, but must be at least 4"),
+        (["--set", "partitioner.name=natural"], "natural"),
+        (["--set", "federation.sites=200", "--set", "dataset.examples=300"], "lower sites or min"),
+        (["--set", "model.name=module", "--set", "model.module=norm:Net"], "use GroupNorm"),
+        (["--set", "privatizer.epsilon=1e-9", "--set", "privatizer.delta=1e-12"], "cannot be met"),
+        (["--set", "dataset.name=npz", "--set", "dataset.path=bad.npz"], "bad.npz"),
+        (["--set", "dataset.name=npz", "--set", "dataset.path=no.npz"], "there is no file"),
+        (["--set", "dataset.name=npz"], "path"),
+        (["--out", "full"], "full is not empty"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_request_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    plugins = tmp_path / "plugins"
+    plugin(plugins, "brokenplug", "broken", BROKEN)
+    if "partitioner.name=dirichlet" in arguments:
+        plugin(plugins, "secondplug", "second", SECOND)
+    (plugins / "norm.py").write_text(NORM)
+    (tmp_path / "study.toml").write_text('[federation]\nsites = "ten"\n')
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 damaged")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    done = cohortium("run", *SMALL, *arguments, cwd=tmp_path, path=plugins)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.startswith("cohortium: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_fails_says_why_and_exits_with_one(tmp_path: Path) -> None:
+    done = cohortium(
+        "run", *SMALL, "--quiet", "--out", "record", "--set", "privatizer.name=none",
+        "--set", "model.name=cnn", "--set", "trainer.name=fedavg",
+        "--set", "trainer.learning_rate=1e30", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "round 1 failed" in done.stderr
+    assert "NaN or infinity" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "record" / "result.json").exists()
+
+
+def test_an_npz_file_of_ones_own_is_trained_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    images = (rng.integers(0, 60, (240, 12, 12)) + 60 * labels[:, None, None]).astype(np.uint8)
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=images, train_labels=labels, test_images=images, test_labels=labels,
+    )  # fmt: skip
+    done = cohortium(
+        "run", "--set", "dataset.name=npz", "--set", "dataset.path=own.npz", "--json",
+        "--set", "privatizer.name=none", "--set", "federation.rounds=20",
+        "--set", "trainer.learning_rate=0.003", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"] > 0.8
+
+
+def test_an_interrupted_run_ends_without_a_traceback(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cohortium", "run", "--out", "record"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "record" / "checkpoint").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.endswith("cohortium: stopped.\n")
+    assert "Traceback" not in errors
+
+
+def test_a_plugin_is_checked_by_name(tmp_path: Path) -> None:
+    done = cohortium("check", "iid", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "✓" in done.stdout
+    missing = cohortium("check", "idd", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "did you mean iid" in missing.stderr
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    assert cohortium("--version", cwd=tmp_path).stdout.startswith("0.")
