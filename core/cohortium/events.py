@@ -26,6 +26,7 @@ class RunStarted:
         sites: In the federation.
         parameters: P, the length of the update.
         guarantee: What the whole run promises, or None.
+        warnings: What a careful reader should be told before it starts.
         sizes: Training examples at each site; the simulator's knowledge, else None.
         histograms: Examples of each class at each site; the simulator's knowledge, else None.
     """
@@ -35,6 +36,7 @@ class RunStarted:
     sites: int
     parameters: int
     guarantee: Guarantee | None
+    warnings: tuple[str, ...] = ()
     sizes: tuple[int, ...] | None = None
     histograms: tuple[tuple[int, ...], ...] | None = None
 

@@ -56,6 +56,17 @@ class Guarantee:
     assumptions: tuple[str, ...] = ()
     simulation: bool = False
 
+    def warnings(self, units: int) -> tuple[str, ...]:
+        """What a careful reader should be told, where `units` units are protected."""
+        customary = 0.1 / units
+        if self.delta <= customary:
+            return ()
+        sentence = (
+            f"δ = {self.delta:.3g} is large for {units:,} {self.unit}s; it is customary to keep it "
+            f"below a tenth of one over their number, {customary:.2g}."
+        )
+        return (sentence,)
+
     def __str__(self) -> str:
         """The guarantee in one line."""
         label = "SIMULATION, not private: " if self.simulation else ""

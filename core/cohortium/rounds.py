@@ -271,11 +271,19 @@ class Run:
             sites=setting.cohort.sites,
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
+            warnings=self._warnings(),
             sizes=tuple(len(hand) for hand in ready.hands),
             histograms=tuple(
                 tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
             ),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        setting = self.ready.setting
+        guarantee, cohort = setting.plan.guarantee, setting.cohort
+        if guarantee is None:
+            return ()
+        return guarantee.warnings(cohort.sites if guarantee.unit == "site" else cohort.examples)
 
     def _result(self, scores: Scores | None, *, seconds: float) -> Result:
         setting, history = self.ready.setting, tuple(self.history)

@@ -65,6 +65,8 @@ class ProgressWriter:
         self.rounds, self._target = event.rounds, event.guarantee
         promise = event.guarantee or "no privacy guarantee"
         self._line(f"{event.sites} sites, {event.parameters:,} parameters; {promise}")
+        for warning in event.warnings:
+            self._line(warning, "yellow")
         if self.console.is_terminal:
             self.bar = _bar(self.console)
             self.bar.add_task("round", total=event.rounds, status="")
