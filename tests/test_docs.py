@@ -61,12 +61,13 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
-def test_toml_is_a_study_or_a_package(text: str) -> None:
+def test_toml_is_a_package_or_a_study_that_runs(text: str) -> None:
     tables = tomllib.loads(text)
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]
         return
-    study.build(study.merge(study.quick_start(), tables, where="the docs"))
+    federation = study.build(study.merge(study.quick_start(), tables, where="the docs"))
+    assert federation.run().guarantee is not None
 
 
 def commands() -> list[object]:

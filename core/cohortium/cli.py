@@ -85,6 +85,7 @@ def run(
     observers = [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
         for name in dict.fromkeys(names)
+        if name not in federation.observers
     ]
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     result = federation.run(folder, observers=observers)

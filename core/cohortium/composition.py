@@ -156,15 +156,16 @@ def describe(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
     if not attrs.has(kind):
         return {"name": name}
     fields = [f for f in attrs.fields(kind) if f.init]
-    values = {(f.alias or f.name): _plain_value(getattr(instance, f.name)) for f in fields}
+    values = {(f.alias or f.name): plain(getattr(instance, f.name)) for f in fields}
     return {"name": name, **{key: value for key, value in values.items() if value is not None}}
 
 
-def _plain_value(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as TOML can hold it; what it cannot is written as Python would show it."""
     if isinstance(value, tuple | list):
-        return [_plain_value(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain_value(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 

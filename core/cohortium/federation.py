@@ -100,6 +100,7 @@ class Federation:
         colluding: How many sites may pool what they know with it.
         seeded_noise: Draw every secret from the seed: repeatable, and protecting nothing.
         evaluate_every: Score on the validation images every so many rounds; 0 never does.
+        observers: Names of observers that are told of every run's events.
 
     Raises:
         PluginError: A name that no usable plugin offers.
@@ -128,6 +129,7 @@ class Federation:
     colluding: int = field(default=0, validator=ge(0))
     seeded_noise: bool = False
     evaluate_every: int = field(default=1, validator=ge(0))
+    observers: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         """Refuse numbers that contradict one another."""
@@ -144,7 +146,7 @@ class Federation:
 
         Args:
             out: A new or empty folder for the run's record; None keeps nothing on disk.
-            observers: Told of every event.
+            observers: Told of every event, beside those that the study names.
 
         Raises:
             CohortiumError: The request was wrong (nothing has started then) or the run failed.
@@ -152,11 +154,12 @@ class Federation:
         from cohortium.evaluation import torch_threads
         from cohortium.rounds import drive
 
+        named = [_resolved("observer", name) for name in self.observers]
         with torch_threads(self.threads):
             return drive(
                 self.prepare(),
                 out=None if out is None else Path(out),
-                observers=observers,
+                observers=[*cast("list[Observer]", named), *observers],
             )
 
     def prepare(self) -> Ready:

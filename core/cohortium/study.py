@@ -88,7 +88,7 @@ def write(federation: Federation, catalog: Catalog | None = None) -> str:
     parts: dict[str, Any] = {
         role: composition.describe(catalog, role, getattr(federation, role)) for role in PARTS
     }
-    terms = {term: getattr(federation, term) for term in TERMS}
+    terms = {term: composition.plain(getattr(federation, term)) for term in TERMS}
     return tomli_w.dumps({"federation": terms, **parts})
 
 

@@ -119,16 +119,20 @@ def test_batch_norm_is_refused_under_example_level_privacy_with_the_remedy() -> 
 
 
 @pytest.mark.parametrize("site", range(6))
+@pytest.mark.parametrize("round_", range(2))
 @pytest.mark.parametrize("stage", range(4))
-def test_dropping_a_site_at_any_stage_leaves_the_survivors_exact(stage: int, site: int) -> None:
-    engine = Faulty(lambda count, k, reply: None if (count, k) == (stage, site) else reply)
-    result = tiny(rounds=1, aggregator=SecAgg(), engine=engine).run()
-    contributors = result.history[0].contributors
+def test_dropping_a_site_at_any_stage_of_any_round_leaves_the_survivors_exact(
+    stage: int, round_: int, site: int
+) -> None:
+    exchange = 4 * round_ + stage
+    engine = Faulty(lambda count, k, reply: None if (count, k) == (exchange, site) else reply)
+    result = tiny(aggregator=SecAgg(), engine=engine, evaluate_every=0).run()
     # A site lost while unmasking has contributed already.
-    expected = tuple(k for k in range(6) if k != site or stage == 3)
-    assert contributors == expected
-    plain = Faulty(lambda _, k, reply: reply if k in expected else None)
-    assert result.weights_sha256 == tiny(rounds=1, engine=plain).run().weights_sha256
+    lost = site if stage < 3 else None
+    assert result.history[round_].contributors == tuple(k for k in range(6) if k != lost)
+    assert result.history[1 - round_].contributors == tuple(range(6))
+    plain = Faulty(lambda count, k, reply: None if (count, k) == (round_, lost) else reply)
+    assert result.weights_sha256 == tiny(engine=plain, evaluate_every=0).run().weights_sha256
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -286,6 +290,13 @@ def test_the_messages_of_a_run_carry_no_pickle_and_no_image() -> None:
     image = Squares().load().train.images[0].tobytes()
     assert image not in sent
     assert b"\x80\x04" not in sent[:200]
+
+
+def test_a_study_names_its_observers(tmp_path: Path) -> None:
+    tiny(observers=("events",)).run(tmp_path / "run")
+    assert (tmp_path / "run" / "events.jsonl").read_text().count("\n") == 4
+    with pytest.raises(CohortiumError, match="did you mean 'events'"):
+        tiny(observers=("event",)).run()
 
 
 def test_parts_are_values() -> None:
