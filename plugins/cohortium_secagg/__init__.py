@@ -24,7 +24,7 @@ from attrs import frozen
 from cohortium.plugin import Aggregator, Offer, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import CoordinatorSession, Randomness, SiteId, SiteSession, SumSetting
+    from cohortium.plugin import CoordinatorSession, Member, Randomness, SiteSession, SumSetting
 
 COHORTIUM_API = 1
 
@@ -69,7 +69,7 @@ class SecAgg:
 
         return SecAggCoordinator(Rules.agreed(self.threshold, self.shares, setting), secret)
 
-    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> SiteSession:
+    def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """One site's session of a run.
 
         Raises:
@@ -78,7 +78,7 @@ class SecAgg:
         from cohortium_secagg._rules import Rules
         from cohortium_secagg._site import SecAggSite
 
-        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), site, secret)
+        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), member)
 
 
 @hookimpl

@@ -31,7 +31,7 @@ from cohortium_secagg._party import Advertised, Masked, Party, Shared
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.plugin import Ask, Message, Randomness, RingVector, SiteId
+    from cohortium.plugin import Ask, Member, Message, RingVector
     from cohortium_secagg._rules import Rules
 
 
@@ -46,11 +46,10 @@ class SecAggSite:
         masking key, never both.
     """
 
-    def __init__(self, rules: Rules, site: SiteId, secret: Randomness) -> None:
-        """Take the run's rules, and this site's source of secrets."""
+    def __init__(self, rules: Rules, member: Member) -> None:
+        """Take the run's rules, and what this site has to itself."""
         self._rules = rules
-        self._site = site
-        self._secret = secret
+        self._member = member
         self._latest = (-1, -1)
         self._state: Advertised | Shared | Masked | None = None
 
@@ -75,8 +74,8 @@ class SecAggSite:
         if ask.attempt <= self._latest[0]:
             raise RefusalError("order", "the attempt has begun already.")
         self._latest = (ask.attempt, ask.round)
-        party = Party(self._rules, self._rules.scope(ask.round, ask.attempt), self._site)
-        secret = self._secret.fork(ask.round, ask.attempt, self._site)
+        party = Party(self._rules, self._rules.scope(ask.round, ask.attempt), self._member.site)
+        secret = self._member.secret.fork(ask.round, ask.attempt, self._member.site)
         self._state = Advertised.fresh(party, secret)
         return self._state.keys
 

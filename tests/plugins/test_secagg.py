@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cohortium.plugin import (
     Ask,
     Cohort,
+    Member,
     MessageError,
     Randomness,
     RefusalError,
@@ -72,7 +73,8 @@ class Ward:
         secret = Randomness.simulated(1)
         self.coordinator = aggregator.coordinator(self.setting, secret.fork("coordinator"))
         self.sites = {
-            site: aggregator.site(self.setting, site, secret.fork(site)) for site in range(sites)
+            site: aggregator.site(self.setting, Member(site=site, secret=secret.fork(site)))
+            for site in range(sites)
         }
         self.vectors: dict[int, Words] = {
             site: np.frombuffer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cohortium.plugin import Aggregator, Cohort, Randomness, Ring, StudyError, SumSetting
+from cohortium.plugin import Aggregator, Cohort, Member, Randomness, Ring, StudyError, SumSetting
 from cohortium_secagg import SecAgg, cohortium_aggregators
 
 
@@ -34,7 +34,7 @@ def test_what_protects_too_little_is_an_error_at_both_sides(
     with pytest.raises(StudyError, match=sentence):
         aggregator.coordinator(setting, Randomness.simulated(1))
     with pytest.raises(StudyError, match=sentence):
-        aggregator.site(setting, 0, Randomness.simulated(1))
+        aggregator.site(setting, Member(site=0, secret=Randomness.simulated(1)))
 
 
 def test_it_is_offered_under_its_name() -> None:

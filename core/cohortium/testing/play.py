@@ -9,7 +9,7 @@ import numpy as np
 from attrs import define, field
 
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
-from cohortium.protocols import Ask, Cohort, SiteId, SumSetting
+from cohortium.protocols import Ask, Cohort, Member, SiteId, SumSetting
 from cohortium.randomness import Randomness
 from cohortium.ring import Ring, RingVector
 from cohortium.testing.contract import ConformanceError, ensure
@@ -74,7 +74,10 @@ class Play:
         return cls(
             setting,
             aggregator.coordinator(setting, secret.fork("coordinator")),
-            {k: aggregator.site(setting, k, secret.fork("site", k)) for k in range(sites)},
+            {
+                k: aggregator.site(setting, Member(site=k, secret=secret.fork("site", k)))
+                for k in range(sites)
+            },
         )
 
     def attempt(
