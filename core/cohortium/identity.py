@@ -134,6 +134,7 @@ class Directory:
     Attributes:
         keys: By site; None where a site's key is revoked and not replaced.
         revoked: Keys that are no longer believed, with the site each belonged to.
+        fingerprint: SHA-256 of all but the comments: equal for equal directories only.
 
     Raises:
         IdentityError: It contradicts itself.
@@ -141,6 +142,11 @@ class Directory:
 
     keys: tuple[bytes | None, ...]
     revoked: frozenset[tuple[int, bytes]] = frozenset()
+    fingerprint: bytes = field(init=False, eq=False, repr=False)
+
+    @fingerprint.default
+    def _hash(self) -> bytes:
+        return hashlib.sha256(str(self).encode()).digest()
 
     def __attrs_post_init__(self) -> None:
         """Refuse a directory that contradicts itself."""
@@ -212,11 +218,6 @@ class Directory:
         lines = [line_of(site, key) for site, key in enumerate(self.keys) if key is not None]
         lines += [line_of(site, key, kind="revoked") for site, key in sorted(self.revoked)]
         return "\n".join([_HEADER, *lines, ""])
-
-    @property
-    def fingerprint(self) -> bytes:
-        """SHA-256 of everything but the comments: equal for equal directories only."""
-        return hashlib.sha256(str(self).encode()).digest()
 
     def verify(self, site: int, signature: bytes, text: bytes) -> bool:
         """Whether `signature` is one of `text` by the key of `site`."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bed import tiny
+from cohortium import study
 from cohortium.plugin import (
     Cohort,
     Directory,
@@ -117,6 +118,12 @@ def test_a_federation_gives_the_same_bits_as_a_plain_one() -> None:
     plain = tiny().run()
     for federation in (tiny(aggregator="secagg"), tiny(aggregator="secagg", adversary="active")):
         assert federation.run().weights_sha256 == plain.weights_sha256
+
+
+def test_a_study_changes_one_key() -> None:
+    federation = study.read(None, ["federation.adversary=active"])
+    assert federation.aggregator == SecAgg()
+    assert ward(federation.sites).sites[0]._rules.threshold == 6  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
