@@ -13,6 +13,7 @@ from cohortium.data import Examples, Splits
 from cohortium.protocols import Exchange, SiteRecipe
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
+from torch import nn
 
 
 @frozen
@@ -38,6 +39,16 @@ class Squares:
             validation=part(40, 1),
             test=part(80, 2),
         )
+
+
+class Net(nn.Sequential):
+    """A network that is no plugin, for any number of channels and classes."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.Linear(16, classes),
+        )  # fmt: skip
 
 
 Tamper = Callable[[int, int, bytes], bytes | None]

@@ -72,7 +72,9 @@ def test_toml_is_a_package_or_a_study_that_runs(text: str) -> None:
 
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
-    pattern = re.compile(r"(?:^|[`/ ])(cohortium (?:run|plugins|check)\b[^`\n;]*)", re.MULTILINE)
+    pattern = re.compile(
+        r"(?:^|[`/ ])(cohortium (?:run|plugins|check|keygen)\b[^`\n;]*)", re.MULTILINE
+    )
     lines = set()
     for page in PAGES:
         for match in pattern.finditer(page.read_text("utf-8").replace("\\\n", " ")):

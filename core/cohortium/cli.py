@@ -172,6 +172,26 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def keygen(
+    site: Annotated[int, typer.Argument(help="The site's number in the federation.", min=0)],
+    *,
+    out: Annotated[Path, typer.Option(help="The new file for the private key.")] = Path(
+        "identity.pem"
+    ),
+) -> None:
+    """Make a site's signing key, and print its line for the directory of all sites.
+
+    Example: `cohortium keygen 3 --out site-3.pem`.
+    """
+    from cohortium.identity import Identity, line_of
+    from cohortium.randomness import Randomness
+
+    identity = Identity.draw(Randomness.system())
+    identity.create(out)
+    typer.echo(line_of(site, identity.public))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: a user's mistake is one sentence and an exit code, never a traceback."""
     try:

@@ -28,6 +28,10 @@ class DataError(CohortiumError):
     """A data set that is missing, damaged or not of the expected form."""
 
 
+class IdentityError(CohortiumError):
+    """A site's key, or a directory of keys, that is missing, damaged or not to be trusted."""
+
+
 class PrivacyError(CohortiumError):
     """A guarantee that cannot be given, or that a part of the composition would break."""
 

@@ -36,6 +36,8 @@ from cohortium.events import (
 )
 from cohortium.guarantee import Guarantee
 from cohortium.hooks import API, Offer, hookimpl
+from cohortium.identity import Directory, Identity
+from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Scores
 from cohortium.protocols import (
@@ -46,6 +48,7 @@ from cohortium.protocols import (
     Dataset,
     Engine,
     Exchange,
+    Member,
     Model,
     Observer,
     OpenSite,
@@ -86,12 +89,18 @@ __all__ = [
     "DataError",
     "DataSpec",
     "Dataset",
+    "Directory",
     "Engine",
     "Event",
     "Examples",
     "Exchange",
+    "FileJournal",
     "FixedPoint",
     "Guarantee",
+    "Identity",
+    "Journal",
+    "Member",
+    "MemoryJournal",
     "Message",
     "MessageError",
     "Model",

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkabl
 from attrs import field, frozen
 from attrs.validators import ge, gt, le
 
+from cohortium.journal import MemoryJournal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from cohortium.data import DataSpec, Examples, Splits
     from cohortium.events import Event
     from cohortium.guarantee import Guarantee
+    from cohortium.identity import Directory, Identity
+    from cohortium.journal import Journal
     from cohortium.randomness import Randomness
     from cohortium.ring import Ring, RingSum, RingVector
 
@@ -183,12 +187,32 @@ class SumSetting:
         ring: Where the sum is taken.
         length: Elements of a release.
         cohort: Who takes part.
+        directory: The sites' public keys, as every party has pinned them; None where nobody
+            signs, because the coordinator is trusted to pass messages on as they are.
     """
 
     session: bytes
     ring: Ring
     length: int
     cohort: Cohort
+    directory: Directory | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class Member:
+    """One site, as its own session of an aggregation sees it: what it has to itself.
+
+    Attributes:
+        site: Its number.
+        secret: Its source of secrets.
+        identity: Signs for it; None where the setting has no directory.
+        journal: What its session must not forget over a restart.
+    """
+
+    site: SiteId
+    secret: Randomness
+    identity: Identity | None = None
+    journal: Journal = field(factory=MemoryJournal)
 
 
 # --- The roles ----------------------------------------------------------------------------------
@@ -452,8 +476,12 @@ class Aggregator(Protocol):
         """
         ...
 
-    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> SiteSession:
-        """One site's session of a run."""
+    def site(self, setting: SumSetting, member: Member) -> SiteSession:
+        """The session of a run at the site that `member` is.
+
+        Raises:
+            StudyError: As for the coordinator.
+        """
         ...
 
 

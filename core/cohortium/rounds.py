@@ -19,6 +19,7 @@ from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import RunError, StudyError, TooFewSitesError
 from cohortium.evaluation import Evaluation, resolve_device
 from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.identity import Directory, Identity
 from cohortium.protocols import Cohort
 from cohortium.randomness import Randomness, Seeds
 from cohortium.record import Result, RunFolder, Seconds
@@ -50,6 +51,7 @@ class Ready:
         hands: Positions of each site's training examples.
         setting: What every party will know.
         parameters: P, the length of the update.
+        identities: Each simulated site's signing key, where the study fears an active coordinator.
     """
 
     federation: Federation
@@ -57,6 +59,16 @@ class Ready:
     hands: tuple[Index, ...]
     setting: Setting
     parameters: int
+    identities: tuple[Identity, ...] | None = field(default=None, repr=False)
+
+    def recipe(self, site: SiteId) -> Recipe:
+        """How to make a simulated site, with its data and its key alone."""
+        return Recipe(
+            self.setting,
+            site,
+            self.splits.train.take(self.hands[site]),
+            None if self.identities is None else self.identities[site],
+        )
 
 
 def prepare(federation: Federation) -> Ready:
@@ -85,6 +97,7 @@ def prepare(federation: Federation) -> Ready:
     if plan.guarantee is not None and plan.guarantee.unit != "site":
         require_per_example(net)
     fresh = Randomness.simulated(seeds.root) if cohort.seeded_noise else Randomness.system()
+    identities = _identities(cohort, fresh)
     setting = Setting(
         session=fresh.token(16, "session"),
         spec=spec,
@@ -95,13 +108,26 @@ def prepare(federation: Federation) -> Ready:
         plan=plan,
         aggregator=federation.aggregator,
         seeds=seeds,
+        directory=None if identities is None else Directory(tuple(i.public for i in identities)),
         device=device,
     )
     # Refuses a cohort that the aggregator cannot serve, before anything is started.
     setting.aggregator.coordinator(setting.sum, fresh)
     return Ready(
-        federation=federation, splits=splits, hands=hands, setting=setting, parameters=parameters
+        federation=federation,
+        splits=splits,
+        hands=hands,
+        setting=setting,
+        parameters=parameters,
+        identities=identities,
     )
+
+
+def _identities(cohort: Cohort, secret: Randomness) -> tuple[Identity, ...] | None:
+    """A signing key for each simulated site; hospitals make and pin their own."""
+    if cohort.adversary != "active":
+        return None
+    return tuple(Identity.draw(secret.fork("identity", site)) for site in range(cohort.sites))
 
 
 def _try_out(federation: Federation, splits: Splits, net: nn.Module) -> None:
@@ -147,10 +173,7 @@ def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> R
         folder.write_study(write(ready.federation))
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
     exchange = ready.federation.engine.open(
-        {
-            site: Recipe(ready.setting, site, ready.splits.train.take(hand))
-            for site, hand in enumerate(ready.hands)
-        }
+        {site: ready.recipe(site) for site in range(len(ready.hands))}
     )
     try:
         return run.to_end(exchange)

@@ -9,7 +9,8 @@ from attrs import field, frozen
 
 from cohortium import messages, vector
 from cohortium.errors import MessageError, RefusalError
-from cohortium.protocols import Ask, SumSetting, Task
+from cohortium.journal import MemoryJournal
+from cohortium.protocols import Ask, Member, SumSetting, Task
 from cohortium.randomness import Randomness
 from cohortium.wire import Refusal, Reply, Request
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.data import DataSpec, Examples
+    from cohortium.identity import Directory, Identity
+    from cohortium.journal import Journal
     from cohortium.protocols import (
         Aggregator,
         Cohort,
@@ -47,6 +50,7 @@ class Setting:
         plan: What may leave a site.
         aggregator: How releases are summed.
         seeds: The run's public seeds.
+        directory: The sites' public keys, as every party has pinned them; None without signatures.
         device: Where torch computes.
     """
 
@@ -59,6 +63,7 @@ class Setting:
     plan: PrivacyPlan
     aggregator: Aggregator
     seeds: Seeds
+    directory: Directory | None = None
     device: str = "cpu"
 
     @property
@@ -69,6 +74,7 @@ class Setting:
             ring=self.plan.ring,
             length=self.plan.length,
             cohort=self.cohort,
+            directory=self.directory,
         )
 
     def network(self) -> nn.Module:
@@ -154,9 +160,25 @@ class Site:
     """
 
     def __init__(
-        self, setting: Setting, site: SiteId, examples: Examples, workplace: Workplace
+        self,
+        setting: Setting,
+        site: SiteId,
+        examples: Examples,
+        workplace: Workplace,
+        *,
+        identity: Identity | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        """Prepare the site's images."""
+        """Prepare the site's images.
+
+        Args:
+            setting: What every party knows.
+            site: Its number.
+            examples: Its data.
+            workplace: Where it computes.
+            identity: Signs for it; None without a directory.
+            journal: What it must not forget over a restart; one in memory if None.
+        """
         import torch
 
         self._setting = setting
@@ -168,9 +190,13 @@ class Site:
         self._state: Mapping[str, Tensor] = {}
         self._pending: Mapping[str, Tensor] = {}
         self._attempt = self._round = self._released = -1
-        self._session = setting.aggregator.site(
-            setting.sum, site, setting.secret(f"aggregation {site}", private=True)
+        member = Member(
+            site=site,
+            secret=setting.secret(f"aggregation {site}", private=True),
+            identity=identity,
+            journal=journal or MemoryJournal(),
         )
+        self._session = setting.aggregator.site(setting.sum, member)
 
     def answer(self, common: bytes, own: bytes) -> bytes:
         """The reply to one request; a refusal, too, is a message.
@@ -264,8 +290,9 @@ class Recipe:
     setting: Setting
     site: SiteId
     examples: Examples = field(repr=False)
+    identity: Identity | None = None
 
     def open(self, beside: OpenSite | None = None) -> Site:
         """Make the site, sharing the resident network of `beside`."""
         place = beside.workplace if isinstance(beside, Site) else Workplace(self.setting)
-        return Site(self.setting, self.site, self.examples, place)
+        return Site(self.setting, self.site, self.examples, place, identity=self.identity)

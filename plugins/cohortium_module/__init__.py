@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -20,7 +21,8 @@ COHORTIUM_API = 1
 class Module:
     """A network of one's own, without a plugin.
 
-    The class, or function, is called with `arguments` and has to give a module that maps images
+    The class, or function, is called with `arguments`, and with the numbers `channels` and
+    `classes` where it has parameters so called.  It has to give a module that maps images
     (N, C, H, W) to logits (N, classes).
 
     Attributes:
@@ -39,7 +41,7 @@ class Module:
         """Intensities, shifted and scaled."""
         return images.sub(self.mean).div_(self.deviation)
 
-    def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
         """The network, initialised from `seed`.
 
         Raises:
@@ -54,9 +56,12 @@ class Module:
             made: Any = importlib.import_module(package)
             for part in name.split("."):
                 made = getattr(made, part)
+            known = {"channels": spec.channels, "classes": len(spec.classes)}
+            wanted = known.keys() & inspect.signature(made).parameters.keys()
+            arguments = {key: known[key] for key in wanted} | self.arguments
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                net = made(**self.arguments)
+                net = made(**arguments)
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise StudyError(f"model '{self.module}' cannot be made: {error}.") from error
         if not isinstance(net, torch.nn.Module):

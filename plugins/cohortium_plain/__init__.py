@@ -20,7 +20,7 @@ from cohortium.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.plugin import Ask, Randomness, RingVector, SiteId, SumSetting
+    from cohortium.plugin import Ask, Member, Randomness, RingVector, SiteId, SumSetting
 
 COHORTIUM_API = 1
 
@@ -38,7 +38,7 @@ class Plain:
         """Nothing is secret here."""
         return PlainCoordinator(setting)
 
-    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> PlainSite:  # noqa: ARG002
+    def site(self, setting: SumSetting, member: Member) -> PlainSite:  # noqa: ARG002
         """Nothing is secret here."""
         return PlainSite(setting)
 

@@ -10,9 +10,10 @@ Bell, Bonawitz, Gascón, Lepoint and Raykova (2020), "Secure Single-Server Aggre
 (Poly)Logarithmic Overhead", over Bonawitz et al. (2017), "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning".
 
-It is built against a coordinator that follows the protocol and looks (honest-but-curious), with
-some sites on its side.  A coordinator that lies can still be given an old key or a false set of
-survivors to pass on: a study that fears one is refused.
+By default it is built against a coordinator that follows the protocol and looks
+(honest-but-curious), with some sites on its side.  With `adversary = "active"` it holds against one
+that lies as well: sites sign their keys and the set of survivors, believe a pinned directory only,
+and all share with all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from attrs import frozen
 from cohortium.plugin import Aggregator, Offer, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import CoordinatorSession, Randomness, SiteId, SiteSession, SumSetting
+    from cohortium.plugin import CoordinatorSession, Member, Randomness, SiteSession, SumSetting
 
 COHORTIUM_API = 1
 
@@ -35,7 +36,8 @@ class SecAgg:
 
     A secret has `shares` shareholders, its site and the site's neighbours, or all the sites that
     take part where they are fewer.  (Where a graph of that degree cannot be, with an even number
-    of shares over an odd number of sites, every site has one neighbour more.)
+    of shares over an odd number of sites, every site has one neighbour more.)  Against an active
+    coordinator all that take part are shareholders of each other.
 
     Guarantees:
         An honest-but-curious coordinator and `cohort.colluding` sites together learn the sum over
@@ -46,39 +48,45 @@ class SecAgg:
         to help open a smaller one.
         Every dropout is recovered, at any stage, while `threshold` shareholders answer for each
         secret that is needed; else the attempt fails and nothing is released.
+        An active coordinator and `cohort.colluding` sites together learn, in each attempt, the
+        sum over one set of at least max(threshold, min_sites, colluding + 2) sites, the colluding
+        ones included, which it may choose by pretending that others dropped out; or nothing.  It
+        rests also on Ed25519, and on a directory that is the same and true at every honest site.
         Dropouts and colluding sites draw on the same neighbours: 4 of 5 shares survive one lost
         shareholder in a neighbourhood, or three colluding sites, but not both at once.
 
     Attributes:
-        threshold: Shareholders that recover a secret; fewer learn nothing about it.
-        shares: Shareholders of a secret.
+        threshold: Shareholders that recover a secret; fewer learn nothing about it.  0 chooses 4,
+            or against an active coordinator the least t with 2t > m + colluding, for m sites.
+        shares: Shareholders of a secret.  0 chooses 5, or all.
     """
 
-    threshold: int = 4
-    shares: int = 5
+    threshold: int = 0
+    shares: int = 0
 
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
 
         Raises:
-            StudyError: The threshold or the cohort is too small; the sentence names the least
-                that would do.
+            StudyError: The threshold or the cohort is too small (the sentence names the least
+                that would do), or the directory does not list the sites.
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
         from cohortium_secagg._rules import Rules
 
         return SecAggCoordinator(Rules.agreed(self.threshold, self.shares, setting), secret)
 
-    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> SiteSession:
+    def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """One site's session of a run.
 
         Raises:
             StudyError: As for the coordinator: no site lends itself to what protects too little.
+                Or the site's key is not the one that the directory lists.
         """
         from cohortium_secagg._rules import Rules
         from cohortium_secagg._site import SecAggSite
 
-        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), site, secret)
+        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), member)
 
 
 @hookimpl

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError
+from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -31,6 +32,11 @@ class Attempt:
     scope: Scope
     sites: frozenset[SiteId]
     shuffle: Stream
+
+    @property
+    def statements(self) -> Statements:
+        """What sites sign in it, where the coordinator may lie."""
+        return Statements(self.rules.directory, self.scope)
 
     def require(self, sites: Collection[SiteId], did: str) -> None:
         """Raise if `sites`, which alone `did` what was asked, are too few for a sum."""
@@ -108,6 +114,7 @@ class Web:
         neighbours: Those of each site that is asked for a vector.
         masking: Their public masking keys.
         commitments: To their mask seeds.
+        roster: A hash of all keys, where sites sign what they open; else empty.
     """
 
     attempt: Attempt
@@ -115,6 +122,7 @@ class Web:
     neighbours: Mapping[SiteId, frozenset[SiteId]]
     masking: Mapping[SiteId, bytes]
     commitments: Mapping[SiteId, bytes]
+    roster: bytes = b""
 
     def lost(self, survivors: frozenset[SiteId]) -> list[SiteId]:
         """Sites that dropped out while a survivor's vector carries a mask for them."""

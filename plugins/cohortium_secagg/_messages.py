@@ -1,16 +1,24 @@
-"""The eight messages: four requests and their replies.
+"""The requests and their replies.
 
     AskKeys       → Keys        public keys of this attempt
     AskShares     → Shares      the site's secrets in shares, one sealed for each neighbour
     AskVector     → Vector      the masked vector
     AskUnmasking  → Unmasking   shares that take the masks off the sum
 
+Against a coordinator that lies, there is one exchange more:
+
+    AskKeys         → SignedKeys
+    AskSharesAmong  → Shares      all sites are neighbours, and their keys are signed
+    AskVector       → Vector
+    AskConsent      → Consent     a signature for one set of survivors
+    AskOpening      → Unmasking   once enough have signed
+
 A request that is alike for all sites is the common part; one that is not is each site's own part.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -30,6 +38,9 @@ Sealed = Annotated[
     msgspec.Meta(min_length=2 * SHARE_BYTES + TAG_BYTES, max_length=2 * SHARE_BYTES + TAG_BYTES),
 ]
 """A share of a mask seed and one of a mask key, encrypted from one site to another."""
+
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 _Bounded = msgspec.Meta(max_length=_MOST_SITES)
 
@@ -51,10 +62,22 @@ class Keys(Message, frozen=True):
     masking: Key
 
 
+class SignedKeys(Keys, frozen=True):
+    """Keys, with the site's signature for this attempt."""
+
+    signature: Signature
+
+
 class AskShares(Request, frozen=True):
     """Share your secrets among yourself and these neighbours."""
 
     neighbours: Annotated[dict[Site, Keys], _Bounded]
+
+
+class AskSharesAmong(Request, frozen=True):
+    """Share your secrets among all on this roster; you are on it yourself."""
+
+    roster: Annotated[dict[Site, SignedKeys], _Bounded]
 
 
 class Shares(Message, frozen=True):
@@ -102,6 +125,24 @@ class AskUnmasking(Request, frozen=True):
     survivors: Annotated[tuple[Site, ...], _Bounded]
 
 
+class AskConsent(Request, frozen=True):
+    """Sign that you will open the sum over `survivors`, in rising order, and no other."""
+
+    survivors: Annotated[tuple[Site, ...], _Bounded]
+
+
+class Consent(Message, frozen=True):
+    """A site's signature for the survivors it was named."""
+
+    signature: Signature
+
+
+class AskOpening(Request, frozen=True):
+    """Open the sum that you have signed for: these have signed for it too."""
+
+    signatures: Annotated[dict[Site, Signature], _Bounded]
+
+
 class Unmasking(Message, frozen=True):
     """Shares of the mask seed of each neighbour that survived, of the masking key of each other."""
 
@@ -109,7 +150,20 @@ class Unmasking(Message, frozen=True):
     keys: Annotated[dict[Site, Share], _Bounded]
 
 
-REQUESTS: tuple[type[Request], ...] = (AskKeys, AskShares, AskVector, AskUnmasking)
+class Done(Message, frozen=True):
+    """An entry of a site's journal: something that it must not do again."""
+
+    session: Session
+    round: Number
+    attempt: Number
+    what: Literal["masked", "unmasked"]
+
+
+TRUSTING: tuple[type[Request], ...] = (AskKeys, AskShares, AskVector, AskUnmasking)
+"""What a site answers where the coordinator is taken to follow the protocol."""
+
+WARY: tuple[type[Request], ...] = (AskKeys, AskSharesAmong, AskVector, AskConsent, AskOpening)
+"""What a site answers where it may lie."""
 
 
 def most_bytes(entries: int) -> int:

@@ -1,4 +1,4 @@
-"""The last stage at the coordinator: shares come in, and the masks come off the sum."""
+"""The end of an attempt at the coordinator: consent, then shares, and the masks come off."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode
+from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode, encode
 from cohortium_secagg._attempt import Finished, Stage, Web
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, apply, pairwise
-from cohortium_secagg._messages import Unmasking, most_bytes
+from cohortium_secagg._messages import AskOpening, Consent, Unmasking, most_bytes
 from cohortium_secagg._shamir import Interpolation
 
 if TYPE_CHECKING:
@@ -19,6 +19,34 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import SiteId
     from cohortium_secagg._masks import Words
+
+
+@frozen(eq=False)
+class Consenting(Stage):
+    """Signatures come in, for the one set of survivors that was named to all."""
+
+    opening: Opening
+    signatures: dict[SiteId, bytes] = field(factory=dict, init=False)
+
+    def accept(self, site: SiteId, reply: bytes) -> None:
+        """Keep a site's signature."""
+        web, survivors = self.opening.web, self.opening.survivors
+        signature = decode(reply, Consent, limit=most_bytes(0)).signature
+        statements = web.attempt.statements
+        if not statements.believes_survivors(site, web.roster, survivors, signature):
+            raise MessageError(f"site {site} has not signed for the survivors it was named.")
+        self.signatures[site] = signature
+
+    def close(self) -> tuple[Stage, Requests]:
+        """Show the signatures to those who gave them, and ask for shares."""
+        attempt, signed = self.opening.web.attempt, sorted(self.signatures)
+        if len(signed) < attempt.rules.threshold:
+            raise TooFewSitesError(
+                f"{len(signed)} of {len(self.opening.survivors)} survivors signed for the sum, "
+                f"but it takes {attempt.rules.threshold}."
+            )
+        common = encode(AskOpening(attempt.scope.attempt, dict(sorted(self.signatures.items()))))
+        return self.opening, Requests(common, dict.fromkeys(signed, b""))
 
 
 @frozen(eq=False)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import Randomness, RingVector, SiteId
     from cohortium_secagg._masks import Words
-    from cohortium_secagg._messages import AskShares, AskUnmasking, AskVector
+    from cohortium_secagg._messages import AskUnmasking, AskVector
     from cohortium_secagg._rules import Rules, Scope
 
 Pair: TypeAlias = tuple[bytes, bytes]
@@ -26,16 +26,24 @@ Pair: TypeAlias = tuple[bytes, bytes]
 
 @frozen(eq=False)
 class Party:
-    """A site in one attempt."""
+    """A site in one attempt.
+
+    Attributes:
+        rules: Of the run.
+        scope: The attempt.
+        site: Its number.
+        roster: A hash of all sites' keys as it was told them; empty where nobody signs.
+    """
 
     rules: Rules
     scope: Scope
     site: SiteId
+    roster: bytes = b""
 
     def check_neighbours(self, peers: Mapping[SiteId, object]) -> None:
         """Refuse neighbours that no honest graph would give this site."""
         cohort = self.rules.setting.cohort
-        least, most = self.rules.quorum - 1, self.rules.shares
+        least, most = self.rules.quorum - 1, self.rules.most_neighbours
         if self.site in peers or not all(peer < cohort.sites for peer in peers):
             raise RefusalError("neighbourhood", "a neighbour is no other site of this federation.")
         if not least <= len(peers) <= most:
@@ -70,24 +78,24 @@ class Advertised:
         """What is told to everyone."""
         return Keys(self.sealing.public, self.masking.public)
 
-    def share(self, request: AskShares) -> tuple[Shared, Shares]:
+    def share(self, party: Party, neighbours: Mapping[SiteId, Keys]) -> tuple[Shared, Shares]:
         """Draw a mask seed; share it and the masking key among this site and its neighbours."""
-        self.party.check_neighbours(request.neighbours)
-        site, threshold = self.party.site, self.party.rules.threshold
+        party.check_neighbours(neighbours)
+        site, threshold = party.site, party.rules.threshold
         seed = self._secret.token(SECRET_BYTES, "seed")
-        holders = [site, *request.neighbours]
+        holders = [site, *neighbours]
         seeds, keys = (
             split(secret, holders, threshold=threshold, stream=self._secret.stream("shares", use))
             for use, secret in (("seed", seed), ("masking", self.masking.private))
         )
-        channel = Channel(self.party, self.sealing, self.keys)
+        channel = Channel(party, self.sealing, self.keys)
         sealed = {
             peer: channel.seal(peer, theirs, seeds[peer] + keys[peer])
-            for peer, theirs in request.neighbours.items()
+            for peer, theirs in neighbours.items()
         }
         own = (seeds[site], keys[site])
-        state = Shared(channel, self.masking, seed, own, request.neighbours)
-        return state, Shares(sealed, self.party.scope.digest("seed", site, seed))
+        state = Shared(channel, self.masking, seed, own, neighbours)
+        return state, Shares(sealed, party.scope.digest("seed", site, seed))
 
 
 @frozen(eq=False)
@@ -96,8 +104,9 @@ class Channel:
 
     Guarantees:
         A key seals one message: it is bound to session, round, attempt, sender and receiver.
-        What is sealed is bound to all four public keys as its sender knows them, so that
-        neighbours who were told different keys find out before either masks.
+        What is sealed is bound to all four public keys as its sender knows them, and to the
+        roster where there is one, so that neighbours who were told different things find out
+        before either masks.
     """
 
     party: Party
@@ -108,17 +117,17 @@ class Channel:
         """Encrypt for `peer`."""
         label = self.party.scope.label("shares", self.party.site, peer)
         key = self.sealing.agree(theirs.sealing, label)
-        return seal(key, plain, bound_to=label + _joined(self.keys, theirs))
+        return seal(key, plain, bound_to=label + self._joined(self.keys, theirs))
 
     def unseal(self, peer: SiteId, theirs: Keys, sealed: bytes) -> bytes:
         """Decrypt what `peer` sealed for this site."""
         label = self.party.scope.label("shares", peer, self.party.site)
         key = self.sealing.agree(theirs.sealing, label)
-        return unseal(key, sealed, bound_to=label + _joined(theirs, self.keys))
+        return unseal(key, sealed, bound_to=label + self._joined(theirs, self.keys))
 
-
-def _joined(sender: Keys, receiver: Keys) -> bytes:
-    return sender.sealing + sender.masking + receiver.sealing + receiver.masking
+    def _joined(self, sender: Keys, receiver: Keys) -> bytes:
+        keys = sender.sealing + sender.masking + receiver.sealing + receiver.masking
+        return keys + self.party.roster
 
 
 @frozen(eq=False)
@@ -184,19 +193,25 @@ class Masked:
 
     def unmask(self, request: AskUnmasking) -> Unmasking:
         """Give shares of the mask seeds of survivors, of the masking keys of the others."""
-        survivors = frozenset(request.survivors)
-        self._check(request.survivors, survivors)
+        self.check(request.survivors)
+        return self.shares_for(frozenset(request.survivors))
+
+    def shares_for(self, survivors: frozenset[SiteId]) -> Unmasking:
+        """One share for each shareholder's secret: never both kinds for one site."""
         seeds = {peer: seed for peer, (seed, _) in self.shares.items() if peer in survivors}
         keys = {peer: key for peer, (_, key) in self.shares.items() if peer not in survivors}
         return Unmasking(seeds, keys)
 
-    def _check(self, listed: tuple[SiteId, ...], survivors: frozenset[SiteId]) -> None:
-        rules = self.party.rules
+    def check(self, listed: tuple[SiteId, ...]) -> None:
+        """Refuse survivors that cannot be, or are too few."""
+        rules, survivors = self.party.rules, frozenset(listed)
         cohort = rules.setting.cohort
         if len(survivors) != len(listed) or len(survivors) > cohort.size:
             raise RefusalError("survivors", "sites are listed twice, or more than were asked.")
         if max(listed, default=0) >= cohort.sites or survivors & self.strangers:
             raise RefusalError("survivors", "a site that cannot have sent a vector is listed.")
+        if rules.is_active:
+            self.require_acquainted(survivors)
         if self.party.site not in survivors:
             raise RefusalError("survivors", "this site sent its vector, but is not listed.")
         if len(survivors) < rules.floor:
@@ -209,3 +224,12 @@ class Masked:
             raise RefusalError(
                 "floor", f"{near} survivors here are too few; it takes {rules.quorum}."
             )
+
+    def require_acquainted(self, survivors: frozenset[SiteId]) -> None:
+        """Refuse to count a site as a survivor that has shared nothing with this one.
+
+        Where all share with all, it cannot have masked with those who did: it would only make a
+        small sum look large.
+        """
+        if not survivors <= self.shares.keys():
+            raise RefusalError("survivors", "a site that has shared nothing is listed.")

@@ -10,29 +10,56 @@ A refusal carries one of these codes:
     vector         a vector of another length or ring than was agreed
     survivors      a set without the site itself, or with sites that cannot be in it
     floor          a set, or the part of it around this site, that is too small
+    journal        what must be remembered could not be made durable
+
+and, where the coordinator may lie, one of these:
+
+    signature      keys that their site has not signed for this attempt, or not this site's own
+    consent        survivors that fewer than `threshold` sites have signed for
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cohortium.plugin import RefusalError, decode_either, encode
+from cohortium_secagg._consent import Consented, Witness
+from cohortium_secagg._memory import Memory
 from cohortium_secagg._messages import (
-    REQUESTS,
+    TRUSTING,
+    WARY,
+    AskConsent,
     AskKeys,
+    AskOpening,
     AskShares,
+    AskSharesAmong,
     AskUnmasking,
     AskVector,
     Request,
+    Unmasking,
+    Vector,
     most_bytes,
 )
 from cohortium_secagg._party import Advertised, Masked, Party, Shared
+from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.plugin import Ask, Message, Randomness, RingVector, SiteId
-    from cohortium_secagg._rules import Rules
+    from cohortium.plugin import Ask, Member, Message, RingVector
+    from cohortium_secagg._rules import Rules, Scope
+
+
+State: TypeAlias = Advertised | Shared | Masked | Consented
+"""What a site holds after a request: of each kind, one answer can come."""
+
+DUE = (
+    (Advertised, AskShares | AskSharesAmong),
+    (Shared, AskVector),
+    (Masked, AskUnmasking | AskConsent),
+    (Consented, AskOpening),
+)
+"""Which requests are due in which state."""
 
 
 class SecAggSite:
@@ -41,18 +68,22 @@ class SecAggSite:
     Guarantees:
         A request is answered at most once: its state is spent before it is looked at further, so
         that a request that is refused ends the attempt for this site.
-        An attempt's secrets are forgotten with its unmasking, or when the next one begins.
+        An attempt's secrets are forgotten with its unmasking, or when the next one begins.  (The
+        last reference goes; Python does not overwrite the memory.)
+        That it has masked, or unmasked, is durable before the reply.  After a restart it takes no
+        further part in any attempt in which it had masked, nor in an earlier one.
         It opens at most one sum an attempt, and then either a neighbour's mask seed or its
         masking key, never both.
     """
 
-    def __init__(self, rules: Rules, site: SiteId, secret: Randomness) -> None:
-        """Take the run's rules, and this site's source of secrets."""
+    def __init__(self, rules: Rules, member: Member) -> None:
+        """Take the run's rules, and what this site has to itself."""
         self._rules = rules
-        self._site = site
-        self._secret = secret
-        self._latest = (-1, -1)
-        self._state: Advertised | Shared | Masked | None = None
+        rules.require_identity(member)
+        self._member = member
+        self._memory = Memory(member.journal, rules.setting.session)
+        self._latest = self._memory.latest
+        self._state: State | None = None
 
     def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
         """The reply to one request.
@@ -62,7 +93,8 @@ class SecAggSite:
             MessageError: It is malformed.
         """
         limit = most_bytes(self._rules.setting.cohort.sites)
-        request: Request = decode_either(ask.own or ask.common, *REQUESTS, limit=limit)
+        kinds = WARY if self._rules.is_active else TRUSTING
+        request: Request = decode_either(ask.own or ask.common, *kinds, limit=limit)
         if request.attempt != ask.attempt:
             raise RefusalError("attempt", "the aggregator's request is of another attempt.")
         if isinstance(request, AskKeys):
@@ -71,28 +103,59 @@ class SecAggSite:
             raise RefusalError("attempt", "the request is of an attempt that was not begun here.")
         return encode(self._go_on(request, vector))
 
-    def _begin(self, ask: Ask) -> Message:
+    def _require_later(self, ask: Ask) -> None:
+        """Refuse to begin an attempt again, or an older one."""
         if ask.attempt <= self._latest[0]:
             raise RefusalError("order", "the attempt has begun already.")
+
+    def _begin(self, ask: Ask) -> Message:
+        self._require_later(ask)
         self._latest = (ask.attempt, ask.round)
-        party = Party(self._rules, self._rules.scope(ask.round, ask.attempt), self._site)
-        secret = self._secret.fork(ask.round, ask.attempt, self._site)
+        party = Party(self._rules, self._rules.scope(ask.round, ask.attempt), self._member.site)
+        secret = self._member.secret.fork(ask.round, ask.attempt, self._member.site)
         self._state = Advertised.fresh(party, secret)
-        return self._state.keys
+        if not self._rules.is_active:
+            return self._state.keys
+        return self._witness(party.scope).sign(self._state)
+
+    def _witness(self, scope: Scope) -> Witness:
+        """What signs and judges for this site, where the coordinator may lie."""
+        assert self._member.identity is not None
+        return Witness(self._member.identity, Statements(self._rules.directory, scope))
 
     def _go_on(self, request: Request, vector: Callable[[], RingVector]) -> Message:
+        state, reply = self._step(self._take(request), request, vector)
+        scope = self._rules.scope(self._latest[1], self._latest[0])
+        if isinstance(reply, Vector):
+            self._memory.keep(scope, "masked")
+        elif isinstance(reply, Unmasking):
+            self._memory.keep(scope, "unmasked")
+        self._state = state
+        return reply
+
+    def _take(self, request: Request) -> State:
+        """The state in which `request` is due; it is spent, whatever comes of the request."""
         state = self._state
-        reply: Message
+        for due, kinds in DUE:
+            if isinstance(state, due) and isinstance(request, kinds):
+                self._state = None
+                return state
+        raise RefusalError("order", f"{type(request).__name__} is not due now.")
+
+    def _step(
+        self, state: State, request: Request, vector: Callable[[], RingVector]
+    ) -> tuple[State | None, Message]:
         match state, request:
             case Advertised(), AskShares():
-                self._state = None
-                self._state, reply = state.share(request)
+                return state.share(state.party, request.neighbours)
+            case Advertised(), AskSharesAmong():
+                return state.share(*self._witness(state.party.scope).admit(state, request))
             case Shared(), AskVector():
-                self._state = None
-                self._state, reply = state.mask(request, vector)
+                return state.mask(request, vector)
             case Masked(), AskUnmasking():
-                self._state = None
-                reply = state.unmask(request)
-            case _:
-                raise RefusalError("order", f"{type(request).__name__} is not due now.")
-        return reply
+                return None, state.unmask(request)
+            case Masked(), AskConsent():
+                return self._witness(state.party.scope).consent(state, request)
+            case Consented(), AskOpening():
+                return None, state.open(request)
+        raise AssertionError(state, request)

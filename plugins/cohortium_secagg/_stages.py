@@ -2,6 +2,10 @@
 
     Opened → Keying → Sharing → Masking → Opening → Finished
 
+Where sites are wary of it, it passes signatures on:
+
+    Opened → SignedKeying → Sharing → Masking → Consenting → Opening → Finished
+
 A stage takes in replies; `close` ends it, and gives the next stage and what to ask for it.
 What later stages do not need is left behind.
 """
@@ -18,16 +22,19 @@ from cohortium_secagg._attempt import Attempt, Stage, Web
 from cohortium_secagg._graph import Graph, core
 from cohortium_secagg._keys import is_sound
 from cohortium_secagg._messages import (
+    AskConsent,
     AskKeys,
     AskShares,
+    AskSharesAmong,
     AskUnmasking,
     AskVector,
     Keys,
     Shares,
+    SignedKeys,
     Vector,
     most_bytes,
 )
-from cohortium_secagg._opening import Opening
+from cohortium_secagg._opening import Consenting, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,10 +52,10 @@ class Opened(Stage):
     def close(self) -> tuple[Stage, Requests]:
         """Ask for keys."""
         self.attempt.require(self.attempt.sites, "are asked")
-        common = encode(AskKeys(attempt=self.attempt.scope.attempt))
-        return Keying(self.attempt), Requests(
-            common, dict.fromkeys(sorted(self.attempt.sites), b"")
-        )
+        attempt = self.attempt
+        common = encode(AskKeys(attempt=attempt.scope.attempt))
+        stage = SignedKeying(attempt) if attempt.rules.is_active else Keying(attempt)
+        return stage, Requests(common, dict.fromkeys(sorted(attempt.sites), b""))
 
 
 @frozen(eq=False)
@@ -61,9 +68,7 @@ class Keying(Stage):
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
         keys = decode(reply, Keys, limit=most_bytes(1))
-        if not (is_sound(keys.sealing) and is_sound(keys.masking)):
-            # Its neighbours would rightly refuse it, and drop out in its place.
-            raise MessageError(f"site {site} sent a public key of small order.")
+        _require_sound(site, keys)
         self.keys[site] = keys
 
     def close(self) -> tuple[Stage, Requests]:
@@ -85,6 +90,39 @@ class Keying(Stage):
 
 
 @frozen(eq=False)
+class SignedKeying(Stage):
+    """Signed public keys come in; everyone is told all of them, and shares with all."""
+
+    attempt: Attempt
+    keys: dict[SiteId, SignedKeys] = field(factory=dict, init=False)
+
+    def accept(self, site: SiteId, reply: bytes) -> None:
+        """Keep a site's keys."""
+        keys = decode(reply, SignedKeys, limit=most_bytes(1))
+        _require_sound(site, keys)
+        if not self.attempt.statements.believes_keys(site, keys):
+            raise MessageError(f"site {site} sent keys that it has not signed for this attempt.")
+        self.keys[site] = keys
+
+    def close(self) -> tuple[Stage, Requests]:
+        """Tell every site the roster."""
+        attempt, sites = self.attempt, sorted(self.keys)
+        attempt.require(sites, "sent keys")
+        graph = Graph.draw(sites, len(sites) - 1, attempt.shuffle)
+        roster = {site: self.keys[site] for site in sites}
+        common = encode(AskSharesAmong(attempt.scope.attempt, roster))
+        digest = attempt.statements.roster(roster)
+        stage = Sharing(attempt, self.keys, graph, graph.neighbours(), digest)
+        return stage, Requests(common, dict.fromkeys(sites, b""))
+
+
+def _require_sound(site: SiteId, keys: Keys) -> None:
+    """Turn down keys for which the neighbours would refuse, and drop out in the site's place."""
+    if not (is_sound(keys.sealing) and is_sound(keys.masking)):
+        raise MessageError(f"site {site} sent a public key of small order.")
+
+
+@frozen(eq=False)
 class Sharing(Stage):
     """Sealed shares come in.
 
@@ -96,6 +134,7 @@ class Sharing(Stage):
     keys: Mapping[SiteId, Keys]
     graph: Graph
     neighbours: Mapping[SiteId, frozenset[SiteId]]
+    roster: bytes = b""
     shares: dict[SiteId, Shares] = field(factory=dict, init=False)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
@@ -126,6 +165,7 @@ class Sharing(Stage):
             neighbours=neighbours,
             masking={site: self.keys[site].masking for site in sites},
             commitments={site: self.shares[site].commitment for site in sites},
+            roster=self.roster,
         )
         return Masking(web), Requests(b"", each)
 
@@ -162,6 +202,9 @@ class Masking(Stage):
             holders = (self.web.neighbours[site] | {site}) & survivors
             attempt.require_holders(site, holders)
         attempt.require_whole(self.web.graph, survivors)
-        common = encode(AskUnmasking(attempt.scope.attempt, tuple(sorted(survivors))))
-        each = dict.fromkeys(sorted(survivors), b"")
-        return Opening(self.web, self.total, survivors), Requests(common, each)
+        listed, each = tuple(sorted(survivors)), dict.fromkeys(sorted(survivors), b"")
+        opening = Opening(self.web, self.total, survivors)
+        if attempt.rules.is_active:
+            common = encode(AskConsent(attempt.scope.attempt, listed))
+            return Consenting(opening), Requests(common, each)
+        return opening, Requests(encode(AskUnmasking(attempt.scope.attempt, listed)), each)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,20 @@ def test_a_cohort_is_drawn_anew_each_round() -> None:
     chosen = [event.contributors for event in result.history]
     assert all(len(sites) == 3 for sites in chosen)
     assert len(set(chosen)) > 1
+
+
+def test_a_simulated_site_is_given_its_own_signing_key_and_no_other() -> None:
+    ready = tiny(adversary="active").prepare()
+    directory = ready.setting.directory
+    recipes = [ready.recipe(site) for site in range(6)]
+    assert directory is not None
+    assert directory.keys == tuple(r.identity.public for r in recipes if r.identity)
+    private = [recipe.identity.private for recipe in recipes if recipe.identity]
+    assert len(set(private)) == 6
+    for site, recipe in enumerate(recipes):
+        found = pickle.dumps(recipe)
+        assert [key in found for key in private] == [s == site for s in range(6)]
+    assert tiny().prepare().setting.directory is None
 
 
 def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:

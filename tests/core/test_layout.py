@@ -16,7 +16,8 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-randomness ring guarantee messages metrics data arrays
+files journal
+randomness ring guarantee messages metrics data arrays identity
 wire events
 protocols hooks
 vector sampling

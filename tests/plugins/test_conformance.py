@@ -23,6 +23,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("dataset", "medmnist"): ["flag=pneumoniamnist", "download=false"],
     ("model", "dpresnet"): ["width=4"],
     ("model", "cnn"): ["width=4"],
+    ("model", "module"): ["module=bed:Net"],
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
 

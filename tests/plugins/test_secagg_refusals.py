@@ -10,6 +10,7 @@ import pytest
 from cohortium.plugin import (
     Ask,
     Cohort,
+    Member,
     MessageError,
     Randomness,
     RefusalError,
@@ -47,7 +48,10 @@ class Attempt:
         )
         secret = Randomness.simulated(1)
         self.coordinator = SecAgg().coordinator(self.setting, secret.fork("coordinator"))
-        self.sites = {i: SecAgg().site(self.setting, i, secret.fork(i)) for i in range(sites)}
+        self.sites = {
+            i: SecAgg().site(self.setting, Member(site=i, secret=secret.fork(i)))
+            for i in range(sites)
+        }
         self.attempt, self.trained = 0, 0
         self.go(stage, without or {})
 

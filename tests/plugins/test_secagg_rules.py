@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cohortium.plugin import Aggregator, Cohort, Randomness, Ring, StudyError, SumSetting
+from cohortium.plugin import Aggregator, Cohort, Member, Randomness, Ring, StudyError, SumSetting
 from cohortium_secagg import SecAgg, cohortium_aggregators
 
 
@@ -18,7 +18,6 @@ from cohortium_secagg import SecAgg, cohortium_aggregators
         (SecAgg(), {"colluding": 3, "size": 4}, "cohort is 4, but must be at least 5"),
         (SecAgg(shares=4), {"colluding": 3}, "shares is 4, but must be at least 5"),
         (SecAgg(), {"min_sites": 11}, "cohort is 10, but must be at least 11"),
-        (SecAgg(), {"adversary": "active"}, "does not hold against an active coordinator yet"),
     ],
 )
 def test_what_protects_too_little_is_an_error_at_both_sides(
@@ -34,11 +33,11 @@ def test_what_protects_too_little_is_an_error_at_both_sides(
     with pytest.raises(StudyError, match=sentence):
         aggregator.coordinator(setting, Randomness.simulated(1))
     with pytest.raises(StudyError, match=sentence):
-        aggregator.site(setting, 0, Randomness.simulated(1))
+        aggregator.site(setting, Member(site=0, secret=Randomness.simulated(1)))
 
 
 def test_it_is_offered_under_its_name() -> None:
     (offer,) = cohortium_aggregators()
     assert offer.name == "secagg"
-    assert offer.factory() == SecAgg(threshold=4, shares=5)
+    assert offer.factory() == SecAgg()
     assert isinstance(offer.factory(), Aggregator)

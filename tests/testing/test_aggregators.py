@@ -81,8 +81,8 @@ class Clear:
         del secret
         return self.lead(setting)
 
-    def site(self, setting: SumSetting, site: SiteId, secret: Any) -> Any:
-        del site, secret
+    def site(self, setting: SumSetting, member: Any) -> Any:
+        del member
         return self.member(setting)
 
 

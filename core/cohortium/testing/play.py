@@ -9,7 +9,8 @@ import numpy as np
 from attrs import define, field
 
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
-from cohortium.protocols import Ask, Cohort, SiteId, SumSetting
+from cohortium.identity import Directory, Identity
+from cohortium.protocols import Adversary, Ask, Cohort, Member, SiteId, SumSetting
 from cohortium.randomness import Randomness
 from cohortium.ring import Ring, RingVector
 from cohortium.testing.contract import ConformanceError, ensure
@@ -26,8 +27,13 @@ Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
 Mischief: TypeAlias = Callable[[int, SiteId, Ask], Sequence[Ask]]
 """Requests that reach a site before the genuine one."""
 
-SIZES = ((5, 12, 1), (8, 27, 100), (9, 64, 33))
-"""Sites, bits of the ring and length of the vectors that sums are tried with."""
+SIZES: tuple[tuple[int, int, int, Adversary], ...] = (
+    (5, 12, 1, "honest-but-curious"),
+    (7, 20, 16, "active"),
+    (8, 27, 100, "honest-but-curious"),
+    (9, 64, 33, "honest-but-curious"),
+)
+"""Sites, bits of the ring, length of the vectors and adversary that sums are tried with."""
 
 MOST_STAGES = 20
 """Exchanges after which an attempt counts as endless."""
@@ -63,18 +69,42 @@ class Play:
 
     @classmethod
     def of(
-        cls, aggregator: Aggregator, sites: int, bits: int, length: int, *, min_sites: int = 1
+        cls,
+        aggregator: Aggregator,
+        sites: int,
+        bits: int,
+        length: int,
+        *,
+        min_sites: int = 1,
+        adversary: Adversary = "honest-but-curious",
     ) -> Play:
         """Sessions for random vectors; a `StudyError` of the aggregator goes through."""
         cohort = Cohort(
-            sites=sites, size=sites, min_sites=min_sites, examples=sites, rounds=1 << 10
+            sites=sites,
+            size=sites,
+            min_sites=min_sites,
+            examples=sites,
+            rounds=1 << 10,
+            adversary=adversary,
         )
-        setting = SumSetting(session=bytes(16), ring=Ring(bits), length=length, cohort=cohort)
         secret = Randomness.simulated(1)
+        keys = [Identity.draw(secret.fork("identity", k)) for k in range(sites)]
+        setting = SumSetting(
+            session=bytes(16),
+            ring=Ring(bits),
+            length=length,
+            cohort=cohort,
+            directory=Directory(tuple(key.public for key in keys)),
+        )
         return cls(
             setting,
             aggregator.coordinator(setting, secret.fork("coordinator")),
-            {k: aggregator.site(setting, k, secret.fork("site", k)) for k in range(sites)},
+            {
+                k: aggregator.site(
+                    setting, Member(site=k, secret=secret.fork("site", k), identity=keys[k])
+                )
+                for k in range(sites)
+            },
         )
 
     def attempt(
@@ -177,15 +207,15 @@ class Play:
 
 
 def plays(aggregator: Aggregator) -> list[Play]:
-    """Sessions for every size that `aggregator` does not refuse.
+    """Sessions for every size and adversary that `aggregator` does not refuse.
 
     Raises:
         ConformanceError: It refuses all of them.
     """
     found, refusals = [], []
-    for sites, bits, length in SIZES:
+    for sites, bits, length, adversary in SIZES:
         try:
-            found.append(Play.of(aggregator, sites, bits, length))
+            found.append(Play.of(aggregator, sites, bits, length, adversary=adversary))
         except StudyError as error:
             refusals.append(str(error))
     ensure(

@@ -12,7 +12,7 @@ from cohortium.plugin import MessageError, RefusalError, Requests, RingSum, TooF
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.plugin import Ask, Randomness, RingVector, SiteId, SumSetting
+    from cohortium.plugin import Ask, Member, Randomness, RingVector, SiteId, SumSetting
 
 COMMIT, REVEAL = b"commit", b"reveal"
 """The two requests."""
@@ -31,7 +31,7 @@ class Committed:
         """Nothing is secret here."""
         return CommittedLead(setting)
 
-    def site(self, setting: SumSetting, site: SiteId, secret: Randomness) -> CommittedSite:
+    def site(self, setting: SumSetting, member: Member) -> CommittedSite:
         """Nothing is secret here."""
         return CommittedSite(setting)
 

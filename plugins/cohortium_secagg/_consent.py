@@ -1,0 +1,110 @@
+"""A site against a coordinator that lies: whom it shares with, and which one sum it opens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from cohortium.plugin import RefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.plugin import Identity, SiteId
+    from cohortium_secagg._messages import (
+        AskConsent,
+        AskOpening,
+        AskSharesAmong,
+        Consent,
+        Keys,
+        SignedKeys,
+        Unmasking,
+    )
+    from cohortium_secagg._party import Advertised, Masked, Party
+    from cohortium_secagg._statements import Statements
+
+
+@frozen(eq=False)
+class Witness:
+    """What a site signs and believes in one attempt.
+
+    Attributes:
+        identity: Signs for the site.
+        statements: Of the attempt.
+    """
+
+    identity: Identity
+    statements: Statements
+
+    def sign(self, state: Advertised) -> SignedKeys:
+        """The site's keys, for everyone to check."""
+        return self.statements.sign_keys(self.identity, state.party.site, state.keys)
+
+    def admit(
+        self, state: Advertised, request: AskSharesAmong
+    ) -> tuple[Party, Mapping[SiteId, Keys]]:
+        """The attempt among those on the roster, and the others' keys.
+
+        Raises:
+            RefusalError: The roster has other keys for this site, or keys that nobody signed.
+        """
+        site, roster = state.party.site, dict(request.roster)
+        digest = self.statements.roster(roster)
+        own = roster.pop(site, None)
+        if own is None or (own.sealing, own.masking) != (state.keys.sealing, state.keys.masking):
+            raise RefusalError("signature", "the roster does not have this site with its keys.")
+        self.check_keys(roster)
+        return evolve(state.party, roster=digest), roster
+
+    def check_keys(self, roster: Mapping[SiteId, SignedKeys]) -> None:
+        """Refuse keys that their site has not signed for this attempt."""
+        for peer, keys in roster.items():
+            if not self.statements.believes_keys(peer, keys):
+                raise RefusalError(
+                    "signature", f"the keys of site {peer} are not signed by it for this attempt."
+                )
+
+    def consent(self, state: Masked, request: AskConsent) -> tuple[Consented, Consent]:
+        """Agree to open the sum over the survivors that are named, and over no others."""
+        state.check(request.survivors)
+        consented = Consented(self, state, frozenset(request.survivors))
+        party = state.party
+        return consented, self.statements.sign_survivors(
+            self.identity, party.site, party.roster, request.survivors
+        )
+
+
+@frozen(eq=False)
+class Consented:
+    """It has signed which sum it opens."""
+
+    witness: Witness
+    masked: Masked
+    survivors: frozenset[SiteId]
+
+    def open(self, request: AskOpening) -> Unmasking:
+        """Give shares, once enough others have signed for the same sum.
+
+        Raises:
+            RefusalError: Fewer than `threshold` have.
+        """
+        self.check_signatures(request.signatures)
+        return self.masked.shares_for(self.survivors)
+
+    def check_signatures(self, signatures: Mapping[SiteId, bytes]) -> None:
+        """Refuse to open what fewer than `threshold` survivors have agreed to."""
+        party = self.masked.party
+        agreed = [
+            site
+            for site in sorted(self.survivors & signatures.keys())
+            if self.witness.statements.believes_survivors(
+                site, party.roster, self.survivors, signatures[site]
+            )
+        ]
+        if len(agreed) < party.rules.threshold:
+            raise RefusalError(
+                "consent",
+                f"{len(agreed)} sites have signed for these survivors; "
+                f"it takes {party.rules.threshold}.",
+            )

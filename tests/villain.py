@@ -1,0 +1,252 @@
+"""A coordinator of honest sites that sends them whatever it likes, and opens what it can."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cohortium.plugin import (
+    Ask,
+    Cohort,
+    Directory,
+    Identity,
+    Journal,
+    Member,
+    MemoryJournal,
+    Message,
+    Randomness,
+    RefusalError,
+    Ring,
+    RingVector,
+    SumSetting,
+    decode,
+    encode,
+)
+from cohortium_secagg import SecAgg
+from cohortium_secagg._keys import KeyPair
+from cohortium_secagg._masks import Mask, apply, pairwise
+from cohortium_secagg._messages import (
+    AskConsent,
+    AskKeys,
+    AskOpening,
+    AskShares,
+    AskSharesAmong,
+    AskVector,
+    Consent,
+    Keys,
+    Shares,
+    SignedKeys,
+    Unmasking,
+    Vector,
+)
+from cohortium_secagg._party import Channel, Party
+from cohortium_secagg._rules import Rules, Scope
+from cohortium_secagg._shamir import SHARE_BYTES, Interpolation
+from cohortium_secagg._statements import Statements
+
+Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
+Pairs: TypeAlias = Mapping[int, tuple[Any, Any]]
+"""Sealing and masking key pairs, by site."""
+
+RING = Ring(20)
+
+
+class Villain:
+    """Sites that keep to the protocol, and a coordinator that need not."""
+
+    def __init__(
+        self,
+        sites: int = 10,
+        aggregator: SecAgg | None = None,
+        *,
+        adversary: str = "active",
+        journal: Callable[[int], Journal] = lambda _site: MemoryJournal(),
+        **terms: Any,
+    ) -> None:
+        secret = Randomness.simulated(1)
+        numbers: dict[str, Any] = {"size": sites, "examples": 9, "rounds": 9, **terms}
+        self.aggregator = aggregator or SecAgg()
+        identities = [Identity.draw(secret.fork("identity", site)) for site in range(sites)]
+        self.setting = SumSetting(
+            session=b"sixteen bytes id",
+            ring=RING,
+            length=4,
+            cohort=Cohort(sites=sites, adversary=adversary, **numbers),  # type: ignore[arg-type]
+            directory=Directory(tuple(identity.public for identity in identities)),
+        )
+        self.everyone = range(sites)
+        self.vectors = {
+            site: RING.of(np.array([site + 1, 1 << site, 77, -site], np.int64))
+            for site in self.everyone
+        }
+        self._journal, self._identities, self.lives = journal, identities, 0
+        self.restart()
+        self.begin(0)
+
+    def restart(self) -> None:
+        """Every site loses what it held in memory; nothing it draws is drawn again."""
+        self.lives += 1
+        secret = Randomness.simulated(self.lives)
+        self.sites: dict[int, Any] = {
+            site: self.aggregator.site(
+                self.setting,
+                Member(
+                    site=site,
+                    secret=secret.fork(site),
+                    identity=self._identities[site],
+                    journal=self._journal(site),
+                ),
+            )
+            for site in self.everyone
+        }
+
+    def begin(self, attempt: int) -> None:
+        """Collect anew, in this attempt."""
+        self.attempt = attempt
+        self.keys: dict[int, Any] = {}
+        self.sealed: dict[int, Mapping[int, bytes]] = {}
+        self.masked: dict[int, Words] = {}
+        self.met: dict[int, set[int]] = {}
+        self.seeds: dict[int, dict[int, bytes]] = defaultdict(dict)
+        self.private: dict[int, dict[int, bytes]] = defaultdict(dict)
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.setting.session, 0, self.attempt)
+
+    @property
+    def rules(self) -> Rules:
+        rules: Rules = self.sites[0]._rules
+        return rules
+
+    def ask(self, site: int, request: Message) -> bytes:
+        ask = Ask(round=0, attempt=self.attempt, common=encode(request), own=b"")
+        reply: bytes = self.sites[site].answer(ask, lambda: RingVector(RING, self.vectors[site]))
+        return reply
+
+    # --- What a coordinator does -----------------------------------------------------------------
+
+    def advertise(self, sites: Iterable[int] | None = None) -> dict[int, SignedKeys]:
+        for site in self.everyone if sites is None else sites:
+            reply = self.ask(site, AskKeys(self.attempt))
+            self.keys[site] = decode(reply, SignedKeys if self.rules.is_active else Keys)
+        return self.keys
+
+    def share(self, roster: Mapping[int, SignedKeys], sites: Iterable[int] | None = None) -> None:
+        for site in roster if sites is None else sites:
+            reply = self.ask(site, AskSharesAmong(self.attempt, dict(roster)))
+            self.sealed[site] = decode(reply, Shares).sealed
+
+    def collect(self, sites: Iterable[int]) -> None:
+        for site in sites:
+            sealed = {s: to[site] for s, to in self.sealed.items() if site in to}
+            self.collect_one(site, sealed)
+
+    def collect_one(self, site: int, sealed: dict[int, bytes]) -> None:
+        vector = decode(self.ask(site, AskVector(self.attempt, sealed)), Vector)
+        self.met[site] = set(sealed)
+        self.masked[site] = RING.unpack(vector.packed, self.setting.length)
+
+    def consent(self, sets: Mapping[int, Iterable[int]]) -> dict[int, bytes]:
+        return {
+            site: decode(
+                self.ask(site, AskConsent(self.attempt, tuple(sorted(chosen)))), Consent
+            ).signature
+            for site, chosen in sets.items()
+        }
+
+    def open(self, site: int, signatures: Mapping[int, bytes]) -> None:
+        reply = decode(self.ask(site, AskOpening(self.attempt, dict(signatures))), Unmasking)
+        for peer, share in reply.seeds.items():
+            self.seeds[peer][site] = share
+        for peer, share in reply.keys.items():
+            self.private[peer][site] = share
+
+    def agree_and_open(self, chosen: Iterable[int], sites: Iterable[int] | None = None) -> None:
+        """What an honest coordinator would do with `chosen` for survivors."""
+        chosen = list(chosen)
+        asked = chosen if sites is None else list(sites)
+        signatures = self.consent(dict.fromkeys(asked, chosen))
+        for site in asked:
+            self.open(site, signatures)
+
+    def up_to_vectors(self) -> None:
+        """All sites, honestly, up to their masked vectors."""
+        self.share(self.advertise())
+        self.collect(self.everyone)
+
+    # --- What it can open -------------------------------------------------------------------------
+
+    def truth(self, *chosen: int) -> list[int]:
+        total = sum((self.vectors[site] for site in chosen), RING.zeros(4))
+        return [word % (1 << RING.bits) for word in total.tolist()]
+
+    def learned(self, *chosen: int) -> list[int]:
+        """The sum over `chosen`, once the masks come off for which there are shares.
+
+        Raises:
+            ValueError: There are too few.
+        """
+        words = sum((self.masked[site] for site in chosen), RING.zeros(4))
+        masks = [Mask(self._recovered(self.seeds[site]), subtract=True) for site in chosen]
+        for site in chosen:
+            masks += [self._between(site, peer) for peer in self.met[site] - set(chosen)]
+        apply(masks, words)
+        return [word % (1 << RING.bits) for word in words.tolist()]
+
+    def _between(self, site: int, peer: int) -> Mask:
+        """What takes off the mask that `site` put on for `peer`, by the private key of either."""
+        try:
+            pair = KeyPair(self._recovered(self.private[peer]))
+            return pairwise(pair, self.keys[site].masking, self.scope, peer, site)
+        except ValueError:
+            pair = KeyPair(self._recovered(self.private[site]))
+            mask = pairwise(pair, self.keys[peer].masking, self.scope, site, peer)
+            return Mask(mask.seed, subtract=not mask.subtract)
+
+    def _recovered(self, shares: Mapping[int, bytes]) -> bytes:
+        threshold = self.rules.threshold
+        if len(shares) < threshold:
+            raise ValueError("too few shares.")
+        holders = tuple(sorted(shares))[:threshold]
+        return Interpolation(holders).secret(shares)
+
+    # --- The man in the middle --------------------------------------------------------------------
+
+    def impersonate(self, victim: int, roster: Mapping[int, Any], pairs: Pairs) -> list[int]:
+        """Play all of the victim's peers, with key pairs that it was told are theirs."""
+        told = {**roster, victim: self.keys[victim]}
+        if self.rules.is_active:
+            request: Message = AskSharesAmong(self.attempt, told)
+            digest = Statements(self.rules.directory, self.scope).roster(told)
+        else:
+            request = AskShares(self.attempt, dict(roster))
+            digest = b""
+        shares = decode(self.ask(victim, request), Shares)
+        junk = bytes(SHARE_BYTES) * 2
+        forged, masks, seeds = {}, [], {}
+        for peer, (sealing, masking) in pairs.items():
+            party = Party(self.rules, self.scope, peer, digest)
+            channel = Channel(party, sealing, roster[peer])
+            seeds[peer] = channel.unseal(victim, told[victim], shares.sealed[peer])[:SHARE_BYTES]
+            forged[peer] = channel.seal(victim, told[victim], junk)
+            masks.append(pairwise(masking, told[victim].masking, self.scope, peer, victim))
+        self.collect_one(victim, forged)
+        words = self.masked[victim].copy()
+        apply([*masks, Mask(self._recovered(seeds), subtract=True)], words)
+        return [word % (1 << RING.bits) for word in words.tolist()]
+
+
+def is_refused(code: str, attack: Callable[[Villain], object], villain: Villain) -> None:
+    with pytest.raises(RefusalError) as refusal:
+        attack(villain)
+    assert refusal.value.code == code
+
+
+def nothing(*_arguments: object) -> None:
+    """A check that lets everything pass."""
