@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from attrs import field, frozen
+from torch import nn
 
 from cohortium import Federation
 from cohortium.data import Examples, Splits
 from cohortium.protocols import Exchange, SiteRecipe
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
-from torch import nn
 
 
 @frozen

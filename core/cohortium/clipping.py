@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.protocols import Index
+    from cohortium.vocabulary import Index
 
 GRADIENT_FLOATS = 1 << 26
 """Per-example gradient values held at a time: 256 MiB."""

@@ -13,7 +13,7 @@ from attrs import frozen
 from cohortium import messages, vector
 from cohortium.errors import MessageError, TooFewSitesError
 from cohortium.events import SiteFailed
-from cohortium.protocols import Requests
+from cohortium.vocabulary import Requests
 from cohortium.wire import Refusal, Reply, Request
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.protocols import SiteId
     from cohortium.site import Setting
+    from cohortium.vocabulary import SiteId
 
 
 @frozen(kw_only=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import attrs
+import tomli_w
 from attrs import field, frozen
 from attrs.validators import ge, in_
 
 from cohortium import composition
 from cohortium.catalog import discover
 from cohortium.errors import StudyError
+from cohortium.hooks import ROLES, Role
 from cohortium.protocols import (
-    Adversary,
     Aggregator,
     Dataset,
     Engine,
@@ -22,13 +24,17 @@ from cohortium.protocols import (
     Privatizer,
     Trainer,
 )
+from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.hooks import Role
+    from cohortium.preparation import Ready
     from cohortium.record import Result
-    from cohortium.rounds import Ready
+
+
+PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
+"""The roles that a federation fills, in the order in which a study file names them."""
 
 
 def _resolved(role: Role, value: object) -> object:
@@ -141,6 +147,16 @@ class Federation:
                 f"min_sites = {self.min_sites} is more than the {asked} sites asked each round."
             )
 
+    def as_toml(self) -> str:
+        """The study file that describes this federation, every parameter spelled out."""
+        catalog = discover()
+        tables: dict[str, Any] = {
+            "federation": {term: composition.plain(getattr(self, term)) for term in TERMS}
+        }
+        for role in PARTS:
+            tables[role] = composition.describe(catalog, role, getattr(self, role))
+        return tomli_w.dumps(tables)
+
     def run(self, out: str | Path | None = None, *, observers: Sequence[Observer] = ()) -> Result:
         """Run the study to its end.
 
@@ -168,6 +184,10 @@ class Federation:
         Raises:
             CohortiumError: The study cannot be run as it stands.
         """
-        from cohortium.rounds import prepare
+        from cohortium.preparation import prepare
 
         return prepare(self)
+
+
+TERMS = tuple(f.name for f in attrs.fields(Federation) if f.name not in PARTS)
+"""The keys of a study file's `[federation]` table."""

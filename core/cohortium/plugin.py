@@ -42,29 +42,20 @@ from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Scores
 from cohortium.protocols import (
     Aggregator,
-    Ask,
-    Cohort,
     CoordinatorSession,
     Dataset,
     Engine,
     Exchange,
-    Member,
     Model,
     Observer,
     OpenSite,
     Partitioner,
     PrivacyPlan,
     Privatizer,
-    Requests,
-    SiteId,
     SitePrivacy,
     SiteRecipe,
     SiteSession,
-    SumSetting,
-    Task,
-    Trained,
     Trainer,
-    Work,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
 from cohortium.ring import FixedPoint, Ring, RingSum, RingVector
@@ -76,6 +67,17 @@ from cohortium.training import (
     factor,
     make_optimizer,
     with_schedule,
+)
+from cohortium.vocabulary import (
+    Ask,
+    Cohort,
+    Member,
+    Requests,
+    SiteId,
+    SumSetting,
+    Task,
+    Trained,
+    Work,
 )
 
 __all__ = [

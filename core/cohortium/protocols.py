@@ -10,19 +10,12 @@ pickle and to write as TOML.  Heavy libraries are imported inside methods, never
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
-
-from attrs import field, frozen
-from attrs.validators import ge, gt, le
-
-from cohortium.journal import MemoryJournal
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
-    import torch
-    from numpy.typing import NDArray
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -30,192 +23,20 @@ if TYPE_CHECKING:
     from cohortium.data import DataSpec, Examples, Splits
     from cohortium.events import Event
     from cohortium.guarantee import Guarantee
-    from cohortium.identity import Directory, Identity
-    from cohortium.journal import Journal
     from cohortium.randomness import Randomness
     from cohortium.ring import Ring, RingSum, RingVector
-
-    Index: TypeAlias = NDArray[np.int64]
-    """Positions of examples at a site, shape (B,)."""
-
-SiteId: TypeAlias = int
-"""A site's number in the federation, from 0."""
-
-Adversary: TypeAlias = Literal["honest-but-curious", "active"]
-"""What the coordinator may do: follow the protocol and look, or also lie."""
-
-
-# --- What the roles say to one another -----------------------------------------------------------
-
-
-@frozen(kw_only=True)
-class Cohort:
-    """Who takes part, as declared by the study: public, and alike at every party.
-
-    Attributes:
-        sites: Hospitals in the federation.
-        size: How many of them are asked each round.
-        min_sites: Fewest contributions of which a sum may be released.
-        examples: Declared training examples over all sites.
-        rounds: Rounds of the run.
-        retries: Further attempts, over the whole run, at rounds that fail.
-        adversary: What the coordinator may do.
-        colluding: How many sites may pool what they know with it.
-        seeded_noise: Secrets come from a public seed: a simulation that protects nothing.
-    """
-
-    sites: int = field(validator=ge(1))
-    size: int = field(validator=ge(1))
-    min_sites: int = field(default=1, validator=ge(1))
-    examples: int = field(validator=ge(1))
-    rounds: int = field(validator=ge(1))
-    retries: int = field(default=0, validator=ge(0))
-    adversary: Adversary = "honest-but-curious"
-    colluding: int = field(default=0, validator=ge(0))
-    seeded_noise: bool = False
-
-    @property
-    def attempts(self) -> int:
-        """The most rounds that any site may ever be asked to answer."""
-        return self.rounds + self.retries
-
-    @property
-    def examples_per_site(self) -> float:
-        """The declared mean, which stands for a site's own number wherever that must not show."""
-        return self.examples / self.sites
-
-
-@frozen(kw_only=True)
-class Work:
-    """What a site's trainer will do each round, declared before it starts.
-
-    Attributes:
-        releases: "update" (new weights minus old) or "gradient" (of one batch).
-        steps: Batches a round.  Under example-level privacy it is alike at every site.
-        sampling_rate: Chance q of each example to be in a batch, where batches are drawn by
-            Poisson sampling.
-        batch_size: Examples in a batch, where batches are drawn by shuffling instead.
-        epochs: Shuffled passes a round; replaces `steps` where batches are shuffled.
-    """
-
-    releases: Literal["update", "gradient"]
-    steps: int = field(validator=ge(1))
-    sampling_rate: float = field(validator=[gt(0), le(1)])
-    batch_size: int | None = None
-    epochs: int | None = None
-
-
-@frozen(eq=False, kw_only=True)
-class Task:
-    """One round's work at one site.
-
-    Attributes:
-        net: The resident network with the round's global weights loaded; trained in place.
-        images: Prepared inputs of the site's examples, shape (N, …), on the network's device.
-        labels: Shape (N,), `int64`.
-        round: From 0.
-        rounds: In the whole run.
-        work: What the trainer declared.
-        generator: Public and seeded, on the CPU: for augmentation only.
-        state: What the trainer kept at this site after its last round; empty at first.
-    """
-
-    net: nn.Module
-    images: Tensor
-    labels: Tensor
-    round: int
-    rounds: int
-    work: Work
-    generator: torch.Generator
-    state: Mapping[str, Tensor]
-
-
-@frozen(eq=False, kw_only=True)
-class Trained:
-    """What a trainer hands back.
-
-    Attributes:
-        vector: The update or gradient, in `flatten`'s order, shape (P,), `float32`.
-        weight: How much it counts in the mean: the examples behind it.  A privatizer with a
-            guarantee ignores it and uses the declared one.
-        state: Stays at the site, durable, never sent.
-    """
-
-    vector: Tensor
-    weight: float
-    state: Mapping[str, Tensor] = field(factory=dict)
-
-
-@frozen(eq=False)
-class Requests:
-    """What a coordinator sends at once: a part for every site, and one for each that must answer.
-
-    False when there is nothing left to ask.
-    """
-
-    common: bytes = b""
-    each: Mapping[SiteId, bytes] = field(factory=dict)
-
-    def __bool__(self) -> bool:
-        """Whether anyone is asked anything."""
-        return bool(self.each)
-
-
-@frozen(eq=False, kw_only=True)
-class Ask:
-    """One request as it reaches a site's session; all of it is untrusted.
-
-    Attributes:
-        round: From 0.
-        attempt: From 0 over the run; every attempt has keys, masks, batches and noise of its own.
-        common: The part that all sites were sent.
-        own: The part for this site alone.
-    """
-
-    round: int
-    attempt: int
-    common: bytes
-    own: bytes
-
-
-@frozen(kw_only=True)
-class SumSetting:
-    """What both sides of an aggregation agree on for the whole run.
-
-    Attributes:
-        session: 16 bytes that name the run; every derived key is bound to them.
-        ring: Where the sum is taken.
-        length: Elements of a release.
-        cohort: Who takes part.
-        directory: The sites' public keys, as every party has pinned them; None where nobody
-            signs, because the coordinator is trusted to pass messages on as they are.
-    """
-
-    session: bytes
-    ring: Ring
-    length: int
-    cohort: Cohort
-    directory: Directory | None = None
-
-
-@frozen(eq=False, kw_only=True)
-class Member:
-    """One site, as its own session of an aggregation sees it: what it has to itself.
-
-    Attributes:
-        site: Its number.
-        secret: Its source of secrets.
-        identity: Signs for it; None where the setting has no directory.
-        journal: What its session must not forget over a restart.
-    """
-
-    site: SiteId
-    secret: Randomness
-    identity: Identity | None = None
-    journal: Journal = field(factory=MemoryJournal)
-
-
-# --- The roles ----------------------------------------------------------------------------------
+    from cohortium.vocabulary import (
+        Ask,
+        Cohort,
+        Index,
+        Member,
+        Requests,
+        SiteId,
+        SumSetting,
+        Task,
+        Trained,
+        Work,
+    )
 
 
 @runtime_checkable

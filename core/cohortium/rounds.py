@@ -1,7 +1,4 @@
-"""Where a round happens: an attempt is opened, its messages are carried, and it is closed.
-
-`prepare` loads, deals and plans, and refuses what cannot work; `drive` runs the rounds.
-"""
+"""Where a round happens: an attempt is opened, its messages are carried, and it is closed."""
 
 from __future__ import annotations
 
@@ -11,19 +8,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import define, field, frozen
+from attrs import define, field
 
 from cohortium import vector
-from cohortium.clipping import require_per_example
 from cohortium.coordinator import Coordinator, Outcome
-from cohortium.errors import RunError, StudyError, TooFewSitesError
-from cohortium.evaluation import Evaluation, resolve_device
+from cohortium.errors import RunError, TooFewSitesError
+from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.identity import Directory, Identity
-from cohortium.protocols import Cohort
-from cohortium.randomness import Randomness, Seeds
 from cohortium.record import Result, RunFolder, Seconds
-from cohortium.site import Recipe, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,146 +23,22 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.data import Splits
     from cohortium.events import Event
-    from cohortium.federation import Federation
     from cohortium.metrics import Scores
-    from cohortium.protocols import Exchange, Index, Observer, SiteId
+    from cohortium.preparation import Ready
+    from cohortium.protocols import Exchange, Observer
+    from cohortium.vocabulary import SiteId
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
 """Whose versions a result names, beside Python's."""
 
 
-@frozen(eq=False, kw_only=True)
-class Ready:
-    """A study that can be run: loaded, dealt and planned.
-
-    Attributes:
-        federation: The study.
-        splits: The data, as loaded.
-        hands: Positions of each site's training examples.
-        setting: What every party will know.
-        parameters: P, the length of the update.
-        identities: Each simulated site's signing key, where the study fears an active coordinator.
-    """
-
-    federation: Federation
-    splits: Splits
-    hands: tuple[Index, ...]
-    setting: Setting
-    parameters: int
-    identities: tuple[Identity, ...] | None = field(default=None, repr=False)
-
-    def recipe(self, site: SiteId) -> Recipe:
-        """How to make a simulated site, with its data and its key alone."""
-        return Recipe(
-            self.setting,
-            site,
-            self.splits.train.take(self.hands[site]),
-            None if self.identities is None else self.identities[site],
-        )
-
-
-def prepare(federation: Federation) -> Ready:
-    """Load, deal and plan; see `Federation.prepare`."""
-    device = resolve_device(federation.device)
-    seeds = Seeds(federation.seed)
-    splits = federation.dataset.load()
-    spec = splits.spec
-    hands = _deal(federation, splits, seeds)
-    cohort = Cohort(
-        sites=federation.sites,
-        size=federation.cohort or federation.sites,
-        min_sites=federation.min_sites,
-        examples=spec.examples,
-        rounds=federation.rounds,
-        retries=federation.retries,
-        adversary=federation.adversary,
-        colluding=federation.colluding,
-        seeded_noise=federation.seeded_noise,
-    )
-    net = federation.model.build(spec, seeds.integer("weights"))
-    parameters = vector.length(net)
-    _try_out(federation, splits, net)
-    work = federation.trainer.work(cohort)
-    plan = federation.privatizer.plan(work, cohort, parameters)
-    if plan.guarantee is not None and plan.guarantee.unit != "site":
-        require_per_example(net)
-    fresh = Randomness.simulated(seeds.root) if cohort.seeded_noise else Randomness.system()
-    identities = _identities(cohort, fresh)
-    setting = Setting(
-        session=fresh.token(16, "session"),
-        spec=spec,
-        cohort=cohort,
-        model=federation.model,
-        trainer=federation.trainer,
-        work=work,
-        plan=plan,
-        aggregator=federation.aggregator,
-        seeds=seeds,
-        directory=None if identities is None else Directory(tuple(i.public for i in identities)),
-        device=device,
-    )
-    # Refuses a cohort that the aggregator cannot serve, before anything is started.
-    setting.aggregator.coordinator(setting.sum, fresh)
-    return Ready(
-        federation=federation,
-        splits=splits,
-        hands=hands,
-        setting=setting,
-        parameters=parameters,
-        identities=identities,
-    )
-
-
-def _identities(cohort: Cohort, secret: Randomness) -> tuple[Identity, ...] | None:
-    """A signing key for each simulated site; hospitals make and pin their own."""
-    if cohort.adversary != "active":
-        return None
-    return tuple(Identity.draw(secret.fork("identity", site)) for site in range(cohort.sites))
-
-
-def _try_out(federation: Federation, splits: Splits, net: nn.Module) -> None:
-    """Refuse a model whose network does not fit the images, by showing it blank ones."""
-    import torch
-
-    blank = torch.zeros(2, *splits.train.images.shape[1:])
-    wanted = (2, len(splits.classes))
-    try:
-        with torch.no_grad():
-            found = tuple(net.eval()(federation.model.prepare(blank)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise StudyError(
-            f"the model cannot take images of shape {tuple(blank.shape[1:])}: {error}."
-        ) from error
-    if found != wanted:
-        raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
-
-
-def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
-    rng = seeds.generator("partition")
-    hands = tuple(federation.partitioner.deal(splits.train, federation.sites, rng))
-    if len(hands) != federation.sites:
-        raise StudyError(f"the partitioner dealt {len(hands)} hands to {federation.sites} sites.")
-    empty = [site for site, hand in enumerate(hands) if len(hand) == 0]
-    if empty:
-        raise StudyError(
-            f"site {empty[0]} has no data; ask for fewer sites, or a partitioner with a min_size."
-        )
-    dealt = np.concatenate(hands)
-    if len(np.unique(dealt)) != len(dealt):
-        raise StudyError("the partitioner dealt one example to two sites.")
-    return hands
-
-
 def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> Result:
     """Run the rounds of a study that is ready; see `Federation.run`."""
-    from cohortium.study import write
-
     coordinator = Coordinator(ready.setting)
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
-        folder.write_study(write(ready.federation))
+        folder.write_study(ready.federation.as_toml())
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
     exchange = ready.federation.engine.open(
         {site: ready.recipe(site) for site in range(len(ready.hands))}

@@ -9,8 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cohortium.protocols import Index, Work
     from cohortium.randomness import Stream
+    from cohortium.vocabulary import Index, Work
 
 
 def poisson(work: Work, examples: int, stream: Stream) -> Iterator[Index]:

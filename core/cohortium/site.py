@@ -10,8 +10,13 @@ from attrs import field, frozen
 from cohortium import messages, vector
 from cohortium.errors import MessageError, RefusalError
 from cohortium.journal import MemoryJournal
-from cohortium.protocols import Ask, Member, SumSetting, Task
 from cohortium.randomness import Randomness
+from cohortium.vocabulary import (
+    Ask,
+    Member,
+    SumSetting,
+    Task,
+)
 from cohortium.wire import Refusal, Reply, Request
 
 if TYPE_CHECKING:
@@ -24,16 +29,14 @@ if TYPE_CHECKING:
     from cohortium.journal import Journal
     from cohortium.protocols import (
         Aggregator,
-        Cohort,
         Model,
         OpenSite,
         PrivacyPlan,
-        SiteId,
         Trainer,
-        Work,
     )
     from cohortium.randomness import Seeds
     from cohortium.ring import RingVector
+    from cohortium.vocabulary import Cohort, SiteId, Work
 
 
 @frozen(kw_only=True)

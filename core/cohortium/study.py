@@ -10,32 +10,21 @@ import tomllib
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
-import attrs
-import tomli_w
-
 from cohortium import composition
 from cohortium.catalog import discover
 from cohortium.errors import StudyError
-from cohortium.federation import Federation
-from cohortium.hooks import ROLES, Role
+from cohortium.federation import PARTS, TERMS, Federation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cohortium.catalog import Catalog
 
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
 
-PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
-"""The roles that a study fills."""
-
 TABLES = ("federation", *PARTS)
-"""The tables of a study file, in the order in which they are written."""
-
-TERMS = tuple(f.name for f in attrs.fields(Federation) if f.name not in TABLES)
-"""The keys of the `[federation]` table."""
+"""The tables of a study file."""
 
 
 def quick_start() -> Tables:
@@ -80,16 +69,6 @@ def build(tables: Mapping[str, Mapping[str, Any]], *, where: str = "study") -> F
         Federation, terms, where=f"{where} [federation]", what="the federation", ready=roles
     )
     return federation
-
-
-def write(federation: Federation, catalog: Catalog | None = None) -> str:
-    """The study file that describes `federation`, every parameter spelled out."""
-    catalog = catalog or discover()
-    parts: dict[str, Any] = {
-        role: composition.describe(catalog, role, getattr(federation, role)) for role in PARTS
-    }
-    terms = {term: composition.plain(getattr(federation, term)) for term in TERMS}
-    return tomli_w.dumps({"federation": terms, **parts})
 
 
 def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.protocols import Index, Task
+    from cohortium.vocabulary import Index, Task
 
 Schedule = Literal["constant", "linear", "cosine"]
 """How a learning rate moves over the rounds: not at all, or down to zero."""

@@ -19,6 +19,7 @@ errors
 files journal
 randomness ring guarantee messages metrics data arrays identity
 wire events
+vocabulary
 protocols hooks
 vector sampling
 clipping
@@ -27,7 +28,8 @@ composition
 training record evaluation
 plugin
 coordinator site
-rounds testing
+preparation testing
+rounds
 federation
 study
 cli

@@ -14,8 +14,9 @@ from cohortium.testing.play import Play, plays
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.protocols import Aggregator, Ask, SiteId
+    from cohortium.protocols import Aggregator
     from cohortium.testing.play import Fault
+    from cohortium.vocabulary import Ask, SiteId
 
 JUNK = np.random.default_rng(0).bytes(61)
 """Bytes that nobody sent."""

@@ -14,7 +14,8 @@ from cohortium.testing.contract import Check, ConformanceError, ensure
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cohortium.protocols import Engine, Exchange, OpenSite, SiteId
+    from cohortium.protocols import Engine, Exchange, OpenSite
+    from cohortium.vocabulary import SiteId
 
 SITES = 5
 """How many sites an engine is tried with."""

@@ -19,8 +19,9 @@ from cohortium.testing.plans import EXAMPLES, PARAMETERS, Scene, Trial, trials
 
 if TYPE_CHECKING:
     from cohortium.guarantee import Guarantee
-    from cohortium.protocols import Index, Privatizer
+    from cohortium.protocols import Privatizer
     from cohortium.testing.plans import Reals
+    from cohortium.vocabulary import Index
 
 DRAWS = 24
 """Secrets under which something is measured."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.data import DataSpec
-    from cohortium.protocols import Index, Model
+    from cohortium.protocols import Model
+    from cohortium.vocabulary import Index
 
 SPEC = samples.spec(3, 28, 28)
 """The images that most checks use, of MedMNIST's usual shape."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cohortium.data import Examples
-    from cohortium.protocols import Index, Partitioner
+    from cohortium.protocols import Partitioner
+    from cohortium.vocabulary import Index
 
 EXAMPLES = 240
 """How many are dealt."""

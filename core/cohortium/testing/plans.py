@@ -10,11 +10,11 @@ from attrs import field, frozen
 
 from cohortium import vector
 from cohortium.errors import PrivacyError
-from cohortium.protocols import Cohort, Work
 from cohortium.randomness import Randomness
 from cohortium.ring import RingSum
 from cohortium.testing import samples
 from cohortium.testing.contract import ensure
+from cohortium.vocabulary import Cohort, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.protocols import Index, PrivacyPlan, Privatizer, SitePrivacy
+    from cohortium.protocols import PrivacyPlan, Privatizer, SitePrivacy
+    from cohortium.vocabulary import Index
 
     Reals = NDArray[np.float64]
 

@@ -10,16 +10,24 @@ from attrs import define, field
 
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
 from cohortium.identity import Directory, Identity
-from cohortium.protocols import Adversary, Ask, Cohort, Member, SiteId, SumSetting
 from cohortium.randomness import Randomness
 from cohortium.ring import Ring, RingVector
 from cohortium.testing.contract import ConformanceError, ensure
+from cohortium.vocabulary import (
+    Adversary,
+    Ask,
+    Cohort,
+    Member,
+    SiteId,
+    SumSetting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.protocols import Aggregator, CoordinatorSession, Requests, SiteSession
+    from cohortium.protocols import Aggregator, CoordinatorSession, SiteSession
     from cohortium.ring import RingSum
+    from cohortium.vocabulary import Requests
 
 Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
 """What arrives of a reply, by stage and site: the reply, nothing, something else, or it twice."""

@@ -25,8 +25,9 @@ from cohortium.testing.probes import Probe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohortium.protocols import Index, Privatizer
+    from cohortium.protocols import Privatizer
     from cohortium.testing.plans import Reals, Trial
+    from cohortium.vocabulary import Index
 
 DRAWS = 32
 """How often something random is drawn."""

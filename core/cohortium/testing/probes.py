@@ -9,9 +9,9 @@ from attrs import define, field
 
 from cohortium import vector
 from cohortium.clipping import mean_gradient
-from cohortium.protocols import Cohort, Task
 from cohortium.testing import samples
 from cohortium.testing.contract import ConformanceError, ensure
+from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.data import Examples
-    from cohortium.protocols import Index, Trained, Trainer, Work
+    from cohortium.protocols import Trainer
+    from cohortium.vocabulary import Index, Trained, Work
 
 EXAMPLES = 64
 """How many the probed site has, and every site is declared to have."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.protocols import Index, Trainer
+    from cohortium.protocols import Trainer
+    from cohortium.vocabulary import Index
 
 REPLACED = 5
 """The example that is replaced by another."""
