@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import Factory, define, evolve, frozen
 
-from cohortium.layers import Use, kind_of, owned
+from cohortium.layers import Use, kind_of, owned, squared_norms
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,7 +68,6 @@ class _Page:
 
     Attributes:
         examples: B.
-        is_open: Whether the forward pass is under way.
         calls: How often each parameter was used, by its id.
         shares: Contributions to parameters used once.
         sums: Per-example gradients of parameters used more often, so far.
@@ -76,7 +75,6 @@ class _Page:
     """
 
     examples: int
-    is_open: bool = True
     calls: dict[int, int] = Factory(dict)
     shares: list[tuple[nn.Parameter, Share]] = Factory(list)
     sums: dict[int, tuple[nn.Parameter, Tensor]] = Factory(dict)
@@ -96,7 +94,7 @@ class _Page:
         if squares is None:
             rows = use.rows(name)
             self.floats += rows.numel()
-            self.shares.append((parameter, Share(name, _squares(rows), rows=rows)))
+            self.shares.append((parameter, Share(name, squared_norms(rows), rows=rows)))
             return False
         self.shares.append((parameter, Share(name, squares, use=use)))
         return True
@@ -104,7 +102,7 @@ class _Page:
     def close(self) -> None:
         """Turn the sums over several uses into shares."""
         for parameter, rows in self.sums.values():
-            self.shares.append((parameter, Share("", _squares(rows), rows=rows)))
+            self.shares.append((parameter, Share("", squared_norms(rows), rows=rows)))
         self.sums.clear()
 
 
@@ -153,7 +151,6 @@ class Book:
         """
         page, self._page = self._page, None
         assert page is not None
-        page.is_open = False
         if losses.requires_grad:
             losses.sum().backward()  # type: ignore[no-untyped-call]
         for name, parameter in self._net.named_parameters():
@@ -242,8 +239,4 @@ class _Anchor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None
-
-
-def _squares(rows: Tensor) -> Tensor:
-    return rows.flatten(1).square().sum(1, dtype=torch.float64)
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-GROUPED = 1 << 16
-"""Largest weight whose gradients are taken as one grouped convolution; beyond it one call an
-example is faster."""
+GROUPED = 1 << 22
+"""Weights taken in one grouped convolution: with more, it falls out of the caches."""
 
 
 def padded(layer: Any, x: Tensor) -> Tensor:
@@ -36,15 +35,12 @@ def convolution_gradient(layer: Any, x: Tensor, g: Tensor, examples: int) -> Ten
     padding = layer.padding
     if isinstance(padding, str) or layer.padding_mode != "zeros":
         x, padding = padded(layer, x), [0] * (x.ndim - 2)
-    if examples > 1 and layer.weight.numel() > GROUPED:
-        k = len(x) // examples
-        rows = [
-            _gradient(layer, x[i : i + k], g[i : i + k], padding, 1) for i in range(0, len(x), k)
-        ]
-        return torch.stack(rows)
-    weights = _gradient(layer, _side_by_side(x, examples), _side_by_side(g, examples), padding,
-                        examples)  # fmt: skip
-    return weights.view(examples, *layer.weight.shape)
+    k, step = len(x) // examples, max(1, GROUPED // layer.weight.numel())
+    rows = [
+        _gradient(layer, x[i * k : (i + step) * k], g[i * k : (i + step) * k], padding,
+                  min(step, examples - i)) for i in range(0, examples, step)
+    ]  # fmt: skip
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _side_by_side(rows: Tensor, examples: int) -> Tensor:
@@ -56,15 +52,16 @@ def _side_by_side(rows: Tensor, examples: int) -> Tensor:
 
 
 def _gradient(layer: Any, x: Tensor, g: Tensor, padding: Sequence[int], examples: int) -> Tensor:
-    """The weight gradient of a convolution in `examples` times as many groups."""
+    """Weight gradients (B, …), as one gradient of a convolution in B times as many groups."""
     shape = (examples * layer.out_channels, *layer.weight.shape[1:])
     weights = layer.weight.detach().new_empty(1).expand(shape)  # only its shape matters
-    _, weight, _ = torch.ops.aten.convolution_backward(
-        g, x, weights, None, layer.stride, padding, layer.dilation, False, [0] * (x.ndim - 2),
-        examples * layer.groups, [False, True, False],
+    _, rows, _ = torch.ops.aten.convolution_backward(
+        _side_by_side(g, examples), _side_by_side(x, examples), weights, None, layer.stride,
+        padding, layer.dilation, False, [0] * (x.ndim - 2), examples * layer.groups,
+        [False, True, False],
     )  # fmt: skip
-    gradient: Tensor = weight
-    return gradient
+    gradients: Tensor = rows.view(examples, *layer.weight.shape)
+    return gradients
 
 
 def patch_grams(layer: Any, x: Tensor, out: Sequence[int], examples: int) -> Tensor:

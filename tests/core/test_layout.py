@@ -20,6 +20,7 @@ randomness ring guarantee messages metrics data arrays
 wire events
 protocols hooks
 vector sampling
+patches layers bookkeeping
 clipping
 catalog
 composition
