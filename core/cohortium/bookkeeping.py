@@ -12,19 +12,18 @@ does reach it.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from attrs import Factory, define, evolve, frozen
 
-from cohortium.layers import Use, kind_of, owned, squared_norms
+from cohortium.errors import PrivacyError
+from cohortium.layers import Use, kind_of, owned, squared_norms, using_parameters
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from torch import Tensor, nn
-
-    from cohortium.layers import _Use
 
 
 class UnaccountedError(Exception):
@@ -48,18 +47,22 @@ class Share:
 
     def total(self, factors: Tensor, bad: Tensor | None) -> Tensor:
         """The weighted sum, without the examples that are `bad`, (B,)."""
-        if self.rows is not None:
-            rows = self.rows.flatten(1)
+        with torch.no_grad(), torch.autocast(factors.device.type, enabled=False):
+            if self.rows is None:
+                use: Any = self.use if bad is None else _without(self.use, bad)
+                total: Tensor = use.weighted(self.name, factors)
+                return total
+            rows = self.rows.reshape(len(self.rows), -1)
             if bad is not None:
                 rows = rows.masked_fill(bad.unsqueeze(1), 0.0)
             return (factors.to(rows.dtype) @ rows).view(self.rows.shape[1:])
-        use: Any = self.use
-        if bad is not None:
-            some = bad.repeat_interleave(use.copies)
-            x, g = (t.masked_fill(some.view(-1, *[1] * (t.ndim - 1)), 0) for t in (use.x, use.g))
-            use = evolve(use, x=x, g=g)
-        total: Tensor = use.weighted(self.name, factors)
-        return total
+
+
+def _without(use: Any, bad: Tensor) -> Any:
+    """The same call with zeros for some examples: a factor of zero would not remove a NaN."""
+    rows = bad.repeat_interleave(use.copies)
+    x, g = (t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0) for t in (use.x, use.g))
+    return evolve(use, x=x, g=g)
 
 
 @define
@@ -80,7 +83,7 @@ class _Page:
     sums: dict[int, tuple[nn.Parameter, Tensor]] = Factory(dict)
     floats: int = 0
 
-    def add(self, parameter: nn.Parameter, name: str, use: _Use) -> bool:
+    def add(self, parameter: nn.Parameter, name: str, use: Use) -> bool:
         """Enter what one call contributes to one parameter; whether the call itself is kept."""
         if self.calls[id(parameter)] > 1:
             rows = use.rows(name)
@@ -115,14 +118,12 @@ class Book:
         self._handles: list[Any] = []
         self._calls: list[_Call] = []
 
-    def __enter__(self) -> Book:
+    def __enter__(self) -> Self:
         self._net.zero_grad(set_to_none=True)
-        for name, layer in self._net.named_modules():
-            parameters = owned(layer)
-            if not any(p.requires_grad for _, p in parameters):
-                continue
-            if getattr(layer, "batch_first", True) is False:
-                raise UnaccountedError(f"layer '{name}' takes the batch as its second dimension")
+        layers = using_parameters(self._net)
+        for name, layer in layers:
+            _require_examples_apart(name, layer)
+        for _, layer in layers:
             self._handles += [
                 layer.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
                 layer.register_forward_hook(self._after, prepend=True, with_kwargs=True),
@@ -162,7 +163,7 @@ class Book:
     def _before(self, layer: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:
         if self._page is None or not torch.is_grad_enabled():
             return
-        call = _Call(layer, [a._version for a in args if isinstance(a, torch.Tensor)])
+        call = _Call(layer, [version(a) for a in args if isinstance(a, torch.Tensor)])
         call.detach()
         self._calls.append(call)
 
@@ -173,6 +174,8 @@ class Book:
             return output
         call = self._calls.pop()
         call.restore()
+        if call.layer is not layer:
+            raise UnaccountedError(f"a layer {type(layer).__name__} was left by an error")
         if kwargs or len(args) != 1 or not all(
             isinstance(t, torch.Tensor) for t in (*args, output)
         ):  # fmt: skip
@@ -187,11 +190,24 @@ class Book:
         return output
 
 
+def _require_examples_apart(name: str, layer: nn.Module) -> None:
+    """Refuse options of a layer by which examples see one another."""
+    if getattr(layer, "max_norm", None) is not None:
+        raise PrivacyError(
+            f"layer '{name}' rescales its weights by what the examples look up, which no noise "
+            "covers; leave out its option 'max_norm'."
+        )
+    if getattr(layer, "scale_grad_by_freq", False):
+        raise UnaccountedError(f"layer '{name}' scales gradients by counts over the batch")
+    if getattr(layer, "batch_first", True) is False:
+        raise UnaccountedError(f"layer '{name}' takes the batch as its second dimension")
+
+
 def _enter(page: _Page, call: _Call, held: list[Tensor], g: Tensor) -> None:
     """Book one call of a layer, when the gradient of its output is there."""
     layer, x = call.layer, held.pop()  # the hook itself outlives the backward pass
     kind = type(layer).__name__
-    if [x._version] != call.versions:
+    if [version(x)] != call.versions:
         raise UnaccountedError(f"the input of a layer {kind} was altered in place")
     if len(x) != len(g) or len(g) % page.examples:
         raise UnaccountedError(f"a layer {kind} does not take the batch as its first dimension")
@@ -217,26 +233,30 @@ class _Call:
     def detach(self) -> None:
         holders = {name.rpartition(".")[0] for name, _ in owned(self.layer)}
         for holder in map(self.layer.get_submodule, sorted(holders)):
-            saved = holder._parameters
+            saved = holder._parameters  # noqa: SLF001
             self._saved.append((holder, saved))
             detached: Any = {n: p if p is None else p.detach() for n, p in saved.items()}
-            holder._parameters = detached
+            holder._parameters = detached  # noqa: SLF001
 
     def restore(self) -> None:
         while self._saved:
             holder, saved = self._saved.pop()
-            holder._parameters = saved
+            holder._parameters = saved  # noqa: SLF001
 
 
 class _Anchor(torch.autograd.Function):
     """Nothing, except that autograd follows its output even where it would not the input's."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, start: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, start: Tensor) -> Tensor:  # noqa: ARG004
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:  # noqa: ARG004
         return None, None
 
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was altered in place."""
+    return tensor._version  # noqa: SLF001

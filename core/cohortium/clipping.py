@@ -64,7 +64,7 @@ def clipped_sum(
     """Set `.grad` to the sum over `batch` of per-example gradients, each clipped to norm `clip`.
 
     Args:
-        net: The network inside `losses`.
+        net: The network inside `losses`.  Its layers take the batch as the first dimension.
         losses: The loss of each example at some positions, shape (B,).  Where an example stands
             K times in the network's input, its copies lie together.
         batch: Positions of examples, shape (B,); may be empty.
@@ -73,7 +73,12 @@ def clipped_sum(
     Guarantees:
         Replacing one example's data by any other changes the result by at most 2·C in ℓ₂ norm,
         and leaving it out by at most C (up to `float32` rounding), if the network treats examples
-        apart.  An example whose gradient is not finite contributes zero.
+        apart.  An example whose gradient is not finite contributes zero.  It costs one forward
+        and one backward pass where each layer's use of its parameters shows in its calls; where
+        it does not, examples are taken one by one, with a warning.
+
+    Raises:
+        PrivacyError: A layer alters its weights by the examples it sees.
     """
     import torch
 
@@ -128,8 +133,10 @@ def _one_by_one(
     parameters = trainable(net)
     for i in range(len(batch)):
         loss = losses(batch[i : i + 1]).sum()
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+        if not loss.requires_grad:
+            continue
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        pairs = list(zip(parameters, found, strict=True))
         squares = torch.stack([g.square().sum(dtype=torch.float64) for _, g in pairs]).sum()
         if squares.isfinite():
             factor = _factors(squares, clip)

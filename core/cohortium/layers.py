@@ -11,10 +11,10 @@ Shapes: B examples of K copies each, N = B·K rows; D inputs, E outputs, T posit
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 from torch.nn import functional
 
@@ -34,22 +34,9 @@ SLICE = 1 << 19
 """Numbers of a temporary array: few enough to stay in a core's cache."""
 
 
-class Use(Protocol):
-    """One call of a layer in a batch, after its backward pass."""
-
-    def rows(self, name: str) -> Tensor:
-        """Per-example gradients of the parameter `name`, shape (B, …)."""
-
-    def squares(self, name: str) -> Tensor | None:
-        """Their squared norms, shape (B,), or None where `rows` is the better way to them."""
-
-    def weighted(self, name: str, factors: Tensor) -> Tensor:
-        """Their sum, weighted by `factors` (B,); asked for only where `squares` gave them."""
-
-
 @frozen
-class _Use:
-    """What most layers need; rows are the rule, and each layer says where there is a better way.
+class Use:
+    """One call of a layer in a batch, after its backward pass.
 
     Attributes:
         layer: The layer; its parameters are its own again.
@@ -68,12 +55,16 @@ class _Use:
         """K, copies of an example."""
         return len(self.g) // self.examples
 
+    def rows(self, name: str) -> Tensor:
+        """Per-example gradients of the parameter `name`, shape (B, …)."""
+        raise NotImplementedError(name)
+
     def squares(self, name: str) -> Tensor | None:  # noqa: ARG002
-        """No better way than rows."""
+        """Squared norms of `rows`, shape (B,), or None where `rows` is the better way to them."""
         return None
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:
-        """Never asked for."""
+        """The sum of `rows` with `factors` (B,); asked for only where `squares` gave them."""
         raise NotImplementedError(name)
 
     def by_example(self, rows: Tensor) -> Tensor:
@@ -93,7 +84,7 @@ class _Use:
 
 
 @frozen
-class LinearUse(_Use):
+class LinearUse(Use):
     """Of `nn.Linear`, with any number of dimensions between batch and features."""
 
     def rows(self, name: str) -> Tensor:
@@ -121,7 +112,7 @@ class LinearUse(_Use):
 
 
 @frozen
-class ConvolutionUse(_Use):
+class ConvolutionUse(Use):
     """Of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, with any stride, padding, dilation, groups."""
 
     def rows(self, name: str) -> Tensor:
@@ -156,8 +147,9 @@ class ConvolutionUse(_Use):
         phases = 1
         for stride, size in zip(layer.stride, layer.kernel_size, strict=True):
             phases *= min(stride, size)
-        channels = layer.in_channels * phases + layer.out_channels
-        return 2.0 * positions**2 * (channels + layer.weight[0, 0].numel())
+        channels: int = layer.in_channels * phases + layer.out_channels
+        taps: int = layer.weight[0, 0].numel()
+        return 2.0 * positions**2 * (channels + taps)
 
     def _squares_by_gram(self, part: slice) -> Tensor:
         use = self._part(part)
@@ -173,7 +165,7 @@ class ConvolutionUse(_Use):
 
 
 @frozen
-class GroupNormUse(_Use):
+class GroupNormUse(Use):
     """Of `nn.GroupNorm`."""
 
     def rows(self, name: str) -> Tensor:
@@ -195,7 +187,7 @@ class GroupNormUse(_Use):
 
 
 @frozen
-class LayerNormUse(_Use):
+class LayerNormUse(Use):
     """Of `nn.LayerNorm`."""
 
     def rows(self, name: str) -> Tensor:
@@ -208,7 +200,7 @@ class LayerNormUse(_Use):
 
 
 @frozen
-class EmbeddingUse(_Use):
+class EmbeddingUse(Use):
     """Of `nn.Embedding`."""
 
     def rows(self, name: str) -> Tensor:  # noqa: ARG002
@@ -230,7 +222,7 @@ class EmbeddingUse(_Use):
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One table for all examples."""
-        x, g = EmbeddingUse(self.layer, self.x, self.weigh(factors), self.examples)._flat()
+        x, g = evolve(self, g=self.weigh(factors))._flat()  # noqa: SLF001
         return torch.zeros_like(self.layer.weight).index_add_(0, x.flatten(), g.flatten(0, 1))
 
     def _flat(self) -> tuple[Tensor, Tensor]:
@@ -242,7 +234,7 @@ class EmbeddingUse(_Use):
 
 
 @frozen
-class TracedUse(_Use):
+class TracedUse(Use):
     """Of any layer: its own backward pass for each example, by `torch.func`.
 
     Of a layer that holds others, the gradients are those of its own parameters.
@@ -262,7 +254,8 @@ class TracedUse(_Use):
 
         def product(parameters: dict[str, Tensor], x: Tensor, g: Tensor) -> Tensor:
             output = torch.func.functional_call(self.layer, parameters, (x.unsqueeze(0),))
-            return (output * g.unsqueeze(0)).sum()
+            total: Tensor = (output * g.unsqueeze(0)).sum()
+            return total
 
         sample = torch.func.vmap(torch.func.grad(product), in_dims=(None, 0, 0))
         rows: dict[str, Tensor] = sample(own, self.x, self.g)
@@ -278,9 +271,22 @@ def owned(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return own
 
 
-def kind_of(layer: nn.Module) -> type[_Use]:
+def using_parameters(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that use trainable parameters, by name."""
+    named = dict(net.named_modules())
+    inner = [f"{n}.parametrizations".lstrip(".") for n, layer in named.items()
+             if nn.utils.parametrize.is_parametrized(layer)]  # fmt: skip
+    return [
+        (name, layer)
+        for name, layer in named.items()
+        if any(p.requires_grad for _, p in owned(layer))
+        and not any(name == i or name.startswith(f"{i}.") for i in inner)
+    ]
+
+
+def kind_of(layer: nn.Module) -> type[Use]:
     """Which rule holds for a layer: by its very class, since a subclass may do other things."""
-    kinds: dict[type[nn.Module], type[_Use]] = {
+    kinds: dict[type[nn.Module], type[Use]] = {
         nn.Linear: LinearUse,
         nn.Conv1d: ConvolutionUse,
         nn.Conv2d: ConvolutionUse,
@@ -307,4 +313,5 @@ def _gram(rows: Tensor) -> Tensor:
 def squared_norms(rows: Tensor) -> Tensor:
     """‖row‖² of rows (B, …), shape (B,), `float64`; in blocks, which is as exact as it is fast."""
     blocks = rows.reshape(len(rows), rows.shape[1] if rows.ndim > 1 else 1, -1)
-    return torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    squares: Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    return squares

@@ -55,9 +55,10 @@ def _gradient(layer: Any, x: Tensor, g: Tensor, padding: Sequence[int], examples
     """Weight gradients (B, …), as one gradient of a convolution in B times as many groups."""
     shape = (examples * layer.out_channels, *layer.weight.shape[1:])
     weights = layer.weight.detach().new_empty(1).expand(shape)  # only its shape matters
+    not_transposed = False
     _, rows, _ = torch.ops.aten.convolution_backward(
         _side_by_side(g, examples), _side_by_side(x, examples), weights, None, layer.stride,
-        padding, layer.dilation, False, [0] * (x.ndim - 2), examples * layer.groups,
+        padding, layer.dilation, not_transposed, [0] * (x.ndim - 2), examples * layer.groups,
         [False, True, False],
     )  # fmt: skip
     gradients: Tensor = rows.view(examples, *layer.weight.shape)
