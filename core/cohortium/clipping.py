@@ -1,7 +1,4 @@
-"""Per-example gradients, clipped and summed: the step on which example-level privacy rests.
-
-Opacus' samplers (Yousefpour et al. 2021) compute the per-example gradients behind this interface.
-"""
+"""Per-example gradients, clipped and summed: the step on which example-level privacy rests."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium.vocabulary import Index
 
 GRADIENT_FLOATS = 1 << 26
-"""Per-example gradient values held at a time: 256 MiB."""
+"""Numbers kept of a physical batch for its clipped sum: 256 MiB."""
 
 
 def cross_example_layers(net: nn.Module) -> list[str]:
@@ -67,7 +64,7 @@ def clipped_sum(
     """Set `.grad` to the sum over `batch` of per-example gradients, each clipped to norm `clip`.
 
     Args:
-        net: The network inside `losses`.
+        net: The network inside `losses`.  Its layers take the batch as the first dimension.
         losses: The loss of each example at some positions, shape (B,).  Where an example stands
             K times in the network's input, its copies lie together.
         batch: Positions of examples, shape (B,); may be empty.
@@ -76,78 +73,79 @@ def clipped_sum(
     Guarantees:
         Replacing one example's data by any other changes the result by at most 2·C in ℓ₂ norm,
         and leaving it out by at most C (up to `float32` rounding), if the network treats examples
-        apart.  An example whose gradient is not finite contributes zero.
+        apart.  An example whose gradient is not finite contributes zero.  It costs one forward
+        and one backward pass where each layer's use of its parameters shows in its calls; where
+        it does not, examples are taken one by one, with a warning.
+
+    Raises:
+        PrivacyError: A layer alters its weights by the examples it sees.
     """
     import torch
 
+    from cohortium.bookkeeping import UnaccountedError
+
     parameters = trainable(net)
-    totals = [torch.zeros_like(parameter) for parameter in parameters]
-    size = sum(parameter.numel() for parameter in parameters)
-    chunk = max(1, GRADIENT_FLOATS // size)
-    if len(batch):
-        with _Samplers(net):
-            for start in range(0, len(batch), chunk):
-                _add_clipped(losses, batch[start : start + chunk], parameters, totals, clip)
-    for parameter, total in zip(parameters, totals, strict=True):
-        parameter.grad = total
+    try:
+        totals = _from_one_pass(net, losses, batch, clip)
+    except UnaccountedError as reason:
+        warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
+        totals = _one_by_one(net, losses, batch, clip)
+    for parameter in parameters:
+        total = totals.get(parameter)
+        parameter.grad = torch.zeros_like(parameter) if total is None else total
 
 
-def _add_clipped(
-    losses: Callable[[Index], Tensor],
-    batch: Index,
-    parameters: list[nn.Parameter],
-    totals: list[Tensor],
-    clip: float,
-) -> None:
+def _from_one_pass(
+    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float
+) -> dict[nn.Parameter, Tensor]:
+    """Clipped sums by parameter, a physical batch at a time."""
+    from cohortium.bookkeeping import Book
+
+    totals: dict[nn.Parameter, Tensor] = {}
+    # At first no more examples than if every gradient of each were held; then what is seen to fit.
+    size = max(1, sum(parameter.numel() for parameter in trainable(net)))
+    start, step = 0, max(1, GRADIENT_FLOATS // size)
+    with Book(net) as book:
+        while start < len(batch):
+            part = batch[start : start + step]
+            book.open(len(part))
+            shares, floats = book.take(losses(part))
+            if shares:
+                squares = sum((share.squares for _, share in shares[1:]), shares[0][1].squares)
+                factors = _factors(squares, clip)
+                bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
+                while shares:  # what a share keeps is let go when it has been used
+                    parameter, share = shares.pop()
+                    total = share.total(factors, bad)
+                    totals[parameter] = totals.get(parameter, 0) + total
+            start += step
+            step = max(1, GRADIENT_FLOATS * len(part) // max(1, floats))
+    return totals
+
+
+def _one_by_one(
+    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float
+) -> dict[nn.Parameter, Tensor]:
+    """The same by its definition: as many backward passes as there are examples."""
     import torch
 
-    losses(batch).sum().backward()  # type: ignore[no-untyped-call]
-    samples = [_take_samples(parameter, len(batch)) for parameter in parameters]
-    squares = torch.zeros(len(batch), device=totals[0].device)
-    for sample in samples:
-        if sample is not None:
-            squares += sample.flatten(1).square().sum(1)
-    norms = squares.sqrt()
-    finite = torch.isfinite(norms)
-    factors = torch.where(finite, (clip / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
-    all_finite = bool(finite.all())
-    for sample, total in zip(samples, totals, strict=True):
-        if sample is None:
+    totals: dict[nn.Parameter, Tensor] = {}
+    parameters = trainable(net)
+    for i in range(len(batch)):
+        loss = losses(batch[i : i + 1]).sum()
+        if not loss.requires_grad:
             continue
-        rows = sample.flatten(1)
-        if not all_finite:
-            rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        total.add_((factors @ rows).view_as(total))
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        pairs = list(zip(parameters, found, strict=True))
+        squares = torch.stack([g.square().sum(dtype=torch.float64) for _, g in pairs]).sum()
+        if squares.isfinite():
+            factor = _factors(squares, clip)
+            for parameter, g in pairs:
+                totals[parameter] = totals.get(parameter, 0) + g * factor.to(g.dtype)
+    return totals
 
 
-def _take_samples(parameter: nn.Parameter, examples: int) -> Tensor | None:
-    """Take the per-example gradients (B, …) off `parameter`; copies of an example are summed."""
-    sample: Tensor | None = getattr(parameter, "grad_sample", None)
-    parameter.grad = None
-    parameter.grad_sample = None  # type: ignore[attr-defined]
-    if sample is None or len(sample) == examples:
-        return sample
-    return sample.view(examples, -1, *sample.shape[1:]).sum(1)
-
-
-class _Samplers:
-    """Opacus' hooks on a network, for the time of a `with` block."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self._net = net
-
-    def __enter__(self) -> None:
-        from opacus import GradSampleModule
-
-        self._quiet = warnings.catch_warnings()
-        self._quiet.__enter__()
-        # The images need no gradient of their own, which is as it should be.
-        warnings.filterwarnings("ignore", "Full backward hook is firing")
-        self._net.zero_grad(set_to_none=True)
-        self._wrapped = GradSampleModule(
-            self._net, batch_first=True, loss_reduction="sum", strict=False
-        )
-
-    def __exit__(self, *error: object) -> None:
-        self._wrapped.to_standard_module()
-        self._quiet.__exit__(None, None, None)
+def _factors(squares: Tensor, clip: float) -> Tensor:
+    """What brings gradients of these squared norms down to `clip`; zero where not finite."""
+    norms = squares.sqrt()
+    return (clip / norms.clamp(min=1e-12)).clamp(max=1.0).where(norms.isfinite(), 0.0)

@@ -22,6 +22,7 @@ wire events
 vocabulary
 protocols hooks
 vector sampling
+patches layers bookkeeping
 clipping
 catalog
 composition
