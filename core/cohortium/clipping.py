@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
     from cohortium.vocabulary import Index
 
+TRIAL_CLIP = 1e-3
+"""A bound at which nearly every gradient is clipped: wrong norms show, and add up to wrong sums."""
+
+TRIAL_TOLERANCE = 1e-2
+"""How far, in clips, the sum of a few may differ from the sum of each; rounding is far below."""
+
 GRADIENT_FLOATS = 1 << 26
 """Numbers kept of a physical batch for its clipped sum: 256 MiB."""
 
@@ -43,6 +49,57 @@ def require_per_example(net: nn.Module) -> None:
         raise PrivacyError(
             f"the model mixes the examples of a batch in {layers[0]}, which example-level privacy "
             "cannot allow; use GroupNorm instead, or the privatizer's unit 'site'."
+        )
+
+
+def require_separable(net: nn.Module, inputs: Tensor) -> None:
+    """Refuse a network whose gradients cannot be told apart by example, by trying it.
+
+    The clipped sum over a small batch has to be the sum of the clipped gradients of its examples
+    alone.  It is not where examples see one another, or where the first dimension of a layer's
+    input is not the batch.
+
+    Args:
+        net: Left as it was, but for its gradients.
+        inputs: A few different prepared inputs, shape (B, …).
+
+    Raises:
+        PrivacyError: It is such a network.
+    """
+    import numpy as np
+    import torch
+    from torch.nn import functional
+    from torch.nn.modules.dropout import _DropoutNd
+
+    labels = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+
+    def losses(batch: Index) -> Tensor:
+        index = torch.from_numpy(batch)
+        return functional.cross_entropy(net(inputs[index]), labels[index], reduction="none")
+
+    def summed(batch: Index) -> Tensor:
+        clipped_sum(net, losses, batch, clip=TRIAL_CLIP)
+        found = [p.grad.double().flatten() for p in trainable(net) if p.grad is not None]
+        return torch.cat(found)
+
+    modes = [(layer, layer.training) for layer in net.modules()]
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    net.train()
+    for layer in net.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.eval()
+    everyone = np.arange(len(inputs))
+    apart = sum((summed(everyone[i : i + 1]) for i in everyone[1:]), summed(everyone[:1]))
+    gap = float((summed(everyone) - apart).norm())
+    for layer, mode in modes:
+        layer.training = mode
+    for buffer, before in zip(net.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    if not gap <= TRIAL_TOLERANCE * TRIAL_CLIP:
+        raise PrivacyError(
+            "the model's gradients cannot be told apart by example: its examples see one another, "
+            "or a layer takes something else than the batch as its first dimension; change it, or "
+            "use the privatizer's unit 'site'."
         )
 
 

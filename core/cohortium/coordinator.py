@@ -161,6 +161,8 @@ class Coordinator:
                 position += buffer.numel()
 
     def _fail(self, site: SiteId, code: str, reason: str) -> None:
+        # A site's words are shown to people: no control characters.
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         self._failures[site] = SiteFailed(
             round=self._round, attempt=self._attempt, site=site, code=code, reason=reason
         )

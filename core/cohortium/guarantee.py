@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, Context
 from typing import Literal
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
+
+ROUNDING_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 Unit = Literal["example", "patient", "site"]
 """Whose presence is hidden: one image, all images of one person, or everything a site holds."""
@@ -16,6 +19,11 @@ another."""
 
 Against = Literal["everyone", "coordinator"]
 """Who may look: anyone, at all that leaves a site; or only parties that see sums over sites."""
+
+
+def _up(number: float) -> str:
+    """`number` to three digits, rounded up: a printed bound must hold as it stands."""
+    return f"{float(ROUNDING_UP.create_decimal(repr(number))):.3g}"
 
 
 @frozen(kw_only=True)
@@ -71,7 +79,7 @@ class Guarantee:
         """The guarantee in one line."""
         label = "SIMULATION, not private: " if self.simulation else ""
         return (
-            f"{label}ε = {self.epsilon:.3g} at δ = {self.delta:.3g} "
-            f"({self.epsilon_at_1e_5:.3g} at 1e-5) for one {self.unit} ({self.adjacency}) "
+            f"{label}ε = {_up(self.epsilon)} at δ = {_up(self.delta)} "
+            f"({_up(self.epsilon_at_1e_5)} at 1e-5) for one {self.unit} ({self.adjacency}) "
             f"against {'everyone' if self.against == 'everyone' else 'the coordinator'}, whole run"
         )

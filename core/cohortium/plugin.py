@@ -12,6 +12,7 @@ from cohortium.clipping import (
     cross_example_layers,
     mean_gradient,
     require_per_example,
+    require_separable,
 )
 from cohortium.data import DataSpec, Examples, Splits
 from cohortium.errors import (
@@ -158,6 +159,7 @@ __all__ = [
     "poisson",
     "read_splits",
     "require_per_example",
+    "require_separable",
     "shuffled",
     "vector",
     "with_schedule",

@@ -8,7 +8,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium import vector
-from cohortium.clipping import require_per_example
+from cohortium.clipping import require_per_example, require_separable
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.identity import Directory, Identity
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from cohortium.data import Splits
     from cohortium.federation import Federation
     from cohortium.vocabulary import Index, SiteId
+
+
+TRIED = 4
+"""Made-up images on which a network's gradients are tried."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -56,6 +60,8 @@ class Ready:
 
 def prepare(federation: Federation) -> Ready:
     """Load, deal and plan; see `Federation.prepare`."""
+    import torch
+
     device = resolve_device(federation.device)
     seeds = Seeds(federation.seed)
     splits = federation.dataset.load()
@@ -79,6 +85,9 @@ def prepare(federation: Federation) -> Ready:
     plan = federation.privatizer.plan(work, cohort, parameters)
     if plan.guarantee is not None and plan.guarantee.unit != "site":
         require_per_example(net)
+        shape = (TRIED, *splits.train.images.shape[1:])
+        made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
+        require_separable(net, federation.model.prepare(made_up))
     fresh = Randomness.simulated(seeds.root) if cohort.seeded_noise else Randomness.system()
     identities = _identities(cohort, fresh)
     setting = Setting(

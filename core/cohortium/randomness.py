@@ -1,7 +1,7 @@
 """Where every random number comes from: public seeds, or a party's secrets.
 
-`Seeds` is the public tree of a run: initial weights, partition, augmentation.
-`Randomness` is a party's secret stream: keys, masks, noise, Poisson batches.
+`Seeds` is the public tree of a run: initial weights, partition, cohorts.
+`Randomness` is a party's secret stream: keys, masks, noise, Poisson batches, augmentation.
 It is the operating system's, unless a *simulation* asks for repeatable noise, and then it says so.
 """
 

@@ -171,13 +171,18 @@ class FixedPoint:
     step: float
 
     @classmethod
-    def holding(cls, largest: float, *, step: float) -> FixedPoint:
+    def holding(cls, largest: float, *, step: float, terms: int = 1) -> FixedPoint:
         """The narrowest ring in which every sum of magnitude up to `largest` fits.
+
+        Args:
+            largest: Magnitude of a sum.
+            step: The real value of the integer 1.
+            terms: How many encoded values are added up, each off by half a step at most.
 
         Raises:
             ValueError: That takes more than 64 bits.
         """
-        levels = int(largest / step) + 2
+        levels = int(largest / step) + 1 + -(-terms // 2)
         bits = levels.bit_length() + 1
         if bits > 64:  # noqa: PLR2004 - the widest word
             raise ValueError(f"sums up to {largest:g} in steps of {step:g} need {bits} bits.")

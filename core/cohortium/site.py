@@ -104,14 +104,11 @@ class Workplace:
 
         self.net = setting.network()
         self.length = vector.length(self.net)
-        self._counters = {
-            name: buffer.clone()
-            for name, buffer in self.net.named_buffers()
-            if not buffer.is_floating_point()
-        }
+        self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         self._device = torch.device(setting.device)
         self._latest: tuple[bytes, Request] | None = None
         self._weights: Tensor | None = None
+        self._begun: list[Tensor] = []
 
     def read(self, common: bytes) -> Request:
         """Decode the part of a request that all sites share; once, however many sites there are.
@@ -143,12 +140,23 @@ class Workplace:
         """Put the round's global weights into the network, and return them, shape (P,)."""
         if self._weights is None:
             raise MessageError("an attempt must begin with the global weights.")
-        vector.load(self.net, self._weights)
+        # Counters, and buffers that are not part of the weights, must not wander between sites.
         for name, buffer in self.net.named_buffers():
-            if name in self._counters:
-                buffer.copy_(self._counters[name])
+            buffer.copy_(self._buffers[name])
+        vector.load(self.net, self._weights)
+        self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
         self.net.train()
         return self._weights
+
+    def has_moved(self) -> bool:
+        """Whether any floating-point buffer has changed since `reset`."""
+        now = [b for b in self.net.buffers() if b.is_floating_point()]
+        return not all(old.equal(new) for old, new in zip(self._begun, now, strict=True))
+
+
+def _seed(secret: Randomness, purpose: str) -> int:
+    """A seed for torch's generators."""
+    return int.from_bytes(secret.token(8, purpose), "big") >> 1
 
 
 class Site:
@@ -251,11 +259,12 @@ class Site:
         self._released = request.attempt
         setting = self._setting
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
-        private = setting.plan.site(secret.fork(request.round, request.attempt, self._site))
-        place = (request.round, self._site)
-        generator = torch.Generator().manual_seed(setting.seeds.integer("augmentation", *place))
+        secret = secret.fork(request.round, request.attempt, self._site)
+        private = setting.plan.site(secret)
+        # As secret as the batches: an example's flips depend on who else was drawn before it, so
+        # whoever knew the draws would see more of one example than its clipped gradient.
+        generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
         self.workplace.reset()
-        still = [buffer.clone() for buffer in vector.statistics(self.workplace.net)]
         task = Task(
             net=self.workplace.net,
             images=self._images,
@@ -268,19 +277,18 @@ class Site:
         )
         with torch.random.fork_rng(devices=[]):
             # Layers such as Dropout draw from torch's global generator.
-            torch.manual_seed(setting.seeds.integer("layers", *place))
+            torch.manual_seed(_seed(secret, "layers"))
             trained = setting.trainer.train(task, private)
-        self._require_still(still)
+        self._require_still()
         self._pending = trained.state
         return private.release(trained.vector, trained.weight)
 
-    def _require_still(self, before: list[Tensor]) -> None:
-        """Refuse statistics that moved under example-level privacy: no noise covers them."""
+    def _require_still(self) -> None:
+        """Refuse buffers that moved under example-level privacy: no noise covers them."""
         guarantee = self._setting.plan.guarantee
         if guarantee is None or guarantee.unit == "site":
             return
-        after = vector.statistics(self.workplace.net)
-        if any(not old.equal(new) for old, new in zip(before, after, strict=True)):
+        if self.workplace.has_moved():
             raise RefusalError(
                 "statistics", "the model keeps statistics of the data, which no noise covers."
             )

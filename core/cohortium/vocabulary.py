@@ -100,7 +100,8 @@ class Task:
         round: From 0.
         rounds: In the whole run.
         work: What the trainer declared.
-        generator: Public and seeded, on the CPU: for augmentation only.
+        generator: For augmentation, on the CPU.  Under example-level privacy it is secret: what
+            happens to one example depends on which others were drawn.
         state: What the trainer kept at this site after its last round; empty at first.
     """
 

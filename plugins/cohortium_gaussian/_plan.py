@@ -111,6 +111,8 @@ class GaussianPlan:
                 "real-valued Gaussian noise, approximated in double precision",
                 "noise from AES-256-CTR keyed by the operating system",
                 "the declared number of training examples is public",
+                "the network treats the examples of a batch apart",
+                "refusals, and how long a reply takes, are not covered",
             ),
             simulation=self.cohort.seeded_noise,
         )
@@ -130,7 +132,7 @@ class GaussianPlan:
         """The least ring for the sum of all sites' releases."""
         cohort, terms = self.cohort, self.terms
         if self.is_example_level and self.work.releases == "update":
-            return FixedPoint.holding(cohort.size * terms.bound, step=terms.step)
+            return FixedPoint.holding(cohort.size * terms.bound, step=terms.step, terms=cohort.size)
         if self.is_example_level:
             deviation = self.deviation / self.expected_batch
             # All declared examples in one batch, each gradient at its bound and all parallel.
@@ -140,7 +142,7 @@ class GaussianPlan:
         draws = 2.0 * self.parameters * cohort.attempts
         tail = math.sqrt(2 * (math.log(draws) + WRAP_BITS * math.log(2)))
         largest = signal + tail * deviation * math.sqrt(cohort.size)
-        return FixedPoint.holding(largest, step=deviation / STEPS_PER_DEVIATION)
+        return FixedPoint.holding(largest, step=deviation / STEPS_PER_DEVIATION, terms=cohort.size)
 
 
 @frozen

@@ -49,7 +49,8 @@ class Unprivate:
         """A ring for the weighted sum, with one more element for the sum of the weights."""
         # Weights are in units of the declared mean, so that they add up to the number of sites.
         try:
-            code = FixedPoint.holding(cohort.sites * self.bound, step=self.step)
+            largest = cohort.sites * max(self.bound, 1.0)
+            code = FixedPoint.holding(largest, step=self.step, terms=cohort.size)
         except ValueError as error:
             raise PrivacyError(f"privatizer 'none': {error}") from error
         return UnprivatePlan(code, self.bound, work, cohort, parameters)

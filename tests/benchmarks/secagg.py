@@ -3,8 +3,8 @@
     python tests/benchmarks/secagg.py --peer "PYTHON flower_secagg.py"
 
 `--peer` is a program that takes `--clients --size --threshold --drop` and prints one line of JSON
-with `shares_s` and `masking_s` (seconds a client), `server_s`, and `upload_bytes`.  Without it, only
-ours is timed.  Prints one line of JSON a contender and case, then a table in Markdown.
+with `shares_s` and `masking_s` (seconds a client), `server_s`, and `upload_bytes`.  Without it,
+only ours is timed.  Prints one line of JSON a contender and case, then a table in Markdown.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import time
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,15 +70,16 @@ def ours(case: Case) -> dict[str, Any]:
             if stage == "mask" and site < case.lost:
                 continue
             ask = Ask(round=0, attempt=0, common=requests.common, own=own)
-            vector = vectors[site]
             start = clock()
-            reply = sites[site].answer(ask, lambda vector=vector: vector)
+            reply = sites[site].answer(ask, partial(vectors.__getitem__, site))
             middle = clock()
             coordinator.receive(site, reply)
             seconds[stage] += (middle - start) / case.sites
             seconds["server"] += clock() - middle
             upload += len(reply) if site == case.sites - 1 else 0
     start = clock()
+    if coordinator.requests():
+        raise AssertionError("there is more to ask")
     total = coordinator.total()
     seconds["server"] += clock() - start
     expected = sum(vectors[k].words for k in total.contributors)
@@ -114,12 +116,8 @@ def theirs(command: str, case: Case) -> dict[str, Any]:
 
 def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of the numbers of several runs."""
-    return {
-        key: statistics.median(row[key] for row in rows)
-        if isinstance(value, int | float)
-        else value
-        for key, value in rows[0].items()
-    }
+    numbers = [key for key, value in rows[0].items() if isinstance(value, int | float)]
+    return rows[0] | {key: statistics.median(row[key] for row in rows) for key in numbers}
 
 
 def main() -> None:

@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from cohortium.clipping import clipped_sum, cross_example_layers, mean_gradient, require_per_example
+from cohortium.clipping import (
+    clipped_sum,
+    cross_example_layers,
+    mean_gradient,
+    require_per_example,
+    require_separable,
+)
 from cohortium.errors import PrivacyError
 
 Losses = Callable[[NDArray[np.int64]], torch.Tensor]
@@ -154,3 +160,61 @@ def test_layers_in_which_examples_see_one_another_are_found(
     if refused:
         with pytest.raises(PrivacyError, match=r"in 1 \(.*use GroupNorm"):
             require_per_example(net)
+
+
+class SequenceFirst(nn.Module):
+    """Swaps batch and rows before a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(2).permute(1, 0, 2)).mean(0)  # type: ignore[no-any-return]
+
+
+class Functional(nn.Module):
+    """Batch statistics that no layer's type shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = functional.batch_norm(x, None, None, training=True)
+        return self.layer(normed.flatten(1))  # type: ignore[no-any-return]
+
+
+class Crops(nn.Module):
+    """Puts two halves of every image one after the other, not side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.layer(torch.cat([x[:, :1].flatten(1), x[:, 1:].flatten(1)]))
+        return both[: len(x)] + both[len(x) :]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [SequenceFirst, Functional, Crops])
+def test_networks_whose_examples_cannot_be_told_apart_are_refused(
+    make: Callable[[], nn.Module],
+) -> None:
+    inputs = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(5))
+    with pytest.raises(PrivacyError, match="cannot be told apart"):
+        require_separable(make(), inputs)
+
+
+@pytest.mark.parametrize("make", [network, lambda: nn.Sequential(nn.Dropout(), network())])
+def test_networks_whose_examples_can_be_told_apart_are_left_as_they_were(
+    make: Callable[[], nn.Module],
+) -> None:
+    net = make().eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    require_separable(net, data(4)[0])
+    assert not any(layer.training for layer in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

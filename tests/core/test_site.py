@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bed import tiny
+from bed import Net, tiny
 from cohortium.coordinator import Coordinator
 from cohortium.messages import decode_either, encode
+from cohortium.plugin import SitePrivacy, Task, Trained
 from cohortium.site import Recipe, Site
 from cohortium.wire import Refusal, Reply, Request
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+from cohortium_module import Module
+from cohortium_none import Unprivate
 
 
 class Pair:
@@ -94,3 +101,57 @@ def test_whatever_comes_a_site_answers_with_a_message(data: bytes, keep: int) ->
 
 
 SHARED = Pair(aggregator="secagg")
+
+
+class Wandering(torch.nn.Module):
+    """Keeps a running mean of its inputs where the weights do not show it."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.layer = Net(channels, classes)
+        self.seen: torch.Tensor
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen = self.seen + x.detach().abs().mean()
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_a_buffer_that_moves_does_not_leave_under_example_level_privacy() -> None:
+    model = Module(module="test_site:Wandering")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "test_site", sys.modules[__name__])
+        pair = Pair(model=model, privatizer=Gaussian(epsilon=50.0))
+        refusal = pair.ask(pair.request())
+        assert code(refusal) == "statistics"
+        # Nor does it reach the next site that uses the network.
+        pair.site.workplace.reset()
+        assert float(pair.site.workplace.net.seen) == 0  # type: ignore[arg-type]
+
+
+class Spy(FedSGD):
+    """Notes what the augmentation generator would draw."""
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        DRAWN.append(int(torch.randint(0, 1 << 60, (), generator=task.generator)))
+        DRAWN.append(int(torch.randint(0, 1 << 60, ())))  # what Dropout draws from
+        return super().train(task, private)
+
+
+DRAWN: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("privatizer", "secret"), [(Gaussian(epsilon=50.0), True), (Unprivate(), False)]
+)
+def test_augmentation_is_as_secret_as_the_batches(privatizer: object, *, secret: bool) -> None:
+    # An example's flips depend on who was drawn before it: were they known, leaving one example
+    # out would move the sum by far more than its clip.
+    DRAWN.clear()
+    for _ in range(2):
+        pair = Pair(trainer=Spy(sampling_rate=0.5), privatizer=privatizer)
+        pair.ask(pair.request())
+    first, second = DRAWN[:2], DRAWN[2:]
+    assert all(a != b for a, b in zip(first, second, strict=True)) == secret
+    assert (first == second) == (not secret)

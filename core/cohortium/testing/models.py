@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cohortium import vector
-from cohortium.clipping import clipped_sum, cross_example_layers, mean_gradient
+from cohortium.clipping import (
+    clipped_sum,
+    cross_example_layers,
+    mean_gradient,
+    require_separable,
+)
 from cohortium.errors import StudyError
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ConformanceError, ensure
@@ -183,16 +188,17 @@ def check_per_example_gradients(model: Model) -> str | None:
     mean_gradient(net, losses, every)
     mean = vector.flatten_gradients(net, before=before)
     try:
+        require_separable(net, inputs)
         clipped_sum(net, losses, every, clip=1e9)
     except Exception as error:
         raise ConformanceError(
             f"per-example gradients cannot be taken of this network ({error}); build it of "
-            "torch's own layers, which Opacus knows."
+            "torch's own layers."
         ) from error
     ensure(
         _gap(vector.flatten_gradients(net, before=before) / len(every), mean) < CLOSE,
         "per-example gradients do not add up to the gradient, so that clipping them would train "
-        "something else; build the network of torch's own layers, which Opacus knows.",
+        "something else; build the network of torch's own layers.",
     )
     return None
 
