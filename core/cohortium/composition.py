@@ -7,7 +7,7 @@ import inspect
 import tomllib
 import typing
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import msgspec
@@ -74,7 +74,10 @@ def call(
         try:
             arguments[key] = msgspec.convert(value, types[key], strict=True)
         except msgspec.ValidationError as error:
-            raise StudyError(f"{where} {key}: {_plain(error)} ({value!r}).") from error
+            expected = _plain(error)
+            if typing.get_origin(types[key]) is Literal:
+                expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
+            raise StudyError(f"{where} {key}: {expected}, got {value!r}.") from error
     try:
         return factory(**arguments, **ready)
     except CohortiumError:
@@ -170,4 +173,5 @@ def plain(value: Any) -> Any:
 
 
 def _plain(error: msgspec.ValidationError) -> str:
-    return str(error).replace("`", "").replace("Expected", "expected").split(" - at")[0]
+    sentence = str(error).replace("`", "").replace("Expected", "expected").split(" - at")[0]
+    return sentence.split(", got")[0]

@@ -14,14 +14,17 @@ from cohortium.evaluation import resolve_device
 from cohortium.identity import Directory, Identity
 from cohortium.randomness import Randomness, Seeds
 from cohortium.site import Recipe, Setting
-from cohortium.vocabulary import Cohort
+from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
 
     from cohortium.data import Splits
     from cohortium.federation import Federation
-    from cohortium.vocabulary import Index, SiteId
+    from cohortium.ring import RingVector
+    from cohortium.vocabulary import Index, SiteId, Work
 
 
 TRIED = 4
@@ -82,12 +85,14 @@ def prepare(federation: Federation) -> Ready:
     parameters = vector.length(net)
     _try_out(federation, splits, net)
     work = federation.trainer.work(cohort)
+    shape = (TRIED, *splits.train.images.shape[1:])
+    made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
+    made_up = federation.model.prepare(made_up)
     plan = federation.privatizer.plan(work, cohort, parameters)
     if plan.guarantee is not None and plan.guarantee.unit != "site":
         require_per_example(net)
-        shape = (TRIED, *splits.train.images.shape[1:])
-        made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
-        require_separable(net, federation.model.prepare(made_up))
+        require_separable(net, made_up)
+    _rehearse(federation, net, made_up, work)
     fresh = Randomness.simulated(seeds.root) if cohort.seeded_noise else Randomness.system()
     identities = _identities(cohort, fresh)
     setting = Setting(
@@ -139,6 +144,48 @@ def _try_out(federation: Federation, splits: Splits, net: nn.Module) -> None:
         raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
 
 
+@frozen
+class Rehearsal:
+    """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """Everyone, once."""
+        yield np.arange(examples)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """Ask for the losses, and set zeros."""
+        import torch
+
+        losses(batch)
+        for parameter in vector.trainable(net):
+            parameter.grad = torch.zeros_like(parameter)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """Nothing is released in a rehearsal."""
+        raise NotImplementedError
+
+
+def _rehearse(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
+    """Let the trainer go through a round with made-up images, so that it can refuse them now."""
+    import torch
+
+    classes = net.eval()(images).shape[1]
+    task = Task(
+        net=net.train(),
+        images=images,
+        labels=torch.zeros(len(images), dtype=torch.int64),
+        classes=classes,
+        round=0,
+        rounds=federation.rounds,
+        work=work,
+        generator=torch.Generator().manual_seed(0),
+        state={},
+    )
+    with torch.random.fork_rng(devices=[]):
+        federation.trainer.train(task, Rehearsal())
+    federation.trainer.server(vector.trainable(net), federation.rounds)
+
+
 def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
     rng = seeds.generator("partition")
     hands = tuple(federation.partitioner.deal(splits.train, federation.sites, rng))
@@ -149,7 +196,11 @@ def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, 
         raise StudyError(
             f"site {empty[0]} has no data; ask for fewer sites, or a partitioner with a min_size."
         )
-    dealt = np.concatenate(hands)
+    dealt = np.concatenate([np.asarray(hand) for hand in hands])
+    if dealt.dtype.kind not in "iu" or dealt.min() < 0 or dealt.max() >= len(splits.train):
+        raise StudyError(
+            f"the partitioner must deal whole numbers from 0 to {len(splits.train) - 1}."
+        )
     if len(np.unique(dealt)) != len(dealt):
         raise StudyError("the partitioner dealt one example to two sites.")
     return hands

@@ -8,6 +8,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium import messages, vector
+from cohortium.counting import Counted
 from cohortium.errors import MessageError, RefusalError
 from cohortium.journal import MemoryJournal
 from cohortium.randomness import Randomness
@@ -261,6 +262,9 @@ class Site:
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         secret = secret.fork(request.round, request.attempt, self._site)
         private = setting.plan.site(secret)
+        guarantee = setting.plan.guarantee
+        if guarantee is not None and guarantee.unit != "site":
+            private = Counted(private, setting.work.steps)
         # As secret as the batches: an example's flips depend on who else was drawn before it, so
         # whoever knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
@@ -269,6 +273,7 @@ class Site:
             net=self.workplace.net,
             images=self._images,
             labels=self._labels,
+            classes=len(setting.spec.classes),
             round=request.round,
             rounds=setting.cohort.rounds,
             work=setting.work,

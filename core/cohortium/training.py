@@ -141,6 +141,11 @@ class Objective:
 
         weights = None
         if self.class_weights:
+            if len(self.class_weights) != task.classes:
+                raise StudyError(
+                    f"there are {len(self.class_weights)} class weights, but {task.classes} "
+                    "classes; give one for each, or none."
+                )
             weights = torch.tensor(
                 self.class_weights, device=task.images.device, dtype=torch.float32
             )

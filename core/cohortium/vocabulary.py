@@ -97,6 +97,7 @@ class Task:
         net: The resident network with the round's global weights loaded; trained in place.
         images: Prepared inputs of the site's examples, shape (N, …), on the network's device.
         labels: Shape (N,), `int64`.
+        classes: How many there are.
         round: From 0.
         rounds: In the whole run.
         work: What the trainer declared.
@@ -108,6 +109,7 @@ class Task:
     net: nn.Module
     images: Tensor
     labels: Tensor
+    classes: int
     round: int
     rounds: int
     work: Work

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
-from attrs.validators import and_, gt, in_, lt
+from attrs.validators import gt, in_, lt
 
 from cohortium.plugin import Cohort, Offer, PrivacyError, Privatizer, Work, hookimpl
 
@@ -37,8 +37,8 @@ class Gaussian:
         The noise is calibrated before the first step, to all rounds, local steps and retries.
     """
 
-    epsilon: float = field(default=6.0, validator=gt(0))
-    delta: float = field(default=1.9e-4, validator=and_(gt(0), lt(1)))
+    epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
+    delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
     clip: float = field(default=1.0, validator=gt(0))
     unit: Literal["example", "site"] = field(default="example", validator=in_(("example", "site")))
     adjacency: Literal["zero-out", "replace-one"] = field(

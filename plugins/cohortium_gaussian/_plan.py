@@ -98,6 +98,7 @@ class GaussianPlan:
         terms, stride = self.terms, -(-self.cohort.attempts // 16)
         counted = min(self.cohort.attempts, -(-attempts // stride) * stride)
         spent, strict = self.accounting.spent(self.noise, counted, terms.delta, 1e-5)
+        key = "the study's public seed" if self.cohort.seeded_noise else "the operating system"
         return Guarantee(
             epsilon=spent.epsilon,
             delta=terms.delta,
@@ -109,7 +110,7 @@ class GaussianPlan:
             noise_multiplier=self.noise,
             assumptions=(
                 "real-valued Gaussian noise, approximated in double precision",
-                "noise from AES-256-CTR keyed by the operating system",
+                f"noise from AES-256-CTR keyed by {key}",
                 "the declared number of training examples is public",
                 "the network treats the examples of a batch apart",
                 "refusals, and how long a reply takes, are not covered",

@@ -21,7 +21,7 @@ randomness ring guarantee messages metrics data arrays identity
 wire events
 vocabulary
 protocols hooks
-vector sampling
+vector sampling counting
 patches layers bookkeeping
 clipping
 catalog

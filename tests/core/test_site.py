@@ -4,12 +4,14 @@ import sys
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bed import Net, tiny
+from cohortium import vector
 from cohortium.coordinator import Coordinator
 from cohortium.messages import decode_either, encode
 from cohortium.plugin import SitePrivacy, Task, Trained
@@ -148,10 +150,48 @@ DRAWN: list[int] = []
 def test_augmentation_is_as_secret_as_the_batches(privatizer: object, *, secret: bool) -> None:
     # An example's flips depend on who was drawn before it: were they known, leaving one example
     # out would move the sum by far more than its clip.
-    DRAWN.clear()
+    drawn = []
     for _ in range(2):
         pair = Pair(trainer=Spy(sampling_rate=0.5), privatizer=privatizer)
+        DRAWN.clear()
         pair.ask(pair.request())
-    first, second = DRAWN[:2], DRAWN[2:]
+        drawn.append(tuple(DRAWN))
+    first, second = drawn
     assert all(a != b for a, b in zip(first, second, strict=True)) == secret
     assert (first == second) == (not secret)
+
+
+class Greedy(FedSGD):
+    """Takes the gradient of everything, whatever it drew."""
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        everyone = np.arange(len(task.labels))
+        private.gradient(task.net, lambda batch: task.net(task.images[batch]).sum(1), everyone)
+        return Trained(vector=vector.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+
+
+class Twice(FedSGD):
+    """Uses its one batch twice."""
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        (batch,) = private.batches(len(task.labels))
+        for _ in range(2):
+            private.gradient(task.net, lambda b: task.net(task.images[b]).sum(1), batch)
+        return Trained(vector=vector.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+
+
+class Idle(FedSGD):
+    """Takes no gradient at all."""
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        return Trained(vector=torch.zeros(vector.length(task.net)), weight=1.0)
+
+
+def flat(task: Task) -> torch.Tensor:
+    return vector.flatten(task.net)
+
+
+@pytest.mark.parametrize("trainer", [Greedy(), Twice(), Idle()])
+def test_a_trainer_that_breaks_its_declaration_releases_nothing(trainer: object) -> None:
+    pair = Pair(trainer=trainer, privatizer=Gaussian(epsilon=50.0))
+    assert code(pair.ask(pair.request())) == "trainer"

@@ -56,13 +56,14 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[privatizer]\nepsilon = 'x'", r"s\.toml \[privatizer\] epsilon: expected float, got str"),
+        ("[privatizer]\nepsilon = 'x'", r"s\.toml \[privatizer\] epsilon: expected float, got 'x'"),
         ("[privatizer]\nepsilon = -1.0", r"\[privatizer\].*'epsilon' must be > 0"),
         ("[privatizer]\nepsilom = 1.0", r"epsilom: .* no such parameter; did you mean epsilon"),
         ("[privatizr]\nepsilon = 1.0", r"no \[privatizr\]; did you mean privatizer"),
         ("[federation]\nsite = 3", r"\[federation\] site: .*did you mean sites"),
         ("[federation]\nsites = 0", r"\[federation\].*'sites' must be >= 1"),
-        ("[federation]\nsites = true", r"\[federation\] sites: expected int, got bool"),
+        ("[federation]\nsites = true", r"\[federation\] sites: expected int, got True"),
+        ("[privatizer]\nunit = 'patient'", r"unit: expected 'example' or 'site', got 'patient'"),
         ("[federation]\nsites = 3\nmin_sites = 4", "min_sites = 4 is more than the 3"),
         ("federation = 3", "federation must be a table"),
         ("[model]\nname = 'dpresnt'", "no plugin offers the model 'dpresnt'; did you mean"),

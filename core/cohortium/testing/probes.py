@@ -116,6 +116,7 @@ def train(
         net=net.train(),
         images=torch.from_numpy(data.images).float().div_(255),
         labels=torch.from_numpy(data.labels),
+        classes=len(samples.CLASSES),
         round=round,
         rounds=COHORT.rounds,
         work=declared(trainer),
