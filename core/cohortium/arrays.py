@@ -6,8 +6,9 @@
 
 Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`, and
 `train_labels` of shape (N,) or (N, 1), integers from 0; the same for `val_` and `test_` where
-there is one; `train_clients` (N,), integers, where the data have a grouping of their own; and
-`classes`, the names of the classes, as text.
+there is one; `train_clients` (N,), integers, where the data have a grouping of their own (by
+hospital, say), and `train_patients` (N,) where it is known whose each image is; and `classes`, the
+names of the classes, as text.
 
 The file may come from anyone.  Nothing in it is ever unpickled, and its size is checked before
 it is unpacked.
@@ -46,6 +47,7 @@ MOST_CLASSES: Final = 10_000
 _ARRAYS: Final = (
     *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
     "train_clients",
+    "train_patients",
     "classes",
 )
 
@@ -156,7 +158,7 @@ def _examples(arrays: dict[str, NDArray[Any]], split: str, path: Path) -> Exampl
     """Take a split out of `arrays`, or None where the file does not have it."""
     images = arrays.pop(f"{split}_images", None)
     labels = arrays.pop(f"{split}_labels", None)
-    clients = arrays.pop(f"{split}_clients", None)
+    groups = {name: arrays.pop(f"{split}_{name}", None) for name in ("clients", "patients")}
     if images is None and labels is None:
         return None
     for what, array in (("images", images), ("labels", labels)):
@@ -171,9 +173,11 @@ def _examples(arrays: dict[str, NDArray[Any]], split: str, path: Path) -> Exampl
             f"{path}: {split}_labels has values from {column.min()} to {column.max()}; number the "
             f"classes from 0, at most {MOST_CLASSES} of them."
         )
-    if clients is not None:
-        clients = _column(clients, len(pixels), f"{path}: {split}_clients")
-    return Examples(pixels, column, clients)
+    columns = {
+        name: None if group is None else _column(group, len(pixels), f"{path}: {split}_{name}")
+        for name, group in groups.items()
+    }
+    return Examples(pixels, column, columns["clients"], columns["patients"])
 
 
 def _pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:

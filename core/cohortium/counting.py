@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from cohortium.errors import RefusalError
+from cohortium.vector import flatten, flatten_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,14 +26,19 @@ class Counted:
     Guarantees:
         A gradient is taken of batches that the privatizer yielded, of each once, and of as many
         as were declared; else the site refuses to release anything.
+        Where what leaves is noised on release only, it is the gradient as it was set: whatever
+        a trainer did to it would have changed what the noise is for.
 
     Attributes:
         private: What it stands before.
         steps: Batches that were declared.
+        is_noised_late: Whether gradients are clipped, and not noised before the release.
     """
 
     private: SitePrivacy
     steps: int
+    is_noised_late: bool = False
+    _gradient: Tensor | None = None
     _is_drawn: bool = False
     _yielded: list[Index] = field(factory=list)
     _taken: int = 0
@@ -54,11 +60,15 @@ class Counted:
         del self._yielded[place]
         self._taken += 1
         self.private.gradient(net, losses, batch)
+        if self.is_noised_late:
+            self._gradient = flatten_gradients(net, before=flatten(net))
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The privatizer's release, if all went as declared."""
         if self._taken != self.steps:
             raise _broken(f"took {self._taken} gradients where {self.steps} were declared")
+        if self._gradient is not None and not self._gradient.equal(vector.to(self._gradient)):
+            raise _broken("releases something else than the gradient that was clipped")
         return self.private.release(vector, weight)
 
 

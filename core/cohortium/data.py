@@ -24,6 +24,7 @@ class DataSpec:
         classes: Names of the classes; labels index them.
         examples: Declared number of training examples over all sites.  It is public, it scales
             weights and noise, and is never counted from one site's data.
+        patients: Declared number of patients over all sites; None where examples name none.
     """
 
     channels: int
@@ -31,6 +32,7 @@ class DataSpec:
     width: int
     classes: tuple[str, ...]
     examples: int
+    patients: int | None = None
 
 
 @frozen(eq=False)
@@ -41,6 +43,7 @@ class Examples:
         images: Shape (N, C, H, W), `uint8`.
         labels: Shape (N,), `int64`, from 0.
         clients: The data's own grouping (hospital, scanner, …), shape (N,), or None.
+        patients: Whose each image is, shape (N,), or None.
 
     Raises:
         DataError: The arrays do not fit one another.
@@ -49,6 +52,7 @@ class Examples:
     images: NDArray[np.uint8] = field(repr=False)
     labels: NDArray[np.int64] = field(repr=False)
     clients: NDArray[np.int64] | None = field(default=None, repr=False)
+    patients: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -57,7 +61,8 @@ class Examples:
                 f"images must be uint8 of shape (N, C, H, W), not {self.images.dtype} "
                 f"of shape {self.images.shape}."
             )
-        for name, column in (("labels", self.labels), ("clients", self.clients)):
+        for name in ("labels", "clients", "patients"):
+            column: NDArray[np.int64] | None = getattr(self, name)
             if column is not None and column.shape != (len(self.images),):
                 raise DataError(
                     f"{name} has shape {column.shape}, but there are {len(self.images)} images."
@@ -70,7 +75,8 @@ class Examples:
     def take(self, index: NDArray[np.int64]) -> Examples:
         """The examples at `index`, copied."""
         clients = None if self.clients is None else self.clients[index]
-        return Examples(self.images[index], self.labels[index], clients)
+        patients = None if self.patients is None else self.patients[index]
+        return Examples(self.images[index], self.labels[index], clients, patients)
 
 
 @frozen(eq=False, kw_only=True)
@@ -125,4 +131,5 @@ class Splits:
             width=width,
             classes=self.classes,
             examples=len(self.train),
+            patients=None if self.train.patients is None else len(np.unique(self.train.patients)),
         )

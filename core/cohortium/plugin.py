@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from cohortium import vector
+from cohortium import accounting, vector
 from cohortium.arrays import data_folder, find_file, read_splits
 from cohortium.clipping import (
     clipped_sum,
@@ -60,7 +60,7 @@ from cohortium.protocols import (
 )
 from cohortium.randomness import Randomness, Seeds, Stream
 from cohortium.ring import FixedPoint, Ring, RingSum, RingVector
-from cohortium.sampling import poisson, shuffled
+from cohortium.sampling import poisson, poisson_patients, shuffled
 from cohortium.training import (
     Augmentation,
     Objective,
@@ -74,6 +74,7 @@ from cohortium.vocabulary import (
     Cohort,
     Member,
     Requests,
+    Secrecy,
     SiteId,
     SumSetting,
     Task,
@@ -130,6 +131,7 @@ __all__ = [
     "RunStarted",
     "Schedule",
     "Scores",
+    "Secrecy",
     "Seeds",
     "SiteFailed",
     "SiteId",
@@ -145,6 +147,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "Work",
+    "accounting",
     "clipped_sum",
     "cross_example_layers",
     "data_folder",
@@ -157,6 +160,7 @@ __all__ = [
     "make_optimizer",
     "mean_gradient",
     "poisson",
+    "poisson_patients",
     "read_splits",
     "require_per_example",
     "require_separable",

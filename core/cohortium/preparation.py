@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.data import Splits
+    from cohortium.data import Examples, Splits
     from cohortium.federation import Federation
     from cohortium.ring import RingVector
     from cohortium.vocabulary import Index, SiteId, Work
@@ -75,6 +75,7 @@ def prepare(federation: Federation) -> Ready:
         size=federation.cohort or federation.sites,
         min_sites=federation.min_sites,
         examples=spec.examples,
+        patients=spec.patients,
         rounds=federation.rounds,
         retries=federation.retries,
         adversary=federation.adversary,
@@ -188,7 +189,8 @@ def _rehearse(federation: Federation, net: nn.Module, images: Tensor, work: Work
 
 def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
     rng = seeds.generator("partition")
-    hands = tuple(federation.partitioner.deal(splits.train, federation.sites, rng))
+    examples, whole = _persons(splits.train)
+    hands = tuple(federation.partitioner.deal(examples, federation.sites, rng))
     if len(hands) != federation.sites:
         raise StudyError(f"the partitioner dealt {len(hands)} hands to {federation.sites} sites.")
     empty = [site for site, hand in enumerate(hands) if len(hand) == 0]
@@ -197,10 +199,19 @@ def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, 
             f"site {empty[0]} has no data; ask for fewer sites, or a partitioner with a min_size."
         )
     dealt = np.concatenate([np.asarray(hand) for hand in hands])
-    if dealt.dtype.kind not in "iu" or dealt.min() < 0 or dealt.max() >= len(splits.train):
-        raise StudyError(
-            f"the partitioner must deal whole numbers from 0 to {len(splits.train) - 1}."
-        )
+    if dealt.dtype.kind not in "iu" or dealt.min() < 0 or dealt.max() >= len(examples):
+        raise StudyError(f"the partitioner must deal whole numbers from 0 to {len(examples) - 1}.")
     if len(np.unique(dealt)) != len(dealt):
         raise StudyError("the partitioner dealt one example to two sites.")
-    return hands
+    return tuple(whole(hand) for hand in hands)
+
+
+def _persons(train: Examples) -> tuple[Examples, Callable[[Index], Index]]:
+    """What is dealt: an example of each patient, where patients are named, and who has which.
+
+    All images of a patient go to one site: what is hidden is a patient's part at one site.
+    """
+    if train.patients is None:
+        return train, lambda hand: hand
+    _, first, owner = np.unique(train.patients, return_index=True, return_inverse=True)
+    return train.take(first), lambda hand: np.flatnonzero(np.isin(owner, hand))

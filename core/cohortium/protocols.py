@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from cohortium.accounting import Mechanism
     from cohortium.data import DataSpec, Examples, Splits
     from cohortium.events import Event
     from cohortium.guarantee import Guarantee
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Index,
         Member,
         Requests,
+        Secrecy,
         SiteId,
         SumSetting,
         Task,
@@ -140,7 +142,8 @@ class SitePrivacy(Protocol):
         """The round's batches over the site's `examples`.
 
         Under example-level privacy each is a Poisson sample from the site's secret generator:
-        its size varies, and it may be empty.
+        its size varies, and it may be empty.  Under patient-level privacy it is a Poisson sample
+        of patients, one example of each.
         """
         ...
 
@@ -176,6 +179,8 @@ class PrivacyPlan(Protocol):
 
     Attributes:
         guarantee: What the whole run promises, all attempts included; None without privacy.
+        mechanism: What one attempt costs a site; None without privacy.  A hospital's ledger keeps
+            it, and composes it with those of other runs.
         ring: The narrowest in which the sum fits; under noise a wrap is less likely than 2⁻⁴⁰
             over the run.
         length: Elements of a release.
@@ -183,6 +188,8 @@ class PrivacyPlan(Protocol):
 
     @property
     def guarantee(self) -> Guarantee | None: ...  # noqa: D102
+    @property
+    def mechanism(self) -> Mechanism | None: ...  # noqa: D102
     @property
     def ring(self) -> Ring: ...  # noqa: D102
     @property
@@ -192,8 +199,13 @@ class PrivacyPlan(Protocol):
         """What `attempts` attempts promise so far."""
         ...
 
-    def site(self, secret: Randomness) -> SitePrivacy:
-        """The privatizer for one attempt at a site, with that attempt's own secrets."""
+    def site(self, secret: Randomness, patients: Index | None = None) -> SitePrivacy:
+        """The privatizer for one attempt at a site.
+
+        Args:
+            secret: That attempt's own secrets.
+            patients: Whose each of the site's examples is, shape (N,), if the data say so.
+        """
         ...
 
     def decode(self, total: RingSum) -> Tensor:
@@ -287,6 +299,14 @@ class Aggregator(Protocol):
         `total` is the exact sum over its contributors, or an error; never a wrong sum.
         What the coordinator and colluding sites learn beside it is the plugin's to state.
     """
+
+    def secrecy(self, cohort: Cohort) -> Secrecy | None:
+        """What is hidden from a coordinator as `cohort` declares it; None: it sees each release.
+
+        Raises:
+            StudyError: As for the coordinator.
+        """
+        ...
 
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.

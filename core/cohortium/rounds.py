@@ -174,7 +174,7 @@ class Run:
         guarantee, cohort = setting.plan.guarantee, setting.cohort
         if guarantee is None:
             return ()
-        return guarantee.warnings(cohort.sites if guarantee.unit == "site" else cohort.examples)
+        return guarantee.warnings(cohort.units(guarantee.unit))
 
     def _result(self, scores: Scores | None, *, seconds: float) -> Result:
         setting, history = self.ready.setting, tuple(self.history)

@@ -24,6 +24,26 @@ def poisson(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
         yield np.flatnonzero(stream.uniform(examples) < work.sampling_rate)
 
 
+def poisson_patients(work: Work, patients: Index, stream: Stream) -> Iterator[Index]:
+    """`work.steps` batches, each patient in each with probability `work.sampling_rate`.
+
+    A patient who is drawn is represented by one example, drawn anew at random each time,
+    so that none has more in a batch than another, however many the examples.
+
+    Args:
+        work: The number of batches, and the rate.
+        patients: Whose each example is, shape (N,).
+        stream: As secret as the batches are to be.
+    """
+    _, owner, held = np.unique(patients, return_inverse=True, return_counts=True)
+    order = np.argsort(owner, kind="stable")  # examples, patient by patient
+    first = np.cumsum(held) - held
+    for _ in range(work.steps):
+        drawn = np.flatnonzero(stream.uniform(len(held)) < work.sampling_rate)
+        chosen = first[drawn] + (stream.uniform(len(drawn)) * held[drawn]).astype(np.int64)
+        yield order[chosen]
+
+
 def shuffled(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
     """Passes over the examples in batches of `work.batch_size`: `work.epochs`, or `work.steps`.
 

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from cohortium import messages, vector
 from cohortium.counting import Counted
-from cohortium.errors import MessageError, RefusalError
+from cohortium.errors import MessageError, RefusalError, StudyError
 from cohortium.journal import MemoryJournal
 from cohortium.randomness import Randomness
 from cohortium.vocabulary import (
@@ -69,6 +69,25 @@ class Setting:
     seeds: Seeds
     directory: Directory | None = None
     device: str = "cpu"
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a guarantee that counts on an aggregator to hide what this one shows."""
+        guarantee = self.plan.guarantee
+        if guarantee is None or guarantee.against == "everyone":
+            return
+        secrecy = self.aggregator.secrecy(self.cohort)
+        if secrecy is None:
+            raise StudyError(
+                "the privatizer's guarantee is against a coordinator that sees sums, and the "
+                "aggregator shows it every site's release; use aggregator 'secagg', or a "
+                "privatizer with against = 'everyone'."
+            )
+        if secrecy.contributors < guarantee.honest + guarantee.colluding:
+            raise StudyError(
+                f"the aggregator opens sums over {secrecy.contributors} sites, and the guarantee "
+                f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
+                "raise min_sites."
+            )
 
     @property
     def sum(self) -> SumSetting:
@@ -199,6 +218,7 @@ class Site:
         images = torch.from_numpy(examples.images).float().div_(255)
         self._images = setting.model.prepare(images).to(setting.device)
         self._labels = torch.from_numpy(examples.labels).to(setting.device)
+        self._patients = examples.patients
         self._state: Mapping[str, Tensor] = {}
         self._pending: Mapping[str, Tensor] = {}
         self._attempt = self._round = self._released = -1
@@ -261,10 +281,11 @@ class Site:
         setting = self._setting
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         secret = secret.fork(request.round, request.attempt, self._site)
-        private = setting.plan.site(secret)
+        private = setting.plan.site(secret, self._patients)
         guarantee = setting.plan.guarantee
         if guarantee is not None and guarantee.unit != "site":
-            private = Counted(private, setting.work.steps)
+            is_late = guarantee.against == "coordinator"
+            private = Counted(private, setting.work.steps, is_noised_late=is_late)
         # As secret as the batches: an example's flips depend on who else was drawn before it, so
         # whoever knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le
+from attrs.validators import ge, gt, le, optional
 
 from cohortium.journal import MemoryJournal
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from cohortium.guarantee import Unit
     from cohortium.identity import Directory, Identity
     from cohortium.journal import Journal
     from cohortium.randomness import Randomness
@@ -41,6 +42,7 @@ class Cohort:
         size: How many of them are asked each round.
         min_sites: Fewest contributions of which a sum may be released.
         examples: Declared training examples over all sites.
+        patients: Declared patients over all sites, where the data say whose each example is.
         rounds: Rounds of the run.
         retries: Further attempts, over the whole run, at rounds that fail.
         adversary: What the coordinator may do.
@@ -52,6 +54,7 @@ class Cohort:
     size: int = field(validator=ge(1))
     min_sites: int = field(default=1, validator=ge(1))
     examples: int = field(validator=ge(1))
+    patients: int | None = field(default=None, validator=optional(ge(1)))
     rounds: int = field(validator=ge(1))
     retries: int = field(default=0, validator=ge(0))
     adversary: Adversary = "honest-but-curious"
@@ -68,6 +71,12 @@ class Cohort:
         """The declared mean, which stands for a site's own number wherever that must not show."""
         return self.examples / self.sites
 
+    def units(self, unit: Unit) -> int:
+        """How many units a guarantee protects, as declared; 0 patients where none are named."""
+        if unit == "patient":
+            return self.patients or 0
+        return self.sites if unit == "site" else self.examples
+
 
 @frozen(kw_only=True)
 class Work:
@@ -76,8 +85,8 @@ class Work:
     Attributes:
         releases: "update" (new weights minus old) or "gradient" (of one batch).
         steps: Batches a round.  Under example-level privacy it is alike at every site.
-        sampling_rate: Chance q of each example to be in a batch, where batches are drawn by
-            Poisson sampling.
+        sampling_rate: Chance q of each example (or patient) to be in a batch, where batches are
+            drawn by Poisson sampling.
         batch_size: Examples in a batch, where batches are drawn by shuffling instead.
         epochs: Shuffled passes a round; replaces `steps` where batches are shuffled.
     """
@@ -163,6 +172,21 @@ class Ask:
     attempt: int
     common: bytes
     own: bytes
+
+
+@frozen(kw_only=True)
+class Secrecy:
+    """What an aggregation hides in each attempt: all of a release but its part in one sum.
+
+    Attributes:
+        contributors: Fewest sites in a sum that is opened.
+        threshold: Shareholders of a secret, on the coordinator's side, that would undo it.
+        dropouts: Sites that may be lost, whichever they are, with the sum still to be had.
+    """
+
+    contributors: int = field(validator=ge(2))
+    threshold: int = field(validator=ge(1))
+    dropouts: int = field(validator=ge(0))
 
 
 @frozen(kw_only=True)

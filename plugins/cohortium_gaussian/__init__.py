@@ -1,4 +1,7 @@
-"""Gaussian noise: DP-SGD for single examples, or clipped and noised updates for whole sites."""
+"""Gaussian noise: DP-SGD for single examples or patients, or noised updates for whole sites.
+
+Each site noises for itself, or all share the noise that their sum needs (`against`).
+"""
 
 from __future__ import annotations
 
@@ -7,74 +10,119 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 from attrs.validators import gt, in_, lt
 
-from cohortium.plugin import Cohort, Offer, PrivacyError, Privatizer, Work, hookimpl
+from cohortium.plugin import (
+    Cohort,
+    Offer,
+    PrivacyError,
+    Privatizer,
+    Work,
+    accounting,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from cohortium_gaussian._plan import GaussianPlan
 
 COHORTIUM_API = 1
 
+MOST_HONEST = 1000
+"""Shares of noise that may make up a whole: see "Shared noise" in docs/privacy.md."""
+
 
 @frozen(kw_only=True)
 class Gaussian:
-    """(ε, δ)-differential privacy for the whole run by Gaussian noise, against everyone.
+    """(ε, δ)-differential privacy for the whole run by Gaussian noise.
 
-    With `unit = "example"` each step's per-example gradients are clipped and noised (DP-SGD: Abadi
-    et al. 2016), and everything that leaves a site is computed from noised gradients.
+    With `unit = "example"` or `"patient"` each step's per-example gradients are clipped and noised
+    (DP-SGD: Abadi et al. 2016), and everything that leaves a site is computed from noised sums.
     With `unit = "site"` a site trains as it likes, and its update is clipped and noised.
 
     Attributes:
         epsilon: ε of the whole run.
         delta: δ of the whole run; keep it below a tenth of one over the number of units.
         clip: C, the largest ℓ₂ norm of a unit's contribution.
-        unit: What is protected, "example" or "site".
+        unit: What is protected: "example", "patient" (all examples of one person, of which each
+            batch takes at most one) or "site".
         adjacency: "zero-out", or "replace-one", which doubles the sensitivity; the latter with
             Poisson samples of the data is refused.
+        against: "everyone": each site adds all the noise itself.  "coordinator": each adds a
+            share, so that a sum over honest sites carries the noise; that holds for whoever sees
+            sums only, under an aggregator that shows no more, and takes one gradient a round
+            (`fedsgd`) or `unit = "site"`.
         bound: The largest value of a noised update that can be sent.
         step: Noised updates are rounded to multiples of it.
 
     Guarantees:
         The noise is calibrated before the first step, to all rounds, local steps and retries.
+        Shares are sized for `min_sites` less `colluding` honest sites; a colluding site knows its
+        own share, which is why there must be one at least.
     """
 
     epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
     delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
     clip: float = field(default=1.0, validator=gt(0))
-    unit: Literal["example", "site"] = field(default="example", validator=in_(("example", "site")))
+    unit: Literal["example", "patient", "site"] = field(
+        default="example", validator=in_(("example", "patient", "site"))
+    )
     adjacency: Literal["zero-out", "replace-one"] = field(
         default="zero-out", validator=in_(("zero-out", "replace-one"))
+    )
+    against: Literal["everyone", "coordinator"] = field(
+        default="everyone", validator=in_(("everyone", "coordinator"))
     )
     bound: float = field(default=64.0, validator=gt(0))
     step: float = field(default=2.0**-17, validator=gt(0))
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> GaussianPlan:
         """Calibrate the noise; see `Privatizer.plan`."""
-        from cohortium_gaussian._accounting import PoissonSampled, Unsampled, calibrate
         from cohortium_gaussian._plan import GaussianPlan
 
-        accounting: PoissonSampled | Unsampled
-        if self.unit == "site":
-            accounting = Unsampled()
-        elif work.sampling_rate == 1:
-            accounting = Unsampled(work.steps)
-        elif self.adjacency == "replace-one":
+        self._require_covered(work, cohort)
+        rate, steps = (1.0, 1) if self.unit == "site" else (work.sampling_rate, work.steps)
+
+        def attempt(noise: float) -> accounting.Gaussian:
+            return accounting.Gaussian(noise_multiplier=noise, sampling_rate=rate, releases=steps)
+
+        noise = accounting.calibrate(
+            attempt, epsilon=self.epsilon, delta=self.delta, attempts=cohort.attempts
+        )
+        return GaussianPlan(
+            self, work=work, cohort=cohort, parameters=parameters, mechanism=attempt(noise)
+        )
+
+    def _require_covered(self, work: Work, cohort: Cohort) -> None:
+        """Refuse what the guarantee would not hold for."""
+        if self.unit == "patient" and cohort.patients is None:
+            raise PrivacyError(
+                "unit is 'patient', but the data do not say whose each image is; give the data set "
+                "a column of patients, or use unit 'example' where everyone has one image."
+            )
+        sampled = self.unit != "site" and work.sampling_rate < 1
+        if sampled and self.adjacency == "replace-one":
             raise PrivacyError(
                 "no proven bound is implemented for adjacency 'replace-one' with sampled batches; "
                 "use 'zero-out', or a sampling rate of 1."
             )
-        else:
-            accounting = PoissonSampled(work.sampling_rate, work.steps)
-        noise = calibrate(
-            accounting, epsilon=self.epsilon, delta=self.delta, attempts=cohort.attempts
-        )
-        return GaussianPlan(
-            self,
-            work=work,
-            cohort=cohort,
-            parameters=parameters,
-            accounting=accounting,
-            noise=noise,
-        )
+        if self.against == "everyone":
+            return
+        if self.unit != "site" and (work.releases != "gradient" or work.steps != 1):
+            raise PrivacyError(
+                f"noise shared against the coordinator covers one gradient a round, and the "
+                f"trainer takes {work.steps} steps before it releases anything; use trainer "
+                "'fedsgd', or against = 'everyone'."
+            )
+        if cohort.min_sites - cohort.colluding > MOST_HONEST:
+            raise PrivacyError(
+                f"noise would be shared among {cohort.min_sites - cohort.colluding} honest sites, "
+                f"and the argument for rounded shares is made for {MOST_HONEST:,} at most; lower "
+                "min_sites."
+            )
+        if not 1 <= cohort.colluding < cohort.min_sites:
+            raise PrivacyError(
+                f"min_sites is {cohort.min_sites} and colluding {cohort.colluding}: noise shared "
+                "against the coordinator is sized for min_sites less colluding honest sites, and "
+                "every site knows its own share; set colluding to 1 or more, and min_sites above."
+            )
 
 
 @hookimpl

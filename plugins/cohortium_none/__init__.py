@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import Randomness, Ring, RingSum, Stream
 
+    Index = NDArray[np.int64]
+
 COHORTIUM_API = 1
 
 
@@ -66,6 +68,7 @@ class UnprivatePlan:
     cohort: Cohort
     parameters: int
     guarantee: None = None
+    mechanism: None = None
 
     @property
     def ring(self) -> Ring:
@@ -80,7 +83,7 @@ class UnprivatePlan:
     def spent(self, attempts: int) -> None:
         """Nothing is promised."""
 
-    def site(self, secret: Randomness) -> UnprivateSite:
+    def site(self, secret: Randomness, patients: Index | None = None) -> UnprivateSite:  # noqa: ARG002
         """Batches come from `secret`; there is no noise."""
         return UnprivateSite(self, secret.stream("batches"))
 

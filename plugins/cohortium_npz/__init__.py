@@ -46,7 +46,8 @@ class Npz:
 
     The file holds `train_images` (N, H, W) or (N, H, W, C), `uint8`, and `train_labels` (N,) or
     (N, 1), integers from 0; perhaps the same for `val_` and `test_`, `train_clients` (the data's
-    own grouping, integers) and `classes` (their names, text).
+    own grouping, integers), `train_patients` (whose each image is, integers) and `classes` (their
+    names, text).
 
     Attributes:
         path: The file: as given, else under the folder that `COHORTIUM_DATA` names.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge
 
 from cohortium.plugin import Dataset, Examples, Offer, Seeds, Splits, hookimpl
@@ -35,12 +35,15 @@ class Phantom:
         examples: Training examples.
         validation: Validation examples; none if 0.
         test: Test examples; none if 0.
+        images_per_patient: How many training examples in a row are said to be of one patient; 0
+            says nothing of patients.
         seed: Equal seeds, equal images.
     """
 
     examples: int = field(default=6000, validator=ge(1))
     validation: int = field(default=1000, validator=ge(0))
     test: int = field(default=2000, validator=ge(0))
+    images_per_patient: int = field(default=0, validator=ge(0))
     seed: int = field(default=0, validator=ge(0))
 
     def load(self) -> Splits:
@@ -48,11 +51,18 @@ class Phantom:
         return Splits(
             name="phantom",
             classes=CELL_TYPES,
-            train=self._examples("train", self.examples),
+            train=self._training(),
             validation=self._examples("validation", self.validation) if self.validation else None,
             test=self._examples("test", self.test) if self.test else None,
             source="procedural, drawn from a seed; no patient",
         )
+
+    def _training(self) -> Examples:
+        train = self._examples("train", self.examples)
+        if not self.images_per_patient:
+            return train
+        patients: NDArray[np.int64] = np.arange(self.examples) // self.images_per_patient
+        return evolve(train, patients=patients)
 
     def _examples(self, split: str, number: int) -> Examples:
         rng = Seeds(self.seed).generator(f"phantom {split}")

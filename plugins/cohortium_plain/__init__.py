@@ -20,7 +20,15 @@ from cohortium.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.plugin import Ask, Member, Randomness, RingVector, SiteId, SumSetting
+    from cohortium.plugin import (
+        Ask,
+        Cohort,
+        Member,
+        Randomness,
+        RingVector,
+        SiteId,
+        SumSetting,
+    )
 
 COHORTIUM_API = 1
 
@@ -33,6 +41,9 @@ class Plain:
         None against the coordinator, who sees each site's release.  The sum has the same bits as
         under a secure aggregator.
     """
+
+    def secrecy(self, cohort: Cohort) -> None:
+        """Nothing is hidden from the coordinator."""
 
     def coordinator(self, setting: SumSetting, secret: Randomness) -> PlainCoordinator:  # noqa: ARG002
         """Nothing is secret here."""

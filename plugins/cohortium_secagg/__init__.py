@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.plugin import Aggregator, Offer, hookimpl
+from cohortium.plugin import Aggregator, Offer, Ring, Secrecy, SumSetting, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import CoordinatorSession, Member, Randomness, SiteSession, SumSetting
+    from cohortium.plugin import Cohort, CoordinatorSession, Member, Randomness, SiteSession
 
 COHORTIUM_API = 1
 
@@ -64,6 +64,18 @@ class SecAgg:
     threshold: int = 0
     shares: int = 0
 
+    def secrecy(self, cohort: Cohort) -> Secrecy:
+        """What is hidden from the coordinator and `cohort.colluding` sites.
+
+        Raises:
+            StudyError: As for the coordinator.
+        """
+        from cohortium_secagg._rules import Rules
+
+        setting = SumSetting(session=bytes(16), ring=Ring(1), length=1, cohort=cohort)
+        rules = Rules.agreed(self.threshold, self.shares, setting)
+        return Secrecy(contributors=rules.floor, threshold=rules.threshold, dropouts=rules.dropouts)
+
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
 
@@ -74,7 +86,9 @@ class SecAgg:
         from cohortium_secagg._coordinator import SecAggCoordinator
         from cohortium_secagg._rules import Rules
 
-        return SecAggCoordinator(Rules.agreed(self.threshold, self.shares, setting), secret)
+        rules = Rules.agreed(self.threshold, self.shares, setting)
+        rules.require_directory()
+        return SecAggCoordinator(rules, secret)
 
     def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """One site's session of a run.
@@ -86,7 +100,9 @@ class SecAgg:
         from cohortium_secagg._rules import Rules
         from cohortium_secagg._site import SecAggSite
 
-        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), member)
+        rules = Rules.agreed(self.threshold, self.shares, setting)
+        rules.require_directory()
+        return SecAggSite(rules, member)
 
 
 @hookimpl

@@ -76,7 +76,6 @@ class Rules:
         shares = shares or (everyone if is_active else SHARES)
         rules = cls(threshold, shares, setting)
         if is_active:
-            _require_directory(setting)
             why = f"the coordinator is active, {_against(cohort.colluding)}"
             _require("threshold", threshold, majority, f"{why} (0 chooses it)")
             _require("shares", shares, cohort.size, "every site is a shareholder (0 chooses it)")
@@ -106,6 +105,20 @@ class Rules:
         majority that an active coordinator is held to counts every shareholder.
         """
         return self.setting.cohort.size - 1 if self.is_active else self.shares
+
+    @property
+    def dropouts(self) -> int:
+        """Sites that may be lost, whichever they are, with the sum still to be had."""
+        size, colluding = self.setting.cohort.size, self.setting.cohort.colluding
+        circle = min(self.shares, size)
+        is_complete = circle == size
+        uncut = size if is_complete else circle - 2 - colluding
+        return max(0, min(circle - self.threshold, size - self.floor, uncut))
+
+    def require_directory(self) -> None:
+        """Raise if an active coordinator is feared, and not every site's key is known."""
+        if self.is_active:
+            _require_directory(self.setting)
 
     def require_identity(self, member: Member) -> None:
         """Raise if others would not believe what this site signs."""

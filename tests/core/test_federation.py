@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
 from cohortium.events import Event, RoundFailed, RoundFinished, SiteFailed
-from cohortium.plugin import DataSpec, Task, Trained
+from cohortium.plugin import Cohort, DataSpec, Secrecy, SitePrivacy, Task, Trained
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
+from cohortium_phantom import Phantom
 from cohortium_secagg import SecAgg
 
 
@@ -319,3 +320,69 @@ def test_parts_are_values() -> None:
     assert isinstance(tiny(), Federation)
     parts: Mapping[str, object] = {"model": "cnn", "sites": 3}
     assert tiny(**parts) != tiny()
+
+
+SHARED: dict[str, Any] = {
+    "privatizer": Gaussian(against="coordinator"),
+    "aggregator": "secagg",
+    "min_sites": 5,
+    "colluding": 1,
+}
+
+
+def test_noise_is_shared_under_secure_aggregation() -> None:
+    result = tiny(trainer=FedSGD(), rounds=2, **SHARED).run()
+    assert result.guarantee is not None
+    assert result.guarantee.against == "coordinator"
+    assert "against the coordinator" in str(result.guarantee)
+
+
+def test_noise_is_not_shared_before_a_coordinator_that_sees_each_release() -> None:
+    with pytest.raises(StudyError, match="shows it every site's release; use aggregator 'secagg'"):
+        tiny(trainer=FedSGD(), **{**SHARED, "aggregator": "plain"}).prepare()
+
+
+@frozen
+class Forgetful(SecAgg):
+    """Says that it opens sums over two."""
+
+    def secrecy(self, cohort: Cohort) -> Secrecy:
+        return evolve(super().secrecy(cohort), contributors=2)
+
+
+def test_shared_noise_needs_as_many_in_a_sum_as_it_is_sized_for() -> None:
+    with pytest.raises(StudyError, match="opens sums over 2 sites, and the guarantee needs 4"):
+        tiny(trainer=FedSGD(), **{**SHARED, "aggregator": Forgetful()}).prepare()
+
+
+class Doubles(FedSGD):
+    """Sends twice the gradient, for which half the noise was planned."""
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        trained = super().train(task, private)
+        return evolve(trained, vector=2 * trained.vector)
+
+
+def test_a_trainer_that_changes_a_gradient_before_its_noise_releases_nothing() -> None:
+    with pytest.raises(RunError, match="something else than the gradient that was clipped"):
+        tiny(trainer=Doubles(), rounds=1, **SHARED).run()
+    tiny(trainer=Doubles(), rounds=1, privatizer=Gaussian()).run()
+
+
+def test_patients_are_dealt_whole_and_protected() -> None:
+    study = tiny(
+        dataset=Phantom(examples=320, test=20, validation=0, images_per_patient=4),
+        privatizer=Gaussian(unit="patient", delta=1e-3),
+        trainer=FedSGD(),
+        rounds=1,
+    )
+    ready = study.prepare()
+    assert ready.setting.cohort.patients == 80
+    patients = ready.splits.train.patients
+    assert patients is not None
+    owners = [set(patients[hand].tolist()) for hand in ready.hands]
+    assert sum(map(len, owners)) == 80
+    assert sum(map(len, ready.hands)) == 320
+    result = study.run()
+    assert result.guarantee is not None
+    assert result.guarantee.unit == "patient"

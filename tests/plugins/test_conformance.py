@@ -31,6 +31,9 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site"]),
     ("privatizer", "gaussian", ["unit=site", "adjacency=replace-one"]),
     ("privatizer", "gaussian", ["adjacency=replace-one"]),
+    ("privatizer", "gaussian", ["unit=patient"]),
+    ("privatizer", "gaussian", ["against=coordinator"]),
+    ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]

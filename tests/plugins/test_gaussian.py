@@ -1,111 +1,32 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from opacus.accountants import PRVAccountant
-from scipy import integrate
 from scipy import stats as distributions
 
-from cohortium.plugin import Cohort, PrivacyError, Randomness, RefusalError, RingSum, Work
+from cohortium.plugin import (
+    Cohort,
+    PrivacyError,
+    Randomness,
+    RefusalError,
+    RingSum,
+    Work,
+    poisson_patients,
+)
 from cohortium_gaussian import Gaussian
-from cohortium_gaussian._accounting import PoissonSampled, Unsampled, calibrate
 
 COHORT = Cohort(sites=4, size=4, examples=400, rounds=5, retries=1)
 GRADIENT = Work(releases="gradient", steps=1, sampling_rate=0.25)
+SHARING = evolve(COHORT, min_sites=3, colluding=1)
 UPDATE = Work(releases="update", steps=7, sampling_rate=0.1, batch_size=10, epochs=1)
-
-
-def test_the_papers_noise_gives_what_it_gives() -> None:
-    # Noise 2.9427 / 7 or / 14 times the sensitivity, 50 rounds (arXiv 2412.00687's settings;
-    # figures from exact accounting of the Gaussian mechanism, Balle and Wang 2018).
-    sigma = math.sqrt(2 * math.log(1.25 / 1.9e-4)) / 6
-    for sensitivity, epsilon, within in ((1, 86.3, 0.05), (7, 2758.8, 0.5), (14, 10_535, 1.0)):
-        (spent,) = Unsampled().spent(sigma / sensitivity, 50, 1.9e-4)
-        assert spent.epsilon == pytest.approx(epsilon, abs=within)
-        assert spent.accountant == "analytic gaussian"
-
-
-@given(mu=st.floats(0.05, 8), delta=st.sampled_from([1e-2, 1e-5, 1.9e-4]))
-@settings(deadline=None)
-def test_exact_accounting_inverts_the_hockey_stick_integral(mu: float, delta: float) -> None:
-    epsilon = Unsampled().spent(1 / mu, 1, delta)[0].epsilon
-    if epsilon == 0:
-        return
-    p, q = distributions.norm(mu, 1).pdf, distributions.norm(0, 1).pdf
-    start = epsilon / mu + mu / 2
-    area, _ = integrate.quad(lambda x: p(x) - math.exp(epsilon) * q(x), start, start + 40)
-    assert area == pytest.approx(delta, rel=1e-4)
-
-
-def test_sampling_amplifies_and_a_rate_of_one_does_not() -> None:
-    whole = Unsampled().spent(4.0, 60, 1e-5)[0].epsilon
-    assert PoissonSampled(0.999999, 60).spent(4.0, 1, 1e-5)[0].epsilon == pytest.approx(
-        whole, rel=0.03
-    )
-    assert PoissonSampled(0.1, 60).spent(4.0, 1, 1e-5)[0].epsilon < whole / 4
-
-
-@pytest.mark.parametrize(("q", "sigma"), [(0.4, 1.0), (0.1, 0.7), (0.02, 0.5)])
-def test_one_sampled_step_is_bounded_by_the_integral_and_not_by_much_more(
-    q: float, sigma: float
-) -> None:
-    # δ(ε) of one step by its definition, the larger of the two directions of "in or out".
-    (spent,) = PoissonSampled(q, 1).spent(sigma, 1, 1e-4)
-    out, one = distributions.norm(0, sigma).pdf, distributions.norm(1, sigma).pdf
-
-    def delta(epsilon: float) -> float:
-        def excess(x: NDArray[np.float64]) -> NDArray[np.float64]:
-            mixed, plain = (1 - q) * out(x) + q * one(x), out(x)
-            return np.array([mixed - math.exp(epsilon) * plain, plain - math.exp(epsilon) * mixed])
-
-        grid = np.linspace(-12, 12, 400_001)
-        return float(np.trapezoid(excess(grid).clip(0), grid, axis=1).max())
-
-    assert delta(spent.epsilon) <= 1e-4
-    assert delta(spent.epsilon - 0.02) > 1e-4
-
-
-def test_more_steps_cost_more_and_rdp_is_the_looser() -> None:
-    # N = 60,000, batch 256, σ = 1.1, 60 epochs, δ = 1e-5: the tutorial setting of TensorFlow
-    # Privacy and Opacus, ε = 3.0 with the conversion of Mironov 2017, less with later ones.
-    accounting = PoissonSampled(256 / 60_000, 60 * 60_000 // 256)
-    curve = accounting._curve(1.1)
-    rdp = accounting._rdp(curve, accounting.steps, 1e-5)
-    (spent,) = accounting.spent(1.1, 1, 1e-5)
-    assert spent.accountant == "prv"
-    assert spent.epsilon < rdp < 3.0
-    half = PoissonSampled(256 / 60_000, accounting.steps // 2).spent(1.1, 1, 1e-5)[0].epsilon
-    assert half < spent.epsilon < 2 * half
-
-
-def test_it_agrees_with_opacus_own_accountant() -> None:
-    accountant = PRVAccountant()
-    accountant.history = [(4.0, 0.4, 60)]
-    ours = PoissonSampled(0.4, 60).spent(4.0, 1, 1.9e-4, 1e-5)
-    for spent, delta in zip(ours, (1.9e-4, 1e-5), strict=True):
-        theirs = accountant.get_epsilon(delta=delta, eps_error=0.005)
-        assert spent.epsilon == pytest.approx(theirs, abs=0.01)
-
-
-@pytest.mark.parametrize("accounting", [Unsampled(), PoissonSampled(0.2, 3)])
-@pytest.mark.parametrize("epsilon", [0.5, 6.0])
-def test_calibration_is_tight_and_on_the_safe_side(
-    accounting: Unsampled | PoissonSampled, epsilon: float
-) -> None:
-    noise = calibrate(accounting, epsilon=epsilon, delta=1e-4, attempts=10)
-    assert accounting.spent(noise, 10, 1e-4)[0].epsilon <= epsilon
-    assert accounting.spent(noise * 0.995, 10, 1e-4)[0].epsilon > epsilon
-
-
-def test_an_impossible_target_is_one_sentence() -> None:
-    with pytest.raises(PrivacyError, match="cannot be met with any noise"):
-        Gaussian(epsilon=1e-9, delta=1e-12, unit="site").plan(GRADIENT, COHORT, 10)
 
 
 def test_replace_one_with_samples_is_refused_and_without_doubles_the_noise() -> None:
@@ -125,7 +46,7 @@ def test_the_guarantee_covers_retries_and_never_shrinks() -> None:
     assert 5.9 < plan.guarantee.epsilon <= 6.0
     assert plan.guarantee.epsilon_at_1e_5 > plan.guarantee.epsilon
     fewer = Cohort(sites=4, size=4, examples=400, rounds=5, retries=0)
-    assert Gaussian().plan(UPDATE, fewer, 10).noise < plan.noise
+    assert Gaussian().plan(UPDATE, fewer, 10).deviation < plan.deviation
 
 
 def test_seeded_noise_is_labelled_a_simulation() -> None:
@@ -199,3 +120,114 @@ def test_a_non_finite_update_is_refused(value: float) -> None:
 def test_bad_parameters_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Gaussian(**bad)  # type: ignore[arg-type]
+
+
+def shared_sum(plan: Any, sites: int, values: float = 0.0) -> NDArray[np.float64]:
+    """What `sites` sites' releases of equal vectors add up to, in real numbers."""
+    total = plan.ring.zeros(plan.length)
+    for _ in range(sites):
+        private = plan.site(Randomness.system())
+        total += private.release(torch.full((plan.length,), values), 1.0).words
+    return np.asarray(plan.code.decode(total))
+
+
+@pytest.mark.parametrize("unit", ["example", "site"])
+def test_the_honest_shares_make_up_the_noise_of_the_sum(unit: Any) -> None:
+    plan = Gaussian(against="coordinator", unit=unit, clip=2.0).plan(GRADIENT, SHARING, 20_000)
+    assert plan.honest == 2
+    scale = plan.expected_batch if unit == "example" else 1.0
+    whole = plan.mechanism.noise_multiplier * 2.0 / scale
+    noise = shared_sum(plan, sites=2) / whole
+    assert distributions.kstest(noise, "norm").pvalue > 1e-4
+    # All four sites: more than is needed, by the square root of their number over the honest.
+    assert shared_sum(plan, sites=4).std() / whole == pytest.approx(math.sqrt(2), rel=0.03)
+
+
+def test_a_shared_guarantee_names_whom_it_counts_on() -> None:
+    shared = Gaussian(against="coordinator").plan(GRADIENT, SHARING, 10).guarantee
+    assert (shared.against, shared.honest, shared.colluding) == ("coordinator", 2, 1)
+    assert any("min_sites" in assumption for assumption in shared.assumptions)
+    alone = Gaussian().plan(GRADIENT, SHARING, 10).guarantee
+    assert shared.epsilon == alone.epsilon
+    assert (alone.against, alone.honest, alone.colluding) == ("everyone", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("work", "cohort", "words"),
+    [
+        (UPDATE, SHARING, "takes 7 steps before it releases"),
+        (evolve(GRADIENT, steps=2), SHARING, "takes 2 steps before it releases"),
+        (GRADIENT, evolve(SHARING, colluding=0), "colluding to 1 or more"),
+        (GRADIENT, evolve(SHARING, min_sites=1), "min_sites is 1 and colluding 1"),
+        (GRADIENT, evolve(SHARING, min_sites=2000), "1999 honest sites.*1,000 at most"),
+    ],
+)
+def test_shared_noise_is_refused_where_it_would_not_hold(
+    work: Work, cohort: Cohort, words: str
+) -> None:
+    with pytest.raises(PrivacyError, match=words):
+        Gaussian(against="coordinator").plan(work, cohort, 10)
+
+
+@given(honest=st.integers(2, 8), steps=st.floats(1.0, 64.0))
+@settings(deadline=None)
+def test_rounded_shares_add_up_to_a_rounded_gaussian(honest: int, steps: float) -> None:
+    """The bound that docs/privacy.md derives, against the lattice sum that it bounds.
+
+    Given the sum of the shares and their rounding errors, the chance of the errors is a sum of a
+    normal density over a lattice of `honest` - 1 dimensions.  It must hardly depend on where the
+    lattice lies.  `steps` is a share's deviation in units of the grid.
+    """
+    bound = rounding_bound(honest, steps)
+    if honest > 3 or steps > 4:
+        assert steps <= 4 or bound < 1e-10
+        return
+    reach = np.arange(-int(12 * steps), int(12 * steps) + 1)
+    grid = np.stack(np.meshgrid(*[reach] * (honest - 1)), axis=-1).reshape(-1, honest - 1)
+    inverse = np.eye(honest - 1) + 1.0  # of the covariance 1 - 1/honest of the first shares
+    for shift in (0.0, 0.25, 0.5):
+        moved = (grid + shift) / steps
+        weight = np.exp(-0.5 * np.einsum("ni,ij,nj->n", moved, inverse, moved)).sum()
+        even = (2 * math.pi) ** ((honest - 1) / 2) / math.sqrt(honest) * steps ** (honest - 1)
+        assert abs(weight / even - 1) <= bound + 1e-9
+
+
+def rounding_bound(honest: int, steps: float) -> float:
+    """How far the density strays, relative to itself: the dual lattice without its origin.
+
+    Each vector w of whole numbers has wᵀ(1 - 11ᵀ/h)w ≥ |w|²/h.
+    """
+    spread = 2 * math.pi**2 * steps**2
+    theta = 1 + 2 * sum(math.exp(-spread * n * n / honest) for n in range(1, 200))
+    return float(theta ** (honest - 1) - 1)
+
+
+def test_a_patient_is_in_a_batch_once_however_many_the_images() -> None:
+    cohort = evolve(COHORT, patients=120)
+    plan = Gaussian(unit="patient").plan(UPDATE, cohort, 10)
+    assert plan.expected_batch == pytest.approx(0.1 * 30)
+    patients = np.repeat(np.arange(300), np.arange(300) % 7 + 1)
+    drawn = list(plan.site(Randomness.system(), patients).batches(len(patients)))
+    assert len(drawn) == UPDATE.steps
+    for batch in drawn:
+        assert len(np.unique(patients[batch])) == len(batch)
+    sizes = [len(batch) for batch in drawn]
+    assert np.mean(sizes) == pytest.approx(30, abs=6 * math.sqrt(27 / 7))
+
+
+def test_every_image_of_a_patient_is_as_likely() -> None:
+    work = Work(releases="gradient", steps=4000, sampling_rate=1.0)
+    patients = np.array([5, 9, 5, 5, 9])
+    batches = list(poisson_patients(work, patients, Randomness.system().stream()))
+    counts = np.bincount(np.concatenate(batches), minlength=5)
+    assert distributions.chisquare(counts[[0, 2, 3]]).pvalue > 1e-4
+    assert distributions.chisquare(counts[[1, 4]]).pvalue > 1e-4
+    assert counts.sum() == 8000
+
+
+def test_patients_that_nobody_names_are_refused() -> None:
+    with pytest.raises(PrivacyError, match="do not say whose"):
+        Gaussian(unit="patient").plan(UPDATE, COHORT, 10)
+    plan = Gaussian(unit="patient").plan(UPDATE, evolve(COHORT, patients=120), 10)
+    with pytest.raises(RefusalError, match="do not say whose"):
+        plan.site(Randomness.system()).batches(100)

@@ -19,6 +19,7 @@ from cohortium.plugin import (
     RingSum,
     RingVector,
     Work,
+    accounting,
     poisson,
     vector,
 )
@@ -66,6 +67,18 @@ class HidesTheSeed(ToyPlan):
 class SpendsNothingForSomething(ToyPlan):
     @property
     def guarantee(self) -> Guarantee | None:
+        return None
+
+
+class Understates(ToyPlan):
+    @property
+    def mechanism(self) -> Any:
+        return accounting.Gaussian(noise_multiplier=1e3)
+
+
+class Conceals(ToyPlan):
+    @property
+    def mechanism(self) -> Any:
         return None
 
 
@@ -172,6 +185,8 @@ BAD: list[tuple[Any, Any, str]] = [
     (privatizers.check_spent, plan(Shrinks), "it can only grow"),
     (privatizers.check_spent, plan(HidesTheSeed), "set simulation from"),
     (privatizers.check_spent, plan(SpendsNothingForSomething), "yet something is spent"),
+    (privatizers.check_mechanism, plan(Understates), "a ledger would count too little"),
+    (privatizers.check_mechanism, plan(Conceals), "both or none"),
     (privatizers.check_batches, site(SystemBatches), "one secret gave two series"),
     (privatizers.check_batches, site(WithReplacement), "none twice"),
     (privatizers.check_batches_are_poisson, site(FixedSizes), "deviation 0.00; Poisson"),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 
+from cohortium.accounting import Mechanism
 from cohortium.plugin import (
     Cohort,
     FixedPoint,
@@ -21,6 +22,7 @@ from cohortium.plugin import (
     RingSum,
     RingVector,
     Work,
+    accounting,
     clipped_sum,
     mean_gradient,
     poisson,
@@ -121,7 +123,12 @@ class ToyPlan:
             simulation=self.cohort.seeded_noise,
         )
 
-    def site(self, secret: Randomness) -> Any:
+    @property
+    def mechanism(self) -> Mechanism | None:
+        return None if self.guarantee is None else accounting.Gaussian(noise_multiplier=MULTIPLIER)
+
+    def site(self, secret: Randomness, patients: Any = None) -> Any:
+        del patients
         return self.terms.kind(self, secret)
 
     def decode(self, total: RingSum) -> Any:

@@ -61,6 +61,34 @@ def check_min_sites(aggregator: Aggregator) -> None:
     )
 
 
+def check_secrecy(aggregator: Aggregator) -> str | None:
+    """What is said to be hidden is: no smaller sum, and every dropout that should be survived."""
+    play = _first_of_eight(aggregator, min_sites=4)
+    secrecy = aggregator.secrecy(play.setting.cohort)
+    if secrecy is None:
+        return "not needed: the coordinator sees every release"
+    least, sites = secrecy.contributors, list(play.sites)
+    ensure(
+        least >= play.setting.cohort.min_sites,
+        f"secrecy says that a sum over {least} sites may be opened, below min_sites; hold it.",
+    )
+    play.attempt()
+    for stage in range(play.stages):
+        for number in (secrecy.dropouts, len(sites) - least + 1):
+            who = play.attempt(_losing(set(sites[:number]), since=stage))
+            ensure(
+                who is not None or number > secrecy.dropouts,
+                f"secrecy says that {number} dropouts are survived, and with as many at stage "
+                f"{stage} there was no sum.",
+            )
+            ensure(
+                who is None or len(who) >= least,
+                f"secrecy says that no sum over fewer than {least} sites is opened, and there was "
+                f"one over {who}.",
+            )
+    return None
+
+
 def check_garbage_replies(aggregator: Aggregator) -> None:
     """A reply that is damaged drops its site, and never makes a wrong sum or an exception."""
     play = plays(aggregator)[-1]
@@ -136,6 +164,7 @@ CHECKS: tuple[Check, ...] = (
     check_exact_sum,
     check_dropouts,
     check_min_sites,
+    check_secrecy,
     check_garbage_replies,
     check_repeated_replies,
     check_unasked_replies,

@@ -100,7 +100,7 @@ def check_noise_is_fresh(privatizer: Privatizer) -> str | None:
 
 def check_non_finite_examples_count_as_zero(privatizer: Privatizer) -> str | None:
     """Under example-level privacy, an example with an undefined gradient is left out."""
-    private = [(t, g) for t, g in _guaranteed(privatizer) if g.unit == "example"]
+    private = [(t, g) for t, g in _guaranteed(privatizer) if g.unit != "site"]
     for trial, _ in private:
         broken = Scene().with_scale(0, math.nan).gradient(trial.site(0, 0, 0), _all())
         without = Scene().gradient(trial.site(0, 0, 0), _all()[1:])
@@ -129,7 +129,7 @@ def _guaranteed(privatizer: Privatizer) -> list[tuple[Trial, Guarantee]]:
 
 def _noises_gradients(trial: Trial, guarantee: Guarantee) -> bool:
     """Whether privacy must hold after every step, as an update shows what became of all."""
-    return guarantee.unit == "example" and trial.work.releases == "update"
+    return guarantee.unit != "site" and trial.work.releases == "update"
 
 
 def _output(trial: Trial, guarantee: Guarantee) -> Output:

@@ -31,7 +31,15 @@ EXAMPLES = 32
 """Declared for each site."""
 
 COHORT = Cohort(
-    sites=6, size=6, min_sites=5, examples=6 * EXAMPLES, rounds=2, retries=1, seeded_noise=True
+    sites=6,
+    size=6,
+    min_sites=5,
+    colluding=1,
+    examples=6 * EXAMPLES,
+    patients=6 * EXAMPLES,
+    rounds=2,
+    retries=1,
+    seeded_noise=True,
 )
 """Whom the plans are for."""
 
@@ -59,7 +67,7 @@ class Trial:
 
     def site(self, *label: int) -> SitePrivacy:
         """One attempt at one site; equal labels, equal secrets."""
-        return self.plan.site(Randomness.simulated(1).fork(*label))
+        return self.plan.site(Randomness.simulated(1).fork(*label), np.arange(EXAMPLES))
 
     def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
         """What the coordinator decodes from the sum of the words of some sites."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cohortium.accounting import compose
 from cohortium.errors import RefusalError
 from cohortium.testing.contract import Check, ConformanceError, ensure
 from cohortium.testing.plans import (
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from cohortium.protocols import Privatizer
     from cohortium.testing.plans import Reals, Trial
     from cohortium.vocabulary import Index
+
+MECHANISM_SLACK = 0.98
+"""By how much the accountant of a mechanism may do better than the one of the guarantee."""
 
 DRAWS = 32
 """How often something random is drawn."""
@@ -72,6 +76,27 @@ def check_spent(privatizer: Privatizer) -> None:
         )
 
 
+def check_mechanism(privatizer: Privatizer) -> str | None:
+    """What a ledger would keep of the run costs no less than its guarantee says."""
+    plans = [trial.plan for trial in trials(privatizer)]
+    for plan in plans:
+        guarantee, mechanism = plan.guarantee, plan.mechanism
+        ensure(
+            (guarantee is None) == (mechanism is None),
+            f"the guarantee is {guarantee} and the mechanism {mechanism}; a plan has both or none.",
+        )
+        if guarantee is None or mechanism is None:
+            continue
+        (spent,) = compose([(mechanism, COHORT.attempts)], guarantee.delta)
+        ensure(
+            spent.epsilon >= MECHANISM_SLACK * guarantee.epsilon,
+            f"{COHORT.attempts} attempts of the mechanism compose to ε = {spent.epsilon:.4g}, and "
+            f"the guarantee says {guarantee.epsilon:.4g}; a ledger would count too little. Give "
+            "the mechanism of one whole attempt.",
+        )
+    return None if any(plan.guarantee for plan in plans) else "not needed: nothing is guaranteed"
+
+
 def check_batches(privatizer: Privatizer) -> None:
     """Batches are positions at the site, a function of the secret."""
     for trial in trials(privatizer):
@@ -93,7 +118,11 @@ def check_batches(privatizer: Privatizer) -> None:
 
 def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
     """Under example-level privacy each example is in each batch by a secret coin of its own."""
-    sampled = [t for t in trials(privatizer) if t.work.sampling_rate < 1 and t.unit == "example"]
+    sampled = [
+        t
+        for t in trials(privatizer)
+        if t.work.sampling_rate < 1 and t.unit in ("example", "patient")
+    ]
     if not sampled:
         return "not needed: no guarantee rests on sampled examples"
     for trial in sampled:
@@ -238,6 +267,7 @@ def check_weight_is_ignored(privatizer: Privatizer) -> str | None:
 CHECKS: tuple[Check, ...] = (
     check_plan_is_repeatable,
     check_spent,
+    check_mechanism,
     check_batches,
     check_batches_are_poisson,
     check_gradient,

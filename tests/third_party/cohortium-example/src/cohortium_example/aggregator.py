@@ -12,7 +12,15 @@ from cohortium.plugin import MessageError, RefusalError, Requests, RingSum, TooF
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.plugin import Ask, Member, Randomness, RingVector, SiteId, SumSetting
+    from cohortium.plugin import (
+        Ask,
+        Cohort,
+        Member,
+        Randomness,
+        RingVector,
+        SiteId,
+        SumSetting,
+    )
 
 COMMIT, REVEAL = b"commit", b"reveal"
 """The two requests."""
@@ -26,6 +34,9 @@ class Committed:
         No site's release depends on another's: its hash was sent before any was shown.
         Against the coordinator, who sees every release, it protects nothing.
     """
+
+    def secrecy(self, cohort: Cohort) -> None:
+        """Nothing is hidden from the coordinator."""
 
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CommittedLead:
         """Nothing is secret here."""

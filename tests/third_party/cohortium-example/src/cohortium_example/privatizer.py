@@ -54,6 +54,7 @@ class RoundingPlan:
     work: Work
     length: int
     guarantee: None = None
+    mechanism: None = None
 
     @property
     def ring(self) -> Ring:
@@ -63,7 +64,7 @@ class RoundingPlan:
     def spent(self, attempts: int) -> None:
         """Nothing was promised."""
 
-    def site(self, secret: Randomness) -> RoundingSite:
+    def site(self, secret: Randomness, patients: Index | None = None) -> RoundingSite:
         """One attempt at one site."""
         return RoundingSite(self, secret.stream("batches"))
 

@@ -1,0 +1,96 @@
+"""What a site does with the numbers of a Gaussian run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium.plugin import (
+    RefusalError,
+    RingVector,
+    clipped_sum,
+    mean_gradient,
+    poisson,
+    poisson_patients,
+    shuffled,
+    vector,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.plugin import Randomness, Stream
+    from cohortium_gaussian._plan import GaussianPlan
+
+    Index = NDArray[np.int64]
+
+
+@frozen
+class GaussianSite:
+    """What a site does in one attempt; see `SitePrivacy`."""
+
+    plan: GaussianPlan
+    secret: Randomness = field(repr=False)
+    patients: Index | None = field(repr=False)
+    _noise: Stream = field(init=False, repr=False)
+
+    @_noise.default
+    def _make_noise(self) -> Stream:
+        return self.secret.stream("noise")
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """Poisson samples of examples or patients, or shuffled batches of the declared size."""
+        unit, work, stream = self.plan.terms.unit, self.plan.work, self.secret.stream("batches")
+        if unit == "site":
+            return shuffled(work, examples, stream)
+        if unit == "example":
+            return poisson(work, examples, stream)
+        if self.patients is None:
+            raise RefusalError("patients", "its data do not say whose each image is.")
+        return poisson_patients(work, self.patients, stream)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The clipped sum over the declared batch size, noised unless shared; or the mean."""
+        import torch
+
+        plan = self.plan
+        if not plan.clips_gradients:
+            mean_gradient(net, losses, batch)
+            return
+        clipped_sum(net, losses, batch, clip=plan.terms.clip)
+        parameters = vector.trainable(net)
+        # In double precision, so that the noise's own bits are not lost.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        total = torch.cat([g.flatten() for g in gradients]).cpu().double()
+        if not plan.is_shared:
+            total += torch.from_numpy(plan.deviation * self._noise.normal(len(total)))
+        mean = (total / plan.expected_batch).float()
+        pieces = torch.split(mean, [p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter).to(parameter)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002
+        """Encode; clip and noise first what has not been."""
+        plan = self.plan
+        values = np.array(vector.detach().cpu(), dtype=np.float64)
+        norm = float(np.linalg.norm(values))
+        if not math.isfinite(norm):
+            raise RefusalError("non-finite", "its update holds NaN or infinity; lower the rate.")
+        if not plan.clips_gradients:
+            values *= min(1.0, plan.terms.clip / max(norm, 1e-12))
+            values += plan.deviation * self._noise.normal(len(values))
+        elif plan.is_shared:
+            values += plan.deviation / plan.expected_batch * self._noise.normal(len(values))
+        elif plan.work.releases == "update" and np.abs(values).max(initial=0) > plan.terms.bound:
+            raise RefusalError(
+                "out of range",
+                f"its noised update exceeds {plan.terms.bound:g}; raise privatizer.bound or lower "
+                "the learning rate.",
+            )
+        return RingVector(plan.ring, plan.code.encode(values))
