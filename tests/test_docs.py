@@ -73,7 +73,7 @@ def test_toml_is_a_package_or_a_study_that_runs(text: str) -> None:
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plugins|check|keygen)\b[^`\n;]*)", re.MULTILINE
+        r"(?:^|[`/ ])(cohortium (?:run|audit|plugins|check|keygen)\b[^`\n;]*)", re.MULTILINE
     )
     lines = set()
     for page in PAGES:
@@ -90,7 +90,7 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
     assert result.exit_code == 0
     options = {word for word in words[1:] if word.startswith("--")}
     assert all(option in result.output for option in options), result.output
-    if words[0] != "run" or "mlp" in line:
+    if words[0] not in ("run", "audit") or "mlp" in line:
         return
     path = None
     if "paper.toml" in words:

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cohortium.errors import CohortiumError
+from cohortium.errors import CohortiumError, StudyError
+from cohortium.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +108,51 @@ def _print_result(result: Result) -> None:
     ]
     for label, value in rows:
         typer.echo(f"{label:>14}  {value}")
+
+
+@app.command()
+def audit(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file; none: the quick start.")
+    ] = None,
+    *,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="table.key=value, over the study; may be repeated."),
+    ] = None,
+    releases: Annotated[
+        int, typer.Option(help="Noised sums in each of two worlds.", min=1000)
+    ] = 20_000,
+    canaries: Annotated[
+        int, typer.Option(help="In one run; 0 chooses, and may leave the run out.", min=0)
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="A file for the findings as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Hold a study's claimed guarantee against measurement; exit with 1 if it is refuted.
+
+    Examples: `cohortium audit study.toml`; `cohortium audit --set privatizer.epsilon=1`.
+    """
+    from cohortium import auditing
+    from cohortium import study as studies
+
+    if out is not None and out.exists():
+        raise StudyError(f"{out} exists already; give another file with --out.")
+    ready = studies.read(study, settings or []).prepare()
+    with Console(stderr=True).status("audit") as status:
+        found = auditing.audit(
+            ready,
+            releases=releases,
+            canaries=canaries,
+            tell=lambda way, share: status.update(f"audit: {way}, {share:.0%}"),
+        )
+    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
+    if out is not None:
+        write_whole(out, text.encode() + b"\n")
+    lines = [f"claimed: {found.guarantee}", *map(str, found.findings)]
+    typer.echo(text if as_json else "\n\n".join(lines))
+    if found.is_refuted:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -206,7 +206,7 @@ class Run:
 
 
 def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:
-    """The sites that an attempt at round `number` asks; a public choice, which amplifies nothing."""
+    """The sites that an attempt at round `number` asks: a public choice, and no amplification."""
     cohort = setting.cohort
     if cohort.size == cohort.sites:
         return tuple(range(cohort.sites))

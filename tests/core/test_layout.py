@@ -31,6 +31,7 @@ plugin
 coordinator site
 preparation testing
 rounds
+auditing
 federation
 study
 cli

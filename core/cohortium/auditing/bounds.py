@@ -135,11 +135,8 @@ def epsilon_bound_of_one_run(
 
 
 def ceiling_of_one_run(canaries: int, *, delta: float, alpha: float) -> float:
-    """What one run comes to if every guess is right, of all canaries or of fewer."""
-    tried = {max(1, round(canaries * 0.75**i)) for i in range(24)}
-    return max(
-        epsilon_bound_of_one_run(n, n, canaries, delta=delta, alpha=alpha) for n in tried
-    )
+    """What one run comes to if all canaries are guessed, and every guess is right."""
+    return epsilon_bound_of_one_run(canaries, canaries, canaries, delta=delta, alpha=alpha)
 
 
 def _largest(p: Callable[[float], float], alpha: float) -> float:

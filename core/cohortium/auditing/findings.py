@@ -41,7 +41,8 @@ class Finding:
     def __str__(self) -> str:
         """A paragraph for people."""
         verdict = "REFUTED" if self.is_refuted else "not refuted"
-        return f"{self.way}: {verdict}\n  tried: {self.tried}\n  seen:  {self.seen}\n  power: {self.power}"
+        parts = {"tried": self.tried, "seen": self.seen, "power": self.power}
+        return "\n".join([f"{self.way}: {verdict}", *(f"  {k}: {v}" for k, v in parts.items())])
 
 
 @frozen(kw_only=True)

@@ -1,25 +1,16 @@
-"""The mechanism alone, tens of thousands of times, in two worlds that differ in one unit.
-
-The adversary is the strongest that the guarantee is made against.  It chooses everybody's data; it
-sees each noised sum of one site, or each sum over as few honest sites as the noise is sized for;
-and it replays what is public: where the batches do not depend on the secret, it knows them, and
-aims at a unit that will be in many.
-"""
+"""The mechanism alone, tens of thousands of times, in two worlds that differ in one unit."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import field, frozen
 
-from cohortium import vector
-from cohortium.accounting import EPSILON_ERROR, Gaussian, compose
-from cohortium.auditing.findings import ALPHA, Finding
+from cohortium.accounting import Gaussian, compose
 from cohortium.auditing.bounds import ceiling
+from cohortium.auditing.findings import ALPHA, Finding
+from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
 from cohortium.auditing.worlds import Claim, Worlds, testable
-from cohortium.counting import guarded
 from cohortium.errors import RunError
 from cohortium.randomness import Randomness
 from cohortium.testing.plans import Trial
@@ -27,22 +18,11 @@ from cohortium.testing.plans import Trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
-
     from cohortium.accounting import Mechanism
     from cohortium.auditing.worlds import Reals, Tested
     from cohortium.guarantee import Guarantee
-    from cohortium.protocols import PrivacyPlan, Privatizer, SitePrivacy
-    from cohortium.vocabulary import Cohort, Index, Work
-
-PARAMETERS = 2
-"""Of the probing network: the probed unit's direction, and everybody else's."""
-
-HUGE = 1e6
-"""The probed unit's gradient, or the probed site's update; of `clip` it must not leave a trace."""
-
-MOST_EXAMPLES = 1024
-"""At a probing site."""
+    from cohortium.protocols import PrivacyPlan, Privatizer
+    from cohortium.vocabulary import Cohort, Work
 
 DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 """Where the curve that a mechanism claims is tested: each δ bounds another part of it."""
@@ -53,113 +33,8 @@ GROWTH = 4
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the claimed noise: which of them would have been noticed is told."""
 
-BOOKS_SLACK = 0.99
-"""How much less than composition gives a guarantee may say, for the accountants' rounding."""
-
 FEWEST = 250
 """Samples below which adding up attempts is given up."""
-
-
-@frozen(eq=False, kw_only=True)
-class Probe:
-    """A plan for the probing network, and how the adversary plays it.
-
-    Attributes:
-        plan: The privatizer's own, for a network of two parameters.
-        work: What it was made for.
-        guarantee: What it claims.
-        secret: The sites' source of secrets; the operating system's.
-    """
-
-    plan: PrivacyPlan
-    work: Work
-    guarantee: Guarantee
-    secret: Randomness = field(factory=Randomness.system)
-    _trial: Trial = field(init=False)
-    _net: nn.Module = field(init=False)
-    _patients: Index = field(init=False)
-
-    @_trial.default
-    def _make_trial(self) -> Trial:
-        return Trial(self.work, self.plan)
-
-    @_net.default
-    def _make_net(self) -> nn.Module:
-        import torch
-
-        return torch.nn.Linear(PARAMETERS, 1, bias=False)
-
-    @_patients.default
-    def _make_patients(self) -> Index:
-        # Enough for batches that hold a few; two images of each patient.
-        size = min(MOST_EXAMPLES, max(8, math.ceil(4 / self.work.sampling_rate)))
-        return np.arange(size, dtype=np.int64) // (2 if self.guarantee.unit == "patient" else 1)
-
-    @property
-    def sites(self) -> int:
-        """Sites whose sum the adversary sees."""
-        return self.guarantee.honest if self.guarantee.against == "coordinator" else 1
-
-    @property
-    def absent(self) -> float:
-        """The factor that stands for the neighbouring unit."""
-        return -HUGE if self.guarantee.adjacency == "replace-one" else 0.0
-
-    def attempt(self, scale: float, attempt: int) -> float:
-        """The adversary's number after an attempt in which the probed unit counts `scale`."""
-        sites = [self._site(attempt, site) for site in range(self.sites)]
-        if self.guarantee.unit == "site":
-            words = [
-                private.release(self._direction(scale if site == 0 else 0.0), 1.0).words
-                for site, private in enumerate(sites)
-            ]
-            return float(self._trial.decoded(words)[0])
-        features = self._features(scale, self._aim(attempt))
-        others = self._features(0.0, np.arange(0))
-        seen = [self._steps(p, others if k else features) for k, p in enumerate(sites)]
-        if self._trial.noises_gradients:
-            return float(sum(gradient[0] for gradient in seen[0]))
-        words = [p.release(g[-1], 1.0).words for p, g in zip(sites, seen, strict=True)]
-        return float(self._trial.decoded(words)[0])
-
-    def _site(self, *label: int) -> SitePrivacy:
-        private = self.plan.site(self.secret.fork(*label), self._patients)
-        return guarded(private, self.guarantee, self.work)
-
-    def _steps(self, private: SitePrivacy, features: Tensor) -> list[Tensor]:
-        """Each gradient of an attempt, shape (2,)."""
-        import torch
-
-        def losses(batch: Index) -> Tensor:
-            out: Tensor = self._net(features[torch.from_numpy(batch)])
-            return out[:, 0]
-
-        found = []
-        for batch in private.batches(len(features)):
-            private.gradient(self._net, losses, batch)
-            found.append(vector.flatten_gradients(self._net, before=torch.zeros(0)))
-        return found
-
-    def _aim(self, attempt: int) -> Index:
-        """The images of the unit that is in most batches of a replay with other secrets."""
-        replay = self.plan.site(self.secret.fork("replay", attempt), self._patients)
-        drawn = [self._patients[batch] for batch in replay.batches(len(self._patients))]
-        counts = np.bincount(np.concatenate(drawn), minlength=1)
-        return np.flatnonzero(self._patients == np.argmax(counts))
-
-    def _features(self, scale: float, probed: Index) -> Tensor:
-        """What the network is fed: each row is that example's gradient, shape (N, 2)."""
-        import torch
-
-        features = torch.zeros(len(self._patients), PARAMETERS)
-        features[:, 1] = 1.0
-        features[torch.from_numpy(probed)] = self._direction(scale)
-        return features
-
-    def _direction(self, scale: float) -> Tensor:
-        import torch
-
-        return torch.tensor([scale, 0.0])
 
 
 def audit_mechanism(
@@ -168,7 +43,7 @@ def audit_mechanism(
     cohort: Cohort,
     *,
     releases: int,
-    tell: Callable[[float], None] = lambda share: None,
+    tell: Callable[[float], None] = lambda _share: None,
     secret: Randomness | None = None,
 ) -> Finding:
     """Hold what `privatizer` claims for `work` against `releases` noised sums in each world.
@@ -324,39 +199,3 @@ def _imitated(
     """What a Gaussian mechanism with `share` of the noise would have shown."""
     noise = share * mechanism.noise_multiplier * rng.standard_normal((2, *shape)).sum(axis=2)
     return Worlds(noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1))
-
-
-def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
-    """Hold the guarantee to what the plan's own mechanism costs over all attempts.
-
-    Measurement at a large ε has little power over a whole run, and much over one attempt; what
-    one attempt costs is the mechanism's claim, and this is the sum.
-    """
-    guarantee, mechanism = plan.guarantee, plan.mechanism
-    assert guarantee is not None, "an audit begins with a claim"
-    assert mechanism is not None, "a guarantee has a mechanism"
-    claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
-    spent = compose([(mechanism, attempts)], *claims)
-    is_exact = isinstance(mechanism, Gaussian)
-    return Finding(
-        way="books",
-        tried=f"{attempts} attempts of the mechanism that the plan names, composed anew",
-        seen="; ".join(
-            f"ε = {point.epsilon:.4g} at δ = {delta:.3g}, where the guarantee says {epsilon:.4g}"
-            for point, (delta, epsilon) in zip(spent, claims.items(), strict=True)
-        )
-        + ".",
-        power=(
-            "it is arithmetic: it finds a budget that was counted for fewer attempts than the run "
-            "has, at any ε; whether the mechanism is what the plan says is the other ways' matter."
-            if is_exact
-            else "the mechanism is known by a bound, which another accountant may well improve "
-            "upon: nothing is refuted by this way."
-        ),
-        is_refuted=is_exact
-        and any(
-            epsilon < BOOKS_SLACK * point.epsilon - 2 * EPSILON_ERROR
-            for point, epsilon in zip(spent, claims.values(), strict=True)
-        ),
-        claim=guarantee.epsilon,
-    )

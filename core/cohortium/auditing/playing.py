@@ -86,6 +86,12 @@ class Tape:
         """`private`, noted."""
         return _Recorder(private, self)
 
+    def clear(self) -> None:
+        """Forget what was noted."""
+        self.batches.clear()
+        self.gradients.clear()
+        self.releases.clear()
+
 
 @frozen(eq=False)
 class _Recorder:

@@ -8,7 +8,7 @@ count, a loss or a digest that is not the same has escaped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import msgspec
@@ -58,17 +58,18 @@ def audit_transcript(ready: Ready) -> Finding:
         escaped += [f"with {what}, {one}" for one in differences(first.sent, other.sent)[:3]]
     if first.failure is not None and not escaped:
         raise RunError(f"the transcript cannot be audited: {first.failure}")
-    kinds = {name.split(".")[0] for one in first.sent for name, _ in fields(one.data)}
+    names = {name for one in first.sent for name, _ in fields(one.data)}
+    kinds = {part for name in names for part in name.split(".") if part[:1].isupper()}
     return Finding(
         way="transcript",
         tried=(
-            f"{len(first.sent)} messages of {ROUNDS} rounds, with equal secrets: as dealt, and with "
-            f"one {guarantee.unit} of site 0 replaced, or left out"
+            f"{len(first.sent)} messages of {ROUNDS} rounds, with equal secrets: as dealt, and "
+            f"with one {guarantee.unit} of site 0 replaced, or left out"
         ),
         seen="; ".join(escaped) + "."
         if escaped
         else "but for what the guarantee covers, all of them ("
-        + ", ".join(sorted(kinds - {""}))
+        + ", ".join(sorted(kinds))
         + ") are equal to the last bit.",
         power=(
             "it finds what this unit changes in a message, be it one bit; not what only other data "
@@ -193,7 +194,9 @@ def _again(
     ready: Ready, guarantee: Guarantee, tapes: Mapping[SiteId, Tape], examples: Examples
 ) -> Play:
     """Played once more, with these examples at site 0."""
-    replaces = "releases" if guarantee.unit == "site" else "gradients"
+    replaces: Literal["gradients", "releases"] = (
+        "releases" if guarantee.unit == "site" else "gradients"
+    )
 
     def wrap(site: SiteId) -> Callable[[SitePrivacy], SitePrivacy]:
         noted = Tape(gradients=list(tapes[site].gradients), releases=list(tapes[site].releases))
@@ -206,7 +209,7 @@ def _again(
 
 
 def _seeded(ready: Ready) -> Setting:
-    """The study's setting with every secret from the public seed, so that worlds can be compared."""
+    """The study's setting with all secrets from the public seed, so that worlds compare."""
     cohort = attrs.evolve(ready.setting.cohort, seeded_noise=True)
     return attrs.evolve(ready.setting, cohort=cohort)
 
