@@ -71,11 +71,17 @@ def p_value(counts: Counts, *, epsilon: float, delta: float) -> float:
         return _fisher(_TINY)
     low = _crossing(lambda chance: v * v - loud(chance), 0.0, meeting)
     high = _crossing(lambda chance: quiet(chance) - v * v, meeting, 1.0)
-    # Tails of a binomial are log-concave in its chance, and so is their product: one peak.
+    # Tails of a binomial are log-concave in its chance, and so is their product: one peak, which
+    # may be the kink where a hit becomes certain.
+    high = min(high, (1.0 - delta) / factor)
     peak = minimize_scalar(
-        lambda chance: -quiet(chance) * loud(chance), bounds=(low, high), method="bounded"
+        lambda chance: -quiet(chance) * loud(chance),
+        bounds=(min(low, high), high),
+        method="bounded",
+        options={"xatol": 1e-6 * high},
     )
-    return min(1.0, _fisher(max(-float(peak.fun), quiet(meeting) * loud(meeting))))
+    tried = (float(peak.x), meeting, high)
+    return min(1.0, _fisher(max(quiet(chance) * loud(chance) for chance in tried)))
 
 
 def _fisher(product: float) -> float:
