@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cohortium.accounting import EPSILON_ERROR, Gaussian, compose
 from cohortium.auditing.findings import Finding
+from cohortium.errors import PrivacyError
 
 if TYPE_CHECKING:
     from cohortium.protocols import PrivacyPlan
@@ -19,10 +20,17 @@ def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
 
     Measurement at a large ε has little power over a whole run, and much over one attempt; what
     one attempt costs is the mechanism's claim, and this is the sum.
+
+    Raises:
+        PrivacyError: The plan names no mechanism.
     """
     guarantee, mechanism = plan.guarantee, plan.mechanism
     assert guarantee is not None, "an audit begins with a claim"
-    assert mechanism is not None, "a guarantee has a mechanism"
+    if mechanism is None:
+        raise PrivacyError(
+            "the privatizer's plan has a guarantee and names no mechanism, so there is nothing to "
+            "compose; hold it to its contract with cohortium check."
+        )
     claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
     spent = compose([(mechanism, attempts)], *claims)
     is_exact = isinstance(mechanism, Gaussian)

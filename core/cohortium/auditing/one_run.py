@@ -23,7 +23,7 @@ from cohortium.auditing.bounds import (
 from cohortium.auditing.findings import ALPHA, Finding
 from cohortium.auditing.playing import Play, Tape
 from cohortium.data import Examples
-from cohortium.errors import RunError
+from cohortium.errors import RunError, StudyError
 from cohortium.ring import RingSum
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def audit_run(
 
     Raises:
         RunError: A round failed.
+        StudyError: The network is too small for so many canaries.
     """
     guarantee = ready.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
@@ -226,7 +227,9 @@ def _dealt(ready: Ready, many: int, rng: np.random.Generator) -> Canaries:
         sites[hand[hand >= first] - first] = site
     trainable = sum(p.numel() for p in vector.trainable(ready.setting.network()))
     if many > trainable:
-        raise RunError(f"the network has {trainable} numbers, too few for {many} canaries.")
+        raise StudyError(
+            f"the network has {trainable} numbers, too few for {many} canaries; ask for fewer."
+        )
     return Canaries(
         coins=rng.random(many) < 0.5,  # noqa: PLR2004
         coordinates=rng.choice(trainable, many, replace=False),
