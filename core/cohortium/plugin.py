@@ -60,7 +60,7 @@ from cohortium.protocols import (
 )
 from cohortium.randomness import Randomness, Seeds, Stream
 from cohortium.ring import FixedPoint, Ring, RingSum, RingVector
-from cohortium.sampling import poisson, poisson_patients, shuffled
+from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.training import (
     Augmentation,
     Objective,
@@ -164,6 +164,7 @@ __all__ = [
     "read_splits",
     "require_per_example",
     "require_separable",
+    "sampled_units",
     "shuffled",
     "vector",
     "with_schedule",

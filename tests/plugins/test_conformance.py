@@ -32,6 +32,7 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site", "adjacency=replace-one"]),
     ("privatizer", "gaussian", ["adjacency=replace-one"]),
     ("privatizer", "gaussian", ["unit=patient"]),
+    ("privatizer", "skellam", ["unit=patient", "against=everyone"]),
     ("privatizer", "gaussian", ["against=coordinator"]),
     ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
