@@ -110,6 +110,42 @@ def _print_result(result: Result) -> None:
 
 
 @app.command()
+def plan(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file; none: the quick start.")
+    ] = None,
+    *,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="table.key=value, over the study; may be repeated."),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="A budget to plan for; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell a study's noise, ε by round, bytes and dropouts, before any training.
+
+    Examples: `cohortium plan`; `cohortium plan study.toml --epsilon 1 --epsilon 6`.
+    """
+    from cohortium import planning
+    from cohortium import study as studies
+
+    ready = studies.read(study, settings or []).prepare()
+    outlooks = planning.look_ahead(ready, epsilon or [])
+    if as_json:
+        typer.echo(json.dumps([o.as_json() for o in outlooks], indent=2, ensure_ascii=False))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for cells in zip(*(o.rows() for o in outlooks), strict=True):
+        table.add_row(cells[0][0], *(value for _, value in cells))
+    console = Console()
+    console.print(table)
+    for warning in dict.fromkeys(w for o in outlooks for w in o.warnings):
+        console.print(warning, markup=False, soft_wrap=True)
+
+
+@app.command()
 def plugins(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False
 ) -> None:

@@ -61,6 +61,25 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert json.loads(again.stdout) == json.loads((tmp_path / "again/result.json").read_text())
 
 
+def test_a_plan_tells_what_the_run_will_promise(tmp_path: Path) -> None:
+    done = cohortium("plan", *SMALL, "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "noise / sensitivity" in done.stdout
+    assert "may be missing" in done.stdout
+    done = cohortium("plan", *SMALL, "--json", "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
+    small, large = json.loads(done.stdout)
+    assert small["guarantee"]["noise_multiplier"] > large["guarantee"]["noise_multiplier"]
+    assert large["spent"][-1] == [2, large["guarantee"]["epsilon"]]
+    run = cohortium("run", *SMALL, "--json", "--out", "record", cwd=tmp_path)
+    assert json.loads(run.stdout)["guarantee"] == large["guarantee"]
+    unprivate = ["--set", "privatizer.name=none", "--epsilon", "1"]
+    refused = cohortium("plan", *SMALL, *unprivate, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "no parameter epsilon" in refused.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "record"]
+
+
 BROKEN = "raise RuntimeError('no licence')"
 SECOND = """
 from attrs import frozen

@@ -30,7 +30,7 @@ training record evaluation
 plugin
 coordinator site
 preparation testing
-rounds
+rounds planning
 federation
 study
 cli
