@@ -65,7 +65,10 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
         ("[federation]\nsite = 3", r"\[federation\] site: .*did you mean sites"),
         ("[federation]\nsites = 0", r"\[federation\].*'sites' must be >= 1"),
         ("[federation]\nsites = true", r"\[federation\] sites: expected int, got True"),
-        ("[privatizer]\nunit = 'person'", r"expected 'example' or 'patient' or 'site', got 'person'"),
+        (
+            "[privatizer]\nunit = 'person'",
+            r"expected 'example' or 'patient' or 'site', got 'person'",
+        ),
         ("[federation]\nsites = 3\nmin_sites = 4", "min_sites = 4 is more than the 3"),
         ("federation = 3", "federation must be a table"),
         ("[model]\nname = 'dpresnt'", "no plugin offers the model 'dpresnt'; did you mean"),
