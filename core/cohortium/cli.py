@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -235,6 +236,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CohortiumError as error:
         typer.echo(f"cohortium: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - told in full
+        # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
+        from cohortium.catalog import discover
+
+        traceback.print_exc()
+        owner = discover().owner(error)
+        fault = "Cohortium, or of a library" if owner is None else f"the plugin {owner.label}"
+        typer.echo(
+            f"cohortium: that is a fault of {fault}; please report the lines above.", err=True
+        )
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             typer.echo("cohortium: stopped.", err=True)

@@ -212,3 +212,28 @@ def test_a_plugin_is_checked_by_name(tmp_path: Path) -> None:
 
 def test_the_version_is_printed(tmp_path: Path) -> None:
     assert cohortium("--version", cwd=tmp_path).stdout.startswith("0.")
+
+
+FAULTY = """
+from attrs import frozen
+from cohortium.plugin import Offer, hookimpl
+COHORTIUM_API = 1
+@frozen
+class Mine:
+    def deal(self, examples, sites, rng):
+        return [examples.images[10 ** 9]]
+@hookimpl
+def cohortium_partitioners():
+    return [Offer("mine", Mine, "Mine.")]
+"""
+
+
+def test_a_plugins_own_fault_is_said_to_be_its(tmp_path: Path) -> None:
+    plugin(tmp_path, "acme_dealer", "dealer", FAULTY)
+    done = cohortium("run", *SMALL, "--set", "partitioner.name=mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "cohortium: that is a fault of the plugin dealer (acme_dealer 1.0); "
+        "please report the lines above."
+    )
