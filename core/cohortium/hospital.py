@@ -20,6 +20,7 @@ from cohortium.protocols import Dataset
 from cohortium.site import Site, Workplace
 
 if TYPE_CHECKING:
+    from cohortium.journal import Journal
     from cohortium.site import Setting
 
 TABLES = ("site", "dataset", "policy")
@@ -97,29 +98,31 @@ class Hospital:
         """What was spent of its data, and what may be."""
         return Account(Ledger(self.folder / self.ledger), self.data, self.policy.budget)
 
-    def open(self, setting: Setting) -> Site:
+    def open_journal(self) -> FileJournal:
+        """Its journal, which serves every run of this process; to be closed in the end.
+
+        Raises:
+            RunError: It is damaged, in use, or cannot be opened.
+        """
+        return FileJournal(self.folder / self.journal)
+
+    def open(self, setting: Setting, journal: Journal) -> Site:
         """Take part in a run.
 
         Raises:
             RefusalError: The run is below a floor, or does not fit the budget; nothing is spent.
             CohortiumError: The hospital's own files do not serve.
         """
-        identity = Identity.read(self.folder / self.identity) if self.identity else None
-        journal = FileJournal(self.folder / self.journal)
-        try:
-            return Site(
-                setting,
-                self.number,
-                self.dataset.load().train,
-                Workplace(setting),
-                identity=identity,
-                journal=journal,
-                policy=self.policy,
-                account=self.account,
-            )
-        except BaseException:
-            journal.close()
-            raise
+        return Site(
+            setting,
+            self.number,
+            self.dataset.load().train,
+            Workplace(setting),
+            identity=Identity.read(self.folder / self.identity) if self.identity else None,
+            journal=journal,
+            policy=self.policy,
+            account=self.account,
+        )
 
 
 def _table(tables: dict[str, Any], name: str, *, where: str) -> dict[str, Any]:
