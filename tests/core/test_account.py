@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -288,10 +288,11 @@ def test_a_missing_ledger_is_no_fresh_budget(tmp_path: Path) -> None:
     account = Account(
         Ledger(tmp_path / "gone.sqlite"), "ours", Budget(epsilon=1.0, delta=1e-5, terms=EVERYONE)
     )
-    for attempt in (
+    tries: list[Callable[[], None]] = [
         lambda: account.admit(RUN, price(), 1),
         lambda: account.charge(RUN, 0, 0, price()),
-    ):
+    ]
+    for attempt in tries:
         with pytest.raises(RefusalError) as error:
             attempt()
         assert error.value.code == "ledger"

@@ -26,7 +26,7 @@ patches layers bookkeeping
 clipping
 catalog
 composition
-account policy
+account policy statement
 training record evaluation
 plugin
 coordinator site
