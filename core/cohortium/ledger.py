@@ -4,7 +4,7 @@
     ledger.create()
 
 A ledger keeps mechanisms, not their ε: what they come to together is worked out when it is asked.
-It is SQLite, so that any tool can read it.  Copy it only where no `-journal` file lies beside it.
+It is SQLite; a price is kept as MessagePack.  Copy it only where no `-journal` file lies beside it.
 """
 
 from __future__ import annotations
