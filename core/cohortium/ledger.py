@@ -18,16 +18,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from attrs import frozen
 
-from cohortium.accounting import Mechanism
 from cohortium.errors import LedgerError
 from cohortium.files import create_whole
-from cohortium.guarantee import Adjacency, Against, Unit
+from cohortium.spending import Price
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from cohortium.protocols import PrivacyPlan
 
 APPLICATION = 0x436F6874
 """What SQLite's header calls the file: "Coht"."""
@@ -61,41 +58,6 @@ CREATE TRIGGER prices_stay BEFORE DELETE ON price
 CREATE TRIGGER prices_stay_as_they_are BEFORE UPDATE ON price
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 """
-
-
-class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """What one attempt costs a site, with the terms on which that holds.
-
-    Attributes:
-        mechanism: What is released; None where it promises nothing.
-        unit: What the mechanism hides.
-        adjacency: What neighbouring data differ in.
-        against: From whom.
-        colluding: How many sites may pool what they know with the adversary.
-        simulation: The noise came from a public seed, so nothing was protected.
-    """
-
-    mechanism: Mechanism | None = None
-    unit: Unit = "example"
-    adjacency: Adjacency = "zero-out"
-    against: Against = "coordinator"
-    colluding: int = 0
-    simulation: bool = False
-
-    @classmethod
-    def of(cls, plan: PrivacyPlan) -> Price:
-        """The price of one attempt under `plan`."""
-        terms = plan.guarantee
-        if terms is None or plan.mechanism is None:
-            return cls()
-        return cls(
-            mechanism=plan.mechanism,
-            unit=terms.unit,
-            adjacency=terms.adjacency,
-            against=terms.against,
-            colluding=terms.colluding,
-            simulation=terms.simulation,
-        )
 
 
 @frozen(kw_only=True)

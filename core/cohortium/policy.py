@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
 
-from cohortium.account import PARTIES, UNITS, Budget, Terms
 from cohortium.catalog import discover
 from cohortium.errors import RefusalError
 from cohortium.guarantee import Against, Unit, rounded_up
 from cohortium.identity import Directory
-from cohortium.ledger import Price
+from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
 from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
@@ -115,6 +114,9 @@ class SitePolicy:
                 "the study's guarantee is against the coordinator, and this site demands one "
                 "against everyone.",
             )
+        objection = self.budget.terms.objection(price)
+        if objection:
+            _refuse("unit", f"{objection}, and this site allows {self.budget}.")
         run = Counter({price: setting.cohort.attempts})
         if not self.budget.holds(run):
             asked = rounded_up(self.budget.terms.epsilon(run, self.delta))

@@ -11,8 +11,8 @@ from cohortium import messages, vector
 from cohortium.counting import Counted
 from cohortium.errors import MessageError, RefusalError, StudyError
 from cohortium.journal import MemoryJournal
-from cohortium.ledger import Price
 from cohortium.randomness import Randomness
+from cohortium.spending import Price
 from cohortium.vocabulary import (
     Ask,
     Member,

@@ -10,16 +10,17 @@ import attrs
 import msgspec
 from attrs import frozen
 
-from cohortium.account import Budget, Terms
 from cohortium.accounting import Gaussian
 from cohortium.composition import near
 from cohortium.errors import LedgerError
 from cohortium.guarantee import rounded_up
+from cohortium.spending import Budget, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.ledger import Ledger, Price, Run
+    from cohortium.ledger import Ledger, Run
+    from cohortium.spending import Price
 
 DELTA = 1e-5
 """δ at which ε is given where no budget says another."""

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium import accounting
-from cohortium.account import Account, Budget, Terms
+from cohortium.account import Account
 from cohortium.accounting import ORDERS, Gaussian, Renyi
 from cohortium.data import Examples
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.guarantee import Adjacency, Against, Unit
-from cohortium.ledger import Ledger, Price
+from cohortium.ledger import Ledger
+from cohortium.spending import Budget, Price, Terms
 
 RUN, OTHER = b"sixteen bytes id", b"another run's id"
 EVERYONE = Terms(unit="example", against="everyone")

@@ -18,7 +18,7 @@ FLOORS = """\
 errors
 files journal
 randomness ring guarantee accounting messages metrics data arrays identity
-wire events ledger
+wire events spending ledger
 vocabulary
 protocols hooks
 vector sampling counting

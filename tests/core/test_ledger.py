@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from cohortium.account import Account, Budget, Terms
+from cohortium.account import Account
 from cohortium.accounting import ORDERS, Gaussian, Renyi
 from cohortium.errors import LedgerError, RefusalError
-from cohortium.ledger import SCHEMA, Ledger, Price
+from cohortium.ledger import SCHEMA, Ledger
+from cohortium.spending import Budget, Price, Terms
 
 RUN = b"sixteen bytes id"
 PRICE = Price(mechanism=Gaussian(noise_multiplier=10.0), against="everyone")
@@ -194,7 +195,8 @@ KILLING = dedent(
     from pathlib import Path
     from cohortium.account import Account
     from cohortium.accounting import Gaussian
-    from cohortium.ledger import Ledger, Price
+    from cohortium.ledger import Ledger
+    from cohortium.spending import Price
 
     path, window, synced, kills = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     run = b"sixteen bytes id"
@@ -311,10 +313,11 @@ RACING = dedent(
     """
     import sys
     from pathlib import Path
-    from cohortium.account import Account, Budget, Terms
+    from cohortium.account import Account
     from cohortium.accounting import Gaussian
     from cohortium.errors import RefusalError
-    from cohortium.ledger import Ledger, Price
+    from cohortium.ledger import Ledger
+    from cohortium.spending import Budget, Price, Terms
 
     budget = Budget(
         epsilon=1.0, delta=1e-5, terms=Terms(unit="example", against="everyone")
@@ -366,7 +369,8 @@ FILLING = dedent(
     from pathlib import Path
     from cohortium.account import Account
     from cohortium.errors import RefusalError
-    from cohortium.ledger import Ledger, Price
+    from cohortium.ledger import Ledger
+    from cohortium.spending import Price
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     size = Path(sys.argv[1]).stat().st_size

@@ -12,17 +12,19 @@ import pytest
 from attrs import evolve, field, frozen
 
 from bed import Squares, tiny
-from cohortium import Federation
+from cohortium import Federation, Guarantee
+from cohortium.accounting import ORDERS, Renyi
 from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
 from cohortium.events import Event, RoundFinished, SiteFailed
 from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, MemoryJournal
-from cohortium.ledger import Ledger, Price
+from cohortium.ledger import Ledger
 from cohortium.messages import decode_either
 from cohortium.plugin import Exchange, OpenSite, Randomness, SiteRecipe
 from cohortium.policy import SitePolicy
 from cohortium.site import Recipe, Setting, Site
+from cohortium.spending import Price
 from cohortium.wire import Refusal, Reply
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -154,6 +156,25 @@ def test_a_strong_unit_counts_by_what_it_proves() -> None:
     SitePolicy(**{**LENIENT, "unit": "site", "epsilon": 6.0}).admit(agreed)
     with pytest.raises(RefusalError, match=r"come to ε = 1[0-9]"):
         SitePolicy(**{**LENIENT, "epsilon": 6.0}).admit(agreed)
+
+
+@frozen
+class Curve:
+    """A plan that is known by a curve for whole sites alone."""
+
+    guarantee: Guarantee
+    mechanism: Renyi
+
+
+def test_a_strong_unit_that_proves_nothing_here_is_refused() -> None:
+    agreed = setting(privatizer=SITE_LEVEL)
+    assert agreed.plan.guarantee is not None
+    curve = Renyi(name="curve", bounds=(0.01,) * len(ORDERS))
+    plan: Any = Curve(agreed.plan.guarantee, curve)
+    odd = evolve(agreed, plan=plan)
+    SitePolicy(**{**LENIENT, "unit": "site"}).admit(odd)
+    with pytest.raises(RefusalError, match="known of one site gives no bound for one example"):
+        SitePolicy(**LENIENT).admit(odd)
 
 
 # --- The file ------------------------------------------------------------------------------------
