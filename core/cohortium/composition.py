@@ -120,7 +120,10 @@ def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
 def _required(factory: Callable[..., Any]) -> list[str]:
     """The parameters of `factory` that have no default."""
     known = inspect.signature(factory).parameters.values()
-    return [parameter.name for parameter in known if parameter.default is parameter.empty]
+    return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
+
+
+_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def read_toml(path: Path, *, what: str) -> dict[str, Any]:
