@@ -115,6 +115,11 @@ class Catalog:
         found = [owners[package] for package in packages if package in owners]
         return found[-1] if found else None
 
+    def makers_of(self, instance: object) -> list[PluginRecord]:
+        """The plugins whose package holds the class of `instance`; usually one, or none."""
+        package = type(instance).__module__.split(".")[0]
+        return [record for record in self.records if record.target.split(".")[0] == package]
+
     def _hint(self, role: Role, name: str) -> str:
         known = self.names(role)
         unusable = {r.name: r for r in self.records if r.status != "active"}

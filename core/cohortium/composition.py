@@ -18,6 +18,7 @@ from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.hooks import Role
@@ -90,10 +91,13 @@ def call(
         StudyError: A key is unknown or missing, or a value does not fit.
         PluginError: The factory's annotations cannot be read.
     """
-    types = parameters(factory, what=what)
+    types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
     for key in given:
         if key not in types:
             raise StudyError(f"{where} {key}: {what} has no such parameter; {near(key, types)}")
+    absent = [key for key in _required(factory) if key in types and key not in given]
+    if absent:
+        raise StudyError(f"{where}: {what} needs {' and '.join(absent)}.")
     arguments = {}
     for key, value in given.items():
         try:
@@ -136,6 +140,35 @@ def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
         raise PluginError(
             f"{what}: its parameters must be annotated with types that can be imported ({error})."
         ) from error
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The parameters of `factory` that have no default."""
+    known = inspect.signature(factory).parameters.values()
+    return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
+
+
+_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def read_toml(path: Path, *, what: str) -> dict[str, Any]:
+    """The tables of the TOML file at `path`.
+
+    Args:
+        path: The file.
+        what: How an error names it.
+
+    Raises:
+        StudyError: It cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read {what} {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path} is not a text file in UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is not valid TOML: {error}.") from error
 
 
 def parse(text: str) -> Any:

@@ -47,7 +47,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     where = "the quick start"
     if path is not None:
         where = str(path)
-        tables = merge(tables, _parse(path), where=where)
+        tables = merge(tables, composition.read_toml(path, what="the study"), where=where)
     for setting in settings:
         tables = merge(tables, _parse_setting(setting), where=f"--set {setting}")
     return build(tables, where=where)
@@ -100,17 +100,6 @@ def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         is_table = isinstance(old, dict) and isinstance(value, dict)
         merged[key] = _deep(cast("dict[str, Any]", old), value) if is_table else value
     return merged
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not a text file in UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path} is not valid TOML: {error}.") from error
 
 
 def _parse_setting(setting: str) -> dict[str, Any]:

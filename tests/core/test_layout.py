@@ -18,7 +18,7 @@ FLOORS = """\
 errors
 files journal
 randomness ring guarantee accounting messages metrics data arrays identity
-wire events
+wire events spending ledger
 vocabulary
 protocols hooks
 vector sampling counting
@@ -26,10 +26,11 @@ patches layers bookkeeping
 clipping
 catalog
 composition
+account policy statement
 training record evaluation
 plugin
 coordinator site
-preparation testing
+preparation hospital testing
 rounds planning
 federation
 study

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cohortium.cli._ledger import ledger
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -227,6 +228,9 @@ def keygen(
     identity = Identity.draw(Randomness.system())
     identity.create(out)
     typer.echo(line_of(site, identity.public))
+
+
+app.command()(ledger)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
