@@ -117,7 +117,7 @@ def parse(text: str) -> Any:
     """A value given on the command line: TOML, or else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()
 
 

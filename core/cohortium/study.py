@@ -26,6 +26,10 @@ Tables = dict[str, dict[str, Any]]
 TABLES = ("federation", *PARTS)
 """The tables of a study file."""
 
+_MOST_BYTES = 1 << 16
+_MOST_LEVELS = 16
+"""Far more than any plugin's parameters need."""
+
 
 def quick_start() -> Tables:
     """The study that is run when none is given, and the default of every key."""
@@ -75,8 +79,9 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
     """`tables` with `changes`; a table whose `name` changes keeps nothing of the old one.
 
     Raises:
-        StudyError: There is no such table, or it is not one.
+        StudyError: There is no such table, or it is not one, or it is too deep.
     """
+    _require_shallow(changes, where=where)
     merged: Tables = dict(tables)
     for table, values in changes.items():
         if table not in TABLES:
@@ -102,14 +107,33 @@ def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _require_shallow(changes: Mapping[str, Any], *, where: str) -> None:
+    """Refuse what is nested so deeply that comparing or showing it would fail."""
+    level: list[Any] = [changes]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise StudyError(f"{where}: tables are nested deeper than {_MOST_LEVELS} levels.")
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise StudyError(f"the study {path} is larger than {_MOST_BYTES} bytes.")
+        return tomllib.loads(data.decode())
     except OSError as error:
         raise StudyError(f"cannot read the study {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not a text file in UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Beside its own error tomllib lets through what Python says of a number of 5,000 digits.
         raise StudyError(f"{path} is not valid TOML: {error}.") from error
 
 
