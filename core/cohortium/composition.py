@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import tomllib
 import typing
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,6 @@ from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.hooks import Role
@@ -149,34 +147,6 @@ def _required(factory: Callable[..., Any]) -> list[str]:
 
 
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def read_toml(path: Path, *, what: str) -> dict[str, Any]:
-    """The tables of the TOML file at `path`.
-
-    Args:
-        path: The file.
-        what: How an error names it.
-
-    Raises:
-        StudyError: It cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read {what} {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not a text file in UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path} is not valid TOML: {error}.") from error
-
-
-def parse(text: str) -> Any:
-    """A value given on the command line: TOML, or else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text.strip()
 
 
 def near(key: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from attrs import field, frozen
 from attrs.validators import ge, min_len
 
 from cohortium import composition
+from cohortium import tables as toml
 from cohortium.account import Account
 from cohortium.catalog import discover
 from cohortium.errors import StudyError
@@ -65,7 +66,7 @@ class Hospital:
             PluginError: Its data set is of no usable plugin.
             IdentityError: The directory that it pins is missing or damaged.
         """
-        where, tables = str(path), composition.read_toml(path, what="the site file")
+        where, tables = str(path), toml.read(path, what="the site file")
         for name in tables:
             if name not in TABLES:
                 raise StudyError(

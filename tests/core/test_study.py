@@ -74,6 +74,11 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
         ("[model]\nname = 'dpresnt'", "no plugin offers the model 'dpresnt'; did you mean"),
         ("[model]\nname = 3", r"\[model\]: name must be a string"),
         ("[model\n", "not valid TOML"),
+        (f"[federation]\nsites = {'9' * 5_000}", "not valid TOML: Exceeds the limit"),
+        (f"[model]\nwidth = {'[' * 5_000}", "not valid TOML: .*recursion"),
+        (f"[federation]\nsites{'.a' * 500} = 1", "nested deeper than 16"),
+        (f"[federation]\nsites = {'[' * 40}{']' * 40}", "nested deeper than 16"),
+        ("#" * 70_000, "larger than 65536 bytes"),
     ],
 )
 def test_errors_name_the_file_the_key_and_what_was_expected(
@@ -87,6 +92,19 @@ def test_errors_name_the_file_the_key_and_what_was_expected(
 def test_a_setting_of_another_form_is_refused(setting: str) -> None:
     with pytest.raises(StudyError, match=r"write it as table\.key=value"):
         study.read(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (f"model.width{'.a' * 500}=1", "nested deeper than 16"),
+        (f"model.width={'9' * 5_000}", "width: expected int"),
+        (f"model.width={'[' * 5_000}", "width: expected int"),
+    ],
+)
+def test_a_setting_that_python_cannot_hold(setting: str, words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        study.read(None, ["model.name=cnn", setting])
 
 
 def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.plugin import Randomness, RefusalError
+from cohortium.plugin import Randomness, RefusalError, Stream
 from cohortium_secagg._graph import Graph, core
 from cohortium_secagg._keys import KeyPair, is_sound, seal, unseal
 from cohortium_secagg._masks import Mask, apply, pairwise
@@ -129,6 +129,28 @@ def test_labels_differ_wherever_anything_differs() -> None:
 
 
 # --- Shamir ---------------------------------------------------------------------------------------
+
+# Wikipedia, "Shamir's secret sharing", example: 1234 + 166 x + 94 x² at x = 1, …, 6.  The numbers
+# are smaller than the field, and so the same in it; site k holds the value at k + 1.
+EXAMPLE = {0: 1494, 1: 1942, 2: 2578, 3: 3402, 4: 4414, 5: 5614}
+
+
+class Scripted(Stream):
+    """A stream that draws the example's coefficients, the highest first."""
+
+    def __init__(self) -> None:
+        self.left = [94, 166]
+
+    def below(self, limit: int) -> int:
+        return self.left.pop(0)
+
+
+@pytest.mark.parametrize("holders", [(1, 3, 4), (0, 1, 2), (5, 0, 3)])
+def test_the_published_example_of_sharing(holders: tuple[int, ...]) -> None:
+    secret = (1234).to_bytes(32, "big")
+    shares = split(secret, EXAMPLE, threshold=3, stream=Scripted())
+    assert {site: int.from_bytes(share, "big") for site, share in shares.items()} == EXAMPLE
+    assert Interpolation(holders).secret(shares) == secret
 
 
 def test_the_field_is_prime() -> None:
