@@ -17,7 +17,7 @@ CORE = ROOT / "core" / "cohortium"
 FLOORS = """\
 errors
 files journal
-randomness ring guarantee messages metrics data arrays identity
+randomness packing ring guarantee messages metrics data arrays identity
 wire events
 vocabulary
 protocols hooks
