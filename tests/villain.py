@@ -55,6 +55,8 @@ Pairs: TypeAlias = Mapping[int, tuple[Any, Any]]
 
 RING = Ring(20)
 
+COORDINATOR = KeyPair(b"the coordinator of all attempts.").public
+
 
 class Villain:
     """Sites that keep to the protocol, and a coordinator that need not."""
@@ -133,7 +135,7 @@ class Villain:
 
     def advertise(self, sites: Iterable[int] | None = None) -> dict[int, SignedKeys]:
         for site in self.everyone if sites is None else sites:
-            reply = self.ask(site, AskKeys(self.attempt))
+            reply = self.ask(site, AskKeys(self.attempt, COORDINATOR))
             self.keys[site] = decode(reply, SignedKeys if self.rules.is_active else Keys)
         return self.keys
 
