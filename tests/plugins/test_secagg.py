@@ -254,8 +254,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     ward = Ward(SecAgg(), 6, bits=27, length=1000)
     ward.run(lost={4: VECTOR})
     assert ward.transcript.hexdigest() == (
-        # Taken when a vector's tag took the place of its hash.
-        "f2eafb7dcff763c9d23dea426725a84360f7d21cdf917ea9c2d7c723780bf414"
+        # Taken when a message became a pair, after a tag had taken the place of a vector's hash.
+        "fa3734788c5c8d29be23defd1469fa45e3829de37a2c794130c77820298aaef7"
     )
 
 

@@ -110,8 +110,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     there = ward(6, bits=27, length=1000)
     there.run(lost={4: VECTOR})
     assert there.transcript.hexdigest() == (
-        # Taken when a vector's tag took the place of its hash.
-        "ed9cbd7bb4b705fd7313e7783b2f9a348772f8571d119712af55cd7809174dff"
+        # Taken when a message became a pair, after a tag had taken the place of a vector's hash.
+        "38c30a49f498dbf1fdac6842aebdea2bab505d2d7aeb6676ef26c3bdaf9f9955"
     )
 
 
