@@ -45,17 +45,17 @@ def places(bits: int, word: DTypeLike) -> tuple[Place, ...]:
 
 
 def pack(values: Lanes, out: Lanes, lanes: Sequence[Place]) -> None:
-    """Lay `values` (w, n), each below 2**bits, into all of `out` (bits, n)."""
-    spare, rows = np.empty_like(values[0]), list(out)
+    """Lay the lowest bits of `values` (w, n) into all of `out` (bits, n)."""
+    low = np.array((1 << len(out)) - 1, values.dtype)
+    lowest, spare, rows = np.empty_like(values[0]), np.empty_like(values[0]), list(out)
     for value, (row, shift, over) in zip(values, lanes, strict=True):
-        if shift is None:
-            np.copyto(rows[row], value)
-        else:
-            np.left_shift(value, shift, out=spare)
+        np.bitwise_and(value, low, out=rows[row] if shift is None else lowest)
+        if shift is not None:
+            np.left_shift(lowest, shift, out=spare)
             np.bitwise_or(rows[row], spare, out=rows[row])
         if over is not None:
             # Nothing lies in the next row yet.
-            np.right_shift(value, over, out=rows[row + 1])
+            np.right_shift(lowest, over, out=rows[row + 1])
 
 
 def add(packed: Lanes, total: Lanes, lanes: Sequence[Place]) -> None:

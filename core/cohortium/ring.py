@@ -100,11 +100,10 @@ class Ring:
     def pack_piece(self, words: Words, out: memoryview) -> None:
         """Pack the elements of one piece into the bytes that are its place."""
         lane = self._lane(len(words))
-        values = np.empty(lane * self.lanes, dtype=self.word)
-        np.bitwise_and(words, self._low, out=values[: len(words)])
-        values[len(words) :] = 0
+        if len(words) != lane * self.lanes:
+            words = np.concatenate([words, self.zeros(lane * self.lanes - len(words))])
         rows = cast("Words", np.frombuffer(out, dtype=self.word)).reshape(self.bits, lane)
-        packing.pack(values.reshape(self.lanes, lane), rows, self._places)
+        packing.pack(words.reshape(self.lanes, lane), rows, self._places)
 
     def unpack(self, data: bytes | memoryview, length: int) -> Words:
         """The `length` elements that `pack` turned into `data`.
@@ -133,7 +132,7 @@ class Ring:
         # In a message the words may begin at any byte, where NumPy would go through them slowly.
         words = np.require(np.frombuffer(data, dtype=self.word), requirements="A")
         rows = cast("Words", words).reshape(self.bits, lane)
-        if len(total) == lane * self.lanes:
+        if len(total) == lane * self.lanes and total.flags.c_contiguous:
             packing.add(rows, total.reshape(self.lanes, lane), self._places)
         else:
             padded = self.zeros(lane * self.lanes)

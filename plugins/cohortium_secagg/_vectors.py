@@ -12,6 +12,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cohortium_secagg._masks import Streams, apply
 
 if TYPE_CHECKING:
@@ -37,8 +39,10 @@ def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
 
     def work(pieces: Sequence[Piece]) -> None:
         streams = Streams(masks, pieces[0].values.start * words.itemsize)
+        copy = np.empty_like(words[pieces[0].values])
         for piece in pieces:
-            part = words[piece.values].copy()
+            part = copy[: piece.values.stop - piece.values.start]
+            np.copyto(part, words[piece.values])
             streams.apply(part)
             ring.pack_piece(part, out[piece.packed])
 

@@ -40,6 +40,10 @@ def test_packed_vectors_are_added_wherever_they_lie(
     total = one.copy()
     ring.add(memoryview(bytes(offset) + ring.pack(two))[offset:], total)
     assert np.array_equal(ring.signed(total), ring.signed(one + two))
+    spread = np.repeat(one, 2)
+    ring.add(ring.pack(two), spread[::2])
+    assert np.array_equal(spread[::2], total)
+    assert np.array_equal(spread[1::2], one)
 
 
 def test_the_layout_of_packed_elements_is_frozen() -> None:
