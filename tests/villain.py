@@ -27,6 +27,7 @@ from cohortium.plugin import (
     encode,
 )
 from cohortium_secagg import SecAgg
+from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, apply, pairwise
 from cohortium_secagg._messages import (
     AskConsent,
@@ -52,6 +53,8 @@ Pairs: TypeAlias = Mapping[int, tuple[Any, Any]]
 """Sealing and masking key pairs, by site."""
 
 RING = Ring(20)
+
+COORDINATOR = KeyPair(b"the coordinator of all attempts.").public
 
 
 class Villain:
@@ -131,7 +134,7 @@ class Villain:
 
     def advertise(self, sites: Iterable[int] | None = None) -> dict[int, SignedKeys]:
         for site in self.everyone if sites is None else sites:
-            reply = self.ask(site, AskKeys(self.attempt))
+            reply = self.ask(site, AskKeys(self.attempt, COORDINATOR))
             self.keys[site] = decode(reply, SignedKeys if self.rules.is_active else Keys)
         return self.keys
 

@@ -59,7 +59,7 @@ from cohortium.protocols import (
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
-from cohortium.ring import FixedPoint, Ring, RingSum, RingVector
+from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.training import (
     Augmentation,
@@ -113,6 +113,7 @@ __all__ = [
     "Offer",
     "OpenSite",
     "Partitioner",
+    "Piece",
     "PluginError",
     "PrivacyError",
     "PrivacyPlan",

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import ge
 
 from cohortium.plugin import Aggregator, Offer, Ring, Secrecy, SumSetting, hookimpl
 
@@ -59,10 +60,13 @@ class SecAgg:
         threshold: Shareholders that recover a secret; fewer learn nothing about it.  0 chooses 4,
             or against an active coordinator the least t with 2t > m + colluding, for m sites.
         shares: Shareholders of a secret.  0 chooses 5, or all.
+        threads: How many mask and sum vectors, at each party for itself.  0 takes one for each
+            core that the party's process may use.  The bits are the same whatever the number.
     """
 
     threshold: int = 0
     shares: int = 0
+    threads: int = field(default=0, validator=ge(0))
 
     def secrecy(self, cohort: Cohort) -> Secrecy:
         """What is hidden from the coordinator and `cohort.colluding` sites.
@@ -85,10 +89,11 @@ class SecAgg:
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
         from cohortium_secagg._rules import Rules
+        from cohortium_secagg._vectors import cores
 
         rules = Rules.agreed(self.threshold, self.shares, setting)
         rules.require_directory()
-        return SecAggCoordinator(rules, secret)
+        return SecAggCoordinator(rules, secret, threads=self.threads or cores())
 
     def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """One site's session of a run.
@@ -99,10 +104,11 @@ class SecAgg:
         """
         from cohortium_secagg._rules import Rules
         from cohortium_secagg._site import SecAggSite
+        from cohortium_secagg._vectors import cores
 
         rules = Rules.agreed(self.threshold, self.shares, setting)
         rules.require_directory()
-        return SecAggSite(rules, member)
+        return SecAggSite(rules, member, threads=self.threads or cores())
 
 
 @hookimpl

@@ -17,7 +17,7 @@ CORE = ROOT / "core" / "cohortium"
 FLOORS = """\
 errors
 files journal tables
-randomness ring guarantee accounting messages metrics data arrays identity
+randomness packing ring guarantee accounting messages metrics data arrays identity
 wire events spending ledger
 vocabulary
 protocols hooks

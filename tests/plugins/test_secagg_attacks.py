@@ -21,7 +21,7 @@ from cohortium_secagg._messages import (
 from cohortium_secagg._party import Masked, Party
 from cohortium_secagg._rules import Rules
 from cohortium_secagg._site import DUE, SecAggSite
-from villain import Villain, is_refused, nothing
+from villain import COORDINATOR, Villain, is_refused, nothing
 
 Patch = pytest.MonkeyPatch
 
@@ -109,7 +109,7 @@ def test_a_site_that_restarts_after_masking_has_no_part_in_the_attempt(end: str)
         villain.open(0, signatures)
     villain.restart()
     for request in (
-        AskKeys(0),
+        AskKeys(0, COORDINATOR),
         AskSharesAmong(0, villain.keys),
         AskVector(0, {}),
         AskConsent(0, tuple(range(10))),
