@@ -20,12 +20,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import ge, le, lt
 
 from cohortium.plugin import Aggregator, Offer, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import CoordinatorSession, Member, Randomness, SiteSession, SumSetting
+    from cohortium.plugin import (
+        Cohort,
+        CoordinatorSession,
+        Member,
+        Randomness,
+        SiteSession,
+        SumSetting,
+    )
+    from cohortium_secagg._secrecy import Secrecy
 
 COHORTIUM_API = 1
 
@@ -54,15 +63,34 @@ class SecAgg:
         rests also on Ed25519, and on a directory that is the same and true at every honest site.
         Dropouts and colluding sites draw on the same neighbours: 4 of 5 shares survive one lost
         shareholder in a neighbourhood, or three colluding sites, but not both at once.
+        With `dropout`, an attempt survives the loss of that fraction of its sites, at whatever
+        stages, but for one in 2**20.  On a sparse graph the first guarantee then holds for all
+        attempts of the run but with probability 2**-security: it rests on the graph, which is drawn
+        independently of who colludes and who is lost (`_bounds` has the calculation).
 
     Attributes:
         threshold: Shareholders that recover a secret; fewer learn nothing about it.  0 chooses 4,
-            or against an active coordinator the least t with 2t > m + colluding, for m sites.
-        shares: Shareholders of a secret.  0 chooses 5, or all.
+            or the greatest that survives `dropout`, or against an active coordinator the least t
+            with 2t > m + colluding, for m sites.
+        shares: Shareholders of a secret.  0 chooses 5, or the least that survive `dropout`, or all.
+        dropout: The largest fraction of sites that may drop out of an attempt.  0 declares none.
+        security: The sparse graph that `dropout` asks for may fail in one of 2**security runs.
     """
 
-    threshold: int = 0
-    shares: int = 0
+    threshold: int = field(default=0, validator=ge(0))
+    shares: int = field(default=0, validator=ge(0))
+    dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
+    security: int = field(default=40, validator=[ge(1), le(256)])
+
+    def secrecy(self, cohort: Cohort) -> Secrecy:
+        """What the coordinator and the colluding sites of `cohort` can learn, and its numbers.
+
+        Raises:
+            StudyError: It protects too little, or the cohort cannot meet it.
+        """
+        from cohortium_secagg._secrecy import choose
+
+        return choose(self, cohort)
 
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
@@ -74,7 +102,7 @@ class SecAgg:
         from cohortium_secagg._coordinator import SecAggCoordinator
         from cohortium_secagg._rules import Rules
 
-        return SecAggCoordinator(Rules.agreed(self.threshold, self.shares, setting), secret)
+        return SecAggCoordinator(Rules.agreed(self, setting), secret)
 
     def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """One site's session of a run.
@@ -86,7 +114,7 @@ class SecAgg:
         from cohortium_secagg._rules import Rules
         from cohortium_secagg._site import SecAggSite
 
-        return SecAggSite(Rules.agreed(self.threshold, self.shares, setting), member)
+        return SecAggSite(Rules.agreed(self, setting), member)
 
 
 @hookimpl
