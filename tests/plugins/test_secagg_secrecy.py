@@ -146,7 +146,7 @@ def test_as_many_as_were_declared_may_drop_out_at_any_stage(seed: int) -> None:
 
 def test_below_the_least_sum_nothing_is_opened() -> None:
     ward = Ward(SecAgg(dropout=0.05), 60, colluding=6)
-    least = ward.coordinator._rules.floor
+    least = SecAgg(dropout=0.05).secrecy(ward.setting.cohort).contributors
     assert 20 < least <= 57
     with pytest.raises(TooFewSitesError, match=f"but a sum is opened over at least {least}"):
         ward.run(lost=dict.fromkeys(range(61 - least), VECTOR))
