@@ -6,8 +6,8 @@
 All parties are in this process, on one core.  `sites` sums 10,000 values of 100 to 1,000 sites,
 5 % of which collude and 5 % are lost, a quarter of those at each stage; neighbours and threshold
 are calculated.  `values` sums up to 100 million values of five sites, one lost after sharing.
-Memory is what Python and numpy allocate beyond what a party is given: tracing it slows the run, so
-seconds are those of a second run without.  Prints a table in Markdown.
+Seconds are the processor's.  Memory is what Python and numpy allocate beyond what a party is given;
+tracing it slows the run, so it is taken from a second one.  Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Meter:
         traced = tracemalloc.is_tracing()
         if traced:
             tracemalloc.reset_peak()
-        before, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
+        before, start = tracemalloc.get_traced_memory()[0], time.process_time()
         result = work()
-        self.seconds[party] += time.perf_counter() - start
+        self.seconds[party] += time.process_time() - start
         if traced:
             after, peak = tracemalloc.get_traced_memory()
             self.peak[party] = max(self.peak[party], self._held[party] + peak - before)

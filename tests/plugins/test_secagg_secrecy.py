@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +65,18 @@ def test_a_longer_run_and_more_security_take_more() -> None:
         return wish.secrecy(cohort(1_000, 50, rounds=rounds)).shares
 
     assert least(1, 20) < least(1, 40) < least(1_000, 40) < least(1, 80)
+
+
+def test_the_table_in_the_docs_is_what_is_calculated() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "secagg.md").read_text("utf-8")
+    rates = (0.05, 0.1, 0.2, 0.33)
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+ of \d+; .*) \|$", page, re.MULTILINE)
+    assert len(rows) == 14
+    for sites, colluding, cells in rows:
+        asked = cohort(int(sites.replace(",", "")), int(colluding), rounds=100)
+        chosen = [SecAgg(dropout=rate).secrecy(asked) for rate in rates]
+        told = [f"{c.threshold} of {c.shares}; {c.contributors}" for c in chosen]
+        assert cells.split(" | ") == told
 
 
 @pytest.mark.parametrize(
