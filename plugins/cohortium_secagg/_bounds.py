@@ -8,11 +8,10 @@ places is hypergeometric, and what can go wrong is bounded by a sum over sites o
     split        the honest contributors fall into parts: the sum of each can be opened
     unrecovered  fewer than t holders of a secret that is needed are left: nothing can be opened
 
-Bell et al. (2020), section 3, bound the same three events.  The hypergeometric tails in place of
-closed forms, and the two gaps in the circle, are those of their parameter finder
+Bell et al. (2020) bound the same three events.  The hypergeometric tails in place of closed forms,
+and the two gaps in the circle, are those of the parameter finder in Google's implementation
 (google-parfait/federated-compute, fcp/secagg/server/graph_parameter_finder.cc).  Here a site is a
-shareholder of its own secrets too, which saves a neighbour or two; colluding ones need t among k,
-whether or not they are one another's neighbours.
+shareholder of its own secrets too, and the graph is drawn over the sites that sent keys.
 
 All arithmetic is in integers: no figure is rounded to the insecure side.
 """
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNRECOVERED = Fraction(1, 1 << 20)
-"""How often an attempt may fail though no more sites are lost than declared; the authors' figure.
+"""How often an attempt may fail though no more sites are lost than declared, as in that finder.
 
 A failed attempt is tried again and reveals nothing, so this is not a matter of security.
 """
