@@ -55,7 +55,8 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        # This checkout, wherever the installed package lies.
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'core'}:{ROOT / 'plugins'}"},
         capture_output=True,
         text=True,
         check=False,

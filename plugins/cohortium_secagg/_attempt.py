@@ -66,11 +66,11 @@ class Attempt:
         A survivor whose neighbours are all lost or colluding is alone behind masks that the
         coordinator can take off.
         """
-        colluding = self.rules.setting.cohort.colluding
-        if not graph.stays_whole(sites, without=colluding):
+        removable = self.rules.removable
+        if not graph.stays_whole(sites, without=removable):
             raise TooFewSitesError(
                 f"{len(self.sites) - len(sites)} of {len(self.sites)} sites are lost, and with "
-                f"{colluding} colluding sites the coordinator could open the sum of the others in "
+                f"{removable} colluding sites the coordinator could open the sum of the others in "
                 "parts; more shares prevent that."
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cohortium.plugin import FileJournal, StudyError
-from cohortium_secagg import SecAgg, _rules
+from cohortium_secagg import SecAgg, _sharing
 from cohortium_secagg._consent import Consented
 from cohortium_secagg._messages import (
     AskConsent,
@@ -159,7 +159,7 @@ def test_a_threshold_below_the_floor_would_give_both_kinds_of_share(monkeypatch:
     with pytest.raises(StudyError, match="threshold is 5, but must be at least 6"):
         Villain(aggregator=SecAgg(threshold=5))
     is_refused("consent", split_in_half, Villain(aggregator=SecAgg(threshold=6)))
-    monkeypatch.setattr(_rules, "_require", nothing)
+    monkeypatch.setattr(_sharing, "_require", nothing)
     villain = Villain(aggregator=SecAgg(threshold=5))
     assert split_in_half(villain) == villain.truth(0)
 
