@@ -85,7 +85,8 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plugins|check|keygen|ledger)\b[^`\n;]*)", re.MULTILINE
+        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|keygen|ledger)\b[^`\n;]*)",
+        re.MULTILINE,
     )
     lines = set()
     for page in PAGES:
@@ -102,7 +103,7 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
     assert result.exit_code == 0
     options = {word for word in words[1:] if word.startswith("--")}
     assert all(option in result.output for option in options), result.output
-    if words[0] != "run" or "mlp" in line:
+    if words[0] not in ("run", "plan", "audit") or "mlp" in line:
         return
     path = None
     if "paper.toml" in words:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from cohortium.guarantee import Guarantee
     from cohortium.protocols import SitePrivacy
     from cohortium.ring import RingVector
-    from cohortium.vocabulary import Index
+    from cohortium.vocabulary import Index, Work
 
 
 @define(eq=False)
@@ -70,6 +71,13 @@ class Counted:
         if self._gradient is not None and not self._gradient.equal(vector.to(self._gradient)):
             raise _broken("releases something else than the gradient that was clipped")
         return self.private.release(vector, weight)
+
+
+def guarded(private: SitePrivacy, guarantee: Guarantee | None, work: Work) -> SitePrivacy:
+    """`private` as a trainer gets it: counted, where single examples or patients are protected."""
+    if guarantee is None or guarantee.unit == "site":
+        return private
+    return Counted(private, work.steps, is_noised_late=guarantee.against == "coordinator")
 
 
 def _broken(what: str) -> RefusalError:

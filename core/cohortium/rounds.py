@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
     from cohortium.protocols import Exchange, Observer
+    from cohortium.site import Setting
     from cohortium.vocabulary import SiteId
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
@@ -121,7 +122,8 @@ class Run:
         cohort = self.ready.setting.cohort
         training = 0.0
         while True:
-            self.coordinator.open(number, self.attempt, self._chosen(number))
+            sites = asked(self.ready.setting, number, self.attempt)
+            self.coordinator.open(number, self.attempt, sites)
             self.attempt += 1
             training += self._carry(exchange)
             try:
@@ -146,14 +148,6 @@ class Run:
                 began = time.perf_counter()
             spent += time.perf_counter() - began
         return spent
-
-    def _chosen(self, number: int) -> tuple[SiteId, ...]:
-        """The sites that this attempt asks; a public choice, which amplifies nothing."""
-        cohort = self.ready.setting.cohort
-        if cohort.size == cohort.sites:
-            return tuple(range(cohort.sites))
-        rng = self.ready.setting.seeds.generator("cohort", number, self.attempt)
-        return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))
 
     def _start(self) -> RunStarted:
         ready, setting = self.ready, self.ready.setting
@@ -211,6 +205,15 @@ class Run:
         """Tell every observer."""
         for listener in self.listeners:
             listener(event)
+
+
+def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:
+    """The sites that an attempt at round `number` asks: a public choice, and no amplification."""
+    cohort = setting.cohort
+    if cohort.size == cohort.sites:
+        return tuple(range(cohort.sites))
+    rng = setting.seeds.generator("cohort", number, attempt)
+    return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))
 
 
 def named_weights(net: nn.Module) -> dict[str, Tensor]:

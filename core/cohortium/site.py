@@ -8,7 +8,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium import messages, vector
-from cohortium.counting import Counted
+from cohortium.counting import guarded
 from cohortium.errors import MessageError, RefusalError, StudyError
 from cohortium.journal import MemoryJournal
 from cohortium.randomness import Randomness
@@ -311,10 +311,7 @@ class Site:
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         secret = secret.fork(request.round, request.attempt, self._site)
         private = setting.plan.site(secret, self._patients)
-        guarantee = setting.plan.guarantee
-        if guarantee is not None and guarantee.unit != "site":
-            is_late = guarantee.against == "coordinator"
-            private = Counted(private, setting.work.steps, is_noised_late=is_late)
+        private = guarded(private, setting.plan.guarantee, setting.work)
         # As secret as the batches: an example's flips depend on who else was drawn before it, so
         # whoever knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))

@@ -32,6 +32,7 @@ plugin
 coordinator site
 preparation hospital testing
 rounds planning
+auditing
 federation
 study
 cli

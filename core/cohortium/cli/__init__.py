@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cohortium.cli._ledger import ledger
+from cohortium.cli._promises import Settings, Study, audit, plan
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -56,14 +57,9 @@ def _root(
 
 @app.command()
 def run(
-    study: Annotated[
-        Path | None, typer.Argument(help="A study file; none: the quick start.")
-    ] = None,
+    study: Study = None,
     *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="table.key=value, over the study; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
     ] = None,
@@ -109,42 +105,6 @@ def _print_result(result: Result) -> None:
     ]
     for label, value in rows:
         typer.echo(f"{label:>14}  {value}")
-
-
-@app.command()
-def plan(
-    study: Annotated[
-        Path | None, typer.Argument(help="A study file; none: the quick start.")
-    ] = None,
-    *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="table.key=value, over the study; may be repeated."),
-    ] = None,
-    epsilon: Annotated[
-        list[float] | None, typer.Option(help="A budget to plan for; may be repeated.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Tell a study's noise, ε by round, bytes and dropouts, before any training.
-
-    Examples: `cohortium plan`; `cohortium plan study.toml --epsilon 1 --epsilon 6`.
-    """
-    from cohortium import planning
-    from cohortium import study as studies
-
-    ready = studies.read(study, settings or []).prepare()
-    outlooks = planning.look_ahead(ready, epsilon or [])
-    if as_json:
-        typer.echo(json.dumps([o.as_json() for o in outlooks], indent=2, ensure_ascii=False))
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for cells in zip(*(o.rows() for o in outlooks), strict=True):
-        table.add_row(cells[0][0], *(value for _, value in cells))
-    console = Console()
-    console.print(table)
-    for warning in dict.fromkeys(w for o in outlooks for w in o.warnings):
-        console.print(warning, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -230,6 +190,8 @@ def keygen(
     typer.echo(line_of(site, identity.public))
 
 
+app.command()(plan)
+app.command()(audit)
 app.command()(ledger)
 
 

@@ -80,7 +80,7 @@ def check_noise_is_everywhere(privatizer: Privatizer) -> str | None:
 
 def check_noise_is_fresh(privatizer: Privatizer) -> str | None:
     """Where gradients are noised, every step has noise of its own, and so has an empty batch."""
-    private = [(t, g) for t, g in _guaranteed(privatizer) if _noises_gradients(t, g)]
+    private = [(t, g) for t, g in _guaranteed(privatizer) if t.noises_gradients]
     for trial, _ in private:
         site = trial.site(0, 0, 0)
         one, other = (Scene().gradient(site, _all()[:0]).double().numpy() for _ in range(2))
@@ -127,11 +127,6 @@ def _guaranteed(privatizer: Privatizer) -> list[tuple[Trial, Guarantee]]:
     return [(trial, guarantee) for trial, guarantee in found if guarantee is not None]
 
 
-def _noises_gradients(trial: Trial, guarantee: Guarantee) -> bool:
-    """Whether privacy must hold after every step, as an update shows what became of all."""
-    return guarantee.unit != "site" and trial.work.releases == "update"
-
-
 def _output(trial: Trial, guarantee: Guarantee) -> Output:
     """What the adversary named by `guarantee` sees: sums over the honest, or one site alone."""
     import torch
@@ -160,7 +155,7 @@ def _output(trial: Trial, guarantee: Guarantee) -> Output:
 
     if guarantee.unit == "site":
         return released_update
-    return gradient if _noises_gradients(trial, guarantee) else released_gradients
+    return gradient if trial.noises_gradients else released_gradients
 
 
 def _deviation(output: Output) -> Reals:

@@ -65,6 +65,11 @@ class Trial:
         guarantee = self.plan.guarantee
         return None if guarantee is None else guarantee.unit
 
+    @property
+    def noises_gradients(self) -> bool:
+        """Whether privacy must hold after every step, as an update shows what became of all."""
+        return self.unit in ("example", "patient") and self.work.releases == "update"
+
     def site(self, *label: int) -> SitePrivacy:
         """One attempt at one site; equal labels, equal secrets."""
         return self.plan.site(Randomness.simulated(1).fork(*label), np.arange(EXAMPLES))

@@ -1,0 +1,85 @@
+"""Holds a study's claimed guarantee against measurement: what `cohortium audit` does.
+
+    audit(federation.prepare()).is_refuted
+
+Five ways, each where it has power: arithmetic over the plan's own numbers; the mechanism alone, in
+two worlds, tens of thousands of times; secrets that are none; everything that leaves a site beside
+what the guarantee covers; and one whole run with canaries.
+
+A claim that is not refuted is not proved.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cohortium.auditing.books import audit_books
+from cohortium.auditing.findings import Audit, Finding
+from cohortium.auditing.mechanism import audit_mechanism
+from cohortium.auditing.one_run import audit_run
+from cohortium.auditing.transcript import audit_secrets, audit_transcript
+from cohortium.errors import PrivacyError
+from cohortium.evaluation import torch_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cohortium.preparation import Ready
+
+__all__ = [
+    "Audit",
+    "Finding",
+    "audit",
+    "audit_books",
+    "audit_mechanism",
+    "audit_run",
+    "audit_secrets",
+    "audit_transcript",
+]
+
+RELEASES = 20_000
+"""Noised sums in each of two worlds, unless another number is asked for."""
+
+
+def audit(
+    ready: Ready,
+    *,
+    releases: int = RELEASES,
+    canaries: int = 0,
+    tell: Callable[[str, float], None] = lambda _way, _share: None,
+) -> Audit:
+    """Try every way of refuting what a study claims.
+
+    Args:
+        ready: The study; its own parts and numbers are what is tried.
+        releases: Noised sums in each of the two worlds of the mechanism.
+        canaries: In the run; 0 takes the most telling number, and leaves the run out where no
+            outcome could refute the claim.
+        tell: Told which way is under way, and the share of it that is done.
+
+    Raises:
+        PrivacyError: The study claims nothing.
+        RunError: Something failed before it could be judged.
+    """
+    setting = ready.setting
+    guarantee = setting.plan.guarantee
+    if guarantee is None:
+        raise PrivacyError(
+            "the study's privatizer promises nothing, so there is nothing to audit; choose one "
+            "with a guarantee, such as 'gaussian'."
+        )
+    with torch_threads(ready.federation.threads or 1):
+        findings = (
+            audit_books(setting.plan, setting.cohort.attempts),
+            audit_mechanism(
+                ready.federation.privatizer,
+                setting.work,
+                setting.cohort,
+                releases=releases,
+                tell=lambda share: tell("mechanism", share),
+            ),
+            audit_secrets(ready),
+            audit_transcript(ready),
+            audit_run(ready, canaries=canaries, tell=lambda share: tell("run", share)),
+        )
+    return Audit(guarantee=guarantee, findings=findings)

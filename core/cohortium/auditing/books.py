@@ -1,0 +1,50 @@
+"""The guarantee held to what the plan's own mechanism costs: arithmetic, and no chance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cohortium.accounting import EPSILON_ERROR, Gaussian, compose
+from cohortium.auditing.findings import Finding
+
+if TYPE_CHECKING:
+    from cohortium.protocols import PrivacyPlan
+
+SLACK = 0.99
+"""How much less than composition gives a guarantee may say, for the accountants' rounding."""
+
+
+def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
+    """Hold the guarantee to what the plan's own mechanism costs over all attempts.
+
+    Measurement at a large ε has little power over a whole run, and much over one attempt; what
+    one attempt costs is the mechanism's claim, and this is the sum.
+    """
+    guarantee, mechanism = plan.guarantee, plan.mechanism
+    assert guarantee is not None, "an audit begins with a claim"
+    assert mechanism is not None, "a guarantee has a mechanism"
+    claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
+    spent = compose([(mechanism, attempts)], *claims)
+    is_exact = isinstance(mechanism, Gaussian)
+    return Finding(
+        way="books",
+        tried=f"{attempts} attempts of the mechanism that the plan names, composed anew",
+        seen="; ".join(
+            f"ε = {point.epsilon:.4g} at δ = {delta:.3g}, where the guarantee says {epsilon:.4g}"
+            for point, (delta, epsilon) in zip(spent, claims.items(), strict=True)
+        )
+        + ".",
+        power=(
+            "it is arithmetic: it finds a budget that was counted for fewer attempts than the run "
+            "has, at any ε; whether the mechanism is what the plan says is the other ways' matter."
+            if is_exact
+            else "the mechanism is known by a bound, which another accountant may well improve "
+            "upon: nothing is refuted by this way."
+        ),
+        is_refuted=is_exact
+        and any(
+            epsilon < SLACK * point.epsilon - 2 * EPSILON_ERROR
+            for point, epsilon in zip(spent, claims.values(), strict=True)
+        ),
+        claim=guarantee.epsilon,
+    )

@@ -1,0 +1,155 @@
+"""What counts of right and wrong guesses refute, exactly: no normal approximation anywhere.
+
+    epsilon_bound(Counts(hits=900, alarms=20, trials=1000), delta=1e-5, alpha=0.001)
+
+An adversary who guesses the world from what it saw must, under (ε, δ)-differential privacy, satisfy
+
+    P[guess "there" | there]  ≤  e^ε · P[guess "there" | not there] + δ
+
+(Wasserman, Zhou 2010; Kairouz, Oh, Viswanath 2015).  Each world is tried `trials` times.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MOST_EPSILON = 50.0
+"""Beyond it nothing that can be counted says anything."""
+
+_TINY = 1e-150
+"""Chances below it count as it: their squares can still be told from zero."""
+
+
+@frozen(kw_only=True)
+class Counts:
+    """How often the adversary guessed "there".
+
+    Attributes:
+        hits: Where the unit was.
+        alarms: Where it was not.
+        trials: In each of the two worlds.
+    """
+
+    hits: int
+    alarms: int
+    trials: int
+
+
+def p_value(counts: Counts, *, epsilon: float, delta: float) -> float:
+    """The chance of such counts, or stranger ones, at most, if the claim (ε, δ) held.
+
+    Let p₀ be the chance of an alarm.  Under the claim that of a hit is c = e^ε·p₀ + δ at most.
+    The tails a = P[Bin(n, p₀) ≤ alarms] and b = P[Bin(n, c) ≥ hits] are p-values of independent
+    counts, so P[a·b ≤ t] ≤ t·(1 - ln t) (Fisher 1932); the largest of it over p₀ holds for every
+    p₀.  This asks for far fewer trials than two Clopper-Pearson intervals, which each pay for the
+    whole confidence alone.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import bdtr, bdtrc
+
+    n, factor = counts.trials, math.exp(min(epsilon, MOST_EPSILON))
+    if counts.hits <= factor * counts.alarms + delta * n:
+        return 1.0  # what was seen is within the claim: no need to say how far
+
+    def quiet(chance: float) -> float:
+        return float(bdtr(counts.alarms, n, chance))
+
+    def loud(chance: float) -> float:
+        return float(bdtrc(counts.hits - 1, n, min(1.0, factor * chance + delta)))
+
+    # `quiet` falls and `loud` rises; where they meet, at v, their product is v², and where either
+    # is below v² the product is smaller than that.
+    meeting = _crossing(lambda chance: quiet(chance) - loud(chance), 0.0, 1.0)
+    v = max(quiet(meeting), loud(meeting))
+    if v < _TINY:
+        return _fisher(_TINY)
+    low = _crossing(lambda chance: v * v - loud(chance), 0.0, meeting)
+    high = _crossing(lambda chance: quiet(chance) - v * v, meeting, 1.0)
+    # Tails of a binomial are log-concave in its chance, and so is their product: one peak, which
+    # may be the kink where a hit becomes certain.
+    high = min(high, (1.0 - delta) / factor)
+    peak = minimize_scalar(
+        lambda chance: -quiet(chance) * loud(chance),
+        bounds=(min(low, high), high),
+        method="bounded",
+        options={"xatol": 1e-6 * high},
+    )
+    tried = (float(peak.x), meeting, high)
+    return min(1.0, _fisher(max(quiet(chance) * loud(chance) for chance in tried)))
+
+
+def _fisher(product: float) -> float:
+    """The p-value of a product of two independent p-values."""
+    return product * (1.0 - math.log(product)) if product > 0 else 0.0
+
+
+def _crossing(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function changes its sign; an end if it does not."""
+    from scipy.optimize import brentq
+
+    if falling(low) <= 0:
+        return low
+    if falling(high) >= 0:
+        return high
+    return float(brentq(falling, low, high, xtol=1e-14))
+
+
+def epsilon_bound(counts: Counts, *, delta: float, alpha: float) -> float:
+    """The largest ε that the counts refute at `delta` with confidence 1 - `alpha`; 0 if none."""
+    return _largest(lambda epsilon: p_value(counts, epsilon=epsilon, delta=delta), alpha)
+
+
+def ceiling(trials: int, *, delta: float, alpha: float) -> float:
+    """What `epsilon_bound` comes to if every guess is right: more can never be shown."""
+    return epsilon_bound(Counts(hits=trials, alarms=0, trials=trials), delta=delta, alpha=alpha)
+
+
+def p_value_of_one_run(
+    right: int, guesses: int, canaries: int, *, epsilon: float, delta: float
+) -> float:
+    """The chance of `right` right guesses or more, at most, in one run under (ε, δ).
+
+    Each of `canaries` units is there by its own fair coin, and the adversary guesses `guesses` of
+    the coins.  With W ~ Binomial(guesses, e^ε/(1 + e^ε)) and f(v) = P[W ≥ v] the chance is below
+    f(v) + 2·m·δ·max over i of (f(v - i) - f(v))/i (Steinke, Nasr, Jagielski 2023, Theorem 5.2).
+    """
+    import numpy as np
+    from scipy.stats import binom
+
+    if right == 0:
+        return 1.0
+    chance = 1.0 / (1.0 + math.exp(-min(epsilon, MOST_EPSILON)))
+    below = np.cumsum(binom.pmf(np.arange(right - 1, -1, -1), guesses, chance))
+    slope = float((below / np.arange(1, right + 1)).max())
+    return float(min(1.0, binom.sf(right - 1, guesses, chance) + 2 * canaries * delta * slope))
+
+
+def epsilon_bound_of_one_run(
+    right: int, guesses: int, canaries: int, *, delta: float, alpha: float
+) -> float:
+    """The largest ε that so many right guesses refute at `delta`; 0 if none."""
+    return _largest(
+        lambda epsilon: p_value_of_one_run(right, guesses, canaries, epsilon=epsilon, delta=delta),
+        alpha,
+    )
+
+
+def ceiling_of_one_run(canaries: int, *, delta: float, alpha: float) -> float:
+    """What one run comes to if all canaries are guessed, and every guess is right."""
+    return epsilon_bound_of_one_run(canaries, canaries, canaries, delta=delta, alpha=alpha)
+
+
+def _largest(p: Callable[[float], float], alpha: float) -> float:
+    if p(0.0) > alpha:
+        return 0.0
+    low, high = 0.0, MOST_EPSILON
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p(middle) <= alpha else (low, middle)
+    return low

@@ -1,0 +1,72 @@
+"""What an audit found: values that say what was tried, what was seen, and what could be seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from cohortium.guarantee import Guarantee
+
+ALPHA = 1e-3
+"""One minus the confidence at which each way refutes."""
+
+
+@frozen(kw_only=True)
+class Finding:
+    """What one way of auditing came to.
+
+    Attributes:
+        way: Its name.
+        tried: What was done.
+        seen: What came out.
+        power: What this way could have shown, and what it cannot.
+        is_refuted: Whether the claim is false, at 99.9 % confidence where chance is involved.
+        bound: The empirical lower bound on ε, where one is measured.
+        ceiling: The largest that `bound` could have come to.
+        claim: The ε that `bound` stands against.
+    """
+
+    way: str
+    tried: str
+    seen: str
+    power: str
+    is_refuted: bool
+    bound: float | None = None
+    ceiling: float | None = None
+    claim: float | None = None
+
+    def __str__(self) -> str:
+        """A paragraph for people."""
+        verdict = "REFUTED" if self.is_refuted else "not refuted"
+        parts = {"tried": self.tried, "seen": self.seen, "power": self.power}
+        return "\n".join([f"{self.way}: {verdict}", *(f"  {k}: {v}" for k, v in parts.items())])
+
+
+@frozen(kw_only=True)
+class Audit:
+    """All that an audit of one study found.
+
+    Attributes:
+        guarantee: What the study claims.
+        findings: One for each way.
+    """
+
+    guarantee: Guarantee
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether any way refutes the claim."""
+        return any(finding.is_refuted for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The audit as plain values."""
+        return {
+            "guarantee": attrs.asdict(self.guarantee),
+            "refuted": self.is_refuted,
+            "confidence": 1 - ALPHA,
+            "findings": [attrs.asdict(finding) for finding in self.findings],
+        }

@@ -1,0 +1,201 @@
+"""The mechanism alone, tens of thousands of times, in two worlds that differ in one unit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium.accounting import Gaussian, compose
+from cohortium.auditing.bounds import ceiling
+from cohortium.auditing.findings import ALPHA, Finding
+from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
+from cohortium.auditing.worlds import Claim, Worlds, testable
+from cohortium.errors import RunError
+from cohortium.randomness import Randomness
+from cohortium.testing.plans import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from cohortium.accounting import Mechanism
+    from cohortium.auditing.worlds import Reals, Tested
+    from cohortium.guarantee import Guarantee
+    from cohortium.protocols import PrivacyPlan, Privatizer
+    from cohortium.vocabulary import Cohort, Work
+
+DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+"""Where the curve that a mechanism claims is tested: each δ bounds another part of it."""
+
+GROWTH = 4
+"""Attempts that are added up: 1, 4, 16, …, as many as the study has."""
+
+SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Of the claimed noise: which of them would have been noticed is told."""
+
+FEWEST = 250
+"""Samples below which adding up attempts is given up."""
+
+
+def audit_mechanism(
+    privatizer: Privatizer,
+    work: Work,
+    cohort: Cohort,
+    *,
+    releases: int,
+    tell: Callable[[float], None] = lambda _share: None,
+    secret: Randomness | None = None,
+) -> Finding:
+    """Hold what `privatizer` claims for `work` against `releases` noised sums in each world.
+
+    Args:
+        privatizer: Made to plan for a network of two parameters, with the study's own terms.
+        work: What the study's trainer declared.
+        cohort: Who takes part.
+        releases: Noised sums in each world; an attempt has `work.steps` of them where each
+            gradient is noised.
+        tell: Told of the share that is done.
+        secret: The sites' source; the operating system's unless a test must repeat itself.
+
+    Raises:
+        PrivacyError: The privatizer refuses the work.
+        RunError: What it lets out is not finite.
+    """
+    plan = privatizer.plan(work, cohort, PARAMETERS)
+    guarantee = plan.guarantee
+    assert guarantee is not None, "an audit begins with a claim"
+    probe = Probe(plan=plan, work=work, guarantee=guarantee, secret=secret or Randomness.system())
+    steps = work.steps if Trial(work, plan).noises_gradients else 1
+    samples = max(4, releases // steps)
+    ladder = _ladder(samples, cohort.attempts)
+    claims = {attempts: _claims(plan, guarantee, attempts) for attempts in ladder}
+    worlds = sample(probe, samples, tell)
+    return _finding(worlds, claims, plan.mechanism, steps)
+
+
+def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> Worlds:
+    """The adversary's numbers in the two worlds, in turns."""
+    scales = probe.absent, HUGE
+    found: Reals = np.empty((2, samples))
+    for n in range(samples):
+        for world, scale in enumerate(scales):
+            found[world, n] = probe.attempt(scale, 2 * n + world)
+        if n % 256 == 0:
+            tell(n / samples)
+    if not np.isfinite(found).all():
+        raise RunError("the privatizer let out a value that is NaN or infinite.")
+    return Worlds(found[0], found[1])
+
+
+def _ladder(samples: int, attempts: int) -> list[int]:
+    """How many attempts are added up."""
+    most = max(1, min(attempts, samples // FEWEST))
+    return [GROWTH**n for n in range(10) if GROWTH**n <= most]
+
+
+def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Claim]:
+    """What the plan says of so many attempts: its guarantee so far, and its mechanism's curve.
+
+    The first is the guarantee at its own δ.
+    """
+    spent = plan.spent(attempts)
+    assert spent is not None, "a plan with a guarantee has spent something"
+    said = [(spent.epsilon, spent.delta, "guarantee"), (spent.epsilon_at_1e_5, 1e-5, "guarantee")]
+    if plan.mechanism is not None:
+        curve = compose([(plan.mechanism, attempts)], guarantee.delta, *DELTAS)
+        deltas = (guarantee.delta, *DELTAS)
+        said += [(p.epsilon, d, "mechanism") for p, d in zip(curve, deltas, strict=True)]
+    return [Claim(attempts=attempts, epsilon=e, delta=d, says=who) for e, d, who in said]
+
+
+def _tested(worlds: Worlds, claims: Mapping[int, Sequence[Claim]]) -> list[Tested]:
+    """Every claim that so many samples could refute, against them."""
+    alpha = ALPHA / len(claims)
+    found: list[Tested] = []
+    for attempts, said in claims.items():
+        summed = worlds.summed(attempts)
+        found += summed.test(testable(said, summed.tested, alpha), alpha)
+    return found
+
+
+def _finding(
+    worlds: Worlds,
+    claims: Mapping[int, Sequence[Claim]],
+    mechanism: Mechanism | None,
+    steps: int,
+) -> Finding:
+    samples, alpha = len(worlds.absent), ALPHA / len(claims)
+    tested = _tested(worlds, claims)
+    broken = sorted((t for t in tested if t.is_refuted), key=lambda t: t.p / t.alpha)
+    bounds = {k: worlds.summed(k).bound(said[0], alpha) for k, said in claims.items()}
+    most = {
+        k: ceiling(worlds.summed(k).tested, delta=said[0].delta, alpha=alpha / 2)
+        for k, said in claims.items()
+    }
+    largest = max(bounds, key=lambda k: bounds[k])
+    delta = claims[1][0].delta
+    seen = "; ".join(
+        f"{k} attempt{'s' if k > 1 else ''} cost at least ε = {bounds[k]:.3g}, and at most "
+        f"{said[0].epsilon:.3g} by the claim"
+        for k, said in claims.items()
+    )
+    if broken:
+        worst = broken[0]
+        seen += (
+            f". The {worst.claim.says} says that {worst.claim.attempts} of them keep within ε = "
+            f"{worst.claim.epsilon:.3g} at δ = {worst.claim.delta:.3g}, and what was seen has a "
+            f"chance below {max(worst.p, 1e-99):.1g} if that is so"
+        )
+    return Finding(
+        way="mechanism",
+        tried=(
+            f"{samples * steps:,} noised sums in each of two worlds that differ in one unit, "
+            f"{len(tested)} claims at δ from {min(t.claim.delta for t in tested):.2g} to "
+            f"{max(t.claim.delta for t in tested):.2g}, {1 - ALPHA:.1%} confidence over all"
+            if tested
+            else f"{samples * steps:,} noised sums in each of two worlds, too few for any claim"
+        ),
+        seen=f"at δ = {delta:.3g}, {seen}.",
+        power=_power(worlds, claims, mechanism, steps, most[largest]),
+        is_refuted=bool(broken),
+        bound=bounds[largest],
+        ceiling=most[largest],
+        claim=claims[largest][0].epsilon,
+    )
+
+
+def _power(
+    worlds: Worlds,
+    claims: Mapping[int, Sequence[Claim]],
+    mechanism: Mechanism | None,
+    steps: int,
+    most: float,
+) -> str:
+    """What so many samples can show: the ceiling, and how little noise would have been noticed."""
+    sentence = f"so many samples cannot show more than ε = {most:.3g} at this δ, whatever happens"
+    if not isinstance(mechanism, Gaussian):
+        return f"{sentence}."
+    rng = np.random.default_rng(0)
+    shape = (len(worlds.absent), steps)
+    noticed = next(
+        (
+            share
+            for share in SHARES
+            if any(t.is_refuted for t in _tested(_imitated(mechanism, share, shape, rng), claims))
+        ),
+        None,
+    )
+    if noticed is None:
+        return f"{sentence}, and half the noise would not be noticed: ask for more releases."
+    return (
+        f"{sentence}; but one attempt is held to its whole curve, and in a simulation "
+        f"noise of {noticed:.0%} of what is claimed was noticed."
+    )
+
+
+def _imitated(
+    mechanism: Gaussian, share: float, shape: tuple[int, int], rng: np.random.Generator
+) -> Worlds:
+    """What a Gaussian mechanism with `share` of the noise would have shown."""
+    noise = share * mechanism.noise_multiplier * rng.standard_normal((2, *shape)).sum(axis=2)
+    return Worlds(noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1))

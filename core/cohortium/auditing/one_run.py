@@ -1,0 +1,322 @@
+"""The run itself, once: canaries that are there by independent coins, and guesses of the coins.
+
+A canary is an example (or a patient) whose gradient is one coordinate's unit vector, blown up: the
+clip brings it to C.  Nothing can be easier to see, so what is not seen of it is the noise's doing.
+Auditing by one run: Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+from attrs import frozen
+
+from cohortium import vector
+from cohortium.auditing.bounds import (
+    ceiling_of_one_run,
+    epsilon_bound_of_one_run,
+    p_value_of_one_run,
+)
+from cohortium.auditing.findings import ALPHA, Finding
+from cohortium.auditing.playing import Play, Tape
+from cohortium.data import Examples
+from cohortium.errors import RunError
+from cohortium.ring import RingSum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.data import Splits
+    from cohortium.guarantee import Guarantee
+    from cohortium.preparation import Ready
+    from cohortium.protocols import Dataset, SitePrivacy
+    from cohortium.ring import RingVector
+    from cohortium.vocabulary import Index, SiteId
+
+    Reals = NDArray[np.float64]
+
+HUGE = 1e6
+"""A canary's gradient, before it is clipped."""
+
+NUMBERS = (25, 50, 100, 200, 500, 1000)
+"""Canaries of which the most telling number is taken."""
+
+SHARES = (1.0, 0.25)
+"""Of the canaries: guesses that are made, the surest first; fixed beforehand."""
+
+
+@frozen
+class Planted:
+    """A data set with blank examples at its end, which stand for canaries.
+
+    Attributes:
+        dataset: The study's own.
+        canaries: How many are added.
+    """
+
+    dataset: Dataset
+    canaries: int
+
+    def load(self) -> Splits:
+        """The study's data, with the canaries."""
+        splits = self.dataset.load()
+        return attrs.evolve(splits, train=self._with_canaries(splits.train))
+
+    def _with_canaries(self, train: Examples) -> Examples:
+        many = self.canaries
+        alike = np.arange(many) % len(train)  # labels and clients that the partitioner knows
+        blank = np.zeros((many, *train.images.shape[1:]), dtype=np.uint8)
+        clients, patients = train.clients, train.patients
+        return Examples(
+            np.concatenate([train.images, blank]),
+            np.concatenate([train.labels, train.labels[alike]]),
+            None if clients is None else np.concatenate([clients, clients[alike]]),
+            None
+            if patients is None
+            else np.concatenate([patients, patients.max() + 1 + np.arange(many)]),
+        )
+
+
+@frozen(eq=False)
+class Planter:
+    """A site's privacy in which some examples' losses are canaries'.
+
+    Attributes:
+        private: The study's own.
+        gradients: By position at the site, what the loss is multiplied by: `HUGE`, 0 for a canary
+            that is not there, NaN for an example of the study.  Shape (N,).
+        coordinates: By position, which of the network's numbers is a canary's, shape (N,).
+    """
+
+    private: SitePrivacy
+    gradients: Reals
+    coordinates: Index
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """The study's own."""
+        return self.private.batches(examples)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The study's own, of losses among which there are canaries'."""
+        import torch
+
+        def planted(index: Index) -> Tensor:
+            own, scale = losses(index), torch.from_numpy(self.gradients[index])
+            is_own = scale.isnan().to(own.device)
+            if bool(is_own.all()):
+                return own
+            numbers = torch.cat([p.reshape(-1) for p in vector.trainable(net)])
+            canaries = numbers[torch.from_numpy(self.coordinates[index]).to(own.device)]
+            factor = scale.nan_to_num(0.0).to(own)
+            return torch.where(is_own, own, factor * canaries)
+
+        with warnings.catch_warnings():
+            # A canary's loss is of the weights themselves, so examples are taken one by one.
+            warnings.filterwarnings("ignore", message=".*one by one")
+            self.private.gradient(net, planted, batch)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """The study's own."""
+        return self.private.release(vector, weight)
+
+
+@frozen(eq=False, kw_only=True)
+class Canaries:
+    """Who is there, and how it shows.
+
+    Attributes:
+        coins: Whether each canary is there, shape (m,).
+        coordinates: Which of the network's numbers is each one's, shape (m,).
+        sites: Where each one is, shape (m,).
+    """
+
+    coins: NDArray[np.bool_]
+    coordinates: Index
+    sites: Index
+
+
+def audit_run(
+    ready: Ready,
+    *,
+    canaries: int = 0,
+    rng: np.random.Generator | None = None,
+    tell: Callable[[float], None] = lambda _share: None,
+) -> Finding:
+    """Train once with canaries, and hold the claim to how well their coins are guessed.
+
+    Args:
+        ready: The study.
+        canaries: How many; 0 takes the most telling number.
+        rng: Of coins and coordinates; drawn by the operating system unless a test repeats itself.
+        tell: Told of the share that is done.
+
+    Raises:
+        RunError: A round failed.
+    """
+    guarantee = ready.setting.plan.guarantee
+    assert guarantee is not None, "an audit begins with a claim"
+    claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
+    if guarantee.unit == "site":
+        return _left_out(guarantee, claims, ready.setting.cohort.sites)
+    many = canaries or _telling(claims, ready.parameters)
+    if not canaries and _reach(many, claims) <= 0:
+        return _left_out(guarantee, claims, many)
+    planted = attrs.evolve(
+        ready.federation, dataset=Planted(ready.federation.dataset, many)
+    ).prepare()
+    found, scores = _play(planted, many, rng or np.random.default_rng(), tell)
+    return _finding(guarantee, claims, found.coins, scores)
+
+
+def _reach(many: int, claims: Mapping[float, float]) -> float:
+    """How far beyond a claim `many` canaries could take the bound, if all is guessed rightly."""
+    alpha = ALPHA / (len(SHARES) * len(claims))
+    return max(
+        ceiling_of_one_run(many, delta=delta, alpha=alpha) - epsilon
+        for delta, epsilon in claims.items()
+    )
+
+
+def _telling(claims: Mapping[float, float], parameters: int) -> int:
+    """The number of canaries with which most could be shown."""
+    possible = [n for n in NUMBERS if n <= max(parameters, NUMBERS[0])]
+    return max(possible, key=lambda many: _reach(many, claims))
+
+
+def _play(
+    ready: Ready, many: int, rng: np.random.Generator, tell: Callable[[float], None]
+) -> tuple[Canaries, Reals]:
+    """The whole run; each canary's score is the sum of what is seen of its coordinate."""
+    hands, first = ready.hands, len(ready.splits.train) - many
+    found = _dealt(ready, many, rng)
+    tapes = {site: Tape() for site in range(len(hands))}
+
+    def wrap(site: SiteId) -> Callable[[SitePrivacy], SitePrivacy]:
+        hand = hands[site]
+        is_canary, which = hand >= first, np.maximum(hand - first, 0)
+        gradients = np.where(is_canary, np.where(found.coins[which], HUGE, 0.0), np.nan)
+        coordinates = found.coordinates[which]
+        return lambda private: tapes[site].recording(Planter(private, gradients, coordinates))
+
+    examples = {site: ready.splits.train.take(hand) for site, hand in enumerate(hands)}
+    play = Play.of(ready, ready.setting, examples, {site: wrap(site) for site in tapes})
+    scores = np.zeros(many)
+    rounds = ready.setting.cohort.rounds
+    for number, (_, contributors) in enumerate(play.rounds(rounds)):
+        scores += _seen(ready, found, tapes, contributors)
+        for tape in tapes.values():
+            tape.clear()
+        play.sent.clear()
+        tell((number + 1) / rounds)
+    if play.failure is not None:
+        raise RunError(f"the run with canaries failed: {play.failure}")
+    return found, scores
+
+
+def _dealt(ready: Ready, many: int, rng: np.random.Generator) -> Canaries:
+    first = len(ready.splits.train) - many
+    sites = np.zeros(many, dtype=np.int64)
+    for site, hand in enumerate(ready.hands):
+        sites[hand[hand >= first] - first] = site
+    trainable = sum(p.numel() for p in vector.trainable(ready.setting.network()))
+    if many > trainable:
+        raise RunError(f"the network has {trainable} numbers, too few for {many} canaries.")
+    return Canaries(
+        coins=rng.random(many) < 0.5,  # noqa: PLR2004
+        coordinates=rng.choice(trainable, many, replace=False),
+        sites=sites,
+    )
+
+
+def _seen(
+    ready: Ready,
+    found: Canaries,
+    tapes: Mapping[SiteId, Tape],
+    contributors: tuple[SiteId, ...],
+) -> Reals:
+    """What the guarantee's adversary sees of each canary's coordinate in a round."""
+    setting, guarantee = ready.setting, ready.setting.plan.guarantee
+    assert guarantee is not None
+    sign = 1.0 if setting.work.releases == "gradient" else -1.0
+    scores = np.zeros(len(found.coins))
+    if guarantee.against == "coordinator":
+        words = setting.plan.ring.zeros(setting.plan.length)
+        for site in contributors:
+            words = words + tapes[site].releases[-1].words
+        mean = setting.plan.decode(RingSum(setting.plan.ring, words, contributors))
+        return sign * mean.double().numpy()[found.coordinates]
+    for site in contributors:
+        words = tapes[site].releases[-1].words
+        own = setting.plan.decode(RingSum(setting.plan.ring, words, (site,))).double().numpy()
+        here = found.sites == site
+        scores[here] = sign * own[found.coordinates[here]]
+    return scores
+
+
+def _finding(
+    guarantee: Guarantee, claims: Mapping[float, float], coins: NDArray[np.bool_], scores: Reals
+) -> Finding:
+    """Guess "there" of the highest scores and "not there" of the lowest."""
+    many = len(coins)
+    guesses = {max(2, round(share * many)) // 2 * 2 for share in SHARES}
+    tests = [(n, delta, epsilon) for n in guesses for delta, epsilon in claims.items()]
+    alpha = ALPHA / len(tests)
+    order = np.argsort(scores)
+    right = {
+        n: int(coins[order[-(n // 2) :]].sum() + (~coins[order[: n // 2]]).sum()) for n in guesses
+    }
+    margins, refuted = [], False
+    for n, delta, epsilon in tests:
+        bound = epsilon_bound_of_one_run(right[n], n, many, delta=delta, alpha=alpha)
+        margins.append((bound - epsilon, bound, delta, epsilon, n))
+        refuted |= p_value_of_one_run(right[n], n, many, epsilon=epsilon, delta=delta) <= alpha
+    _, bound, delta, epsilon, n = max(margins)
+    most = ceiling_of_one_run(many, delta=delta, alpha=alpha)
+    return Finding(
+        way="run",
+        tried=(
+            f"the whole run once, with {many} canaries, each there by a fair coin, and "
+            f"{', '.join(map(str, sorted(guesses)))} guesses"
+        ),
+        seen=(
+            f"{right[n]} of {n} guesses were right: ε ≥ {bound:.3g} at δ = {delta:.3g}, where the "
+            f"claim is {epsilon:.3g}."
+        ),
+        power=_limits(guarantee.delta, many, most, delta),
+        is_refuted=refuted,
+        bound=bound,
+        ceiling=most,
+        claim=epsilon,
+    )
+
+
+def _limits(claimed: float, many: int, most: float, delta: float) -> str:
+    """What one run cannot show, however well everything is guessed."""
+    best = max(ceiling_of_one_run(n, delta=claimed, alpha=0.05) for n in (*NUMBERS, 1500, 2000))
+    return (
+        f"with {many} canaries one run cannot show more than ε = {most:.3g} at δ = {delta:.3g} and "
+        f"{1 - ALPHA:.1%} confidence, and at δ = {claimed:.3g} with up to 2,000 canaries and 95 % "
+        f"no more than {best:.2g}, whatever happens."
+    )
+
+
+def _left_out(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> Finding:
+    """Nothing is tried, where no outcome could refute the claim."""
+    alpha = ALPHA / (len(SHARES) * len(claims))
+    most, delta = max((ceiling_of_one_run(many, delta=d, alpha=alpha), d) for d in claims)
+    whose = "its canaries would be the sites; " if guarantee.unit == "site" else ""
+    return Finding(
+        way="run",
+        tried=f"nothing: {whose}whatever came out of one run, it would not refute such a claim",
+        seen="nothing.",
+        power=_limits(guarantee.delta, many, most, delta),
+        is_refuted=False,
+        ceiling=most,
+        claim=claims[delta],
+    )

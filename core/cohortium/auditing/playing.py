@@ -1,0 +1,227 @@
+"""A study's own rounds in this process, with every message and every release looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+from attrs import define, field, frozen
+
+from cohortium import vector
+from cohortium.coordinator import Coordinator
+from cohortium.errors import TooFewSitesError
+from cohortium.rounds import asked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from cohortium.accounting import Mechanism
+    from cohortium.data import Examples
+    from cohortium.guarantee import Guarantee
+    from cohortium.preparation import Ready
+    from cohortium.protocols import PrivacyPlan, SitePrivacy
+    from cohortium.randomness import Randomness
+    from cohortium.ring import Ring, RingSum, RingVector
+    from cohortium.site import Setting, Site
+    from cohortium.vocabulary import Index, SiteId
+
+
+@frozen
+class Watched:
+    """A plan whose sites' privacy is wrapped; else the plan as it is."""
+
+    plan: PrivacyPlan
+    wrap: Callable[[SitePrivacy], SitePrivacy]
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """The plan's."""
+        return self.plan.guarantee
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """The plan's."""
+        return self.plan.mechanism
+
+    @property
+    def ring(self) -> Ring:
+        """The plan's."""
+        return self.plan.ring
+
+    @property
+    def length(self) -> int:
+        """The plan's."""
+        return self.plan.length
+
+    def spent(self, attempts: int) -> Guarantee | None:
+        """The plan's."""
+        return self.plan.spent(attempts)
+
+    def site(self, secret: Randomness, patients: Index | None = None) -> SitePrivacy:
+        """The plan's, wrapped."""
+        return self.wrap(self.plan.site(secret, patients))
+
+    def decode(self, total: RingSum) -> Tensor:
+        """The plan's."""
+        return self.plan.decode(total)
+
+
+@define(eq=False)
+class Tape:
+    """A site's privacy that notes what passes through, or plays back what was noted.
+
+    Attributes:
+        batches: As they were drawn.
+        gradients: As they were set, each parameter's.
+        releases: As they left.
+    """
+
+    batches: list[Index] = field(factory=list)
+    gradients: list[list[Tensor | None]] = field(factory=list)
+    releases: list[RingVector] = field(factory=list)
+
+    def recording(self, private: SitePrivacy) -> SitePrivacy:
+        """`private`, noted."""
+        return _Recorder(private, self)
+
+    def clear(self) -> None:
+        """Forget what was noted."""
+        self.batches.clear()
+        self.gradients.clear()
+        self.releases.clear()
+
+
+@frozen(eq=False)
+class _Recorder:
+    private: SitePrivacy
+    tape: Tape
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        for batch in self.private.batches(examples):
+            self.tape.batches.append(batch)
+            yield batch
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        self.private.gradient(net, losses, batch)
+        grads = [p.grad for p in vector.trainable(net)]
+        self.tape.gradients.append([None if g is None else g.clone() for g in grads])
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        released = self.private.release(vector, weight)
+        self.tape.releases.append(released)
+        return released
+
+
+@frozen(eq=False)
+class Player:
+    """A site's privacy that puts what was noted in another world in place of what it covers.
+
+    Where gradients are clipped, all that is sent follows from them, and they are replaced; where
+    the update is, the release.  The site's own data are used for all else.
+    """
+
+    private: SitePrivacy
+    tape: Tape
+    replaces: Literal["gradients", "releases"]
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """The site's own."""
+        return self.private.batches(examples)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The noted one, after the site's own has been computed."""
+        self.private.gradient(net, losses, batch)
+        if self.replaces == "gradients" and self.tape.gradients:
+            noted = self.tape.gradients.pop(0)
+            for parameter, gradient in zip(vector.trainable(net), noted, strict=True):
+                parameter.grad = gradient
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """The noted one, or the site's own."""
+        released = self.private.release(vector, weight)
+        if self.replaces == "releases" and self.tape.releases:
+            return self.tape.releases.pop(0)
+        return released
+
+
+@frozen
+class Sent:
+    """One message, and where it stood.
+
+    Attributes:
+        round: From 0.
+        stage: Exchanges before it in the round.
+        site: Whose it is; None for the part that all are sent.
+        kind: Who speaks.
+        data: Its bytes.
+    """
+
+    round: int
+    stage: int
+    site: SiteId | None
+    kind: Literal["request", "reply"]
+    data: bytes = field(repr=False)
+
+
+@define(eq=False, kw_only=True)
+class Play:
+    """A coordinator and its sites, joined by function calls.
+
+    Attributes:
+        setting: What every party knows.
+        sites: Each ready to answer.
+        sent: Every message.
+        failure: Why the rounds came to an end before their time, if they did.
+    """
+
+    setting: Setting
+    sites: Mapping[SiteId, Site]
+    sent: list[Sent] = field(factory=list)
+    failure: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ready: Ready,
+        setting: Setting,
+        hands: Mapping[SiteId, Examples],
+        wrap: Mapping[SiteId, Callable[[SitePrivacy], SitePrivacy]],
+    ) -> Play:
+        """The sites of a study with these examples, each site's privacy wrapped by its own."""
+        sites: dict[SiteId, Site] = {}
+        for number, examples in hands.items():
+            own = attrs.evolve(setting, plan=Watched(setting.plan, wrap[number]))
+            recipe = attrs.evolve(ready.recipe(number), setting=own, examples=examples)
+            sites[number] = recipe.open(beside=next(iter(sites.values()), None))
+        return cls(setting=setting, sites=sites)
+
+    def rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
+        """Play `number` rounds; yields the network at the end of each, and who contributed.
+
+        They end early, with `failure` set, where too few sites answer.
+        """
+        coordinator = Coordinator(self.setting)
+        for at in range(number):
+            coordinator.open(at, at, asked(self.setting, at, at))
+            self._carry(coordinator, at)
+            try:
+                outcome = coordinator.close()
+            except TooFewSitesError as error:
+                self.failure = str(error)
+                return
+            yield coordinator.net, outcome.contributors
+
+    def _carry(self, coordinator: Coordinator, at: int) -> None:
+        stage = 0
+        while requests := coordinator.requests():
+            self.sent.append(Sent(at, stage, None, "request", requests.common))
+            for site, own in requests.each.items():
+                reply = self.sites[site].answer(requests.common, own)
+                self.sent += [
+                    Sent(at, stage, site, "request", own),
+                    Sent(at, stage, site, "reply", reply),
+                ]
+                coordinator.receive(site, reply)
+            stage += 1

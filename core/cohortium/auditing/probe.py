@@ -1,0 +1,137 @@
+"""The adversary of a privatizer's guarantee, at its strongest.
+
+It chooses everybody's data; it sees each noised sum of one site, or each sum over as few honest
+sites as the noise is sized for; and it replays what is public: where the batches do not depend on
+the secret, it knows them, and aims at a unit that will be in many.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium import vector
+from cohortium.counting import guarded
+from cohortium.randomness import Randomness
+from cohortium.testing.plans import Trial
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cohortium.guarantee import Guarantee
+    from cohortium.protocols import PrivacyPlan, SitePrivacy
+    from cohortium.vocabulary import Index, Work
+
+PARAMETERS = 2
+"""Of the probing network: the probed unit's direction, and everybody else's."""
+
+HUGE = 1e6
+"""The probed unit's gradient, or the probed site's update; a clip must bring it down."""
+
+MOST_EXAMPLES = 1024
+"""At a probing site."""
+
+
+@frozen(eq=False, kw_only=True)
+class Probe:
+    """A plan for the probing network, and how the adversary plays it.
+
+    Attributes:
+        plan: The privatizer's own, for a network of two parameters.
+        work: What it was made for.
+        guarantee: What it claims.
+        secret: The sites' source of secrets; the operating system's.
+    """
+
+    plan: PrivacyPlan
+    work: Work
+    guarantee: Guarantee
+    secret: Randomness = field(factory=Randomness.system)
+    _trial: Trial = field(init=False)
+    _net: nn.Module = field(init=False)
+    _patients: Index = field(init=False)
+
+    @_trial.default
+    def _make_trial(self) -> Trial:
+        return Trial(self.work, self.plan)
+
+    @_net.default
+    def _make_net(self) -> nn.Module:
+        import torch
+
+        return torch.nn.Linear(PARAMETERS, 1, bias=False)
+
+    @_patients.default
+    def _make_patients(self) -> Index:
+        # Enough for batches that hold a few; two images of each patient.
+        size = min(MOST_EXAMPLES, max(8, math.ceil(4 / self.work.sampling_rate)))
+        return np.arange(size, dtype=np.int64) // (2 if self.guarantee.unit == "patient" else 1)
+
+    @property
+    def sites(self) -> int:
+        """Sites whose sum the adversary sees."""
+        return self.guarantee.honest if self.guarantee.against == "coordinator" else 1
+
+    @property
+    def absent(self) -> float:
+        """The factor that stands for the neighbouring unit."""
+        return -HUGE if self.guarantee.adjacency == "replace-one" else 0.0
+
+    def attempt(self, scale: float, attempt: int) -> float:
+        """The adversary's number after an attempt in which the probed unit counts `scale`."""
+        sites = [self._site(attempt, site) for site in range(self.sites)]
+        if self.guarantee.unit == "site":
+            words = [
+                private.release(self._direction(scale if site == 0 else 0.0), 1.0).words
+                for site, private in enumerate(sites)
+            ]
+            return float(self._trial.decoded(words)[0])
+        features = self._features(scale, self._aim(attempt))
+        others = self._features(0.0, np.arange(0))
+        seen = [self._steps(p, others if k else features) for k, p in enumerate(sites)]
+        if self._trial.noises_gradients:
+            return float(sum(gradient[0] for gradient in seen[0]))
+        words = [p.release(g[-1], 1.0).words for p, g in zip(sites, seen, strict=True)]
+        return float(self._trial.decoded(words)[0])
+
+    def _site(self, *label: int) -> SitePrivacy:
+        private = self.plan.site(self.secret.fork(*label), self._patients)
+        return guarded(private, self.guarantee, self.work)
+
+    def _steps(self, private: SitePrivacy, features: Tensor) -> list[Tensor]:
+        """Each gradient of an attempt, shape (2,)."""
+        import torch
+
+        def losses(batch: Index) -> Tensor:
+            out: Tensor = self._net(features[torch.from_numpy(batch)])
+            return out[:, 0]
+
+        found = []
+        for batch in private.batches(len(features)):
+            private.gradient(self._net, losses, batch)
+            found.append(vector.flatten_gradients(self._net, before=torch.zeros(0)))
+        return found
+
+    def _aim(self, attempt: int) -> Index:
+        """The images of the unit that is in most batches of a replay with other secrets."""
+        replay = self.plan.site(self.secret.fork("replay", attempt), self._patients)
+        drawn = [self._patients[batch] for batch in replay.batches(len(self._patients))]
+        counts = np.bincount(np.concatenate(drawn), minlength=1)
+        return np.flatnonzero(self._patients == np.argmax(counts))
+
+    def _features(self, scale: float, probed: Index) -> Tensor:
+        """What the network is fed: each row is that example's gradient, shape (N, 2)."""
+        import torch
+
+        features = torch.zeros(len(self._patients), PARAMETERS)
+        features[:, 1] = 1.0
+        features[torch.from_numpy(probed)] = self._direction(scale)
+        return features
+
+    def _direction(self, scale: float) -> Tensor:
+        import torch
+
+        return torch.tensor([scale, 0.0])

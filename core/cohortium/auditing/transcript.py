@@ -1,0 +1,248 @@
+"""Everything that leaves a site, in two worlds: what the guarantee does not cover must be equal.
+
+A study is played thrice with equal secrets: as dealt, with one unit of site 0 replaced, and with it
+left out.  What the guarantee covers (the noised gradients, or the noised update) is noted in the
+first world and played back in the others.  Then every message must be the same to the last bit: a
+count, a loss or a digest that is not the same has escaped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+import msgspec
+import numpy as np
+
+from cohortium.auditing.findings import Finding
+from cohortium.auditing.playing import Play, Player, Tape
+from cohortium.errors import RunError
+from cohortium.messages import MAGIC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from cohortium.auditing.playing import Sent
+    from cohortium.data import Examples
+    from cohortium.guarantee import Guarantee
+    from cohortium.preparation import Ready
+    from cohortium.protocols import SitePrivacy
+    from cohortium.site import Setting
+    from cohortium.vocabulary import Index, SiteId
+
+ROUNDS = 2
+"""That are played: the second begins with what the first did to the weights."""
+
+MOST_EXAMPLES = 32
+"""At a site."""
+
+LIKELY = 1e-9
+"""Chance of two honest draws of batches being equal, above which equal ones say nothing."""
+
+QUOTED = 60
+"""Letters of a value that are shown."""
+
+
+def audit_transcript(ready: Ready) -> Finding:
+    """Look for what leaves a site beside what the guarantee covers.
+
+    Raises:
+        RunError: No round could be played.
+    """
+    guarantee = ready.setting.plan.guarantee
+    assert guarantee is not None, "an audit begins with a claim"
+    first, tapes = _first(ready)
+    escaped: list[str] = []
+    for what, examples in _neighbours(ready, guarantee):
+        other = _again(ready, guarantee, tapes, examples)
+        escaped += [f"with {what}, {one}" for one in differences(first.sent, other.sent)[:3]]
+    if first.failure is not None and not escaped:
+        raise RunError(f"the transcript cannot be audited: {first.failure}")
+    names = {name for one in first.sent for name, _ in fields(one.data)}
+    kinds = {part for name in names for part in name.split(".") if part[:1].isupper()}
+    return Finding(
+        way="transcript",
+        tried=(
+            f"{len(first.sent)} messages of {ROUNDS} rounds, with equal secrets: as dealt, and "
+            f"with one {guarantee.unit} of site 0 replaced, or left out"
+        ),
+        seen="; ".join(escaped) + "."
+        if escaped
+        else "but for what the guarantee covers, all of them ("
+        + ", ".join(sorted(kinds))
+        + ") are equal to the last bit.",
+        power=(
+            "it finds what this unit changes in a message, be it one bit; not what only other data "
+            "would change, and not how long a reply takes."
+        ),
+        is_refuted=bool(escaped),
+    )
+
+
+def audit_secrets(ready: Ready) -> Finding:
+    """Look for batches and noise that are a function of public values: a round is played twice."""
+    setting, guarantee = ready.setting, ready.setting.plan.guarantee
+    assert guarantee is not None, "an audit begins with a claim"
+    tapes: list[dict[SiteId, Tape]] = []
+    for _ in range(2):
+        hands = _hands(ready)
+        tape = {site: Tape() for site in hands}
+        wrap = {site: tape[site].recording for site in hands}
+        play = Play.of(ready, setting, hands, wrap)
+        list(play.rounds(1))
+        if play.failure is not None:
+            raise RunError(f"the sites' secrets cannot be audited: {play.failure}")
+        tapes.append(tape)
+    one, other = tapes
+    alike = []
+    rate, examples = setting.work.sampling_rate, sum(map(len, _hands(ready).values()))
+    sampled = guarantee.unit != "site" and rate < 1
+    chance = (rate**2 + (1 - rate) ** 2) ** (examples * setting.work.steps)
+    if (
+        sampled
+        and chance < LIKELY
+        and all(_same(one[site].batches, other[site].batches) for site in one)
+    ):
+        alike.append("batches")
+    if any(
+        np.array_equal(a.words, b.words)
+        for site in one
+        for a, b in zip(one[site].releases, other[site].releases, strict=True)
+    ):
+        alike.append("noise")
+    is_public = bool(alike) and not setting.cohort.seeded_noise
+    return Finding(
+        way="secrets",
+        tried="the same round, asked twice of sites that were made twice",
+        seen=(
+            f"the {' and the '.join(alike)} came out the same, so that whoever replays the round "
+            "knows them."
+            if is_public
+            else "they are the study's public seed, as the guarantee says: a simulation."
+            if setting.cohort.seeded_noise
+            else f"{'batches and ' if sampled else ''}noise were drawn anew."
+        ),
+        power="it finds what is repeated for equal public values, not a weak generator.",
+        is_refuted=is_public,
+    )
+
+
+def differences(one: Sequence[Sent], other: Sequence[Sent]) -> list[str]:
+    """Where two transcripts are not the same: the message, the field and the two values."""
+    found = []
+    for a, b in zip(one, other, strict=False):
+        if a == b:
+            continue
+        where = f"the {a.kind} {'to all' if a.site is None else f'of site {a.site}'}"
+        where += f" in round {a.round + 1}, stage {a.stage + 1}"
+        had, has = dict(fields(a.data)), dict(fields(b.data))
+        for name in [*had, *(n for n in has if n not in had)]:
+            old, new = had.get(name, "nothing"), has.get(name, "nothing")
+            if old != new:
+                found.append(f"{name or 'the body'} of {where} is {_short(new)}, not {_short(old)}")
+    if len(one) != len(other):
+        found.append(f"there are {len(other)} messages, not {len(one)}")
+    return found
+
+
+def fields(data: bytes, name: str = "") -> Iterator[tuple[str, object]]:
+    """Every field of a message and of the messages inside it, as ("Reply.body.Vector.packed", …).
+
+    It trusts nobody's classes: what is not known to the reader is listed, too.
+    """
+    if not data.startswith(MAGIC):
+        yield name, data
+        return
+    try:
+        value = msgspec.msgpack.decode(data[len(MAGIC) :])
+    except msgspec.DecodeError:
+        yield name, data
+        return
+    yield from _walk(value, name)
+
+
+def _walk(value: object, name: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        kind = value.get("type")
+        below = f"{name}.{kind}".lstrip(".") if isinstance(kind, str) else name
+        for key, inner in value.items():
+            if key != "type":
+                yield from _walk(inner, f"{below}.{key}")
+    elif isinstance(value, list):
+        for n, inner in enumerate(value):
+            yield from _walk(inner, f"{name}.{n}")
+    elif isinstance(value, bytes):
+        yield from fields(value, name)
+    else:
+        yield name, value
+
+
+def _short(value: object) -> str:
+    text = value.hex() if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}… ({len(text)} letters)"
+
+
+def _first(ready: Ready) -> tuple[Play, dict[SiteId, Tape]]:
+    hands = _hands(ready)
+    tapes = {site: Tape() for site in hands}
+    play = Play.of(ready, _seeded(ready), hands, {s: tapes[s].recording for s in hands})
+    list(play.rounds(ROUNDS))
+    return play, tapes
+
+
+def _again(
+    ready: Ready, guarantee: Guarantee, tapes: Mapping[SiteId, Tape], examples: Examples
+) -> Play:
+    """Played once more, with these examples at site 0."""
+    replaces: Literal["gradients", "releases"] = (
+        "releases" if guarantee.unit == "site" else "gradients"
+    )
+
+    def wrap(site: SiteId) -> Callable[[SitePrivacy], SitePrivacy]:
+        noted = Tape(gradients=list(tapes[site].gradients), releases=list(tapes[site].releases))
+        return lambda private: Player(private, noted, replaces)
+
+    hands = {**_hands(ready), 0: examples}
+    play = Play.of(ready, _seeded(ready), hands, {site: wrap(site) for site in hands})
+    list(play.rounds(ROUNDS))
+    return play
+
+
+def _seeded(ready: Ready) -> Setting:
+    """The study's setting with all secrets from the public seed, so that worlds compare."""
+    cohort = attrs.evolve(ready.setting.cohort, seeded_noise=True)
+    return attrs.evolve(ready.setting, cohort=cohort)
+
+
+def _hands(ready: Ready) -> dict[SiteId, Examples]:
+    """Each site's examples: no more than are needed."""
+    return {
+        site: ready.splits.train.take(hand[:MOST_EXAMPLES]) for site, hand in enumerate(ready.hands)
+    }
+
+
+def _neighbours(ready: Ready, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
+    """Site 0's examples with one unit replaced, and with it left out."""
+    own = _hands(ready)[0]
+    unit = _first_unit(own, guarantee)
+    images, labels = own.images.copy(), own.labels.copy()
+    images[unit] = 255 - images[unit]
+    labels[unit] = (labels[unit] + 1) % len(ready.setting.spec.classes)
+    article = f"one {guarantee.unit}"
+    yield f"{article} replaced", attrs.evolve(own, images=images, labels=labels)
+    # Of a whole site something stays, for a trainer to train on.
+    gone = unit[: len(own) // 2] if len(unit) == len(own) else unit
+    if len(gone) and len(gone) < len(own):
+        yield f"{article} left out", own.take(np.setdiff1d(np.arange(len(own)), gone))
+
+
+def _first_unit(own: Examples, guarantee: Guarantee) -> Index:
+    if guarantee.unit == "site":
+        return np.arange(len(own))
+    if guarantee.unit == "patient" and own.patients is not None:
+        return np.flatnonzero(own.patients == own.patients[0])
+    return np.arange(1)
+
+
+def _same(one: Sequence[Index], other: Sequence[Index]) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, one, other))

@@ -1,0 +1,153 @@
+"""Two worlds, told apart by one number: what an adversary's samples say of a claim.
+
+Sets of outcomes are half-lines.  Where each begins is chosen on the first quarter of the samples,
+and the claim is tested on the others, so that the choice costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from cohortium.auditing.bounds import Counts, epsilon_bound, p_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Reals = NDArray[np.float64]
+
+THRESHOLDS = 400
+"""Half-lines that are tried on the first quarter."""
+
+
+@frozen(kw_only=True)
+class Claim:
+    """(ε, δ) for so many attempts, and who says so.
+
+    Attributes:
+        attempts: How many.
+        epsilon: ε.
+        delta: δ.
+        says: "guarantee", or "mechanism" for a point of the curve that its mechanism composes to.
+    """
+
+    attempts: int
+    epsilon: float
+    delta: float
+    says: str
+
+
+@frozen(kw_only=True)
+class Tested:
+    """A claim, and what the samples say of it.
+
+    Attributes:
+        claim: What was tested.
+        p: The chance of what was seen, at most, if the claim holds.
+        alpha: Below which it is refuted.
+    """
+
+    claim: Claim
+    p: float
+    alpha: float
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether the claim is false."""
+        return self.p <= self.alpha
+
+
+@frozen(eq=False)
+class Worlds:
+    """Samples of the adversary's number, shape (n,), without the unit and with it."""
+
+    absent: Reals
+    present: Reals
+
+    def summed(self, attempts: int) -> Worlds:
+        """What `attempts` attempts at a time show together: the sums of their numbers."""
+        size = len(self.absent) // attempts
+        cut = size * attempts
+        return Worlds(
+            self.absent[:cut].reshape(size, attempts).sum(axis=1),
+            self.present[:cut].reshape(size, attempts).sum(axis=1),
+        )
+
+    @property
+    def tested(self) -> int:
+        """Samples of each world that claims are tested on."""
+        return len(self.absent) - len(self.absent) // 4
+
+    def test(self, claims: Sequence[Claim], alpha: float) -> list[Tested]:
+        """Each claim against the samples, all of them together at confidence 1 - `alpha`.
+
+        Both ways of telling the worlds apart are tried: "there" of what is large, "not there" of
+        what is small.
+        """
+        each = alpha / (2 * max(1, len(claims)))
+        return [
+            Tested(
+                claim=claim,
+                p=min(
+                    p_value(counts, epsilon=claim.epsilon, delta=claim.delta)
+                    for counts in self._counts(claim)
+                ),
+                alpha=each,
+            )
+            for claim in claims
+        ]
+
+    def bound(self, claim: Claim, alpha: float) -> float:
+        """The largest ε that is refuted at the δ of `claim`, with confidence 1 - `alpha`."""
+        return max(
+            epsilon_bound(counts, delta=claim.delta, alpha=alpha / 2)
+            for counts in self._counts(claim)
+        )
+
+    def _counts(self, claim: Claim) -> tuple[Counts, Counts]:
+        """Guesses of either kind, on the samples that did not choose the thresholds."""
+        cut = len(self.absent) // 4
+        sign = 1.0 if self.present[:cut].mean() >= self.absent[:cut].mean() else -1.0
+        absent, present = sign * self.absent, sign * self.present
+        return _counts(absent, present, claim, cut), _counts(-present, -absent, claim, cut)
+
+
+def testable(claims: Sequence[Claim], samples: int, alpha: float) -> list[Claim]:
+    """Those claims that `samples` samples of each world could refute."""
+    perfect = Counts(hits=samples, alarms=0, trials=samples)
+    return [
+        claim
+        for claim in claims
+        if p_value(perfect, epsilon=claim.epsilon, delta=claim.delta) <= alpha / (2 * len(claims))
+    ]
+
+
+def _counts(low: Reals, high: Reals, claim: Claim, cut: int) -> Counts:
+    """Counts beyond the threshold that the first `cut` samples choose."""
+    threshold = _threshold(low[:cut], high[:cut], claim)
+    return Counts(
+        hits=int((high[cut:] > threshold).sum()),
+        alarms=int((low[cut:] > threshold).sum()),
+        trials=len(low) - cut,
+    )
+
+
+def _threshold(low: Reals, high: Reals, claim: Claim) -> float:
+    """Where P[high] - e^ε P[low] - δ is largest, in units of its standard error."""
+    pooled = np.unique(np.concatenate([low, high]))
+    middles = (pooled[1:] + pooled[:-1]) / 2
+    if len(middles) == 0:
+        return float(pooled[0])
+    middles = middles[:: max(1, len(middles) // THRESHOLDS)]
+    size = len(low)
+    # One more of either kind than was seen: a chance of zero has an error, too.
+    hit = (size - np.searchsorted(np.sort(high), middles, side="right") + 1) / (size + 2)
+    alarm = (size - np.searchsorted(np.sort(low), middles, side="right") + 1) / (size + 2)
+    factor = math.exp(claim.epsilon)
+    error = np.sqrt(hit * (1 - hit) + factor**2 * alarm * (1 - alarm))
+    return float(middles[np.argmax((hit - factor * alarm - claim.delta) / error)])

@@ -1,0 +1,143 @@
+"""The mechanism alone: every planted fault is caught, and the honest ones pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from cohortium.auditing import Finding, audit_books, audit_mechanism
+from cohortium.plugin import Cohort, Randomness, Work
+from cohortium_gaussian import Gaussian
+from core.planted import Broken, Fixed, PublicBatches, RestartsAccountant, forgets_clip, with_noise
+
+COHORT = Cohort(
+    sites=4, size=4, min_sites=3, colluding=1, examples=400, patients=200, rounds=4, retries=0
+)
+WHOLE = Work(releases="gradient", steps=1, sampling_rate=1.0)
+SAMPLED = Work(releases="gradient", steps=1, sampling_rate=0.25)
+STEPS = Work(releases="update", steps=3, sampling_rate=1.0, batch_size=100)
+
+
+def gaussian(noise_multiplier: float = 0.7, **terms: Any) -> Fixed:
+    """Little noise, so that few releases tell much."""
+    return Fixed(Gaussian(delta=1e-5, **terms), noise_multiplier)
+
+
+HONEST: dict[str, tuple[Any, Work]] = {
+    "example": (gaussian(), WHOLE),
+    "example-shared": (gaussian(against="coordinator"), WHOLE),
+    "example-replaced": (gaussian(adjacency="replace-one", clip=7.0), WHOLE),
+    "example-steps": (gaussian(), STEPS),
+    "patient": (gaussian(unit="patient"), WHOLE),
+    "patient-shared": (gaussian(unit="patient", against="coordinator"), WHOLE),
+    "site": (gaussian(unit="site"), STEPS),
+    "site-shared": (gaussian(unit="site", against="coordinator"), STEPS),
+    "sampled": (gaussian(), SAMPLED),
+}
+UNSAMPLED = [name for name in HONEST if name != "sampled"]
+RELEASES = 240
+
+
+def audited(privatizer: Any, work: Work, releases: int, cohort: Cohort = COHORT) -> Finding:
+    # A seed in place of the operating system: what is found is found every time.
+    secret = Randomness.simulated(5)
+    return audit_mechanism(privatizer, work, cohort, releases=releases, secret=secret)
+
+
+def few(name: str) -> int:
+    """Releases for a test: an attempt may have several of them."""
+    privatizer, work = HONEST[name]
+    if work is SAMPLED:
+        return 4 * RELEASES  # a unit that is seldom in a batch is seldom seen
+    return RELEASES * (1 if privatizer.terms.unit == "site" else work.steps)
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_one_is_not_refuted(name: str) -> None:
+    finding = audited(*HONEST[name], few(name))
+    assert not finding.is_refuted, finding
+    assert finding.bound is not None
+    assert finding.claim is not None
+    assert finding.bound <= finding.claim
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_one_is_not_refuted_by_many_releases(name: str) -> None:
+    privatizer, work = HONEST[name]
+    finding = audit_mechanism(privatizer, work, COHORT, releases=8000)
+    assert not finding.is_refuted, finding
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_noise_that_is_thrown_away_is_caught(name: str) -> None:
+    privatizer, work = HONEST[name]
+    finding = audited(Broken(privatizer, with_noise(0.0)), work, few(name) // 2)
+    assert finding.is_refuted, finding
+    assert "if that is so" in finding.seen
+
+
+@pytest.mark.parametrize("name", UNSAMPLED)
+def test_noise_that_is_halved_is_caught(name: str) -> None:
+    privatizer, work = HONEST[name]
+    finding = audited(Broken(privatizer, with_noise(0.5)), work, few(name))
+    assert finding.is_refuted, finding
+    assert "if that is so" in finding.seen
+
+
+@pytest.mark.slow
+def test_noise_that_is_halved_is_caught_under_sampling() -> None:
+    privatizer, work = HONEST["sampled"]
+    finding = audited(Broken(privatizer, with_noise(0.5)), work, 8000)
+    assert finding.is_refuted, finding
+
+
+@pytest.mark.parametrize("name", UNSAMPLED)
+def test_a_clip_that_is_not_applied_is_caught(name: str) -> None:
+    privatizer, work = HONEST[name]
+    finding = audited(Broken(privatizer, forgets_clip), work, few(name) // 2)
+    assert finding.is_refuted, finding
+
+
+def test_batches_from_a_public_seed_are_caught() -> None:
+    privatizer, work = HONEST["sampled"]
+    finding = audited(Broken(privatizer, PublicBatches), work, 500)
+    assert finding.is_refuted, finding
+    # At the strength of a batch that everyone is in, the noise is what the mechanism says.
+    whole = audited(Broken(gaussian(), PublicBatches), WHOLE, RELEASES)
+    assert not whole.is_refuted
+
+
+def test_an_accountant_that_starts_again_each_round_is_caught() -> None:
+    restarts = RestartsAccountant(Gaussian(unit="site", epsilon=2.0, delta=1e-5))
+    cohort = evolve(COHORT, rounds=16)
+    finding = audited(restarts, STEPS, 16_000, cohort)
+    assert finding.is_refuted, finding
+    assert "The guarantee says that 16 of them" in finding.seen
+    # One round is what it says; only together do they cost more.
+    assert not audited(restarts, STEPS, 4000, evolve(cohort, rounds=1)).is_refuted
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 6.0, 50.0])
+def test_the_books_find_it_at_any_epsilon(epsilon: float) -> None:
+    honest = Gaussian(unit="site", epsilon=epsilon)
+    cohort = evolve(COHORT, rounds=20)
+    assert audit_books(RestartsAccountant(honest).plan(STEPS, cohort, 2), 20).is_refuted
+    assert not audit_books(honest.plan(STEPS, cohort, 2), 20).is_refuted
+
+
+def test_the_books_of_sampled_batches_balance() -> None:
+    plan = HONEST["sampled"][0].plan(SAMPLED, COHORT, 2)
+    finding = audit_books(plan, COHORT.attempts)
+    assert not finding.is_refuted, finding
+
+
+def test_what_so_many_releases_can_show_is_said() -> None:
+    some, more = (audited(gaussian(3.0, unit="site"), STEPS, n) for n in (60, 3000))
+    assert some.ceiling is not None
+    assert more.ceiling is not None
+    assert some.ceiling < more.ceiling
+    assert "ask for more releases" in some.power
+    assert "of what is claimed was noticed" in more.power
