@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("long", max_examples=5_000)  # for state machines: minutes to an hour
 
 
 @pytest.fixture(autouse=True)

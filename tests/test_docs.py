@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cohortium import hooks, study
+from cohortium import discover, hooks, study
 from cohortium.cli import app
+from cohortium.hospital import Hospital
+from cohortium.identity import Directory, Identity
+from cohortium.randomness import Randomness
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -52,7 +55,8 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        # This checkout, wherever the installed package lies.
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'core'}:{ROOT / 'plugins'}"},
         capture_output=True,
         text=True,
         check=False,
@@ -61,8 +65,16 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
-def test_toml_is_a_package_or_a_study_that_runs(text: str) -> None:
+def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path) -> None:
     tables = tomllib.loads(text)
+    if "policy" in tables:
+        key = Identity.draw(Randomness.simulated(1)).public
+        Directory((key,)).write(tmp_path / tables["site"]["directory"])
+        (tmp_path / "site.toml").write_text(text)
+        hospital = Hospital.read(tmp_path / "site.toml")
+        assert hospital.number == tables["site"]["number"]
+        assert set(hospital.policy.plugins) <= {record.name for record in discover().records}
+        return
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]
         return
@@ -73,7 +85,8 @@ def test_toml_is_a_package_or_a_study_that_runs(text: str) -> None:
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|audit|plugins|check|keygen)\b[^`\n;]*)", re.MULTILINE
+        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|keygen|ledger)\b[^`\n;]*)",
+        re.MULTILINE,
     )
     lines = set()
     for page in PAGES:
@@ -90,7 +103,7 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
     assert result.exit_code == 0
     options = {word for word in words[1:] if word.startswith("--")}
     assert all(option in result.output for option in options), result.output
-    if words[0] not in ("run", "audit") or "mlp" in line:
+    if words[0] not in ("run", "plan", "audit") or "mlp" in line:
         return
     path = None
     if "paper.toml" in words:

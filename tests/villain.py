@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from cohortium.plugin import (
     Ask,
@@ -46,14 +45,16 @@ from cohortium_secagg._messages import (
 )
 from cohortium_secagg._party import Channel, Party
 from cohortium_secagg._rules import Rules, Scope
-from cohortium_secagg._shamir import SHARE_BYTES, Interpolation
+from cohortium_secagg._shamir import SHARE_BYTES
 from cohortium_secagg._statements import Statements
+from spoils import Shareholders, Spoils, Words
 
-Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
 Pairs: TypeAlias = Mapping[int, tuple[Any, Any]]
 """Sealing and masking key pairs, by site."""
 
 RING = Ring(20)
+
+COORDINATOR = KeyPair(b"the coordinator of all attempts.").public
 
 
 class Villain:
@@ -112,8 +113,8 @@ class Villain:
         self.sealed: dict[int, Mapping[int, bytes]] = {}
         self.masked: dict[int, Words] = {}
         self.met: dict[int, set[int]] = {}
-        self.seeds: dict[int, dict[int, bytes]] = defaultdict(dict)
-        self.private: dict[int, dict[int, bytes]] = defaultdict(dict)
+        self.seeds: Shareholders = defaultdict(dict)
+        self.private: Shareholders = defaultdict(dict)
 
     @property
     def scope(self) -> Scope:
@@ -133,7 +134,7 @@ class Villain:
 
     def advertise(self, sites: Iterable[int] | None = None) -> dict[int, SignedKeys]:
         for site in self.everyone if sites is None else sites:
-            reply = self.ask(site, AskKeys(self.attempt))
+            reply = self.ask(site, AskKeys(self.attempt, COORDINATOR))
             self.keys[site] = decode(reply, SignedKeys if self.rules.is_active else Keys)
         return self.keys
 
@@ -192,29 +193,21 @@ class Villain:
         Raises:
             ValueError: There are too few.
         """
-        words = sum((self.masked[site] for site in chosen), RING.zeros(4))
-        masks = [Mask(self._recovered(self.seeds[site]), subtract=True) for site in chosen]
-        for site in chosen:
-            masks += [self._between(site, peer) for peer in self.met[site] - set(chosen)]
-        apply(masks, words)
-        return [word % (1 << RING.bits) for word in words.tolist()]
+        return self.spoils.sum_over(chosen)
 
-    def _between(self, site: int, peer: int) -> Mask:
-        """What takes off the mask that `site` put on for `peer`, by the private key of either."""
-        try:
-            pair = KeyPair(self._recovered(self.private[peer]))
-            return pairwise(pair, self.keys[site].masking, self.scope, peer, site)
-        except ValueError:
-            pair = KeyPair(self._recovered(self.private[site]))
-            mask = pairwise(pair, self.keys[peer].masking, self.scope, site, peer)
-            return Mask(mask.seed, subtract=not mask.subtract)
-
-    def _recovered(self, shares: Mapping[int, bytes]) -> bytes:
-        threshold = self.rules.threshold
-        if len(shares) < threshold:
-            raise ValueError("too few shares.")
-        holders = tuple(sorted(shares))[:threshold]
-        return Interpolation(holders).secret(shares)
+    @property
+    def spoils(self) -> Spoils:
+        return Spoils(
+            scope=self.scope,
+            ring=RING,
+            length=self.setting.length,
+            threshold=self.rules.threshold,
+            keys=self.keys,
+            masked=self.masked,
+            met=self.met,
+            seeds=self.seeds,
+            private=self.private,
+        )
 
     # --- The man in the middle --------------------------------------------------------------------
 
@@ -238,7 +231,7 @@ class Villain:
             masks.append(pairwise(masking, told[victim].masking, self.scope, peer, victim))
         self.collect_one(victim, forged)
         words = self.masked[victim].copy()
-        apply([*masks, Mask(self._recovered(seeds), subtract=True)], words)
+        apply([*masks, Mask(self.spoils.recovered(seeds), subtract=True)], words)
         return [word % (1 << RING.bits) for word in words.tolist()]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.plugin import (
+    Aggregator,
     Ask,
     Cohort,
     Directory,
@@ -25,7 +26,6 @@ from cohortium.plugin import (
     RingVector,
     SumSetting,
 )
-from cohortium_secagg import SecAgg
 
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
 Tamper: TypeAlias = Callable[[str, int, int, bytes], Iterable[bytes]]
@@ -41,7 +41,7 @@ class Ward:
 
     def __init__(
         self,
-        aggregator: SecAgg,
+        aggregator: Aggregator,
         sites: int,
         *,
         bits: int = 20,

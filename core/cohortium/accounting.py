@@ -55,6 +55,11 @@ class Gaussian(msgspec.Struct, frozen=True, kw_only=True, tag="gaussian"):
     sampling_rate: float = 1.0
     releases: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none of a mechanism."""
+        if not (self.noise_multiplier > 0 and 0 < self.sampling_rate <= 1 and self.releases >= 1):
+            raise ValueError("a Gaussian mechanism has noise, a rate in (0, 1] and a release.")
+
     @property
     def curve(self) -> NDArray[np.float64]:
         """Rényi divergence at each of `ORDERS` (Mironov, Talwar, Zhang 2019, by Opacus)."""
@@ -126,6 +131,20 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Spe
         for found, epsilon in zip(bounds, _prv(whole, sampled, curve, deltas), strict=True):
             found.insert(0, Spent(epsilon, "prv"))
     return [min(found, key=lambda spent: spent.epsilon) for found in bounds]
+
+
+def fits(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:
+    """Whether `compose` proves a bound of no more than `epsilon`; the costly one only if needed.
+
+    What fits, fits also without some of its mechanisms.
+    """
+    counts = list(spends)
+    if any(isinstance(m, Renyi) or m.sampling_rate < 1 for m, _ in counts):
+        curve = sum((m.curve * times for m, times in counts), np.zeros(len(ORDERS)))
+        if _converted(curve, delta) <= epsilon:
+            return True
+    (spent,) = compose(counts, delta)
+    return spent.epsilon <= epsilon
 
 
 def _sorted(counts: Mapping[Mechanism, int]) -> tuple[float, dict[Mechanism, int]]:

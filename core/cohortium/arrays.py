@@ -16,12 +16,13 @@ it is unpacked.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from contextlib import contextmanager
-from lzma import LZMAError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,19 +54,32 @@ _ARRAYS: Final = (
 
 _UNREADABLE: Final = (
     EOFError,
-    LZMAError,
     MemoryError,
     OSError,
     OverflowError,
     RuntimeError,  # the archive is encrypted, or packed in a way that zipfile does not know
     SyntaxError,
+    SystemError,  # text of characters that are none
     TypeError,
     ValueError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
 """What zipfile and numpy are known to raise over a damaged file."""
+
+_PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What NumPy writes.  Others have readers that set aside whatever the file asks for."""
+
+_DEFLATION: Final = 1032
+"""The most bytes that deflate makes of one: 258, its longest match, of every two bits."""
+
+_HEADERS: Final = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+"""Readers of an array's header, by its version; a third is for fields, which plain arrays lack."""
 
 
 def data_folder() -> Path | None:
@@ -134,11 +148,31 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
                 f"{path} unpacks to {size / 2**30:.0f} GiB, and at most {LARGEST >> 30} GiB are "
                 "read; split it, or make its images smaller."
             )
-        arrays = {}
-        for name, member in found.items():
-            with archive.open(member) as file:
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-    return arrays
+        return {name: _array(archive, member) for name, member in found.items()}
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array of `archive`.
+
+    Raises:
+        ValueError: It claims to be larger than what is there can be: space for all of an array is
+            set aside before any of it is read.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type not in _PACKINGS:
+        raise ValueError(f"{name} is packed in a way that NumPy does not use")
+    assert archive.fp is not None
+    there = min(member.compress_size, archive.fp.seek(0, os.SEEK_END))
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} has a header of version {version}")
+        shape, _, dtype = _HEADERS[version](file)
+    if math.prod(shape) * dtype.itemsize > min(member.file_size, _DEFLATION * there):
+        raise ValueError(f"{name} claims to hold more than there is")
+    with archive.open(member) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 @contextmanager
@@ -222,4 +256,9 @@ def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
             f"{path}: classes is {names.dtype} of shape {names.shape}; save the names in the "
             "labels' order as text of shape (K,)."
         )
-    return tuple(str(name) for name in names)
+    with _worded(path):
+        texts = tuple(str(name) for name in names)
+    for text in texts:
+        if not text.isprintable():
+            raise DataError(f"{path}: the class name {text!a} cannot be shown; rename it.")
+    return texts

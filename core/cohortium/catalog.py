@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import traceback
 from collections import Counter
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,6 +106,19 @@ class Catalog:
             if offering.role == role and offering.offer.factory is type(instance):
                 return offering.offer.name
         return None
+
+    def owner(self, error: BaseException) -> PluginRecord | None:
+        """The plugin in whose code, or in a call from it, `error` was raised; None if in none."""
+        owners = {record.target.partition(".")[0]: record for record in self.records}
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+        found = [owners[package] for package in packages if package in owners]
+        return found[-1] if found else None
+
+    def makers_of(self, instance: object) -> list[PluginRecord]:
+        """The plugins whose package holds the class of `instance`; usually one, or none."""
+        package = type(instance).__module__.split(".")[0]
+        return [record for record in self.records if record.target.split(".")[0] == package]
 
     def _hint(self, role: Role, name: str) -> str:
         known = self.names(role)

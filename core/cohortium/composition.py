@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import tomllib
 import typing
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ import msgspec
 
 from cohortium import protocols
 from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,8 +40,32 @@ def make(catalog: Catalog, role: Role, table: Mapping[str, Any], *, where: str) 
         raise StudyError(f"{where} [{role}]: name must be a string that says which one.")
     factory = catalog.find(role, name).factory
     given = {key: value for key, value in table.items() if key != "name"}
-    instance = call(factory, given, where=f"{where} [{role}]", what=f"{role} '{name}'")
-    return require(role, instance)
+    place, what = f"{where} [{role}]", f"{role} '{name}'"
+    inner = {
+        key: _inner(catalog, inside, given.pop(key), where=f"{place} {key}")
+        for key, inside in roles_of(factory, what=what).items()
+        if key in given
+    }
+    return require(role, call(factory, given, where=place, what=what, ready=inner))
+
+
+def _inner(catalog: Catalog, role: Role, value: object, *, where: str) -> Any:
+    """A part inside a part: named by a string, or described by a table of its own."""
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, dict):
+        raise StudyError(f"{where}: name a {role}, or give a table with its name, not {value!r}.")
+    return make(catalog, role, table, where=where)
+
+
+def roles_of(factory: Callable[..., Any], *, what: str) -> dict[str, Role]:
+    """The parameters of `factory` that are parts themselves, and the roles that they fill."""
+    known = {getattr(protocols, role.capitalize()): role for role in ROLES}
+    found = {}
+    for key, annotation in parameters(factory, what=what).items():
+        for kind in (annotation, *typing.get_args(annotation)):
+            if isinstance(kind, type) and kind in known:
+                found[key] = known[kind]
+    return found
 
 
 def call(
@@ -65,10 +89,13 @@ def call(
         StudyError: A key is unknown or missing, or a value does not fit.
         PluginError: The factory's annotations cannot be read.
     """
-    types = parameters(factory, what=what)
+    types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
     for key in given:
         if key not in types:
             raise StudyError(f"{where} {key}: {what} has no such parameter; {near(key, types)}")
+    absent = [key for key in _required(factory) if key in types and key not in given]
+    if absent:
+        raise StudyError(f"{where}: {what} needs {' and '.join(absent)}.")
     arguments = {}
     for key, value in given.items():
         try:
@@ -113,12 +140,13 @@ def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
         ) from error
 
 
-def parse(text: str) -> Any:
-    """A value given on the command line: TOML, or else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text.strip()
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The parameters of `factory` that have no default."""
+    known = inspect.signature(factory).parameters.values()
+    return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
+
+
+_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def near(key: str, known: Iterable[str]) -> str:
@@ -158,8 +186,15 @@ def describe(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
     name = catalog.name_of(role, instance) or f"{kind.__module__}:{kind.__qualname__}"
     if not attrs.has(kind):
         return {"name": name}
-    fields = [f for f in attrs.fields(kind) if f.init]
-    values = {(f.alias or f.name): plain(getattr(instance, f.name)) for f in fields}
+    fields = {(f.alias or f.name): getattr(instance, f.name) for f in attrs.fields(kind) if f.init}
+    try:
+        inner = roles_of(kind, what=name)
+    except PluginError:  # composed in Python, where annotations need not be importable
+        inner = {}
+    values = {
+        key: describe(catalog, inner[key], value) if key in inner and value else plain(value)
+        for key, value in fields.items()
+    }
     return {"name": name, **{key: value for key, value in values.items() if value is not None}}
 
 

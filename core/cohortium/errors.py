@@ -32,6 +32,10 @@ class IdentityError(CohortiumError):
     """A site's key, or a directory of keys, that is missing, damaged or not to be trusted."""
 
 
+class LedgerError(CohortiumError):
+    """A hospital's ledger that is missing, damaged, or cannot be read or written."""
+
+
 class PrivacyError(CohortiumError):
     """A guarantee that cannot be given, or that a part of the composition would break."""
 

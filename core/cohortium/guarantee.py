@@ -21,7 +21,7 @@ Against = Literal["everyone", "coordinator"]
 """Who may look: anyone, at all that leaves a site; or only parties that see sums over sites."""
 
 
-def _up(number: float) -> str:
+def rounded_up(number: float) -> str:
     """`number` to three digits, rounded up: a printed bound must hold as it stands."""
     return f"{float(ROUNDING_UP.create_decimal(repr(number))):.3g}"
 
@@ -79,7 +79,7 @@ class Guarantee:
         """The guarantee in one line."""
         label = "SIMULATION, not private: " if self.simulation else ""
         return (
-            f"{label}ε = {_up(self.epsilon)} at δ = {_up(self.delta)} "
-            f"({_up(self.epsilon_at_1e_5)} at 1e-5) for one {self.unit} ({self.adjacency}) "
+            f"{label}ε = {rounded_up(self.epsilon)} at δ = {rounded_up(self.delta)} "
+            f"({rounded_up(self.epsilon_at_1e_5)} at 1e-5) for one {self.unit} ({self.adjacency}) "
             f"against {'everyone' if self.against == 'everyone' else 'the coordinator'}, whole run"
         )

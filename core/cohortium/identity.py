@@ -23,10 +23,11 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -90,7 +91,7 @@ class Identity:
             raise IdentityError(f"others may read the key {path}: make its mode 0600.")
         try:
             key = load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
             key = None
         if not isinstance(key, Ed25519PrivateKey):
             raise IdentityError(f"{path} is not an unencrypted Ed25519 private key.")
@@ -150,14 +151,14 @@ class Directory:
 
     def __attrs_post_init__(self) -> None:
         """Refuse a directory that contradicts itself."""
-        current = [key for key in self.keys if key is not None]
+        holders = Counter(key for key in self.keys if key is not None)
         old = {key for _, key in self.revoked}
-        if any(len(key) != KEY_BYTES for key in (*current, *old)):
+        if any(len(key) != KEY_BYTES for key in (*holders, *old)):
             raise IdentityError(f"a public key has {KEY_BYTES} bytes.")
         for site, key in enumerate(self.keys):
             if key in old:
                 raise IdentityError(f"the directory gives site {site} a key that is revoked.")
-            if key is not None and current.count(key) > 1:
+            if key is not None and holders[key] > 1:
                 raise IdentityError(f"the directory gives the key of site {site} to another too.")
 
     @classmethod
@@ -246,7 +247,8 @@ def _in_order(keys: dict[int, bytes], revoked: set[tuple[int, bytes]]) -> tuple[
 
 def _contents(path: Path) -> bytes:
     with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
+        # As many bytes as are asked for are set aside before one is read.
+        data = file.read(min(os.fstat(file.fileno()).st_size, _MOST_BYTES) + 1)
     if len(data) > _MOST_BYTES:
         raise IdentityError(f"{path} is larger than {_MOST_BYTES} bytes.")
     return data

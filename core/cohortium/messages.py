@@ -1,8 +1,8 @@
 """Typed messages as bytes: versioned, bounded, strictly decoded, and never executable.
 
-A message is a frozen `Message` subclass.  `encode` writes it as four bytes of magic and version,
-then MessagePack with the class' name as tag; `decode` accepts exactly the classes it is told to
-expect, no unknown field, no missing field, no other type, no more bytes than the limit.
+A message is a frozen `Message` subclass.  `encode` writes a MessagePack pair: a mark with the
+version, then the message with its class' name as tag; `decode` accepts exactly the classes it is
+told to expect, no unknown field, no missing field, no other type, no more bytes than the limit.
 
 The sender may be lying.  A decoded message is well-formed, not true.
 """
@@ -15,8 +15,11 @@ import msgspec
 
 from cohortium.errors import MessageError
 
-MAGIC = b"CHT\x01"
-"""Marks a message of this format; the last byte is its version."""
+MARK = "CHT\x01"
+"""Marks a message of this format; the last character is its version."""
+
+MAGIC = b"\x92\xa4" + MARK.encode()
+"""What every message begins with: the head of a pair, and the mark."""
 
 LARGEST = 1 << 32
 """Bytes that no message may exceed, where its reader sets no tighter limit."""
@@ -42,7 +45,8 @@ M = TypeVar("M", bound=Message)
 
 def encode(message: Message) -> bytes:
     """`message` as bytes; equal messages give equal bytes."""
-    return MAGIC + msgspec.msgpack.encode(message)
+    # As a pair it is written at once: a vector is not copied again to come after the mark.
+    return msgspec.msgpack.encode((MARK, message))
 
 
 def decode(data: bytes | memoryview, kind: type[M], *, limit: int = LARGEST) -> M:

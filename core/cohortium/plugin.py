@@ -59,8 +59,8 @@ from cohortium.protocols import (
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
-from cohortium.ring import FixedPoint, Ring, RingSum, RingVector
-from cohortium.sampling import poisson, poisson_patients, shuffled
+from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector
+from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.training import (
     Augmentation,
     Objective,
@@ -113,6 +113,7 @@ __all__ = [
     "Offer",
     "OpenSite",
     "Partitioner",
+    "Piece",
     "PluginError",
     "PrivacyError",
     "PrivacyPlan",
@@ -164,6 +165,7 @@ __all__ = [
     "read_splits",
     "require_per_example",
     "require_separable",
+    "sampled_units",
     "shuffled",
     "vector",
     "with_schedule",

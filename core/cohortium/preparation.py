@@ -8,6 +8,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium import vector
+from cohortium.account import Account
 from cohortium.clipping import require_per_example, require_separable
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from cohortium.data import Examples, Splits
     from cohortium.federation import Federation
+    from cohortium.ledger import Ledger
     from cohortium.ring import RingVector
     from cohortium.vocabulary import Index, SiteId, Work
 
@@ -51,13 +53,19 @@ class Ready:
     parameters: int
     identities: tuple[Identity, ...] | None = field(default=None, repr=False)
 
-    def recipe(self, site: SiteId) -> Recipe:
-        """How to make a simulated site, with its data and its key alone."""
+    def recipe(self, site: SiteId, ledger: Ledger | None = None) -> Recipe:
+        """How to make a simulated site, with its data and its key alone.
+
+        Args:
+            site: Its number.
+            ledger: Where what it spends is written down, under a name of its own.
+        """
         return Recipe(
             self.setting,
             site,
             self.splits.train.take(self.hands[site]),
-            None if self.identities is None else self.identities[site],
+            identity=None if self.identities is None else self.identities[site],
+            account=None if ledger is None else Account(ledger, f"site {site}"),
         )
 
 

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from cohortium.errors import RunError, StudyError
 from cohortium.files import write_whole
+from cohortium.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,6 +114,16 @@ class RunFolder:
         except OSError as error:
             raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
         return cls(path)
+
+    def create_ledger(self) -> Ledger:
+        """A ledger of what the simulated sites spend.
+
+        Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process:
+        waiting for the disk 600 times would take longer than the sums.
+        """
+        ledger = Ledger(self.path / "ledger.sqlite", is_synced=False)
+        ledger.create()
+        return ledger
 
     def write_study(self, text: str) -> None:
         """Keep the study as it was resolved."""

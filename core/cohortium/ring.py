@@ -6,17 +6,17 @@ Addition is modular, so a sum is right whenever the *true* sum fits, whatever wr
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, le
 
+from cohortium import packing
 from cohortium.errors import MessageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 PACK_BLOCK = 1 << 18
 """Values that are packed together; part of the wire format."""
+
+_TOGETHER = 1 << 16
+"""Values encoded or decoded at a time: what comes in between stays in the second cache."""
+
+
+@frozen
+class Piece:
+    """Values that are packed together: where they lie in a vector, and in its packed bytes."""
+
+    values: slice
+    packed: slice
 
 
 @frozen
@@ -63,27 +74,36 @@ class Ring:
 
     def bytes_for(self, length: int) -> int:
         """How many bytes `pack` makes of `length` elements."""
-        return sum(self._lane_length(n) * self.bits * self.word.itemsize for n in _blocks(length))
+        pieces = self.pieces(length)
+        return pieces[-1].packed.stop if pieces else 0
+
+    def pieces(self, length: int) -> list[Piece]:
+        """The pieces in which `length` elements are packed, in order."""
+        pieces, end = list[Piece](), 0
+        for start in range(0, length, PACK_BLOCK):
+            stop = min(length, start + PACK_BLOCK)
+            begin, end = end, end + self._lane(stop - start) * self.bits * self.word.itemsize
+            pieces.append(Piece(slice(start, stop), slice(begin, end)))
+        return pieces
 
     def pack(self, words: Words) -> bytes:
         """Elements as `bits` bits each.
 
-        Values are taken in blocks of 262,144.  A block is cut into as many equal lanes as a word
-        has bits (the last one padded with zeros); the lanes lie one above another, so that every
-        shift works on a whole lane.
+        Values are taken in pieces of 262,144.  A piece is cut into as many equal lanes as a word
+        has bits, the last one padded with zeros, which are packed as `packing` says.
         """
-        out = np.empty(self.bytes_for(len(words)) // self.word.itemsize, dtype=self.word)
-        position = start = 0
-        for count in _blocks(len(words)):
-            lane = self._lane_length(count)
-            block = words[start : start + count]
-            if count != lane * self.lanes:
-                block = np.concatenate([block, self.zeros(lane * self.lanes - count)])
-            piece = out[position : position + lane * self.bits].reshape(self.bits, lane)
-            self._pack_block(block.reshape(self.lanes, lane), piece)
-            start += count
-            position += piece.size
-        return out.tobytes()
+        out = bytearray(self.bytes_for(len(words)))
+        for piece in self.pieces(len(words)):
+            self.pack_piece(words[piece.values], memoryview(out)[piece.packed])
+        return bytes(out)
+
+    def pack_piece(self, words: Words, out: memoryview) -> None:
+        """Pack the elements of one piece into the bytes that are its place."""
+        lane = self._lane(len(words))
+        if len(words) != lane * self.lanes:
+            words = np.concatenate([words, self.zeros(lane * self.lanes - len(words))])
+        rows = cast("Words", np.frombuffer(out, dtype=self.word)).reshape(self.bits, lane)
+        packing.pack(words.reshape(self.lanes, lane), rows, self._places)
 
     def unpack(self, data: bytes | memoryview, length: int) -> Words:
         """The `length` elements that `pack` turned into `data`.
@@ -91,54 +111,56 @@ class Ring:
         Raises:
             MessageError: `data` has not exactly the length that `length` elements take.
         """
+        words = self.zeros(length)
+        self.add(data, words)
+        return np.bitwise_and(words, self._low, out=words)
+
+    def add(self, data: bytes | memoryview, total: Words) -> None:
+        """Add the elements that `pack` turned into `data` to `total`, in place.
+
+        Raises:
+            MessageError: `data` has not exactly the length that so many elements take.  Nothing
+                has been added.
+        """
+        self.require_length(data, len(total))
+        for piece in self.pieces(len(total)):
+            self.add_piece(memoryview(data)[piece.packed], total[piece.values])
+
+    def add_piece(self, data: memoryview, total: Words) -> None:
+        """Add one packed piece to the elements `total` that it is of, in place."""
+        lane = self._lane(len(total))
+        # In a message the words may begin at any byte, where NumPy would go through them slowly.
+        words = np.require(np.frombuffer(data, dtype=self.word), requirements="A")
+        rows = cast("Words", words).reshape(self.bits, lane)
+        if len(total) == lane * self.lanes and total.flags.c_contiguous:
+            packing.add(rows, total.reshape(self.lanes, lane), self._places)
+        else:
+            padded = self.zeros(lane * self.lanes)
+            packing.add(rows, padded.reshape(self.lanes, lane), self._places)
+            np.add(total, padded[: len(total)], out=total)
+
+    def require_length(self, data: bytes | memoryview, length: int) -> None:
+        """Raise if `data` cannot be `length` packed elements.
+
+        Raises:
+            MessageError: It has another length.
+        """
         if len(data) != self.bytes_for(length):
             raise MessageError(
                 f"a vector of {length} elements of {self.bits} bits takes "
                 f"{self.bytes_for(length)} bytes, but {len(data)} came."
             )
-        source = np.frombuffer(data, dtype=self.word)
-        out = np.empty(length, dtype=self.word)
-        position = start = 0
-        for count in _blocks(length):
-            lane = self._lane_length(count)
-            piece = source[position : position + lane * self.bits].reshape(self.bits, lane)
-            block = self._unpack_block(cast("Words", piece))
-            out[start : start + count] = block.reshape(-1)[:count]
-            start += count
-            position += piece.size
-        return out
 
-    def _lane_length(self, count: int) -> int:
+    @cached_property
+    def _places(self) -> tuple[packing.Place, ...]:
+        return packing.places(self.bits, self.word)
+
+    @property
+    def _low(self) -> np.unsignedinteger[Any]:
+        return self.word.type((1 << self.bits) - 1)
+
+    def _lane(self, count: int) -> int:
         return -(-count // self.lanes)
-
-    def _pack_block(self, values: Words, out: Words) -> None:
-        """Lay the lanes `values` (lanes, n), `bits` bits each, into the words `out` (bits, n)."""
-        out[:] = 0
-        word = self.word.type
-        low = word((1 << self.bits) - 1)
-        for lane in range(self.lanes):
-            row, shift = divmod(lane * self.bits, self.lanes)
-            value = values[lane] & low
-            out[row] |= value << word(shift)
-            if shift + self.bits > self.lanes:
-                out[row + 1] |= value >> word(self.lanes - shift)
-
-    def _unpack_block(self, words: Words) -> Words:
-        word = self.word.type
-        low = word((1 << self.bits) - 1)
-        out = np.empty((self.lanes, words.shape[1]), dtype=self.word)
-        for lane in range(self.lanes):
-            row, shift = divmod(lane * self.bits, self.lanes)
-            np.right_shift(words[row], word(shift), out=out[lane])
-            if shift + self.bits > self.lanes:
-                out[lane] |= words[row + 1] << word(self.lanes - shift)
-            out[lane] &= low
-        return out
-
-
-def _blocks(length: int) -> Iterator[int]:
-    for start in range(0, length, PACK_BLOCK):
-        yield min(PACK_BLOCK, length - start)
 
 
 @frozen(eq=False)
@@ -190,9 +212,17 @@ class FixedPoint:
 
     def encode(self, values: NDArray[np.floating]) -> Words:
         """Finite real `values` as elements, rounded to the nearest step; they wrap silently."""
-        scaled = values.astype(np.float64) / self.step
-        return self.ring.of(np.rint(scaled, out=scaled).astype(np.int64))
+        words = np.empty(values.shape, dtype=self.ring.word)
+        for start in range(0, len(values), _TOGETHER):
+            piece = slice(start, start + _TOGETHER)
+            scaled = np.divide(values[piece], self.step, dtype=np.float64)
+            words[piece] = np.rint(scaled, out=scaled).astype(np.int64)
+        return words
 
     def decode(self, words: Words) -> NDArray[np.float64]:
         """Elements as real numbers."""
-        return self.ring.signed(words).astype(np.float64) * self.step
+        values = np.empty(words.shape)
+        for start in range(0, len(words), _TOGETHER):
+            piece = slice(start, start + _TOGETHER)
+            np.multiply(self.ring.signed(words[piece]), self.step, out=values[piece])
+        return values

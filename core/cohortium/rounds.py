@@ -40,9 +40,11 @@ def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> R
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
         folder.write_study(ready.federation.as_toml())
+    is_private = ready.setting.plan.mechanism is not None
+    ledger = folder.create_ledger() if folder is not None and is_private else None
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
     exchange = ready.federation.engine.open(
-        {site: ready.recipe(site) for site in range(len(ready.hands))}
+        {site: ready.recipe(site, ledger) for site in range(len(ready.hands))}
     )
     try:
         return run.to_end(exchange)

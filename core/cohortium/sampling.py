@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cohortium.errors import RefusalError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cohortium.guarantee import Unit
     from cohortium.randomness import Stream
     from cohortium.vocabulary import Index, Work
 
@@ -22,6 +25,25 @@ def poisson(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
     """
     for _ in range(work.steps):
         yield np.flatnonzero(stream.uniform(examples) < work.sampling_rate)
+
+
+def sampled_units(
+    work: Work, unit: Unit, examples: int, patients: Index | None, stream: Stream
+) -> Iterator[Index]:
+    """The batches that hide a `unit`: Poisson samples of examples or of patients.
+
+    With unit "site" a batch hides nothing, and is drawn as the work declares.
+
+    Raises:
+        RefusalError: Patients are to be hidden, and the data do not say whose each image is.
+    """
+    if unit == "site":
+        return shuffled(work, examples, stream)
+    if unit == "example":
+        return poisson(work, examples, stream)
+    if patients is None:
+        raise RefusalError("patients", "its data do not say whose each image is.")
+    return poisson_patients(work, patients, stream)
 
 
 def poisson_patients(work: Work, patients: Index, stream: Stream) -> Iterator[Index]:

@@ -12,6 +12,7 @@ from cohortium.counting import guarded
 from cohortium.errors import MessageError, RefusalError, StudyError
 from cohortium.journal import MemoryJournal
 from cohortium.randomness import Randomness
+from cohortium.spending import Price
 from cohortium.vocabulary import (
     Ask,
     Member,
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from cohortium.account import Account
     from cohortium.data import DataSpec, Examples
     from cohortium.identity import Directory, Identity
     from cohortium.journal import Journal
+    from cohortium.policy import SitePolicy
     from cohortium.protocols import (
         Aggregator,
         Model,
@@ -188,6 +191,13 @@ class Site:
         An attempt is answered in order: an older one, or one of another run, is refused.
         A vector is released once an attempt, whatever the aggregator asks: a second one would
         spend privacy that was not planned.
+        With an account, an attempt stands in the ledger before its training begins, and is never
+        made twice, also not after a restart.
+        With a policy, no message is answered of a run that is below one of its floors.
+
+    Attributes:
+        workplace: Where it computes.
+        warnings: What the hospital's own people should be told; never sent.
     """
 
     def __init__(
@@ -199,8 +209,10 @@ class Site:
         *,
         identity: Identity | None = None,
         journal: Journal | None = None,
+        policy: SitePolicy | None = None,
+        account: Account | None = None,
     ) -> None:
-        """Prepare the site's images.
+        """Refuse what the site does not allow, and prepare its images.
 
         Args:
             setting: What every party knows.
@@ -209,9 +221,23 @@ class Site:
             workplace: Where it computes.
             identity: Signs for it; None without a directory.
             journal: What it must not forget over a restart; one in memory if None.
+            policy: Its floors.
+            account: What is charged for each attempt.
+
+        Raises:
+            RefusalError: The run is below a floor, or does not fit the account's budget.
+            LedgerError: The account's ledger cannot be used.
         """
         import torch
 
+        self._account, self._price = account, Price.of(setting.plan)
+        self.warnings: tuple[str, ...] = ()
+        if policy is not None:
+            policy.admit(setting)
+        if account is not None:
+            account.admit(setting.session, self._price, setting.cohort.attempts)
+            if account.budget is not None:
+                self.warnings = tuple(filter(None, [account.drift(examples.fingerprint)]))
         self._setting = setting
         self._site = site
         self.workplace = workplace
@@ -279,6 +305,9 @@ class Site:
             raise RefusalError("order", "this attempt's vector has been released already.")
         self._released = request.attempt
         setting = self._setting
+        if self._account is not None:
+            # Before training: a refusal after it tells something of the data, and is paid for.
+            self._account.charge(setting.session, request.round, request.attempt, self._price)
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         secret = secret.fork(request.round, request.attempt, self._site)
         private = setting.plan.site(secret, self._patients)
@@ -325,8 +354,18 @@ class Recipe:
     site: SiteId
     examples: Examples = field(repr=False)
     identity: Identity | None = None
+    policy: SitePolicy | None = None
+    account: Account | None = None
 
     def open(self, beside: OpenSite | None = None) -> Site:
         """Make the site, sharing the resident network of `beside`."""
         place = beside.workplace if isinstance(beside, Site) else Workplace(self.setting)
-        return Site(self.setting, self.site, self.examples, place, identity=self.identity)
+        return Site(
+            self.setting,
+            self.site,
+            self.examples,
+            place,
+            identity=self.identity,
+            policy=self.policy,
+            account=self.account,
+        )

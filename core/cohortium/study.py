@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
 from cohortium import composition
+from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.errors import StudyError
 from cohortium.federation import PARTS, TERMS, Federation
@@ -47,7 +48,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     where = "the quick start"
     if path is not None:
         where = str(path)
-        tables = merge(tables, _parse(path), where=where)
+        tables = merge(tables, toml.read(path, what="the study"), where=where)
     for setting in settings:
         tables = merge(tables, _parse_setting(setting), where=f"--set {setting}")
     return build(tables, where=where)
@@ -75,8 +76,9 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
     """`tables` with `changes`; a table whose `name` changes keeps nothing of the old one.
 
     Raises:
-        StudyError: There is no such table, or it is not one.
+        StudyError: There is no such table, or it is not one, or it is too deep.
     """
+    toml.require_shallow(changes, where=where)
     merged: Tables = dict(tables)
     for table, values in changes.items():
         if table not in TABLES:
@@ -102,23 +104,12 @@ def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not a text file in UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path} is not valid TOML: {error}.") from error
-
-
 def _parse_setting(setting: str) -> dict[str, Any]:
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
         raise StudyError(f"--set {setting}: write it as table.key=value, as in model.width=16.")
-    value = composition.parse(text)
+    value = toml.parse(text)
     for part in reversed(key.split(".")):
         value = {part: value}
     return {table: value}

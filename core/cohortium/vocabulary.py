@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, optional
 
+from cohortium.errors import PrivacyError
 from cohortium.journal import MemoryJournal
 
 if TYPE_CHECKING:
@@ -76,6 +77,20 @@ class Cohort:
         if unit == "patient":
             return self.patients or 0
         return self.sites if unit == "site" else self.examples
+
+    def honest_contributors(self) -> int:
+        """The fewest honest sites in a sum, who can share the noise that it needs.
+
+        Raises:
+            PrivacyError: There might be none.
+        """
+        if not 1 <= self.colluding < self.min_sites:
+            raise PrivacyError(
+                f"min_sites is {self.min_sites} and colluding {self.colluding}: noise shared "
+                "against the coordinator is sized for min_sites less colluding honest sites, and "
+                "every site knows its own share; set colluding to 1 or more, and min_sites above."
+            )
+        return self.min_sites - self.colluding
 
 
 @frozen(kw_only=True)

@@ -111,17 +111,11 @@ class Gaussian:
                 f"trainer takes {work.steps} steps before it releases anything; use trainer "
                 "'fedsgd', or against = 'everyone'."
             )
-        if cohort.min_sites - cohort.colluding > MOST_HONEST:
+        honest = cohort.honest_contributors()
+        if honest > MOST_HONEST:
             raise PrivacyError(
-                f"noise would be shared among {cohort.min_sites - cohort.colluding} honest sites, "
-                f"and the argument for rounded shares is made for {MOST_HONEST:,} at most; lower "
-                "min_sites."
-            )
-        if not 1 <= cohort.colluding < cohort.min_sites:
-            raise PrivacyError(
-                f"min_sites is {cohort.min_sites} and colluding {cohort.colluding}: noise shared "
-                "against the coordinator is sized for min_sites less colluding honest sites, and "
-                "every site knows its own share; set colluding to 1 or more, and min_sites above."
+                f"noise would be shared among {honest} honest sites, and the argument for rounded "
+                f"shares is made for {MOST_HONEST:,} at most; lower min_sites, or use 'skellam'."
             )
 
 

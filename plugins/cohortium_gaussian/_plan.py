@@ -72,7 +72,7 @@ class GaussianPlan:
     @property
     def honest(self) -> int:
         """Sites whose shares make up the noise."""
-        return self.cohort.min_sites - self.cohort.colluding if self.is_shared else 1
+        return self.cohort.honest_contributors() if self.is_shared else 1
 
     @property
     def expected_batch(self) -> float:

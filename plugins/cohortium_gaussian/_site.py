@@ -13,9 +13,7 @@ from cohortium.plugin import (
     RingVector,
     clipped_sum,
     mean_gradient,
-    poisson,
-    poisson_patients,
-    shuffled,
+    sampled_units,
     vector,
 )
 
@@ -46,14 +44,8 @@ class GaussianSite:
 
     def batches(self, examples: int) -> Iterator[Index]:
         """Poisson samples of examples or patients, or shuffled batches of the declared size."""
-        unit, work, stream = self.plan.terms.unit, self.plan.work, self.secret.stream("batches")
-        if unit == "site":
-            return shuffled(work, examples, stream)
-        if unit == "example":
-            return poisson(work, examples, stream)
-        if self.patients is None:
-            raise RefusalError("patients", "its data do not say whose each image is.")
-        return poisson_patients(work, self.patients, stream)
+        stream, unit = self.secret.stream("batches"), self.plan.terms.unit
+        return sampled_units(self.plan.work, unit, examples, self.patients, stream)
 
     def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
         """The clipped sum over the declared batch size, noised unless shared; or the mean."""

@@ -79,9 +79,8 @@ class PlainCoordinator:
         """Add a site's vector."""
         if site not in self._waiting:
             raise MessageError(f"site {site} was not asked, or has answered.")
-        words = self.setting.ring.unpack(reply, self.setting.length)
+        self.setting.ring.add(reply, self._total)
         self._waiting -= {site}
-        self._total += words
         self._contributors.append(site)
 
     def total(self) -> RingSum:

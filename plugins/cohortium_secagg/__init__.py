@@ -20,12 +20,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import ge, le, lt
 
-from cohortium.plugin import Aggregator, Offer, Ring, Secrecy, SumSetting, hookimpl
+from cohortium.plugin import Aggregator, Offer, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import Cohort, CoordinatorSession, Member, Randomness, SiteSession
+    from cohortium.plugin import (
+        Cohort,
+        CoordinatorSession,
+        Member,
+        Randomness,
+        SiteSession,
+        SumSetting,
+    )
+    from cohortium_secagg._sharing import Sharing
 
 COHORTIUM_API = 1
 
@@ -54,27 +63,37 @@ class SecAgg:
         rests also on Ed25519, and on a directory that is the same and true at every honest site.
         Dropouts and colluding sites draw on the same neighbours: 4 of 5 shares survive one lost
         shareholder in a neighbourhood, or three colluding sites, but not both at once.
+        With `dropout`, an attempt survives the loss of that fraction of its sites, at whatever
+        stages, but for one in 2**20.  On a sparse graph the first guarantee then holds for all
+        attempts of the run but with probability 2**-security: it rests on the graph, which is drawn
+        independently of who colludes and who is lost (`_bounds` has the calculation).
 
     Attributes:
         threshold: Shareholders that recover a secret; fewer learn nothing about it.  0 chooses 4,
-            or against an active coordinator the least t with 2t > m + colluding, for m sites.
-        shares: Shareholders of a secret.  0 chooses 5, or all.
+            or the greatest that survives `dropout`, or against an active coordinator the least t
+            with 2t > m + colluding, for m sites.
+        shares: Shareholders of a secret.  0 chooses 5, or the least that survive `dropout`, or all.
+        dropout: The largest fraction of sites that may drop out of an attempt.  0 declares none.
+        security: The sparse graph that `dropout` asks for may fail in one of 2**security runs.
+        threads: How many mask and sum vectors, at each party for itself.  0 takes one for each
+            core that the party's process may use.  The bits are the same whatever the number.
     """
 
-    threshold: int = 0
-    shares: int = 0
+    threshold: int = field(default=0, validator=ge(0))
+    shares: int = field(default=0, validator=ge(0))
+    dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
+    security: int = field(default=40, validator=[ge(1), le(256)])
+    threads: int = field(default=0, validator=ge(0))
 
-    def secrecy(self, cohort: Cohort) -> Secrecy:
-        """What is hidden from the coordinator and `cohort.colluding` sites.
+    def secrecy(self, cohort: Cohort) -> Sharing:
+        """What the coordinator and the colluding sites of `cohort` can learn, and its numbers.
 
         Raises:
-            StudyError: As for the coordinator.
+            StudyError: It protects too little, or the cohort cannot meet it.
         """
-        from cohortium_secagg._rules import Rules
+        from cohortium_secagg._sharing import choose
 
-        setting = SumSetting(session=bytes(16), ring=Ring(1), length=1, cohort=cohort)
-        rules = Rules.agreed(self.threshold, self.shares, setting)
-        return Secrecy(contributors=rules.floor, threshold=rules.threshold, dropouts=rules.dropouts)
+        return choose(self, cohort)
 
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
@@ -85,10 +104,10 @@ class SecAgg:
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
         from cohortium_secagg._rules import Rules
+        from cohortium_secagg._vectors import cores
 
-        rules = Rules.agreed(self.threshold, self.shares, setting)
-        rules.require_directory()
-        return SecAggCoordinator(rules, secret)
+        rules = Rules.agreed(self, setting)
+        return SecAggCoordinator(rules, secret, threads=self.threads or cores())
 
     def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """One site's session of a run.
@@ -99,10 +118,10 @@ class SecAgg:
         """
         from cohortium_secagg._rules import Rules
         from cohortium_secagg._site import SecAggSite
+        from cohortium_secagg._vectors import cores
 
-        rules = Rules.agreed(self.threshold, self.shares, setting)
-        rules.require_directory()
-        return SecAggSite(rules, member)
+        rules = Rules.agreed(self, setting)
+        return SecAggSite(rules, member, threads=self.threads or cores())
 
 
 @hookimpl

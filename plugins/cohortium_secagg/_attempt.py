@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import SiteId, Stream
     from cohortium_secagg._graph import Graph
+    from cohortium_secagg._keys import KeyPair
     from cohortium_secagg._rules import Rules, Scope
 
 
@@ -26,12 +27,16 @@ class Attempt:
         scope: What this attempt's keys are bound to.
         sites: Those that are asked.
         shuffle: Draws the graph.
+        tagging: Agrees with each site on the key of its vector's tag.
+        threads: How many sum vectors and take masks off.
     """
 
     rules: Rules
     scope: Scope
     sites: frozenset[SiteId]
     shuffle: Stream
+    tagging: KeyPair
+    threads: int
 
     @property
     def statements(self) -> Statements:
@@ -61,11 +66,11 @@ class Attempt:
         A survivor whose neighbours are all lost or colluding is alone behind masks that the
         coordinator can take off.
         """
-        colluding = self.rules.setting.cohort.colluding
-        if not graph.stays_whole(sites, without=colluding):
+        removable = self.rules.removable
+        if not graph.stays_whole(sites, without=removable):
             raise TooFewSitesError(
                 f"{len(self.sites) - len(sites)} of {len(self.sites)} sites are lost, and with "
-                f"{colluding} colluding sites the coordinator could open the sum of the others in "
+                f"{removable} colluding sites the coordinator could open the sum of the others in "
                 "parts; more shares prevent that."
             )
 
@@ -112,6 +117,7 @@ class Web:
         attempt: The attempt.
         graph: As it was drawn.
         neighbours: Those of each site that is asked for a vector.
+        sealing: Their public sealing keys.
         masking: Their public masking keys.
         commitments: To their mask seeds.
         roster: A hash of all keys, where sites sign what they open; else empty.
@@ -120,6 +126,7 @@ class Web:
     attempt: Attempt
     graph: Graph
     neighbours: Mapping[SiteId, frozenset[SiteId]]
+    sealing: Mapping[SiteId, bytes]
     masking: Mapping[SiteId, bytes]
     commitments: Mapping[SiteId, bytes]
     roster: bytes = b""

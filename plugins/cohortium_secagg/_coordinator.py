@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cohortium.plugin import MessageError, Requests, TooFewSitesError
 from cohortium_secagg._attempt import Attempt, Failed, Finished
+from cohortium_secagg._keys import KEY_BYTES, KeyPair
 from cohortium_secagg._stages import Opened
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ class SecAggCoordinator:
         dropped out.
     """
 
-    def __init__(self, rules: Rules, secret: Randomness) -> None:
-        """Take the run's rules, and the source of its random graphs."""
+    def __init__(self, rules: Rules, secret: Randomness, *, threads: int) -> None:
+        """Take the run's rules, the source of its random graphs and keys, and its threads."""
         self._rules = rules
         self._secret = secret
+        self._threads = threads
         self._stage: Stage = Failed("no attempt has been opened.")
         self._waiting: set[SiteId] = set()
 
@@ -36,7 +38,9 @@ class SecAggCoordinator:
         """Begin an attempt among `sites`, forgetting any earlier one."""
         scope = self._rules.scope(round, attempt)
         shuffle = self._secret.stream("graph", round, attempt)
-        self._stage = Opened(Attempt(self._rules, scope, frozenset(sites), shuffle))
+        tagging = KeyPair(self._secret.token(KEY_BYTES, "tagging", round, attempt))
+        asked = frozenset(sites)
+        self._stage = Opened(Attempt(self._rules, scope, asked, shuffle, tagging, self._threads))
         self._waiting = set()
 
     def requests(self) -> Requests:

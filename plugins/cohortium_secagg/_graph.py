@@ -7,7 +7,8 @@ Bell et al. (2020), section 3.
 
 from __future__ import annotations
 
-from itertools import combinations
+from bisect import bisect_left
+from collections import deque
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -73,26 +74,43 @@ class Graph:
         """
         count, reach = len(self.circle), self.reach
         removed = count - len(present)
-        if removed + without < self.degree or self.degree == count - 1:
+        if removed + without < self.degree or self.degree == count - 1 or not present:
             return True
         # An edge spans at most `reach` places.  So a cut is two gaps of `reach` places in a row,
         # each emptied of whoever is present there, with someone left on either side.
-        here = [site in present for site in self.circle] * 2
-        cost = [sum(here[start : start + reach]) for start in range(count)]
-        gaps = [start for start in range(count) if cost[start] <= without]
-        return not any(
-            cost[one] + cost[two] <= without
-            and any(here[one + reach : two])
-            and any(here[two + reach : count + one])
-            for one, two in combinations(gaps, 2)
-        )
+        places = [place for place, site in enumerate(self.circle * 3) if site in present]
+        cost = [
+            bisect_left(places, start + reach) - bisect_left(places, start)
+            for start in range(count)
+        ]
+        # Where the second gap may start; both ends of that range move on with the first gap, so
+        # each start comes and goes once.  A start that a later one undercuts never counts again.
+        cheapest: deque[int] = deque()
+        come = 0
+        for one in range(count):
+            first = places[bisect_left(places, one + reach)] + 1
+            last = places[bisect_left(places, one + count) - 1] - reach
+            for two in range(come, last + 1):
+                while cheapest and cost[cheapest[-1] % count] >= cost[two % count]:
+                    cheapest.pop()
+                cheapest.append(two)
+            come = max(come, last + 1)
+            while cheapest and cheapest[0] < first:
+                cheapest.popleft()
+            if cheapest and cost[one] + cost[cheapest[0] % count] <= without:
+                return False
+        return True
 
 
 def core(
     neighbours: Mapping[SiteId, frozenset[SiteId]], sites: Collection[SiteId], quorum: int
 ) -> frozenset[SiteId]:
     """The largest part of `sites` in which each has, with itself, `quorum` in its neighbourhood."""
-    kept = frozenset(sites)
-    while lonely := {site for site in kept if len(neighbours[site] & kept) + 1 < quorum}:
-        kept -= lonely
-    return kept
+    kept = set(sites)
+    waiting = list(kept)
+    while waiting:
+        site = waiting.pop()
+        if site in kept and len(neighbours[site] & kept) + 1 < quorum:
+            kept.remove(site)
+            waiting += neighbours[site] & kept
+    return frozenset(kept)

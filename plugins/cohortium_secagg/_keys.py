@@ -1,16 +1,17 @@
-"""Key agreement and authenticated encryption.
+"""Key agreement, authenticated encryption, and tags.
 
-X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439).
+X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 and Poly1305 alone (RFC 8439).
 """
 
 from __future__ import annotations
 
 from attrs import field, frozen
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from cohortium.plugin import RefusalError
 
@@ -77,3 +78,17 @@ def unseal(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
         return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, bound_to)
     except InvalidTag:
         raise RefusalError("sealed", "an encrypted share does not authenticate.") from None
+
+
+def tag(key: bytes, data: memoryview) -> bytes:
+    """What shows that `data` comes from one who knows `key`, which must be used only once."""
+    return Poly1305.generate_tag(key, data)
+
+
+def is_tagged(key: bytes, data: memoryview, tag: bytes) -> bool:
+    """Whether `tag` was made with `key` for just these `data`."""
+    try:
+        Poly1305.verify_tag(key, data, tag)
+    except InvalidSignature:
+        return False
+    return True

@@ -12,7 +12,7 @@ import numpy as np
 from cohortium.plugin import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 17
 """Bytes of each mask made at a time: with the words they meet they stay in the second cache."""
 
-_TOGETHER = 8
-"""Masks applied in one pass over the words: more save little time, and each has its cipher open."""
+_TOGETHER = 64
+"""Masks taken off in one pass over the words: more save no time, and each has its cipher open."""
 
 
 class Mask(NamedTuple):
@@ -46,23 +46,37 @@ def pairwise(pair: KeyPair, public: bytes, scope: Scope, site: SiteId, peer: Sit
     return Mask(pair.agree(public, label), subtract=site > peer)
 
 
-def apply(masks: Iterable[Mask], words: Words) -> None:
+def apply(masks: Sequence[Mask], words: Words, *, start: int = 0) -> None:
     """Apply `masks` to `words` in place, modulo the word's width.
 
     Every mask covers all the bits of a word, and so of any narrower ring.
+
+    Args:
+        masks: In any order, which does not matter.
+        words: A vector, or the part of one that begins at element `start`.
+        start: A multiple of four.
     """
-    masks = list(masks)
-    for start in range(0, len(masks), _TOGETHER):
-        _apply(masks[start : start + _TOGETHER], words)
+    for first in range(0, len(masks), _TOGETHER):
+        Streams(masks[first : first + _TOGETHER], start * words.itemsize).apply(words)
 
 
-def _apply(masks: list[Mask], words: Words) -> None:
-    buffer = bytearray(_BLOCK)
-    pad = np.frombuffer(buffer, dtype=words.dtype)
-    view = memoryview(buffer)
-    streams = [(Stream(mask.seed), np.subtract if mask.subtract else np.add) for mask in masks]
-    for start in range(0, len(words), len(pad)):
-        piece = words[start : start + len(pad)]
-        for stream, combine in streams:
-            stream.fill(view[: piece.nbytes])
-            combine(piece, pad[: len(piece)], out=piece)
+class Streams:
+    """The key streams of masks, applied to one stretch of a vector after another."""
+
+    def __init__(self, masks: Iterable[Mask], start: int = 0) -> None:
+        """Open them all at byte `start`."""
+        self._buffer = bytearray(_BLOCK)
+        self._streams = [
+            (Stream(mask.seed, start=start), np.subtract if mask.subtract else np.add)
+            for mask in masks
+        ]
+
+    def apply(self, words: Words) -> None:
+        """Apply the masks to `words`, the next of the vector, in place."""
+        pad = np.frombuffer(self._buffer, dtype=words.dtype)
+        view = memoryview(self._buffer)
+        for start in range(0, len(words), len(pad)):
+            piece = words[start : start + len(pad)]
+            for stream, combine in self._streams:
+                stream.fill(view[: piece.nbytes])
+                combine(piece, pad[: len(piece)], out=piece)

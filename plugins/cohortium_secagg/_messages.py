@@ -32,6 +32,7 @@ Site = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_SITES)]
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Tag = Annotated[bytes, msgspec.Meta(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 Share = Annotated[bytes, msgspec.Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
 Sealed = Annotated[
     bytes,
@@ -52,7 +53,14 @@ class Request(Message, frozen=True):
 
 
 class AskKeys(Request, frozen=True):
-    """Begin an attempt."""
+    """Begin an attempt.
+
+    Attributes:
+        tagging: A public X25519 key of the coordinator's: each site agrees with it on the key of
+            its vector's tag.
+    """
+
+    tagging: Key
 
 
 class Keys(Message, frozen=True):
@@ -108,12 +116,13 @@ class Vector(Message, frozen=True):
 
     Attributes:
         packed: As `Ring.pack` makes it.
-        digest: Of `packed`, bound to the attempt and the site: a vector that is damaged on its
-            way, or replayed, drops its site and leaves the sum exact.
+        tag: Of `packed`, under a key of this attempt that the site and the coordinator alone
+            can derive: a vector that is damaged on its way, replayed or made up drops its site
+            and leaves the sum exact.
     """
 
-    packed: bytes
-    digest: Digest
+    packed: memoryview
+    tag: Tag
 
 
 class AskUnmasking(Request, frozen=True):

@@ -10,9 +10,10 @@ from attrs import field, frozen
 from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode, encode
 from cohortium_secagg._attempt import Finished, Stage, Web
 from cohortium_secagg._keys import KeyPair
-from cohortium_secagg._masks import Mask, apply, pairwise
+from cohortium_secagg._masks import Mask, pairwise
 from cohortium_secagg._messages import AskOpening, Consent, Unmasking, most_bytes
 from cohortium_secagg._shamir import Interpolation
+from cohortium_secagg._vectors import unmask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,8 +76,10 @@ class Opening(Stage):
 
     def close(self) -> tuple[Stage, Requests]:
         """Take the masks off."""
-        apply([*self._own_masks(), *self._masks_for_the_lost()], self.total)
-        ring = self.web.attempt.rules.setting.ring
+        masks = [*self._own_masks(), *self._masks_for_the_lost()]
+        attempt = self.web.attempt
+        ring = attempt.rules.setting.ring
+        unmask(self.total, masks, ring, threads=attempt.threads)
         low = self.total.dtype.type((1 << ring.bits) - 1)
         np.bitwise_and(self.total, low, out=self.total)
         return Finished(RingSum(ring, self.total, tuple(sorted(self.survivors)))), Requests()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from attrs import field, frozen
 
 from cohortium.plugin import RefusalError
-from cohortium_secagg._keys import KEY_BYTES, KeyPair, seal, unseal
-from cohortium_secagg._masks import Mask, apply, pairwise
+from cohortium_secagg._keys import KEY_BYTES, KeyPair, seal, tag, unseal
+from cohortium_secagg._masks import Mask, pairwise
 from cohortium_secagg._messages import Keys, Shares, Unmasking, Vector
 from cohortium_secagg._shamir import SECRET_BYTES, SHARE_BYTES, split
+from cohortium_secagg._vectors import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,12 +34,14 @@ class Party:
         scope: The attempt.
         site: Its number.
         roster: A hash of all sites' keys as it was told them; empty where nobody signs.
+        threads: How many mask and pack its vector.
     """
 
     rules: Rules
     scope: Scope
     site: SiteId
     roster: bytes = b""
+    threads: int = 1
 
     def check_neighbours(self, peers: Mapping[SiteId, object]) -> None:
         """Refuse neighbours that no honest graph would give this site."""
@@ -60,18 +63,25 @@ class Advertised:
         party: The site, and the attempt.
         sealing: Agrees on the keys that seal shares.
         masking: Agrees on masks.
+        tagging: The key of its vector's tag, which only the coordinator can derive as well.
     """
 
     party: Party
     sealing: KeyPair
     masking: KeyPair
+    tagging: bytes = field(repr=False)
     _secret: Randomness = field(repr=False)
 
     @classmethod
-    def fresh(cls, party: Party, secret: Randomness) -> Advertised:
-        """Draw new keys."""
+    def fresh(cls, party: Party, secret: Randomness, *, coordinator: bytes) -> Advertised:
+        """Draw new keys, for an attempt of which `coordinator` is the coordinator's public key.
+
+        Raises:
+            RefusalError: That key is of small order.
+        """
         sealing, masking = (KeyPair(secret.token(KEY_BYTES, use)) for use in ("sealing", "masking"))
-        return cls(party, sealing, masking, secret)
+        tagging = sealing.agree(coordinator, party.scope.label("vector", party.site))
+        return cls(party, sealing, masking, tagging, secret)
 
     @property
     def keys(self) -> Keys:
@@ -94,7 +104,7 @@ class Advertised:
             for peer, theirs in neighbours.items()
         }
         own = (seeds[site], keys[site])
-        state = Shared(channel, self.masking, seed, own, neighbours)
+        state = Shared(channel, self.masking, self.tagging, seed, own, neighbours)
         return state, Shares(sealed, party.scope.digest("seed", site, seed))
 
 
@@ -137,6 +147,7 @@ class Shared:
     Attributes:
         channel: To its neighbours.
         masking: Agrees on masks.
+        tagging: The key of its vector's tag.
         seed: Of its own mask.
         own: Its own shares of its secrets.
         neighbours: Those it shared with.
@@ -144,6 +155,7 @@ class Shared:
 
     channel: Channel
     masking: KeyPair
+    tagging: bytes = field(repr=False)
     seed: bytes = field(repr=False)
     own: Pair = field(repr=False)
     neighbours: Mapping[SiteId, Keys]
@@ -161,20 +173,18 @@ class Shared:
             plain = self.channel.unseal(peer, keys, text)
             shares[peer] = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
             masks.append(pairwise(self.masking, keys.masking, party.scope, party.site, peer))
-        words = self._released(vector)
-        apply(masks, words)
-        packed = party.rules.setting.ring.pack(words)
-        digest = party.scope.digest("vector", party.site, packed)
+        ring = party.rules.setting.ring
+        packed = masked(self._released(vector), masks, ring, threads=party.threads)
         strangers = frozenset(self.neighbours.keys() - sealed.keys())
-        return Masked(party, shares, strangers), Vector(packed, digest)
+        return Masked(party, shares, strangers), Vector(packed, tag(self.tagging, packed))
 
     def _released(self, vector: Callable[[], RingVector]) -> Words:
-        """A copy of what the site releases."""
+        """What the site releases."""
         setting = self.channel.party.rules.setting
         words = vector().words
         if words.dtype != setting.ring.word or words.shape != (setting.length,):
             raise RefusalError("vector", "the release is not of the ring and length agreed on.")
-        return words.copy()
+        return words
 
 
 @frozen(eq=False)

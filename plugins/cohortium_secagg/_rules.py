@@ -1,4 +1,4 @@
-"""What both sides agree on before a run: thresholds, floors, and the labels of derived keys."""
+"""What both sides agree on before a run: its numbers, and the labels of derived keys."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.plugin import StudyError
+from cohortium_secagg._sharing import choose
 
 if TYPE_CHECKING:
     from cohortium.plugin import Directory, Member, SiteId, SumSetting
+    from cohortium_secagg import SecAgg
+    from cohortium_secagg._sharing import Sharing
 
 PROTOCOL = b"cohortium secagg 1\x00"
 """Begins every label: a key of another protocol, or another version of this one, is another key."""
-
-
-THRESHOLD, SHARES = 4, 5
-"""What is chosen against an honest-but-curious coordinator."""
 
 
 @frozen
@@ -51,40 +50,33 @@ class Rules:
     """The numbers of a run, checked.
 
     Attributes:
-        threshold: Shareholders that recover a secret.
-        shares: Shareholders of a secret, where the attempt has as many sites.
+        sharing: Thresholds and floors, and what they are to hold against.
         setting: What is summed, and who takes part.
     """
 
-    threshold: int
-    shares: int
+    sharing: Sharing
     setting: SumSetting
 
     @classmethod
-    def agreed(cls, threshold: int, shares: int, setting: SumSetting) -> Rules:
-        """The rules of a run; where `threshold` or `shares` is 0, it is chosen here.
+    def agreed(cls, wish: SecAgg, setting: SumSetting) -> Rules:
+        """The rules of a run.
 
         Raises:
             StudyError: They cannot protect what they should, or cannot be met by the cohort.
         """
-        cohort = setting.cohort
-        is_active = cohort.adversary == "active"
-        majority = (cohort.size + cohort.colluding) // 2 + 1
-        threshold = threshold or (majority if is_active else THRESHOLD)
-        # Where all share with all, a cohort that is too small is to be told of its own size.
-        everyone = max(cohort.size, threshold, cohort.colluding + 2)
-        shares = shares or (everyone if is_active else SHARES)
-        rules = cls(threshold, shares, setting)
-        if is_active:
-            why = f"the coordinator is active, {_against(cohort.colluding)}"
-            _require("threshold", threshold, majority, f"{why} (0 chooses it)")
-            _require("shares", shares, cohort.size, "every site is a shareholder (0 chooses it)")
-        _require("threshold", threshold, 2, "one shareholder alone must not recover a secret")
-        _require("threshold", threshold, cohort.colluding + 1, _against(cohort.colluding))
-        _require("shares", shares, threshold, f"threshold is {threshold}")
-        _require("shares", shares, cohort.colluding + 2, _against(cohort.colluding))
-        _require("cohort", cohort.size, rules.floor, f"a sum is opened over {rules.floor} or more")
-        return rules
+        if setting.cohort.adversary == "active":
+            _require_directory(setting)
+        return cls(choose(wish, setting.cohort), setting)
+
+    @property
+    def threshold(self) -> int:
+        """Shareholders that recover a secret."""
+        return self.sharing.threshold
+
+    @property
+    def shares(self) -> int:
+        """Shareholders of a secret, where the attempt has as many sites."""
+        return self.sharing.shares
 
     @property
     def is_active(self) -> bool:
@@ -106,20 +98,6 @@ class Rules:
         """
         return self.setting.cohort.size - 1 if self.is_active else self.shares
 
-    @property
-    def dropouts(self) -> int:
-        """Sites that may be lost, whichever they are, with the sum still to be had."""
-        size, colluding = self.setting.cohort.size, self.setting.cohort.colluding
-        circle = min(self.shares, size)
-        is_complete = circle == size
-        uncut = size if is_complete else circle - 2 - colluding
-        return max(0, min(circle - self.threshold, size - self.floor, uncut))
-
-    def require_directory(self) -> None:
-        """Raise if an active coordinator is feared, and not every site's key is known."""
-        if self.is_active:
-            _require_directory(self.setting)
-
     def require_identity(self, member: Member) -> None:
         """Raise if others would not believe what this site signs."""
         if not self.is_active:
@@ -135,15 +113,23 @@ class Rules:
     def quorum(self) -> int:
         """The least number of contributors among a contributor and its neighbours.
 
-        Fewer than `threshold` cannot recover its secrets.  Fewer than colluding + 2 might all be
-        colluding but one, and know every mask of that one.
+        Fewer than `threshold` cannot recover its secrets.
         """
-        return max(self.threshold, self.setting.cohort.colluding + 2)
+        return self.sharing.quorum
 
     @property
     def floor(self) -> int:
         """The least number of contributors to a sum."""
-        return max(self.quorum, self.setting.cohort.min_sites)
+        return self.sharing.contributors
+
+    @property
+    def removable(self) -> int:
+        """How many contributors may be taken from the graph, whichever, without cutting it.
+
+        Where the graph was calculated to hold against sites that collude wherever it put them,
+        only what has become of it is looked at.
+        """
+        return 0 if self.sharing.security is not None else self.sharing.colluding
 
     def scope(self, round_: int, attempt: int) -> Scope:
         """The attempt that keys are bound to."""
@@ -157,12 +143,3 @@ def _require_directory(setting: SumSetting) -> None:
             f"secagg: the directory lists {listed} sites, but the study has "
             f"{setting.cohort.sites}: against an active coordinator each must have a signing key."
         )
-
-
-def _require(name: str, value: int, least: int, why: str) -> None:
-    if value < least:
-        raise StudyError(f"secagg: {name} is {value}, but must be at least {least}: {why}.")
-
-
-def _against(colluding: int) -> str:
-    return f"colluding is {colluding}"

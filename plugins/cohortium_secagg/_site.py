@@ -76,9 +76,10 @@ class SecAggSite:
         masking key, never both.
     """
 
-    def __init__(self, rules: Rules, member: Member) -> None:
-        """Take the run's rules, and what this site has to itself."""
+    def __init__(self, rules: Rules, member: Member, *, threads: int) -> None:
+        """Take the run's rules, what this site has to itself, and its threads."""
         self._rules = rules
+        self._threads = threads
         rules.require_identity(member)
         self._member = member
         self._memory = Memory(member.journal, rules.setting.session)
@@ -98,7 +99,7 @@ class SecAggSite:
         if request.attempt != ask.attempt:
             raise RefusalError("attempt", "the aggregator's request is of another attempt.")
         if isinstance(request, AskKeys):
-            return encode(self._begin(ask))
+            return encode(self._begin(ask, request))
         if (ask.attempt, ask.round) != self._latest:
             raise RefusalError("attempt", "the request is of an attempt that was not begun here.")
         return encode(self._go_on(request, vector))
@@ -108,12 +109,14 @@ class SecAggSite:
         if ask.attempt <= self._latest[0]:
             raise RefusalError("order", "the attempt has begun already.")
 
-    def _begin(self, ask: Ask) -> Message:
+    def _begin(self, ask: Ask, request: AskKeys) -> Message:
         self._require_later(ask)
         self._latest = (ask.attempt, ask.round)
-        party = Party(self._rules, self._rules.scope(ask.round, ask.attempt), self._member.site)
-        secret = self._member.secret.fork(ask.round, ask.attempt, self._member.site)
-        self._state = Advertised.fresh(party, secret)
+        scope, site = self._rules.scope(ask.round, ask.attempt), self._member.site
+        party = Party(self._rules, scope, site, threads=self._threads)
+        secret = self._member.secret.fork(ask.round, ask.attempt, site)
+        self._state = None
+        self._state = Advertised.fresh(party, secret, coordinator=request.tagging)
         if not self._rules.is_active:
             return self._state.keys
         return self._witness(party.scope).sign(self._state)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import MessageError, Requests, decode, encode
 from cohortium_secagg._attempt import Attempt, Stage, Web
 from cohortium_secagg._graph import Graph, core
-from cohortium_secagg._keys import is_sound
+from cohortium_secagg._keys import is_sound, is_tagged
 from cohortium_secagg._messages import (
     AskConsent,
     AskKeys,
@@ -35,6 +34,7 @@ from cohortium_secagg._messages import (
     most_bytes,
 )
 from cohortium_secagg._opening import Consenting, Opening
+from cohortium_secagg._vectors import add
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Opened(Stage):
         """Ask for keys."""
         self.attempt.require(self.attempt.sites, "are asked")
         attempt = self.attempt
-        common = encode(AskKeys(attempt=attempt.scope.attempt))
+        common = encode(AskKeys(attempt.scope.attempt, attempt.tagging.public))
         stage = SignedKeying(attempt) if attempt.rules.is_active else Keying(attempt)
         return stage, Requests(common, dict.fromkeys(sorted(attempt.sites), b""))
 
@@ -163,6 +163,7 @@ class Sharing(Stage):
             attempt=self.attempt,
             graph=self.graph,
             neighbours=neighbours,
+            sealing={site: self.keys[site].sealing for site in sites},
             masking={site: self.keys[site].masking for site in sites},
             commitments={site: self.shares[site].commitment for site in sites},
             roster=self.roster,
@@ -185,13 +186,15 @@ class Masking(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Fold a site's masked vector in."""
-        setting = self.web.attempt.rules.setting
+        attempt = self.web.attempt
+        setting = attempt.rules.setting
         limit = setting.ring.bytes_for(setting.length) + most_bytes(0)
         vector = decode(reply, Vector, limit=limit)
-        if self.web.attempt.scope.digest("vector", site, vector.packed) != vector.digest:
+        setting.ring.require_length(vector.packed, setting.length)
+        key = attempt.tagging.agree(self.web.sealing[site], attempt.scope.label("vector", site))
+        if not is_tagged(key, vector.packed, vector.tag):
             raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
-        words = setting.ring.unpack(vector.packed, setting.length)
-        np.add(self.total, words, out=self.total)
+        add(vector.packed, self.total, setting.ring, threads=attempt.threads)
         self.survivors.add(site)
 
     def close(self) -> tuple[Stage, Requests]:

@@ -19,10 +19,15 @@ SMALL = [
 ]  # fmt: skip
 
 
+PATHS = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
 def cohortium(
     *arguments: str, cwd: Path, path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": str(path or cwd)}
+    # Also the code under test, where it is not what is installed.
+    where = os.pathsep.join([str(path or cwd), *map(os.path.abspath, PATHS)])
+    environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": where}
     return subprocess.run(
         [sys.executable, "-m", "cohortium", *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False,
@@ -47,7 +52,7 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
     record = tmp_path / "record"
     assert {p.name for p in record.iterdir()} == {
-        "study.toml", "events.jsonl", "result.json", "checkpoint",
+        "study.toml", "events.jsonl", "result.json", "checkpoint", "ledger.sqlite",
     }  # fmt: skip
     result = json.loads((record / "result.json").read_text())
     assert result["guarantee"]["against"] == "everyone"
@@ -59,6 +64,25 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert again.returncode == 0
     assert again.stderr == ""
     assert json.loads(again.stdout) == json.loads((tmp_path / "again/result.json").read_text())
+
+
+def test_a_plan_tells_what_the_run_will_promise(tmp_path: Path) -> None:
+    done = cohortium("plan", *SMALL, "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "noise / sensitivity" in done.stdout
+    assert "may be missing" in done.stdout
+    done = cohortium("plan", *SMALL, "--json", "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
+    small, large = json.loads(done.stdout)
+    assert small["guarantee"]["noise_multiplier"] > large["guarantee"]["noise_multiplier"]
+    assert large["spent"][-1] == [2, large["guarantee"]["epsilon"]]
+    run = cohortium("run", *SMALL, "--json", "--out", "record", cwd=tmp_path)
+    assert json.loads(run.stdout)["guarantee"] == large["guarantee"]
+    unprivate = ["--set", "privatizer.name=none", "--epsilon", "1"]
+    refused = cohortium("plan", *SMALL, *unprivate, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "no parameter epsilon" in refused.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "record"]
 
 
 BROKEN = "raise RuntimeError('no licence')"
@@ -193,3 +217,111 @@ def test_a_plugin_is_checked_by_name(tmp_path: Path) -> None:
 
 def test_the_version_is_printed(tmp_path: Path) -> None:
     assert cohortium("--version", cwd=tmp_path).stdout.startswith("0.")
+
+
+FAULTY = """
+from attrs import frozen
+from cohortium.plugin import Offer, hookimpl
+COHORTIUM_API = 1
+@frozen
+class Mine:
+    def deal(self, examples, sites, rng):
+        return [examples.images[10 ** 9]]
+@hookimpl
+def cohortium_partitioners():
+    return [Offer("mine", Mine, "Mine.")]
+"""
+
+
+def test_a_plugins_own_fault_is_said_to_be_its(tmp_path: Path) -> None:
+    plugin(tmp_path, "acme_dealer", "dealer", FAULTY)
+    done = cohortium("run", *SMALL, "--set", "partitioner.name=mine", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "cohortium: that is a fault of the plugin dealer (acme_dealer 1.0); "
+        "please report the lines above."
+    )
+
+
+def test_a_runs_ledger_is_shown(tmp_path: Path) -> None:
+    assert cohortium("run", *SMALL, "--quiet", "--out", "one", cwd=tmp_path).returncode == 0
+    shown = cohortium("ledger", "one/ledger.sqlite", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "\x1b" not in shown.stdout
+    assert shown.stdout.count("for one example against everyone") == 10
+    result = json.loads((tmp_path / "one/result.json").read_text())
+    delta = result["guarantee"]["delta"]
+    done = cohortium(
+        "ledger", "one/ledger.sqlite", "--json", "--data", "site 3", "--delta", str(delta),
+        cwd=tmp_path,
+    )  # fmt: skip
+    (statement,) = json.loads(done.stdout)
+    assert statement["data"] == "site 3"
+    assert statement["epsilon"] == pytest.approx(result["guarantee"]["epsilon"], rel=1e-3)
+    assert (statement["delta"], statement["unit"], statement["against"]) == (
+        delta, "example", "everyone",
+    )  # fmt: skip
+    (run,) = statement["runs"]
+    assert (run["attempts"], run["rounds"]) == (2, 2)
+    assert run["mechanism"]["noise_multiplier"] == result["guarantee"]["noise_multiplier"]
+
+
+BUDGET = """
+[site]
+number = 0
+data = "lungs"
+[dataset]
+name = "phantom"
+[policy]
+epsilon = 3.0
+delta = 1e-6
+unit = "patient"
+against = "everyone"
+"""
+
+
+def test_a_hospitals_ledger_is_made_once_and_shown_with_its_budget(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(BUDGET)
+    missing = cohortium("ledger", "site.toml", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("cohortium: there is no ledger ")
+    made = cohortium("ledger", "site.toml", "--create", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    budget = "a budget of ε = 3 at δ = 1e-06 for one patient against everyone"
+    assert " ".join(made.stdout.split()) == f"lungs: ε = 0, of {budget}"
+    (statement,) = json.loads(cohortium("ledger", "site.toml", "--json", cwd=tmp_path).stdout)
+    assert statement["runs"] == []
+    assert statement["budget"] == {
+        "epsilon": 3.0, "delta": 1e-6, "terms": {"unit": "patient", "against": "everyone"},
+    }  # fmt: skip
+    bare = cohortium("ledger", "other.sqlite", "--create", cwd=tmp_path)
+    assert bare.stdout == "nothing has been spent\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gone.sqlite"], "there is no ledger gone.sqlite"),
+        (["foreign"], "foreign is not a ledger"),
+        (["site.toml", "--create"], "ledger.sqlite exists, and a ledger is never overwritten"),
+        (["site.toml", "--data", "lung"], "nothing of 'lung'; did you mean lungs?"),
+        (["site.toml", "--delta", "2"], "--delta 2: δ lies between 0 and 1"),
+        (["bad.toml"], "[policy] epsilom: the policy has no such parameter; did you mean epsilon"),
+    ],
+)
+def test_what_a_ledger_cannot_show_is_one_sentence(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    from cohortium.ledger import Ledger
+
+    (tmp_path / "site.toml").write_text(BUDGET)
+    (tmp_path / "bad.toml").write_text(BUDGET.replace("epsilon", "epsilom"))
+    (tmp_path / "foreign").write_bytes(b"PK\x03\x04 and more")
+    Ledger(tmp_path / "ledger.sqlite").create()
+    done = cohortium("ledger", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stderr.startswith("cohortium: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,17 @@ def test_what_is_no_private_key(tmp_path: Path, content: bytes) -> None:
         Identity.read(tmp_path / "none.pem")
 
 
+def test_a_key_that_says_it_is_of_another_length(tmp_path: Path) -> None:
+    # A header of Ed448 over 32 bytes: OpenSSL has no word for that.
+    path = tmp_path / "key.pem"
+    body = bytes.fromhex("302e020100300506032b657104220420") + KEYS[0].private
+    text = base64.b64encode(body).decode()
+    path.write_text(f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+    path.chmod(0o600)
+    with pytest.raises(IdentityError, match="not an unencrypted Ed25519"):
+        Identity.read(path)
+
+
 def test_a_private_key_is_not_shown() -> None:
     assert KEYS[0].private.hex() not in repr(KEYS[0])
     assert str(KEYS[0].private) not in repr(KEYS[0])
@@ -137,6 +150,23 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "directory").write_bytes(b"#" * (1 << 23) + b"#")
     with pytest.raises(IdentityError, match="larger than"):
         Directory.read(tmp_path / "directory")
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "directory"
+    Directory(PUBLIC).write(path)
+    tracemalloc.start()
+    Directory.read(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_directory_of_very_many_sites() -> None:
+    keys = tuple(site.to_bytes(32, "big") for site in range(50_000))
+    assert Directory.parse(str(Directory(keys))).keys == keys
+    with pytest.raises(IdentityError, match="the key of site 7 to another too"):
+        Directory((*keys, keys[7]))
 
 
 def test_keygen_writes_a_key_and_prints_its_line(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-files journal
-randomness ring guarantee accounting messages metrics data arrays identity
-wire events
+files journal tables
+randomness packing ring guarantee accounting messages metrics data arrays identity
+wire events spending ledger
 vocabulary
 protocols hooks
 vector sampling counting
@@ -26,11 +26,12 @@ patches layers bookkeeping
 clipping
 catalog
 composition
+account policy statement
 training record evaluation
 plugin
 coordinator site
-preparation testing
-rounds
+preparation hospital testing
+rounds planning
 auditing
 federation
 study

@@ -34,12 +34,17 @@ def test_equal_messages_have_equal_bytes() -> None:
     assert encode(Letter(3, "abc")) == encode(Letter(3, "abc"))
 
 
+def test_a_message_is_plain_messagepack() -> None:
+    content = {"type": "Letter", "number": 3, "text": "abc"}
+    assert msgspec.msgpack.decode(encode(Letter(3, "abc"))) == ["CHT\x01", content]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "other bytes"),
         (encode(Letter(1, "a"))[1:], "other bytes"),
-        (b"CHT\x02" + encode(Letter(1, "a"))[4:], "version 1"),
+        (MAGIC[:-1] + b"\x02" + encode(Letter(1, "a"))[len(MAGIC) :], "version 1"),
         (encode(Letter(1, "a")) + b"\x00", "well-formed"),
         (encode(Letter(1, "a"))[:-1], "well-formed"),
         (encode(Parcel(b"")), "well-formed"),

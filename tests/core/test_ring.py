@@ -30,6 +30,35 @@ def test_unpacking_undoes_packing(bits: int, length: int, seed: int) -> None:
     assert np.array_equal(ring.signed(ring.unpack(packed, length)), ring.signed(words))
 
 
+@given(bits=BITS, length=LENGTHS, seed=st.integers(0, 1000), offset=st.integers(0, 8))
+@settings(deadline=None)
+def test_packed_vectors_are_added_wherever_they_lie(
+    bits: int, length: int, seed: int, offset: int
+) -> None:
+    ring = Ring(bits)
+    one, two = elements(ring, length, seed), elements(ring, length, seed + 1)
+    total = one.copy()
+    ring.add(memoryview(bytes(offset) + ring.pack(two))[offset:], total)
+    assert np.array_equal(ring.signed(total), ring.signed(one + two))
+    spread = np.repeat(one, 2)
+    ring.add(ring.pack(two), spread[::2])
+    assert np.array_equal(spread[::2], total)
+    assert np.array_equal(spread[1::2], one)
+
+
+def test_the_layout_of_packed_elements_is_frozen() -> None:
+    # 33 elements of 3 bits, 0 to 7 over and over, make 32 lanes of two, the last 15 empty.  Lane
+    # after lane fills the words from the lowest bit; written out by hand from that description.
+    lanes = [[i % 8, (i + 1) % 8 if i < 32 else 0] for i in range(0, 33, 2)]
+    columns = [sum(lane[k] << 3 * n for n, lane in enumerate(lanes)) for k in (0, 1)]
+    expected = b"".join(
+        (column >> 32 * row & 0xFFFFFFFF).to_bytes(4, "little")
+        for row in range(3)
+        for column in columns
+    )
+    assert Ring(3).pack(np.arange(33, dtype="<u4")) == expected
+
+
 @pytest.mark.parametrize("bits", [20, 27, 32, 40])
 def test_a_long_vector_takes_its_bits_and_hardly_more(bits: int) -> None:
     length = 4_802_120
@@ -44,6 +73,10 @@ def test_a_vector_of_another_length_is_refused(bits: int, length: int, change: i
         return
     with pytest.raises(MessageError, match="elements"):
         ring.unpack(data, length)
+    total = elements(ring, length)
+    with pytest.raises(MessageError, match="elements"):
+        ring.add(data, total)
+    assert np.array_equal(total, elements(ring, length))
 
 
 @given(bits=BITS, values=st.lists(st.integers(-(2**62), 2**62 - 1), min_size=1, max_size=20))

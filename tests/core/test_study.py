@@ -6,10 +6,12 @@ import pytest
 
 from cohortium import study
 from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
+from cohortium_phantom import Phantom
 
 
 def write(path: Path, text: str) -> Path:
@@ -63,12 +65,20 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
         ("[federation]\nsite = 3", r"\[federation\] site: .*did you mean sites"),
         ("[federation]\nsites = 0", r"\[federation\].*'sites' must be >= 1"),
         ("[federation]\nsites = true", r"\[federation\] sites: expected int, got True"),
-        ("[privatizer]\nunit = 'patient'", r"unit: expected 'example' or 'site', got 'patient'"),
+        (
+            "[privatizer]\nunit = 'person'",
+            r"expected 'example' or 'patient' or 'site', got 'person'",
+        ),
         ("[federation]\nsites = 3\nmin_sites = 4", "min_sites = 4 is more than the 3"),
         ("federation = 3", "federation must be a table"),
         ("[model]\nname = 'dpresnt'", "no plugin offers the model 'dpresnt'; did you mean"),
         ("[model]\nname = 3", r"\[model\]: name must be a string"),
         ("[model\n", "not valid TOML"),
+        (f"[federation]\nsites = {'9' * 5_000}", "not valid TOML: Exceeds the limit"),
+        (f"[model]\nwidth = {'[' * 5_000}", "not valid TOML: .*recursion"),
+        (f"[federation]\nsites{'.a' * 500} = 1", "nested deeper than 16"),
+        (f"[federation]\nsites = {'[' * 40}{']' * 40}", "nested deeper than 16"),
+        ("#" * 70_000, "larger than 65536 bytes"),
     ],
 )
 def test_errors_name_the_file_the_key_and_what_was_expected(
@@ -82,6 +92,19 @@ def test_errors_name_the_file_the_key_and_what_was_expected(
 def test_a_setting_of_another_form_is_refused(setting: str) -> None:
     with pytest.raises(StudyError, match=r"write it as table\.key=value"):
         study.read(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (f"model.width{'.a' * 500}=1", "nested deeper than 16"),
+        (f"model.width={'9' * 5_000}", "width: expected int"),
+        (f"model.width={'[' * 5_000}", "width: expected int"),
+    ],
+)
+def test_a_setting_that_python_cannot_hold(setting: str, words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        study.read(None, ["model.name=cnn", setting])
 
 
 def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:
@@ -106,3 +129,28 @@ def test_a_part_that_fills_no_role_is_refused() -> None:
         Federation(
             dataset="phantom", model="cnn", trainer="fedsgd", privatizer="none", aggregator="plan"
         )
+
+
+def test_a_part_may_hold_parts_of_its_own(tmp_path: Path) -> None:
+    named = study.read(None, ["model.centre=phantom"])
+    assert named.model == Descriptor(centre=Phantom())
+    path = tmp_path / "study.toml"
+    path.write_text('[model.centre]\nname = "phantom"\nexamples = 30\n')
+    tabled = study.read(path, ["model.centre.seed=4"])
+    assert tabled.model == Descriptor(centre=Phantom(examples=30, seed=4))
+    path.write_text(tabled.as_toml())
+    assert study.read(path) == tabled
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("model.centre=3", r"\[model\] centre: name a dataset, or give a table"),
+        ("model.centre=phantim", "offers the dataset 'phantim'; did you mean 'phantom'"),
+        ("model.centre={name='phantom', exmples=2}", r"centre \[dataset\] exmples: .* examples"),
+        ("model.centre={examples=2}", r"centre \[dataset\]: name must be a string"),
+    ],
+)
+def test_errors_in_an_inner_part_say_where(setting: str, words: str) -> None:
+    with pytest.raises(CohortiumError, match=words):
+        study.read(None, [setting])

@@ -32,8 +32,10 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site", "adjacency=replace-one"]),
     ("privatizer", "gaussian", ["adjacency=replace-one"]),
     ("privatizer", "gaussian", ["unit=patient"]),
+    ("privatizer", "skellam", ["unit=patient", "against=everyone"]),
     ("privatizer", "gaussian", ["against=coordinator"]),
     ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
+    ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]

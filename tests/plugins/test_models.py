@@ -92,3 +92,15 @@ def test_phantom_is_neither_trivial_nor_hopeless() -> None:
     cnn = CNN().build(spec, Seeds(1).integer("weights"))
     prepare = CNN().prepare
     assert accuracy(cnn, prepare(train), prepare(test), 12) > 0.9
+
+
+def test_a_centre_takes_off_what_its_images_have_in_common() -> None:
+    cells = Phantom(examples=64, validation=0, test=0)
+    images = torch.from_numpy(Phantom(examples=48, seed=5).load().train.images).float() / 255
+    plain, centred = Descriptor().prepare(images), Descriptor(centre=cells).prepare(images)
+    assert torch.allclose(centred.norm(dim=1), torch.full((48,), 70.0), rtol=1e-4)
+    # What all rows share is most of what they are; centred, it is the smaller part.
+    assert float(plain.mean(0).norm()) > 50
+    assert float(centred.mean(0).norm()) < 20
+    alone = Descriptor(centre=cells).prepare(images[3:4])
+    assert torch.allclose(alone, centred[3:4], atol=1e-3)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import tracemalloc
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,72 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path, file: Path) ->
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("train_images.npy", claim)
     with pytest.raises(DataError, match="cannot be read"):
+        Npz(path=str(path)).load()
+
+
+def with_member(path: Path, name: str, data: bytes, packing: int = zipfile.ZIP_STORED) -> None:
+    """The small valid file, with a member that NumPy has not written."""
+    np.savez(path, **content(**{name: None}))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{name}.npy", data, packing)
+
+
+def npy(header: bytes, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header + data
+
+
+IMAGES = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%s,), }\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "packing", "words"),
+    [
+        (npy(b"{'descr': (\n"), 0, "cannot be read"),
+        (npy(IMAGES % b"500000000", bytes(100)), 0, "claims to hold more than there is"),
+        (npy(IMAGES % b"500000000", bytes(100)), 8, "claims to hold more than there is"),
+        (npy(IMAGES % b"100", bytes(100), b"\x03\x00"), 0, "header of version"),
+        (npy(IMAGES % b"100", bytes(100)), zipfile.ZIP_LZMA, "packed in a way"),
+        (npy(IMAGES % b"100", bytes(100)), zipfile.ZIP_BZIP2, "packed in a way"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # numpy's, of a header that looks old
+def test_an_array_that_is_not_what_it_claims(
+    tmp_path: Path, data: bytes, packing: int, words: str
+) -> None:
+    path = tmp_path / "odd.npz"
+    with_member(path, "train_images", data, packing)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=words):
+        Npz(path=str(path)).load()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 21
+
+
+def test_an_archive_that_claims_to_unpack_to_more_than_deflate_makes(tmp_path: Path) -> None:
+    path = tmp_path / "odd.npz"
+    with_member(path, "train_images", npy(IMAGES % b"500000000", bytes(100)), 8)
+    # The size is said in the directory of the archive, where zipfile looks for it.
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo("train_images.npy").file_size
+    start, said = path.read_bytes().rsplit(size.to_bytes(4, "little"), 1)
+    path.write_bytes(start + (600_000_000).to_bytes(4, "little") + said)
+    with pytest.raises(DataError, match="claims to hold more than there is"):
+        Npz(path=str(path)).load()
+
+
+@pytest.mark.parametrize(
+    ("letters", "words"),
+    [(b"\xff\xff\xff\x00", "cannot be read"), (b"\x00\xd8\x00\x00", "cannot be shown")],
+)
+def test_class_names_of_characters_that_are_none(
+    tmp_path: Path, letters: bytes, words: str
+) -> None:
+    path = tmp_path / "odd.npz"
+    header = b"{'descr': '<U1', 'fortran_order': False, 'shape': (3,), }\n"
+    names = b"".join(letter + bytes(3) for letter in (b"a", b"b")) + letters
+    with_member(path, "classes", npy(header, names))
+    with pytest.raises(DataError, match=words):
         Npz(path=str(path)).load()
 
 

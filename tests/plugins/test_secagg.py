@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.plugin import MessageError, TooFewSitesError
-from cohortium_secagg import SecAgg
+from cohortium.plugin import MessageError, RingSum, TooFewSitesError, decode, encode
+from cohortium.ring import PACK_BLOCK
+from cohortium_secagg import SecAgg, _stages
+from cohortium_secagg._keys import KeyPair, tag
+from cohortium_secagg._messages import Vector
 from ward import Ward
 
 KEYS, SHARES, VECTOR, UNMASKING = range(4)
@@ -154,6 +157,68 @@ def test_a_vector_that_comes_late_is_turned_down() -> None:
     assert ward.is_exact(total)
 
 
+def made_up(ward: Ward, how: str) -> RingSum:
+    """A sum in which somebody else has sent the vector of site 2 for it."""
+    ward.run(tamper=(seen := Listener()))
+
+    def tamper(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if (direction, stage, site) != ("reply", VECTOR, 2):
+            return [data]
+        vector, packed = decode(data, Vector), bytearray(decode(data, Vector).packed)
+        packed[0] ^= 1
+        attempt = ward.coordinator._stage.web.attempt  # type: ignore[attr-defined]
+        label = attempt.scope.label("vector", 2)
+        key = KeyPair(b"somebody who knows no secrets...").agree(attempt.tagging.public, label)
+        return {
+            "changed": [encode(Vector(memoryview(packed), vector.tag))],
+            "with a key of their own": [
+                encode(Vector(memoryview(packed), tag(key, memoryview(packed))))
+            ],
+            "of another site": [seen.vectors[1]],
+            "of an older attempt": [seen.vectors[2]],
+        }[how]
+
+    return ward.run(attempt=1, tamper=tamper)
+
+
+class Listener:
+    """Keeps the vectors that pass."""
+
+    def __init__(self) -> None:
+        self.vectors: dict[int, bytes] = {}
+
+    def __call__(self, direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if (direction, stage) == ("reply", VECTOR):
+            self.vectors[site] = data
+        return [data]
+
+
+@pytest.mark.parametrize(
+    "how", ["changed", "with a key of their own", "of another site", "of an older attempt"]
+)
+def test_a_vector_that_its_site_has_not_tagged_would_spoil_the_sum(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward = Ward(SecAgg(), 5)
+    total = made_up(ward, how)
+    assert total.contributors == (0, 1, 3, 4)
+    assert ward.is_exact(total)
+    monkeypatch.setattr(_stages, "is_tagged", lambda *_: True)
+    ward = Ward(SecAgg(), 5)
+    assert not ward.is_exact(made_up(ward, how))
+
+
+def test_a_transcript_does_not_depend_on_threads() -> None:
+    seen = set()
+    for threads in (0, 1, 2):
+        ward = Ward(SecAgg(threshold=3, threads=threads), 4, bits=27, length=2 * PACK_BLOCK + 5)
+        ward.run(lost={2: UNMASKING})
+        seen.add(ward.transcript.hexdigest())
+    assert len(seen) == 1
+    with pytest.raises(ValueError, match="threads"):
+        SecAgg(threads=-1)
+
+
 def test_a_masked_vector_looks_uniform() -> None:
     ward, seen = Ward(SecAgg(), 5, bits=32, length=100_000), list[bytes]()
     ward.vectors = {site: ward.ring.zeros(100_000) for site in ward.sites}
@@ -189,7 +254,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     ward = Ward(SecAgg(), 6, bits=27, length=1000)
     ward.run(lost={4: VECTOR})
     assert ward.transcript.hexdigest() == (
-        "f399b1b4e5034a63164c86ecb45dac69652aa276fadf3cfe484a0e821e37c37d"
+        # Taken when a message became a pair, after a tag had taken the place of a vector's hash.
+        "fa3734788c5c8d29be23defd1469fa45e3829de37a2c794130c77820298aaef7"
     )
 
 

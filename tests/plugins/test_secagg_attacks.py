@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cohortium.plugin import FileJournal, StudyError
-from cohortium_secagg import SecAgg, _rules
+from cohortium_secagg import SecAgg, _sharing
 from cohortium_secagg._consent import Consented
 from cohortium_secagg._messages import (
     AskConsent,
@@ -21,7 +21,7 @@ from cohortium_secagg._messages import (
 from cohortium_secagg._party import Masked, Party
 from cohortium_secagg._rules import Rules
 from cohortium_secagg._site import DUE, SecAggSite
-from villain import Villain, is_refused, nothing
+from villain import COORDINATOR, Villain, is_refused, nothing
 
 Patch = pytest.MonkeyPatch
 
@@ -109,7 +109,7 @@ def test_a_site_that_restarts_after_masking_has_no_part_in_the_attempt(end: str)
         villain.open(0, signatures)
     villain.restart()
     for request in (
-        AskKeys(0),
+        AskKeys(0, COORDINATOR),
         AskSharesAmong(0, villain.keys),
         AskVector(0, {}),
         AskConsent(0, tuple(range(10))),
@@ -159,7 +159,7 @@ def test_a_threshold_below_the_floor_would_give_both_kinds_of_share(monkeypatch:
     with pytest.raises(StudyError, match="threshold is 5, but must be at least 6"):
         Villain(aggregator=SecAgg(threshold=5))
     is_refused("consent", split_in_half, Villain(aggregator=SecAgg(threshold=6)))
-    monkeypatch.setattr(_rules, "_require", nothing)
+    monkeypatch.setattr(_sharing, "_require", nothing)
     villain = Villain(aggregator=SecAgg(threshold=5))
     assert split_in_half(villain) == villain.truth(0)
 

@@ -14,15 +14,17 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.plugin import Randomness, RefusalError
+from cohortium.plugin import Randomness, RefusalError, Ring, Stream
+from cohortium.ring import PACK_BLOCK
 from cohortium_secagg._graph import Graph, core
-from cohortium_secagg._keys import KeyPair, is_sound, seal, unseal
+from cohortium_secagg._keys import KeyPair, is_sound, is_tagged, seal, tag, unseal
 from cohortium_secagg._masks import Mask, apply, pairwise
 from cohortium_secagg._rules import Scope
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, Interpolation, split
+from cohortium_secagg._vectors import add, masked, unmask
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 SECRET = Randomness.simulated(1)
 SCOPE = Scope(b"sixteen bytes id", 3, 4)
@@ -84,6 +86,14 @@ def test_a_mask_is_the_aes_256_key_stream_of_sp_800_38a_from_counter_zero() -> N
         assert not words.any()
 
 
+def test_a_tag_is_the_poly1305_of_rfc_8439_section_2_5_2() -> None:
+    key = bytes.fromhex("85d6be7857556d337f4452fe42d506a80103808afb0db2fd4abff6af4149f51b")
+    text = memoryview(b"Cryptographic Forum Research Group")
+    assert tag(key, text).hex() == "a8061dc1305136c6c22b8baf0c0127a9"
+    assert is_tagged(key, text, tag(key, text))
+    assert not is_tagged(key, text[1:], tag(key, text))
+
+
 # --- Keys -----------------------------------------------------------------------------------------
 
 SMALL_ORDER = [bytes(32), bytes([1, *[0] * 31]), (2**255 - 20).to_bytes(32, "little")]
@@ -129,6 +139,28 @@ def test_labels_differ_wherever_anything_differs() -> None:
 
 
 # --- Shamir ---------------------------------------------------------------------------------------
+
+# Wikipedia, "Shamir's secret sharing", example: 1234 + 166 x + 94 x² at x = 1, …, 6.  The numbers
+# are smaller than the field, and so the same in it; site k holds the value at k + 1.
+EXAMPLE = {0: 1494, 1: 1942, 2: 2578, 3: 3402, 4: 4414, 5: 5614}
+
+
+class Scripted(Stream):
+    """A stream that draws the example's coefficients, the highest first."""
+
+    def __init__(self) -> None:
+        self.left = [94, 166]
+
+    def below(self, limit: int) -> int:
+        return self.left.pop(0)
+
+
+@pytest.mark.parametrize("holders", [(1, 3, 4), (0, 1, 2), (5, 0, 3)])
+def test_the_published_example_of_sharing(holders: tuple[int, ...]) -> None:
+    secret = (1234).to_bytes(32, "big")
+    shares = split(secret, EXAMPLE, threshold=3, stream=Scripted())
+    assert {site: int.from_bytes(share, "big") for site, share in shares.items()} == EXAMPLE
+    assert Interpolation(holders).secret(shares) == secret
 
 
 def test_the_field_is_prime() -> None:
@@ -256,11 +288,43 @@ def test_the_masks_of_a_pair_cancel(lower: bytes, higher: bytes, length: int) ->
     assert (words == np.arange(length)).all()
 
 
-def test_masking_holds_no_mask_of_full_length() -> None:
-    words = np.zeros(2_000_000, "<u4")
-    masks = [Mask(hashlib.sha256(bytes([i])).digest()) for i in range(80)]
+MANY = [Mask(hashlib.sha256(bytes([i])).digest(), subtract=i % 3 == 0) for i in range(80)]
+
+
+def peak_of(work: Callable[[], object]) -> int:
     tracemalloc.start()
-    apply(masks, words)
+    work()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < words.nbytes / 2
+    return peak
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_masking_holds_no_mask_of_full_length(threads: int) -> None:
+    ring, words = Ring(27), np.zeros(3_000_000, "<u4")
+    packed = ring.bytes_for(len(words))
+    assert peak_of(lambda: unmask(words, MANY, ring, threads=threads)) < words.nbytes / 3
+    assert peak_of(lambda: masked(words, MANY, ring, threads=threads)) < packed + words.nbytes / 2
+
+
+@pytest.mark.parametrize("bits", [27, 40])
+@pytest.mark.parametrize("length", [0, 1, PACK_BLOCK, 3 * PACK_BLOCK + 5])
+def test_any_number_of_threads_gives_the_same_bits(bits: int, length: int) -> None:
+    ring, masks = Ring(bits), MANY[:3]
+    words = ring.of(np.random.default_rng(0).integers(0, 1 << 62, length))
+    sent = {bytes(masked(words, masks, ring, threads=threads)) for threads in (1, 2, 3, 7)}
+    plain = words.copy()
+    apply(masks, plain)
+    assert sent == {ring.pack(plain)}
+    opposite = [Mask(mask.seed, subtract=not mask.subtract) for mask in masks]
+    for threads in (1, 2, 3, 7):
+        total = ring.zeros(length)
+        add(memoryview(min(sent)), total, ring, threads=threads)
+        unmask(total, opposite, ring, threads=threads)
+        assert np.array_equal(ring.signed(total), ring.signed(words))
+
+
+def test_what_a_thread_raises_is_raised() -> None:
+    words = np.zeros(2 * PACK_BLOCK, "<u4")
+    with pytest.raises(ValueError, match="key"):
+        masked(words, [Mask(b"no key")], Ring(27), threads=2)

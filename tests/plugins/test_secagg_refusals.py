@@ -22,6 +22,7 @@ from cohortium.plugin import (
     encode,
 )
 from cohortium_secagg import SecAgg
+from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._messages import AskKeys, AskShares, AskUnmasking, AskVector, Keys, Unmasking
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 RING = Ring(20)
+
+COORDINATOR = KeyPair(b"the coordinator of all attempts.").public
 
 
 class Attempt:
@@ -97,7 +100,7 @@ def test_a_stage_twice(stage: int) -> None:
     due = attempt.requests.each[0] or attempt.requests.common
     attempt.ask(due)
     attempt.refuses("order", due)
-    attempt.refuses("order", AskKeys(attempt=0))
+    attempt.refuses("order", AskKeys(0, COORDINATOR))
     assert attempt.trained == 6 * (stage == 3) + (stage == 2)
 
 
@@ -151,9 +154,9 @@ def test_an_attempt_that_moves_to_another_round() -> None:
 def test_an_older_attempt_does_not_begin_again() -> None:
     attempt = Attempt(0)
     attempt.attempt = 4
-    attempt.ask(AskKeys(attempt=4))
+    attempt.ask(AskKeys(4, COORDINATOR))
     attempt.attempt = 3
-    attempt.refuses("order", AskKeys(attempt=3))
+    attempt.refuses("order", AskKeys(3, COORDINATOR))
 
 
 @pytest.mark.parametrize("change", ["itself", "nobody", "too few", "too many"])
@@ -191,6 +194,10 @@ def test_neighbours_who_were_told_different_keys() -> None:
     attempt.refuses("sealed", attempt.requests.each[0])
     with pytest.raises(RefusalError, match="authenticate"):
         attempt.ask(attempt.requests.each[1], 1)
+
+
+def test_a_coordinators_key_of_small_order() -> None:
+    Attempt(0).refuses("small-order", AskKeys(0, bytes(32)))
 
 
 def test_the_coordinator_turns_a_key_of_small_order_down() -> None:

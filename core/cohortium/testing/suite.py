@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from cohortium import composition
+from cohortium import tables as toml
 from cohortium.errors import PluginError, StudyError
 from cohortium.testing import (
     aggregators,
@@ -141,7 +142,7 @@ def _parsed(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise StudyError(f"--set {setting}: write it as key=value, as in width=16.")
-    return key.strip(), composition.parse(text)
+    return key.strip(), toml.parse(text)
 
 
 def _function(check: Any) -> Any:

@@ -13,6 +13,7 @@ import attrs
 import tomli_w
 
 from cohortium import composition
+from cohortium.catalog import discover
 from cohortium.errors import CohortiumError, StudyError
 from cohortium.hooks import Offer
 from cohortium.testing.contract import ConformanceError, ensure
@@ -59,10 +60,11 @@ def check_frozen_value(instance: object) -> None:
 
 
 def check_plain_parameters(instance: object) -> None:
-    """Its parameters are text, numbers, booleans, and lists and tables of them."""
+    """Its parameters are text, numbers, booleans, lists and tables of them, or parts."""
+    parts = composition.roles_of(type(instance), what=type(instance).__name__)
     for name, value in _parameters(instance).items():
         ensure(
-            _is_plain(value),
+            name in parts or _is_plain(value),
             f"the parameter {name} of {type(instance).__name__} is a {type(value).__name__}, which "
             "a study file cannot hold; take plain values and make the rest inside methods.",
         )
@@ -148,15 +150,15 @@ def check_plugin_import(instance: object) -> str | None:
 
 @attrs.frozen
 class _OnlyThis:
-    """A catalog that offers one class, as "it"."""
+    """A catalog that offers one class, as "it", and beside it what is installed."""
 
     kind: type
 
-    def find(self, role: Role, name: str) -> Offer[Any]:  # noqa: ARG002
-        return Offer("it", self.kind, "")
+    def find(self, role: Role, name: str) -> Offer[Any]:
+        return Offer("it", self.kind, "") if name == "it" else discover().find(role, name)
 
-    def name_of(self, role: Role, instance: object) -> str:  # noqa: ARG002
-        return "it"
+    def name_of(self, role: Role, instance: object) -> str | None:
+        return "it" if type(instance) is self.kind else discover().name_of(role, instance)
 
 
 def _parameters(instance: object) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cohortium.errors import CohortiumError, StudyError
-from cohortium.files import write_whole
+from cohortium.cli._ledger import ledger
+from cohortium.cli._promises import Settings, Study, audit, plan
+from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,14 +57,9 @@ def _root(
 
 @app.command()
 def run(
-    study: Annotated[
-        Path | None, typer.Argument(help="A study file; none: the quick start.")
-    ] = None,
+    study: Study = None,
     *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="table.key=value, over the study; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
     ] = None,
@@ -108,51 +105,6 @@ def _print_result(result: Result) -> None:
     ]
     for label, value in rows:
         typer.echo(f"{label:>14}  {value}")
-
-
-@app.command()
-def audit(
-    study: Annotated[
-        Path | None, typer.Argument(help="A study file; none: the quick start.")
-    ] = None,
-    *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="table.key=value, over the study; may be repeated."),
-    ] = None,
-    releases: Annotated[
-        int, typer.Option(help="Noised sums in each of two worlds.", min=1000)
-    ] = 20_000,
-    canaries: Annotated[
-        int, typer.Option(help="In one run; 0 chooses, and may leave the run out.", min=0)
-    ] = 0,
-    out: Annotated[Path | None, typer.Option(help="A file for the findings as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Hold a study's claimed guarantee against measurement; exit with 1 if it is refuted.
-
-    Examples: `cohortium audit study.toml`; `cohortium audit --set privatizer.epsilon=1`.
-    """
-    from cohortium import auditing
-    from cohortium import study as studies
-
-    if out is not None and out.exists():
-        raise StudyError(f"{out} exists already; give another file with --out.")
-    ready = studies.read(study, settings or []).prepare()
-    with Console(stderr=True).status("audit") as status:
-        found = auditing.audit(
-            ready,
-            releases=releases,
-            canaries=canaries,
-            tell=lambda way, share: status.update(f"audit: {way}, {share:.0%}"),
-        )
-    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
-    if out is not None:
-        write_whole(out, text.encode() + b"\n")
-    lines = [f"claimed: {found.guarantee}", *map(str, found.findings)]
-    typer.echo(text if as_json else "\n\n".join(lines))
-    if found.is_refuted:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -238,6 +190,11 @@ def keygen(
     typer.echo(line_of(site, identity.public))
 
 
+app.command()(plan)
+app.command()(audit)
+app.command()(ledger)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: a user's mistake is one sentence and an exit code, never a traceback."""
     try:
@@ -245,6 +202,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CohortiumError as error:
         typer.echo(f"cohortium: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - told in full
+        # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
+        from cohortium.catalog import discover
+
+        traceback.print_exc()
+        owner = discover().owner(error)
+        fault = "Cohortium, or of a library" if owner is None else f"the plugin {owner.label}"
+        typer.echo(
+            f"cohortium: that is a fault of {fault}; please report the lines above.", err=True
+        )
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             typer.echo("cohortium: stopped.", err=True)

@@ -1,0 +1,70 @@
+"""`cohortium ledger`: what has been spent of a hospital's data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.statement import Statement
+
+
+def ledger(
+    path: Annotated[Path, typer.Argument(help="A ledger, or a site file, which has a budget.")],
+    *,
+    data: Annotated[str | None, typer.Option(help="Show this data identity only.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="δ at which ε is given; default the budget's, or 1e-5.")
+    ] = None,
+    create: Annotated[bool, typer.Option("--create", help="Make a new, empty ledger.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print as JSON; an ε without bound is null.")
+    ] = False,
+) -> None:
+    """Show what has been spent of a hospital's data, run by run and together.
+
+    Examples: `cohortium ledger site.toml`; `cohortium ledger runs/one/ledger.sqlite --delta 1e-6`.
+    """
+    from cohortium.hospital import Hospital
+    from cohortium.ledger import Ledger
+    from cohortium.statement import select, statements
+
+    if delta is not None and not 0 < delta < 1:
+        raise StudyError(f"--delta {delta:g}: δ lies between 0 and 1.")
+    account = Hospital.read(path).account if path.suffix == ".toml" else None
+    book = Ledger(path) if account is None else account.ledger
+    if create:
+        book.create()
+    budgets = {account.data: account.budget} if account and account.budget else {}
+    found = select(statements(book, budgets=budgets, delta=delta), data)
+    if as_json:
+        rows = [statement.as_json() for statement in found]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        _print_statements(found)
+
+
+def _print_statements(found: Sequence[Statement]) -> None:
+    from cohortium.statement import described, shown
+
+    console = Console()
+    for statement in found:
+        table = Table("run", "last", "attempts", "each", "ε", box=None, pad_edge=False)
+        for line in statement.lines:
+            run, attempts = line.run, f"{line.run.attempts:,}"
+            name = run.session.hex()[:8]
+            table.add_row(name, run.last[:10], attempts, described(run.price), shown(line.epsilon))
+        console.print(f"{statement}", markup=False, highlight=False)
+        if statement.lines:
+            console.print(table)
+    if not found:
+        console.print("nothing has been spent")

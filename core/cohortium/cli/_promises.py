@@ -1,0 +1,92 @@
+"""`cohortium plan` and `cohortium audit`: what a study promises, foretold and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cohortium.errors import RunError, StudyError
+from cohortium.files import write_whole
+
+Study = Annotated[Path | None, typer.Argument(help="A study file; none: the quick start.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="table.key=value, over the study; may be repeated."),
+]
+
+
+def plan(
+    study: Study = None,
+    *,
+    settings: Settings = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="A budget to plan for; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell a study's noise, ε by round, bytes and dropouts, before any training.
+
+    Examples: `cohortium plan`; `cohortium plan study.toml --epsilon 1 --epsilon 6`.
+    """
+    from cohortium import planning
+    from cohortium import study as studies
+
+    ready = studies.read(study, settings or []).prepare()
+    outlooks = planning.look_ahead(ready, epsilon or [])
+    if as_json:
+        typer.echo(json.dumps([o.as_json() for o in outlooks], indent=2, ensure_ascii=False))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for cells in zip(*(o.rows() for o in outlooks), strict=True):
+        table.add_row(cells[0][0], *(value for _, value in cells))
+    console = Console()
+    console.print(table)
+    for warning in dict.fromkeys(w for o in outlooks for w in o.warnings):
+        console.print(warning, markup=False, soft_wrap=True)
+
+
+def audit(
+    study: Study = None,
+    *,
+    settings: Settings = None,
+    releases: Annotated[
+        int, typer.Option(help="Noised sums in each of two worlds.", min=1000)
+    ] = 20_000,
+    canaries: Annotated[
+        int, typer.Option(help="In one run; 0 chooses, and may leave the run out.", min=0)
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="A file for the findings as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Hold a study's claimed guarantee against measurement; exit with 1 if it is refuted.
+
+    Examples: `cohortium audit study.toml`; `cohortium audit --set privatizer.epsilon=1`.
+    """
+    from cohortium import auditing
+    from cohortium import study as studies
+
+    if out is not None and out.exists():
+        raise StudyError(f"{out} exists already; give another file with --out.")
+    ready = studies.read(study, settings or []).prepare()
+    with Console(stderr=True).status("audit") as status:
+        found = auditing.audit(
+            ready,
+            releases=releases,
+            canaries=canaries,
+            tell=lambda way, share: status.update(f"audit: {way}, {share:.0%}"),
+        )
+    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
+    if out is not None:
+        try:
+            write_whole(out, text.encode() + b"\n")
+        except OSError as error:
+            raise RunError(f"cannot write {out}: {error.strerror}.") from error
+    lines = [f"claimed: {found.guarantee}", *map(str, found.findings)]
+    typer.echo(text if as_json else "\n\n".join(lines))
+    if found.is_refuted:
+        raise typer.Exit(1)

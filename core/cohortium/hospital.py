@@ -1,0 +1,133 @@
+"""One hospital, as its own `site.toml` has it: its data, its keys, its ledger and its policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+from attrs.validators import ge, min_len
+
+from cohortium import composition
+from cohortium import tables as toml
+from cohortium.account import Account
+from cohortium.catalog import discover
+from cohortium.errors import StudyError
+from cohortium.identity import Directory, Identity
+from cohortium.journal import FileJournal
+from cohortium.ledger import Ledger
+from cohortium.policy import SitePolicy
+from cohortium.protocols import Dataset
+from cohortium.site import Site, Workplace
+
+if TYPE_CHECKING:
+    from cohortium.journal import Journal
+    from cohortium.site import Setting
+
+TABLES = ("site", "dataset", "policy")
+"""The tables of a site file."""
+
+
+@frozen(kw_only=True)
+class Hospital:
+    """What a hospital says of itself; no study can change it.
+
+    Paths are relative to the folder of the file.
+
+    Attributes:
+        number: The site's number in the federation.
+        data: What the hospital calls the data.  All that is ever released from them is charged to
+            this name; images that share a person must not have two.
+        ledger: The ledger's file.
+        journal: What the site's aggregation must not forget over a restart.
+        identity: The file of its signing key; empty where no study asks for one.
+        directory: The file of the directory that it has pinned; empty likewise.
+        dataset: Its own images.
+        policy: Its floors.
+        folder: Where its file lies.
+    """
+
+    number: int = field(validator=ge(0))
+    data: str = field(validator=min_len(1))
+    ledger: str = "ledger.sqlite"
+    journal: str = "journal"
+    identity: str = ""
+    directory: str = ""
+    dataset: Dataset
+    policy: SitePolicy
+    folder: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Hospital:
+        """The hospital that a site file describes.
+
+        Raises:
+            StudyError: It cannot be read, a key is unknown or missing, or a value does not fit.
+            PluginError: Its data set is of no usable plugin.
+            IdentityError: The directory that it pins is missing or damaged.
+        """
+        where, tables = str(path), toml.read(path, what="the site file")
+        for name in tables:
+            if name not in TABLES:
+                raise StudyError(
+                    f"{where}: a site file has no [{name}]; {composition.near(name, TABLES)}"
+                )
+        site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
+        folder, pinned = path.parent, site.get("directory")
+        directory = Directory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
+        hospital: Hospital = composition.call(
+            cls,
+            site,
+            where=f"{where} [site]",
+            what="the site",
+            ready={
+                "dataset": composition.make(discover(), "dataset", dataset, where=where),
+                "policy": composition.call(
+                    SitePolicy,
+                    policy,
+                    where=f"{where} [policy]",
+                    what="the policy",
+                    ready={"directory": directory},
+                ),
+                "folder": folder,
+            },
+        )
+        return hospital
+
+    @property
+    def account(self) -> Account:
+        """What was spent of its data, and what may be."""
+        return Account(Ledger(self.folder / self.ledger), self.data, self.policy.budget)
+
+    def open_journal(self) -> FileJournal:
+        """Its journal, which serves every run of this process; to be closed in the end.
+
+        Raises:
+            RunError: It is damaged, in use, or cannot be opened.
+        """
+        return FileJournal(self.folder / self.journal)
+
+    def open(self, setting: Setting, journal: Journal) -> Site:
+        """Take part in a run.
+
+        Raises:
+            RefusalError: The run is below a floor, or does not fit the budget; nothing is spent.
+            CohortiumError: The hospital's own files do not serve.
+        """
+        return Site(
+            setting,
+            self.number,
+            self.dataset.load().train,
+            Workplace(setting),
+            identity=Identity.read(self.folder / self.identity) if self.identity else None,
+            journal=journal,
+            policy=self.policy,
+            account=self.account,
+        )
+
+
+def _table(tables: dict[str, Any], name: str, *, where: str) -> dict[str, Any]:
+    table = tables.get(name)
+    if not isinstance(table, dict):
+        raise StudyError(f"{where}: a site file needs a table [{name}].")
+    return table

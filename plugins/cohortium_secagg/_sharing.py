@@ -1,0 +1,217 @@
+"""Which threshold, neighbourhood and least sum a study gets, and what they hide from whom."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain
+from math import ceil, floor
+from typing import TYPE_CHECKING, NamedTuple
+
+from attrs import frozen
+
+from cohortium.plugin import Secrecy, StudyError
+from cohortium_secagg._bounds import Demands
+
+if TYPE_CHECKING:
+    from cohortium.plugin import Cohort
+    from cohortium_secagg import SecAgg
+
+THRESHOLD, SHARES = 4, 5
+"""What is chosen against an honest-but-curious coordinator, where no dropout is declared."""
+
+
+@frozen(kw_only=True)
+class Sharing(Secrecy):
+    """What a coordinator and `colluding` sites learn together: in each attempt one sum, or nothing.
+
+    Against an active coordinator it is a sum over sites that the coordinator picks, by pretending
+    that others dropped out; else it is the sum over all that contributed.
+
+    Attributes:
+        adversary: What the coordinator may do.
+        colluding: How many sites may pool what they know with it.
+        sites: That are asked.
+        shares: Shareholders of a secret: a site and its neighbours.
+        quorum: The least number of contributors among a contributor and its neighbours.
+        security: It fails in at most one of 2**security runs; None where it never does.
+    """
+
+    adversary: str
+    colluding: int
+    sites: int
+    shares: int
+    quorum: int
+    security: int | None = None
+
+    @property
+    def honest(self) -> int:
+        """The least number of sites in a sum that do not collude."""
+        return self.contributors - self.colluding
+
+    def __str__(self) -> str:
+        """One sentence."""
+        chance = "" if self.security is None else f", but for one run in 2^{self.security}"
+        who = "sites that it picks" if self.adversary == "active" else "all that contributed"
+        return (
+            f"{self.threshold} of {min(self.shares, self.sites)} shares: from an attempt, an "
+            f"{self.adversary} coordinator and {self.colluding} colluding sites learn the sum over "
+            f"{who}, at least {self.contributors} of {self.sites}, and nothing else{chance}."
+        )
+
+
+def choose(wish: SecAgg, cohort: Cohort) -> Sharing:
+    """What `wish` comes to in `cohort`.
+
+    Raises:
+        StudyError: It protects too little, or the cohort cannot meet it.
+    """
+    if cohort.adversary == "active":
+        sharing = _active(wish, cohort)
+    elif wish.dropout:
+        sharing = _calculated(wish, cohort)
+    else:
+        sharing = _certain(wish, cohort)
+    least = sharing.contributors
+    _require("cohort", cohort.size, least, f"a sum is opened over {least} or more")
+    return sharing
+
+
+def _certain(wish: SecAgg, cohort: Cohort) -> Sharing:
+    """A sparse graph that holds whichever sites collude."""
+    threshold, shares = wish.threshold or THRESHOLD, wish.shares or SHARES
+    return _against_any(cohort, threshold, shares)
+
+
+def _active(wish: SecAgg, cohort: Cohort) -> Sharing:
+    """All share with all, and a majority decides."""
+    majority = (cohort.size + cohort.colluding) // 2 + 1
+    threshold = wish.threshold or majority
+    # Where all share with all, a cohort that is too small is to be told of its own size.
+    shares = wish.shares or max(cohort.size, threshold, cohort.colluding + 2)
+    why = f"the coordinator is active, {_against(cohort)}"
+    _require("threshold", threshold, majority, f"{why} (0 chooses it)")
+    _require("shares", shares, cohort.size, "every site is a shareholder (0 chooses it)")
+    sharing = _against_any(cohort, threshold, shares)
+    if wish.dropout:
+        _require_left(wish, cohort, sharing.contributors)
+    return sharing
+
+
+def _against_any(cohort: Cohort, threshold: int, shares: int) -> Sharing:
+    _require("threshold", threshold, 2, "one shareholder alone must not recover a secret")
+    _require("threshold", threshold, cohort.colluding + 1, _against(cohort))
+    _require("shares", shares, threshold, f"threshold is {threshold}")
+    _require("shares", shares, cohort.colluding + 2, _against(cohort))
+    # With fewer around it than this, all but a site itself might collude, and know its masks.
+    quorum = max(threshold, cohort.colluding + 2)
+    circle = min(shares, cohort.size)
+    # A sparse graph must stay whole without them and without those that collude.
+    uncut = cohort.size if circle == cohort.size else circle - 2 - cohort.colluding
+    lost = min(circle - threshold, uncut)
+    return _sharing(cohort, threshold, shares, quorum=quorum, contributors=quorum, lost=lost)
+
+
+def _calculated(wish: SecAgg, cohort: Cohort) -> Sharing:
+    """A sparse random graph that holds against sites that collude wherever it puts them."""
+    _require("threshold", wish.threshold or 2, 2, "one shareholder alone must not recover a secret")
+    _require_left(wish, cohort, max(cohort.colluding + 2, cohort.min_sites, wish.threshold))
+    demands = Demands(
+        sites=cohort.size,
+        colluding=cohort.colluding,
+        lost=_lost(wish, cohort),
+        odds=Fraction(1, cohort.attempts << wish.security),
+    )
+    fit = _fit(demands, min(wish.shares, cohort.size), wish.threshold)
+    why = f"{_against(cohort)} and dropout is {wish.dropout:g}"
+    if wish.shares:
+        _require("shares", min(wish.shares, cohort.size), fit.degree + 1, why)
+    if wish.threshold:
+        _require("threshold", wish.threshold, fit.least_threshold, why)
+    return _sharing(
+        cohort,
+        fit.threshold,
+        fit.degree + 1,
+        quorum=fit.threshold,
+        contributors=max(fit.threshold, fit.contributors),
+        lost=demands.lost,
+        security=wish.security,
+    )
+
+
+class Fit(NamedTuple):
+    """A graph that meets its demands, if its threshold is not below the least."""
+
+    degree: int
+    least_threshold: int
+    threshold: int
+    contributors: int
+
+
+# It is a pure function, and a simulation asks for it at every site.
+@lru_cache(maxsize=8)
+def _fit(demands: Demands, shares: int, threshold: int) -> Fit:
+    """The least degree; where no threshold is given, the greatest that survives the dropouts.
+
+    Where `shares` are given, their degree if it will do, else the least above it that does.
+    """
+    degrees = demands.degrees()
+    if shares:
+        degrees = chain([shares - 1], (degree for degree in degrees if degree >= shares))
+    # With all for neighbours every threshold up to the sites that are left does.
+    degree, window = next(
+        (degree, window)
+        for degree in degrees
+        if (window := demands.window(degree)) and threshold <= window.most
+    )
+    chosen = threshold or window.most
+    return Fit(degree, window.least, chosen, demands.fewest(degree, max(chosen, window.least)))
+
+
+def _require_left(wish: SecAgg, cohort: Cohort, needed: int) -> None:
+    """Raise if fewer than `needed` sites are left when all have dropped out that may."""
+    _require("cohort", cohort.size, needed, f"a sum is opened over {needed} or more")
+    if cohort.size - _lost(wish, cohort) < needed:
+        most = floor(Fraction(cohort.size - needed, cohort.size) * 10_000) / 10_000
+        raise StudyError(
+            f"secagg: dropout is {wish.dropout:g}, but must be at most {most:g}: "
+            f"a sum is opened over {needed} or more of {cohort.size} sites."
+        )
+
+
+def _lost(wish: SecAgg, cohort: Cohort) -> int:
+    """The most sites that may drop out: never fewer than the fraction says."""
+    return ceil(Fraction(str(wish.dropout)) * cohort.size)
+
+
+def _require(name: str, value: int, least: int, why: str) -> None:
+    if value < least:
+        raise StudyError(f"secagg: {name} is {value}, but must be at least {least}: {why}.")
+
+
+def _against(cohort: Cohort) -> str:
+    return f"colluding is {cohort.colluding}"
+
+
+def _sharing(
+    cohort: Cohort,
+    threshold: int,
+    shares: int,
+    *,
+    quorum: int,
+    contributors: int,
+    lost: int,
+    security: int | None = None,
+) -> Sharing:
+    least = max(contributors, cohort.min_sites)
+    return Sharing(
+        adversary=cohort.adversary,
+        colluding=cohort.colluding,
+        sites=cohort.size,
+        threshold=threshold,
+        shares=shares,
+        quorum=quorum,
+        contributors=least,
+        dropouts=max(0, min(lost, cohort.size - least)),
+        security=security,
+    )

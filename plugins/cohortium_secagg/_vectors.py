@@ -1,0 +1,84 @@
+"""What touches every value of a vector: masking and packing at a site, summing at the coordinator.
+
+A vector is taken in its packed pieces, and the pieces are dealt to threads in contiguous runs.
+The result has the same bits whatever the number of threads.  (What takes the time, the cipher and
+NumPy's loops, runs without the interpreter's lock.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium_secagg._masks import Streams, apply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cohortium.plugin import Piece, Ring
+    from cohortium_secagg._masks import Mask, Words
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> memoryview:
+    """The elements `words` under `masks`, packed.
+
+    Beside the packed vector no more is held than a piece for each thread.
+    """
+    out = memoryview(bytearray(ring.bytes_for(len(words))))
+
+    def work(pieces: Sequence[Piece]) -> None:
+        streams = Streams(masks, pieces[0].values.start * words.itemsize)
+        copy = np.empty_like(words[pieces[0].values])
+        for piece in pieces:
+            part = copy[: piece.values.stop - piece.values.start]
+            np.copyto(part, words[piece.values])
+            streams.apply(part)
+            ring.pack_piece(part, out[piece.packed])
+
+    _share(work, ring.pieces(len(words)), threads)
+    return out
+
+
+def add(packed: memoryview, total: Words, ring: Ring, *, threads: int) -> None:
+    """Add a packed vector, of the right length, to `total` in place."""
+
+    def work(pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            ring.add_piece(packed[piece.packed], total[piece.values])
+
+    _share(work, ring.pieces(len(total)), threads)
+
+
+def unmask(total: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> None:
+    """Apply `masks` to `total` in place."""
+
+    def work(pieces: Sequence[Piece]) -> None:
+        start, stop = pieces[0].values.start, pieces[-1].values.stop
+        apply(masks, total[start:stop], start=start)
+
+    _share(work, ring.pieces(len(total)), threads)
+
+
+def _share(work: Callable[[Sequence[Piece]], None], pieces: Sequence[Piece], threads: int) -> None:
+    """Have `work` done on all `pieces`, a contiguous run of them by each of `threads`."""
+    count = max(1, min(threads, len(pieces)))
+    bounds = [len(pieces) * number // count for number in range(count + 1)]
+    runs = [pieces[begin:end] for begin, end in itertools.pairwise(bounds) if begin < end]
+    if count == 1:
+        for run in runs:
+            work(run)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        for _ in pool.map(work, runs):
+            """Waits for each, and raises what it raised."""

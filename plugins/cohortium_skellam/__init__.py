@@ -1,0 +1,86 @@
+"""Skellam noise: DP-SGD whose noise is whole numbers, added where the sum is taken.
+
+The difference of two Poisson variables is Skellam; sums of Skellam variables are Skellam.  So what
+honest sites add makes up the noise of their sum exactly, with nothing to round afterwards.
+
+Agarwal, Kairouz, Liu (2021), "The Skellam Mechanism for Differentially Private Federated Learning".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+from attrs.validators import gt, in_, lt
+
+from cohortium.plugin import (
+    Cohort,
+    Offer,
+    PrivacyError,
+    Privatizer,
+    Work,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from cohortium_skellam._plan import SkellamPlan
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class Skellam:
+    """(ε, δ)-differential privacy for the whole run by integer noise, for one gradient a round.
+
+    Per-example gradients are clipped and summed (DP-SGD: Abadi et al. 2016), the sum is rounded to
+    a grid, and Skellam noise is added in the ring (`fedsgd`).
+
+    Attributes:
+        epsilon: ε of the whole run.
+        delta: δ of the whole run; keep it below a tenth of one over the number of units.
+        clip: C, the largest ℓ₂ norm of an example's gradient.
+        unit: What is protected: "example", or "patient" (all examples of one person, of which
+            each batch takes at most one).
+        against: "coordinator": sites share the noise of their sum, sized for `min_sites` less
+            `colluding` honest ones.  "everyone": each site adds all of it.
+        rounding: By what part of C rounding to the grid may enlarge the ℓ₂ sensitivity; less
+            takes more bits to send.
+
+    Guarantees:
+        The noise is calibrated before the first step, to all rounds and retries, with the
+        sensitivities of what is rounded.
+    """
+
+    epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
+    delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
+    clip: float = field(default=1.0, validator=gt(0))
+    unit: Literal["example", "patient"] = field(
+        default="example", validator=in_(("example", "patient"))
+    )
+    against: Literal["everyone", "coordinator"] = field(
+        default="coordinator", validator=in_(("everyone", "coordinator"))
+    )
+    rounding: float = field(default=0.01, validator=[gt(0), lt(1)])
+
+    def plan(self, work: Work, cohort: Cohort, parameters: int) -> SkellamPlan:
+        """Calibrate the noise; see `Privatizer.plan`."""
+        from cohortium_skellam._plan import SkellamPlan, calibrated
+
+        if self.unit == "patient" and cohort.patients is None:
+            raise PrivacyError(
+                "unit is 'patient', but the data do not say whose each image is; give the data set "
+                "a column of patients, or use unit 'example' where everyone has one image."
+            )
+        if work.releases != "gradient" or work.steps != 1:
+            raise PrivacyError(
+                f"Skellam noise covers one gradient a round, and the trainer takes {work.steps} "
+                "steps before it releases anything; use trainer 'fedsgd', or privatizer 'gaussian'."
+            )
+        lattice = calibrated(self, work, cohort, parameters)
+        return SkellamPlan(self, work=work, cohort=cohort, parameters=parameters, lattice=lattice)
+
+
+@hookimpl
+def cohortium_privatizers() -> list[Offer[Privatizer]]:
+    """Offer `skellam`."""
+    return [Offer("skellam", Skellam, "DP-SGD with integer noise that sites share (Skellam).")]

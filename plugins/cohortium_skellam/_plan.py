@@ -1,0 +1,228 @@
+"""The numbers of a Skellam run, and what a site does with them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium.plugin import (
+    Cohort,
+    FixedPoint,
+    Guarantee,
+    PrivacyError,
+    RefusalError,
+    RingVector,
+    Work,
+    accounting,
+    clipped_sum,
+    sampled_units,
+    vector,
+)
+from cohortium_skellam import _draw, _renyi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.plugin import Randomness, Ring, RingSum
+    from cohortium_skellam import Skellam
+
+    Index = NDArray[np.int64]
+
+WRAP_BITS = 40
+"""A wrap of the sum is less likely than 2 to minus this, over the run."""
+
+
+@frozen(kw_only=True)
+class Lattice:
+    """Where sums are taken, in whole numbers of a grid.
+
+    Attributes:
+        grid: Its spacing, in units of gradients.
+        variance: Of the noise that a sum needs, on each value, in units of the grid squared.
+        mechanism: One attempt.
+        noise: Standard deviation of that noise over C: how it compares with Gaussian noise.
+    """
+
+    grid: float
+    variance: float
+    mechanism: accounting.Renyi
+    noise: float
+
+    def share(self, honest: int) -> float:
+        """Variance of one of `honest` shares."""
+        return self.variance / honest
+
+
+def calibrated(terms: Skellam, work: Work, cohort: Cohort, parameters: int) -> Lattice:
+    """The coarsest grid that the terms allow, and the least noise on it.
+
+    Raises:
+        PrivacyError: The target cannot be met.
+    """
+    grid = terms.rounding * terms.clip / math.sqrt(parameters)
+    while True:
+        # Rounding moves every value of either sum by half a step at most.
+        l2 = terms.clip / grid + math.sqrt(parameters)
+        l1 = min(math.sqrt(parameters) * terms.clip / grid + parameters, l2**2)
+
+        def attempt(
+            noise: float, unit: float = terms.clip / grid, l1: float = l1, l2: float = l2
+        ) -> accounting.Renyi:
+            return _renyi.mechanism(work.sampling_rate, (noise * unit) ** 2, l1, l2)
+
+        noise = accounting.calibrate(
+            attempt, epsilon=terms.epsilon, delta=terms.delta, attempts=cohort.attempts
+        )
+        variance = (noise * terms.clip / grid) ** 2
+        lattice = Lattice(grid=grid, variance=variance, mechanism=attempt(noise), noise=noise)
+        if lattice.share(honest(terms, cohort)) >= 2 * _draw.LEAST_MEAN:
+            return lattice
+        grid /= 2
+
+
+def honest(terms: Skellam, cohort: Cohort) -> int:
+    """Sites whose shares make up the noise."""
+    return cohort.honest_contributors() if terms.against == "coordinator" else 1
+
+
+@frozen
+class SkellamPlan:
+    """Public numbers of a Skellam run; see `PrivacyPlan`."""
+
+    terms: Skellam
+    work: Work = field(kw_only=True)
+    cohort: Cohort = field(kw_only=True)
+    parameters: int = field(kw_only=True)
+    lattice: Lattice = field(kw_only=True)
+    code: FixedPoint = field(init=False)
+    guarantee: Guarantee = field(init=False)
+
+    @code.default
+    def _make_code(self) -> FixedPoint:
+        cohort, lattice = self.cohort, self.lattice
+        # All declared units in one batch, each gradient at its bound and all parallel.
+        signal = self.terms.clip * cohort.units(self.terms.unit)
+        deviation = math.sqrt(self.share * cohort.size) * lattice.grid
+        draws = 2.0 * self.parameters * cohort.attempts
+        # Bernstein's bound for Poisson variables: the tail is normal but for a term that is
+        # linear in its logarithm.
+        tail = math.log(draws) + WRAP_BITS * math.log(2)
+        largest = signal + deviation * math.sqrt(2 * tail) + tail * lattice.grid
+        try:
+            return FixedPoint.holding(largest, step=lattice.grid, terms=cohort.size)
+        except ValueError as error:
+            raise PrivacyError(f"privatizer 'skellam': {error}") from error
+
+    @guarantee.default
+    def _make_guarantee(self) -> Guarantee:
+        return self.spent(self.cohort.attempts)
+
+    @property
+    def share(self) -> float:
+        """Variance of what a site adds to each value, in units of the grid squared."""
+        return self.lattice.share(honest(self.terms, self.cohort))
+
+    @property
+    def mechanism(self) -> accounting.Renyi:
+        """One attempt."""
+        return self.lattice.mechanism
+
+    @property
+    def ring(self) -> Ring:
+        """Where the noised sum fits."""
+        return self.code.ring
+
+    @property
+    def length(self) -> int:
+        """The vector alone: every site weighs the same, by declaration."""
+        return self.parameters
+
+    @property
+    def expected_batch(self) -> float:
+        """The declared number of units that a batch's gradient sum is divided by."""
+        return self.work.sampling_rate * self.cohort.units(self.terms.unit) / self.cohort.sites
+
+    def spent(self, attempts: int) -> Guarantee:
+        """What `attempts` attempts promise."""
+        terms, cohort = self.terms, self.cohort
+        spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
+        key = "the study's public seed" if cohort.seeded_noise else "the operating system"
+        is_shared = terms.against == "coordinator"
+        shared = (
+            "the aggregator shows sums over min_sites or more sites, and nothing else",
+            "all but the colluding sites in a sum have added their share of the noise",
+        )
+        return Guarantee(
+            epsilon=spent.epsilon,
+            delta=terms.delta,
+            epsilon_at_1e_5=strict.epsilon,
+            unit=terms.unit,
+            adjacency="zero-out",
+            against=terms.against,
+            colluding=cohort.colluding if is_shared else 0,
+            honest=honest(terms, cohort),
+            accountant=spent.accountant,
+            noise_multiplier=self.lattice.noise,
+            assumptions=(
+                "gradients are summed in single precision, and Skellam variables drawn in double",
+                f"noise from AES-256-CTR keyed by {key}",
+                f"the declared number of training {terms.unit}s is public",
+                "the network treats the examples of a batch apart",
+                "refusals, and how long a reply takes, are not covered",
+                *(shared if is_shared else ()),
+            ),
+            simulation=cohort.seeded_noise,
+        )
+
+    def site(self, secret: Randomness, patients: Index | None = None) -> SkellamSite:
+        """One attempt at one site, with its own batch and noise."""
+        return SkellamSite(self, secret, patients)
+
+    def decode(self, total: RingSum) -> Tensor:
+        """The mean over the contributors."""
+        import torch
+
+        divisor = len(total.contributors) * self.expected_batch
+        return torch.from_numpy((self.code.decode(total.words) / divisor).astype(np.float32))
+
+
+@frozen
+class SkellamSite:
+    """What a site does in one attempt; see `SitePrivacy`."""
+
+    plan: SkellamPlan
+    secret: Randomness = field(repr=False)
+    patients: Index | None = field(repr=False)
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """One Poisson sample of examples or patients."""
+        stream, unit = self.secret.stream("batches"), self.plan.terms.unit
+        return sampled_units(self.plan.work, unit, examples, self.patients, stream)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The clipped sum over the declared batch size; its noise comes with the release."""
+        import torch
+
+        clipped_sum(net, losses, batch, clip=self.plan.terms.clip)
+        for parameter in vector.trainable(net):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= self.plan.expected_batch
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002
+        """Round the sum to the grid, and add this site's share of the noise in the ring."""
+        plan = self.plan
+        values = np.array(vector.detach().cpu(), dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise RefusalError("non-finite", "its gradient holds NaN or infinity.")
+        values *= plan.expected_batch
+        words = plan.code.encode(values)
+        noise = _draw.skellam(len(values), plan.share, self.secret.stream("noise"))
+        words += plan.ring.of(noise)
+        return RingVector(plan.ring, words)

@@ -1,0 +1,565 @@
+"""A hospital's floors and its site file; and whole federations whose coordinator asks too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import evolve, field, frozen
+
+from bed import Squares, tiny
+from cohortium import Federation, Guarantee
+from cohortium.accounting import ORDERS, Renyi
+from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
+from cohortium.events import Event, RoundFinished, SiteFailed
+from cohortium.hospital import Hospital
+from cohortium.identity import Directory, Identity
+from cohortium.journal import FileJournal, MemoryJournal
+from cohortium.ledger import Ledger
+from cohortium.messages import decode_either
+from cohortium.plugin import Exchange, OpenSite, Randomness, SiteRecipe
+from cohortium.policy import SitePolicy
+from cohortium.site import Recipe, Setting, Site
+from cohortium.spending import Price
+from cohortium.wire import Refusal, Reply
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+
+LENIENT: dict[str, Any] = {
+    "epsilon": 10.0,
+    "delta": 1e-3,
+    "unit": "example",
+    "against": "coordinator",
+}
+
+# Whole batches and whole updates: exact accounting, which takes no time.
+SITE_LEVEL = Gaussian(epsilon=6.0, delta=1e-3, unit="site")
+EXAMPLE_LEVEL = Gaussian(epsilon=6.0, delta=1e-3)
+SHARED: dict[str, Any] = {
+    "privatizer": Gaussian(epsilon=6.0, delta=1e-3, against="coordinator"),
+    "trainer": FedSGD(sampling_rate=1.0),
+    "aggregator": "secagg",
+    "min_sites": 5,
+    "colluding": 1,
+}
+
+
+def study(**changes: Any) -> Federation:
+    parts = {"privatizer": EXAMPLE_LEVEL, "trainer": FedSGD(sampling_rate=1.0)}
+    return tiny(**{**parts, **changes})
+
+
+def setting(**changes: Any) -> Setting:
+    return study(**changes).prepare().setting
+
+
+@frozen
+class Homemade:
+    """A trainer of no plugin."""
+
+    inner: FedSGD = field(factory=lambda: FedSGD(sampling_rate=1.0))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def work(self, cohort: Any) -> Any:
+        return self.inner.work(cohort)
+
+    def train(self, task: Any, private: Any) -> Any:
+        return self.inner.train(task, private)
+
+    def server(self, parameters: Any, rounds: int) -> Any:
+        return self.inner.server(parameters, rounds)
+
+    def personal(self, net: Any, state: Any) -> Any:
+        return self.inner.personal(net, state)
+
+
+# --- One floor after the other -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("floors", "asked", "floor", "words"),
+    [
+        ({}, {"privatizer": "none"}, "epsilon", "promises no privacy"),
+        ({}, {"seeded_noise": True}, "epsilon", "from a public seed, which protects nothing"),
+        (
+            {"epsilon": 3.0},
+            {},
+            "epsilon",
+            "2 attempts come to ε = 6, and this site allows ε = 3 at",
+        ),
+        ({"epsilon": 7.0, "delta": 1e-6}, {}, "epsilon", "site allows ε = 7 at δ = 1e-06 for"),
+        ({"unit": "site"}, {}, "unit", "hides one example; this site hides one site"),
+        ({"against": "everyone"}, SHARED, "against", "demands one against everyone"),
+        ({"adversary": "active"}, {}, "adversary", "honest-but-curious, and this site one that is"),
+        ({"sites": 6}, {"cohort": 5}, "sites", "asks 5 sites a round, and this site demands 6"),
+        ({"colluding": 2}, SHARED, "colluding", "fears that 1 sites collude"),
+        ({"contributors": 6}, SHARED, "contributors", "in a sum of 5, and this site demands 6"),
+        ({"honest": 5}, SHARED, "honest", "honest sites in a sum of 4, and this site demands 5"),
+        ({"threshold": 5}, SHARED, "threshold", "threshold of 4, and this site demands 5"),
+        ({"threshold": 2}, {}, "threshold", "shows every release to the coordinator"),
+        ({"contributors": 2}, {}, "contributors", "shows every release to the coordinator"),
+        ({"plugins": ("fedsgd", "cnn")}, {}, "plugins", r"GaussianPlan of gaussian \(cohortium"),
+        ({"plugins": ("cohortium",)}, {"trainer": Homemade()}, "plugins", "Homemade of no plugin"),
+        ({}, {"adversary": "active", "aggregator": "secagg"}, "directory", "has pinned none"),
+    ],
+)
+def test_a_study_below_a_floor_is_refused_by_its_name(
+    floors: Mapping[str, Any], asked: Mapping[str, Any], floor: str, words: str
+) -> None:
+    policy, agreed = SitePolicy(**{**LENIENT, **floors}), setting(**asked)
+    with pytest.raises(RefusalError, match=words) as error:
+        policy.admit(agreed)
+    assert error.value.code == f"policy.{floor}"
+    assert error.value.reason.endswith(".")
+    assert "\n" not in error.value.reason
+    # It is the floor that refuses, and nothing else.
+    if floors:
+        SitePolicy(**LENIENT).admit(agreed)
+
+
+@pytest.mark.parametrize(
+    ("floors", "asked"),
+    [
+        ({"epsilon": 6.0}, {}),
+        ({"plugins": ("fedsgd", "cnn", "gaussian", "plain")}, {}),
+        ({"plugins": ("cohortium",)}, {}),
+        ({"unit": "site"}, {"privatizer": SITE_LEVEL}),
+        ({"contributors": 5, "honest": 4, "threshold": 4, "colluding": 1, "sites": 6}, SHARED),
+    ],
+)
+def test_a_study_that_meets_a_floor_exactly_is_admitted(
+    floors: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    SitePolicy(**{**LENIENT, **floors}).admit(setting(**asked))
+
+
+def test_a_directory_is_believed_only_if_it_is_the_pinned_one() -> None:
+    agreed = setting(adversary="active", aggregator="secagg")
+    assert agreed.directory is not None
+    strict = {**LENIENT, "adversary": "active"}
+    SitePolicy(**strict, directory=agreed.directory).admit(agreed)
+    other = Directory(tuple(reversed(agreed.directory.keys)))
+    with pytest.raises(RefusalError, match=r"is \w{16}…, and this site has pinned \w{16}…\.") as e:
+        SitePolicy(**strict, directory=other).admit(agreed)
+    assert e.value.code == "policy.directory"
+
+
+def test_a_strong_unit_counts_by_what_it_proves() -> None:
+    # One site at ε = 6 is one example at more than that.
+    agreed = setting(privatizer=SITE_LEVEL)
+    SitePolicy(**{**LENIENT, "unit": "site", "epsilon": 6.0}).admit(agreed)
+    with pytest.raises(RefusalError, match=r"come to ε = 1[0-9]"):
+        SitePolicy(**{**LENIENT, "epsilon": 6.0}).admit(agreed)
+
+
+@frozen
+class Curve:
+    """A plan that is known by a curve for whole sites alone."""
+
+    guarantee: Guarantee
+    mechanism: Renyi
+
+
+def test_a_strong_unit_that_proves_nothing_here_is_refused() -> None:
+    agreed = setting(privatizer=SITE_LEVEL)
+    assert agreed.plan.guarantee is not None
+    curve = Renyi(name="curve", bounds=(0.01,) * len(ORDERS))
+    plan: Any = Curve(agreed.plan.guarantee, curve)
+    odd = evolve(agreed, plan=plan)
+    SitePolicy(**{**LENIENT, "unit": "site"}).admit(odd)
+    with pytest.raises(RefusalError, match="known of one site gives no bound for one example"):
+        SitePolicy(**LENIENT).admit(odd)
+
+
+# --- The file ------------------------------------------------------------------------------------
+
+SITE = """
+[site]
+number = 2
+data = "squares of 2024"
+{site}
+
+[dataset]
+name = "npz"
+path = "{path}"
+
+[policy]
+epsilon = 10.0
+delta = 1e-3
+unit = "example"
+against = "coordinator"
+{policy}
+"""
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each site's images, as files of its own."""
+    folder = tmp_path_factory.mktemp("images")
+    train = Squares().load().train
+    for site in range(6):
+        mine = train.take(np.arange(site, len(train), 6))
+        np.savez(
+            folder / f"{site}.npz",
+            train_images=mine.images[:, 0],
+            train_labels=mine.labels,
+            test_images=mine.images[:4, 0],
+            test_labels=mine.labels[:4],
+        )
+    return folder
+
+
+def site_file(
+    folder: Path, images: Path, number: int = 2, policy: str = "", site: str = ""
+) -> Path:
+    path = folder / "site.toml"
+    text = SITE.format(path=images / f"{number}.npz", policy=policy, site=site)
+    path.write_text(text.replace("number = 2", f"number = {number}"))
+    return path
+
+
+def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -> None:
+    keys = [Identity.draw(Randomness.simulated(1).fork(site)) for site in range(3)]
+    Directory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
+    path = site_file(
+        tmp_path,
+        images,
+        policy='adversary = "active"\nhonest = 4\nplugins = ["fedsgd", "secagg"]',
+        site='ledger = "spent.sqlite"\ndirectory = "sites.txt"\nidentity = "key.pem"',
+    )
+    hospital = Hospital.read(path)
+    assert (hospital.number, hospital.data) == (2, "squares of 2024")
+    assert hospital.policy == SitePolicy(
+        **LENIENT,
+        adversary="active",
+        honest=4,
+        plugins=("fedsgd", "secagg"),
+        directory=Directory(tuple(key.public for key in keys)),
+    )
+    account = hospital.account
+    assert account.ledger == Ledger(tmp_path / "spent.sqlite")
+    assert str(account.budget) == "ε = 10 at δ = 0.001 for one example against the coordinator"
+    assert account.ledger.is_synced
+    assert len(hospital.dataset.load().train) == 40
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("epsilon = 10.0", "epsilom = 10.0", r"\[policy\] epsilom: .* did you mean epsilon\?"),
+        ("epsilon = 10.0", "", "the policy needs epsilon"),
+        ("epsilon = 10.0", "epsilon = 0", "'epsilon' must be > 0"),
+        ("epsilon = 10.0", "epsilon = true", "epsilon: expected float, got True"),
+        ('unit = "example"', 'unit = "image"', "expected 'example' or 'patient' or 'site'"),
+        ('against = "coordinator"', "", "the policy needs against"),
+        ("delta = 1e-3", "delta = 1e-3\nhonest = -1", "'honest' must be >= 0"),
+        ("delta = 1e-3", 'delta = 1e-3\nplugins = "all"', "plugins: expected array"),
+        ("delta = 1e-3", 'delta = 1e-3\ndirectory = "x"', "directory: .* no such parameter"),
+        ("number = 2", "", "the site needs number"),
+        ("number = 2", "number = -2", "'number' must be >= 0"),
+        ('data = "squares of 2024"', 'data = ""', "data"),
+        ('data = "squares of 2024"', "", "the site needs data"),
+        ("number = 2", "number = 2\nledgr = 'x'", r"\[site\] ledgr: .* did you mean ledger\?"),
+        ("number = 2", "number = 2\nfolder = '/'", "folder: .* no such parameter"),
+        ("number = 2", "number = 2\ndirectory = 'gone'", "cannot read the directory .*gone"),
+        ("number = 2", "number = 2\ndirectory = 7", "directory: expected str, got 7"),
+        ('name = "npz"', 'name = "npy"', "no plugin offers the dataset 'npy'"),
+        ("[policy]", "[polcy]", r"has no \[polcy\]; did you mean policy\?"),
+        ("[site]", "[dataset.site]", "needs a table \\[site\\]"),
+        ("[site]", "site", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_site_file_is_one_sentence(
+    tmp_path: Path, images: Path, old: str, new: str, words: str
+) -> None:
+    path = site_file(tmp_path, images)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(CohortiumError, match=words) as error:
+        Hospital.read(path)
+    assert str(path) in str(error.value) or "gone" in str(error.value) or "npy" in words
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_a_site_file_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"cannot read the site file .*: No such file"):
+        Hospital.read(tmp_path / "site.toml")
+
+
+# --- A federation of hospitals -------------------------------------------------------------------
+
+
+@frozen(eq=False)
+class Hospitals:
+    """The inline engine for hospitals: those with a site file are made of it.
+
+    One that refuses to take part says so to whatever it is asked.  `sent` has every reply.
+    """
+
+    files: Mapping[int, Path]
+    sent: list[tuple[int, bytes]] = field(factory=list)
+    before: Callable[[int], None] = lambda _exchange: None
+    journals: list[FileJournal] = field(factory=list)
+
+    def open(self, sites: Mapping[int, SiteRecipe] | None) -> Exchange:
+        assert sites is not None
+        return Wards({site: self.made(site, recipe) for site, recipe in sites.items()}, self)
+
+    def made(self, site: int, recipe: SiteRecipe) -> OpenSite:
+        if site not in self.files:
+            return recipe.open()
+        assert isinstance(recipe, Recipe)
+        hospital = Hospital.read(self.files[site])
+        assert hospital.number == site
+        self.journals.append(hospital.open_journal())
+        try:
+            return hospital.open(recipe.setting, self.journals[-1])
+        except RefusalError as refusal:
+            return Absent(refusal)
+
+
+@frozen
+class Absent:
+    refusal: RefusalError
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        from cohortium.messages import encode
+
+        return encode(Refusal(0, 0, self.refusal.code, self.refusal.reason))
+
+
+class Wards:
+    def __init__(self, sites: Mapping[int, OpenSite], engine: Hospitals) -> None:
+        self.sites, self.engine, self.count = sites, engine, -1
+
+    def exchange(self, common: bytes, each: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+        self.count += 1
+        self.engine.before(self.count)
+        for site, own in each.items():
+            reply = self.sites[site].answer(common, own)
+            self.engine.sent.append((site, reply))
+            yield site, reply
+
+    def close(self) -> None:
+        self.sites = {}
+        for journal in self.engine.journals:
+            journal.close()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def watch(self) -> Callable[[Event], None]:
+        return self.events.append
+
+
+def spent(path: Path) -> int:
+    with Hospital.read(path).account.ledger.reading() as book:
+        return sum(book.prices("squares of 2024").values())
+
+
+def replies(engine: Hospitals, site: int) -> list[Reply | Refusal]:
+    return [decode_either(reply, Reply, Refusal) for who, reply in engine.sent if who == site]
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "words"),
+    [
+        ("epsilon = 5.0", {}, "come to ε = 6, and this site allows ε = 5 at"),
+        ('unit = "site"', {}, "hides one example; this site hides one site"),
+        ('against = "everyone"', SHARED, "demands one against everyone"),
+        ("contributors = 7", SHARED, "in a sum of 6, and this site demands 7"),
+        ('plugins = ["cnn", "gaussian", "plain"]', {}, "uses cohortium_fedsgd:FedSGD of fedsgd"),
+        ("epsilon = 6.0", {"retries": 0, "rounds": 2, "seeded_noise": True}, "public seed"),
+    ],
+)
+def test_a_coordinator_that_asks_for_too_much_is_refused_with_the_reason(
+    tmp_path: Path, images: Path, policy: str, asked: Mapping[str, Any], words: str
+) -> None:
+    path = site_file(tmp_path, images)
+    key = policy.partition(" =")[0]
+    kept = [line for line in path.read_text().splitlines() if not line.startswith(f"{key} =")]
+    path.write_text("\n".join([*kept, policy]))
+    Hospital.read(path).account.ledger.create()
+    engine = Hospitals({2: path})
+    with pytest.raises(RunError, match="round 1 failed") as error:
+        study(engine=engine, **{**asked, "min_sites": 6}).run()
+    assert words in str(error.value)
+    assert "Site 2: the study" in str(error.value)
+    assert all(isinstance(reply, Refusal) for reply in replies(engine, 2))
+    assert spent(path) == 0
+
+
+def test_another_directory_is_refused_with_the_reason(tmp_path: Path, images: Path) -> None:
+    keys = [Identity.draw(Randomness.simulated(1).fork(site)) for site in range(6)]
+    Directory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
+    keys[2].create(tmp_path / "key.pem")
+    path = site_file(tmp_path, images, site='directory = "sites.txt"\nidentity = "key.pem"')
+    Hospital.read(path).account.ledger.create()
+    engine = Hospitals({2: path})
+    with pytest.raises(RunError, match=r"Site 2: the study's directory of keys is .* has pinned"):
+        study(engine=engine, aggregator="secagg", adversary="active", min_sites=6).run()
+    assert all(isinstance(reply, Refusal) for reply in replies(engine, 2))
+    assert spent(path) == 0
+
+
+def test_the_others_go_on_without_the_site_that_refuses(tmp_path: Path, images: Path) -> None:
+    path = site_file(tmp_path, images, policy="sites = 9")
+    Hospital.read(path).account.ledger.create()
+    recorder = Recorder()
+    result = study(engine=Hospitals({2: path}), rounds=1).run(observers=[recorder])
+    assert result.history[0].dropped == (2,)
+
+
+@pytest.mark.parametrize("aggregator", ["plain", "secagg"])
+def test_a_run_on_every_hospitals_own_files_is_charged_to_its_end(
+    tmp_path: Path, images: Path, aggregator: str
+) -> None:
+    paths = {}
+    for site in range(6):
+        (tmp_path / str(site)).mkdir()
+        paths[site] = site_file(tmp_path / str(site), images, site)
+        paths[site].write_text(paths[site].read_text().replace("epsilon = 10.0", "epsilon = 8.0"))
+        Hospital.read(paths[site]).account.ledger.create()
+    engine = Hospitals(paths)
+    result = study(engine=engine, aggregator=aggregator, rounds=2).run()
+    assert all(event.contributors == tuple(range(6)) for event in result.history)
+    assert result.guarantee is not None
+    for path in paths.values():
+        account = Hospital.read(path).account
+        with account.ledger.reading() as book:
+            prices = book.prices("squares of 2024")
+        assert sum(prices.values()) == 2
+        assert account.budget is not None
+        spends = account.budget.terms.epsilon(prices, result.guarantee.delta)
+        assert spends == pytest.approx(result.guarantee.epsilon)
+    # A second run of that size does not fit in ε = 8, and is refused at its start.
+    with pytest.raises(RunError, match="2 more attempts would make it"):
+        study(engine=Hospitals({4: paths[4]}), rounds=2, min_sites=6).run()
+    assert spent(paths[4]) == 2
+
+
+def test_a_run_that_would_overspend_stops_before_the_round_that_would(
+    tmp_path: Path, images: Path
+) -> None:
+    path = site_file(tmp_path, images)
+    path.write_text(path.read_text().replace("epsilon = 10.0", "epsilon = 7.0"))
+    account = Hospital.read(path).account
+    account.ledger.create()
+    price = Price.of(setting(rounds=5).plan)
+    assert account.budget is not None
+
+    def another_run(exchange: int) -> None:
+        # It was admitted when this one was, and both cannot go to their end.
+        with suppress(RefusalError):
+            Hospital.read(path).account.charge(b"another run's id", exchange, exchange, price)
+
+    engine = Hospitals({2: path}, before=another_run)
+    recorder = Recorder()
+    with pytest.raises(RunError, match=r"Site 2: the site's budget is ε = 7 .* one more attempt"):
+        study(engine=engine, rounds=5, min_sites=6).run(observers=[recorder])
+    finished = [event for event in recorder.events if isinstance(event, RoundFinished)]
+    assert 0 < len(finished) < 5
+    found = replies(engine, 2)
+    assert [isinstance(reply, Reply) for reply in found] == [True] * len(finished) + [False]
+    (failure,) = [event for event in recorder.events if isinstance(event, SiteFailed)]
+    assert (failure.site, failure.code, failure.round) == (2, "budget", len(finished))
+    with account.ledger.reading() as book:
+        others = book.attempts("squares of 2024", b"another run's id")
+        prices = book.prices("squares of 2024")
+    assert sum(prices.values()) == len(finished) + len(others)
+    assert len(others) in (len(finished), len(finished) + 1)
+    assert account.budget.holds(prices)
+    assert not account.budget.holds(prices + type(prices)([price]))
+
+
+# --- One site ------------------------------------------------------------------------------------
+
+
+def recipe(tmp_path: Path, **changes: Any) -> Recipe:
+    ready = study(**changes).prepare()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.create()
+    return ready.recipe(2, ledger)
+
+
+def first_request(agreed: Setting) -> bytes:
+    from cohortium.coordinator import Coordinator
+
+    coordinator = Coordinator(agreed)
+    coordinator.open(0, 0, range(6))
+    return coordinator.requests().common
+
+
+def code(reply: bytes) -> str:
+    message = decode_either(reply, Reply, Refusal)
+    return message.code if isinstance(message, Refusal) else "answered"
+
+
+def test_after_a_restart_an_attempt_is_not_released_again(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    common = first_request(made.setting)
+    assert code(made.open().answer(common, b"")) == "answered"
+    # A restarted site has forgotten that it answered; with other noise it would pay twice.
+    assert code(made.open().answer(common, b"")) == "order"
+
+
+class Breaks(FedSGD):
+    """Fails while it trains."""
+
+    def train(self, task: Any, private: Any) -> Any:
+        raise RefusalError("odd", "something about the data.")
+
+
+def test_a_refusal_after_training_has_been_paid_for(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
+    assert code(made.open().answer(first_request(made.setting), b"")) == "odd"
+    with Ledger(tmp_path / "ledger.sqlite").reading() as book:
+        assert len(book.attempts("site 2", made.setting.session)) == 1
+
+
+def test_what_cannot_be_charged_is_not_trained(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
+    site = made.open()
+    (tmp_path / "ledger.sqlite").unlink()
+    assert code(site.answer(first_request(made.setting), b"")) == "ledger"
+
+
+def test_the_hospital_is_told_when_its_data_have_changed(tmp_path: Path, images: Path) -> None:
+    path = site_file(tmp_path, images)
+    Hospital.read(path).account.ledger.create()
+    agreed = setting()
+
+    def opened() -> Site:
+        return Hospital.read(path).open(agreed, MemoryJournal())
+
+    assert opened().warnings == ()
+    assert opened().warnings == ()
+    text = path.read_text()
+    path.write_text(text.replace("2.npz", "3.npz"))
+    (warning,) = opened().warnings
+    assert "the data called 'squares of 2024' have changed" in warning
+
+
+def test_a_simulation_keeps_a_ledger_in_its_own_folder(tmp_path: Path) -> None:
+    result = study(rounds=2).run(tmp_path / "run")
+    with Ledger(tmp_path / "run" / "ledger.sqlite").reading() as book:
+        assert book.names() == [f"site {site}" for site in range(6)]
+        for name in book.names():
+            ((price, times),) = book.prices(name).items()
+            assert times == 2
+            assert result.guarantee is not None
+            assert (price.unit, price.against) == ("example", "everyone")
+    study(privatizer="none").run(tmp_path / "bare")
+    assert not (tmp_path / "bare" / "ledger.sqlite").exists()

@@ -1,0 +1,123 @@
+"""A thousand sites: an exact sum, and what memory and bytes grow with."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from cohortium.plugin import Ask, Member, Randomness, RingVector
+from cohortium_secagg import SecAgg
+from ward import Ward
+
+STAGES = 4
+VECTOR = 2
+
+
+class Recording(Ward):
+    """An attempt in which nothing is lost; either side can be played again, its secrets alike."""
+
+    def __init__(self, aggregator: SecAgg, sites: int, *, length: int = 1) -> None:
+        super().__init__(aggregator, sites, length=length)
+        self.aggregator = aggregator
+        self.replies: list[tuple[int, int, bytes]] = []
+        assert self.is_exact(self.run(tamper=self._record))
+
+    def _record(self, direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if direction == "reply":
+            self.replies.append((stage, site, data))
+        return [data]
+
+    def coordinate(self, listen: Callable[[Ask, int], None] = lambda _ask, _site: None) -> None:
+        """Play the coordinator again; `listen` hears what it asks of whom."""
+        secret = Randomness.simulated(1)
+        coordinator = self.aggregator.coordinator(self.setting, secret.fork("coordinator"))
+        coordinator.open(0, 0, tuple(self.sites))
+        for _, replies in itertools.groupby(self.replies, lambda reply: reply[0]):
+            requests = coordinator.requests()
+            for site, own in requests.each.items():
+                listen(Ask(round=0, attempt=0, common=requests.common, own=own), site)
+            del requests
+            for _, site, reply in replies:
+                coordinator.receive(site, reply)
+        assert not coordinator.requests()
+        assert coordinator.total().contributors == tuple(self.sites)
+
+    def asks(self, site: int) -> list[Ask]:
+        """What is asked of one site."""
+        heard: list[Ask] = []
+        self.coordinate(lambda ask, asked: heard.append(ask) if asked == site else None)
+        return heard
+
+    def answer(self, site: int, asks: list[Ask]) -> None:
+        """Play one site again."""
+        member = Member(site=site, secret=Randomness.simulated(1).fork(site))
+        session = self.aggregator.site(self.setting, member)
+        vector = RingVector(self.ring, self.vectors[site])
+        for stage, ask in enumerate(asks):
+            assert (stage, site, session.answer(ask, lambda: vector)) in self.replies
+
+
+def peak(work: Callable[[], None]) -> int:
+    """The most bytes that are allocated at a time while it runs."""
+    tracemalloc.start()
+    work()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_the_coordinators_memory_grows_as_sites_times_neighbours() -> None:
+    few, dense, many = (
+        peak(Recording(SecAgg(threshold=4, shares=shares), sites).coordinate)
+        for sites, shares in ((60, 9), (60, 33), (240, 9))
+    )
+    # Keys and two sealed shares for each neighbour of each site, as objects and as messages.
+    assert few < 600 * 60 * 9
+    assert many < 1.05 * 4 * few
+    assert dense < 1.05 * 33 / 9 * few
+
+
+@pytest.mark.parametrize("sites", [12, 36])
+def test_the_coordinator_holds_one_vector_however_many_sites_send_one(sites: int) -> None:
+    short, long = (
+        peak(Recording(SecAgg(), sites, length=length).coordinate) for length in (1, 200_000)
+    )
+    # The sum, one reply as it came and unpacked, and what adding and packing it takes.
+    assert long - short < 5 * 4 * 200_000
+
+
+def test_a_sites_memory_is_that_of_its_vector_whatever_its_neighbours() -> None:
+    peaks = []
+    for shares in (5, 41):
+        recording = Recording(SecAgg(threshold=4, shares=shares), 42, length=200_000)
+        asks = recording.asks(7)
+        peaks.append(peak(partial(recording.answer, 7, asks)) / (4 * 200_000))
+    assert max(peaks) < 3.5
+    assert abs(peaks[0] - peaks[1]) < 0.25
+
+
+def test_what_a_site_sends_grows_with_its_neighbours_and_not_with_the_sites() -> None:
+    few, dense, many = (
+        max(Recording(SecAgg(threshold=4, shares=shares), sites).uploads.values())
+        for sites, shares in ((60, 9), (60, 33), (240, 9))
+    )
+    # Beside the vector: a number above 127 takes a byte more, and 16 entries have one.
+    assert many <= few + 16
+    assert dense <= 33 / 9 * few
+
+
+@pytest.mark.slow
+def test_a_thousand_sites_of_which_one_in_twenty_is_lost_at_any_stage() -> None:
+    ward = Ward(SecAgg(dropout=0.05), 1_000, bits=27, length=1_000, colluding=50)
+    gone = random.Random(1).sample(range(1_000), 50)
+    lost = {site: place % STAGES for place, site in enumerate(gone)}
+    total = ward.run(lost=lost)
+    assert ward.is_exact(total)
+    assert total.contributors == tuple(
+        site for site in range(1_000) if lost.get(site, STAGES) > VECTOR
+    )

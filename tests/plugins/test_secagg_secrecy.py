@@ -1,0 +1,166 @@
+"""What is chosen for a study that declares dropouts, what that hides, and that sums come of it."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortium.plugin import Cohort, StudyError, TooFewSitesError
+from cohortium_secagg import SecAgg
+from ward import Ward
+
+KEYS, SHARES, VECTOR, UNMASKING = range(4)
+
+
+def cohort(sites: int, colluding: int = 0, **terms: object) -> Cohort:
+    numbers: dict[str, object] = {"size": sites, "examples": 9, "rounds": 1, **terms}
+    return Cohort(sites=sites, colluding=colluding, **numbers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sites", "colluding", "dropout", "threshold", "shares"),
+    [
+        (10, 1, 0.1, 4, 5),
+        (20, 1, 0.05, 4, 5),
+        (50, 5, 0.05, 8, 11),
+        (100, 5, 0.05, 8, 13),
+        (1_000, 50, 0.05, 17, 29),
+    ],
+)
+def test_neighbours_and_threshold_are_calculated(
+    sites: int, colluding: int, dropout: float, threshold: int, shares: int
+) -> None:
+    secrecy = SecAgg(dropout=dropout).secrecy(cohort(sites, colluding))
+    assert (secrecy.threshold, secrecy.shares) == (threshold, shares)
+    assert secrecy.contributors <= sites - dropout * sites
+    assert secrecy.security == 40
+
+
+def test_without_a_dropout_rate_four_of_five_shares_stay_the_default() -> None:
+    for sites in (5, 10, 20, 1_000):
+        secrecy = SecAgg().secrecy(cohort(sites, 1))
+        assert (secrecy.threshold, secrecy.shares, secrecy.security) == (4, 5, None)
+
+
+@pytest.mark.parametrize(
+    ("sites", "colluding", "threshold"), [(10, 1, 6), (20, 1, 11), (10, 0, 6), (50, 5, 28)]
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_against_an_active_coordinator_a_majority_of_all_is_chosen(
+    sites: int, colluding: int, threshold: int, dropout: float
+) -> None:
+    secrecy = SecAgg(dropout=dropout).secrecy(cohort(sites, colluding, adversary="active"))
+    assert (secrecy.threshold, secrecy.shares, secrecy.security) == (threshold, sites, None)
+    assert secrecy.honest == threshold - colluding
+
+
+def test_a_longer_run_and_more_security_take_more() -> None:
+    def least(rounds: int, security: int) -> int:
+        wish = SecAgg(dropout=0.05, security=security)
+        return wish.secrecy(cohort(1_000, 50, rounds=rounds)).shares
+
+    assert least(1, 20) < least(1, 40) < least(1_000, 40) < least(1, 80)
+
+
+def test_the_table_in_the_docs_is_what_is_calculated() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "secagg.md").read_text("utf-8")
+    rates = (0.05, 0.1, 0.2, 0.33)
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+ of \d+; .*) \|$", page, re.MULTILINE)
+    assert len(rows) == 14
+    for sites, colluding, cells in rows:
+        asked = cohort(int(sites.replace(",", "")), int(colluding), rounds=100)
+        chosen = [SecAgg(dropout=rate).secrecy(asked) for rate in rates]
+        told = [f"{c.threshold} of {c.shares}; {c.contributors}" for c in chosen]
+        assert cells.split(" | ") == told
+
+
+@pytest.mark.parametrize(
+    ("wish", "terms", "sentence"),
+    [
+        ({"threshold": 11}, {}, "threshold is 11, but must be at least 17: colluding is 50 and "),
+        ({"shares": 11}, {}, "shares is 11, but must be at least 29: colluding is 50 and dropout "),
+        ({"shares": 41, "threshold": 60}, {}, "shares is 41, but must be at least 79: colluding "),
+        ({"shares": 41, "threshold": 12}, {}, "threshold is 12, but must be at least "),
+        ({"threshold": 1}, {}, "threshold is 1, but must be at least 2: one shareholder alone"),
+        ({"threshold": 960}, {}, r"dropout is 0\.05, but must be at most 0\.04: a sum is opened "),
+        ({}, {"min_sites": 951}, r"dropout is 0\.05, but must be at most 0\.049: a sum is opened "),
+        ({"dropout": 0.96}, {}, r"dropout is 0\.96, but must be at most 0\.948: a sum is opened "),
+        ({}, {"size": 51}, "cohort is 51, but must be at least 52: a sum is opened over 52 or "),
+        ({"dropout": 0.6}, {"adversary": "active"}, r"dropout is 0\.6, but must be at most 0\.474"),
+    ],
+)
+def test_what_protects_too_little_is_an_error_that_names_the_least(
+    wish: dict[str, float], terms: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(StudyError, match=rf"^secagg: {sentence}[^\n]*\.$"):
+        SecAgg(**({"dropout": 0.05} | wish)).secrecy(cohort(1_000, 50, **terms))  # type: ignore[arg-type]
+
+
+@given(
+    sites=st.integers(3, 60),
+    colluding=st.integers(0, 20),
+    dropout=st.floats(0.001, 0.5),
+    shares=st.integers(0, 70),
+    threshold=st.integers(0, 60),
+)
+@settings(max_examples=80, deadline=None)
+def test_the_value_that_an_error_names_is_one_that_will_do(
+    sites: int, colluding: int, dropout: float, shares: int, threshold: int
+) -> None:
+    wish = {"shares": shares, "threshold": threshold, "dropout": dropout}
+    for _ in range(6):
+        try:
+            secrecy = SecAgg(**wish).secrecy(cohort(sites, colluding))  # type: ignore[arg-type]
+        except StudyError as error:
+            words = str(error).split()
+            name, least = words[1], float(words[words.index("be") + 3].rstrip(":"))
+            if name == "cohort" or least == 0:
+                return
+            wish[name] = least if name == "dropout" else int(least)
+        else:
+            assert threshold in (0, secrecy.threshold) or secrecy.threshold == wish["threshold"]
+            return
+    raise AssertionError(wish)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5])
+def test_a_dropout_rate_that_is_none_is_turned_down(value: float) -> None:
+    with pytest.raises(ValueError, match="dropout"):
+        SecAgg(dropout=value)
+
+
+def test_the_numbers_are_told_in_one_sentence() -> None:
+    assert str(SecAgg(dropout=0.05).secrecy(cohort(100, 5))) == (
+        "8 of 13 shares: from an attempt, an honest-but-curious coordinator and 5 colluding sites "
+        "learn the sum over all that contributed, at least 94 of 100, and nothing else, but for "
+        "one run in 2^40."
+    )
+    assert str(SecAgg().secrecy(cohort(10, 1, adversary="active"))) == (
+        "6 of 10 shares: from an attempt, an active coordinator and 1 colluding sites learn the "
+        "sum over sites that it picks, at least 6 of 10, and nothing else."
+    )
+
+
+@given(seed=st.integers(0, 1 << 30))
+@settings(max_examples=15, deadline=None)
+def test_as_many_as_were_declared_may_drop_out_at_any_stage(seed: int) -> None:
+    chance = random.Random(seed)
+    ward = Ward(SecAgg(dropout=0.1), 40, colluding=2)
+    lost = {site: chance.choice([KEYS, SHARES, VECTOR, UNMASKING])
+            for site in chance.sample(range(40), 4)}  # fmt: skip
+    total = ward.run(lost=lost)
+    assert ward.is_exact(total)
+    assert total.contributors == tuple(s for s in range(40) if lost.get(s, UNMASKING) == UNMASKING)
+
+
+def test_below_the_least_sum_nothing_is_opened() -> None:
+    ward = Ward(SecAgg(dropout=0.05), 60, colluding=6)
+    least = SecAgg(dropout=0.05).secrecy(ward.setting.cohort).contributors
+    assert 20 < least <= 57
+    with pytest.raises(TooFewSitesError, match=f"but a sum is opened over at least {least}"):
+        ward.run(lost=dict.fromkeys(range(61 - least), VECTOR))
