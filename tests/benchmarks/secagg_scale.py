@@ -3,11 +3,12 @@
     python tests/benchmarks/secagg_scale.py --case sites
     python tests/benchmarks/secagg_scale.py --case values
 
-All parties are in this process, on one core.  `sites` sums 10,000 values of 100 to 1,000 sites,
-5 % of which collude and 5 % are lost, a quarter of those at each stage; neighbours and threshold
-are calculated.  `values` sums up to 100 million values of five sites, one lost after sharing.
-Seconds are the processor's.  Memory is what Python and numpy allocate beyond what a party is given;
-tracing it slows the run, so it is taken from a second one.  Prints a table in Markdown.
+All parties are in this process.  `sites` sums 10,000 values of 100 to 1,000 sites, 5 % of which
+collude and 5 % are lost, a quarter of those at each stage; neighbours and threshold are calculated.
+`values` sums up to 100 million values of five sites, one lost after sharing.
+Seconds are the processor's, over all threads.  Memory is what Python and numpy allocate beyond what
+a party is given; tracing it slows the run, so it is taken from a second one.  Prints a table in
+Markdown.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from cohortium import messages
 from cohortium.plugin import MemoryJournal, Requests, Ring, StudyError
-from cohortium_secagg import SecAgg
+from cohortium_secagg import SecAgg, _stages, _vectors
 from cohortium_secagg._attempt import Finished, Web
 from cohortium_secagg._consent import Consented
 from cohortium_secagg._coordinator import SecAggCoordinator
@@ -305,7 +305,7 @@ def believe_any_digest(patch: Patch, *purposes: str) -> None:
 
 
 def believe_any_vector(patch: Patch) -> None:
-    believe_any_digest(patch, "vector")
+    patch.setattr(_stages, "is_tagged", lambda *_: True)
 
 
 def believe_any_seed(patch: Patch) -> None:
@@ -314,14 +314,15 @@ def believe_any_seed(patch: Patch) -> None:
 
 def take_any_length(patch: Patch) -> None:
     believe_any_vector(patch)
-    honest = Ring.unpack
+    patch.setattr(Ring, "require_length", lambda *_: None)
+    honest = _vectors.add
 
-    def unpack(ring: Ring, data: bytes, length: int) -> Any:
-        return honest(
-            ring, data.ljust(ring.bytes_for(length), b"\0")[: ring.bytes_for(length)], length
-        )
+    def add(packed: memoryview, total: Any, ring: Ring, *, threads: int) -> None:
+        size = ring.bytes_for(len(total))
+        whole = bytes(packed).ljust(size, b"\0")[:size]
+        honest(memoryview(whole), total, ring, threads=threads)
 
-    patch.setattr(Ring, "unpack", unpack)
+    patch.setattr(_stages, "add", add)
 
 
 def count_a_repeat_again(patch: Patch) -> None:
