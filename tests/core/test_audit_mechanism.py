@@ -10,6 +10,7 @@ from attrs import evolve
 from cohortium.auditing import Finding, audit_books, audit_mechanism
 from cohortium.plugin import Cohort, Randomness, Work
 from cohortium_gaussian import Gaussian
+from cohortium_skellam import Skellam
 from core.planted import Broken, Fixed, PublicBatches, RestartsAccountant, forgets_clip, with_noise
 
 COHORT = Cohort(
@@ -67,7 +68,7 @@ def test_an_honest_one_is_not_refuted(name: str) -> None:
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_one_is_not_refuted_by_many_releases(name: str) -> None:
     privatizer, work = HONEST[name]
-    finding = audit_mechanism(privatizer, work, COHORT, releases=8000)
+    finding = audit_mechanism(privatizer, work, COHORT, releases=5000)
     assert not finding.is_refuted, finding
 
 
@@ -85,6 +86,13 @@ def test_noise_that_is_halved_is_caught(name: str) -> None:
     finding = audited(Broken(privatizer, with_noise(0.5)), work, few(name))
     assert finding.is_refuted, finding
     assert "if that is so" in finding.seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("against", ["everyone", "coordinator"])
+def test_integer_noise_is_not_refuted(against: Any) -> None:
+    finding = audited(Skellam(against=against), WHOLE, 4000)
+    assert not finding.is_refuted, finding
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ SEALED = "encrypted between two sites, and drawn by one of them"
 SHARE = "a share of a secret that was drawn by a site; no data in it"
 SIGNED = "a signature over public values"
 RELEASE = "the release, noised under the guarantee, and under masks"
-DIGEST = "a hash of the masked release and of its place"
+TAG = "an authenticator of the masked release, under a key agreed on with the coordinator"
 REFUSAL = "a condition of the request or the update; the guarantee's assumptions exclude it"
 
 COVERED: dict[str, str] = {
@@ -51,6 +51,7 @@ COVERED: dict[str, str] = {
     "Refusal.code": REFUSAL,
     "Refusal.reason": REFUSAL,
     "AskKeys.attempt": PLACE,
+    "AskKeys.tagging": "drawn by the coordinator: a public key",
     "Keys.sealing": KEY,
     "Keys.masking": KEY,
     "SignedKeys.sealing": KEY,
@@ -65,7 +66,7 @@ COVERED: dict[str, str] = {
     "AskVector.attempt": PLACE,
     "AskVector.sealed": SEALED,
     "Vector.packed": RELEASE,
-    "Vector.digest": DIGEST,
+    "Vector.tag": TAG,
     "AskUnmasking.attempt": PLACE,
     "AskUnmasking.survivors": CHOICE,
     "AskConsent.attempt": PLACE,
