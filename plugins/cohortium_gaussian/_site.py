@@ -69,8 +69,10 @@ class GaussianSite:
 
     def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002
         """Encode; clip and noise first what has not been."""
+        import torch
+
         plan = self.plan
-        values = np.array(vector.detach().cpu(), dtype=np.float64)
+        values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         norm = float(np.linalg.norm(values))
         if not math.isfinite(norm):
             raise RefusalError("non-finite", "its update holds NaN or infinity; lower the rate.")

@@ -217,8 +217,10 @@ class SkellamSite:
 
     def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002
         """Round the sum to the grid, and add this site's share of the noise in the ring."""
+        import torch
+
         plan = self.plan
-        values = np.array(vector.detach().cpu(), dtype=np.float64)
+        values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         if not np.isfinite(values).all():
             raise RefusalError("non-finite", "its gradient holds NaN or infinity.")
         values *= plan.expected_batch

@@ -13,6 +13,7 @@ import argparse
 from typing import Any
 
 import numpy as np
+import torch
 from attrs import evolve, frozen
 
 from cohortium import Federation, auditing
@@ -45,7 +46,7 @@ class ThrownAway:
     def release(self, vector: Any, weight: float) -> RingVector:
         del weight
         plan = self.private.plan
-        values = np.array(vector.detach().cpu(), dtype=np.float64)
+        values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         values *= min(1.0, plan.terms.clip / max(float(np.linalg.norm(values)), 1e-12))
         self.private._noise.normal(len(values))
         return RingVector(plan.ring, plan.code.encode(values))
