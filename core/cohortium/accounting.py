@@ -101,10 +101,24 @@ Mechanism: TypeAlias = Gaussian | Renyi
 
 @frozen
 class Spent:
-    """An upper bound on ε, and the accountant that gave it."""
+    """An upper bound on ε.
+
+    Attributes:
+        epsilon: The least that any accountant gives.
+        accountant: Which one that is.
+        bounds: What each gives, by its name; without those that give none.
+    """
 
     epsilon: float
     accountant: str
+    bounds: Mapping[str, float]
+
+    @classmethod
+    def least(cls, **bounds: float) -> Spent:
+        """The least of some bounds."""
+        best = min(bounds, key=bounds.__getitem__)
+        finite = {name.replace("_", " "): e for name, e in bounds.items() if math.isfinite(e)}
+        return cls(bounds[best], best.replace("_", " "), finite)
 
 
 def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Spent]:
@@ -124,13 +138,13 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Spe
         counts[mechanism] += times
     whole, sampled = _sorted(counts)
     if not sampled:
-        return [Spent(_gaussian_epsilon(whole, delta), "analytic gaussian") for delta in deltas]
+        return [Spent.least(analytic_gaussian=_gaussian_epsilon(whole, delta)) for delta in deltas]
     curve = sum((m.curve * times for m, times in counts.items()), np.zeros(len(ORDERS)))
-    bounds = [[Spent(_converted(curve, delta), "rdp")] for delta in deltas]
-    if not any(isinstance(mechanism, Renyi) for mechanism in sampled):
-        for found, epsilon in zip(bounds, _prv(whole, sampled, curve, deltas), strict=True):
-            found.insert(0, Spent(epsilon, "prv"))
-    return [min(found, key=lambda spent: spent.epsilon) for found in bounds]
+    rdp = [_converted(curve, delta) for delta in deltas]
+    if any(isinstance(mechanism, Renyi) for mechanism in sampled):
+        return [Spent.least(rdp=epsilon) for epsilon in rdp]
+    prv = _prv(whole, sampled, curve, deltas)
+    return [Spent.least(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]
 
 
 def fits(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:

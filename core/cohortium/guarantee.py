@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Context
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROUNDING_UP = Context(prec=3, rounding=ROUND_CEILING)
 
@@ -46,6 +49,7 @@ class Guarantee:
         colluding: How many sites may pool what they know with the adversary.
         honest: The fewest honest survivors for which the noise suffices.
         accountant: The method that bounds ε: "prv", "rdp", "analytic gaussian".
+        bounds: What each method gives at `delta`, the least of which is quoted.
         noise_multiplier: Standard deviation of the noise over the sensitivity.
         assumptions: What else has to be true, one sentence each.
         simulation: The noise came from a public seed, so nothing was protected.
@@ -60,6 +64,7 @@ class Guarantee:
     colluding: int = field(default=0, validator=ge(0))
     honest: int = field(default=1, validator=ge(1))
     accountant: str
+    bounds: Mapping[str, float] = field(factory=dict, hash=False)
     noise_multiplier: float = field(validator=gt(0))
     assumptions: tuple[str, ...] = ()
     simulation: bool = False

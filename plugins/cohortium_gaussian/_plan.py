@@ -102,6 +102,7 @@ class GaussianPlan:
             colluding=cohort.colluding if self.is_shared else 0,
             honest=self.honest,
             accountant=spent.accountant,
+            bounds=spent.bounds,
             noise_multiplier=self.mechanism.noise_multiplier,
             assumptions=self._assumptions(),
             simulation=cohort.seeded_noise,

@@ -168,6 +168,7 @@ class SkellamPlan:
             colluding=cohort.colluding if is_shared else 0,
             honest=honest(terms, cohort),
             accountant=spent.accountant,
+            bounds=spent.bounds,
             noise_multiplier=self.lattice.noise,
             assumptions=(
                 "gradients are summed in single precision, and Skellam variables drawn in double",

@@ -212,3 +212,14 @@ def test_it_agrees_with_dp_accounting(
     ours = compose(spends, 1e-5, 1.9e-4)
     for spent, theirs in zip(ours, (strict, loose), strict=True):
         assert theirs - 1e-4 <= spent.epsilon <= theirs + 0.006
+
+
+def test_the_better_bound_is_quoted_and_both_are_kept() -> None:
+    (spent,) = compose([(sampled(0.4, 4.0), 60)], 1e-5)
+    assert spent.accountant == "prv"
+    assert spent.bounds["prv"] == spent.epsilon < spent.bounds["rdp"]
+    (exact,) = compose([(whole(4.0), 60)], 1e-5)
+    assert exact.bounds == {"analytic gaussian": exact.epsilon}
+    # So little noise that no grid holds its losses: the other accountant's bound stands.
+    (loose,) = compose([(sampled(0.5, 0.02), 60)], 1e-5)
+    assert (loose.accountant, set(loose.bounds)) == ("rdp", {"rdp"})
