@@ -73,7 +73,7 @@ def _plain(info: inspect.Type, rng: Random) -> Builtins:
         case inspect.IntType(ge=int(least), lt=int(most)):
             near = rng.randint(least, min(least + 9, most - 1))
             return rng.choice((near, rng.randrange(least, most), least, most - 1))
-        case inspect.BytesType():
+        case inspect.BytesType() | inspect.MemoryViewType():
             return rng.randbytes(_length(info.min_length, info.max_length, rng))
         case inspect.StrType():
             size = _length(info.min_length, info.max_length, rng)
@@ -189,7 +189,7 @@ def stranger(
         case 0:
             return made(rng.randbytes(rng.randrange(200)))
         case 1:
-            return made(sample(rng)[:4] + rng.randbytes(rng.randrange(200)))
+            return made(sample(rng)[: len(MAGIC)] + rng.randbytes(rng.randrange(200)))
         case 2:
             return made(sample(rng))
     return made(mutated(sample(rng), sample(rng), rng, tokens))

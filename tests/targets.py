@@ -19,6 +19,7 @@ from cohortium import study, wire
 from cohortium.arrays import read_splits
 from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
+from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal
 from cohortium.messages import Message, decode, decode_either, encode
@@ -77,6 +78,8 @@ def targets(folder: Path) -> Iterator[Target]:
     yield Target("image file", partial(_images, folder / "images.npz"), (DataError,), weight=8)
     run = partial(_study, folder / "study.toml")
     yield Target("study", run, (CohortiumError,), STUDIES, weight=2)
+    run = partial(_site_file, folder / "site.toml")
+    yield Target("site file", run, (CohortiumError,), STUDIES, weight=2)
     for adversary in ("honest-but-curious", "active"):
         run = partial(_attempt, SecAgg(threshold=3, shares=4), adversary)
         yield Target(f"secagg, {adversary}", run, (TooFewSitesError,), SESSIONS, weight=4)
@@ -228,6 +231,7 @@ def _arrays(number: int) -> dict[str, bytes]:
         "train_images": rng.integers(0, 256, (4, 3, 2), dtype=np.uint8),
         "train_labels": np.arange(4) % 2,
         "train_clients": np.arange(4),
+        "train_patients": np.arange(4),
         "test_images": rng.integers(0, 256, (2, 3, 2), dtype=np.uint8),
         "test_labels": np.arange(2).reshape(2, 1),
         "classes": np.array(["a", "b"]),
@@ -302,6 +306,28 @@ STUDY_TOKENS = (
     b'name = "', b"sites = ", b"cohort = ", b"options = {momentum = ", b"class_weights = [",
     b"adversary = ", b"true",
 )  # fmt: skip
+
+
+SITE_FILE = b"""
+[site]
+number = 3
+data = "x-rays"
+[dataset]
+name = "phantom"
+examples = 240
+[policy]
+epsilon = 6.0
+delta = 1e-5
+unit = "example"
+against = "coordinator"
+contributors = 4
+plugins = ["secagg", "fedsgd"]
+"""
+
+
+def _site_file(path: Path, rng: Random) -> None:
+    hospital = Hospital.read(_put(path, stranger(partial(_same, SITE_FILE), rng, STUDY_TOKENS)))
+    assert hospital.policy.budget
 
 
 # --- Whole parties --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import fuzz
-from cohortium.messages import Message
+from cohortium.messages import MAGIC, Message
 from cohortium.plugin import MessageError
 from cohortium.wire import Request
 from fuzz import Tally
@@ -61,12 +61,12 @@ def tried(read: Callable[[bytes], object], cases: int = 400) -> Tally:
 
 
 def lets_the_library_speak(data: bytes) -> None:
-    msgspec.msgpack.decode(data[4:], type=Request)
+    msgspec.msgpack.decode(data[len(MAGIC) :], type=Request)
 
 
 def forgets_the_lengths(data: bytes) -> None:
     try:
-        content = msgspec.msgpack.decode(data[4:])
+        content = msgspec.msgpack.decode(data[len(MAGIC) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError("not well-formed.") from error
     if not isinstance(content, dict) or not isinstance(content.get("body"), bytes):
@@ -115,6 +115,6 @@ def test_mutations_change_and_valid_messages_are_valid() -> None:
     for kind in message_kinds():
         for _ in range(20):
             valid = written(tree(kind, rng))
-            msgspec.msgpack.decode(valid[4:], type=kind)
+            msgspec.msgpack.decode(valid[len(MAGIC) :], type=kind)
     changed = [mutated(b"a message", b"another", rng) for _ in range(100)]
     assert len(set(changed)) > 50

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from cohortium import messages
+from cohortium.messages import MAGIC
 from cohortium.plugin import MemoryJournal, Requests, Ring, StudyError
 from cohortium_secagg import SecAgg, _stages, _vectors
 from cohortium_secagg._attempt import Finished, Web
@@ -363,7 +364,7 @@ def let_an_error_through(patch: Patch) -> None:
     patch.setattr(
         messages,
         "_decode",
-        lambda data, kind, _wanted, _limit: msgspec.msgpack.decode(data[4:], type=kind),
+        lambda data, kind, _wanted, _limit: msgspec.msgpack.decode(data[len(MAGIC) :], type=kind),
     )
 
 
