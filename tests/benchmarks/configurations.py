@@ -17,7 +17,7 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium import Federation, auditing
-from cohortium.plugin import Guarantee, Randomness, RingVector
+from cohortium.plugin import FixedPoint, Guarantee, Randomness, RingVector
 from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
 from cohortium_fedavg import FedAvg
@@ -60,6 +60,11 @@ class PublishedPlan(GaussianPlan):
         honest = super().spent(attempts)
         return evolve(honest, epsilon=6.0, accountant="none: as published", bounds={})
 
+    def _narrowest(self) -> FixedPoint:
+        # It sent floating-point numbers; a grid as coarse as the noise would be another fault.
+        size = self.cohort.size
+        return FixedPoint.holding(size * self.terms.clip, step=2.0**-17, terms=size)
+
     def site(self, secret: Randomness, patients: Any = None) -> Any:
         return ThrownAway(super().site(secret, patients))
 
@@ -87,13 +92,16 @@ def rows(data: str) -> dict[str, Federation]:
     }
     cells = Phantom(examples=2000, validation=0, test=0)
     linear = Descriptor(centre=cells)
-    local = FedAvg(epochs=5, learning_rate=0.002, options={"momentum": 0.9}, schedule="cosine")
+    local = FedAvg(
+        epochs=5, learning_rate=0.002, options={"momentum": 0.9}, schedule="cosine",
+        server_options={"momentum": 0.8},
+    )  # fmt: skip
     step = FedSGD(learning_rate=0.1)
     shared: dict[str, Any] = {"min_sites": 10, "colluding": 1}
     against: Any = {"against": "coordinator"}
     return {
         "the paper's, as published": Federation(
-            **parts, model=linear, trainer=local, rounds=50,
+            **parts, model=Descriptor(), trainer=local, rounds=50,
             privatizer=Published(unit="site", clip=7.0, **CLAIMED),
         ),
         "local noise": Federation(
@@ -105,7 +113,7 @@ def rows(data: str) -> dict[str, Federation]:
             privatizer=Gaussian(clip=7.0, **against, **CLAIMED),
         ),
         "site level, shared noise": Federation(
-            **parts, **shared, model=linear, trainer=local, rounds=5,
+            **parts, **shared, model=Descriptor(), trainer=local, rounds=5,
             privatizer=Gaussian(clip=0.5, unit="site", **against, **CLAIMED),
         ),
     }  # fmt: skip
