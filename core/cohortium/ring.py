@@ -98,12 +98,12 @@ class Ring:
         return bytes(out)
 
     def pack_piece(self, words: Words, out: memoryview) -> None:
-        """Pack the elements of one piece into the bytes that are its place."""
+        """Pack the elements of one piece into the bytes that are its place, still all zero."""
         lane = self._lane(len(words))
         if len(words) != lane * self.lanes:
             words = np.concatenate([words, self.zeros(lane * self.lanes - len(words))])
         rows = cast("Words", np.frombuffer(out, dtype=self.word)).reshape(self.bits, lane)
-        packing.pack(words.reshape(self.lanes, lane), rows, self._places)
+        packing.pack(words.reshape(self.lanes, lane), rows, self._runs)
 
     def unpack(self, data: bytes | memoryview, length: int) -> Words:
         """The `length` elements that `pack` turned into `data`.
@@ -133,10 +133,10 @@ class Ring:
         words = np.require(np.frombuffer(data, dtype=self.word), requirements="A")
         rows = cast("Words", words).reshape(self.bits, lane)
         if len(total) == lane * self.lanes and total.flags.c_contiguous:
-            packing.add(rows, total.reshape(self.lanes, lane), self._places)
+            packing.add(rows, total.reshape(self.lanes, lane), self._runs)
         else:
             padded = self.zeros(lane * self.lanes)
-            packing.add(rows, padded.reshape(self.lanes, lane), self._places)
+            packing.add(rows, padded.reshape(self.lanes, lane), self._runs)
             np.add(total, padded[: len(total)], out=total)
 
     def require_length(self, data: bytes | memoryview, length: int) -> None:
@@ -152,8 +152,8 @@ class Ring:
             )
 
     @cached_property
-    def _places(self) -> tuple[packing.Place, ...]:
-        return packing.places(self.bits, self.word)
+    def _runs(self) -> tuple[packing.Run, ...]:
+        return packing.runs(self.bits, self.word)
 
     @property
     def _low(self) -> np.unsignedinteger[Any]:
