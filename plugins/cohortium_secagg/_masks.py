@@ -61,15 +61,16 @@ def apply(masks: Sequence[Mask], words: Words, *, start: int = 0) -> None:
         start: A multiple of four.
     """
     for first in range(0, len(masks), _TOGETHER):
-        Streams(masks[first : first + _TOGETHER], start * words.itemsize).apply(words)
+        together = masks[first : first + _TOGETHER]
+        Streams(together, start * words.itemsize, most=words.nbytes).apply(words)
 
 
 class Streams:
     """The key streams of masks, applied to one stretch of a vector after another."""
 
-    def __init__(self, masks: Iterable[Mask], start: int = 0) -> None:
-        """Open them all at byte `start`."""
-        self._buffer = bytearray(_BLOCK)
+    def __init__(self, masks: Iterable[Mask], start: int = 0, *, most: int = _BLOCK) -> None:
+        """Open them all at byte `start`, for stretches of at `most` so many bytes."""
+        self._buffer = bytearray(min(_BLOCK, most))
         self._streams = [
             (Stream(mask.seed, start=start), np.subtract if mask.subtract else np.add)
             for mask in masks

@@ -38,8 +38,9 @@ def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
     out = memoryview(bytearray(ring.bytes_for(len(words))))
 
     def work(pieces: Sequence[Piece]) -> None:
-        streams = Streams(masks, pieces[0].values.start * words.itemsize)
         copy = np.empty_like(words[pieces[0].values])
+        start = pieces[0].values.start * words.itemsize
+        streams = Streams(masks, start, most=copy.nbytes)
         for piece in pieces:
             part = copy[: piece.values.stop - piece.values.start]
             np.copyto(part, words[piece.values])
