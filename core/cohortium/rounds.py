@@ -14,7 +14,14 @@ from cohortium import vector
 from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import RunError, TooFewSitesError
 from cohortium.evaluation import Evaluation
-from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.events import (
+    RoundFailed,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteAnswered,
+)
 from cohortium.record import Result, RunFolder, Seconds
 
 if TYPE_CHECKING:
@@ -125,7 +132,7 @@ class Run:
             sites = asked(self.ready.setting, number, self.attempt)
             self.coordinator.open(number, self.attempt, sites)
             self.attempt += 1
-            training += self._carry(exchange)
+            training += self._carry(number, exchange)
             try:
                 outcome = self.coordinator.close()
             except TooFewSitesError as error:
@@ -137,16 +144,29 @@ class Run:
                 self.tell(failure)
             return outcome, training
 
-    def _carry(self, exchange: Exchange) -> float:
+    def _carry(self, number: int, exchange: Exchange) -> float:
         """Carry an attempt's messages until nothing is left to ask; the seconds it took."""
-        spent = 0.0
+        spent, turn = 0.0, 0
         while requests := self.coordinator.requests():
+            answered: set[SiteId] = set()
             began = time.perf_counter()
             for site, reply in exchange.exchange(requests.common, requests.each):
                 spent += time.perf_counter() - began
-                self.coordinator.receive(site, reply)
+                if self.coordinator.receive(site, reply):
+                    answered.add(site)
+                    self.tell(
+                        SiteAnswered(
+                            round=number,
+                            attempt=self.attempt - 1,
+                            exchange=turn,
+                            site=site,
+                            answered=len(answered),
+                            asked=len(requests.each),
+                        )
+                    )
                 began = time.perf_counter()
             spent += time.perf_counter() - began
+            turn += 1
         return spent
 
     def _start(self) -> RunStarted:
