@@ -31,6 +31,8 @@ training record evaluation
 plugin
 coordinator site
 preparation hospital testing
+classifier pictures
+exporting
 rounds planning
 auditing
 federation
