@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from cohortium.events import Event
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
-    from cohortium.protocols import Exchange, Observer
-    from cohortium.site import Setting
+    from cohortium.protocols import Observer
+    from cohortium.sessions import Exchange
+    from cohortium.setting import Setting
     from cohortium.vocabulary import SiteId
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
@@ -140,9 +141,10 @@ class Run:
     def _carry(self, exchange: Exchange) -> float:
         """Carry an attempt's messages until nothing is left to ask; the seconds it took."""
         spent = 0.0
+        deadline = self.ready.federation.deadline or None
         while requests := self.coordinator.requests():
             began = time.perf_counter()
-            for site, reply in exchange.exchange(requests.common, requests.each):
+            for site, reply in exchange.exchange(requests.common, requests.each, deadline):
                 spent += time.perf_counter() - began
                 self.coordinator.receive(site, reply)
                 began = time.perf_counter()

@@ -20,7 +20,7 @@ files journal tables
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire events spending ledger
 vocabulary
-protocols hooks
+sessions protocols hooks
 vector sampling counting
 patches layers bookkeeping
 clipping
@@ -29,6 +29,7 @@ composition
 account policy statement
 training record evaluation
 plugin
+setting workplace
 coordinator site
 preparation hospital testing
 rounds planning
