@@ -91,18 +91,18 @@ class Coordinator:
             body=asked.common,
         )
         self._stage += 1
-        return Requests(messages.encode(request), asked.each)
+        return Requests(messages.encode(request), asked.each, asked.phase)
 
-    def receive(self, site: SiteId, reply: bytes) -> None:
-        """Take in one site's reply, whatever it is."""
+    def receive(self, site: SiteId, reply: bytes) -> bool:
+        """Take in one site's reply, whatever it is; whether it was of use."""
         if site not in self._uploads or site in self._failures:
-            return
+            return False
         self._uploads[site] += len(reply)
         try:
             message: Reply | Refusal = messages.decode_either(reply, Reply, Refusal)
         except MessageError as error:
             self._fail(site, "malformed", str(error))
-            return
+            return False
         if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
             self._fail(site, "stale", "its reply belongs to another attempt or stage.")
         elif isinstance(message, Refusal):
@@ -112,6 +112,7 @@ class Coordinator:
                 self._session.receive(site, message.body)
             except MessageError as error:
                 self._fail(site, "malformed", str(error))
+        return site not in self._failures
 
     def close(self) -> Outcome:
         """End the attempt and move the weights.

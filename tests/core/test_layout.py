@@ -18,8 +18,8 @@ FLOORS = """\
 errors
 files journal tables
 randomness packing ring guarantee accounting messages metrics data arrays identity
-wire events spending ledger
-vocabulary
+wire spending ledger
+vocabulary events
 protocols hooks
 vector sampling counting
 patches layers bookkeeping
@@ -27,13 +27,14 @@ clipping
 catalog
 composition
 account policy statement
-training record evaluation
+training history record evaluation
 plugin
 coordinator site
 preparation hospital testing
 rounds planning
 auditing
 federation
+reporting
 study
 cli
 """
