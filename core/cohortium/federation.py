@@ -164,6 +164,16 @@ class Federation:
             tables[role] = composition.describe(catalog, role, getattr(self, role))
         return tomli_w.dumps(tables)
 
+    def plugins(self) -> dict[str, str]:
+        """By role, the plugin that its part is of, or the part's class where it is of none."""
+        catalog = discover()
+        parts = {role: getattr(self, role) for role in PARTS}
+        return {
+            role: " or ".join(record.label for record in catalog.makers_of(part))
+            or f"{type(part).__module__}:{type(part).__qualname__}"
+            for role, part in parts.items()
+        }
+
     def run(self, out: str | Path | None = None, *, observers: Sequence[Observer] = ()) -> Result:
         """Run the study to its end.
 
