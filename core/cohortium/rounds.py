@@ -21,6 +21,7 @@ from cohortium.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    SiteAnswered,
 )
 from cohortium.history import History
 from cohortium.record import Result, RunFolder, Seconds
@@ -137,7 +138,7 @@ class Run:
             sites = asked(self.ready.setting, number, self.attempt)
             self.coordinator.open(number, self.attempt, sites)
             self.attempt += 1
-            phases = self._carry(exchange)
+            phases = self._carry(number, exchange)
             training += sum(phase.seconds for phase in phases)
             try:
                 outcome = self.coordinator.close()
@@ -150,9 +151,9 @@ class Run:
                 self.tell(failure)
             return outcome, phases, training
 
-    def _carry(self, exchange: Exchange) -> tuple[Phase, ...]:
+    def _carry(self, number: int, exchange: Exchange) -> tuple[Phase, ...]:
         """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
-        phases = []
+        phases: list[Phase] = []
         deadline = self.ready.federation.deadline or None
         while requests := self.coordinator.requests():
             spent, uploaded = 0.0, 0
@@ -163,6 +164,16 @@ class Run:
                 uploaded += len(reply)
                 if self.coordinator.receive(site, reply):
                     answered.add(site)
+                    self.tell(
+                        SiteAnswered(
+                            round=number,
+                            attempt=self.attempt - 1,
+                            exchange=len(phases),
+                            site=site,
+                            answered=len(answered),
+                            asked=len(requests.each),
+                        )
+                    )
                 began = time.perf_counter()
             spent += time.perf_counter() - began
             phases.append(
