@@ -44,24 +44,26 @@ from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Scores
 from cohortium.protocols import (
     Aggregator,
-    CoordinatorSession,
     Dataset,
     Engine,
-    Exchange,
     Model,
     Observer,
-    OpenSite,
     Partitioner,
-    PrivacyPlan,
     Privatizer,
-    SitePrivacy,
-    SiteRecipe,
-    SiteSession,
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
 from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
+from cohortium.sessions import (
+    CoordinatorSession,
+    Exchange,
+    OpenSite,
+    PrivacyPlan,
+    SitePrivacy,
+    SiteRecipe,
+    SiteSession,
+)
 from cohortium.training import (
     Augmentation,
     Objective,

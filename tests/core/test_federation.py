@@ -61,6 +61,40 @@ def test_it_learns() -> None:
     assert [event.round for event in result.history] == list(range(6))
 
 
+def test_the_history_is_a_tidy_table() -> None:
+    pandas = pytest.importorskip("pandas")
+    result = tiny(privatizer=Gaussian(unit="site"), rounds=3, evaluate_every=2).run()
+    table = pandas.DataFrame(result.history.rows())
+    assert list(table["round"]) == [1, 2, 3]
+    assert table["accuracy"].isna().tolist() == [True, False, False]
+    assert table["epsilon"].is_monotonic_increasing
+    assert result.history[1].scores is not None
+    assert table["auc"][1] == result.history[1].scores.auc
+    assert (table["contributors"] == 6).all()
+    assert result.history._repr_html_().count("<tr>") == 4
+    assert f"{result.accuracy:.2%}" in result._repr_html_()
+
+
+def test_each_exchange_is_counted() -> None:
+    def tamper(count: int, site: int, reply: bytes) -> bytes | None:
+        return None if (count, site) in ((1, 4), (3, 2)) else reply
+
+    engine = Faulty(tamper)
+    result = tiny(aggregator=SecAgg(threshold=3), engine=engine, rounds=1).run()
+    keys, shares, vectors, unmasking = result.history[0].phases
+    assert [keys.name, shares.name, vectors.name, unmasking.name] == [
+        "keys", "shares", "vectors", "unmasking",
+    ]  # fmt: skip
+    assert (keys.asked, keys.lost, shares.asked, shares.lost) == (6, (), 6, (4,))
+    assert (vectors.asked, vectors.lost, unmasking.asked, unmasking.lost) == (5, (), 5, (2,))
+    assert result.history[0].dropped == (4,)
+    sent = [len(common) * len(each) + sum(map(len, each.values())) for common, each in engine.log]
+    assert [phase.download_bytes for phase in result.history[0].phases] == sent
+    assert vectors.upload_bytes > keys.upload_bytes > 0
+    trained = sum(phase.seconds for phase in result.history[0].phases)
+    assert trained == pytest.approx(result.seconds.train)
+
+
 @pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(steps=2)])
 def test_plain_and_secure_sums_give_the_same_bits_twice_in_a_row(trainer: object) -> None:
     hashes = {
