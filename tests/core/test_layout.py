@@ -26,6 +26,7 @@ patches layers bookkeeping
 clipping
 catalog
 composition
+describing
 account policy statement
 training history record evaluation
 plugin
@@ -39,6 +40,7 @@ auditing
 federation
 reporting
 study
+drafting
 cli
 """
 HEIGHT = {

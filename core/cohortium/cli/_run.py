@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
+from cohortium.cli import _completion
 from cohortium.cli._options import Settings, Study
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ def run(
         Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
     ] = None,
     observe: Annotated[
-        list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
@@ -44,6 +49,9 @@ def run(
     from cohortium.catalog import discover
 
     federation = studies.read(study, settings or [])
+    if quiet or as_json:  # also where the study itself asks for it
+        kept = tuple(name for name in federation.observers if name != "progress")
+        federation = attrs.evolve(federation, observers=kept)
     catalog = discover()
     names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
     observers = [
