@@ -35,6 +35,7 @@ rounds planning
 auditing
 federation
 study
+grid
 cli
 """
 HEIGHT = {
@@ -43,7 +44,17 @@ HEIGHT = {
     for m, name in enumerate(line.split())
 }
 
-HEAVY = ("torch", "opacus", "medmnist", "pandas", "sklearn", "scipy", "torchvision", "safetensors")
+HEAVY = (
+    "torch",
+    "opacus",
+    "medmnist",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "torchvision",
+    "safetensors",
+    "matplotlib",
+)
 
 
 def imported(tree: ast.AST, *, lazily: bool) -> set[str]:

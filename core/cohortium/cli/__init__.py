@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cohortium.cli._grid import DryRun, Jobs, Only, compare, run_grid
 from cohortium.cli._ledger import ledger
 from cohortium.cli._promises import Settings, Study, audit, plan
-from cohortium.errors import CohortiumError
+from cohortium.errors import CohortiumError, StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,25 +62,45 @@ def run(
     *,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
+        Path | None,
+        typer.Option(help="Folder for the record; default runs/DATE-TIME, of a grid runs/NAME."),
     ] = None,
+    only: Only = None,
+    jobs: Jobs = 1,
+    dry_run: DryRun = False,
     observe: Annotated[
         list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
 ) -> None:
-    """Run a study: by default ten simulated hospitals under DP and secure aggregation.
+    """Run a study, or go on with a grid of them; by default ten hospitals under DP and SecAgg+.
 
-    Examples: `cohortium run`; `cohortium run study.toml --set privatizer.epsilon=3 --out try`.
+    Examples: `cohortium run`; `cohortium run study.toml --set privatizer.epsilon=3 --out try`;
+    `cohortium run grid.toml --only sites=10 --jobs 2`.
     """
     from cohortium import composition
+    from cohortium import grid as grids
     from cohortium import study as studies
     from cohortium.catalog import discover
 
+    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    if study is not None and grids.is_grid(study):
+        run_grid(
+            study,
+            settings=settings or [],
+            out=out,
+            only=only or [],
+            jobs=jobs,
+            dry_run=dry_run,
+            observe=names,
+            as_json=as_json,
+        )
+        return
+    if only or dry_run or jobs != 1:
+        raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
     catalog = discover()
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
     observers = [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
         for name in dict.fromkeys(names)
@@ -192,6 +213,7 @@ def keygen(
 
 app.command()(plan)
 app.command()(audit)
+app.command()(compare)
 app.command()(ledger)
 
 
