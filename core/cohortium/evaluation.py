@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from cohortium.errors import StudyError
-from cohortium.metrics import Scores, score
+from cohortium.metrics import Predictions, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,12 @@ class Evaluation:
 
     def score(self, net: nn.Module) -> Scores:
         """The scores of `net`, which is left as it was."""
-        return score(probabilities(net, self.images), self.examples.labels, self.classes)
+        return self.predict(net).scores
+
+    def predict(self, net: nn.Module) -> Predictions:
+        """What `net`, which is left as it was, says of each image."""
+        called = probabilities(net, self.images)
+        return Predictions(called, self.examples.labels, self.classes)
 
 
 def probabilities(net: nn.Module, images: Tensor) -> NDArray[np.float64]:

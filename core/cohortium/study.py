@@ -56,7 +56,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     written: dict[str, dict[str, str]] = {}
     for setting in settings:
         place = f"--set {setting if len(setting) <= MOST_SHOWN else setting[:MOST_SHOWN] + '…'}"
-        changes = _parse_setting(setting)
+        changes = parse_setting(setting)
         tables = merge(tables, changes, where=place)
         for table, values in changes.items():
             written.setdefault(table, {}).update(dict.fromkeys(values, place))
@@ -108,6 +108,8 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
     toml.require_shallow(changes, where=where)
     merged: Tables = dict(tables)
     for table, values in changes.items():
+        if table == "grid":
+            raise StudyError(f"{where} is a grid of studies: only `cohortium run` takes it.")
         if table not in TABLES:
             raise StudyError(
                 f"{where}: a study has no [{table}]; {composition.near(table, TABLES)}"
@@ -131,7 +133,12 @@ def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_setting(setting: str) -> dict[str, Any]:
+def parse_setting(setting: str) -> dict[str, Any]:
+    """The change that `table.key=value` asks for.
+
+    Raises:
+        StudyError: It is not of that form.
+    """
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:

@@ -28,7 +28,7 @@ catalog
 composition
 describing
 account policy statement
-training history record evaluation
+training history facts record evaluation
 plugin
 setting workplace
 coordinator site
@@ -40,7 +40,7 @@ auditing
 federation
 reporting
 study
-drafting
+grid drafting
 cli
 """
 HEIGHT = {
@@ -49,7 +49,17 @@ HEIGHT = {
     for m, name in enumerate(line.split())
 }
 
-HEAVY = ("torch", "opacus", "medmnist", "pandas", "sklearn", "scipy", "torchvision", "safetensors")
+HEAVY = (
+    "torch",
+    "opacus",
+    "medmnist",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "torchvision",
+    "safetensors",
+    "matplotlib",
+)
 
 
 def imported(tree: ast.AST, *, lazily: bool) -> set[str]:

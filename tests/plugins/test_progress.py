@@ -126,7 +126,7 @@ def test_a_view_without_unicode_has_no_bars_that_cannot_be_written() -> None:
     console = Console(file=file, width=100)
     console.print(view(played(), console))
     file.flush()
-    assert b"\\u258" not in file.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"\\u258" not in file.buffer.getvalue()
 
 
 def test_the_view_is_gone_when_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_of
 from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
@@ -30,7 +31,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, run, plan, audit),
+        "Study": (init, run, plan, audit, compare),
         "Model": (predict, export),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check),
