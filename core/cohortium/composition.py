@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from cohortium.hooks import Role
 
 
+MOST_SHOWN = 80
+"""Characters of a value that an error repeats."""
+
+
 def make(
     catalog: Catalog,
     role: Role,
@@ -119,7 +123,7 @@ def call(
             if typing.get_origin(types[key]) is Literal:
                 expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
             place = settings.get(key, f"{where} {key}")
-            raise StudyError(f"{place}: {expected}, got {value!r}.") from error
+            raise StudyError(f"{place}: {expected}, got {shown(repr(value))}.") from error
     try:
         return factory(**arguments, **ready)
     except CohortiumError:
@@ -223,6 +227,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def shown(text: str) -> str:
+    """The beginning of `text`, which may be of any length, for an error's sentence."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _plain(error: msgspec.ValidationError) -> str:

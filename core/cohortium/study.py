@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
 
-MOST_SHOWN = 80
-"""Characters of a setting that an error repeats."""
-
 TABLES = ("federation", *PARTS)
 """The tables of a study file."""
 
@@ -55,7 +52,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
         tables = merge(tables, toml.read(path, what="the study"), where=where)
     written: dict[str, dict[str, str]] = {}
     for setting in settings:
-        place = f"--set {setting if len(setting) <= MOST_SHOWN else setting[:MOST_SHOWN] + '…'}"
+        place = f"--set {composition.shown(setting)}"
         changes = parse_setting(setting)
         tables = merge(tables, changes, where=place)
         for table, values in changes.items():
