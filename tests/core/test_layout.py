@@ -32,6 +32,8 @@ plugin
 setting workplace
 coordinator site
 preparation hospital testing
+classifier pictures
+exporting
 rounds planning
 auditing
 federation

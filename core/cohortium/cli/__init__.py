@@ -19,6 +19,7 @@ from cohortium.cli._ledger import ledger
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
 from cohortium.cli._run import run
+from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ INTERRUPTED = 130
 GROUPS = MappingProxyType(
     {
         "Study": (run, plan, audit, compare),
+        "Model": (predict, export),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check),
     }
