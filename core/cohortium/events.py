@@ -72,6 +72,30 @@ class Phase:
 
 
 @frozen(kw_only=True)
+class SiteAnswered:
+    """A sign of life within a round: one site's answer to one exchange has come and was of use.
+
+    It comes for every site and every exchange of an attempt, and says nothing that the round's own
+    event does not: show it or pass over it, and keep it in no record.
+
+    Attributes:
+        round: From 0.
+        attempt: From 0, over the run.
+        exchange: Of the attempt, from 0; an aggregator may need several.
+        site: Which.
+        answered: Sites that have answered this exchange so far.
+        asked: Sites that were asked in it.
+    """
+
+    round: int
+    attempt: int
+    exchange: int
+    site: int
+    answered: int
+    asked: int
+
+
+@frozen(kw_only=True)
 class SiteFailed:
     """A site refused, or sent something that is not an answer, and counts as dropped.
 
@@ -160,4 +184,6 @@ class RunFailed:
     reason: str
 
 
-Event: TypeAlias = RunStarted | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
+Event: TypeAlias = (
+    RunStarted | SiteAnswered | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
+)

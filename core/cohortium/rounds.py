@@ -21,6 +21,7 @@ from cohortium.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    SiteAnswered,
 )
 from cohortium.history import History
 from cohortium.record import Result, RunFolder, Seconds
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from cohortium.events import Event
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
-    from cohortium.protocols import Exchange, Observer
-    from cohortium.site import Setting
+    from cohortium.protocols import Observer
+    from cohortium.sessions import Exchange
+    from cohortium.setting import Setting
     from cohortium.vocabulary import SiteId
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
@@ -136,7 +138,7 @@ class Run:
             sites = asked(self.ready.setting, number, self.attempt)
             self.coordinator.open(number, self.attempt, sites)
             self.attempt += 1
-            phases = self._carry(exchange)
+            phases = self._carry(number, exchange)
             training += sum(phase.seconds for phase in phases)
             try:
                 outcome = self.coordinator.close()
@@ -149,18 +151,29 @@ class Run:
                 self.tell(failure)
             return outcome, phases, training
 
-    def _carry(self, exchange: Exchange) -> tuple[Phase, ...]:
+    def _carry(self, number: int, exchange: Exchange) -> tuple[Phase, ...]:
         """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
-        phases = []
+        phases: list[Phase] = []
+        deadline = self.ready.federation.deadline or None
         while requests := self.coordinator.requests():
             spent, uploaded = 0.0, 0
             answered: set[SiteId] = set()
             began = time.perf_counter()
-            for site, reply in exchange.exchange(requests.common, requests.each):
+            for site, reply in exchange.exchange(requests.common, requests.each, deadline):
                 spent += time.perf_counter() - began
                 uploaded += len(reply)
                 if self.coordinator.receive(site, reply):
                     answered.add(site)
+                    self.tell(
+                        SiteAnswered(
+                            round=number,
+                            attempt=self.attempt - 1,
+                            exchange=len(phases),
+                            site=site,
+                            answered=len(answered),
+                            asked=len(requests.each),
+                        )
+                    )
                 began = time.perf_counter()
             spent += time.perf_counter() - began
             phases.append(

@@ -15,7 +15,7 @@ from torch import nn
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
-from cohortium.events import Event, RoundFailed, RoundFinished, SiteFailed
+from cohortium.events import Event, RoundFailed, RoundFinished, SiteAnswered, SiteFailed
 from cohortium.plugin import Cohort, DataSpec, SitePrivacy, Task, Trained
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
@@ -214,6 +214,27 @@ def test_a_damaged_reply_drops_its_site_and_no_other(
     assert result.history[0].dropped == (2,)
     (failure,) = recorder.of(SiteFailed)
     assert (failure.site, failure.code) == (2, "malformed")
+
+
+@pytest.mark.parametrize(("aggregator", "exchanges"), [("plain", 1), ("secagg", 4)])
+def test_every_answer_of_use_is_told_as_it_comes(aggregator: str, exchanges: int) -> None:
+    engine = Faulty(lambda count, site, reply: None if (count, site) == (0, 2) else reply)
+    recorder = Recorder()
+    tiny(rounds=1, engine=engine, aggregator=aggregator).run(observers=[recorder])
+    answers = recorder.of(SiteAnswered)
+    assert {(a.round, a.attempt, a.site == 2) for a in answers} == {(0, 0, False)}
+    for turn in range(exchanges):
+        counts = [(a.answered, a.asked) for a in answers if a.exchange == turn]
+        asked = 6 if turn == 0 else 5
+        assert counts == [(n + 1, asked) for n in range(5)]
+    assert {a.exchange for a in answers} == set(range(exchanges))
+
+
+def test_an_answer_that_is_none_is_not_told() -> None:
+    engine = Faulty(lambda count, site, reply: reply[:-1] if site == 2 else reply)
+    recorder = Recorder()
+    tiny(rounds=1, engine=engine).run(observers=[recorder])
+    assert [a.site for a in recorder.of(SiteAnswered)] == [0, 1, 3, 4, 5]
 
 
 def test_a_reply_of_another_stage_is_stale() -> None:

@@ -18,9 +18,9 @@ FLOORS = """\
 errors
 files journal tables
 randomness packing ring guarantee accounting messages metrics data arrays identity
-wire spending ledger
-vocabulary events
-protocols hooks
+ wire spending ledger
+ vocabulary events
+ sessions protocols hooks
 vector sampling counting
 patches layers bookkeeping
 clipping
@@ -29,6 +29,7 @@ composition
 account policy statement
 training history record evaluation
 plugin
+setting workplace
 coordinator site
 preparation hospital testing
 rounds planning
