@@ -17,6 +17,7 @@ from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
+from cohortium.cli._report import report
 from cohortium.cli._run import run
 from cohortium.errors import CohortiumError
 
@@ -28,7 +29,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (run, plan, audit),
+        "Study": (run, plan, report, audit),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check),
     }

@@ -39,7 +39,7 @@ def run(
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
       cohortium run study.toml --observe tensorboard --json > result.json
     """
-    from cohortium import composition
+    from cohortium import composition, reporting
     from cohortium import study as studies
     from cohortium.catalog import discover
 
@@ -57,6 +57,7 @@ def run(
         typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
         _print_result(result)
+    reporting.write([folder])
 
 
 def _print_result(result: Result) -> None:
@@ -68,6 +69,7 @@ def _print_result(result: Result) -> None:
         ("time", f"{result.seconds.total:.1f} s"),
         ("weights", result.weights_sha256[:16]),
         ("record", str(result.folder)),
+        ("report", str(result.folder / "report.html") if result.folder else "none"),
     ]
     for label, value in rows:
         typer.echo(f"{label:>14}  {value}")

@@ -32,7 +32,7 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         out: The file; by default `report.html` in the folder of a single run.
 
     Raises:
-        RecordError: A folder is missing or damaged, or several were given and no file.
+        RecordError: A folder is missing or damaged.
         RunError: The file cannot be written.
     """
     page = render([read(folder) for folder in folders])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -149,9 +149,9 @@ def losses(record: Record) -> tuple[Loss, ...]:
         for place, phase in enumerate(event.phases):
             for site in phase.lost:
                 named.add(site)
-                outcome = _outcome(record, event.phases, place, site in event.contributors)
                 reason = reasons.get((event.attempt, site), "no answer")
                 counted = site in event.contributors
+                outcome = _outcome(record, event.phases, place, is_counted=counted)
                 found.append((event.round, site, phase.name, outcome, reason, counted))
         for site in sorted(set(event.dropped) - named):
             reason = reasons.get((event.attempt, site), "no answer")
@@ -164,7 +164,7 @@ def losses(record: Record) -> tuple[Loss, ...]:
     )
 
 
-def _outcome(record: Record, phases: tuple[Phase, ...], place: int, is_counted: bool) -> str:  # noqa: FBT001
+def _outcome(record: Record, phases: tuple[Phase, ...], place: int, *, is_counted: bool) -> str:
     """What became of a site that was lost in the exchange at `place` of `phases`."""
     if record.secrecy is None:
         return "Counted." if is_counted else "Left out of the sum; no masks to take off."
@@ -180,7 +180,7 @@ def _outcome(record: Record, phases: tuple[Phase, ...], place: int, is_counted: 
 def costs(record: Record) -> tuple[Cost, ...]:
     """Where the time and the bytes of a run went, in the order of a round."""
     attempts = [*(e.phases for e in record.rounds), *(e.phases for e in record.failed_attempts)]
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
     answers: Counter[str] = Counter()

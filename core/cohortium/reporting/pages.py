@@ -58,7 +58,9 @@ def _printable(value: Any) -> Any:
     """Words from a record without control characters, which could turn a line's direction."""
     if type(value) is not str or value.isprintable():
         return value
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(letter) else letter for letter in value)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if _is_control(letter) else letter for letter in value
+    )
 
 
 def _is_control(letter: str) -> bool:

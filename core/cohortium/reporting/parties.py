@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 MEANING: dict[Unit, tuple[str, ...]] = {
     "example": (
-        "The bound is for one image. For all n images of one patient ε is n times as large, and δ "
-        "grows with it.",
+        "The bound is for one image. For n images of one patient ε is n times as large, δ larger.",
     ),
     "patient": ("A patient with images at two hospitals counts as two.",),
     "site": (),

@@ -24,9 +24,7 @@ def learning(record: Record) -> Plot | None:
         Line(name=name, points=points, tone=tone, label=f"{name} {shown}")
         for tone, (name, key) in enumerate((("accuracy", "accuracy"), ("AUC", "auc")), start=1)
         if (points := _points(rows, key))
-        for shown in (
-            percent(points[-1][1]) if key == "accuracy" else decimal(points[-1][1]),
-        )
+        for shown in (percent(points[-1][1]) if key == "accuracy" else decimal(points[-1][1]),)
     )
     if not lines:
         return None
@@ -40,8 +38,7 @@ def learning(record: Record) -> Plot | None:
         hints=tuple(
             (
                 float(row["round"] or 0),
-                f"round {row['round']}: accuracy {percent(row['accuracy'])}, "
-                f"AUC {decimal(row['auc'])}",
+                f"{row['round']}: accuracy {percent(row['accuracy'])}, AUC {decimal(row['auc'])}",
             )
             for row in rows
         ),
@@ -64,7 +61,7 @@ def spending(record: Record) -> Plot | None:
         lines=(Line(name="ε", points=points, tone=1, label=f"spent {bound(spent)}"),),
         limit=(guarantee.epsilon, f"budget {bound(guarantee.epsilon)}"),
         hints=tuple(
-            (float(row["round"] or 0), f"round {row['round']}: ε = {bound(row['epsilon'])}")
+            (float(row["round"] or 0), f"{row['round']}: ε = {bound(row['epsilon'])}")
             for row in rows
         ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from attrs import evolve, field, frozen
@@ -71,6 +71,10 @@ class Summary:
     history: tuple[dict[str, Cell], ...] = ()
 
 
+State: TypeAlias = Literal["finished", "failed", "unfinished"]
+"""Whether a run came to its end, failed, or neither: it may still go on."""
+
+
 @frozen(kw_only=True)
 class Record:
     """One run's folder.
@@ -80,7 +84,7 @@ class Record:
         study: The tables of `study.toml`.
         study_sha256: Of that file.
         terms: Its `[federation]`.
-        state: Whether the run came to its end, failed, or neither (it may still go on).
+        state: How far it came.
         reason: Why it failed.
         began: Seconds since the epoch, if `events.jsonl` says.
         started: Its first event, or None where there is no `events.jsonl`.
@@ -94,7 +98,7 @@ class Record:
     study: Mapping[str, Mapping[str, Any]] = field(repr=False)
     study_sha256: str
     terms: Terms
-    state: Literal["finished", "failed", "unfinished"]
+    state: State
     reason: str = ""
     began: float | None = None
     started: RunStarted | None = field(default=None, repr=False)
@@ -159,13 +163,12 @@ def read(folder: Path) -> Record:
         raise RecordError(f"{folder} tells of no run: it has neither a result nor a first event.")
     if result is not None and happened.ended not in (None, result.weights_sha256):
         raise RecordError(f"{folder} holds the events of one run and the result of another.")
-    state = "finished" if result is not None else "failed" if happened.reason else "unfinished"
     return Record(
         folder=folder,
         study=study,
         study_sha256=hashlib.sha256(_bytes(path) or b"").hexdigest(),
         terms=_convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
-        state=state,
+        state=_state(result, happened),
         reason=happened.reason if result is None else "",
         began=happened.began,
         started=happened.started,
@@ -174,6 +177,12 @@ def read(folder: Path) -> Record:
         failed_attempts=tuple(happened.failed_attempts),
         result=result,
     )
+
+
+def _state(result: Summary | None, happened: _Happened) -> State:
+    if result is not None:
+        return "finished"
+    return "failed" if happened.reason else "unfinished"
 
 
 class _Happened:
