@@ -79,7 +79,8 @@ class Axis:
 
     def text(self, number: float) -> str:
         """`number` with as many digits as the ticks need."""
-        digits = max(len(f"{tick:g}".partition(".")[2]) for tick in self.ticks)
+        fine = (self.high - self.low) * 1e-6
+        digits = next(d for d in range(12) if all(abs(round(t, d) - t) <= fine for t in self.ticks))
         return f"{number:.{digits}f}"
 
     def share(self, number: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 import unicodedata
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from cohortium.reporting import content, plots, wording
@@ -47,7 +48,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural"):
+    for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural", "chance"):
         environment.filters[name] = getattr(wording, name)
     environment.filters["tick"] = "{:g}".format
     environment.filters["groupby_views"] = _by_views
@@ -95,6 +96,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "most_at_site": max((row.size for row in sites), default=1) or 1,
         "distance": content.mean_distance(sites),
         "losses": found,
+        "lost_kinds": Counter((loss.phase, loss.outcome) for loss in found).most_common(),
         "lost_asked": sum(len(e.contributors) + len(e.dropped) for e in record.rounds),
         "costs": content.costs(record),
         "moved": content.bytes_moved(record),
@@ -131,7 +133,7 @@ def _parts(record: Record) -> list[tuple[str, str, str]]:
     for role, table in record.study.items():
         if role != "federation":
             name, plugin = str(table.get("name", "")), made.get(role, "")
-            found.append((role, name, plugin.removeprefix(f"{name} ")))
+            found.append((role, name, "" if plugin == name else plugin.removeprefix(f"{name} ")))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_FLOOR, Context
 from typing import TYPE_CHECKING
 
 from cohortium.guarantee import rounded_up
@@ -81,6 +82,14 @@ def odds_factor(guarantee: Guarantee) -> str:
     if factor > MOST_FACTOR:
         return f"e^{rounded_up(guarantee.epsilon)}"
     return f"{math.ceil(factor):,}" if factor >= 10 else rounded_up(factor)  # noqa: PLR2004
+
+
+def chance(delta: float) -> str:
+    """A probability as one in so many, to three digits, rounded up."""
+    if delta <= 0:
+        return "0"
+    times = Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(1 / delta))
+    return f"1 in {float(times):,.0f}"
 
 
 def detected(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
