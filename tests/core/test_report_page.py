@@ -14,7 +14,6 @@ import pytest
 
 from bed import Faulty, tiny
 from cohortium import reporting
-from cohortium_events import Events
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
 
@@ -78,8 +77,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     losing = Faulty(lambda count, site, reply: None if (count, site) in ((2, 1), (7, 3)) else reply)
     tiny(
         privatizer=Gaussian(unit="site"), aggregator=SecAgg(threshold=3), engine=losing, rounds=3
-    ).run(root / "private", observers=[Events()])
-    tiny(rounds=2).run(root / "open", observers=[Events()])
+    ).run(root / "private")
+    tiny(rounds=2).run(root / "open")
     return {
         "private": reporting.write([root / "private"]),
         "open": reporting.write([root / "open"]),

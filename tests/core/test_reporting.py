@@ -26,7 +26,6 @@ from cohortium.reporting.parties import Facts, conditions, views
 from cohortium.reporting.reading import Terms
 from cohortium.reporting.wording import chance, detected, odds_factor
 from cohortium.vocabulary import Secrecy
-from cohortium_events import Events
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
 
@@ -47,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         aggregator=SecAgg(threshold=3),
         engine=Faulty(lossy),
         rounds=3,
-    ).run(path, observers=[Events()])
+    ).run(path)
     return path
 
 
@@ -104,7 +103,7 @@ def test_dropouts_are_told_with_what_became_of_them(folder: Path) -> None:
 
 
 def test_several_runs_show_where_their_studies_differ(folder: Path, tmp_path: Path) -> None:
-    tiny(rounds=2).run(tmp_path / "other", observers=[Events()])
+    tiny(rounds=2).run(tmp_path / "other")
     page = page_of(folder, tmp_path / "other")
     assert "2 runs side by side" in page.words
     assert "federation.rounds" in page.words

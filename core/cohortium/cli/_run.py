@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._options import Settings, Study
+from cohortium.errors import CohortiumError, RunError
 
 if TYPE_CHECKING:
     from cohortium.record import Result
@@ -45,14 +47,19 @@ def run(
 
     federation = studies.read(study, settings or [])
     catalog = discover()
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    names = [*([] if quiet or as_json else ["progress"]), *(observe or [])]
     observers = [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
         for name in dict.fromkeys(names)
         if name not in federation.observers
     ]
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    result = federation.run(folder, observers=observers)
+    try:
+        result = federation.run(folder, observers=observers)
+    except RunError:
+        with contextlib.suppress(CohortiumError):
+            reporting.write([folder])
+        raise
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
