@@ -89,7 +89,7 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|compare|plugins|check|keygen|ledger)\b[^`\n;]*)",
+        r"(?:^|[`/ ])(cohortium (?:run|plan|report|audit|compare|plugins|check|keygen|ledger)\b[^`\n;]*)",
         re.MULTILINE,
     )
     lines = set()
