@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cohortium import discover, grid, hooks, study
-from cohortium.cli import app
+from cohortium.cli import GROUPS, app
 from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
 from cohortium.randomness import Randomness
@@ -88,8 +88,9 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
 
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
+    names = [c.__name__.replace("_", "-") for group in GROUPS.values() for c in group]
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:init|run|plan|audit|predict|export|compare|plugins|check|keygen|ledger)\b[^`\n;]*)",
+        rf"(?:^|[`/ ])(cohortium (?:{'|'.join(names)})\b[^`\n;]*)",
         re.MULTILINE,
     )
     lines = set()

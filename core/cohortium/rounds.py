@@ -209,6 +209,8 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=self._warnings(),
+            data=ready.splits.name,
+            source=ready.splits.source,
             classes=setting.spec.classes,
             secrecy=setting.aggregator.secrecy(setting.cohort),
             sizes=tuple(len(hand) for hand in ready.hands),

@@ -19,6 +19,7 @@ from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
+from cohortium.cli._report import report
 from cohortium.cli._run import run
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, run, plan, audit, compare),
+        "Study": (init, run, plan, report, compare, audit),
         "Model": (predict, export),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check),
