@@ -30,7 +30,7 @@ account policy statement
 training record evaluation
 plugin
 coordinator site
-preparation hospital testing
+preparation hospital testing scaffold
 rounds planning
 auditing
 federation

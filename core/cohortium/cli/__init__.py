@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cohortium.cli._ledger import ledger
+from cohortium.cli._new_plugin import new_plugin
 from cohortium.cli._promises import Settings, Study, audit, plan
 from cohortium.errors import CohortiumError
 
@@ -193,6 +194,7 @@ def keygen(
 app.command()(plan)
 app.command()(audit)
 app.command()(ledger)
+app.command()(new_plugin)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
