@@ -85,7 +85,7 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|keygen|ledger)\b[^`\n;]*)",
+        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|new-plugin|keygen|ledger)\b[^`\n;]*)",
         re.MULTILINE,
     )
     lines = set()

@@ -16,9 +16,13 @@ def new_plugin(
     role: Annotated[str, typer.Option(help=f"What it is to be: {', '.join(ROLES)}.")],
     out: Annotated[Path, typer.Option(help="Folder that the package's own is made in.")] = Path(),
 ) -> None:
-    """Write the package of a plugin that installs, is found, and passes its check at once.
+    """Write a package to start a plugin from.
 
-    Example: `cohortium new-plugin my-model --role model`.
+    It installs, is found, and passes its check and its own tests at once.
+
+    Examples:
+      cohortium new-plugin my-model --role model
+      cohortium new-plugin my-table --role observer --out ~/plugins
     """
     from cohortium import scaffold
     from cohortium.catalog import discover
