@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from cohortium import discover, hooks, study
@@ -84,10 +85,8 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
 
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
-    pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|new-plugin|keygen|ledger)\b[^`\n;]*)",
-        re.MULTILINE,
-    )
+    known = "|".join(typer.main.get_group(app).commands)
+    pattern = re.compile(rf"(?:^|[`/ ])(cohortium (?:{known})\b[^`\n;]*)", re.MULTILINE)
     lines = set()
     for page in PAGES:
         for match in pattern.finditer(page.read_text("utf-8").replace("\\\n", " ")):
