@@ -25,6 +25,8 @@ from cohortium.randomness import Randomness
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FOLLOWED = ROOT / "docs" / "tutorial.md"
+"""Its blocks are the files of one package, which `test_tutorial.py` writes down and uses."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # A full quick start, and packages that a block writes about rather than runs.
@@ -34,6 +36,8 @@ SLOW = "rounds=60"
 def blocks(language: str) -> list[object]:
     found: list[object] = []
     for page in PAGES:
+        if page == FOLLOWED:
+            continue
         for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
             if match[1] == language:
                 marks = [pytest.mark.slow] if SLOW in match[2] else []
