@@ -137,3 +137,16 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_cell_of_the_comparison_was_checked() -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    cells = [cell for row in rows for cell in row.strip("|").split("|")[1:] if row[2] != "|"]
+    assert cells
+    assert [cell for cell in cells if not re.search(r"\[\^[cfp]-\w+\] $", cell)] == []
+    notes = dict(re.findall(r"^\[\^([\w-]+)\]: (.*)$", text, re.MULTILINE))
+    assert set(re.findall(r"\[\^([\w-]+)\](?!:)", text)) == set(notes)
+    for name, note in notes.items():
+        for path in re.findall(r"`((?:core|plugins|tests)/[^`]+)`", note if name[0] == "c" else ""):
+            assert (ROOT / path).exists(), path
