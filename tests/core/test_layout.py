@@ -32,7 +32,7 @@ training history facts record evaluation
 plugin
 setting workplace
 coordinator site
-preparation hospital testing
+preparation hospital testing scaffold
 classifier pictures
 exporting
 rounds planning

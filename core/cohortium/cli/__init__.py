@@ -17,6 +17,7 @@ from cohortium.cli._help import Grouped, Worded, help_of
 from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
+from cohortium.cli._new_plugin import new_plugin
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
 from cohortium.cli._report import report
@@ -35,7 +36,7 @@ GROUPS = MappingProxyType(
         "Study": (init, run, plan, report, compare, audit),
         "Model": (predict, export),
         "Hospital": (ledger, keygen),
-        "Plugins": (plugins, check),
+        "Plugins": (plugins, check, new_plugin),
     }
 )
 """Every command, under the heading that the help gives it."""
