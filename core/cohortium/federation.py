@@ -85,12 +85,13 @@ class Federation:
     A role is an instance, or the name under which an installed plugin offers one with its
     defaults.  Nothing is loaded or trained before `run`.
 
-    >>> from cohortium import Federation
-    >>> Federation(
-    ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
-    ...     aggregator="secagg", sites=10, rounds=3,
-    ... ).partitioner
-    IID()
+    Examples:
+        >>> from cohortium import Federation
+        >>> Federation(
+        ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
+        ...     aggregator="secagg", sites=10, rounds=3,
+        ... ).partitioner
+        IID()
 
     Attributes:
         dataset: Where the images come from.

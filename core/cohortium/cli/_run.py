@@ -52,7 +52,7 @@ def run(
     from cohortium import study as studies
     from cohortium.catalog import discover
 
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    names = [*([] if quiet or as_json else ["progress"]), *(observe or [])]
     if study is not None and grids.is_grid(study):
         run_grid(
             study,
