@@ -19,7 +19,9 @@ from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
+from cohortium.cli._report import report
 from cohortium.cli._run import run
+from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (run, plan, audit, compare),
+        "Study": (run, plan, report, compare, audit),
+        "Model": (predict, export),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check, new_plugin),
     }
