@@ -18,7 +18,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from cohortium import discover, grid, hooks, study
-from cohortium.cli import GROUPS, app
+from cohortium.cli import app
 from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
 from cohortium.randomness import Randomness
