@@ -49,7 +49,6 @@ def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> R
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
         folder.write_study(ready.federation.as_toml())
-        folder.write_facts(DataFacts.of(ready.splits))
     is_private = ready.setting.plan.mechanism is not None
     ledger = folder.create_ledger() if folder is not None and is_private else None
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
@@ -111,6 +110,8 @@ class Run:
         outcome, phases, training = self._attempts(number, exchange)
         weights = vector.named(self.coordinator.net)
         if self.folder is not None:
+            if not self.history:
+                self.folder.write_facts(DataFacts.of(self.ready.splits))
             self.folder.write_checkpoint(weights, rounds=number + 1)
         every = self.ready.federation.evaluate_every
         due = every and ((number + 1) % every == 0 or number + 1 == setting.cohort.rounds)
