@@ -5,28 +5,27 @@ Where a field is the simulator's knowledge (a real coordinator would not have it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 from attrs import frozen
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cohortium.guarantee import Guarantee
-    from cohortium.metrics import Scores
+from cohortium.guarantee import Guarantee
+from cohortium.metrics import Scores
 
 
 @frozen(kw_only=True)
 class RunStarted:
-    """A run begins.
+    """A run begins, or goes on after it was broken off.
 
     Attributes:
         folder: Where its record goes, or None.
-        rounds: To come.
+        rounds: Of the whole run.
         sites: In the federation.
         parameters: P, the length of the update.
         guarantee: What the whole run promises, or None.
         warnings: What a careful reader should be told before it starts.
+        history: Rounds that were finished before, in order, where the run goes on.
         sizes: Training examples at each site; the simulator's knowledge, else None.
         histograms: Examples of each class at each site; the simulator's knowledge, else None.
     """
@@ -37,6 +36,7 @@ class RunStarted:
     parameters: int
     guarantee: Guarantee | None
     warnings: tuple[str, ...] = ()
+    history: tuple[RoundFinished, ...] = ()
     sizes: tuple[int, ...] | None = None
     histograms: tuple[tuple[int, ...], ...] | None = None
 
