@@ -55,10 +55,11 @@ class Origin:
         Raises:
             StudyError: It is another study, other data, or another plan.
         """
+        which = ", ".join(self.changes(now)) or "no version has changed"
         if self.study != now.study:
             raise StudyError(
                 "the study is not the one that the run was begun with; put its study.toml back as "
-                "it was, or begin another run."
+                f"it was ({which}), or begin another run."
             )
         if self.data != now.data:
             raise StudyError(
@@ -66,7 +67,6 @@ class Origin:
                 "put them back, or begin another run."
             )
         if self.plan != now.plan:
-            which = ", ".join(self.changes(now)) or "no version has changed"
             raise StudyError(
                 "the installed code plans this study's privacy otherwise than when the run was "
                 f"begun ({which}); go on with the versions of then, or begin another run."

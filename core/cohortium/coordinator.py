@@ -96,22 +96,22 @@ class Coordinator:
         )
         self._stage += 1
         self._answered = set()
-        return Requests(messages.encode(request), asked.each)
+        return Requests(messages.encode(request), asked.each, asked.phase)
 
-    def receive(self, site: SiteId, reply: bytes) -> None:
-        """Take in one site's reply, whatever it is."""
+    def receive(self, site: SiteId, reply: bytes) -> bool:
+        """Take in one site's reply, whatever it is; whether it was of use."""
         if site not in self._uploads or site in self._failures or site in self._answered:
-            return
+            return False
         self._uploads[site] += len(reply)
         try:
             message: Reply | Refusal = messages.decode_either(reply, Reply, Refusal)
         except MessageError as error:
             self._fail(site, "malformed", str(error))
-            return
+            return False
         if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
             stray = self._failure(site, "stale", "its reply belongs to another attempt or stage.")
             self._strays[site] = stray
-            return
+            return False
         self._answered.add(site)
         self._strays.pop(site, None)
         if isinstance(message, Refusal):
@@ -121,6 +121,7 @@ class Coordinator:
                 self._session.receive(site, message.body)
             except MessageError as error:
                 self._fail(site, "malformed", str(error))
+        return site not in self._failures
 
     def close(self) -> Outcome:
         """End the attempt and move the weights.

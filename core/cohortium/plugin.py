@@ -33,6 +33,7 @@ from cohortium.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    SiteAnswered,
     SiteFailed,
 )
 from cohortium.guarantee import Guarantee
@@ -136,6 +137,7 @@ __all__ = [
     "Scores",
     "Secrecy",
     "Seeds",
+    "SiteAnswered",
     "SiteFailed",
     "SiteId",
     "SitePrivacy",

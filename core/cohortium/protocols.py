@@ -211,8 +211,12 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """Is told of the run's events, and can change nothing."""
+    """Is told of the run's events, and can change nothing.
+
+    An error in a listener ends the run, and the run waits while one works: be quick, above all
+    with `SiteAnswered`, which comes for every site in every exchange.
+    """
 
     def watch(self) -> Callable[[Event], None]:
-        """A listener for one run."""
+        """A listener for one run, which passes over the events that it has no use for."""
         ...

@@ -1,0 +1,115 @@
+"""`cohortium run` and `resume`: a study is run, or goes on, and is watched."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cohortium.cli._options import Settings, Study
+from cohortium.cli._stopping import interruptible
+
+if TYPE_CHECKING:
+    from cohortium.federation import Federation
+    from cohortium.protocols import Observer
+    from cohortium.record import Result
+
+Observe = Annotated[list[str] | None, typer.Option(help="An observer to tell; may be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
+
+
+def run(
+    study: Study = None,
+    *,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
+    ] = None,
+    observe: Observe = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study; without one, the quick start.
+
+    The quick start deals made-up blood cells to ten simulated hospitals, and trains under
+    differential privacy and secure aggregation.
+
+    Examples:
+      cohortium run
+      cohortium run study.toml --out runs/first
+      cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
+      cohortium run study.toml --observe tensorboard --json > result.json
+    """
+    from cohortium import study as studies
+
+    federation = studies.read(study, settings or [])
+    observers = _observers(federation, observe, is_quiet=quiet or as_json)
+    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    with interruptible(folder) as stop:
+        result = federation.run(folder, observers=observers, stop=stop)
+    _tell(result, as_json=as_json)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that was broken off.")],
+    *,
+    observe: Observe = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped, killed or failed.
+
+    It goes on after the last round that was finished, with the study in the folder.
+
+    Examples:
+      cohortium resume runs/first
+    """
+    from cohortium import study as studies
+    from cohortium.folder import study_of
+
+    federation = studies.read(study_of(folder))
+    observers = _observers(federation, observe, is_quiet=quiet or as_json)
+    with interruptible(folder) as stop:
+        result = federation.resume(folder, observers=observers, stop=stop)
+    _tell(result, as_json=as_json)
+
+
+def _observers(
+    federation: Federation, wanted: list[str] | None, *, is_quiet: bool
+) -> list[Observer]:
+    """The command's own observers, and those asked for, beside those that the study names."""
+    from cohortium import composition
+    from cohortium.catalog import discover
+
+    names = ["events", *([] if is_quiet else ["progress"]), *(wanted or [])]
+    catalog = discover()
+    return [
+        composition.make(catalog, "observer", {"name": name}, where="--observe")
+        for name in dict.fromkeys(names)
+        if name not in federation.observers
+    ]
+
+
+def _tell(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_result(result)
+
+
+def _print_result(result: Result) -> None:
+    accuracy = "none (no test images)" if result.accuracy is None else f"{result.accuracy:.2%}"
+    rows = [
+        ("test accuracy", accuracy),
+        ("guarantee", str(result.guarantee or "none: nothing here is private")),
+        ("uploads", f"{result.upload_bytes_per_site_per_round:,} bytes per site and round at most"),
+        ("time", f"{result.seconds.total:.1f} s"),
+        ("weights", result.weights_sha256[:16]),
+        ("record", str(result.folder)),
+    ]
+    for label, value in rows:
+        typer.echo(f"{label:>14}  {value}")
