@@ -25,7 +25,7 @@ from cohortium.rounds import Rounds
 from cohortium.spending import Price
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from cohortium.data import Examples
@@ -92,6 +92,7 @@ class Run:
         lost: Attempts that were begun, and cannot be made again.
         changes: What is of another version than when it was begun.
         seconds: That it has taken before this process.
+        plugins: By role, the plugin that its part is of.
     """
 
     ready: Ready
@@ -105,11 +106,16 @@ class Run:
     lost: int = field(default=0, init=False)
     changes: tuple[str, ...] = field(default=(), init=False)
     seconds: float = field(default=0.0, init=False)
+    plugins: Mapping[str, str] = field(init=False)
     _started: float = field(init=False, repr=False, factory=time.perf_counter)
 
     @goal.default
     def _all(self) -> int:
         return self.ready.setting.cohort.rounds
+
+    @plugins.default
+    def _plugins_of(self) -> Mapping[str, str]:
+        return self.ready.federation.plugins()
 
     @property
     def folder(self) -> RunFolder | None:
@@ -118,7 +124,7 @@ class Run:
 
     def keep_in(self, folder: RunFolder, study: str) -> None:
         """Keep it in `folder`, with `study` as it was resolved."""
-        self.record = folder, _origin(self.ready, study)
+        self.record = folder, _origin(self.ready, study, self.plugins)
 
     @property
     def can_repeat(self) -> bool:
@@ -325,7 +331,7 @@ class Run:
             ),
             weights_sha256=vector.fingerprint(self.coordinator.net),
             versions=versions(),
-            plugins=self.ready.federation.plugins(),
+            plugins=self.plugins,
             history=history,
             weights=vector.named(self.coordinator.net),
             folder=None if self.folder is None else self.folder.path,
@@ -337,7 +343,7 @@ class Run:
             listener(event)
 
 
-def _origin(ready: Ready, study: str) -> Origin:
+def _origin(ready: Ready, study: str, plugins: Mapping[str, str]) -> Origin:
     """What a run of `ready` begins with, or goes on with."""
     plan = ready.setting.plan
     dealt = [np.ascontiguousarray(hand, dtype="<i8").tobytes() for hand in ready.hands]
@@ -346,7 +352,7 @@ def _origin(ready: Ready, study: str) -> Origin:
         study=_digest(study.encode()),
         data=_digest(ready.splits.train.fingerprint, *dealt),
         plan=_digest(msgspec.msgpack.encode(terms)),
-        versions={**versions(), **ready.federation.plugins()},
+        versions={**versions(), **plugins},
     )
 
 
