@@ -14,11 +14,11 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import attrs
@@ -27,7 +27,7 @@ import torch
 from attrs import frozen
 
 from bed import tiny
-from cohortium import Federation, federation, running
+from cohortium import Federation, federation, record, running
 from cohortium.catalog import discover
 from cohortium.errors import CohortiumError
 from cohortium.folder import RunFolder
@@ -37,8 +37,7 @@ from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
 
-MOMENTUM = {"server_optimizer": "adam", "server_learning_rate": 0.05}
-ROUNDS = 4
+ROUNDS = 3
 
 
 @frozen(kw_only=True)
@@ -57,9 +56,9 @@ def study(name: str) -> Federation:
     parts: dict[str, Any] = {"rounds": ROUNDS, "sites": 4, "threads": 1}
     site_level = Gaussian(unit="site", clip=50.0)
     more: Mapping[str, dict[str, Any]] = {
-        "plain": {"trainer": FedAvg(learning_rate=0.2, **MOMENTUM)},
+        "plain": {"trainer": FedAvg(server_optimizer="adam", server_learning_rate=0.05)},
         "stateful": {"trainer": Teacher(learning_rate=0.1)},
-        "active": {"adversary": "active", "aggregator": SecAgg(), "cohort": 0, "sites": 5},
+        "active": {"adversary": "active", "aggregator": SecAgg(), "sites": 5},
         "seeded": {"privatizer": site_level, "seeded_noise": True, "aggregator": SecAgg()},
         "real": {"privatizer": site_level, "aggregator": SecAgg(), "retries": 2},
         "tight": {"privatizer": site_level},
@@ -134,8 +133,8 @@ def live(order: Mapping[str, Any]) -> dict[str, Any]:
     if "window" in order:
         kill_at(*order["window"])
     if "version" in order:
-        found = running.versions() | {"torch": order["version"]}
-        running.versions = lambda: found
+        versions = record.versions() | {"torch": order["version"]}
+        setattr(running, "versions", lambda: versions)  # noqa: B010 - another module's name
     subject = attrs.evolve(study(order["study"]), **order.get("changes", {}))
     act = subject.resume if order["act"] == "resume" else subject.run
     if "calls" in order:
@@ -160,7 +159,7 @@ def serve() -> None:
     import torch._dynamo  # noqa: F401 - which optimizers import
 
     found = discover()
-    federation.discover = lambda: found
+    setattr(federation, "discover", lambda: found)  # noqa: B010 - another module's name
     for line in sys.stdin:
         reader, writer = os.pipe()
         child = os.fork()
@@ -180,8 +179,31 @@ def serve() -> None:
         print(json.dumps({"status": os.waitstatus_to_exitcode(status), **answer}), flush=True)  # noqa: T201
 
 
-STUDIES = MappingProxyType({"repeatable": ("plain", "stateful", "active", "seeded")})
+class Nursery:
+    """The other end: orders for a nursery in a process of its own."""
+
+    def __init__(self) -> None:
+        here = str(Path(__file__).parent)
+        paths = [here, *map(os.path.abspath, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        )
+
+    def order(self, **order: Any) -> dict[str, Any]:
+        """What became of a child: its exit status, and what it said of its run."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        self._process.communicate()
+
 
 if __name__ == "__main__":
-    assert Path(__file__).is_file()
     serve()
