@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from typing import TYPE_CHECKING, Self
 
@@ -12,11 +13,13 @@ from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
+from cohortium.record import PREDICTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cohortium.metrics import Predictions
     from cohortium.record import Result
 
 LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
@@ -151,6 +154,25 @@ class RunFolder:
         if checkpoint.rounds:
             weights = {name: w.contiguous() for name, w in checkpoint.server["weights"].items()}
             self._write(WEIGHTS, save(weights, metadata={"rounds": str(checkpoint.rounds)}))
+
+    def write_predictions(self, predictions: Predictions) -> None:
+        """Keep what was said of each test image, so that runs can be compared image by image.
+
+        It goes into `simulation/`, as all does that only a simulator knows; see `predictions_of`.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            probabilities=predictions.probabilities.astype(np.float32),
+            labels=predictions.labels,
+            classes=np.array(predictions.classes),
+        )
+        self._write(PREDICTIONS, buffer.getvalue())
 
     def write_result(self, result: Result) -> None:
         """Keep the result."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import platform
+import zipfile
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
 
+from cohortium.errors import StudyError
 from cohortium.history import html_table
+from cohortium.metrics import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,6 +99,7 @@ class Result:
             "loss": None if scores is None else scores.loss,
             "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
             "confusion": None if scores is None else scores.confusion,
+            "validation": self._validation(),
             "calibration": [attrs.asdict(part) for part in bins],
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
@@ -126,3 +130,41 @@ class Result:
             "record": "not kept" if self.folder is None else str(self.folder),
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
+
+    def _validation(self) -> dict[str, float | None] | None:
+        """How the final weights do on the validation images, by which a study may be chosen."""
+        scores = self.history[-1].scores if self.history else None
+        if scores is None:
+            return None
+        return {
+            "accuracy": scores.accuracy,
+            "balanced_accuracy": scores.balanced_accuracy,
+            "auc": scores.auc,
+        }
+
+
+PREDICTIONS = "simulation/predictions.npz"
+"""Where a run's folder has them: beside all else that only a simulator knows."""
+
+
+def predictions_of(folder: Path) -> Predictions:
+    """What the run in `folder` said of each test image.
+
+    Raises:
+        StudyError: The file is not there, or damaged.
+    """
+    import numpy as np
+
+    path = folder / PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return Predictions(
+                data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
+            )
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{folder} has no predictions for test images; name a finished run on a data set that "
+            "has some."
+        ) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StudyError(f"{path} is damaged; run that study again.") from error

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cohortium.data import Examples
     from cohortium.events import Event
-    from cohortium.metrics import Scores
+    from cohortium.metrics import Predictions, Scores
     from cohortium.preparation import Ready
     from cohortium.protocols import Observer
     from cohortium.rounds import Played
@@ -194,7 +194,7 @@ class Run:
             self.attempt = rounds.attempt
             self._finish(number, played, watch, began)
         test = self._evaluation(self.ready.splits.test)
-        return self._end(None if test is None else test.score(self.coordinator.net))
+        return self._end(None if test is None else test.predict(self.coordinator.net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
         setting = self.ready.setting
@@ -292,15 +292,18 @@ class Run:
             )
         return tuple(found)
 
-    def _end(self, scores: Scores | None) -> Result:
+    def _end(self, predictions: Predictions | None) -> Result:
         """After the last round: keep the result, and tell."""
         if not self.history:
             raise RunError(
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
             )
+        scores = None if predictions is None else predictions.scores
         result = self._result(scores)
         if self.folder is not None:
+            if predictions is not None:
+                self.folder.write_predictions(predictions)
             self.folder.write_result(result)
         self.tell(
             RunFinished(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._grid import DryRun, Jobs, Only, run_grid
 from cohortium.cli._options import Settings, Study
 from cohortium.cli._stopping import interruptible
+from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
     from cohortium.federation import Federation
@@ -27,13 +29,17 @@ def run(
     *,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
+        Path | None,
+        typer.Option(help="Folder for the record; default runs/DATE-TIME, of a grid runs/NAME."),
     ] = None,
+    only: Only = None,
+    jobs: Jobs = 1,
+    dry_run: DryRun = False,
     observe: Observe = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study; without one, the quick start.
+    """Run a study, or go on with a grid of them; without one, the quick start.
 
     The quick start deals made-up blood cells to ten simulated hospitals, and trains under
     differential privacy and secure aggregation.
@@ -42,12 +48,29 @@ def run(
       cohortium run
       cohortium run study.toml --out runs/first
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
+      cohortium run grid.toml --only sites=10 --jobs 2
       cohortium run study.toml --observe tensorboard --json > result.json
     """
+    from cohortium import grid as grids
     from cohortium import study as studies
 
+    names = _names(observe, is_quiet=quiet or as_json)
+    if study is not None and grids.is_grid(study):
+        run_grid(
+            study,
+            settings=settings or [],
+            out=out,
+            only=only or [],
+            jobs=jobs,
+            dry_run=dry_run,
+            observe=names,
+            as_json=as_json,
+        )
+        return
+    if only or dry_run or jobs != 1:
+        raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
-    observers = _observers(federation, observe, is_quiet=quiet or as_json)
+    observers = _observers(federation, names)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with interruptible(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop)
@@ -72,20 +95,22 @@ def resume(
     from cohortium.folder import study_of
 
     federation = studies.read(study_of(folder))
-    observers = _observers(federation, observe, is_quiet=quiet or as_json)
+    observers = _observers(federation, _names(observe, is_quiet=quiet or as_json))
     with interruptible(folder) as stop:
         result = federation.resume(folder, observers=observers, stop=stop)
     _tell(result, as_json=as_json)
 
 
-def _observers(
-    federation: Federation, wanted: list[str] | None, *, is_quiet: bool
-) -> list[Observer]:
-    """The command's own observers, and those asked for, beside those that the study names."""
+def _names(wanted: list[str] | None, *, is_quiet: bool) -> list[str]:
+    """Names of the command's own observers, and of those asked for."""
+    return ["events", *([] if is_quiet else ["progress"]), *(wanted or [])]
+
+
+def _observers(federation: Federation, names: list[str]) -> list[Observer]:
+    """Those of `names` that the study does not name itself."""
     from cohortium import composition
     from cohortium.catalog import discover
 
-    names = ["events", *([] if is_quiet else ["progress"]), *(wanted or [])]
     catalog = discover()
     return [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
