@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 from typing import TYPE_CHECKING, Self
 
 from attrs import field, frozen
@@ -16,7 +17,7 @@ from cohortium.ledger import Ledger
 from cohortium.record import PREDICTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from cohortium.metrics import Predictions
@@ -62,6 +63,7 @@ class RunFolder:
             # Once more: another process may have had the same folder in mind.
             _require_blank(path)
             folder._write(STUDY, study.encode())
+            folder.log.open_for_run()
         except BaseException:
             folder.close()
             raise
@@ -85,6 +87,8 @@ class RunFolder:
                 raise RunError(f"cannot write to {path}: {error.strerror}.") from error
             if not folder.log.is_complete:
                 folder.sweep()
+                if not is_begun(path):
+                    folder.log.open_for_run()
                 return folder
             folder.close()
         raise StudyError(f"the run in {path} is finished; its result is {path / RESULT}.")
@@ -116,14 +120,41 @@ class RunFolder:
         """The folder of what simulated sites keep from round to round."""
         return self.path / STATES
 
+    @property
+    def how_to_resume(self) -> str:
+        """The command with which the run goes on."""
+        return how_to_resume(self.path)
+
+    def kept_states(self) -> tuple[str, ...]:
+        """Names of the files in `states`."""
+        return tuple(sorted(path.name for path in self.states.glob("*.safetensors")))
+
+    def require_states(self, names: Collection[str]) -> None:
+        """Refuse to go on without what sites have kept.
+
+        Raises:
+            RunError: Some of `names` are gone.
+        """
+        gone = sorted({*names} - {*self.kept_states()})
+        if gone:
+            raise RunError(
+                f"{self.states / gone[0]} is gone, though a site needs what it kept there; put the "
+                "whole folder back as it was, or begin another run."
+            )
+
     def ledger(self) -> Ledger:
-        """A ledger of what the simulated sites spend, made unless it is there.
+        """A ledger of what the simulated sites spend; made only where no round has begun.
 
         Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process:
         waiting for the disk 600 times would take longer than the sums.
         """
         ledger = Ledger(self.path / LEDGER, is_synced=False)
         if not ledger.path.exists():
+            if self.log.begun >= 0:
+                raise RunError(
+                    f"{ledger.path} is gone, though attempts are charged there; put the whole "
+                    "folder back as it was, or begin another run."
+                )
             ledger.create()
         return ledger
 
@@ -134,10 +165,15 @@ class RunFolder:
             RunError: It is damaged, or was lost.
         """
         checkpoint = Checkpoint.read(self.path / CHECKPOINT)
+        gone = None
         if checkpoint is None and self.log.begun >= 0:
+            gone = self.path / CHECKPOINT
+        elif checkpoint is not None and not self.log.is_opened:
+            gone = self.path / LOG
+        if gone is not None:
             raise RunError(
-                f"{self.path / CHECKPOINT} is gone, though the run had begun; put it back, or "
-                "begin another run."
+                f"{gone} is gone, though the run had begun; put the whole folder back as it was, "
+                "or begin another run."
             )
         return checkpoint
 
@@ -204,6 +240,11 @@ def study_of(path: Path) -> Path:
     return path / STUDY
 
 
+def how_to_resume(path: Path) -> str:
+    """The command with which the run in `path` goes on."""
+    return f"`cohortium resume {shlex.quote(str(path))}`"
+
+
 def is_begun(path: Path) -> bool:
     """Whether `path` holds a run from which there is something to go on with."""
     return (path / CHECKPOINT).exists()
@@ -219,7 +260,7 @@ def _require_blank(path: Path) -> None:
         raise StudyError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
         raise StudyError(
-            f"{path} holds a run that is not finished: go on with it by `cohortium resume {path}`, "
-            "or give another folder with --out."
+            f"{path} holds a run that is not finished: go on with {how_to_resume(path)}, or give "
+            "another folder with --out."
         )
     raise StudyError(f"{path} is not empty; give another folder with --out.")

@@ -32,7 +32,7 @@ plugin
 setting workplace
 coordinator site
 preparation hospital testing
-rounds planning running
+rounds planning standing running
 auditing
 federation
 reporting
