@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -412,7 +412,7 @@ def test_an_optimizer_that_cannot_be_written_down_is_told_before_the_first_round
 
 @frozen
 class Wide:
-    """A network of a megabyte that is quick."""
+    """A network that is quick, and not small."""
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)
@@ -420,7 +420,7 @@ class Wide:
     def build(self, spec: DataSpec, seed: int) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return torch.nn.Sequential(torch.nn.Linear(64, 4096), torch.nn.Linear(4096, 4))
+            return torch.nn.Sequential(torch.nn.Linear(64, 1024), torch.nn.Linear(1024, 4))
 
 
 @pytest.mark.slow
@@ -443,6 +443,6 @@ def test_memory_does_not_grow_over_five_hundred_rounds(tmp_path: Path) -> None:
     )  # fmt: skip
     study.run(tmp_path / "run", observers=[Events(), Weigh()])
     memory, objects = np.subtract(seen[499], seen[100])
-    # A vector has a megabyte, and a round leaves its line in the history.
+    # 400 vectors would be 100 megabytes, and a round leaves its line in the history.
     assert memory < 20 << 20
     assert objects < 399 * 200
