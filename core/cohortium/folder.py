@@ -8,24 +8,26 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Self
 
+import attrs
 from attrs import field, frozen
 
 from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
-from cohortium.record import PREDICTIONS
+from cohortium.record import BEST, FACTS, LAST, PREDICTIONS, RESULT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
+    from torch import Tensor
+
     from cohortium.metrics import Predictions
-    from cohortium.record import Result
+    from cohortium.record import DataFacts, Result
 
 LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
-WEIGHTS = "checkpoint/weights.safetensors"
-STUDY, RESULT, LEDGER, STATES = "study.toml", "result.json", "ledger.sqlite", "sites"
+STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "sites"
 """Where things are in a run's folder."""
 
 
@@ -183,13 +185,33 @@ class RunFolder:
         Raises:
             RunError: It cannot be written; the checkpoint before stands.
         """
-        from safetensors.torch import save
-
         with self._writing(CHECKPOINT) as target:
             checkpoint.write(target)
         if checkpoint.rounds:
-            weights = {name: w.contiguous() for name, w in checkpoint.server["weights"].items()}
-            self._write(WEIGHTS, save(weights, metadata={"rounds": str(checkpoint.rounds)}))
+            notes = {"rounds": str(checkpoint.rounds)}
+            self._write_weights(LAST, checkpoint.server["weights"], notes)
+
+    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
+        """Keep, beside the last weights, those that have done best so far.
+
+        Args:
+            weights: By name.
+            rounds: After how many rounds.
+            accuracy: On the public validation images.
+
+        Raises:
+            RunError: They cannot be written.
+        """
+        self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
+
+    def write_facts(self, facts: DataFacts) -> None:
+        """Keep what a user of the weights needs to know of the data.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
+        self._write(FACTS, text.encode() + b"\n")
 
     def write_predictions(self, predictions: Predictions) -> None:
         """Keep what was said of each test image, so that runs can be compared image by image.
@@ -214,6 +236,14 @@ class RunFolder:
         """Keep the result."""
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         self._write(RESULT, text.encode() + b"\n")
+
+    def _write_weights(
+        self, name: str, weights: Mapping[str, Tensor], notes: dict[str, str]
+    ) -> None:
+        from safetensors.torch import save
+
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+        self._write(name, save(tensors, metadata=notes))
 
     def _write(self, name: str, data: bytes) -> None:
         with self._writing(name) as target:

@@ -17,7 +17,7 @@ from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
 from cohortium.folder import RunFolder
 from cohortium.history import History
-from cohortium.record import Result, Seconds, versions
+from cohortium.record import DataFacts, Result, Seconds, versions
 from cohortium.rounds import Rounds
 from cohortium.standing import Standing, origin_of
 
@@ -113,6 +113,8 @@ class Run:
 
     def _to_end(self, exchange: Exchange) -> Result:
         standing = self.standing
+        if self.folder is not None:
+            self.folder.write_facts(DataFacts.of(self.ready.splits))
         standing.keep()
         self.tell(self._start())
         watch = self._evaluation(self.ready.splits.validation)
@@ -175,6 +177,8 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=self.standing.warnings(),
+            data=ready.splits.name,
+            source=ready.splits.source,
             history=tuple(self.standing.history),
             classes=setting.spec.classes,
             secrecy=setting.aggregator.secrecy(setting.cohort),

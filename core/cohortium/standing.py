@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from attrs import define, field
 
+from cohortium import vector
 from cohortium.checkpoint import Checkpoint, Origin
 from cohortium.record import versions
 from cohortium.spending import Price
@@ -95,6 +96,7 @@ class Standing:
             self.lost = self.attempt - checkpoint.attempt
         cohort = self.ready.setting.cohort
         self.goal = min(cohort.rounds, checkpoint.rounds + cohort.attempts - self.attempt)
+        self._keep_best()
 
     def begin(self, attempt: int) -> None:
         """Note that `attempt` begins.
@@ -116,6 +118,7 @@ class Standing:
         if self.folder is not None:
             self.folder.log.finish(event)
         self.keep()
+        self._keep_best()
 
     def keep(self) -> None:
         """Make it durable how things stand.
@@ -136,6 +139,15 @@ class Standing:
                 server=self.coordinator.state(),
             )
         )
+
+    def _keep_best(self) -> None:
+        """Keep the weights as they are, if no round did as well on the validation images."""
+        scored = [event.scores.accuracy for event in self.history if event.scores is not None]
+        if self.folder is None or not self.history or self.history[-1].scores is None:
+            return
+        if scored[-1] > max(scored[:-1], default=-1.0):
+            weights = vector.named(self.coordinator.net)
+            self.folder.write_best(weights, rounds=len(self.history), accuracy=scored[-1])
 
     def warnings(self) -> tuple[str, ...]:
         """What a careful reader should be told before it begins, or goes on."""

@@ -31,7 +31,9 @@ training history checkpoint record folder evaluation
 plugin
 setting workplace
 coordinator site
-preparation hospital testing
+preparation hospital testing scaffold
+classifier pictures
+exporting
 rounds planning standing running
 auditing
 federation
