@@ -229,8 +229,8 @@ def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:
     result = json.loads((out / "sites=4" / "seed-1" / "result.json").read_text())
     (line,) = json.loads(stdout)
     assert line["images"] == "validation"
-    assert line["accuracy_mean"] == result["validation"]["accuracy"]
-    assert line["auc_mean"] == result["validation"]["auc"] != result["auc"]
+    assert line["accuracy_mean"] == result["history"][-1]["accuracy"]
+    assert line["auc_mean"] == result["history"][-1]["auc"] != result["auc"]
 
 
 def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:

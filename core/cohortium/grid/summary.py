@@ -67,7 +67,8 @@ class Row:
     def figure(self, seed: int, metric: str) -> float | None:
         """Of one run; None if it has none."""
         result = self.results[seed]
-        scores = result if self.images == "test" else result["validation"] or {}
+        # A round's figures are of the validation images.
+        scores = result if self.images == "test" else result["history"][-1]
         value: float | None = scores.get(metric)
         return value
 
