@@ -17,7 +17,7 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class ResNet9:
-    """The ResNet-9 of fast CIFAR-10 training (Page 2018), 4.9 M parameters at width 64.
+    """The ResNet-9 of fast CIFAR-10 training (Page 2018), 6.6 M parameters at width 64.
 
     A stem, a wider block, a residual pair, twice; convolutions of 3×3 without bias, each followed
     by a norm and a ReLU, and 2×2 max-pooling wherever the width doubles.

@@ -72,6 +72,12 @@ def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
     assert cells[1].tables["privatizer"]["clip"] == 7.0
 
 
+def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
+    exclude = '[grid]\nexclude = [{ sites = 4, privacy = "off" }, { sites = 5, privacy = "on" }]\n'
+    grid = grids.read(write(tmp_path, exclude + GRID.replace("[grid]\n", "", 1) + STUDY))
+    assert [cell.name for cell in grid.cells()] == ["sites=4,privacy=on", "sites=5,privacy=off"]
+
+
 def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
     grid = grids.read(write(tmp_path, GRID + STUDY))
     chosen = grid.select(["sites=4", "sites=5", "privacy=on", "seed=2"])
@@ -107,6 +113,8 @@ def test_settings_reach_every_cell_but_not_what_the_grid_varies(tmp_path: Path) 
         ("[grid]\nprivacy = 3", "a list of values, or a table"),
         ("[grid.privacy.on]\nprivatiser.epsilon = 1.0", "no [privatiser]; did you mean privatiz"),
         ("grid = 3", "must be a table"),
+        ("[grid]\nexclude = 3", "a list of tables"),
+        ("[grid]\nexclude = [{ sites = 4 }]", "there is no sites = 4"),
         (
             "\n".join(["[grid]", *(f'"model.k{n}" = {list(range(11))}' for n in range(4))]),
             "more than 10000",

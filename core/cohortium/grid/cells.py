@@ -92,6 +92,7 @@ class Grid:
         axes: In the file's order.
         seeds: Every cell is run once with each.
         images: Which its table is of.
+        exclude: Combinations that are no cells: labels on some of the axes.
         base: What all cells share.
         where: How an error names the file.
     """
@@ -100,6 +101,7 @@ class Grid:
     axes: tuple[Axis, ...]
     seeds: tuple[int, ...]
     images: Images
+    exclude: tuple[Mapping[str, str], ...]
     base: Tables
     where: str
 
@@ -112,6 +114,8 @@ class Grid:
         cells = []
         for chosen in itertools.product(*(axis.choices for axis in self.axes)):
             place = {axis.name: c.label for axis, c in zip(self.axes, chosen, strict=True)}
+            if any(each.items() <= place.items() for each in self.exclude):
+                continue
             where = f"{self.where} {', '.join(f'{a}={c}' for a, c in place.items())}".rstrip()
             tables = self.base
             for choice in chosen:
@@ -186,6 +190,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     images = table.pop("images", "test")
     if images not in ("test", "validation"):
         raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
+    exclude = table.pop("exclude", [])
     axes = _axes(table, where=where)
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
     if count > MOST_RUNS:
@@ -198,7 +203,15 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
                 f"--set {setting}: the grid varies {twice.pop()}; choose with --only instead."
             )
         base = study.merge(base, changes, where=f"--set {setting}")
-    return Grid(name=path.stem, axes=axes, seeds=seeds, images=images, base=base, where=where)
+    return Grid(
+        name=path.stem,
+        axes=axes,
+        seeds=seeds,
+        images=images,
+        exclude=_exclude(exclude, axes, where=where),
+        base=base,
+        where=where,
+    )
 
 
 def _seeds(value: Any, base: Tables, *, where: str) -> tuple[int, ...]:
@@ -210,6 +223,19 @@ def _seeds(value: Any, base: Tables, *, where: str) -> tuple[int, ...]:
             f"{where} [grid] seeds must be a list of different whole numbers, such as [1, 2, 3]."
         )
     return tuple(value)
+
+
+def _exclude(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[str, str], ...]:
+    known = {axis.name: {choice.label for choice in axis.choices} for axis in axes}
+    if not isinstance(value, list) or not all(isinstance(each, dict) and each for each in value):
+        raise StudyError(
+            f'{where} [grid] exclude must be a list of tables such as {{ privacy = "on" }}.'
+        )
+    for each in value:
+        for axis, label in each.items():
+            if str(label) not in known.get(axis, ()):
+                raise StudyError(f"{where} [grid] exclude: there is no {axis} = {label}.")
+    return tuple({axis: str(label) for axis, label in each.items()} for each in value)
 
 
 def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
