@@ -41,6 +41,7 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("model", "resnet18", ["width=2", "stem=large", "norm=batch"]),
     ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
+    ("trainer", "fedmic", ["steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]
 """Further parameters, which lead down other paths."""
