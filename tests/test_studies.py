@@ -28,7 +28,7 @@ def one_of_each(cells: tuple[grids.Cell, ...]) -> list[grids.Cell]:
 
 
 def plannable() -> list[object]:
-    found = []
+    found: list[object] = []
     for path in STUDIES:
         if not grids.is_grid(path):
             found.append(pytest.param(path, None, id=path.stem))

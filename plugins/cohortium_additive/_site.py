@@ -154,8 +154,10 @@ def _combine(words: Words, taken: Sequence[bytes], given: Sequence[bytes]) -> No
     """Add the key streams of `taken` to `words` and subtract those of `given`, in place."""
     buffer = bytearray(min(_PIECE, max(words.nbytes, words.itemsize)))
     pad, view = np.frombuffer(buffer, dtype=words.dtype), memoryview(buffer)
-    streams = [(Stream(seed), np.add) for seed in taken]
-    streams += [(Stream(seed), np.subtract) for seed in given]
+    streams: list[tuple[Stream, np.ufunc]] = [
+        *((Stream(seed), np.add) for seed in taken),
+        *((Stream(seed), np.subtract) for seed in given),
+    ]
     for start in range(0, len(words), len(pad)):
         piece = words[start : start + len(pad)]
         for stream, combine in streams:

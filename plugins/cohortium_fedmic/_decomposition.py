@@ -35,4 +35,5 @@ def truncated(matrix: Tensor, *, energy: float) -> Tensor:
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     squares = s.square().cumsum(0)
     rank = int((squares < energy * squares[-1]).sum()) + 1
-    return ((u[:, :rank] * s[:rank]) @ vh[:rank]).to(matrix)
+    kept: Tensor = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    return kept.to(matrix)

@@ -42,6 +42,9 @@ class Sums:
         self.vectors = [RingVector(self.setting.ring, self.setting.ring.of(v)) for v in values]
         self.wanted = values.sum(0)
 
+    def answer(self, site: int, ask: Ask) -> bytes:
+        return self.sites[site].answer(ask, lambda: self.vectors[site])
+
     def play(self, attempt: int = 0) -> list[dict[int, bytes]]:
         self.coordinator.open(attempt, attempt, range(4))
         seen = []
@@ -49,7 +52,7 @@ class Sums:
             replies = {}
             for site, own in asked.each.items():
                 ask = Ask(round=attempt, attempt=attempt, common=asked.common, own=own)
-                replies[site] = self.sites[site].answer(ask, lambda k=site: self.vectors[k])
+                replies[site] = self.answer(site, ask)
                 self.coordinator.receive(site, replies[site])
             seen.append(replies)
         return seen
@@ -113,7 +116,7 @@ def test_one_lost_site_ends_the_attempt_with_the_remedy() -> None:
             asked = sums.coordinator.requests()
             for site, own in asked.each.items():
                 ask = Ask(round=lost_at, attempt=lost_at, common=asked.common, own=own)
-                reply = sums.sites[site].answer(ask, lambda k=site: sums.vectors[k])
+                reply = sums.answer(site, ask)
                 if (stage, site) != (lost_at, 2):
                     sums.coordinator.receive(site, reply)
             if stage == lost_at:

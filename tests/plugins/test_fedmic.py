@@ -89,7 +89,10 @@ def test_each_network_descends_its_own_loss() -> None:
     """The student's gradient is that of L_s with the teacher held still."""
     pair, images, labels = _pair()
     pair(images, labels).sum().backward()
+    assert isinstance(pair.student, nn.Sequential)
     weight = pair.student[-1].weight
+    assert isinstance(weight, nn.Parameter)
+    assert weight.grad is not None
     found = weight.grad.clone()
     pair.zero_grad()
     z_s, z_t = pair.student(images), pair.teacher(images).detach()
