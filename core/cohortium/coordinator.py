@@ -6,18 +6,18 @@ comes back, until nothing is left to ask; then `close` moves the weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from cohortium import messages, vector
-from cohortium.errors import MessageError, TooFewSitesError
+from cohortium.errors import MessageError, RunError, TooFewSitesError
 from cohortium.events import SiteFailed
 from cohortium.vocabulary import Requests
 from cohortium.wire import Refusal, Reply, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -146,6 +146,30 @@ class Coordinator:
             failures=self.failures,
             upload_bytes=max(self._uploads.values(), default=0),
         )
+
+    def state(self) -> dict[str, Any]:
+        """All that the rounds so far have left: weights, server optimizer and its schedule."""
+        return {
+            "weights": vector.named(self.net),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, in this process or another.
+
+        Raises:
+            RunError: It is of another model or another server optimizer.
+        """
+        try:
+            vector.load_named(self.net, state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                "the checkpoint is of another network or server optimizer than the study makes "
+                f"now: {error} Go on with the versions that the run was begun with."
+            ) from error
 
     @property
     def failures(self) -> tuple[SiteFailed, ...]:

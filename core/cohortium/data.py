@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,7 +74,7 @@ class Examples:
         """The number of examples."""
         return len(self.labels)
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
         """SHA-256 of all of it: a hospital's own, to see that its data have changed."""
         digest = hashlib.sha256(repr(self.images.shape).encode())

@@ -10,7 +10,7 @@ class CohortiumError(Exception):
 
     Attributes:
         exit_code: What the command returns: 2 where the request was wrong and nothing has
-            started, 1 where a run had started and failed.
+            started, 1 where a run had started and failed, 130 where somebody stopped it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -44,6 +44,12 @@ class RunError(CohortiumError):
     """A run that had started and cannot go on."""
 
     exit_code = 1
+
+
+class StoppedError(CohortiumError):
+    """A run that somebody has stopped, and that can go on."""
+
+    exit_code = 130
 
 
 class TooFewSitesError(RunError):

@@ -27,7 +27,7 @@ from cohortium.protocols import (
 from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cohortium.preparation import Ready
     from cohortium.record import Result
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
+
+
+def never() -> bool:
+    """No, whenever it is asked."""
+    return False
 
 
 LONGEST = 1e7
@@ -174,26 +179,73 @@ class Federation:
             for role, part in parts.items()
         }
 
-    def run(self, out: str | Path | None = None, *, observers: Sequence[Observer] = ()) -> Result:
+    def run(
+        self,
+        out: str | Path | None = None,
+        *,
+        observers: Sequence[Observer] = (),
+        stop: Callable[[], bool] = never,
+    ) -> Result:
         """Run the study to its end.
 
         Args:
             out: A new or empty folder for the run's record; None keeps nothing on disk.
             observers: Told of every event, beside those that the study names.
+            stop: Asked before every attempt; once it says yes, the run stops there.
 
         Raises:
+            StoppedError: `stop` said so; `resume` goes on.
             CohortiumError: The request was wrong (nothing has started then) or the run failed.
         """
         from cohortium.evaluation import torch_threads
-        from cohortium.rounds import drive
+        from cohortium.running import begin
 
-        named = [_resolved("observer", name) for name in self.observers]
         with torch_threads(self.threads):
-            return drive(
+            return begin(
                 self.prepare(),
                 out=None if out is None else Path(out),
-                observers=[*cast("list[Observer]", named), *observers],
+                observers=self._observers(observers),
+                stop=stop,
             )
+
+    def resume(
+        self,
+        out: str | Path,
+        *,
+        observers: Sequence[Observer] = (),
+        stop: Callable[[], bool] = never,
+    ) -> Result:
+        """Go on with a run of this study that was stopped, killed or failed.
+
+        Args:
+            out: The run's folder.
+            observers: As for `run`; they are told of the rounds before in `RunStarted.history`.
+            stop: As for `run`.
+
+        Guarantees:
+            It goes on from the last round that was finished, with the same weights, optimizer and
+            sites' state.  Without privacy, or with seeded noise, the result has the very weights
+            of a run that was never broken off.  Otherwise an attempt that was broken off counts as
+            spent and a new one takes its place; where no retry is left for it, the run ends with
+            as many rounds fewer, and never with more attempts than the guarantee covers.
+
+        Raises:
+            StudyError: There is no such run, it is finished, another process is at it, or it was
+                begun with another study, other data or another plan.
+            RunError: Its folder is damaged, or the run failed again.
+            StoppedError: `stop` said so.
+        """
+        from cohortium.evaluation import torch_threads
+        from cohortium.folder import RunFolder
+        from cohortium.running import resume
+
+        with RunFolder.reopen(Path(out)) as folder, torch_threads(self.threads):
+            return resume(self.prepare(), folder, observers=self._observers(observers), stop=stop)
+
+    def _observers(self, others: Sequence[Observer]) -> list[Observer]:
+        """Those that the study names, and `others`."""
+        named = [_resolved("observer", name) for name in self.observers]
+        return [*cast("list[Observer]", named), *others]
 
     def prepare(self) -> Ready:
         """Load, deal and plan, so that all that can be refused is refused; train nothing.

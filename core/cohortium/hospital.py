@@ -15,6 +15,7 @@ from cohortium.catalog import discover
 from cohortium.errors import StudyError
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal
+from cohortium.keeping import StateFile
 from cohortium.ledger import Ledger
 from cohortium.policy import SitePolicy
 from cohortium.protocols import Dataset
@@ -41,6 +42,8 @@ class Hospital:
             this name; images that share a person must not have two.
         ledger: The ledger's file.
         journal: What the site's aggregation must not forget over a restart.
+        states: The folder of what trainers keep at the site from round to round, a file for each
+            run that keeps something.
         identity: The file of its signing key; empty where no study asks for one.
         directory: The file of the directory that it has pinned; empty likewise.
         dataset: Its own images.
@@ -52,6 +55,7 @@ class Hospital:
     data: str = field(validator=min_len(1))
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
+    states: str = "states"
     identity: str = ""
     directory: str = ""
     dataset: Dataset
@@ -124,7 +128,12 @@ class Hospital:
             journal=journal,
             policy=self.policy,
             account=self.account,
+            store=StateFile(self.folder / self.states / _name(setting.session), setting.session),
         )
+
+
+def _name(session: bytes) -> str:
+    return f"{session.hex()}.safetensors"
 
 
 def _table(tables: dict[str, Any], name: str, *, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cohortium.clipping import require_per_example, require_separable
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.identity import Directory, Identity
+from cohortium.keeping import StateFile
 from cohortium.randomness import Randomness, Seeds
 from cohortium.setting import Setting
 from cohortium.site import Recipe
@@ -20,6 +21,7 @@ from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -54,19 +56,25 @@ class Ready:
     parameters: int
     identities: tuple[Identity, ...] | None = field(default=None, repr=False)
 
-    def recipe(self, site: SiteId, ledger: Ledger | None = None) -> Recipe:
+    def recipe(
+        self, site: SiteId, ledger: Ledger | None = None, states: Path | None = None
+    ) -> Recipe:
         """How to make a simulated site, with its data and its key alone.
 
         Args:
             site: Its number.
             ledger: Where what it spends is written down, under a name of its own.
+            states: The folder where what its trainer keeps outlives this process.
         """
+        session = self.setting.session
+        state = None if states is None else states / f"{site}.safetensors"
         return Recipe(
             self.setting,
             site,
             self.splits.train.take(self.hands[site]),
             identity=None if self.identities is None else self.identities[site],
             account=None if ledger is None else Account(ledger, f"site {site}"),
+            store=None if state is None else StateFile(state, session),
         )
 
 

@@ -1,19 +1,17 @@
-"""The record of a run: a folder with the study, the weights and the result, each written whole."""
+"""What a run came to."""
 
 from __future__ import annotations
 
-import io
-import json
+import platform
 import zipfile
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
 
-from cohortium.errors import RunError, StudyError
-from cohortium.files import write_whole
+from cohortium.errors import StudyError
 from cohortium.history import html_table
-from cohortium.ledger import Ledger
 from cohortium.metrics import Predictions
 
 if TYPE_CHECKING:
@@ -26,6 +24,18 @@ if TYPE_CHECKING:
     from cohortium.history import History
     from cohortium.metrics import Scores
     from cohortium.vocabulary import Secrecy
+
+
+PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
+"""Whose versions a run's figures depend on, beside Python's."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of `PACKAGES`."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
 
 
 @frozen(kw_only=True)
@@ -121,7 +131,8 @@ class Result:
         return html_table([{"result": key, "": value} for key, value in rows.items()])
 
 
-_PREDICTIONS = "simulation/predictions.npz"
+PREDICTIONS = "simulation/predictions.npz"
+"""Where a run's folder has them: beside all else that only a simulator knows."""
 
 
 def predictions_of(folder: Path) -> Predictions:
@@ -132,7 +143,7 @@ def predictions_of(folder: Path) -> Predictions:
     """
     import numpy as np
 
-    path = folder / _PREDICTIONS
+    path = folder / PREDICTIONS
     try:
         with np.load(path, allow_pickle=False) as data:
             return Predictions(
@@ -145,81 +156,3 @@ def predictions_of(folder: Path) -> Predictions:
         ) from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StudyError(f"{path} is damaged; run that study again.") from error
-
-
-@frozen
-class RunFolder:
-    """Where a run's record goes.
-
-    Guarantees:
-        Every file is written beside its place, made durable, and then moved there: a reader, or
-        a crash, sees the old file or the new one and nothing between.
-    """
-
-    path: Path
-
-    @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """A folder for a new run.
-
-        Raises:
-            StudyError: It cannot be made, or holds a run already.
-        """
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise StudyError(f"{path} is not empty; give another folder with --out.")
-        except OSError as error:
-            raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
-        return cls(path)
-
-    def create_ledger(self) -> Ledger:
-        """A ledger of what the simulated sites spend.
-
-        Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process:
-        waiting for the disk 600 times would take longer than the sums.
-        """
-        ledger = Ledger(self.path / "ledger.sqlite", is_synced=False)
-        ledger.create()
-        return ledger
-
-    def write_study(self, text: str) -> None:
-        """Keep the study as it was resolved."""
-        self._write("study.toml", text.encode())
-
-    def write_result(self, result: Result) -> None:
-        """Keep the result; its file's presence says that the run is complete."""
-        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        self._write("result.json", text.encode() + b"\n")
-
-    def write_predictions(self, predictions: Predictions) -> None:
-        """Keep what was said of each test image, so that runs can be compared image by image.
-
-        It goes into `simulation/`, as all does that only a simulator knows; see `predictions_of`.
-        """
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            probabilities=predictions.probabilities.astype(np.float32),
-            labels=predictions.labels,
-            classes=np.array(predictions.classes),
-        )
-        self._write(_PREDICTIONS, buffer.getvalue())
-
-    def write_checkpoint(self, weights: Mapping[str, Tensor], *, rounds: int) -> None:
-        """Keep the global weights after `rounds` rounds."""
-        from safetensors.torch import save
-
-        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-        data = save(tensors, metadata={"rounds": str(rounds)})
-        self._write("checkpoint/weights.safetensors", data)
-
-    def _write(self, name: str, data: bytes) -> None:
-        target = self.path / name
-        try:
-            target.parent.mkdir(exist_ok=True)
-            write_whole(target, data)
-        except OSError as error:
-            raise RunError(f"cannot write {target}: {error.strerror}.") from error

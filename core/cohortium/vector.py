@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -68,6 +68,30 @@ def load(net: nn.Module, vector: Tensor) -> None:
         for piece in _pieces(net):
             piece.copy_(vector[position : position + piece.numel()].view_as(piece))
             position += piece.numel()
+
+
+def named(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters, frozen ones too, and statistics, by name, on the CPU."""
+    kept = {id(piece) for piece in (*net.parameters(), *statistics(net))}
+    every = [*net.named_parameters(), *net.named_buffers()]
+    return {name: piece.detach().cpu().clone() for name, piece in every if id(piece) in kept}
+
+
+def load_named(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set what `named` gave.
+
+    Raises:
+        ValueError: Names or shapes are not this network's; nothing was set.
+    """
+    import torch
+
+    known = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    for name in named(net).keys() | weights.keys():
+        if name not in weights or name not in known or known[name].shape != weights[name].shape:
+            raise ValueError(f"'{name}' is not the same in both.")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            known[name].copy_(weight)
 
 
 def fingerprint(net: nn.Module) -> str:

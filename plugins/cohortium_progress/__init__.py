@@ -67,9 +67,12 @@ class ProgressWriter:
         self._line(f"{event.sites} sites, {event.parameters:,} parameters; {promise}")
         for warning in event.warnings:
             self._line(warning, "yellow")
+        done = len(event.history)
+        if done:
+            self._line(f"{done} of {event.rounds} rounds are done; it goes on")
         if self.console.is_terminal:
             self.bar = _bar(self.console)
-            self.bar.add_task("round", total=event.rounds, status="")
+            self.bar.add_task("round", total=event.rounds, completed=done, status="")
             self.bar.start()
 
     def _round(self, event: RoundFinished) -> None:

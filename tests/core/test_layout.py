@@ -16,23 +16,23 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-files journal tables
+files journal tables treefile keeping
 randomness packing ring guarantee accounting messages metrics data arrays identity
- wire spending ledger
- vocabulary events
- sessions protocols hooks
+wire spending ledger
+vocabulary events
+sessions protocols hooks
 vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
 composition
 account policy statement
-training history record evaluation
+training history checkpoint record folder evaluation
 plugin
 setting workplace
 coordinator site
 preparation hospital testing
-rounds planning
+rounds planning running
 auditing
 federation
 reporting

@@ -18,7 +18,7 @@ from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
-from cohortium.cli._run import run
+from cohortium.cli._run import resume, run
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (run, plan, audit, compare),
+        "Study": (run, resume, plan, audit, compare),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check),
     }

@@ -1,4 +1,4 @@
-"""`cohortium run`: a study is run, and watched."""
+"""`cohortium run` and `resume`: a study is run, or goes on, and is watched."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ import typer
 
 from cohortium.cli._grid import run_grid
 from cohortium.cli._options import Settings, Study
+from cohortium.cli._stopping import interruptible
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
+    from cohortium.federation import Federation
+    from cohortium.protocols import Observer
     from cohortium.record import Result
+
+Observe = Annotated[list[str] | None, typer.Option(help="An observer to tell; may be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
+]
+Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
 
 def run(
@@ -25,19 +38,12 @@ def run(
         Path | None,
         typer.Option(help="Folder for the record; default runs/DATE-TIME, of a grid runs/NAME."),
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
-    ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")
-    ] = False,
-    observe: Annotated[
-        list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
+    only: Only = None,
+    jobs: Jobs = 1,
+    dry_run: DryRun = False,
+    observe: Observe = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a study, or go on with a grid of them; without one, the quick start.
 
@@ -51,12 +57,10 @@ def run(
       cohortium run study.toml --observe tensorboard --json > result.json
       cohortium run grid.toml --only sites=10 --jobs 2
     """
-    from cohortium import composition
     from cohortium import grid as grids
     from cohortium import study as studies
-    from cohortium.catalog import discover
 
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    names = _names(observe, is_quiet=quiet or as_json)
     if study is not None and grids.is_grid(study):
         run_grid(
             grids.read(study, settings or []),
@@ -71,14 +75,56 @@ def run(
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
+    observers = _observers(federation, names)
+    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    with interruptible(folder) as stop:
+        result = federation.run(folder, observers=observers, stop=stop)
+    _tell(result, as_json=as_json)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that was broken off.")],
+    *,
+    observe: Observe = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped, killed or failed.
+
+    It goes on after the last round that was finished, with the study in the folder.
+
+    Examples:
+      cohortium resume runs/first
+    """
+    from cohortium import study as studies
+    from cohortium.folder import study_of
+
+    federation = studies.read(study_of(folder))
+    observers = _observers(federation, _names(observe, is_quiet=quiet or as_json))
+    with interruptible(folder) as stop:
+        result = federation.resume(folder, observers=observers, stop=stop)
+    _tell(result, as_json=as_json)
+
+
+def _names(wanted: list[str] | None, *, is_quiet: bool) -> list[str]:
+    """Names of the command's own observers, and of those asked for."""
+    return ["events", *([] if is_quiet else ["progress"]), *(wanted or [])]
+
+
+def _observers(federation: Federation, names: list[str]) -> list[Observer]:
+    """Those of `names` that the study does not name itself."""
+    from cohortium import composition
+    from cohortium.catalog import discover
+
     catalog = discover()
-    observers = [
+    return [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
         for name in dict.fromkeys(names)
         if name not in federation.observers
     ]
-    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    result = federation.run(folder, observers=observers)
+
+
+def _tell(result: Result, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:

@@ -1,8 +1,7 @@
-"""Runs of a grid, one folder each; what is finished is not run again."""
+"""Runs of a grid, one folder each: what is finished stands, and what was broken off goes on."""
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from typing import TYPE_CHECKING, Literal
 
@@ -140,15 +139,16 @@ def _do_beside(runs: Sequence[Run], jobs: int, observe: tuple[str, ...]) -> Iter
 
 def _do(each: Run, observe: tuple[str, ...]) -> Outcome:
     try:
-        if each.state == "unfinished":
-            shutil.rmtree(each.folder)
         catalog = discover()
         observers = [
             composition.make(catalog, "observer", {"name": name}, where="--observe")
             for name in dict.fromkeys(observe)
             if name not in each.federation.observers
         ]
-        each.federation.run(each.folder, observers=observers)
+        if each.state == "unfinished":
+            each.federation.resume(each.folder, observers=observers)
+        else:
+            each.federation.run(each.folder, observers=observers)
     except CohortiumError as error:
         return Outcome(run=each, failure=str(error))
     except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full
