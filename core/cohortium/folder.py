@@ -7,19 +7,21 @@ import io
 import json
 from typing import TYPE_CHECKING, Self
 
+import attrs
 from attrs import field, frozen
 
 from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
-from cohortium.record import PREDICTIONS
+from cohortium.record import PREDICTIONS, SITE_SCORES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from cohortium.metrics import Predictions
+    from cohortium.personal import SiteScores
     from cohortium.record import Result
 
 LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
@@ -173,6 +175,15 @@ class RunFolder:
             classes=np.array(predictions.classes),
         )
         self._write(PREDICTIONS, buffer.getvalue())
+
+    def write_site_scores(self, scores: Sequence[SiteScores]) -> None:
+        """Keep how each site's own model and the global one do on what the site held out.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        text = json.dumps([attrs.asdict(each) for each in scores], indent=2)
+        self._write(SITE_SCORES, text.encode() + b"\n")
 
     def write_result(self, result: Result) -> None:
         """Keep the result."""

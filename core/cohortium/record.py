@@ -132,6 +132,8 @@ class Result:
 
 
 PREDICTIONS = "simulation/predictions.npz"
+SITE_SCORES = "simulation/sites.json"
+"""What only a simulator knows."""
 """Where a run's folder has them: beside all else that only a simulator knows."""
 
 

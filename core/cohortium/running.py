@@ -20,6 +20,7 @@ from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
 from cohortium.folder import RunFolder
 from cohortium.history import History
+from cohortium.personal import score_sites
 from cohortium.record import Result, Seconds, versions
 from cohortium.rounds import Rounds
 from cohortium.spending import Price
@@ -304,6 +305,9 @@ class Run:
         if self.folder is not None:
             if predictions is not None:
                 self.folder.write_predictions(predictions)
+            if self.ready.federation.holdout:
+                net, states = self.coordinator.net, self.folder.states
+                self.folder.write_site_scores(score_sites(self.ready, net, states))
             self.folder.write_result(result)
         self.tell(
             RunFinished(

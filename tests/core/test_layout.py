@@ -27,7 +27,7 @@ clipping
 catalog
 composition
 account policy statement
-training history checkpoint record folder evaluation
+training history checkpoint record folder evaluation personal
 plugin
 setting workplace
 coordinator site

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +162,38 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
         assert torch.equal(tensor, state[f"teacher.{name}"])
     fresh = trainer.personal(net, {})
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), net.parameters(), strict=True))
+
+
+def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
+    trainer = FedMIC(steps=10, learning_rate=0.1)
+    parts = {"holdout": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}
+    federation = tiny(trainer=trainer, **parts)
+    ready = federation.prepare()
+    assert sum(map(len, ready.hands)) == ready.setting.spec.examples < 160
+    for hand, held in zip(ready.hands, ready.held, strict=True):
+        assert not set(hand) & set(held)
+        assert len(held) == (len(hand) + len(held)) // 4
+    federation.run(tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "simulation" / "sites.json").read_text())
+    assert [row["images"] for row in rows] == [len(held) for held in ready.held if len(held)]
+    assert any(row["accuracy"] != row["personal_accuracy"] for row in rows)
+    tiny(trainer="fedavg", **parts).run(tmp_path / "plain")
+    rows = json.loads((tmp_path / "plain" / "simulation" / "sites.json").read_text())
+    assert all(row["accuracy"] == row["personal_accuracy"] for row in rows)
+    assert not (tiny().prepare().held[0].size)
+
+
+def test_whole_patients_are_held_out() -> None:
+    from cohortium_phantom import Phantom
+
+    data = Phantom(examples=240, validation=0, test=20, images_per_patient=4)
+    ready = tiny(dataset=data, holdout=0.3).prepare()
+    patients = ready.splits.train.patients
+    assert patients is not None
+    for hand, held in zip(ready.hands, ready.held, strict=True):
+        assert len(held)
+        assert not set(patients[hand]) & set(patients[held])
+    assert ready.setting.spec.patients == len(set(patients[np.concatenate(ready.hands)]))
 
 
 def test_a_model_without_a_linear_layer_is_refused_before_the_run() -> None:

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from cohortium.errors import RunError
 from cohortium.files import write_whole
+from cohortium.record import SITE_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 METRICS = ("accuracy", "balanced_accuracy", "auc")
 """As `result.json` calls them."""
+
+OWN = ("site_accuracy", "personal_accuracy")
+"""Of the global model and of each site's own, on what the sites held out; where they did."""
 
 
 @frozen(kw_only=True)
@@ -57,7 +61,7 @@ class Row:
     Attributes:
         cell: Which.
         images: Which its figures are of.
-        results: Each run's `result.json`, by seed.
+        results: Each run's `result.json`, and what `OWN` names, by seed.
     """
 
     cell: Cell
@@ -67,6 +71,9 @@ class Row:
     def figure(self, seed: int, metric: str) -> float | None:
         """Of one run; None if it has none."""
         result = self.results[seed]
+        if metric in OWN:
+            own: float | None = result.get(metric)
+            return own
         # A round's figures are of the validation images.
         scores = result if self.images == "test" else result["history"][-1]
         value: float | None = scores.get(metric)
@@ -98,10 +105,30 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
         for seed in grid.seeds:
             path = out / cell.name / f"seed-{seed}" / "result.json"
             if path.exists():
-                results[seed] = json.loads(path.read_text("utf-8"))
+                results[seed] = json.loads(path.read_text("utf-8")) | _own(path.parent)
         if results:
             found.append(Row(cell=cell, images=grid.images, results=results))
     return tuple(found)
+
+
+def _own(folder: Path) -> dict[str, float]:
+    """Means over all images that the sites of a run held out."""
+    path = folder / SITE_SCORES
+    if not path.exists():
+        return {}
+    sites = json.loads(path.read_text("utf-8"))
+    images = sum(site["images"] for site in sites)
+    return {
+        name: sum(site["images"] * site[key] for site in sites) / images
+        for name, key in zip(OWN, ("accuracy", "personal_accuracy"), strict=True)
+        if images
+    }
+
+
+def _metrics(table: Sequence[Row]) -> tuple[str, ...]:
+    """What the table tells of."""
+    has_own = any(row.spread(OWN[0]) for row in table)
+    return (*METRICS, *OWN) if has_own else METRICS
 
 
 def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
@@ -129,10 +156,12 @@ def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
 
 def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
     """The table for people; accuracies and areas in percent, mean ± standard deviation."""
-    head = [*axes, "accuracy", "balanced", "AUC", "guarantee", "seeds", "seconds"]
+    metrics = _metrics(table)
+    names = ["accuracy", "balanced", "AUC", "global at sites", "own at sites"][: len(metrics)]
+    head = [*axes, *names, "guarantee", "seeds", "seconds"]
     lines = [head, ["---"] * len(head)]
     for row in table:
-        spreads = [row.spread(metric) for metric in METRICS]
+        spreads = [row.spread(metric) for metric in metrics]
         lines.append(
             [
                 *(row.cell.place[axis] for axis in axes),
@@ -160,7 +189,7 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
     for row in table:
         line: dict[str, object] = {axis: row.cell.place[axis] for axis in axes}
         line |= {"images": row.images, "seeds": len(row.results)}
-        for metric in METRICS:
+        for metric in _metrics(table):
             spread = row.spread(metric)
             line[f"{metric}_mean"] = None if spread is None else spread.mean
             line[f"{metric}_sd"] = None if spread is None else spread.deviation
@@ -175,7 +204,7 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 **{axis: row.cell.place[axis] for axis in axes},
                 "seed": seed,
                 "images": row.images,
-                **{metric: row.figure(seed, metric) for metric in METRICS},
+                **{metric: row.figure(seed, metric) for metric in _metrics(table)},
                 **_terms(result["guarantee"]),
                 "seconds": result["seconds"]["total"],
                 "upload_bytes": result["upload_bytes_per_site_per_round"],
