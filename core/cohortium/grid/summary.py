@@ -91,6 +91,11 @@ class Row:
         return statistics.fmean(r["seconds"]["total"] for r in self.results.values())
 
     @property
+    def upload_bytes(self) -> int:
+        """The most that one site sent in a round."""
+        return max(r["upload_bytes_per_site_per_round"] for r in self.results.values())
+
+    @property
     def guarantee(self) -> Mapping[str, Any] | None:
         """The weakest of the runs' guarantees; None if one has none."""
         given = [result["guarantee"] for result in self.results.values()]
@@ -155,10 +160,10 @@ def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
 
 
 def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
-    """The table for people; accuracies and areas in percent, mean ± standard deviation."""
+    """The table for people; shares in percent, mean ± standard deviation; kB of a site a round."""
     metrics = _metrics(table)
     names = ["accuracy", "balanced", "AUC", "global at sites", "own at sites"][: len(metrics)]
-    head = [*axes, *names, "guarantee", "seeds", "seconds"]
+    head = [*axes, *names, "guarantee", "seeds", "kB up", "seconds"]
     lines = [head, ["---"] * len(head)]
     for row in table:
         spreads = [row.spread(metric) for metric in metrics]
@@ -168,6 +173,7 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
                 *("–" if spread is None else spread.percent() for spread in spreads),
                 _promise(row.guarantee),
                 str(len(row.results)),
+                f"{row.upload_bytes / 1000:,.1f}",
                 f"{row.seconds:.0f}",
             ]
         )
@@ -193,7 +199,14 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
             spread = row.spread(metric)
             line[f"{metric}_mean"] = None if spread is None else spread.mean
             line[f"{metric}_sd"] = None if spread is None else spread.deviation
-        yield line | _terms(row.guarantee) | {"seconds_mean": row.seconds}
+        yield (
+            line
+            | _terms(row.guarantee)
+            | {
+                "upload_bytes": row.upload_bytes,
+                "seconds_mean": row.seconds,
+            }
+        )
 
 
 def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
