@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
+from cohortium import discover, study
 from cohortium import grid as grids
-from cohortium import study
 
 STUDIES = sorted((Path(__file__).parents[1] / "docs" / "studies").glob("*.toml"))
 
@@ -46,9 +47,9 @@ def test_every_cell_of_a_study_is_a_federation(path: Path) -> None:
     if not grids.is_grid(path):
         study.read(path)
         return
-    grid = grids.read(path)
+    grid, catalog = grids.read(path), discover()
     for cell in grid.cells():
-        assert cell.federation(grid.seeds[0]).seed == grid.seeds[0]
+        assert cell.federation(grid.seeds[0], catalog).seed == grid.seeds[0]
 
 
 @pytest.mark.slow
@@ -59,6 +60,20 @@ def test_every_choice_of_a_study_can_be_prepared(path: Path, cell: grids.Cell | 
     guarantee = ready.setting.plan.guarantee
     if guarantee is not None:
         assert guarantee.epsilon <= federation.privatizer.epsilon * 1.001  # type: ignore[attr-defined]
+
+
+TABLES = sorted((STUDIES[0].parent / "results").glob("*/table.md"))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.parent.name)
+def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
+    page = (STUDIES[0].parent / "index.md").read_text("utf-8")
+    assert table.read_text("utf-8") in page
+    assert f"results/{table.parent.name}/plot.svg" in page
+    assert (table.parent / "plot.svg").exists()
+    runs = list(csv.DictReader((table.parent / "runs.csv").open(encoding="utf-8")))
+    assert runs
+    assert all(run["versions"] and run["weights_sha256"] and run["seed"] for run in runs)
 
 
 def test_the_papers_grid_is_the_papers() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
+
 
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
@@ -54,9 +56,20 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     return build(tables, where=where)
 
 
-def build(tables: Mapping[str, Mapping[str, Any]], *, where: str = "study") -> Federation:
-    """The federation that parsed tables describe; see `read`."""
-    catalog = discover()
+def build(
+    tables: Mapping[str, Mapping[str, Any]],
+    *,
+    where: str = "study",
+    catalog: Catalog | None = None,
+) -> Federation:
+    """The federation that parsed tables describe; see `read`.
+
+    Args:
+        tables: As parsed.
+        where: How an error names them.
+        catalog: Where names are looked up; discovered anew if None.
+    """
+    catalog = catalog or discover()
     roles: dict[str, Any] = {
         role: composition.make(catalog, role, tables.get(role, {}), where=where) for role in PARTS
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
     from cohortium.federation import Federation
     from cohortium.study import Tables
 
@@ -73,14 +74,14 @@ class Cell:
         """Such as `sites=10,privacy=on`; also its folder's name."""
         return ",".join(f"{axis}={label}" for axis, label in self.place.items()) or "all"
 
-    def federation(self, seed: int) -> Federation:
-        """The study with `seed`.
+    def federation(self, seed: int, catalog: Catalog | None = None) -> Federation:
+        """The study with `seed`, its names looked up in `catalog` or discovered anew.
 
         Raises:
             CohortiumError: It asks for something that cannot be.
         """
         tables = study.merge(self.tables, {"federation": {"seed": seed}}, where=self.where)
-        return study.build(tables, where=self.where)
+        return study.build(tables, where=self.where, catalog=catalog)
 
 
 @frozen(kw_only=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
     from cohortium.federation import Federation
     from cohortium.grid.cells import Cell, Grid
 
@@ -68,20 +69,20 @@ def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[Run, ...]:
         CohortiumError: A cell is no study, a filter names nothing, or a folder holds the record
             of another study.
     """
-    runs = []
+    catalog, runs = discover(), []
     for cell, seed in grid.select(only):
-        federation = cell.federation(seed)
+        federation = cell.federation(seed, catalog)
         folder = out / cell.name / f"seed-{seed}"
-        state = _state(folder, federation)
+        state = _state(folder, federation, catalog)
         runs.append(Run(cell=cell, seed=seed, federation=federation, folder=folder, state=state))
     return tuple(runs)
 
 
-def _state(folder: Path, federation: Federation) -> State:
+def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
     if not folder.exists() or not any(folder.iterdir()):
         return "to run"
     record = folder / "study.toml"
-    if not record.exists() or _read(record) != federation:
+    if not record.exists() or _read(record, catalog) != federation:
         raise StudyError(
             f"{folder} holds something else than this run; give another folder with --out, or "
             "move it away."
@@ -89,10 +90,10 @@ def _state(folder: Path, federation: Federation) -> State:
     return "finished" if (folder / "result.json").exists() else "unfinished"
 
 
-def _read(record: Path) -> Federation | None:
+def _read(record: Path, catalog: Catalog) -> Federation | None:
     """The study of a record, or None where it cannot be understood any more."""
     try:
-        return study.build(toml.read(record, what="the study"), where=str(record))
+        return study.build(toml.read(record, what="the study"), where=str(record), catalog=catalog)
     except CohortiumError:
         return None
 
