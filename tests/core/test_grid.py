@@ -76,6 +76,9 @@ def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
     exclude = '[grid]\nexclude = [{ sites = 4, privacy = "off" }, { sites = 5, privacy = "on" }]\n'
     grid = grids.read(write(tmp_path, exclude + GRID.replace("[grid]\n", "", 1) + STUDY))
     assert [cell.name for cell in grid.cells()] == ["sites=4,privacy=on", "sites=5,privacy=off"]
+    flips = '[grid]\n"trainer.flips" = [true, false]\nexclude = [{ flips = true }]\n'
+    (cell,) = grids.read(write(tmp_path, flips + STUDY)).cells()
+    assert cell.name == "flips=false"
 
 
 def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_settings_reach_every_cell_but_not_what_the_grid_varies(tmp_path: Path) 
         ('[grid]\n"federation.sites" = []', "a list of numbers or strings"),
         ('[grid]\n"federation.observers" = [["events"]]', "need a name each"),
         ('[grid]\n"federation.sites" = [4, 4]', "two of its choices have one name"),
-        ('[grid]\n"federation.seed" = [1, 2]', "seeds go into 'seeds'"),
+        ('[grid]\n"federation.seed" = [1, 2]', "seeds go into"),
         ("[grid.privacy]\noff = 1", "a choice is a table"),
         ("[grid]\nprivacy = 3", "a list of values, or a table"),
         ("[grid.privacy.on]\nprivatiser.epsilon = 1.0", "no [privatiser]; did you mean privatiz"),

@@ -30,6 +30,9 @@ MOST_NAME = 200
 Images = Literal["test", "validation"]
 """Which images a grid's table is of: a search looks at the validation images alone."""
 
+COLUMNS = ("seed", "seeds", "images", "accuracy", "auc", "seconds")
+"""Names that mean something else in a table."""
+
 SEED = "seed"
 """The axis that every grid has: its runs differ in `federation.seed`."""
 
@@ -234,9 +237,9 @@ def _exclude(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[s
         )
     for each in value:
         for axis, label in each.items():
-            if str(label) not in known.get(axis, ()):
-                raise StudyError(f"{where} [grid] exclude: there is no {axis} = {label}.")
-    return tuple({axis: str(label) for axis, label in each.items()} for each in value)
+            if _label(_text(label)) not in known.get(axis, ()):
+                raise StudyError(f"{where} [grid] exclude: there is no {axis} = {_text(label)}.")
+    return tuple({axis: _label(_text(label)) for axis, label in each.items()} for each in value)
 
 
 def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
@@ -245,8 +248,11 @@ def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
     for key, last in zip(table, short, strict=True):
         name = last if short.count(last) == 1 else key
         place = f"{where} [grid] {key}"
-        if name == SEED or not re.fullmatch(r"[\w.-]+", name):
-            raise StudyError(f"{place}: an axis cannot be called {name!r}; seeds go into 'seeds'.")
+        if name in COLUMNS or not re.fullmatch(r"[\w.-]+", name):
+            raise StudyError(
+                f"{place}: an axis cannot be called {name!r}, which is a column of the table; "
+                "seeds go into 'seeds', other values need named choices."
+            )
         values = table[key]
         pairs = _values(key, values, place) if isinstance(values, list) else _named(values, place)
         choices = tuple(Choice(_label(text), changes) for text, changes in pairs)
@@ -272,8 +278,7 @@ def _values(key: str, values: list[Any], place: str) -> list[tuple[str, dict[str
         inner: Any = value
         for part in reversed(rest.split(".")):
             inner = {part: inner}
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        pairs.append((text, {table: inner}))
+        pairs.append((_text(value), {table: inner}))
     return pairs
 
 
@@ -288,6 +293,11 @@ def _named(values: object, place: str) -> list[tuple[str, dict[str, Any]]]:
                 '{ privatizer.name = "none" }.'
             )
     return list(values.items())
+
+
+def _text(value: object) -> str:
+    """A value as TOML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _label(text: str) -> str:

@@ -229,7 +229,8 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
 
 def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
     keys = ("epsilon", "delta", "unit", "adjacency", "against", "colluding", "simulation")
-    return {key: None if guarantee is None else guarantee[key] for key in keys}
+    # Beside an axis that may well be called epsilon.
+    return {f"guarantee_{k}": None if guarantee is None else guarantee[k] for k in keys}
 
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> bytes:
