@@ -27,7 +27,7 @@ import torch
 from attrs import frozen
 
 from bed import tiny
-from cohortium import Federation, federation, record, running
+from cohortium import Federation, federation, record, standing
 from cohortium.catalog import discover
 from cohortium.errors import CohortiumError
 from cohortium.folder import RunFolder
@@ -134,7 +134,7 @@ def live(order: Mapping[str, Any]) -> dict[str, Any]:
         kill_at(*order["window"])
     if "version" in order:
         versions = record.versions() | {"torch": order["version"]}
-        setattr(running, "versions", lambda: versions)  # noqa: B010 - another module's name
+        setattr(standing, "versions", lambda: versions)  # noqa: B010 - another module's name
     subject = attrs.evolve(study(order["study"]), **order.get("changes", {}))
     act = subject.resume if order["act"] == "resume" else subject.run
     if "calls" in order:

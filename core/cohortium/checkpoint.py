@@ -87,6 +87,7 @@ class Checkpoint:
         attempt: The number of the next attempt, if none has been begun since.
         seconds: That the run had taken.
         origin: What it was begun with.
+        states: Names of the files of what simulated sites keep.
         server: The coordinator's own; see `Coordinator.state`.
     """
 
@@ -95,6 +96,7 @@ class Checkpoint:
     attempt: int
     seconds: float
     origin: Origin
+    states: tuple[str, ...] = ()
     server: Mapping[str, Any] = field(repr=False)
 
     def write(self, path: Path) -> None:
@@ -112,6 +114,7 @@ class Checkpoint:
             "attempt": self.attempt,
             "seconds": self.seconds,
             "origin": origin,
+            "states": self.states,
             "server": self.server,
         }
         write_whole(path, treefile.dump(content))
@@ -139,8 +142,13 @@ class Checkpoint:
             attempt=content["attempt"],
             seconds=content["seconds"],
             origin=Origin(**content["origin"]),
+            states=content["states"],
             server=content["server"],
         )
+
+
+class Opened(Message, frozen=True):
+    """A run's log begins: one that is empty was lost."""
 
 
 class Begun(Message, frozen=True):
@@ -170,12 +178,14 @@ class RunLog:
     Attributes:
         begun: The highest number of an attempt that was begun; -1 before the first.
         is_complete: Whether the run has its result.
+        is_opened: Whether it has its first line.
     """
 
     _path: Path
     _journal: FileJournal
     begun: int = -1
     is_complete: bool = False
+    is_opened: bool = False
     _rounds: dict[int, RoundFinished] = field(factory=dict)
 
     @classmethod
@@ -206,14 +216,15 @@ class RunLog:
     def _load(self) -> None:
         for entry in self._journal.entries():
             try:
-                line: Begun | Finished | Complete = decode_either(entry, Begun, Finished, Complete)
+                line: Message = decode_either(entry, Opened, Begun, Finished, Complete)
             except MessageError as error:
                 raise RunError(f"{self._path} is not the log of a run: {error}") from error
+            self.is_opened = True
             if isinstance(line, Begun):
                 self.begun = max(self.begun, line.attempt)
             elif isinstance(line, Finished):
                 self._rounds[line.event.round] = line.event
-            else:
+            elif isinstance(line, Complete):
                 self.is_complete = True
 
     def history(self, rounds: int) -> list[RoundFinished]:
@@ -229,6 +240,16 @@ class RunLog:
                 "counts; put the whole folder back as it was."
             )
         return [self._rounds[number] for number in range(rounds)]
+
+    def open_for_run(self) -> None:
+        """Note, once, that there is a run.
+
+        Raises:
+            RunError: It cannot be noted.
+        """
+        if not self.is_opened:
+            self._append(Opened())
+            self.is_opened = True
 
     def begin(self, attempt: int) -> None:
         """Note that an attempt begins, before anyone is asked anything.

@@ -27,6 +27,8 @@ class RunStarted:
         guarantee: What the whole run promises, or None.
         warnings: What a careful reader should be told before it starts.
         history: Rounds that were finished before, in order, where the run goes on.
+        data: What the data set is called.
+        source: Whom to cite for it.
         classes: Names of the classes.
         secrecy: What the aggregator hides from the coordinator, or None.
         sizes: Training examples at each site; the simulator's knowledge, else None.
@@ -41,6 +43,8 @@ class RunStarted:
     guarantee: Guarantee | None
     warnings: tuple[str, ...] = ()
     history: tuple[RoundFinished, ...] = ()
+    data: str = ""
+    source: str = ""
     classes: tuple[str, ...] = ()
     secrecy: Secrecy | None = None
     sizes: tuple[int, ...] | None = None

@@ -37,6 +37,10 @@ PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
 
 
+RECORDER = "events"
+"""The observer that keeps a record's events."""
+
+
 def never() -> bool:
     """No, whenever it is asked."""
     return False
@@ -87,12 +91,13 @@ class Federation:
     A role is an instance, or the name under which an installed plugin offers one with its
     defaults.  Nothing is loaded or trained before `run`.
 
-    >>> from cohortium import Federation
-    >>> Federation(
-    ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
-    ...     aggregator="secagg", sites=10, rounds=3,
-    ... ).partitioner
-    IID()
+    Examples:
+        >>> from cohortium import Federation
+        >>> Federation(
+        ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
+        ...     aggregator="secagg", sites=10, rounds=3,
+        ... ).partitioner
+        IID()
 
     Attributes:
         dataset: Where the images come from.
@@ -192,7 +197,8 @@ class Federation:
         """Run the study to its end.
 
         Args:
-            out: A new or empty folder for the run's record; None keeps nothing on disk.
+            out: A new or empty folder for the run's record; None keeps nothing on disk.  The
+                observer `events`, where it is installed, keeps the events there.
             observers: Told of every event, beside those that the study names.
             stop: Asked before every attempt; once it says yes, the run stops there.
 
@@ -207,7 +213,7 @@ class Federation:
             return begin(
                 self.prepare(),
                 out=None if out is None else Path(out),
-                observers=self._observers(observers),
+                observers=self._observers(observers, is_kept=out is not None),
                 stop=stop,
             )
 
@@ -243,12 +249,17 @@ class Federation:
         from cohortium.running import resume
 
         with RunFolder.reopen(Path(out)) as folder, torch_threads(self.threads):
-            return resume(self.prepare(), folder, observers=self._observers(observers), stop=stop)
+            told = self._observers(observers, is_kept=True)
+            return resume(self.prepare(), folder, observers=told, stop=stop)
 
-    def _observers(self, others: Sequence[Observer]) -> list[Observer]:
-        """Those that the study names, and `others`."""
-        named = [_resolved("observer", name) for name in self.observers]
-        return [*cast("list[Observer]", named), *others]
+    def _observers(self, others: Sequence[Observer], *, is_kept: bool) -> list[Observer]:
+        """Those that the study names, `others`, and the one that keeps a record."""
+        told = [cast("Observer", _resolved("observer", name)) for name in self.observers]
+        told += others
+        if is_kept and RECORDER in discover().names("observer"):
+            recorder = cast("Observer", _resolved("observer", RECORDER))
+            told += [] if recorder in told else [recorder]
+        return told
 
     def prepare(self) -> Ready:
         """Load, deal and plan, so that all that can be refused is refused; train nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 from typing import TYPE_CHECKING, Self
 
 import attrs
@@ -14,19 +15,20 @@ from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
-from cohortium.record import PREDICTIONS, SITE_SCORES
+from cohortium.record import BEST, FACTS, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from cohortium.metrics import Predictions
     from cohortium.personal import SiteScores
-    from cohortium.record import Result
+    from cohortium.record import DataFacts, Result
 
 LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
-WEIGHTS = "checkpoint/weights.safetensors"
-STUDY, RESULT, LEDGER, STATES = "study.toml", "result.json", "ledger.sqlite", "sites"
+STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "sites"
 """Where things are in a run's folder."""
 
 
@@ -64,6 +66,7 @@ class RunFolder:
             # Once more: another process may have had the same folder in mind.
             _require_blank(path)
             folder._write(STUDY, study.encode())
+            folder.log.open_for_run()
         except BaseException:
             folder.close()
             raise
@@ -87,6 +90,8 @@ class RunFolder:
                 raise RunError(f"cannot write to {path}: {error.strerror}.") from error
             if not folder.log.is_complete:
                 folder.sweep()
+                if not is_begun(path):
+                    folder.log.open_for_run()
                 return folder
             folder.close()
         raise StudyError(f"the run in {path} is finished; its result is {path / RESULT}.")
@@ -118,14 +123,41 @@ class RunFolder:
         """The folder of what simulated sites keep from round to round."""
         return self.path / STATES
 
+    @property
+    def how_to_resume(self) -> str:
+        """The command with which the run goes on."""
+        return how_to_resume(self.path)
+
+    def kept_states(self) -> tuple[str, ...]:
+        """Names of the files in `states`."""
+        return tuple(sorted(path.name for path in self.states.glob("*.safetensors")))
+
+    def require_states(self, names: Collection[str]) -> None:
+        """Refuse to go on without what sites have kept.
+
+        Raises:
+            RunError: Some of `names` are gone.
+        """
+        gone = sorted({*names} - {*self.kept_states()})
+        if gone:
+            raise RunError(
+                f"{self.states / gone[0]} is gone, though a site needs what it kept there; put the "
+                "whole folder back as it was, or begin another run."
+            )
+
     def ledger(self) -> Ledger:
-        """A ledger of what the simulated sites spend, made unless it is there.
+        """A ledger of what the simulated sites spend; made only where no round has begun.
 
         Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process:
         waiting for the disk 600 times would take longer than the sums.
         """
         ledger = Ledger(self.path / LEDGER, is_synced=False)
         if not ledger.path.exists():
+            if self.log.begun >= 0:
+                raise RunError(
+                    f"{ledger.path} is gone, though attempts are charged there; put the whole "
+                    "folder back as it was, or begin another run."
+                )
             ledger.create()
         return ledger
 
@@ -136,10 +168,15 @@ class RunFolder:
             RunError: It is damaged, or was lost.
         """
         checkpoint = Checkpoint.read(self.path / CHECKPOINT)
+        gone = None
         if checkpoint is None and self.log.begun >= 0:
+            gone = self.path / CHECKPOINT
+        elif checkpoint is not None and not self.log.is_opened:
+            gone = self.path / LOG
+        if gone is not None:
             raise RunError(
-                f"{self.path / CHECKPOINT} is gone, though the run had begun; put it back, or "
-                "begin another run."
+                f"{gone} is gone, though the run had begun; put the whole folder back as it was, "
+                "or begin another run."
             )
         return checkpoint
 
@@ -149,13 +186,33 @@ class RunFolder:
         Raises:
             RunError: It cannot be written; the checkpoint before stands.
         """
-        from safetensors.torch import save
-
         with self._writing(CHECKPOINT) as target:
             checkpoint.write(target)
         if checkpoint.rounds:
-            weights = {name: w.contiguous() for name, w in checkpoint.server["weights"].items()}
-            self._write(WEIGHTS, save(weights, metadata={"rounds": str(checkpoint.rounds)}))
+            notes = {"rounds": str(checkpoint.rounds)}
+            self._write_weights(LAST, checkpoint.server["weights"], notes)
+
+    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
+        """Keep, beside the last weights, those that have done best so far.
+
+        Args:
+            weights: By name.
+            rounds: After how many rounds.
+            accuracy: On the public validation images.
+
+        Raises:
+            RunError: They cannot be written.
+        """
+        self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
+
+    def write_facts(self, facts: DataFacts) -> None:
+        """Keep what a user of the weights needs to know of the data.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
+        self._write(FACTS, text.encode() + b"\n")
 
     def write_predictions(self, predictions: Predictions) -> None:
         """Keep what was said of each test image, so that runs can be compared image by image.
@@ -190,6 +247,14 @@ class RunFolder:
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         self._write(RESULT, text.encode() + b"\n")
 
+    def _write_weights(
+        self, name: str, weights: Mapping[str, Tensor], notes: dict[str, str]
+    ) -> None:
+        from safetensors.torch import save
+
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+        self._write(name, save(tensors, metadata=notes))
+
     def _write(self, name: str, data: bytes) -> None:
         with self._writing(name) as target:
             write_whole(target, data)
@@ -215,6 +280,11 @@ def study_of(path: Path) -> Path:
     return path / STUDY
 
 
+def how_to_resume(path: Path) -> str:
+    """The command with which the run in `path` goes on."""
+    return f"`cohortium resume {shlex.quote(str(path))}`"
+
+
 def is_begun(path: Path) -> bool:
     """Whether `path` holds a run from which there is something to go on with."""
     return (path / CHECKPOINT).exists()
@@ -230,7 +300,7 @@ def _require_blank(path: Path) -> None:
         raise StudyError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
         raise StudyError(
-            f"{path} holds a run that is not finished: go on with it by `cohortium resume {path}`, "
-            "or give another folder with --out."
+            f"{path} holds a run that is not finished: go on with {how_to_resume(path)}, or give "
+            "another folder with --out."
         )
     raise StudyError(f"{path} is not empty; give another folder with --out.")

@@ -71,27 +71,33 @@ def load(net: nn.Module, vector: Tensor) -> None:
 
 
 def named(net: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters, frozen ones too, and statistics, by name, on the CPU."""
-    kept = {id(piece) for piece in (*net.parameters(), *statistics(net))}
-    every = [*net.named_parameters(), *net.named_buffers()]
-    return {name: piece.detach().cpu().clone() for name, piece in every if id(piece) in kept}
+    """Copies of all parameters and floating-point statistics, by name, on the CPU."""
+    return {name: piece.detach().cpu().clone() for name, piece in _named_pieces(net)}
 
 
-def load_named(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set what `named` gave.
+def load_named(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set the network's numbers from what `named` gave.
 
     Raises:
-        ValueError: Names or shapes are not this network's; nothing was set.
+        ValueError: A name or a shape is not of this network; nothing has been set.
     """
     import torch
 
-    known = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name in named(net).keys() | weights.keys():
-        if name not in weights or name not in known or known[name].shape != weights[name].shape:
-            raise ValueError(f"'{name}' is not the same in both.")
+    own = dict(_named_pieces(net))
+    odd = own.keys() ^ tensors.keys()
+    odd |= {n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape}
+    if odd:
+        raise ValueError(f"they differ in {', '.join(sorted(odd)[:3])}")
     with torch.no_grad():
-        for name, weight in weights.items():
-            known[name].copy_(weight)
+        for name, piece in own.items():
+            piece.copy_(tensors[name])
+
+
+def _named_pieces(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    kept = {id(piece) for piece in (*net.parameters(), *statistics(net))}
+    for name, piece in (*net.named_parameters(), *net.named_buffers()):
+        if id(piece) in kept:
+            yield name, piece
 
 
 def fingerprint(net: nn.Module) -> str:

@@ -147,7 +147,7 @@ def test_with_real_noise_what_was_broken_off_is_spent_and_no_more_than_planned(
     # Sites 0 and 1 were charged for what they had begun.
     assert charged(folder) == [ROUNDS + 2, ROUNDS + 2, ROUNDS, ROUNDS]
     started = [event for event in events_of(folder) if event["event"] == "RunStarted"]
-    assert any("count as spent" in warning for warning in started[-1]["warnings"])
+    assert any("counts as spent" in warning for warning in started[-1]["warnings"])
 
 
 @pytest.mark.slow

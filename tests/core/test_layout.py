@@ -31,8 +31,10 @@ training history checkpoint record folder evaluation personal
 plugin
 setting workplace
 coordinator site
-preparation hospital testing
-rounds planning running
+preparation hospital testing scaffold
+classifier pictures
+exporting
+rounds planning standing running
 auditing
 federation
 reporting

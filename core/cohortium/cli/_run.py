@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._grid import run_grid
-from cohortium.cli._options import Settings, Study
+from cohortium.cli._options import RunFolder, Settings, Study
 from cohortium.cli._stopping import interruptible
-from cohortium.errors import StudyError
+from cohortium.errors import CohortiumError, RunError, StudyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cohortium.federation import Federation
     from cohortium.protocols import Observer
     from cohortium.record import Result
@@ -77,13 +80,13 @@ def run(
     federation = studies.read(study, settings or [])
     observers = _observers(federation, names)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    with interruptible(folder) as stop:
+    with _reported(folder), interruptible(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop)
-    _tell(result, as_json=as_json)
+        _tell(result, as_json=as_json)
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run that was broken off.")],
+    folder: RunFolder,
     *,
     observe: Observe = None,
     quiet: Quiet = False,
@@ -101,14 +104,14 @@ def resume(
 
     federation = studies.read(study_of(folder))
     observers = _observers(federation, _names(observe, is_quiet=quiet or as_json))
-    with interruptible(folder) as stop:
+    with _reported(folder), interruptible(folder) as stop:
         result = federation.resume(folder, observers=observers, stop=stop)
-    _tell(result, as_json=as_json)
+        _tell(result, as_json=as_json)
 
 
 def _names(wanted: list[str] | None, *, is_quiet: bool) -> list[str]:
     """Names of the command's own observers, and of those asked for."""
-    return ["events", *([] if is_quiet else ["progress"]), *(wanted or [])]
+    return [*([] if is_quiet else ["progress"]), *(wanted or [])]
 
 
 def _observers(federation: Federation, names: list[str]) -> list[Observer]:
@@ -122,6 +125,20 @@ def _observers(federation: Federation, names: list[str]) -> list[Observer]:
         for name in dict.fromkeys(names)
         if name not in federation.observers
     ]
+
+
+@contextlib.contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """Write the report of the run in `folder` once the body is over, also where the run failed."""
+    from cohortium import reporting
+
+    try:
+        yield
+    except RunError:
+        with contextlib.suppress(CohortiumError):
+            reporting.write([folder])
+        raise
+    reporting.write([folder])
 
 
 def _tell(result: Result, *, as_json: bool) -> None:
@@ -140,6 +157,7 @@ def _print_result(result: Result) -> None:
         ("time", f"{result.seconds.total:.1f} s"),
         ("weights", result.weights_sha256[:16]),
         ("record", str(result.folder)),
+        ("report", str(result.folder / "report.html") if result.folder else "none"),
     ]
     for label, value in rows:
         typer.echo(f"{label:>14}  {value}")

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from cohortium.errors import StoppedError
-from cohortium.folder import is_begun
+from cohortium.folder import how_to_resume, is_begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def interruptible(folder: Path) -> Iterator[Callable[[], bool]]:
     except KeyboardInterrupt:
         if is_begun(folder):
             raise StoppedError(
-                f"stopped within a round; go on with `cohortium resume {folder}`."
+                f"stopped within a round; go on with {how_to_resume(folder)}."
             ) from None
         raise StoppedError("stopped before the first round; nothing was trained.") from None
     finally:
