@@ -203,7 +203,7 @@ class Run:
             if predictions is not None:
                 self.folder.write_predictions(predictions)
             if self.ready.federation.holdout:
-                net, states = self.coordinator.net, self.folder.states
+                net, states = self.standing.coordinator.net, self.folder.states
                 self.folder.write_site_scores(score_sites(self.ready, net, states))
             self.folder.write_result(result)
         self.tell(
