@@ -13,9 +13,10 @@ from attrs import field, frozen
 
 from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
+from cohortium.facts import FACTS
 from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
-from cohortium.record import BEST, FACTS, LAST, PREDICTIONS, RESULT, SITE_SCORES
+from cohortium.record import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cohortium.facts import DataFacts
     from cohortium.metrics import Predictions
     from cohortium.personal import SiteScores
-    from cohortium.record import DataFacts, Result
+    from cohortium.record import Result
 
 LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
 STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "sites"

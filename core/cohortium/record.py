@@ -5,14 +5,12 @@ from __future__ import annotations
 import platform
 import zipfile
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import msgspec
 from attrs import frozen
 
-from cohortium.data import DataSpec
-from cohortium.errors import DataError, StudyError
+from cohortium.errors import StudyError
 from cohortium.history import html_table
 from cohortium.metrics import Predictions
 
@@ -22,18 +20,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.data import Splits
     from cohortium.guarantee import Guarantee
     from cohortium.history import History
     from cohortium.metrics import Scores
     from cohortium.vocabulary import Secrecy
 
 
-_Read = TypeVar("_Read")
-
 RESULT = "result.json"
-
-FACTS = "checkpoint/data.json"
 
 LAST = "checkpoint/weights.safetensors"
 """The weights after the last round that is complete."""
@@ -173,72 +166,3 @@ def predictions_of(folder: Path) -> Predictions:
         ) from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StudyError(f"{path} is damaged; run that study again.") from error
-
-
-@frozen(kw_only=True)
-class DataFacts:
-    """What is public about the data of a run: whoever uses its model needs it, and no more.
-
-    Attributes:
-        name: What figures that come from them are called.
-        source: Whom to cite.
-        spec: Shapes, classes and the declared size.
-        validation: Public images to watch the run by.
-        test: Public images that the result was scored on.
-    """
-
-    name: str
-    source: str
-    spec: DataSpec
-    validation: int
-    test: int
-
-    @classmethod
-    def of(cls, splits: Splits) -> DataFacts:
-        """The facts of a data set."""
-        parts = (splits.validation, splits.test)
-        validation, test = (0 if part is None else len(part) for part in parts)
-        return cls(
-            name=splits.name,
-            source=splits.source,
-            spec=splits.spec,
-            validation=validation,
-            test=test,
-        )
-
-
-def read_facts(folder: Path) -> DataFacts:
-    """What the record of a run in `folder` says of the data.
-
-    Raises:
-        StudyError: There is none: the run has not begun its first round.
-        DataError: It is damaged.
-    """
-    path = folder / FACTS
-    if not path.is_file():
-        raise StudyError(f"{folder} holds no checkpoint: the run has not begun a round yet.")
-    return _decoded(path, DataFacts)
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of `result.json` in `folder`, or None where the run is not complete.
-
-    Raises:
-        DataError: It is damaged.
-    """
-    path = folder / RESULT
-    return _decoded(path, dict[str, Any]) if path.is_file() else None
-
-
-def _decoded(path: Path, kind: type[_Read]) -> _Read:
-    """The value in a JSON file of a record.
-
-    Raises:
-        DataError: It cannot be read, or is not of that kind.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); copy it anew from the run.") from error

@@ -15,10 +15,11 @@ from cohortium.coordinator import Coordinator
 from cohortium.errors import RunError, StoppedError
 from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.facts import DataFacts
 from cohortium.folder import RunFolder
 from cohortium.history import History
 from cohortium.personal import score_sites
-from cohortium.record import DataFacts, Result, Seconds, versions
+from cohortium.record import Result, Seconds, versions
 from cohortium.rounds import Rounds
 from cohortium.standing import Standing, origin_of
 

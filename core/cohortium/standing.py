@@ -6,6 +6,7 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
+import attrs
 import msgspec
 import numpy as np
 from attrs import define, field
@@ -180,7 +181,7 @@ def origin_of(ready: Ready) -> Origin:
     dealt = [np.ascontiguousarray(hand, dtype="<i8").tobytes() for hand in ready.hands]
     terms = (Price.of(plan), ready.setting.cohort.attempts, plan.ring.bits, plan.length)
     return Origin(
-        study=_digest(federation.as_toml().encode()),
+        study=_digest(attrs.evolve(federation, observers=()).as_toml().encode()),
         data=_digest(ready.splits.train.fingerprint, *dealt),
         plan=_digest(msgspec.msgpack.encode(terms)),
         versions={

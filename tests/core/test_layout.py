@@ -25,13 +25,14 @@ vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
-composition
+composition scaffold
+describing
 account policy statement
-training history checkpoint record folder evaluation personal
+training history checkpoint facts record folder evaluation personal
 plugin
 setting workplace
 coordinator site
-preparation hospital testing scaffold
+preparation hospital testing
 classifier pictures
 exporting
 rounds planning standing running
@@ -39,7 +40,7 @@ auditing
 federation
 reporting
 study
-grid
+grid drafting
 cli
 """
 HEIGHT = {

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
+from cohortium.cli import _completion
 from cohortium.cli._grid import run_grid
 from cohortium.cli._options import RunFolder, Settings, Study
 from cohortium.cli._stopping import interruptible
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
     from cohortium.protocols import Observer
     from cohortium.record import Result
 
-Observe = Annotated[list[str] | None, typer.Option(help="An observer to tell; may be repeated.")]
+Observe = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 Only = Annotated[
     list[str] | None,
@@ -78,7 +85,7 @@ def run(
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
-    observers = _observers(federation, names)
+    federation, observers = _watched(federation, observe, is_quiet=quiet or as_json)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with _reported(folder), interruptible(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop)
@@ -103,9 +110,9 @@ def resume(
     from cohortium.folder import study_of
 
     federation = studies.read(study_of(folder))
-    observers = _observers(federation, _names(observe, is_quiet=quiet or as_json))
+    watched, observers = _watched(federation, observe, is_quiet=quiet or as_json)
     with _reported(folder), interruptible(folder) as stop:
-        result = federation.resume(folder, observers=observers, stop=stop)
+        result = watched.resume(folder, observers=observers, stop=stop)
         _tell(result, as_json=as_json)
 
 
@@ -114,15 +121,20 @@ def _names(wanted: list[str] | None, *, is_quiet: bool) -> list[str]:
     return [*([] if is_quiet else ["progress"]), *(wanted or [])]
 
 
-def _observers(federation: Federation, names: list[str]) -> list[Observer]:
-    """Those of `names` that the study does not name itself."""
+def _watched(
+    federation: Federation, wanted: list[str] | None, *, is_quiet: bool
+) -> tuple[Federation, list[Observer]]:
+    """The study, quiet where that is asked for, and the observers that it does not name itself."""
     from cohortium import composition
     from cohortium.catalog import discover
 
+    if is_quiet:  # also where the study itself asks for it
+        kept = tuple(name for name in federation.observers if name != "progress")
+        federation = attrs.evolve(federation, observers=kept)
     catalog = discover()
-    return [
+    return federation, [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys(_names(wanted, is_quiet=is_quiet))
         if name not in federation.observers
     ]
 
