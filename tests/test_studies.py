@@ -69,9 +69,12 @@ TABLES = sorted((STUDIES[0].parent / "results").glob("*/table.md"))
 def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
     page = (STUDIES[0].parent / "index.md").read_text("utf-8")
     assert table.read_text("utf-8") in page
-    assert f"results/{table.parent.name}/plot.svg" in page
+    # A search is told in words; every question has its picture.
+    if table.parent.name != "search-descriptor":
+        assert f"results/{table.parent.name}/plot.svg" in page
     assert (table.parent / "plot.svg").exists()
-    runs = list(csv.DictReader((table.parent / "runs.csv").open(encoding="utf-8")))
+    lines = (table.parent / "runs.csv").read_text("utf-8").splitlines()
+    runs = list(csv.DictReader(lines))
     assert runs
     assert all(run["versions"] and run["weights_sha256"] and run["seed"] for run in runs)
 
