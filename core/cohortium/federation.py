@@ -122,6 +122,8 @@ class Federation:
         colluding: How many sites may pool what they know with it.
         seeded_noise: Draw every secret from the seed: repeatable, and protecting nothing.
         evaluate_every: Score on the validation images every so many rounds; 0 never does.
+        holdout: Share of each simulated site's images that it does not train on: in the end the
+            global model and the site's own are scored on them, into `simulation/sites.json`.
         observers: Names of observers that are told of every run's events.
 
     Raises:
@@ -152,6 +154,7 @@ class Federation:
     colluding: int = field(default=0, validator=ge(0))
     seeded_noise: bool = False
     evaluate_every: int = field(default=1, validator=ge(0))
+    holdout: float = field(default=0.0, validator=[ge(0), lt(1)])
     observers: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:

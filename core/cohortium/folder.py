@@ -16,16 +16,17 @@ from cohortium.errors import RunError, StudyError
 from cohortium.facts import FACTS
 from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
-from cohortium.record import BEST, LAST, PREDICTIONS, RESULT
+from cohortium.record import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from cohortium.facts import DataFacts
     from cohortium.metrics import Predictions
+    from cohortium.personal import SiteScores
     from cohortium.record import Result
 
 LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
@@ -233,6 +234,15 @@ class RunFolder:
             classes=np.array(predictions.classes),
         )
         self._write(PREDICTIONS, buffer.getvalue())
+
+    def write_site_scores(self, scores: Sequence[SiteScores]) -> None:
+        """Keep how each site's own model and the global one do on what the site held out.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        text = json.dumps([attrs.asdict(each) for each in scores], indent=2)
+        self._write(SITE_SCORES, text.encode() + b"\n")
 
     def write_result(self, result: Result) -> None:
         """Keep the result."""

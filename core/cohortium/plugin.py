@@ -70,6 +70,7 @@ from cohortium.training import (
     Objective,
     Schedule,
     factor,
+    local_work,
     make_optimizer,
     with_schedule,
 )
@@ -174,6 +175,7 @@ __all__ = [
     "factor",
     "find_file",
     "hookimpl",
+    "local_work",
     "make_optimizer",
     "mean_gradient",
     "poisson",

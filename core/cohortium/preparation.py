@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 from attrs import field, frozen
 
@@ -14,6 +15,7 @@ from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.identity import Directory, Identity
 from cohortium.keeping import StateFile
+from cohortium.personal import hold_out
 from cohortium.randomness import Randomness, Seeds
 from cohortium.setting import Setting
 from cohortium.site import Recipe
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.data import Examples, Splits
+    from cohortium.data import DataSpec, Examples, Splits
     from cohortium.federation import Federation
     from cohortium.ledger import Ledger
     from cohortium.ring import RingVector
@@ -44,6 +46,7 @@ class Ready:
         federation: The study.
         splits: The data, as loaded.
         hands: Positions of each site's training examples.
+        held: Positions of what each simulated site holds out, to be scored on.
         setting: What every party will know.
         parameters: P, the length of the update.
         identities: Each simulated site's signing key, where the study fears an active coordinator.
@@ -52,6 +55,7 @@ class Ready:
     federation: Federation
     splits: Splits
     hands: tuple[Index, ...]
+    held: tuple[Index, ...]
     setting: Setting
     parameters: int
     identities: tuple[Identity, ...] | None = field(default=None, repr=False)
@@ -67,7 +71,7 @@ class Ready:
             states: The folder where what its trainer keeps outlives this process.
         """
         session = self.setting.session
-        state = None if states is None else states / f"{site}.safetensors"
+        state = None if states is None else self.state_of(site, states)
         return Recipe(
             self.setting,
             site,
@@ -76,6 +80,10 @@ class Ready:
             account=None if ledger is None else Account(ledger, f"site {site}"),
             store=None if state is None else StateFile(state, session),
         )
+
+    def state_of(self, site: SiteId, states: Path) -> Path:
+        """The file in `states` of what the trainer keeps at a simulated site."""
+        return states / f"{site}.safetensors"
 
 
 def prepare(federation: Federation) -> Ready:
@@ -86,7 +94,11 @@ def prepare(federation: Federation) -> Ready:
     seeds = Seeds(federation.seed)
     splits = federation.dataset.load()
     spec = splits.spec
-    hands = _deal(federation, splits, seeds)
+    hands, held = hold_out(
+        splits.train, _deal(federation, splits, seeds), federation.holdout, seeds
+    )
+    if federation.holdout:
+        spec = _declared(splits.train, hands, spec)
     cohort = Cohort(
         sites=federation.sites,
         size=federation.cohort or federation.sites,
@@ -132,10 +144,18 @@ def prepare(federation: Federation) -> Ready:
         federation=federation,
         splits=splits,
         hands=hands,
+        held=held,
         setting=setting,
         parameters=parameters,
         identities=identities,
     )
+
+
+def _declared(train: Examples, hands: tuple[Index, ...], spec: DataSpec) -> DataSpec:
+    """`spec` with the sizes that are left to train on."""
+    kept = np.concatenate(hands)
+    patients = None if train.patients is None else len(np.unique(train.patients[kept]))
+    return attrs.evolve(spec, examples=len(kept), patients=patients)
 
 
 def _identities(cohort: Cohort, secret: Randomness) -> tuple[Identity, ...] | None:

@@ -107,7 +107,6 @@ class Result:
             "loss": None if scores is None else scores.loss,
             "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
             "confusion": None if scores is None else scores.confusion,
-            "validation": self._validation(),
             "calibration": [attrs.asdict(part) for part in bins],
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
@@ -139,19 +138,10 @@ class Result:
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
 
-    def _validation(self) -> dict[str, float | None] | None:
-        """How the final weights do on the validation images, by which a study may be chosen."""
-        scores = self.history[-1].scores if self.history else None
-        if scores is None:
-            return None
-        return {
-            "accuracy": scores.accuracy,
-            "balanced_accuracy": scores.balanced_accuracy,
-            "auc": scores.auc,
-        }
-
 
 PREDICTIONS = "simulation/predictions.npz"
+SITE_SCORES = "simulation/sites.json"
+"""What only a simulator knows."""
 """Where a run's folder has them: beside all else that only a simulator knows."""
 
 

@@ -18,6 +18,7 @@ from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
 from cohortium.facts import DataFacts
 from cohortium.folder import RunFolder
 from cohortium.history import History
+from cohortium.personal import score_sites
 from cohortium.record import Result, Seconds, versions
 from cohortium.rounds import Rounds
 from cohortium.standing import Standing, origin_of
@@ -202,6 +203,9 @@ class Run:
         if self.folder is not None:
             if predictions is not None:
                 self.folder.write_predictions(predictions)
+            if self.ready.federation.holdout:
+                net, states = self.standing.coordinator.net, self.folder.states
+                self.folder.write_site_scores(score_sites(self.ready, net, states))
             self.folder.write_result(result)
         self.tell(
             RunFinished(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
+
 
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
@@ -65,6 +67,7 @@ def build(
     *,
     where: str = "study",
     settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    catalog: Catalog | None = None,
 ) -> Federation:
     """The federation that parsed tables describe; see `read`.
 
@@ -72,8 +75,9 @@ def build(
         tables: By name.
         where: How an error names them.
         settings: How an error names those keys of a table that were written somewhere else.
+        catalog: Where names are looked up; discovered anew if None.
     """
-    catalog = discover()
+    catalog = catalog or discover()
     roles: dict[str, Any] = {
         role: composition.make(
             catalog, role, tables.get(role, {}), where=where, settings=settings.get(role, {})

@@ -23,6 +23,8 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("dataset", "medmnist"): ["flag=pneumoniamnist", "download=false"],
     ("model", "dpresnet"): ["width=4"],
     ("model", "cnn"): ["width=4"],
+    ("model", "resnet9"): ["width=4"],
+    ("model", "resnet18"): ["width=4"],
     ("model", "module"): ["module=bed:Net"],
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
@@ -35,8 +37,11 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "skellam", ["unit=patient", "against=everyone"]),
     ("privatizer", "gaussian", ["against=coordinator"]),
     ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
+    ("model", "resnet9", ["width=2", "norm=group"]),
+    ("model", "resnet18", ["width=2", "stem=large", "norm=batch"]),
     ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
+    ("trainer", "fedmic", ["steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]
 """Further parameters, which lead down other paths."""

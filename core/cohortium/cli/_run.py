@@ -12,7 +12,7 @@ import attrs
 import typer
 
 from cohortium.cli import _completion
-from cohortium.cli._grid import DryRun, Jobs, Only, run_grid
+from cohortium.cli._grid import run_grid
 from cohortium.cli._options import RunFolder, Settings, Study
 from cohortium.cli._stopping import interruptible
 from cohortium.errors import CohortiumError, RunError, StudyError
@@ -31,6 +31,12 @@ Observe = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
+]
+Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
 
@@ -58,8 +64,8 @@ def run(
       cohortium run
       cohortium run study.toml --out runs/first
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
-      cohortium run grid.toml --only sites=10 --jobs 2
       cohortium run study.toml --observe tensorboard --json > result.json
+      cohortium run grid.toml --only sites=10 --jobs 2
     """
     from cohortium import grid as grids
     from cohortium import study as studies
@@ -67,8 +73,7 @@ def run(
     names = _names(observe, is_quiet=quiet or as_json)
     if study is not None and grids.is_grid(study):
         run_grid(
-            study,
-            settings=settings or [],
+            grids.read(study, settings or []),
             out=out,
             only=only or [],
             jobs=jobs,
