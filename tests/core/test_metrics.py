@@ -65,6 +65,14 @@ def test_bins_hold_every_image_once_and_give_the_calibration_error(
     assert scores.calibration_error == pytest.approx(expected)
 
 
+def test_outputs_that_overflowed_are_scored_in_finite_numbers() -> None:
+    scores = score(np.array([[np.nan, np.nan], [0.2, 0.8]]), np.array([1, 1]), ("a", "b"))
+    assert scores.accuracy == 0.5
+    assert np.isfinite(scores.loss)
+    assert sum(part.examples for part in scores.calibration) == 2
+    assert scores.calibration_error == pytest.approx(0.1)
+
+
 def test_certain_and_impossible_calls_have_a_bin() -> None:
     scores = score(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), ("a", "b"))
     assert scores.calibration[-1].examples == scores.calibration[0].examples == 1
