@@ -24,6 +24,7 @@ import os
 import re
 import stat
 from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -120,7 +121,7 @@ class Identity:
         """A signature of `text`, 64 bytes."""
         return self._key.sign(text)
 
-    @property
+    @cached_property
     def _key(self) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(self.private)
 

@@ -23,8 +23,11 @@ def trainable(net: nn.Module) -> list[nn.Parameter]:
 
 def statistics(net: nn.Module) -> list[Tensor]:
     """The persistent floating-point buffers, such as BatchNorm's running mean and variance."""
+    floating = [(name, b) for name, b in net.named_buffers() if b.is_floating_point()]
+    if not floating:
+        return []
     saved = net.state_dict(keep_vars=True)
-    return [b for name, b in net.named_buffers() if name in saved and b.is_floating_point()]
+    return [b for name, b in floating if name in saved]
 
 
 def _pieces(net: nn.Module) -> Iterator[Tensor]:
