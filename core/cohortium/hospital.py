@@ -18,11 +18,12 @@ from cohortium.journal import FileJournal
 from cohortium.ledger import Ledger
 from cohortium.policy import SitePolicy
 from cohortium.protocols import Dataset
-from cohortium.site import Site, Workplace
+from cohortium.site import Site
+from cohortium.workplace import Workplace
 
 if TYPE_CHECKING:
     from cohortium.journal import Journal
-    from cohortium.site import Setting
+    from cohortium.setting import Setting
 
 TABLES = ("site", "dataset", "policy")
 """The tables of a site file."""

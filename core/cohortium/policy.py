@@ -16,7 +16,7 @@ from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
 from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
-    from cohortium.site import Setting
+    from cohortium.setting import Setting
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""

@@ -14,7 +14,8 @@ from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.identity import Directory, Identity
 from cohortium.randomness import Randomness, Seeds
-from cohortium.site import Recipe, Setting
+from cohortium.setting import Setting
+from cohortium.site import Recipe
 from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:

@@ -14,7 +14,16 @@ from cohortium import vector
 from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import RunError, TooFewSitesError
 from cohortium.evaluation import Evaluation
-from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.events import (
+    Phase,
+    RoundFailed,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteAnswered,
+)
+from cohortium.history import History
 from cohortium.record import Result, RunFolder, Seconds
 
 if TYPE_CHECKING:
@@ -26,8 +35,9 @@ if TYPE_CHECKING:
     from cohortium.events import Event
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
-    from cohortium.protocols import Exchange, Observer
-    from cohortium.site import Setting
+    from cohortium.protocols import Observer
+    from cohortium.sessions import Exchange
+    from cohortium.setting import Setting
     from cohortium.vocabulary import SiteId
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
@@ -96,7 +106,7 @@ class Run:
         """Move the weights once, with as many attempts as the study has left."""
         setting = self.ready.setting
         began = time.perf_counter()
-        outcome, training = self._attempts(number, exchange)
+        outcome, phases, training = self._attempts(number, exchange)
         weights = named_weights(self.coordinator.net)
         if self.folder is not None:
             self.folder.write_checkpoint(weights, rounds=number + 1)
@@ -114,40 +124,71 @@ class Run:
                 upload_bytes_per_site=outcome.upload_bytes,
                 seconds_train=training,
                 seconds_aggregate=time.perf_counter() - began - training,
+                phases=phases,
             )
         )
         self.tell(self.history[-1])
 
-    def _attempts(self, number: int, exchange: Exchange) -> tuple[Outcome, float]:
+    def _attempts(
+        self, number: int, exchange: Exchange
+    ) -> tuple[Outcome, tuple[Phase, ...], float]:
         cohort = self.ready.setting.cohort
         training = 0.0
         while True:
             sites = asked(self.ready.setting, number, self.attempt)
             self.coordinator.open(number, self.attempt, sites)
             self.attempt += 1
-            training += self._carry(exchange)
+            phases = self._carry(number, exchange)
+            training += sum(phase.seconds for phase in phases)
             try:
                 outcome = self.coordinator.close()
             except TooFewSitesError as error:
-                self._tell_failures(number, str(error))
+                self._tell_failures(number, str(error), phases)
                 if self.attempt - number > cohort.retries:
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:
                 self.tell(failure)
-            return outcome, training
+            return outcome, phases, training
 
-    def _carry(self, exchange: Exchange) -> float:
-        """Carry an attempt's messages until nothing is left to ask; the seconds it took."""
-        spent = 0.0
+    def _carry(self, number: int, exchange: Exchange) -> tuple[Phase, ...]:
+        """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
+        phases: list[Phase] = []
+        deadline = self.ready.federation.deadline or None
         while requests := self.coordinator.requests():
+            spent, uploaded = 0.0, 0
+            answered: set[SiteId] = set()
             began = time.perf_counter()
-            for site, reply in exchange.exchange(requests.common, requests.each):
+            for site, reply in exchange.exchange(requests.common, requests.each, deadline):
                 spent += time.perf_counter() - began
-                self.coordinator.receive(site, reply)
+                uploaded += len(reply)
+                if self.coordinator.receive(site, reply):
+                    answered.add(site)
+                    self.tell(
+                        SiteAnswered(
+                            round=number,
+                            attempt=self.attempt - 1,
+                            exchange=len(phases),
+                            site=site,
+                            answered=len(answered),
+                            asked=len(requests.each),
+                        )
+                    )
                 began = time.perf_counter()
             spent += time.perf_counter() - began
-        return spent
+            phases.append(
+                Phase(
+                    name=requests.phase,
+                    asked=len(requests.each),
+                    lost=tuple(sorted(set(requests.each) - answered)),
+                    upload_bytes=uploaded,
+                    download_bytes=sum(
+                        len(requests.common) + len(own) for own in requests.each.values()
+                    ),
+                    seconds=spent,
+                )
+            )
+        return tuple(phases)
 
     def _start(self) -> RunStarted:
         ready, setting = self.ready, self.ready.setting
@@ -159,10 +200,13 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=self._warnings(),
+            classes=setting.spec.classes,
+            secrecy=setting.aggregator.secrecy(setting.cohort),
             sizes=tuple(len(hand) for hand in ready.hands),
             histograms=tuple(
                 tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
             ),
+            data_sha256=ready.splits.train.fingerprint.hex(),
         )
 
     def _warnings(self) -> tuple[str, ...]:
@@ -173,10 +217,11 @@ class Run:
         return guarantee.warnings(cohort.units(guarantee.unit))
 
     def _result(self, scores: Scores | None, *, seconds: float) -> Result:
-        setting, history = self.ready.setting, tuple(self.history)
+        setting, history = self.ready.setting, History(self.history)
         return Result(
             scores=scores,
             guarantee=setting.plan.guarantee,
+            secrecy=setting.aggregator.secrecy(setting.cohort),
             rounds=len(history),
             sites=setting.cohort.sites,
             dropouts=sum(len(event.dropped) for event in history),
@@ -191,15 +236,16 @@ class Run:
                 "python": platform.python_version(),
                 **{package: version(package) for package in PACKAGES},
             },
+            plugins=self.ready.federation.plugins(),
             history=history,
             weights=named_weights(self.coordinator.net),
             folder=None if self.folder is None else self.folder.path,
         )
 
-    def _tell_failures(self, number: int, reason: str) -> None:
+    def _tell_failures(self, number: int, reason: str, phases: tuple[Phase, ...]) -> None:
         for failure in self.coordinator.failures:
             self.tell(failure)
-        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason))
+        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason, phases=phases))
 
     def tell(self, event: Event) -> None:
         """Tell every observer."""

@@ -18,22 +18,24 @@ FLOORS = """\
 errors
 files journal tables
 randomness packing ring guarantee accounting messages metrics data arrays identity
-wire events spending ledger
-vocabulary
-protocols hooks
+ wire spending ledger
+ vocabulary events
+ sessions protocols hooks
 vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
 composition
 account policy statement
-training record evaluation
+training history record evaluation
 plugin
+setting workplace
 coordinator site
 preparation hospital testing
 rounds planning
 auditing
 federation
+reporting
 study
 cli
 """
