@@ -38,6 +38,7 @@ from cohortium_inline import Inline
 from cohortium_module import Module
 from cohortium_none import Unprivate
 from cohortium_plain import Plain
+
 # RAY
 from cohortium_secagg import SecAgg
 
@@ -116,23 +117,19 @@ def loop(case: Case, clock: Clock) -> None:
     net = network()
     splits = RandomImages(case.clients * case.steps * BATCH).load()
     images = torch.from_numpy(splits.train.images).float().div_(255).sub_(0.5).div_(0.5)
-    turns = [
-        list(zip(*(t.split(BATCH) for t in part), strict=True))
-        for part in zip(
-            images.split(case.steps * BATCH),
-            torch.from_numpy(splits.train.labels).split(case.steps * BATCH),
-            strict=True,
-        )
-    ]
+    labels = torch.from_numpy(splits.train.labels)
+    shape = (case.clients, case.steps, BATCH)
+    images, labels = images.view(*shape, 3, 28, 28), labels.view(shape)
     weights = {k: v.clone() for k, v in net.state_dict().items()}
     for _ in range(case.rounds):
         total = {k: torch.zeros_like(v) for k, v in weights.items()}
-        for turn in turns:
+        for client in range(case.clients):
             net.load_state_dict(weights)
             optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
-            for batch, labels in turn:
+            for step in range(case.steps):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(net(batch), labels).backward()
+                loss = nn.functional.cross_entropy(net(images[client, step]), labels[client, step])
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             for k, v in net.state_dict().items():
                 total[k] += v

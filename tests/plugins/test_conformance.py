@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pytest import FixtureRequest as Request
 
 from cohortium.catalog import Offering, discover
 from cohortium.hooks import ROLES
@@ -26,6 +27,8 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "module"): ["module=bed:Net"],
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
+
+MARKS = {"medmnist": [pytest.mark.data], "ray": [pytest.mark.slow]}
 
 MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site"]),
@@ -56,7 +59,7 @@ def _cases() -> list[Any]:
             settings,
             check,
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
-            marks=[pytest.mark.data] if offering.offer.name == "medmnist" else [],
+            marks=MARKS.get(offering.offer.name, []),
         )
         for offering, settings in given
         for name, check in checks_for(offering.role)
@@ -90,7 +93,11 @@ def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
 
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
-def test_ours(offering: Offering, settings: list[str], check: Check, make: Any) -> None:
+def test_ours(
+    offering: Offering, settings: list[str], check: Check, make: Any, request: Request
+) -> None:
+    if offering.offer.name == "ray":
+        request.getfixturevalue("ray_cluster")
     check(make(offering, settings))
 
 
