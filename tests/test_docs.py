@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cohortium import discover, hooks, study
+from cohortium import discover, grid, hooks, study
 from cohortium.cli import app
 from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
@@ -78,6 +78,10 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]
         return
+    if "grid" in tables:
+        (tmp_path / "grid.toml").write_text(text)
+        assert grid.read(tmp_path / "grid.toml").cells()
+        return
     federation = study.build(study.merge(study.quick_start(), tables, where="the docs"))
     assert federation.run().guarantee is not None
 
@@ -85,7 +89,7 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
     pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|keygen|ledger)\b[^`\n;]*)",
+        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|compare|plugins|check|keygen|ledger)\b[^`\n;]*)",
         re.MULTILINE,
     )
     lines = set()
@@ -110,7 +114,14 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
         path = tmp_path / "paper.toml"
         readme = (ROOT / "README.md").read_text("utf-8")
         path.write_text(next(m[2] for m in BLOCK.finditer(readme) if m[1] == "toml"))
-    study.read(path, [b for a, b in pairwise(words) if a == "--set"])
+    changes = [b for a, b in pairwise(words) if a == "--set"]
+    if len(words) > 1 and words[1].startswith("docs/"):
+        path = ROOT / words[1]
+        if grid.is_grid(path):
+            chosen = [b for a, b in pairwise(words) if a == "--only"]
+            assert grid.read(path, changes).select(chosen)
+            return
+    study.read(path, changes)
 
 
 @pytest.mark.parametrize("name", ["messages", "randomness", "ring", "hooks", "training"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from cohortium.errors import StudyError
-from cohortium.metrics import Scores, score
+from cohortium.metrics import Predictions, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,10 @@ class Evaluation:
 
     def score(self, net: nn.Module) -> Scores:
         """The scores of `net`, which is left as it was."""
+        return self.predict(net).scores
+
+    def predict(self, net: nn.Module) -> Predictions:
+        """What `net`, which is left as it was, says of each image."""
         import torch
 
         training = net.training
@@ -57,7 +61,7 @@ class Evaluation:
         with torch.no_grad():
             parts = [net(batch).softmax(1).cpu() for batch in torch.split(self.images, BATCH)]
         net.train(training)
-        return score(torch.cat(parts).double().numpy(), self.examples.labels, self.classes)
+        return Predictions(torch.cat(parts).double().numpy(), self.examples.labels, self.classes)
 
 
 def resolve_device(device: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,6 +14,7 @@ from cohortium.errors import RunError, StudyError
 from cohortium.files import write_whole
 from cohortium.history import html_table
 from cohortium.ledger import Ledger
+from cohortium.metrics import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +89,7 @@ class Result:
             "loss": None if scores is None else scores.loss,
             "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
             "confusion": None if scores is None else scores.confusion,
+            "validation": self._validation(),
             "calibration": [attrs.asdict(part) for part in bins],
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
@@ -116,6 +120,43 @@ class Result:
             "record": "not kept" if self.folder is None else str(self.folder),
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
+
+    def _validation(self) -> dict[str, float | None] | None:
+        """How the final weights do on the validation images, by which a study may be chosen."""
+        scores = self.history[-1].scores if self.history else None
+        if scores is None:
+            return None
+        return {
+            "accuracy": scores.accuracy,
+            "balanced_accuracy": scores.balanced_accuracy,
+            "auc": scores.auc,
+        }
+
+
+_PREDICTIONS = "simulation/predictions.npz"
+
+
+def predictions_of(folder: Path) -> Predictions:
+    """What the run in `folder` said of each test image.
+
+    Raises:
+        StudyError: The file is not there, or damaged.
+    """
+    import numpy as np
+
+    path = folder / _PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return Predictions(
+                data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
+            )
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{folder} has no predictions for test images; name a finished run on a data set that "
+            "has some."
+        ) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StudyError(f"{path} is damaged; run that study again.") from error
 
 
 @frozen
@@ -162,6 +203,22 @@ class RunFolder:
         """Keep the result; its file's presence says that the run is complete."""
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         self._write("result.json", text.encode() + b"\n")
+
+    def write_predictions(self, predictions: Predictions) -> None:
+        """Keep what was said of each test image, so that runs can be compared image by image.
+
+        It goes into `simulation/`, as all does that only a simulator knows; see `predictions_of`.
+        """
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            probabilities=predictions.probabilities.astype(np.float32),
+            labels=predictions.labels,
+            classes=np.array(predictions.classes),
+        )
+        self._write(_PREDICTIONS, buffer.getvalue())
 
     def write_checkpoint(self, weights: Mapping[str, Tensor], *, rounds: int) -> None:
         """Keep the global weights after `rounds` rounds."""

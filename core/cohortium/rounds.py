@@ -87,10 +87,12 @@ class Run:
         for number in range(setting.cohort.rounds):
             self._round(number, exchange, watch)
         test = Evaluation.of(ready.splits.test, setting.spec.classes, setting.model, setting.device)
-        net = self.coordinator.net
-        scores = None if test is None else test.score(net)
+        predictions = None if test is None else test.predict(self.coordinator.net)
+        scores = None if predictions is None else predictions.scores
         result = self._result(scores, seconds=time.perf_counter() - started)
         if self.folder is not None:
+            if predictions is not None:
+                self.folder.write_predictions(predictions)
             self.folder.write_result(result)
         self.tell(
             RunFinished(

@@ -52,7 +52,7 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
     record = tmp_path / "record"
     assert {p.name for p in record.iterdir()} == {
-        "study.toml", "events.jsonl", "result.json", "checkpoint", "ledger.sqlite",
+        "study.toml", "events.jsonl", "result.json", "checkpoint", "ledger.sqlite", "simulation",
     }  # fmt: skip
     result = json.loads((record / "result.json").read_text())
     assert result["guarantee"]["against"] == "everyone"

@@ -37,6 +37,7 @@ auditing
 federation
 reporting
 study
+grid
 cli
 """
 HEIGHT = {
@@ -45,7 +46,17 @@ HEIGHT = {
     for m, name in enumerate(line.split())
 }
 
-HEAVY = ("torch", "opacus", "medmnist", "pandas", "sklearn", "scipy", "torchvision", "safetensors")
+HEAVY = (
+    "torch",
+    "opacus",
+    "medmnist",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "torchvision",
+    "safetensors",
+    "matplotlib",
+)
 
 
 def imported(tree: ast.AST, *, lazily: bool) -> set[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_of
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
@@ -28,7 +29,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (run, plan, audit),
+        "Study": (run, plan, audit, compare),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check),
     }

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._grid import DryRun, Jobs, Only, run_grid
 from cohortium.cli._options import Settings, Study
+from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
     from cohortium.record import Result
@@ -20,15 +22,19 @@ def run(
     *,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
+        Path | None,
+        typer.Option(help="Folder for the record; default runs/DATE-TIME, of a grid runs/NAME."),
     ] = None,
+    only: Only = None,
+    jobs: Jobs = 1,
+    dry_run: DryRun = False,
     observe: Annotated[
         list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
 ) -> None:
-    """Run a study; without one, the quick start.
+    """Run a study, or go on with a grid of them; without one, the quick start.
 
     The quick start deals made-up blood cells to ten simulated hospitals, and trains under
     differential privacy and secure aggregation.
@@ -37,15 +43,31 @@ def run(
       cohortium run
       cohortium run study.toml --out runs/first
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
+      cohortium run grid.toml --only sites=10 --jobs 2
       cohortium run study.toml --observe tensorboard --json > result.json
     """
     from cohortium import composition
+    from cohortium import grid as grids
     from cohortium import study as studies
     from cohortium.catalog import discover
 
+    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    if study is not None and grids.is_grid(study):
+        run_grid(
+            study,
+            settings=settings or [],
+            out=out,
+            only=only or [],
+            jobs=jobs,
+            dry_run=dry_run,
+            observe=names,
+            as_json=as_json,
+        )
+        return
+    if only or dry_run or jobs != 1:
+        raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
     catalog = discover()
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
     observers = [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
         for name in dict.fromkeys(names)
