@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from attrs import define, field
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cohortium.plugin import RunError
 from cohortium_ray._worker import Worker
@@ -18,6 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cohortium.plugin import SiteId, SiteRecipe
+
+LOST = (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+"""What Ray says of a worker that is gone, or of a reply that is gone with its machine."""
 
 AT_ONCE = 16
 """Sites that a worker is handed at once where no clock is running: fewer, longer trips."""
@@ -70,18 +87,18 @@ class Crew:
         If the worker has died there are none, and no site of it is waiting any more.
 
         Raises:
-            RunError: The worker cannot read what it is sent.
+            RunError: What is sent to the worker, or what it raises, cannot be read.
             Exception: What a site raised: it cannot be made, or there is a fault in a plugin.
         """
         handed, done = self.handed, self._busy
         self.handed, self._busy = (), None
         try:
             found = ray.get(done)
-        except RayTaskError as error:
-            raise _raised(error) from error
-        except RayError as error:
+        except LOST as error:
             self._bury(error)
             return []
+        except RayError as error:
+            raise _raised(error) from error
         replies: list[tuple[SiteId, bytes]] = found if handed else []
         for site, _ in replies:
             del self.waiting[site]
@@ -111,13 +128,13 @@ class Crew:
         )
 
 
-def _raised(error: RayTaskError) -> Exception:
+def _raised(error: RayError) -> Exception:
     """What was raised at the worker, as if it had been here."""
-    cause: Exception = error.cause
+    cause: Exception = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, RayError):
         return cause
     last = str(cause).strip().splitlines()[-1].strip().rstrip(".")
     return RunError(
-        f"engine 'ray': a worker cannot read what it is sent ({last}); install at the workers what "
-        "is installed here."
+        f"engine 'ray': a worker and this process cannot read one another ({last}); install there "
+        "what is installed here."
     )

@@ -38,8 +38,7 @@ from cohortium_inline import Inline
 from cohortium_module import Module
 from cohortium_none import Unprivate
 from cohortium_plain import Plain
-
-# RAY
+from cohortium_ray import Ray
 from cohortium_secagg import SecAgg
 
 BATCH, RATE, CLASSES = 32, 0.1, 8
@@ -163,10 +162,10 @@ CONTENDERS: dict[str, Callable[[Case, Clock], None]] = {
     "inline, secagg, active": lambda case, clock: ours(
         case, clock, SecAgg(), Inline(), adversary="active"
     ),
-    "ray, plain": lambda case, clock: ours(case, clock, Plain(), Inline()),
-    "ray, secagg": lambda case, clock: ours(case, clock, SecAgg(), Inline()),
+    "ray, plain": lambda case, clock: ours(case, clock, Plain(), Ray()),
+    "ray, secagg": lambda case, clock: ours(case, clock, SecAgg(), Ray()),
     "ray, secagg, active": lambda case, clock: ours(
-        case, clock, SecAgg(), Inline(), adversary="active"
+        case, clock, SecAgg(), Ray(), adversary="active"
     ),
 }
 """The first is what the others are compared with."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pytest import FixtureRequest as Request
 
 from cohortium.catalog import Offering, discover
 from cohortium.hooks import ROLES
@@ -94,7 +93,7 @@ def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
 def test_ours(
-    offering: Offering, settings: list[str], check: Check, make: Any, request: Request
+    offering: Offering, settings: list[str], check: Check, make: Any, request: pytest.FixtureRequest
 ) -> None:
     if offering.offer.name == "ray":
         request.getfixturevalue("ray_cluster")

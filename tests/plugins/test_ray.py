@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ import pytest
 import ray
 from attrs import define, field, frozen
 
-from bed import Faulty, tiny
+from bed import Faulty, Squares, tiny
 from cohortium.errors import RefusalError, StudyError
 from cohortium.plugin import SitePrivacy, Task, Trained
 from cohortium.sessions import OpenSite
@@ -41,9 +42,11 @@ class Mortal(FedAvg):
     alive: str = ""
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
-        if task.round == 1 and Path(self.alive).exists():
-            Path(self.alive).unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if task.round == 1:
+            # The workers are here at the same time: one of them gets through.
+            with contextlib.suppress(FileNotFoundError):
+                Path(self.alive).unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
         return super().train(task, private)
 
 
@@ -53,9 +56,9 @@ def mortal(tmp_path: Path) -> Mortal:
     return Mortal(alive=str(tmp_path / "alive"))
 
 
-@pytest.mark.parametrize("aggregator", [SecAgg(), "plain"])
-def test_its_bits_are_those_of_inline(aggregator: Any) -> None:
-    terms = {"aggregator": aggregator, "privatizer": Gaussian(clip=1.0), "seeded_noise": True}
+def test_its_bits_are_those_of_inline() -> None:
+    terms: dict[str, Any] = {"aggregator": SecAgg(), "seeded_noise": True}
+    terms |= {"privatizer": Gaussian(clip=1.0)}
     here = tiny(**terms, threads=1).run()
     there = tiny(**terms, threads=1, engine=Ray()).run()
     assert there.weights_sha256 == here.weights_sha256
@@ -82,8 +85,8 @@ def test_what_a_dead_worker_may_have_released_is_not_released_again(
     mortal: Mortal, tmp_path: Path
 ) -> None:
     study = tiny(
-        aggregator=SecAgg(), privatizer=Gaussian(clip=1.0), trainer=mortal, retries=1, rounds=2,
-        threads=1, engine=Ray(workers=2),
+        aggregator=SecAgg(), privatizer=Gaussian(clip=1.0), trainer=mortal, retries=1, threads=1,
+        engine=Ray(workers=2),
     )  # fmt: skip
     with pytest.warns(RuntimeWarning, match="is lost"):
         result = study.run(out=tmp_path / "run")
@@ -97,7 +100,7 @@ def test_what_a_dead_worker_may_have_released_is_not_released_again(
 
 def test_two_hundred_sites() -> None:
     study: dict[str, Any] = {"aggregator": SecAgg(), "sites": 200, "rounds": 5, "threads": 1}
-    study |= {"dataset": "phantom", "evaluate_every": 0}
+    study |= {"dataset": Squares(examples=800), "evaluate_every": 0}
     here = tiny(**study).run()
     there = tiny(**study, engine=Ray()).run()
     assert there.weights_sha256 == here.weights_sha256
