@@ -124,7 +124,7 @@ def _connect(address: str, processors: int) -> None:
         terms["num_cpus"] = max(processors, os.cpu_count() or 1)
     try:
         ray.init(address=address, **terms)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises just that where a cluster does not come up in time
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise StudyError(f"engine 'ray': no cluster at '{address}': {reason}.") from error
 

@@ -25,13 +25,14 @@ vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
-composition
+composition scaffold
+describing
 account policy statement
-training history record evaluation
+training history facts record evaluation
 plugin
 setting workplace
 coordinator site
-preparation hospital testing scaffold
+preparation hospital testing
 classifier pictures
 exporting
 rounds planning
@@ -39,7 +40,7 @@ auditing
 federation
 reporting
 study
-grid
+grid drafting
 cli
 """
 HEIGHT = {
