@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from attrs import frozen
 
 from cohortium import messages, vector
@@ -91,12 +92,16 @@ class Coordinator:
             round=self._round,
             attempt=self._attempt,
             stage=self._stage,
-            weights=vector.flatten(self.net).cpu().numpy().tobytes() if first else None,
+            weights=self._weights() if first else None,
             body=asked.common,
         )
         self._stage += 1
         self._answered = set()
         return Requests(messages.encode(request), asked.each, asked.phase)
+
+    def _weights(self) -> memoryview:
+        """The global weights as they are sent."""
+        return vector.flatten(self.net).cpu().numpy().view(np.uint8).data
 
     def receive(self, site: SiteId, reply: bytes) -> bool:
         """Take in one site's reply, whatever it is; whether it was of use."""

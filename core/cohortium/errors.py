@@ -80,3 +80,7 @@ class RefusalError(CohortiumError):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[RefusalError], tuple[str, str]]:
+        """What it is made of again where another process raised it."""
+        return type(self), (self.code, self.reason)

@@ -187,8 +187,11 @@ class Site:
             state=before,
         )
         with torch.random.fork_rng(devices=[]):
-            # Layers such as Dropout draw from torch's global generator.
-            torch.manual_seed(_seed(secret, "layers"))
+            # Layers such as Dropout draw from torch's global generator.  Without an accelerator
+            # torch.manual_seed would keep, for each kind there is, a call to make should one come.
+            seeded = setting.device == "cpu"
+            seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
+            seed(_seed(secret, "layers"))
             trained = setting.trainer.train(task, private)
         self._require_still()
         self._keep(Kept.of(request.round, before, trained.state))

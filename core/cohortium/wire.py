@@ -31,7 +31,7 @@ class Request(Message, frozen=True):
     round: Count
     attempt: Count
     stage: Count
-    weights: bytes | None
+    weights: memoryview | None
     body: bytes
 
 

@@ -29,6 +29,8 @@ SMALL: dict[tuple[str, str], list[str]] = {
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
 
+MARKS = {"medmnist": [pytest.mark.data], "ray": [pytest.mark.slow]}
+
 MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site"]),
     ("privatizer", "gaussian", ["unit=site", "adjacency=replace-one"]),
@@ -61,7 +63,7 @@ def _cases() -> list[Any]:
             settings,
             check,
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
-            marks=[pytest.mark.data] if offering.offer.name == "medmnist" else [],
+            marks=MARKS.get(offering.offer.name, []),
         )
         for offering, settings in given
         for name, check in checks_for(offering.role)
@@ -95,7 +97,11 @@ def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
 
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
-def test_ours(offering: Offering, settings: list[str], check: Check, make: Any) -> None:
+def test_ours(
+    offering: Offering, settings: list[str], check: Check, make: Any, request: pytest.FixtureRequest
+) -> None:
+    if offering.offer.name == "ray":
+        request.getfixturevalue("ray_cluster")
     check(make(offering, settings))
 
 
