@@ -14,7 +14,7 @@ from cohortium import messages, vector
 from cohortium.errors import MessageError, TooFewSitesError
 from cohortium.events import SiteFailed
 from cohortium.vocabulary import Requests
-from cohortium.wire import Refusal, Reply, Request
+from cohortium.wire import Refusal, Reply, Request, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,10 +161,12 @@ class Coordinator:
                 position += buffer.numel()
 
     def _fail(self, site: SiteId, code: str, reason: str) -> None:
-        # A site's words are shown to people: no control characters.
-        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         self._failures[site] = SiteFailed(
-            round=self._round, attempt=self._attempt, site=site, code=code, reason=reason
+            round=self._round,
+            attempt=self._attempt,
+            site=site,
+            code=code,
+            reason=printable(reason),
         )
 
     def _reasons(self) -> str:

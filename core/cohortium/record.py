@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
     from cohortium.events import RoundFinished
     from cohortium.guarantee import Guarantee
     from cohortium.metrics import Scores
+
+
+PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
+"""Whose versions a run's figures depend on, beside Python's."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of `PACKAGES`."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
 
 
 @frozen(kw_only=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +13,8 @@ from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import RunError, TooFewSitesError
 from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.record import Result, RunFolder, Seconds
+from cohortium.invitations import muster
+from cohortium.record import Result, RunFolder, Seconds, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,27 +25,31 @@ if TYPE_CHECKING:
     from cohortium.events import Event
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
-    from cohortium.protocols import Exchange, Observer
+    from cohortium.protocols import Engine, Exchange, Observer
     from cohortium.site import Setting
     from cohortium.vocabulary import SiteId
 
-PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
-"""Whose versions a result names, beside Python's."""
 
-
-def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> Result:
+def drive(
+    ready: Ready,
+    *,
+    out: Path | None,
+    observers: Sequence[Observer],
+    engine: Engine | None = None,
+) -> Result:
     """Run the rounds of a study that is ready; see `Federation.run`."""
     coordinator = Coordinator(ready.setting)
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
         folder.write_study(ready.federation.as_toml())
     is_private = ready.setting.plan.mechanism is not None
-    ledger = folder.create_ledger() if folder is not None and is_private else None
+    is_kept = folder is not None and is_private and not ready.is_deployed
+    ledger = folder.create_ledger() if folder is not None and is_kept else None
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
-    exchange = ready.federation.engine.open(
-        {site: ready.recipe(site, ledger) for site in range(len(ready.hands))}
-    )
+    exchange = (engine or ready.federation.engine).open(ready.recipes(ledger))
     try:
+        if ready.is_deployed:
+            run.warnings = muster(exchange, ready)
         return run.to_end(exchange)
     except BaseException as error:
         run.tell(RunFailed(reason=str(error) or type(error).__name__))
@@ -65,18 +68,17 @@ class Run:
     listeners: Sequence[Callable[[Event], None]]
     history: list[RoundFinished] = field(factory=list)
     attempt: int = 0
+    warnings: tuple[str, ...] = ()
 
     def to_end(self, exchange: Exchange) -> Result:
         """Drive every round, and score what comes out."""
         started = time.perf_counter()
         ready, setting = self.ready, self.ready.setting
         self.tell(self._start())
-        watch = Evaluation.of(
-            ready.splits.validation, setting.spec.classes, setting.model, setting.device
-        )
+        watch = Evaluation.of(ready.validation, setting.spec.classes, setting.model, setting.device)
         for number in range(setting.cohort.rounds):
             self._round(number, exchange, watch)
-        test = Evaluation.of(ready.splits.test, setting.spec.classes, setting.model, setting.device)
+        test = Evaluation.of(ready.test, setting.spec.classes, setting.model, setting.device)
         net = self.coordinator.net
         scores = None if test is None else test.score(net)
         result = self._result(scores, seconds=time.perf_counter() - started)
@@ -151,7 +153,8 @@ class Run:
 
     def _start(self) -> RunStarted:
         ready, setting = self.ready, self.ready.setting
-        labels, classes = ready.splits.train.labels, len(setting.spec.classes)
+        classes = len(setting.spec.classes)
+        labels = ready.splits.train.labels if ready.hands else np.empty(0, dtype=np.int64)
         return RunStarted(
             folder=None if self.folder is None else self.folder.path,
             rounds=setting.cohort.rounds,
@@ -169,8 +172,8 @@ class Run:
         setting = self.ready.setting
         guarantee, cohort = setting.plan.guarantee, setting.cohort
         if guarantee is None:
-            return ()
-        return guarantee.warnings(cohort.units(guarantee.unit))
+            return self.warnings
+        return self.warnings + guarantee.warnings(cohort.units(guarantee.unit))
 
     def _result(self, scores: Scores | None, *, seconds: float) -> Result:
         setting, history = self.ready.setting, tuple(self.history)
@@ -187,10 +190,7 @@ class Run:
                 total=seconds,
             ),
             weights_sha256=vector.fingerprint(self.coordinator.net),
-            versions={
-                "python": platform.python_version(),
-                **{package: version(package) for package in PACKAGES},
-            },
+            versions=versions(),
             history=history,
             weights=named_weights(self.coordinator.net),
             folder=None if self.folder is None else self.folder.path,

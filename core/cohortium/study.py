@@ -2,6 +2,9 @@
 
 Every key has a value already, that of the quick start.  A table changes the keys it names; setting
 a table's `name` to another plugin drops the other defaults of that table.
+
+A table `[data]` makes it the study of a deployment: it declares what is public about the data that
+the hospitals have, and nothing is dealt.  `[dataset]` is then what the coordinator scores with.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cohortium import composition
 from cohortium import tables as toml
 from cohortium.catalog import discover
+from cohortium.data import DataSpec
 from cohortium.errors import StudyError
 from cohortium.federation import PARTS, TERMS, Federation
 
@@ -20,12 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.protocols import Engine
+
 
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
 
-TABLES = ("federation", *PARTS)
+TABLES = ("federation", "data", *PARTS)
 """The tables of a study file."""
+
+SIMULATED = ("dataset", "partitioner")
+"""Those that have no default where a study is of a deployment."""
 
 
 def quick_start() -> Tables:
@@ -48,18 +57,37 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     where = "the quick start"
     if path is not None:
         where = str(path)
-        tables = merge(tables, toml.read(path, what="the study"), where=where)
+        changes = toml.read(path, what="the study")
+        if "data" in changes:
+            tables = {name: kept for name, kept in tables.items() if name not in SIMULATED}
+        tables = merge(tables, changes, where=where)
+        if "data" in changes and "dataset" in tables:
+            # A deployment is started by an engine, wherever that works.
+            found = composition.beside(discover(), "dataset", tables["dataset"], path.parent)
+            tables["dataset"] = dict(found)
     for setting in settings:
         tables = merge(tables, _parse_setting(setting), where=f"--set {setting}")
     return build(tables, where=where)
 
 
-def build(tables: Mapping[str, Mapping[str, Any]], *, where: str = "study") -> Federation:
-    """The federation that parsed tables describe; see `read`."""
+def build(
+    tables: Mapping[str, Mapping[str, Any]], *, where: str = "study", engine: Engine | None = None
+) -> Federation:
+    """The federation that parsed tables describe, with `engine` if it is given; see `read`."""
     catalog = discover()
+    is_deployed = "data" in tables
+    optional = (SIMULATED if is_deployed else ()) + (("engine",) if engine else ())
     roles: dict[str, Any] = {
-        role: composition.make(catalog, role, tables.get(role, {}), where=where) for role in PARTS
+        role: composition.make(catalog, role, tables.get(role, {}), where=where)
+        for role in PARTS
+        if role in tables or role not in optional
     }
+    if engine is not None:
+        roles["engine"] = engine
+    if is_deployed:
+        roles["data"] = composition.call(
+            DataSpec, tables["data"], where=f"{where} [data]", what="the data"
+        )
     terms = tables.get("federation", {})
     for key in terms:
         if key not in TERMS:

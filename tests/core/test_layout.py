@@ -16,7 +16,7 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-files journal tables
+files journal tables visits
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire events spending ledger
 vocabulary
@@ -30,11 +30,13 @@ account policy statement
 training record evaluation
 plugin
 coordinator site
-preparation hospital testing
+agreement preparation hospital testing
+invitations
 rounds planning
 auditing
 federation
 study
+admission reception channel leading dealing
 cli
 """
 HEIGHT = {

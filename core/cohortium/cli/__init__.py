@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cohortium.cli._ledger import ledger
 from cohortium.cli._promises import Settings, Study, audit, plan
+from cohortium.cli._site import deal, site
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ def keygen(
 app.command()(plan)
 app.command()(audit)
 app.command()(ledger)
+app.command()(site)
+app.command()(deal)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
