@@ -52,6 +52,8 @@ MOST_CALLERS = 16
 
 _PIECE = 1 << 20
 
+_BACKLOG = 128
+
 
 def ask(
     path: Path, common: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
@@ -189,7 +191,7 @@ def _bound(path: Path, *, shared: bool) -> Iterator[socket.socket]:
             raise StudyError(f"cannot listen at {path}: {error.strerror or error}.") from error
         finally:
             os.umask(before)
-        listener.listen(MOST_CALLERS)
+        listener.listen(_BACKLOG)
         try:
             yield listener
         finally:
@@ -243,6 +245,6 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
     while len(data) < length:
         piece = connection.recv(min(_PIECE, length - len(data)))
         if not piece:
-            raise ConnectionError(0, "the connection ended within a frame")
+            raise ConnectionError("the connection ended within a frame")
         data += piece
     return bytes(data)
