@@ -11,7 +11,7 @@ from torch import nn
 
 from cohortium import Federation
 from cohortium.data import Examples, Splits
-from cohortium.protocols import Exchange, SiteRecipe
+from cohortium.sessions import Exchange, SiteRecipe
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
 
@@ -70,10 +70,12 @@ class FaultyExchange:
     def __init__(self, inner: Exchange, engine: Faulty) -> None:
         self.inner, self.engine, self.count = inner, engine, -1
 
-    def exchange(self, common: bytes, each: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+    def exchange(
+        self, common: bytes, each: Mapping[int, bytes], deadline: float | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         self.count += 1
         self.engine.log.append((common, each))
-        for site, reply in self.inner.exchange(common, each):
+        for site, reply in self.inner.exchange(common, each, deadline):
             arrived = self.engine.tamper(self.count, site, reply)
             if arrived is not None:
                 yield site, arrived

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cohortium.catalog import Offering
     from cohortium.federation import Federation
     from cohortium.policy import SitePolicy
-    from cohortium.protocols import Exchange, SiteRecipe
+    from cohortium.sessions import Exchange, SiteRecipe
     from cohortium.vocabulary import SiteId
     from cohortium.wire import Invitation
 

@@ -16,7 +16,7 @@ from cohortium.clipping import require_per_example, require_separable
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.randomness import Randomness, Seeds
-from cohortium.site import Setting
+from cohortium.setting import Setting
 from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:

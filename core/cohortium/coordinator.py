@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.site import Setting
+    from cohortium.setting import Setting
     from cohortium.vocabulary import SiteId
 
 
@@ -47,7 +47,9 @@ class Coordinator:
 
     Guarantees:
         A failed attempt leaves the weights and the server optimizer as they were.
-        A reply that is missing, malformed, late or a refusal drops its site from the attempt.
+        A reply that is missing, malformed or a refusal drops its site from the attempt.
+        A site's first reply to a request stands.  A later one, and one that belongs to another
+        attempt or stage, changes nothing: what is late cannot be taken for what is due.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -67,12 +69,14 @@ class Coordinator:
         self._round = self._attempt = self._stage = 0
         self._asked: tuple[SiteId, ...] = ()
         self._failures: dict[SiteId, SiteFailed] = {}
+        self._strays: dict[SiteId, SiteFailed] = {}
+        self._answered: set[SiteId] = set()
         self._uploads: dict[SiteId, int] = {}
 
     def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin `attempt` at `round` among `sites`."""
         self._round, self._attempt, self._stage = round, attempt, 0
-        self._asked, self._failures = tuple(sites), {}
+        self._asked, self._failures, self._strays = tuple(sites), {}, {}
         self._uploads = dict.fromkeys(sites, 0)
         self._session.open(round, attempt, sites)
 
@@ -91,27 +95,33 @@ class Coordinator:
             body=asked.common,
         )
         self._stage += 1
-        return Requests(messages.encode(request), asked.each)
+        self._answered = set()
+        return Requests(messages.encode(request), asked.each, asked.phase)
 
-    def receive(self, site: SiteId, reply: bytes) -> None:
-        """Take in one site's reply, whatever it is."""
-        if site not in self._uploads or site in self._failures:
-            return
+    def receive(self, site: SiteId, reply: bytes) -> bool:
+        """Take in one site's reply, whatever it is; whether it was of use."""
+        if site not in self._uploads or site in self._failures or site in self._answered:
+            return False
         self._uploads[site] += len(reply)
         try:
             message: Reply | Refusal = messages.decode_either(reply, Reply, Refusal)
         except MessageError as error:
             self._fail(site, "malformed", str(error))
-            return
+            return False
         if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
-            self._fail(site, "stale", "its reply belongs to another attempt or stage.")
-        elif isinstance(message, Refusal):
+            stray = self._failure(site, "stale", "its reply belongs to another attempt or stage.")
+            self._strays[site] = stray
+            return False
+        self._answered.add(site)
+        self._strays.pop(site, None)
+        if isinstance(message, Refusal):
             self._fail(site, message.code, message.reason)
         else:
             try:
                 self._session.receive(site, message.body)
             except MessageError as error:
                 self._fail(site, "malformed", str(error))
+        return site not in self._failures
 
     def close(self) -> Outcome:
         """End the attempt and move the weights.
@@ -140,7 +150,8 @@ class Coordinator:
     @property
     def failures(self) -> tuple[SiteFailed, ...]:
         """What the sites that failed in this attempt said."""
-        return tuple(self._failures.values())
+        # Whoever sent only what came too late has failed as well.
+        return tuple((self._strays | self._failures).values())
 
     def _step(self, mean: Tensor) -> None:
         """A step of the server optimizer on the pseudo-gradient; statistics move by their mean."""
@@ -161,7 +172,10 @@ class Coordinator:
                 position += buffer.numel()
 
     def _fail(self, site: SiteId, code: str, reason: str) -> None:
-        self._failures[site] = SiteFailed(
+        self._failures[site] = self._failure(site, code, reason)
+
+    def _failure(self, site: SiteId, code: str, reason: str) -> SiteFailed:
+        return SiteFailed(
             round=self._round,
             attempt=self._attempt,
             site=site,
@@ -172,7 +186,7 @@ class Coordinator:
     def _reasons(self) -> str:
         """Why sites failed, for an error's sentence: each reason once."""
         by_reason: dict[str, list[SiteId]] = {}
-        for failure in self._failures.values():
+        for failure in self.failures:
             by_reason.setdefault(failure.reason, []).append(failure.site)
         return "".join(
             f" Site{'s' if len(sites) > 1 else ''} {', '.join(map(str, sites))}: {reason}"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.guarantee import Guarantee
-    from cohortium.protocols import SitePrivacy
     from cohortium.ring import RingVector
+    from cohortium.sessions import SitePrivacy
     from cohortium.vocabulary import Index, Work
 
 

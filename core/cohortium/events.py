@@ -5,15 +5,14 @@ Where a field is the simulator's knowledge (a real coordinator would not have it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 from attrs import frozen
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cohortium.guarantee import Guarantee
-    from cohortium.metrics import Scores
+from cohortium.guarantee import Guarantee
+from cohortium.metrics import Scores
+from cohortium.vocabulary import Secrecy
 
 
 @frozen(kw_only=True)
@@ -27,8 +26,11 @@ class RunStarted:
         parameters: P, the length of the update.
         guarantee: What the whole run promises, or None.
         warnings: What a careful reader should be told before it starts.
+        classes: Names of the classes.
+        secrecy: What the aggregator hides from the coordinator, or None.
         sizes: Training examples at each site; the simulator's knowledge, else None.
         histograms: Examples of each class at each site; the simulator's knowledge, else None.
+        data_sha256: Of all training data; the simulator's knowledge, else None.
     """
 
     folder: Path | None
@@ -37,8 +39,56 @@ class RunStarted:
     parameters: int
     guarantee: Guarantee | None
     warnings: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    secrecy: Secrecy | None = None
     sizes: tuple[int, ...] | None = None
     histograms: tuple[tuple[int, ...], ...] | None = None
+    data_sha256: str | None = None
+
+
+@frozen(kw_only=True)
+class Phase:
+    """One exchange of an attempt: all that were asked, answered or did not.
+
+    Attributes:
+        name: What the aggregator calls it; empty if it says nothing.
+        asked: Sites that were asked.
+        lost: Those whose answer did not come, or was of no use.
+        upload_bytes: That all sites sent together.
+        download_bytes: That all sites were sent together.
+        seconds: Until the last answer had come; sites train in the exchange that brings vectors.
+    """
+
+    name: str
+    asked: int
+    lost: tuple[int, ...]
+    upload_bytes: int
+    download_bytes: int
+    seconds: float
+
+
+@frozen(kw_only=True)
+class SiteAnswered:
+    """A sign of life within a round: one site's answer to one exchange has come and was of use.
+
+    It comes for every site and every exchange of an attempt, and says nothing that the round's own
+    event does not: show it or pass over it, and keep it in no record.
+
+    Attributes:
+        round: From 0.
+        attempt: From 0, over the run.
+        exchange: Of the attempt, from 0; an aggregator may need several.
+        site: Which.
+        answered: Sites that have answered this exchange so far.
+        asked: Sites that were asked in it.
+    """
+
+    round: int
+    attempt: int
+    exchange: int
+    site: int
+    answered: int
+    asked: int
 
 
 @frozen(kw_only=True)
@@ -62,11 +112,19 @@ class SiteFailed:
 
 @frozen(kw_only=True)
 class RoundFailed:
-    """Too few sites answered; nothing was released, and a retry is a new attempt."""
+    """Too few sites answered; nothing was released, and a retry is a new attempt.
+
+    Attributes:
+        round: From 0.
+        attempt: From 0, over the run.
+        reason: For people.
+        phases: The attempt's exchanges, in order.
+    """
 
     round: int
     attempt: int
     reason: str
+    phases: tuple[Phase, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -83,6 +141,7 @@ class RoundFinished:
         upload_bytes_per_site: The largest number of bytes that one site sent.
         seconds_train: Time inside the exchanges, where sites train.
         seconds_aggregate: Time of the coordinator's own work.
+        phases: The exchanges of the attempt that succeeded, in order.
     """
 
     round: int
@@ -94,6 +153,7 @@ class RoundFinished:
     upload_bytes_per_site: int
     seconds_train: float
     seconds_aggregate: float
+    phases: tuple[Phase, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -120,4 +180,6 @@ class RunFailed:
     reason: str
 
 
-Event: TypeAlias = RunStarted | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
+Event: TypeAlias = (
+    RunStarted | SiteAnswered | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import tomli_w
 from attrs import Factory, field, frozen
-from attrs.validators import ge, in_
+from attrs.validators import ge, in_, lt
 
 from cohortium import composition
 from cohortium.catalog import discover
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
+
+
+LONGEST = 1e7
+"""Seconds that a deadline stays below: what every clock and lock can wait."""
 
 
 def _resolved(role: Role, value: object) -> object:
@@ -104,6 +108,8 @@ class Federation:
         min_sites: Fewest contributions of which a sum may be released.
         retries: Further attempts, over the whole run, at rounds in which too few answered.  The
             privacy budget covers them all.
+        deadline: Seconds that a site has for each of its answers; 0 waits for ever.  What comes
+            later is not looked at: the site has dropped out of the attempt.
         device: Where torch computes: "auto", "cpu", "cuda", …
         threads: Of torch; 0 leaves torch's own choice.  Equal bits need equal threads.
         adversary: What the coordinator may do: "honest-but-curious" or "active".
@@ -136,6 +142,7 @@ class Federation:
     cohort: int = field(default=0, validator=ge(0))
     min_sites: int = field(default=1, validator=ge(1))
     retries: int = field(default=0, validator=ge(0))
+    deadline: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
     device: str = "cpu"
     threads: int = field(default=0, validator=ge(0))
     adversary: Adversary = field(
@@ -181,6 +188,16 @@ class Federation:
             if getattr(self, role) is not None:
                 tables[role] = composition.describe(catalog, role, getattr(self, role))
         return tomli_w.dumps(tables)
+
+    def plugins(self) -> dict[str, str]:
+        """By role, the plugin that its part is of, or the part's class where it is of none."""
+        catalog = discover()
+        parts = {role: part for role in PARTS if (part := getattr(self, role)) is not None}
+        return {
+            role: " or ".join(record.label for record in catalog.makers_of(part))
+            or f"{type(part).__module__}:{type(part).__qualname__}"
+            for role, part in parts.items()
+        }
 
     def run(
         self,

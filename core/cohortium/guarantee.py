@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 ROUNDING_UP = Context(prec=3, rounding=ROUND_CEILING)
 

@@ -18,14 +18,15 @@ from cohortium.journal import FileJournal
 from cohortium.ledger import Ledger
 from cohortium.policy import SitePolicy
 from cohortium.protocols import Dataset
-from cohortium.site import Site, Workplace
+from cohortium.site import Site
+from cohortium.workplace import Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cohortium.data import Examples
     from cohortium.journal import Journal
-    from cohortium.site import Setting
+    from cohortium.setting import Setting
 
 TABLES = ("site", "dataset", "policy")
 """The tables of a site file."""

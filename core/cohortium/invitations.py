@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cohortium.catalog import Catalog, Offering
     from cohortium.hooks import Role
     from cohortium.preparation import Ready
-    from cohortium.protocols import Exchange
+    from cohortium.sessions import Exchange
     from cohortium.vocabulary import SiteId
 
 PARTS: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
@@ -46,7 +46,8 @@ def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
     invitation = invitation_of(ready)
     amiss: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
     accepted: dict[SiteId, Acceptance] = {}
-    for site, reply in exchange.exchange(messages.encode(invitation), dict.fromkeys(sites, b"")):
+    everyone, deadline = dict.fromkeys(sites, b""), ready.federation.deadline or None
+    for site, reply in exchange.exchange(messages.encode(invitation), everyone, deadline):
         try:
             answer = messages.decode_either(reply, Acceptance, Refusal)
         except MessageError as error:

@@ -10,6 +10,9 @@ from attrs import frozen
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+BINS = 10
+"""Of equal width, in which confidence is held against accuracy."""
+
 
 @frozen(kw_only=True)
 class ClassScores:
@@ -33,6 +36,25 @@ class ClassScores:
 
 
 @frozen(kw_only=True)
+class Bin:
+    """The images on which a classifier was about equally sure of what it called them.
+
+    Attributes:
+        low: Probability above which the called class's lies; the first bin holds 0, too.
+        high: Probability that it does not exceed.
+        examples: Images in the bin.
+        confidence: Their mean probability of the called class; None without images.
+        accuracy: Share of them called rightly; None without images.
+    """
+
+    low: float
+    high: float
+    examples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@frozen(kw_only=True)
 class Scores:
     """How well a classifier does.
 
@@ -44,6 +66,7 @@ class Scores:
         loss: Mean cross-entropy in nats.
         per_class: One row a class.
         confusion: `confusion[i][j]` images of class i were called j.
+        calibration: Bins of equal width over the probability of the called class.
     """
 
     accuracy: float
@@ -52,6 +75,26 @@ class Scores:
     loss: float
     per_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
+    calibration: tuple[Bin, ...] = ()
+
+    @property
+    def calibration_error(self) -> float | None:
+        """The expected calibration error: mean distance of confidence and accuracy in a bin.
+
+        Weighted by the images in it (Naeini et al. 2015; Guo et al. 2017, equation 3); None where
+        nothing was binned.
+        """
+        total = sum(part.examples for part in self.calibration)
+        if not total:
+            return None
+        return (
+            sum(
+                part.examples * abs(part.confidence - part.accuracy)
+                for part in self.calibration
+                if part.confidence is not None and part.accuracy is not None
+            )
+            / total
+        )
 
 
 def score(
@@ -75,7 +118,40 @@ def score(
         loss=float(-np.log(likelihood.clip(1e-12)).mean()),
         per_class=rows,
         confusion=tuple(tuple(int(v) for v in row) for row in confusion),
+        calibration=_calibration(probabilities.max(1), called == labels),
     )
+
+
+def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[Bin, ...]:
+    """`confidence`, shape (N,), beside whether the call was right, in `BINS` bins."""
+    place = np.ceil(confidence.clip(0, 1) * BINS).astype(np.int64).clip(1) - 1
+    counts = np.bincount(place, minlength=BINS).tolist()
+    sure = np.bincount(place, weights=confidence, minlength=BINS).tolist()
+    hits = np.bincount(place, weights=right, minlength=BINS).tolist()
+    return tuple(
+        Bin(
+            low=k / BINS,
+            high=(k + 1) / BINS,
+            examples=n,
+            confidence=sure[k] / n if n else None,
+            accuracy=hits[k] / n if n else None,
+        )
+        for k, n in enumerate(counts)
+    )
+
+
+def interval(hits: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Where a share lies of which `hits` of `trials` were seen, at 95 % (Wilson 1927).
+
+    Args:
+        hits: Successes.
+        trials: Of how many, more than 0.
+        z: Standard normal quantile of the level.
+    """
+    share, spread = hits / trials, z * z / trials
+    centre = share + spread / 2
+    reach = (spread * (share * (1 - share) + spread / 4)) ** 0.5
+    return max(0.0, (centre - reach) / (1 + spread)), min(1.0, (centre + reach) / (1 + spread))
 
 
 def _class_scores(

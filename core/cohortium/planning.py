@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from cohortium.guarantee import Guarantee
     from cohortium.preparation import Ready
-    from cohortium.protocols import PrivacyPlan
+    from cohortium.sessions import PrivacyPlan
     from cohortium.vocabulary import Cohort, Secrecy
 
 QUARTERS = 4

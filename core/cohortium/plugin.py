@@ -35,6 +35,7 @@ from cohortium.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    SiteAnswered,
     SiteFailed,
 )
 from cohortium.guarantee import Guarantee
@@ -45,24 +46,26 @@ from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Scores
 from cohortium.protocols import (
     Aggregator,
-    CoordinatorSession,
     Dataset,
     Engine,
-    Exchange,
     Model,
     Observer,
-    OpenSite,
     Partitioner,
-    PrivacyPlan,
     Privatizer,
-    SitePrivacy,
-    SiteRecipe,
-    SiteSession,
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
 from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
+from cohortium.sessions import (
+    CoordinatorSession,
+    Exchange,
+    OpenSite,
+    PrivacyPlan,
+    SitePrivacy,
+    SiteRecipe,
+    SiteSession,
+)
 from cohortium.training import (
     Augmentation,
     Objective,
@@ -165,6 +168,7 @@ __all__ = [
     "Scores",
     "Secrecy",
     "Seeds",
+    "SiteAnswered",
     "SiteFailed",
     "SiteId",
     "SitePrivacy",

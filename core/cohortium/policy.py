@@ -17,7 +17,7 @@ from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
     from cohortium.catalog import PluginRecord
-    from cohortium.site import Setting
+    from cohortium.setting import Setting
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""

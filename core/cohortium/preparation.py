@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cohortium.federation import Federation
     from cohortium.ledger import Ledger
     from cohortium.randomness import Randomness
-    from cohortium.site import Setting
+    from cohortium.setting import Setting
     from cohortium.vocabulary import Index, SiteId
 
 

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from cohortium.errors import RunError, StudyError
 from cohortium.files import write_whole
+from cohortium.history import html_table
 from cohortium.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.events import RoundFinished
     from cohortium.guarantee import Guarantee
+    from cohortium.history import History
     from cohortium.metrics import Scores
+    from cohortium.vocabulary import Secrecy
 
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
@@ -53,6 +55,7 @@ class Result:
     Attributes:
         scores: On the test images, or None where there are none.
         guarantee: What the whole run promises, or None without privacy.
+        secrecy: What the aggregator hides from the coordinator, or None.
         rounds: That were completed.
         sites: In the federation.
         dropouts: Contributions that were asked for and did not enter a sum, over the run.
@@ -60,13 +63,15 @@ class Result:
         seconds: Where the time went.
         weights_sha256: Of the final weights; see `vector.fingerprint`.
         versions: Of Python and of the packages that the figures depend on.
-        history: One event for each round.
+        plugins: By role, the plugin that filled it, with its version.
+        history: One event for each round; `history.rows()` is a tidy table.
         weights: The final global weights by name.
         folder: Where the record lies, or None.
     """
 
     scores: Scores | None = attrs.field(repr=False)
     guarantee: Guarantee | None
+    secrecy: Secrecy | None = attrs.field(repr=False)
     rounds: int
     sites: int
     dropouts: int
@@ -74,7 +79,8 @@ class Result:
     seconds: Seconds
     weights_sha256: str
     versions: Mapping[str, str] = attrs.field(repr=False)
-    history: tuple[RoundFinished, ...] = attrs.field(repr=False)
+    plugins: Mapping[str, str] = attrs.field(repr=False)
+    history: History = attrs.field(repr=False)
     weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
     folder: Path | None = None
 
@@ -86,13 +92,18 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
         scores, guarantee = self.scores, self.guarantee
+        bins = () if scores is None else scores.calibration
         return {
             "accuracy": self.accuracy,
             "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
             "auc": None if scores is None else scores.auc,
+            "loss": None if scores is None else scores.loss,
             "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
             "confusion": None if scores is None else scores.confusion,
+            "calibration": [attrs.asdict(part) for part in bins],
+            "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
+            "secrecy": None if self.secrecy is None else attrs.asdict(self.secrecy),
             "rounds": self.rounds,
             "sites": self.sites,
             "dropouts": self.dropouts,
@@ -100,7 +111,25 @@ class Result:
             "seconds": attrs.asdict(self.seconds),
             "weights_sha256": self.weights_sha256,
             "versions": dict(self.versions),
+            "plugins": dict(self.plugins),
+            "history": self.history.rows(),
         }
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the figures that matter, one a row."""
+        accuracy = "no test images" if self.accuracy is None else f"{self.accuracy:.2%}"
+        rows = {
+            "test accuracy": accuracy,
+            "guarantee": str(self.guarantee or "none: nothing here is private"),
+            "sites": self.sites,
+            "rounds": self.rounds,
+            "contributions lost": self.dropouts,
+            "upload, bytes per site and round": self.upload_bytes_per_site_per_round,
+            "seconds": self.seconds.total,
+            "weights": self.weights_sha256[:16],
+            "record": "not kept" if self.folder is None else str(self.folder),
+        }
+        return html_table([{"result": key, "": value} for key, value in rows.items()])
 
 
 @frozen

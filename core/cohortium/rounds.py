@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import define, field
@@ -12,7 +12,16 @@ from cohortium import vector
 from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import RunError, TooFewSitesError
 from cohortium.evaluation import Evaluation
-from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.events import (
+    Phase,
+    RoundFailed,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteAnswered,
+)
+from cohortium.history import History
 from cohortium.invitations import muster
 from cohortium.record import Result, RunFolder, Seconds, versions
 
@@ -25,8 +34,9 @@ if TYPE_CHECKING:
     from cohortium.events import Event
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
-    from cohortium.protocols import Engine, Exchange, Observer
-    from cohortium.site import Setting
+    from cohortium.protocols import Engine, Observer
+    from cohortium.sessions import Exchange
+    from cohortium.setting import Setting
     from cohortium.vocabulary import SiteId
 
 
@@ -42,9 +52,9 @@ def drive(
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
         folder.write_study(ready.federation.as_toml())
-    is_private = ready.setting.plan.mechanism is not None
-    is_kept = folder is not None and is_private and not ready.is_deployed
-    ledger = folder.create_ledger() if folder is not None and is_kept else None
+    # Hospitals keep ledgers of their own.
+    is_charged = ready.setting.plan.mechanism is not None and not ready.is_deployed
+    ledger = folder.create_ledger() if folder is not None and is_charged else None
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
     exchange = (engine or ready.federation.engine).open(ready.recipes(ledger))
     try:
@@ -98,7 +108,7 @@ class Run:
         """Move the weights once, with as many attempts as the study has left."""
         setting = self.ready.setting
         began = time.perf_counter()
-        outcome, training = self._attempts(number, exchange)
+        outcome, phases, training = self._attempts(number, exchange)
         weights = named_weights(self.coordinator.net)
         if self.folder is not None:
             self.folder.write_checkpoint(weights, rounds=number + 1)
@@ -116,45 +126,74 @@ class Run:
                 upload_bytes_per_site=outcome.upload_bytes,
                 seconds_train=training,
                 seconds_aggregate=time.perf_counter() - began - training,
+                phases=phases,
             )
         )
         self.tell(self.history[-1])
 
-    def _attempts(self, number: int, exchange: Exchange) -> tuple[Outcome, float]:
+    def _attempts(
+        self, number: int, exchange: Exchange
+    ) -> tuple[Outcome, tuple[Phase, ...], float]:
         cohort = self.ready.setting.cohort
         training = 0.0
         while True:
             sites = asked(self.ready.setting, number, self.attempt)
             self.coordinator.open(number, self.attempt, sites)
             self.attempt += 1
-            training += self._carry(exchange)
+            phases = self._carry(number, exchange)
+            training += sum(phase.seconds for phase in phases)
             try:
                 outcome = self.coordinator.close()
             except TooFewSitesError as error:
-                self._tell_failures(number, str(error))
+                self._tell_failures(number, str(error), phases)
                 if self.attempt - number > cohort.retries:
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:
                 self.tell(failure)
-            return outcome, training
+            return outcome, phases, training
 
-    def _carry(self, exchange: Exchange) -> float:
-        """Carry an attempt's messages until nothing is left to ask; the seconds it took."""
-        spent = 0.0
+    def _carry(self, number: int, exchange: Exchange) -> tuple[Phase, ...]:
+        """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
+        phases: list[Phase] = []
+        deadline = self.ready.federation.deadline or None
         while requests := self.coordinator.requests():
+            spent, uploaded = 0.0, 0
+            answered: set[SiteId] = set()
             began = time.perf_counter()
-            for site, reply in exchange.exchange(requests.common, requests.each):
+            for site, reply in exchange.exchange(requests.common, requests.each, deadline):
                 spent += time.perf_counter() - began
-                self.coordinator.receive(site, reply)
+                uploaded += len(reply)
+                if self.coordinator.receive(site, reply):
+                    answered.add(site)
+                    self.tell(
+                        SiteAnswered(
+                            round=number,
+                            attempt=self.attempt - 1,
+                            exchange=len(phases),
+                            site=site,
+                            answered=len(answered),
+                            asked=len(requests.each),
+                        )
+                    )
                 began = time.perf_counter()
             spent += time.perf_counter() - began
-        return spent
+            phases.append(
+                Phase(
+                    name=requests.phase,
+                    asked=len(requests.each),
+                    lost=tuple(sorted(set(requests.each) - answered)),
+                    upload_bytes=uploaded,
+                    download_bytes=sum(
+                        len(requests.common) + len(own) for own in requests.each.values()
+                    ),
+                    seconds=spent,
+                )
+            )
+        return tuple(phases)
 
     def _start(self) -> RunStarted:
         ready, setting = self.ready, self.ready.setting
-        classes = len(setting.spec.classes)
-        labels = ready.splits.train.labels if ready.hands else np.empty(0, dtype=np.int64)
         return RunStarted(
             folder=None if self.folder is None else self.folder.path,
             rounds=setting.cohort.rounds,
@@ -162,10 +201,9 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=self._warnings(),
-            sizes=tuple(len(hand) for hand in ready.hands),
-            histograms=tuple(
-                tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
-            ),
+            classes=setting.spec.classes,
+            secrecy=setting.aggregator.secrecy(setting.cohort),
+            **({} if ready.is_deployed else _known_of(ready)),
         )
 
     def _warnings(self) -> tuple[str, ...]:
@@ -176,10 +214,11 @@ class Run:
         return self.warnings + guarantee.warnings(cohort.units(guarantee.unit))
 
     def _result(self, scores: Scores | None, *, seconds: float) -> Result:
-        setting, history = self.ready.setting, tuple(self.history)
+        setting, history = self.ready.setting, History(self.history)
         return Result(
             scores=scores,
             guarantee=setting.plan.guarantee,
+            secrecy=setting.aggregator.secrecy(setting.cohort),
             rounds=len(history),
             sites=setting.cohort.sites,
             dropouts=sum(len(event.dropped) for event in history),
@@ -191,20 +230,32 @@ class Run:
             ),
             weights_sha256=vector.fingerprint(self.coordinator.net),
             versions=versions(),
+            plugins=self.ready.federation.plugins(),
             history=history,
             weights=named_weights(self.coordinator.net),
             folder=None if self.folder is None else self.folder.path,
         )
 
-    def _tell_failures(self, number: int, reason: str) -> None:
+    def _tell_failures(self, number: int, reason: str, phases: tuple[Phase, ...]) -> None:
         for failure in self.coordinator.failures:
             self.tell(failure)
-        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason))
+        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason, phases=phases))
 
     def tell(self, event: Event) -> None:
         """Tell every observer."""
         for listener in self.listeners:
             listener(event)
+
+
+def _known_of(ready: Ready) -> dict[str, Any]:
+    """What only a simulator knows of the sites' data."""
+    train, classes = ready.splits.train, len(ready.setting.spec.classes)
+    counts = (np.bincount(train.labels[hand], minlength=classes) for hand in ready.hands)
+    return {
+        "sizes": tuple(len(hand) for hand in ready.hands),
+        "histograms": tuple(tuple(count.tolist()) for count in counts),
+        "data_sha256": train.fingerprint.hex(),
+    }
 
 
 def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:

@@ -4,177 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from attrs import field, frozen
 
-from cohortium import messages, vector
+from cohortium import messages
 from cohortium.counting import guarded
-from cohortium.errors import MessageError, RefusalError, StudyError
+from cohortium.errors import MessageError, RefusalError
 from cohortium.journal import MemoryJournal
-from cohortium.randomness import Randomness
 from cohortium.spending import Price
-from cohortium.vocabulary import (
-    Ask,
-    Member,
-    SumSetting,
-    Task,
-)
-from cohortium.wire import Refusal, Reply, Request
+from cohortium.vocabulary import Ask, Member, Task
+from cohortium.wire import Refusal, Reply
+from cohortium.workplace import Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from cohortium.account import Account
-    from cohortium.data import DataSpec, Examples
-    from cohortium.identity import Directory, Identity
+    from cohortium.data import Examples
+    from cohortium.identity import Identity
     from cohortium.journal import Journal
     from cohortium.policy import SitePolicy
-    from cohortium.protocols import (
-        Aggregator,
-        Model,
-        OpenSite,
-        PrivacyPlan,
-        Trainer,
-    )
-    from cohortium.randomness import Seeds
+    from cohortium.randomness import Randomness
     from cohortium.ring import RingVector
-    from cohortium.vocabulary import Cohort, SiteId, Work
-
-
-@frozen(kw_only=True)
-class Setting:
-    """What every party of a run knows: the composition and its declared numbers.
-
-    Attributes:
-        session: 16 bytes that name the run.
-        spec: What is public about the data.
-        cohort: Who takes part.
-        model: Built alike at every party.
-        trainer: What each site does.
-        work: What the trainer declared.
-        plan: What may leave a site.
-        aggregator: How releases are summed.
-        seeds: The run's public seeds.
-        directory: The sites' public keys, as every party has pinned them; None without signatures.
-        device: Where torch computes.
-    """
-
-    session: bytes
-    spec: DataSpec
-    cohort: Cohort
-    model: Model
-    trainer: Trainer
-    work: Work
-    plan: PrivacyPlan
-    aggregator: Aggregator
-    seeds: Seeds
-    directory: Directory | None = None
-    device: str = "cpu"
-
-    def __attrs_post_init__(self) -> None:
-        """Refuse a guarantee that counts on an aggregator to hide what this one shows."""
-        guarantee = self.plan.guarantee
-        if guarantee is None or guarantee.against == "everyone":
-            return
-        secrecy = self.aggregator.secrecy(self.cohort)
-        if secrecy is None:
-            raise StudyError(
-                "the privatizer's guarantee is against a coordinator that sees sums, and the "
-                "aggregator shows it every site's release; use aggregator 'secagg', or a "
-                "privatizer with against = 'everyone'."
-            )
-        if secrecy.contributors < guarantee.honest + guarantee.colluding:
-            raise StudyError(
-                f"the aggregator opens sums over {secrecy.contributors} sites, and the guarantee "
-                f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
-                "raise min_sites."
-            )
-
-    @property
-    def sum(self) -> SumSetting:
-        """The aggregator's part of it."""
-        return SumSetting(
-            session=self.session,
-            ring=self.plan.ring,
-            length=self.plan.length,
-            cohort=self.cohort,
-            directory=self.directory,
-        )
-
-    def network(self) -> nn.Module:
-        """The initial network, on the run's device; equal at every party."""
-        return self.model.build(self.spec, self.seeds.integer("weights")).to(self.device)
-
-    def secret(self, purpose: str, *, private: bool) -> Randomness:
-        """A party's source of secrets for `purpose`.
-
-        Where nothing is protected (`private` is false), or the study asks for seeded noise, it is
-        a function of the public seed: that is what makes such a run repeatable.
-        """
-        if private and not self.cohort.seeded_noise:
-            return Randomness.system()
-        return Randomness.simulated(self.seeds.root).fork(purpose)
-
-
-class Workplace:
-    """One resident network, shared by all the sites of a process, which take turns with it."""
-
-    def __init__(self, setting: Setting) -> None:
-        """Build the network."""
-        import torch
-
-        self.net = setting.network()
-        self.length = vector.length(self.net)
-        self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        self._device = torch.device(setting.device)
-        self._latest: tuple[bytes, Request] | None = None
-        self._weights: Tensor | None = None
-        self._begun: list[Tensor] = []
-
-    def read(self, common: bytes) -> Request:
-        """Decode the part of a request that all sites share; once, however many sites there are.
-
-        Raises:
-            MessageError: It is not a request, or its weights are not this network's.
-        """
-        if self._latest is not None and self._latest[0] is common:
-            return self._latest[1]
-        request = messages.decode(common, Request)
-        if request.weights is not None:
-            self._weights = self._decoded(request.weights)
-        self._latest = (common, request)
-        return request
-
-    def _decoded(self, weights: bytes) -> Tensor:
-        import torch
-
-        if len(weights) != 4 * self.length:
-            raise MessageError(
-                f"the model has {self.length} numbers of 4 bytes, but {len(weights)} bytes came."
-            )
-        array = np.frombuffer(weights, dtype="<f4")
-        if not np.isfinite(array).all():
-            raise MessageError("the global weights are not all finite.")
-        return torch.from_numpy(array.copy()).to(self._device)
-
-    def reset(self) -> Tensor:
-        """Put the round's global weights into the network, and return them, shape (P,)."""
-        if self._weights is None:
-            raise MessageError("an attempt must begin with the global weights.")
-        # Counters, and buffers that are not part of the weights, must not wander between sites.
-        for name, buffer in self.net.named_buffers():
-            buffer.copy_(self._buffers[name])
-        vector.load(self.net, self._weights)
-        self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
-        self.net.train()
-        return self._weights
-
-    def has_moved(self) -> bool:
-        """Whether any floating-point buffer has changed since `reset`."""
-        now = [b for b in self.net.buffers() if b.is_floating_point()]
-        return not all(old.equal(new) for old, new in zip(self._begun, now, strict=True))
+    from cohortium.sessions import OpenSite
+    from cohortium.setting import Setting
+    from cohortium.vocabulary import SiteId
+    from cohortium.wire import Request
 
 
 def _seed(secret: Randomness, purpose: str) -> int:

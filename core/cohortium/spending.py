@@ -19,7 +19,7 @@ from cohortium.guarantee import Adjacency, Against, Unit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.protocols import PrivacyPlan
+    from cohortium.sessions import PrivacyPlan
 
 UNITS: tuple[Unit, ...] = ("example", "patient", "site")
 """From the weakest protection to the strongest: all that one unit holds, the next holds too."""

@@ -162,10 +162,16 @@ class Requests:
     """What a coordinator sends at once: a part for every site, and one for each that must answer.
 
     False when there is nothing left to ask.
+
+    Attributes:
+        common: The part for every site.
+        each: The part for each site that must answer.
+        phase: What people call this exchange: "keys", "vectors", …
     """
 
     common: bytes = b""
     each: Mapping[SiteId, bytes] = field(factory=dict)
+    phase: str = ""
 
     def __bool__(self) -> bool:
         """Whether anyone is asked anything."""

@@ -1,4 +1,7 @@
-"""Writes every event of a run as one line of JSON, for programs that follow or compare runs."""
+"""Writes a run's events as lines of JSON, for programs that follow or compare runs.
+
+Signs of life within a round (`SiteAnswered`) are passed over: they are thousands, and no record.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, frozen
 
-from cohortium.plugin import Observer, Offer, RunStarted, hookimpl
+from cohortium.plugin import Observer, Offer, RunStarted, SiteAnswered, hookimpl
 
 if TYPE_CHECKING:
     from cohortium.plugin import Event
@@ -37,7 +40,7 @@ class EventWriter:
         """Append `event` with its kind and the time, seconds since the epoch."""
         if isinstance(event, RunStarted) and event.folder is not None:
             self.path = event.folder / "events.jsonl"
-        if self.path is None:
+        if self.path is None or isinstance(event, SiteAnswered):
             return
         line = {"event": type(event).__name__, "time": time.time(), **attrs.asdict(event)}
         with self.path.open("a", encoding="utf-8") as file:
@@ -53,4 +56,4 @@ def _plain(value: Any) -> str:
 @hookimpl
 def cohortium_observers() -> list[Offer[Observer]]:
     """Offer `events`."""
-    return [Offer("events", Events, "Every event as a line of JSON in events.jsonl.")]
+    return [Offer("events", Events, "What happens, as lines of JSON in events.jsonl.")]

@@ -30,12 +30,10 @@ class Flower:
 
     Attributes:
         gathering: Seconds for which sites are waited for before the run.
-        deadline: Seconds after which a site that has not answered has dropped out of the attempt.
         poll: Seconds between looks for replies.
     """
 
     gathering: float = field(default=120.0, validator=ge(0))
-    deadline: float = field(default=900.0, validator=gt(0))
     poll: float = field(default=0.5, validator=gt(0))
 
     def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:

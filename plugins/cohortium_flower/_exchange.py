@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from pathlib import Path
@@ -78,6 +79,7 @@ class FlowerExchange:
         is sent to either; a node that has a number keeps it for as long as Flower believes it to
         be there.
         A site has one reply to a request, or none: what comes after the deadline is not looked at.
+        Without a deadline a site is waited for as long as Flower believes its node to be there.
     """
 
     engine: AtWork
@@ -85,7 +87,7 @@ class FlowerExchange:
     _called: set[NodeId] = field(factory=set)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes]
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
         """Send to every site that is there, and yield what comes before the deadline."""
         if not each:
@@ -93,7 +95,7 @@ class FlowerExchange:
         self._gather(each)
         there = {self.nodes[site]: site for site in each if site in self.nodes}
         contents = {node: {"common": common, "own": each[site]} for node, site in there.items()}
-        for node, reply in self._ask(contents, within=self.engine.terms.deadline):
+        for node, reply in self._ask(contents, within=deadline):
             yield there[node], reply
 
     def close(self) -> None:
@@ -158,11 +160,11 @@ class FlowerExchange:
         return present.site
 
     def _ask(
-        self, contents: Mapping[NodeId, Mapping[str, bytes]], *, within: float
+        self, contents: Mapping[NodeId, Mapping[str, bytes]], *, within: float | None
     ) -> Iterator[tuple[NodeId, bytes]]:
         """Send each node its parts; yield the replies that come in time."""
         grid, clock = self.engine.grid, self.engine.clock
-        until = clock() + within
+        until = math.inf if within is None else clock() + within
         messages = [
             Message(packed(parts), node, MessageType.QUERY, ttl=within)
             for node, parts in contents.items()
@@ -182,7 +184,7 @@ class FlowerExchange:
             if waiting:
                 self.engine.sleep(self.engine.terms.poll)
         for node in waiting.values():
-            _log(f"node {node} has not answered within {within:g} seconds.")
+            _log(f"node {node} has not answered in time.")
 
 
 def _bytes_of(node: NodeId, reply: Message) -> bytes | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cohortium.plugin import OpenSite, SiteId, SiteRecipe
 
@@ -34,16 +35,20 @@ class Inline:
 
 @define
 class InlineExchange:
-    """Calls each site and yields what it says."""
+    """Calls each site and yields what it says, unless that has taken it too long."""
 
     sites: Mapping[SiteId, OpenSite]
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes]
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """One site after the other, in the order of `each`."""
+        """One site after the other, in the order of `each`; none of them is cut short."""
         for site, own in each.items():
-            yield site, self.sites[site].answer(common, own)
+            began = self.clock()
+            reply = self.sites[site].answer(common, own)
+            if deadline is None or self.clock() - began <= deadline:
+                yield site, reply
 
     def close(self) -> None:
         """Forget the sites."""

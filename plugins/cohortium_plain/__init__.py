@@ -73,7 +73,7 @@ class PlainCoordinator:
         if self._is_asked:
             return Requests()
         self._is_asked = True
-        return Requests(each=dict.fromkeys(sorted(self._waiting), b""))
+        return Requests(each=dict.fromkeys(sorted(self._waiting), b""), phase="vectors")
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         """Add a site's vector."""

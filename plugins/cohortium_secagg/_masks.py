@@ -29,6 +29,9 @@ Half as many are as fast on one thread, but threads would meet twice as often at
 lock.
 """
 
+_WORD = 8
+"""Bytes of the widest word: a buffer holds one at least, also for a vector without elements."""
+
 _TOGETHER = 64
 """Masks taken off in one pass over the words: more save no time, and each has its cipher open."""
 
@@ -70,7 +73,7 @@ class Streams:
 
     def __init__(self, masks: Iterable[Mask], start: int = 0, *, most: int = _BLOCK) -> None:
         """Open them all at byte `start`, for stretches of at `most` so many bytes."""
-        self._buffer = bytearray(min(_BLOCK, most))
+        self._buffer = bytearray(max(_WORD, min(_BLOCK, most)))
         self._streams = [
             (Stream(mask.seed, start=start), np.subtract if mask.subtract else np.add)
             for mask in masks

@@ -47,7 +47,7 @@ class Consenting(Stage):
                 f"but it takes {attempt.rules.threshold}."
             )
         common = encode(AskOpening(attempt.scope.attempt, dict(sorted(self.signatures.items()))))
-        return self.opening, Requests(common, dict.fromkeys(signed, b""))
+        return self.opening, Requests(common, dict.fromkeys(signed, b""), "unmasking")
 
 
 @frozen(eq=False)

@@ -55,7 +55,7 @@ class Opened(Stage):
         attempt = self.attempt
         common = encode(AskKeys(attempt.scope.attempt, attempt.tagging.public))
         stage = SignedKeying(attempt) if attempt.rules.is_active else Keying(attempt)
-        return stage, Requests(common, dict.fromkeys(sorted(attempt.sites), b""))
+        return stage, Requests(common, dict.fromkeys(sorted(attempt.sites), b""), "keys")
 
 
 @frozen(eq=False)
@@ -86,7 +86,7 @@ class Keying(Stage):
             )
             for site in sorted(self.keys)
         }
-        return Sharing(self.attempt, self.keys, graph, neighbours), Requests(b"", each)
+        return Sharing(self.attempt, self.keys, graph, neighbours), Requests(b"", each, "shares")
 
 
 @frozen(eq=False)
@@ -113,7 +113,7 @@ class SignedKeying(Stage):
         common = encode(AskSharesAmong(attempt.scope.attempt, roster))
         digest = attempt.statements.roster(roster)
         stage = Sharing(attempt, self.keys, graph, graph.neighbours(), digest)
-        return stage, Requests(common, dict.fromkeys(sites, b""))
+        return stage, Requests(common, dict.fromkeys(sites, b""), "shares")
 
 
 def _require_sound(site: SiteId, keys: Keys) -> None:
@@ -168,7 +168,7 @@ class Sharing(Stage):
             commitments={site: self.shares[site].commitment for site in sites},
             roster=self.roster,
         )
-        return Masking(web), Requests(b"", each)
+        return Masking(web), Requests(b"", each, "vectors")
 
 
 @frozen(eq=False)
@@ -209,5 +209,7 @@ class Masking(Stage):
         opening = Opening(self.web, self.total, survivors)
         if attempt.rules.is_active:
             common = encode(AskConsent(attempt.scope.attempt, listed))
-            return Consenting(opening), Requests(common, each)
-        return opening, Requests(encode(AskUnmasking(attempt.scope.attempt, listed)), each)
+            return Consenting(opening), Requests(common, each, "consent")
+        return opening, Requests(
+            encode(AskUnmasking(attempt.scope.attempt, listed)), each, "unmasking"
+        )

@@ -18,7 +18,8 @@ from cohortium.errors import RunError
 from cohortium.messages import decode, encode
 from cohortium.plugin import Message, Randomness, SitePrivacy, Stream, Task, Trained
 from cohortium.preparation import Ready
-from cohortium.site import Setting, Site
+from cohortium.setting import Setting
+from cohortium.site import Site
 from cohortium.wire import Reply
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD

@@ -127,9 +127,7 @@ def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
         assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
 
 
-def test_a_caller_that_stalls_is_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_caller_that_stalls_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "PATIENCE", 0.05)
     for echo in served(Echo(tmp_path / "s")):
         with raw(echo.path) as connection:
@@ -196,9 +194,10 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
         dead.bind(str(path))
     for echo in served(Echo(path)):
         assert ask(path, b"x", b"y") == said(b"x", b"y")
-        with pytest.raises(StudyError, match="listens at .* already"), Door(
-            path, echo.answer, {0}
-        ).open():
+        with (
+            pytest.raises(StudyError, match="a process listens at"),
+            Door(path, echo.answer, {0}).open(),
+        ):
             pass
 
 
@@ -211,9 +210,10 @@ def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="cannot listen at"), Door(
-        tmp_path / "no" / "s", said, {0}
-    ).open():
+    with (
+        pytest.raises(StudyError, match="cannot listen at"),
+        Door(tmp_path / "no" / "s", said, {0}).open(),
+    ):
         pass
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
-from cohortium.events import Event, RoundFailed, RoundFinished, SiteFailed
+from cohortium.events import Event, RoundFailed, RoundFinished, SiteAnswered, SiteFailed
 from cohortium.plugin import Cohort, DataSpec, SitePrivacy, Task, Trained
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
@@ -59,6 +59,40 @@ def test_it_learns() -> None:
     assert result.accuracy > 0.9
     assert result.guarantee is None
     assert [event.round for event in result.history] == list(range(6))
+
+
+def test_the_history_is_a_tidy_table() -> None:
+    pandas = pytest.importorskip("pandas")
+    result = tiny(privatizer=Gaussian(unit="site"), rounds=3, evaluate_every=2).run()
+    table = pandas.DataFrame(result.history.rows())
+    assert list(table["round"]) == [1, 2, 3]
+    assert table["accuracy"].isna().tolist() == [True, False, False]
+    assert table["epsilon"].is_monotonic_increasing
+    assert result.history[1].scores is not None
+    assert table["auc"][1] == result.history[1].scores.auc
+    assert (table["contributors"] == 6).all()
+    assert result.history._repr_html_().count("<tr>") == 4
+    assert f"{result.accuracy:.2%}" in result._repr_html_()
+
+
+def test_each_exchange_is_counted() -> None:
+    def tamper(count: int, site: int, reply: bytes) -> bytes | None:
+        return None if (count, site) in ((1, 4), (3, 2)) else reply
+
+    engine = Faulty(tamper)
+    result = tiny(aggregator=SecAgg(threshold=3), engine=engine, rounds=1).run()
+    keys, shares, vectors, unmasking = result.history[0].phases
+    assert [keys.name, shares.name, vectors.name, unmasking.name] == [
+        "keys", "shares", "vectors", "unmasking",
+    ]  # fmt: skip
+    assert (keys.asked, keys.lost, shares.asked, shares.lost) == (6, (), 6, (4,))
+    assert (vectors.asked, vectors.lost, unmasking.asked, unmasking.lost) == (5, (), 5, (2,))
+    assert result.history[0].dropped == (4,)
+    sent = [len(common) * len(each) + sum(map(len, each.values())) for common, each in engine.log]
+    assert [phase.download_bytes for phase in result.history[0].phases] == sent
+    assert vectors.upload_bytes > keys.upload_bytes > 0
+    trained = sum(phase.seconds for phase in result.history[0].phases)
+    assert trained == pytest.approx(result.seconds.train)
 
 
 @pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(steps=2)])
@@ -180,6 +214,27 @@ def test_a_damaged_reply_drops_its_site_and_no_other(
     assert result.history[0].dropped == (2,)
     (failure,) = recorder.of(SiteFailed)
     assert (failure.site, failure.code) == (2, "malformed")
+
+
+@pytest.mark.parametrize(("aggregator", "exchanges"), [("plain", 1), ("secagg", 4)])
+def test_every_answer_of_use_is_told_as_it_comes(aggregator: str, exchanges: int) -> None:
+    engine = Faulty(lambda count, site, reply: None if (count, site) == (0, 2) else reply)
+    recorder = Recorder()
+    tiny(rounds=1, engine=engine, aggregator=aggregator).run(observers=[recorder])
+    answers = recorder.of(SiteAnswered)
+    assert {(a.round, a.attempt, a.site == 2) for a in answers} == {(0, 0, False)}
+    for turn in range(exchanges):
+        counts = [(a.answered, a.asked) for a in answers if a.exchange == turn]
+        asked = 6 if turn == 0 else 5
+        assert counts == [(n + 1, asked) for n in range(5)]
+    assert {a.exchange for a in answers} == set(range(exchanges))
+
+
+def test_an_answer_that_is_none_is_not_told() -> None:
+    engine = Faulty(lambda count, site, reply: reply[:-1] if site == 2 else reply)
+    recorder = Recorder()
+    tiny(rounds=1, engine=engine).run(observers=[recorder])
+    assert [a.site for a in recorder.of(SiteAnswered)] == [0, 1, 3, 4, 5]
 
 
 def test_a_reply_of_another_stage_is_stale() -> None:

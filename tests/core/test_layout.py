@@ -18,23 +18,25 @@ FLOORS = """\
 errors
 files journal tables visits
 randomness packing ring guarantee accounting messages metrics data arrays identity
-wire events spending ledger
-vocabulary
-protocols hooks
+ wire spending ledger
+ vocabulary events
+ sessions protocols hooks
 vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
 composition
 account policy statement
-training record evaluation
+training history record evaluation
 plugin
+setting workplace
 coordinator site
 agreement preparation hospital testing
 invitations
 rounds planning
 auditing
 federation
+reporting
 study
 admission reception channel leading dealing
 cli

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
-from cohortium.metrics import score
+from cohortium.metrics import BINS, interval, score
 
 
 def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,3 +42,39 @@ def test_a_class_without_images_has_no_sensitivity() -> None:
     assert scores.per_class[1].specificity == 0.5
     assert scores.auc is None
     assert scores.balanced_accuracy == 0.5
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(2, 6))
+def test_bins_hold_every_image_once_and_give_the_calibration_error(
+    seed: int, n: int, k: int
+) -> None:
+    p, y = example(seed, n, k)
+    scores = score(p, y, tuple("abcdef"[:k]))
+    sure, right = p.max(1), p.argmax(1) == y
+    expected = 0.0
+    for number, part in enumerate(scores.calibration):
+        inside = (sure > number / BINS) & (sure <= (number + 1) / BINS)
+        assert part.examples == inside.sum()
+        if part.examples:
+            assert part.confidence == pytest.approx(sure[inside].mean())
+            assert part.accuracy == pytest.approx(right[inside].mean())
+            expected += inside.mean() * abs(sure[inside].mean() - right[inside].mean())
+        else:
+            assert part.confidence is part.accuracy is None
+    assert sum(part.examples for part in scores.calibration) == len(y)
+    assert scores.calibration_error == pytest.approx(expected)
+
+
+def test_certain_and_impossible_calls_have_a_bin() -> None:
+    scores = score(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), ("a", "b"))
+    assert scores.calibration[-1].examples == scores.calibration[0].examples == 1
+    assert scores.calibration_error == 0.0
+
+
+@given(trials=st.integers(1, 400), data=st.data())
+def test_the_interval_of_a_share_is_wilsons(trials: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, trials))
+    low, high = interval(hits, trials)
+    expected = stats.binomtest(hits, trials).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert 0 <= low <= hits / trials <= high + 1e-12

@@ -23,7 +23,8 @@ from cohortium.ledger import Ledger
 from cohortium.messages import decode_either
 from cohortium.plugin import Exchange, OpenSite, Randomness, SiteRecipe
 from cohortium.policy import SitePolicy
-from cohortium.site import Recipe, Setting, Site
+from cohortium.setting import Setting
+from cohortium.site import Recipe, Site
 from cohortium.spending import Price
 from cohortium.wire import Refusal, Reply
 from cohortium_fedsgd import FedSGD
@@ -340,7 +341,9 @@ class Wards:
     def __init__(self, sites: Mapping[int, OpenSite], engine: Hospitals) -> None:
         self.sites, self.engine, self.count = sites, engine, -1
 
-    def exchange(self, common: bytes, each: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+    def exchange(
+        self, common: bytes, each: Mapping[int, bytes], deadline: float | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         self.count += 1
         self.engine.before(self.count)
         for site, own in each.items():

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from cohortium.plugin import Exchange, OpenSite, SiteId, SiteRecipe, StudyError
 from cohortium.testing import ConformanceError, engines
@@ -14,6 +15,14 @@ Replies = Iterator[tuple[SiteId, bytes]]
 Way = Callable[[Mapping[SiteId, OpenSite], bytes, Mapping[SiteId, bytes]], Replies]
 
 
+def punctual(replies: Replies, deadline: float | None) -> Iterator[tuple[tuple[int, bytes], bool]]:
+    """Replies, and whether each came in time."""
+    began = time.monotonic()
+    for reply in replies:
+        yield reply, deadline is None or time.monotonic() - began <= deadline
+        began = time.monotonic()
+
+
 @define
 class Wired:
     """Open sites, and a way to ask them."""
@@ -21,10 +30,20 @@ class Wired:
     sites: Mapping[SiteId, OpenSite]
     way: Way
     once: bool = False
+    patience: str = "keeps"
     closed: bool = False
+    late: list[tuple[SiteId, bytes]] = field(factory=list)
 
-    def exchange(self, common: bytes, each: Mapping[SiteId, bytes]) -> Replies:
-        return self.way(self.sites, common, each)
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+    ) -> Replies:
+        yield from self.late
+        self.late = []
+        for reply, in_time in punctual(self.way(self.sites, common, each), deadline):
+            if in_time or self.patience == "waits":
+                yield reply
+            elif self.patience == "hoards":
+                self.late.append(reply)
 
     def close(self) -> None:
         if self.once and self.closed:
@@ -38,6 +57,7 @@ class Engine:
 
     way: Way
     once: bool = False
+    patience: str = "keeps"
     renumber: bool = False
     odd_neighbour: bool = False
 
@@ -47,7 +67,7 @@ class Engine:
         opened = {k: recipe.open(beside) for k, recipe in sites.items()}
         if self.renumber:
             opened = dict(enumerate(opened.values()))
-        return Wired(opened, self.way, once=self.once)
+        return Wired(opened, self.way, once=self.once, patience=self.patience)
 
 
 @frozen
@@ -97,6 +117,8 @@ BAD: list[tuple[Any, Any, str]] = [
     (engines.check_delivers, Engine(good, odd_neighbour=True), "opened beside a Engine"),
     (engines.check_alters_no_byte, Engine(textual), "send it `common` and its own part as they"),
     (engines.check_asks_no_one_else, Engine(to_everyone), "the reply of site 2"),
+    (engines.check_keeps_deadlines, Engine(good, patience="waits"), "although the deadline was"),
+    (engines.check_keeps_deadlines, Engine(good, patience="hoards"), "and replies came from"),
     (engines.check_takes_pickled_recipes, Engine(good, renumber=True), "raised KeyError"),
     (engines.check_closes, Engine(good, once=True), "close raised RuntimeError: closed twice"),
 ]

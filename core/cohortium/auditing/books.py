@@ -9,7 +9,7 @@ from cohortium.auditing.findings import Finding
 from cohortium.errors import PrivacyError
 
 if TYPE_CHECKING:
-    from cohortium.protocols import PrivacyPlan
+    from cohortium.sessions import PrivacyPlan
 
 SLACK = 0.99
 """How much less than composition gives a guarantee may say, for the accountants' rounding."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cohortium.accounting import Mechanism
     from cohortium.auditing.worlds import Reals, Tested
     from cohortium.guarantee import Guarantee
-    from cohortium.protocols import PrivacyPlan, Privatizer
+    from cohortium.protocols import Privatizer
+    from cohortium.sessions import PrivacyPlan
     from cohortium.vocabulary import Cohort, Work
 
 DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from cohortium.data import Splits
     from cohortium.guarantee import Guarantee
     from cohortium.preparation import Ready
-    from cohortium.protocols import Dataset, SitePrivacy
+    from cohortium.protocols import Dataset
     from cohortium.ring import RingVector
+    from cohortium.sessions import SitePrivacy
     from cohortium.vocabulary import Index, SiteId
 
     Reals = NDArray[np.float64]

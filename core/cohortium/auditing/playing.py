@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from cohortium.data import Examples
     from cohortium.guarantee import Guarantee
     from cohortium.preparation import Ready
-    from cohortium.protocols import PrivacyPlan, SitePrivacy
     from cohortium.randomness import Randomness
     from cohortium.ring import Ring, RingSum, RingVector
-    from cohortium.site import Setting, Site
+    from cohortium.sessions import PrivacyPlan, SitePrivacy
+    from cohortium.setting import Setting
+    from cohortium.site import Site
     from cohortium.vocabulary import Index, SiteId
 
 

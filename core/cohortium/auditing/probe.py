@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.guarantee import Guarantee
-    from cohortium.protocols import PrivacyPlan, SitePrivacy
+    from cohortium.sessions import PrivacyPlan, SitePrivacy
     from cohortium.vocabulary import Index, Work
 
 PARAMETERS = 2

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cohortium.data import Examples
     from cohortium.guarantee import Guarantee
     from cohortium.preparation import Ready
-    from cohortium.protocols import SitePrivacy
-    from cohortium.site import Setting
+    from cohortium.sessions import SitePrivacy
+    from cohortium.setting import Setting
     from cohortium.vocabulary import Index, SiteId
 
 ROUNDS = 2

@@ -1,34 +1,44 @@
-"""The `cohortium` command: thin; each command says what it wants of the floors below."""
+"""The `cohortium` command: thin; each command says what it wants of the floors below.
+
+One module for each group of commands; `GROUPS` is the order in which the help shows them.
+"""
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import sys
 import traceback
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from cohortium.cli._help import Grouped, Worded, help_of
+from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
-from cohortium.cli._promises import Settings, Study, audit, plan
+from cohortium.cli._plugins import check, plugins
+from cohortium.cli._promises import audit, plan
+from cohortium.cli._run import run
 from cohortium.cli._site import deal, site
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.record import Result
-
 INTERRUPTED = 130
 """The exit code after Ctrl-C, by the shells' custom."""
 
+GROUPS = MappingProxyType(
+    {
+        "Study": (run, plan, audit),
+        "Hospital": (site, ledger, keygen, deal),
+        "Plugins": (plugins, check),
+    }
+)
+"""Every command, under the heading that the help gives it."""
+
 app = typer.Typer(
     name="cohortium",
-    help="Privacy-preserving federated learning for medical imaging.",
+    cls=Grouped,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,7 +53,7 @@ def _print_version(*, wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog="`cohortium COMMAND --help` has examples.")
 def _root(
     *,
     version: Annotated[
@@ -53,149 +63,12 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Privacy-preserving federated learning for medical imaging."""
 
 
-@app.command()
-def run(
-    study: Study = None,
-    *,
-    settings: Settings = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
-    ] = None,
-    observe: Annotated[
-        list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
-) -> None:
-    """Run a study: by default ten simulated hospitals under DP and secure aggregation.
-
-    Examples: `cohortium run`; `cohortium run study.toml --set privatizer.epsilon=3 --out try`.
-    """
-    from cohortium import composition
-    from cohortium import study as studies
-    from cohortium.catalog import discover
-
-    federation = studies.read(study, settings or [])
-    catalog = discover()
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
-    observers = [
-        composition.make(catalog, "observer", {"name": name}, where="--observe")
-        for name in dict.fromkeys(names)
-        if name not in federation.observers
-    ]
-    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    result = federation.run(folder, observers=observers)
-    if as_json:
-        typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
-    else:
-        _print_result(result)
-
-
-def _print_result(result: Result) -> None:
-    accuracy = "none (no test images)" if result.accuracy is None else f"{result.accuracy:.2%}"
-    rows = [
-        ("test accuracy", accuracy),
-        ("guarantee", str(result.guarantee or "none: nothing here is private")),
-        ("uploads", f"{result.upload_bytes_per_site_per_round:,} bytes per site and round at most"),
-        ("time", f"{result.seconds.total:.1f} s"),
-        ("weights", result.weights_sha256[:16]),
-        ("record", str(result.folder)),
-    ]
-    for label, value in rows:
-        typer.echo(f"{label:>14}  {value}")
-
-
-@app.command()
-def plugins(
-    *, as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False
-) -> None:
-    """List every installed plugin; exit with 1 if any cannot be used."""
-    from cohortium.catalog import discover
-
-    catalog = discover()
-    if as_json:
-        from attrs import asdict
-
-        rows = [
-            {
-                **asdict(record),
-                "offers": [
-                    {"role": o.role, "name": o.offer.name, "summary": o.offer.summary}
-                    for o in catalog.offerings
-                    if o.record == record
-                ],
-            }
-            for record in catalog.records
-        ]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-    else:
-        table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
-        for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
-            table.add_row(o.role, o.offer.name, o.record.label, o.offer.summary)
-        console = Console()
-        console.print(table)
-        for record in catalog.records:
-            if record.status != "active":
-                console.print(f"{record.label} is {record.status}: {record.reason}", markup=False)
-    if any(record.status not in ("active", "blocked") for record in catalog.records):
-        raise typer.Exit(1)
-
-
-@app.command()
-def check(
-    name: Annotated[str, typer.Argument(help="A plugin, or one thing that a plugin offers.")],
-    *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value, a parameter to make it with; may be repeated."),
-    ] = None,
-) -> None:
-    """Hold a plugin to the contracts of its roles; exit with 1 if it breaks one.
-
-    Examples: `cohortium check phantom --set examples=64`; `cohortium check npz --set path=my.npz`.
-    """
-    from cohortium.catalog import discover
-    from cohortium.testing import suite
-
-    catalog, broken = discover(), False
-    for offering in suite.select(catalog, name):
-        instance = suite.instance_of(catalog, offering, settings or [])
-        typer.echo(f"{offering.role} '{offering.offer.name}' of {offering.record.label}")
-        for verdict in suite.examine(offering.role, instance):
-            typer.echo(f"  {verdict}")
-            broken |= bool(verdict.failure)
-    if broken:
-        raise typer.Exit(1)
-
-
-@app.command()
-def keygen(
-    site: Annotated[int, typer.Argument(help="The site's number in the federation.", min=0)],
-    *,
-    out: Annotated[Path, typer.Option(help="The new file for the private key.")] = Path(
-        "identity.pem"
-    ),
-) -> None:
-    """Make a site's signing key, and print its line for the directory of all sites.
-
-    Example: `cohortium keygen 3 --out site-3.pem`.
-    """
-    from cohortium.identity import Identity, line_of
-    from cohortium.randomness import Randomness
-
-    identity = Identity.draw(Randomness.system())
-    identity.create(out)
-    typer.echo(line_of(site, identity.public))
-
-
-app.command()(plan)
-app.command()(audit)
-app.command()(ledger)
-app.command()(site)
-app.command()(deal)
+for group, commands in GROUPS.items():
+    for command in commands:
+        app.command(cls=Worded, help=help_of(command), rich_help_panel=group)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,9 +30,14 @@ def ledger(
         bool, typer.Option("--json", help="Print as JSON; an ε without bound is null.")
     ] = False,
 ) -> None:
-    """Show what has been spent of a hospital's data, run by run and together.
+    """Show what was spent of a hospital's data.
 
-    Examples: `cohortium ledger site.toml`; `cohortium ledger runs/one/ledger.sqlite --delta 1e-6`.
+    Run by run and together, against the budget that the site file sets.
+
+    Examples:
+      cohortium ledger site.toml
+      cohortium ledger site.toml --create
+      cohortium ledger runs/one/ledger.sqlite --delta 1e-6
     """
     from cohortium.hospital import Hospital
     from cohortium.ledger import Ledger

@@ -10,14 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cohortium.cli._options import Settings, Study
 from cohortium.errors import RunError, StudyError
 from cohortium.files import write_whole
-
-Study = Annotated[Path | None, typer.Argument(help="A study file; none: the quick start.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="table.key=value, over the study; may be repeated."),
-]
 
 
 def plan(
@@ -29,9 +24,13 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell a study's noise, ε by round, bytes and dropouts, before any training.
+    """Tell a study's numbers before any training.
 
-    Examples: `cohortium plan`; `cohortium plan study.toml --epsilon 1 --epsilon 6`.
+    Noise, ε by round, bytes, and how many sites may be missing or colluding.
+
+    Examples:
+      cohortium plan
+      cohortium plan study.toml --epsilon 1 --epsilon 6
     """
     from cohortium import planning
     from cohortium import study as studies
@@ -63,9 +62,13 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="A file for the findings as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Hold a study's claimed guarantee against measurement; exit with 1 if it is refuted.
+    """Hold a study's guarantee against measurement.
 
-    Examples: `cohortium audit study.toml`; `cohortium audit --set privatizer.epsilon=1`.
+    Exits with 1 if the claim is refuted.
+
+    Examples:
+      cohortium audit study.toml
+      cohortium audit --set privatizer.epsilon=1 --out findings.json
     """
     from cohortium import auditing
     from cohortium import study as studies

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortium.cli._promises import Settings, Study
+from cohortium.cli._options import Settings, Study
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ def site(
         bool, typer.Option("--check", help="Try the hospital's own files, and serve nothing.")
     ] = False,
 ) -> None:
-    """Serve a hospital: answer the runs that its policy allows, on a socket of this machine.
+    """Serve a hospital.
 
-    Example: `cohortium site site.toml`.
+    Answers the runs that its policy allows, on a socket that only this machine reaches.
+
+    Examples:
+      cohortium site site.toml --check
+      cohortium site site.toml
     """
     from cohortium.channel import Door
     from cohortium.hospital import Hospital
@@ -76,9 +80,12 @@ def deal(
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
 ) -> None:
-    """Deal a study's data to one folder for each hospital, to rehearse a deployment.
+    """Deal a study's data to hospitals on paper.
 
-    Example: `cohortium deal study.toml --out rehearsal`.
+    Writes a folder for each, and the study of their deployment, to rehearse it.
+
+    Examples:
+      cohortium deal study.toml --out rehearsal
     """
     from cohortium import study as studies
     from cohortium.dealing import deal as write

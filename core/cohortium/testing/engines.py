@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define, frozen
@@ -14,11 +15,18 @@ from cohortium.testing.contract import Check, ConformanceError, ensure
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cohortium.protocols import Engine, Exchange, OpenSite
+    from cohortium.protocols import Engine
+    from cohortium.sessions import Exchange, OpenSite
     from cohortium.vocabulary import SiteId
 
 SITES = 5
 """How many sites an engine is tried with."""
+
+DEADLINE = 0.1
+"""Seconds that a site is given by the check of deadlines."""
+
+TARDY = 5 * DEADLINE
+"""Seconds that a late site takes."""
 
 AWKWARD = (b"", bytes(range(256)), b"\x00" * 3, b"\r\n\xff", bytes(1 << 20))
 """Messages that a careless channel would change."""
@@ -52,6 +60,26 @@ class EchoRecipe:
                 "the same process, or None."
             )
         return EchoSite(self.site, beside is not None)
+
+
+@define
+class LateSite(EchoSite):
+    """An `EchoSite` that takes its time over the first request."""
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        """Say what an `EchoSite` says, too late."""
+        if not self.asked:
+            time.sleep(TARDY)
+        return EchoSite.answer(self, common, own)
+
+
+@frozen
+class LateRecipe(EchoRecipe):
+    """Makes a `LateSite`, in any process."""
+
+    def open(self, beside: OpenSite | None = None) -> LateSite:
+        """Make the site, whatever stands beside it."""
+        return LateSite(self.site, beside is not None)
 
 
 def echo(site: SiteId, asked: int, common: bytes, own: bytes) -> bytes:
@@ -104,6 +132,29 @@ def check_asks_no_one_else(engine: Engine) -> str | None:
     return None
 
 
+def check_keeps_deadlines(engine: Engine) -> str | None:
+    """A reply that comes after the deadline is not yielded, then or ever; the site is not lost."""
+    late = 1
+    recipes = {site: EchoRecipe(site) for site in range(SITES)} | {late: LateRecipe(late)}
+    try:
+        exchange = engine.open(recipes)
+    except StudyError:
+        return "not tried"
+    each = {site: f"for {site}".encode() for site in recipes}
+    try:
+        # How many of the others are in time is the machine's to say.
+        found = {site for site, _ in exchange.exchange(b"in a hurry", each, DEADLINE)}
+        ensure(
+            late not in found,
+            f"site {late} took {TARDY} s over its answer, and the reply was yielded although the "
+            f"deadline was {DEADLINE} s; leave out what comes later.",
+        )
+        _ensure_echoes(exchange, b"at leisure", each, asked=2, unless_lost=1)
+    finally:
+        exchange.close()
+    return None
+
+
 def check_takes_pickled_recipes(engine: Engine) -> str | None:
     """Recipes work after pickling, and any site numbers will do."""
     sites = (7, 2)
@@ -144,6 +195,7 @@ CHECKS: tuple[Check, ...] = (
     check_delivers,
     check_alters_no_byte,
     check_asks_no_one_else,
+    check_keeps_deadlines,
     check_takes_pickled_recipes,
     check_closes,
 )
@@ -159,8 +211,22 @@ def _opened(engine: Engine, sites: Iterable[SiteId]) -> Exchange | None:
 
 
 def _ensure_echoes(
-    exchange: Exchange, common: bytes, each: Mapping[SiteId, bytes], *, asked: int
+    exchange: Exchange,
+    common: bytes,
+    each: Mapping[SiteId, bytes],
+    *,
+    asked: int,
+    unless_lost: int = 0,
 ) -> None:
+    """Make an exchange, and see that it is answered rightly.
+
+    Args:
+        exchange: The engine at work.
+        common: For all.
+        each: For one each.
+        asked: How often every site has been asked by then.
+        unless_lost: How many of these requests may have been given up before the site saw them.
+    """
     try:
         replies = list(exchange.exchange(common, each))
     except Exception as error:
@@ -175,8 +241,9 @@ def _ensure_echoes(
         "for each site that answers.",
     )
     for site, reply in replies:
+        counts = range(asked - unless_lost, asked + 1)
         ensure(
-            reply == echo(site, asked, common, each[site]),
+            reply in [echo(site, count, common, each[site]) for count in counts],
             f"what came back as the reply of site {site} is not what it says to its own request, "
             f"asked {asked} times over the run; open each site once, send it `common` and its own "
             "part as they are, and yield its reply untouched.",

@@ -14,6 +14,7 @@ from cohortium.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    SiteAnswered,
     SiteFailed,
 )
 from cohortium.guarantee import Guarantee
@@ -149,6 +150,7 @@ def story(folder: Path | None, *, full: bool = True) -> list[Event]:
     ]
     return [
         started,
+        SiteAnswered(round=0, attempt=0, exchange=0, site=0, answered=1, asked=3),
         SiteFailed(round=0, attempt=0, site=1, code="non-finite", reason="it holds NaN [sic]."),
         RoundFailed(round=0, attempt=0, reason="too few."),
         *rounds,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.protocols import PrivacyPlan, Privatizer, SitePrivacy
+    from cohortium.protocols import Privatizer
+    from cohortium.sessions import PrivacyPlan, SitePrivacy
     from cohortium.vocabulary import Index
 
     Reals = NDArray[np.float64]

@@ -25,8 +25,9 @@ from cohortium.vocabulary import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.protocols import Aggregator, CoordinatorSession, SiteSession
+    from cohortium.protocols import Aggregator
     from cohortium.ring import RingSum
+    from cohortium.sessions import CoordinatorSession, SiteSession
     from cohortium.vocabulary import Requests
 
 Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]

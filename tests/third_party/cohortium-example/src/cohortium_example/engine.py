@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
@@ -47,11 +48,14 @@ class AnyOrderExchange:
     _random: random.Random = field(repr=False)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes]
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
         """Ask those in `each`, in a new order every time."""
         for site in self._random.sample(sorted(each), len(each)):
-            yield site, self._sites[site].answer(common, each[site])
+            began = time.monotonic()
+            reply = self._sites[site].answer(common, each[site])
+            if deadline is None or time.monotonic() - began <= deadline:
+                yield site, reply
 
     def close(self) -> None:
         """Forget the sites."""

@@ -1,0 +1,77 @@
+"""How commands stand in the help: in groups, each with a sentence and with examples."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import TYPE_CHECKING
+
+from typer.core import TyperCommand, TyperGroup
+from typer.models import ArgumentInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import click
+
+
+class Grouped(TyperGroup):
+    """Lists the commands under the names of their groups, in the order of their registration."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names of the commands, unsorted."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        longest = max(len(name) for name in self.commands)
+        room = formatter.width - 6 - longest
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            group = getattr(command, "rich_help_panel", None) or "Commands"
+            row = (name.ljust(longest), command.get_short_help_str(room))
+            sections.setdefault(group, []).append(row)
+        for group, rows in sections.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
+class Worded(TyperCommand):
+    """A command whose arguments are explained, whichever click is installed.
+
+    From 8.5 on click forgets the help that typer 0.20 gives an argument, and that typer escapes
+    brackets for a printer that is not used here.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what there is to say about each argument and option."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        texts = _arguments(self.callback)
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            if is_argument and parameter.name in texts:
+                row = (parameter.make_metavar(ctx), texts[parameter.name])
+                sections["Arguments"].append(row)
+            elif not is_argument and (record := parameter.get_help_record(ctx)):
+                sections["Options"].append((record[0], record[1].replace("\\[", "[")))
+        for name, rows in sections.items():
+            if rows:
+                with formatter.section(name):
+                    formatter.write_dl(rows)
+
+
+def _arguments(command: Callable[..., object] | None) -> dict[str, str]:
+    """What a command says about its arguments, by their names."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    notes = ((name, note) for name, hint in hints.items() for note in _notes(hint))
+    return {name: note.help or "" for name, note in notes if isinstance(note, ArgumentInfo)}
+
+
+def _notes(hint: object) -> tuple[object, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+def help_of(command: Callable[..., None]) -> str:
+    """The docstring of `command` as click shows it: its examples stay one a line."""
+    return (inspect.getdoc(command) or "").replace("\nExamples:\n", "\n\b\nExamples:\n")

@@ -1,0 +1,14 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Study = Annotated[Path | None, typer.Argument(help="A study file; none: the quick start.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="table.key=value, over the study; may be repeated."),
+]

@@ -1,0 +1,73 @@
+"""`cohortium run`: a study is run, and watched."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cohortium.cli._options import Settings, Study
+
+if TYPE_CHECKING:
+    from cohortium.record import Result
+
+
+def run(
+    study: Study = None,
+    *,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the record; default runs/DATE-TIME.")
+    ] = None,
+    observe: Annotated[
+        list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
+) -> None:
+    """Run a study; without one, the quick start.
+
+    The quick start deals made-up blood cells to ten simulated hospitals, and trains under
+    differential privacy and secure aggregation.
+
+    Examples:
+      cohortium run
+      cohortium run study.toml --out runs/first
+      cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
+      cohortium run study.toml --observe tensorboard --json > result.json
+    """
+    from cohortium import composition
+    from cohortium import study as studies
+    from cohortium.catalog import discover
+
+    federation = studies.read(study, settings or [])
+    catalog = discover()
+    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    observers = [
+        composition.make(catalog, "observer", {"name": name}, where="--observe")
+        for name in dict.fromkeys(names)
+        if name not in federation.observers
+    ]
+    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    result = federation.run(folder, observers=observers)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_result(result)
+
+
+def _print_result(result: Result) -> None:
+    accuracy = "none (no test images)" if result.accuracy is None else f"{result.accuracy:.2%}"
+    rows = [
+        ("test accuracy", accuracy),
+        ("guarantee", str(result.guarantee or "none: nothing here is private")),
+        ("uploads", f"{result.upload_bytes_per_site_per_round:,} bytes per site and round at most"),
+        ("time", f"{result.seconds.total:.1f} s"),
+        ("weights", result.weights_sha256[:16]),
+        ("record", str(result.folder)),
+    ]
+    for label, value in rows:
+        typer.echo(f"{label:>14}  {value}")

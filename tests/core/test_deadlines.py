@@ -1,0 +1,173 @@
+"""Stragglers: what comes too late is never taken for what is due, whoever passes it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+from attrs import define, field, frozen
+
+from bed import Faulty, tiny
+from cohortium.errors import RunError, StudyError
+from cohortium.events import Event, RoundFailed, SiteFailed
+from cohortium.plugin import Exchange, SiteId, SiteRecipe
+from cohortium_gaussian import Gaussian
+from cohortium_inline import Inline, InlineExchange
+from cohortium_secagg import SecAgg
+
+Delay = Callable[[int, SiteId], float]
+"""From (exchange, site) to the seconds that the reply is on its way."""
+
+DEADLINE = 10.0
+
+
+@frozen
+class Postal:
+    """An engine on a clock of its own that hands over what is late, in a later exchange.
+
+    That breaks the contract; the coordinator must not count on it.
+    """
+
+    delay: Delay = field(eq=False)
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        return Post(Inline().open(sites), self.delay)
+
+
+@define
+class Post:
+    inner: Exchange
+    delay: Delay
+    clock: float = 0.0
+    count: int = -1
+    under_way: list[tuple[float, SiteId, bytes]] = field(factory=list)
+
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+    ) -> Iterator[tuple[SiteId, bytes]]:
+        assert deadline == DEADLINE
+        self.count += 1
+        for site, reply in self.inner.exchange(common, each):
+            self.under_way.append((self.clock + self.delay(self.count, site), site, reply))
+        self.clock += deadline
+        arrived = sorted(letter for letter in self.under_way if letter[0] <= self.clock)
+        self.under_way = [letter for letter in self.under_way if letter[0] > self.clock]
+        for _, site, reply in arrived:
+            yield site, reply
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def watch(self) -> Callable[[Event], None]:
+        return self.events.append
+
+
+def lost(exchange: int, site: SiteId) -> Faulty:
+    """Where the reply of `site` in `exchange` is lost outright."""
+    return Faulty(lambda count, k, reply: None if (count, k) == (exchange, site) else reply)
+
+
+@pytest.mark.parametrize("later", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("stage", range(4))
+def test_a_late_reply_is_a_lost_one_whenever_it_comes(stage: int, later: int) -> None:
+    slow = Postal(lambda count, k: DEADLINE * later + 1 if (count, k) == (stage, 2) else 0)
+    study = {"aggregator": SecAgg(), "rounds": 3, "evaluate_every": 0}
+    late = tiny(engine=slow, deadline=DEADLINE, **study).run()
+    gone = tiny(engine=lost(stage, 2), **study).run()
+    assert late.weights_sha256 == gone.weights_sha256
+    assert [e.contributors for e in late.history] == [e.contributors for e in gone.history]
+
+
+@pytest.mark.parametrize("aggregator", ["plain", "secagg"])
+def test_a_site_that_is_late_once_takes_part_in_the_next_round(aggregator: str) -> None:
+    stages = 1 if aggregator == "plain" else 4
+    slow = Postal(lambda count, k: DEADLINE * stages + 1 if (count, k) == (0, 2) else 0)
+    recorder = Recorder()
+    result = tiny(engine=slow, deadline=DEADLINE, aggregator=aggregator).run(observers=[recorder])
+    assert [event.dropped for event in result.history] == [(2,), ()]
+    assert not [event for event in recorder.events if isinstance(event, SiteFailed)]
+
+
+def test_who_sent_only_what_was_late_is_said_to_have_failed() -> None:
+    slow = Postal(lambda count, k: DEADLINE + 1 if k == 2 else 0)
+    recorder = Recorder()
+    result = tiny(engine=slow, deadline=DEADLINE).run(observers=[recorder])
+    assert [event.dropped for event in result.history] == [(2,), (2,)]
+    (failure,) = [event for event in recorder.events if isinstance(event, SiteFailed)]
+    assert (failure.round, failure.site, failure.code) == (1, 2, "stale")
+
+
+def test_a_round_of_stragglers_is_tried_again_and_each_attempt_is_charged() -> None:
+    slow = Postal(lambda count, k: DEADLINE * 2 + 1 if count == 0 and k < 4 else 0)
+    recorder = Recorder()
+    study = {"min_sites": 3, "privatizer": Gaussian(unit="site"), "deadline": DEADLINE}
+    result = tiny(engine=slow, retries=1, **study).run(observers=[recorder])
+    failed = [event for event in recorder.events if isinstance(event, RoundFailed)]
+    assert [(event.round, event.attempt) for event in failed] == [(0, 0)]
+    assert failed[0].reason.startswith("2 sites answered")
+    assert [event.attempt for event in result.history] == [1, 2]
+    assert [event.dropped for event in result.history] == [(), ()]
+    spent = [event.spent.epsilon for event in result.history if event.spent is not None]
+    assert result.guarantee is not None
+    assert spent[0] < spent[1] <= result.guarantee.epsilon
+    with pytest.raises(RunError, match="round 1 failed: 2 sites answered"):
+        tiny(engine=slow, **study).run()
+
+
+def test_a_repeated_reply_changes_nothing() -> None:
+    twice = Faulty(lambda _, __, reply: reply)
+    study = {"aggregator": SecAgg(), "evaluate_every": 0}
+    once = tiny(**study).run()
+
+    class Echoing:
+        def __init__(self, inner: Exchange) -> None:
+            self.inner = inner
+
+        def exchange(
+            self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        ) -> Iterator[tuple[SiteId, bytes]]:
+            for letter in self.inner.exchange(common, each, deadline):
+                yield letter
+                yield letter
+
+        def close(self) -> None:
+            self.inner.close()
+
+    @frozen
+    class Echo:
+        def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+            return Echoing(twice.open(sites))
+
+    again = tiny(engine=Echo(), **study).run()
+    assert again.weights_sha256 == once.weights_sha256
+    assert again.dropouts == 0
+
+
+def test_inline_gives_each_site_the_whole_time() -> None:
+    now = 0.0
+
+    @define
+    class Slow:
+        takes: float
+
+        def answer(self, common: bytes, own: bytes) -> bytes:
+            nonlocal now
+            now += self.takes
+            return own
+
+    sites = {0: Slow(3.0), 1: Slow(11.0), 2: Slow(9.0)}
+    exchange = InlineExchange(sites, clock=lambda: now)
+    each = dict.fromkeys(sites, b"own")
+    assert [site for site, _ in exchange.exchange(b"", each, DEADLINE)] == [0, 2]
+    assert [site for site, _ in exchange.exchange(b"", each)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_deadline_is_a_number_of_seconds(value: float) -> None:
+    with pytest.raises((StudyError, ValueError), match="deadline"):
+        tiny(deadline=value)
