@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PARTS: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
 """The roles that all parties share."""
 
+INSIDE: tuple[Role, ...] = (*PARTS, "dataset")
+"""Those of parts inside these; a model may be fitted on a public data set, say."""
+
 TERMS = (
     "sites", "rounds", "seed", "cohort", "min_sites", "retries", "device", "threads", "adversary",
     "colluding", "seeded_noise",
@@ -124,7 +127,7 @@ def named_parts(
     inside = {"name": table} if isinstance(table, str) else table
     name = inside.get("name") if isinstance(inside, dict) else None
     found = [o for o in catalog.offerings if (o.role, o.offer.name) == (role, name)]
-    if len(found) != 1 or found[0].record.status != "active" or role not in PARTS:
+    if len(found) != 1 or found[0].record.status != "active" or role not in INSIDE:
         raise RefusalError(
             "plugins", f"no usable plugin here offers the {role} {str(name)[:40]!r} to a study."
         )

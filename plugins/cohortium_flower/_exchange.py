@@ -85,6 +85,7 @@ class FlowerExchange:
     engine: AtWork
     nodes: dict[SiteId, NodeId] = field(factory=dict)
     _called: set[NodeId] = field(factory=set)
+    _heard: set[NodeId] = field(factory=set)
 
     def exchange(
         self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
@@ -101,12 +102,13 @@ class FlowerExchange:
     def close(self) -> None:
         """Forget the nodes; Flower keeps the connections."""
         self.nodes = {}
-        self._called = set()
+        self._called, self._heard = set(), set()
 
     def _gather(self, wanted: Mapping[SiteId, bytes]) -> None:
         """Find the sites that are wanted; wait for them if it is the first time.
 
-        Later on a node that is new is asked once: a site may have come back behind another.
+        A node is asked once, but that one which was silent is asked again while sites are waited
+        for.  Later on only nodes that are new are asked: a site may have come back behind another.
         """
         engine, is_first = self.engine, not self._called
         until = engine.clock() + (engine.terms.gathering if is_first else 0.0)
@@ -116,13 +118,12 @@ class FlowerExchange:
             if all(site in self.nodes for site in wanted):
                 return
             left = until - engine.clock()
-            strangers = alive - {*self.nodes.values()} - (set() if left > 0 else self._called)
+            strangers = alive - (self._heard if left > 0 else self._called)
             if strangers:
                 self._call(strangers, within=max(left, ROLL_CALL))
             elif left <= 0:
                 return
-            else:
-                engine.sleep(engine.terms.poll)
+            engine.sleep(engine.terms.poll)
 
     def _call(self, nodes: set[NodeId], *, within: float) -> None:
         """Have nodes say which sites they are.
@@ -137,6 +138,7 @@ class FlowerExchange:
             for node, challenge in challenges.items()
         }
         for node, reply in self._ask(contents, within=within):
+            self._heard.add(node)
             site = self._believed(node, reply, challenges[node])
             if site is None:
                 continue
