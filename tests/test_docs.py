@@ -14,9 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
-from cohortium import discover, hooks, study
+from cohortium import discover, grid, hooks, study
 from cohortium.cli import app
 from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
@@ -24,6 +25,8 @@ from cohortium.randomness import Randomness
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FOLLOWED = ROOT / "docs" / "tutorial.md"
+"""Its blocks are the files of one package, which `test_tutorial.py` writes down and uses."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # A full quick start, and packages that a block writes about rather than runs.
@@ -33,6 +36,8 @@ SLOW = "rounds=60"
 def blocks(language: str) -> list[object]:
     found: list[object] = []
     for page in PAGES:
+        if page == FOLLOWED:
+            continue
         for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
             if match[1] == language:
                 marks = [pytest.mark.slow] if SLOW in match[2] else []
@@ -78,16 +83,18 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]
         return
+    if "grid" in tables:
+        (tmp_path / "grid.toml").write_text(text)
+        assert grid.read(tmp_path / "grid.toml").cells()
+        return
     federation = study.build(study.merge(study.quick_start(), tables, where="the docs"))
     assert federation.run().guarantee is not None
 
 
 def commands() -> list[object]:
     """Every `cohortium` command line in the pages, in blocks and in running text."""
-    pattern = re.compile(
-        r"(?:^|[`/ ])(cohortium (?:run|plan|audit|plugins|check|keygen|ledger)\b[^`\n;]*)",
-        re.MULTILINE,
-    )
+    known = "|".join(typer.main.get_group(app).commands)
+    pattern = re.compile(rf"(?:^|[`/ ])(cohortium (?:{known})\b[^`\n;]*)", re.MULTILINE)
     lines = set()
     for page in PAGES:
         for match in pattern.finditer(page.read_text("utf-8").replace("\\\n", " ")):
@@ -103,14 +110,23 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
     assert result.exit_code == 0
     options = {word for word in words[1:] if word.startswith("--")}
     assert all(option in result.output for option in options), result.output
-    if words[0] not in ("run", "plan", "audit") or "mlp" in line:
+    if words[0] not in ("run", "plan", "audit") or any(
+        name in line for name in ("mlp", "my-model")
+    ):
         return
     path = None
     if "paper.toml" in words:
         path = tmp_path / "paper.toml"
         readme = (ROOT / "README.md").read_text("utf-8")
         path.write_text(next(m[2] for m in BLOCK.finditer(readme) if m[1] == "toml"))
-    study.read(path, [b for a, b in pairwise(words) if a == "--set"])
+    changes = [b for a, b in pairwise(words) if a == "--set"]
+    if len(words) > 1 and words[1].startswith("docs/"):
+        path = ROOT / words[1]
+        if grid.is_grid(path):
+            chosen = [b for a, b in pairwise(words) if a == "--only"]
+            assert grid.read(path, changes).select(chosen)
+            return
+    study.read(path, changes)
 
 
 @pytest.mark.parametrize("name", ["messages", "randomness", "ring", "hooks", "training"])
@@ -132,3 +148,16 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_cell_of_the_comparison_was_checked() -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    cells = [cell for row in rows for cell in row.strip("|").split("|")[1:] if row[2] != "|"]
+    assert cells
+    assert [cell for cell in cells if not re.search(r"\[\^[cfp]-\w+\] $", cell)] == []
+    notes = dict(re.findall(r"^\[\^([\w-]+)\]: (.*)$", text, re.MULTILINE))
+    assert set(re.findall(r"\[\^([\w-]+)\](?!:)", text)) == set(notes)
+    for name, note in notes.items():
+        for path in re.findall(r"`((?:core|plugins|tests)/[^`]+)`", note if name[0] == "c" else ""):
+            assert (ROOT / path).exists(), path

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cohortium import composition, study
-from cohortium.catalog import discover
+from cohortium import study
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
@@ -44,8 +43,4 @@ def lead(
         federation = attrs.evolve(federation, directory=str(beside))
     if muster_only:
         return federation.muster(engine(federation))
-    names = [name for name in ("events", "progress") if name not in federation.observers]
-    observers = [
-        composition.make(discover(), "observer", {"name": name}, where=str(path)) for name in names
-    ]
-    return federation.run(out, observers=observers, engine=engine(federation))
+    return federation.run(out, engine=engine(federation))

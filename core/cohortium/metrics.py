@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +95,26 @@ class Scores:
             )
             / total
         )
+
+
+@frozen(eq=False)
+class Predictions:
+    """What a classifier said of each image.
+
+    Attributes:
+        probabilities: Shape (N, classes), N > 0.
+        labels: What the images are, shape (N,).
+        classes: Names of the classes.
+    """
+
+    probabilities: NDArray[np.floating] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    classes: tuple[str, ...]
+
+    @property
+    def scores(self) -> Scores:
+        """How well it did."""
+        return score(self.probabilities, self.labels, self.classes)
 
 
 def score(

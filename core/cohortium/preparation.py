@@ -14,6 +14,7 @@ from cohortium.agreement import agree, secrets_of
 from cohortium.errors import StudyError
 from cohortium.identity import Directory, Identity
 from cohortium.randomness import Seeds
+from cohortium.record import DataFacts
 from cohortium.site import Recipe
 
 if TYPE_CHECKING:
@@ -85,6 +86,21 @@ class Ready:
     def test(self) -> Examples | None:
         """Public images that the result is scored on."""
         return None if self.loaded is None else self.loaded.test
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is public about the data: a deployment's are as its study declares them."""
+        declared = self.federation.data
+        if declared is None:
+            return DataFacts.of(self.splits)
+        validation, test = (0 if p is None else len(p) for p in (self.validation, self.test))
+        return DataFacts(
+            name="the hospitals' own" if self.loaded is None else self.loaded.name,
+            source="" if self.loaded is None else self.loaded.source,
+            spec=declared,
+            validation=validation,
+            test=test,
+        )
 
     def recipe(self, site: SiteId, ledger: Ledger | None = None) -> Recipe:
         """How to make a simulated site, with its data and its key alone.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
+import zipfile
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+import msgspec
 from attrs import frozen
 
-from cohortium.errors import RunError, StudyError
+from cohortium.data import DataSpec
+from cohortium.errors import DataError, RunError, StudyError
 from cohortium.files import write_whole
 from cohortium.history import html_table
 from cohortium.ledger import Ledger
+from cohortium.metrics import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,14 +26,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cohortium.data import Splits
     from cohortium.guarantee import Guarantee
     from cohortium.history import History
     from cohortium.metrics import Scores
     from cohortium.vocabulary import Secrecy
 
 
+_Read = TypeVar("_Read")
+
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
 """Whose versions a run's figures depend on, beside Python's."""
+
+LAST = "checkpoint/weights.safetensors"
+"""The weights after the last round that is complete."""
+
+BEST = "checkpoint/best.safetensors"
+"""The weights that did best on the public validation images, where there are any."""
 
 
 def versions() -> dict[str, str]:
@@ -100,6 +114,7 @@ class Result:
             "loss": None if scores is None else scores.loss,
             "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
             "confusion": None if scores is None else scores.confusion,
+            "validation": self._validation(),
             "calibration": [attrs.asdict(part) for part in bins],
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
@@ -130,6 +145,75 @@ class Result:
             "record": "not kept" if self.folder is None else str(self.folder),
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
+
+    def _validation(self) -> dict[str, float | None] | None:
+        """How the final weights do on the validation images, by which a study may be chosen."""
+        scores = self.history[-1].scores if self.history else None
+        if scores is None:
+            return None
+        return {
+            "accuracy": scores.accuracy,
+            "balanced_accuracy": scores.balanced_accuracy,
+            "auc": scores.auc,
+        }
+
+
+_PREDICTIONS = "simulation/predictions.npz"
+
+
+def predictions_of(folder: Path) -> Predictions:
+    """What the run in `folder` said of each test image.
+
+    Raises:
+        StudyError: The file is not there, or damaged.
+    """
+    import numpy as np
+
+    path = folder / _PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return Predictions(
+                data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
+            )
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{folder} has no predictions for test images; name a finished run on a data set that "
+            "has some."
+        ) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StudyError(f"{path} is damaged; run that study again.") from error
+
+
+@frozen(kw_only=True)
+class DataFacts:
+    """What is public about the data of a run: whoever uses its model needs it, and no more.
+
+    Attributes:
+        name: What figures that come from them are called.
+        source: Whom to cite.
+        spec: Shapes, classes and the declared size.
+        validation: Public images to watch the run by.
+        test: Public images that the result was scored on.
+    """
+
+    name: str
+    source: str
+    spec: DataSpec
+    validation: int
+    test: int
+
+    @classmethod
+    def of(cls, splits: Splits) -> DataFacts:
+        """The facts of a data set."""
+        parts = (splits.validation, splits.test)
+        validation, test = (0 if part is None else len(part) for part in parts)
+        return cls(
+            name=splits.name,
+            source=splits.source,
+            spec=splits.spec,
+            validation=validation,
+            test=test,
+        )
 
 
 @frozen
@@ -177,13 +261,69 @@ class RunFolder:
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         self._write("result.json", text.encode() + b"\n")
 
+    def write_predictions(self, predictions: Predictions) -> None:
+        """Keep what was said of each test image, so that runs can be compared image by image.
+
+        It goes into `simulation/`, as all does that only a simulator knows; see `predictions_of`.
+        """
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            probabilities=predictions.probabilities.astype(np.float32),
+            labels=predictions.labels,
+            classes=np.array(predictions.classes),
+        )
+        self._write(_PREDICTIONS, buffer.getvalue())
+
+    def write_facts(self, facts: DataFacts) -> None:
+        """Keep what a user of the weights needs to know of the data."""
+        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
+        self._write("checkpoint/data.json", text.encode() + b"\n")
+
+    def read_facts(self) -> DataFacts:
+        """What `write_facts` kept.
+
+        Raises:
+            StudyError: There is none: the run has not begun its first round.
+            DataError: It is damaged.
+        """
+        path = self.path / "checkpoint" / "data.json"
+        if not path.is_file():
+            raise StudyError(f"{self.path} holds no checkpoint: the run has not begun a round yet.")
+        return _decoded(path, DataFacts)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The content of `result.json`, or None where the run is not complete.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        path = self.path / "result.json"
+        return _decoded(path, dict[str, Any]) if path.is_file() else None
+
     def write_checkpoint(self, weights: Mapping[str, Tensor], *, rounds: int) -> None:
         """Keep the global weights after `rounds` rounds."""
+        self._write_weights(LAST, weights, {"rounds": str(rounds)})
+
+    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
+        """Keep, beside the last weights, those that have done best so far.
+
+        Args:
+            weights: By name.
+            rounds: After how many rounds.
+            accuracy: On the public validation images.
+        """
+        self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
+
+    def _write_weights(
+        self, name: str, weights: Mapping[str, Tensor], notes: dict[str, str]
+    ) -> None:
         from safetensors.torch import save
 
         tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-        data = save(tensors, metadata={"rounds": str(rounds)})
-        self._write("checkpoint/weights.safetensors", data)
+        self._write(name, save(tensors, metadata=notes))
 
     def _write(self, name: str, data: bytes) -> None:
         target = self.path / name
@@ -192,3 +332,17 @@ class RunFolder:
             write_whole(target, data)
         except OSError as error:
             raise RunError(f"cannot write {target}: {error.strerror}.") from error
+
+
+def _decoded(path: Path, kind: type[_Read]) -> _Read:
+    """The value in a JSON file of a record.
+
+    Raises:
+        DataError: It cannot be read, or is not of that kind.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}.") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); copy it anew from the run.") from error

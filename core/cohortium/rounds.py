@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
-
     from cohortium.events import Event
     from cohortium.metrics import Scores
     from cohortium.preparation import Ready
@@ -52,6 +50,7 @@ def drive(
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
         folder.write_study(ready.federation.as_toml())
+        folder.write_facts(ready.facts)
     # Hospitals keep ledgers of their own.
     is_charged = ready.setting.plan.mechanism is not None and not ready.is_deployed
     ledger = folder.create_ledger() if folder is not None and is_charged else None
@@ -89,10 +88,12 @@ class Run:
         for number in range(setting.cohort.rounds):
             self._round(number, exchange, watch)
         test = Evaluation.of(ready.test, setting.spec.classes, setting.model, setting.device)
-        net = self.coordinator.net
-        scores = None if test is None else test.score(net)
+        predictions = None if test is None else test.predict(self.coordinator.net)
+        scores = None if predictions is None else predictions.scores
         result = self._result(scores, seconds=time.perf_counter() - started)
         if self.folder is not None:
+            if predictions is not None:
+                self.folder.write_predictions(predictions)
             self.folder.write_result(result)
         self.tell(
             RunFinished(
@@ -109,12 +110,14 @@ class Run:
         setting = self.ready.setting
         began = time.perf_counter()
         outcome, phases, training = self._attempts(number, exchange)
-        weights = named_weights(self.coordinator.net)
+        weights = vector.named(self.coordinator.net)
         if self.folder is not None:
             self.folder.write_checkpoint(weights, rounds=number + 1)
         every = self.ready.federation.evaluate_every
         due = every and ((number + 1) % every == 0 or number + 1 == setting.cohort.rounds)
         scores = watch.score(self.coordinator.net) if watch is not None and due else None
+        if self.folder is not None and scores is not None and self._is_best(scores):
+            self.folder.write_best(weights, rounds=number + 1, accuracy=scores.accuracy)
         self.history.append(
             RoundFinished(
                 round=number,
@@ -130,6 +133,11 @@ class Run:
             )
         )
         self.tell(self.history[-1])
+
+    def _is_best(self, scores: Scores) -> bool:
+        """Whether no round before did as well on the public validation images."""
+        before = [event.scores.accuracy for event in self.history if event.scores is not None]
+        return scores.accuracy > max(before, default=-1.0)
 
     def _attempts(
         self, number: int, exchange: Exchange
@@ -201,6 +209,8 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=self._warnings(),
+            data=ready.facts.name,
+            source=ready.facts.source,
             classes=setting.spec.classes,
             secrecy=setting.aggregator.secrecy(setting.cohort),
             **({} if ready.is_deployed else _known_of(ready)),
@@ -232,7 +242,7 @@ class Run:
             versions=versions(),
             plugins=self.ready.federation.plugins(),
             history=history,
-            weights=named_weights(self.coordinator.net),
+            weights=vector.named(self.coordinator.net),
             folder=None if self.folder is None else self.folder.path,
         )
 
@@ -265,10 +275,3 @@ def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:
         return tuple(range(cohort.sites))
     rng = setting.seeds.generator("cohort", number, attempt)
     return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))
-
-
-def named_weights(net: nn.Module) -> dict[str, Tensor]:
-    """Copies of the network's parameters and floating-point statistics, by name, on the CPU."""
-    kept = {id(piece) for piece in (*net.parameters(), *vector.statistics(net))}
-    named = [*net.named_parameters(), *net.named_buffers()]
-    return {name: piece.detach().cpu().clone() for name, piece in named if id(piece) in kept}

@@ -66,7 +66,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
             found = composition.beside(discover(), "dataset", tables["dataset"], path.parent)
             tables["dataset"] = dict(found)
     for setting in settings:
-        tables = merge(tables, _parse_setting(setting), where=f"--set {setting}")
+        tables = merge(tables, parse_setting(setting), where=f"--set {setting}")
     return build(tables, where=where)
 
 
@@ -109,6 +109,8 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
     toml.require_shallow(changes, where=where)
     merged: Tables = dict(tables)
     for table, values in changes.items():
+        if table == "grid":
+            raise StudyError(f"{where} is a grid of studies: only `cohortium run` takes it.")
         if table not in TABLES:
             raise StudyError(
                 f"{where}: a study has no [{table}]; {composition.near(table, TABLES)}"
@@ -132,7 +134,12 @@ def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_setting(setting: str) -> dict[str, Any]:
+def parse_setting(setting: str) -> dict[str, Any]:
+    """The change that `table.key=value` asks for.
+
+    Raises:
+        StudyError: It is not of that form.
+    """
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:

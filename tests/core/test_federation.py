@@ -338,7 +338,7 @@ def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
     assert set(saved) == {
         "accuracy", "balanced_accuracy", "auc", "per_class", "confusion", "guarantee", "rounds",
         "sites", "dropouts", "upload_bytes_per_site_per_round", "seconds", "weights_sha256",
-        "versions",
+        "versions", "validation",
     }  # fmt: skip
     from safetensors.torch import load_file
 

@@ -31,7 +31,9 @@ training history record evaluation
 plugin
 setting workplace
 coordinator site
-agreement preparation hospital testing
+agreement preparation hospital testing scaffold
+classifier pictures
+exporting
 invitations
 rounds planning
 auditing
@@ -39,6 +41,7 @@ federation
 reporting
 study
 admission reception channel leading dealing
+grid
 cli
 """
 HEIGHT = {
@@ -47,7 +50,17 @@ HEIGHT = {
     for m, name in enumerate(line.split())
 }
 
-HEAVY = ("torch", "opacus", "medmnist", "pandas", "sklearn", "scipy", "torchvision", "safetensors")
+HEAVY = (
+    "torch",
+    "opacus",
+    "medmnist",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "torchvision",
+    "safetensors",
+    "matplotlib",
+)
 
 
 def imported(tree: ast.AST, *, lazily: bool) -> set[str]:

@@ -1,0 +1,95 @@
+"""`cohortium run` of a grid, and `cohortium compare`: many runs, and the difference of two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import attrs
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.grid import Outcome
+
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a grid, only axis=choice, or seed=1; may be repeated."),
+]
+Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
+
+
+def run_grid(
+    path: Path,
+    *,
+    settings: Sequence[str],
+    out: Path | None,
+    only: Sequence[str],
+    jobs: int,
+    dry_run: bool,
+    observe: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Do what is not finished of a grid, and write its table; exit with 1 if a run failed."""
+    from cohortium import grid as grids
+
+    grid = grids.read(path, settings)
+    folder = out or Path("runs") / grid.name
+    runs = grids.plan(grid, folder, only)
+    if dry_run:
+        for each in runs:
+            typer.echo(f"{each.state:>10}  {each.name}")
+        return
+    failed = []
+    for count, outcome in enumerate(grids.run(runs, jobs=jobs, observe=observe), 1):
+        _tell(outcome, f"[{count}/{len(runs)}]")
+        if outcome.failure:
+            failed.append(outcome)
+    table = grids.rows(grid, folder)
+    grids.write(grid, table, folder)
+    if as_json:
+        axes = [axis.name for axis in grid.axes]
+        lines = list(grids.figures(axes, table))
+        typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
+    else:
+        typer.echo((folder / "table.md").read_text("utf-8"), nl=False)
+        typer.echo(f"\ntable and plot: {folder}")
+    if failed:
+        for outcome in failed:
+            typer.echo(f"cohortium: {outcome.run.name} failed: {outcome.failure}", err=True)
+        raise typer.Exit(1)
+
+
+def _tell(outcome: Outcome, count: str) -> None:
+    """One line for each run, on the way."""
+    if outcome.fault:
+        typer.echo(outcome.fault, err=True)
+    if outcome.failure:
+        word = "failed"
+    else:
+        word = "already finished" if outcome.run.state == "finished" else "finished"
+    typer.echo(f"{count} {outcome.run.name} {word}", err=True)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A cell's folder of a grid, or one run's.")],
+    second: Annotated[Path, typer.Argument(help="What it is compared with.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell how much better the first is, by a paired bootstrap over seeds and test images.
+
+    Examples:
+      cohortium compare runs/paper/sites=10,privacy=off runs/paper/sites=10,privacy=on
+    """
+    from cohortium import grid as grids
+
+    found = grids.compare(first, second)
+    if as_json:
+        typer.echo(json.dumps([attrs.asdict(d) for d in found], indent=2, ensure_ascii=False))
+    else:
+        for difference in found:
+            typer.echo(str(difference))

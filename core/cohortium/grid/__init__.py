@@ -1,0 +1,43 @@
+"""Grids: one study with several values of some keys, run over seeds, and told as a table.
+
+```toml
+[grid]
+seeds = [1, 2, 3]
+"federation.sites" = [5, 10, 20]    # an axis: one key, its values
+
+[grid.privacy.off]                  # an axis of named choices, each of which sets several keys
+privatizer.name = "none"
+
+[grid.privacy.on]
+privatizer.epsilon = 6.0
+
+[model]                             # the rest is a study
+name = "dpresnet"
+```
+"""
+
+from __future__ import annotations
+
+from cohortium.grid.cells import Axis, Cell, Choice, Grid, is_grid, read
+from cohortium.grid.paired import Difference, compare
+from cohortium.grid.running import Outcome, Run, plan, run
+from cohortium.grid.summary import Row, figures, rows, write
+
+__all__ = [
+    "Axis",
+    "Cell",
+    "Choice",
+    "Difference",
+    "Grid",
+    "Outcome",
+    "Row",
+    "Run",
+    "compare",
+    "figures",
+    "is_grid",
+    "plan",
+    "read",
+    "rows",
+    "run",
+    "write",
+]

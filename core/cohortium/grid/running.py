@@ -1,0 +1,157 @@
+"""Runs of a grid, one folder each; what is finished is not run again."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from cohortium import composition, study
+from cohortium import tables as toml
+from cohortium.catalog import discover
+from cohortium.errors import CohortiumError, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from cohortium.federation import Federation
+    from cohortium.grid.cells import Cell, Grid
+
+State = Literal["to run", "unfinished", "finished"]
+
+
+@frozen(kw_only=True)
+class Run:
+    """One cell with one seed.
+
+    Attributes:
+        cell: Where it stands in the grid.
+        seed: Its public seed.
+        federation: The study that it is.
+        folder: Where its record lies.
+        state: Whether that is there, and whole.
+    """
+
+    cell: Cell
+    seed: int
+    federation: Federation = field(repr=False)
+    folder: Path
+    state: State
+
+    @property
+    def name(self) -> str:
+        """Such as `sites=10,privacy=on seed 1`."""
+        return f"{self.cell.name} seed {self.seed}"
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        run: Which.
+        failure: What went wrong, in a sentence; empty if nothing.
+        fault: The traceback, where it was no user's mistake.
+    """
+
+    run: Run
+    failure: str = ""
+    fault: str = ""
+
+
+def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[Run, ...]:
+    """The runs that are asked for, and what is there of them.
+
+    Raises:
+        CohortiumError: A cell is no study, a filter names nothing, or a folder holds the record
+            of another study.
+    """
+    runs = []
+    for cell, seed in grid.select(only):
+        federation = cell.federation(seed)
+        folder = out / cell.name / f"seed-{seed}"
+        state = _state(folder, federation)
+        runs.append(Run(cell=cell, seed=seed, federation=federation, folder=folder, state=state))
+    return tuple(runs)
+
+
+def _state(folder: Path, federation: Federation) -> State:
+    if not folder.exists() or not any(folder.iterdir()):
+        return "to run"
+    record = folder / "study.toml"
+    if not record.exists() or _read(record) != federation:
+        raise StudyError(
+            f"{folder} holds something else than this run; give another folder with --out, or "
+            "move it away."
+        )
+    return "finished" if (folder / "result.json").exists() else "unfinished"
+
+
+def _read(record: Path) -> Federation | None:
+    """The study of a record, or None where it cannot be understood any more."""
+    try:
+        return study.build(toml.read(record, what="the study"), where=str(record))
+    except CohortiumError:
+        return None
+
+
+def run(runs: Sequence[Run], *, jobs: int = 1, observe: Sequence[str] = ()) -> Iterator[Outcome]:
+    """Do what is not finished, and yield every outcome as it comes; one failure stops no other.
+
+    Args:
+        runs: As planned.
+        jobs: How many to do at a time, each in a process of its own if there are several.
+        observe: Names of observers that are told of each run's events.
+    """
+    waiting = []
+    for each in runs:
+        if each.state == "finished":
+            yield Outcome(run=each)
+        else:
+            waiting.append(each)
+    if jobs == 1 or len(waiting) < 2:  # noqa: PLR2004
+        for each in waiting:
+            yield _do(each, tuple(observe))
+        return
+    yield from _do_beside(waiting, jobs, tuple(observe))
+
+
+def _do_beside(runs: Sequence[Run], jobs: int, observe: tuple[str, ...]) -> Iterator[Outcome]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    # Forking a process in which torch has threads can hang it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = {pool.submit(_do, each, observe): each for each in runs}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                else:  # the process itself died, of memory perhaps
+                    yield Outcome(run=futures[future], failure=f"its process ended: {error}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _do(each: Run, observe: tuple[str, ...]) -> Outcome:
+    try:
+        if each.state == "unfinished":
+            shutil.rmtree(each.folder)
+        catalog = discover()
+        observers = [
+            composition.make(catalog, "observer", {"name": name}, where="--observe")
+            for name in dict.fromkeys(observe)
+            if name not in each.federation.observers
+        ]
+        each.federation.run(each.folder, observers=observers)
+    except CohortiumError as error:
+        return Outcome(run=each, failure=str(error))
+    except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full
+        sentence = f"{type(error).__name__}: {error}"
+        return Outcome(run=each, failure=sentence, fault=traceback.format_exc())
+    return Outcome(run=each)

@@ -1,0 +1,199 @@
+"""What a grid's finished runs came to: means and spreads, as Markdown, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from cohortium.errors import RunError
+from cohortium.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from cohortium.grid.cells import Cell, Grid, Images
+
+METRICS = ("accuracy", "balanced_accuracy", "auc")
+"""As `result.json` calls them."""
+
+
+@frozen(kw_only=True)
+class Spread:
+    """One figure over seeds.
+
+    Attributes:
+        mean: Over the runs.
+        deviation: Standard deviation over the runs, with n - 1; None for one run.
+    """
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        several = len(values) > 1
+        return cls(
+            mean=statistics.fmean(values),
+            deviation=statistics.stdev(values) if several else None,
+        )
+
+    def percent(self) -> str:
+        """Such as `93.51 ± 0.32`."""
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        return f"{100 * self.mean:.2f}{spread}"
+
+
+@frozen(kw_only=True)
+class Row:
+    """One cell that has finished runs.
+
+    Attributes:
+        cell: Which.
+        images: Which its figures are of.
+        results: Each run's `result.json`, by seed.
+    """
+
+    cell: Cell
+    images: Images
+    results: Mapping[int, Mapping[str, Any]]
+
+    def figure(self, seed: int, metric: str) -> float | None:
+        """Of one run; None if it has none."""
+        result = self.results[seed]
+        scores = result if self.images == "test" else result["validation"] or {}
+        value: float | None = scores.get(metric)
+        return value
+
+    def spread(self, metric: str) -> Spread | None:
+        """Over the runs; None where a run has none."""
+        values = [self.figure(seed, metric) for seed in self.results]
+        known = [value for value in values if value is not None]
+        return Spread.of(known) if len(known) == len(values) else None
+
+    @property
+    def seconds(self) -> float:
+        """Mean time of a run."""
+        return statistics.fmean(r["seconds"]["total"] for r in self.results.values())
+
+    @property
+    def guarantee(self) -> Mapping[str, Any] | None:
+        """The weakest of the runs' guarantees; None if one has none."""
+        given = [result["guarantee"] for result in self.results.values()]
+        return None if None in given else max(given, key=lambda g: g["epsilon"])
+
+
+def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
+    """Every cell with a finished run under `out`, whichever call ran it, in the grid's order."""
+    found = []
+    for cell in grid.cells():
+        results = {}
+        for seed in grid.seeds:
+            path = out / cell.name / f"seed-{seed}" / "result.json"
+            if path.exists():
+                results[seed] = json.loads(path.read_text("utf-8"))
+        if results:
+            found.append(Row(cell=cell, images=grid.images, results=results))
+    return tuple(found)
+
+
+def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
+    """Write `table.md`, `table.csv`, `runs.csv` and `plot.svg` into `out`.
+
+    Raises:
+        RunError: They cannot be written.
+    """
+    from cohortium.grid.plot import draw
+
+    axes = [axis.name for axis in grid.axes]
+    contents = {
+        "table.md": markdown(axes, table).encode(),
+        "table.csv": _csv(figures(axes, table)),
+        "runs.csv": _csv(_single(axes, table)),
+        "plot.svg": draw(grid, table),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            write_whole(out / name, data)
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror}.") from error
+
+
+def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
+    """The table for people; accuracies and areas in percent, mean ± standard deviation."""
+    head = [*axes, "accuracy", "balanced", "AUC", "guarantee", "seeds", "seconds"]
+    lines = [head, ["---"] * len(head)]
+    for row in table:
+        spreads = [row.spread(metric) for metric in METRICS]
+        lines.append(
+            [
+                *(row.cell.place[axis] for axis in axes),
+                *("–" if spread is None else spread.percent() for spread in spreads),
+                _promise(row.guarantee),
+                str(len(row.results)),
+                f"{row.seconds:.0f}",
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _promise(guarantee: Mapping[str, Any] | None) -> str:
+    if guarantee is None:
+        return "none"
+    simulated = ", simulation" if guarantee["simulation"] else ""
+    return (
+        f"ε = {guarantee['epsilon']:.3g} at δ = {guarantee['delta']:.2g}, one "
+        f"{guarantee['unit']}, against {guarantee['against']}{simulated}"
+    )
+
+
+def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
+    """The table as plain values, a line for each cell; shares of 1."""
+    for row in table:
+        line: dict[str, object] = {axis: row.cell.place[axis] for axis in axes}
+        line |= {"images": row.images, "seeds": len(row.results)}
+        for metric in METRICS:
+            spread = row.spread(metric)
+            line[f"{metric}_mean"] = None if spread is None else spread.mean
+            line[f"{metric}_sd"] = None if spread is None else spread.deviation
+        yield line | _terms(row.guarantee) | {"seconds_mean": row.seconds}
+
+
+def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
+    """A line for each run, with what it was run on."""
+    for row in table:
+        for seed, result in row.results.items():
+            yield {
+                **{axis: row.cell.place[axis] for axis in axes},
+                "seed": seed,
+                "images": row.images,
+                **{metric: row.figure(seed, metric) for metric in METRICS},
+                **_terms(result["guarantee"]),
+                "seconds": result["seconds"]["total"],
+                "upload_bytes": result["upload_bytes_per_site_per_round"],
+                "dropouts": result["dropouts"],
+                "weights_sha256": result["weights_sha256"],
+                "versions": " ".join(f"{k}={v}" for k, v in sorted(result["versions"].items())),
+            }
+
+
+def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
+    keys = ("epsilon", "delta", "unit", "adjacency", "against", "colluding", "simulation")
+    return {key: None if guarantee is None else guarantee[key] for key in keys}
+
+
+def _csv(lines: Iterable[Mapping[str, object]]) -> bytes:
+    lines = list(lines)
+    text = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return text.getvalue().encode()
