@@ -30,6 +30,7 @@ from cohortium.errors import (
 )
 from cohortium.events import (
     Event,
+    Phase,
     RoundFailed,
     RoundFinished,
     RunFailed,
@@ -38,12 +39,12 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
-from cohortium.guarantee import Guarantee
+from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.hooks import API, Offer, hookimpl
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
-from cohortium.metrics import Scores
+from cohortium.metrics import Bin, ClassScores, Scores
 from cohortium.protocols import (
     Aggregator,
     Dataset,
@@ -55,7 +56,7 @@ from cohortium.protocols import (
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
-from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector
+from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.sessions import (
     CoordinatorSession,
@@ -75,8 +76,10 @@ from cohortium.training import (
     with_schedule,
 )
 from cohortium.vocabulary import (
+    Adversary,
     Ask,
     Cohort,
+    Index,
     Member,
     Requests,
     Secrecy,
@@ -116,9 +119,14 @@ def lead(
 
 __all__ = [
     "API",
+    "Adjacency",
+    "Adversary",
+    "Against",
     "Aggregator",
     "Ask",
     "Augmentation",
+    "Bin",
+    "ClassScores",
     "Cohort",
     "CohortiumError",
     "CoordinatorSession",
@@ -134,6 +142,7 @@ __all__ = [
     "FixedPoint",
     "Guarantee",
     "Identity",
+    "Index",
     "Journal",
     "Member",
     "MemoryJournal",
@@ -145,6 +154,7 @@ __all__ = [
     "Offer",
     "OpenSite",
     "Partitioner",
+    "Phase",
     "Piece",
     "PluginError",
     "Present",
@@ -182,6 +192,8 @@ __all__ = [
     "TooFewSitesError",
     "Trained",
     "Trainer",
+    "Unit",
+    "Words",
     "Work",
     "accounting",
     "ask_site",

@@ -12,9 +12,9 @@ from cohortium import vector
 from cohortium.account import Account
 from cohortium.agreement import agree, secrets_of
 from cohortium.errors import StudyError
+from cohortium.facts import DataFacts
 from cohortium.identity import Directory, Identity
 from cohortium.randomness import Seeds
-from cohortium.record import DataFacts
 from cohortium.site import Recipe
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from cohortium import composition
@@ -65,20 +66,38 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
             # A deployment is started by an engine, wherever that works.
             found = composition.beside(discover(), "dataset", tables["dataset"], path.parent)
             tables["dataset"] = dict(found)
+    written: dict[str, dict[str, str]] = {}
     for setting in settings:
-        tables = merge(tables, parse_setting(setting), where=f"--set {setting}")
-    return build(tables, where=where)
+        place = f"--set {composition.shown(setting)}"
+        changes = parse_setting(setting)
+        tables = merge(tables, changes, where=place)
+        for table, values in changes.items():
+            written.setdefault(table, {}).update(dict.fromkeys(values, place))
+    return build(tables, where=where, settings=written)
 
 
 def build(
-    tables: Mapping[str, Mapping[str, Any]], *, where: str = "study", engine: Engine | None = None
+    tables: Mapping[str, Mapping[str, Any]],
+    *,
+    where: str = "study",
+    settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    engine: Engine | None = None,
 ) -> Federation:
-    """The federation that parsed tables describe, with `engine` if it is given; see `read`."""
+    """The federation that parsed tables describe; see `read`.
+
+    Args:
+        tables: By name.
+        where: How an error names them.
+        settings: How an error names those keys of a table that were written somewhere else.
+        engine: In place of one that the tables describe.
+    """
     catalog = discover()
     is_deployed = "data" in tables
     optional = (SIMULATED if is_deployed else ()) + (("engine",) if engine else ())
     roles: dict[str, Any] = {
-        role: composition.make(catalog, role, tables.get(role, {}), where=where)
+        role: composition.make(
+            catalog, role, tables.get(role, {}), where=where, settings=settings.get(role, {})
+        )
         for role in PARTS
         if role in tables or role not in optional
     }
@@ -88,14 +107,18 @@ def build(
         roles["data"] = composition.call(
             DataSpec, tables["data"], where=f"{where} [data]", what="the data"
         )
-    terms = tables.get("federation", {})
+    terms, own = tables.get("federation", {}), settings.get("federation", {})
     for key in terms:
         if key not in TERMS:
-            raise StudyError(
-                f"{where} [federation] {key}: there is no such term; {composition.near(key, TERMS)}"
-            )
+            place = own.get(key, f"{where} [federation] {key}")
+            raise StudyError(f"{place}: there is no such term; {composition.near(key, TERMS)}")
     federation: Federation = composition.call(
-        Federation, terms, where=f"{where} [federation]", what="the federation", ready=roles
+        Federation,
+        terms,
+        where=f"{where} [federation]",
+        what="the federation",
+        ready=roles,
+        settings=own,
     )
     return federation
 

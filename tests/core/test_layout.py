@@ -25,13 +25,14 @@ vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
-composition
+composition scaffold
+describing
 account policy statement
-training history record evaluation
+training history facts record evaluation
 plugin
 setting workplace
 coordinator site
-agreement preparation hospital testing scaffold
+agreement preparation hospital testing
 classifier pictures
 exporting
 invitations
@@ -41,7 +42,7 @@ federation
 reporting
 study
 admission reception channel leading dealing
-grid
+grid drafting
 cli
 """
 HEIGHT = {
