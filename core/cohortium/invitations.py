@@ -34,6 +34,10 @@ TERMS = (
 """The terms that all parties share."""
 
 
+PREPARATION = 600.0
+"""Seconds that a site has at least to answer an invitation: it reads its data and plans the run."""
+
+
 def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
     """Invite every site, before anything is trained.
 
@@ -49,7 +53,8 @@ def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
     invitation = invitation_of(ready)
     amiss: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
     accepted: dict[SiteId, Acceptance] = {}
-    everyone, deadline = dict.fromkeys(sites, b""), ready.federation.deadline or None
+    everyone = dict.fromkeys(sites, b"")
+    deadline = max(ready.federation.deadline, PREPARATION)
     for site, reply in exchange.exchange(messages.encode(invitation), everyone, deadline):
         try:
             answer = messages.decode_either(reply, Acceptance, Refusal)

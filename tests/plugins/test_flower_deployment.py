@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import tomli_w
 from attrs import evolve
 
 from bed import Faulty
@@ -39,7 +40,7 @@ def simulation() -> Federation:
         sites=5,
         rounds=2,
         threads=1,
-        deadline=60.0,
+        deadline=300.0,
         seeded_noise=True,
     )
 
@@ -57,9 +58,13 @@ def has_charged(ledger: Path) -> bool:
 def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) -> None:
     folder = tmp_path / "deployment"
     dealing.deal(simulation().prepare(), folder)
+    file = tables.read(folder / "study.toml", what="the study")
+    file["engine"]["gathering"] = 300.0
+    (folder / "study.toml").write_text(tomli_w.dumps(file))
     with deployed(folder, sites=5) as deployment:
         lead = deployment.run()
-        deployment.until(lambda: has_charged(folder / f"site-{LOST}" / "ledger.sqlite"))
+        ledger = folder / f"site-{LOST}" / "ledger.sqlite"
+        deployment.until(lambda: lead.poll() is not None or has_charged(ledger))
         deployment.kill(f"node-{LOST}")
         lead.wait(900)
         log = deployment.log("lead")
