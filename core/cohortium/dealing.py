@@ -101,6 +101,7 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             "delta": 1e-5 if guarantee is None else guarantee.delta,
             "unit": "example" if guarantee is None else guarantee.unit,
             "against": "everyone" if guarantee is None else guarantee.against,
+            "adversary": ready.setting.cohort.adversary,
             **({"rehearsal": True} if is_rehearsal else {}),
         },
     }

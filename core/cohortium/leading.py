@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
-
 from cohortium import study
 from cohortium.errors import StudyError
 
@@ -24,7 +22,7 @@ def lead(
     """Run the study in a file to its end, or only ask the hospitals whether they would take part.
 
     Args:
-        path: The study file.  What it names is looked for beside it.
+        path: The study file.  What it names is looked for beside it first.
         engine: Makes, of the study, the engine that is at work already.
         out: A new or empty folder for the run's record.
         muster_only: Train nothing.
@@ -38,9 +36,6 @@ def lead(
     federation = study.read(path)
     if federation.data is None:
         raise StudyError(f"{path}: the study of a deployment declares its [data].")
-    if federation.directory:
-        beside = path.parent / federation.directory
-        federation = attrs.evolve(federation, directory=str(beside))
     if muster_only:
         return federation.muster(engine(federation))
     return federation.run(out, engine=engine(federation))

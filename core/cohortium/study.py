@@ -62,10 +62,8 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
         if "data" in changes:
             tables = {name: kept for name, kept in tables.items() if name not in SIMULATED}
         tables = merge(tables, changes, where=where)
-        if "data" in changes and "dataset" in tables:
-            # A deployment is started by an engine, wherever that works.
-            found = composition.beside(discover(), "dataset", tables["dataset"], path.parent)
-            tables["dataset"] = dict(found)
+        if "data" in changes:
+            tables = _beside(tables, path.absolute().parent)
     written: dict[str, dict[str, str]] = {}
     for setting in settings:
         place = f"--set {composition.shown(setting)}"
@@ -74,6 +72,20 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
         for table, values in changes.items():
             written.setdefault(table, {}).update(dict.fromkeys(values, place))
     return build(tables, where=where, settings=written)
+
+
+def _beside(tables: Tables, folder: Path) -> Tables:
+    """A deployment's tables, with the files that they name found in `folder` where they are there.
+
+    It is started by an engine, wherever that works.
+    """
+    found = dict(tables)
+    if "dataset" in found:
+        found["dataset"] = dict(composition.beside(discover(), "dataset", found["dataset"], folder))
+    directory = found["federation"].get("directory")
+    if isinstance(directory, str) and directory and (folder / directory).exists():
+        found["federation"] = {**found["federation"], "directory": str(folder / directory)}
+    return found
 
 
 def build(
