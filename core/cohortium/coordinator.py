@@ -15,7 +15,7 @@ from cohortium import messages, vector
 from cohortium.errors import MessageError, RunError, TooFewSitesError
 from cohortium.events import SiteFailed
 from cohortium.vocabulary import Requests
-from cohortium.wire import Refusal, Reply, Request
+from cohortium.wire import Refusal, Reply, Request, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,10 +204,12 @@ class Coordinator:
         self._failures[site] = self._failure(site, code, reason)
 
     def _failure(self, site: SiteId, code: str, reason: str) -> SiteFailed:
-        # A site's words are shown to people: no control characters.
-        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         return SiteFailed(
-            round=self._round, attempt=self._attempt, site=site, code=code, reason=reason
+            round=self._round,
+            attempt=self._attempt,
+            site=site,
+            code=code,
+            reason=printable(reason),
         )
 
     def _reasons(self) -> str:

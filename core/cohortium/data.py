@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
+from attrs.validators import ge, min_len, optional
 
 from cohortium.errors import DataError
 
@@ -29,12 +30,17 @@ class DataSpec:
         patients: Declared number of patients over all sites; None where examples name none.
     """
 
-    channels: int
-    height: int
-    width: int
-    classes: tuple[str, ...]
-    examples: int
-    patients: int | None = None
+    channels: int = field(validator=ge(1))
+    height: int = field(validator=ge(1))
+    width: int = field(validator=ge(1))
+    classes: tuple[str, ...] = field(validator=min_len(1))
+    examples: int = field(validator=ge(1))
+    patients: int | None = field(default=None, validator=optional(ge(1)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: (C, H, W)."""
+        return self.channels, self.height, self.width
 
 
 @frozen(eq=False)

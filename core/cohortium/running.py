@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -15,9 +15,9 @@ from cohortium.coordinator import Coordinator
 from cohortium.errors import RunError, StoppedError
 from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.facts import DataFacts
 from cohortium.folder import RunFolder
 from cohortium.history import History
+from cohortium.invitations import muster
 from cohortium.personal import score_sites
 from cohortium.record import Result, Seconds, versions
 from cohortium.rounds import Rounds
@@ -31,24 +31,30 @@ if TYPE_CHECKING:
     from cohortium.events import Event
     from cohortium.metrics import Predictions, Scores
     from cohortium.preparation import Ready
-    from cohortium.protocols import Observer
+    from cohortium.protocols import Engine, Observer
     from cohortium.rounds import Played
     from cohortium.sessions import Exchange
 
 
 def begin(
-    ready: Ready, *, out: Path | None, observers: Sequence[Observer], stop: Callable[[], bool]
+    ready: Ready,
+    *,
+    out: Path | None,
+    observers: Sequence[Observer],
+    stop: Callable[[], bool],
+    engine: Engine | None = None,
 ) -> Result:
     """Run a study that is ready; see `Federation.run`."""
     coordinator = Coordinator(ready.setting)
     listeners = [observer.watch() for observer in observers]
     if out is None:
-        return Run(Standing(ready=ready, coordinator=coordinator), listeners, stop).carry_out()
+        standing = Standing(ready=ready, coordinator=coordinator)
+        return Run(standing, listeners, stop, engine).carry_out()
     with RunFolder.create(out, ready.federation.as_toml()) as folder:
         standing = Standing(
             ready=ready, coordinator=coordinator, folder=folder, origin=origin_of(ready)
         )
-        return Run(standing, listeners, stop).carry_out()
+        return Run(standing, listeners, stop, engine).carry_out()
 
 
 def resume(
@@ -78,11 +84,13 @@ class Run:
         standing: How far it is.
         listeners: Observers, of this run.
         stop: Whether somebody has asked for its end; looked at before each attempt.
+        engine: One that is at work already, in place of the study's.
     """
 
     standing: Standing
     listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
+    engine: Engine | None = None
 
     @property
     def ready(self) -> Ready:
@@ -97,14 +105,14 @@ class Run:
     def carry_out(self) -> Result:
         """Drive every round that is left, and score what comes out."""
         ready, folder = self.ready, self.folder
-        is_private = ready.setting.plan.mechanism is not None
-        ledger = folder.ledger() if folder is not None and is_private else None
+        # Hospitals keep ledgers of their own.
+        is_charged = ready.setting.plan.mechanism is not None and not ready.is_deployed
+        ledger = folder.ledger() if folder is not None and is_charged else None
         states = None if folder is None else folder.states
-        exchange = ready.federation.engine.open(
-            {site: ready.recipe(site, ledger, states) for site in range(len(ready.hands))}
-        )
+        exchange = (self.engine or ready.federation.engine).open(ready.recipes(ledger, states))
         try:
-            return self._to_end(exchange)
+            told = muster(exchange, ready) if ready.is_deployed else ()
+            return self._to_end(exchange, told)
         except BaseException as error:
             # What an observer makes of it must not hide what it was.
             with contextlib.suppress(Exception):
@@ -113,13 +121,13 @@ class Run:
         finally:
             exchange.close()
 
-    def _to_end(self, exchange: Exchange) -> Result:
+    def _to_end(self, exchange: Exchange, told: tuple[str, ...]) -> Result:
         standing = self.standing
         if self.folder is not None:
-            self.folder.write_facts(DataFacts.of(self.ready.splits))
+            self.folder.write_facts(self.ready.facts)
         standing.keep()
-        self.tell(self._start())
-        watch = self._evaluation(self.ready.splits.validation)
+        self.tell(self._start(told))
+        watch = self._evaluation(self.ready.validation)
         rounds = Rounds(
             setting=self.ready.setting,
             coordinator=standing.coordinator,
@@ -133,7 +141,7 @@ class Run:
         for number in range(len(standing.history), standing.goal):
             began = time.perf_counter()
             self._finish(number, rounds.play(number), watch, began)
-        test = self._evaluation(self.ready.splits.test)
+        test = self._evaluation(self.ready.test)
         return self._end(None if test is None else test.predict(standing.coordinator.net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
@@ -169,26 +177,21 @@ class Run:
         standing.finish(event)
         self.tell(event)
 
-    def _start(self) -> RunStarted:
+    def _start(self, told: tuple[str, ...]) -> RunStarted:
         ready, setting = self.ready, self.ready.setting
-        labels, classes = ready.splits.train.labels, len(setting.spec.classes)
         return RunStarted(
             folder=None if self.folder is None else self.folder.path,
             rounds=self.standing.goal,
             sites=setting.cohort.sites,
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
-            warnings=self.standing.warnings(),
-            data=ready.splits.name,
-            source=ready.splits.source,
+            warnings=(*told, *self.standing.warnings()),
+            data=ready.facts.name,
+            source=ready.facts.source,
             history=tuple(self.standing.history),
             classes=setting.spec.classes,
             secrecy=setting.aggregator.secrecy(setting.cohort),
-            sizes=tuple(len(hand) for hand in ready.hands),
-            histograms=tuple(
-                tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
-            ),
-            data_sha256=ready.splits.train.fingerprint.hex(),
+            **({} if ready.is_deployed else _known_of(ready)),
         )
 
     def _end(self, predictions: Predictions | None) -> Result:
@@ -201,7 +204,7 @@ class Run:
         scores = None if predictions is None else predictions.scores
         result = self._result(scores)
         if self.folder is not None:
-            if predictions is not None:
+            if predictions is not None and not self.ready.is_deployed:
                 self.folder.write_predictions(predictions)
             if self.ready.federation.holdout:
                 net, states = self.standing.coordinator.net, self.folder.states
@@ -247,3 +250,15 @@ class Run:
         """Tell every observer."""
         for listener in self.listeners:
             listener(event)
+
+
+def _known_of(ready: Ready) -> dict[str, Any]:
+    """What only a simulator knows of the sites."""
+    labels, classes = ready.splits.train.labels, len(ready.setting.spec.classes)
+    return {
+        "sizes": tuple(len(hand) for hand in ready.hands),
+        "histograms": tuple(
+            tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
+        ),
+        "data_sha256": ready.splits.train.fingerprint.hex(),
+    }

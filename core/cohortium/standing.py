@@ -182,7 +182,7 @@ def origin_of(ready: Ready) -> Origin:
     terms = (Price.of(plan), ready.setting.cohort.attempts, plan.ring.bits, plan.length)
     return Origin(
         study=_digest(attrs.evolve(federation, observers=()).as_toml().encode()),
-        data=_digest(ready.splits.train.fingerprint, *dealt),
+        data=_digest(_identity_of(ready), *dealt),
         plan=_digest(msgspec.msgpack.encode(terms)),
         versions={
             **versions(),
@@ -190,6 +190,13 @@ def origin_of(ready: Ready) -> Origin:
             **federation.plugins(),
         },
     )
+
+
+def _identity_of(ready: Ready) -> bytes:
+    """Of a simulation's data; of a deployment's, what its study declares."""
+    if ready.is_deployed:
+        return repr(ready.facts.spec).encode()
+    return ready.splits.train.fingerprint
 
 
 def _attempts(number: int) -> str:

@@ -16,7 +16,7 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-files journal tables treefile keeping
+files journal tables treefile keeping visits
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire spending ledger
 vocabulary events
@@ -32,14 +32,16 @@ training history checkpoint facts record folder evaluation personal
 plugin
 setting workplace
 coordinator site
-preparation hospital testing
+agreement preparation hospital testing
 classifier pictures
 exporting
+invitations
 rounds planning standing running
 auditing
 federation
 reporting
 study
+admission reception channel leading dealing
 grid drafting
 cli
 """
