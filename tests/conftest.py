@@ -14,6 +14,16 @@ from hypothesis import settings
 settings.register_profile("long", max_examples=5_000)  # for state machines: minutes to an hour
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Two workers for all tests that want them: to start some takes longer than such a test."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """One torch thread, so that tests side by side do not fight; and no plugin lists."""

@@ -399,7 +399,7 @@ def _as_request(data: bytes, rng: Random) -> bytes:
             round=rng.choice((request.round, rng.randrange(12))),
             attempt=rng.choice((request.attempt, rng.randrange(12))),
             stage=rng.choice((request.stage, rng.randrange(1 << 31))),
-            weights=request.weights and _own(request.weights, rng),
+            weights=request.weights and memoryview(_own(bytes(request.weights), rng)),
             body=_own(request.body, rng),
         )
     )

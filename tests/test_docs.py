@@ -51,7 +51,8 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
     if "cohortium_mlp import" in code:
         # A test of the plugin that the page begins with.
         page = (ROOT / "docs" / "plugins.md").read_text("utf-8")
-        (tmp_path / "cohortium_mlp.py").write_text(BLOCK.search(page)[2])  # type: ignore[index]
+        plugin = next(block[2] for block in BLOCK.finditer(page) if block[1] == "python")
+        (tmp_path / "cohortium_mlp.py").write_text(plugin)
         (tmp_path / "test_block.py").write_text(code)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     else:

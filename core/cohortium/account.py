@@ -61,7 +61,8 @@ class Account:
         """Write down an attempt, before anything of it is released.
 
         An attempt is charged once.  Whoever asks to charge it again has forgotten what it sent,
-        and a second release, with other noise, would be another spend.
+        and a second release, with other noise, would be another spend.  In a simulation with a
+        public seed it would be the same release: that costs nothing more.
 
         Args:
             session: Names the run.
@@ -75,7 +76,10 @@ class Account:
         """
         try:
             with self.ledger.writing() as book:
-                if book.is_charged(self.data, session, attempt):
+                is_charged = book.is_charged(self.data, session, attempt)
+                if is_charged and price.simulation:
+                    return
+                if is_charged:
                     raise RefusalError(
                         "order", "this attempt has been charged before; it may have been released."
                     )

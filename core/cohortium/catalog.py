@@ -194,18 +194,27 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
     """Ask a plugin's hooks, each checked against its specification by pluggy."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hooks)
+    for name in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, name) is not None:
+            _require_hook(name)
     manager.register(plugin)
-    manager.check_pending()
     offers: list[tuple[Role, Offer[Any]]] = []
     for role in ROLES:
         for answer in getattr(manager.hook, hook_of(role))():
             offers.extend((role, _checked(role, offer)) for offer in answer)
     if not offers:
-        raise PluginError("it offers nothing: no hook of it returned an Offer.")
+        raise PluginError("it offers nothing: no function marked @hookimpl returned an Offer.")
     twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]
     if twice:
         raise PluginError(f"it offers the {twice[0][0]} '{twice[0][1]}' twice.")
     return offers
+
+
+def _require_hook(name: str) -> None:
+    known = [hook_of(role) for role in ROLES]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1) or known
+        raise PluginError(f"there is no hook '{name}'; did you mean {' or '.join(close)}?")
 
 
 def _checked(role: Role, offer: object) -> Offer[Any]:

@@ -18,6 +18,7 @@ from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.hooks import Role
@@ -62,6 +63,22 @@ def make(
     }
     part = call(factory, given, where=place, what=what, ready=inner, settings=settings)
     return require(role, part)
+
+
+def beside(
+    catalog: Catalog, role: Role, table: Mapping[str, Any], folder: Path
+) -> Mapping[str, Any]:
+    """`table`, with the files that it names found in `folder` where they are there."""
+    found = [
+        o.offer for o in catalog.offerings if (o.role, o.offer.name) == (role, table.get("name"))
+    ]
+    places = {
+        key: str(folder / table[key])
+        for offer in found
+        for key in offer.local
+        if isinstance(table.get(key), str) and table[key] and (folder / table[key]).exists()
+    }
+    return {**table, **places}
 
 
 def _inner(catalog: Catalog, role: Role, value: object, *, where: str) -> Any:

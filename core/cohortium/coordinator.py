@@ -6,18 +6,19 @@ comes back, until nothing is left to ask; then `close` moves the weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from attrs import frozen
 
 from cohortium import messages, vector
-from cohortium.errors import MessageError, TooFewSitesError
+from cohortium.errors import MessageError, RunError, TooFewSitesError
 from cohortium.events import SiteFailed
 from cohortium.vocabulary import Requests
-from cohortium.wire import Refusal, Reply, Request
+from cohortium.wire import Refusal, Reply, Request, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -91,12 +92,16 @@ class Coordinator:
             round=self._round,
             attempt=self._attempt,
             stage=self._stage,
-            weights=vector.flatten(self.net).cpu().numpy().tobytes() if first else None,
+            weights=self._weights() if first else None,
             body=asked.common,
         )
         self._stage += 1
         self._answered = set()
         return Requests(messages.encode(request), asked.each, asked.phase)
+
+    def _weights(self) -> memoryview:
+        """The global weights as they are sent."""
+        return vector.flatten(self.net).cpu().numpy().view(np.uint8).data
 
     def receive(self, site: SiteId, reply: bytes) -> bool:
         """Take in one site's reply, whatever it is; whether it was of use."""
@@ -147,6 +152,30 @@ class Coordinator:
             upload_bytes=max(self._uploads.values(), default=0),
         )
 
+    def state(self) -> dict[str, Any]:
+        """All that the rounds so far have left: weights, server optimizer and its schedule."""
+        return {
+            "weights": vector.named(self.net),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, in this process or another.
+
+        Raises:
+            RunError: It is of another model or another server optimizer.
+        """
+        try:
+            vector.load_named(self.net, state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                "the checkpoint is of another network or server optimizer than the study makes "
+                f"now: {error} Go on with the versions that the run was begun with."
+            ) from error
+
     @property
     def failures(self) -> tuple[SiteFailed, ...]:
         """What the sites that failed in this attempt said."""
@@ -175,10 +204,12 @@ class Coordinator:
         self._failures[site] = self._failure(site, code, reason)
 
     def _failure(self, site: SiteId, code: str, reason: str) -> SiteFailed:
-        # A site's words are shown to people: no control characters.
-        reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
         return SiteFailed(
-            round=self._round, attempt=self._attempt, site=site, code=code, reason=reason
+            round=self._round,
+            attempt=self._attempt,
+            site=site,
+            code=code,
+            reason=printable(reason),
         )
 
     def _reasons(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
+from attrs.validators import ge, min_len, optional
 
 from cohortium.errors import DataError
 
@@ -28,12 +30,17 @@ class DataSpec:
         patients: Declared number of patients over all sites; None where examples name none.
     """
 
-    channels: int
-    height: int
-    width: int
-    classes: tuple[str, ...]
-    examples: int
-    patients: int | None = None
+    channels: int = field(validator=ge(1))
+    height: int = field(validator=ge(1))
+    width: int = field(validator=ge(1))
+    classes: tuple[str, ...] = field(validator=min_len(1))
+    examples: int = field(validator=ge(1))
+    patients: int | None = field(default=None, validator=optional(ge(1)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: (C, H, W)."""
+        return self.channels, self.height, self.width
 
 
 @frozen(eq=False)
@@ -73,7 +80,7 @@ class Examples:
         """The number of examples."""
         return len(self.labels)
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
         """SHA-256 of all of it: a hospital's own, to see that its data have changed."""
         digest = hashlib.sha256(repr(self.images.shape).encode())

@@ -10,7 +10,7 @@ class CohortiumError(Exception):
 
     Attributes:
         exit_code: What the command returns: 2 where the request was wrong and nothing has
-            started, 1 where a run had started and failed.
+            started, 1 where a run had started and failed, 130 where somebody stopped it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -50,6 +50,12 @@ class RunError(CohortiumError):
     exit_code = 1
 
 
+class StoppedError(CohortiumError):
+    """A run that somebody has stopped, and that can go on."""
+
+    exit_code = 130
+
+
 class TooFewSitesError(RunError):
     """A round in which fewer sites answered than the aggregation needs.  Nothing was released."""
 
@@ -74,3 +80,7 @@ class RefusalError(CohortiumError):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[RefusalError], tuple[str, str]]:
+        """What it is made of again where another process raised it."""
+        return type(self), (self.code, self.reason)

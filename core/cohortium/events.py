@@ -17,15 +17,16 @@ from cohortium.vocabulary import Secrecy
 
 @frozen(kw_only=True)
 class RunStarted:
-    """A run begins.
+    """A run begins, or goes on after it was broken off.
 
     Attributes:
         folder: Where its record goes, or None.
-        rounds: To come.
+        rounds: Of the whole run.
         sites: In the federation.
         parameters: P, the length of the update.
         guarantee: What the whole run promises, or None.
         warnings: What a careful reader should be told before it starts.
+        history: Rounds that were finished before, in order, where the run goes on.
         data: What the data set is called.
         source: Whom to cite for it.
         classes: Names of the classes.
@@ -41,6 +42,7 @@ class RunStarted:
     parameters: int
     guarantee: Guarantee | None
     warnings: tuple[str, ...] = ()
+    history: tuple[RoundFinished, ...] = ()
     data: str = ""
     source: str = ""
     classes: tuple[str, ...] = ()

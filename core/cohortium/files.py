@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,18 +12,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+UNFINISHED = ".part"
+"""How the name of a file ends that is being written."""
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Put `data` at `path`, in place of what was there.
 
     Guarantees:
-        A reader, or a crash, sees the old file or the new one and nothing between.
+        A reader, or a crash, sees the old file or the new one and nothing between.  Once it has
+        returned the new one outlives a power cut; until then the old one does.
 
     Raises:
         OSError: It cannot be written; the old file stands.
     """
     with _beside(path, data) as temporary:
         temporary.replace(path)
+        make_durable(path.parent)
 
 
 def create_whole(path: Path, data: bytes) -> None:
@@ -35,12 +41,37 @@ def create_whole(path: Path, data: bytes) -> None:
     with _beside(path, data) as temporary:
         # A link, unlike a move, never replaces.
         os.link(temporary, path)
+        make_durable(path.parent)
+
+
+def make_durable(folder: Path) -> None:
+    """See to it that the names of new files in `folder` outlive a crash.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    if sys.platform != "win32":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half written in `folder`, and below.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    for path in [*folder.rglob(f".*{UNFINISHED}")]:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _beside(path: Path, data: bytes) -> Iterator[Path]:
     """A durable temporary file beside `path`, of mode 0600, gone in the end."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

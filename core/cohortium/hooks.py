@@ -66,11 +66,14 @@ class Offer(Generic[R_co]):
         name: What a study calls it: lower case, digits and hyphens.
         factory: Makes it from plain keyword parameters, each annotated; usually its class.
         summary: One line for `cohortium plugins`.
+        local: Its parameters whose values name code or files of the machine.  A study may come
+            from elsewhere: a hospital allows each such value by name, or it is refused.
     """
 
     name: str
     factory: Callable[..., R_co]
     summary: str
+    local: tuple[str, ...] = ()
 
 
 @hookspec

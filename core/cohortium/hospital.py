@@ -15,6 +15,7 @@ from cohortium.catalog import discover
 from cohortium.errors import StudyError
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal
+from cohortium.keeping import StateFile
 from cohortium.ledger import Ledger
 from cohortium.policy import SitePolicy
 from cohortium.protocols import Dataset
@@ -22,6 +23,9 @@ from cohortium.site import Site
 from cohortium.workplace import Workplace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.data import Examples
     from cohortium.journal import Journal
     from cohortium.setting import Setting
 
@@ -33,7 +37,7 @@ TABLES = ("site", "dataset", "policy")
 class Hospital:
     """What a hospital says of itself; no study can change it.
 
-    Paths are relative to the folder of the file.
+    Paths are relative to the folder of the file; the data set's are looked for there first.
 
     Attributes:
         number: The site's number in the federation.
@@ -41,8 +45,15 @@ class Hospital:
             this name; images that share a person must not have two.
         ledger: The ledger's file.
         journal: What the site's aggregation must not forget over a restart.
+        states: The folder of what trainers keep at the site from round to round, a file for each
+            run that keeps something.
         identity: The file of its signing key; empty where no study asks for one.
         directory: The file of the directory that it has pinned; empty likewise.
+        runs: The folder of what it keeps of the runs that it takes part in.
+        socket: The file of the socket on which it is spoken to, from this machine alone.
+        caller: The operating system's user, beside its own, who may speak to it; empty for none.
+        examples: How many training examples it declares to have: public, and told to whoever
+            invites it.  0 declares none.
         dataset: Its own images.
         policy: Its floors.
         folder: Where its file lies.
@@ -52,8 +63,13 @@ class Hospital:
     data: str = field(validator=min_len(1))
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
+    states: str = "states"
     identity: str = ""
     directory: str = ""
+    runs: str = "runs"
+    socket: str = "site.sock"
+    caller: str = ""
+    examples: int = field(default=0, validator=ge(0))
     dataset: Dataset
     policy: SitePolicy
     folder: Path
@@ -74,7 +90,8 @@ class Hospital:
                     f"{where}: a site file has no [{name}]; {composition.near(name, TABLES)}"
                 )
         site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
-        folder, pinned = path.parent, site.get("directory")
+        folder, pinned = path.absolute().parent, site.get("directory")
+        dataset = composition.beside(discover(), "dataset", dataset, folder)
         directory = Directory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
         hospital: Hospital = composition.call(
             cls,
@@ -108,8 +125,17 @@ class Hospital:
         """
         return FileJournal(self.folder / self.journal)
 
-    def open(self, setting: Setting, journal: Journal) -> Site:
-        """Take part in a run.
+    @property
+    def key(self) -> Identity | None:
+        """Its signing key, or None.
+
+        Raises:
+            IdentityError: It is missing, damaged, or others may read it.
+        """
+        return Identity.read(self.folder / self.identity) if self.identity else None
+
+    def open(self, setting: Setting, journal: Journal, examples: Examples | None = None) -> Site:
+        """Take part in a run, with `examples`, or else what its data set holds.
 
         Raises:
             RefusalError: The run is below a floor, or does not fit the budget; nothing is spent.
@@ -118,16 +144,21 @@ class Hospital:
         return Site(
             setting,
             self.number,
-            self.dataset.load().train,
+            self.dataset.load().train if examples is None else examples,
             Workplace(setting),
-            identity=Identity.read(self.folder / self.identity) if self.identity else None,
+            identity=self.key,
             journal=journal,
             policy=self.policy,
             account=self.account,
+            store=StateFile(self.folder / self.states / _name(setting.session), setting.session),
         )
 
 
-def _table(tables: dict[str, Any], name: str, *, where: str) -> dict[str, Any]:
+def _name(session: bytes) -> str:
+    return f"{session.hex()}.safetensors"
+
+
+def _table(tables: Mapping[str, Any], name: str, *, where: str) -> Mapping[str, Any]:
     table = tables.get(name)
     if not isinstance(table, dict):
         raise StudyError(f"{where}: a site file needs a table [{name}].")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from attrs import define, field
 
 from cohortium.errors import RefusalError, RunError
+from cohortium.files import make_durable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,14 +92,14 @@ class FileJournal:
         """Keep `entry`; see `Journal.append`."""
         line = _line(entry)
         try:
-            is_whole = os.write(self._file, line) == len(line)
+            written = os.write(self._file, line)
             os.fsync(self._file)
-        except OSError:
-            is_whole = False
-        if not is_whole:
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+        except OSError as error:
             # A torn line must stay the last one.
             self.close()
-            raise RefusalError("journal", "the site's journal cannot be written.")
+            raise RefusalError("journal", "the site's journal cannot be written.") from error
         self._entries.append(entry)
 
     def entries(self) -> Sequence[bytes]:
@@ -131,7 +133,7 @@ class FileJournal:
             else:
                 raise RunError(f"the journal {self._path} is damaged in line {number + 1}.")
         os.fsync(self._file)
-        _make_durable(self._path.parent)
+        make_durable(self._path.parent)
 
 
 def _line(entry: bytes) -> bytes:
@@ -146,13 +148,3 @@ def _entry(line: bytes) -> bytes | None:
         return None
     entry = data[_CHECK_BYTES:]
     return entry if _line(entry) == line else None
-
-
-def _make_durable(folder: Path) -> None:
-    """See to it that a new file's name outlives a crash."""
-    if sys.platform != "win32":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

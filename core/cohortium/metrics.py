@@ -120,7 +120,11 @@ class Predictions:
 def score(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Scores:
-    """Scores of `probabilities`, shape (N, classes), against `labels`, shape (N,), N > 0."""
+    """Scores of `probabilities`, shape (N, classes), against `labels`, shape (N,), N > 0.
+
+    Where a network's outputs have overflowed, what is no number counts as no probability.
+    """
+    probabilities = np.nan_to_num(probabilities)
     called = probabilities.argmax(1)
     k = len(classes)
     confusion = np.bincount(labels * k + called, minlength=k * k).reshape(k, k)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cohortium import accounting, vector
 from cohortium.arrays import data_folder, find_file, read_splits
 from cohortium.clipping import (
@@ -70,6 +72,7 @@ from cohortium.training import (
     Objective,
     Schedule,
     factor,
+    local_work,
     make_optimizer,
     with_schedule,
 )
@@ -87,6 +90,33 @@ from cohortium.vocabulary import (
     Trained,
     Work,
 )
+from cohortium.wire import Present, RollCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cohortium.federation import Federation
+    from cohortium.record import Result
+
+
+def ask_site(
+    path: Path, common: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
+) -> bytes:
+    """The reply of a hospital's site process on this machine; see `channel.ask`."""
+    from cohortium import channel
+
+    return channel.ask(path, common, own, user=user, patience=patience)
+
+
+def lead(
+    path: Path, engine: Callable[[Federation], Engine], *, out: Path, muster_only: bool = False
+) -> Result | tuple[str, ...]:
+    """Run a deployment's study over an engine that is at work already; see `leading.lead`."""
+    from cohortium import leading
+
+    return leading.lead(path, engine, out=out, muster_only=muster_only)
+
 
 __all__ = [
     "API",
@@ -128,6 +158,7 @@ __all__ = [
     "Phase",
     "Piece",
     "PluginError",
+    "Present",
     "PrivacyError",
     "PrivacyPlan",
     "Privatizer",
@@ -137,6 +168,7 @@ __all__ = [
     "Ring",
     "RingSum",
     "RingVector",
+    "RollCall",
     "RoundFailed",
     "RoundFinished",
     "RunError",
@@ -165,6 +197,7 @@ __all__ = [
     "Words",
     "Work",
     "accounting",
+    "ask_site",
     "clipped_sum",
     "cross_example_layers",
     "data_folder",
@@ -174,6 +207,8 @@ __all__ = [
     "factor",
     "find_file",
     "hookimpl",
+    "lead",
+    "local_work",
     "make_optimizer",
     "mean_gradient",
     "poisson",

@@ -16,6 +16,7 @@ from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
 from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
+    from cohortium.catalog import PluginRecord
     from cohortium.setting import Setting
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
@@ -41,6 +42,9 @@ class SitePolicy:
         sites: Fewest sites that are asked in a round.
         plugins: Plugins, or distributions, that a study may be made of; none named allows any.
             `COHORTIUM_ONLY` keeps the others from being loaded at all.
+        local: Values that a study may give to parameters that name code or files of this machine,
+            such as "my_package:Net" for model 'module'.  None named allows none.
+        rehearsal: Ask for no privacy, and keep no budget: for data that are public or made up.
         directory: The sites' public keys, as this site has pinned them.
 
     Guarantees:
@@ -59,11 +63,17 @@ class SitePolicy:
     threshold: int = field(default=0, validator=ge(0))
     sites: int = field(default=0, validator=ge(0))
     plugins: tuple[str, ...] = ()
+    local: tuple[str, ...] = ()
+    rehearsal: bool = False
     directory: Directory | None = field(default=None, repr=False)
 
     @property
-    def budget(self) -> Budget:
-        """What may be spent of the site's data."""
+    def budget(self) -> Budget | None:
+        """What may be spent of the site's data; None in a rehearsal."""
+        return None if self.rehearsal else self._budget
+
+    @property
+    def _budget(self) -> Budget:
         terms = Terms(unit=self.unit, against=self.against)
         return Budget(epsilon=self.epsilon, delta=self.delta, terms=terms)
 
@@ -82,13 +92,17 @@ class SitePolicy:
         self._require_secrecy(setting)
         self._require_directory(setting)
 
+    def allows(self, record: PluginRecord) -> bool:
+        """Whether a study may be made of a plugin."""
+        return not self.plugins or bool({record.name, record.distribution} & {*self.plugins})
+
     def _require_plugins(self, setting: Setting) -> None:
         if not self.plugins:
             return
         catalog = discover()
         for part in (setting.model, setting.trainer, setting.plan, setting.aggregator):
             makers = catalog.makers_of(part)
-            if not makers or any(not {r.name, r.distribution} & {*self.plugins} for r in makers):
+            if not makers or not all(self.allows(record) for record in makers):
                 kind = type(part)
                 which = " and ".join(r.label for r in makers) or "no plugin"
                 _refuse(
@@ -98,9 +112,11 @@ class SitePolicy:
                 )
 
     def _require_privacy(self, setting: Setting) -> None:
+        if self.rehearsal:
+            return
         guarantee, price = setting.plan.guarantee, Price.of(setting.plan)
         if guarantee is None or price.mechanism is None:
-            _refuse("epsilon", f"the study promises no privacy; this site allows {self.budget}.")
+            _refuse("epsilon", f"the study promises no privacy; this site allows {self._budget}.")
         if guarantee.simulation:
             _refuse("epsilon", "the study's noise is from a public seed, which protects nothing.")
         if UNITS.index(guarantee.unit) < UNITS.index(self.unit):
@@ -114,16 +130,16 @@ class SitePolicy:
                 "the study's guarantee is against the coordinator, and this site demands one "
                 "against everyone.",
             )
-        objection = self.budget.terms.objection(price)
+        objection = self._budget.terms.objection(price)
         if objection:
-            _refuse("unit", f"{objection}, and this site allows {self.budget}.")
+            _refuse("unit", f"{objection}, and this site allows {self._budget}.")
         run = Counter({price: setting.cohort.attempts})
-        if not self.budget.holds(run):
-            asked = rounded_up(self.budget.terms.epsilon(run, self.delta))
+        if not self._budget.holds(run):
+            asked = rounded_up(self._budget.terms.epsilon(run, self.delta))
             _refuse(
                 "epsilon",
                 f"the study's {setting.cohort.attempts:,} attempts come to ε = {asked}, and this "
-                f"site allows {self.budget}.",
+                f"site allows {self._budget}.",
             )
 
     def _require_company(self, setting: Setting) -> None:

@@ -2,201 +2,227 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 from attrs import field, frozen
 
 from cohortium import vector
 from cohortium.account import Account
-from cohortium.clipping import require_per_example, require_separable
+from cohortium.agreement import agree, secrets_of
 from cohortium.errors import StudyError
-from cohortium.evaluation import resolve_device
+from cohortium.facts import DataFacts
 from cohortium.identity import Directory, Identity
-from cohortium.randomness import Randomness, Seeds
-from cohortium.setting import Setting
+from cohortium.keeping import StateFile
+from cohortium.personal import hold_out
+from cohortium.randomness import Seeds
 from cohortium.site import Recipe
-from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from torch import Tensor, nn
-
-    from cohortium.data import Examples, Splits
+    from cohortium.data import DataSpec, Examples, Splits
     from cohortium.federation import Federation
     from cohortium.ledger import Ledger
-    from cohortium.ring import RingVector
-    from cohortium.vocabulary import Index, SiteId, Work
-
-
-TRIED = 4
-"""Made-up images on which a network's gradients are tried."""
+    from cohortium.randomness import Randomness
+    from cohortium.setting import Setting
+    from cohortium.vocabulary import Index, SiteId
 
 
 @frozen(eq=False, kw_only=True)
 class Ready:
-    """A study that can be run: loaded, dealt and planned.
+    """A study that can be run: loaded and planned, and in a simulation dealt.
 
     Attributes:
         federation: The study.
-        splits: The data, as loaded.
-        hands: Positions of each site's training examples.
         setting: What every party will know.
         parameters: P, the length of the update.
+        loaded: What the coordinator has of data: all of a simulation's, a deployment's public
+            images, or nothing.
+        hands: Positions of each simulated site's training examples.
+        held: Positions of what each simulated site holds out, to be scored on.
         identities: Each simulated site's signing key, where the study fears an active coordinator.
     """
 
     federation: Federation
-    splits: Splits
-    hands: tuple[Index, ...]
     setting: Setting
     parameters: int
+    loaded: Splits | None
+    hands: tuple[Index, ...] = ()
+    held: tuple[Index, ...] = ()
     identities: tuple[Identity, ...] | None = field(default=None, repr=False)
 
-    def recipe(self, site: SiteId, ledger: Ledger | None = None) -> Recipe:
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the sites are hospitals, which make themselves."""
+        return self.federation.data is not None
+
+    @property
+    def splits(self) -> Splits:
+        """The data that a simulation deals.
+
+        Raises:
+            StudyError: It is a deployment, whose data lie in the hospitals.
+        """
+        self.require_simulated()
+        assert self.loaded is not None
+        return self.loaded
+
+    def require_simulated(self) -> None:
+        """Refuse a deployment.
+
+        Raises:
+            StudyError: It is one.
+        """
+        if self.is_deployed:
+            raise StudyError(
+                "the study is of a deployment, whose data lie in the hospitals; to try it out, "
+                "give it a [dataset] and a [partitioner] in place of [data]."
+            )
+
+    @property
+    def validation(self) -> Examples | None:
+        """Public images to watch the run by."""
+        return None if self.loaded is None else self.loaded.validation
+
+    @property
+    def test(self) -> Examples | None:
+        """Public images that the result is scored on."""
+        return None if self.loaded is None else self.loaded.test
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is public about the data: a deployment's are as its study declares them."""
+        declared = self.federation.data
+        if declared is None:
+            return DataFacts.of(self.splits)
+        validation, test = (0 if p is None else len(p) for p in (self.validation, self.test))
+        return DataFacts(
+            name="the hospitals' own" if self.loaded is None else self.loaded.name,
+            source="" if self.loaded is None else self.loaded.source,
+            spec=declared,
+            validation=validation,
+            test=test,
+        )
+
+    def recipe(
+        self, site: SiteId, ledger: Ledger | None = None, states: Path | None = None
+    ) -> Recipe:
         """How to make a simulated site, with its data and its key alone.
 
         Args:
             site: Its number.
             ledger: Where what it spends is written down, under a name of its own.
+            states: The folder where what its trainer keeps outlives this process.
         """
+        session = self.setting.session
+        state = None if states is None else self.state_of(site, states)
         return Recipe(
             self.setting,
             site,
             self.splits.train.take(self.hands[site]),
             identity=None if self.identities is None else self.identities[site],
             account=None if ledger is None else Account(ledger, f"site {site}"),
+            store=None if state is None else StateFile(state, session),
         )
+
+    def state_of(self, site: SiteId, states: Path) -> Path:
+        """The file in `states` of what the trainer keeps at a simulated site."""
+        return states / f"{site}.safetensors"
+
+    def recipes(
+        self, ledger: Ledger | None = None, states: Path | None = None
+    ) -> dict[SiteId, Recipe] | None:
+        """One for each simulated site; None in a deployment, where sites make themselves."""
+        if self.is_deployed:
+            return None
+        return {site: self.recipe(site, ledger, states) for site in range(len(self.hands))}
 
 
 def prepare(federation: Federation) -> Ready:
     """Load, deal and plan; see `Federation.prepare`."""
-    import torch
-
-    device = resolve_device(federation.device)
-    seeds = Seeds(federation.seed)
+    if federation.data is not None:
+        return _deployed(federation)
+    assert federation.dataset is not None
     splits = federation.dataset.load()
-    spec = splits.spec
-    hands = _deal(federation, splits, seeds)
-    cohort = Cohort(
-        sites=federation.sites,
-        size=federation.cohort or federation.sites,
-        min_sites=federation.min_sites,
-        examples=spec.examples,
-        patients=spec.patients,
-        rounds=federation.rounds,
-        retries=federation.retries,
-        adversary=federation.adversary,
-        colluding=federation.colluding,
-        seeded_noise=federation.seeded_noise,
+    seeds, spec = Seeds(federation.seed), splits.spec
+    hands, held = hold_out(
+        splits.train, _deal(federation, splits, seeds), federation.holdout, seeds
     )
-    net = federation.model.build(spec, seeds.integer("weights"))
-    parameters = vector.length(net)
-    _try_out(federation, splits, net)
-    work = federation.trainer.work(cohort)
-    shape = (TRIED, *splits.train.images.shape[1:])
-    made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
-    made_up = federation.model.prepare(made_up)
-    plan = federation.privatizer.plan(work, cohort, parameters)
-    if plan.guarantee is not None and plan.guarantee.unit != "site":
-        require_per_example(net)
-        require_separable(net, made_up)
-    _rehearse(federation, net, made_up, work)
-    fresh = Randomness.simulated(seeds.root) if cohort.seeded_noise else Randomness.system()
-    identities = _identities(cohort, fresh)
-    setting = Setting(
-        session=fresh.token(16, "session"),
-        spec=spec,
-        cohort=cohort,
-        model=federation.model,
-        trainer=federation.trainer,
-        work=work,
-        plan=plan,
-        aggregator=federation.aggregator,
-        seeds=seeds,
+    if federation.holdout:
+        spec = _declared(splits.train, hands, spec)
+    secret = secrets_of(federation)
+    identities = _identities(federation, secret)
+    setting = agree(
+        federation,
+        spec,
+        session=secret.token(16, "session"),
         directory=None if identities is None else Directory(tuple(i.public for i in identities)),
-        device=device,
     )
-    # Refuses a cohort that the aggregator cannot serve, before anything is started.
-    setting.aggregator.coordinator(setting.sum, fresh)
     return Ready(
         federation=federation,
-        splits=splits,
-        hands=hands,
         setting=setting,
-        parameters=parameters,
+        parameters=vector.length(setting.network()),
+        loaded=splits,
+        hands=hands,
+        held=held,
         identities=identities,
     )
 
 
-def _identities(cohort: Cohort, secret: Randomness) -> tuple[Identity, ...] | None:
-    """A signing key for each simulated site; hospitals make and pin their own."""
-    if cohort.adversary != "active":
-        return None
-    return tuple(Identity.draw(secret.fork("identity", site)) for site in range(cohort.sites))
+def _declared(train: Examples, hands: tuple[Index, ...], spec: DataSpec) -> DataSpec:
+    """`spec` with the sizes that are left to train on."""
+    kept = np.concatenate(hands)
+    patients = None if train.patients is None else len(np.unique(train.patients[kept]))
+    return attrs.evolve(spec, examples=len(kept), patients=patients)
 
 
-def _try_out(federation: Federation, splits: Splits, net: nn.Module) -> None:
-    """Refuse a model whose network does not fit the images, by showing it blank ones."""
-    import torch
-
-    blank = torch.zeros(2, *splits.train.images.shape[1:])
-    wanted = (2, len(splits.classes))
-    try:
-        with torch.no_grad():
-            found = tuple(net.eval()(federation.model.prepare(blank)).shape)
-    except (RuntimeError, ValueError) as error:
+def _deployed(federation: Federation) -> Ready:
+    """Plan a deployment from what the study declares; no hospital's data are here."""
+    spec = federation.data
+    assert spec is not None
+    public = None if federation.dataset is None else federation.dataset.load()
+    if public is not None and (public.classes != spec.classes or public.spec.shape != spec.shape):
         raise StudyError(
-            f"the model cannot take images of shape {tuple(blank.shape[1:])}: {error}."
-        ) from error
-    if found != wanted:
-        raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
-
-
-@frozen
-class Rehearsal:
-    """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
-
-    def batches(self, examples: int) -> Iterator[Index]:
-        """Everyone, once."""
-        yield np.arange(examples)
-
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
-        """Ask for the losses, and set zeros."""
-        import torch
-
-        losses(batch)
-        for parameter in vector.trainable(net):
-            parameter.grad = torch.zeros_like(parameter)
-
-    def release(self, vector: Tensor, weight: float) -> RingVector:
-        """Nothing is released in a rehearsal."""
-        raise NotImplementedError
-
-
-def _rehearse(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
-    """Let the trainer go through a round with made-up images, so that it can refuse them now."""
-    import torch
-
-    classes = net.eval()(images).shape[1]
-    task = Task(
-        net=net.train(),
-        images=images,
-        labels=torch.zeros(len(images), dtype=torch.int64),
-        classes=classes,
-        round=0,
-        rounds=federation.rounds,
-        work=work,
-        generator=torch.Generator().manual_seed(0),
-        state={},
+            f"the public images of [dataset] are {public.spec.shape} of classes "
+            f"{', '.join(public.classes)}; [data] declares "
+            f"{spec.shape} of {', '.join(spec.classes)}."
+        )
+    if federation.holdout:
+        raise StudyError(
+            "holdout is for simulated sites: what hospitals hold out is not scored; leave it 0."
+        )
+    is_active = federation.adversary == "active"
+    if is_active != bool(federation.directory):
+        raise StudyError(
+            "a deployment names a directory of the sites' keys if, and only if, its adversary is "
+            "'active'; set both federation.adversary and federation.directory, or neither."
+        )
+    setting = agree(
+        federation,
+        spec,
+        session=secrets_of(federation).token(16, "session"),
+        directory=Directory.read(Path(federation.directory)) if is_active else None,
     )
-    with torch.random.fork_rng(devices=[]):
-        federation.trainer.train(task, Rehearsal())
-    federation.trainer.server(vector.trainable(net), federation.rounds)
+    return Ready(
+        federation=federation,
+        setting=setting,
+        parameters=vector.length(setting.network()),
+        loaded=public,
+    )
+
+
+def _identities(federation: Federation, secret: Randomness) -> tuple[Identity, ...] | None:
+    """A signing key for each simulated site; hospitals make and pin their own."""
+    if federation.adversary != "active":
+        return None
+    return tuple(Identity.draw(secret.fork("identity", site)) for site in range(federation.sites))
 
 
 def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
+    assert federation.partitioner is not None
     rng = seeds.generator("partition")
     examples, whole = _persons(splits.train)
     hands = tuple(federation.partitioner.deal(examples, federation.sites, rng))

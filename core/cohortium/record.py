@@ -1,20 +1,17 @@
-"""The record of a run: a folder with the study, the weights and the result, each written whole."""
+"""What a run came to."""
 
 from __future__ import annotations
 
-import io
-import json
+import platform
 import zipfile
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
 
-from cohortium.errors import RunError, StudyError
-from cohortium.facts import FACTS
-from cohortium.files import write_whole
+from cohortium.errors import StudyError
 from cohortium.history import html_table
-from cohortium.ledger import Ledger
 from cohortium.metrics import Predictions
 
 if TYPE_CHECKING:
@@ -23,18 +20,30 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.facts import DataFacts
     from cohortium.guarantee import Guarantee
     from cohortium.history import History
     from cohortium.metrics import Scores
     from cohortium.vocabulary import Secrecy
 
 
+RESULT = "result.json"
+
 LAST = "checkpoint/weights.safetensors"
 """The weights after the last round that is complete."""
 
 BEST = "checkpoint/best.safetensors"
 """The weights that did best on the public validation images, where there are any."""
+
+PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
+"""Whose versions a run's figures depend on, beside Python's."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of `PACKAGES`."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
 
 
 @frozen(kw_only=True)
@@ -98,7 +107,6 @@ class Result:
             "loss": None if scores is None else scores.loss,
             "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
             "confusion": None if scores is None else scores.confusion,
-            "validation": self._validation(),
             "calibration": [attrs.asdict(part) for part in bins],
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
@@ -130,19 +138,11 @@ class Result:
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
 
-    def _validation(self) -> dict[str, float | None] | None:
-        """How the final weights do on the validation images, by which a study may be chosen."""
-        scores = self.history[-1].scores if self.history else None
-        if scores is None:
-            return None
-        return {
-            "accuracy": scores.accuracy,
-            "balanced_accuracy": scores.balanced_accuracy,
-            "auc": scores.auc,
-        }
 
-
-_PREDICTIONS = "simulation/predictions.npz"
+PREDICTIONS = "simulation/predictions.npz"
+SITE_SCORES = "simulation/sites.json"
+"""What only a simulator knows."""
+"""Where a run's folder has them: beside all else that only a simulator knows."""
 
 
 def predictions_of(folder: Path) -> Predictions:
@@ -153,7 +153,7 @@ def predictions_of(folder: Path) -> Predictions:
     """
     import numpy as np
 
-    path = folder / _PREDICTIONS
+    path = folder / PREDICTIONS
     try:
         with np.load(path, allow_pickle=False) as data:
             return Predictions(
@@ -166,100 +166,3 @@ def predictions_of(folder: Path) -> Predictions:
         ) from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StudyError(f"{path} is damaged; run that study again.") from error
-
-
-@frozen
-class RunFolder:
-    """Where a run's record goes.
-
-    Guarantees:
-        Every file is written beside its place, made durable, and then moved there: a reader, or
-        a crash, sees the old file or the new one and nothing between.
-    """
-
-    path: Path
-
-    @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """A folder for a new run.
-
-        Raises:
-            StudyError: It cannot be made, or holds a run already.
-        """
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise StudyError(f"{path} is not empty; give another folder with --out.")
-        except OSError as error:
-            raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
-        return cls(path)
-
-    def create_ledger(self) -> Ledger:
-        """A ledger of what the simulated sites spend.
-
-        Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process:
-        waiting for the disk 600 times would take longer than the sums.
-        """
-        ledger = Ledger(self.path / "ledger.sqlite", is_synced=False)
-        ledger.create()
-        return ledger
-
-    def write_study(self, text: str) -> None:
-        """Keep the study as it was resolved."""
-        self._write("study.toml", text.encode())
-
-    def write_result(self, result: Result) -> None:
-        """Keep the result; its file's presence says that the run is complete."""
-        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        self._write("result.json", text.encode() + b"\n")
-
-    def write_facts(self, facts: DataFacts) -> None:
-        """Keep what a user of the weights needs to know of the data."""
-        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
-        self._write(FACTS, text.encode() + b"\n")
-
-    def write_predictions(self, predictions: Predictions) -> None:
-        """Keep what was said of each test image, so that runs can be compared image by image.
-
-        It goes into `simulation/`, as all does that only a simulator knows; see `predictions_of`.
-        """
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            probabilities=predictions.probabilities.astype(np.float32),
-            labels=predictions.labels,
-            classes=np.array(predictions.classes),
-        )
-        self._write(_PREDICTIONS, buffer.getvalue())
-
-    def write_checkpoint(self, weights: Mapping[str, Tensor], *, rounds: int) -> None:
-        """Keep the global weights after `rounds` rounds."""
-        self._write_weights(LAST, weights, {"rounds": str(rounds)})
-
-    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
-        """Keep, beside the last weights, those that have done best so far.
-
-        Args:
-            weights: By name.
-            rounds: After how many rounds.
-            accuracy: On the public validation images.
-        """
-        self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
-
-    def _write_weights(
-        self, name: str, weights: Mapping[str, Tensor], notes: dict[str, str]
-    ) -> None:
-        from safetensors.torch import save
-
-        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-        self._write(name, save(tensors, metadata=notes))
-
-    def _write(self, name: str, data: bytes) -> None:
-        target = self.path / name
-        try:
-            target.parent.mkdir(exist_ok=True)
-            write_whole(target, data)
-        except OSError as error:
-            raise RunError(f"cannot write {target}: {error.strerror}.") from error

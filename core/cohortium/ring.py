@@ -230,12 +230,21 @@ class FixedPoint:
             raise ValueError(f"sums up to {largest:g} in steps of {step:g} need {bits} bits.")
         return cls(Ring(bits), step)
 
-    def encode(self, values: NDArray[np.floating]) -> Words:
-        """Finite real `values` as elements, rounded to the nearest step; they wrap silently."""
-        words = np.empty(values.shape, dtype=self.ring.word)
+    def encode(
+        self, values: NDArray[np.floating], *, scale: float = 1.0, out: Words | None = None
+    ) -> Words:
+        """Finite real `values`, times `scale`, as elements of the nearest step; they wrap silently.
+
+        Args:
+            values: Shape (n,).  No copy of them is made as a whole.
+            scale: A factor, taken in double precision.
+            out: Where the elements go, shape (n,); a new array if None.
+        """
+        words = np.empty(values.shape, dtype=self.ring.word) if out is None else out
         for start in range(0, len(values), _TOGETHER):
             piece = slice(start, start + _TOGETHER)
-            scaled = np.divide(values[piece], self.step, dtype=np.float64)
+            scaled = np.multiply(values[piece], scale, dtype=np.float64)
+            np.divide(scaled, self.step, out=scaled)
             words[piece] = np.rint(scaled, out=scaled).astype(np.int64)
         return words
 
@@ -245,4 +254,12 @@ class FixedPoint:
         for start in range(0, len(words), _TOGETHER):
             piece = slice(start, start + _TOGETHER)
             np.multiply(self.ring.signed(words[piece]), self.step, out=values[piece])
+        return values
+
+    def mean(self, words: Words, count: float) -> NDArray[np.float32]:
+        """What `words` encode over `count`, divided in double precision and then rounded."""
+        values = np.empty(words.shape, dtype=np.float32)
+        for start in range(0, len(words), _TOGETHER):
+            piece = slice(start, start + _TOGETHER)
+            values[piece] = self.decode(words[piece]) / count
         return values

@@ -10,20 +10,18 @@ from cohortium import messages
 from cohortium.counting import guarded
 from cohortium.errors import MessageError, RefusalError
 from cohortium.journal import MemoryJournal
+from cohortium.keeping import Kept
 from cohortium.spending import Price
 from cohortium.vocabulary import Ask, Member, Task
 from cohortium.wire import Refusal, Reply
 from cohortium.workplace import Workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from cohortium.account import Account
     from cohortium.data import Examples
     from cohortium.identity import Identity
     from cohortium.journal import Journal
+    from cohortium.keeping import StateFile
     from cohortium.policy import SitePolicy
     from cohortium.randomness import Randomness
     from cohortium.ring import RingVector
@@ -47,6 +45,8 @@ class Site:
         An attempt is answered in order: an older one, or one of another run, is refused.
         A vector is released once an attempt, whatever the aggregator asks: a second one would
         spend privacy that was not planned.
+        What the trainer keeps is stored before anything of the attempt leaves, and every attempt
+        at a round begins with what the round before has left.
         With an account, an attempt stands in the ledger before its training begins, and is never
         made twice, also not after a restart.
         With a policy, no message is answered of a run that is below one of its floors.
@@ -67,6 +67,7 @@ class Site:
         journal: Journal | None = None,
         policy: SitePolicy | None = None,
         account: Account | None = None,
+        store: StateFile | None = None,
     ) -> None:
         """Refuse what the site does not allow, and prepare its images.
 
@@ -79,10 +80,12 @@ class Site:
             journal: What it must not forget over a restart; one in memory if None.
             policy: Its floors.
             account: What is charged for each attempt.
+            store: Where the trainer's state outlives a restart; in memory alone if None.
 
         Raises:
             RefusalError: The run is below a floor, or does not fit the account's budget.
             LedgerError: The account's ledger cannot be used.
+            RunError: The stored state is damaged.
         """
         import torch
 
@@ -101,9 +104,10 @@ class Site:
         self._images = setting.model.prepare(images).to(setting.device)
         self._labels = torch.from_numpy(examples.labels).to(setting.device)
         self._patients = examples.patients
-        self._state: Mapping[str, Tensor] = {}
-        self._pending: Mapping[str, Tensor] = {}
-        self._attempt = self._round = self._released = -1
+        self._store = store
+        self._kept = Kept() if store is None else store.read().on(setting.device)
+        self._round = self._kept.round
+        self._attempt = self._released = -1
         member = Member(
             site=site,
             secret=setting.secret(f"aggregation {site}", private=True),
@@ -149,8 +153,6 @@ class Site:
             return
         if request.weights is None:
             raise RefusalError("weights", "an attempt must begin with the global weights.")
-        if request.round > self._round:
-            self._state = self._pending
         self._round, self._attempt = request.round, request.attempt
 
     def _release(self, request: Request) -> RingVector:
@@ -172,6 +174,7 @@ class Site:
         # whoever knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
         self.workplace.reset()
+        before = self._kept.entering(request.round)
         task = Task(
             net=self.workplace.net,
             images=self._images,
@@ -181,15 +184,27 @@ class Site:
             rounds=setting.cohort.rounds,
             work=setting.work,
             generator=generator,
-            state=self._state,
+            state=before,
         )
         with torch.random.fork_rng(devices=[]):
-            # Layers such as Dropout draw from torch's global generator.
-            torch.manual_seed(_seed(secret, "layers"))
+            # Layers such as Dropout draw from torch's global generator.  Without an accelerator
+            # torch.manual_seed would keep, for each kind there is, a call to make should one come.
+            seeded = setting.device == "cpu"
+            seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
+            seed(_seed(secret, "layers"))
             trained = setting.trainer.train(task, private)
         self._require_still()
-        self._pending = trained.state
+        self._keep(Kept.of(request.round, before, trained.state))
         return private.release(trained.vector, trained.weight)
+
+    def _keep(self, kept: Kept) -> None:
+        """Keep the trainer's state for the next round, durable before anything leaves."""
+        if self._store is not None and (kept.before or kept.after):
+            try:
+                self._store.write(kept)
+            except OSError as error:
+                raise RefusalError("state", "the site's state cannot be written.") from error
+        self._kept = kept
 
     def _require_still(self) -> None:
         """Refuse buffers that moved under example-level privacy: no noise covers them."""
@@ -212,6 +227,7 @@ class Recipe:
     identity: Identity | None = None
     policy: SitePolicy | None = None
     account: Account | None = None
+    store: StateFile | None = None
 
     def open(self, beside: OpenSite | None = None) -> Site:
         """Make the site, sharing the resident network of `beside`."""
@@ -224,4 +240,5 @@ class Recipe:
             identity=self.identity,
             policy=self.policy,
             account=self.account,
+            store=self.store,
         )

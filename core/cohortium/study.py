@@ -2,6 +2,9 @@
 
 Every key has a value already, that of the quick start.  A table changes the keys it names; setting
 a table's `name` to another plugin drops the other defaults of that table.
+
+A table `[data]` makes it the study of a deployment: it declares what is public about the data that
+the hospitals have, and nothing is dealt.  `[dataset]` is then what the coordinator scores with.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cohortium import composition
 from cohortium import tables as toml
 from cohortium.catalog import discover
+from cohortium.data import DataSpec
 from cohortium.errors import StudyError
 from cohortium.federation import PARTS, TERMS, Federation
 
@@ -21,12 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
+    from cohortium.protocols import Engine
+
 
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
 
-TABLES = ("federation", *PARTS)
+TABLES = ("federation", "data", *PARTS)
 """The tables of a study file."""
+
+SIMULATED = ("dataset", "partitioner")
+"""Those that have no default where a study is of a deployment."""
 
 
 def quick_start() -> Tables:
@@ -49,7 +59,12 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     where = "the quick start"
     if path is not None:
         where = str(path)
-        tables = merge(tables, toml.read(path, what="the study"), where=where)
+        changes = toml.read(path, what="the study")
+        if "data" in changes:
+            tables = {name: kept for name, kept in tables.items() if name not in SIMULATED}
+        tables = merge(tables, changes, where=where)
+        if "data" in changes:
+            tables = _beside(tables, path.absolute().parent)
     written: dict[str, dict[str, str]] = {}
     for setting in settings:
         place = f"--set {composition.shown(setting)}"
@@ -60,11 +75,27 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     return build(tables, where=where, settings=written)
 
 
+def _beside(tables: Tables, folder: Path) -> Tables:
+    """A deployment's tables, with the files that they name found in `folder` where they are there.
+
+    It is started by an engine, wherever that works.
+    """
+    found = dict(tables)
+    if "dataset" in found:
+        found["dataset"] = dict(composition.beside(discover(), "dataset", found["dataset"], folder))
+    directory = found["federation"].get("directory")
+    if isinstance(directory, str) and directory and (folder / directory).exists():
+        found["federation"] = {**found["federation"], "directory": str(folder / directory)}
+    return found
+
+
 def build(
     tables: Mapping[str, Mapping[str, Any]],
     *,
     where: str = "study",
     settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    catalog: Catalog | None = None,
+    engine: Engine | None = None,
 ) -> Federation:
     """The federation that parsed tables describe; see `read`.
 
@@ -72,14 +103,25 @@ def build(
         tables: By name.
         where: How an error names them.
         settings: How an error names those keys of a table that were written somewhere else.
+        catalog: Where names are looked up; discovered anew if None.
+        engine: In place of one that the tables describe.
     """
-    catalog = discover()
+    catalog = catalog or discover()
+    is_deployed = "data" in tables
+    optional = (SIMULATED if is_deployed else ()) + (("engine",) if engine else ())
     roles: dict[str, Any] = {
         role: composition.make(
             catalog, role, tables.get(role, {}), where=where, settings=settings.get(role, {})
         )
         for role in PARTS
+        if role in tables or role not in optional
     }
+    if engine is not None:
+        roles["engine"] = engine
+    if is_deployed:
+        roles["data"] = composition.call(
+            DataSpec, tables["data"], where=f"{where} [data]", what="the data"
+        )
     terms, own = tables.get("federation", {}), settings.get("federation", {})
     for key in terms:
         if key not in TERMS:

@@ -31,15 +31,26 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise StudyError(f"{what} {path} is larger than {_MOST_BYTES} bytes.")
-        tables = tomllib.loads(data.decode())
+        text = data.decode()
     except OSError as error:
         raise StudyError(f"cannot read {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not a text file in UTF-8.") from error
+    return loads(text, where=str(path))
+
+
+def loads(text: str, *, where: str) -> dict[str, Any]:
+    """The tables in `text`, which is from `where`.
+
+    Raises:
+        StudyError: It is not TOML, or is too deep.
+    """
+    try:
+        tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Beside its own error tomllib lets through what Python says of a number of 5,000 digits.
-        raise StudyError(f"{path} is not valid TOML: {error}.") from error
-    require_shallow(tables, where=str(path))
+        raise StudyError(f"{where} is not valid TOML: {error}.") from error
+    require_shallow(tables, where=where)
     return tables
 
 

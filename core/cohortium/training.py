@@ -10,6 +10,7 @@ from attrs.validators import deep_iterable, ge, gt
 
 from cohortium.composition import near
 from cohortium.errors import StudyError
+from cohortium.vocabulary import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.vocabulary import Index, Task
+    from cohortium.vocabulary import Cohort, Index, Task
 
 Schedule = Literal["constant", "linear", "cosine"]
 """How a learning rate moves over the rounds: not at all, or down to zero."""
@@ -93,6 +94,25 @@ def with_schedule(
 
     course = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda r: factor(schedule, r, rounds))
     return optimizer, course
+
+
+def local_work(cohort: Cohort, *, epochs: int, steps: int, batch_size: int) -> Work:
+    """What a trainer declares that steps at the site and releases an update.
+
+    Args:
+        cohort: Whose declared mean size of a site makes a batch size a sampling rate.
+        epochs: Passes over a site's own data each round.
+        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        batch_size: Examples in a batch.
+    """
+    rate = min(1.0, batch_size / cohort.examples_per_site)
+    return Work(
+        releases="update",
+        steps=steps or epochs * math.ceil(1 / rate),
+        sampling_rate=rate,
+        batch_size=batch_size,
+        epochs=None if steps else epochs,
+    )
 
 
 @frozen(kw_only=True)
@@ -177,11 +197,12 @@ class Objective:
 
         def losses(batch: Index) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)
-            labels = task.labels[index]
-            logits = task.net(self.augmentation(task.images[index], task))
-            each = functional.cross_entropy(
-                logits, labels.repeat_interleave(copies), weight=weights, reduction="none"
-            )
-            return each.view(len(batch), copies).mean(1)
+            # Faster than indexing, by more than a small network's layer takes.
+            images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)
+            if copies > 1:
+                labels = labels.repeat_interleave(copies)
+            logits = task.net(self.augmentation(images, task))
+            each = functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+            return each if copies == 1 else each.view(len(batch), copies).mean(1)
 
         return losses

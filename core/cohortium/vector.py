@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -23,25 +23,28 @@ def trainable(net: nn.Module) -> list[nn.Parameter]:
 
 def statistics(net: nn.Module) -> list[Tensor]:
     """The persistent floating-point buffers, such as BatchNorm's running mean and variance."""
+    floating = [(name, b) for name, b in net.named_buffers() if b.is_floating_point()]
+    if not floating:
+        return []
     saved = net.state_dict(keep_vars=True)
-    return [b for name, b in net.named_buffers() if name in saved and b.is_floating_point()]
+    return [b for name, b in floating if name in saved]
 
 
-def _pieces(net: nn.Module) -> Iterator[Tensor]:
-    yield from trainable(net)
-    yield from statistics(net)
+def pieces(net: nn.Module) -> list[Tensor]:
+    """What the vector is put together from, in order."""
+    return [*trainable(net), *statistics(net)]
 
 
 def length(net: nn.Module) -> int:
     """P, how many numbers `flatten` gives."""
-    return sum(piece.numel() for piece in _pieces(net))
+    return sum(piece.numel() for piece in pieces(net))
 
 
 def flatten(net: nn.Module) -> Tensor:
     """A copy of the network's numbers, shape (P,), `float32`, on its device."""
     import torch
 
-    return torch.cat([piece.detach().reshape(-1).float() for piece in _pieces(net)])
+    return torch.cat([piece.detach().reshape(-1).float() for piece in pieces(net)])
 
 
 def flatten_gradients(net: nn.Module, *, before: Tensor) -> Tensor:
@@ -63,11 +66,18 @@ def load(net: nn.Module, vector: Tensor) -> None:
     """Set the network's numbers from `vector`, shape (P,)."""
     import torch
 
-    position = 0
+    mine = pieces(net)
     with torch.no_grad():
-        for piece in _pieces(net):
-            piece.copy_(vector[position : position + piece.numel()].view_as(piece))
-            position += piece.numel()
+        for piece, part in zip(mine, split(vector, mine), strict=True):
+            piece.copy_(part)
+
+
+def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of `vector`, shape (P,), one in the shape of each piece."""
+    import torch
+
+    parts = torch.split_with_sizes(vector, [piece.numel() for piece in like])
+    return [part.view_as(piece) for part, piece in zip(parts, like, strict=True)]
 
 
 def named(net: nn.Module) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class Workplace:
         self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         self._device = torch.device(setting.device)
         self._latest: tuple[bytes, Request] | None = None
-        self._weights: Tensor | None = None
+        self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []
 
     def read(self, common: bytes) -> Request:
@@ -45,7 +45,7 @@ class Workplace:
         self._latest = (common, request)
         return request
 
-    def _decoded(self, weights: bytes) -> Tensor:
+    def _decoded(self, weights: memoryview) -> list[Tensor]:
         import torch
 
         if len(weights) != 4 * self.length:
@@ -55,19 +55,25 @@ class Workplace:
         array = np.frombuffer(weights, dtype="<f4")
         if not np.isfinite(array).all():
             raise MessageError("the global weights are not all finite.")
-        return torch.from_numpy(array.copy()).to(self._device)
+        # Cut up once, however many sites begin with them.
+        return vector.split(
+            torch.from_numpy(array.copy()).to(self._device), vector.pieces(self.net)
+        )
 
-    def reset(self) -> Tensor:
-        """Put the round's global weights into the network, and return them, shape (P,)."""
-        if self._weights is None:
+    def reset(self) -> None:
+        """Put the round's global weights into the network."""
+        import torch
+
+        if not self._weights:
             raise MessageError("an attempt must begin with the global weights.")
         # Counters, and buffers that are not part of the weights, must not wander between sites.
         for name, buffer in self.net.named_buffers():
             buffer.copy_(self._buffers[name])
-        vector.load(self.net, self._weights)
+        with torch.no_grad():
+            for piece, weights in zip(vector.pieces(self.net), self._weights, strict=True):
+                piece.copy_(weights)
         self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
         self.net.train()
-        return self._weights
 
     def has_moved(self) -> bool:
         """Whether any floating-point buffer has changed since `reset`."""

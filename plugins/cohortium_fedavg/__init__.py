@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -21,6 +20,7 @@ from cohortium.plugin import (
     Work,
     factor,
     hookimpl,
+    local_work,
     make_optimizer,
     vector,
     with_schedule,
@@ -76,14 +76,7 @@ class FedAvg:
 
     def work(self, cohort: Cohort) -> Work:
         """Poisson steps for private runs, shuffled passes or steps for others."""
-        rate = min(1.0, self.batch_size / cohort.examples_per_site)
-        return Work(
-            releases="update",
-            steps=self.steps or self.epochs * math.ceil(1 / rate),
-            sampling_rate=rate,
-            batch_size=self.batch_size,
-            epochs=None if self.steps else self.epochs,
-        )
+        return local_work(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """Local steps from the global weights; the update counts by the site's examples."""

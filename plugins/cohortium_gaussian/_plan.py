@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import Cohort, FixedPoint, Guarantee, PrivacyError, Work, accounting
 from cohortium_gaussian._site import GaussianSite
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -131,8 +131,7 @@ class GaussianPlan:
         """The mean over the contributors."""
         import torch
 
-        mean = self.code.decode(total.words) / len(total.contributors)
-        return torch.from_numpy(mean.astype(np.float32))
+        return torch.from_numpy(self.code.mean(total.words, len(total.contributors)))
 
     def _narrowest(self) -> FixedPoint:
         """The least ring for the sum of all sites' releases."""

@@ -167,4 +167,5 @@ def _table() -> Mapping[str, Mapping[str, Any]]:
 @hookimpl
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `medmnist`."""
-    return [Offer("medmnist", MedMNIST, "MedMNIST's official 2D sets, single-label.")]
+    summary = "MedMNIST's official 2D sets, single-label."
+    return [Offer("medmnist", MedMNIST, summary, local=("root",))]

@@ -72,4 +72,5 @@ class Module:
 @hookimpl
 def cohortium_models() -> list[Offer[Model]]:
     """Offer `module`."""
-    return [Offer("module", Module, "Any torch.nn.Module, by module = package:Class.")]
+    summary = "Any torch.nn.Module, by module = package:Class."
+    return [Offer("module", Module, summary, local=("module",))]

@@ -88,10 +88,10 @@ class UnprivatePlan:
         """The weighted mean."""
         import torch
 
-        values = self.code.decode(total.words)
-        weight = values[-1]
-        mean = values[:-1] / weight if weight > 0 else np.zeros(self.parameters)
-        return torch.from_numpy(mean.astype(np.float32))
+        weight = float(self.code.decode(total.words[-1:])[0])
+        if weight <= 0:
+            return torch.zeros(self.parameters)
+        return torch.from_numpy(self.code.mean(total.words[:-1], weight))
 
 
 @frozen
@@ -128,8 +128,10 @@ class UnprivateSite:
                 "learning rate.",
             )
         relative = weight / self.plan.cohort.examples_per_site
-        values = np.append(vector.cpu().double().numpy() * relative, relative)
-        return RingVector(self.plan.ring, self.plan.code.encode(values))
+        words, code = self.plan.ring.zeros(self.plan.length), self.plan.code
+        code.encode(vector.cpu().numpy(), scale=relative, out=words[:-1])
+        code.encode(np.array([relative]), out=words[-1:])
+        return RingVector(self.plan.ring, words)
 
 
 @hookimpl

@@ -90,4 +90,4 @@ class Npz:
 @hookimpl
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `npz`."""
-    return [Offer("npz", Npz, "Any npz file in MedMNIST's array layout.")]
+    return [Offer("npz", Npz, "Any npz file in MedMNIST's array layout.", local=("path",))]

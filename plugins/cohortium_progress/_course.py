@@ -55,6 +55,8 @@ class Course:
         match event:
             case RunStarted():
                 self.rounds, self.promise = event.rounds, event.guarantee
+                for finished in event.history:
+                    self._finish(finished)
                 self.answered = (0, event.sites)
                 self._ends = [self.clock()]
             case SiteAnswered():

@@ -54,7 +54,10 @@ def told(event: Event) -> list[tuple[str, str | None]]:
         case RunStarted():
             promise = event.guarantee or "no privacy guarantee"
             first = f"{event.sites} sites, {event.parameters:,} parameters; {promise}"
-            return [(first, None), *((warning, "yellow") for warning in event.warnings)]
+            lines = [(first, None), *((warning, "yellow") for warning in event.warnings)]
+            done = len(event.history)
+            more = f"goes on: {done} of {event.rounds} rounds are done"
+            return [*lines, (more, None)] if done else lines
         case SiteFailed():
             return [(f"round {event.round + 1}: site {event.site}: {event.reason}", "yellow")]
         case RoundFailed():

@@ -95,16 +95,15 @@ class Consented:
     def check_signatures(self, signatures: Mapping[SiteId, bytes]) -> None:
         """Refuse to open what fewer than `threshold` survivors have agreed to."""
         party = self.masked.party
-        agreed = [
-            site
-            for site in sorted(self.survivors & signatures.keys())
-            if self.witness.statements.believes_survivors(
+        # Its own is not in doubt, and more than it takes tell nothing.
+        agreed, need = 1, party.rules.threshold
+        for site in sorted(self.survivors & signatures.keys() - {party.site}):
+            if agreed == need:
+                break
+            agreed += self.witness.statements.believes_survivors(
                 site, party.roster, self.survivors, signatures[site]
             )
-        ]
-        if len(agreed) < party.rules.threshold:
+        if agreed < need:
             raise RefusalError(
-                "consent",
-                f"{len(agreed)} sites have signed for these survivors; "
-                f"it takes {party.rules.threshold}.",
+                "consent", f"{agreed} sites have signed for these survivors; it takes {need}."
             )

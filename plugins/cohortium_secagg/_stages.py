@@ -19,7 +19,7 @@ from attrs import field, frozen
 from cohortium.plugin import MessageError, Requests, decode, encode
 from cohortium_secagg._attempt import Attempt, Stage, Web
 from cohortium_secagg._graph import Graph, core
-from cohortium_secagg._keys import is_sound, is_tagged
+from cohortium_secagg._keys import is_tagged
 from cohortium_secagg._messages import (
     AskConsent,
     AskKeys,
@@ -68,7 +68,7 @@ class Keying(Stage):
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
         keys = decode(reply, Keys, limit=most_bytes(1))
-        _require_sound(site, keys)
+        _require_sound(self.attempt, site, keys)
         self.keys[site] = keys
 
     def close(self) -> tuple[Stage, Requests]:
@@ -99,7 +99,7 @@ class SignedKeying(Stage):
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
         keys = decode(reply, SignedKeys, limit=most_bytes(1))
-        _require_sound(site, keys)
+        _require_sound(self.attempt, site, keys)
         if not self.attempt.statements.believes_keys(site, keys):
             raise MessageError(f"site {site} sent keys that it has not signed for this attempt.")
         self.keys[site] = keys
@@ -116,9 +116,9 @@ class SignedKeying(Stage):
         return stage, Requests(common, dict.fromkeys(sites, b""), "shares")
 
 
-def _require_sound(site: SiteId, keys: Keys) -> None:
+def _require_sound(attempt: Attempt, site: SiteId, keys: Keys) -> None:
     """Turn down keys for which the neighbours would refuse, and drop out in the site's place."""
-    if not (is_sound(keys.sealing) and is_sound(keys.masking)):
+    if not all(map(attempt.tagging.can_agree, (keys.sealing, keys.masking))):
         raise MessageError(f"site {site} sent a public key of small order.")
 
 

@@ -187,7 +187,7 @@ class SkellamPlan:
         import torch
 
         divisor = len(total.contributors) * self.expected_batch
-        return torch.from_numpy((self.code.decode(total.words) / divisor).astype(np.float32))
+        return torch.from_numpy(self.code.mean(total.words, divisor))
 
 
 @frozen

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,9 +225,10 @@ def test_an_npz_file_of_ones_own_is_trained_on(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["accuracy"] > 0.8
 
 
-def test_an_interrupted_run_ends_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "cohortium", "run", "--out", "record"],
+        [sys.executable, "-m", "cohortium", "run", *SMALL, "--out", "record", *LONG],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -235,17 +238,55 @@ def test_an_interrupted_run_ends_without_a_traceback(tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "record" / "checkpoint").exists():
+        while not (tmp_path / "record" / "checkpoint" / "weights.safetensors").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert errors.endswith("cohortium: stopped.\n")
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    said = re.search(r"stopped after (\d+) of 2000 rounds; go on with `(.*)`\.\n$", errors)
+    assert said is not None, errors
+    events = (tmp_path / "record" / "events.jsonl").read_text().splitlines()
+    rounds = [event for event in map(json.loads, events) if event["event"] == "RoundFinished"]
+    assert len(rounds) == int(said[1])
+    refused = cohortium("run", *SMALL, "--out", "record", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert said[2] in refused.stderr
+    assert said[2] == "cohortium resume record"
+
+
+LONG = [
+    "--set", "federation.rounds=2000", "--set", "privatizer.name=none",
+    "--set", "federation.sites=4", "--set", "federation.evaluate_every=0",
+]  # fmt: skip
+
+
+def test_a_run_goes_on_by_its_folder_alone(tmp_path: Path) -> None:
+    seeded = [*SMALL, "--set", "federation.seeded_noise=true", "--quiet"]
+    whole = cohortium("run", *seeded, "--json", "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    # As it was after the first round.
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").unlink()
+    journal = tmp_path / "broken" / "checkpoint" / "journal"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    done = cohortium("resume", "broken", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    keys = ("weights_sha256", "accuracy", "guarantee", "history", "dropouts", "rounds")
+    first, second = json.loads(whole.stdout), json.loads(done.stdout)
+    assert [first[key] for key in keys] == [second[key] for key in keys]
+    again = cohortium("resume", "broken", cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr == (
+        "cohortium: the run in broken is finished; its result is broken/result.json.\n"
+    )
+    nothing = cohortium("resume", ".", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert "holds no run: there is no study.toml in it" in nothing.stderr
 
 
 def test_a_plugin_is_checked_by_name(tmp_path: Path) -> None:

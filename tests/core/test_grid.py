@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cohortium import grid as grids
 from cohortium.cli import app
-from cohortium.errors import StudyError
+from cohortium.errors import StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
 from cohortium.record import predictions_of
 
@@ -72,6 +72,15 @@ def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
     assert cells[1].tables["privatizer"]["clip"] == 7.0
 
 
+def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
+    exclude = '[grid]\nexclude = [{ sites = 4, privacy = "off" }, { sites = 5, privacy = "on" }]\n'
+    grid = grids.read(write(tmp_path, exclude + GRID.replace("[grid]\n", "", 1) + STUDY))
+    assert [cell.name for cell in grid.cells()] == ["sites=4,privacy=on", "sites=5,privacy=off"]
+    flips = '[grid]\n"trainer.flips" = [true, false]\nexclude = [{ flips = true }]\n'
+    (cell,) = grids.read(write(tmp_path, flips + STUDY)).cells()
+    assert cell.name == "flips=false"
+
+
 def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
     grid = grids.read(write(tmp_path, GRID + STUDY))
     chosen = grid.select(["sites=4", "sites=5", "privacy=on", "seed=2"])
@@ -102,11 +111,13 @@ def test_settings_reach_every_cell_but_not_what_the_grid_varies(tmp_path: Path) 
         ('[grid]\n"federation.sites" = []', "a list of numbers or strings"),
         ('[grid]\n"federation.observers" = [["events"]]', "need a name each"),
         ('[grid]\n"federation.sites" = [4, 4]', "two of its choices have one name"),
-        ('[grid]\n"federation.seed" = [1, 2]', "seeds go into 'seeds'"),
+        ('[grid]\n"federation.seed" = [1, 2]', "seeds go into"),
         ("[grid.privacy]\noff = 1", "a choice is a table"),
         ("[grid]\nprivacy = 3", "a list of values, or a table"),
         ("[grid.privacy.on]\nprivatiser.epsilon = 1.0", "no [privatiser]; did you mean privatiz"),
         ("grid = 3", "must be a table"),
+        ("[grid]\nexclude = 3", "a list of tables"),
+        ("[grid]\nexclude = [{ sites = 4 }]", "there is no sites = 4"),
         (
             "\n".join(["[grid]", *(f'"model.k{n}" = {list(range(11))}' for n in range(4))]),
             "more than 10000",
@@ -153,13 +164,13 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = out / "sites=4,privacy=off" / "seed-1"
     before = (first / "result.json").stat().st_mtime_ns
     cut_short = out / "sites=5,privacy=off" / "seed-2"
-    code, _, stderr = cohortium(*run)
-    assert code == 0, stderr
-    assert stderr.count("already finished") == 2
-    (cut_short / "result.json").unlink()
+    cell = next(c for c in grids.read(path).cells() if c.name == cut_short.parent.name)
+    with pytest.raises(StoppedError):
+        cell.federation(2).run(cut_short, stop=lambda: True)
+    assert "unfinished  sites=5,privacy=off seed 2" in cohortium(*run, "--dry-run")[1]
     code, stdout, stderr = cohortium(*run)
     assert code == 0, stderr
-    assert stderr.count("already finished") == 3
+    assert stderr.count("already finished") == 2
     assert (cut_short / "result.json").exists()
     assert (first / "result.json").stat().st_mtime_ns == before
     # The table is of everything that is there, in all three forms.
@@ -229,8 +240,8 @@ def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:
     result = json.loads((out / "sites=4" / "seed-1" / "result.json").read_text())
     (line,) = json.loads(stdout)
     assert line["images"] == "validation"
-    assert line["accuracy_mean"] == result["validation"]["accuracy"]
-    assert line["auc_mean"] == result["validation"]["auc"] != result["auc"]
+    assert line["accuracy_mean"] == result["history"][-1]["accuracy"]
+    assert line["auc_mean"] == result["history"][-1]["auc"] != result["auc"]
 
 
 def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_a_signature_is_of_one_site_and_one_text() -> None:
     assert not any(directory.verify(site, signature, b"text") for site in (-3, 0, 2, 4))
 
 
+def test_a_directory_remembers_few_signatures() -> None:
+    key = Identity.draw(Randomness.system())
+    directory = Directory((key.public,))
+    texts = [bytes([number]) for number in range(10)]
+    assert all(directory.verify(0, key.sign(text), text) for text in texts for _ in range(2))
+    assert len(directory._believed) <= 4
+
+
 def test_a_private_key_is_written_once_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     KEYS[0].create(path)

@@ -16,11 +16,11 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-files journal tables
+files journal tables treefile keeping visits
 randomness packing ring guarantee accounting messages metrics data arrays identity
- wire spending ledger
- vocabulary events
- sessions protocols hooks
+wire spending ledger
+vocabulary events
+sessions protocols hooks
 vector sampling counting
 patches layers bookkeeping
 clipping
@@ -28,18 +28,20 @@ catalog
 composition scaffold
 describing
 account policy statement
-training history facts record evaluation
+training history checkpoint facts record folder evaluation personal
 plugin
 setting workplace
 coordinator site
-preparation hospital testing
+agreement preparation hospital testing
 classifier pictures
 exporting
-rounds planning
+invitations
+rounds planning standing running
 auditing
 federation
 reporting
 study
+admission reception channel leading dealing
 grid drafting
 cli
 """

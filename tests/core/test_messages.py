@@ -22,7 +22,9 @@ class Parcel(Message, frozen=True):
     content: bytes
 
 
-REQUEST = Request(session=bytes(16), round=1, attempt=2, stage=0, weights=b"\x00" * 8, body=b"body")
+REQUEST = Request(
+    session=bytes(16), round=1, attempt=2, stage=0, weights=memoryview(bytes(8)), body=b"body"
+)
 
 
 @pytest.mark.parametrize("message", [Letter(3, "abc"), Parcel(b"x" * 1000), REQUEST])

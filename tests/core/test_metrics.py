@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
@@ -18,6 +18,7 @@ def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return odds / odds.sum(1, keepdims=True), labels
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(2, 6))
 def test_scores_equal_scikit_learns(seed: int, n: int, k: int) -> None:
     p, y = example(seed, n, k)
@@ -44,6 +45,7 @@ def test_a_class_without_images_has_no_sensitivity() -> None:
     assert scores.balanced_accuracy == 0.5
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(2, 6))
 def test_bins_hold_every_image_once_and_give_the_calibration_error(
     seed: int, n: int, k: int
@@ -65,12 +67,21 @@ def test_bins_hold_every_image_once_and_give_the_calibration_error(
     assert scores.calibration_error == pytest.approx(expected)
 
 
+def test_outputs_that_overflowed_are_scored_in_finite_numbers() -> None:
+    scores = score(np.array([[np.nan, np.nan], [0.2, 0.8]]), np.array([1, 1]), ("a", "b"))
+    assert scores.accuracy == 0.5
+    assert np.isfinite(scores.loss)
+    assert sum(part.examples for part in scores.calibration) == 2
+    assert scores.calibration_error == pytest.approx(0.1)
+
+
 def test_certain_and_impossible_calls_have_a_bin() -> None:
     scores = score(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), ("a", "b"))
     assert scores.calibration[-1].examples == scores.calibration[0].examples == 1
     assert scores.calibration_error == 0.0
 
 
+@settings(deadline=None)
 @given(trials=st.integers(1, 400), data=st.data())
 def test_the_interval_of_a_share_is_wilsons(trials: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, trials))

@@ -355,6 +355,7 @@ def test_conditions_name_what_the_bound_rests_on() -> None:
     assert any("directory" in text for text in conditions(active))
 
 
+@settings(deadline=None)
 @given(epsilon=st.floats(0, 800), delta=st.sampled_from([0.0, 1e-9, 1e-5, 1.9e-4, 0.27, 0.3]))
 def test_bounds_in_words_hold_as_they_stand(epsilon: float, delta: float) -> None:
     promise = guarantee(epsilon=epsilon, delta=delta)
@@ -370,6 +371,7 @@ def test_bounds_in_words_hold_as_they_stand(epsilon: float, delta: float) -> Non
         )
 
 
+@settings(deadline=None)
 @given(numbers=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8), ticks=st.integers(2, 9))
 def test_an_axis_holds_its_numbers_and_ends_on_ticks(numbers: list[float], ticks: int) -> None:
     axis = Axis.over(numbers, ticks=ticks)
@@ -381,6 +383,7 @@ def test_an_axis_holds_its_numbers_and_ends_on_ticks(numbers: list[float], ticks
     assert len({axis.text(tick) for tick in axis.ticks}) == len(axis.ticks)
 
 
+@settings(deadline=None)
 @given(levels=st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_labels_do_not_lie_on_one_another(levels: list[float]) -> None:
     lines = tuple(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium import discover, scaffold
@@ -113,6 +113,7 @@ def test_what_is_there_stays(tmp_path: Path, capsys: Any) -> None:
     assert "cannot write" in capsys.readouterr().err
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.from_regex(scaffold.FORM, fullmatch=True), st.sampled_from(ROLES))
 def test_any_name_is_refused_or_gives_python(name: str, role: Role) -> None:
     try:

@@ -23,9 +23,13 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("dataset", "medmnist"): ["flag=pneumoniamnist", "download=false"],
     ("model", "dpresnet"): ["width=4"],
     ("model", "cnn"): ["width=4"],
+    ("model", "resnet9"): ["width=4"],
+    ("model", "resnet18"): ["width=4"],
     ("model", "module"): ["module=bed:Net"],
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
+
+MARKS = {"medmnist": [pytest.mark.data], "ray": [pytest.mark.slow]}
 
 MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site"]),
@@ -35,8 +39,11 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "skellam", ["unit=patient", "against=everyone"]),
     ("privatizer", "gaussian", ["against=coordinator"]),
     ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
+    ("model", "resnet9", ["width=2", "norm=group"]),
+    ("model", "resnet18", ["width=2", "stem=large", "norm=batch"]),
     ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
+    ("trainer", "fedmic", ["steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]
 """Further parameters, which lead down other paths."""
@@ -56,7 +63,7 @@ def _cases() -> list[Any]:
             settings,
             check,
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
-            marks=[pytest.mark.data] if offering.offer.name == "medmnist" else [],
+            marks=MARKS.get(offering.offer.name, []),
         )
         for offering, settings in given
         for name, check in checks_for(offering.role)
@@ -90,7 +97,11 @@ def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
 
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
-def test_ours(offering: Offering, settings: list[str], check: Check, make: Any) -> None:
+def test_ours(
+    offering: Offering, settings: list[str], check: Check, make: Any, request: pytest.FixtureRequest
+) -> None:
+    if offering.offer.name == "ray":
+        request.getfixturevalue("ray_cluster")
     check(make(offering, settings))
 
 

@@ -51,6 +51,18 @@ class WantsAStart:
 
 
 @frozen
+class NewFolder:
+    """Makes what must not be there yet."""
+
+    def watch(self) -> Any:
+        def listen(event: Event) -> None:
+            if isinstance(event, RunStarted) and event.folder is not None:
+                (event.folder / "mine").mkdir()
+
+        return listen
+
+
+@frozen
 class OneForAll:
     writer: EventWriter = field(factory=EventWriter)
 
@@ -73,6 +85,7 @@ BAD = [
     (observers.check_takes_every_event, Picky(), "AttributeError .* told RunStarted"),
     (observers.check_takes_every_event, WantsScores(), "(?s)AssertionError.* told RoundFinished"),
     (observers.check_takes_a_failed_run, WantsAStart(), "hides the run's own error"),
+    (observers.check_takes_a_run_that_goes_on, NewFolder(), "FileExistsError .* has a history"),
     (observers.check_listeners_are_independent, OneForAll(), "gave one listener twice"),
     (observers.check_listeners_are_independent, SharedFolder(), "left other files"),
 ]

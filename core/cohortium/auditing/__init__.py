@@ -61,6 +61,7 @@ def audit(
         PrivacyError: The study claims nothing.
         RunError: Something failed before it could be judged.
     """
+    ready.require_simulated()
     setting = ready.setting
     guarantee = setting.plan.guarantee
     if guarantee is None:

@@ -169,9 +169,9 @@ def audit_run(
     many = canaries or _telling(claims, ready.parameters)
     if not canaries and _reach(many, claims) <= 0:
         return _left_out(guarantee, claims, many)
-    planted = attrs.evolve(
-        ready.federation, dataset=Planted(ready.federation.dataset, many)
-    ).prepare()
+    dataset = ready.federation.dataset
+    assert dataset is not None
+    planted = attrs.evolve(ready.federation, dataset=Planted(dataset, many)).prepare()
     found, scores = _play(planted, many, rng or np.random.default_rng(), tell)
     return _finding(guarantee, claims, found.coins, scores)
 

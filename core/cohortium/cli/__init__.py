@@ -21,7 +21,8 @@ from cohortium.cli._new_plugin import new_plugin
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
 from cohortium.cli._report import report
-from cohortium.cli._run import run
+from cohortium.cli._run import resume, run
+from cohortium.cli._site import deal, site
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
 
@@ -33,9 +34,9 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, run, plan, report, compare, audit),
+        "Study": (init, run, resume, plan, report, compare, audit),
         "Model": (predict, export),
-        "Hospital": (ledger, keygen),
+        "Hospital": (site, ledger, keygen, deal),
         "Plugins": (plugins, check, new_plugin),
     }
 )

@@ -28,6 +28,13 @@ def observer_names(incomplete: str) -> Words:
     return _beginning(incomplete, dict.fromkeys(discover().names("observer"), "observer"))
 
 
+def roles(incomplete: str) -> Words:
+    """What a plugin can be."""
+    from cohortium.hooks import ROLES
+
+    return _beginning(incomplete, dict.fromkeys(ROLES, ""))
+
+
 def settings(incomplete: str) -> Words:
     """Keys of a study as `table.key=`; of a table, those of all that could fill its role."""
     from cohortium.catalog import discover

@@ -12,20 +12,12 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.grid import Outcome
-
-Only = Annotated[
-    list[str] | None,
-    typer.Option(help="Of a grid, only axis=choice, or seed=1; may be repeated."),
-]
-Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
+    from cohortium.grid import Grid, Outcome
 
 
 def run_grid(
-    path: Path,
+    grid: Grid,
     *,
-    settings: Sequence[str],
     out: Path | None,
     only: Sequence[str],
     jobs: int,
@@ -36,7 +28,6 @@ def run_grid(
     """Do what is not finished of a grid, and write its table; exit with 1 if a run failed."""
     from cohortium import grid as grids
 
-    grid = grids.read(path, settings)
     folder = out or Path("runs") / grid.name
     runs = grids.plan(grid, folder, only)
     if dry_run:
@@ -80,7 +71,9 @@ def compare(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell how much better the first is, by a paired bootstrap over seeds and test images.
+    """Tell by how much one is better than another.
+
+    A paired bootstrap over seeds and test images gives the interval.
 
     Examples:
       cohortium compare runs/paper/sites=10,privacy=off runs/paper/sites=10,privacy=on

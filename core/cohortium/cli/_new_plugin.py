@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
+from cohortium.cli import _completion
 from cohortium.hooks import ROLES
 
 
 def new_plugin(
     name: Annotated[str, typer.Argument(help="What a study will call it, as in my-model.")],
     *,
-    role: Annotated[str, typer.Option(help=f"What it is to be: {', '.join(ROLES)}.")],
+    role: Annotated[
+        str,
+        typer.Option(
+            help=f"What it is to be: {', '.join(ROLES)}.", autocompletion=_completion.roles
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder that the package's own is made in.")] = Path(),
 ) -> None:
     """Write a package to start a plugin from.

@@ -1,4 +1,4 @@
-"""`cohortium run`: a study is run, and watched."""
+"""`cohortium run` and `resume`: a study is run, or goes on, and is watched."""
 
 from __future__ import annotations
 
@@ -12,12 +12,32 @@ import attrs
 import typer
 
 from cohortium.cli import _completion
-from cohortium.cli._grid import DryRun, Jobs, Only, run_grid
-from cohortium.cli._options import Settings, Study
+from cohortium.cli._grid import run_grid
+from cohortium.cli._options import RunFolder, Settings, Study
+from cohortium.cli._stopping import interruptible
 from cohortium.errors import CohortiumError, RunError, StudyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cohortium.federation import Federation
+    from cohortium.protocols import Observer
     from cohortium.record import Result
+
+Observe = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
+]
+Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
 
 def run(
@@ -31,14 +51,9 @@ def run(
     only: Only = None,
     jobs: Jobs = 1,
     dry_run: DryRun = False,
-    observe: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
+    observe: Observe = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a study, or go on with a grid of them; without one, the quick start.
 
@@ -49,19 +64,16 @@ def run(
       cohortium run
       cohortium run study.toml --out runs/first
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
-      cohortium run grid.toml --only sites=10 --jobs 2
       cohortium run study.toml --observe tensorboard --json > result.json
+      cohortium run grid.toml --only sites=10 --jobs 2
     """
-    from cohortium import composition, reporting
     from cohortium import grid as grids
     from cohortium import study as studies
-    from cohortium.catalog import discover
 
-    names = [*([] if quiet or as_json else ["progress"]), *(observe or [])]
+    names = _names(observe, is_quiet=quiet or as_json)
     if study is not None and grids.is_grid(study):
         run_grid(
-            study,
-            settings=settings or [],
+            grids.read(study, settings or []),
             out=out,
             only=only or [],
             jobs=jobs,
@@ -73,27 +85,79 @@ def run(
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
-    if quiet or as_json:  # also where the study itself asks for it
+    federation, observers = _watched(federation, observe, is_quiet=quiet or as_json)
+    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    with _reported(folder), interruptible(folder) as stop:
+        result = federation.run(folder, observers=observers, stop=stop)
+        _tell(result, as_json=as_json)
+
+
+def resume(
+    folder: RunFolder,
+    *,
+    observe: Observe = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped, killed or failed.
+
+    It goes on after the last round that was finished, with the study in the folder.
+
+    Examples:
+      cohortium resume runs/first
+    """
+    from cohortium import study as studies
+    from cohortium.folder import study_of
+
+    federation = studies.read(study_of(folder))
+    watched, observers = _watched(federation, observe, is_quiet=quiet or as_json)
+    with _reported(folder), interruptible(folder) as stop:
+        result = watched.resume(folder, observers=observers, stop=stop)
+        _tell(result, as_json=as_json)
+
+
+def _names(wanted: list[str] | None, *, is_quiet: bool) -> list[str]:
+    """Names of the command's own observers, and of those asked for."""
+    return [*([] if is_quiet else ["progress"]), *(wanted or [])]
+
+
+def _watched(
+    federation: Federation, wanted: list[str] | None, *, is_quiet: bool
+) -> tuple[Federation, list[Observer]]:
+    """The study, quiet where that is asked for, and the observers that it does not name itself."""
+    from cohortium import composition
+    from cohortium.catalog import discover
+
+    if is_quiet:  # also where the study itself asks for it
         kept = tuple(name for name in federation.observers if name != "progress")
         federation = attrs.evolve(federation, observers=kept)
     catalog = discover()
-    observers = [
+    return federation, [
         composition.make(catalog, "observer", {"name": name}, where="--observe")
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys(_names(wanted, is_quiet=is_quiet))
         if name not in federation.observers
     ]
-    folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+
+
+@contextlib.contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """Write the report of the run in `folder` once the body is over, also where the run failed."""
+    from cohortium import reporting
+
     try:
-        result = federation.run(folder, observers=observers)
+        yield
     except RunError:
         with contextlib.suppress(CohortiumError):
             reporting.write([folder])
         raise
+    reporting.write([folder])
+
+
+def _tell(result: Result, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
         _print_result(result)
-    reporting.write([folder])
 
 
 def _print_result(result: Result) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
     from cohortium.federation import Federation
     from cohortium.study import Tables
 
@@ -28,6 +29,9 @@ MOST_NAME = 200
 
 Images = Literal["test", "validation"]
 """Which images a grid's table is of: a search looks at the validation images alone."""
+
+COLUMNS = ("seed", "seeds", "images", "accuracy", "auc", "seconds")
+"""Names that mean something else in a table."""
 
 SEED = "seed"
 """The axis that every grid has: its runs differ in `federation.seed`."""
@@ -73,14 +77,14 @@ class Cell:
         """Such as `sites=10,privacy=on`; also its folder's name."""
         return ",".join(f"{axis}={label}" for axis, label in self.place.items()) or "all"
 
-    def federation(self, seed: int) -> Federation:
-        """The study with `seed`.
+    def federation(self, seed: int, catalog: Catalog | None = None) -> Federation:
+        """The study with `seed`, its names looked up in `catalog` or discovered anew.
 
         Raises:
             CohortiumError: It asks for something that cannot be.
         """
         tables = study.merge(self.tables, {"federation": {"seed": seed}}, where=self.where)
-        return study.build(tables, where=self.where)
+        return study.build(tables, where=self.where, catalog=catalog)
 
 
 @frozen(kw_only=True)
@@ -92,6 +96,7 @@ class Grid:
         axes: In the file's order.
         seeds: Every cell is run once with each.
         images: Which its table is of.
+        exclude: Combinations that are no cells: labels on some of the axes.
         base: What all cells share.
         where: How an error names the file.
     """
@@ -100,6 +105,7 @@ class Grid:
     axes: tuple[Axis, ...]
     seeds: tuple[int, ...]
     images: Images
+    exclude: tuple[Mapping[str, str], ...]
     base: Tables
     where: str
 
@@ -112,6 +118,8 @@ class Grid:
         cells = []
         for chosen in itertools.product(*(axis.choices for axis in self.axes)):
             place = {axis.name: c.label for axis, c in zip(self.axes, chosen, strict=True)}
+            if any(each.items() <= place.items() for each in self.exclude):
+                continue
             where = f"{self.where} {', '.join(f'{a}={c}' for a, c in place.items())}".rstrip()
             tables = self.base
             for choice in chosen:
@@ -186,6 +194,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     images = table.pop("images", "test")
     if images not in ("test", "validation"):
         raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
+    exclude = table.pop("exclude", [])
     axes = _axes(table, where=where)
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
     if count > MOST_RUNS:
@@ -198,7 +207,15 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
                 f"--set {setting}: the grid varies {twice.pop()}; choose with --only instead."
             )
         base = study.merge(base, changes, where=f"--set {setting}")
-    return Grid(name=path.stem, axes=axes, seeds=seeds, images=images, base=base, where=where)
+    return Grid(
+        name=path.stem,
+        axes=axes,
+        seeds=seeds,
+        images=images,
+        exclude=_exclude(exclude, axes, where=where),
+        base=base,
+        where=where,
+    )
 
 
 def _seeds(value: Any, base: Tables, *, where: str) -> tuple[int, ...]:
@@ -212,14 +229,30 @@ def _seeds(value: Any, base: Tables, *, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _exclude(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[str, str], ...]:
+    known = {axis.name: {choice.label for choice in axis.choices} for axis in axes}
+    if not isinstance(value, list) or not all(isinstance(each, dict) and each for each in value):
+        raise StudyError(
+            f'{where} [grid] exclude must be a list of tables such as {{ privacy = "on" }}.'
+        )
+    for each in value:
+        for axis, label in each.items():
+            if _label(_text(label)) not in known.get(axis, ()):
+                raise StudyError(f"{where} [grid] exclude: there is no {axis} = {_text(label)}.")
+    return tuple({axis: _label(_text(label)) for axis, label in each.items()} for each in value)
+
+
 def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
     short = [key.rpartition(".")[2] for key in table]
     axes = []
     for key, last in zip(table, short, strict=True):
         name = last if short.count(last) == 1 else key
         place = f"{where} [grid] {key}"
-        if name == SEED or not re.fullmatch(r"[\w.-]+", name):
-            raise StudyError(f"{place}: an axis cannot be called {name!r}; seeds go into 'seeds'.")
+        if name in COLUMNS or not re.fullmatch(r"[\w.-]+", name):
+            raise StudyError(
+                f"{place}: an axis cannot be called {name!r}, which is a column of the table; "
+                "seeds go into 'seeds', other values need named choices."
+            )
         values = table[key]
         pairs = _values(key, values, place) if isinstance(values, list) else _named(values, place)
         choices = tuple(Choice(_label(text), changes) for text, changes in pairs)
@@ -245,8 +278,7 @@ def _values(key: str, values: list[Any], place: str) -> list[tuple[str, dict[str
         inner: Any = value
         for part in reversed(rest.split(".")):
             inner = {part: inner}
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        pairs.append((text, {table: inner}))
+        pairs.append((_text(value), {table: inner}))
     return pairs
 
 
@@ -261,6 +293,11 @@ def _named(values: object, place: str) -> list[tuple[str, dict[str, Any]]]:
                 '{ privatizer.name = "none" }.'
             )
     return list(values.items())
+
+
+def _text(value: object) -> str:
+    """A value as TOML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _label(text: str) -> str:

@@ -1,8 +1,7 @@
-"""Runs of a grid, one folder each; what is finished is not run again."""
+"""Runs of a grid, one folder each: what is finished stands, and what was broken off goes on."""
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from cohortium.catalog import Catalog
     from cohortium.federation import Federation
     from cohortium.grid.cells import Cell, Grid
 
@@ -69,20 +69,20 @@ def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[Run, ...]:
         CohortiumError: A cell is no study, a filter names nothing, or a folder holds the record
             of another study.
     """
-    runs = []
+    catalog, runs = discover(), []
     for cell, seed in grid.select(only):
-        federation = cell.federation(seed)
+        federation = cell.federation(seed, catalog)
         folder = out / cell.name / f"seed-{seed}"
-        state = _state(folder, federation)
+        state = _state(folder, federation, catalog)
         runs.append(Run(cell=cell, seed=seed, federation=federation, folder=folder, state=state))
     return tuple(runs)
 
 
-def _state(folder: Path, federation: Federation) -> State:
+def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
     if not folder.exists() or not any(folder.iterdir()):
         return "to run"
     record = folder / "study.toml"
-    if not record.exists() or _read(record) != federation:
+    if not record.exists() or _read(record, catalog) != federation:
         raise StudyError(
             f"{folder} holds something else than this run; give another folder with --out, or "
             "move it away."
@@ -90,10 +90,10 @@ def _state(folder: Path, federation: Federation) -> State:
     return "finished" if (folder / "result.json").exists() else "unfinished"
 
 
-def _read(record: Path) -> Federation | None:
+def _read(record: Path, catalog: Catalog) -> Federation | None:
     """The study of a record, or None where it cannot be understood any more."""
     try:
-        return study.build(toml.read(record, what="the study"), where=str(record))
+        return study.build(toml.read(record, what="the study"), where=str(record), catalog=catalog)
     except CohortiumError:
         return None
 
@@ -140,15 +140,16 @@ def _do_beside(runs: Sequence[Run], jobs: int, observe: tuple[str, ...]) -> Iter
 
 def _do(each: Run, observe: tuple[str, ...]) -> Outcome:
     try:
-        if each.state == "unfinished":
-            shutil.rmtree(each.folder)
         catalog = discover()
         observers = [
             composition.make(catalog, "observer", {"name": name}, where="--observe")
             for name in dict.fromkeys(observe)
             if name not in each.federation.observers
         ]
-        each.federation.run(each.folder, observers=observers)
+        if each.state == "unfinished":
+            each.federation.resume(each.folder, observers=observers)
+        else:
+            each.federation.run(each.folder, observers=observers)
     except CohortiumError as error:
         return Outcome(run=each, failure=str(error))
     except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full

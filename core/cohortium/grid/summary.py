@@ -12,6 +12,7 @@ from attrs import frozen
 
 from cohortium.errors import RunError
 from cohortium.files import write_whole
+from cohortium.record import SITE_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 METRICS = ("accuracy", "balanced_accuracy", "auc")
 """As `result.json` calls them."""
+
+OWN = ("site_accuracy", "personal_accuracy")
+"""Of the global model and of each site's own, on what the sites held out; where they did."""
 
 
 @frozen(kw_only=True)
@@ -57,7 +61,7 @@ class Row:
     Attributes:
         cell: Which.
         images: Which its figures are of.
-        results: Each run's `result.json`, by seed.
+        results: Each run's `result.json`, and what `OWN` names, by seed.
     """
 
     cell: Cell
@@ -67,7 +71,11 @@ class Row:
     def figure(self, seed: int, metric: str) -> float | None:
         """Of one run; None if it has none."""
         result = self.results[seed]
-        scores = result if self.images == "test" else result["validation"] or {}
+        if metric in OWN:
+            own: float | None = result.get(metric)
+            return own
+        # A round's figures are of the validation images.
+        scores = result if self.images == "test" else result["history"][-1]
         value: float | None = scores.get(metric)
         return value
 
@@ -81,6 +89,11 @@ class Row:
     def seconds(self) -> float:
         """Mean time of a run."""
         return statistics.fmean(r["seconds"]["total"] for r in self.results.values())
+
+    @property
+    def upload_bytes(self) -> int:
+        """The most that one site sent in a round."""
+        return max(int(r["upload_bytes_per_site_per_round"]) for r in self.results.values())
 
     @property
     def guarantee(self) -> Mapping[str, Any] | None:
@@ -97,10 +110,30 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
         for seed in grid.seeds:
             path = out / cell.name / f"seed-{seed}" / "result.json"
             if path.exists():
-                results[seed] = json.loads(path.read_text("utf-8"))
+                results[seed] = json.loads(path.read_text("utf-8")) | _own(path.parent)
         if results:
             found.append(Row(cell=cell, images=grid.images, results=results))
     return tuple(found)
+
+
+def _own(folder: Path) -> dict[str, float]:
+    """Means over all images that the sites of a run held out."""
+    path = folder / SITE_SCORES
+    if not path.exists():
+        return {}
+    sites = json.loads(path.read_text("utf-8"))
+    images = sum(site["images"] for site in sites)
+    return {
+        name: sum(site["images"] * site[key] for site in sites) / images
+        for name, key in zip(OWN, ("accuracy", "personal_accuracy"), strict=True)
+        if images
+    }
+
+
+def _metrics(table: Sequence[Row]) -> tuple[str, ...]:
+    """What the table tells of."""
+    has_own = any(row.spread(OWN[0]) for row in table)
+    return (*METRICS, *OWN) if has_own else METRICS
 
 
 def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
@@ -127,17 +160,20 @@ def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
 
 
 def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
-    """The table for people; accuracies and areas in percent, mean ± standard deviation."""
-    head = [*axes, "accuracy", "balanced", "AUC", "guarantee", "seeds", "seconds"]
+    """The table for people; shares in percent, mean ± standard deviation; kB of a site a round."""
+    metrics = _metrics(table)
+    names = ["accuracy", "balanced", "AUC", "global at sites", "own at sites"][: len(metrics)]
+    head = [*axes, *names, "guarantee", "seeds", "kB up", "seconds"]
     lines = [head, ["---"] * len(head)]
     for row in table:
-        spreads = [row.spread(metric) for metric in METRICS]
+        spreads = [row.spread(metric) for metric in metrics]
         lines.append(
             [
                 *(row.cell.place[axis] for axis in axes),
                 *("–" if spread is None else spread.percent() for spread in spreads),
                 _promise(row.guarantee),
                 str(len(row.results)),
+                f"{row.upload_bytes / 1000:,.1f}",
                 f"{row.seconds:.0f}",
             ]
         )
@@ -159,11 +195,18 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
     for row in table:
         line: dict[str, object] = {axis: row.cell.place[axis] for axis in axes}
         line |= {"images": row.images, "seeds": len(row.results)}
-        for metric in METRICS:
+        for metric in _metrics(table):
             spread = row.spread(metric)
             line[f"{metric}_mean"] = None if spread is None else spread.mean
             line[f"{metric}_sd"] = None if spread is None else spread.deviation
-        yield line | _terms(row.guarantee) | {"seconds_mean": row.seconds}
+        yield (
+            line
+            | _terms(row.guarantee)
+            | {
+                "upload_bytes": row.upload_bytes,
+                "seconds_mean": row.seconds,
+            }
+        )
 
 
 def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
@@ -174,7 +217,7 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 **{axis: row.cell.place[axis] for axis in axes},
                 "seed": seed,
                 "images": row.images,
-                **{metric: row.figure(seed, metric) for metric in METRICS},
+                **{metric: row.figure(seed, metric) for metric in _metrics(table)},
                 **_terms(result["guarantee"]),
                 "seconds": result["seconds"]["total"],
                 "upload_bytes": result["upload_bytes_per_site_per_round"],
@@ -186,7 +229,8 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
 
 def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
     keys = ("epsilon", "delta", "unit", "adjacency", "against", "colluding", "simulation")
-    return {key: None if guarantee is None else guarantee[key] for key in keys}
+    # Beside an axis that may well be called epsilon.
+    return {f"guarantee_{k}": None if guarantee is None else guarantee[k] for k in keys}
 
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> bytes:

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from cohortium.events import (
     RoundFailed,
     RoundFinished,
@@ -89,6 +91,26 @@ def check_takes_a_failed_run(observer: Observer) -> None:
                 ) from error
 
 
+def check_takes_a_run_that_goes_on(observer: Observer) -> None:
+    """A run may break off without a word, and go on with another listener in the same folder."""
+    with _aside() as folder:
+        started, *rest = story(folder)
+        assert isinstance(started, RunStarted)
+        broken, again = observer.watch(), observer.watch()
+        finished = [event for event in rest if isinstance(event, RoundFinished)]
+        try:
+            for event in (started, *rest[:-2]):
+                broken(event)
+            for event in (attrs.evolve(started, history=tuple(finished[:1])), *rest[-2:]):
+                again(event)
+        except Exception as error:
+            raise ConformanceError(
+                f"a run that went on after a round made the listener raise {type(error).__name__} "
+                f"({error}); its RunStarted has a history, and the folder what an earlier listener "
+                "has left there."
+            ) from error
+
+
 def check_listeners_are_independent(observer: Observer) -> None:
     """Two runs at a time are told apart: each has a listener, and writes to its own folder."""
     with _aside() as folder:
@@ -118,6 +140,7 @@ def check_listeners_are_independent(observer: Observer) -> None:
 CHECKS: tuple[Check, ...] = (
     check_takes_every_event,
     check_takes_a_failed_run,
+    check_takes_a_run_that_goes_on,
     check_listeners_are_independent,
 )
 """Every check of an observer."""

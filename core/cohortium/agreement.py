@@ -1,0 +1,161 @@
+"""What every party makes of a study alike: a plan, a network tried out, and the setting of the run.
+
+In a simulation it is made once; in a deployment the coordinator and every hospital make it, each
+for itself, so that nobody has to believe another's figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from cohortium import vector
+from cohortium.clipping import require_per_example, require_separable
+from cohortium.errors import StudyError
+from cohortium.evaluation import resolve_device
+from cohortium.randomness import Randomness, Seeds
+from cohortium.setting import Setting
+from cohortium.vocabulary import Cohort, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+    from cohortium.data import DataSpec
+    from cohortium.federation import Federation
+    from cohortium.identity import Directory
+    from cohortium.ring import RingVector
+    from cohortium.vocabulary import Index, Work
+
+
+TRIED = 4
+"""Made-up images on which a network's gradients are tried."""
+
+
+def cohort_of(federation: Federation, spec: DataSpec) -> Cohort:
+    """Who takes part in a study on data as `spec` declares them."""
+    return Cohort(
+        sites=federation.sites,
+        size=federation.cohort or federation.sites,
+        min_sites=federation.min_sites,
+        examples=spec.examples,
+        patients=spec.patients,
+        rounds=federation.rounds,
+        retries=federation.retries,
+        adversary=federation.adversary,
+        colluding=federation.colluding,
+        seeded_noise=federation.seeded_noise,
+    )
+
+
+def secrets_of(federation: Federation) -> Randomness:
+    """Where a run's own secrets come from: the operating system, but for seeded noise."""
+    seeds = Seeds(federation.seed)
+    return Randomness.simulated(seeds.root) if federation.seeded_noise else Randomness.system()
+
+
+def agree(
+    federation: Federation, spec: DataSpec, *, session: bytes, directory: Directory | None
+) -> Setting:
+    """The setting of a run, from its study and what is public about the data.
+
+    Guarantees:
+        A function of its arguments: parties with equal ones make equal settings.  No data are
+        looked at.
+
+    Raises:
+        CohortiumError: The study cannot be run as it stands.
+    """
+    import torch
+
+    device = resolve_device(federation.device)
+    seeds, cohort = Seeds(federation.seed), cohort_of(federation, spec)
+    net = federation.model.build(spec, seeds.integer("weights"))
+    _try_out(federation, spec, net)
+    work = federation.trainer.work(cohort)
+    shape = (TRIED, *spec.shape)
+    made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
+    made_up = federation.model.prepare(made_up)
+    plan = federation.privatizer.plan(work, cohort, vector.length(net))
+    if plan.guarantee is not None and plan.guarantee.unit != "site":
+        require_per_example(net)
+        require_separable(net, made_up)
+    _rehearse(federation, net, made_up, work)
+    setting = Setting(
+        session=session,
+        spec=spec,
+        cohort=cohort,
+        model=federation.model,
+        trainer=federation.trainer,
+        work=work,
+        plan=plan,
+        aggregator=federation.aggregator,
+        seeds=seeds,
+        directory=directory,
+        device=device,
+    )
+    # Refuses a cohort that the aggregator cannot serve, before anything is started.
+    setting.aggregator.coordinator(setting.sum, secrets_of(federation))
+    return setting
+
+
+def _try_out(federation: Federation, spec: DataSpec, net: nn.Module) -> None:
+    """Refuse a model whose network does not fit the images, by showing it blank ones."""
+    import torch
+
+    blank = torch.zeros(2, *spec.shape)
+    wanted = (2, len(spec.classes))
+    try:
+        with torch.no_grad():
+            found = tuple(net.eval()(federation.model.prepare(blank)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise StudyError(
+            f"the model cannot take images of shape {tuple(blank.shape[1:])}: {error}."
+        ) from error
+    if found != wanted:
+        raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
+
+
+@frozen
+class Rehearsal:
+    """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """Everyone, once."""
+        yield np.arange(examples)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """Ask for the losses, and set zeros."""
+        import torch
+
+        losses(batch)
+        for parameter in vector.trainable(net):
+            parameter.grad = torch.zeros_like(parameter)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """Nothing is released in a rehearsal."""
+        raise NotImplementedError
+
+
+def _rehearse(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
+    """Let the trainer go through a round with made-up images, so that it can refuse them now."""
+    import torch
+
+    classes = net.eval()(images).shape[1]
+    task = Task(
+        net=net.train(),
+        images=images,
+        labels=torch.zeros(len(images), dtype=torch.int64),
+        classes=classes,
+        round=0,
+        rounds=federation.rounds,
+        work=work,
+        generator=torch.Generator().manual_seed(0),
+        state={},
+    )
+    with torch.random.fork_rng(devices=[]):
+        federation.trainer.train(task, Rehearsal())
+    federation.trainer.server(vector.trainable(net), federation.rounds)

@@ -1,0 +1,95 @@
+"""`cohortium site` and `cohortium deal`: a hospital's long-lived process, and a rehearsal of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cohortium.cli._options import Settings, Study
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from cohortium.hospital import Hospital
+
+
+def site(
+    path: Annotated[Path, typer.Argument(help="The hospital's site file.")],
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try the hospital's own files, and serve nothing.")
+    ] = False,
+) -> None:
+    """Serve a hospital.
+
+    Answers the runs that its policy allows, on a socket that only this machine reaches.
+
+    Examples:
+      cohortium site site.toml --check
+      cohortium site site.toml
+    """
+    from cohortium.channel import Door
+    from cohortium.hospital import Hospital
+    from cohortium.reception import Reception
+
+    hospital = Hospital.read(path)
+    journal = hospital.open_journal()
+    try:
+        reception = Reception(hospital, journal, tell=_tell)
+        reception.try_out()
+        _tell(f"site {hospital.number}: data, keys, ledger and policy are in order")
+        if check:
+            return
+        door = Door(
+            hospital.folder / hospital.socket, reception.answer, _users(hospital), tell=_tell
+        )
+        with door.open() as listener:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            _tell(f"site {hospital.number} listens at {door.path}")
+            door.serve(listener)
+    finally:
+        journal.close()
+
+
+def _tell(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+def _users(hospital: Hospital) -> set[int]:
+    """The operating system's users that the site hears."""
+    import os
+    import pwd
+
+    users = {os.getuid()}
+    if hospital.caller:
+        try:
+            users.add(pwd.getpwnam(hospital.caller).pw_uid)
+        except KeyError:
+            raise StudyError(
+                f"[site] caller: this machine has no user '{hospital.caller}'."
+            ) from None
+    return users
+
+
+def deal(
+    study: Study = None,
+    *,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+) -> None:
+    """Deal a study's data to hospitals on paper.
+
+    Writes a folder for each, and the study of their deployment, to rehearse it.
+
+    Examples:
+      cohortium deal study.toml --out rehearsal
+    """
+    from cohortium import study as studies
+    from cohortium.dealing import deal as write
+
+    ready = studies.read(study, settings or []).prepare()
+    write(ready, out)
+    typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")

@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM: a run ends between two attempts, and says how it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from cohortium.errors import StoppedError
+from cohortium.folder import how_to_resume, is_begun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+NOTICE = b"cohortium: stopping after this round; once more to stop at once.\n"
+
+
+@contextlib.contextmanager
+def interruptible(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Whether somebody has asked this process to end, while the body drives the run in `folder`.
+
+    The first signal lets the attempt that is under way be finished, since it is paid for; a
+    second one, or one that comes before the first round, ends the body where it stands.
+
+    Raises:
+        StoppedError: It was ended; the sentence says how the run goes on.
+    """
+    asked = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set() or not is_begun(folder):
+            raise KeyboardInterrupt
+        asked.set()
+        # Not by way of a buffer, which the signal may have interrupted.
+        os.write(2, NOTICE)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield asked.is_set
+    except KeyboardInterrupt:
+        if is_begun(folder):
+            raise StoppedError(
+                f"stopped within a round; go on with {how_to_resume(folder)}."
+            ) from None
+        raise StoppedError("stopped before the first round; nothing was trained.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

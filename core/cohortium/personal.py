@@ -1,0 +1,96 @@
+"""Images that simulated sites hold out, and how each site's own model does on its own.
+
+All of it is the simulator's knowledge: a real site's scores would tell of its images, and nobody
+pays for them in ε.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from cohortium.evaluation import Evaluation
+from cohortium.keeping import StateFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from cohortium.data import Examples
+    from cohortium.preparation import Ready
+    from cohortium.randomness import Seeds
+    from cohortium.vocabulary import Index
+
+
+@frozen(kw_only=True)
+class SiteScores:
+    """What a site would find on the images that it held out.
+
+    Attributes:
+        site: Its number.
+        images: How many they are.
+        accuracy: Of the global network.
+        personal_accuracy: Of its own (`Trainer.personal`), the same where a trainer has none.
+    """
+
+    site: int
+    images: int
+    accuracy: float
+    personal_accuracy: float
+
+
+def hold_out(
+    examples: Examples, hands: tuple[Index, ...], share: float, seeds: Seeds
+) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    """Hands to train on, and for each site what it holds out: `share` of it, rounded down.
+
+    Where the data name patients, whole patients are held out.  A site keeps at least one unit to
+    train on.
+    """
+    kept, held = [], []
+    for site, hand in enumerate(hands):
+        owners = hand if examples.patients is None else examples.patients[hand]
+        units = np.unique(owners)
+        count = min(int(share * len(units)), len(units) - 1)
+        chosen = seeds.generator("holdout", site).choice(units, count, replace=False)
+        is_held = np.isin(owners, chosen)
+        kept.append(hand[~is_held])
+        held.append(hand[is_held])
+    return tuple(kept), tuple(held)
+
+
+def score_sites(ready: Ready, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:
+    """The scores of every site that has held images out.
+
+    Args:
+        ready: The study.
+        net: The final global network; left as it was.
+        states: Where simulated sites keep what their trainers have learned.
+
+    Raises:
+        RunError: A site's state is damaged.
+    """
+    setting, found = ready.setting, []
+    for site, held in enumerate(ready.held):
+        watch = Evaluation.of(
+            ready.splits.train.take(held) if len(held) else None,
+            setting.spec.classes,
+            setting.model,
+            setting.device,
+        )
+        if watch is None:
+            continue
+        kept = StateFile(ready.state_of(site, states), setting.session).read().on(setting.device)
+        own = setting.trainer.personal(net, kept.after)
+        found.append(
+            SiteScores(
+                site=site,
+                images=len(held),
+                accuracy=watch.score(net).accuracy,
+                personal_accuracy=watch.score(own).accuracy,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,83 @@
+"""Additive secret sharing, n of n: what PriMIA (Kaissis et al. 2021) sums updates with.
+
+There a trusted dealer stands beside the sites; adding needs none, so here is none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cohortium.plugin import Aggregator, Offer, Secrecy, StudyError, hookimpl
+
+if TYPE_CHECKING:
+    from cohortium.plugin import Cohort, Member, Randomness, SumSetting
+    from cohortium_additive._coordinator import AdditiveCoordinator
+    from cohortium_additive._site import AdditiveSite
+
+COHORTIUM_API = 1
+
+
+@frozen
+class Additive:
+    """Every site splits its vector into n shares that add up to it, one for each site.
+
+    A share for another site is the key stream of a fresh seed, so that 32 sealed bytes carry it;
+    the site's own share is what is missing.  Each site adds the shares that it was given, and the
+    sum of those sums is the sum of the vectors.
+
+    Guarantees:
+        Against a coordinator that follows the protocol and looks, with any of the sites: they
+        learn the sum of the other sites' vectors and nothing more, unless they break X25519,
+        HKDF-SHA256, ChaCha20-Poly1305 or AES-256.  Sites refuse to sum over fewer than are asked
+        each round.  There is no defence against a coordinator that lies: it hands out the keys.
+        If one site is lost, at whichever stage, there is no sum: a round then takes a retry.
+    """
+
+    def secrecy(self, cohort: Cohort) -> Secrecy:
+        """All sites that are asked, or no sum.
+
+        Raises:
+            StudyError: Too few sites, or a coordinator that lies.
+        """
+        if cohort.adversary == "active":
+            raise StudyError(
+                "additive: nobody signs the keys, so it does not hold against a coordinator that "
+                "lies; use aggregator 'secagg' with adversary 'active'."
+            )
+        least = max(2, cohort.colluding + 2)
+        if cohort.size < least:
+            raise StudyError(
+                f"additive: {cohort.size} sites are asked, but it takes at least {least}, so that "
+                "two of them are left beside those that collude."
+            )
+        return Secrecy(contributors=cohort.size, threshold=cohort.size - 1, dropouts=0)
+
+    def coordinator(self, setting: SumSetting, secret: Randomness) -> AdditiveCoordinator:  # noqa: ARG002
+        """The coordinator has no secret.
+
+        Raises:
+            StudyError: As for `secrecy`.
+        """
+        from cohortium_additive._coordinator import AdditiveCoordinator
+
+        self.secrecy(setting.cohort)
+        return AdditiveCoordinator(setting)
+
+    def site(self, setting: SumSetting, member: Member) -> AdditiveSite:
+        """A site's session.
+
+        Raises:
+            StudyError: As for `secrecy`.
+        """
+        from cohortium_additive._site import AdditiveSite
+
+        self.secrecy(setting.cohort)
+        return AdditiveSite(setting, member)
+
+
+@hookimpl
+def cohortium_aggregators() -> list[Offer[Aggregator]]:
+    """Offer `additive`."""
+    return [Offer("additive", Additive, "n-of-n additive sharing: no dealer, no dropouts.")]

@@ -1,0 +1,97 @@
+"""The coordinator's side: passes sealed seeds on, and adds what the sites have summed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode, encode
+from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.plugin import SiteId, SumSetting
+
+PHASES = ("keys", "shares", "sums")
+
+
+@define(slots=False)
+class AdditiveCoordinator:
+    """Three exchanges; whoever is missing in one ends the attempt.
+
+    Attributes:
+        setting: Agreed by all.
+    """
+
+    setting: SumSetting
+    _sites: tuple[SiteId, ...] = ()
+    _stage: int = -1
+    _waiting: set[SiteId] = field(factory=set)
+    _missing: tuple[SiteId, ...] = ()
+    _keys: dict[SiteId, bytes] = field(factory=dict)
+    _shares: dict[SiteId, tuple[bytes, ...]] = field(factory=dict)
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
+        """Begin anew among `sites`."""
+        self._sites, self._stage = tuple(sorted(sites)), -1
+        self._waiting, self._missing = set(), ()
+        self._keys, self._shares = {}, {}
+        self._total = self.setting.ring.zeros(self.setting.length)
+
+    def requests(self) -> Requests:
+        """The next exchange, unless the last one lost somebody."""
+        if self._waiting:
+            self._missing, self._waiting = tuple(sorted(self._waiting)), set()
+        if self._missing or self._stage + 1 >= len(PHASES):
+            return Requests()
+        self._stage += 1
+        self._waiting = set(self._sites)
+        return Requests(self._common(), self._parts(), phase=PHASES[self._stage])
+
+    def _common(self) -> bytes:
+        if self._stage == 0:
+            return encode(AskKey())
+        if self._stage == 1:
+            keys = tuple(self._keys[site] for site in self._sites)
+            return encode(AskShares(sites=self._sites, keys=keys))
+        return encode(AskSum())
+
+    def _parts(self) -> dict[SiteId, bytes]:
+        """Nothing, or in the last exchange the seeds that others have sealed for each site."""
+        if self._stage < len(PHASES) - 1:
+            return dict.fromkeys(self._sites, b"")
+        parts = {}
+        for place, site in enumerate(self._sites):
+            others = [other for other in self._sites if other != site]
+            # A site's list leaves itself out: after its own place the others stand one earlier.
+            sealed = (self._shares[o][place - (site > o)] for o in others)
+            parts[site] = encode(Shares(sealed=tuple(sealed)))
+        return parts
+
+    def receive(self, site: SiteId, reply: bytes) -> None:
+        """Take in a key, sealed seeds, or a sum."""
+        if site not in self._waiting:
+            raise MessageError(f"site {site} was not asked, or has answered.")
+        if self._stage == 0:
+            self._keys[site] = decode(reply, Key).public
+        elif self._stage == 1:
+            sealed = decode(reply, Shares).sealed
+            if len(sealed) != len(self._sites) - 1:
+                raise MessageError(f"site {site} must seal one seed for each other site.")
+            self._shares[site] = sealed
+        else:
+            self.setting.ring.add(reply, self._total)
+        self._waiting.discard(site)
+
+    def total(self) -> RingSum:
+        """The sum over all who were asked."""
+        missing = self._missing or tuple(sorted(self._waiting))
+        if missing or self._stage + 1 < len(PHASES):
+            raise TooFewSitesError(
+                f"sites {', '.join(map(str, missing))} did not answer in the exchange of "
+                f"{PHASES[max(self._stage, 0)]}, and additive shares need every site; use "
+                "aggregator 'secagg' to survive dropouts."
+            )
+        return RingSum(self.setting.ring, self._total, self._sites)

@@ -1,0 +1,53 @@
+"""The three exchanges, in order.
+
+    AskKey     → Key      a public key for this attempt
+    AskShares  → Shares   a seed for each other site, sealed
+    AskSum     → (bytes)  the packed sum of the shares that the site holds
+
+The common part says what is asked; the shares for a site are its own part.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from cohortium.plugin import Message
+
+KEY_BYTES = 32
+SEALED_BYTES = KEY_BYTES + 16
+"""A seed and its tag."""
+
+MOST_SITES = 1 << 12
+
+PublicKey = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+Sealed = Annotated[bytes, msgspec.Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+Bounded = msgspec.Meta(max_length=MOST_SITES)
+
+
+class AskKey(Message, frozen=True):
+    """Begin an attempt."""
+
+
+class Key(Message, frozen=True):
+    """A site's X25519 key for this attempt."""
+
+    public: PublicKey
+
+
+class AskShares(Message, frozen=True):
+    """Share among these sites, ascending, whose keys are these."""
+
+    sites: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)], ...], Bounded]
+    keys: Annotated[tuple[PublicKey, ...], Bounded]
+
+
+class Shares(Message, frozen=True):
+    """A sealed seed for, or from, each other site, in their order."""
+
+    sealed: Annotated[tuple[Sealed, ...], Bounded]
+
+
+class AskSum(Message, frozen=True):
+    """Train, and add up what you hold."""

@@ -1,0 +1,165 @@
+"""A site's side: seals seeds for the others, and sums its own share with those it was given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import define, field, frozen
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from cohortium.plugin import MessageError, RefusalError, Stream, decode_either, encode
+from cohortium_additive._messages import KEY_BYTES, AskKey, AskShares, AskSum, Key, Shares
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from cohortium.plugin import Ask, Member, Randomness, RingVector, SiteId, SumSetting
+
+    Words = NDArray[np.unsignedinteger[Any]]
+
+_NONCE = bytes(12)
+"""Every key seals one seed."""
+
+_PIECE = 1 << 18
+"""Bytes of a key stream that are made at a time, so that they stay in the processor's cache."""
+
+
+@define
+class Attempt:
+    """What a site holds in one attempt, and forgets with it.
+
+    Attributes:
+        number: Which.
+        private: Its key.
+        others: The other sites, once they are known.
+        keys: Theirs, likewise.
+        given: Seeds that it has drawn for them.
+        is_over: Whether the sum has been sent.
+    """
+
+    number: int
+    private: X25519PrivateKey = field(repr=False)
+    others: tuple[SiteId, ...] = ()
+    keys: tuple[bytes, ...] = ()
+    given: tuple[bytes, ...] = field(default=(), repr=False)
+    is_over: bool = False
+
+
+@frozen
+class AdditiveSite:
+    """One site's session; see `SiteSession`.
+
+    Guarantees:
+        Each request is answered once an attempt, in order.  What was asked of it in vain changes
+        nothing.
+    """
+
+    setting: SumSetting
+    member: Member
+    _attempts: list[Attempt] = field(factory=list, repr=False)
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+        """A key, sealed seeds, or a sum."""
+        request = decode_either(ask.common, AskKey, AskShares, AskSum)
+        if isinstance(request, AskSum):
+            return self._sum(self._current(ask), decode_either(ask.own, Shares), vector)
+        if ask.own:
+            raise MessageError("this request has no part for one site alone.")
+        if isinstance(request, AskKey):
+            return self._begin(ask)
+        return self._share(self._current(ask), request)
+
+    def _begin(self, ask: Ask) -> bytes:
+        if self._attempts and ask.attempt <= self._attempts[-1].number:
+            raise RefusalError("order", "this attempt has begun already.")
+        secret = self._secret(ask.attempt).token(KEY_BYTES, "key")
+        self._attempts[:] = [Attempt(ask.attempt, X25519PrivateKey.from_private_bytes(secret))]
+        return encode(Key(public=self._public))
+
+    def _share(self, now: Attempt, request: AskShares) -> bytes:
+        sites, me = request.sites, self.member.site
+        if now.given:
+            raise RefusalError("order", "seeds have been shared in this attempt already.")
+        if len(sites) != len(request.keys) or list(sites) != sorted(set(sites)):
+            raise MessageError("sites must be ascending, with one key each.")
+        if me not in sites or request.keys[sites.index(me)] != self._public:
+            raise RefusalError("keys", "its own key is not the one that it sent.")
+        if len(sites) != self.setting.cohort.size:
+            raise RefusalError(
+                "too few", f"it sums over {self.setting.cohort.size} sites, not {len(sites)}."
+            )
+        others = tuple(site for site in sites if site != me)
+        keys = tuple(key for site, key in zip(sites, request.keys, strict=True) if site != me)
+        secret = self._secret(now.number)
+        given = tuple(secret.token(KEY_BYTES, "seed", other) for other in others)
+        sealed = tuple(
+            ChaCha20Poly1305(self._key(now, key, me, other)).encrypt(_NONCE, seed, None)
+            for other, key, seed in zip(others, keys, given, strict=True)
+        )
+        now.others, now.keys, now.given = others, keys, given
+        return encode(Shares(sealed=sealed))
+
+    def _sum(self, now: Attempt, shares: Shares, vector: Callable[[], RingVector]) -> bytes:
+        if not now.given or now.is_over:
+            raise RefusalError("order", "a sum is due once, after the seeds.")
+        if len(shares.sealed) != len(now.others):
+            raise MessageError(f"{len(now.others)} sealed seeds are due, not {len(shares.sealed)}.")
+        me = self.member.site
+        taken = []
+        for other, key, sealed in zip(now.others, now.keys, shares.sealed, strict=True):
+            try:
+                cipher = ChaCha20Poly1305(self._key(now, key, other, me))
+                taken.append(cipher.decrypt(_NONCE, sealed, None))
+            except InvalidTag:
+                raise RefusalError(
+                    "sealed", f"the seed from site {other} does not authenticate."
+                ) from None
+        now.is_over = True
+        words = vector().words.copy()
+        _combine(words, taken, now.given)
+        now.given = ()
+        return self.setting.ring.pack(words)
+
+    def _current(self, ask: Ask) -> Attempt:
+        if not self._attempts or self._attempts[-1].number != ask.attempt:
+            raise RefusalError("order", "the attempt has not begun here.")
+        return self._attempts[-1]
+
+    @property
+    def _public(self) -> bytes:
+        return self._attempts[-1].private.public_key().public_bytes_raw()
+
+    def _secret(self, attempt: int) -> Randomness:
+        return self.member.secret.fork("additive", attempt)
+
+    def _key(self, now: Attempt, public: bytes, sender: SiteId, receiver: SiteId) -> bytes:
+        """The key that seals one seed: bound to the run, the attempt and the direction."""
+        try:
+            common = now.private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            raise RefusalError("small-order", "a public key is of small order.") from None
+        numbers = b"".join(n.to_bytes(8, "big") for n in (now.number, sender, receiver))
+        info = b"cohortium additive seed" + self.setting.session + numbers
+        return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=info).derive(common)
+
+
+def _combine(words: Words, taken: Sequence[bytes], given: Sequence[bytes]) -> None:
+    """Add the key streams of `taken` to `words` and subtract those of `given`, in place."""
+    buffer = bytearray(min(_PIECE, max(words.nbytes, words.itemsize)))
+    pad, view = np.frombuffer(buffer, dtype=words.dtype), memoryview(buffer)
+    streams: list[tuple[Stream, np.ufunc]] = [
+        *((Stream(seed), np.add) for seed in taken),
+        *((Stream(seed), np.subtract) for seed in given),
+    ]
+    for start in range(0, len(words), len(pad)):
+        piece = words[start : start + len(pad)]
+        for stream, combine in streams:
+            stream.fill(view[: piece.nbytes])
+            combine(piece, pad[: len(piece)], out=piece)

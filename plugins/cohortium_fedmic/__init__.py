@@ -1,0 +1,142 @@
+"""FedMIC (arXiv:2407.02261): two networks teach each other, and a low-rank update travels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, le
+
+from cohortium.plugin import (
+    Augmentation,
+    Cohort,
+    Offer,
+    Schedule,
+    SitePrivacy,
+    Task,
+    Trained,
+    Trainer,
+    Work,
+    factor,
+    hookimpl,
+    local_work,
+    make_optimizer,
+    vector,
+    with_schedule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class FedMIC:
+    """Each site keeps a teacher of its own, and shares the student that is taught by it.
+
+    Dual knowledge distillation, with the losses of FedKD (Wu et al. 2022), the nearest scheme
+    that is published with formulas: see `_distillation`.  Of a student's update each matrix is cut
+    to its largest singular values (`_decomposition`).  Sums of factors are not factors of sums, so
+    a site puts the matrices together again before it releases them: the decomposition regularises,
+    and saves no bytes under secure aggregation.
+
+    The teacher has the student's architecture, begins with its weights, stays at the site with
+    what it has learned, and is what the site uses itself (`personal`).
+
+    Guarantees:
+        Teacher, student and the map between their features are trained by one gradient, which
+        the privatizer clips and noises as a whole: all that a teacher knows of an example is
+        within the clip.  The decomposition follows that noise; under `unit = "site"` it goes
+        before clip and noise, which hide whatever it does.
+
+    Attributes:
+        epochs: Passes over a site's own data each round.
+        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        batch_size: Examples in a batch; see `fedavg`.
+        optimizer: At the sites, any of `torch.optim`; it starts afresh every round.
+        learning_rate: Of that.
+        options: Further arguments of that.
+        schedule: Of the learning rate, over the rounds.
+        energy_first: T of the first round: each matrix keeps the fewest singular values whose
+            squares make up this share of all squares.
+        energy_last: T of the last round; between them it grows evenly.
+        server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
+        server_learning_rate: Of that.
+        server_options: Further arguments of that.
+        flips: Augment by mirroring.
+        turns: Augment by quarter turns.
+    """
+
+    epochs: int = field(default=1, validator=ge(1))
+    steps: int = field(default=0, validator=ge(0))
+    batch_size: int = field(default=32, validator=ge(1))
+    optimizer: str = "sgd"
+    learning_rate: float = field(default=0.05, validator=gt(0))
+    options: dict[str, float | bool] = field(factory=dict)
+    schedule: Schedule = "constant"
+    energy_first: float = field(default=0.95, validator=and_(gt(0), le(1)))
+    energy_last: float = field(default=0.98, validator=and_(gt(0), le(1)))
+    server_optimizer: str = "sgd"
+    server_learning_rate: float = field(default=1.0, validator=gt(0))
+    server_options: dict[str, float | bool] = field(factory=dict)
+    flips: bool = False
+    turns: bool = False
+
+    def work(self, cohort: Cohort) -> Work:
+        """Poisson steps for private runs, shuffled passes or steps for others."""
+        return local_work(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
+
+    def train(self, task: Task, private: SitePrivacy) -> Trained:
+        """Local steps of both networks; the student's update, cut to its largest parts."""
+        from cohortium_fedmic._decomposition import lowered
+        from cohortium_fedmic._distillation import Pair
+
+        before = vector.flatten(task.net)
+        pair = Pair.of(task.net, task.state)
+        optimizer = make_optimizer(
+            self.optimizer,
+            vector.trainable(pair),
+            learning_rate=self.learning_rate * factor(self.schedule, task.round, task.rounds),
+            options=self.options,
+        )
+        losses = pair.losses(task, Augmentation(flips=self.flips, turns=self.turns))
+        for batch in private.batches(len(task.labels)):
+            private.gradient(pair, losses, batch)
+            optimizer.step()
+        update = vector.flatten(task.net).sub_(before)
+        share = task.round / max(1, task.rounds - 1)
+        energy = self.energy_first + share * (self.energy_last - self.energy_first)
+        return Trained(
+            vector=lowered(update, task.net, energy=energy),
+            weight=float(len(task.labels)),
+            state=pair.state(),
+        )
+
+    def server(
+        self, parameters: Iterable[nn.Parameter], rounds: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """The server optimizer, at a constant rate."""
+        optimizer = make_optimizer(
+            self.server_optimizer,
+            parameters,
+            learning_rate=self.server_learning_rate,
+            options=self.server_options,
+        )
+        return with_schedule(optimizer, "constant", rounds)
+
+    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+        """The site's own teacher, or the global network where it has none yet."""
+        from cohortium_fedmic._distillation import teacher_of
+
+        return teacher_of(net, state)
+
+
+@hookimpl
+def cohortium_trainers() -> list[Offer[Trainer]]:
+    """Offer `fedmic`."""
+    return [Offer("fedmic", FedMIC, "Personal teachers, a shared student, low-rank updates.")]

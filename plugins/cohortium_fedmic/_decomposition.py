@@ -1,0 +1,39 @@
+"""Global Parameter Decomposition: of each matrix of an update, its largest singular values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cohortium.plugin import vector
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def lowered(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
+    """`update` with each matrix cut to rank K, shape (P,).
+
+    K is the least with Σ_{i≤K} σᵢ² ≥ `energy`·Σ σᵢ² (Wu et al. 2022, FedKD).  A convolution's
+    kernel is taken as a matrix (outputs, inputs·height·width); vectors are left as they are.
+    """
+    pieces, position = [], 0
+    for parameter in vector.trainable(net):
+        piece = update[position : position + parameter.numel()]
+        position += parameter.numel()
+        if parameter.ndim > 1:
+            piece = truncated(piece.view(len(parameter), -1), energy=energy).flatten()
+        pieces.append(piece)
+    return torch.cat([*pieces, update[position:]])
+
+
+def truncated(matrix: Tensor, *, energy: float) -> Tensor:
+    """`matrix` with the fewest singular values that keep `energy` of its squares."""
+    if not torch.isfinite(matrix).all():
+        return matrix  # the privatizer refuses it, with the reason
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    squares = s.square().cumsum(0)
+    rank = int((squares < energy * squares[-1]).sum()) + 1
+    kept: Tensor = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    return kept.to(matrix)

@@ -1,0 +1,129 @@
+"""Dual Knowledge Distillation: a teacher and a student with the losses of FedKD.
+
+With CE the cross-entropies, p the probabilities and h the features of teacher t and student s, and
+W a linear map (Wu et al. 2022, "Communication-efficient federated learning via knowledge
+distillation", equations 1 to 6), for each example
+
+    A   = CE_t + CE_s
+    L_t = CE_t + KL(p_s‖p_t)/A + MSE(h_t, W h_s)/A
+    L_s = CE_s + KL(p_t‖p_s)/A + MSE(h_t, W h_s)/A
+
+Each network descends its own loss, in which the other's part and A are constants; W descends the
+last term.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cohortium.plugin import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from cohortium.plugin import Augmentation, Task
+
+LEAST = 1e-2
+"""The least A: examples that both have learned would be divided by nothing."""
+
+TEACHER = "teacher."
+MAP = "map"
+
+
+class Pair(nn.Module):
+    """The student, which is the site's resident network, the teacher, and the map between them."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, width: int) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+        self.map = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.map.weight)
+
+    @classmethod
+    def of(cls, net: nn.Module, state: Mapping[str, Tensor]) -> Pair:
+        """`net` as the student, with the teacher and the map of `state`, or new ones."""
+        device = next(net.parameters()).device
+        pair = cls(net, teacher_of(net, state), _last_linear(net).in_features).to(device)
+        if state:
+            pair.map.weight.data.copy_(state[MAP])
+        return pair.train()
+
+    def state(self) -> dict[str, Tensor]:
+        """What stays at the site; copies."""
+        kept = {f"{TEACHER}{k}": v.detach().clone() for k, v in self.teacher.state_dict().items()}
+        return {**kept, MAP: self.map.weight.detach().clone()}
+
+    def losses(
+        self, task: Task, augmentation: Augmentation
+    ) -> Callable[[NDArray[np.int64]], Tensor]:
+        """L_t + L_s of the examples at some positions, shape (B,)."""
+
+        def losses(batch: NDArray[np.int64]) -> Tensor:
+            index = torch.from_numpy(batch).to(task.images.device)
+            images, labels = augmentation(task.images[index], task), task.labels[index]
+            each: Tensor = self(images, labels)
+            return each
+
+        return losses
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """L_t + L_s, shape (B,)."""
+        h_s, z_s = _features(self.student, images)
+        h_t, z_t = _features(self.teacher, images)
+        mapped = self.map(h_s)
+        ce_s = functional.cross_entropy(z_s, labels, reduction="none")
+        ce_t = functional.cross_entropy(z_t, labels, reduction="none")
+        scale = (ce_s + ce_t).detach().clamp_min(LEAST)
+        loss_t = _divergence(z_s, z_t) + (h_t - mapped.detach()).square().mean(1)
+        loss_s = _divergence(z_t, z_s) + (h_t.detach() - mapped).square().mean(1)
+        total: Tensor = ce_t + ce_s + (loss_t + loss_s) / scale
+        return total
+
+
+def teacher_of(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network like `net` with the teacher's weights; `net`'s own where `state` has none."""
+    teacher = copy.deepcopy(net)
+    teacher.zero_grad(set_to_none=True)
+    own = {k.removeprefix(TEACHER): v for k, v in state.items() if k.startswith(TEACHER)}
+    if own:
+        teacher.load_state_dict(own)
+    return teacher
+
+
+def _divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(p_target‖p) of each example, in which the target is a constant."""
+    p = target.detach().log_softmax(1)
+    each = functional.kl_div(logits.log_softmax(1), p, reduction="none", log_target=True)
+    return each.sum(1)
+
+
+def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the last linear layer, shape (B, width), and the logits."""
+    caught: list[Tensor] = []
+    handle = _last_linear(net).register_forward_pre_hook(
+        lambda _layer, inputs: caught.append(inputs[0])
+    )
+    try:
+        logits: Tensor = net(images)
+    finally:
+        handle.remove()
+    return caught[-1].flatten(1), logits
+
+
+def _last_linear(net: nn.Module) -> nn.Linear:
+    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise StudyError(
+            "fedmic compares what enters the last linear layer, and the model has none; use a "
+            "model that ends in one."
+        )
+    return linear[-1]

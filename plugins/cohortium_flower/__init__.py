@@ -1,0 +1,59 @@
+"""Real hospitals over Flower: messages travel through its SuperLink and SuperNodes.
+
+Flower carries bytes and starts processes; the rounds, the privacy and the aggregation are
+Cohortium's own and the same as under any engine.  `server_app` and `client_app` hold what a Flower
+app names as its components; `docs/deploy.md` says how to set it up.
+
+Needs the extra: `pip install 'cohortium[flower]'`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import ge, gt
+
+from cohortium.plugin import Engine, Offer, StudyError, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.plugin import Exchange, SiteId, SiteRecipe
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class Flower:
+    """Hospitals that answer through Flower's SuperNodes.
+
+    Attributes:
+        gathering: Seconds for which sites are waited for before the run.
+        poll: Seconds between looks for replies.
+    """
+
+    gathering: float = field(default=120.0, validator=ge(0))
+    poll: float = field(default=0.5, validator=gt(0))
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        """Refuse: the coordinator of a deployment is started by Flower.
+
+        Raises:
+            StudyError: Always; the sentence says how to start it.
+        """
+        if sites is not None:
+            raise StudyError(
+                "the engine 'flower' reaches real hospitals and cannot simulate them; declare "
+                "[data] in place of [dataset] and [partitioner], or take the engine 'inline'."
+            )
+        raise StudyError(
+            "the engine 'flower' works inside a Flower ServerApp: start the study with `flwr run`, "
+            "as docs/deploy.md says."
+        )
+
+
+@hookimpl
+def cohortium_engines() -> list[Offer[Engine]]:
+    """Offer `flower`."""
+    return [Offer("flower", Flower, "Hospitals, each behind a Flower SuperNode.")]

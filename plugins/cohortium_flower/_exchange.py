@@ -1,0 +1,206 @@
+"""The engine at work inside a ServerApp: sites found among Flower's nodes, and messages carried."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+from flwr.app import Message, MessageType
+
+from cohortium.plugin import (
+    Directory,
+    MessageError,
+    Present,
+    RollCall,
+    StudyError,
+    decode,
+    encode,
+)
+from cohortium_flower import Flower
+from cohortium_flower._records import packed, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from flwr.serverapp import Grid
+
+    from cohortium.plugin import Engine, SiteId, SiteRecipe
+
+NodeId = int
+"""A Flower node."""
+
+ROLL_CALL = 60.0
+"""Seconds in which a node must say which site it is."""
+
+LIVELINESS = 5.0
+"""Seconds between looks at which nodes Flower still believes to be there."""
+
+
+@frozen
+class AtWork:
+    """The engine of one run, inside its ServerApp."""
+
+    terms: Flower
+    directory: Directory | None
+    grid: Grid
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def of(cls, engine: Engine, directory: str, grid: Grid) -> AtWork:
+        """What the study's own engine and directory come to here."""
+        terms = engine if isinstance(engine, Flower) else Flower()
+        return cls(terms, Directory.read(Path(directory)) if directory else None, grid)
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> FlowerExchange:
+        """Get ready; the sites are found when the first of them are asked.
+
+        Raises:
+            StudyError: The sites are simulated.
+        """
+        if sites is not None:
+            raise StudyError("the engine 'flower' cannot simulate sites.")
+        return FlowerExchange(self)
+
+
+@define(eq=False)
+class FlowerExchange:
+    """Carries messages to the nodes that are sites.
+
+    Guarantees:
+        A node is a site because its own site process says so.  Where the study has a directory,
+        the site's key has signed that for a challenge drawn for this node; a node whose claim is
+        not signed so is nobody.  A number that two nodes claim at once is an error, before anything
+        is sent to either; a node that has a number keeps it for as long as Flower believes it to
+        be there.
+        A site has one reply to a request, or none: what comes after the deadline is not looked at.
+        Without a deadline a site is waited for as long as Flower believes its node to be there.
+    """
+
+    engine: AtWork
+    nodes: dict[SiteId, NodeId] = field(factory=dict)
+    _called: set[NodeId] = field(factory=set)
+    _heard: set[NodeId] = field(factory=set)
+
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+    ) -> Iterator[tuple[SiteId, bytes]]:
+        """Send to every site that is there, and yield what comes before the deadline."""
+        if not each:
+            return
+        self._gather(each)
+        there = {self.nodes[site]: site for site in each if site in self.nodes}
+        contents = {node: {"common": common, "own": each[site]} for node, site in there.items()}
+        for node, reply in self._ask(contents, within=deadline):
+            yield there[node], reply
+
+    def close(self) -> None:
+        """Forget the nodes; Flower keeps the connections."""
+        self.nodes = {}
+        self._called, self._heard = set(), set()
+
+    def _gather(self, wanted: Mapping[SiteId, bytes]) -> None:
+        """Find the sites that are wanted; wait for them if it is the first time.
+
+        A node is asked once, but that one which was silent is asked again while sites are waited
+        for.  Later on only nodes that are new are asked: a site may have come back behind another.
+        """
+        engine, is_first = self.engine, not self._called
+        until = engine.clock() + (engine.terms.gathering if is_first else 0.0)
+        while True:
+            alive = {*engine.grid.get_node_ids()}
+            self.nodes = {site: node for site, node in self.nodes.items() if node in alive}
+            if all(site in self.nodes for site in wanted):
+                return
+            left = until - engine.clock()
+            strangers = alive - (self._heard if left > 0 else self._called)
+            if strangers:
+                self._call(strangers, within=max(left, ROLL_CALL))
+            elif left <= 0:
+                return
+            engine.sleep(engine.terms.poll)
+
+    def _call(self, nodes: set[NodeId], *, within: float) -> None:
+        """Have nodes say which sites they are.
+
+        Raises:
+            StudyError: Two say the same.
+        """
+        self._called |= nodes
+        challenges = {node: secrets.token_bytes(32) for node in sorted(nodes)}
+        contents = {
+            node: {"common": encode(RollCall(challenge)), "own": b""}
+            for node, challenge in challenges.items()
+        }
+        for node, reply in self._ask(contents, within=within):
+            self._heard.add(node)
+            site = self._believed(node, reply, challenges[node])
+            if site is None:
+                continue
+            if self.nodes.setdefault(site, node) != node:
+                raise StudyError(
+                    f"the Flower nodes {self.nodes[site]} and {node} both say that they are site "
+                    f"{site}; see which hospital has the wrong number, or the other's key."
+                )
+
+    def _believed(self, node: NodeId, reply: bytes, challenge: bytes) -> SiteId | None:
+        """The site that a node has shown itself to be, or None."""
+        try:
+            present = decode(reply, Present, limit=1 << 10)
+        except MessageError as error:
+            _log(f"node {node} says nothing of which site it is: {error}")
+            return None
+        directory, text = self.engine.directory, Present.statement(challenge, present.site)
+        if directory and not directory.verify(present.site, present.signature, text):
+            _log(f"node {node} says that it is site {present.site}, and has not that site's key.")
+            return None
+        return present.site
+
+    def _ask(
+        self, contents: Mapping[NodeId, Mapping[str, bytes]], *, within: float | None
+    ) -> Iterator[tuple[NodeId, bytes]]:
+        """Send each node its parts; yield the replies that come in time."""
+        grid, clock = self.engine.grid, self.engine.clock
+        until = math.inf if within is None else clock() + within
+        messages = [
+            Message(packed(parts), node, MessageType.QUERY, ttl=within)
+            for node, parts in contents.items()
+        ]
+        pushed = zip(grid.push_messages(messages), contents, strict=False)
+        waiting = {name: node for name, node in pushed if name}
+        look = clock() + LIVELINESS
+        while waiting and clock() < until:
+            for reply in grid.pull_messages([*waiting]):
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                answer = None if node is None else _bytes_of(node, reply)
+                if node is not None and answer is not None:
+                    yield node, answer
+            if clock() >= look:
+                alive, look = {*grid.get_node_ids()}, clock() + LIVELINESS
+                waiting = {name: node for name, node in waiting.items() if node in alive}
+            if waiting:
+                self.engine.sleep(self.engine.terms.poll)
+        for node in waiting.values():
+            _log(f"node {node} has not answered in time.")
+
+
+def _bytes_of(node: NodeId, reply: Message) -> bytes | None:
+    if reply.has_error():
+        _log(f"node {node}: {reply.error.reason}")
+        return None
+    try:
+        (answer,) = unpacked(reply.content, "reply")
+    except MessageError as error:
+        _log(f"node {node}: {error}")
+        return None
+    return answer
+
+
+def _log(sentence: str) -> None:
+    shown = "".join(letter if letter.isprintable() else "?" for letter in sentence)
+    logging.getLogger("flwr").warning("cohortium: %s", shown)

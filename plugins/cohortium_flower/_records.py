@@ -1,0 +1,37 @@
+"""Cohortium's bytes in Flower's records, and out of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord, RecordDict
+
+from cohortium.plugin import MessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEY = "bytes"
+
+
+def packed(parts: Mapping[str, bytes]) -> RecordDict:
+    """A record for each part: Flower keeps equal records once, however many nodes get them."""
+    return RecordDict({name: ConfigRecord({KEY: part}) for name, part in parts.items()})
+
+
+def unpacked(content: RecordDict, *names: str) -> list[bytes]:
+    """The parts called `names`.
+
+    Raises:
+        MessageError: There are others, or one is missing or no bytes.
+    """
+    records = content.config_records
+    if {*content} != {*names} or {*records} != {*names}:
+        raise MessageError(f"a Flower message holds other records than {' and '.join(names)}.")
+    parts = [records[name].get(KEY) for name in names]
+    if any(len(records[name]) != 1 for name in names):
+        raise MessageError("a record of a Flower message holds more than bytes.")
+    found = [part for part in parts if isinstance(part, bytes)]
+    if len(found) != len(names):
+        raise MessageError("a record of a Flower message holds no bytes.")
+    return found

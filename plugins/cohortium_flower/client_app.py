@@ -1,0 +1,67 @@
+"""The ClientApp: it hands a message to the hospital's site process, and the reply back.
+
+Flower starts it afresh for every message.  It holds no data, no key and no state, and looks at
+nothing.  The SuperNode is told where the site listens:
+
+    flower-supernode … --node-config 'socket="/run/cohortium/site.sock" user="cohortium"'
+
+`socket` is the path of the site's socket; `user` the operating system's user that the site runs
+as (default: the SuperNode's own); `patience` for how many seconds a site that restarts is waited
+for (default 60).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Error, Message
+from flwr.clientapp import ClientApp
+
+from cohortium.plugin import CohortiumError, StudyError, ask_site
+from cohortium_flower._records import packed, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flwr.app import Context, UserConfigValue
+
+PATIENCE = 60.0
+"""Seconds for which a site that restarts is waited for."""
+
+ABSENT = Error(2, "the hospital's site process does not answer; its own log says why.")
+
+app = ClientApp()
+
+
+@app.query()
+def hand_over(message: Message, context: Context) -> Message:
+    """Ask the site process, and reply with its bytes.
+
+    Guarantees:
+        What leaves is what the site said.  A failure of this machine is told as such, without a
+        path or a cause; these go to the SuperNode's log.
+    """
+    try:
+        common, own = unpacked(message.content, "common", "own")
+        path, user, patience = _site(context.node_config)
+        reply = ask_site(path, common, own, user=user, patience=patience)
+    except CohortiumError as error:
+        logging.getLogger("flwr").warning("cohortium: %s", error)
+        return Message(ABSENT, reply_to=message)
+    return Message(packed({"reply": reply}), reply_to=message)
+
+
+def _site(config: Mapping[str, UserConfigValue]) -> tuple[Path, int, float]:
+    """Where the site listens, as whom, and how long to wait for it."""
+    socket, user = config.get("socket"), config.get("user", "")
+    if not isinstance(socket, str) or not isinstance(user, str):
+        raise StudyError("--node-config must name the site's socket, as in 'socket=\"/…\"'.")
+    try:
+        number = pwd.getpwnam(user).pw_uid if user else os.getuid()
+    except KeyError:
+        raise StudyError(f"--node-config: this machine has no user '{user}'.") from None
+    return Path(socket), number, float(config.get("patience", PATIENCE))

@@ -1,0 +1,55 @@
+"""The ServerApp: it runs a study's rounds where Flower's SuperLink is.
+
+A run's configuration names, as paths on that machine:
+
+    flwr run . --run-config 'study="/srv/study/study.toml" out="/srv/study/runs/first"'
+
+With `dry-run=true` the hospitals are only asked whether they would take part.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.serverapp import ServerApp
+
+from cohortium.plugin import CohortiumError, StudyError, lead
+from cohortium_flower._exchange import AtWork
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+    from flwr.serverapp import Grid
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Lead the study that the run's configuration names.
+
+    Raises:
+        RuntimeError: It could not be run, or failed; the sentence says why.
+    """
+    log = logging.getLogger("flwr")
+    try:
+        config = context.run_config
+        study, out = config.get("study"), config.get("out", "")
+        dry = bool(config.get("dry-run", False))
+        if not isinstance(study, str) or not isinstance(out, str) or not (out or dry):
+            raise StudyError("the run's configuration must name a study file and a folder out.")
+        found = lead(
+            Path(study),
+            lambda federation: AtWork.of(federation.engine, federation.directory, grid),
+            out=Path(out),
+            muster_only=dry,
+        )
+    except CohortiumError as error:
+        raise RuntimeError(f"cohortium: {error}") from None
+    if isinstance(found, tuple):
+        for warning in found:
+            log.warning("%s", warning)
+        log.info("cohortium: every site takes part")
+    else:
+        log.info("cohortium: done; %s", found)

@@ -1,0 +1,143 @@
+"""The driver's side: a connection, and exchanges with the workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from attrs import define, field
+
+from cohortium.plugin import StudyError
+from cohortium_ray._crew import AT_ONCE, Crew
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cohortium.plugin import SiteId, SiteRecipe
+    from cohortium_ray import Ray
+
+
+@define(eq=False)
+class RayExchange:
+    """Workers that keep their sites over the run.
+
+    Attributes:
+        crews: The workers, each with its sites.
+        is_own: Whether the connection was made for this run.
+    """
+
+    crews: list[Crew]
+    is_own: bool
+    _count: int = field(default=0, init=False)
+
+    @classmethod
+    def opened(cls, engine: Ray, sites: Mapping[SiteId, SiteRecipe]) -> RayExchange:
+        """Connect, deal the sites to workers in turn, and wait until they are made."""
+        import torch
+
+        threads = torch.get_num_threads()
+        is_own = not ray.is_initialized()
+        if is_own:
+            _connect(engine.address, engine.workers * threads)
+        exchange = cls([], is_own)
+        try:
+            count = min(_workers(engine.workers, threads), len(sites))
+            options = {"num_cpus": threads, "num_gpus": engine.gpus, "max_restarts": 0}
+            dealt = [dict(list(sites.items())[place::count]) for place in range(count)]
+            exchange.crews = [Crew(hand, options, threads) for hand in dealt]
+            for crew in exchange.crews:
+                crew.hire()
+            for crew in exchange.crews:
+                crew.result()
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
+
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+    ) -> Iterator[tuple[SiteId, bytes]]:
+        """Workers side by side, the sites of one in turn; replies as they come."""
+        self._count += 1
+        exchange, shared = self._count, ray.put(common)
+        crews = [crew for crew in self.crews if crew.recipes.keys() & each.keys()]
+        patience = float("inf") if deadline is None else deadline
+
+        def hand(crew: Crew) -> None:
+            """The next request, or the wait for a worker that is still busy."""
+            crew.due = time.monotonic() + patience
+            if crew.busy is None and crew.waiting:
+                crew.hand(exchange, shared, most=AT_ONCE if deadline is None else 1)
+
+        for crew in crews:
+            crew.waiting = {site: each[site] for site in crew.recipes if site in each}
+            crew.hire()
+            hand(crew)
+        try:
+            while crews := [crew for crew in crews if crew.waiting]:
+                done = _first(crews)
+                if done is not None:
+                    replies = done.result()
+                    # Its next request is out before these are dealt with.
+                    hand(done)
+                    yield from replies
+                for crew in crews:
+                    if crew.waiting and time.monotonic() >= crew.due:
+                        crew.give_up()
+                        hand(crew)
+        finally:
+            for crew in crews:
+                crew.waiting, crew.handed = {}, ()
+
+    def close(self) -> None:
+        """End the workers, and the cluster if it was started for them."""
+        crews, self.crews = self.crews, []
+        for crew in crews:
+            crew.dismiss()
+        if self.is_own:
+            self.is_own = False
+            ray.shutdown()
+
+
+def _first(crews: list[Crew]) -> Crew | None:
+    """The first that is done with what it does; None if one is late before."""
+    left = min(crew.due for crew in crews) - time.monotonic()
+    timeout = None if left == float("inf") else max(0.0, left)
+    done, _ = ray.wait([crew.busy for crew in crews], num_returns=1, timeout=timeout)
+    return next((crew for crew in crews if crew.busy in done), None)
+
+
+def _connect(address: str, processors: int) -> None:
+    """Join the cluster at `address`, or start one here with `processors`, or all that there are.
+
+    Raises:
+        StudyError: There is none.
+    """
+    terms: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Whoever reaches its ports can run code: no other machine is to.
+        terms |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        terms["num_cpus"] = max(processors, os.cpu_count() or 1)
+    try:
+        ray.init(address=address, **terms)
+    except Exception as error:  # Ray raises just that where a cluster does not come up in time
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise StudyError(f"engine 'ray': no cluster at '{address}': {reason}.") from error
+
+
+def _workers(wanted: int, threads: int) -> int:
+    """How many workers of `threads` threads there will be."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    processors = int(resources.get("CPU", 0))
+    most = processors // threads
+    if most < max(wanted, 1):
+        raise StudyError(
+            f"engine 'ray': the cluster has {processors} processors, and {max(wanted, 1)} workers "
+            f"of {threads} threads need {max(wanted, 1) * threads}; lower [engine] workers or "
+            "[federation] threads."
+        )
+    return wanted or most

@@ -1,0 +1,57 @@
+"""What runs in a process of the cluster."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cohortium.plugin import OpenSite, SiteId, SiteRecipe
+
+TOGETHER = 1 << 20
+"""Bytes of replies that are sent as one; a larger reply goes alone."""
+
+
+class Worker:
+    """Some of the sites, which share one resident network and take turns."""
+
+    def __init__(self, threads: int, path: Sequence[str]) -> None:
+        """Compute with `threads` threads of torch, if at all, and import what is on `path`."""
+        sys.path += [place for place in path if place not in sys.path]
+        self._threads = threads
+        self._sites: dict[SiteId, OpenSite] = {}
+        self._exchange = -1
+        self._common = b""
+
+    def open(self, recipes: Mapping[SiteId, SiteRecipe]) -> None:
+        """Make sites."""
+        for site, recipe in recipes.items():
+            self._sites[site] = recipe.open(beside=next(iter(self._sites.values()), None))
+        # Sites that compute have loaded it; for others its seconds are not spent.
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(self._threads)
+
+    def answer(
+        self, exchange: int, common: Sequence[Any], each: Mapping[SiteId, bytes]
+    ) -> list[tuple[SiteId, bytes]]:
+        """The replies of the first of the sites in `each`, as many as are sent together.
+
+        Args:
+            exchange: Its number.  What the sites have in common in it is fetched once.
+            common: A reference to that.
+            each: For one site each.
+        """
+        if exchange != self._exchange:
+            (self._common,) = ray.get(list(common))
+            self._exchange = exchange
+        replies, size = list[tuple["SiteId", bytes]](), 0
+        for site, own in each.items():
+            replies.append((site, self._sites[site].answer(self._common, own)))
+            size += len(replies[-1][1])
+            if size >= TOGETHER:
+                break
+        return replies

@@ -1,0 +1,52 @@
+"""ResNet-9 with BatchNorm and max-pooling: what `dpresnet` was made from, to compare it with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+from attrs.validators import ge, in_
+
+from cohortium.plugin import DataSpec, Model, Offer, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class ResNet9:
+    """The ResNet-9 of fast CIFAR-10 training (Page 2018), 6.6 M parameters at width 64.
+
+    A stem, a wider block, a residual pair, twice; convolutions of 3×3 without bias, each followed
+    by a norm and a ReLU, and 2×2 max-pooling wherever the width doubles.
+
+    Attributes:
+        width: Channels of the first convolution; the last has eight times as many.
+        norm: "batch" keeps statistics over examples, which example-level privacy refuses;
+            "group" is the same network without them, to tell the two changes of `dpresnet` apart.
+    """
+
+    width: int = field(default=64, validator=ge(1))
+    norm: Literal["batch", "group"] = field(default="batch", validator=in_(("batch", "group")))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Intensities from [0, 1] to [-1, 1], by public constants."""
+        return images.sub(0.5).div_(0.5)
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        """The network with torch's default initialisation, drawn from `seed`."""
+        import torch
+
+        from cohortium_resnet9._network import Network
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Network(spec.channels, len(spec.classes), self.width, self.norm)
+
+
+@hookimpl
+def cohortium_models() -> list[Offer[Model]]:
+    """Offer `resnet9`."""
+    return [Offer("resnet9", ResNet9, "ResNet-9 with BatchNorm and max-pooling.")]

@@ -1,0 +1,258 @@
+"""The channel to a site process: strict frames, bounded, and for the right users alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import define, field
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cohortium import channel
+from cohortium.channel import CALL, LARGEST, REPLY, Door, ask, peer
+from cohortium.errors import MessageError, RunError, StudyError
+
+
+@define(eq=False)
+class Echo:
+    """A door behind which everything is said back, with its lengths."""
+
+    path: Path
+    users: set[int] = field(factory=lambda: {os.getuid()})
+    told: list[str] = field(factory=list)
+    heard: int = 0
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        self.heard += 1
+        return struct.pack(">2Q", len(common), len(own)) + common + own
+
+
+def said(common: bytes, own: bytes) -> bytes:
+    return struct.pack(">2Q", len(common), len(own)) + common + own
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Iterator[Echo]:
+    yield from served(Echo(tmp_path / "s"))
+
+
+def served(echo: Echo) -> Iterator[Echo]:
+    door = Door(echo.path, echo.answer, echo.users, tell=echo.told.append)
+    with door.open() as listener:
+        thread = threading.Thread(target=door.serve, args=(listener,))
+        thread.start()
+        yield echo
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(common=st.binary(max_size=300), own=st.binary(max_size=300))
+def test_parts_arrive_as_they_were_sent(echo: Echo, common: bytes, own: bytes) -> None:
+    assert ask(echo.path, common, own) == said(common, own)
+
+
+def test_large_parts_arrive(echo: Echo) -> None:
+    large = os.urandom(5 << 20)
+    assert ask(echo.path, large, b"own") == said(large, b"own")
+
+
+def test_many_callers_are_answered_one_at_a_time(echo: Echo) -> None:
+    replies: dict[int, bytes] = {}
+
+    def call(n: int) -> None:
+        replies[n] = ask(echo.path, b"%d" % n, b"")
+
+    callers = [threading.Thread(target=call, args=(n,)) for n in range(10)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert replies == {n: said(b"%d" % n, b"") for n in range(10)}
+
+
+def raw(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(path))
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other end hangs up without a word."""
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"GET / HTTP/1.1\r\nHost: hospital\r\n\r\n",
+        CALL[:-1] + b"2" + bytes(16),
+        REPLY + bytes(16),
+        CALL + struct.pack(">2Q", LARGEST + 1, 0),
+        CALL + struct.pack(">2Q", 2**64 - 1, 2**64 - 1),
+    ],
+)
+def test_what_is_no_frame_is_cut_off_unanswered(echo: Echo, frame: bytes) -> None:
+    with raw(echo.path) as connection:
+        connection.sendall(frame)
+        assert ended(connection)
+    assert echo.heard == 0
+    assert ask(echo.path, b"still", b"there") == said(b"still", b"there")
+    assert any("cut off" in sentence for sentence in echo.told)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 8, 20, 24, 30])
+def test_a_caller_that_goes_away_harms_nobody(echo: Echo, cut: int) -> None:
+    frame = CALL + struct.pack(">2Q", 8, 8) + bytes(16)
+    with raw(echo.path) as connection:
+        connection.sendall(frame[:cut])
+    assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
+    assert echo.heard == 1
+
+
+def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
+    with raw(echo.path) as connection:
+        connection.sendall(CALL + struct.pack(">2Q", LARGEST, LARGEST) + b"a little")
+        assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
+
+
+def test_a_caller_that_stalls_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "PATIENCE", 0.05)
+    for echo in served(Echo(tmp_path / "s")):
+        with raw(echo.path) as connection:
+            connection.sendall(CALL + b"\0")
+            assert ended(connection)
+
+
+def test_callers_beyond_the_places_are_turned_away(echo: Echo) -> None:
+    idle = [raw(echo.path) for _ in range(channel.MOST_CALLERS + 4)]
+    try:
+        with pytest.raises(RunError, match="does not answer"):
+            ask(echo.path, b"x", b"y")
+    finally:
+        for connection in idle:
+            connection.close()
+    assert ask(echo.path, b"x", b"y", patience=20) == said(b"x", b"y")
+
+
+def test_another_user_is_not_heard(tmp_path: Path) -> None:
+    stranger = os.getuid() + 1
+    for echo in served(Echo(tmp_path / "s", users={stranger})):
+        with pytest.raises(RunError, match="does not answer"):
+            ask(echo.path, b"x", b"y")
+        assert echo.heard == 0
+        assert echo.told == [f"user {os.getuid()} of this machine tried to speak to the site."]
+
+
+def test_nothing_is_sent_to_a_socket_of_another_user(echo: Echo) -> None:
+    with pytest.raises(RunError, match="belongs to another user"):
+        ask(echo.path, b"secret", b"", user=os.getuid() + 1)
+    assert echo.heard == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or os.getuid() != 0, reason="needs to become another")
+def test_the_system_says_who_calls(tmp_path: Path) -> None:
+    nobody = 65534
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_mode & 0o001 == 0:
+            pytest.skip("the folder cannot be reached by others")
+    for echo in served(Echo(tmp_path / "s", users={0, nobody + 1})):
+        child = os.fork()
+        if child == 0:
+            os.setuid(nobody)
+            try:
+                ask(echo.path, b"x", b"y", user=0)
+            except RunError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert echo.heard == 0
+
+
+def test_the_socket_is_for_its_owner_and_goes_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for _ in served(Echo(path)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+
+
+def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    for echo in served(Echo(path)):
+        assert ask(path, b"x", b"y") == said(b"x", b"y")
+        with (
+            pytest.raises(StudyError, match="a process listens at"),
+            Door(path, echo.answer, {0}).open(),
+        ):
+            pass
+
+
+def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(StudyError, match="is no socket"), Door(path, said, {0}).open():
+        pass
+    assert path.read_text() == "precious"
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StudyError, match="cannot listen at"),
+        Door(tmp_path / "no" / "s", said, {0}).open(),
+    ):
+        pass
+
+
+def test_a_site_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not answer: No such file"):
+        ask(tmp_path / "s", b"", b"")
+
+
+def test_a_site_that_comes_back_is_asked_again(tmp_path: Path) -> None:
+    path, replies = tmp_path / "s", list[bytes]()
+    caller = threading.Thread(target=lambda: replies.append(ask(path, b"x", b"y", patience=60)))
+    caller.start()
+    for _ in served(Echo(path)):
+        caller.join()
+    assert replies == [said(b"x", b"y")]
+
+
+def test_a_site_that_says_what_is_no_frame(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as liar:
+        liar.bind(str(path))
+        liar.listen()
+
+        def lie() -> None:
+            connection, _ = liar.accept()
+            with connection:
+                call = 0
+                while call < len(CALL) + 16 + 2:
+                    call += len(connection.recv(100))
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        thread = threading.Thread(target=lie)
+        thread.start()
+        with pytest.raises(MessageError, match="does not begin as a frame"):
+            ask(path, b"x", b"y")
+        thread.join()
+
+
+def test_the_peer_of_a_pair_is_this_user() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        assert peer(one) == peer(other) == os.getuid()

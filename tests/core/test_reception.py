@@ -1,0 +1,511 @@
+"""A hospital's reception: what it takes part in, what it refuses, and what it never says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from attrs import define, evolve, field
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bed import Squares, tiny
+from cohortium import Federation, dealing, study, tables
+from cohortium.admission import MOST_THREADS
+from cohortium.errors import RefusalError, StudyError
+from cohortium.hospital import Hospital
+from cohortium.invitations import invitation_of, muster, versions_of
+from cohortium.journal import FileJournal
+from cohortium.messages import Message, decode_either, encode
+from cohortium.reception import IDLE, MOST_RUNS, Reception
+from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Request, RollCall
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+
+SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
+"""What no message may hold: where a hospital keeps things."""
+
+
+def simulation(**changes: Any) -> Federation:
+    parts: dict[str, Any] = {
+        "privatizer": Gaussian(epsilon=6.0, delta=1e-3),
+        "trainer": FedSGD(sampling_rate=1.0),
+        "sites": 3,
+        "rounds": 2,
+    }
+    return tiny(**(parts | changes))
+
+
+@pytest.fixture(scope="module")
+def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dealt") / "reh"
+    dealing.deal(simulation().prepare(), folder, engine="inline")
+    return folder
+
+
+@pytest.fixture
+def place(dealt: Path, tmp_path: Path) -> Path:
+    """A copy of hospital 1 that a test may spoil."""
+    own = tmp_path / "site-1"
+    own.mkdir()
+    for path in (dealt / "site-1").iterdir():
+        if path.is_file():
+            (own / path.name).write_bytes(path.read_bytes())
+            (own / path.name).chmod(0o600)
+    return own
+
+
+@define(eq=False)
+class Ward:
+    """A hospital at work, and what it told its own people."""
+
+    folder: Path
+    told: list[str] = field(factory=list)
+    now: float = 0.0
+    reception: Reception = field(init=False)
+    journal: FileJournal = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        hospital = Hospital.read(self.folder / "site.toml")
+        self.journal = hospital.open_journal()
+        self.reception = Reception(
+            hospital, self.journal, tell=self.told.append, clock=lambda: self.now
+        )
+
+    def hears(self, message: Message | bytes, own: bytes = b"") -> Any:
+        data = message if isinstance(message, bytes) else encode(message)
+        reply = self.reception.answer(data, own)
+        for word in SECRET_WORDS:
+            assert word.encode() not in reply
+        return decode_either(reply, Acceptance, Refusal, Reply, Present)
+
+
+@pytest.fixture
+def ward(place: Path) -> Iterator[Ward]:
+    made = Ward(place)
+    yield made
+    made.journal.close()
+
+
+def policy(folder: Path, **floors: Any) -> None:
+    """Change the policy of a hospital."""
+    path = folder / "site.toml"
+    file = tables.read(path, what="the site file")
+    file["policy"] |= floors
+    path.write_text(tomli_w.dumps(file))
+
+
+@pytest.fixture(scope="module")
+def invitation(dealt: Path) -> Invitation:
+    return invitation_of(study.read(dealt / "study.toml").prepare())
+
+
+def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitation:
+    """An invitation to a study with other tables; None takes one away."""
+    shared = tables.loads(invitation.study, where="test")
+    for name, values in changes.items():
+        if values is None:
+            del shared[name]
+        else:
+            shared[name] = {**shared.get(name, {}), **values}
+    text = tomli_w.dumps(shared)
+    return Invitation(os.urandom(16), text, invitation.directory, invitation.versions)
+
+
+# --- Taking part ---------------------------------------------------------------------------------
+
+
+def test_a_hospital_says_who_it_is(ward: Ward, dealt: Path) -> None:
+    from cohortium.identity import Directory
+
+    challenge = os.urandom(32)
+    present = ward.hears(RollCall(challenge))
+    assert present.site == 1
+    directory = Directory.read(dealt / "directory.txt")
+    text = Present.statement(challenge, 1)
+    assert directory.verify(1, present.signature, text)
+    assert not directory.verify(1, present.signature, Present.statement(os.urandom(32), 1))
+    assert not directory.verify(2, present.signature, Present.statement(challenge, 2))
+
+
+def test_a_hospital_takes_part(ward: Ward, invitation: Invitation) -> None:
+    accepted = ward.hears(invitation)
+    assert accepted == Acceptance(invitation.session, 1, 0, {})
+    assert ward.hears(invitation) == accepted
+
+
+def test_a_whole_deployment_in_one_process_gives_the_simulation_s_weights(
+    tmp_path: Path,
+) -> None:
+    simulated = simulation(seeded_noise=True, threads=1, aggregator="secagg", sites=5)
+    dealing.deal(simulated.prepare(), tmp_path / "reh")
+    wards = {n: Ward(tmp_path / "reh" / f"site-{n}") for n in range(5)}
+
+    class Corridor:
+        def open(self, sites: object) -> Any:
+            assert sites is None
+            return self
+
+        def exchange(self, common: bytes, each: Any, deadline: object = None) -> Any:
+            for number, own in each.items():
+                yield number, wards[number].reception.answer(common, own)
+
+        def close(self) -> None:
+            for ward in wards.values():
+                ward.journal.close()
+
+    deployed = study.read(tmp_path / "reh" / "study.toml")
+    result = deployed.run(engine=Corridor())
+    assert result.weights_sha256 == simulated.run().weights_sha256
+    assert result.accuracy is not None
+    assert study.read(tmp_path / "reh" / "study.toml") == deployed
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+def sentence(ward: Ward, message: Message) -> tuple[str, str]:
+    refusal = ward.hears(message)
+    assert isinstance(refusal, Refusal), refusal
+    assert len(refusal.reason) <= 1000
+    return refusal.code, refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"dataset": {"name": "npz", "path": "/etc/shadow"}}, "tables", "table [dataset]"),
+        ({"engine": {"name": "inline"}}, "tables", "table [engine]"),
+        ({"partitioner": {"name": "iid"}}, "tables", "table [partitioner]"),
+        ({"federation": {"directory": "/etc/shadow"}}, "tables", "term directory"),
+        ({"federation": {"observers": ["events"]}}, "tables", "term observers"),
+        ({"model": None}, "tables", "no table [model]"),
+        ({"data": None}, "tables", "no table [data]"),
+        (
+            {"model": {"name": "module", "module": "os:system", "width": None}},
+            "policy.local",
+            "module = 'os:system', which names code",
+        ),
+        ({"model": {"name": "npz", "path": "/etc/passwd"}}, "plugins", "the model 'npz'"),
+        (
+            {"model": {"name": "descriptor", "centre": {"name": "npz", "path": "/etc/passwd"}}},
+            "policy.local",
+            "the dataset 'npz' path = '/etc/passwd'",
+        ),
+        ({"model": {"name": "no-such"}}, "plugins", "the model 'no-such'"),
+        ({"model": {"name": ["cnn"]}}, "plugins", "the model"),
+        ({"model": {"width": "wide"}}, "study", "width: expected int"),
+        ({"model": {"widht": 3}}, "study", "no such parameter"),
+        ({"federation": {"device": "meta"}}, "device", "device 'meta'"),
+        ({"federation": {"threads": MOST_THREADS + 1}}, "threads", "threads"),
+        ({"federation": {"sites": 1}}, "site", "no site 1"),
+        ({"data": {"height": 9}}, "data", "another shape or classes"),
+        ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
+        ({"data": {"patients": 3}}, "data", "patients"),
+        ({"privatizer": {"epsilon": 60.0}}, "policy.epsilon", "this site allows"),
+        (
+            {"federation": {"retries": 3}, "privatizer": {"epsilon": 9.0}},
+            "policy.epsilon",
+            "allows",
+        ),
+        ({"federation": {"seeded_noise": True}}, "policy.epsilon", "public seed"),
+    ],
+)
+def test_what_a_hospital_does_not_take_part_in(
+    ward: Ward, invitation: Invitation, changes: dict[str, Any], code: str, words: str
+) -> None:
+    if changes.get("model", {}) and "name" in changes["model"]:
+        bare = changed(invitation, model=None)
+        shared = tables.loads(bare.study, where="test")
+        model = {k: v for k, v in changes["model"].items() if v is not None}
+        text = tomli_w.dumps({**shared, "model": model})
+        message = evolved(bare, text)
+    else:
+        message = changed(invitation, **changes)
+    found, reason = sentence(ward, message)
+    assert found == code
+    assert words in reason
+    assert not list((ward.folder / "runs").glob("*"))
+
+
+def evolved(invitation: Invitation, text: str) -> Invitation:
+    shared = tables.loads(text, where="test")
+    try:
+        versions = versions_of(shared)
+    except RefusalError:
+        versions = invitation.versions
+    return Invitation(invitation.session, text, invitation.directory, versions)
+
+
+def test_a_study_without_privacy_is_refused(ward: Ward, invitation: Invitation) -> None:
+    bare = changed(invitation, privatizer=None)
+    text = bare.study + '\n[privatizer]\nname = "none"\n'
+    assert sentence(ward, evolved(bare, text))[0] == "policy.epsilon"
+
+
+def test_code_that_the_policy_names_may_be_used_and_no_other(
+    place: Path, invitation: Invitation
+) -> None:
+    policy(place, local=["bed:Net"])
+    ward = Ward(place)
+    try:
+        bare = changed(invitation, model=None)
+        for module, accepted in (("bed:Net", True), ("bed:tiny", False), ("subprocess:run", False)):
+            text = bare.study + f'\n[model]\nname = "module"\nmodule = "{module}"\n'
+            answer = ward.hears(evolved(changed(bare), text))
+            assert isinstance(answer, Acceptance) == accepted
+    finally:
+        ward.journal.close()
+
+
+def test_a_plugin_that_the_policy_does_not_name_is_not_even_made(
+    place: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cohortium_cnn
+
+    policy(place, plugins=["fedsgd", "gaussian", "plain", "descriptor"])
+    ward = Ward(place)
+
+    def made(self: object) -> None:
+        raise AssertionError("made")
+
+    monkeypatch.setattr(cohortium_cnn.CNN, "__attrs_post_init__", made, raising=False)
+    monkeypatch.setattr(cohortium_cnn.CNN, "build", made)
+    try:
+        code, reason = sentence(ward, invitation)
+        assert code == "policy.plugins"
+        assert "cnn" in reason
+        assert "descriptor" not in reason
+    finally:
+        ward.journal.close()
+
+
+def test_another_version_is_refused_or_told(ward: Ward, invitation: Invitation) -> None:
+    for name in ("cohortium", "plugin fedsgd"):
+        other = Invitation(
+            os.urandom(16), invitation.study, "", {**invitation.versions, name: "0.0.1"}
+        )
+        code, reason = sentence(ward, other)
+        assert code == "versions"
+        assert f"the coordinator has {name} 0.0.1" in reason
+    other = Invitation(os.urandom(16), invitation.study, "", {**invitation.versions, "torch": "1"})
+    assert ward.hears(other).versions == {"torch": invitation.versions["torch"]}
+
+
+def test_a_directory_that_is_not_the_pinned_one_is_refused(
+    place: Path, invitation: Invitation
+) -> None:
+    from cohortium.identity import Directory, Identity
+    from cohortium.plugin import Randomness
+
+    theirs = Directory(tuple(Identity.draw(Randomness.system()).public for _ in range(3)))
+    ward = Ward(place)
+    try:
+        message = Invitation(os.urandom(16), invitation.study, str(theirs), invitation.versions)
+        assert sentence(ward, message)[0] == "policy.directory"
+        garbage = Invitation(os.urandom(16), invitation.study, "hello", invitation.versions)
+        assert ward.hears(garbage).code == "site"
+    finally:
+        ward.journal.close()
+
+
+def test_the_hospital_s_own_trouble_stays_its_own(place: Path, invitation: Invitation) -> None:
+    ward = Ward(place)
+    try:
+        (place / "data.npz").write_bytes(b"garbage")
+        assert sentence(ward, invitation) == (
+            "site",
+            "the site's own files do not serve; its log says why.",
+        )
+        assert any("data.npz" in told for told in ward.told)
+    finally:
+        ward.journal.close()
+
+
+def test_a_ledger_that_has_gone_stops_it(place: Path, invitation: Invitation) -> None:
+    ward = Ward(place)
+    try:
+        (place / "ledger.sqlite").unlink()
+        assert sentence(ward, invitation)[0] == "ledger"
+        assert not (place / "ledger.sqlite").exists()
+    finally:
+        ward.journal.close()
+
+
+# --- Who else speaks -----------------------------------------------------------------------------
+
+
+def test_a_run_has_one_setting(ward: Ward, invitation: Invitation) -> None:
+    assert isinstance(ward.hears(invitation), Acceptance)
+    other = changed(invitation, federation={"rounds": 1})
+    same = Invitation(invitation.session, other.study, "", invitation.versions)
+    assert sentence(ward, same)[0] == "session"
+    ward.journal.close()
+    ward.restart()
+    assert sentence(ward, same)[0] == "session"
+    assert isinstance(ward.hears(invitation), Acceptance)
+
+
+def test_a_request_of_a_run_that_it_was_not_invited_to(ward: Ward) -> None:
+    code, reason = sentence(ward, Request(os.urandom(16), 0, 0, 0, b"", b""))
+    assert (code, reason) == ("session", "this site has not been invited to the run.")
+
+
+def test_coordinators_cannot_push_each_other_out(ward: Ward, invitation: Invitation) -> None:
+    def fresh() -> Invitation:
+        return Invitation(os.urandom(16), invitation.study, "", invitation.versions)
+
+    runs = [fresh() for _ in range(MOST_RUNS)]
+    for run in runs:
+        assert isinstance(ward.hears(run), Acceptance)
+    assert sentence(ward, fresh())[0] == "busy"
+    assert isinstance(ward.hears(runs[0]), Acceptance)
+    ward.now += IDLE
+    assert isinstance(ward.hears(fresh()), Acceptance)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
+)
+@given(common=st.binary(max_size=200), own=st.binary(max_size=50), cut=st.integers(0, 400))
+def test_hostile_bytes_are_answered_with_a_refusal(
+    ward: Ward, invitation: Invitation, common: bytes, own: bytes, cut: int
+) -> None:
+    whole = encode(invitation)
+    assert isinstance(ward.hears(common, own), Refusal)
+    assert isinstance(ward.hears(whole[: cut % len(whole)] + common, own), Refusal)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
+)
+@given(text=st.text(max_size=200))
+def test_hostile_studies_are_answered_with_a_refusal(
+    ward: Ward, invitation: Invitation, text: str
+) -> None:
+    for study_text in (text, invitation.study + text):
+        message = Invitation(os.urandom(16), study_text, "", invitation.versions)
+        answer = ward.hears(message)
+        assert isinstance(answer, Refusal) or study_text.strip() == invitation.study.strip()
+        ward.now += IDLE
+
+
+# --- A restart -----------------------------------------------------------------------------------
+
+
+def begun(ward: Ward, invitation: Invitation) -> tuple[bytes, bytes]:
+    """The first request of the run, and the hospital's answer."""
+    from cohortium.admission import Silent
+    from cohortium.coordinator import Coordinator
+
+    shared = tables.loads(invitation.study, where="test")
+    ready = study.build(shared, engine=Silent()).prepare()
+
+    setting = evolve(ready.setting, session=invitation.session)
+    coordinator = Coordinator(setting)
+    coordinator.open(0, 0, range(3))
+    requests = coordinator.requests()
+    assert isinstance(ward.hears(invitation), Acceptance)
+    return requests.common, ward.reception.answer(requests.common, requests.each[1])
+
+
+def test_after_a_restart_the_same_request_gets_the_same_bytes(
+    ward: Ward, invitation: Invitation
+) -> None:
+    request, reply = begun(ward, invitation)
+    assert isinstance(decode_either(reply, Reply, Refusal), Reply)
+    assert ward.reception.answer(request, b"") == reply
+    ward.journal.close()
+    ward.restart()
+    assert ward.reception.answer(request, b"") == reply
+    assert any("takes part again" in told for told in ward.told)
+
+
+def test_after_a_restart_an_attempt_is_not_made_twice(ward: Ward, invitation: Invitation) -> None:
+    request, reply = begun(ward, invitation)
+    folder = ward.folder / "runs" / invitation.session.hex()
+    (folder / "reply").unlink()  # as if the machine had gone down before it was kept
+    ward.journal.close()
+    ward.restart()
+    refusal = decode_either(ward.reception.answer(request, b""), Reply, Refusal)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "order"
+    assert reply
+
+
+# --- The coordinator's side ----------------------------------------------------------------------
+
+
+@define
+class Line:
+    """An exchange with given answers."""
+
+    answers: dict[int, bytes]
+
+    def exchange(self, common: bytes, each: Any, deadline: object = None) -> Iterator[Any]:
+        yield from self.answers.items()
+
+    def close(self) -> None: ...
+
+
+def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
+    ready = study.read(dealt / "study.toml").prepare()
+    session = ready.setting.session
+    answers = {
+        0: encode(Acceptance(session, 0, 0, {})),
+        1: encode(Refusal(0, 0, "data", "the site's have\x1b[31m another shape.")),
+    }
+    with pytest.raises(StudyError) as error:
+        muster(Line(answers), ready)
+    assert str(error.value) == (
+        "2 of 3 sites do not take part:\n"
+        "  site 1: the site's have?[31m another shape.\n"
+        "  site 2: no answer came."
+    )
+    lies = {
+        0: encode(Acceptance(os.urandom(16), 0, 0, {})),
+        1: encode(Acceptance(session, 2, 0, {})),
+        2: b"garbage",
+    }
+    with pytest.raises(StudyError, match="3 of 3"):
+        muster(Line(lies), ready)
+
+
+def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
+    ready = study.read(dealt / "study.toml").prepare()
+    session = ready.setting.session
+    answers = {
+        n: encode(Acceptance(session, n, 90, {"torch": "1\n2"} if n == 2 else {})) for n in range(3)
+    }
+    sizes, versions = muster(Line(answers), ready)
+    assert sizes.startswith("the sites declare 270 examples together, and the study 240:")
+    assert versions == "site 2 has torch 1?2: equal bits need equal versions."
+
+
+def test_a_deployment_deals_nothing() -> None:
+    spec = Squares().load().spec
+    for wrong, words in (
+        ({"data": spec}, "has no partitioner"),
+        ({"data": spec, "partitioner": None, "dataset": None, "directory": "x"}, None),
+        ({"dataset": None}, "a simulation needs a dataset"),
+        ({"directory": "x"}, "a simulation makes its own keys"),
+    ):
+        if words is None:
+            with pytest.raises(StudyError, match="directory of the sites' keys if, and only if"):
+                tiny(**wrong).prepare()
+        else:
+            with pytest.raises(StudyError, match=words):
+                tiny(**wrong)
+    ready = tiny(data=spec, partitioner=None, dataset=None).prepare()
+    assert ready.test is None
+    with pytest.raises(StudyError, match="data lie in the hospitals"):
+        _ = ready.splits
+    with pytest.raises(StudyError, match="no hospitals to ask"):
+        tiny().muster()

@@ -1,0 +1,184 @@
+"""Additive sharing: the bits of plain sums, what a share shows, and what a site refuses."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortium import Federation
+from cohortium.errors import MessageError, RefusalError, RunError, StudyError
+from cohortium.messages import decode, encode
+from cohortium.randomness import Randomness
+from cohortium.ring import Ring, RingVector
+from cohortium.vocabulary import Ask, Cohort, Member, SumSetting
+from cohortium_additive import Additive
+from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
+
+COHORT = Cohort(sites=4, size=4, examples=40, rounds=9)
+
+
+def setting(bits: int = 20, length: int = 40, cohort: Cohort = COHORT) -> SumSetting:
+    return SumSetting(session=bytes(16), ring=Ring(bits), length=length, cohort=cohort)
+
+
+class Sums:
+    """Four sites and a coordinator who keeps every message."""
+
+    def __init__(self, seed: int = 0, agreed: SumSetting | None = None) -> None:
+        self.setting = agreed or setting()
+        self.coordinator = Additive().coordinator(self.setting, Randomness.system())
+        secret = Randomness.simulated(seed)
+        self.sites = [
+            Additive().site(self.setting, Member(site=k, secret=secret.fork("site", k)))
+            for k in range(4)
+        ]
+        rng = np.random.default_rng(seed)
+        values = rng.integers(-1000, 1000, (4, self.setting.length))
+        self.vectors = [RingVector(self.setting.ring, self.setting.ring.of(v)) for v in values]
+        self.wanted = values.sum(0)
+
+    def answer(self, site: int, ask: Ask) -> bytes:
+        return self.sites[site].answer(ask, lambda: self.vectors[site])
+
+    def play(self, attempt: int = 0) -> list[dict[int, bytes]]:
+        self.coordinator.open(attempt, attempt, range(4))
+        seen = []
+        while asked := self.coordinator.requests():
+            replies = {}
+            for site, own in asked.each.items():
+                ask = Ask(round=attempt, attempt=attempt, common=asked.common, own=own)
+                replies[site] = self.answer(site, ask)
+                self.coordinator.receive(site, replies[site])
+            seen.append(replies)
+        return seen
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(13, 64), st.integers(0, 300))
+def test_the_sum_is_exact(seed: int, bits: int, length: int) -> None:
+    sums = Sums(seed, setting(bits, length))
+    sums.play()
+    total = sums.coordinator.total()
+    assert total.contributors == (0, 1, 2, 3)
+    assert np.array_equal(total.ring.signed(total.words), sums.wanted)
+
+
+def test_any_sums_but_all_say_nothing() -> None:
+    """What three of four sites send is uniform: over many attempts no bit of it is biased."""
+    sums = Sums()
+    attempts = 400
+    sent = [sums.play(attempt)[2] for attempt in range(attempts)]
+    unpack = sums.setting.ring.unpack
+    words = np.array([[unpack(replies[k], 40) for k in range(4)] for replies in sent])
+    for some in itertools.combinations(range(4), 3):
+        partial = words[:, some].astype(np.int64).sum(1) & 0xFFFFF
+        ones = (partial[..., None] >> np.arange(20)) & 1
+        share = ones.mean((0, 1))
+        assert np.abs(share - 0.5).max() < 5 * 0.5 / np.sqrt(attempts * 40)
+    whole = words.astype(np.int64).sum(1) & 0xFFFFF
+    assert (whole == whole[0]).all()
+
+
+def test_no_two_attempts_share_a_mask() -> None:
+    sums = Sums()
+    first, second = sums.play(0), sums.play(1)
+    for stage in range(3):
+        assert all(first[stage][k] != second[stage][k] for k in range(4))
+
+
+def test_a_study_gives_the_bits_of_plain_sums() -> None:
+    from cohortium_phantom import Phantom
+
+    def run(aggregator: str) -> str:
+        return (
+            Federation(
+                dataset=Phantom(examples=120, validation=0, test=20), model="cnn",
+                trainer="fedavg", privatizer="none", aggregator=aggregator,
+                sites=4, rounds=2, threads=1,
+            )
+            .run()
+            .weights_sha256
+        )  # fmt: skip
+
+    assert run("additive") == run("plain") == run("secagg")
+
+
+def test_one_lost_site_ends_the_attempt_with_the_remedy() -> None:
+    sums = Sums()
+    for lost_at in range(3):
+        sums.coordinator.open(lost_at, lost_at, range(4))
+        for stage in range(3):
+            asked = sums.coordinator.requests()
+            for site, own in asked.each.items():
+                ask = Ask(round=lost_at, attempt=lost_at, common=asked.common, own=own)
+                reply = sums.answer(site, ask)
+                if (stage, site) != (lost_at, 2):
+                    sums.coordinator.receive(site, reply)
+            if stage == lost_at:
+                break
+        assert not sums.coordinator.requests()
+        with pytest.raises(RunError, match=r"sites 2 did not answer.*use aggregator 'secagg'"):
+            sums.coordinator.total()
+    sums.play(5)
+    assert sums.coordinator.total().contributors == (0, 1, 2, 3)
+
+
+def test_sites_refuse_what_an_honest_coordinator_would_not_ask() -> None:
+    sums = Sums()
+    site = sums.sites[0]
+
+    def ask(message: object, own: bytes = b"", attempt: int = 0) -> bytes:
+        request = Ask(round=0, attempt=attempt, common=encode(message), own=own)  # type: ignore[arg-type]
+        return site.answer(request, lambda: sums.vectors[0])
+
+    def refused(code: str, *arguments: object) -> None:
+        with pytest.raises(RefusalError) as caught:
+            ask(*arguments)  # type: ignore[arg-type]
+        assert caught.value.code == code
+
+    refused("order", AskShares(sites=(0, 1), keys=(bytes(32), bytes(32))))
+    refused("order", AskSum(), encode(Shares(sealed=())))
+    key = decode(ask(AskKey()), Key).public
+    refused("order", AskKey())
+    others = tuple(
+        decode(
+            sums.sites[k].answer(
+                Ask(round=0, attempt=0, common=encode(AskKey()), own=b""), lambda: sums.vectors[0]
+            ),
+            Key,
+        ).public
+        for k in (1, 2, 3)
+    )
+    good = AskShares(sites=(0, 1, 2, 3), keys=(key, *others))
+    refused("keys", AskShares(sites=(0, 1, 2, 3), keys=(others[0], *others)))
+    refused("keys", AskShares(sites=(1, 2, 3), keys=others))
+    refused("too few", AskShares(sites=(0, 1), keys=(key, others[0])))
+    refused("small-order", AskShares(sites=(0, 1, 2, 3), keys=(key, bytes(32), *others[1:])))
+    refused("order", AskSum(), encode(Shares(sealed=(bytes(48),) * 3)))
+    for wrong in (
+        AskShares(sites=(0, 1, 1, 3), keys=(key, *others)),
+        AskShares(sites=(0, 1, 2, 3), keys=(key, *others[1:])),
+    ):
+        with pytest.raises(MessageError):
+            ask(wrong)
+    with pytest.raises(MessageError):
+        ask(good, b"more")
+    ask(good)
+    refused("order", good)
+    refused("sealed", AskSum(), encode(Shares(sealed=(bytes(48),) * 3)))
+    with pytest.raises(MessageError):
+        ask(AskSum(), encode(Shares(sealed=())))
+    refused("order", AskKey(), b"", -1)
+
+
+def test_what_it_cannot_hold_against_is_refused() -> None:
+    with pytest.raises(StudyError, match="secagg"):
+        Additive().secrecy(evolve(COHORT, adversary="active"))
+    with pytest.raises(StudyError, match="at least 5"):
+        Additive().secrecy(evolve(COHORT, colluding=3))
+    assert Additive().secrecy(COHORT).dropouts == 0
