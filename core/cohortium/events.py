@@ -161,6 +161,29 @@ class RoundFinished:
     seconds_aggregate: float
     phases: tuple[Phase, ...] = ()
 
+    def row(self) -> dict[str, float | int | None]:
+        """The numbers of it, always by the same names; see `History.rows`."""
+        scores = self.scores
+        return {
+            "round": self.round + 1,
+            "attempt": self.attempt + 1,
+            "accuracy": None if scores is None else scores.accuracy,
+            "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
+            "auc": None if scores is None else scores.auc,
+            "loss": None if scores is None else scores.loss,
+            "epsilon": None if self.spent is None else self.spent.epsilon,
+            "contributors": len(self.contributors),
+            "dropped": len(self.dropped),
+            "upload_bytes": self.upload_bytes_per_site,
+            "seconds_train": self.seconds_train,
+            "seconds_aggregate": self.seconds_aggregate,
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Those numbers that are known, beside the round itself: what a tracker draws."""
+        known = {name: value for name, value in self.row().items() if value is not None}
+        return {name: float(value) for name, value in known.items() if name != "round"}
+
 
 @frozen(kw_only=True)
 class RunFinished:

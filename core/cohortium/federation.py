@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import tomli_w
 from attrs import Factory, field, frozen
-from attrs.validators import ge, in_, lt
+from attrs.validators import ge, in_, le, lt
 
 from cohortium import composition
 from cohortium.catalog import discover
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from cohortium.preparation import Ready
     from cohortium.record import Result
 
+
+MOST_THREADS = 4096
+"""Beyond any machine; more would have OpenMP end the process rather than say so."""
 
 PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
@@ -156,7 +159,7 @@ class Federation:
     retries: int = field(default=0, validator=ge(0))
     deadline: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
     device: str = "cpu"
-    threads: int = field(default=0, validator=ge(0))
+    threads: int = field(default=0, validator=[ge(0), le(MOST_THREADS)])
     adversary: Adversary = field(
         default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
     )

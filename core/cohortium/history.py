@@ -31,29 +31,11 @@ class History(tuple[RoundFinished, ...]):
         `epsilon` is what all attempts so far promise, None without privacy.  `contributors` and
         `dropped` are numbers of sites, `upload_bytes` is the largest that one site sent.
         """
-        return [_row(event) for event in self]
+        return [event.row() for event in self]
 
     def _repr_html_(self) -> str:
         """For a notebook."""
         return html_table(self.rows())
-
-
-def _row(event: RoundFinished) -> dict[str, Cell]:
-    scores = event.scores
-    return {
-        "round": event.round + 1,
-        "attempt": event.attempt + 1,
-        "accuracy": None if scores is None else scores.accuracy,
-        "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
-        "auc": None if scores is None else scores.auc,
-        "loss": None if scores is None else scores.loss,
-        "epsilon": None if event.spent is None else event.spent.epsilon,
-        "contributors": len(event.contributors),
-        "dropped": len(event.dropped),
-        "upload_bytes": event.upload_bytes_per_site,
-        "seconds_train": event.seconds_train,
-        "seconds_aggregate": event.seconds_aggregate,
-    }
 
 
 def html_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -39,6 +39,10 @@ def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
     return 1.0
 
 
+MOST = 3.4e38
+"""About the greatest `float32`."""
+
+
 def make_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],
@@ -68,8 +72,15 @@ def make_optimizer(
     kind = kinds.get(name.lower())
     if kind is None:
         raise StudyError(f"torch.optim has no optimizer '{name}'; {near(name.lower(), kinds)}")
+    arguments: dict[str, Any] = {"lr": learning_rate, **options}
+    for key, value in arguments.items():
+        if isinstance(value, int | float) and not abs(value) <= MOST:
+            word = "learning_rate" if key == "lr" else key
+            raise StudyError(
+                f"optimizer '{name}': {word} is {value!r}, and weights are single-precision "
+                f"numbers, up to {MOST:.1e}; lower it."
+            )
     try:
-        arguments: dict[str, Any] = {"lr": learning_rate, **options}
         return kind(parameters, **arguments)
     except (TypeError, ValueError) as error:
         raise StudyError(f"optimizer '{name}': {error}.") from error

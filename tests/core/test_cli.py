@@ -127,6 +127,8 @@ class Net(nn.Sequential):
             "--set privatizer.epsilon=-1: privatizer 'gau",
         ),
         (["study.toml", "--set", "federation.rounds=2"], "study.toml [federation] sites: expected"),
+        (["--set", "federation.threads=100000"], "--set federation.threads=100000: the federation"),
+        (["--set", "trainer.learning_rate=1e300"], "learning_rate is 1e+300, and weights are sin"),
         (["--set", "federation.site=3"], "--set federation.site=3: there is no such term; did you"),
         (["study.toml"], "study.toml [federation] sites: expected int, got 'ten'"),
         (["none.toml"], "cannot read the study none.toml: No such file"),

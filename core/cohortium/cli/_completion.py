@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Words = list[tuple[str, str]]
-"""Words, and a note on each."""
+"""Words, and a note on each: so short that no shell's script has to break it."""
 
 
 def plugin_names(incomplete: str) -> Words:
-    """Plugins and what they offer, with their summaries."""
+    """Plugins and what they offer."""
     from cohortium.catalog import discover
 
     found = {record.name: f"plugin, {record.status}" for record in discover().records}
-    found |= {o.offer.name: f"{o.role}: {o.offer.summary}" for o in discover().offerings}
+    found |= {o.offer.name: o.role for o in discover().offerings}
     return _beginning(incomplete, found)
 
 
@@ -25,8 +25,7 @@ def observer_names(incomplete: str) -> Words:
     """Observers."""
     from cohortium.catalog import discover
 
-    offers = [o.offer for o in discover().offerings if o.role == "observer"]
-    return _beginning(incomplete, {offer.name: offer.summary for offer in offers})
+    return _beginning(incomplete, dict.fromkeys(discover().names("observer"), "observer"))
 
 
 def roles(incomplete: str) -> Words:
@@ -56,7 +55,7 @@ def settings(incomplete: str) -> Words:
             except PluginError:
                 continue
             for p in parameters:
-                found.setdefault(f"{table}.{p.name}=", f"{offering.offer.name}: {p.meaning}")
+                found.setdefault(f"{table}.{p.name}=", offering.offer.name)
     return _beginning(incomplete, found)
 
 

@@ -117,9 +117,10 @@ def as_onnx(traced: Traced, classifier: Classifier) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
-        note = made.model_proto.metadata_props.add()
+        proto = made.model_proto  # made anew at every access
+        note = proto.metadata_props.add()
         note.key, note.value = "classes", _classes(classifier)
-        data: bytes = made.model_proto.SerializeToString()
+        data: bytes = proto.SerializeToString()
     except Exception as error:
         raise RunError(
             f"torch cannot write this model as ONNX ({_first_line(error)}); export it without."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,10 +193,22 @@ def _aside() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _lines(folder: Path) -> dict[str, int]:
-    """The files in `folder` and their numbers of lines."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes().count(b"\n")
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def _lines(folder: Path) -> dict[str, list[int]]:
+    """The kinds of files in `folder`, and how many lines each file has.
+
+    A tracker names its files by the time or by chance, and fills them with times: of a name only
+    the letters count, and of a file that is not text only that it is there.
+    """
+    found: dict[str, list[int]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            kind = re.sub(r"[0-9a-f]{8,}|[^a-zA-Z/]+", "", str(path.relative_to(folder)))
+            found.setdefault(kind, []).append(_count(path.read_bytes()))
+    return {kind: sorted(counts) for kind, counts in found.items()}
+
+
+def _count(data: bytes) -> int:
+    try:
+        return data.decode().count("\n")
+    except UnicodeDecodeError:
+        return 0

@@ -1,0 +1,77 @@
+"""Writes a run for TensorBoard: `pip install 'cohortium[tensorboard]'`.
+
+`tensorboard --logdir runs` then shows all runs under `runs`.
+
+What it writes is what the run's events tell, and lies in the run's own folder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, frozen
+
+from cohortium.plugin import (
+    Observer,
+    Offer,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StudyError,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from cohortium.plugin import Event
+
+COHORTIUM_API = 1
+
+
+@frozen
+class TensorBoard:
+    """Scalars by round, in the folder `tensorboard` of the run's record; a run without has none."""
+
+    def watch(self) -> TensorBoardWriter:
+        """A writer for one run.
+
+        Raises:
+            StudyError: The package tensorboard is not installed.
+        """
+        try:
+            import tensorboard  # noqa: F401 - it is torch that uses it
+        except ImportError as error:
+            raise StudyError(
+                "the observer 'tensorboard' needs a package; pip install 'cohortium[tensorboard]'."
+            ) from error
+        return TensorBoardWriter()
+
+
+@define
+class TensorBoardWriter:
+    """One event file, made when the run starts and closed when it ends."""
+
+    file: Any = None
+
+    def __call__(self, event: Event) -> None:
+        """Write the numbers of `event`."""
+        if isinstance(event, RunStarted) and event.folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.file = SummaryWriter(str(event.folder / "tensorboard"))
+            self.file.add_text("guarantee", str(event.guarantee or "none"))
+        if self.file is None:
+            return
+        match event:
+            case RoundFinished():
+                for name, value in event.metrics().items():
+                    self.file.add_scalar(name, value, event.round + 1)
+                self.file.flush()  # a run that is killed keeps its rounds
+            case RunFinished() | RunFailed():
+                self.file.close()
+
+
+@hookimpl
+def cohortium_observers() -> list[Offer[Observer]]:
+    """Offer `tensorboard`."""
+    return [Offer("tensorboard", TensorBoard, "Scalars by round, for TensorBoard.")]

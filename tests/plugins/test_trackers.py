@@ -1,0 +1,131 @@
+"""What trackers write is what the events said, read back by the trackers' own readers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cohortium.errors import StudyError
+from cohortium.plugin import RoundFinished, RunFailed, RunStarted
+from cohortium.testing.observers import story
+from cohortium_mlflow import MLflow
+from cohortium_tensorboard import TensorBoard
+
+ROUNDS = [event for event in story(None) if isinstance(event, RoundFinished)]
+
+
+def test_tensorboard_reads_back_every_number(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = TensorBoard().watch()
+    for event in story(tmp_path):
+        writer(event)
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    wanted = ROUNDS[0].metrics()
+    assert set(read.Tags()["scalars"]) == set(wanted)
+    assert {"accuracy", "loss", "epsilon", "contributors"} <= set(wanted)
+    for name, value in wanted.items():
+        points = read.Scalars(name)
+        assert [point.step for point in points] == [1, 2]
+        if name != "attempt":
+            assert [point.value for point in points] == pytest.approx([value, value])
+    (text,) = read.Tensors("guarantee/text_summary")
+    assert text.tensor_proto.string_val[0].decode().startswith("ε = 2 at δ = 1e-05")
+
+
+MLFLOW = """
+import json, sys
+from pathlib import Path
+from cohortium.plugin import RunFailed
+from cohortium.testing.observers import story
+from cohortium_mlflow import MLflow
+
+class NoNetwork:
+    def __init__(self, *_, **__): raise AssertionError("a socket was opened")
+import socket
+socket.socket = NoNetwork
+
+folder, uri = Path(sys.argv[1]), sys.argv[2]
+failed = RunFailed(reason="no.")
+for events in (story(folder), [story(folder)[0], failed], [failed]):
+    writer = MLflow(uri=uri, experiment="lungs").watch()
+    for event in events:
+        writer(event)
+
+from mlflow.tracking import MlflowClient
+client = MlflowClient(uri or str(folder / "mlruns"))
+experiment = client.get_experiment_by_name("lungs").experiment_id
+runs = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
+print(json.dumps([
+    {
+        "status": run.info.status,
+        "params": run.data.params,
+        "tags": run.data.tags,
+        "history": {
+            name: [[p.step, p.value] for p in client.get_metric_history(run.info.run_id, name)]
+            for name in run.data.metrics
+        },
+    }
+    for run in runs
+]))
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_mlflow_reads_back_every_number_from_a_file_store(tmp_path: Path, named: bool) -> None:
+    import json
+
+    # A process of its own: MLflow sets the logging and the environment of its host.
+    uri = f"{tmp_path / 'store'}" if named else ""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    if named:
+        environment["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MLFLOW, str(tmp_path / "run"), uri],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    whole, failed = json.loads(done.stdout.splitlines()[-1])
+    assert (whole["status"], failed["status"]) == ("FINISHED", "FAILED")
+    assert whole["params"] == {"rounds": "2", "sites": "3", "parameters": "188"}
+    assert whole["tags"]["weights_sha256"] == "0" * 64
+    assert whole["tags"]["guarantee"].startswith("ε = 2 at δ = 1e-05")
+    assert set(whole["history"]) == set(ROUNDS[0].metrics())
+    for name, value in ROUNDS[0].metrics().items():
+        steps, values = zip(*whole["history"][name], strict=True)
+        assert steps == (1, 2)
+        assert name == "attempt" or values == (value, value)
+    assert failed["history"] == {}
+    assert (tmp_path / ("store" if named else "run/mlruns")).is_dir()
+    assert {path.name for path in tmp_path.iterdir()} <= {"store", "run"}
+
+
+@pytest.mark.parametrize(
+    ("observer", "package"), [(TensorBoard(), "tensorboard"), (MLflow(), "mlflow.tracking")]
+)
+def test_without_its_package_a_tracker_says_what_to_install(
+    observer: TensorBoard | MLflow, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StudyError, match=r"pip install 'cohortium\["):
+        observer.watch()
+
+
+@pytest.mark.parametrize("observer", [TensorBoard(), MLflow()])
+def test_a_run_without_a_folder_is_not_written(
+    observer: TensorBoard | MLflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    writer = observer.watch()
+    for event in story(None):
+        writer(event)
+    writer(RunFailed(reason="no."))
+    assert isinstance(story(None)[0], RunStarted)
+    assert not list(tmp_path.iterdir())
