@@ -42,6 +42,13 @@ from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Scores
+from cohortium.prelude import (
+    in_prelude,
+    is_in_prelude,
+    prelude_losses,
+    refuse_prelude,
+    with_prelude,
+)
 from cohortium.protocols import (
     Aggregator,
     Dataset,
@@ -162,15 +169,20 @@ __all__ = [
     "factor",
     "find_file",
     "hookimpl",
+    "in_prelude",
+    "is_in_prelude",
     "make_optimizer",
     "mean_gradient",
     "poisson",
     "poisson_patients",
+    "prelude_losses",
     "read_splits",
+    "refuse_prelude",
     "require_per_example",
     "require_separable",
     "sampled_units",
     "shuffled",
     "vector",
+    "with_prelude",
     "with_schedule",
 ]

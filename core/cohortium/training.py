@@ -68,13 +68,15 @@ def make_optimizer(
 
 
 def with_schedule(
-    optimizer: Optimizer, schedule: Schedule, rounds: int
+    optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
 ) -> tuple[Optimizer, LRScheduler]:
-    """`optimizer`, and its learning rate's course over `rounds` steps."""
+    """`optimizer`, and its learning rate's course over `rounds` steps, from step `after` on."""
     import torch
 
-    course = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda r: factor(schedule, r, rounds))
-    return optimizer, course
+    def course(step: int) -> float:
+        return factor(schedule, max(0, step - after), rounds - after)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, course)
 
 
 @frozen(kw_only=True)

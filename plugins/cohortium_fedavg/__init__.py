@@ -22,6 +22,7 @@ from cohortium.plugin import (
     factor,
     hookimpl,
     make_optimizer,
+    refuse_prelude,
     vector,
     with_schedule,
 )
@@ -87,6 +88,7 @@ class FedAvg:
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """Local steps from the global weights; the update counts by the site's examples."""
+        refuse_prelude(vector.trainable(task.net), "fedavg")
         before = vector.flatten(task.net)
         optimizer = make_optimizer(
             self.optimizer,

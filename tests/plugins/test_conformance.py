@@ -36,6 +36,16 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["against=coordinator"]),
     ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
     ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
+    (
+        "model",
+        "descriptor",
+        [
+            "centre={name='phantom',examples=32,validation=0,test=0}",
+            "whiten=0.5",
+            "components=20",
+            "moments=true",
+        ],
+    ),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]
