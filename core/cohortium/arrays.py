@@ -134,14 +134,35 @@ def read_splits(path: Path, *, name: str, classes: Sequence[str] = (), source: s
     )
 
 
+def read_images(path: Path, *, split: str) -> NDArray[np.uint8]:
+    """The images of an npz file, without their labels.
+
+    Args:
+        path: The file: an array `images`, or a file in MedMNIST's layout.
+        split: Which of the layout's splits, where there is no array `images`.
+
+    Returns:
+        Shape (N, C, H, W).
+
+    Raises:
+        DataError: It is missing or damaged, or holds no such array, or one of another form.
+    """
+    names = ("images", f"{split}_images")
+    arrays = _read(path, names)
+    for name in names:
+        if name in arrays:
+            return _pixels(arrays[name], f"{path}: {name}")
+    raise DataError(f"{path} holds neither an array 'images' nor '{split}_images'; save one.")
+
+
 _LAYOUT: Final = "MedMNIST's layout has images and labels together: train_images, train_labels, …"
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Those arrays of the file that the layout knows."""
+def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]:
+    """Those arrays of the file that are in `names`."""
     with _worded(path), zipfile.ZipFile(path) as archive:
         held = {member.filename: member.file_size for member in archive.infolist()}
-        found = {name: f"{name}.npy" for name in _ARRAYS if f"{name}.npy" in held}
+        found = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
         size = sum(held[member] for member in found.values())
         if size > LARGEST:
             raise DataError(

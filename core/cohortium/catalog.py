@@ -199,7 +199,7 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
     offers: list[tuple[Role, Offer[Any]]] = []
     for role in ROLES:
         for answer in getattr(manager.hook, hook_of(role))():
-            offers += [(role, _checked(role, offer)) for offer in answer]
+            offers.extend((role, _checked(role, offer)) for offer in answer)
     if not offers:
         raise PluginError("it offers nothing: no hook of it returned an Offer.")
     twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]

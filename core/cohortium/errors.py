@@ -36,6 +36,10 @@ class LedgerError(CohortiumError):
     """A hospital's ledger that is missing, damaged, or cannot be read or written."""
 
 
+class RecordError(CohortiumError):
+    """A run's folder that is missing, damaged, or holds no run."""
+
+
 class PrivacyError(CohortiumError):
     """A guarantee that cannot be given, or that a part of the composition would break."""
 

@@ -13,6 +13,8 @@ from cohortium.metrics import Predictions, Scores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from cohortium.data import Examples
@@ -54,14 +56,21 @@ class Evaluation:
 
     def predict(self, net: nn.Module) -> Predictions:
         """What `net`, which is left as it was, says of each image."""
-        import torch
+        called = probabilities(net, self.images)
+        return Predictions(called, self.examples.labels, self.classes)
 
-        training = net.training
-        net.eval()
-        with torch.no_grad():
-            parts = [net(batch).softmax(1).cpu() for batch in torch.split(self.images, BATCH)]
-        net.train(training)
-        return Predictions(torch.cat(parts).double().numpy(), self.examples.labels, self.classes)
+
+def probabilities(net: nn.Module, images: Tensor) -> NDArray[np.float64]:
+    """What `net` makes of prepared images, shape (N, classes); the network is left as it was."""
+    import torch
+
+    training = net.training
+    net.eval()
+    with torch.no_grad():
+        parts = [net(batch).softmax(1).cpu() for batch in torch.split(images, BATCH)]
+    net.train(training)
+    called: NDArray[np.float64] = torch.cat(parts).double().numpy()
+    return called
 
 
 def resolve_device(device: str) -> str:

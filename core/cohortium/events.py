@@ -26,6 +26,8 @@ class RunStarted:
         parameters: P, the length of the update.
         guarantee: What the whole run promises, or None.
         warnings: What a careful reader should be told before it starts.
+        data: What the data set is called.
+        source: Whom to cite for it.
         classes: Names of the classes.
         secrecy: What the aggregator hides from the coordinator, or None.
         sizes: Training examples at each site; the simulator's knowledge, else None.
@@ -39,6 +41,8 @@ class RunStarted:
     parameters: int
     guarantee: Guarantee | None
     warnings: tuple[str, ...] = ()
+    data: str = ""
+    source: str = ""
     classes: tuple[str, ...] = ()
     secrecy: Secrecy | None = None
     sizes: tuple[int, ...] | None = None

@@ -37,6 +37,9 @@ PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
 
 
+RECORDER = "events"
+"""The observer that keeps a record's events."""
+
 LONGEST = 1e7
 """Seconds that a deadline stays below: what every clock and lock can wait."""
 
@@ -82,12 +85,13 @@ class Federation:
     A role is an instance, or the name under which an installed plugin offers one with its
     defaults.  Nothing is loaded or trained before `run`.
 
-    >>> from cohortium import Federation
-    >>> Federation(
-    ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
-    ...     aggregator="secagg", sites=10, rounds=3,
-    ... ).partitioner
-    IID()
+    Examples:
+        >>> from cohortium import Federation
+        >>> Federation(
+        ...     dataset="phantom", model="cnn", trainer="fedavg", privatizer="none",
+        ...     aggregator="secagg", sites=10, rounds=3,
+        ... ).partitioner
+        IID()
 
     Attributes:
         dataset: Where the images come from.
@@ -178,7 +182,8 @@ class Federation:
         """Run the study to its end.
 
         Args:
-            out: A new or empty folder for the run's record; None keeps nothing on disk.
+            out: A new or empty folder for the run's record; None keeps nothing on disk.  The
+                observer `events`, where it is installed, keeps the events there.
             observers: Told of every event, beside those that the study names.
 
         Raises:
@@ -187,13 +192,13 @@ class Federation:
         from cohortium.evaluation import torch_threads
         from cohortium.rounds import drive
 
-        named = [_resolved("observer", name) for name in self.observers]
+        told = [cast("Observer", _resolved("observer", name)) for name in self.observers]
+        told += observers
+        if out is not None and RECORDER in discover().names("observer"):
+            recorder = cast("Observer", _resolved("observer", RECORDER))
+            told += [] if recorder in told else [recorder]
         with torch_threads(self.threads):
-            return drive(
-                self.prepare(),
-                out=None if out is None else Path(out),
-                observers=[*cast("list[Observer]", named), *observers],
-            )
+            return drive(self.prepare(), out=None if out is None else Path(out), observers=told)
 
     def prepare(self) -> Ready:
         """Load, deal and plan, so that all that can be refused is refused; train nothing.

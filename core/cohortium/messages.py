@@ -33,10 +33,11 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
     Subclass it with fields of plain types; annotate bounds with `msgspec.Meta`:
 
-    >>> class Greeting(Message, frozen=True):
-    ...     name: str
-    >>> decode(encode(Greeting("site 3")), Greeting)
-    Greeting(name='site 3')
+    Examples:
+        >>> class Greeting(Message, frozen=True):
+        ...     name: str
+        >>> decode(encode(Greeting("site 3")), Greeting)
+        Greeting(name='site 3')
     """
 
 

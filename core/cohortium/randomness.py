@@ -35,10 +35,11 @@ class Seeds:
     Two purposes, or two places of one purpose, never share a stream, and no order of drawing
     matters: site 7 of round 3 gets the same numbers whichever engine runs it.
 
-    >>> Seeds(1).integer("weights") == Seeds(1).integer("weights")
-    True
-    >>> Seeds(1).integer("augmentation", 3, 7) == Seeds(1).integer("augmentation", 7, 3)
-    False
+    Examples:
+        >>> Seeds(1).integer("weights") == Seeds(1).integer("weights")
+        True
+        >>> Seeds(1).integer("augmentation", 3, 7) == Seeds(1).integer("augmentation", 7, 3)
+        False
     """
 
     root: int

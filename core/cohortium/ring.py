@@ -41,8 +41,9 @@ class Piece:
 class Ring:
     """The integers modulo 2**bits.
 
-    >>> Ring(27).bytes_for(4_802_120) / 4_802_120 * 8 < 27.01
-    True
+    Examples:
+        >>> Ring(27).bytes_for(4_802_120) / 4_802_120 * 8 < 27.01
+        True
     """
 
     bits: int = field(validator=[ge(1), le(64)])

@@ -24,13 +24,11 @@ from cohortium.events import (
     SiteAnswered,
 )
 from cohortium.history import History
-from cohortium.record import Result, RunFolder, Seconds
+from cohortium.record import DataFacts, Result, RunFolder, Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from torch import Tensor, nn
 
     from cohortium.events import Event
     from cohortium.metrics import Scores
@@ -50,6 +48,7 @@ def drive(ready: Ready, *, out: Path | None, observers: Sequence[Observer]) -> R
     folder = None if out is None else RunFolder.create(out)
     if folder is not None:
         folder.write_study(ready.federation.as_toml())
+        folder.write_facts(DataFacts.of(ready.splits))
     is_private = ready.setting.plan.mechanism is not None
     ledger = folder.create_ledger() if folder is not None and is_private else None
     run = Run(ready, coordinator, folder, [observer.watch() for observer in observers])
@@ -109,12 +108,14 @@ class Run:
         setting = self.ready.setting
         began = time.perf_counter()
         outcome, phases, training = self._attempts(number, exchange)
-        weights = named_weights(self.coordinator.net)
+        weights = vector.named(self.coordinator.net)
         if self.folder is not None:
             self.folder.write_checkpoint(weights, rounds=number + 1)
         every = self.ready.federation.evaluate_every
         due = every and ((number + 1) % every == 0 or number + 1 == setting.cohort.rounds)
         scores = watch.score(self.coordinator.net) if watch is not None and due else None
+        if self.folder is not None and scores is not None and self._is_best(scores):
+            self.folder.write_best(weights, rounds=number + 1, accuracy=scores.accuracy)
         self.history.append(
             RoundFinished(
                 round=number,
@@ -130,6 +131,11 @@ class Run:
             )
         )
         self.tell(self.history[-1])
+
+    def _is_best(self, scores: Scores) -> bool:
+        """Whether no round before did as well on the public validation images."""
+        before = [event.scores.accuracy for event in self.history if event.scores is not None]
+        return scores.accuracy > max(before, default=-1.0)
 
     def _attempts(
         self, number: int, exchange: Exchange
@@ -202,6 +208,8 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=self._warnings(),
+            data=ready.splits.name,
+            source=ready.splits.source,
             classes=setting.spec.classes,
             secrecy=setting.aggregator.secrecy(setting.cohort),
             sizes=tuple(len(hand) for hand in ready.hands),
@@ -240,7 +248,7 @@ class Run:
             },
             plugins=self.ready.federation.plugins(),
             history=history,
-            weights=named_weights(self.coordinator.net),
+            weights=vector.named(self.coordinator.net),
             folder=None if self.folder is None else self.folder.path,
         )
 
@@ -262,10 +270,3 @@ def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:
         return tuple(range(cohort.sites))
     rng = setting.seeds.generator("cohort", number, attempt)
     return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))
-
-
-def named_weights(net: nn.Module) -> dict[str, Tensor]:
-    """Copies of the network's parameters and floating-point statistics, by name, on the CPU."""
-    kept = {id(piece) for piece in (*net.parameters(), *vector.statistics(net))}
-    named = [*net.named_parameters(), *net.named_buffers()]
-    return {name: piece.detach().cpu().clone() for name, piece in named if id(piece) in kept}

@@ -27,8 +27,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
     """What the learning rate is multiplied by in `round` of `rounds`.
 
-    >>> factor("linear", 15, 60)
-    0.75
+    Examples:
+        >>> factor("linear", 15, 60)
+        0.75
     """
     if schedule == "linear":
         return 1 - round / rounds

@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -68,6 +68,36 @@ def load(net: nn.Module, vector: Tensor) -> None:
         for piece in _pieces(net):
             piece.copy_(vector[position : position + piece.numel()].view_as(piece))
             position += piece.numel()
+
+
+def named(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and floating-point statistics, by name, on the CPU."""
+    return {name: piece.detach().cpu().clone() for name, piece in _named_pieces(net)}
+
+
+def load_named(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set the network's numbers from what `named` gave.
+
+    Raises:
+        ValueError: A name or a shape is not of this network; nothing has been set.
+    """
+    import torch
+
+    own = dict(_named_pieces(net))
+    odd = own.keys() ^ tensors.keys()
+    odd |= {n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape}
+    if odd:
+        raise ValueError(f"they differ in {', '.join(sorted(odd)[:3])}")
+    with torch.no_grad():
+        for name, piece in own.items():
+            piece.copy_(tensors[name])
+
+
+def _named_pieces(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    kept = {id(piece) for piece in (*net.parameters(), *statistics(net))}
+    for name, piece in (*net.named_parameters(), *net.named_buffers()):
+        if id(piece) in kept:
+            yield name, piece
 
 
 def fingerprint(net: nn.Module) -> str:

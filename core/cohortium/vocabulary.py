@@ -203,11 +203,13 @@ class Secrecy:
         contributors: Fewest sites in a sum that is opened.
         threshold: Shareholders of a secret, on the coordinator's side, that would undo it.
         dropouts: Sites that may be lost, whichever they are, with the sum still to be had.
+        security: It fails in at most one of 2**security runs; None where it never does.
     """
 
     contributors: int = field(validator=ge(2))
     threshold: int = field(validator=ge(1))
     dropouts: int = field(validator=ge(0))
+    security: int | None = None
 
 
 @frozen(kw_only=True)

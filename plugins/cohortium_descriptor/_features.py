@@ -47,6 +47,9 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
     """
     if min(images.shape[2:]) < LEAST_SIDE:
         raise ValueError(f"the descriptor needs images of at least {LEAST_SIDE} pixels a side")
+    if torch.compiler.is_compiling():
+        # A traced program has no loop over an unknown number of images; its caller chooses that.
+        return _describe(_coarse(images), terms)
     rows = images.new_empty(len(images), terms.described(images.shape[1]))
     step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
     for start in range(0, len(images), step):

@@ -1,6 +1,6 @@
 """Any data set in one npz file in MedMNIST's array layout.
 
->>> Npz(path="bloodmnist_19.npz", name="BloodMNIST-19").load()  # doctest: +SKIP
+>>> Npz(path="bloodmnist_19.npz", title="BloodMNIST-19").load()  # doctest: +SKIP
 """
 
 from __future__ import annotations

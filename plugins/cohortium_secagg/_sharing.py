@@ -34,7 +34,6 @@ class Sharing(Secrecy):
         sites: That are asked.
         shares: Shareholders of a secret: a site and its neighbours.
         quorum: The least number of contributors among a contributor and its neighbours.
-        security: It fails in at most one of 2**security runs; None where it never does.
     """
 
     adversary: str
@@ -42,7 +41,6 @@ class Sharing(Secrecy):
     sites: int
     shares: int
     quorum: int
-    security: int | None = None
 
     @property
     def honest(self) -> int:

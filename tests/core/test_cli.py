@@ -53,6 +53,7 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     record = tmp_path / "record"
     assert {p.name for p in record.iterdir()} == {
         "study.toml", "events.jsonl", "result.json", "checkpoint", "ledger.sqlite", "simulation",
+        "report.html",
     }  # fmt: skip
     result = json.loads((record / "result.json").read_text())
     assert result["guarantee"]["against"] == "everyone"
@@ -162,6 +163,33 @@ def test_a_run_that_fails_says_why_and_exits_with_one(tmp_path: Path) -> None:
     assert "NaN or infinity" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "record" / "result.json").exists()
+    assert "This run failed" in (tmp_path / "record" / "report.html").read_text()
+
+
+def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        done = cohortium(
+            "run", *SMALL, "--quiet", "--out", name, "--set", f"federation.seed={seed}",
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].split() == ["report", f"{name}/report.html"]
+    written = (tmp_path / "one/report.html").read_bytes()
+    done = cohortium("report", "one", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("one/report.html\n", "")
+    assert (tmp_path / "one/report.html").read_bytes() == written
+    lost = cohortium("report", "one", "two", cwd=tmp_path)
+    assert lost.returncode == 2
+    assert "with --out FILE" in lost.stderr
+    done = cohortium("report", "one", "two", "--out", "both.html", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "federation.seed" in (tmp_path / "both.html").read_text()
+    gone = cohortium("report", "three", cwd=tmp_path)
+    assert gone.returncode == 2
+    assert gone.stderr.startswith("cohortium: three holds no run")
+    nowhere = cohortium("report", "one", "--out", "no/where.html", cwd=tmp_path)
+    assert nowhere.returncode == 1
+    assert nowhere.stderr == "cohortium: cannot write no/where.html: No such file or directory.\n"
 
 
 def test_an_npz_file_of_ones_own_is_trained_on(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ training prelude history record evaluation
 plugin
 setting workplace
 coordinator site
-preparation hospital testing
+preparation hospital testing scaffold
+classifier pictures
+exporting
 rounds planning
 auditing
 federation

@@ -16,9 +16,12 @@ from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_of
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
+from cohortium.cli._new_plugin import new_plugin
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
+from cohortium.cli._report import report
 from cohortium.cli._run import run
+from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -29,9 +32,10 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (run, plan, audit, compare),
+        "Study": (run, plan, report, compare, audit),
+        "Model": (predict, export),
         "Hospital": (ledger, keygen),
-        "Plugins": (plugins, check),
+        "Plugins": (plugins, check, new_plugin),
     }
 )
 """Every command, under the heading that the help gives it."""

@@ -12,3 +12,4 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="table.key=value, over the study; may be repeated."),
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run's record.")]

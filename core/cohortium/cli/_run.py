@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from cohortium.cli._grid import DryRun, Jobs, Only, run_grid
 from cohortium.cli._options import Settings, Study
-from cohortium.errors import StudyError
+from cohortium.errors import CohortiumError, RunError, StudyError
 
 if TYPE_CHECKING:
     from cohortium.record import Result
@@ -46,12 +47,12 @@ def run(
       cohortium run grid.toml --only sites=10 --jobs 2
       cohortium run study.toml --observe tensorboard --json > result.json
     """
-    from cohortium import composition
+    from cohortium import composition, reporting
     from cohortium import grid as grids
     from cohortium import study as studies
     from cohortium.catalog import discover
 
-    names = ["events", *([] if quiet or as_json else ["progress"]), *(observe or [])]
+    names = [*([] if quiet or as_json else ["progress"]), *(observe or [])]
     if study is not None and grids.is_grid(study):
         run_grid(
             study,
@@ -74,11 +75,17 @@ def run(
         if name not in federation.observers
     ]
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    result = federation.run(folder, observers=observers)
+    try:
+        result = federation.run(folder, observers=observers)
+    except RunError:
+        with contextlib.suppress(CohortiumError):
+            reporting.write([folder])
+        raise
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
         _print_result(result)
+    reporting.write([folder])
 
 
 def _print_result(result: Result) -> None:
@@ -90,6 +97,7 @@ def _print_result(result: Result) -> None:
         ("time", f"{result.seconds.total:.1f} s"),
         ("weights", result.weights_sha256[:16]),
         ("record", str(result.folder)),
+        ("report", str(result.folder / "report.html") if result.folder else "none"),
     ]
     for label, value in rows:
         typer.echo(f"{label:>14}  {value}")

@@ -1,0 +1,34 @@
+"""`cohortium new-plugin`: a package to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cohortium.hooks import ROLES
+
+
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="What a study will call it, as in my-model.")],
+    *,
+    role: Annotated[str, typer.Option(help=f"What it is to be: {', '.join(ROLES)}.")],
+    out: Annotated[Path, typer.Option(help="Folder that the package's own is made in.")] = Path(),
+) -> None:
+    """Write a package to start a plugin from.
+
+    It installs, is found, and passes its check and its own tests at once.
+
+    Examples:
+      cohortium new-plugin my-model --role model
+      cohortium new-plugin my-table --role observer --out ~/plugins
+    """
+    from cohortium import scaffold
+    from cohortium.catalog import discover
+
+    folder = scaffold.plan(name, role, discover()).write(out)
+    typer.echo(f"wrote {folder}; now, in that folder:")
+    typer.echo("  pip install -e .")
+    typer.echo(f"  cohortium check {name}")
+    typer.echo("  pytest")

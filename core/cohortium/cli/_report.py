@@ -1,0 +1,33 @@
+"""`cohortium report`: what came of a run, or of several, as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cohortium.errors import StudyError
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="DIR...")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; for one run report.html in its folder.")
+    ] = None,
+) -> None:
+    """Write one page about a run, or about several side by side.
+
+    It needs no network, and neither does the page. A run that is not finished is told of as far
+    as it has come.
+
+    Examples:
+      cohortium report runs/first
+      cohortium report runs/first runs/second --out comparison.html
+    """
+    from cohortium import reporting
+
+    if out is None and len(folders) > 1:
+        raise StudyError("several runs share no folder; say where the page goes with --out FILE.")
+    typer.echo(str(reporting.write(folders, out)))

@@ -1,0 +1,127 @@
+"""`cohortium predict` and `cohortium export`: the trained model in use."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cohortium.cli._options import RunFolder
+from cohortium.errors import RunError, StudyError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cohortium.classifier import Classifier
+
+Round = Annotated[
+    Literal["last", "best"],
+    typer.Option(
+        help="Whose weights: the last round's, or the best's on the public validation images."
+    ),
+]
+
+
+def predict(
+    folder: RunFolder,
+    images: Annotated[
+        list[Path], typer.Argument(help="npz, PNG or JPEG files, or folders of the latter two.")
+    ],
+    *,
+    round: Round = "last",  # noqa: A002 - the option's name
+    split: Annotated[
+        Literal["train", "val", "test"],
+        typer.Option(help="Of an npz file in MedMNIST's layout."),
+    ] = "test",
+    out: Annotated[Path | None, typer.Option(help="A new file, instead of the terminal.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of CSV.")] = False,
+) -> None:
+    """Classify images with a run's model.
+
+    Writes one row an image: its name, the class that it is called, and every class's probability.
+    Images have to be as the training images were: nothing is resized or recoloured.
+
+    Examples:
+      cohortium predict runs/first slides/
+      cohortium predict runs/first a.png b.png --json
+      cohortium predict runs/first bloodmnist.npz --split test --out called.csv
+    """
+    from cohortium import pictures
+    from cohortium.classifier import Classifier
+    from cohortium.files import create_whole
+
+    if out is not None and out.exists():
+        raise StudyError(f"{out} exists already; give another file with --out.")
+    classifier = Classifier.open(folder, round)
+    rows: list[dict[str, Any]] = []
+    for names, batch in pictures.read(images, classifier.spec, split=split):
+        rows += _rows(names, classifier.predict(batch), classifier)
+    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if as_json else _csv(rows)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        create_whole(out, text.encode())
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}.") from error
+
+
+def _rows(
+    names: list[str], called: NDArray[np.float64], classifier: Classifier
+) -> list[dict[str, Any]]:
+    classes = classifier.spec.classes
+    return [
+        {
+            "image": name,
+            "predicted": classes[int(row.argmax())],
+            "probabilities": dict(zip(classes, map(float, row), strict=True)),
+        }
+        for name, row in zip(names, called, strict=True)
+    ]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """A header and one line an image; probabilities to six digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if rows:
+        writer.writerow(["image", "predicted", *rows[0]["probabilities"]])
+    for row in rows:
+        shares = [f"{share:.6f}" for share in row["probabilities"].values()]
+        writer.writerow([row["image"], row["predicted"], *shares])
+    return text.getvalue()
+
+
+def export(
+    folder: RunFolder,
+    *,
+    to: Annotated[
+        Path | None, typer.Option(help="A new folder; default `export` in the run's own.")
+    ] = None,
+    round: Round = "last",  # noqa: A002 - the option's name
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also as ONNX (pip install 'cohortium[onnx]').")
+    ] = False,
+) -> None:
+    """Export a run's model, with a model card.
+
+    Writes the weights as safetensors, the whole classifier as a program that torch alone can load
+    (raw images in, probabilities out), and a model card: what is promised, of what, and its limits.
+
+    Examples:
+      cohortium export runs/first
+      cohortium export runs/first --to model --onnx
+      cohortium export runs/first --to best --round best
+    """
+    from cohortium import exporting
+    from cohortium.classifier import Classifier
+
+    target = folder / "export" if to is None else to
+    written = exporting.export(Classifier.open(folder, round), target, onnx=onnx)
+    for path in written:
+        typer.echo(f"{path}")

@@ -1,0 +1,44 @@
+"""The report of a run: its folder as one self-contained page, for people who decide.
+
+    from cohortium import reporting
+
+    html = reporting.render([reporting.read(Path("runs/first"))])
+
+It reads `study.toml`, `events.jsonl` and `result.json` and nothing else: no plugin is loaded, and
+no network is used, neither by what writes the page nor by the page.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cohortium.errors import RunError
+from cohortium.files import write_whole
+from cohortium.reporting.pages import render
+from cohortium.reporting.reading import Record, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Record", "read", "render", "write"]
+
+
+def write(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side; where it lies.
+
+    Args:
+        folders: Of the runs.
+        out: The file; by default `report.html` in the folder of a single run.
+
+    Raises:
+        RecordError: A folder is missing or damaged.
+        RunError: The file cannot be written.
+    """
+    page = render([read(folder) for folder in folders])
+    target = folders[0] / "report.html" if out is None else out
+    try:
+        write_whole(target, page.encode())
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}.") from error
+    return target

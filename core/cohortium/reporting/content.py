@@ -1,0 +1,220 @@
+"""What a report says of one run, as plain rows that templates write down."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from cohortium.metrics import interval
+
+if TYPE_CHECKING:
+    from cohortium.events import Phase
+    from cohortium.metrics import Bin, ClassScores, Scores
+    from cohortium.reporting.reading import Record
+
+MOST_ROWS = 60
+"""Sites, and lost contributions, that are listed one by one."""
+
+
+@frozen(kw_only=True)
+class ClassRow:
+    """A class, its scores, and the interval of its sensitivity at 95 %."""
+
+    scores: ClassScores
+    low: float | None
+    high: float | None
+
+
+@frozen(kw_only=True)
+class BinRow:
+    """A bin of confidence, and the interval of its accuracy at 95 %."""
+
+    part: Bin
+    share: float
+    low: float
+    high: float
+
+
+@frozen(kw_only=True)
+class SiteRow:
+    """One simulated site's labels.
+
+    Attributes:
+        site: Its number.
+        size: Training examples.
+        counts: By class.
+        distance: Total variation between its labels and those of all sites: the share of its
+            examples that would need another label, for the two to agree.
+    """
+
+    site: int
+    size: int
+    counts: tuple[int, ...]
+    distance: float
+
+
+@frozen(kw_only=True)
+class Loss:
+    """A contribution that was asked for, and what became of it."""
+
+    round: int
+    site: int
+    phase: str
+    outcome: str
+    reason: str
+    is_counted: bool
+
+
+@frozen(kw_only=True)
+class Cost:
+    """What one kind of exchange cost over the run, or another part of its time.
+
+    Attributes:
+        name: Of it.
+        seconds: Over the run.
+        share: Of the whole run's time.
+        upload: Bytes that one site sends in it, a round, on average; None where none is sent.
+        download: Bytes that one site is sent in it.
+    """
+
+    name: str
+    seconds: float
+    share: float
+    upload: float | None = None
+    download: float | None = None
+
+
+def accuracy_interval(scores: Scores) -> tuple[float, float]:
+    """The interval of the accuracy at 95 %."""
+    total = sum(map(sum, scores.confusion))
+    hits = sum(row[k] for k, row in enumerate(scores.confusion))
+    return interval(hits, total) if total else (0.0, 1.0)
+
+
+def images(scores: Scores) -> int:
+    """That were scored."""
+    return sum(map(sum, scores.confusion))
+
+
+def class_rows(scores: Scores) -> tuple[ClassRow, ...]:
+    """A row for each class."""
+    found = []
+    for k, (row, counts) in enumerate(zip(scores.per_class, scores.confusion, strict=True)):
+        low, high = interval(counts[k], sum(counts)) if sum(counts) else (None, None)
+        found.append(ClassRow(scores=row, low=low, high=high))
+    return tuple(found)
+
+
+def bin_rows(scores: Scores) -> tuple[BinRow, ...]:
+    """A row for each bin that holds images."""
+    total = sum(part.examples for part in scores.calibration) or 1
+    found = []
+    for part in scores.calibration:
+        if part.examples and part.accuracy is not None:
+            low, high = interval(round(part.accuracy * part.examples), part.examples)
+            found.append(BinRow(part=part, share=part.examples / total, low=low, high=high))
+    return tuple(found)
+
+
+def site_rows(record: Record) -> tuple[SiteRow, ...]:
+    """A row for each site of a simulation."""
+    started = record.started
+    if started is None or started.histograms is None:
+        return ()
+    counts = np.array(started.histograms, dtype=np.float64)
+    pooled = counts.sum(0) / max(counts.sum(), 1)
+    own = counts / counts.sum(1, keepdims=True).clip(1)
+    distances = np.abs(own - pooled).sum(1) / 2
+    return tuple(
+        SiteRow(site=k, size=sum(row), counts=row, distance=float(distances[k]))
+        for k, row in enumerate(started.histograms)
+    )
+
+
+def mean_distance(rows: tuple[SiteRow, ...]) -> float:
+    """The mean distance of a site's labels from those of all, weighted by its size."""
+    total = sum(row.size for row in rows) or 1
+    return sum(row.size * row.distance for row in rows) / total
+
+
+def losses(record: Record) -> tuple[Loss, ...]:
+    """Every contribution or answer that was lost, by round and site."""
+    reasons = {(f.attempt, f.site): f.reason for f in record.failures}
+    found = []
+    for event in record.rounds:
+        named = set()
+        for place, phase in enumerate(event.phases):
+            for site in phase.lost:
+                named.add(site)
+                reason = reasons.get((event.attempt, site), "no answer")
+                counted = site in event.contributors
+                outcome = _outcome(record, event.phases, place, is_counted=counted)
+                found.append((event.round, site, phase.name, outcome, reason, counted))
+        for site in sorted(set(event.dropped) - named):
+            reason = reasons.get((event.attempt, site), "no answer")
+            found.append((event.round, site, "", "Left out of the sum.", reason, False))
+    return tuple(
+        Loss(
+            round=number, site=site, phase=phase, outcome=outcome, reason=reason, is_counted=counted
+        )
+        for number, site, phase, outcome, reason, counted in found
+    )
+
+
+def _outcome(record: Record, phases: tuple[Phase, ...], place: int, *, is_counted: bool) -> str:
+    """What became of a site that was lost in the exchange at `place` of `phases`."""
+    if record.secrecy is None:
+        return "Counted." if is_counted else "Left out of the sum; no masks to take off."
+    last = phases[-1].name or f"exchange {len(phases)}"
+    if is_counted:
+        return f"Counted; masks came off in {last} with the others’ shares."
+    names = [phase.name for phase in phases]
+    if "vectors" in names and place < names.index("vectors"):
+        return "Left out before anyone had masked with it."
+    return f"Left out; masks that others shared with it came off in {last}."
+
+
+def costs(record: Record) -> tuple[Cost, ...]:
+    """Where the time and the bytes of a run went, in the order of a round."""
+    attempts = [*(e.phases for e in record.rounds), *(e.phases for e in record.failed_attempts)]
+    seconds: dict[str, float] = defaultdict(float)
+    up: Counter[str] = Counter()
+    down: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for phases in attempts:
+        for place, phase in enumerate(phases):
+            name = phase.name or f"exchange {place + 1}"
+            seconds[name] += phase.seconds
+            up[name] += phase.upload_bytes
+            down[name] += phase.download_bytes
+            answers[name] += phase.asked
+    own = sum(event.seconds_aggregate for event in record.rounds)
+    total = sum(seconds.values()) + own
+    if record.result is not None:
+        total = max(total, record.result.seconds.total)
+    total = total or 1.0
+    found = [
+        Cost(
+            name=name,
+            seconds=spent,
+            share=spent / total,
+            upload=up[name] / max(answers[name], 1),
+            download=down[name] / max(answers[name], 1),
+        )
+        for name, spent in seconds.items()
+    ]
+    found.append(Cost(name="coordinator’s own work", seconds=own, share=own / total))
+    rest = total - sum(cost.seconds for cost in found)
+    if record.result is not None and rest > 0:
+        found.append(Cost(name="around the rounds", seconds=rest, share=rest / total))
+    return tuple(found)
+
+
+def bytes_moved(record: Record) -> tuple[int, int]:
+    """All that went up, and all that went down, over the run."""
+    attempts = [*(e.phases for e in record.rounds), *(e.phases for e in record.failed_attempts)]
+    moved = [phase for phases in attempts for phase in phases]
+    return sum(p.upload_bytes for p in moved), sum(p.download_bytes for p in moved)

@@ -1,0 +1,156 @@
+"""From records to HTML: every value that a template shows is escaped on its way."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shlex
+import unicodedata
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from cohortium.reporting import content, plots, wording
+from cohortium.reporting.differing import differing
+from cohortium.reporting.parties import Facts, conditions, views
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jinja2 import Environment
+
+    from cohortium.reporting.parties import View
+    from cohortium.reporting.reading import Record
+
+
+def render(records: Sequence[Record]) -> str:
+    """The page of one run, or of several side by side."""
+    environment = _environment()
+    if len(records) == 1:
+        return environment.get_template("run.html").render(run=_run(records[0], "run"))
+    names = tuple(chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(records)))  # noqa: PLR2004
+    runs = [_run(record, name) for record, name in zip(records, names, strict=True)]
+    return environment.get_template("runs.html").render(
+        runs=runs,
+        settings=differing([record.study for record in records]),
+        accuracy=plots.side_by_side(records, names, "accuracy"),
+        epsilon=plots.side_by_side(records, names, "epsilon"),
+        classes=_classes(records),
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("cohortium.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural", "chance"):
+        environment.filters[name] = getattr(wording, name)
+    environment.filters["tick"] = "{:g}".format
+    environment.filters["groupby_views"] = _by_views
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Words from a record without control characters, which could turn a line's direction."""
+    if type(value) is not str or value.isprintable():
+        return value
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if _is_control(letter) else letter for letter in value
+    )
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter != "\n"
+
+
+def _run(record: Record, name: str) -> dict[str, Any]:
+    """What the templates show of a run."""
+    scores, guarantee, facts = record.scores, record.guarantee, Facts.of(record)
+    sites = content.site_rows(record)
+    found = content.losses(record)
+    return {
+        "name": name,
+        "record": record,
+        "title": _title(record),
+        "began": _date(record.began),
+        "scores": scores,
+        "images": None if scores is None else content.images(scores),
+        "interval": None if scores is None else content.accuracy_interval(scores),
+        "classes": () if scores is None else content.class_rows(scores),
+        "bins": () if scores is None else content.bin_rows(scores),
+        "guarantee": guarantee,
+        "unit": None if guarantee is None else wording.UNITS[guarantee.unit],
+        "factor": None if guarantee is None else wording.odds_factor(guarantee),
+        "detected": None if guarantee is None else wording.detected(guarantee),
+        "views": views(facts),
+        "conditions": conditions(facts),
+        "learning": plots.learning(record),
+        "spending": plots.spending(record),
+        "sites": sites,
+        "most_in_cell": max((n for row in sites for n in row.counts), default=1) or 1,
+        "most_at_site": max((row.size for row in sites), default=1) or 1,
+        "distance": content.mean_distance(sites),
+        "losses": found,
+        "lost_kinds": Counter((loss.phase, loss.outcome) for loss in found).most_common(),
+        "lost_asked": sum(len(e.contributors) + len(e.dropped) for e in record.rounds),
+        "costs": content.costs(record),
+        "moved": content.bytes_moved(record),
+        "most_rows": content.MOST_ROWS,
+        "command": _command(record),
+        "parts": _parts(record),
+    }
+
+
+def _title(record: Record) -> str:
+    named = record.started.data if record.started is not None else ""
+    data = named or record.study.get("dataset", {}).get("name", "?")
+    return f"{record.study.get('model', {}).get('name', '?')} on {data}"
+
+
+def _date(moment: float | None) -> str:
+    if moment is None:
+        return ""
+    try:
+        return dt.datetime.fromtimestamp(moment, tz=dt.UTC).strftime("%d %B %Y, %H:%M UTC")
+    except (OverflowError, OSError, ValueError):
+        return ""
+
+
+def _command(record: Record) -> str:
+    path = shlex.quote(str(record.folder / "study.toml"))
+    return f"cohortium run {path} --out {shlex.quote(record.folder.name + '-again')}"
+
+
+def _parts(record: Record) -> list[tuple[str, str, str]]:
+    """Role, name and plugin of each part."""
+    made = {} if record.result is None else record.result.plugins
+    found = []
+    for role, table in record.study.items():
+        if role != "federation":
+            name, plugin = str(table.get("name", "")), made.get(role, "")
+            found.append((role, name, "" if plugin == name else plugin.removeprefix(f"{name} ")))
+    return found
+
+
+def _by_views(
+    runs: Sequence[dict[str, Any]],
+) -> list[tuple[tuple[View, ...], list[dict[str, Any]]]]:
+    """Runs of which the same can be said, together."""
+    groups: dict[tuple[tuple[View, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["views"], run["conditions"]), []).append(run)
+    return [(found, group) for (found, _), group in groups.items()]
+
+
+def _classes(records: Sequence[Record]) -> list[tuple[str, list[float | None]]]:
+    """Sensitivity by class, run by run."""
+    found: dict[str, list[float | None]] = {}
+    for number, record in enumerate(records):
+        for row in record.scores.per_class if record.scores is not None else ():
+            found.setdefault(row.name, [None] * len(records))[number] = row.sensitivity
+    return list(found.items())

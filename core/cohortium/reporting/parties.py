@@ -1,0 +1,251 @@
+"""Who can learn what from a run: derived from its configuration, in words one can sign.
+
+What is said here is what the guarantee (`guarantee.Guarantee`) and the aggregator
+(`vocabulary.Secrecy`) promise, no more.  The terms are theirs too: a sum has at least
+`contributors` sites, a release is what one site sends in a round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+from cohortium.reporting.wording import UNITS, pair, plural
+
+if TYPE_CHECKING:
+    from cohortium.guarantee import Guarantee, Unit
+    from cohortium.reporting.reading import Record, Terms
+    from cohortium.vocabulary import Secrecy
+
+MEANING: dict[Unit, tuple[str, ...]] = {
+    "example": (
+        "The bound is for one image. For n images of one patient ε is n times as large, δ larger.",
+    ),
+    "patient": ("A patient with images at two hospitals counts as two.",),
+    "site": (),
+}
+"""What has to be said of a unit of privacy."""
+
+Verdict = Literal["bounded", "open"]
+"""Whether what a party learns of the protected unit has a bound."""
+
+
+@frozen(kw_only=True)
+class View:
+    """One party's.
+
+    Attributes:
+        who: The party.
+        role: Who that is, in a few words.
+        sees: What reaches it.
+        hospital: What it can learn of one hospital.
+        verdict: Whether a bound holds against it.
+        person: What it can learn of the protected unit.
+    """
+
+    who: str
+    role: str
+    sees: str
+    hospital: str
+    verdict: Verdict
+    person: str
+
+
+@frozen(kw_only=True)
+class Facts:
+    """What the answers follow from.
+
+    Attributes:
+        terms: The study's.
+        guarantee: What the privatizer promises, or None.
+        secrecy: What the aggregator hides, or None.
+    """
+
+    terms: Terms
+    guarantee: Guarantee | None
+    secrecy: Secrecy | None
+
+    @classmethod
+    def of(cls, record: Record) -> Facts:
+        """Those of a run."""
+        return cls(terms=record.terms, guarantee=record.guarantee, secrecy=record.secrecy)
+
+    @property
+    def fewest(self) -> int:
+        """Sites in the smallest sum that may be opened."""
+        return self.terms.min_sites if self.secrecy is None else self.secrecy.contributors
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether there is noise that nobody else could draw again."""
+        return self.guarantee is not None and not self.guarantee.simulation
+
+    @property
+    def colluding(self) -> int:
+        """Sites that may side with the coordinator, as the study declares."""
+        return self.terms.colluding
+
+
+def views(facts: Facts) -> tuple[View, ...]:
+    """The coordinator, another hospital, hospitals that conspire, and an outsider."""
+    return (_coordinator(facts), _hospital(facts), _conspiracy(facts), _outsider(facts))
+
+
+def conditions(facts: Facts) -> tuple[str, ...]:
+    """What has to be true for the answers to hold, and what they do not cover."""
+    guarantee, secrecy = facts.guarantee, facts.secrecy
+    found = []
+    if secrecy is not None:
+        if facts.terms.adversary == "active":
+            found.append(
+                "The coordinator may lie. Every honest hospital has pinned one true directory of "
+                "signing keys."
+            )
+        else:
+            found.append(
+                "The coordinator follows the protocol and looks at everything; against one that "
+                "lies, the study must say adversary = 'active'."
+            )
+        if secrecy.security is not None:
+            found.append(
+                f"The random graph behind the sums may fail in one of 2^{secrecy.security} runs."
+            )
+    if guarantee is not None:
+        found += [f"{text[:1].upper()}{text[1:]}." for text in guarantee.assumptions]
+        found += MEANING[guarantee.unit]
+    found.append(
+        "Everyone learns who took part, when, and how much each sent. A choice of settings by "
+        "looking at private data is covered by nothing here."
+    )
+    return tuple(found)
+
+
+def _coordinator(facts: Facts) -> View:
+    secrecy = facts.secrecy
+    if secrecy is None:
+        sees = "Every release of every hospital, each by itself, in every round."
+        hospital = "All that its releases tell."
+    else:
+        fewest = plural(secrecy.contributors, "hospital")
+        sees = f"Masked releases, which tell nothing, and in each round a sum over {fewest} or more"
+        sees += (
+            "; by pretending that others dropped out it can choose which."
+            if facts.terms.adversary == "active"
+            else "."
+        )
+        hospital = f"Its part in sums over {fewest} or more; never a release by itself."
+    verdict, person = _bound(facts)
+    return View(
+        who="The coordinator",
+        role=(
+            "runs the study, and may lie"
+            if facts.terms.adversary == "active"
+            else "runs the study, and keeps to the protocol"
+        ),
+        sees=sees,
+        hospital=hospital,
+        verdict=verdict,
+        person=person,
+    )
+
+
+def _hospital(facts: Facts) -> View:
+    others = max(1, facts.fewest - 1)
+    hospital = f"Its part in sums over {others} or more hospitals beside itself."
+    if others == 1:
+        hospital = "Its whole release, in a round in which only the two contribute."
+    guarantee = facts.guarantee
+    verdict, person = _bound(facts)
+    if facts.is_protected and guarantee is not None and guarantee.against == "coordinator":
+        person += (
+            " It knows its own share of the noise, which the bound leaves out: "
+            f"{plural(guarantee.honest, 'other hospital')} make up the whole."
+        )
+    return View(
+        who="Another hospital",
+        role="takes part, and is curious",
+        sees=(
+            "The model of every round, and its own release. From two models in a row it can work "
+            "out the round's sum, and take its own part off."
+        ),
+        hospital=hospital,
+        verdict=verdict,
+        person=person,
+    )
+
+
+def _conspiracy(facts: Facts) -> View:
+    k, guarantee, secrecy = facts.colluding, facts.guarantee, facts.secrecy
+    who = "Hospitals and the coordinator together"
+    if k:
+        who = f"{plural(k, 'hospital')} and the coordinator together"
+    sees = "What the coordinator sees, and all that these hospitals know."
+    if secrecy is None:
+        hospital = "All that its releases tell: the coordinator sees them anyway."
+    elif k:
+        hospital = (
+            f"Its part in sums over {max(1, secrecy.contributors - k)} or more hospitals outside "
+            f"the group. Of more than {k} nothing is promised"
+        )
+        hospital += _undone(secrecy)
+    else:
+        hospital = (
+            "The study declares that none conspires (colluding = 0), so nothing is promised about "
+            "what the sums then tell"
+        )
+        hospital += _undone(secrecy)
+    verdict, person = _bound(facts)
+    if facts.is_protected and guarantee is not None:
+        person += (
+            " However many they are: each hospital adds the whole noise itself."
+            if guarantee.against == "everyone"
+            else f" It holds up to {plural(guarantee.colluding, 'hospital')}, and no further."
+        )
+    return View(
+        who=who,
+        role="pool all that they know" if k else "none is declared",
+        sees=sees,
+        hospital=hospital,
+        verdict=verdict,
+        person=person,
+    )
+
+
+def _undone(secrecy: Secrecy) -> str:
+    return (
+        f"; with {plural(secrecy.threshold, 'holder')} of shares of a hospital's secrets its masks "
+        "come off."
+    )
+
+
+def _outsider(facts: Facts) -> View:
+    sees = "The model, where it is published, and messages on their way if nothing encrypts them"
+    if facts.secrecy is None:
+        sees += ": then each release."
+        hospital = "Its part in the model; from messages that it can read, all that releases tell."
+    else:
+        sees += ": those are masked."
+        hospital = "Its part in what all hospitals together made of the model."
+    verdict, person = _bound(facts)
+    guarantee = facts.guarantee
+    if guarantee is not None and guarantee.against == "coordinator" and facts.is_protected:
+        person += " It sees sums and models only."
+    return View(
+        who="An outsider",
+        role="has the model, or taps the line",
+        sees=sees,
+        hospital=hospital,
+        verdict=verdict,
+        person=person,
+    )
+
+
+def _bound(facts: Facts) -> tuple[Verdict, str]:
+    guarantee = facts.guarantee
+    if guarantee is None:
+        return "open", "No bound. Nothing limits what can be worked out about an image."
+    if guarantee.simulation:
+        return "open", "No bound. The noise came from a public seed, and anyone can take it off."
+    unit = UNITS[guarantee.unit]
+    return "bounded", f"Bounded for {unit}: {pair(guarantee)}, over the whole run."

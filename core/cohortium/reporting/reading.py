@@ -1,0 +1,312 @@
+"""A run's folder as a value, read strictly: whoever wrote it may have been anyone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+from attrs import evolve, field, frozen
+from attrs.validators import and_, ge, le
+
+from cohortium import events, tables
+from cohortium.errors import RecordError, StudyError
+from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.guarantee import Guarantee
+from cohortium.history import Cell, History
+from cohortium.metrics import Scores
+from cohortium.record import Seconds
+from cohortium.vocabulary import Adversary, Secrecy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+T = TypeVar("T")
+
+MOST_BYTES = 1 << 29
+"""Of a file of a record: far more than a run of many rounds and classes leaves."""
+
+MOST_SITES = 1_000_000
+
+KINDS = (RunStarted, events.SiteFailed, RoundFailed, RoundFinished, RunFinished, RunFailed)
+"""The events that a record keeps; others are passed over."""
+
+
+@frozen(kw_only=True)
+class Terms:
+    """What a report must know of a study's `[federation]` table; see `Federation`."""
+
+    sites: int = field(validator=and_(ge(1), le(MOST_SITES)))
+    rounds: int = field(validator=ge(1))
+    seed: int = 1
+    cohort: int = field(default=0, validator=and_(ge(0), le(MOST_SITES)))
+    min_sites: int = 1
+    retries: int = 0
+    adversary: Adversary = "honest-but-curious"
+    colluding: int = 0
+    seeded_noise: bool = False
+
+    @property
+    def asked(self) -> int:
+        """Sites that are asked each round."""
+        return self.cohort or self.sites
+
+
+@frozen(kw_only=True)
+class Summary:
+    """What `result.json` holds; see `record.Result`."""
+
+    scores: Scores | None = None
+    guarantee: Guarantee | None
+    secrecy: Secrecy | None = None
+    rounds: int
+    sites: int
+    dropouts: int
+    upload_bytes_per_site_per_round: int
+    seconds: Seconds
+    weights_sha256: str
+    versions: dict[str, str]
+    plugins: dict[str, str] = field(factory=dict)
+    history: tuple[dict[str, Cell], ...] = ()
+
+
+State: TypeAlias = Literal["finished", "failed", "unfinished"]
+"""Whether a run came to its end, failed, or neither: it may still go on."""
+
+
+@frozen(kw_only=True)
+class Record:
+    """One run's folder.
+
+    Attributes:
+        folder: Where it lies.
+        study: The tables of `study.toml`.
+        study_sha256: Of that file.
+        terms: Its `[federation]`.
+        state: How far it came.
+        reason: Why it failed.
+        began: Seconds since the epoch, if `events.jsonl` says.
+        started: Its first event, or None where there is no `events.jsonl`.
+        rounds: That were completed, in order.
+        failures: What sites said that failed.
+        failed_attempts: Attempts at a round that failed.
+        result: `result.json`, or None in a run that is not finished.
+    """
+
+    folder: Path
+    study: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    study_sha256: str
+    terms: Terms
+    state: State
+    reason: str = ""
+    began: float | None = None
+    started: RunStarted | None = field(default=None, repr=False)
+    rounds: History = field(default=History(), repr=False)
+    failures: tuple[events.SiteFailed, ...] = field(default=(), repr=False)
+    failed_attempts: tuple[RoundFailed, ...] = field(default=(), repr=False)
+    result: Summary | None = field(default=None, repr=False)
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What the whole run promises; in an unfinished one, what it would have."""
+        if self.result is not None:
+            return self.result.guarantee
+        return None if self.started is None else self.started.guarantee
+
+    @property
+    def secrecy(self) -> Secrecy | None:
+        """What the aggregator hid."""
+        if self.result is not None and self.result.secrecy is not None:
+            return self.result.secrecy
+        return None if self.started is None else self.started.secrecy
+
+    @property
+    def is_simulation(self) -> bool:
+        """Whether one party dealt the data, and so could see all of it."""
+        return self.started is not None and self.started.sizes is not None
+
+    @property
+    def scores(self) -> Scores | None:
+        """On the test images, or None."""
+        return None if self.result is None else self.result.scores
+
+    @property
+    def rows(self) -> list[dict[str, Cell]]:
+        """A row for each round."""
+        if self.rounds or self.result is None:
+            return self.rounds.rows()
+        return list(self.result.history)
+
+
+def read(folder: Path) -> Record:
+    """The record in `folder`.
+
+    Raises:
+        RecordError: It is missing or damaged, or nothing in it tells of a run.
+    """
+    path = folder / "study.toml"
+    if not path.is_file():
+        raise RecordError(
+            f"{folder} holds no run: there is no study.toml in it; give the folder that "
+            "`cohortium run` printed as its record."
+        )
+    try:
+        study = tables.read(path, what="the study")
+    except StudyError as error:
+        raise RecordError(str(error)) from error
+    if not all(isinstance(table, dict) for table in study.values()):
+        raise RecordError(f"{path} is damaged: a study consists of tables.")
+    result = _result(folder / "result.json")
+    happened = _Happened.read(folder / "events.jsonl")
+    if result is None and happened.started is None:
+        raise RecordError(f"{folder} tells of no run: it has neither a result nor a first event.")
+    if result is not None and happened.ended not in (None, result.weights_sha256):
+        raise RecordError(f"{folder} holds the events of one run and the result of another.")
+    return Record(
+        folder=folder,
+        study=study,
+        study_sha256=hashlib.sha256(_bytes(path) or b"").hexdigest(),
+        terms=_convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
+        state=_state(result, happened),
+        reason=happened.reason if result is None else "",
+        began=happened.began,
+        started=happened.started,
+        rounds=History(happened.rounds[number] for number in sorted(happened.rounds)),
+        failures=tuple(happened.failures),
+        failed_attempts=tuple(happened.failed_attempts),
+        result=result,
+    )
+
+
+def _state(result: Summary | None, happened: _Happened) -> State:
+    if result is not None:
+        return "finished"
+    return "failed" if happened.reason else "unfinished"
+
+
+class _Happened:
+    """What `events.jsonl` tells, line by line."""
+
+    def __init__(self) -> None:
+        self.started: RunStarted | None = None
+        self.began: float | None = None
+        self.rounds: dict[int, RoundFinished] = {}
+        self.failures: list[events.SiteFailed] = []
+        self.failed_attempts: list[RoundFailed] = []
+        self.reason = ""
+        self.ended: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> _Happened:
+        """All of it; nothing if there is no such file."""
+        happened = cls()
+        for moment, event in _events(path):
+            happened.take(moment, event)
+        return happened
+
+    def take(self, moment: float, event: object) -> None:
+        """Take in one event; where a run went on from a checkpoint, the later one counts."""
+        match event:
+            case RunStarted():
+                self.began = moment if self.began is None else self.began
+                self.started, self.reason = event, ""
+            case RoundFinished():
+                self.rounds[event.round] = event
+            case events.SiteFailed():
+                self.failures.append(event)
+            case RoundFailed():
+                self.failed_attempts.append(event)
+            case RunFinished():
+                self.ended = event.weights_sha256
+            case RunFailed():
+                self.reason = event.reason or "it does not say why"
+
+
+class _Line(msgspec.Struct):
+    """What every line of `events.jsonl` has."""
+
+    event: str
+    time: float
+
+
+def _events(path: Path) -> Iterator[tuple[float, object]]:
+    """The events of a record, each with its time; a torn last line is left out."""
+    kinds = {kind.__name__: kind for kind in KINDS}
+    for number, line in enumerate((_bytes(path) or b"").splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        where = f"{path} line {number}"
+        head = _decode(line, _Line, where=where)
+        if head.event in kinds:
+            event = _decode(line, kinds[head.event], where=where)
+            yield head.time, _fitting(event, where) if isinstance(event, RunStarted) else event
+
+
+def _result(path: Path) -> Summary | None:
+    data = _bytes(path)
+    if data is None:
+        return None
+    raw = _decode(data, dict[str, Any], where=str(path))
+    summary = _convert({**raw, "scores": None}, Summary, where=str(path))
+    if raw.get("accuracy") is None:
+        return summary
+    return evolve(summary, scores=_square(_convert(raw, Scores, where=str(path)), str(path)))
+
+
+def _square(scores: Scores, where: str) -> Scores:
+    """`scores`, if its parts are of one number of classes."""
+    classes = len(scores.per_class)
+    if any(len(row) != classes for row in (scores.confusion, *scores.confusion)):
+        raise RecordError(f"{where} is damaged: its confusion matrix is not square.")
+    return scores
+
+
+def _fitting(started: RunStarted, where: str) -> RunStarted:
+    """`started`, if its parts are of one number of sites and classes."""
+    histograms = started.histograms or ()
+    if (
+        any(len(row) != len(started.classes) for row in histograms if started.classes)
+        or len({len(row) for row in histograms}) > 1
+        or (started.histograms is not None and len(histograms) != len(started.sizes or ()))
+    ):
+        raise RecordError(f"{where} is damaged: its label histograms do not fit one another.")
+    return started
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+    if len(data) > MOST_BYTES:
+        raise RecordError(f"{path} is larger than {MOST_BYTES} bytes.")
+    return data
+
+
+def _decode(data: bytes, kind: type[T], *, where: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind, dec_hook=_path)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _damaged(where, error) from error
+
+
+def _convert(data: object, kind: type[T], *, where: str) -> T:
+    try:
+        return msgspec.convert(data, kind, dec_hook=_path)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> RecordError:
+    reason = str(error).splitlines()[0].replace("`", "").rstrip(".")
+    return RecordError(f"{where} is damaged: {reason}.")
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(kind)

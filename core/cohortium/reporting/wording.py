@@ -1,0 +1,113 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_FLOOR, Context
+from typing import TYPE_CHECKING
+
+from cohortium.guarantee import rounded_up
+
+if TYPE_CHECKING:
+    from cohortium.guarantee import Guarantee, Unit
+
+THIN = "\N{NARROW NO-BREAK SPACE}"
+NONE = "\N{EN DASH}"
+"""What stands where there is no number."""
+
+MOST_FACTOR = 1e6
+"""Beyond this a factor is written as a power."""
+
+UNITS: dict[Unit, str] = {
+    "example": "any one image",
+    "patient": "all images of any one patient",
+    "site": "all that any one hospital holds",
+}
+"""What a guarantee hides, in words."""
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of one as a percentage."""
+    return NONE if share is None else f"{share:.{digits}%}".replace("%", f"{THIN}%")
+
+
+def decimal(number: float | None, digits: int = 3) -> str:
+    """A number with as many digits after the point."""
+    return NONE if number is None else f"{number:.{digits}f}"
+
+
+def count(number: float | None) -> str:
+    """A whole number."""
+    return NONE if number is None else f"{number:,.0f}"
+
+
+def bound(number: float | None) -> str:
+    """A bound to three digits, rounded up, so that it holds as it stands."""
+    return NONE if number is None else rounded_up(number)
+
+
+def size(amount: float | None) -> str:
+    """Bytes, in decimal units."""
+    if amount is None:
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":  # noqa: PLR2004
+            break
+        amount /= 1000
+    return f"{amount:.0f}{THIN}{unit}" if unit == "B" else f"{amount:.3g}{THIN}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours."""
+    if seconds is None:
+        return NONE
+    if seconds < 1:
+        return f"{1000 * seconds:.0f}{THIN}ms"
+    if seconds < 99.95:  # noqa: PLR2004
+        return f"{seconds:.1f}{THIN}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes}{THIN}min {rest}{THIN}s"
+    return f"{minutes // 60}{THIN}h {minutes % 60}{THIN}min"
+
+
+def plural(number: int, noun: str) -> str:
+    """`number` with `noun`, which takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def odds_factor(guarantee: Guarantee) -> str:
+    """e^ε, rounded up."""
+    factor = math.exp(min(guarantee.epsilon, 700.0))
+    if factor > MOST_FACTOR:
+        return f"e^{rounded_up(guarantee.epsilon)}"
+    return f"{math.ceil(factor):,}" if factor >= 10 else rounded_up(factor)  # noqa: PLR2004
+
+
+def chance(delta: float) -> str:
+    """A probability as one in so many, to three digits, rounded up."""
+    if delta <= 0:
+        return "0"
+    times = Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(1 / delta))
+    return f"1 in {float(times):,.0f}"
+
+
+def detected(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
+    """The most that any test finds of those that took part, at a rate of false alarms.
+
+    What (ε, δ) says of every test (Wasserman and Zhou 2010; Kairouz, Oh and Viswanath 2015):
+    at most e^ε α + δ, and at most 1 − e^−ε (1 − δ − α).
+    """
+    epsilon, delta = min(guarantee.epsilon, 700.0), guarantee.delta
+    most = min(
+        math.exp(epsilon) * false_alarms + delta,
+        1 - math.exp(-epsilon) * (1 - delta - false_alarms),
+        1.0,
+    )
+    return f"{math.ceil(most * 1000) / 10:.1f}{THIN}%"
+
+
+def pair(guarantee: Guarantee) -> str:
+    """ε and δ."""
+    epsilon, delta = rounded_up(guarantee.epsilon), rounded_up(guarantee.delta)
+    return f"ε = {epsilon}, δ = {delta}".replace(" = ", f"{THIN}={THIN}")
