@@ -29,6 +29,7 @@ class Whitened(nn.Module):
             nn.init.zeros_(parameter)
         in_prelude(self.moments)
         self._floor, self._norm = floor, norm
+        self._made: tuple[Tensor, Tensor] | None = None
 
     def prelude(self, inputs: Tensor) -> Tensor:
         """A loss for each input, shape (N,)."""
@@ -44,13 +45,24 @@ class Whitened(nn.Module):
         return logits
 
     def _map(self) -> Tensor:
-        """The whitening, shape (D, D), symmetric; noise's negative variances count as none."""
-        second = self.moments.weight.detach().double()
-        second = (second + second.T) / 2
-        trace = second.trace()
-        if not trace > 0:
-            return torch.eye(len(second), dtype=second.dtype, device=second.device)
-        variances, turns = torch.linalg.eigh(second / trace)
-        gains = (variances.clamp(min=0) + self._floor).rsqrt()
-        root: Tensor = (turns * gains) @ turns.T
-        return root
+        """The whitening, shape (D, D); made anew when S has changed."""
+        moments = self.moments.weight.detach()
+        if self._made is not None and (
+            # A traced program takes the map as it is: S does not change any more.
+            torch.compiler.is_compiling() or torch.equal(self._made[0], moments)
+        ):
+            return self._made[1]
+        self._made = moments.clone(), _whitening(moments, self._floor)
+        return self._made[1]
+
+
+def _whitening(moments: Tensor, floor: float) -> Tensor:
+    """(S/tr S + floor)^(-1/2), symmetric; variances that noise has made negative count as none."""
+    second = moments.double()
+    second = (second + second.T) / 2
+    trace = second.trace()
+    if not trace > 0:
+        return torch.eye(len(second), dtype=second.dtype, device=second.device)
+    variances, turns = torch.linalg.eigh(second / trace)
+    root: Tensor = (turns * (variances.clamp(min=0) + floor).rsqrt()) @ turns.T
+    return root
