@@ -36,6 +36,7 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
+from cohortium.files import write_whole
 from cohortium.guarantee import Guarantee
 from cohortium.hooks import API, Offer, hookimpl
 from cohortium.identity import Directory, Identity
@@ -49,6 +50,7 @@ from cohortium.prelude import (
     refuse_prelude,
     with_prelude,
 )
+from cohortium.pretraining import pretrain
 from cohortium.protocols import (
     Aggregator,
     Dataset,
@@ -77,6 +79,7 @@ from cohortium.training import (
     Schedule,
     factor,
     make_optimizer,
+    with_average,
     with_schedule,
 )
 from cohortium.vocabulary import (
@@ -176,6 +179,7 @@ __all__ = [
     "poisson",
     "poisson_patients",
     "prelude_losses",
+    "pretrain",
     "read_splits",
     "refuse_prelude",
     "require_per_example",
@@ -183,6 +187,8 @@ __all__ = [
     "sampled_units",
     "shuffled",
     "vector",
+    "with_average",
     "with_prelude",
     "with_schedule",
+    "write_whole",
 ]

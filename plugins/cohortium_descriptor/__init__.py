@@ -45,6 +45,8 @@ class Descriptor:
             those in which they vary little: 0 not at all, 1 until all vary alike.
         floor: Directions with less than this share of the greatest variance count as if they had
             it: what so few images say of them is chance.
+        beside: Another model whose prepared images are features, too, such as `pretrained`; over
+            `centre` they vary as much as the histograms do.
         components: Keep so many directions in which the features of `centre` vary most; 0 keeps
             every feature.
         moments: Whiten once more, by the second moments of the training images, which sites
@@ -64,6 +66,7 @@ class Descriptor:
     centre: Dataset | None = None
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
     floor: float = field(default=1e-3, validator=gt(0))
+    beside: Model | None = None
     components: int = field(default=0, validator=ge(0))
     moments: bool = False
     moment_floor: float = field(default=3e-3, validator=gt(0))
@@ -74,6 +77,8 @@ class Descriptor:
             raise ValueError(
                 "whiten and components need a centre, public images to take the variance from."
             )
+        if self.beside is not None and not self.components:
+            raise ValueError("beside needs components, the number of features to make of all.")
 
     def dimension(self, channels: int) -> int:
         """D, the number of features of an image with so many channels."""
@@ -86,24 +91,31 @@ class Descriptor:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, C, H, W) in [0, 1]."""
+        blocks = self._blocks(images)
+        if self.centre is None:
+            return blocks[0]
+        rows: Tensor = self._reference(images.shape[1])(blocks)
+        length: Tensor = rows.norm(dim=1, keepdim=True).clamp_(min=1e-6)
+        return rows * (self.norm / length)
+
+    def _blocks(self, images: Tensor) -> list[Tensor]:
+        """Histograms, and what the model beside makes of the images, each (N, …)."""
         from cohortium_descriptor._features import features
 
-        rows = features(images, self)
-        if self.centre is not None:
-            rows = self._reference(images.shape[1])(rows)
-            rows *= self.norm / rows.norm(dim=1, keepdim=True).clamp_(min=1e-6)
-        return rows
+        beside = [] if self.beside is None else [self.beside.prepare(images).flatten(1)]
+        return [features(images, self), *beside]
 
     def _reference(self, channels: int) -> Any:  # attrs keeps annotations, to be importable
         """The `Reference` of `centre`, for images of so many channels; made once."""
-        from cohortium_descriptor._features import features
         from cohortium_descriptor._reference import Reference, as_images
 
         assert self.centre is not None
         if channels not in self._references:
-            rows = features(as_images(self.centre.load().train, channels), self)
             self._references[channels] = Reference.of(
-                rows, power=self.whiten / 2, floor=self.floor, components=self.components
+                self._blocks(as_images(self.centre.load().train, channels)),
+                power=self.whiten / 2,
+                floor=self.floor,
+                components=self.components,
             )
         return self._references[channels]
 

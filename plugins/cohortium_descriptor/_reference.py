@@ -14,6 +14,8 @@ from attrs import field, frozen
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cohortium.plugin import Examples
 
 LEAST_SHARE = 1e-10
@@ -32,29 +34,37 @@ class Reference:
 
     Attributes:
         mean: Shape (D,).
+        scale: Brings each block of features to the first one's variance, shape (D,).
         basis: Orthonormal directions in which the features vary, shape (D, K).
         gains: What the map does along these, from 0 to 1, shape (K,).
         is_projected: Whether only these directions are kept.
     """
 
     mean: Tensor = field(repr=False)
+    scale: Tensor = field(repr=False)
     basis: Tensor = field(repr=False)
     gains: Tensor = field(repr=False)
     is_projected: bool
 
     @classmethod
-    def of(cls, rows: Tensor, *, power: float, floor: float, components: int = 0) -> Self:
-        """Of features (N, D), in double precision.
+    def of(
+        cls, blocks: Sequence[Tensor], *, power: float, floor: float, components: int = 0
+    ) -> Self:
+        """Of blocks of features (N, …), D in all, in double precision.
 
         Raises:
             ValueError: They do not vary in so many directions as there are to be components.
         """
-        wide = rows.double()
-        mean = wide.mean(0)
+        wide = [block.double() - block.double().mean(0) for block in blocks]
+        mean = torch.cat([block.double().mean(0) for block in blocks])
+        sizes = [block.square().sum().sqrt() for block in wide]
+        scales = [sizes[0] / size.clamp(min=1e-12) for size in sizes]
+        scale = torch.cat([s.expand(w.shape[1]) for s, w in zip(scales, wide, strict=True)])
+        centred = torch.cat(wide, dim=1) * scale
+        fixed = mean.float(), scale.float()
         if not power and not components:
-            none = wide.new_empty(wide.shape[1], 0)
-            return cls(mean.float(), none.float(), none[0].float(), is_projected=False)
-        centred = wide - mean
+            none = centred.new_empty(len(mean), 0)
+            return cls(*fixed, none.float(), none[0].float(), is_projected=False)
         # Of the N×N products of rows: there are fewer rows than features.
         variances, turns = torch.linalg.eigh(centred @ centred.T)  # (N,), (N, N)
         variances, turns = variances.flip(0), turns.flip(1)
@@ -68,11 +78,12 @@ class Reference:
         basis = centred.T @ (turns[:, :many] / variances[:many].sqrt())  # (D, K)
         basis *= basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
         gains = (variances[:many] / variances[0] / floor + 1) ** -power
-        return cls(mean.float(), basis.float(), gains.float(), is_projected=components > 0)
+        return cls(*fixed, basis.float(), gains.float(), is_projected=components > 0)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Features (N, D or K), without the mean and through the map."""
-        centred = rows - self.mean.to(rows)
+    def __call__(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Features (N, D or K) without the mean and through the map."""
+        rows = torch.cat(tuple(blocks), dim=1)
+        centred = (rows - self.mean.to(rows)) * self.scale.to(rows)
         basis, gains = self.basis.to(rows), self.gains.to(rows)
         along = centred @ basis
         if self.is_projected:

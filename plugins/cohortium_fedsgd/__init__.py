@@ -23,6 +23,7 @@ from cohortium.plugin import (
     make_optimizer,
     prelude_losses,
     vector,
+    with_average,
     with_prelude,
     with_schedule,
 )
@@ -53,6 +54,7 @@ class FedSGD:
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in a batch.
         class_weights: A declared factor for each class; empty for ones.
+        average: Share of the rounds, the last ones, whose weights are averaged in the end.
         prelude: Rounds at the start in which the model learns from images without their labels,
             where it can (`descriptor` with `moments`).  They cost what the others cost.
     """
@@ -66,6 +68,7 @@ class FedSGD:
     turns: bool = False
     copies: int = field(default=1, validator=ge(1))
     class_weights: tuple[float, ...] = ()
+    average: float = field(default=0.0, validator=[ge(0), le(1)])
     prelude: int = field(default=0, validator=ge(0))
 
     def work(self, cohort: Cohort) -> Work:  # noqa: ARG002
@@ -98,6 +101,7 @@ class FedSGD:
         )
         optimizer, course = with_schedule(optimizer, self.schedule, rounds, after=self.prelude)
         with_prelude(optimizer, course, self.prelude)
+        with_average(optimizer, rounds=rounds, share=self.average)
         return optimizer, course
 
     def _losses(self, task: Task) -> Callable[[NDArray[np.int64]], Tensor]:

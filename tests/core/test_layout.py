@@ -27,7 +27,7 @@ clipping
 catalog
 composition
 account policy statement
-training prelude history record evaluation
+training prelude pretraining history record evaluation
 plugin
 setting workplace
 coordinator site

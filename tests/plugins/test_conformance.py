@@ -24,6 +24,11 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "dpresnet"): ["width=4"],
     ("model", "cnn"): ["width=4"],
     ("model", "module"): ["module=bed:Net"],
+    ("model", "pretrained"): [
+        "images={name='phantom',examples=32,validation=0,test=0}",
+        "width=4",
+        "epochs=1",
+    ],
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from cohortium_dpresnet import DPResNet
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
+from cohortium_pretrained import Pretrained
 
 SPEC = DataSpec(
     channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=100
@@ -193,6 +195,28 @@ def test_learned_moments_whiten_what_the_head_sees() -> None:
     assert _spread(seen[0], 20) < _spread(rows, 20) / 2
 
 
+@pytest.mark.parametrize("trainer", [FedSGD(average=0.5), FedAvg(average=0.5)])
+def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer, course = trainer.server([weight], 4)
+    seen = []
+    for _ in range(4):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        course.step()
+        seen.append(float(weight))
+    plain = torch.nn.Parameter(torch.zeros(1))
+    optimizer, course = type(trainer)().server([plain], 4)
+    wanted = []
+    for _ in range(4):
+        plain.grad = torch.ones(1)
+        optimizer.step()
+        course.step()
+        wanted.append(float(plain))
+    assert seen[:3] == wanted[:3]
+    assert seen[3] == pytest.approx((wanted[2] + wanted[3]) / 2)
+
+
 def test_a_prelude_is_private_too() -> None:
     result = _learned("gaussian").run()
     assert result.guarantee is not None
@@ -214,3 +238,53 @@ def test_a_prelude_needs_a_model_and_a_trainer_that_have_one(
 
     with pytest.raises(StudyError, match=sentence):
         evolve(_learned("none"), **changes).prepare()
+
+
+CELLS = Phantom(examples=64, validation=0, test=0)
+
+
+def test_pretraining_keeps_its_network_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "kept" / "cells.safetensors"
+    model = Pretrained(images=CELLS, width=4, epochs=1, weights=str(file))
+    images = _cells(5, seed=5)
+    rows = model.prepare(images)
+    assert rows.shape == (5, 48)
+    again = Pretrained(images=CELLS, width=4, epochs=1, weights=str(file))
+    assert torch.equal(again.prepare(images), rows)
+    other = Pretrained(images=CELLS, width=4, epochs=2, weights=str(file))
+    with pytest.raises(StudyError, match="trained otherwise"):
+        other.prepare(images)
+    file.write_bytes(b"no weights")
+    with pytest.raises(StudyError, match="not a file of this network's weights"):
+        Pretrained(images=CELLS, width=4, epochs=1, weights=str(file)).prepare(images)
+
+
+def test_pretraining_learns_what_its_images_show() -> None:
+    cells = Phantom(examples=600, validation=0, test=0)
+    net = Pretrained(images=cells, width=8, epochs=4)._network
+    train = cells.load().train
+    images = torch.from_numpy(train.images).float() / 255
+    with torch.no_grad():
+        found = net(images.sub(0.5).div(0.5)).argmax(1)
+    assert float((found == torch.from_numpy(train.labels)).float().mean()) > 0.28
+
+
+def test_features_do_not_care_for_turns_and_take_grey_images() -> None:
+    model = Pretrained(images=CELLS, width=4, epochs=1)
+    images = _cells(3, seed=5)
+    assert torch.allclose(model.prepare(images), model.prepare(images.rot90(1, (2, 3))), atol=1e-2)
+    assert model.prepare(torch.rand(2, 1, 28, 28)).shape == (2, 48)
+
+
+def test_a_model_beside_gives_the_descriptor_features_of_the_same_weight() -> None:
+    beside = Pretrained(images=CELLS, width=4, epochs=1)
+    images = _cells(40, seed=5)
+    model = Descriptor(centre=CELLS, beside=beside, components=40)
+    assert model.prepare(images).shape == (40, 40)
+    # Whatever the norm of the features beside, they come to weigh as much.
+    longer = Pretrained(images=CELLS, width=4, epochs=1, norm=7.0)
+    same = Descriptor(centre=CELLS, beside=longer, components=40)
+    gap = model.prepare(images) - same.prepare(images)
+    assert float(gap.norm(dim=1).max()) < 0.1
+    with pytest.raises(ValueError, match="beside needs components"):
+        Descriptor(beside=beside)
