@@ -101,7 +101,7 @@ class Catalog:
         raise PluginError(f"no plugin offers the {role} '{name}'{self._hint(role, name)}")
 
     def name_of(self, role: Role, instance: object) -> str | None:
-        """The name under which the class of `instance` is offered, or None."""
+        """The name under which the class of `instance` is offered for `role`, or None."""
         for offering in self.offerings:
             if offering.role == role and offering.offer.factory is type(instance):
                 return offering.offer.name

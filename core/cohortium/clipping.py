@@ -26,7 +26,7 @@ GRADIENT_FLOATS = 1 << 26
 
 
 def cross_example_layers(net: nn.Module) -> list[str]:
-    """Layers whose output for one example depends on the others of its batch, as "name (kind)"."""
+    """Layers of `net` that let the examples of a batch see one another, as "name (kind)"."""
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -39,7 +39,7 @@ def cross_example_layers(net: nn.Module) -> list[str]:
 
 
 def require_per_example(net: nn.Module) -> None:
-    """Refuse a network in which examples of a batch see one another.
+    """Refuse `net` if it has a layer in which the examples of a batch see one another.
 
     Raises:
         PrivacyError: It has such a layer; the sentence names the first and the remedy.
@@ -112,7 +112,13 @@ def require_separable(net: nn.Module, inputs: Tensor) -> None:
 
 
 def mean_gradient(net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
-    """Set `.grad` to the mean gradient over `batch`, without privacy; zero if it is empty."""
+    """Set `.grad` to the mean gradient over `batch`, without privacy; zero if it is empty.
+
+    Args:
+        net: The network inside `losses`.
+        losses: The loss of each example at some positions, shape (B,).
+        batch: Positions of examples, shape (B,).
+    """
     import torch
 
     net.zero_grad(set_to_none=True)

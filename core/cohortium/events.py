@@ -179,7 +179,11 @@ class RunFinished:
 
 @frozen(kw_only=True)
 class RunFailed:
-    """The run had started and ended without a result."""
+    """The run had started and ended without a result.
+
+    Attributes:
+        reason: For people.
+    """
 
     reason: str
 
@@ -187,3 +191,4 @@ class RunFailed:
 Event: TypeAlias = (
     RunStarted | SiteAnswered | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
 )
+"""What an observer is told: any of these."""

@@ -72,12 +72,12 @@ class Identity:
 
     @classmethod
     def draw(cls, secret: Randomness) -> Identity:
-        """A new key."""
+        """A new key, drawn from `secret`."""
         return cls(secret.token(KEY_BYTES, "identity"))
 
     @classmethod
     def read(cls, path: Path) -> Identity:
-        """The key in a file that `create` wrote.
+        """The key in the file `path`, which `create` wrote.
 
         Raises:
             IdentityError: It is missing, is no such key, or others may read it.
@@ -98,7 +98,7 @@ class Identity:
         return cls(key.private_bytes_raw())
 
     def create(self, path: Path) -> None:
-        """Write the key to a new file of mode 0600.
+        """Write the key to a new file `path` of mode 0600.
 
         Raises:
             IdentityError: The file is there already, and stands; or it cannot be written.
@@ -163,7 +163,7 @@ class Directory:
 
     @classmethod
     def read(cls, path: Path) -> Directory:
-        """The directory in a file.
+        """The directory in the file `path`.
 
         Raises:
             IdentityError: It cannot be read, or is not one.
@@ -205,7 +205,7 @@ class Directory:
         return cls(_in_order(keys, revoked), frozenset(revoked))
 
     def write(self, path: Path) -> None:
-        """Put the directory into a file, in place of what was there, without its comments.
+        """Put the directory into the file `path`, in place of what was there, without its comments.
 
         Raises:
             IdentityError: The file cannot be written.

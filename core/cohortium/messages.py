@@ -66,7 +66,11 @@ def decode(data: bytes | memoryview, kind: type[M], *, limit: int = LARGEST) -> 
 
 
 def decode_either(data: bytes | memoryview, *kinds: type[Message], limit: int = LARGEST) -> Any:
-    """The message in `data`, which must be of one of several classes; see `decode`."""
+    """The message in `data`, which must be of one of `kinds` and within `limit` bytes.
+
+    Raises:
+        MessageError: As for `decode`.
+    """
     union: Any = kinds[0]
     for kind in kinds[1:]:
         union = union | kind

@@ -28,6 +28,7 @@ from cohortium.errors import (
 )
 from cohortium.events import (
     Event,
+    Phase,
     RoundFailed,
     RoundFinished,
     RunFailed,
@@ -37,12 +38,12 @@ from cohortium.events import (
     SiteFailed,
 )
 from cohortium.files import write_whole
-from cohortium.guarantee import Guarantee
+from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.hooks import API, Offer, hookimpl
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
-from cohortium.metrics import Scores
+from cohortium.metrics import Bin, ClassScores, Scores
 from cohortium.prelude import (
     in_prelude,
     is_in_prelude,
@@ -62,7 +63,7 @@ from cohortium.protocols import (
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
-from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector
+from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.sessions import (
     CoordinatorSession,
@@ -83,8 +84,10 @@ from cohortium.training import (
     with_schedule,
 )
 from cohortium.vocabulary import (
+    Adversary,
     Ask,
     Cohort,
+    Index,
     Member,
     Requests,
     Secrecy,
@@ -97,9 +100,14 @@ from cohortium.vocabulary import (
 
 __all__ = [
     "API",
+    "Adjacency",
+    "Adversary",
+    "Against",
     "Aggregator",
     "Ask",
     "Augmentation",
+    "Bin",
+    "ClassScores",
     "Cohort",
     "CohortiumError",
     "CoordinatorSession",
@@ -115,6 +123,7 @@ __all__ = [
     "FixedPoint",
     "Guarantee",
     "Identity",
+    "Index",
     "Journal",
     "Member",
     "MemoryJournal",
@@ -126,6 +135,7 @@ __all__ = [
     "Offer",
     "OpenSite",
     "Partitioner",
+    "Phase",
     "Piece",
     "PluginError",
     "PrivacyError",
@@ -161,6 +171,8 @@ __all__ = [
     "TooFewSitesError",
     "Trained",
     "Trainer",
+    "Unit",
+    "Words",
     "Work",
     "accounting",
     "clipped_sum",

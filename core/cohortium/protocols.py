@@ -72,6 +72,11 @@ class Partitioner(Protocol):
     def deal(self, examples: Examples, sites: int, rng: np.random.Generator) -> Sequence[Index]:
         """Positions for each of `sites` sites.
 
+        Args:
+            examples: What is dealt, to be left as it is.
+            sites: How many hands.
+            rng: The only source of chance.
+
         Raises:
             StudyError: It cannot be dealt as asked; nothing was dealt.
         """
@@ -88,11 +93,16 @@ class Model(Protocol):
     """
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), `float32` in [0, 1], as the network's input, shape (N, …)."""
+        """`images` (N, C, H, W), `float32` in [0, 1], as the network's input, shape (N, …)."""
         ...
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """A network that maps prepared images to logits, shape (N, classes)."""
+        """A network that maps prepared images to logits, shape (N, classes).
+
+        Args:
+            spec: Shapes and classes, which are public.
+            seed: Of the initial weights.
+        """
         ...
 
 
@@ -108,6 +118,9 @@ class Trainer(Protocol):
 
     def work(self, cohort: Cohort) -> Work:
         """The declaration that privacy is planned by.
+
+        Args:
+            cohort: Who takes part, as declared.
 
         Raises:
             StudyError: The parameters contradict one another.
@@ -129,11 +142,15 @@ class Trainer(Protocol):
         """The optimizer that takes a step a round on the pseudo-gradient, and its schedule.
 
         The pseudo-gradient is minus the mean update, or the mean gradient.
+
+        Args:
+            parameters: Of the global network.
+            rounds: Steps that will be taken.
         """
         ...
 
     def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-        """The network a site would use itself, given its state; the global one by default."""
+        """The network a site would use itself, given its `state`: by default `net`, the global."""
         ...
 
 
@@ -180,6 +197,10 @@ class Aggregator(Protocol):
     def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
 
+        Args:
+            setting: What all parties agree on.
+            secret: The coordinator's own secrets.
+
         Raises:
             StudyError: The cohort is too small, or a threshold does not hold what it should; the
                 sentence names the least value.
@@ -188,6 +209,10 @@ class Aggregator(Protocol):
 
     def site(self, setting: SumSetting, member: Member) -> SiteSession:
         """The session of a run at the site that `member` is.
+
+        Args:
+            setting: What all parties agree on.
+            member: What the site has to itself.
 
         Raises:
             StudyError: As for the coordinator.

@@ -40,6 +40,9 @@ class Seeds:
         True
         >>> Seeds(1).integer("augmentation", 3, 7) == Seeds(1).integer("augmentation", 7, 3)
         False
+
+    Attributes:
+        root: The study's seed.
     """
 
     root: int
@@ -54,7 +57,7 @@ class Seeds:
         return np.random.Generator(np.random.PCG64(self.sequence(purpose, *place)))
 
     def integer(self, purpose: str, *place: int) -> int:
-        """A 63-bit seed for a library that wants a plain integer."""
+        """A 63-bit seed for `purpose` at `place`, for a library that wants a plain integer."""
         low, high = self.sequence(purpose, *place).generate_state(2, np.uint32)
         return (int(high) << 32 | int(low)) >> 1
 
@@ -87,7 +90,7 @@ class Randomness:
 
     @classmethod
     def simulated(cls, seed: int) -> Randomness:
-        """A repeatable source, for simulations and tests."""
+        """A source that `seed` repeats, for simulations and tests."""
         return cls(seed)
 
     @property
@@ -106,7 +109,7 @@ class Randomness:
         return Stream(_key_from(self._seed, (*self._path, *label)))
 
     def token(self, size: int, *label: int | str) -> bytes:
-        """`size` secret bytes, for a key or a nonce."""
+        """`size` secret bytes, for a key or a nonce; named by `label` where it is simulated."""
         return os.urandom(size) if self._seed is None else self.stream(*label).bytes(size)
 
 
@@ -164,7 +167,7 @@ class Stream:
         return out[:size]
 
     def below(self, limit: int) -> int:
-        """A uniform integer in [0, limit), by rejection: no modulo bias."""
+        """A uniform integer in [0, `limit`), by rejection: no modulo bias."""
         bits = limit.bit_length()
         size = (bits + 7) // 8
         while True:

@@ -19,8 +19,8 @@ from cohortium.errors import MessageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
-    """Ring elements: `uint32` up to 32 bits, else `uint64`; bits above the ring's are noise."""
+Words: TypeAlias = "NDArray[np.unsignedinteger[Any]]"
+"""Ring elements: `uint32` up to 32 bits, else `uint64`; bits above the ring's are noise."""
 
 PACK_BLOCK = 1 << 18
 """Values that are packed together; part of the wire format."""
@@ -31,7 +31,12 @@ _TOGETHER = 1 << 16
 
 @frozen
 class Piece:
-    """Values that are packed together: where they lie in a vector, and in its packed bytes."""
+    """Values that are packed together.
+
+    Attributes:
+        values: Where they lie in a vector.
+        packed: Where they lie in its packed bytes.
+    """
 
     values: slice
     packed: slice
@@ -44,6 +49,9 @@ class Ring:
     Examples:
         >>> Ring(27).bytes_for(4_802_120) / 4_802_120 * 8 < 27.01
         True
+
+    Attributes:
+        bits: Of an element, from 1 to 64.
     """
 
     bits: int = field(validator=[ge(1), le(64)])
@@ -63,11 +71,11 @@ class Ring:
         return np.zeros(length, dtype=self.word)
 
     def of(self, integers: NDArray[np.int64]) -> Words:
-        """Signed integers as elements: two's complement, wrapped."""
+        """Signed `integers` as elements: two's complement, wrapped."""
         return integers.astype(self.word)
 
     def signed(self, words: Words) -> NDArray[np.int64]:
-        """The representatives in [-2**(bits-1), 2**(bits-1))."""
+        """The representatives of `words` in [-2**(bits-1), 2**(bits-1))."""
         spare = np.int64(64 - self.bits)
         shifted: NDArray[np.int64] = words.astype(np.int64) << spare
         shifted >>= spare
@@ -88,7 +96,7 @@ class Ring:
         return pieces
 
     def pack(self, words: Words) -> bytes:
-        """Elements as `bits` bits each.
+        """The elements `words` as `bits` bits each.
 
         Values are taken in pieces of 262,144.  A piece is cut into as many equal lanes as a word
         has bits, the last one padded with zeros, which are packed as `packing` says.
@@ -99,7 +107,7 @@ class Ring:
         return bytes(out)
 
     def pack_piece(self, words: Words, out: memoryview) -> None:
-        """Pack the elements of one piece into the bytes that are its place, still all zero."""
+        """Pack `words`, the elements of one piece, into `out`, its place, still all zero."""
         lane = self._lane(len(words))
         if len(words) != lane * self.lanes:
             words = np.concatenate([words, self.zeros(lane * self.lanes - len(words))])
@@ -128,7 +136,7 @@ class Ring:
             self.add_piece(memoryview(data)[piece.packed], total[piece.values])
 
     def add_piece(self, data: memoryview, total: Words) -> None:
-        """Add one packed piece to the elements `total` that it is of, in place."""
+        """Add `data`, one packed piece, to the elements `total` that it is of, in place."""
         lane = self._lane(len(total))
         # In a message the words may begin at any byte, where NumPy would go through them slowly.
         words = np.require(np.frombuffer(data, dtype=self.word), requirements="A")
@@ -166,7 +174,12 @@ class Ring:
 
 @frozen(eq=False)
 class RingVector:
-    """What one site releases: elements of a ring, shape (length,)."""
+    """What one site releases.
+
+    Attributes:
+        ring: Where it will be summed.
+        words: Its elements, shape (length,).
+    """
 
     ring: Ring
     words: Words = field(repr=False)
@@ -174,7 +187,13 @@ class RingVector:
 
 @frozen(eq=False)
 class RingSum:
-    """What the coordinator learns: the sum of the releases of `contributors`, and who they were."""
+    """What the coordinator learns: a sum of releases, and whose they were.
+
+    Attributes:
+        ring: Where it was taken.
+        words: The sum's elements, shape (length,).
+        contributors: Numbers of the sites in it, ascending.
+    """
 
     ring: Ring
     words: Words = field(repr=False)
@@ -221,7 +240,7 @@ class FixedPoint:
         return words
 
     def decode(self, words: Words) -> NDArray[np.float64]:
-        """Elements as real numbers."""
+        """The elements `words` as real numbers, of the same shape."""
         values = np.empty(words.shape)
         for start in range(0, len(words), _TOGETHER):
             piece = slice(start, start + _TOGETHER)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def poisson(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
-    """`work.steps` batches, each example in each with probability `work.sampling_rate`.
+    """`work.steps` batches of `examples`, each in each with probability `work.sampling_rate`.
 
     Guarantees:
         The draws are independent, and as secret as `stream`; a published seed for them would
@@ -33,6 +33,13 @@ def sampled_units(
     """The batches that hide a `unit`: Poisson samples of examples or of patients.
 
     With unit "site" a batch hides nothing, and is drawn as the work declares.
+
+    Args:
+        work: The number of batches, and the rate.
+        unit: What is to be hidden.
+        examples: How many the site has.
+        patients: Whose each of them is, shape (N,); None where the data do not say.
+        stream: As secret as the batches are to be.
 
     Raises:
         RefusalError: Patients are to be hidden, and the data do not say whose each image is.
@@ -67,9 +74,10 @@ def poisson_patients(work: Work, patients: Index, stream: Stream) -> Iterator[In
 
 
 def shuffled(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
-    """Passes over the examples in batches of `work.batch_size`: `work.epochs`, or `work.steps`.
+    """Passes over `examples` in batches of `work.batch_size`: `work.epochs`, or `work.steps`.
 
-    Where the work declares no batch size, these are Poisson samples too.
+    The order is drawn from `stream`.  Where the work declares no batch size, these are Poisson
+    samples too.
     """
     if work.batch_size is None:
         yield from poisson(work, examples, stream)

@@ -49,6 +49,10 @@ class SitePrivacy(Protocol):
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The only thing that leaves the site: clipped, noised and encoded, in that order.
 
+        Args:
+            vector: What the trainer hands back, shape (P,).
+            weight: The examples behind it; a privatizer with a guarantee ignores it.
+
         Raises:
             RefusalError: A value is NaN or infinite, or outside what the ring was sized for.
         """
@@ -57,25 +61,33 @@ class SitePrivacy(Protocol):
 
 @runtime_checkable
 class PrivacyPlan(Protocol):
-    """The numbers of a run's privacy: public, alike at every party, fixed before the first round.
-
-    Attributes:
-        guarantee: What the whole run promises, all attempts included; None without privacy.
-        mechanism: What one attempt costs a site; None without privacy.  A hospital's ledger keeps
-            it, and composes it with those of other runs.
-        ring: The narrowest in which the sum fits; under noise a wrap is less likely than 2⁻⁴⁰
-            over the run.
-        length: Elements of a release.
-    """
+    """The numbers of a run's privacy: public, alike at every party, fixed before it starts."""
 
     @property
-    def guarantee(self) -> Guarantee | None: ...  # noqa: D102
+    def guarantee(self) -> Guarantee | None:
+        """What the whole run promises, all attempts included; None without privacy."""
+        ...
+
     @property
-    def mechanism(self) -> Mechanism | None: ...  # noqa: D102
+    def mechanism(self) -> Mechanism | None:
+        """What one attempt costs a site; None without privacy.
+
+        A hospital's ledger keeps it, and composes it with those of other runs.
+        """
+        ...
+
     @property
-    def ring(self) -> Ring: ...  # noqa: D102
+    def ring(self) -> Ring:
+        """The narrowest in which the sum fits.
+
+        Under noise a wrap is less likely than 2⁻⁴⁰ over the run.
+        """
+        ...
+
     @property
-    def length(self) -> int: ...  # noqa: D102
+    def length(self) -> int:
+        """Elements of a release."""
+        ...
 
     def spent(self, attempts: int) -> Guarantee | None:
         """What `attempts` attempts promise so far."""
@@ -105,7 +117,7 @@ class CoordinatorSession(Protocol):
     """
 
     def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
-        """Begin an attempt among `sites`, forgetting any earlier one."""
+        """Begin `attempt`, at `round`, among `sites`, forgetting any earlier one."""
         ...
 
     def requests(self) -> Requests:
@@ -113,7 +125,7 @@ class CoordinatorSession(Protocol):
         ...
 
     def receive(self, site: SiteId, reply: bytes) -> None:
-        """Take in one site's reply; vectors are folded into the sum and dropped.
+        """Take in the `reply` of one `site`; vectors are folded into the sum and dropped.
 
         A site's first reply to a request stands; a further one is an error and changes nothing.
 
@@ -154,7 +166,10 @@ class OpenSite(Protocol):
     """A site ready to answer."""
 
     def answer(self, common: bytes, own: bytes) -> bytes:
-        """The reply to one exchange; a refusal, too, is a message."""
+        """The reply to one exchange, of a part `common` to all and its `own`.
+
+        A refusal, too, is a message.
+        """
         ...
 
 

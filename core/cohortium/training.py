@@ -25,7 +25,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
-    """What the learning rate is multiplied by in `round` of `rounds`.
+    """What `schedule` multiplies the learning rate by in `round` of `rounds`.
 
     Examples:
         >>> factor("linear", 15, 60)
@@ -46,6 +46,12 @@ def make_optimizer(
     options: Mapping[str, float | bool],
 ) -> Optimizer:
     """The optimizer of `torch.optim` called `name`, in any case of letters.
+
+    Args:
+        name: Of its class.
+        parameters: What it moves.
+        learning_rate: Its `lr`.
+        options: Its other keyword arguments.
 
     Raises:
         StudyError: There is none of that name, or it has no such option.
@@ -71,7 +77,7 @@ def make_optimizer(
 def with_schedule(
     optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
 ) -> tuple[Optimizer, LRScheduler]:
-    """`optimizer`, and its learning rate's course over `rounds` steps, from step `after` on."""
+    """`optimizer`, and the course of its learning rate over `rounds` steps, from `after` on."""
     import torch
 
     def course(step: int) -> float:
@@ -166,7 +172,13 @@ class Objective:
     class_weights: tuple[float, ...] = field(default=(), validator=deep_iterable(gt(0)))
 
     def losses(self, task: Task) -> Callable[[Index], Tensor]:
-        """The loss of each example at some positions, shape (B,), as `SitePrivacy` wants it."""
+        """The loss of each example of `task` at some positions, shape (B,).
+
+        It is what `SitePrivacy.gradient` takes.
+
+        Raises:
+            StudyError: There are class weights, but not one for each class.
+        """
         import torch
         from torch.nn import functional
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cohortium.randomness import Randomness
     from cohortium.ring import Ring
 
-    Index: TypeAlias = NDArray[np.int64]
-    """Positions of examples at a site, shape (B,)."""
+Index: TypeAlias = "NDArray[np.int64]"
+"""Positions of examples at a site, shape (B,)."""
 
 SiteId: TypeAlias = int
 """A site's number in the federation, from 0."""
@@ -73,7 +73,7 @@ class Cohort:
         return self.examples / self.sites
 
     def units(self, unit: Unit) -> int:
-        """How many units a guarantee protects, as declared; 0 patients where none are named."""
+        """How many of a `unit` there are, as declared; 0 patients where none are named."""
         if unit == "patient":
             return self.patients or 0
         return self.sites if unit == "site" else self.examples

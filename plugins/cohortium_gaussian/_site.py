@@ -20,13 +20,10 @@ from cohortium.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.plugin import Randomness, Stream
+    from cohortium.plugin import Index, Randomness, Stream
     from cohortium_gaussian._plan import GaussianPlan
-
-    Index = NDArray[np.int64]
 
 
 @frozen

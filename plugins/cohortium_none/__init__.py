@@ -25,12 +25,9 @@ from cohortium.plugin import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.plugin import Randomness, Ring, RingSum, Stream
-
-    Index = NDArray[np.int64]
+    from cohortium.plugin import Index, Randomness, Ring, RingSum, Stream
 
 COHORTIUM_API = 1
 
@@ -104,15 +101,15 @@ class UnprivateSite:
     plan: UnprivatePlan
     stream: Stream
 
-    def batches(self, examples: int) -> Iterator[NDArray[np.int64]]:
+    def batches(self, examples: int) -> Iterator[Index]:
         """Shuffled passes in batches of the declared size, or Poisson samples without one."""
         return shuffled(self.plan.work, examples, self.stream)
 
     def gradient(
         self,
         net: nn.Module,
-        losses: Callable[[NDArray[np.int64]], Tensor],
-        batch: NDArray[np.int64],
+        losses: Callable[[Index], Tensor],
+        batch: Index,
     ) -> None:
         """The mean gradient; zero for an empty batch."""
         mean_gradient(net, losses, batch)

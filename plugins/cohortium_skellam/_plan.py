@@ -26,13 +26,10 @@ from cohortium_skellam import _draw, _renyi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.plugin import Randomness, Ring, RingSum
+    from cohortium.plugin import Index, Randomness, Ring, RingSum
     from cohortium_skellam import Skellam
-
-    Index = NDArray[np.int64]
 
 WRAP_BITS = 40
 """A wrap of the sum is less likely than 2 to minus this, over the run."""

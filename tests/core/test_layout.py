@@ -25,13 +25,13 @@ vector sampling counting
 patches layers bookkeeping
 clipping
 catalog
-composition
+composition scaffold
 account policy statement
 training prelude pretraining history record evaluation
 plugin
 setting workplace
 coordinator site
-preparation hospital testing scaffold
+preparation hospital testing
 classifier pictures
 exporting
 rounds planning

@@ -28,6 +28,7 @@ from cohortium.reporting.wording import chance, detected, odds_factor
 from cohortium.vocabulary import Secrecy
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
+from poison import poison
 
 
 def lossy(count: int, site: int, reply: bytes) -> bytes | None:
@@ -245,33 +246,11 @@ def test_any_damage_is_refused_or_told(  # noqa: PLR0917
         Page(reporting.render([reporting.read(target)]))
 
 
-HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}\u202e&amp;`"
-
-
-def poisoned(value: Any, *, spare: frozenset[str]) -> Any:
-    """`value` with `HOSTILE` in place of every string, but under the keys `spare`."""
-    if isinstance(value, dict):
-        return {
-            key: inner if key in spare else poisoned(inner, spare=spare)
-            for key, inner in value.items()
-        }
-    if isinstance(value, list):
-        return [poisoned(inner, spare=spare) for inner in value]
-    return HOSTILE if isinstance(value, str) else value
-
-
 BONES = ("section", "table", "svg", "details", "h2", "h3")
-SPARED = frozenset({"event", "unit", "adjacency", "against", "weights_sha256"})
 
 
 def test_nothing_from_a_record_becomes_html(copy: Path, folder: Path) -> None:
-    path = copy / "events.jsonl"
-    lines = [poisoned(json.loads(line), spare=SPARED) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = copy / "result.json"
-    path.write_text(json.dumps(poisoned(json.loads(path.read_text()), spare=SPARED)))
-    path = copy / "study.toml"
-    path.write_text(path.read_text().replace('"fedavg"', json.dumps(HOSTILE)))
+    poison(copy)
     html = reporting.render([reporting.read(copy)])
     page = Page(html)
     names = {name for _, attributes in page.tags for name in attributes}
@@ -376,7 +355,7 @@ def test_conditions_name_what_the_bound_rests_on() -> None:
     assert any("directory" in text for text in conditions(active))
 
 
-@given(epsilon=st.floats(0, 800), delta=st.sampled_from([0.0, 1e-9, 1.9e-4, 0.3]))
+@given(epsilon=st.floats(0, 800), delta=st.sampled_from([0.0, 1e-9, 1e-5, 1.9e-4, 0.27, 0.3]))
 def test_bounds_in_words_hold_as_they_stand(epsilon: float, delta: float) -> None:
     promise = guarantee(epsilon=epsilon, delta=delta)
     factor = odds_factor(promise)

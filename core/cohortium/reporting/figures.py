@@ -144,6 +144,11 @@ class Plot:
         floor = self.height - self.bottom
         return f"{self.path(line)}L{last},{floor}L{first},{floor}Z"
 
+    @property
+    def ends(self) -> float:
+        """Units from the left edge to where the last line ends."""
+        return self.px(max((line.points[-1][0] for line in self.lines), default=self.x.high))
+
     def labels(self) -> tuple[Label, ...]:
         """A label for every line that has points, none over another."""
         found = sorted(

@@ -28,6 +28,8 @@ def render(records: Sequence[Record]) -> str:
         return environment.get_template("run.html").render(run=_run(records[0], "run"))
     names = tuple(chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(records)))  # noqa: PLR2004
     runs = [_run(record, name) for record, name in zip(records, names, strict=True)]
+    for run, label in zip(runs, _labels(records), strict=True):
+        run["label"] = label
     return environment.get_template("runs.html").render(
         runs=runs,
         settings=differing([record.study for record in records]),
@@ -35,6 +37,13 @@ def render(records: Sequence[Record]) -> str:
         epsilon=plots.side_by_side(records, names, "epsilon"),
         classes=_classes(records),
     )
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    """The folders' names, with as many of the folders above as tell them apart."""
+    parts = [record.folder.resolve().parts for record in records]
+    depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 1)
+    return ["/".join(p[-depth:]) for p in parts]
 
 
 def _environment() -> Environment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_FLOOR, Context
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING
 
 from cohortium.guarantee import rounded_up
@@ -88,8 +88,9 @@ def chance(delta: float) -> str:
     """A probability as one in so many, to three digits, rounded up."""
     if delta <= 0:
         return "0"
-    times = Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(1 / delta))
-    return f"1 in {float(times):,.0f}"
+    # In decimals, so that a δ of 1e-5 is one in 100,000.
+    times = Context(prec=3, rounding=ROUND_FLOOR).divide(Decimal(1), Decimal(repr(delta)))
+    return f"1 in {int(times):,}"
 
 
 def detected(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
