@@ -129,7 +129,10 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
     study.read(path, changes)
 
 
-@pytest.mark.parametrize("name", ["messages", "randomness", "ring", "hooks", "training"])
+DOCTESTED = ["messages", "randomness", "ring", "hooks", "training", "describing", "drafting"]
+
+
+@pytest.mark.parametrize("name", DOCTESTED)
 def test_examples_in_docstrings_hold(name: str) -> None:
     module = importlib.import_module(f"cohortium.{name}")
     outcome = doctest.testmod(module)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
-from cohortium import composition, record, vector
+from cohortium import composition, facts, record, vector
 from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.errors import DataError, StudyError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.data import DataSpec
+    from cohortium.facts import DataFacts
     from cohortium.protocols import Model
 
 Round = Literal["last", "best"]
@@ -47,7 +48,7 @@ class Classifier:
         result: The content of the run's `result.json`, or None where the run is not complete.
     """
 
-    facts: record.DataFacts
+    facts: DataFacts
     model: Model
     net: nn.Module = field(repr=False)
     rounds: int
@@ -70,12 +71,11 @@ class Classifier:
                 "`cohortium run` named last."
             )
         study = toml.read(folder / "study.toml", what="the study")
-        run = record.RunFolder(folder)
-        facts, result = run.read_facts(), run.read_result()
+        known, result = facts.read_facts(folder), facts.read_result(folder)
         model = composition.make(
             discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
         )
-        net = model.build(facts.spec, _weights_seed(study))
+        net = model.build(known.spec, _weights_seed(study))
         path = folder / (record.BEST if round == "best" else record.LAST)
         tensors, notes = _read_weights(path)
         try:
@@ -92,7 +92,7 @@ class Classifier:
         except (KeyError, ValueError) as error:
             raise DataError(f"{path} does not say after which round it was written.") from error
         return cls(
-            facts=facts,
+            facts=known,
             model=model,
             net=net.eval(),
             rounds=rounds,

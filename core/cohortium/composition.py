@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import typing
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from cohortium.hooks import Role
 
 
-def make(catalog: Catalog, role: Role, table: Mapping[str, Any], *, where: str) -> Any:
+MOST_SHOWN = 80
+"""Characters of a value that an error repeats."""
+
+
+def make(
+    catalog: Catalog,
+    role: Role,
+    table: Mapping[str, Any],
+    *,
+    where: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
     """The instance that `table` describes: the offer's `name`, and its own parameters.
 
     Args:
@@ -30,6 +42,7 @@ def make(catalog: Catalog, role: Role, table: Mapping[str, Any], *, where: str) 
         role: What is wanted.
         table: As parsed from TOML.
         where: How an error names the table's place.
+        settings: How an error names the keys that were written somewhere else.
 
     Raises:
         PluginError: No usable plugin offers the name.
@@ -37,16 +50,18 @@ def make(catalog: Catalog, role: Role, table: Mapping[str, Any], *, where: str) 
     """
     name = table.get("name")
     if not isinstance(name, str):
-        raise StudyError(f"{where} [{role}]: name must be a string that says which one.")
+        place = settings.get("name", f"{where} [{role}]")
+        raise StudyError(f"{place}: name must be a string that says which one.")
     factory = catalog.find(role, name).factory
     given = {key: value for key, value in table.items() if key != "name"}
     place, what = f"{where} [{role}]", f"{role} '{name}'"
     inner = {
-        key: _inner(catalog, inside, given.pop(key), where=f"{place} {key}")
+        key: _inner(catalog, inside, given.pop(key), where=settings.get(key, f"{place} {key}"))
         for key, inside in roles_of(factory, what=what).items()
         if key in given
     }
-    return require(role, call(factory, given, where=place, what=what, ready=inner))
+    part = call(factory, given, where=place, what=what, ready=inner, settings=settings)
+    return require(role, part)
 
 
 def _inner(catalog: Catalog, role: Role, value: object, *, where: str) -> Any:
@@ -75,6 +90,7 @@ def call(
     where: str,
     what: str,
     ready: Mapping[str, Any] = MappingProxyType({}),
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """`factory` called with `given`, each value strictly converted to its annotated type.
 
@@ -84,6 +100,7 @@ def call(
         where: How an error names their place.
         what: How an error names what is being made.
         ready: Arguments that are passed on as they are.
+        settings: How an error names the keys that were written somewhere else.
 
     Raises:
         StudyError: A key is unknown or missing, or a value does not fit.
@@ -92,7 +109,8 @@ def call(
     types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
     for key in given:
         if key not in types:
-            raise StudyError(f"{where} {key}: {what} has no such parameter; {near(key, types)}")
+            place = settings.get(key, f"{where} {key}")
+            raise StudyError(f"{place}: {what} has no such parameter; {near(key, types)}")
     absent = [key for key in _required(factory) if key in types and key not in given]
     if absent:
         raise StudyError(f"{where}: {what} needs {' and '.join(absent)}.")
@@ -104,14 +122,18 @@ def call(
             expected = _plain(error)
             if typing.get_origin(types[key]) is Literal:
                 expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
-            raise StudyError(f"{where} {key}: {expected}, got {value!r}.") from error
+            place = settings.get(key, f"{where} {key}")
+            raise StudyError(f"{place}: {expected}, got {shown(repr(value))}.") from error
     try:
         return factory(**arguments, **ready)
     except CohortiumError:
         raise
     except (TypeError, ValueError) as error:
         sentence = str(error.args[0]) if error.args else str(error)
-        raise StudyError(f"{where}: {what}: {sentence.rstrip('.')}.") from error
+        # attrs begins with the parameter that it refuses, in quotes.
+        named = re.match(r"'(\w+)'", sentence)
+        place = settings.get(named[1], where) if named else where
+        raise StudyError(f"{place}: {what}: {sentence.rstrip('.')}.") from error
 
 
 def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
@@ -207,6 +229,12 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
+def shown(text: str) -> str:
+    """The beginning of `text`, which may be of any length, for an error's sentence."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 def _plain(error: msgspec.ValidationError) -> str:
     sentence = str(error).replace("`", "").replace("Expected", "expected").split(" - at")[0]
-    return sentence.split(", got")[0]
+    sentence = sentence.split(", got")[0]
+    return sentence.replace("expected object", "expected a table").replace("array", "a list")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import msgspec
 from attrs import frozen
 
-from cohortium.data import DataSpec
-from cohortium.errors import DataError, RunError, StudyError
+from cohortium.errors import RunError, StudyError
+from cohortium.facts import FACTS
 from cohortium.files import write_whole
 from cohortium.history import html_table
 from cohortium.ledger import Ledger
@@ -24,14 +23,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.data import Splits
+    from cohortium.facts import DataFacts
     from cohortium.guarantee import Guarantee
     from cohortium.history import History
     from cohortium.metrics import Scores
     from cohortium.vocabulary import Secrecy
 
-
-_Read = TypeVar("_Read")
 
 LAST = "checkpoint/weights.safetensors"
 """The weights after the last round that is complete."""
@@ -171,38 +168,6 @@ def predictions_of(folder: Path) -> Predictions:
         raise StudyError(f"{path} is damaged; run that study again.") from error
 
 
-@frozen(kw_only=True)
-class DataFacts:
-    """What is public about the data of a run: whoever uses its model needs it, and no more.
-
-    Attributes:
-        name: What figures that come from them are called.
-        source: Whom to cite.
-        spec: Shapes, classes and the declared size.
-        validation: Public images to watch the run by.
-        test: Public images that the result was scored on.
-    """
-
-    name: str
-    source: str
-    spec: DataSpec
-    validation: int
-    test: int
-
-    @classmethod
-    def of(cls, splits: Splits) -> DataFacts:
-        """The facts of a data set."""
-        parts = (splits.validation, splits.test)
-        validation, test = (0 if part is None else len(part) for part in parts)
-        return cls(
-            name=splits.name,
-            source=splits.source,
-            spec=splits.spec,
-            validation=validation,
-            test=test,
-        )
-
-
 @frozen
 class RunFolder:
     """Where a run's record goes.
@@ -248,6 +213,11 @@ class RunFolder:
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         self._write("result.json", text.encode() + b"\n")
 
+    def write_facts(self, facts: DataFacts) -> None:
+        """Keep what a user of the weights needs to know of the data."""
+        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
+        self._write(FACTS, text.encode() + b"\n")
+
     def write_predictions(self, predictions: Predictions) -> None:
         """Keep what was said of each test image, so that runs can be compared image by image.
 
@@ -263,32 +233,6 @@ class RunFolder:
             classes=np.array(predictions.classes),
         )
         self._write(_PREDICTIONS, buffer.getvalue())
-
-    def write_facts(self, facts: DataFacts) -> None:
-        """Keep what a user of the weights needs to know of the data."""
-        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
-        self._write("checkpoint/data.json", text.encode() + b"\n")
-
-    def read_facts(self) -> DataFacts:
-        """What `write_facts` kept.
-
-        Raises:
-            StudyError: There is none: the run has not begun its first round.
-            DataError: It is damaged.
-        """
-        path = self.path / "checkpoint" / "data.json"
-        if not path.is_file():
-            raise StudyError(f"{self.path} holds no checkpoint: the run has not begun a round yet.")
-        return _decoded(path, DataFacts)
-
-    def read_result(self) -> dict[str, Any] | None:
-        """The content of `result.json`, or None where the run is not complete.
-
-        Raises:
-            DataError: It is damaged.
-        """
-        path = self.path / "result.json"
-        return _decoded(path, dict[str, Any]) if path.is_file() else None
 
     def write_checkpoint(self, weights: Mapping[str, Tensor], *, rounds: int) -> None:
         """Keep the global weights after `rounds` rounds."""
@@ -319,17 +263,3 @@ class RunFolder:
             write_whole(target, data)
         except OSError as error:
             raise RunError(f"cannot write {target}: {error.strerror}.") from error
-
-
-def _decoded(path: Path, kind: type[_Read]) -> _Read:
-    """The value in a JSON file of a record.
-
-    Raises:
-        DataError: It cannot be read, or is not of that kind.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); copy it anew from the run.") from error

@@ -23,8 +23,9 @@ from cohortium.events import (
     RunStarted,
     SiteAnswered,
 )
+from cohortium.facts import DataFacts
 from cohortium.history import History
-from cohortium.record import DataFacts, Result, RunFolder, Seconds
+from cohortium.record import Result, RunFolder, Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

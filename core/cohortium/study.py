@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from cohortium import composition
@@ -49,25 +50,48 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     if path is not None:
         where = str(path)
         tables = merge(tables, toml.read(path, what="the study"), where=where)
+    written: dict[str, dict[str, str]] = {}
     for setting in settings:
-        tables = merge(tables, parse_setting(setting), where=f"--set {setting}")
-    return build(tables, where=where)
+        place = f"--set {composition.shown(setting)}"
+        changes = parse_setting(setting)
+        tables = merge(tables, changes, where=place)
+        for table, values in changes.items():
+            written.setdefault(table, {}).update(dict.fromkeys(values, place))
+    return build(tables, where=where, settings=written)
 
 
-def build(tables: Mapping[str, Mapping[str, Any]], *, where: str = "study") -> Federation:
-    """The federation that parsed tables describe; see `read`."""
+def build(
+    tables: Mapping[str, Mapping[str, Any]],
+    *,
+    where: str = "study",
+    settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Federation:
+    """The federation that parsed tables describe; see `read`.
+
+    Args:
+        tables: By name.
+        where: How an error names them.
+        settings: How an error names those keys of a table that were written somewhere else.
+    """
     catalog = discover()
     roles: dict[str, Any] = {
-        role: composition.make(catalog, role, tables.get(role, {}), where=where) for role in PARTS
+        role: composition.make(
+            catalog, role, tables.get(role, {}), where=where, settings=settings.get(role, {})
+        )
+        for role in PARTS
     }
-    terms = tables.get("federation", {})
+    terms, own = tables.get("federation", {}), settings.get("federation", {})
     for key in terms:
         if key not in TERMS:
-            raise StudyError(
-                f"{where} [federation] {key}: there is no such term; {composition.near(key, TERMS)}"
-            )
+            place = own.get(key, f"{where} [federation] {key}")
+            raise StudyError(f"{place}: there is no such term; {composition.near(key, TERMS)}")
     federation: Federation = composition.call(
-        Federation, terms, where=f"{where} [federation]", what="the federation", ready=roles
+        Federation,
+        terms,
+        where=f"{where} [federation]",
+        what="the federation",
+        ready=roles,
+        settings=own,
     )
     return federation
 

@@ -112,8 +112,20 @@ class Net(nn.Sequential):
         (["--set", "model.name=dpresnt"], "no plugin offers the model 'dpresnt'; did you mean"),
         (["--set", "model.name=brokn"], "the plugin broken (brokenplug 1.0) is broken: Runtime"),
         (["--set", "partitioner.name=dirichlet"], "'dirichlet' is offered by dirichlet (cohort"),
-        (["--set", "privatizer.epsilon=high"], "epsilon: expected float, got 'high'"),
-        (["--set", "privatizer.epsilom=3"], "no such parameter; did you mean epsilon?"),
+        (
+            ["--set", "privatizer.epsilon=high"],
+            "--set privatizer.epsilon=high: expected float, got",
+        ),
+        (
+            ["--set", "privatizer.epsilom=3"],
+            "--set privatizer.epsilom=3: privatizer 'gaussian' has no such",
+        ),
+        (
+            ["--set", "privatizer.epsilon=-1"],
+            "--set privatizer.epsilon=-1: privatizer 'gau",
+        ),
+        (["study.toml", "--set", "federation.rounds=2"], "study.toml [federation] sites: expected"),
+        (["--set", "federation.site=3"], "--set federation.site=3: there is no such term; did you"),
         (["study.toml"], "study.toml [federation] sites: expected int, got 'ten'"),
         (["none.toml"], "cannot read the study none.toml: No such file"),
         (["--set", "federation.sites=3"], "secagg: cohort is 3, but must be at least 4"),

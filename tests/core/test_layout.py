@@ -26,8 +26,9 @@ patches layers bookkeeping
 clipping
 catalog
 composition scaffold
+describing
 account policy statement
-training prelude pretraining history record evaluation
+training prelude pretraining history facts record evaluation
 plugin
 setting workplace
 coordinator site
@@ -39,7 +40,7 @@ auditing
 federation
 reporting
 study
-grid
+grid drafting
 cli
 """
 HEIGHT = {

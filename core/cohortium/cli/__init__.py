@@ -14,6 +14,7 @@ import typer
 
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_of
+from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (run, plan, report, compare, audit),
+        "Study": (init, run, plan, report, compare, audit),
         "Model": (predict, export),
         "Hospital": (ledger, keygen),
         "Plugins": (plugins, check, new_plugin),
@@ -83,6 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(f"cohortium: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - told in full
+        if _is_lack_of_memory(error):
+            reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
+            typer.echo(
+                f"cohortium: there is not enough memory for what was asked ({reason}); ask for "
+                "fewer or smaller images, sites or layers.",
+                err=True,
+            )
+            sys.exit(1)
         # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
         from cohortium.catalog import discover
 
@@ -97,3 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stop.code == INTERRUPTED:
             typer.echo("cohortium: stopped.", err=True)
         raise
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether a number was too large for this machine: torch has no error of its own for that."""
+    text = str(error).lower()
+    is_torch = isinstance(error, RuntimeError) and (
+        "allocate memory" in text or "of memory" in text
+    )
+    return isinstance(error, MemoryError) or is_torch

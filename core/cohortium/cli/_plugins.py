@@ -3,57 +3,125 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from attrs import asdict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from cohortium.cli import _completion
+from cohortium.errors import PluginError
+
+if TYPE_CHECKING:
+    from cohortium.catalog import Catalog, Offering
 
 
 def plugins(
-    *, as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Details of this plugin, or of what is offered so.",
+            autocompletion=_completion.plugin_names,
+        ),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False,
 ) -> None:
-    """List the installed plugins.
+    """List the installed plugins, or the parameters of one.
 
     Exits with 1 if any of them cannot be used, and says why.
 
     Examples:
       cohortium plugins
+      cohortium plugins gaussian
       cohortium plugins --json
     """
     from cohortium.catalog import discover
+    from cohortium.testing import suite
 
     catalog = discover()
+    if name is not None:
+        found = suite.select(catalog, name)
+        if as_json:
+            _print_json([_described(offering) for offering in found])
+        else:
+            for offering in found:
+                _print_details(offering)
+        return
     if as_json:
-        from attrs import asdict
-
         rows = [
             {
                 **asdict(record),
-                "offers": [
-                    {"role": o.role, "name": o.offer.name, "summary": o.offer.summary}
-                    for o in catalog.offerings
-                    if o.record == record
-                ],
+                "offers": [_described(o) for o in catalog.offerings if o.record == record],
             }
             for record in catalog.records
         ]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        _print_json(rows)
     else:
-        table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
-        for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
-            table.add_row(o.role, o.offer.name, o.record.label, o.offer.summary)
-        console = Console()
-        console.print(table)
-        for record in catalog.records:
-            if record.status != "active":
-                console.print(f"{record.label} is {record.status}: {record.reason}", markup=False)
+        _print_catalog(catalog)
     if any(record.status not in ("active", "blocked") for record in catalog.records):
         raise typer.Exit(1)
 
 
+def _print_catalog(catalog: Catalog) -> None:
+    table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
+    for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
+        table.add_row(o.role, o.offer.name, o.record.label, o.offer.summary)
+    console = Console()
+    console.print(table)
+    for record in catalog.records:
+        if record.status != "active":
+            console.print(f"{record.label} is {record.status}: {record.reason}", markup=False)
+
+
+def _described(offering: Offering) -> dict[str, Any]:
+    """An offer and its parameters, as plain values; a plugin's unreadable ones are its own."""
+    from cohortium.describing import parameters_of
+
+    offer = offering.offer
+    try:
+        parameters = [asdict(parameter) for parameter in parameters_of(offer)]
+    except PluginError:
+        parameters = []
+    return {
+        "role": offering.role,
+        "name": offer.name,
+        "summary": offer.summary,
+        "parameters": parameters,
+    }
+
+
+def _print_details(offering: Offering) -> None:
+    from cohortium.describing import parameters_of
+
+    console, offer = Console(highlight=False), offering.offer
+    told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
+    console.print(told, markup=False)
+    parameters = parameters_of(offer)
+    if not parameters:
+        console.print("  no parameters")
+        return
+    table = Table("", "parameter", "type", "default", "", box=None, pad_edge=False)
+    for p in parameters:
+        cells = (p.name, p.type, p.default or "(required)", p.meaning)
+        table.add_row("", *(Text(cell) for cell in cells))
+    console.print(table)
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
 def check(
-    name: Annotated[str, typer.Argument(help="A plugin, or one thing that a plugin offers.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A plugin, or one thing that a plugin offers.",
+            autocompletion=_completion.plugin_names,
+        ),
+    ],
     *,
     settings: Annotated[
         list[str] | None,

@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from cohortium.cli import _completion
 from cohortium.errors import StudyError
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="DIR...")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of runs.", metavar="DIR...", autocompletion=_completion.run_folders
+        ),
+    ],
     *,
     out: Annotated[
         Path | None, typer.Option(help="The file to write; for one run report.html in its folder.")

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import attrs
 import typer
 
+from cohortium.cli import _completion
 from cohortium.cli._grid import DryRun, Jobs, Only, run_grid
 from cohortium.cli._options import Settings, Study
 from cohortium.errors import CohortiumError, RunError, StudyError
@@ -30,7 +32,10 @@ def run(
     jobs: Jobs = 1,
     dry_run: DryRun = False,
     observe: Annotated[
-        list[str] | None, typer.Option(help="An observer to tell; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
@@ -68,6 +73,9 @@ def run(
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
+    if quiet or as_json:  # also where the study itself asks for it
+        kept = tuple(name for name in federation.observers if name != "progress")
+        federation = attrs.evolve(federation, observers=kept)
     catalog = discover()
     observers = [
         composition.make(catalog, "observer", {"name": name}, where="--observe")

@@ -1,0 +1,80 @@
+"""What the shell is offered where a word is not finished; it must be quick, and never fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Words = list[tuple[str, str]]
+"""Words, and a note on each."""
+
+
+def plugin_names(incomplete: str) -> Words:
+    """Plugins and what they offer, with their summaries."""
+    from cohortium.catalog import discover
+
+    found = {record.name: f"plugin, {record.status}" for record in discover().records}
+    found |= {o.offer.name: f"{o.role}: {o.offer.summary}" for o in discover().offerings}
+    return _beginning(incomplete, found)
+
+
+def observer_names(incomplete: str) -> Words:
+    """Observers."""
+    from cohortium.catalog import discover
+
+    offers = [o.offer for o in discover().offerings if o.role == "observer"]
+    return _beginning(incomplete, {offer.name: offer.summary for offer in offers})
+
+
+def settings(incomplete: str) -> Words:
+    """Keys of a study as `table.key=`; of a table, those of all that could fill its role."""
+    from cohortium.catalog import discover
+    from cohortium.describing import parameters_of
+    from cohortium.errors import PluginError
+    from cohortium.federation import PARTS, TERMS
+
+    table, dot, _ = incomplete.partition(".")
+    if not dot:
+        return _beginning(incomplete, {f"{name}.": "" for name in ("federation", *PARTS)})
+    if table == "federation":
+        return _beginning(incomplete, {f"federation.{term}=": "" for term in TERMS})
+    found = {f"{table}.name=": "which one"} if table in PARTS else {}
+    for offering in discover().offerings:
+        if offering.role == table:
+            try:
+                parameters = parameters_of(offering.offer)
+            except PluginError:
+                continue
+            for p in parameters:
+                found.setdefault(f"{table}.{p.name}=", f"{offering.offer.name}: {p.meaning}")
+    return _beginning(incomplete, found)
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Folders that hold a run's record, and those one level below the others."""
+    above = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    try:
+        return sorted(
+            str(folder)
+            for place in above.iterdir()
+            if str(place).startswith(incomplete.removeprefix("./")) and place.is_dir()
+            for folder in _runs_at(place)
+        )
+    except OSError:
+        return []
+
+
+def _runs_at(place: Path) -> Iterator[Path]:
+    if (place / "study.toml").is_file():
+        yield place
+        return
+    for folder in place.iterdir():
+        if (folder / "study.toml").is_file():
+            yield folder
+
+
+def _beginning(incomplete: str, words: dict[str, str]) -> Words:
+    return sorted((word, note) for word, note in words.items() if word.startswith(incomplete))

@@ -1,0 +1,91 @@
+"""`cohortium init`: a commented study from a few answers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cohortium.errors import RunError, StudyError
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The new file.")] = Path("study.toml"),
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option(help="'phantom', an npz file, or a MedMNIST flag such as bloodmnist."),
+    ] = None,
+    sites: Annotated[int | None, typer.Option(help="Simulated hospitals.", min=1)] = None,
+    privacy: Annotated[
+        str | None, typer.Option(help="'none', or ε of the whole run (1 strong, 6 moderate).")
+    ] = None,
+    secagg: Annotated[
+        bool | None, typer.Option("--secagg/--plain", help="Whether only sums are seen.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take the defaults.")] = False,
+) -> None:
+    """Write a commented study that runs at once.
+
+    Asks four questions, those that no option answers: the data, the sites, the privacy and the
+    aggregation.
+
+    Examples:
+      cohortium init
+      cohortium init lungs.toml --data pneumoniamnist --sites 8 --privacy 3
+      cohortium init --data own.npz --privacy none --plain --yes
+    """
+    from cohortium.drafting import Answers, draft
+    from cohortium.files import create_whole
+
+    if path.exists():
+        raise StudyError(f"{path} exists already; name another file.")
+    answers = Answers(
+        data=_answer(
+            data, "Images ('phantom', an npz file, or a MedMNIST flag)", default="phantom", yes=yes
+        ),
+        sites=_answer(sites, "Sites", default=10, yes=yes),
+        epsilon=_epsilon(
+            _answer(
+                privacy, "Privacy ('none', or ε: 1 is strong, 6 moderate)", default="6", yes=yes
+            )
+        ),
+        secagg=_answer(secagg, "Secure aggregation: only sums are seen", default=True, yes=yes),
+    )
+    text, ready = draft(answers)
+    try:
+        create_whole(path, text.encode())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}.") from error
+    typer.echo(f"{path}: {ready.setting.plan.guarantee or 'no privacy guarantee'}")
+    typer.echo(f"run it: cohortium run {path}")
+
+
+def _answer(given: Any, question: str, *, default: Any, yes: bool) -> Any:
+    """What an option says, or else a person, or the default where nobody is to be asked."""
+    if given is not None:
+        return given
+    if yes:
+        return default
+    if not sys.stdin.isatty():
+        raise StudyError(
+            "init asks questions, and there is no terminal to ask them on; give --data, --sites, "
+            "--privacy and --secagg or --plain, or take the defaults with --yes."
+        )
+    if isinstance(default, bool):
+        return typer.confirm(question, default=default)
+    return typer.prompt(question, default=default, type=type(default))
+
+
+def _epsilon(privacy: str) -> float | None:
+    if privacy == "none":
+        return None
+    try:
+        epsilon = float(privacy)
+    except ValueError:
+        epsilon = 0.0
+    if not 0 < epsilon < float("inf"):
+        raise StudyError(f"--privacy {privacy}: give 'none', or ε as a number above 0.")
+    return epsilon

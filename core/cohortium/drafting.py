@@ -1,0 +1,178 @@
+"""A study for those who begin: a few answers become a commented file that runs at once."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+from attrs.validators import ge
+
+from cohortium import composition, study
+from cohortium.catalog import discover
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from cohortium.data import Splits
+    from cohortium.preparation import Ready
+
+
+@frozen(kw_only=True)
+class Answers:
+    """What is asked.
+
+    Attributes:
+        data: A data set that needs no parameters, an npz file, or one of MedMNIST's flags.
+        sites: Simulated hospitals.
+        epsilon: ε of the whole run; None for no privacy.
+        secagg: Whether only sums are seen.
+    """
+
+    data: str = "phantom"
+    sites: int = attrs.field(default=10, validator=ge(1))
+    epsilon: float | None = 6.0
+    secagg: bool = True
+
+
+@frozen
+class Given:
+    """Images that are loaded already, in the place of their data set."""
+
+    splits: Splits
+
+    def load(self) -> Splits:
+        """Those images."""
+        return self.splits
+
+
+def draft(answers: Answers) -> tuple[str, Ready]:
+    """A study file's text, and the study as it would run.
+
+    Raises:
+        CohortiumError: The data cannot be loaded, or what was asked for cannot be had together.
+    """
+    table = _dataset(answers.data)
+    splits = composition.make(discover(), "dataset", table, where="--data").load()
+    text = _text(answers, table, splits)
+    tables = study.merge(study.quick_start(), tomllib.loads(text), where="the new study")
+    federation = study.build(tables, where="the new study")
+    return text, attrs.evolve(federation, dataset=Given(splits)).prepare()
+
+
+def _dataset(data: str) -> dict[str, str]:
+    if data.endswith(".npz"):
+        return {"name": "npz", "path": data}
+    if data in ("npz", "medmnist"):
+        wanted = "the path of a file that ends in .npz" if data == "npz" else "one of its flags"
+        raise StudyError(f"--data {data}: give {wanted}.")
+    if data in discover().names("dataset"):
+        return {"name": data}
+    return {"name": "medmnist", "flag": data}
+
+
+def customary_delta(units: int) -> float:
+    """The greatest power of ten below a tenth of one over the number of units.
+
+    >>> customary_delta(6000)
+    1e-05
+    """
+    return float(f"1e{math.ceil(math.log10(0.1 / units)) - 1}")
+
+
+def _text(answers: Answers, dataset: dict[str, str], splits: Splits) -> str:
+    spec = splits.spec
+    keys = "\n".join(f"{key} = {_quoted(value)}" for key, value in dataset.items())
+    shape = f"{spec.channels} × {spec.height} × {spec.width}"
+    return "\n".join(
+        [
+            _HEAD.format(sites=answers.sites, rounds=60 if answers.epsilon else 20),
+            f"# {len(splits.train):,} training images of {len(spec.classes)} classes, {shape}.",
+            "# They are dealt to the simulated sites: alpha = 0.5 skews the labels, 100 hardly.",
+            f"[dataset]\n{keys}\n",
+            '[partitioner]\nname = "dirichlet"\nalpha = 0.5\n',
+            _MODEL,
+            _PRIVATE_TRAINER if answers.epsilon else _OPEN_TRAINER,
+            _private(answers.epsilon, len(splits.train)) if answers.epsilon else _OPEN,
+            _SECAGG if answers.secagg else _PLAIN,
+        ]
+    )
+
+
+def _private(epsilon: float, examples: int) -> str:
+    return _PRIVATE.format(
+        epsilon=float(epsilon), delta=customary_delta(examples), examples=examples
+    )
+
+
+def _quoted(value: Any) -> str:
+    """A string as TOML writes it."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+_HEAD = """\
+# A federated study.
+#   cohortium plan FILE     what it promises and costs, before any training
+#   cohortium run FILE      runs it
+#   cohortium plugins NAME  the parameters of any part named below
+# What is left out has the value that the quick start gives it.
+
+[federation]
+sites = {sites}        # hospitals, simulated on this machine
+rounds = {rounds}       # times that the global weights move
+seed = 1          # of all that is public: initial weights, who gets which images
+# retries = 2     # rounds that may fail and be tried again; privacy is planned for them too
+# threads = 1     # of torch; equal bits need equal threads
+"""
+
+_MODEL = """\
+# "descriptor" learns a linear layer on fixed features: the strongest start under privacy.
+# "dpresnet" and "cnn" learn their features; they need more images, more rounds and more time.
+[model]
+name = "descriptor"
+"""
+
+_PRIVATE_TRAINER = """\
+# One private gradient of each site a round; momentum is the server's.
+[trainer]
+name = "fedsgd"
+"""
+
+_OPEN_TRAINER = """\
+# Sites train on their own for some epochs; the server takes the mean.
+[trainer]
+name = "fedavg"
+epochs = 5
+learning_rate = 0.002
+options = { momentum = 0.9 }
+"""
+
+_PRIVATE = """\
+# Noise for the whole run, so that no single image shows in what leaves a site.
+[privatizer]
+name = "gaussian"
+epsilon = {epsilon}     # smaller is more private: 1 is strong, 6 moderate, beyond 10 weak
+delta = {delta}     # the chance that this fails: below a tenth of one over {examples} images
+clip = 7.0        # the most that one image may weigh in a step
+# against = "coordinator"   # sites share the noise: less of it, if sums alone are seen
+"""
+
+_OPEN = """\
+# Nothing here is private: what leaves a site may give its images away.
+[privatizer]
+name = "none"
+"""
+
+_SECAGG = """\
+# The coordinator sees sums over sites, and no site's own release; dropouts are recovered.
+[aggregator]
+name = "secagg"
+"""
+
+_PLAIN = """\
+# The coordinator sees what every site sends.
+[aggregator]
+name = "plain"
+"""

@@ -1,0 +1,88 @@
+"""How far a run has come, as its events tell it: what both views show."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from cohortium.plugin import RoundFailed, RoundFinished, RunStarted, SiteAnswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cohortium.plugin import Event, Guarantee, Scores
+
+RECENT = 10
+"""Rounds from whose pace the time left is estimated."""
+
+
+@define
+class Course:
+    """What is known of a run so far.
+
+    Attributes:
+        clock: Seconds, from any moment on.
+        rounds: In all.
+        done: That are complete.
+        promise: For the whole run, or None.
+        spent: ε so far.
+        answered: Sites that have answered in the present exchange, and how many were asked.
+        exchange: Which that is, from 0.
+        dropped: Contributions that were asked for and did not enter a sum, so far.
+        failed: Attempts that failed.
+        scores: The last that were taken.
+        accuracies: All of them, by round.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    rounds: int = 0
+    done: int = 0
+    promise: Guarantee | None = None
+    spent: float = 0.0
+    answered: tuple[int, int] = (0, 0)
+    exchange: int = 0
+    dropped: int = 0
+    failed: int = 0
+    scores: Scores | None = None
+    accuracies: list[float] = field(factory=list)
+    _ends: list[float] = field(factory=list)
+
+    def take(self, event: Event) -> None:
+        """Take `event` into account."""
+        match event:
+            case RunStarted():
+                self.rounds, self.promise = event.rounds, event.guarantee
+                self.answered = (0, event.sites)
+                self._ends = [self.clock()]
+            case SiteAnswered():
+                self.answered = (event.answered, event.asked)
+                self.exchange = event.exchange
+            case RoundFailed():
+                self.failed += 1
+                self.answered = (0, self.answered[1])
+            case RoundFinished():
+                self._finish(event)
+
+    def _finish(self, event: RoundFinished) -> None:
+        self.done = event.round + 1
+        self.dropped += len(event.dropped)
+        present = len(event.contributors)
+        self.answered, self.exchange = (present, present + len(event.dropped)), 0
+        self._ends = [*self._ends, self.clock()][-RECENT - 1 :]
+        if event.spent is not None:
+            self.spent = event.spent.epsilon
+        if event.scores is not None:
+            self.scores = event.scores
+            self.accuracies.append(event.scores.accuracy)
+
+    @property
+    def left(self) -> dt.timedelta | None:
+        """About how long the rest takes, at the pace of the last rounds; None before the first."""
+        if len(self._ends) < 2:  # noqa: PLR2004 - a beginning and an end
+            return None
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        since = self.clock() - self._ends[-1]
+        return dt.timedelta(seconds=max(0, round(pace * (self.rounds - self.done) - since)))

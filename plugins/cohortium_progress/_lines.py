@@ -1,0 +1,62 @@
+"""One plain line a round, as a log file wants it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from cohortium.plugin import RoundFailed, RoundFinished, RunStarted, SiteFailed
+from cohortium_progress._course import Course
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cohortium.plugin import Event
+
+
+@define
+class Lines:
+    """Turns a run's events into lines."""
+
+    console: Console
+    course: Course = field(factory=Course)
+
+    def __call__(self, event: Event) -> None:
+        """Show `event`."""
+        self.course.take(event)
+        for text, style in told(event):
+            self.line(text, style)
+        if isinstance(event, RoundFinished):
+            self.line(self._round(event))
+
+    def line(self, text: str, style: str | None = None) -> None:
+        """Write one line."""
+        self.console.print(text, style=style, markup=False)
+
+    def _round(self, event: RoundFinished) -> str:
+        course = self.course
+        parts = [f"{len(event.contributors)} sites"]
+        if event.dropped:
+            parts.append(f"{len(event.dropped)} dropped")
+        if event.scores is not None:
+            parts += [f"loss {event.scores.loss:.3f}", f"accuracy {event.scores.accuracy:.1%}"]
+        if event.spent is not None and course.promise is not None:
+            parts.append(f"ε {course.spent:.2f} of {course.promise.epsilon:.2f}")
+        if course.left:
+            parts.append(f"{course.left} left")
+        return f"round {course.done}/{course.rounds}: {', '.join(parts)}"
+
+
+def told(event: Event) -> list[tuple[str, str | None]]:
+    """The lines, and their styles, that are told once whatever the view."""
+    match event:
+        case RunStarted():
+            promise = event.guarantee or "no privacy guarantee"
+            first = f"{event.sites} sites, {event.parameters:,} parameters; {promise}"
+            return [(first, None), *((warning, "yellow") for warning in event.warnings)]
+        case SiteFailed():
+            return [(f"round {event.round + 1}: site {event.site}: {event.reason}", "yellow")]
+        case RoundFailed():
+            return [(f"round {event.round + 1} failed: {event.reason}", "yellow")]
+    return []

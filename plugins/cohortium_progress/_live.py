@@ -1,0 +1,130 @@
+"""The live view: a few lines that stay in place on a terminal, however narrow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+from rich import live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cohortium.plugin import RunFailed, RunFinished, RunStarted
+from cohortium_progress._course import Course
+from cohortium_progress._lines import told
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from cohortium.plugin import Event
+
+REFRESHES = 4
+"""A second."""
+
+NARROW = 60
+"""Columns under which the bars are left out."""
+
+LABEL = len("privacy")
+"""Columns of the longest label."""
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@define
+class Live:
+    """Redraws what is known of a run a few times a second; telling it something draws nothing."""
+
+    console: Console
+    course: Course = field(factory=Course)
+    _view: live.Live | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take `event` into the view."""
+        self.course.take(event)
+        for text, style in told(event):
+            self.console.print(Text(text, style=style or ""))
+        match event:
+            case RunStarted():
+                self._view = live.Live(
+                    get_renderable=lambda: view(self.course, self.console),
+                    console=self.console,
+                    refresh_per_second=REFRESHES,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self._view.start()
+            case RunFinished() | RunFailed():
+                self._stop()
+
+    def _stop(self) -> None:
+        """Leave the last state standing, and the cursor below it."""
+        if self._view is not None:
+            self._view.stop()
+            self._view = None
+
+
+def view(course: Course, console: Console) -> RenderableType:
+    """What is known, each row on one line of the console."""
+    rows = [_round(course), _sites(course)]
+    if course.scores is not None:
+        rows.append(_scores(course, console))
+    if course.promise is not None:
+        rows.append(_privacy(course))
+    is_wide = console.width >= NARROW
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, style="bold", min_width=LABEL)
+    if is_wide:
+        table.add_column(width=24)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for label, share, text in rows:
+        bar = "" if share is None else ProgressBar(total=1, completed=share, width=24)
+        table.add_row(label, *([bar] if is_wide else []), text)
+    return table
+
+
+def _round(course: Course) -> tuple[str, float | None, str]:
+    left = "" if course.left is None else f", about {course.left} left"
+    if course.done == course.rounds:
+        left = ""
+    number = f"{course.done} of {course.rounds}{left}"
+    return "rounds", course.done / max(1, course.rounds), number
+
+
+def _sites(course: Course) -> tuple[str, float | None, str]:
+    answered, asked = course.answered
+    parts = [f"{answered} of {asked} answered"]
+    if course.exchange:
+        parts.append(f"exchange {course.exchange + 1}")
+    if course.dropped:
+        parts.append(f"{course.dropped} dropped so far")
+    if course.failed:
+        parts.append(f"{course.failed} tried again")
+    return "sites", answered / max(1, asked), ", ".join(parts)
+
+
+def _scores(course: Course, console: Console) -> tuple[str, float | None, str]:
+    assert course.scores is not None
+    text = f"accuracy {course.scores.accuracy:.1%}, loss {course.scores.loss:.3f}"
+    if console.encoding.startswith("utf"):
+        text += f"  {sparkline(course.accuracies)}"
+    return "scores", course.scores.accuracy, text
+
+
+def _privacy(course: Course) -> tuple[str, float | None, str]:
+    assert course.promise is not None
+    whole = course.promise.epsilon
+    text = f"ε {course.spent:.2f} of {whole:.2f} at δ {course.promise.delta:.2g}"
+    label = ", a simulation" if course.promise.simulation else ""
+    return "privacy", min(1.0, course.spent / whole) if whole else None, text + label
+
+
+def sparkline(values: list[float], width: int = 16) -> str:
+    """The last values as a line of bars, from the least to the greatest.
+
+    >>> sparkline([0.0, 0.5, 1.0])
+    '▁▄█'
+    """
+    shown = values[-width:]
+    low, span = min(shown), (max(shown) - min(shown)) or 1.0
+    return "".join(BARS[int((value - low) / span * (len(BARS) - 1))] for value in shown)

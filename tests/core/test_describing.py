@@ -1,0 +1,86 @@
+"""What `cohortium plugins NAME` tells is what the class has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from attrs import field, frozen
+
+from cohortium.catalog import Offering, discover
+from cohortium.describing import Parameter, parameters_of
+from cohortium.hooks import Offer
+from cohortium.protocols import Dataset
+
+OURS = [o for o in discover().offerings if o.record.distribution == "cohortium"]
+
+
+@pytest.mark.parametrize("offering", OURS, ids=lambda o: f"{o.role} {o.offer.name}")
+def test_every_parameter_of_ours_is_explained(offering: Offering) -> None:
+    for parameter in parameters_of(offering.offer):
+        assert parameter.type
+        assert parameter.meaning, f"{parameter.name} has no line under Attributes:"
+        assert "\n" not in parameter.meaning
+
+
+@frozen(kw_only=True)
+class Base:
+    """A part.
+
+    Attributes:
+        size: How many, e.g. of
+            something.  More of it.
+    """
+
+    size: int
+
+
+@frozen(kw_only=True)
+class Part(Base):
+    """Another.
+
+    Attributes:
+        kind: One of: two.
+        rates: Some; or none.
+        inside: A part.
+        quiet: Not said.
+
+    Guarantees:
+        size: nothing.
+    """
+
+    kind: Literal["a", "b"] = "a"
+    rates: tuple[float, ...] = ()
+    inside: Dataset | None = None
+    options: dict[str, float] = field(factory=dict)
+    quiet: bool = False
+
+
+def made(*, width: int, deep: bool = True) -> object:
+    """A function.
+
+    Args:
+        width: Of it.
+        deep: Or not.
+    """
+    return width, deep
+
+
+def test_a_class_and_its_base_are_told_by_their_docstrings() -> None:
+    assert parameters_of(Offer("part", Part, "")) == (
+        Parameter("size", "int", "", "How many, e.g. of something"),
+        Parameter("kind", '"a" or "b"', '"a"', "One of: two"),
+        Parameter("rates", "list of float", "[]", "Some; or none"),
+        Parameter("inside", "dataset", "none", "A part"),
+        Parameter("options", "table", "{}", ""),
+        Parameter("quiet", "bool", "false", "Not said"),
+    )
+
+
+def test_a_function_is_told_likewise() -> None:
+    found = parameters_of(Offer("made", made, ""))
+    assert [p.name for p in found if p.name != "return"] == ["width", "deep"]
+    assert found[:2] == (
+        Parameter("width", "int", "", "Of it"),
+        Parameter("deep", "bool", "true", "Or not"),
+    )
