@@ -204,7 +204,7 @@ def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
         weight.grad = torch.ones(1)
         optimizer.step()
         course.step()
-        seen.append(float(weight))
+        seen.append(float(weight.detach()))
     plain = torch.nn.Parameter(torch.zeros(1))
     optimizer, course = type(trainer)().server([plain], 4)
     wanted = []
@@ -212,7 +212,7 @@ def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
         plain.grad = torch.ones(1)
         optimizer.step()
         course.step()
-        wanted.append(float(plain))
+        wanted.append(float(plain.detach()))
     assert seen[:3] == wanted[:3]
     assert seen[3] == pytest.approx((wanted[2] + wanted[3]) / 2)
 
