@@ -503,6 +503,8 @@ def test_a_deployment_deals_nothing() -> None:
         else:
             with pytest.raises(StudyError, match=words):
                 tiny(**wrong)
+    with pytest.raises(StudyError, match="holdout is for simulated sites"):
+        tiny(data=spec, partitioner=None, dataset=None, holdout=0.2).prepare()
     ready = tiny(data=spec, partitioner=None, dataset=None).prepare()
     assert ready.test is None
     with pytest.raises(StudyError, match="data lie in the hospitals"):
