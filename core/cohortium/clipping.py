@@ -77,9 +77,17 @@ def require_separable(net: nn.Module, inputs: Tensor) -> None:
         index = torch.from_numpy(batch)
         return functional.cross_entropy(net(inputs[index]), labels[index], reduction="none")
 
+    def before_labels(batch: Index) -> Tensor:
+        found: Tensor = net.prelude(inputs[torch.from_numpy(batch)])  # type: ignore[operator]
+        return found
+
+    phases = [losses, before_labels] if hasattr(net, "prelude") else [losses]
+
     def summed(batch: Index) -> Tensor:
-        clipped_sum(net, losses, batch, clip=TRIAL_CLIP)
-        found = [p.grad.double().flatten() for p in trainable(net) if p.grad is not None]
+        found = []
+        for phase in phases:
+            clipped_sum(net, phase, batch, clip=TRIAL_CLIP)
+            found += [p.grad.double().flatten() for p in trainable(net) if p.grad is not None]
         return torch.cat(found)
 
     modes = [(layer, layer.training) for layer in net.modules()]

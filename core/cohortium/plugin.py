@@ -39,12 +39,21 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
+from cohortium.files import write_whole
 from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.hooks import API, Offer, hookimpl
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Bin, ClassScores, Scores
+from cohortium.prelude import (
+    in_prelude,
+    is_in_prelude,
+    prelude_losses,
+    refuse_prelude,
+    with_prelude,
+)
+from cohortium.pretraining import pretrain
 from cohortium.protocols import (
     Aggregator,
     Dataset,
@@ -74,6 +83,7 @@ from cohortium.training import (
     factor,
     local_work,
     make_optimizer,
+    with_average,
     with_schedule,
 )
 from cohortium.vocabulary import (
@@ -207,17 +217,25 @@ __all__ = [
     "factor",
     "find_file",
     "hookimpl",
+    "in_prelude",
+    "is_in_prelude",
     "lead",
     "local_work",
     "make_optimizer",
     "mean_gradient",
     "poisson",
     "poisson_patients",
+    "prelude_losses",
+    "pretrain",
     "read_splits",
+    "refuse_prelude",
     "require_per_example",
     "require_separable",
     "sampled_units",
     "shuffled",
     "vector",
+    "with_average",
+    "with_prelude",
     "with_schedule",
+    "write_whole",
 ]

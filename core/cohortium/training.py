@@ -87,13 +87,43 @@ def make_optimizer(
 
 
 def with_schedule(
-    optimizer: Optimizer, schedule: Schedule, rounds: int
+    optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
 ) -> tuple[Optimizer, LRScheduler]:
-    """`optimizer`, and the course that `schedule` gives its learning rate over `rounds` steps."""
+    """`optimizer`, and the course of its learning rate over `rounds` steps, from `after` on."""
     import torch
 
-    course = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda r: factor(schedule, r, rounds))
-    return optimizer, course
+    def course(step: int) -> float:
+        return factor(schedule, max(0, step - after), rounds - after)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, course)
+
+
+def with_average(optimizer: Optimizer, *, rounds: int, share: float) -> None:
+    """End a run with the mean of its last weights instead of the very last ones.
+
+    After step `rounds` of the server's `optimizer` every parameter is the mean of what it was
+    after each of the last `share` of the steps (Polyak and Juditsky 1992).  It looks at nothing
+    but weights that sites have had before, so it costs no privacy; under noise it takes off some.
+    The mean so far is in the optimizer's state.
+    """
+    import torch
+
+    first = rounds - round(share * rounds)
+
+    def after(stepping: Optimizer, *_: object) -> None:
+        for parameter in (p for group in stepping.param_groups for p in group["params"]):
+            state = stepping.state[parameter]
+            done = state["rounds_done"] = state.get("rounds_done", 0) + 1
+            if done <= first:
+                continue
+            with torch.no_grad():
+                mean = state.setdefault("average", torch.zeros_like(parameter))
+                mean.lerp_(parameter, 1 / (done - first))
+                if done == rounds:
+                    parameter.copy_(mean)
+
+    if share:
+        optimizer.register_step_post_hook(after)
 
 
 def local_work(cohort: Cohort, *, epochs: int, steps: int, batch_size: int) -> Work:

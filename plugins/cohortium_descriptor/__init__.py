@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, le
 
 from cohortium.plugin import Dataset, DataSpec, Model, Offer, hookimpl
 
@@ -41,49 +41,102 @@ class Descriptor:
             every gradient, which is where private training of a linear layer does best.
         centre: Public or made-up images of the kind, such as `phantom`; what they have in common
             is taken off every image's features, before these are brought to their norm.
+        whiten: How far directions in which the features of `centre` vary much are scaled down to
+            those in which they vary little: 0 not at all, 1 until all vary alike.
+        floor: Directions with less than this share of the greatest variance count as if they had
+            it: what so few images say of them is chance.
+        beside: Another model whose prepared images are features, too, such as `pretrained`; over
+            `centre` they vary as much as the histograms do.
+        components: Keep so many directions in which the features of `centre` vary most; 0 keeps
+            every feature.
+        moments: Whiten once more, by the second moments of the training images, which sites
+            release under the run's privacy in the trainer's rounds of prelude.
+        moment_floor: Directions with less than this share of the whole count as if they had it.
 
     Guarantees:
         The features of an image depend on that image, on these constants and on `centre` alone,
-        so they cost no privacy where the images of `centre` do not.
+        so they cost no privacy where the images of `centre` do not.  What `moments` takes from
+        training images reaches the network through clipped gradients alone.
     """
 
-    bins: int = field(default=12, validator=ge(2))
-    edge_bins: int = field(default=6, validator=ge(2))
+    bins: int = field(default=14, validator=ge(2))
+    edge_bins: int = field(default=8, validator=ge(2))
     radii: tuple[float, ...] = field(default=(0.25, 0.5, 0.75, 1.0), validator=_ascending)
     norm: float = field(default=70.0, validator=gt(0))
     centre: Dataset | None = None
+    whiten: float = field(default=0.0, validator=[ge(0), le(1)])
+    floor: float = field(default=1e-3, validator=gt(0))
+    beside: Model | None = None
+    components: int = field(default=0, validator=ge(0))
+    moments: bool = False
+    moment_floor: float = field(default=3e-3, validator=gt(0))
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse to whiten by nothing."""
+        if (self.whiten or self.components) and self.centre is None:
+            raise ValueError(
+                "whiten and components need a centre, public images to take the variance from."
+            )
+        if self.beside is not None and not self.components:
+            raise ValueError("beside needs components, the number of features to make of all.")
 
     def dimension(self, channels: int) -> int:
         """D, the number of features of an image with so many channels."""
+        return self.components or self.described(channels)
+
+    def described(self, channels: int) -> int:
+        """The number of bins of all histograms of an image with so many channels."""
         pairs = max(1, math.comb(channels, 2))
         return len(self.radii) * (pairs * self.bins**2 + 2 * self.edge_bins**2)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, C, H, W) in [0, 1]."""
+        blocks = self._blocks(images)
+        if self.centre is None:
+            return blocks[0]
+        rows: Tensor = self._reference(images.shape[1])(blocks)
+        length: Tensor = rows.norm(dim=1, keepdim=True).clamp_(min=1e-6)
+        return rows * (self.norm / length)
+
+    def _blocks(self, images: Tensor) -> list[Tensor]:
+        """Histograms, and what the model beside makes of the images, each (N, …)."""
         from cohortium_descriptor._features import features
 
-        rows = features(images, self)
-        if self.centre is not None:
-            rows -= self._middle.to(rows)
-            rows *= self.norm / rows.norm(dim=1, keepdim=True).clamp_(min=1e-6)
-        return rows
+        beside = [] if self.beside is None else [self.beside.prepare(images).flatten(1)]
+        return [features(images, self), *beside]
 
-    @cached_property
-    def _middle(self) -> Any:  # attrs keeps the annotation, and it must be importable
-        """The mean features of the images of `centre`, a tensor of shape (D,)."""
-        import torch
-
-        from cohortium_descriptor._features import features
+    def _reference(self, channels: int) -> Any:  # attrs keeps annotations, to be importable
+        """The `Reference` of `centre`, for images of so many channels; made once."""
+        from cohortium_descriptor._reference import Reference, as_images
 
         assert self.centre is not None
-        images = torch.from_numpy(self.centre.load().train.images)
-        return features(images.float().div_(255), self).mean(0)
+        if channels not in self._references:
+            self._references[channels] = Reference.of(
+                self._blocks(as_images(self.centre.load().train, channels)),
+                power=self.whiten / 2,
+                floor=self.floor,
+                components=self.components,
+            )
+        return self._references[channels]
+
+    @cached_property
+    def _references(self) -> dict[int, Any]:
+        return {}
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer; at zero, it needs no seed."""
         import torch
         from torch import nn
 
+        if self.moments:
+            from cohortium_descriptor._whitened import Whitened
+
+            return Whitened(
+                self.dimension(spec.channels),
+                len(spec.classes),
+                floor=self.moment_floor,
+                norm=self.norm,
+            )
         with torch.random.fork_rng(devices=[]):
             net = nn.Linear(self.dimension(spec.channels), len(spec.classes))
         nn.init.zeros_(net.weight)

@@ -28,6 +28,8 @@ SOFTNESS: Final = 1 / 14
 PIXELS_AT_ONCE: Final = 50_000
 # Image gradients of half the brightness range per pixel and more share the last bin.
 STEEPEST: Final = 0.5
+# Slope of the curve that differences of channels are put through.
+CONTRAST: Final = 6.0
 
 
 def features(images: Tensor, terms: Descriptor) -> Tensor:
@@ -38,7 +40,7 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
         terms: The constants.
 
     Returns:
-        Features, shape (N, D), D = `terms.dimension(C)`; every row has the norm `terms.norm`.
+        Features, shape (N, D), D = `terms.described(C)`; every row has the norm `terms.norm`.
 
     Raises:
         ValueError: A side is shorter than `LEAST_SIDE`.
@@ -48,7 +50,7 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images; its caller chooses that.
         return _describe(_coarse(images), terms)
-    rows = images.new_empty(len(images), terms.dimension(images.shape[1]))
+    rows = images.new_empty(len(images), terms.described(images.shape[1]))
     step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
     for start in range(0, len(images), step):
         part = slice(start, start + step)
@@ -91,7 +93,8 @@ def _planes(images: Tensor) -> list[Tensor]:
             brightness, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False
         )
         return [brightness.flatten(1), around.flatten(1)]
-    contrast = 0.5 + images[:, 1:] - images[:, :-1]  # (n, C - 1, H, W)
+    # The logistic curve gives small differences, which are the common ones, most of the bins.
+    contrast = torch.sigmoid(CONTRAST * (images[:, 1:] - images[:, :-1]))  # (n, C - 1, H, W)
     return [brightness.flatten(1), *contrast.flatten(2).unbind(1)]
 
 

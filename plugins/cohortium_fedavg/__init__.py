@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, le
 
 from cohortium.plugin import (
     Augmentation,
@@ -22,7 +22,9 @@ from cohortium.plugin import (
     hookimpl,
     local_work,
     make_optimizer,
+    refuse_prelude,
     vector,
+    with_average,
     with_schedule,
 )
 
@@ -53,6 +55,7 @@ class FedAvg:
         server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
         server_learning_rate: Of that.
         server_options: Further arguments of that.
+        average: Share of the rounds, the last ones, whose weights are averaged in the end.
         flips: Augment by mirroring.
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in one step.
@@ -69,6 +72,7 @@ class FedAvg:
     server_optimizer: str = "sgd"
     server_learning_rate: float = field(default=1.0, validator=gt(0))
     server_options: dict[str, float | bool] = field(factory=dict)
+    average: float = field(default=0.0, validator=[ge(0), le(1)])
     flips: bool = False
     turns: bool = False
     copies: int = field(default=1, validator=ge(1))
@@ -80,6 +84,7 @@ class FedAvg:
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """Local steps from the global weights; the update counts by the site's examples."""
+        refuse_prelude(vector.trainable(task.net), "fedavg")
         before = vector.flatten(task.net)
         optimizer = make_optimizer(
             self.optimizer,
@@ -105,6 +110,7 @@ class FedAvg:
             learning_rate=self.server_learning_rate,
             options=self.server_options,
         )
+        with_average(optimizer, rounds=rounds, share=self.average)
         return with_schedule(optimizer, "constant", rounds)
 
     def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002

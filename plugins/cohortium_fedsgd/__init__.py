@@ -14,19 +14,25 @@ from cohortium.plugin import (
     Offer,
     Schedule,
     SitePrivacy,
+    StudyError,
     Task,
     Trained,
     Trainer,
     Work,
     hookimpl,
     make_optimizer,
+    prelude_losses,
     vector,
+    with_average,
+    with_prelude,
     with_schedule,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -48,6 +54,9 @@ class FedSGD:
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in a batch.
         class_weights: A declared factor for each class; empty for ones.
+        average: Share of the rounds, the last ones, whose weights are averaged in the end.
+        prelude: Rounds at the start in which the model learns from images without their labels,
+            where it can (`descriptor` with `moments`).  They cost what the others cost.
     """
 
     sampling_rate: float = field(default=0.4, validator=and_(gt(0), le(1)))
@@ -59,6 +68,8 @@ class FedSGD:
     turns: bool = False
     copies: int = field(default=1, validator=ge(1))
     class_weights: tuple[float, ...] = ()
+    average: float = field(default=0.0, validator=[ge(0), le(1)])
+    prelude: int = field(default=0, validator=ge(0))
 
     def work(self, cohort: Cohort) -> Work:  # noqa: ARG002
         """One batch a round."""
@@ -67,21 +78,35 @@ class FedSGD:
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """The gradient of the round's batch; it counts by the examples in it."""
         before = vector.flatten(task.net)
-        augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
-        objective = Objective(augmentation=augmentation, class_weights=self.class_weights)
+        losses = prelude_losses(task) if task.round < self.prelude else self._losses(task)
         (batch,) = private.batches(len(task.labels))
-        private.gradient(task.net, objective.losses(task), batch)
+        private.gradient(task.net, losses, batch)
         gradient = vector.flatten_gradients(task.net, before=before)
         return Trained(vector=gradient, weight=float(len(batch)))
 
     def server(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer that does the training."""
+        """The optimizer that does the training; its schedule begins after the prelude.
+
+        Raises:
+            StudyError: The prelude leaves no round for labels.
+        """
+        if self.prelude >= rounds:
+            raise StudyError(
+                f"trainer.prelude = {self.prelude} leaves none of {rounds} rounds for labels."
+            )
         optimizer = make_optimizer(
             self.optimizer, parameters, learning_rate=self.learning_rate, options=self.options
         )
-        return with_schedule(optimizer, self.schedule, rounds)
+        optimizer, course = with_schedule(optimizer, self.schedule, rounds, after=self.prelude)
+        with_prelude(optimizer, course, self.prelude)
+        with_average(optimizer, rounds=rounds, share=self.average)
+        return optimizer, course
+
+    def _losses(self, task: Task) -> Callable[[NDArray[np.int64]], Tensor]:
+        augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
+        return Objective(augmentation=augmentation, class_weights=self.class_weights).losses(task)
 
     def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         """Every site uses the global network."""

@@ -28,7 +28,7 @@ catalog
 composition scaffold
 describing
 account policy statement
-training history checkpoint facts record folder evaluation personal
+training prelude pretraining history checkpoint facts record folder evaluation personal
 plugin
 setting workplace
 coordinator site

@@ -354,7 +354,7 @@ def test_a_run_has_one_setting(ward: Ward, invitation: Invitation) -> None:
 
 
 def test_a_request_of_a_run_that_it_was_not_invited_to(ward: Ward) -> None:
-    code, reason = sentence(ward, Request(os.urandom(16), 0, 0, 0, b"", b""))
+    code, reason = sentence(ward, Request(os.urandom(16), 0, 0, 0, memoryview(b""), b""))
     assert (code, reason) == ("session", "this site has not been invited to the run.")
 
 
@@ -503,6 +503,8 @@ def test_a_deployment_deals_nothing() -> None:
         else:
             with pytest.raises(StudyError, match=words):
                 tiny(**wrong)
+    with pytest.raises(StudyError, match="holdout is for simulated sites"):
+        tiny(data=spec, partitioner=None, dataset=None, holdout=0.2).prepare()
     ready = tiny(data=spec, partitioner=None, dataset=None).prepare()
     assert ready.test is None
     with pytest.raises(StudyError, match="data lie in the hospitals"):

@@ -26,6 +26,11 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "resnet9"): ["width=4"],
     ("model", "resnet18"): ["width=4"],
     ("model", "module"): ["module=bed:Net"],
+    ("model", "pretrained"): [
+        "images={name='phantom',examples=32,validation=0,test=0}",
+        "width=4",
+        "epochs=1",
+    ],
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
 
@@ -42,6 +47,16 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("model", "resnet9", ["width=2", "norm=group"]),
     ("model", "resnet18", ["width=2", "stem=large", "norm=batch"]),
     ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
+    (
+        "model",
+        "descriptor",
+        [
+            "centre={name='phantom',examples=32,validation=0,test=0}",
+            "whiten=0.5",
+            "components=20",
+            "moments=true",
+        ],
+    ),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
     ("trainer", "fedmic", ["steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from cohortium.plugin import DataSpec, Seeds, vector
+from cohortium import Federation
+from cohortium.plugin import DataSpec, Seeds, StudyError, vector
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
+from cohortium_fedavg import FedAvg
+from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
+from cohortium_pretrained import Pretrained
 
 SPEC = DataSpec(
     channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=100
@@ -104,3 +111,180 @@ def test_a_centre_takes_off_what_its_images_have_in_common() -> None:
     assert float(centred.mean(0).norm()) < 20
     alone = Descriptor(centre=cells).prepare(images[3:4])
     assert torch.allclose(alone, centred[3:4], atol=1e-3)
+
+
+def _cells(examples: int, seed: int) -> torch.Tensor:
+    images = Phantom(examples=examples, validation=0, test=0, seed=seed).load().train.images
+    return torch.from_numpy(images).float() / 255
+
+
+def _spread(rows: torch.Tensor, directions: int) -> float:
+    """The largest variance in any direction over the one of rank `directions`."""
+    variances = torch.linalg.svdvals(rows - rows.mean(0)) ** 2
+    return float(variances[0] / variances[directions])
+
+
+def test_whitening_makes_other_images_vary_more_alike() -> None:
+    images, cells = _cells(200, seed=5), Phantom(examples=200, validation=0, test=0)
+    spreads = [
+        _spread(Descriptor(centre=cells, whiten=share).prepare(images), 20)
+        for share in (0.0, 0.5, 1.0)
+    ]
+    assert spreads[0] > 3 * spreads[1] > 3 * spreads[2]
+
+
+def test_components_are_features_of_their_own_number_and_norm() -> None:
+    cells = Phantom(examples=60, validation=0, test=0)
+    model = Descriptor(centre=cells, components=30, whiten=0.5)
+    rows = model.prepare(_cells(10, seed=5))
+    assert rows.shape == (10, 30)
+    assert torch.allclose(rows.norm(dim=1), torch.full((10,), model.norm), rtol=1e-4)
+    assert model.build(SPEC, 0)(rows).shape == (10, 8)
+    with pytest.raises(ValueError, match="vary in 59 directions only"):
+        Descriptor(centre=cells, components=60).prepare(_cells(2, seed=5))
+    with pytest.raises(ValueError, match="need a centre"):
+        Descriptor(components=30)
+
+
+def test_a_centre_in_colour_serves_grey_images() -> None:
+    model = Descriptor(centre=Phantom(examples=40, validation=0, test=0), whiten=0.5)
+    assert model.prepare(torch.rand(2, 1, 28, 28)).shape == (2, model.dimension(1))
+    with pytest.raises(ValueError, match="3 channels, and the data's have 4"):
+        model.prepare(torch.rand(2, 4, 28, 28))
+
+
+def _learned(noise: str, rounds: int = 6) -> Any:
+    return Federation(
+        dataset=Phantom(examples=400, validation=0, test=60),
+        model=Descriptor(
+            centre=Phantom(examples=100, validation=0, test=0, seed=9), components=24, moments=True
+        ),
+        trainer=FedSGD(sampling_rate=1.0, prelude=2, learning_rate=0.01),
+        privatizer=noise,
+        aggregator="plain",
+        sites=2,
+        rounds=rounds,
+        evaluate_every=0,
+    )
+
+
+def test_a_prelude_learns_the_second_moments_and_nothing_else() -> None:
+    study = _learned("none", rounds=3)
+    weights = study.run().weights
+    rows = study.model.prepare(
+        torch.from_numpy(study.dataset.load().train.images).float() / 255
+    ).double()
+    wanted = rows.T @ rows
+    found = weights["moments.weight"].double()
+    gap = found / found.trace() - wanted / wanted.trace()
+    assert float(gap.abs().max()) < 1e-4
+    # The labels' one round has moved the head, and left the moments as they were.
+    assert float(weights["head.weight"].abs().max()) > 0
+
+
+def test_learned_moments_whiten_what_the_head_sees() -> None:
+    study = _learned("none")
+    result = study.run()
+    net = study.model.build(study.dataset.load().spec, 0)
+    net.load_state_dict(result.weights)
+    rows = study.model.prepare(_cells(300, seed=3))
+    seen: list[torch.Tensor] = []
+    net.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    net(rows)
+    assert torch.allclose(seen[0].norm(dim=1), torch.full((300,), 70.0), rtol=1e-4)
+    assert _spread(seen[0], 20) < _spread(rows, 20) / 2
+
+
+@pytest.mark.parametrize("trainer", [FedSGD(average=0.5), FedAvg(average=0.5)])
+def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer, course = trainer.server([weight], 4)
+    seen = []
+    for _ in range(4):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        course.step()
+        seen.append(float(weight.detach()))
+    plain = torch.nn.Parameter(torch.zeros(1))
+    optimizer, course = type(trainer)().server([plain], 4)
+    wanted = []
+    for _ in range(4):
+        plain.grad = torch.ones(1)
+        optimizer.step()
+        course.step()
+        wanted.append(float(plain.detach()))
+    assert seen[:3] == wanted[:3]
+    assert seen[3] == pytest.approx((wanted[2] + wanted[3]) / 2)
+
+
+def test_a_prelude_is_private_too() -> None:
+    result = _learned("gaussian").run()
+    assert result.guarantee is not None
+    assert all(bool(w.isfinite().all()) for w in result.weights.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"trainer": FedSGD(prelude=2), "model": "descriptor"}, "the model has none"),
+        ({"trainer": FedSGD(prelude=6)}, "leaves none of 6 rounds"),
+        ({"trainer": FedAvg()}, "has no rounds for it"),
+    ],
+)
+def test_a_prelude_needs_a_model_and_a_trainer_that_have_one(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    from attrs import evolve
+
+    with pytest.raises(StudyError, match=sentence):
+        evolve(_learned("none"), **changes).prepare()
+
+
+CELLS = Phantom(examples=64, validation=0, test=0)
+
+
+def test_pretraining_keeps_its_network_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "kept" / "cells.safetensors"
+    model = Pretrained(images=CELLS, width=4, epochs=1, weights=str(file))
+    images = _cells(5, seed=5)
+    rows = model.prepare(images)
+    assert rows.shape == (5, 48)
+    again = Pretrained(images=CELLS, width=4, epochs=1, weights=str(file))
+    assert torch.equal(again.prepare(images), rows)
+    other = Pretrained(images=CELLS, width=4, epochs=2, weights=str(file))
+    with pytest.raises(StudyError, match="trained otherwise"):
+        other.prepare(images)
+    file.write_bytes(b"no weights")
+    with pytest.raises(StudyError, match="not a file of this network's weights"):
+        Pretrained(images=CELLS, width=4, epochs=1, weights=str(file)).prepare(images)
+
+
+def test_pretraining_learns_what_its_images_show() -> None:
+    cells = Phantom(examples=600, validation=0, test=0)
+    net = Pretrained(images=cells, width=8, epochs=4)._network
+    train = cells.load().train
+    images = torch.from_numpy(train.images).float() / 255
+    with torch.no_grad():
+        found = net(images.sub(0.5).div(0.5)).argmax(1)
+    assert float((found == torch.from_numpy(train.labels)).float().mean()) > 0.28
+
+
+def test_features_do_not_care_for_turns_and_take_grey_images() -> None:
+    model = Pretrained(images=CELLS, width=4, epochs=1)
+    images = _cells(3, seed=5)
+    assert torch.allclose(model.prepare(images), model.prepare(images.rot90(1, (2, 3))), atol=1e-2)
+    assert model.prepare(torch.rand(2, 1, 28, 28)).shape == (2, 48)
+
+
+def test_a_model_beside_gives_the_descriptor_features_of_the_same_weight() -> None:
+    beside = Pretrained(images=CELLS, width=4, epochs=1)
+    images = _cells(40, seed=5)
+    model = Descriptor(centre=CELLS, beside=beside, components=40)
+    assert model.prepare(images).shape == (40, 40)
+    # Whatever the norm of the features beside, they come to weigh as much.
+    longer = Pretrained(images=CELLS, width=4, epochs=1, norm=7.0)
+    same = Descriptor(centre=CELLS, beside=longer, components=40)
+    gap = model.prepare(images) - same.prepare(images)
+    assert float(gap.norm(dim=1).max()) < 0.1
+    with pytest.raises(ValueError, match="beside needs components"):
+        Descriptor(beside=beside)

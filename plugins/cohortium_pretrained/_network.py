@@ -1,0 +1,73 @@
+"""The network that is trained on public images, and what its last maps say of an image."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+RADII = (0.4, 0.75, 1.1)
+"""Outer radii of the rings that the last maps are averaged over; 1 touches the image's sides."""
+SOFTNESS = 1 / 14
+IMAGES_AT_ONCE = 256
+TURNS = 4
+
+
+class Network(nn.Module):
+    """Logits (N, classes) from images (N, C, H, W)."""
+
+    def __init__(self, channels: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        w = width
+        self.maps = nn.Sequential(
+            *_block(channels, w, 1), *_block(w, 2 * w, 2), *_block(2 * w, 2 * w, 1),
+            *_block(2 * w, 4 * w, 2),
+        )  # fmt: skip
+        self.head = nn.Linear(4 * w, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.head(self.maps(images).mean((2, 3)))
+        return logits
+
+
+def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    groups = next(g for g in range(8, 0, -1) if outputs % g == 0)
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride, 1),
+        nn.GroupNorm(groups, outputs),
+        nn.ReLU(),
+    ]
+
+
+def pooled(net: Network, images: Tensor) -> Tensor:
+    """Square roots of the last maps' means over rings, and over quarter turns, (N, 3 · 4w)."""
+    if torch.compiler.is_compiling():
+        # A traced program has no loop over an unknown number of images; its caller chooses that.
+        return _pooled(net, images)
+    with torch.no_grad():
+        parts = [_pooled(net, part) for part in torch.split(images, IMAGES_AT_ONCE)]
+    return torch.cat(parts) if parts else images.new_empty(0, len(RADII) * net.head.in_features)
+
+
+def _pooled(net: Network, images: Tensor) -> Tensor:
+    total = images.new_zeros(())
+    turns = TURNS if images.shape[2] == images.shape[3] else 1
+    for turn in range(turns):
+        maps = net.maps(images.rot90(turn, (2, 3)))  # (N, 4w, h, w)
+        total = total + torch.einsum("nchw,hwr->nrc", maps, _rings(maps))
+    return (total / turns).flatten(1).sqrt()
+
+
+def _rings(maps: Tensor) -> Tensor:
+    """Weights of the positions of maps (N, C, H, W) in the rings, (H, W, R); each's sum to 1."""
+    down, across = (
+        (torch.arange(side, dtype=maps.dtype, device=maps.device) + 0.5) * (2 / side) - 1
+        for side in maps.shape[2:]
+    )
+    distance = torch.hypot(across[None, :], down[:, None])
+    discs = [torch.sigmoid((radius - distance) / SOFTNESS) for radius in RADII]
+    rings = torch.stack([discs[0], *(b - a for a, b in pairwise(discs))], 2)
+    return rings / rings.sum((0, 1))
