@@ -336,9 +336,10 @@ def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved == json.loads(json.dumps(result.as_json()))
     assert set(saved) == {
-        "accuracy", "balanced_accuracy", "auc", "per_class", "confusion", "guarantee", "rounds",
-        "sites", "dropouts", "upload_bytes_per_site_per_round", "seconds", "weights_sha256",
-        "versions",
+        "accuracy", "balanced_accuracy", "auc", "loss", "per_class", "confusion", "calibration",
+        "calibration_error", "guarantee", "secrecy", "rounds", "sites", "dropouts",
+        "upload_bytes_per_site_per_round", "seconds", "weights_sha256", "versions", "plugins",
+        "history",
     }  # fmt: skip
     from safetensors.torch import load_file
 

@@ -35,7 +35,8 @@ def test_every_message_that_is_defined_is_among_them() -> None:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
     ours = {kind.__module__ for kind in below(Message) if kind.__module__.startswith("cohortium")}
-    assert ours - {"cohortium.messages"} == MODULES
+    # A run's log is written by the run itself; `test_resume` damages it.
+    assert ours - {"cohortium.messages", "cohortium.checkpoint"} == MODULES
 
 
 def test_equal_cases_are_equal(tmp_path: Path) -> None:
