@@ -25,6 +25,7 @@ from cohortium_gaussian import Gaussian
 from cohortium_secagg import _messages as secagg
 
 PLACE = "public: where the message stands in the run"
+STUDY = "what the study lead proposes, which no site's data enter"
 SUM = "derived from sums that the guarantee covers"
 NESTED = "an aggregator's message, or the release itself"
 CHOICE = "public: who takes part, and who has dropped out; a refusal to take part is not covered"
@@ -50,6 +51,17 @@ COVERED: dict[str, str] = {
     "Refusal.stage": PLACE,
     "Refusal.code": REFUSAL,
     "Refusal.reason": REFUSAL,
+    "RollCall.challenge": "drawn by the coordinator",
+    "Present.site": PLACE,
+    "Present.signature": "a signature over a challenge and the site's number",
+    "Invitation.session": PLACE,
+    "Invitation.study": STUDY,
+    "Invitation.directory": STUDY,
+    "Invitation.versions": STUDY,
+    "Acceptance.session": PLACE,
+    "Acceptance.site": PLACE,
+    "Acceptance.examples": "declared by the hospital in its site file, never counted",
+    "Acceptance.versions": "of software at the site; no data in it",
     "AskKeys.attempt": PLACE,
     "AskKeys.tagging": "drawn by the coordinator: a public key",
     "Keys.sealing": KEY,
