@@ -25,6 +25,8 @@ from cohortium.vector import trainable
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
+from cohortium_resnet9 import ResNet9
+from cohortium_resnet18 import ResNet18
 
 Losses = Callable[[NDArray[np.int64]], torch.Tensor]
 EXACT = 1e-5
@@ -325,7 +327,16 @@ def test_an_input_that_is_altered_in_place_is_noticed() -> None:
 SPEC = DataSpec(channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=6)
 
 
-@pytest.mark.parametrize("model", [DPResNet(width=8), CNN(width=8), Descriptor()])
+MODELS = [
+    DPResNet(width=8),
+    CNN(width=8),
+    Descriptor(),
+    ResNet18(width=4),
+    ResNet9(width=4, norm="group"),
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
     net = model.build(SPEC, 0)
     x = model.prepare(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
