@@ -30,27 +30,36 @@ from cohortium.plugin import (
     RoundFinished,
     Trainer,
 )
+from cohortium_additive import Additive
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
 from cohortium_events import Events
 from cohortium_fedavg import FedAvg, FedProx
+from cohortium_fedmic import FedMIC
 from cohortium_fedsgd import FedSGD
+from cohortium_flower import Flower
 from cohortium_gaussian import Gaussian
 from cohortium_iid import IID
 from cohortium_inline import Inline
 from cohortium_medmnist import MedMNIST
+from cohortium_mlflow import MLflow
 from cohortium_module import Module
 from cohortium_natural import Natural
 from cohortium_none import Unprivate
 from cohortium_npz import Npz
 from cohortium_phantom import Phantom
 from cohortium_plain import Plain
+from cohortium_pretrained import Pretrained
 from cohortium_progress import Progress
 from cohortium_quantity import Quantity, QuantityPairs
+from cohortium_ray import Ray
+from cohortium_resnet9 import ResNet9
+from cohortium_resnet18 import ResNet18
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
+from cohortium_tensorboard import TensorBoard
 
 
 def compose() -> Federation:
@@ -117,9 +126,17 @@ OBSERVER: Observer = Counter()
 
 DATASETS: list[Dataset] = [MedMNIST(), Npz(path="images.npz"), Phantom()]
 PARTITIONERS: list[Partitioner] = [Dirichlet(), IID(), Natural(), Quantity(), QuantityPairs()]
-MODELS: list[Model] = [CNN(), Descriptor(), DPResNet(), Module(module="package:Class")]
-TRAINERS: list[Trainer] = [FedAvg(), FedProx(), FedSGD()]
+MODELS: list[Model] = [
+    CNN(),
+    Descriptor(),
+    DPResNet(),
+    Module(module="package:Class"),
+    Pretrained(images=Phantom()),
+    ResNet9(),
+    ResNet18(),
+]
+TRAINERS: list[Trainer] = [FedAvg(), FedMIC(), FedProx(), FedSGD()]
 PRIVATIZERS: list[Privatizer] = [Gaussian(), Unprivate(), Skellam()]
-AGGREGATORS: list[Aggregator] = [Plain(), SecAgg()]
-ENGINES: list[Engine] = [Inline()]
-OBSERVERS: list[Observer] = [Events(), Progress()]
+AGGREGATORS: list[Aggregator] = [Additive(), Plain(), SecAgg()]
+ENGINES: list[Engine] = [Flower(), Inline(), Ray()]
+OBSERVERS: list[Observer] = [Events(), MLflow(), Progress(), TensorBoard()]

@@ -295,6 +295,9 @@ class Federation:
     def muster(self, engine: Engine | None = None) -> tuple[str, ...]:
         """Ask every hospital of a deployment whether it would take part, and train nothing.
 
+        Args:
+            engine: One that is at work already, in place of the study's.
+
         Returns:
             Warnings.
 

@@ -113,7 +113,19 @@ if TYPE_CHECKING:
 def ask_site(
     path: Path, common: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
 ) -> bytes:
-    """The reply of a hospital's site process on this machine; see `channel.ask`."""
+    """The reply of a hospital's site process on this machine.
+
+    Args:
+        path: The process' socket.
+        common: The part that all sites are sent.
+        own: The part for this one alone.
+        user: The number of the user that it runs as; None is this process's own.
+        patience: Seconds for which a site that is not there is tried again with the same bytes.
+
+    Raises:
+        RunError: It is not there, or is not who it should be.
+        MessageError: What it says is no frame.
+    """
     from cohortium import channel
 
     return channel.ask(path, common, own, user=user, patience=patience)
@@ -122,7 +134,20 @@ def ask_site(
 def lead(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, muster_only: bool = False
 ) -> Result | tuple[str, ...]:
-    """Run a deployment's study over an engine that is at work already; see `leading.lead`."""
+    """Run a deployment's study over an engine that is at work already.
+
+    Args:
+        path: The study file.
+        engine: Makes, of the study, that engine.
+        out: A new or empty folder for the run's record.
+        muster_only: Only ask the hospitals whether they would take part.
+
+    Returns:
+        The result; of a muster its warnings.
+
+    Raises:
+        CohortiumError: The request was wrong, or a hospital does not take part, or the run failed.
+    """
     from cohortium import leading
 
     return leading.lead(path, engine, out=out, muster_only=muster_only)

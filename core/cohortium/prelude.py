@@ -34,12 +34,15 @@ def in_prelude(layer: nn.Module) -> None:
 
 
 def is_in_prelude(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is learned in the prelude, and only there."""
+    """Whether `parameter` is learned in the prelude, and only there."""
     return getattr(parameter, _MARK, False) is True
 
 
 def prelude_losses(task: Task) -> Callable[[Index], Tensor]:
     """The prelude's loss of each example at some positions, shape (B,).
+
+    Args:
+        task: A site's round.
 
     Raises:
         StudyError: The network has no prelude.
@@ -63,6 +66,10 @@ def prelude_losses(task: Task) -> Callable[[Index], Tensor]:
 def refuse_prelude(parameters: Iterable[nn.Parameter], trainer: str) -> None:
     """Refuse a network with a prelude, for a trainer that would noise and move it all the time.
 
+    Args:
+        parameters: The network's.
+        trainer: How the error names the trainer.
+
     Raises:
         StudyError: It has one.
     """
@@ -77,6 +84,11 @@ def with_prelude(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None
 
     In them the prelude's parameters take steps of 1/rounds, without momentum, and nothing else
     moves; later the prelude's do not.
+
+    Args:
+        optimizer: The server's.
+        course: Of its learning rate, which counts the rounds.
+        rounds: Of prelude.
     """
     import torch
 

@@ -89,7 +89,10 @@ def make_optimizer(
 def with_schedule(
     optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
 ) -> tuple[Optimizer, LRScheduler]:
-    """`optimizer`, and the course of its learning rate over `rounds` steps, from `after` on."""
+    """`optimizer`, and the course that `schedule` gives its learning rate.
+
+    Over `rounds` steps in all, of which the first `after` have the full rate.
+    """
     import torch
 
     def course(step: int) -> float:

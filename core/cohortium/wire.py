@@ -77,7 +77,7 @@ class Present(Message, frozen=True):
 
     @staticmethod
     def statement(challenge: bytes, site: int) -> bytes:
-        """What is signed."""
+        """What is signed, to `challenge`, by the key of `site`."""
         return b"cohortium roll call\x1f" + challenge + site.to_bytes(4, "big")
 
 
