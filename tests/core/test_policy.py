@@ -260,7 +260,7 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
         ('unit = "example"', 'unit = "image"', "expected 'example' or 'patient' or 'site'"),
         ('against = "coordinator"', "", "the policy needs against"),
         ("delta = 1e-3", "delta = 1e-3\nhonest = -1", "'honest' must be >= 0"),
-        ("delta = 1e-3", 'delta = 1e-3\nplugins = "all"', "plugins: expected array"),
+        ("delta = 1e-3", 'delta = 1e-3\nplugins = "all"', "plugins: expected a list"),
         ("delta = 1e-3", 'delta = 1e-3\ndirectory = "x"', "directory: .* no such parameter"),
         ("number = 2", "", "the site needs number"),
         ("number = 2", "number = -2", "'number' must be >= 0"),

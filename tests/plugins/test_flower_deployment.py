@@ -53,6 +53,10 @@ def has_charged(ledger: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.skipif(
+    "COHORTIUM_DEPLOYMENT" not in os.environ,
+    reason="takes minutes and some twenty processes; set COHORTIUM_DEPLOYMENT to run it",
+)
 @pytest.mark.skipif(data_folder() is None, reason="needs PneumoniaMNIST under COHORTIUM_DATA")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) -> None:

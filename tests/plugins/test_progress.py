@@ -179,14 +179,14 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
         seen = until(process, terminal, b"accuracy")
         assert b"\x1b[?25l" in seen
         process.send_signal(signal.SIGINT)
-        seen = until(process, terminal, b"stopped.")
+        seen = until(process, terminal, b"cohortium resume")
     finally:
         process.kill()
         process.wait()
         os.close(terminal)
     assert b"\x1b[?25h" in seen
     assert b"Traceback" not in seen
-    assert seen.split(b"\x1b[?25h")[-1].strip().endswith(b"cohortium: stopped.")
+    assert b"cohortium: stopped" in seen.split(b"\x1b[?25h")[-1]
 
 
 @pytest.mark.slow
