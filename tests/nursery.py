@@ -127,6 +127,8 @@ def live(order: Mapping[str, Any]) -> dict[str, Any]:
     if "largest" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest"], order["largest"]))
     if order.get("is_nobody"):
+        # Another user may not be able to read the interpreter's own folder later on.
+        importlib.import_module("cohortium.running")
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)

@@ -205,7 +205,6 @@ def test_a_disk_that_is_full_costs_nothing_that_was_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="failed once, and the cause has not been found yet")
 def test_a_folder_that_cannot_be_written_is_one_sentence(
     nursery: Nursery, whole: dict[str, dict[str, Any]]
 ) -> None:
