@@ -26,8 +26,11 @@ from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
 from cohortium.preparation import Ready
 from cohortium.site import Recipe, Site
+from cohortium_additive import Additive
+from cohortium_additive import _messages as additive_messages
 from cohortium_plain import Plain
-from cohortium_secagg import SecAgg, _messages
+from cohortium_secagg import SecAgg
+from cohortium_secagg import _messages as secagg_messages
 from cohortium_secagg._keys import KeyPair, seal, unseal
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, Interpolation, split
 from mutation import bent, made, mutated, stranger, tree, written
@@ -83,8 +86,9 @@ def targets(folder: Path) -> Iterator[Target]:
     for adversary in ("honest-but-curious", "active"):
         run = partial(_attempt, SecAgg(threshold=3, shares=4), adversary)
         yield Target(f"secagg, {adversary}", run, (TooFewSitesError,), SESSIONS, weight=4)
-    run = partial(_attempt, Plain(), "honest-but-curious")
-    yield Target("plain", run, (TooFewSitesError,), SESSIONS, weight=4)
+    for name, aggregator in {"additive": Additive(), "plain": Plain()}.items():
+        run = partial(_attempt, aggregator, "honest-but-curious")
+        yield Target(name, run, (TooFewSitesError,), SESSIONS, weight=4)
     yield Target("site and coordinator", _federation, (TooFewSitesError,), SESSIONS, weight=1)
 
 
@@ -93,13 +97,11 @@ def targets(folder: Path) -> Iterator[Target]:
 
 def message_kinds(base: type[Message] = Message) -> list[type[Message]]:
     """Every message that the core or a first-party plugin defines."""
-    assert wire.__name__ in MODULES
-    assert _messages.__name__ in MODULES
     found = [kind for kind in base.__subclasses__() if kind.__module__ in MODULES]
     return found + [below for kind in found for below in message_kinds(kind)]
 
 
-MODULES = frozenset({"cohortium.wire", "cohortium_secagg._messages"})
+MODULES = frozenset({wire.__name__, additive_messages.__name__, secagg_messages.__name__})
 """Where messages are defined; `test_fuzz` sees to it that there are no others."""
 
 
@@ -333,7 +335,7 @@ def _site_file(path: Path, rng: Random) -> None:
 # --- Whole parties --------------------------------------------------------------------------------
 
 
-def _attempt(aggregator: SecAgg | Plain, adversary: str, rng: Random) -> None:
+def _attempt(aggregator: SecAgg | Additive | Plain, adversary: str, rng: Random) -> None:
     """An attempt in which a few messages are a stranger's; the sum is exact, or there is none."""
     ward = Ward(aggregator, 4, length=3, bits=rng.choice((1, 20, 33, 64)), adversary=adversary)
     hit = {(rng.choice(("ask", "reply")), rng.randrange(5), rng.randrange(4)) for _ in range(2)}
@@ -346,8 +348,8 @@ def _attempt(aggregator: SecAgg | Plain, adversary: str, rng: Random) -> None:
         return [stranger(lambda rng: rng.choice((data, rng.choice(seen))), rng)]
 
     total = ward.run(tamper=tamper)
-    # What `plain` takes is what it adds: it has no means to tell a release from another.
-    assert isinstance(aggregator, Plain) or ward.is_exact(total)
+    # What `plain` and `additive` take is what they add: they cannot tell a vector from another.
+    assert not isinstance(aggregator, SecAgg) or ward.is_exact(total)
 
 
 @cache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -34,6 +37,9 @@ def test_every_message_that_is_defined_is_among_them() -> None:
     def below(kind: type[Message]) -> set[type[Message]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
+    for entry in entry_points(group="cohortium"):
+        if entry.module.startswith("cohortium_") and find_spec(f"{entry.module}._messages"):
+            import_module(f"{entry.module}._messages")
     ours = {kind.__module__ for kind in below(Message) if kind.__module__.startswith("cohortium")}
     # A run's log is written by the run itself; `test_resume` damages it.
     assert ours - {"cohortium.messages", "cohortium.checkpoint"} == MODULES
