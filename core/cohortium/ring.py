@@ -34,10 +34,12 @@ class Piece:
     """Values that are packed together.
 
     Attributes:
+        number: Of the piece, from 0.
         values: Where they lie in a vector.
         packed: Where they lie in its packed bytes.
     """
 
+    number: int
     values: slice
     packed: slice
 
@@ -89,10 +91,10 @@ class Ring:
     def pieces(self, length: int) -> list[Piece]:
         """The pieces in which `length` elements are packed, in order."""
         pieces, end = list[Piece](), 0
-        for start in range(0, length, PACK_BLOCK):
+        for number, start in enumerate(range(0, length, PACK_BLOCK)):
             stop = min(length, start + PACK_BLOCK)
             begin, end = end, end + self._lane(stop - start) * self.bits * self.word.itemsize
-            pieces.append(Piece(slice(start, stop), slice(begin, end)))
+            pieces.append(Piece(number, slice(start, stop), slice(begin, end)))
         return pieces
 
     def pack(self, words: Words) -> bytes:

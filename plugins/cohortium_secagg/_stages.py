@@ -34,7 +34,6 @@ from cohortium_secagg._messages import (
     most_bytes,
 )
 from cohortium_secagg._opening import Consenting, Opening
-from cohortium_secagg._vectors import add
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,7 +193,8 @@ class Masking(Stage):
         key = attempt.tagging.agree(self.web.sealing[site], attempt.scope.label("vector", site))
         if not is_tagged(key, vector.packed, vector.tag):
             raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
-        add(vector.packed, self.total, setting.ring, threads=attempt.threads)
+        # On one thread: NumPy's loops are so short here that two would wait for each other.
+        setting.ring.add(vector.packed, self.total)
         self.survivors.add(site)
 
     def close(self) -> tuple[Stage, Requests]:

@@ -1,4 +1,4 @@
-"""What touches every value of a vector: masking and packing at a site, summing at the coordinator.
+"""Masks over every value of a vector: put on and packed at a site, taken off at the coordinator.
 
 A vector is taken in its packed pieces, and the pieces are dealt to threads in contiguous runs.
 The result has the same bits whatever the number of threads.  (What takes the time, the cipher and
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium_secagg._masks import Streams, apply
+from cohortium_secagg._masks import apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,34 +39,22 @@ def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
 
     def work(pieces: Sequence[Piece]) -> None:
         copy = np.empty_like(words[pieces[0].values])
-        start = pieces[0].values.start * words.itemsize
-        streams = Streams(masks, start, most=copy.nbytes)
         for piece in pieces:
             part = copy[: piece.values.stop - piece.values.start]
             np.copyto(part, words[piece.values])
-            streams.apply(part)
+            apply(masks, part, piece=piece.number)
             ring.pack_piece(part, out[piece.packed])
 
     _share(work, ring.pieces(len(words)), threads)
     return out
 
 
-def add(packed: memoryview, total: Words, ring: Ring, *, threads: int) -> None:
-    """Add a packed vector, of the right length, to `total` in place."""
-
-    def work(pieces: Sequence[Piece]) -> None:
-        for piece in pieces:
-            ring.add_piece(packed[piece.packed], total[piece.values])
-
-    _share(work, ring.pieces(len(total)), threads)
-
-
 def unmask(total: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> None:
     """Apply `masks` to `total` in place."""
 
     def work(pieces: Sequence[Piece]) -> None:
-        start, stop = pieces[0].values.start, pieces[-1].values.stop
-        apply(masks, total[start:stop], start=start)
+        for piece in pieces:
+            apply(masks, total[piece.values], piece=piece.number)
 
     _share(work, ring.pieces(len(total)), threads)
 

@@ -21,7 +21,7 @@ from cohortium_secagg._keys import KeyPair, is_tagged, seal, tag, unseal
 from cohortium_secagg._masks import Mask, apply, pairwise
 from cohortium_secagg._rules import Scope
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, Interpolation, split
-from cohortium_secagg._vectors import add, masked, unmask
+from cohortium_secagg._vectors import masked, unmask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,18 +72,32 @@ def test_agreement_is_x25519_of_rfc_7748_section_6_1_under_hkdf() -> None:
     assert alice.agree(BOB_PUBLIC, b"a label") == bob.agree(ALICE_PUBLIC, b"a label") == expected
 
 
-def test_a_mask_is_the_aes_256_key_stream_of_sp_800_38a_from_counter_zero() -> None:
-    # Appendix F.1.5 (ECB-AES256.Encrypt) vouches for the block cipher; counters start at zero.
+def test_a_mask_is_the_aes_256_key_stream_of_sp_800_38a_from_the_piece_and_two() -> None:
+    # Appendix F.1.5 (ECB-AES256.Encrypt) vouches for the block cipher.
     key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
     block = bytes.fromhex("6bc1bee22e409f96e93d7e117393172a")
     assert ecb(key, block).hex() == "f3eed1bdb5d2a03c064b5a7e3db181f8"
-    stream = b"".join(ecb(key, counter.to_bytes(16, "big")) for counter in range(5_000))
-    for word in ("<u4", "<u8"):
-        words = np.zeros(80_000 // int(word[-1]), word)
-        apply([Mask(key)], words)
+    for word, piece in itertools.product(("<u4", "<u8"), (0, 258)):
+        nonce = piece.to_bytes(12, "big")
+        counters = range(2, 30_002)  # more than is made at a time
+        stream = b"".join(ecb(key, nonce + counter.to_bytes(4, "big")) for counter in counters)
+        words = np.zeros(len(stream) // int(word[-1]), word)
+        apply([Mask(key)], words, piece=piece)
         assert words.tobytes() == stream
-        apply([Mask(key, subtract=True)], words)
+        apply([Mask(key, subtract=True)], words, piece=piece)
         assert not words.any()
+
+
+def test_each_piece_of_a_vector_has_its_own_mask() -> None:
+    ring = Ring(32)
+    words = ring.zeros(2 * PACK_BLOCK + 5)
+    unmask(words, [Mask(bytes(32))], ring, threads=1)
+    for piece in ring.pieces(len(words)):
+        alone = np.zeros_like(words[piece.values])
+        apply([Mask(bytes(32))], alone, piece=piece.number)
+        assert np.array_equal(words[piece.values], alone)
+    assert not np.array_equal(words[:5], words[PACK_BLOCK : PACK_BLOCK + 5])
+    assert not np.array_equal(words[:5], words[-5:])
 
 
 def test_a_tag_is_the_poly1305_of_rfc_8439_section_2_5_2() -> None:
@@ -314,12 +328,12 @@ def test_any_number_of_threads_gives_the_same_bits(bits: int, length: int) -> No
     words = ring.of(np.random.default_rng(0).integers(0, 1 << 62, length))
     sent = {bytes(masked(words, masks, ring, threads=threads)) for threads in (1, 2, 3, 7)}
     plain = words.copy()
-    apply(masks, plain)
+    unmask(plain, masks, ring, threads=1)
     assert sent == {ring.pack(plain)}
     opposite = [Mask(mask.seed, subtract=not mask.subtract) for mask in masks]
     for threads in (1, 2, 3, 7):
         total = ring.zeros(length)
-        add(memoryview(min(sent)), total, ring, threads=threads)
+        ring.add(min(sent), total)
         unmask(total, opposite, ring, threads=threads)
         assert np.array_equal(ring.signed(total), ring.signed(words))
 

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from cohortium import messages
 from cohortium.messages import MAGIC
 from cohortium.plugin import MemoryJournal, Requests, Ring, StudyError
-from cohortium_secagg import SecAgg, _stages, _vectors
+from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._attempt import Finished, Web
 from cohortium_secagg._consent import Consented
 from cohortium_secagg._coordinator import SecAggCoordinator
@@ -316,14 +316,13 @@ def believe_any_seed(patch: Patch) -> None:
 def take_any_length(patch: Patch) -> None:
     believe_any_vector(patch)
     patch.setattr(Ring, "require_length", lambda *_: None)
-    honest = _vectors.add
+    honest = Ring.add
 
-    def add(packed: memoryview, total: Any, ring: Ring, *, threads: int) -> None:
+    def add(ring: Ring, packed: memoryview, total: Any) -> None:
         size = ring.bytes_for(len(total))
-        whole = bytes(packed).ljust(size, b"\0")[:size]
-        honest(memoryview(whole), total, ring, threads=threads)
+        honest(ring, bytes(packed).ljust(size, b"\0")[:size], total)
 
-    patch.setattr(_stages, "add", add)
+    patch.setattr(Ring, "add", add)
 
 
 def count_a_repeat_again(patch: Patch) -> None:
