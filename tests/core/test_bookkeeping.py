@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +25,8 @@ from cohortium.vector import trainable
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
+from cohortium_phantom import Phantom
+from cohortium_pretrained import Pretrained
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 
@@ -67,8 +69,12 @@ def by_opacus(net: nn.Module, losses: Losses, examples: int, clip: float) -> tor
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Full backward hook is firing")
         losses(np.arange(examples)).sum().backward()  # type: ignore[no-untyped-call]
-    samples: list[Any] = [p.grad_sample for p in trainable(net)]  # type: ignore[attr-defined]
-    flat = torch.cat([s.flatten(1) for s in samples], 1).double()
+    samples = [
+        torch.zeros(examples, p.numel()) if sample is None else sample.flatten(1)
+        for p in trainable(net)
+        for sample in [cast("Any", p).grad_sample]
+    ]
+    flat = torch.cat(samples, 1).double()
     wrapped.to_standard_module()
     norms = flat.norm(dim=1, keepdim=True)
     total: torch.Tensor = (flat * (clip / norms).clamp(max=1.0)).sum(0)
@@ -76,7 +82,8 @@ def by_opacus(net: nn.Module, losses: Losses, examples: int, clip: float) -> tor
 
 
 def gradient(net: nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in trainable(net) if p.grad is not None]).double()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable(net)]
+    return torch.cat([part.flatten() for part in parts]).double()
 
 
 def agree(net: nn.Module, x: torch.Tensor, *, copies: int = 1, clip: float | None = None) -> None:
@@ -331,6 +338,8 @@ MODELS = [
     DPResNet(width=8),
     CNN(width=8),
     Descriptor(),
+    Descriptor(moments=True),
+    Pretrained(images=Phantom(examples=16, validation=0, test=8), width=2, epochs=1),
     ResNet18(width=4),
     ResNet9(width=4, norm="group"),
 ]
@@ -349,6 +358,22 @@ def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
     for clip in (1e-2, 1e6):
         expected = by_opacus(net, losses, 6, clip)
         clipped_sum(net, losses, np.arange(6), clip=clip)
+        assert float((gradient(net) - expected).norm()) <= EXACT * float(expected.norm())
+
+
+def test_a_prelude_is_clipped_and_summed_as_by_opacus() -> None:
+    model = Descriptor(moments=True)
+    net = model.build(SPEC, 0)
+    x = model.prepare(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
+
+    def losses(batch: NDArray[np.int64]) -> torch.Tensor:
+        found: torch.Tensor = cast("Any", net).prelude(x[torch.from_numpy(batch)])
+        return found
+
+    for clip in (1e-2, 1e6):
+        expected = by_opacus(net, losses, 6, clip)
+        clipped_sum(net, losses, np.arange(6), clip=clip)
+        assert float(expected.norm()) > 0
         assert float((gradient(net) - expected).norm()) <= EXACT * float(expected.norm())
 
 
