@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,20 +38,16 @@ def test_equal_images_have_equal_strides(
     assert examples.take(labels).images.strides == examples.images.strides
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_grey_images_are_convolved_to_equal_bits_whichever_way_they_lay(
-    order: tuple[int, ...],
-) -> None:
-    plain = in_order((32, 1, 28, 28), (0, 1, 2, 3))
-    # Each way of laying them out, with the stride of the one channel that it comes to.
-    laid = np.ascontiguousarray(plain.transpose(order)).transpose(np.argsort(order))
+def test_grey_images_are_convolved_to_equal_bits_read_or_taken() -> None:
+    grey = in_order((32, 28, 28, 1), (0, 1, 2, 3))
+    read = grey[..., 0][..., None].transpose(0, 3, 1, 2)
+    taken = read[np.arange(32)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         convolution = torch.nn.Conv2d(1, 8, 3, 2, 1)
-    labels = np.zeros(32, np.int64)
     outputs, gradients = [], []
-    for images in (plain, laid):
-        pixels = torch.from_numpy(Examples(images, labels).images).float()
+    for images in (read, taken):
+        pixels = torch.from_numpy(Examples(images, np.zeros(32, np.int64)).images).float()
         output = convolution(pixels)
         (gradient,) = torch.autograd.grad(output.square().sum(), convolution.weight)
         outputs.append(output)
