@@ -13,14 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_
+from attrs.validators import ge, gt, in_, le
 
-from cohortium.plugin import Dataset, DataSpec, Model, Offer, StudyError, hookimpl
+from cohortium.plugin import (
+    Dataset,
+    DataSpec,
+    Model,
+    Offer,
+    Reference,
+    StudyError,
+    hookimpl,
+    whitened_head,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
+
+MOST_REFERENCES = 1500
+"""Images whose features tell how features vary; more would tell it little better."""
 
 
 @frozen(kw_only=True)
@@ -41,13 +53,22 @@ class Pretrained:
         epochs: Passes over `images`.
         seed: Of the network's training.
         norm: Euclidean norm of every image's features.
+        whiten: How far directions in which the features of `images` vary much are scaled down to
+            those in which they vary little, after their mean is taken off: 0 not at all, 1 until
+            all vary alike.
+        floor: Directions with less than this share of the greatest variance count as if they had
+            it.
+        moments: Whiten once more, by the second moments of the training images, which sites
+            release under the run's privacy in the trainer's rounds of prelude.
+        moment_floor: Directions with less than this share of the whole count as if they had it.
         weights: A file to keep the trained network in, and to take it from where it is there.
             Sites of a deployment must have the same one: other machines' training differs.
 
     Guarantees:
         What the network has learned before depends on these constants and on `images` alone, so it
         costs no privacy where `images` do not; and so do the features of an image, but for the
-        image.
+        image.  What `moments` takes from training images reaches the head through clipped
+        gradients alone.
     """
 
     images: Dataset
@@ -59,22 +80,30 @@ class Pretrained:
     epochs: int = field(default=6, validator=ge(1))
     seed: int = field(default=1, validator=ge(0))
     norm: float = field(default=70.0, validator=gt(0))
+    whiten: float = field(default=0.0, validator=[ge(0), le(1)])
+    floor: float = field(default=1e-3, validator=gt(0))
+    moments: bool = False
+    moment_floor: float = field(default=3e-3, validator=gt(0))
     weights: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse to whiten what nothing sees."""
+        if (self.whiten or self.moments) and self.learn != "head":
+            raise ValueError(
+                f"whiten and moments are for features; with learn = '{self.learn}' the network "
+                "takes images."
+            )
 
     def prepare(self, images: Tensor) -> Tensor:
         """Features (N, R·D) of images (N, C, H, W) in [0, 1], or the network's inputs.
 
         Images of another number of channels than `images` have are taken grey.
         """
-        from cohortium_pretrained._network import pooled
-
-        net, channels = self._trained
-        if images.shape[1] != channels:
-            images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-        inputs = self._inputs(images)
         if self.learn != "head":
-            return inputs
-        rows = pooled(net, inputs)
+            return self._inputs(images)
+        rows = self._features(images)
+        if self.whiten:
+            rows = self._reference([rows])
         length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
         return rows * (self.norm / length)
 
@@ -86,9 +115,13 @@ class Pretrained:
         from cohortium_pretrained._network import RADII
 
         trained, _ = self._trained
-        features = trained.head.in_features * (len(RADII) if self.learn == "head" else 1)
+        features, classes = trained.head.in_features, len(spec.classes)
+        if self.learn == "head":
+            features *= len(RADII)
+        if self.moments:
+            return whitened_head(features, classes, floor=self.moment_floor, norm=self.norm)
         with torch.random.fork_rng(devices=[]):
-            head = nn.Linear(features, len(spec.classes))
+            head = nn.Linear(features, classes)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         if self.learn == "head":
@@ -101,7 +134,29 @@ class Pretrained:
         net.head = head
         return net.train()
 
+    def _features(self, images: Tensor) -> Tensor:
+        """The network's last maps in short, (N, R·D), at the norm they have."""
+        from cohortium_pretrained._network import pooled
+
+        return pooled(self._trained[0], self._inputs(images))
+
+    @cached_property
+    def _reference(self) -> Reference:
+        """How the features of `images` vary."""
+        import torch
+
+        pixels = self.images.load().train.images
+        some = torch.from_numpy(pixels[:: -(-len(pixels) // MOST_REFERENCES)]).float().div_(255)
+        return Reference.of([self._features(some)], power=self.whiten / 2, floor=self.floor)
+
     def _inputs(self, images: Tensor) -> Tensor:
+        """What the network takes."""
+        channels = self._trained[1]
+        if images.shape[1] != channels:
+            images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+        return self._scaled(images)
+
+    def _scaled(self, images: Tensor) -> Tensor:
         """What the network takes, of images in its number of channels."""
         if self.network is None:
             return images.sub(0.5).div(0.5)
@@ -131,7 +186,7 @@ class Pretrained:
             net,
             torch.from_numpy(splits.train.images).float().div_(255),
             torch.from_numpy(splits.train.labels),
-            prepare=self._inputs,
+            prepare=self._scaled,
             epochs=self.epochs,
             seed=self.seed,
         )

@@ -342,7 +342,7 @@ MODELS = [
     Descriptor(),
     Descriptor(moments=True),
     Pretrained(images=CELLS, width=2, epochs=1),
-    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, moments=True),
     Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="norms"),
     Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="everything"),
     ResNet18(width=4),

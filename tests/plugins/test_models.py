@@ -294,6 +294,22 @@ def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | Non
     assert torch.allclose(rows.norm(dim=1), torch.full((3,), 70.0), rtol=1e-4)
 
 
+def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None:
+    images = _cells(200, seed=5)
+    spreads = [
+        _spread(Pretrained(images=CELLS, width=4, epochs=1, whiten=w).prepare(images), 10)
+        for w in (0.0, 0.5, 1.0)
+    ]
+    assert spreads[0] > 2 * spreads[1] > 2 * spreads[2]
+    alone = Pretrained(images=CELLS, width=4, epochs=1, whiten=1.0)
+    rows = alone.prepare(images[:5])
+    assert torch.allclose(rows[3:4], alone.prepare(images[3:4]), atol=1e-2)
+    head = Pretrained(images=CELLS, width=4, epochs=1, moments=True).build(SPEC, 0)
+    assert {n for n, _ in head.named_parameters()} == {"moments.weight", "head.weight", "head.bias"}
+    with pytest.raises(ValueError, match="with learn = 'norms' the network takes images"):
+        Pretrained(images=CELLS, learn="norms", moments=True)
+
+
 def test_a_network_without_maps_is_refused() -> None:
     with pytest.raises(StudyError, match="no method 'maps'"):
         Pretrained(images=CELLS, network=CNN()).build(SPEC, 0)
