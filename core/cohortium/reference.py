@@ -52,6 +52,12 @@ class Reference:
     ) -> Self:
         """Of blocks of features (N, …), D in all, in double precision.
 
+        Args:
+            blocks: Each of its own kind of features, of the same N images.
+            power: Of the map; a half makes all directions vary alike, but for `floor`.
+            floor: Added to the variances, as a share of the largest.
+            components: K, of the projection; 0 for none.
+
         Raises:
             ValueError: They do not vary in so many directions as there are to be components.
         """
@@ -97,6 +103,10 @@ class Reference:
 
 def public_images(examples: Examples, channels: int) -> Tensor:
     """Images (N, C, H, W) in [0, 1], their channels' mean where `channels` is 1.
+
+    Args:
+        examples: Public ones.
+        channels: C, of the images that they are to be compared with.
 
     Raises:
         ValueError: They have another number of channels, which cannot be made up.

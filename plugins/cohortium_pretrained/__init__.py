@@ -227,4 +227,5 @@ class Pretrained:
 @hookimpl
 def cohortium_models() -> list[Offer[Model]]:
     """Offer `pretrained`."""
-    return [Offer("pretrained", Pretrained, "A network or its features, learned on public images.")]
+    summary = "A network or its features, learned on public images."
+    return [Offer("pretrained", Pretrained, summary, local=("weights",))]
