@@ -265,6 +265,39 @@ LONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_a_round_where_it_stands(tmp_path: Path) -> None:
+    # Signals come when a round has just begun, and it takes some seconds.
+    slowly = ["--set", "trainer.name=fedavg", "--set", "trainer.steps=5000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cohortium", "run", *SMALL, *LONG, *slowly, "--out", "record"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    assert process.stderr is not None
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "record" / "checkpoint" / "weights.safetensors").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        while "once more to stop at once" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.endswith(
+        "cohortium: stopped within a round; go on with `cohortium resume record`.\n"
+    )
+    assert not (tmp_path / "record" / "result.json").exists()
+
+
 def test_a_run_goes_on_by_its_folder_alone(tmp_path: Path) -> None:
     seeded = [*SMALL, "--set", "federation.seeded_noise=true", "--quiet"]
     whole = cohortium("run", *seeded, "--json", "--out", "whole", cwd=tmp_path)
