@@ -334,12 +334,17 @@ def test_an_input_that_is_altered_in_place_is_noticed() -> None:
 SPEC = DataSpec(channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=6)
 
 
+CELLS = Phantom(examples=16, validation=0, test=8)
+
 MODELS = [
     DPResNet(width=8),
     CNN(width=8),
     Descriptor(),
     Descriptor(moments=True),
-    Pretrained(images=Phantom(examples=16, validation=0, test=8), width=2, epochs=1),
+    Pretrained(images=CELLS, width=2, epochs=1),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, moments=True),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="norms"),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="everything"),
     ResNet18(width=4),
     ResNet9(width=4, norm="group"),
 ]
