@@ -55,7 +55,7 @@ class Bank:
 
 def coarse(side: int, scales: int) -> int:
     """Pixels of a map along a side of so many."""
-    return math.ceil(side / 2**scales)
+    return -(-side // (1 << scales))
 
 
 def scattering(images: Tensor, *, scales: int, angles: int) -> Tensor:
