@@ -25,7 +25,8 @@ class ScatterNet:
 
     Wavelets of `scales` octaves and `angles` directions, moduli, wavelets again and moduli,
     averaged by a Gaussian and taken at every 2^scales-th pixel.  For any number of channels.  All
-    that is learned is the linear layer, which starts at zero.
+    that is learned is the linear layer, which starts at zero.  Torch cannot write its Fourier
+    transforms as ONNX; `cohortium export` does without.
 
     Attributes:
         scales: J, octaves.
