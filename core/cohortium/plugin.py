@@ -65,6 +65,7 @@ from cohortium.protocols import (
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
+from cohortium.reference import Reference, public_images, whitened_head
 from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.sessions import (
@@ -198,6 +199,7 @@ __all__ = [
     "PrivacyPlan",
     "Privatizer",
     "Randomness",
+    "Reference",
     "RefusalError",
     "Requests",
     "Ring",
@@ -252,6 +254,7 @@ __all__ = [
     "poisson_patients",
     "prelude_losses",
     "pretrain",
+    "public_images",
     "read_splits",
     "refuse_prelude",
     "require_per_example",
@@ -259,6 +262,7 @@ __all__ = [
     "sampled_units",
     "shuffled",
     "vector",
+    "whitened_head",
     "with_average",
     "with_prelude",
     "with_schedule",

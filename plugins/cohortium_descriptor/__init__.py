@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, le
 
-from cohortium.plugin import Dataset, DataSpec, Model, Offer, hookimpl
+from cohortium.plugin import (
+    Dataset,
+    DataSpec,
+    Model,
+    Offer,
+    Reference,
+    hookimpl,
+    public_images,
+    whitened_head,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,14 +114,12 @@ class Descriptor:
         beside = [] if self.beside is None else [self.beside.prepare(images).flatten(1)]
         return [features(images, self), *beside]
 
-    def _reference(self, channels: int) -> Any:  # attrs keeps annotations, to be importable
+    def _reference(self, channels: int) -> Reference:
         """The `Reference` of `centre`, for images of so many channels; made once."""
-        from cohortium_descriptor._reference import Reference, as_images
-
         assert self.centre is not None
         if channels not in self._references:
             self._references[channels] = Reference.of(
-                self._blocks(as_images(self.centre.load().train, channels)),
+                self._blocks(public_images(self.centre.load().train, channels)),
                 power=self.whiten / 2,
                 floor=self.floor,
                 components=self.components,
@@ -120,7 +127,7 @@ class Descriptor:
         return self._references[channels]
 
     @cached_property
-    def _references(self) -> dict[int, Any]:
+    def _references(self) -> dict[int, Reference]:
         return {}
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
@@ -129,9 +136,7 @@ class Descriptor:
         from torch import nn
 
         if self.moments:
-            from cohortium_descriptor._whitened import Whitened
-
-            return Whitened(
+            return whitened_head(
                 self.dimension(spec.channels),
                 len(spec.classes),
                 floor=self.moment_floor,

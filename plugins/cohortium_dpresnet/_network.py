@@ -21,12 +21,16 @@ class Network(nn.Module):
         self.last = _pair(4 * w, 8 * w)
         self.head = nn.Linear(8 * w, classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Shapes for 28×28 images."""
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head averages; shapes for 28×28 images."""
         x = self.stem(images)  # (N, 2w, 28, 28)
         x = x + self.residual(x)  # (N, 2w, 28, 28), no ReLU after the sum
-        x = self.last(self.middle(x))  # (N, 8w, 7, 7)
-        logits: torch.Tensor = self.head(x.mean((2, 3)))
+        last: torch.Tensor = self.last(self.middle(x))  # (N, 8w, 7, 7)
+        return last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.head(self.maps(images).mean((2, 3)))
         return logits
 
 

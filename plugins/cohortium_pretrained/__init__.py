@@ -1,110 +1,204 @@
-"""Features that a small network has learned on public or made-up images, at no cost in privacy.
+"""What a network has learned on public or made-up images, at no cost in privacy.
 
-Tang et al. 2023 (arXiv 2306.06076) learn them on images of random processes; the cells of
-`phantom` are procedural, too, and nearer to what hospitals have.
+Tang et al. 2023 (arXiv 2306.06076) learn on images of random processes; the cells of `phantom` are
+procedural, too, and nearer to what hospitals have.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import evolve, field, frozen
-from attrs.validators import ge, gt
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, le
 
-from cohortium.plugin import Dataset, DataSpec, Model, Offer, StudyError, hookimpl
+from cohortium.plugin import (
+    Dataset,
+    DataSpec,
+    Model,
+    Offer,
+    Reference,
+    StudyError,
+    hookimpl,
+    whitened_head,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
 
+MOST_REFERENCES = 1500
+"""Images whose features tell how features vary; more would tell it little better."""
+
 
 @frozen(kw_only=True)
 class Pretrained:
-    """Ring averages of a convolutional network's last maps, and one linear layer over them.
+    """A convolutional network that has been trained on `images` with their labels, once.
 
-    The network is trained on `images` with their labels, once, and stays as it is.
+    What is learned afterwards is a new linear head, from zero, and what `learn` says beside it.
 
     Attributes:
         images: Public or made-up images with labels of any kind, such as `phantom`.
-        width: Channels of the network's first convolution; the last has four times as many.
+        network: The model that is trained, `dpresnet` or `resnet18`; a small network of its own
+            where none is given.
+        learn: "head": the network stays as it is, and the head sees the averages of its last maps
+            over rings and quarter turns, at one norm.  "norms": the head, and the scales and
+            shifts of the normalisation layers.  "everything": the training starts from the
+            network.
+        width: Channels of the own network's first convolution; the last has four times as many.
         epochs: Passes over `images`.
         seed: Of the network's training.
         norm: Euclidean norm of every image's features.
+        whiten: How far directions in which the features of `images` vary much are scaled down to
+            those in which they vary little, after their mean is taken off: 0 not at all, 1 until
+            all vary alike.
+        floor: Directions with less than this share of the greatest variance count as if they had
+            it.
+        moments: Whiten once more, by the second moments of the training images, which sites
+            release under the run's privacy in the trainer's rounds of prelude.
+        moment_floor: Directions with less than this share of the whole count as if they had it.
         weights: A file to keep the trained network in, and to take it from where it is there.
             Sites of a deployment must have the same one: other machines' training differs.
 
     Guarantees:
-        The features of an image depend on that image, on these constants and on `images` alone,
-        so they cost no privacy where `images` do not.
+        What the network has learned before depends on these constants and on `images` alone, so it
+        costs no privacy where `images` do not; and so do the features of an image, but for the
+        image.  What `moments` takes from training images reaches the head through clipped
+        gradients alone.
     """
 
     images: Dataset
+    network: Model | None = None
+    learn: Literal["head", "norms", "everything"] = field(
+        default="head", validator=in_(("head", "norms", "everything"))
+    )
     width: int = field(default=32, validator=ge(1))
     epochs: int = field(default=6, validator=ge(1))
     seed: int = field(default=1, validator=ge(0))
     norm: float = field(default=70.0, validator=gt(0))
+    whiten: float = field(default=0.0, validator=[ge(0), le(1)])
+    floor: float = field(default=1e-3, validator=gt(0))
+    moments: bool = False
+    moment_floor: float = field(default=3e-3, validator=gt(0))
     weights: str = ""
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Features (N, 12·width) of images (N, C, H, W) in [0, 1]; another C is averaged."""
-        from cohortium_pretrained._network import Network, pooled
+    def __attrs_post_init__(self) -> None:
+        """Refuse to whiten what nothing sees."""
+        if (self.whiten or self.moments) and self.learn != "head":
+            raise ValueError(
+                f"whiten and moments are for features; with learn = '{self.learn}' the network "
+                "takes images."
+            )
 
-        net: Network = self._network
-        channels = net.channels
-        if images.shape[1] != channels:
-            images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-        rows = pooled(net, images.sub(0.5).div(0.5))
+    def prepare(self, images: Tensor) -> Tensor:
+        """Features (N, R·D) of images (N, C, H, W) in [0, 1], or the network's inputs.
+
+        Images of another number of channels than `images` have are taken grey.
+        """
+        if self.learn != "head":
+            return self._inputs(images)
+        rows = self._features(images)
+        if self.whiten:
+            rows = self._reference([rows])
         length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
         return rows * (self.norm / length)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
-        """The linear layer; at zero, it needs no seed."""
+        """The linear layer, or the network with it; at zero, it needs no seed."""
         import torch
         from torch import nn
 
+        from cohortium_pretrained._network import RADII
+
+        trained, _ = self._trained
+        features, classes = trained.head.in_features, len(spec.classes)
+        if self.learn == "head":
+            features *= len(RADII)
+        if self.moments:
+            return whitened_head(features, classes, floor=self.moment_floor, norm=self.norm)
         with torch.random.fork_rng(devices=[]):
-            net = nn.Linear(12 * self.width, len(spec.classes))
-        nn.init.zeros_(net.weight)
-        nn.init.zeros_(net.bias)
-        return net
+            head = nn.Linear(features, classes)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        if self.learn == "head":
+            return head
+        net: nn.Module = copy.deepcopy(trained)
+        net.requires_grad_(self.learn == "everything")
+        for layer in net.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.requires_grad_()
+        net.head = head
+        return net.train()
+
+    def _features(self, images: Tensor) -> Tensor:
+        """The network's last maps in short, (N, R·D), at the norm they have."""
+        from cohortium_pretrained._network import pooled
+
+        return pooled(self._trained[0], self._inputs(images))
 
     @cached_property
-    def _network(self) -> Any:  # attrs keeps annotations, to be importable
-        """The trained network, from `weights` or from `images`."""
+    def _reference(self) -> Reference:
+        """How the features of `images` vary."""
+        import torch
+
+        pixels = self.images.load().train.images
+        some = torch.from_numpy(pixels[:: -(-len(pixels) // MOST_REFERENCES)]).float().div_(255)
+        return Reference.of([self._features(some)], power=self.whiten / 2, floor=self.floor)
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        """What the network takes."""
+        channels = self._trained[1]
+        if images.shape[1] != channels:
+            images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+        return self._scaled(images)
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """What the network takes, of images in its number of channels."""
+        if self.network is None:
+            return images.sub(0.5).div(0.5)
+        return self.network.prepare(images)
+
+    @cached_property
+    def _trained(self) -> tuple[Any, int]:  # attrs keeps annotations, to be importable
+        """The trained network, from `weights` or from `images`, and its number of channels."""
         import torch
 
         from cohortium.plugin import pretrain
-        from cohortium_pretrained._network import Network
+        from cohortium_pretrained._network import Network, as_mapped
 
         splits = self.images.load()
         spec = splits.spec
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            net = Network(spec.channels, len(spec.classes), self.width)
+            if self.network is None:
+                net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
+            else:
+                net = self.network.build(spec, self.seed)
+        as_mapped(net)
         path = Path(self.weights) if self.weights else None
         if path is not None and path.is_file():
-            return self._read(net, path)
-        pixels = torch.from_numpy(splits.train.images).float().div_(255)
+            return self._read(net, path), spec.channels
         pretrain(
             net,
-            pixels,
+            torch.from_numpy(splits.train.images).float().div_(255),
             torch.from_numpy(splits.train.labels),
-            prepare=lambda images: images.sub(0.5).div(0.5),
+            prepare=self._scaled,
             epochs=self.epochs,
             seed=self.seed,
         )
         if path is not None:
             self._write(net, path)
-        return net
+        return net, spec.channels
 
     @property
     def _named(self) -> str:
         """What the weights were trained with."""
-        return hashlib.sha256(repr(evolve(self, weights="", norm=1.0)).encode()).hexdigest()
+        learned = (self.images, self.network, self.width, self.epochs, self.seed)
+        return hashlib.sha256(repr(learned).encode()).hexdigest()
 
     def _read(self, net: Any, path: Path) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -133,4 +227,5 @@ class Pretrained:
 @hookimpl
 def cohortium_models() -> list[Offer[Model]]:
     """Offer `pretrained`."""
-    return [Offer("pretrained", Pretrained, "Features learned on public images, linear head.")]
+    summary = "A network or its features, learned on public images."
+    return [Offer("pretrained", Pretrained, summary, local=("weights",))]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+
+from cohortium.plugin import StudyError
 
 RADII = (0.4, 0.75, 1.1)
 """Outer radii of the rings that the last maps are averaged over; 1 touches the image's sides."""
@@ -42,8 +45,32 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     ]
 
 
-def pooled(net: Network, images: Tensor) -> Tensor:
-    """Square roots of the last maps' means over rings, and over quarter turns, (N, 3 · 4w)."""
+class Mapped(Protocol):
+    """A network whose logits are `head` of the means of its last maps."""
+
+    head: nn.Linear
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The last maps, (N, D, h, w), of prepared images."""
+        ...
+
+
+def as_mapped(net: nn.Module) -> Mapped:
+    """`net`, if it has maps and a linear head.
+
+    Raises:
+        StudyError: It has not.
+    """
+    if callable(getattr(net, "maps", None)) and isinstance(getattr(net, "head", None), nn.Linear):
+        return cast("Mapped", net)
+    raise StudyError(
+        "model 'pretrained': its network has no method 'maps' and no linear layer 'head'; use "
+        "'dpresnet' or 'resnet18', or leave network out."
+    )
+
+
+def pooled(net: Mapped, images: Tensor) -> Tensor:
+    """Square roots of the last maps' means over R rings, and over quarter turns, (N, R·D)."""
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images; its caller chooses that.
         return _pooled(net, images)
@@ -52,17 +79,17 @@ def pooled(net: Network, images: Tensor) -> Tensor:
     return torch.cat(parts) if parts else images.new_empty(0, len(RADII) * net.head.in_features)
 
 
-def _pooled(net: Network, images: Tensor) -> Tensor:
+def _pooled(net: Mapped, images: Tensor) -> Tensor:
     total = images.new_zeros(())
     turns = TURNS if images.shape[2] == images.shape[3] else 1
     for turn in range(turns):
-        maps = net.maps(images.rot90(turn, (2, 3)))  # (N, 4w, h, w)
+        maps = net.maps(images.rot90(turn, (2, 3)))  # (N, D, h, w)
         total = total + torch.einsum("nchw,hwr->nrc", maps, _rings(maps))
-    return (total / turns).flatten(1).sqrt()
+    return (total / turns).flatten(1).clamp(min=0).sqrt()
 
 
 def _rings(maps: Tensor) -> Tensor:
-    """Weights of the positions of maps (N, C, H, W) in the rings, (H, W, R); each's sum to 1."""
+    """Weights of the positions of maps (N, D, h, w) in the rings, (h, w, R); each's sum to 1."""
     down, across = (
         (torch.arange(side, dtype=maps.dtype, device=maps.device) + 0.5) * (2 / side) - 1
         for side in maps.shape[2:]

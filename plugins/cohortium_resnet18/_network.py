@@ -32,11 +32,15 @@ class Network(nn.Module):
         )
         self.head = nn.Linear(8 * w, classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Shapes for 28×28 images and the small stem."""
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head averages; shapes for 28×28 images and the small stem."""
         x = self.stem(images)  # (N, w, 28, 28)
-        x = self.stages(x)  # (N, 8w, 4, 4)
-        logits: torch.Tensor = self.head(x.mean((2, 3)))
+        last: torch.Tensor = self.stages(x)  # (N, 8w, 4, 4)
+        return last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.head(self.maps(images).mean((2, 3)))
         return logits
 
 

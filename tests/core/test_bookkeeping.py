@@ -29,6 +29,7 @@ from cohortium_phantom import Phantom
 from cohortium_pretrained import Pretrained
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
+from cohortium_scatternet import ScatterNet
 
 Losses = Callable[[NDArray[np.int64]], torch.Tensor]
 EXACT = 1e-5
@@ -334,12 +335,18 @@ def test_an_input_that_is_altered_in_place_is_noticed() -> None:
 SPEC = DataSpec(channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=6)
 
 
+CELLS = Phantom(examples=16, validation=0, test=8)
+
 MODELS = [
     DPResNet(width=8),
     CNN(width=8),
     Descriptor(),
     Descriptor(moments=True),
-    Pretrained(images=Phantom(examples=16, validation=0, test=8), width=2, epochs=1),
+    Pretrained(images=CELLS, width=2, epochs=1),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, moments=True),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="norms"),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="everything"),
+    ScatterNet(),
     ResNet18(width=4),
     ResNet9(width=4, norm="group"),
 ]

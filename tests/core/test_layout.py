@@ -29,6 +29,7 @@ composition scaffold
 describing
 account policy statement
 training prelude pretraining history checkpoint facts record folder evaluation personal
+whitened reference
 plugin
 setting workplace
 coordinator site

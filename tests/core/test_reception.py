@@ -214,6 +214,18 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
             "policy.local",
             "the dataset 'npz' path = '/etc/passwd'",
         ),
+        (
+            {
+                "model": {
+                    "name": "descriptor",
+                    "components": 8,
+                    "centre": {"name": "phantom"},
+                    "beside": {"name": "pretrained", "images": "phantom", "weights": "../keys"},
+                }
+            },
+            "policy.local",
+            "the model 'pretrained' weights = '../keys'",
+        ),
         ({"model": {"name": "no-such"}}, "plugins", "the model 'no-such'"),
         ({"model": {"name": ["cnn"]}}, "plugins", "the model"),
         ({"model": {"width": "wide"}}, "study", "width: expected int"),

@@ -57,6 +57,16 @@ MORE: list[tuple[str, str, list[str]]] = [
             "moments=true",
         ],
     ),
+    (
+        "model",
+        "pretrained",
+        [
+            "images={name='phantom',examples=32,validation=0,test=0}",
+            "network={name='dpresnet',width=4}",
+            "epochs=1",
+            "learn=norms",
+        ],
+    ),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
     ("trainer", "fedmic", ["steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),

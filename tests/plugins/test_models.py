@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cohortium import Federation
-from cohortium.plugin import DataSpec, Seeds, StudyError, vector
+from cohortium.plugin import DataSpec, Model, Seeds, StudyError, vector
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
@@ -15,6 +15,7 @@ from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
 from cohortium_pretrained import Pretrained
+from cohortium_resnet18 import ResNet18
 
 SPEC = DataSpec(
     channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=100
@@ -261,12 +262,57 @@ def test_pretraining_keeps_its_network_in_a_file(tmp_path: Path) -> None:
 
 def test_pretraining_learns_what_its_images_show() -> None:
     cells = Phantom(examples=600, validation=0, test=0)
-    net = Pretrained(images=cells, width=8, epochs=4)._network
+    net, _ = Pretrained(images=cells, width=8, epochs=4)._trained
     train = cells.load().train
     images = torch.from_numpy(train.images).float() / 255
     with torch.no_grad():
         found = net(images.sub(0.5).div(0.5)).argmax(1)
     assert float((found == torch.from_numpy(train.labels)).float().mean()) > 0.28
+
+
+@pytest.mark.parametrize("network", [None, DPResNet(width=4), ResNet18(width=4)])
+def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | None) -> None:
+    def model(learn: Any) -> Pretrained:
+        return Pretrained(images=CELLS, network=network, width=4, epochs=1, learn=learn)
+
+    everything, norms = model("everything").build(SPEC, 0), model("norms").build(SPEC, 0)
+    assert len(vector.trainable(everything)) == len(list(everything.parameters()))
+    named = dict(norms.named_modules())
+    learned = [named[n.rpartition(".")[0]] for n, p in norms.named_parameters() if p.requires_grad]
+    kinds = {type(layer) for layer in learned}
+    assert kinds == {torch.nn.GroupNorm, torch.nn.Linear}
+    assert learned.count(norms.head) == 2
+    # Before training they are one function, with what the cells taught and a head at zero.
+    images = _cells(3, seed=5)
+    inputs = model("norms").prepare(images)
+    assert inputs.shape == images.shape
+    assert not norms(inputs).any()
+    maps = norms.maps(inputs)  # type: ignore[operator]
+    assert torch.equal(maps, everything.maps(inputs))  # type: ignore[operator]
+    rows = model("head").prepare(images)
+    assert rows.shape == (3, 3 * maps.shape[1])
+    assert torch.allclose(rows.norm(dim=1), torch.full((3,), 70.0), rtol=1e-4)
+
+
+def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None:
+    images = _cells(200, seed=5)
+    spreads = [
+        _spread(Pretrained(images=CELLS, width=4, epochs=1, whiten=w).prepare(images), 10)
+        for w in (0.0, 0.5, 1.0)
+    ]
+    assert spreads[0] > 2 * spreads[1] > 2 * spreads[2]
+    alone = Pretrained(images=CELLS, width=4, epochs=1, whiten=1.0)
+    rows = alone.prepare(images[:5])
+    assert torch.allclose(rows[3:4], alone.prepare(images[3:4]), atol=1e-2)
+    head = Pretrained(images=CELLS, width=4, epochs=1, moments=True).build(SPEC, 0)
+    assert {n for n, _ in head.named_parameters()} == {"moments.weight", "head.weight", "head.bias"}
+    with pytest.raises(ValueError, match="with learn = 'norms' the network takes images"):
+        Pretrained(images=CELLS, learn="norms", moments=True)
+
+
+def test_a_network_without_maps_is_refused() -> None:
+    with pytest.raises(StudyError, match="no method 'maps'"):
+        Pretrained(images=CELLS, network=CNN()).build(SPEC, 0)
 
 
 def test_features_do_not_care_for_turns_and_take_grey_images() -> None:

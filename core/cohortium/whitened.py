@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cohortium.plugin import in_prelude
+from cohortium.prelude import in_prelude
 
 
 class Whitened(nn.Module):

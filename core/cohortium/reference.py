@@ -2,21 +2,21 @@
 
 Private training makes little headway along directions in which features hardly vary, and noise
 hides what is left of it.  Whitening makes the directions more alike.  Its numbers come from images
-that are public or made up, so it costs no privacy; `_whitened.py` has them from private ones.
+that are public or made up, so it costs no privacy; `cohortium.whitened` has them from private ones.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-import torch
 from attrs import field, frozen
-from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.plugin import Examples
+    from torch import Tensor, nn
+
+    from cohortium.data import Examples
 
 LEAST_SHARE = 1e-10
 """Directions with less than this share of the largest variance are round-off, and left alone."""
@@ -52,9 +52,17 @@ class Reference:
     ) -> Self:
         """Of blocks of features (N, …), D in all, in double precision.
 
+        Args:
+            blocks: Each of its own kind of features, of the same N images.
+            power: Of the map; a half makes all directions vary alike, but for `floor`.
+            floor: Added to the variances, as a share of the largest.
+            components: K, of the projection; 0 for none.
+
         Raises:
             ValueError: They do not vary in so many directions as there are to be components.
         """
+        import torch
+
         wide = [block.double() - block.double().mean(0) for block in blocks]
         mean = torch.cat([block.double().mean(0) for block in blocks])
         sizes = [block.square().sum().sqrt() for block in wide]
@@ -82,6 +90,8 @@ class Reference:
 
     def __call__(self, blocks: Sequence[Tensor]) -> Tensor:
         """Features (N, D or K) without the mean and through the map."""
+        import torch
+
         rows = torch.cat(tuple(blocks), dim=1)
         centred = (rows - self.mean.to(rows)) * self.scale.to(rows)
         basis, gains = self.basis.to(rows), self.gains.to(rows)
@@ -91,12 +101,18 @@ class Reference:
         return centred + (along * (gains - 1)) @ basis.T
 
 
-def as_images(examples: Examples, channels: int) -> Tensor:
+def public_images(examples: Examples, channels: int) -> Tensor:
     """Images (N, C, H, W) in [0, 1], their channels' mean where `channels` is 1.
+
+    Args:
+        examples: Public ones.
+        channels: C, of the images that they are to be compared with.
 
     Raises:
         ValueError: They have another number of channels, which cannot be made up.
     """
+    import torch
+
     images = torch.from_numpy(examples.images).float().div_(255)
     if images.shape[1] == channels:
         return images
@@ -106,3 +122,18 @@ def as_images(examples: Examples, channels: int) -> Tensor:
             f"{channels}; give others."
         )
     return images.mean(1, keepdim=True)
+
+
+def whitened_head(features: int, classes: int, *, floor: float, norm: float) -> nn.Module:
+    """A linear layer from zero, behind a whitening that is learned, privately, in a prelude.
+
+    Args:
+        features: D, the number of inputs.
+        classes: The number of logits.
+        floor: Directions with less than this share of the whole second moment count as if they
+            had it.
+        norm: Of the inputs.
+    """
+    from cohortium.whitened import Whitened
+
+    return Whitened(features, classes, floor=floor, norm=norm)
