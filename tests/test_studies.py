@@ -55,7 +55,7 @@ def test_every_cell_of_a_study_is_a_federation(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "cell"), plannable())
 def test_every_choice_of_a_study_can_be_prepared(path: Path, cell: grids.Cell | None) -> None:
-    if path.stem in {"best-pretrained", "best-sites", "dpresnet-private"}:
+    if "weights =" in path.read_text("utf-8"):
         pytest.skip("it trains a network for minutes before it can plan")
     federation = study.read(path, MADE_UP) if cell is None else cell.federation(1)
     ready = federation.prepare()
@@ -69,10 +69,10 @@ TABLES = sorted((STUDIES[0].parent / "results").glob("*/table.md"))
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda path: path.parent.name)
 def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
-    page = (STUDIES[0].parent / "index.md").read_text("utf-8")
+    page = "".join(p.read_text("utf-8") for p in sorted(STUDIES[0].parent.glob("*.md")))
     assert table.read_text("utf-8") in page
     # A search is told in words; every question has its picture.
-    if table.parent.name != "search-descriptor":
+    if not table.parent.name.startswith("search-"):
         assert f"results/{table.parent.name}/plot.svg" in page
     assert (table.parent / "plot.svg").exists()
     lines = (table.parent / "runs.csv").read_text("utf-8").splitlines()

@@ -57,6 +57,7 @@ from cohortium_quantity import Quantity, QuantityPairs
 from cohortium_ray import Ray
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
+from cohortium_scatternet import ScatterNet
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
 from cohortium_tensorboard import TensorBoard
@@ -134,6 +135,7 @@ MODELS: list[Model] = [
     Pretrained(images=Phantom()),
     ResNet9(),
     ResNet18(),
+    ScatterNet(),
 ]
 TRAINERS: list[Trainer] = [FedAvg(), FedMIC(), FedProx(), FedSGD()]
 PRIVATIZERS: list[Privatizer] = [Gaussian(), Unprivate(), Skellam()]

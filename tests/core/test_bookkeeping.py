@@ -29,6 +29,7 @@ from cohortium_phantom import Phantom
 from cohortium_pretrained import Pretrained
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
+from cohortium_scatternet import ScatterNet
 
 Losses = Callable[[NDArray[np.int64]], torch.Tensor]
 EXACT = 1e-5
@@ -345,6 +346,7 @@ MODELS = [
     Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, moments=True),
     Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="norms"),
     Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="everything"),
+    ScatterNet(),
     ResNet18(width=4),
     ResNet9(width=4, norm="group"),
 ]

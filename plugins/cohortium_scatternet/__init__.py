@@ -1,0 +1,94 @@
+"""A linear classifier on wavelet scattering, features that were designed and not learned.
+
+Bruna and Mallat 2013 (arXiv 1203.1513) for the transform; Oyallon and Mallat 2015 (arXiv 1412.8659)
+and Tramèr and Boneh 2021 (arXiv 2011.11660) for a linear layer on it, the latter under privacy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+from attrs.validators import ge, gt
+
+from cohortium.plugin import DataSpec, Model, Offer, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+COHORTIUM_API = 1
+
+
+@frozen(kw_only=True)
+class ScatterNet:
+    """Scattering of two orders, normalised image by image, and one linear layer over it.
+
+    Wavelets of `scales` octaves and `angles` directions, moduli, wavelets again and moduli,
+    averaged by a Gaussian and taken at every 2^scales-th pixel.  For any number of channels.  All
+    that is learned is the linear layer, which starts at zero.  Torch cannot write its Fourier
+    transforms as ONNX; `cohortium export` does without.
+
+    Attributes:
+        scales: J, octaves.
+        angles: L, directions in the half circle.
+        groups: In which each channel's 1 + J·L + L²·J·(J-1)/2 maps are normalised to mean zero and
+            variance one within an image (GroupNorm without parameters); it has to divide them.
+            0 leaves them as they are.
+        norm: Euclidean norm of every image's features.
+
+    Guarantees:
+        The features of an image depend on that image and on these constants alone, so they cost no
+        privacy.
+    """
+
+    scales: int = field(default=2, validator=ge(1))
+    angles: int = field(default=8, validator=ge(1))
+    groups: int = field(default=27, validator=ge(0))
+    norm: float = field(default=70.0, validator=gt(0))
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse groups that do not come out even."""
+        if self.groups and self.maps % self.groups:
+            raise ValueError(
+                f"groups must divide the {self.maps} maps that {self.scales} scales and "
+                f"{self.angles} angles make of a channel, and {self.groups} does not."
+            )
+
+    @property
+    def maps(self) -> int:
+        """K, maps of one channel: of orders zero, one and two."""
+        first = self.scales * self.angles
+        return 1 + first + self.angles**2 * self.scales * (self.scales - 1) // 2
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Features (N, C·K·h·w) of images (N, C, H, W) in [0, 1]; h is H / 2^J, rounded up."""
+        from torch.nn.functional import group_norm
+
+        from cohortium_scatternet._scattering import scattering
+
+        rows = scattering(images, scales=self.scales, angles=self.angles)  # (N, C, K, h, w)
+        if self.groups:
+            rows = group_norm(rows.flatten(1, 2), rows.shape[1] * self.groups)
+        rows = rows.flatten(1)
+        length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return rows * (self.norm / length)
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
+        """The linear layer; at zero, it needs no seed."""
+        import torch
+        from torch import nn
+
+        from cohortium_scatternet._scattering import coarse
+
+        places = coarse(spec.height, self.scales) * coarse(spec.width, self.scales)
+        with torch.random.fork_rng(devices=[]):
+            net = nn.Linear(spec.channels * self.maps * places, len(spec.classes))
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
+        return net
+
+
+@hookimpl
+def cohortium_models() -> list[Offer[Model]]:
+    """Offer `scatternet`."""
+    return [Offer("scatternet", ScatterNet, "Wavelet scattering, linear head.")]
