@@ -91,7 +91,9 @@ def deal(
     """
     from cohortium import study as studies
     from cohortium.dealing import deal as write
+    from cohortium.folder import require_new
 
+    require_new(out)
     ready = studies.read(study, settings or []).prepare()
     write(ready, out)
     typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")
