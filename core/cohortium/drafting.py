@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -59,6 +61,19 @@ def draft(answers: Answers) -> tuple[str, Ready]:
     tables = study.merge(study.quick_start(), tomllib.loads(text), where="the new study")
     federation = study.build(tables, where="the new study")
     return text, attrs.evolve(federation, dataset=Given(splits)).prepare()
+
+
+def named_data(data: str) -> str:
+    """`data`, where it names some; nothing is loaded.
+
+    Raises:
+        CohortiumError: There is no such data set, or no such file.
+    """
+    table = _dataset(data)
+    composition.make(discover(), "dataset", table, where="--data")
+    if table["name"] == "npz" and not Path(data).is_file() and "COHORTIUM_DATA" not in os.environ:
+        raise StudyError(f"--data: there is no file {data}.")
+    return data
 
 
 def _dataset(data: str) -> dict[str, str]:
@@ -156,7 +171,8 @@ name = "gaussian"
 epsilon = {epsilon}     # smaller is more private: 1 is strong, 6 moderate, beyond 10 weak
 delta = {delta}     # the chance that this fails: below a tenth of one over {examples} images
 clip = 7.0        # the most that one image may weigh in a step
-# against = "coordinator"   # sites share the noise: less of it, if sums alone are seen
+# Sites that share the noise need less of it, where sums alone are seen and not all collude: with
+# `against = "coordinator"` here set `colluding = 1` and `min_sites` under [federation].
 """
 
 _OPEN = """\

@@ -86,8 +86,12 @@ def resolve_device(device: str) -> str:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise StudyError(f"device = '{device}' cannot be used here: {reason}.") from error
+        reason = str(error).splitlines()[0].rstrip(".").partition("Expected one of")[0]
+        because = f" ({reason})" if reason else ""
+        raise StudyError(
+            f"device = '{device}' cannot be used here{because}; take 'cpu', or 'auto' for the best "
+            "that there is."
+        ) from error
     return device
 
 

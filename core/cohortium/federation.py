@@ -236,6 +236,10 @@ class Federation:
             StoppedError: `stop` said so; `resume` goes on.
             CohortiumError: The request was wrong (nothing has started then) or the run failed.
         """
+        from cohortium.folder import require_new
+
+        if out is not None:
+            require_new(Path(out))
         from cohortium.evaluation import torch_threads
         from cohortium.running import begin
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -42,6 +43,32 @@ def create_whole(path: Path, data: bytes) -> None:
         # A link, unlike a move, never replaces.
         os.link(temporary, path)
         make_durable(path.parent)
+
+
+def require_place(path: Path, *, is_folder: bool = False) -> None:
+    """Raise what writing to `path` would, before the work whose outcome is to lie there.
+
+    Args:
+        path: A file to be; its folder has to be there.
+        is_folder: It is a folder instead, and is made together with those above it.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    place = path.absolute() if is_folder else path.absolute().parent
+    while is_folder and not place.exists():
+        place = place.parent
+    wrong = None
+    if not place.exists():
+        wrong = errno.ENOENT
+    elif not place.is_dir():
+        wrong = errno.ENOTDIR
+    elif not os.access(place, os.W_OK | os.X_OK):
+        wrong = errno.EACCES
+    elif not is_folder and path.is_dir():
+        wrong = errno.EISDIR
+    if wrong is not None:
+        raise OSError(wrong, os.strerror(wrong), str(path))
 
 
 def make_durable(folder: Path) -> None:

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.facts import FACTS
-from cohortium.files import UNFINISHED, sweep, write_whole
+from cohortium.files import UNFINISHED, require_place, sweep, write_whole
 from cohortium.ledger import Ledger
 from cohortium.record import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
@@ -280,6 +280,19 @@ def study_of(path: Path) -> Path:
     if not (path / STUDY).is_file():
         raise StudyError(f"{path} holds no run: there is no {STUDY} in it.")
     return path / STUDY
+
+
+def require_new(path: Path) -> None:
+    """Refuse early what `RunFolder.create` would: before data are loaded and noise calibrated.
+
+    Raises:
+        StudyError: A run's folder cannot be made there, or something is in it.
+    """
+    try:
+        require_place(path, is_folder=True)
+        _require_blank(path)
+    except OSError as error:
+        raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
 
 
 def how_to_resume(path: Path) -> str:

@@ -33,6 +33,18 @@ class History(tuple[RoundFinished, ...]):
         """
         return [event.row() for event in self]
 
+    def __repr__(self) -> str:
+        """The table as text: a row a round, under the columns' names."""
+        rows = self.rows()
+        if not rows:
+            return "no rounds"
+        lines = [list(rows[0]), *([_shown(cell) for cell in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        )
+
     def _repr_html_(self) -> str:
         """For a notebook."""
         return html_table(self.rows())

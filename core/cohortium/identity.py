@@ -178,7 +178,10 @@ class Directory:
         try:
             text = _contents(path).decode()
         except OSError as error:
-            raise IdentityError(f"cannot read the directory {path}: {error.strerror}.") from error
+            raise IdentityError(
+                f"cannot read the directory {path}: {error.strerror}; put there the file that all "
+                "sites have agreed on."
+            ) from error
         except UnicodeDecodeError:
             raise IdentityError(f"the directory {path} is not a text file in UTF-8.") from None
         try:

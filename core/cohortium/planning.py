@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from cohortium.guarantee import Guarantee
     from cohortium.preparation import Ready
+    from cohortium.protocols import Privatizer
     from cohortium.sessions import PrivacyPlan
     from cohortium.vocabulary import Cohort, Secrecy
 
@@ -85,25 +86,35 @@ def look_ahead(ready: Ready, epsilons: Sequence[float] = ()) -> tuple[Outlook, .
     """The outlook of a prepared study, for each of several budgets, or for its own.
 
     Raises:
-        StudyError: Budgets are given, and the privatizer has no parameter `epsilon`.
+        StudyError: A budget is none, or the privatizer has no parameter `epsilon`.
         PrivacyError: A budget cannot be met.
     """
     if not epsilons:
         return (_outlook(ready, ready.setting.plan),)
-    privatizer: Any = ready.federation.privatizer
     setting = ready.setting
-    if "epsilon" not in {f.name for f in attrs.fields(type(privatizer))}:
-        raise StudyError(
-            f"{type(privatizer).__name__} has no parameter epsilon to plan several budgets by; "
-            "leave --epsilon out, or choose privatizer 'gaussian'."
-        )
     plans: list[PrivacyPlan] = [
-        attrs.evolve(privatizer, epsilon=epsilon).plan(
-            setting.work, setting.cohort, ready.parameters
-        )
-        for epsilon in epsilons
+        privatizer.plan(setting.work, setting.cohort, ready.parameters)
+        for privatizer in for_budgets(ready.federation.privatizer, epsilons)
     ]
     return tuple(_outlook(ready, plan) for plan in plans)
+
+
+def for_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Privatizer, ...]:
+    """The same privatizer for each of several budgets.
+
+    Raises:
+        StudyError: A budget is none, or there are some and it has no parameter `epsilon`.
+    """
+    given: Any = privatizer
+    if epsilons and "epsilon" not in {f.name for f in attrs.fields(type(given))}:
+        raise StudyError(
+            f"{type(given).__name__} has no parameter epsilon to plan several budgets by; "
+            "leave --epsilon out, or choose privatizer 'gaussian'."
+        )
+    try:
+        return tuple(attrs.evolve(given, epsilon=each) for each in epsilons)
+    except ValueError as error:
+        raise StudyError(f"--epsilon: {error}; give an ε above 0, such as 6.") from error
 
 
 def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:

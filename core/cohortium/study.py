@@ -75,6 +75,29 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     return build(tables, where=where, settings=written)
 
 
+def left_out(path: Path | None, settings: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for each setting that names another plugin, and so leaves keys of the file out.
+
+    Raises:
+        StudyError: The file cannot be read, or a setting is none.
+    """
+    if path is None:
+        return ()
+    written = toml.read(path, what="the study")
+    told = []
+    for setting in settings:
+        for table, values in parse_setting(setting).items():
+            keys = written.get(table, {})
+            old = keys.get("name", quick_start().get(table, {}).get("name"))
+            lost = [key for key in keys if key != "name"]
+            if lost and values.get("name", old) != old:
+                told.append(
+                    f"--set {setting}: {', '.join(lost)} of [{table}] in {path} were for {old!r}, "
+                    "and are left out; give them again with --set."
+                )
+    return tuple(told)
+
+
 def _beside(tables: Tables, folder: Path) -> Tables:
     """A deployment's tables, with the files that they name found in `folder` where they are there.
 
@@ -181,7 +204,9 @@ def parse_setting(setting: str) -> dict[str, Any]:
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
-        raise StudyError(f"--set {setting}: write it as table.key=value, as in model.width=16.")
+        # `--set model=cnn` is what a part's name is most easily taken for.
+        meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
+        raise StudyError(f"--set {setting}: write it as table.key=value, as in {meant}.")
     value = toml.parse(text)
     for part in reversed(key.split(".")):
         value = {part: value}

@@ -31,7 +31,8 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise StudyError(f"{what} {path} is larger than {_MOST_BYTES} bytes.")
-        text = data.decode()
+        # Some editors of Windows begin a file with a mark that TOML does not know.
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise StudyError(f"cannot read {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

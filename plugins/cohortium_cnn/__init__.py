@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, le
 
 from cohortium.plugin import DataSpec, Model, Offer, hookimpl
 
@@ -23,7 +23,7 @@ class CNN:
         width: Channels of the first convolution; the last has four times as many.
     """
 
-    width: int = field(default=16, validator=ge(1))
+    width: int = field(default=16, validator=[ge(1), le(1 << 14)])
 
     def prepare(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1]."""

@@ -31,8 +31,9 @@ COHORTIUM_API = 1
 
 
 def _ascending(_: object, __: object, radii: tuple[float, ...]) -> None:
-    if not radii or any(b <= a for a, b in zip((0.0, *radii), radii, strict=False)):
-        raise ValueError(f"radii must be positive and ascending, not {list(radii)}")
+    pairs = zip((0.0, *radii), radii, strict=False)
+    if not radii or not all(a < b < math.inf for a, b in pairs):
+        raise ValueError(f"radii must be positive numbers, ascending, not {list(radii)}")
 
 
 @frozen(kw_only=True)
@@ -68,10 +69,10 @@ class Descriptor:
         training images reaches the network through clipped gradients alone.
     """
 
-    bins: int = field(default=14, validator=ge(2))
-    edge_bins: int = field(default=8, validator=ge(2))
+    bins: int = field(default=14, validator=[ge(2), le(256)])
+    edge_bins: int = field(default=8, validator=[ge(2), le(256)])
     radii: tuple[float, ...] = field(default=(0.25, 0.5, 0.75, 1.0), validator=_ascending)
-    norm: float = field(default=70.0, validator=gt(0))
+    norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     centre: Dataset | None = None
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
     floor: float = field(default=1e-3, validator=gt(0))

@@ -75,7 +75,7 @@ class FedAvg:
     average: float = field(default=0.0, validator=[ge(0), le(1)])
     flips: bool = False
     turns: bool = False
-    copies: int = field(default=1, validator=ge(1))
+    copies: int = field(default=1, validator=[ge(1), le(1024)])
     class_weights: tuple[float, ...] = ()
 
     def work(self, cohort: Cohort) -> Work:
@@ -134,7 +134,7 @@ class FedProx(FedAvg):
         mu: μ, the strength of the pull.  It sees no data, so it costs no privacy.
     """
 
-    mu: float = field(default=0.01, validator=ge(0))
+    mu: float = field(default=0.01, validator=[ge(0), le(1e6)])
 
     def _add_data_free(self, net: nn.Module, before: Tensor) -> None:
         """Add the pull to the gradients, after the privatizer has set them."""

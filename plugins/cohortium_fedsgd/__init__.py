@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, le
+from attrs.validators import ge, gt, le
 
 from cohortium.plugin import (
     Augmentation,
@@ -59,14 +59,14 @@ class FedSGD:
             where it can (`descriptor` with `moments`).  They cost what the others cost.
     """
 
-    sampling_rate: float = field(default=0.4, validator=and_(gt(0), le(1)))
+    sampling_rate: float = field(default=0.4, validator=[ge(1e-9), le(1)])
     optimizer: str = "sgd"
     learning_rate: float = field(default=0.06, validator=gt(0))
     options: dict[str, float | bool] = field(factory=lambda: {"momentum": 0.9})
     schedule: Schedule = "linear"
     flips: bool = False
     turns: bool = False
-    copies: int = field(default=1, validator=ge(1))
+    copies: int = field(default=1, validator=[ge(1), le(1024)])
     class_weights: tuple[float, ...] = ()
     average: float = field(default=0.0, validator=[ge(0), le(1)])
     prelude: int = field(default=0, validator=ge(0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
-from attrs.validators import gt, in_, lt
+from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium.plugin import (
     Cohort,
@@ -60,7 +60,8 @@ class Gaussian:
 
     epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
     delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
-    clip: float = field(default=1.0, validator=gt(0))
+    # Beyond, noise times clip over a batch leaves what single precision can hold.
+    clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient", "site"] = field(
         default="example", validator=in_(("example", "patient", "site"))
     )
@@ -70,8 +71,8 @@ class Gaussian:
     against: Literal["everyone", "coordinator"] = field(
         default="everyone", validator=in_(("everyone", "coordinator"))
     )
-    bound: float = field(default=64.0, validator=gt(0))
-    step: float = field(default=2.0**-17, validator=gt(0))
+    bound: float = field(default=64.0, validator=[gt(0), le(1e30)])
+    step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> GaussianPlan:
         """Calibrate the noise; see `Privatizer.plan`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, in_
+from attrs.validators import ge, in_, le
 
 from cohortium.plugin import DataSpec, Model, Offer, hookimpl
 
@@ -27,7 +27,7 @@ class ResNet18:
             example-level privacy refuses.
     """
 
-    width: int = field(default=64, validator=ge(1))
+    width: int = field(default=64, validator=[ge(1), le(1 << 14)])
     stem: Literal["small", "large"] = field(default="small", validator=in_(("small", "large")))
     norm: Literal["group", "batch"] = field(default="group", validator=in_(("group", "batch")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, in_
+from attrs.validators import ge, in_, le
 
 from cohortium.plugin import DataSpec, Model, Offer, hookimpl
 
@@ -28,7 +28,7 @@ class ResNet9:
             "group" is the same network without them, to tell the two changes of `dpresnet` apart.
     """
 
-    width: int = field(default=64, validator=ge(1))
+    width: int = field(default=64, validator=[ge(1), le(1 << 14)])
     norm: Literal["batch", "group"] = field(default="batch", validator=in_(("batch", "group")))
 
     def prepare(self, images: Tensor) -> Tensor:

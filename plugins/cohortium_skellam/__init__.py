@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
-from attrs.validators import gt, in_, lt
+from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium.plugin import (
     Cohort,
@@ -53,14 +53,15 @@ class Skellam:
 
     epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
     delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
-    clip: float = field(default=1.0, validator=gt(0))
+    # Beyond, what a sum decodes to leaves single precision.
+    clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient"] = field(
         default="example", validator=in_(("example", "patient"))
     )
     against: Literal["everyone", "coordinator"] = field(
         default="coordinator", validator=in_(("everyone", "coordinator"))
     )
-    rounding: float = field(default=0.01, validator=[gt(0), lt(1)])
+    rounding: float = field(default=0.01, validator=[ge(1e-6), lt(1)])
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> SkellamPlan:
         """Calibrate the noise; see `Privatizer.plan`."""

@@ -72,6 +72,10 @@ def test_the_history_is_a_tidy_table() -> None:
     assert table["auc"][1] == result.history[1].scores.auc
     assert (table["contributors"] == 6).all()
     assert result.history._repr_html_().count("<tr>") == 4
+    head, *lines = str(result.history).splitlines()
+    assert head.split() == list(table)
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert len({len(line) for line in (head, *lines)}) == 1
     assert f"{result.accuracy:.2%}" in result._repr_html_()
 
 

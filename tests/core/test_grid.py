@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -173,6 +174,13 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert stderr.count("already finished") == 2
     assert (cut_short / "result.json").exists()
     assert (first / "result.json").stat().st_mtime_ns == before
+    # The table on disk leads to each run's page.
+    links = re.findall(r"\(<(.+?)>\)", (out / "table.md").read_text("utf-8"))
+    assert links == [
+        f"sites={sites},privacy=off/seed-{seed}/report.html" for sites in (4, 5) for seed in (1, 2)
+    ]
+    assert all("<html" in (out / link).read_text("utf-8") for link in links)
+    assert "report.html" not in stdout
     # The table is of everything that is there, in all three forms.
     assert stdout.count("| off |") == 2
     lines = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
@@ -260,7 +268,7 @@ def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     code, stdout, _ = cohortium("compare", str(off / "seed-1"), str(on))
     assert code == 0
-    assert "1 seeds, 40 images" in stdout
+    assert "1 seed, 40 images" in stdout
     for wrong, words in ((tmp_path / "none", "no finished run"), (tmp_path, "no finished run")):
         with pytest.raises(StudyError, match=words):
             grids.compare(off, wrong)

@@ -95,7 +95,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 @pytest.mark.slow
 def test_a_person_is_asked_four_questions(npz: Path, tmp_path: Path) -> None:
     person, side = pty.openpty()
-    os.write(person, f"{npz.name}\n4\nnone\nn\n".encode())
+    # What is no answer is asked for again, and what was answered is kept.
+    os.write(person, f"no-such-set\n{npz.name}\n0\n4\nsome\nnone\nn\n".encode())
     done = subprocess.run(
         [sys.executable, "-m", "cohortium", "init", "mine.toml"],
         cwd=tmp_path, stdin=side, capture_output=True, text=True, check=False,
@@ -103,7 +104,9 @@ def test_a_person_is_asked_four_questions(npz: Path, tmp_path: Path) -> None:
     os.close(person)
     os.close(side)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("]: ") == 4
+    assert done.stdout.count("]: ") == 7
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["cohortium"] * 3
+    assert "MedMNIST has no set 'no-such-set'" in done.stderr
     assert done.stdout.endswith("run it: cohortium run mine.toml\n")
     federation = study.read(tmp_path / "mine.toml")
     assert federation.sites == 4

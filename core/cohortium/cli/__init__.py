@@ -113,6 +113,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
     """Whether a number was too large for this machine: torch has no error of its own for that."""
     text = str(error).lower()
     is_torch = isinstance(error, RuntimeError) and (
-        "allocate memory" in text or "of memory" in text
+        "allocate memory" in text or "of memory" in text or "calculation overflowed" in text
     )
     return isinstance(error, MemoryError) or is_torch

@@ -46,8 +46,8 @@ def run_grid(
         lines = list(grids.figures(axes, table))
         typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
     else:
-        typer.echo((folder / "table.md").read_text("utf-8"), nl=False)
-        typer.echo(f"\ntable and plot: {folder}")
+        typer.echo(grids.markdown([axis.name for axis in grid.axes], table), nl=False)
+        typer.echo(f"\ntable, plot, and a link to each run's report: {folder / 'table.md'}")
     if failed:
         for outcome in failed:
             typer.echo(f"cohortium: {outcome.run.name} failed: {outcome.failure}", err=True)

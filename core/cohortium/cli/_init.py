@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cohortium.errors import RunError, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def init(
@@ -37,20 +40,30 @@ def init(
       cohortium init lungs.toml --data pneumoniamnist --sites 8 --privacy 3
       cohortium init --data own.npz --privacy none --plain --yes
     """
-    from cohortium.drafting import Answers, draft
-    from cohortium.files import create_whole
+    from cohortium.drafting import Answers, draft, named_data
+    from cohortium.files import create_whole, require_place
 
     if path.exists():
         raise StudyError(f"{path} exists already; name another file.")
+    try:
+        require_place(path)
+    except OSError as error:
+        raise StudyError(f"cannot write {path}: {error.strerror}.") from error
     answers = Answers(
         data=_answer(
-            data, "Images ('phantom', an npz file, or a MedMNIST flag)", default="phantom", yes=yes
+            data,
+            "Images ('phantom', an npz file, or a MedMNIST flag)",
+            default="phantom",
+            yes=yes,
+            read=named_data,
         ),
-        sites=_answer(sites, "Sites", default=10, yes=yes),
-        epsilon=_epsilon(
-            _answer(
-                privacy, "Privacy ('none', or ε: 1 is strong, 6 moderate)", default="6", yes=yes
-            )
+        sites=_answer(sites, "Sites", default=10, yes=yes, read=_sites),
+        epsilon=_answer(
+            privacy,
+            "Privacy ('none', or ε: 1 is strong, 6 moderate)",
+            default="6",
+            yes=yes,
+            read=_epsilon,
         ),
         secagg=_answer(secagg, "Secure aggregation: only sums are seen", default=True, yes=yes),
     )
@@ -63,12 +76,17 @@ def init(
     typer.echo(f"run it: cohortium run {path}")
 
 
-def _answer(given: Any, question: str, *, default: Any, yes: bool) -> Any:
-    """What an option says, or else a person, or the default where nobody is to be asked."""
+def _answer(
+    given: Any, question: str, *, default: Any, yes: bool, read: Callable[[Any], Any] = lambda a: a
+) -> Any:
+    """What an option says, or else a person, or the default where nobody is to be asked.
+
+    A person is asked again where `read` makes nothing of the answer.
+    """
     if given is not None:
-        return given
+        return read(given)
     if yes:
-        return default
+        return read(default)
     if not sys.stdin.isatty():
         raise StudyError(
             "init asks questions, and there is no terminal to ask them on; give --data, --sites, "
@@ -76,7 +94,17 @@ def _answer(given: Any, question: str, *, default: Any, yes: bool) -> Any:
         )
     if isinstance(default, bool):
         return typer.confirm(question, default=default)
-    return typer.prompt(question, default=default, type=type(default))
+    while True:
+        try:
+            return read(typer.prompt(question, default=default, type=type(default)))
+        except StudyError as error:
+            typer.echo(f"cohortium: {error}", err=True)
+
+
+def _sites(sites: int) -> int:
+    if sites < 1:
+        raise StudyError(f"--sites {sites}: there must be one at least.")
+    return sites
 
 
 def _epsilon(privacy: str) -> float | None:

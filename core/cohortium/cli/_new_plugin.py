@@ -35,6 +35,6 @@ def new_plugin(
 
     folder = scaffold.plan(name, role, discover()).write(out)
     typer.echo(f"wrote {folder}; now, in that folder:")
-    typer.echo("  pip install -e .")
+    typer.echo("  pip install -e '.[dev]'")
     typer.echo(f"  cohortium check {name}")
     typer.echo("  pytest")

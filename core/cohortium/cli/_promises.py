@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cohortium.cli._options import Settings, Study
 from cohortium.errors import RunError, StudyError
-from cohortium.files import write_whole
+from cohortium.files import require_place, write_whole
 
 
 def plan(
@@ -35,8 +35,10 @@ def plan(
     from cohortium import planning
     from cohortium import study as studies
 
-    ready = studies.read(study, settings or []).prepare()
-    outlooks = planning.look_ahead(ready, epsilon or [])
+    federation = studies.read(study, settings or [])
+    # Before anything is loaded.
+    planning.for_budgets(federation.privatizer, epsilon or [])
+    outlooks = planning.look_ahead(federation.prepare(), epsilon or [])
     if as_json:
         typer.echo(json.dumps([o.as_json() for o in outlooks], indent=2, ensure_ascii=False))
         return
@@ -54,10 +56,11 @@ def audit(
     *,
     settings: Settings = None,
     releases: Annotated[
-        int, typer.Option(help="Noised sums in each of two worlds.", min=1000)
+        int, typer.Option(help="Noised sums in each of two worlds.", min=1000, max=10_000_000)
     ] = 20_000,
     canaries: Annotated[
-        int, typer.Option(help="In one run; 0 chooses, and may leave the run out.", min=0)
+        int,
+        typer.Option(help="In one run; 0 chooses, and may leave the run out.", min=0, max=100_000),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="A file for the findings as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -73,8 +76,8 @@ def audit(
     from cohortium import auditing
     from cohortium import study as studies
 
-    if out is not None and out.exists():
-        raise StudyError(f"{out} exists already; give another file with --out.")
+    if out is not None:
+        _require_new(out)
     ready = studies.read(study, settings or []).prepare()
     with Console(stderr=True).status("audit") as status:
         found = auditing.audit(
@@ -93,3 +96,13 @@ def audit(
     typer.echo(text if as_json else "\n\n".join(lines))
     if found.is_refuted:
         raise typer.Exit(1)
+
+
+def _require_new(out: Path) -> None:
+    """Refuse a file that could not be written, before the minutes that an audit takes."""
+    if out.exists():
+        raise StudyError(f"{out} exists already; give another file with --out.")
+    try:
+        require_place(out)
+    except OSError as error:
+        raise StudyError(f"cannot write {out}: {error.strerror}.") from error

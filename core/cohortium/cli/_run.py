@@ -85,6 +85,9 @@ def run(
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = studies.read(study, settings or [])
+    if not (quiet or as_json):
+        for sentence in studies.left_out(study, settings or []):
+            typer.echo(sentence, err=True)
     federation, observers = _watched(federation, observe, is_quiet=quiet or as_json)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with _reported(folder), interruptible(folder) as stop:

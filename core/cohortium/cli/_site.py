@@ -41,6 +41,8 @@ def site(
         reception = Reception(hospital, journal, tell=_tell)
         reception.try_out()
         _tell(f"site {hospital.number}: data, keys, ledger and policy are in order")
+        if hospital.policy.directory is not None:
+            _tell(f"the pinned directory is {hospital.policy.directory.fingerprint.hex()}")
         if check:
             return
         door = Door(
@@ -89,7 +91,9 @@ def deal(
     """
     from cohortium import study as studies
     from cohortium.dealing import deal as write
+    from cohortium.folder import require_new
 
+    require_new(out)
     ready = studies.read(study, settings or []).prepare()
     write(ready, out)
     typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")

@@ -116,8 +116,7 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
         (
             ("protected", f"one {guarantee.unit} ({guarantee.adjacency})"),
             ("against", _whom(guarantee)),
-            ("colluding sites, at most", guarantee.colluding),
-            ("honest sites, at least", guarantee.honest),
+            *_trusted(guarantee),
             ("accountant", guarantee.accountant),
             ("noise over sensitivity", f"{guarantee.noise_multiplier:.4g}"),
         ),
@@ -125,6 +124,16 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
     if guarantee.assumptions:
         yield "It rests on this:"
         yield "\n".join(f"- {_plain(sentence)}" for sentence in guarantee.assumptions)
+
+
+def _trusted(guarantee: Guarantee) -> tuple[tuple[str, object], ...]:
+    """Who has to be honest: nobody, where each site adds all the noise itself."""
+    if guarantee.against == "everyone":
+        return (("other sites that may collude", "all"),)
+    return (
+        ("colluding sites, at most", guarantee.colluding),
+        ("honest sites, at least", guarantee.honest),
+    )
 
 
 def _whom(guarantee: Guarantee) -> str:

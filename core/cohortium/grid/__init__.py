@@ -21,7 +21,7 @@ from __future__ import annotations
 from cohortium.grid.cells import Axis, Cell, Choice, Grid, is_grid, read
 from cohortium.grid.paired import Difference, compare
 from cohortium.grid.running import Outcome, Run, plan, run
-from cohortium.grid.summary import Row, figures, rows, write
+from cohortium.grid.summary import Row, figures, markdown, rows, write
 
 __all__ = [
     "Axis",
@@ -35,6 +35,7 @@ __all__ = [
     "compare",
     "figures",
     "is_grid",
+    "markdown",
     "plan",
     "read",
     "rows",

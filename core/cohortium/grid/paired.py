@@ -49,10 +49,11 @@ class Difference:
     def __str__(self) -> str:
         """For people, in points."""
         verdict = "" if self.is_told_apart else "; not told apart"
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         return (
             f"{self.metric}: {100 * self.mean:+.2f} points, {COVERAGE:.0%} interval "
             f"{100 * self.low:+.2f} to {100 * self.high:+.2f} "
-            f"({len(self.seeds)} seeds, {self.images} images{verdict})"
+            f"({seeds}, {self.images} images{verdict})"
         )
 
 

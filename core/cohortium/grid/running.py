@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
-from cohortium import composition, study
+from cohortium import composition, reporting, study
 from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.errors import CohortiumError, StudyError
@@ -150,6 +150,7 @@ def _do(each: Run, observe: tuple[str, ...]) -> Outcome:
             each.federation.resume(each.folder, observers=observers)
         else:
             each.federation.run(each.folder, observers=observers)
+        reporting.write([each.folder])
     except CohortiumError as error:
         return Outcome(run=each, failure=str(error))
     except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full

@@ -137,7 +137,7 @@ def _metrics(table: Sequence[Row]) -> tuple[str, ...]:
 
 
 def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
-    """Write `table.md`, `table.csv`, `runs.csv` and `plot.svg` into `out`.
+    """Write `table.md`, which links the runs' reports, `table.csv`, `runs.csv` and `plot.svg`.
 
     Raises:
         RunError: They cannot be written.
@@ -146,7 +146,7 @@ def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
 
     axes = [axis.name for axis in grid.axes]
     contents = {
-        "table.md": markdown(axes, table).encode(),
+        "table.md": (markdown(axes, table) + _links(table, out)).encode(),
         "table.csv": _csv(figures(axes, table)),
         "runs.csv": _csv(_single(axes, table)),
         "plot.svg": draw(grid, table),
@@ -178,6 +178,19 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _links(table: Sequence[Row], out: Path) -> str:
+    """Below the table: each run's report, where there is one."""
+    lines = []
+    for row in table:
+        places = {seed: f"{row.cell.name}/seed-{seed}/report.html" for seed in row.results}
+        links = [
+            f"[seed {seed}](<{place}>)" for seed, place in places.items() if (out / place).exists()
+        ]
+        if links:
+            lines.append(f"- {row.cell.name}: {', '.join(links)}\n")
+    return "".join(["\nReports:\n\n", *lines]) if lines else ""
 
 
 def _promise(guarantee: Mapping[str, Any] | None) -> str:
