@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,12 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from attrs import define, field
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from cohortium import tables
 
@@ -36,10 +43,23 @@ PATIENCE = 300.0
 """Seconds for anything that has to come up."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback, all of them different, that nobody listens at."""
+    with contextlib.ExitStack() as probes:
+        taken = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in taken:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in taken]
+
+
+def draw_node_key(path: Path) -> Path:
+    """Write what `ssh-keygen -t ecdsa -b 256 -N "" -f path` writes; the public half's path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.chmod(0o600)
+    public = path.with_suffix(".pub")
+    public.write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    return public
 
 
 @define(eq=False)
@@ -48,10 +68,12 @@ class Deployment:
 
     folder: Path
     sites: int
-    port: int = field(factory=free_port)
+    ports: list[int] = field(init=False)
     processes: dict[str, subprocess.Popen[bytes]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
+        # One for each node, a stranger's, and the SuperLink's.
+        self.ports = free_ports(self.sites + 2)
         scripts = self.folder / "bin"
         scripts.mkdir()
         for name, target in COMMANDS.items():
@@ -71,7 +93,7 @@ class Deployment:
         home = self.folder / "home"
         home.mkdir()
         link = {
-            "address": f"localhost:{self.port}",
+            "address": f"localhost:{self.ports[-1]}",
             "root-certificates": str(self.folder / "tls" / "ca.pem"),
         }
         superlinks = {"superlink": {"default": "study", "study": link}}
@@ -100,26 +122,60 @@ class Deployment:
                 start_new_session=True,
             )
 
-    def start_all(self) -> None:
+    def start_superlink(self) -> None:
         tls = self.folder / "tls"
         self.start(
             "superlink",
-            "flower-superlink", "--port", str(self.port),
+            "flower-superlink", "--port", str(self.ports[-1]),
             "--ssl-ca-certfile", str(tls / "ca.pem"),
             "--ssl-certfile", str(tls / "server.pem"),
             "--ssl-keyfile", str(tls / "server.key"),
+            "--enable-supernode-auth",
             "--disable-runtime-dependency-installation",
         )  # fmt: skip
+        self.until(lambda: "Uvicorn running" in self.log("superlink"))
+
+    def register(self) -> None:
+        """Make the key of each node, and have the SuperLink know it, as the study lead would."""
         for site in range(self.sites):
-            self.start(f"site-{site}", "cohortium", "site", f"site-{site}/site.toml")
-            listening = self.folder / f"site-{site}" / "site.sock"
-            self.start(
-                f"node-{site}",
-                "flower-supernode", "--superlink", f"localhost:{self.port}",
-                "--root-certificates", str(tls / "ca.pem"), "--port", str(free_port()),
-                "--node-config", f'socket="{listening}"',
-                FLWR_HOME=str(self.folder / f"home-{site}"),
-            )  # fmt: skip
+            public = draw_node_key(self.folder / f"node-{site}.key")
+            self.start(f"register-{site}", "flwr", "supernode", "register", str(public), "study")
+        for site in range(self.sites):
+            done = self.processes.pop(f"register-{site}").wait(PATIENCE)
+            assert done == 0, self.log(f"register-{site}")
+
+    def start_site(self, site: int) -> None:
+        self.start(f"site-{site}", "cohortium", "site", f"site-{site}/site.toml")
+
+    def start_node(self, site: int, listening: Path | None = None) -> None:
+        """Start the SuperNode of a hospital, with its own key and before its own socket."""
+        listening = listening or self.folder / f"site-{site}" / "site.sock"
+        self._start_node(f"node-{site}", self.ports[site], listening)
+
+    def start_stranger(self) -> subprocess.Popen[bytes]:
+        """Start a SuperNode whose key nobody has registered."""
+        draw_node_key(self.folder / "stranger.key")
+        self._start_node("stranger", self.ports[-2], self.folder / "site-0" / "site.sock")
+        return self.processes["stranger"]
+
+    def _start_node(self, name: str, port: int, listening: Path) -> None:
+        self.start(
+            name,
+            "flower-supernode", "--superlink", f"localhost:{self.ports[-1]}",
+            "--root-certificates", str(self.folder / "tls" / "ca.pem"),
+            "--auth-supernode-private-key", str(self.folder / f"{name}.key"),
+            "--host", "127.0.0.1", "--port", str(port),
+            "--node-config", f'socket="{listening}"',
+            FLWR_HOME=str(self.folder / f"home-{name}"),
+        )  # fmt: skip
+
+    def start_all(self, sockets: Mapping[int, Path] | None = None) -> None:
+        """Start everything, and wait for it; `sockets` replaces those of some hospitals."""
+        self.start_superlink()
+        self.register()
+        for site in range(self.sites):
+            self.start_site(site)
+            self.start_node(site, listening=(sockets or {}).get(site))
         self.until(lambda: self.log("superlink").count("Activated node") == self.sites)
 
     def run(self, **config: Any) -> subprocess.Popen[bytes]:
@@ -140,20 +196,21 @@ class Deployment:
 
     def kill(self, name: str) -> None:
         process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        # Those that it started may outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def end(self) -> None:
         for name in list(self.processes):
-            if self.processes[name].poll() is None:
-                self.kill(name)
+            self.kill(name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def deployed(folder: Path, sites: int) -> Iterator[Deployment]:
+    """A deployment that can be started, and of which no process outlives the block."""
     deployment = Deployment(folder, sites)
     try:
-        deployment.start_all()
         yield deployment
     finally:
         deployment.end()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data import Examples, Splits
+from cohortium.data import Examples, Splits, laid_out
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
             f"{where} has shape {images.shape}; save it as (N, H, W) for grey, or (N, H, W, C) "
             f"with at most {MOST_CHANNELS} channels last."
         )
-    return np.ascontiguousarray(shaped.transpose(0, 3, 1, 2))
+    return laid_out(shaped.transpose(0, 3, 1, 2))
 
 
 def _column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def laid_out(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same images in C order, with the strides that this order alone has.
+
+    Where there is one channel NumPy calls every stride of it C order.  Torch reads the stride:
+    it may take the images for channels-last, convolve them along another path and come to other
+    last bits.  So equal images must have equal strides, whichever way they came.
+    """
+    # A view of flat memory has its strides from the shape, those of length 1 too.
+    return np.ascontiguousarray(images).reshape(-1).reshape(np.shape(images))
+
+
 @frozen(kw_only=True)
 class DataSpec:
     """What everybody may know about the data: shapes, classes and the *declared* size.
@@ -48,7 +59,8 @@ class Examples:
     """Labelled images, as a data set holds them.
 
     Attributes:
-        images: Shape (N, C, H, W), `uint8`.
+        images: Shape (N, C, H, W), `uint8`; laid out in C order, whatever order they came in, so
+            that equal images give equal bits.
         labels: Shape (N,), `int64`, from 0.
         clients: The data's own grouping (hospital, scanner, …), shape (N,), or None.
         patients: Whose each image is, shape (N,), or None.
@@ -57,7 +69,7 @@ class Examples:
         DataError: The arrays do not fit one another.
     """
 
-    images: NDArray[np.uint8] = field(repr=False)
+    images: NDArray[np.uint8] = field(repr=False, converter=laid_out)
     labels: NDArray[np.int64] = field(repr=False)
     clients: NDArray[np.int64] | None = field(default=None, repr=False)
     patients: NDArray[np.int64] | None = field(default=None, repr=False)

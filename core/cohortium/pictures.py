@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from cohortium.arrays import read_images
+from cohortium.data import laid_out
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def _of_archive(path: Path, spec: DataSpec, *, split: str) -> Batch:
 def _of_files(files: Sequence[Path], spec: DataSpec) -> Iterator[Batch]:
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        yield [str(path) for path in part], np.stack([_picture(path, spec) for path in part])
+        pixels = np.stack([_picture(path, spec) for path in part])
+        yield [str(path) for path in part], laid_out(pixels)
 
 
 def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
@@ -123,7 +125,7 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise DataError(f"cannot read {path}: {reason}.") from error
     shaped = pixels[..., None] if pixels.ndim == 2 else pixels  # noqa: PLR2004 - (H, W)
-    return np.ascontiguousarray(shaped.transpose(2, 0, 1))
+    return shaped.transpose(2, 0, 1)
 
 
 _FORMATS: Final = ("PNG", "JPEG")

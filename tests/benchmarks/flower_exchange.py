@@ -29,6 +29,7 @@ def main() -> None:
         study = tiny(sites=sites, rounds=rounds, deadline=300.0, seeded_noise=True, threads=1)
         dealing.deal(study.prepare(), folder)
         with deployed(folder, sites=sites) as deployment:
+            deployment.start_all()
             deployment.run().wait(1800)
             log = deployment.log("lead")
         record = folder / "run" / "events.jsonl"

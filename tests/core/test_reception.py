@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from attrs import define, evolve, field
@@ -16,15 +17,18 @@ from hypothesis import strategies as st
 from bed import Squares, tiny
 from cohortium import Federation, dealing, study, tables
 from cohortium.admission import MOST_THREADS
+from cohortium.arrays import DATA_FOLDER
 from cohortium.errors import RefusalError, StudyError
 from cohortium.hospital import Hospital
 from cohortium.invitations import invitation_of, muster, versions_of
 from cohortium.journal import FileJournal
 from cohortium.messages import Message, decode_either, encode
+from cohortium.protocols import Dataset
 from cohortium.reception import IDLE, MOST_RUNS, Reception
 from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Request, RollCall
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
+from cohortium_npz import Npz
 
 SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
 """What no message may hold: where a hospital keeps things."""
@@ -141,10 +145,21 @@ def test_a_hospital_takes_part(ward: Ward, invitation: Invitation) -> None:
     assert ward.hears(invitation) == accepted
 
 
+@pytest.mark.parametrize("dataset", [Squares(), Npz(path="grey.npz")], ids=["squares", "npz"])
 def test_a_whole_deployment_in_one_process_gives_the_simulation_s_weights(
-    tmp_path: Path,
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    simulated = simulation(seeded_noise=True, threads=1, aggregator="secagg", sites=5)
+    # Grey images as MedMNIST lays them, large enough for torch to have several ways to convolve.
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", 200), ("test", 50)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 2, (count, 1), np.uint8)
+    np.savez(tmp_path / "grey.npz", **arrays)
+    monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
+    simulated = simulation(
+        dataset=dataset, seeded_noise=True, threads=1, aggregator="secagg", sites=5
+    )
     dealing.deal(simulated.prepare(), tmp_path / "reh")
     wards = {n: Ward(tmp_path / "reh" / f"site-{n}") for n in range(5)}
 

@@ -41,6 +41,8 @@ def site(
         reception = Reception(hospital, journal, tell=_tell)
         reception.try_out()
         _tell(f"site {hospital.number}: data, keys, ledger and policy are in order")
+        if hospital.policy.directory is not None:
+            _tell(f"the pinned directory is {hospital.policy.directory.fingerprint.hex()}")
         if check:
             return
         door = Door(
