@@ -147,6 +147,9 @@ def read(folder: Path) -> Record:
     """
     path = folder / "study.toml"
     if not path.is_file():
+        run = min(folder.glob("*/seed-*/study.toml"), default=None)
+        if run is not None:
+            raise RecordError(f"{folder} holds a grid; give folders of runs, such as {run.parent}.")
         raise RecordError(
             f"{folder} holds no run: there is no study.toml in it; give the folder that "
             "`cohortium run` printed as its record."
