@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +77,24 @@ class Scores:
     per_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
     calibration: tuple[Bin, ...] = ()
+
+    @property
+    def flaw(self) -> str:
+        """What cannot be so, whatever was scored; empty where nothing is amiss."""
+        classes, total = len(self.per_class), sum(map(sum, self.confusion))
+        if any(len(row) != classes for row in (self.confusion, *self.confusion)):
+            return "its confusion matrix is not square"
+        shares = [self.accuracy, self.balanced_accuracy, self.auc]
+        shares += [s for c in self.per_class for s in (c.sensitivity, c.specificity, c.precision)]
+        shares += [each.auc for each in self.per_class]
+        shares += [share for part in self.calibration for share in (part.confidence, part.accuracy)]
+        counts = [c for row in self.confusion for c in row] + [c.examples for c in self.per_class]
+        if any(s is not None and not 0 <= s <= 1 for s in shares) or min(counts, default=0) < 0:
+            return "its scores are beyond what scores can be"
+        right = sum(row[index] for index, row in enumerate(self.confusion))
+        if total and not math.isclose(self.accuracy, right / total, abs_tol=1e-6):
+            return "its accuracy is not that of its confusion matrix"
+        return ""
 
     @property
     def calibration_error(self) -> float | None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cohortium import grid as grids
+from cohortium import reporting
 from cohortium.cli import app
-from cohortium.errors import StoppedError, StudyError
+from cohortium.errors import RecordError, StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
 from cohortium.record import predictions_of
 
@@ -181,6 +182,10 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
     ]
     assert all("<html" in (out / link).read_text("utf-8") for link in links)
     assert "report.html" not in stdout
+    with pytest.raises(
+        RecordError, match=r"holds a grid; give folders of runs, such as .*seed-1\.$"
+    ):
+        reporting.read(out)
     # The table is of everything that is there, in all three forms.
     assert stdout.count("| off |") == 2
     lines = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))

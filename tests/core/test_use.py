@@ -269,6 +269,10 @@ def test_a_card_states_the_whole_guarantee(folder: Path) -> None:
     assert "| honest sites, at least | 5 |" in text
     assert "- a \\| b &lt;script>" in text
     assert "1 image at a time" in text
+    result["guarantee"] |= {"against": "everyone", "colluding": 0, "honest": 1}
+    path.write_text(json.dumps(result))
+    text = card.model_card(Classifier.open(folder), card.Exported({}, None))
+    assert "| other sites that may collude | all |" in text
     result["guarantee"]["unit"] = "nobody"
     path.write_text(json.dumps(result))
     with pytest.raises(DataError, match="a guarantee that is none"):

@@ -310,6 +310,25 @@ def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None
         Pretrained(images=CELLS, learn="norms", moments=True)
 
 
+def test_one_file_serves_whatever_is_learned_afterwards(tmp_path: Path) -> None:
+    def model(learn: Any, width: int = 4) -> Pretrained:
+        return Pretrained(
+            images=CELLS,
+            network=DPResNet(width=width),
+            epochs=1,
+            learn=learn,
+            weights=str(tmp_path / "kept.safetensors"),
+        )
+
+    kept = model("norms").build(SPEC, 0).state_dict()
+    written = (tmp_path / "kept.safetensors").stat().st_mtime_ns
+    again = model("everything").build(SPEC, 1).state_dict()
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    assert (tmp_path / "kept.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(StudyError, match="trained otherwise"):
+        model("head", width=5).build(SPEC, 0)
+
+
 def test_a_network_without_maps_is_refused() -> None:
     with pytest.raises(StudyError, match="no method 'maps'"):
         Pretrained(images=CELLS, network=CNN()).build(SPEC, 0)

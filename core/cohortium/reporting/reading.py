@@ -147,6 +147,9 @@ def read(folder: Path) -> Record:
     """
     path = folder / "study.toml"
     if not path.is_file():
+        run = min(folder.glob("*/seed-*/study.toml"), default=None)
+        if run is not None:
+            raise RecordError(f"{folder} holds a grid; give folders of runs, such as {run.parent}.")
         raise RecordError(
             f"{folder} holds no run: there is no study.toml in it; give the folder that "
             "`cohortium run` printed as its record."
@@ -240,6 +243,8 @@ def _events(path: Path) -> Iterator[tuple[float, object]]:
         head = _decode(line, _Line, where=where)
         if head.event in kinds:
             event = _decode(line, kinds[head.event], where=where)
+            if isinstance(event, RoundFinished) and event.scores is not None:
+                _sound(event.scores, where)
             yield head.time, _fitting(event, where) if isinstance(event, RunStarted) else event
 
 
@@ -251,14 +256,13 @@ def _result(path: Path) -> Summary | None:
     summary = _convert({**raw, "scores": None}, Summary, where=str(path))
     if raw.get("accuracy") is None:
         return summary
-    return evolve(summary, scores=_square(_convert(raw, Scores, where=str(path)), str(path)))
+    return evolve(summary, scores=_sound(_convert(raw, Scores, where=str(path)), str(path)))
 
 
-def _square(scores: Scores, where: str) -> Scores:
-    """`scores`, if its parts are of one number of classes."""
-    classes = len(scores.per_class)
-    if any(len(row) != classes for row in (scores.confusion, *scores.confusion)):
-        raise RecordError(f"{where} is damaged: its confusion matrix is not square.")
+def _sound(scores: Scores, where: str) -> Scores:
+    """`scores`, if they can be so."""
+    if scores.flaw:
+        raise RecordError(f"{where} is damaged: {scores.flaw}.")
     return scores
 
 
