@@ -109,6 +109,10 @@ def test_settings_reach_every_cell_but_not_what_the_grid_varies(tmp_path: Path) 
         ("[grid]\nseeds = [1, 1]", "different whole numbers"),
         ("[grid]\nseeds = [true]", "different whole numbers"),
         ('[grid]\nimages = "train"', '"test" or "validation"'),
+        (
+            '[grid]\nimages = "validation"\n"federation.evaluate_every" = [0, 1]',
+            "evaluate_every = 0 never scores",
+        ),
         ("[grid]\nsites = [1, 2]", 'write the key as "table.key"'),
         ('[grid]\n"federation.sites" = []', "a list of numbers or strings"),
         ('[grid]\n"federation.observers" = [["events"]]', "need a name each"),

@@ -113,7 +113,8 @@ class Grid:
         """Every combination, the first axis slowest.
 
         Raises:
-            StudyError: A choice sets something that no study has, or a name grows too long.
+            StudyError: A choice sets something that no study has, leaves the table without scores,
+                or a name grows too long.
         """
         cells = []
         for chosen in itertools.product(*(axis.choices for axis in self.axes)):
@@ -124,6 +125,11 @@ class Grid:
             tables = self.base
             for choice in chosen:
                 tables = study.merge(tables, choice.changes, where=where)
+            if self.images == "validation" and tables["federation"].get("evaluate_every") == 0:
+                raise StudyError(
+                    f"{where}: the grid's table is of validation images, on which "
+                    "federation.evaluate_every = 0 never scores; give it another number."
+                )
             cell = Cell(place=place, tables=tables, where=where)
             if len(cell.name) > MOST_NAME:
                 raise StudyError(f"{where}: its name is too long for a folder; shorten the labels.")
