@@ -60,10 +60,15 @@ class EventWriter:
                 known = _mended(self.path)
                 lines = [_line(e) for e in event.history if e.round not in known] + lines
             if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
+                with open(self.path, "a", encoding="utf-8", opener=_for_its_owner) as file:
                     file.write("".join(lines))
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}.") from error
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    """Open a file that only its owner may read, like the others in a run's folder."""
+    return os.open(path, flags, mode=0o600)
 
 
 def _mended(path: Path) -> set[int]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -57,6 +58,8 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
         "study.toml", "events.jsonl", "result.json", "checkpoint", "ledger.sqlite", "simulation",
         "report.html",
     }  # fmt: skip
+    files = [path for path in record.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     result = json.loads((record / "result.json").read_text())
     assert result["guarantee"]["against"] == "everyone"
     events = [json.loads(line) for line in (record / "events.jsonl").read_text().splitlines()]
