@@ -295,6 +295,24 @@ def require_new(path: Path) -> None:
         raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
 
 
+def require_new_file(path: Path, *, remedy: str) -> None:
+    """Refuse early what creating a file at `path` would, before the work whose outcome it is for.
+
+    Args:
+        path: The file to be.
+        remedy: What to do where one is there.
+
+    Raises:
+        StudyError: Something is there, or nothing can be written there.
+    """
+    if path.exists():
+        raise StudyError(f"{path} exists already; {remedy}.")
+    try:
+        require_place(path)
+    except OSError as error:
+        raise StudyError(f"cannot write {path}: {error.strerror}.") from error
+
+
 def how_to_resume(path: Path) -> str:
     """The command with which the run in `path` goes on."""
     return f"`cohortium resume {shlex.quote(str(path))}`"

@@ -41,6 +41,7 @@ from cohortium.events import (
 )
 from cohortium.files import write_whole
 from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
+from cohortium.heads import linear_head, whitened_head
 from cohortium.hooks import API, Offer, hookimpl
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
@@ -65,7 +66,7 @@ from cohortium.protocols import (
     Trainer,
 )
 from cohortium.randomness import Randomness, Seeds, Stream
-from cohortium.reference import Reference, public_images, whitened_head
+from cohortium.reference import Reference, public_images
 from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.sessions import (
@@ -247,6 +248,7 @@ __all__ = [
     "in_prelude",
     "is_in_prelude",
     "lead",
+    "linear_head",
     "local_work",
     "make_optimizer",
     "mean_gradient",

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 """Length of a stream's key: AES-256."""
 
-BLOCK_BYTES = 16
-"""Bytes that AES makes at a time."""
-
 _ZEROS = bytes(1 << 18)
 """What the cipher turns into key stream, a piece at a time that stays in the processor's cache."""
 
@@ -122,17 +119,9 @@ class Stream:
         A key must be used for one stream only.
     """
 
-    def __init__(self, key: bytes, *, start: int = 0) -> None:
-        """Start the stream of a 32-byte `key` at its beginning, or at byte `start`.
-
-        `start` is a multiple of 16: the parts of one stream can be made apart, in any order.
-        """
-        block, within = divmod(start, BLOCK_BYTES)
-        if within:
-            raise ValueError(f"a stream cannot start at byte {start}, within a block of 16.")
-        counter = block.to_bytes(BLOCK_BYTES, "big")
-        cipher = Cipher(algorithms.AES(key), modes.CTR(counter))
-        self._encryptor = cipher.encryptor()
+    def __init__(self, key: bytes) -> None:
+        """Start the stream of a 32-byte `key`."""
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def bytes(self, size: int) -> bytes:
         """The next `size` bytes."""

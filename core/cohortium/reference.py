@@ -14,7 +14,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from cohortium.data import Examples
 
@@ -122,18 +122,3 @@ def public_images(examples: Examples, channels: int) -> Tensor:
             f"{channels}; give others."
         )
     return images.mean(1, keepdim=True)
-
-
-def whitened_head(features: int, classes: int, *, floor: float, norm: float) -> nn.Module:
-    """A linear layer from zero, behind a whitening that is learned, privately, in a prelude.
-
-    Args:
-        features: D, the number of inputs.
-        classes: The number of logits.
-        floor: Directions with less than this share of the whole second moment count as if they
-            had it.
-        norm: Of the inputs.
-    """
-    from cohortium.whitened import Whitened
-
-    return Whitened(features, classes, floor=floor, norm=norm)

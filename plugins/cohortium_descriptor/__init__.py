@@ -20,6 +20,7 @@ from cohortium.plugin import (
     Offer,
     Reference,
     hookimpl,
+    linear_head,
     public_images,
     whitened_head,
 )
@@ -133,9 +134,6 @@ class Descriptor:
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer; at zero, it needs no seed."""
-        import torch
-        from torch import nn
-
         if self.moments:
             return whitened_head(
                 self.dimension(spec.channels),
@@ -143,11 +141,7 @@ class Descriptor:
                 floor=self.moment_floor,
                 norm=self.norm,
             )
-        with torch.random.fork_rng(devices=[]):
-            net = nn.Linear(self.dimension(spec.channels), len(spec.classes))
-        nn.init.zeros_(net.weight)
-        nn.init.zeros_(net.bias)
-        return net
+        return linear_head(self.dimension(spec.channels), len(spec.classes))
 
 
 @hookimpl

@@ -23,6 +23,7 @@ from cohortium.plugin import (
     Reference,
     StudyError,
     hookimpl,
+    linear_head,
     whitened_head,
 )
 
@@ -109,7 +110,6 @@ class Pretrained:
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer, or the network with it; at zero, it needs no seed."""
-        import torch
         from torch import nn
 
         from cohortium_pretrained._network import RADII
@@ -120,10 +120,7 @@ class Pretrained:
             features *= len(RADII)
         if self.moments:
             return whitened_head(features, classes, floor=self.moment_floor, norm=self.norm)
-        with torch.random.fork_rng(devices=[]):
-            head = nn.Linear(features, classes)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
+        head = linear_head(features, classes)
         if self.learn == "head":
             return head
         net: nn.Module = copy.deepcopy(trained)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 from attrs.validators import ge, gt
 
-from cohortium.plugin import DataSpec, Model, Offer, hookimpl
+from cohortium.plugin import DataSpec, Model, Offer, hookimpl, linear_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,17 +75,10 @@ class ScatterNet:
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer; at zero, it needs no seed."""
-        import torch
-        from torch import nn
-
         from cohortium_scatternet._scattering import coarse
 
         places = coarse(spec.height, self.scales) * coarse(spec.width, self.scales)
-        with torch.random.fork_rng(devices=[]):
-            net = nn.Linear(spec.channels * self.maps * places, len(spec.classes))
-        nn.init.zeros_(net.weight)
-        nn.init.zeros_(net.bias)
-        return net
+        return linear_head(spec.channels * self.maps * places, len(spec.classes))
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -228,12 +230,13 @@ def test_an_npz_file_of_ones_own_is_trained_on(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) -> None:
+@contextlib.contextmanager
+def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
+    """A run with many rounds ahead, into `record`, whose first round is over."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cohortium", "run", *SMALL, "--out", "record", *LONG],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-m", "cohortium", "run", *SMALL, *LONG, *settings, "--out", "record"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         # Where the tests themselves run in the background, Ctrl-C would be ignored.
@@ -241,14 +244,21 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) 
     )
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "record" / "checkpoint" / "weights.safetensors").exists():
+        while not (folder / "record" / "checkpoint" / "weights.safetensors").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        yield process
     finally:
         process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) -> None:
+    with long_run(tmp_path) as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     said = re.search(r"stopped after (\d+) of 2000 rounds; go on with `(.*)`\.\n$", errors)
@@ -272,28 +282,13 @@ LONG = [
 def test_a_second_signal_ends_a_round_where_it_stands(tmp_path: Path) -> None:
     # Signals come when a round has just begun, and it takes some seconds.
     slowly = ["--set", "trainer.name=fedavg", "--set", "trainer.steps=5000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cohortium", "run", *SMALL, *LONG, *slowly, "--out", "record"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    assert process.stderr is not None
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "record" / "checkpoint" / "weights.safetensors").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    with long_run(tmp_path, *slowly) as process:
+        assert process.stderr is not None
         process.send_signal(signal.SIGINT)
         while "once more to stop at once" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 130, errors
     assert errors.endswith(
         "cohortium: stopped within a round; go on with `cohortium resume record`.\n"

@@ -29,7 +29,7 @@ composition scaffold
 describing
 account policy statement
 training prelude pretraining history checkpoint facts record folder evaluation personal
-whitened reference
+whitened heads reference
 plugin
 setting workplace
 coordinator site

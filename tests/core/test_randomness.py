@@ -22,14 +22,6 @@ def test_a_stream_does_not_depend_on_how_it_is_read() -> None:
     assert b"".join(parts.bytes(n) for n in (1, 15, 262_144, 337_840)) == whole
 
 
-@pytest.mark.parametrize("start", [0, 16, 262_144, 599_984])
-def test_the_parts_of_a_stream_can_be_made_apart(start: int) -> None:
-    whole = Stream(b"k" * 32).bytes(600_000)
-    assert Stream(b"k" * 32, start=start).bytes(600_000 - start) == whole[start:]
-    with pytest.raises(ValueError, match="within a block"):
-        Stream(b"k" * 32, start=start + 1)
-
-
 def test_a_simulated_source_repeats_itself_and_says_so() -> None:
     one, two = (Randomness.simulated(3).fork("a", 1).token(8, "x") for _ in range(2))
     assert one == two

@@ -41,14 +41,10 @@ def init(
       cohortium init --data own.npz --privacy none --plain --yes
     """
     from cohortium.drafting import Answers, draft, named_data
-    from cohortium.files import create_whole, require_place
+    from cohortium.files import create_whole
+    from cohortium.folder import require_new_file
 
-    if path.exists():
-        raise StudyError(f"{path} exists already; name another file.")
-    try:
-        require_place(path)
-    except OSError as error:
-        raise StudyError(f"cannot write {path}: {error.strerror}.") from error
+    require_new_file(path, remedy="name another file")
     answers = Answers(
         data=_answer(
             data,

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cohortium.cli._options import Settings, Study
-from cohortium.errors import RunError, StudyError
-from cohortium.files import require_place, write_whole
+from cohortium.errors import RunError
+from cohortium.files import write_whole
+from cohortium.folder import require_new_file
 
 
 def plan(
@@ -77,7 +78,7 @@ def audit(
     from cohortium import study as studies
 
     if out is not None:
-        _require_new(out)
+        require_new_file(out, remedy="give another file with --out")
     ready = studies.read(study, settings or []).prepare()
     with Console(stderr=True).status("audit") as status:
         found = auditing.audit(
@@ -96,13 +97,3 @@ def audit(
     typer.echo(text if as_json else "\n\n".join(lines))
     if found.is_refuted:
         raise typer.Exit(1)
-
-
-def _require_new(out: Path) -> None:
-    """Refuse a file that could not be written, before the minutes that an audit takes."""
-    if out.exists():
-        raise StudyError(f"{out} exists already; give another file with --out.")
-    try:
-        require_place(out)
-    except OSError as error:
-        raise StudyError(f"cannot write {out}: {error.strerror}.") from error
