@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, le
 
 from cohortium.plugin import DataSpec, Model, Offer, hookimpl, linear_head
 
@@ -42,10 +42,10 @@ class ScatterNet:
         privacy.
     """
 
-    scales: int = field(default=2, validator=ge(1))
-    angles: int = field(default=8, validator=ge(1))
+    scales: int = field(default=2, validator=[ge(1), le(10)])
+    angles: int = field(default=8, validator=[ge(1), le(64)])
     groups: int = field(default=27, validator=ge(0))
-    norm: float = field(default=70.0, validator=gt(0))
+    norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
 
     def __attrs_post_init__(self) -> None:
         """Refuse groups that do not come out even."""

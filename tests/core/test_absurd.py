@@ -31,6 +31,26 @@ SHARED = ["federation.colluding=1", "federation.min_sites=8", "privatizer.name=s
         [*SHARED, "privatizer.clip=1e300"],
         [*SHARED, "privatizer.rounding=1e-300"],
         ["federation.rounds=1e11"],
+        ["federation.rounds=100000000000"],
+        ["federation.retries=100000000000"],
+        ["federation.sites=100000000000"],
+        ["federation.colluding=100000000000"],
+        ["dataset.examples=1000000000000"],
+        ["trainer.prelude=1000000000000"],
+        *(
+            [f"trainer.name={name}", f"trainer.{key}=1000000000000"]
+            for name in ("fedavg", "fedprox", "fedmic")
+            for key in ("epochs", "steps", "batch_size")
+        ),
+        ["aggregator.threshold=1000000000000"],
+        ["aggregator.threads=1000000000000"],
+        ["engine.name=ray", "engine.workers=1000000000000"],
+        ["engine.name=flower", "engine.gathering=1e300"],
+        ["engine.name=flower", "engine.poll=1e-300"],
+        ["privatizer.name=none", "privatizer.bound=1e300"],
+        ["privatizer.name=none", "privatizer.step=1e-300"],
+        ["model.name=scatternet", "model.groups=0", "model.scales=1000000000"],
+        ["model.name=scatternet", "model.groups=0", "model.angles=1000000000"],
         ["federation.sites=0"],
         ["federation.seed=-1"],
         ["trainer.copies=100000000"],
