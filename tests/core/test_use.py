@@ -234,6 +234,8 @@ def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert np.allclose(called, classifier.predict(test.images), atol=1e-6)
     with pytest.raises(StudyError, match="is not empty"):
         exporting.export(classifier, tmp_path / "model")
+    with pytest.raises(StudyError, match="cannot write to"):
+        exporting.export(classifier, paths[0] / "model")
 
 
 def test_a_card_says_what_the_result_says(run: Result, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cohortium.errors import RunError, StudyError
 from cohortium.exporting.card import Exported, model_card
 from cohortium.files import write_whole
+from cohortium.folder import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,8 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
         The files, the card last: where it is, the others are whole.
 
     Raises:
-        StudyError: The run is not complete, the folder holds something, or a package is missing.
+        StudyError: The run is not complete, the folder holds something, nothing can be written
+            there, or a package is missing.
         RunError: torch cannot write the model as a program, or the file system nothing at all.
     """
     if classifier.result is None:
@@ -49,6 +51,7 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
     missing = [name for name in ONNX_PACKAGES if onnx and importlib.util.find_spec(name) is None]
     if missing:
         raise StudyError(f"ONNX needs {' and '.join(missing)}; pip install 'cohortium[onnx]'.")
+    require_folder(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder} is not empty; give another folder with --to.")
