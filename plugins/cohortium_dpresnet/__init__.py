@@ -21,9 +21,12 @@ class DPResNet:
 
     Attributes:
         width: Channels of the first convolution; the last has eight times as many.
+        standardise: Convolve by kernels brought to mean 0 and variance 1 (Qiao et al. 2019), as
+            De et al. 2022 (arXiv 2204.13650) do under privacy; the paper does not.
     """
 
     width: int = field(default=64, validator=[ge(1), le(1 << 14)])
+    standardise: bool = False
 
     def prepare(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1], the paper's mean 0.5 and deviation 0.5."""
@@ -37,7 +40,9 @@ class DPResNet:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(spec.channels, len(spec.classes), self.width)
+            return Network(
+                spec.channels, len(spec.classes), self.width, standardise=self.standardise
+            )
 
 
 @hookimpl

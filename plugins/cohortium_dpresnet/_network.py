@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MOST_GROUPS = 32
 """Groups of a GroupNorm, where there are that many channels."""
+
+LEAST_VARIANCE = 1e-5
+
+
+class StandardisedConv2d(nn.Conv2d):
+    """A convolution by kernels of mean 0 and variance 1 (Qiao et al. 2019, arXiv 1903.10520).
+
+    Mean and variance are those of one output's weights, so that no example sees another.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Shape (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        kernels = (self.weight - mean) * (variance + LEAST_VARIANCE).rsqrt()
+        maps: torch.Tensor = self._conv_forward(images, kernels, self.bias)
+        return maps
 
 
 class Network(nn.Module):
     """Logits (N, classes) from images (N, C, H, W)."""
 
-    def __init__(self, channels: int, classes: int, width: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int, *, standardise: bool) -> None:
         super().__init__()
         w = width
-        self.stem = nn.Sequential(_block(channels, w), nn.ReLU(), _block(w, 2 * w), nn.ReLU())
-        self.residual = nn.Sequential(_block(2 * w, 2 * w), nn.ReLU(), _block(2 * w, 2 * w))
-        self.middle = _pair(2 * w, 4 * w)
-        self.last = _pair(4 * w, 8 * w)
+        block = partial(_block, StandardisedConv2d if standardise else nn.Conv2d)
+        self.stem = nn.Sequential(block(channels, w), nn.ReLU(), block(w, 2 * w), nn.ReLU())
+        self.residual = nn.Sequential(block(2 * w, 2 * w), nn.ReLU(), block(2 * w, 2 * w))
+        self.middle = _pair(block, 2 * w, 4 * w)
+        self.last = _pair(block, 4 * w, 8 * w)
         self.head = nn.Linear(8 * w, classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
@@ -34,16 +57,18 @@ class Network(nn.Module):
         return logits
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def _block(
+    convolution: type[nn.Conv2d], inputs: int, outputs: int, stride: int = 1
+) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        convolution(inputs, outputs, 3, stride, 1, bias=False),
         nn.GroupNorm(_groups(outputs), outputs),
     )
 
 
-def _pair(inputs: int, outputs: int) -> nn.Sequential:
+def _pair(block: Callable[..., nn.Sequential], inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        _block(inputs, outputs, stride=2), nn.ReLU(), _block(outputs, outputs), nn.ReLU()
+        block(inputs, outputs, stride=2), nn.ReLU(), block(outputs, outputs), nn.ReLU()
     )
 
 

@@ -341,6 +341,7 @@ CELLS = Phantom(examples=16, validation=0, test=8)
 
 MODELS = [
     DPResNet(width=8),
+    DPResNet(width=4, standardise=True),
     CNN(width=8),
     Descriptor(),
     Descriptor(moments=True),

@@ -44,6 +44,7 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "skellam", ["unit=patient", "against=everyone"]),
     ("privatizer", "gaussian", ["against=coordinator"]),
     ("privatizer", "gaussian", ["against=coordinator", "unit=site"]),
+    ("model", "dpresnet", ["width=2", "standardise=true"]),
     ("model", "resnet9", ["width=2", "norm=group"]),
     ("model", "resnet18", ["width=2", "stem=large", "norm=batch"]),
     ("model", "descriptor", ["centre={name='phantom',examples=32,validation=0,test=0}"]),
