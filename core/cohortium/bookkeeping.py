@@ -12,13 +12,14 @@ does reach it.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from attrs import Factory, define, evolve, frozen
 
 from cohortium.errors import PrivacyError
-from cohortium.layers import Use, kind_of, owned, squared_norms, using_parameters
+from cohortium.layers import Layer, using_parameters
+from cohortium.rules import Use, squared_norms
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,32 +31,54 @@ class UnaccountedError(Exception):
     """A parameter whose per-example gradients cannot be told from its layer's calls."""
 
 
+SMALL = 1 << 12
+"""Numbers of a parameter up to which its gradients are put beside those of others."""
+
+
+class Share(Protocol):
+    """What examples contribute to some parameters."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those."""
+
+    @property
+    def squares(self) -> Tensor:
+        """‖gradient‖² by example, shape (B,), `float64`."""
+
+    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+        """The weighted sums, without the examples that are `bad`, (B,)."""
+
+
 @frozen
-class Share:
-    """What examples contribute to one parameter.
+class Held:
+    """Per-example gradients of parameters, side by side, (B, P)."""
 
-    Attributes:
-        squares: ‖gradient‖² by example, shape (B,), `float64`.
-        rows: Per-example gradients (B, …), or
-        use: the call of a layer that their weighted sum is formed from.
-    """
-
-    name: str
+    parameters: list[nn.Parameter]
+    rows: Tensor
     squares: Tensor
-    rows: Tensor | None = None
-    use: Use | None = None
 
-    def total(self, factors: Tensor, bad: Tensor | None) -> Tensor:
-        """The weighted sum, without the examples that are `bad`, (B,)."""
-        with torch.no_grad(), torch.autocast(factors.device.type, enabled=False):
-            if self.rows is None:
-                use: Any = self.use if bad is None else _without(self.use, bad)
-                total: Tensor = use.weighted(self.name, factors)
-                return total
-            rows = self.rows.reshape(len(self.rows), -1)
-            if bad is not None:
-                rows = rows.masked_fill(bad.unsqueeze(1), 0.0)
-            return (factors.to(rows.dtype) @ rows).view(self.rows.shape[1:])
+    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+        """One product, taken apart."""
+        rows = self.rows if bad is None else self.rows.masked_fill(bad.unsqueeze(1), 0.0)
+        total = factors.to(rows.dtype) @ rows
+        parts = torch.split(total, [p.numel() for p in self.parameters])
+        return [part.view_as(p).to(p.dtype) for p, part in zip(self.parameters, parts, strict=True)]
+
+
+@frozen
+class Called:
+    """A layer's call, from which the weighted sum of one parameter is formed."""
+
+    parameters: list[nn.Parameter]
+    name: str
+    use: Use
+    squares: Tensor
+
+    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+        """By the layer's rule."""
+        use: Any = self.use if bad is None else _without(self.use, bad)
+        return [use.weighted(self.name, factors)]
 
 
 def _without(use: Any, bad: Tensor) -> Any:
@@ -72,41 +95,51 @@ class _Page:
     Attributes:
         examples: B.
         calls: How often each parameter was used, by its id.
-        shares: Contributions to parameters used once.
-        sums: Per-example gradients of parameters used more often, so far.
+        shares: Contributions that are settled.
+        open: Per-example gradients, (B, …), of small parameters and of those used several times.
         floats: Numbers kept.
     """
 
     examples: int
     calls: dict[int, int] = Factory(dict)
-    shares: list[tuple[nn.Parameter, Share]] = Factory(list)
-    sums: dict[int, tuple[nn.Parameter, Tensor]] = Factory(dict)
+    shares: list[Share] = Factory(list)
+    open: dict[int, tuple[nn.Parameter, Tensor]] = Factory(dict)
     floats: int = 0
 
     def add(self, parameter: nn.Parameter, name: str, use: Use) -> bool:
         """Enter what one call contributes to one parameter; whether the call itself is kept."""
-        if self.calls[id(parameter)] > 1:
-            rows = use.rows(name)
-            if id(parameter) in self.sums:
-                rows = rows + self.sums[id(parameter)][1]
-            else:
-                self.floats += rows.numel()
-            self.sums[id(parameter)] = (parameter, rows)
-            return False
-        squares = use.squares(name)
-        if squares is None:
-            rows = use.rows(name)
+        once = self.calls[id(parameter)] == 1
+        squares = use.squares(name) if once else None
+        if squares is not None:
+            self.shares.append(Called([parameter], name, use, squares))
+            return True
+        rows = use.rows(name)
+        if id(parameter) in self.open:
+            rows = rows + self.open[id(parameter)][1]
+        else:
             self.floats += rows.numel()
-            self.shares.append((parameter, Share(name, squared_norms(rows), rows=rows)))
-            return False
-        self.shares.append((parameter, Share(name, squares, use=use)))
-        return True
+        if once and parameter.numel() > SMALL:  # its norms are taken while it is in the caches
+            self._hold(parameter, rows)
+        else:
+            self.open[id(parameter)] = (parameter, rows)
+        return False
 
     def close(self) -> None:
-        """Turn the sums over several uses into shares."""
-        for parameter, rows in self.sums.values():
-            self.shares.append((parameter, Share("", squared_norms(rows), rows=rows)))
-        self.sums.clear()
+        """Settle what is open: a network's many small parameters in one."""
+        small = []
+        for parameter, rows in self.open.values():
+            if parameter.numel() > SMALL:
+                self._hold(parameter, rows)
+            else:
+                small.append((parameter, rows.reshape(self.examples, -1)))
+        self.open.clear()
+        if small:
+            together = torch.cat([rows for _, rows in small], 1)
+            squares = together.double().square().sum(1)
+            self.shares.append(Held([parameter for parameter, _ in small], together, squares))
+
+    def _hold(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        self.shares.append(Held([parameter], rows.flatten(1), squared_norms(rows)))
 
 
 class Book:
@@ -114,19 +147,21 @@ class Book:
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net
+        self._parameters = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         self._page: _Page | None = None
         self._handles: list[Any] = []
         self._calls: list[_Call] = []
 
     def __enter__(self) -> Self:
-        self._net.zero_grad(set_to_none=True)
+        self._forget_gradients()
         layers = using_parameters(self._net)
-        for name, layer in layers:
-            _require_examples_apart(name, layer)
-        for _, layer in layers:
+        for layer in layers:
+            _require_examples_apart(layer)
+        for layer in layers:
+            before, after = partial(self._before, layer), partial(self._after, layer)
             self._handles += [
-                layer.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
-                layer.register_forward_hook(self._after, prepend=True, with_kwargs=True),
+                layer.module.register_forward_pre_hook(before, prepend=True),
+                layer.module.register_forward_hook(after, prepend=True, with_kwargs=True),
             ]
         return self
 
@@ -138,14 +173,14 @@ class Book:
             handle.remove()
         while self._calls:
             self._calls.pop().restore()
-        self._net.zero_grad(set_to_none=True)
+        self._forget_gradients()
 
     def open(self, examples: int) -> None:
         """Start the forward pass of a physical batch."""
         self._page = _Page(examples)
 
-    def take(self, losses: Tensor) -> tuple[list[tuple[nn.Parameter, Share]], int]:
-        """Run the backward pass; what each parameter gets, and how many numbers that keeps.
+    def take(self, losses: Tensor) -> tuple[list[Share], int]:
+        """Run the backward pass; what parameters get, and how many numbers that keeps.
 
         Raises:
             UnaccountedError: A parameter is used in a way that its layer's calls do not show.
@@ -154,13 +189,18 @@ class Book:
         assert page is not None
         if losses.requires_grad:
             losses.sum().backward()  # type: ignore[no-untyped-call]
-        for name, parameter in self._net.named_parameters():
-            if parameter.requires_grad and parameter.grad is not None:
+        for name, parameter in self._parameters:
+            if parameter.grad is not None:
                 raise UnaccountedError(f"parameter '{name}' is used outside its layer's own calls")
-        page.close()
+        with torch.no_grad():
+            page.close()
         return page.shares, page.floats
 
-    def _before(self, layer: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+    def _forget_gradients(self) -> None:
+        for _, parameter in self._parameters:
+            parameter.grad = None
+
+    def _before(self, layer: Layer, _: nn.Module, args: tuple[Any, ...]) -> None:
         if self._page is None or not torch.is_grad_enabled():
             return
         call = _Call(layer, [version(a) for a in args if isinstance(a, torch.Tensor)])
@@ -168,55 +208,58 @@ class Book:
         self._calls.append(call)
 
     def _after(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
+        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:  # fmt: skip
         if self._page is None or not torch.is_grad_enabled():
             return output
         call = self._calls.pop()
         call.restore()
         if call.layer is not layer:
-            raise UnaccountedError(f"a layer {type(layer).__name__} was left by an error")
+            raise UnaccountedError(f"a layer {type(module).__name__} was left by an error")
         if kwargs or len(args) != 1 or not all(
             isinstance(t, torch.Tensor) for t in (*args, output)
         ):  # fmt: skip
-            raise UnaccountedError(f"a layer {type(layer).__name__} takes or gives several things")
+            raise UnaccountedError(f"a layer {type(module).__name__} takes or gives several things")
         page = self._page
-        for _, parameter in owned(layer):
+        for _, parameter in layer.parameters:
             page.calls[id(parameter)] = page.calls.get(id(parameter), 0) + 1
         if not output.requires_grad:
             start = torch.empty(0, requires_grad=True)
             output = _Anchor.apply(output.clone() if output is args[0] else output, start)  # type: ignore[no-untyped-call]
+        call.saved = layer.kind.saved_by(output)
         output.register_hook(partial(_enter, page, call, [args[0].detach()]))
         return output
 
 
-def _require_examples_apart(name: str, layer: nn.Module) -> None:
+def _require_examples_apart(layer: Layer) -> None:
     """Refuse options of a layer by which examples see one another."""
-    if getattr(layer, "max_norm", None) is not None:
+    name, module = layer.name, layer.module
+    if getattr(module, "max_norm", None) is not None:
         raise PrivacyError(
             f"layer '{name}' rescales its weights by what the examples look up, which no noise "
             "covers; leave out its option 'max_norm'."
         )
-    if getattr(layer, "scale_grad_by_freq", False):
+    if getattr(module, "scale_grad_by_freq", False):
         raise UnaccountedError(f"layer '{name}' scales gradients by counts over the batch")
-    if getattr(layer, "batch_first", True) is False:
+    if getattr(module, "batch_first", True) is False:
         raise UnaccountedError(f"layer '{name}' takes the batch as its second dimension")
 
 
 def _enter(page: _Page, call: _Call, held: list[Tensor], g: Tensor) -> None:
     """Book one call of a layer, when the gradient of its output is there."""
     layer, x = call.layer, held.pop()  # the hook itself outlives the backward pass
-    kind = type(layer).__name__
+    kind = type(layer.module).__name__
     if [version(x)] != call.versions:
         raise UnaccountedError(f"the input of a layer {kind} was altered in place")
     if len(x) != len(g) or len(g) % page.examples:
         raise UnaccountedError(f"a layer {kind} does not take the batch as its first dimension")
-    dtype = next(p.dtype for _, p in owned(layer))
+    dtype = layer.parameters[0][1].dtype
     with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-        use = kind_of(layer)(layer, x.to(dtype) if x.is_floating_point() else x, g.to(dtype),
-                             page.examples)  # fmt: skip
+        x = x.to(dtype) if x.is_floating_point() else x
+        use = layer.kind(layer.module, x, g.to(dtype), page.examples, call.saved)
         try:
-            kept = [page.add(p, n, use) for n, p in owned(layer) if p.requires_grad]
+            kept = [page.add(p, n, use) for n, p in layer.parameters if p.requires_grad]
         except RuntimeError as error:
             raise UnaccountedError(f"a layer {kind} resists: {error}") from error
     page.floats += any(kept) * (x.numel() + g.numel())
@@ -226,21 +269,21 @@ def _enter(page: _Page, call: _Call, held: list[Tensor], g: Tensor) -> None:
 class _Call:
     """A layer while it is called, with its parameters detached."""
 
-    layer: nn.Module
+    layer: Layer
     versions: list[int]
-    _saved: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = Factory(list)
+    saved: tuple[Tensor, ...] = ()
+    _attached: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = Factory(list)
 
     def detach(self) -> None:
-        holders = {name.rpartition(".")[0] for name, _ in owned(self.layer)}
-        for holder in map(self.layer.get_submodule, sorted(holders)):
+        for holder in self.layer.holders():
             saved = holder._parameters  # noqa: SLF001
-            self._saved.append((holder, saved))
+            self._attached.append((holder, saved))
             detached: Any = {n: p if p is None else p.detach() for n, p in saved.items()}
             holder._parameters = detached  # noqa: SLF001
 
     def restore(self) -> None:
-        while self._saved:
-            holder, saved = self._saved.pop()
+        while self._attached:
+            holder, saved = self._attached.pop()
             holder._parameters = saved  # noqa: SLF001
 
 

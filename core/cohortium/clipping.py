@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from cohortium.bookkeeping import Share
     from cohortium.vocabulary import Index
 
 TRIAL_CLIP = 1e-3
@@ -159,24 +160,25 @@ def clipped_sum(
 
     parameters = trainable(net)
     try:
-        totals = _from_one_pass(net, losses, batch, clip)
+        totals = _from_one_pass(net, parameters, losses, batch, clip)
     except UnaccountedError as reason:
         warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
-        totals = _one_by_one(net, losses, batch, clip)
+        totals = _one_by_one(parameters, losses, batch, clip)
     for parameter in parameters:
         total = totals.get(parameter)
         parameter.grad = torch.zeros_like(parameter) if total is None else total
 
 
 def _from_one_pass(
-    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float
-) -> dict[nn.Parameter, Tensor]:
+    net: nn.Module, parameters: list[nn.Parameter], losses: Callable[[Index], Tensor],
+    batch: Index, clip: float,
+) -> dict[nn.Parameter, Tensor]:  # fmt: skip
     """Clipped sums by parameter, a physical batch at a time."""
     from cohortium.bookkeeping import Book
 
     totals: dict[nn.Parameter, Tensor] = {}
     # At first no more examples than if every gradient of each were held; then what is seen to fit.
-    size = max(1, sum(parameter.numel() for parameter in trainable(net)))
+    size = max(1, sum(parameter.numel() for parameter in parameters))
     start, step = 0, max(1, GRADIENT_FLOATS // size)
     with Book(net) as book:
         while start < len(batch):
@@ -184,26 +186,33 @@ def _from_one_pass(
             book.open(len(part))
             shares, floats = book.take(losses(part))
             if shares:
-                squares = sum((share.squares for _, share in shares[1:]), shares[0][1].squares)
-                factors = _factors(squares, clip)
-                bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
-                while shares:  # what a share keeps is let go when it has been used
-                    parameter, share = shares.pop()
-                    total = share.total(factors, bad)
-                    totals[parameter] = totals.get(parameter, 0) + total
+                _add_clipped(totals, shares, clip)
             start += step
             step = max(1, GRADIENT_FLOATS * len(part) // max(1, floats))
     return totals
 
 
+def _add_clipped(totals: dict[nn.Parameter, Tensor], shares: list[Share], clip: float) -> None:
+    """Add a physical batch's clipped sums; what a share keeps is let go when it has been used."""
+    import torch
+
+    squares = sum((share.squares for share in shares[1:]), shares[0].squares)
+    factors = _factors(squares, clip)
+    bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
+    with torch.no_grad(), torch.autocast(factors.device.type, enabled=False):
+        while shares:
+            share = shares.pop()
+            for parameter, total in zip(share.parameters, share.totals(factors, bad), strict=True):
+                totals[parameter] = totals[parameter] + total if parameter in totals else total
+
+
 def _one_by_one(
-    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float
+    parameters: list[nn.Parameter], losses: Callable[[Index], Tensor], batch: Index, clip: float
 ) -> dict[nn.Parameter, Tensor]:
     """The same by its definition: as many backward passes as there are examples."""
     import torch
 
     totals: dict[nn.Parameter, Tensor] = {}
-    parameters = trainable(net)
     for i in range(len(batch)):
         loss = losses(batch[i : i + 1]).sum()
         if not loss.requires_grad:

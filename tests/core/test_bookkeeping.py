@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from cohortium import layers
+from cohortium import rules
 from cohortium.bookkeeping import Book
 from cohortium.clipping import clipped_sum
 from cohortium.errors import PrivacyError
@@ -105,17 +105,17 @@ def agree(net: nn.Module, x: torch.Tensor, *, copies: int = 1, clip: float | Non
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to a norm, whatever the sizes."""
     if request.param == "held":
-        monkeypatch.setattr(layers, "HOLD", 1 << 40)
+        monkeypatch.setattr(rules, "HOLD", 1 << 40)
     elif request.param != "as it is":
-        monkeypatch.setattr(layers, "HOLD", 0)
+        monkeypatch.setattr(rules, "HOLD", 0)
         work = 0.0 if request.param == "ghost" else float("inf")
-        original = layers.ConvolutionUse._gram_work
+        original = rules.ConvolutionUse._gram_work
 
-        def forced(use: layers.ConvolutionUse, positions: int) -> float:
+        def forced(use: rules.ConvolutionUse, positions: int) -> float:
             return max(work, 0.0 if original(use, positions) < float("inf") else float("inf"))
 
-        monkeypatch.setattr(layers.ConvolutionUse, "_gram_work", forced)
-        monkeypatch.setattr(layers, "SLICE", 700)
+        monkeypatch.setattr(rules.ConvolutionUse, "_gram_work", forced)
+        monkeypatch.setattr(rules, "SLICE", 700)
         monkeypatch.setattr("cohortium.patches.GROUPED", 100)
 
 
@@ -132,14 +132,16 @@ CONVOLUTIONS = st.fixed_dictionaries({
 
 @settings(max_examples=40, deadline=None)
 @given(options=CONVOLUTIONS, copies=st.sampled_from([1, 3]))
-@pytest.mark.parametrize("forced", ["held", "ghost", "thrown away"])
+@pytest.mark.parametrize("forced", ["held", "grouped", "ghost", "thrown away"])
 def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 6, **options), nn.GroupNorm(2, 6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "HOLD", 1 << 40 if forced == "held" else 0)
+        patch.setattr(rules, "HOLD", 1 << 40 if forced in {"held", "grouped"} else 0)
+        if forced == "grouped":
+            patch.setattr("cohortium.patches.UNFOLDED", 0)
         if forced == "thrown away":
-            patch.setattr(layers.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
+            patch.setattr(rules.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
         agree(net, torch.randn(3 * copies, 4, 7, 8), copies=copies)
 
 
@@ -152,7 +154,7 @@ def test_linear_layers(shape: list[int], copies: int, hold: int, *, bias: bool) 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7, bias=bias), nn.LayerNorm(7), nn.Linear(7, 2, bias=bias))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "HOLD", hold)
+        patch.setattr(rules, "HOLD", hold)
         agree(net, torch.randn(3 * copies, *shape, 5), copies=copies)
 
 

@@ -22,7 +22,7 @@ wire spending ledger
 vocabulary events
 sessions protocols hooks
 vector sampling counting
-patches layers bookkeeping
+patches rules layers bookkeeping
 clipping
 catalog
 composition scaffold
