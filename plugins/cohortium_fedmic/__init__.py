@@ -10,6 +10,7 @@ from attrs.validators import and_, ge, gt, le
 from cohortium.plugin import (
     Augmentation,
     Cohort,
+    Model,
     Offer,
     Schedule,
     SitePrivacy,
@@ -45,8 +46,9 @@ class FedMIC:
     a site puts the matrices together again before it releases them: the decomposition regularises,
     and saves no bytes under secure aggregation.
 
-    The teacher has the student's architecture, begins with its weights, stays at the site with
-    what it has learned, and is what the site uses itself (`personal`).
+    The teacher stays at the site with what it has learned, and is what the site uses itself
+    (`personal`).  It has the student's architecture and begins with its weights, unless the study
+    names another for it, such as a larger one.
 
     Guarantees:
         Teacher, student and the map between their features are trained by one gradient, which
@@ -55,6 +57,8 @@ class FedMIC:
         before clip and noise, which hide whatever it does.
 
     Attributes:
+        teacher: The model that teachers are built by, each alike; it takes what the student's
+            model makes of an image.  None: a copy of the student.
         epochs: Passes over a site's own data each round.
         steps: Batches each round instead of whole passes; 0 goes by `epochs`.
         batch_size: Examples in a batch; see `fedavg`.
@@ -72,6 +76,7 @@ class FedMIC:
         turns: Augment by quarter turns.
     """
 
+    teacher: Model | None = None
     epochs: int = field(default=1, validator=[ge(1), le(10_000)])
     steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
@@ -93,11 +98,14 @@ class FedMIC:
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """Local steps of both networks; the student's update, cut to its largest parts."""
+        import torch
+
         from cohortium_fedmic._decomposition import lowered
-        from cohortium_fedmic._distillation import Pair
+        from cohortium_fedmic._distillation import SHAPE, Pair, teacher_of
 
         before = vector.flatten(task.net)
-        pair = Pair.of(task.net, task.state)
+        shape = tuple(task.images.shape[1:])
+        pair = Pair.of(task.net, task.state, teacher_of(task.net, task.state, self.teacher, shape))
         optimizer = make_optimizer(
             self.optimizer,
             vector.trainable(pair),
@@ -114,7 +122,7 @@ class FedMIC:
         return Trained(
             vector=lowered(update, task.net, energy=energy),
             weight=float(len(task.labels)),
-            state=pair.state(),
+            state={**pair.state(), SHAPE: torch.tensor(shape)},
         )
 
     def server(
@@ -131,9 +139,9 @@ class FedMIC:
 
     def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """The site's own teacher, or the global network where it has none yet."""
-        from cohortium_fedmic._distillation import teacher_of
+        from cohortium_fedmic._distillation import SHAPE, teacher_of
 
-        return teacher_of(net, state)
+        return teacher_of(net, state, self.teacher, state[SHAPE].tolist()) if state else net
 
 
 @hookimpl

@@ -21,38 +21,40 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortium.plugin import StudyError
+from cohortium.plugin import DataSpec, StudyError, cross_example_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.plugin import Augmentation, Task
+    from cohortium.plugin import Augmentation, Model, Task
 
 LEAST = 1e-2
 """The least A: examples that both have learned would be divided by nothing."""
 
 TEACHER = "teacher."
 MAP = "map"
+SHAPE = "shape"
+"""Of an image, (C, H, W); kept, so that a teacher of another architecture can be built again."""
 
 
 class Pair(nn.Module):
     """The student, which is the site's resident network, the teacher, and the map between them."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, width: int) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
-        self.map = nn.Linear(width, width, bias=False)
+        widths = _last_linear(student).in_features, _last_linear(teacher).in_features
+        self.map = nn.Linear(*widths, bias=False)
         nn.init.eye_(self.map.weight)
 
     @classmethod
-    def of(cls, net: nn.Module, state: Mapping[str, Tensor]) -> Pair:
-        """`net` as the student, with the teacher and the map of `state`, or new ones."""
-        device = next(net.parameters()).device
-        pair = cls(net, teacher_of(net, state), _last_linear(net).in_features).to(device)
+    def of(cls, net: nn.Module, state: Mapping[str, Tensor], teacher: nn.Module) -> Pair:
+        """`net` as the student and `teacher`, with the teacher's weights and the map of `state`."""
+        pair = cls(net, teacher).to(next(net.parameters()).device)
         if state:
             pair.map.weight.data.copy_(state[MAP])
         return pair.train()
@@ -89,13 +91,44 @@ class Pair(nn.Module):
         return total
 
 
-def teacher_of(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A network like `net` with the teacher's weights; `net`'s own where `state` has none."""
-    teacher = copy.deepcopy(net)
+def teacher_of(
+    net: nn.Module, state: Mapping[str, Tensor], model: Model | None, shape: Sequence[int]
+) -> nn.Module:
+    """The teacher with the weights of `state`, if it has any.
+
+    Args:
+        net: The student, whose copy is the teacher where there is no `model`.
+        state: What the site has kept.
+        model: What the teacher is built by.
+        shape: Of what the student sees, (C, H, W).
+
+    Raises:
+        StudyError: `model` builds teachers for images, and the student sees none; or teachers in
+            which the examples of a batch see one another.
+    """
+    teacher = copy.deepcopy(net) if model is None else _built(model, net, shape)
     teacher.zero_grad(set_to_none=True)
     own = {k.removeprefix(TEACHER): v for k, v in state.items() if k.startswith(TEACHER)}
     if own:
         teacher.load_state_dict(own)
+    return teacher
+
+
+def _built(model: Model, net: nn.Module, shape: Sequence[int]) -> nn.Module:
+    if len(shape) != 3:  # noqa: PLR2004
+        raise StudyError(
+            "trainer.teacher takes images, and the student's model makes features of them; leave "
+            "it out, or give the study a model of another kind."
+        )
+    channels, height, width = shape
+    classes = tuple(map(str, range(_last_linear(net).out_features)))
+    spec = DataSpec(channels=channels, height=height, width=width, classes=classes, examples=1)
+    teacher = model.build(spec, 0)
+    if mixing := cross_example_layers(teacher):
+        raise StudyError(
+            f"trainer.teacher mixes the examples of a batch in {mixing[0]}, and its gradient is "
+            "clipped example by example under privacy; use GroupNorm instead."
+        )
     return teacher
 
 

@@ -44,8 +44,8 @@ class Pretrained:
 
     Attributes:
         images: Public or made-up images with labels of any kind, such as `phantom`.
-        network: The model that is trained, `dpresnet` or `resnet18`; a small network of its own
-            where none is given.
+        network: The model that is trained, `dpresnet`, `resnet9` or `resnet18`; a small network
+            of its own where none is given.
         learn: "head": the network stays as it is, and the head sees the averages of its last maps
             over rings and quarter turns, at one norm.  "norms": the head, and the scales and
             shifts of the normalisation layers.  "everything": the training starts from the

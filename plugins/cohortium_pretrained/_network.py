@@ -46,7 +46,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class Mapped(Protocol):
-    """A network whose logits are `head` of the means of its last maps."""
+    """A network whose logits are `head` of what its last maps come to."""
 
     head: nn.Linear
 
@@ -65,7 +65,7 @@ def as_mapped(net: nn.Module) -> Mapped:
         return cast("Mapped", net)
     raise StudyError(
         "model 'pretrained': its network has no method 'maps' and no linear layer 'head'; use "
-        "'dpresnet' or 'resnet18', or leave network out."
+        "'dpresnet', 'resnet9' or 'resnet18', or leave network out."
     )
 
 

@@ -23,13 +23,17 @@ class Network(nn.Module):
         self.second = nn.Sequential(_block(8 * w, 8 * w, norm), _block(8 * w, 8 * w, norm))
         self.head = nn.Linear(8 * w, classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Shapes for 28×28 images."""
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head takes the greatest values of; shapes for 28×28 images."""
         x = self.stem(images)  # (N, 2w, 14, 14)
         x = x + self.first(x)  # (N, 2w, 14, 14)
         x = self.middle(x)  # (N, 8w, 3, 3)
-        x = x + self.second(x)  # (N, 8w, 3, 3)
-        logits: torch.Tensor = self.head(x.amax((2, 3)))
+        last: torch.Tensor = x + self.second(x)  # (N, 8w, 3, 3)
+        return last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.head(self.maps(images).amax((2, 3)))
         return logits
 
 

@@ -70,6 +70,7 @@ MORE: list[tuple[str, str, list[str]]] = [
     ),
     ("trainer", "fedavg", ["steps=2", "flips=true", "turns=true", "copies=2"]),
     ("trainer", "fedmic", ["steps=2", "flips=true", "optimizer=adam"]),
+    ("trainer", "fedmic", ["steps=2", "teacher={name='cnn',width=6}"]),
     ("trainer", "fedsgd", ["flips=true", "copies=2"]),
 ]
 """Further parameters, which lead down other paths."""

@@ -16,10 +16,13 @@ from torch.nn import functional
 
 from cohortium import Federation, vector
 from cohortium.errors import CohortiumError, PrivacyError
+from cohortium.plugin import Model
 from cohortium.testing import samples
+from cohortium_cnn import CNN
 from cohortium_fedmic import FedMIC
 from cohortium_fedmic._decomposition import lowered, truncated
 from cohortium_fedmic._distillation import LEAST, Pair
+from cohortium_resnet9 import ResNet9
 
 
 @settings(deadline=None)
@@ -53,7 +56,7 @@ def test_vectors_and_statistics_are_left_as_they_are() -> None:
 
 
 def _pair() -> tuple[Pair, torch.Tensor, torch.Tensor]:
-    pair = Pair.of(samples.network(), {})
+    pair = Pair(samples.network(), samples.network())
     with torch.no_grad():
         for n, parameter in enumerate(pair.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(n))
@@ -162,6 +165,37 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
         assert torch.equal(tensor, state[f"teacher.{name}"])
     fresh = trainer.personal(net, {})
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), net.parameters(), strict=True))
+
+
+def test_a_teacher_may_be_larger_than_the_student() -> None:
+    from cohortium.testing.probes import Probe, train
+
+    trainer = FedMIC(steps=2, learning_rate=0.1, teacher=CNN(width=6))
+    first = train(trainer, Probe([np.arange(8)], fill=None))
+    again = train(trainer, Probe([np.arange(8)], fill=None), round=1, state=first.state)
+    student, images = samples.network(), torch.rand(2, 3, samples.SIDE, samples.SIDE)
+    assert len(again.vector) == vector.length(student)
+    own = trainer.personal(student, again.state)
+    assert vector.length(own) > 5 * vector.length(student)
+    assert own(images).shape == (2, 4)
+    for name, tensor in own.state_dict().items():
+        assert torch.equal(tensor, again.state[f"teacher.{name}"])
+    assert again.state["map"].shape[1] == 16
+    assert trainer.personal(student, {}) is student
+
+
+@pytest.mark.parametrize(
+    ("model", "teacher", "why"),
+    [
+        ("descriptor", CNN(), "teacher takes images"),
+        ("cnn", ResNet9(width=2), "mixes the examples"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused_before_the_run(
+    model: str, teacher: Model, why: str
+) -> None:
+    with pytest.raises(CohortiumError, match=why):
+        tiny(model=model, trainer=FedMIC(teacher=teacher)).prepare()
 
 
 def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
 from cohortium_pretrained import Pretrained
+from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 
 SPEC = DataSpec(
@@ -284,7 +285,9 @@ def test_pretraining_learns_what_its_images_show() -> None:
     assert float((found == torch.from_numpy(train.labels)).float().mean()) > 0.28
 
 
-@pytest.mark.parametrize("network", [None, DPResNet(width=4), ResNet18(width=4)])
+@pytest.mark.parametrize(
+    "network", [None, DPResNet(width=4), ResNet9(width=4, norm="group"), ResNet18(width=4)]
+)
 def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | None) -> None:
     def model(learn: Any) -> Pretrained:
         return Pretrained(images=CELLS, network=network, width=4, epochs=1, learn=learn)
