@@ -39,6 +39,8 @@ class Account:
     def admit(self, session: bytes, price: Price, attempts: int) -> None:
         """Refuse a run that could not be paid to its end, as things stand; charge nothing.
 
+        Without a budget there is nothing to refuse, and the ledger need not be there yet.
+
         Args:
             session: Names the run; of one that goes on after a restart, what is charged counts.
             price: Of one attempt.
@@ -47,6 +49,8 @@ class Account:
         Raises:
             RefusalError: It would overspend, or the ledger cannot be read.
         """
+        if self.budget is None:
+            return
         try:
             with self.ledger.reading() as book:
                 spent = book.prices(self.data)

@@ -73,6 +73,8 @@ def agree(
 
     device = resolve_device(federation.device)
     seeds, cohort = Seeds(federation.seed), cohort_of(federation, spec)
+    # The cheapest refusal first: noise is sought for seconds.
+    federation.aggregator.secrecy(cohort)
     net = federation.model.build(spec, seeds.integer("weights"))
     _try_out(federation, spec, net)
     work = federation.trainer.work(cohort)

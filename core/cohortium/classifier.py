@@ -39,6 +39,7 @@ class Classifier:
     """A network, and what is done to an image before it.
 
     Attributes:
+        folder: Of the run's record.
         facts: What is public about the data that it was trained on.
         model: Prepares images.
         net: In evaluation mode, on the CPU.
@@ -48,6 +49,7 @@ class Classifier:
         result: The content of the run's `result.json`, or None where the run is not complete.
     """
 
+    folder: Path
     facts: DataFacts
     model: Model
     net: nn.Module = field(repr=False)
@@ -92,6 +94,7 @@ class Classifier:
         except (KeyError, ValueError) as error:
             raise DataError(f"{path} does not say after which round it was written.") from error
         return cls(
+            folder=folder,
             facts=known,
             model=model,
             net=net.eval(),

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
-from attrs.validators import ge, min_len, optional
+from attrs.validators import and_, ge, le, min_len, optional
 
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+MOST_EXAMPLES = 10_000_000_000
+"""Declared by all sites together: more were surely mistyped."""
 
 
 def laid_out(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -41,12 +45,12 @@ class DataSpec:
         patients: Declared number of patients over all sites; None where examples name none.
     """
 
-    channels: int = field(validator=ge(1))
-    height: int = field(validator=ge(1))
-    width: int = field(validator=ge(1))
+    channels: int = field(validator=[ge(1), le(1 << 10)])
+    height: int = field(validator=[ge(1), le(1 << 15)])
+    width: int = field(validator=[ge(1), le(1 << 15)])
     classes: tuple[str, ...] = field(validator=min_len(1))
-    examples: int = field(validator=ge(1))
-    patients: int | None = field(default=None, validator=optional(ge(1)))
+    examples: int = field(validator=[ge(1), le(MOST_EXAMPLES)])
+    patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MOST_EXAMPLES))))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 MOST_THREADS = 4096
 """Beyond any machine; more would have OpenMP end the process rather than say so."""
 
+MOST_SITES = 1 << 16
+"""As a directory holds, and a graph of shareholders is made for."""
+
+MOST_ROUNDS = 1_000_000
+"""Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
+
 PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
 
@@ -151,19 +157,19 @@ class Federation:
     aggregator: Aggregator = field(converter=_aggregator)
     engine: Engine = field(factory=lambda: _engine("inline"), converter=_engine)
 
-    sites: int = field(default=10, validator=ge(1))
-    rounds: int = field(default=60, validator=ge(1))
+    sites: int = field(default=10, validator=[ge(1), le(MOST_SITES)])
+    rounds: int = field(default=60, validator=[ge(1), le(MOST_ROUNDS)])
     seed: int = field(default=1, validator=ge(0))
     cohort: int = field(default=0, validator=ge(0))
     min_sites: int = field(default=1, validator=ge(1))
-    retries: int = field(default=0, validator=ge(0))
+    retries: int = field(default=0, validator=[ge(0), le(MOST_ROUNDS)])
     deadline: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
     device: str = "cpu"
     threads: int = field(default=0, validator=[ge(0), le(MOST_THREADS)])
     adversary: Adversary = field(
         default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
     )
-    colluding: int = field(default=0, validator=ge(0))
+    colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
     seeded_noise: bool = False
     directory: str = ""
     evaluate_every: int = field(default=1, validator=ge(0))

@@ -147,21 +147,22 @@ class RunFolder:
                 "whole folder back as it was, or begin another run."
             )
 
-    def ledger(self) -> Ledger:
-        """A ledger of what the simulated sites spend; made only where no round has begun.
+    def require_ledger(self) -> None:
+        """See to it that there is a ledger; one is made only where no round has begun.
 
-        Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process:
-        waiting for the disk 600 times would take longer than the sums.
+        Raises:
+            RunError: It is gone.
+            LedgerError: It cannot be made.
         """
-        ledger = Ledger(self.path / LEDGER, is_synced=False)
-        if not ledger.path.exists():
-            if self.log.begun >= 0:
-                raise RunError(
-                    f"{ledger.path} is gone, though attempts are charged there; put the whole "
-                    "folder back as it was, or begin another run."
-                )
-            ledger.create()
-        return ledger
+        ledger = ledger_in(self.path)
+        if ledger.path.exists():
+            return
+        if self.log.begun >= 0:
+            raise RunError(
+                f"{ledger.path} is gone, though attempts are charged there; put the whole "
+                "folder back as it was, or begin another run."
+            )
+        ledger.create()
 
     def read_checkpoint(self) -> Checkpoint | None:
         """How things stood after the last round; None where the first had not begun.
@@ -282,15 +283,36 @@ def study_of(path: Path) -> Path:
     return path / STUDY
 
 
+def ledger_in(path: Path) -> Ledger:
+    """Of what the simulated sites of the run in `path` spend; the file need not be there yet.
+
+    Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process: waiting
+    for the disk 600 times would take longer than the sums.
+    """
+    return Ledger(path / LEDGER, is_synced=False)
+
+
 def require_new(path: Path) -> None:
     """Refuse early what `RunFolder.create` would: before data are loaded and noise calibrated.
 
     Raises:
         StudyError: A run's folder cannot be made there, or something is in it.
     """
+    require_folder(path)
+    try:
+        _require_blank(path)
+    except OSError as error:
+        raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+
+
+def require_folder(path: Path) -> None:
+    """Refuse early what making the folder `path`, if it is not there, and a file in it would.
+
+    Raises:
+        StudyError: Nothing can be written there.
+    """
     try:
         require_place(path, is_folder=True)
-        _require_blank(path)
     except OSError as error:
         raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
 
@@ -307,6 +329,15 @@ def require_new_file(path: Path, *, remedy: str) -> None:
     """
     if path.exists():
         raise StudyError(f"{path} exists already; {remedy}.")
+    require_file(path)
+
+
+def require_file(path: Path) -> None:
+    """Refuse early what writing a file at `path`, in place of one that is there, would.
+
+    Raises:
+        StudyError: Nothing can be written there.
+    """
     try:
         require_place(path)
     except OSError as error:

@@ -111,7 +111,10 @@ class Identity:
         try:
             create_whole(path, pem)
         except FileExistsError:
-            raise IdentityError(f"{path} exists, and a key is never overwritten.") from None
+            raise IdentityError(
+                f"{path} exists, and a key is never overwritten; `cohortium keygen` shows its "
+                "public half with --show."
+            ) from None
         except OSError as error:
             raise IdentityError(f"cannot write the key {path}: {error.strerror}.") from error
 

@@ -70,6 +70,11 @@ class Ready:
         assert self.loaded is not None
         return self.loaded
 
+    @property
+    def is_charged(self) -> bool:
+        """Whether attempts stand in the run's own ledger: hospitals keep theirs themselves."""
+        return self.setting.plan.mechanism is not None and not self.is_deployed
+
     def require_simulated(self) -> None:
         """Refuse a deployment.
 

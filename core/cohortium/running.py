@@ -15,7 +15,7 @@ from cohortium.coordinator import Coordinator
 from cohortium.errors import RunError, StoppedError
 from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.folder import RunFolder
+from cohortium.folder import STATES, RunFolder, ledger_in
 from cohortium.history import History
 from cohortium.invitations import muster
 from cohortium.personal import score_sites
@@ -24,7 +24,7 @@ from cohortium.rounds import Rounds
 from cohortium.standing import Standing, origin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from cohortium.data import Examples
@@ -47,14 +47,16 @@ def begin(
     """Run a study that is ready; see `Federation.run`."""
     coordinator = Coordinator(ready.setting)
     listeners = [observer.watch() for observer in observers]
-    if out is None:
-        standing = Standing(ready=ready, coordinator=coordinator)
-        return Run(standing, listeners, stop, engine).carry_out()
-    with RunFolder.create(out, ready.federation.as_toml()) as folder:
-        standing = Standing(
-            ready=ready, coordinator=coordinator, folder=folder, origin=origin_of(ready)
-        )
-        return Run(standing, listeners, stop, engine).carry_out()
+    # The folder last: whoever has a say may refuse until then, and nothing is there to clear away.
+    with _at_work(ready, out, engine) as (exchange, told):
+        if out is None:
+            standing = Standing(ready=ready, coordinator=coordinator)
+            return Run(standing, exchange, listeners, stop).carry_out(told)
+        with RunFolder.create(out, ready.federation.as_toml()) as folder:
+            standing = Standing(
+                ready=ready, coordinator=coordinator, folder=folder, origin=origin_of(ready)
+            )
+            return Run(standing, exchange, listeners, stop).carry_out(told)
 
 
 def resume(
@@ -73,7 +75,29 @@ def resume(
     )
     if checkpoint is not None:
         standing.restore(checkpoint)
-    return Run(standing, [observer.watch() for observer in observers], stop).carry_out()
+    listeners = [observer.watch() for observer in observers]
+    with _at_work(ready, folder.path) as (exchange, told):
+        return Run(standing, exchange, listeners, stop).carry_out(told)
+
+
+@contextlib.contextmanager
+def _at_work(
+    ready: Ready, out: Path | None, engine: Engine | None = None
+) -> Iterator[tuple[Exchange, tuple[str, ...]]]:
+    """The engine with its sites, and what hospitals have warned of; nothing is written for it.
+
+    Args:
+        ready: The study.
+        out: Where simulated sites will find their ledger, and what their trainer keeps.
+        engine: One that is at work already, in place of the study's.
+    """
+    ledger = ledger_in(out) if out is not None and ready.is_charged else None
+    states = None if out is None else out / STATES
+    exchange = (engine or ready.federation.engine).open(ready.recipes(ledger, states))
+    try:
+        yield exchange, muster(exchange, ready) if ready.is_deployed else ()
+    finally:
+        exchange.close()
 
 
 @frozen(eq=False)
@@ -82,15 +106,15 @@ class Run:
 
     Attributes:
         standing: How far it is.
+        exchange: Reaches the sites.
         listeners: Observers, of this run.
         stop: Whether somebody has asked for its end; looked at before each attempt.
-        engine: One that is at work already, in place of the study's.
     """
 
     standing: Standing
+    exchange: Exchange
     listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
-    engine: Engine | None = None
 
     @property
     def ready(self) -> Ready:
@@ -102,26 +126,23 @@ class Run:
         """Where it is kept, or None."""
         return self.standing.folder
 
-    def carry_out(self) -> Result:
-        """Drive every round that is left, and score what comes out."""
-        ready, folder = self.ready, self.folder
-        # Hospitals keep ledgers of their own.
-        is_charged = ready.setting.plan.mechanism is not None and not ready.is_deployed
-        ledger = folder.ledger() if folder is not None and is_charged else None
-        states = None if folder is None else folder.states
-        exchange = (self.engine or ready.federation.engine).open(ready.recipes(ledger, states))
+    def carry_out(self, told: tuple[str, ...]) -> Result:
+        """Drive every round that is left, and score what comes out.
+
+        Args:
+            told: What hospitals have warned of.
+        """
+        if self.folder is not None and self.ready.is_charged:
+            self.folder.require_ledger()
         try:
-            told = muster(exchange, ready) if ready.is_deployed else ()
-            return self._to_end(exchange, told)
+            return self._to_end(told)
         except BaseException as error:
             # What an observer makes of it must not hide what it was.
             with contextlib.suppress(Exception):
                 self.tell(RunFailed(reason=str(error) or type(error).__name__))
             raise
-        finally:
-            exchange.close()
 
-    def _to_end(self, exchange: Exchange, told: tuple[str, ...]) -> Result:
+    def _to_end(self, told: tuple[str, ...]) -> Result:
         standing = self.standing
         if self.folder is not None:
             self.folder.write_facts(self.ready.facts)
@@ -131,7 +152,7 @@ class Run:
         rounds = Rounds(
             setting=self.ready.setting,
             coordinator=standing.coordinator,
-            exchange=exchange,
+            exchange=self.exchange,
             deadline=self.ready.federation.deadline or None,
             goal=standing.goal,
             attempt=standing.attempt,

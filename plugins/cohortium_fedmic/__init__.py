@@ -77,9 +77,9 @@ class FedMIC:
     """
 
     teacher: Model | None = None
-    epochs: int = field(default=1, validator=ge(1))
-    steps: int = field(default=0, validator=ge(0))
-    batch_size: int = field(default=32, validator=ge(1))
+    epochs: int = field(default=1, validator=[ge(1), le(10_000)])
+    steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
+    batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     optimizer: str = "sgd"
     learning_rate: float = field(default=0.05, validator=gt(0))
     options: dict[str, float | bool] = field(factory=dict)

@@ -69,7 +69,7 @@ class FedSGD:
     copies: int = field(default=1, validator=[ge(1), le(1024)])
     class_weights: tuple[float, ...] = ()
     average: float = field(default=0.0, validator=[ge(0), le(1)])
-    prelude: int = field(default=0, validator=ge(0))
+    prelude: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
     def work(self, cohort: Cohort) -> Work:  # noqa: ARG002
         """One batch a round."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, le
 
 from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 
@@ -33,8 +33,8 @@ class Flower:
         poll: Seconds between looks for replies.
     """
 
-    gathering: float = field(default=120.0, validator=ge(0))
-    poll: float = field(default=0.5, validator=gt(0))
+    gathering: float = field(default=120.0, validator=[ge(0), le(1e6)])
+    poll: float = field(default=0.5, validator=[ge(1e-3), le(3600)])
 
     def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
         """Refuse: the coordinator of a deployment is started by Flower.

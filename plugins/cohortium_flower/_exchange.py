@@ -86,6 +86,8 @@ class FlowerExchange:
     nodes: dict[SiteId, NodeId] = field(factory=dict)
     _called: set[NodeId] = field(factory=set)
     _heard: set[NodeId] = field(factory=set)
+    # A node that is asked again and again is complained of once.
+    _complaints: dict[NodeId, str] = field(factory=dict)
 
     def exchange(
         self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
@@ -102,7 +104,7 @@ class FlowerExchange:
     def close(self) -> None:
         """Forget the nodes; Flower keeps the connections."""
         self.nodes = {}
-        self._called, self._heard = set(), set()
+        self._called, self._heard, self._complaints = set(), set(), {}
 
     def _gather(self, wanted: Mapping[SiteId, bytes]) -> None:
         """Find the sites that are wanted; wait for them if it is the first time.
@@ -153,11 +155,13 @@ class FlowerExchange:
         try:
             present = decode(reply, Present, limit=1 << 10)
         except MessageError as error:
-            _log(f"node {node} says nothing of which site it is: {error}")
+            self._complain(node, f" says nothing of which site it is: {error}")
             return None
         directory, text = self.engine.directory, Present.statement(challenge, present.site)
         if directory and not directory.verify(present.site, present.signature, text):
-            _log(f"node {node} says that it is site {present.site}, and has not that site's key.")
+            self._complain(
+                node, f" says that it is site {present.site}, and has not that site's key."
+            )
             return None
         return present.site
 
@@ -177,7 +181,7 @@ class FlowerExchange:
         while waiting and clock() < until:
             for reply in grid.pull_messages([*waiting]):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                answer = None if node is None else _bytes_of(node, reply)
+                answer = None if node is None else self._bytes_of(node, reply)
                 if node is not None and answer is not None:
                     yield node, answer
             if clock() >= look:
@@ -186,21 +190,24 @@ class FlowerExchange:
             if waiting:
                 self.engine.sleep(self.engine.terms.poll)
         for node in waiting.values():
-            _log(f"node {node} has not answered in time.")
+            self._complain(node, " has not answered in time.")
 
+    def _bytes_of(self, node: NodeId, reply: Message) -> bytes | None:
+        if reply.has_error():
+            self._complain(node, f": {reply.error.reason}")
+            return None
+        try:
+            (answer,) = unpacked(reply.content, "reply")
+        except MessageError as error:
+            self._complain(node, f": {error}")
+            return None
+        self._complaints.pop(node, None)
+        return answer
 
-def _bytes_of(node: NodeId, reply: Message) -> bytes | None:
-    if reply.has_error():
-        _log(f"node {node}: {reply.error.reason}")
-        return None
-    try:
-        (answer,) = unpacked(reply.content, "reply")
-    except MessageError as error:
-        _log(f"node {node}: {error}")
-        return None
-    return answer
-
-
-def _log(sentence: str) -> None:
-    shown = "".join(letter if letter.isprintable() else "?" for letter in sentence)
-    logging.getLogger("flwr").warning("cohortium: %s", shown)
+    def _complain(self, node: NodeId, what: str) -> None:
+        """Log what is amiss with a node, unless that was said of it last."""
+        if self._complaints.get(node) == what:
+            return
+        self._complaints[node] = what
+        shown = "".join(letter if letter.isprintable() else "?" for letter in what)
+        logging.getLogger("flwr").warning("cohortium: node %d%s", node, shown)

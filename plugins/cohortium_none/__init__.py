@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
-from attrs.validators import gt
+from attrs.validators import ge, le
 
 from cohortium.plugin import (
     Cohort,
@@ -41,8 +41,8 @@ class Unprivate:
         step: Updates are rounded to multiples of it.
     """
 
-    bound: float = field(default=64.0, validator=gt(0))
-    step: float = field(default=2.0**-17, validator=gt(0))
+    bound: float = field(default=64.0, validator=[ge(1e-30), le(1e30)])
+    step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> UnprivatePlan:
         """A ring for the weighted sum, with one more element for the sum of the weights."""

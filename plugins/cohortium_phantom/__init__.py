@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import evolve, field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, le
 
 from cohortium.plugin import Dataset, Examples, Offer, Seeds, Splits, hookimpl
 from cohortium_phantom._draw import CELL_TYPES, draw
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COHORTIUM_API = 1
+
+MOST_IMAGES = 10_000_000
+"""Of a part: drawing more would take days."""
 
 
 @frozen(kw_only=True)
@@ -40,10 +43,10 @@ class Phantom:
         seed: Equal seeds, equal images.
     """
 
-    examples: int = field(default=6000, validator=ge(1))
-    validation: int = field(default=1000, validator=ge(0))
-    test: int = field(default=2000, validator=ge(0))
-    images_per_patient: int = field(default=0, validator=ge(0))
+    examples: int = field(default=6000, validator=[ge(1), le(MOST_IMAGES)])
+    validation: int = field(default=1000, validator=[ge(0), le(MOST_IMAGES)])
+    test: int = field(default=2000, validator=[ge(0), le(MOST_IMAGES)])
+    images_per_patient: int = field(default=0, validator=[ge(0), le(MOST_IMAGES)])
     seed: int = field(default=0, validator=ge(0))
 
     def load(self) -> Splits:

@@ -77,10 +77,10 @@ class Pretrained:
     learn: Literal["head", "norms", "everything"] = field(
         default="head", validator=in_(("head", "norms", "everything"))
     )
-    width: int = field(default=32, validator=ge(1))
-    epochs: int = field(default=6, validator=ge(1))
+    width: int = field(default=32, validator=[ge(1), le(1 << 14)])
+    epochs: int = field(default=6, validator=[ge(1), le(10_000)])
     seed: int = field(default=1, validator=ge(0))
-    norm: float = field(default=70.0, validator=gt(0))
+    norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
     floor: float = field(default=1e-3, validator=gt(0))
     moments: bool = False

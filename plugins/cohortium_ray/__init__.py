@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, le
 
 from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 
@@ -49,8 +49,8 @@ class Ray:
     """
 
     address: str = "local"
-    workers: int = field(default=0, validator=ge(0))
-    gpus: float = field(default=0.0, validator=ge(0))
+    workers: int = field(default=0, validator=[ge(0), le(1 << 16)])
+    gpus: float = field(default=0.0, validator=[ge(0), le(1024)])
 
     def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> RayExchange:
         """Connect, start the workers, and have them make their sites.

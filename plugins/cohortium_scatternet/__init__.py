@@ -6,10 +6,11 @@ and Tramèr and Boneh 2021 (arXiv 2011.11660) for a linear layer on it, the latt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, le
 
 from cohortium.plugin import DataSpec, Model, Offer, hookimpl, linear_head
 
@@ -41,10 +42,10 @@ class ScatterNet:
         privacy.
     """
 
-    scales: int = field(default=2, validator=ge(1))
-    angles: int = field(default=8, validator=ge(1))
+    scales: int = field(default=2, validator=[ge(1), le(10)])
+    angles: int = field(default=8, validator=[ge(1), le(64)])
     groups: int = field(default=27, validator=ge(0))
-    norm: float = field(default=70.0, validator=gt(0))
+    norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
 
     def __attrs_post_init__(self) -> None:
         """Refuse groups that do not come out even."""
@@ -66,12 +67,27 @@ class ScatterNet:
 
         from cohortium_scatternet._scattering import scattering
 
-        rows = scattering(images, scales=self.scales, angles=self.angles)  # (N, C, K, h, w)
+        rows = scattering(  # (N, C, K, h, w)
+            images, scales=self.scales, angles=self.angles, banks=self._bank
+        )
         if self.groups:
             rows = group_norm(rows.flatten(1, 2), rows.shape[1] * self.groups)
         rows = rows.flatten(1)
         length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
         return rows * (self.norm / length)
+
+    @cached_property
+    def _banks(self) -> dict[tuple[int, int], Any]:
+        """Filters by the grid that they are for: making them takes longer than using them once."""
+        return {}
+
+    def _bank(self, height: int, width: int) -> Any:
+        from cohortium_scatternet._scattering import bank
+
+        grid = height, width
+        if grid not in self._banks:
+            self._banks[grid] = bank(*grid, self.scales, self.angles)
+        return self._banks[grid]
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer; at zero, it needs no seed."""

@@ -16,7 +16,6 @@ so that the transform of real images takes distances between them up nowhere.
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +25,8 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Banks = Callable[[int, int], "Bank"]
 
 IMAGES_AT_ONCE = 16
 WRAPS = 3
@@ -58,13 +59,14 @@ def coarse(side: int, scales: int) -> int:
     return -(-side // (1 << scales))
 
 
-def scattering(images: Tensor, *, scales: int, angles: int) -> Tensor:
+def scattering(images: Tensor, *, scales: int, angles: int, banks: Banks | None = None) -> Tensor:
     """Maps (N, C, K, h, w) of images (N, C, H, W), which are mirrored at their sides.
 
     Args:
         images: Real; no side shorter than 2^(scales + 1) pixels.
         scales: J.
         angles: L.
+        banks: What `bank` gives for a grid's height and width, from somebody who keeps it.
 
     Raises:
         ValueError: The images are too small.
@@ -75,24 +77,27 @@ def scattering(images: Tensor, *, scales: int, angles: int) -> Tensor:
             f"scattering of {scales} scales needs images of at least {least} pixels a side, not "
             f"{images.shape[2]}x{images.shape[3]}."
         )
+    margin = 2**scales
+    # In whole steps, and mirrored by one at each end.
+    height, width = ((coarse(side, scales) + 2) * margin for side in images.shape[2:])
+    filters = bank(height, width, scales, angles) if banks is None else banks(height, width)
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images; its caller chooses that.
-        return _scattering(images, scales, angles)
+        return _scattering(images, filters, scales)
     if not len(images):
         maps = 1 + scales * angles + angles**2 * scales * (scales - 1) // 2
         places = (coarse(side, scales) for side in images.shape[2:])
         return images.new_empty(0, images.shape[1], maps, *places)
     parts = torch.split(images, IMAGES_AT_ONCE)
-    return torch.cat([_scattering(part, scales, angles) for part in parts])
+    return torch.cat([_scattering(part, filters, scales) for part in parts])
 
 
-def _scattering(images: Tensor, scales: int, angles: int) -> Tensor:
+def _scattering(images: Tensor, filters: Bank, scales: int) -> Tensor:
     margin, (height, width) = 2**scales, images.shape[2:]
     steps = coarse(height, scales), coarse(width, scales)
     more = steps[0] * margin - height, steps[1] * margin - width  # to whole steps
     sides = (margin, margin + more[1], margin, margin + more[0])
     x = functional.pad(images, sides, mode="reflect")
-    filters = bank(x.shape[2], x.shape[3], scales, angles)
     bands = filters.bands.to(x)
     down, across = (matrix.to(x) for matrix in filters.averages(margin))
 
@@ -113,7 +118,6 @@ def _scattering(images: Tensor, scales: int, angles: int) -> Tensor:
     return torch.cat([*out, *second], 2)
 
 
-@cache
 def bank(height: int, width: int, scales: int, angles: int) -> Bank:
     """Filters for a grid of this size, in single precision."""
     low = _gaussian(height, scales), _gaussian(width, scales)

@@ -31,6 +31,26 @@ SHARED = ["federation.colluding=1", "federation.min_sites=8", "privatizer.name=s
         [*SHARED, "privatizer.clip=1e300"],
         [*SHARED, "privatizer.rounding=1e-300"],
         ["federation.rounds=1e11"],
+        ["federation.rounds=100000000000"],
+        ["federation.retries=100000000000"],
+        ["federation.sites=100000000000"],
+        ["federation.colluding=100000000000"],
+        ["dataset.examples=1000000000000"],
+        ["trainer.prelude=1000000000000"],
+        *(
+            [f"trainer.name={name}", f"trainer.{key}=1000000000000"]
+            for name in ("fedavg", "fedprox", "fedmic")
+            for key in ("epochs", "steps", "batch_size")
+        ),
+        ["aggregator.threshold=1000000000000"],
+        ["aggregator.threads=1000000000000"],
+        ["engine.name=ray", "engine.workers=1000000000000"],
+        ["engine.name=flower", "engine.gathering=1e300"],
+        ["engine.name=flower", "engine.poll=1e-300"],
+        ["privatizer.name=none", "privatizer.bound=1e300"],
+        ["privatizer.name=none", "privatizer.step=1e-300"],
+        ["model.name=scatternet", "model.groups=0", "model.scales=1000000000"],
+        ["model.name=scatternet", "model.groups=0", "model.angles=1000000000"],
         ["federation.sites=0"],
         ["federation.seed=-1"],
         ["trainer.copies=100000000"],
@@ -86,6 +106,14 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["deal", "--out", "."], ". is not empty; give another folder with --out."),
         (["audit", "--out", "file"], "file exists already; give another file with --out."),
         (["audit", "--out", "no/found.json"], "cannot write no/found.json: No such file or dir"),
+        (["predict", "run", "a.png", "--out", "no/called.csv"], "cannot write no/called.csv: No"),
+        (["predict", "run", "a.png", "--out", "file"], "file exists already; give another file"),
+        (["report", "run", "--out", "no/report.html"], "cannot write no/report.html: No such"),
+        (["report", "run", "--out", "file/report.html"], "cannot write file/report.html: Not a"),
+        (["keygen", "0", "--out", "no/key.pem"], "cannot write the key no/key.pem: No such file"),
+        (["keygen", "0", "--out", "file"], "file exists, and a key is never overwritten"),
+        (["new-plugin", "mine", "--role", "model", "--out", "file"], "cannot write file/"),
+        (["ledger", "no/ledger.sqlite", "--create"], "cannot write the ledger no/ledger.sqlite"),
         (["init", "no/study.toml", "--yes"], "cannot write no/study.toml: No such file or dir"),
         (["init", "file/study.toml", "--yes"], "cannot write file/study.toml: Not a directory."),
     ],
@@ -140,6 +168,26 @@ def test_what_another_name_leaves_out_is_told(tmp_path: Path) -> None:
     assert told.startswith("--set privatizer.name=skellam: epsilon, delta of [privatizer] in ")
     assert not study.left_out(path, ["privatizer.name=gaussian", "model.name=cnn"])
     assert not study.left_out(None, ["privatizer.name=skellam"])
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "audit", "deal"])
+@pytest.mark.usefixtures("idle")
+def test_every_command_that_reads_a_study_tells_it(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def prepare(_: Federation) -> None:
+        raise StudyError("enough.")
+
+    monkeypatch.setattr(Federation, "prepare", prepare)
+    (tmp_path / "study.toml").write_text("[trainer]\nlearning_rate = 0.1\n")
+    setting = ["--set", "trainer.name=fedavg"]
+    with pytest.raises(SystemExit):
+        main([command, "study.toml", *setting, *(["--out", "new"] if command == "deal" else [])])
+    told = "--set trainer.name=fedavg: learning_rate of [trainer] in study.toml were for 'fedsgd', "
+    assert capsys.readouterr().err.startswith(told)
 
 
 def _refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -149,6 +149,8 @@ class Net(nn.Sequential):
         (["--set", "trainer.flips=true"], "flips and turns need a model whose inputs are images"),
         (["--set", "trainer.class_weights=[1.0,2.0]"], "2 class weights, but 8 classes"),
         (["--set", "trainer.optimizer=sgdd"], "did you mean sgd"),
+        (["--set", "engine.name=ray"], "pip install 'cohortium[ray]'"),
+        (["--observe", "tensorboard"], "pip install 'cohortium[tensorboard]'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -160,6 +162,8 @@ def test_a_wrong_request_is_one_sentence_and_leaves_nothing(
     if "partitioner.name=dirichlet" in arguments:
         plugin(plugins, "secondplug", "second", SECOND)
     (plugins / "norm.py").write_text(NORM)
+    for extra in ("ray", "tensorboard"):  # as if it were not installed
+        (plugins / f"{extra}.py").write_text("raise ImportError('there is none')")
     (tmp_path / "study.toml").write_text('[federation]\nsites = "ten"\n')
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 damaged")
     (tmp_path / "full").mkdir()

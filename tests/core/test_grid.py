@@ -83,6 +83,19 @@ def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
     assert cell.name == "flips=false"
 
 
+def test_a_combination_sets_what_its_choices_do_not(tmp_path: Path) -> None:
+    joint = """
+[[grid.where]]
+cells = { sites = 5, privacy = "on" }
+set = { privatizer.clip = 3.5 }
+"""
+    path = write(tmp_path, GRID + joint + STUDY)
+    clips = [cell.tables["privatizer"].get("clip") for cell in grids.read(path).cells()]
+    assert clips == [None, 7.0, None, 3.5]
+    with pytest.raises(StudyError, match=r"the grid varies privatizer\.clip"):
+        grids.read(path, ["privatizer.clip=2.0"])
+
+
 def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
     grid = grids.read(write(tmp_path, GRID + STUDY))
     chosen = grid.select(["sites=4", "sites=5", "privacy=on", "seed=2"])
@@ -124,6 +137,11 @@ def test_settings_reach_every_cell_but_not_what_the_grid_varies(tmp_path: Path) 
         ("grid = 3", "must be a table"),
         ("[grid]\nexclude = 3", "a list of tables"),
         ("[grid]\nexclude = [{ sites = 4 }]", "there is no sites = 4"),
+        ("[grid]\nwhere = [{ sites = 4 }]", "must have two tables"),
+        (
+            "[[grid.where]]\ncells = { sites = 4 }\nset = { model.width = 3 }",
+            "there is no sites = 4",
+        ),
         (
             "\n".join(["[grid]", *(f'"model.k{n}" = {list(range(11))}' for n in range(4))]),
             "more than 10000",

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cohortium.cli import app
-from cohortium.errors import IdentityError
+from cohortium.errors import IdentityError, StudyError
 from cohortium.identity import Directory, Identity, line_of
 from cohortium.randomness import Randomness
 
@@ -183,5 +183,11 @@ def test_keygen_writes_a_key_and_prints_its_line(tmp_path: Path) -> None:
     assert result.exit_code == 0
     directory = Directory.parse(f"cohortium directory 1\n{result.output}")
     assert directory.keys == (Identity.read(path).public,)
+    shown = CliRunner().invoke(app, ["keygen", "0", "--show", str(path)])
+    assert (shown.exit_code, shown.output) == (0, result.output)
+    both = CliRunner().invoke(app, ["keygen", "0", "--show", str(path), "--out", str(path)])
+    assert isinstance(both.exception, StudyError)
+    none = CliRunner().invoke(app, ["keygen", "0", "--show", str(tmp_path / "none.pem")])
+    assert isinstance(none.exception, IdentityError)
     again = CliRunner().invoke(app, ["keygen", "0", "--out", str(path)])
     assert isinstance(again.exception, IdentityError)

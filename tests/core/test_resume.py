@@ -147,6 +147,40 @@ class Outage:
         return Faulty(lambda _, k, reply: None if k < self.lost else reply).open(sites)
 
 
+class Unlicensed:
+    """An engine that cannot work here."""
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        raise StudyError("the engine has no licence.")
+
+
+class Deserted:
+    """An engine whose hospitals are not there."""
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+        assert sites is None
+        return self
+
+    def exchange(
+        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+    ) -> Iterator[tuple[SiteId, bytes]]:
+        yield from ()
+
+    def close(self) -> None: ...
+
+
+def test_what_the_engine_or_a_hospital_refuses_leaves_nothing(tmp_path: Path) -> None:
+    private = tiny(engine=Unlicensed(), privatizer=Gaussian(unit="site"))
+    spec = Squares().load().spec
+    deployed = tiny(engine=Deserted(), dataset=None, partitioner=None, data=spec)
+    for study, words in ((private, "no licence"), (deployed, "6 of 6 sites do not take part")):
+        recorder = Recorder()
+        with pytest.raises(StudyError, match=words):
+            study.run(tmp_path / "runs" / "first", observers=[recorder])
+        assert not recorder.events
+        assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("at", [1, 4, 7, 12])
 def test_broken_off_within_a_round_it_goes_on_from_the_round_before(
     tmp_path: Path, at: int

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,6 +235,8 @@ def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert np.allclose(called, classifier.predict(test.images), atol=1e-6)
     with pytest.raises(StudyError, match="is not empty"):
         exporting.export(classifier, tmp_path / "model")
+    with pytest.raises(StudyError, match="cannot write to"):
+        exporting.export(classifier, paths[0] / "model")
 
 
 def test_a_card_says_what_the_result_says(run: Result, tmp_path: Path) -> None:
@@ -244,10 +247,33 @@ def test_a_card_says_what_the_result_says(run: Result, tmp_path: Path) -> None:
     assert "**A choice was made:**" in text
     assert "40 validation images" in text
     assert f"accuracy {run.accuracy:.2%}" in text
+    assert "those of the run's predictions for each test image" in text
     for path in paths[:-1]:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in text
     for name, version in run.versions.items():
         assert f"{name} {version}" in text
+
+
+@pytest.mark.parametrize("place", [("accuracy",), ("per_class", 1, "sensitivity")])
+def test_scores_that_are_not_those_of_the_predictions_are_refused(
+    folder: Path, place: tuple[Any, ...]
+) -> None:
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    inner = result
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = 0.999
+    path.write_text(json.dumps(result))
+    with pytest.raises(DataError, match="are not those of the predictions"):
+        exporting.export(Classifier.open(folder), folder / "export")
+    assert not (folder / "export").exists()
+
+
+def test_without_predictions_the_card_says_that_nothing_shows_the_scores(folder: Path) -> None:
+    shutil.rmtree(folder / "simulation")
+    text = exporting.export(Classifier.open(folder), folder / "export")[-1].read_text("utf-8")
+    assert "nothing that it kept can show whether they are so" in text
 
 
 def test_a_card_states_the_whole_guarantee(folder: Path) -> None:

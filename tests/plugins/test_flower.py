@@ -169,6 +169,19 @@ def test_an_error_of_flower_s_is_no_reply() -> None:
     assert dict(exchange.exchange(b"x", {0: b""})) == {}
 
 
+def test_a_node_that_is_asked_again_is_complained_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    village = Village({7: resident(0, says(b"a")), 8: lambda _common, _own: Error(2, "no\x1b[31m")})
+    exchange = at_work(village)
+    assert dict(exchange.exchange(b"x", {0: b"", 1: b""})) == {0: b"ax"}
+    assert len(village.sent) > 5
+    village.nodes[7] = lambda _common, _own: Error(2, "crashed")
+    assert dict(exchange.exchange(b"y", {0: b""})) == {}
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["cohortium: node 8: no?[31m", "cohortium: node 7: crashed"]
+
+
 def test_two_nodes_that_say_the_same_are_an_error() -> None:
     village = Village(
         {7: resident(0, says(b"a")), 8: resident(0, says(b"b")), 9: resident(1, says(b""))}

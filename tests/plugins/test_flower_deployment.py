@@ -48,7 +48,7 @@ def simulation() -> Federation:
         privatizer=Gaussian(epsilon=6.0, delta=1e-4, clip=1.0),
         aggregator=SecAgg(threshold=4, shares=5),
         sites=5,
-        rounds=1,
+        rounds=2,
         threads=1,
         deadline=300.0,
         adversary="active",
@@ -100,7 +100,10 @@ def other_images(folder: Path) -> Iterator[None]:
 @pytest.mark.skipif(data_folder() is None, reason="needs PneumoniaMNIST under COHORTIUM_DATA")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) -> None:
-    """Against a coordinator that may lie, with nodes that are registered; first a dry run."""
+    """Against a coordinator that may lie, with nodes that are registered; first a dry run.
+
+    The round goes on without its vector, and the next one without the hospital.
+    """
     folder = tmp_path / "deployment"
     dealing.deal(simulation().prepare(), folder)
     file = tables.read(folder / "study.toml", what="the study")
@@ -131,14 +134,20 @@ def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) ->
     result = json.loads((folder / "run" / "result.json").read_text())
     lines = (folder / "run" / "events.jsonl").read_text().splitlines()
     rounds = [e for e in map(json.loads, lines) if e.get("event") == "RoundFinished"]
-    assert [event["dropped"] for event in rounds] == [[LOST]]
-    assert result["dropouts"] == 1
+    assert [event["dropped"] for event in rounds] == [[LOST], [LOST]]
+    lost = [[phase["lost"] for phase in event["phases"]] for event in rounds]
+    assert [phases.index([LOST]) for phases in lost] == [MASKED, 0]
+    assert result["dropouts"] == 2
     assert result["guarantee"]["simulation"]
     assert result["accuracy"] is not None
 
-    # The same in one process, where the vectors of the lost site do not come.
+    # The same in one process, where the vector of the lost site does not come, nor anything after.
+    is_gone = False
+
     def tamper(_count: int, site: int, reply: bytes) -> bytes | None:
-        return None if site == LOST and is_masked_vector(reply) else reply
+        nonlocal is_gone
+        is_gone = is_gone or (site == LOST and is_masked_vector(reply))
+        return None if site == LOST and is_gone else reply
 
     twin = evolve(simulation(), engine=Faulty(tamper)).run()
     assert [list(e.contributors) for e in twin.history] == [e["contributors"] for e in rounds]

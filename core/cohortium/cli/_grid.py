@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
+from cohortium.folder import require_folder
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -34,6 +36,7 @@ def run_grid(
         for each in runs:
             typer.echo(f"{each.state:>10}  {each.name}")
         return
+    require_folder(folder)
     failed = []
     for count, outcome in enumerate(grids.run(runs, jobs=jobs, observe=observe), 1):
         _tell(outcome, f"[{count}/{len(runs)}]")

@@ -7,24 +7,37 @@ from typing import Annotated
 
 import typer
 
+from cohortium.errors import StudyError
+
 
 def keygen(
     site: Annotated[int, typer.Argument(help="The site's number in the federation.", min=0)],
     *,
-    out: Annotated[Path, typer.Option(help="The new file for the private key.")] = Path(
-        "identity.pem"
-    ),
+    out: Annotated[
+        Path | None, typer.Option(help="The new file for the private key; default identity.pem.")
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(help="A key that is there; none is made.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Make a site's signing key.
+    """Make a site's signing key, or show one's public half.
 
     Prints the site's line for the directory that every party pins.
 
     Examples:
       cohortium keygen 3 --out site-3.pem
+      cohortium keygen 3 --show site-3.pem
     """
     from cohortium.identity import Identity, line_of
     from cohortium.randomness import Randomness
 
-    identity = Identity.draw(Randomness.system())
-    identity.create(out)
+    if show is not None:
+        if out is not None:
+            raise StudyError(
+                "--show makes no key, so that --out has nothing to take; leave it out."
+            )
+        identity = Identity.read(show)
+    else:
+        identity = Identity.draw(Randomness.system())
+        identity.create(out or Path("identity.pem"))
     typer.echo(line_of(site, identity.public))

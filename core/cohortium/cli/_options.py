@@ -1,13 +1,16 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and how a study is read of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cohortium.cli import _completion
+
+if TYPE_CHECKING:
+    from cohortium.federation import Federation
 
 Study = Annotated[Path | None, typer.Argument(help="A study file; none: the quick start.")]
 Settings = Annotated[
@@ -26,3 +29,32 @@ RunFolder = Annotated[
         autocompletion=_completion.run_folders,
     ),
 ]
+
+
+def federation_of(
+    study: Path | None, settings: list[str] | None, *, is_quiet: bool = False
+) -> Federation:
+    """The study that a command is given; see `study.read`.
+
+    Args:
+        study: The argument `Study`.
+        settings: The option `Settings`.
+        is_quiet: Say nothing of what they leave out of the file.
+
+    Raises:
+        CohortiumError: It is none.
+    """
+    from cohortium import study as studies
+
+    federation = studies.read(study, settings or [])
+    if not is_quiet:
+        tell_left_out(study, settings)
+    return federation
+
+
+def tell_left_out(study: Path | None, settings: list[str] | None) -> None:
+    """Say which keys of the study's file the settings leave out, a sentence for each setting."""
+    from cohortium import study as studies
+
+    for sentence in studies.left_out(study, settings or []):
+        typer.echo(sentence, err=True)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cohortium.cli._options import Settings, Study
+from cohortium.cli._options import Settings, Study, federation_of
 from cohortium.errors import RunError
 from cohortium.files import write_whole
 from cohortium.folder import require_new_file
@@ -34,9 +34,8 @@ def plan(
       cohortium plan study.toml --epsilon 1 --epsilon 6
     """
     from cohortium import planning
-    from cohortium import study as studies
 
-    federation = studies.read(study, settings or [])
+    federation = federation_of(study, settings, is_quiet=as_json)
     # Before anything is loaded.
     planning.for_budgets(federation.privatizer, epsilon or [])
     outlooks = planning.look_ahead(federation.prepare(), epsilon or [])
@@ -75,11 +74,10 @@ def audit(
       cohortium audit --set privatizer.epsilon=1 --out findings.json
     """
     from cohortium import auditing
-    from cohortium import study as studies
 
     if out is not None:
         require_new_file(out, remedy="give another file with --out")
-    ready = studies.read(study, settings or []).prepare()
+    ready = federation_of(study, settings, is_quiet=as_json).prepare()
     with Console(stderr=True).status("audit") as status:
         found = auditing.audit(
             ready,

@@ -13,7 +13,7 @@ import typer
 
 from cohortium.cli import _completion
 from cohortium.cli._grid import run_grid
-from cohortium.cli._options import RunFolder, Settings, Study
+from cohortium.cli._options import RunFolder, Settings, Study, federation_of, tell_left_out
 from cohortium.cli._stopping import interruptible
 from cohortium.errors import CohortiumError, RunError, StudyError
 
@@ -68,27 +68,26 @@ def run(
       cohortium run grid.toml --only sites=10 --jobs 2
     """
     from cohortium import grid as grids
-    from cohortium import study as studies
 
-    names = _names(observe, is_quiet=quiet or as_json)
+    is_quiet = quiet or as_json
     if study is not None and grids.is_grid(study):
+        grid = grids.read(study, settings or [])
+        if not is_quiet:
+            tell_left_out(study, settings)
         run_grid(
-            grids.read(study, settings or []),
+            grid,
             out=out,
             only=only or [],
             jobs=jobs,
             dry_run=dry_run,
-            observe=names,
+            observe=_names(observe, is_quiet=is_quiet),
             as_json=as_json,
         )
         return
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
-    federation = studies.read(study, settings or [])
-    if not (quiet or as_json):
-        for sentence in studies.left_out(study, settings or []):
-            typer.echo(sentence, err=True)
-    federation, observers = _watched(federation, observe, is_quiet=quiet or as_json)
+    federation = federation_of(study, settings, is_quiet=is_quiet)
+    federation, observers = _watched(federation, observe, is_quiet=is_quiet)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with _reported(folder), interruptible(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortium.cli._options import Settings, Study
+from cohortium.cli._options import Settings, Study, federation_of
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
@@ -89,11 +89,10 @@ def deal(
     Examples:
       cohortium deal study.toml --out rehearsal
     """
-    from cohortium import study as studies
     from cohortium.dealing import deal as write
     from cohortium.folder import require_new
 
     require_new(out)
-    ready = studies.read(study, settings or []).prepare()
+    ready = federation_of(study, settings).prepare()
     write(ready, out)
     typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cohortium.cli._options import RunFolder
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RunError
+from cohortium.folder import require_new_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +56,8 @@ def predict(
     from cohortium.classifier import Classifier
     from cohortium.files import create_whole
 
-    if out is not None and out.exists():
-        raise StudyError(f"{out} exists already; give another file with --out.")
+    if out is not None:
+        require_new_file(out, remedy="give another file with --out")
     classifier = Classifier.open(folder, round)
     rows: list[dict[str, Any]] = []
     for names, batch in pictures.read(images, classifier.spec, split=split):

@@ -10,9 +10,13 @@ import hashlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+import attrs
+
 from cohortium.errors import RunError, StudyError
 from cohortium.exporting.card import Exported, model_card
+from cohortium.exporting.scores import scored_anew
 from cohortium.files import write_whole
+from cohortium.folder import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +42,9 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
         The files, the card last: where it is, the others are whole.
 
     Raises:
-        StudyError: The run is not complete, the folder holds something, or a package is missing.
+        DataError: The run's scores are not those of the predictions that it kept.
+        StudyError: The run is not complete, the folder holds something, nothing can be written
+            there, or a package is missing.
         RunError: torch cannot write the model as a program, or the file system nothing at all.
     """
     if classifier.result is None:
@@ -49,12 +55,15 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
     missing = [name for name in ONNX_PACKAGES if onnx and importlib.util.find_spec(name) is None]
     if missing:
         raise StudyError(f"ONNX needs {' and '.join(missing)}; pip install 'cohortium[onnx]'.")
+    require_folder(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder} is not empty; give another folder with --to.")
     except OSError as error:
         raise StudyError(f"cannot write to {folder}: {error.strerror}.") from error
+    is_scored_anew = scored_anew(classifier)
     files, exported = _files(classifier, onnx=onnx)
+    exported = attrs.evolve(exported, is_scored_anew=is_scored_anew)
     return _write(folder, {**files, CARD: model_card(classifier, exported).encode()})
 
 

@@ -23,10 +23,12 @@ class Exported:
     Attributes:
         hashes: SHA-256 of each file, by name.
         most: How many images the program takes at once; None for any number.
+        is_scored_anew: Whether the scores were held to the predictions that the run kept.
     """
 
     hashes: Mapping[str, str]
     most: int | None
+    is_scored_anew: bool = False
 
 
 def model_card(classifier: Classifier, exported: Exported) -> str:
@@ -41,7 +43,7 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
         ["## Use", *_use(classifier, exported)],
         ["## Privacy", *_privacy(classifier)],
         ["## Data", *_data(classifier)],
-        ["## Scores", *_scores(classifier)],
+        ["## Scores", *_scores(classifier, exported)],
         ["## Limits", *_limits(classifier)],
         ["## Reproduction", *_reproduction(classifier, exported)],
     )
@@ -161,7 +163,7 @@ def _data(classifier: Classifier) -> Iterator[str]:
     )
 
 
-def _scores(classifier: Classifier) -> Iterator[str]:
+def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
     result = classifier.result
     assert result is not None
     if result.get("accuracy") is None:
@@ -184,6 +186,12 @@ def _scores(classifier: Classifier) -> Iterator[str]:
             )
             for row in result["per_class"]
         ),
+    )
+    yield (
+        "They are those of the run's predictions for each test image, which lay beside them; "
+        "neither is signed."
+        if exported.is_scored_anew
+        else "They are as the run recorded them; nothing that it kept can show whether they are so."
     )
 
 

@@ -11,6 +11,10 @@ privatizer.name = "none"
 [grid.privacy.on]
 privatizer.epsilon = 6.0
 
+[[grid.where]]                      # what a combination sets beyond that
+cells = { sites = 20, privacy = "on" }
+set = { privatizer.clip = 3.5 }
+
 [model]                             # the rest is a study
 name = "dpresnet"
 ```
@@ -18,8 +22,9 @@ name = "dpresnet"
 
 from __future__ import annotations
 
-from cohortium.grid.cells import Axis, Cell, Choice, Grid, is_grid, read
+from cohortium.grid.cells import Axis, Cell, Choice, Grid, Joint
 from cohortium.grid.paired import Difference, compare
+from cohortium.grid.reading import is_grid, read
 from cohortium.grid.running import Outcome, Run, plan, run
 from cohortium.grid.summary import Row, figures, markdown, rows, write
 
@@ -29,6 +34,7 @@ __all__ = [
     "Choice",
     "Difference",
     "Grid",
+    "Joint",
     "Outcome",
     "Row",
     "Run",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cohortium.errors import RunError
 from cohortium.files import write_whole
+from cohortium.folder import require_file
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
 
@@ -32,9 +33,12 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         out: The file; by default `report.html` in the folder of a single run.
 
     Raises:
+        StudyError: Nothing can be written at `out`.
         RecordError: A folder is missing or damaged.
         RunError: The file cannot be written.
     """
+    if out is not None:
+        require_file(out)
     page = render([read(folder) for folder in folders])
     target = folders[0] / "report.html" if out is None else out
     try:

@@ -1,0 +1,193 @@
+"""A grid file as written, read into axes and checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from cohortium import study
+from cohortium import tables as toml
+from cohortium.errors import StudyError
+from cohortium.grid.cells import Axis, Choice, Grid, Joint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from cohortium.study import Tables
+
+MOST_RUNS = 10_000
+"""Of one grid: beyond it a list of values was surely mistyped."""
+
+COLUMNS = ("seed", "seeds", "images", "accuracy", "auc", "seconds")
+"""Names that mean something else in a table."""
+
+
+def is_grid(path: Path) -> bool:
+    """Whether the file has a `[grid]`.
+
+    Raises:
+        StudyError: It cannot be read.
+    """
+    return "grid" in toml.read(path, what="the study")
+
+
+def read(path: Path, settings: Sequence[str] = ()) -> Grid:
+    """The grid that a file describes.
+
+    Args:
+        path: A study file with a `[grid]`.
+        settings: Changes to the study as `table.key=value`, for all cells.
+
+    Raises:
+        StudyError: The file cannot be read, or its grid is none; or a setting changes what the
+            grid varies.
+    """
+    where = str(path)
+    tables = toml.read(path, what="the study")
+    table = tables.pop("grid", {})
+    if not isinstance(table, dict):
+        raise StudyError(f"{where}: [grid] must be a table.")
+    base = study.merge(study.quick_start(), tables, where=where)
+    seeds = _seeds(table.pop("seeds", None), base, where=where)
+    images = table.pop("images", "test")
+    if images not in ("test", "validation"):
+        raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
+    exclude, where_cells = table.pop("exclude", []), table.pop("where", [])
+    axes = _axes(table, where=where)
+    joint = _joint(where_cells, axes, where=where)
+    count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
+    if count > MOST_RUNS:
+        raise StudyError(f"{where} [grid] makes {count} runs, more than {MOST_RUNS}; shorten it.")
+    setters = [choice for axis in axes for choice in axis.choices] + list(joint)
+    varied = {key for setter in setters for key in _keys(setter.changes)}
+    for setting in settings:
+        changes = study.parse_setting(setting)
+        if twice := _keys(changes) & (varied | {"federation.seed"}):
+            raise StudyError(
+                f"--set {setting}: the grid varies {twice.pop()}; choose with --only instead."
+            )
+        base = study.merge(base, changes, where=f"--set {setting}")
+    return Grid(
+        name=path.stem,
+        axes=axes,
+        seeds=seeds,
+        images=images,
+        exclude=_places(exclude, axes, where=f"{where} [grid] exclude"),
+        joint=joint,
+        base=base,
+        where=where,
+    )
+
+
+def _seeds(value: Any, base: Tables, *, where: str) -> tuple[int, ...]:
+    if value is None:
+        value = [base["federation"].get("seed", 1)]
+    is_list = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not is_list or not value or len(set(value)) != len(value):
+        raise StudyError(
+            f"{where} [grid] seeds must be a list of different whole numbers, such as [1, 2, 3]."
+        )
+    return tuple(value)
+
+
+def _places(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[str, str], ...]:
+    """Some combinations, as labels on some of the axes."""
+    known = {axis.name: {choice.label for choice in axis.choices} for axis in axes}
+    if not isinstance(value, list) or not all(isinstance(each, dict) and each for each in value):
+        raise StudyError(f'{where} must be a list of tables such as {{ privacy = "on" }}.')
+    for each in value:
+        for axis, label in each.items():
+            if _label(_text(label)) not in known.get(axis, ()):
+                raise StudyError(f"{where}: there is no {axis} = {_text(label)}.")
+    return tuple({axis: _label(_text(label)) for axis, label in each.items()} for each in value)
+
+
+def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Joint, ...]:
+    where = f"{where} [[grid.where]]"
+    is_list = isinstance(value, list) and all(
+        isinstance(each, dict) and set(each) == {"cells", "set"} and isinstance(each["set"], dict)
+        for each in value
+    )
+    if not is_list:
+        raise StudyError(
+            f'{where} must have two tables, such as cells = {{ privacy = "on", sites = 20 }} and '
+            "set = { privatizer.clip = 3.5 }."
+        )
+    places = _places([each["cells"] for each in value], axes, where=f"{where} cells")
+    return tuple(Joint(place, each["set"]) for place, each in zip(places, value, strict=True))
+
+
+def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
+    short = [key.rpartition(".")[2] for key in table]
+    axes = []
+    for key, last in zip(table, short, strict=True):
+        name = last if short.count(last) == 1 else key
+        place = f"{where} [grid] {key}"
+        if name in COLUMNS or not re.fullmatch(r"[\w.-]+", name):
+            raise StudyError(
+                f"{place}: an axis cannot be called {name!r}, which is a column of the table; "
+                "seeds go into 'seeds', other values need named choices."
+            )
+        values = table[key]
+        pairs = _values(key, values, place) if isinstance(values, list) else _named(values, place)
+        choices = tuple(Choice(_label(text), changes) for text, changes in pairs)
+        labels = [choice.label for choice in choices]
+        if len(set(labels)) != len(labels):
+            raise StudyError(f"{place}: two of its choices have one name.")
+        axes.append(Axis(name, choices))
+    return tuple(axes)
+
+
+def _values(key: str, values: list[Any], place: str) -> list[tuple[str, dict[str, Any]]]:
+    """The choices of an axis that is one key."""
+    table, dot, rest = key.partition(".")
+    if not dot or not rest:
+        raise StudyError(f'{place}: write the key as "table.key", as in "federation.sites".')
+    if not values or not all(isinstance(v, str | int | float) for v in values):
+        raise StudyError(
+            f"{place}: give a list of numbers or strings; other values need a name each, as in "
+            "[grid.axis.choice]."
+        )
+    pairs = []
+    for value in values:
+        inner: Any = value
+        for part in reversed(rest.split(".")):
+            inner = {part: inner}
+        pairs.append((_text(value), {table: inner}))
+    return pairs
+
+
+def _named(values: object, place: str) -> list[tuple[str, dict[str, Any]]]:
+    """The choices of an axis that name what they set."""
+    if not isinstance(values, dict) or not values:
+        raise StudyError(f"{place}: give a list of values, or a table for each named choice.")
+    for label, changes in values.items():
+        if not isinstance(changes, dict):
+            raise StudyError(
+                f"{place}.{label}: a choice is a table of a study's keys, such as "
+                '{ privatizer.name = "none" }.'
+            )
+    return list(values.items())
+
+
+def _text(value: object) -> str:
+    """A value as TOML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _label(text: str) -> str:
+    """`text` as a folder's name can hold it."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-") or "-"
+
+
+def _keys(changes: Mapping[str, Any]) -> set[str]:
+    """The dotted keys that `changes` sets."""
+    found = set()
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}" for inner in _keys(value)}
+        else:
+            found.add(key)
+    return found
