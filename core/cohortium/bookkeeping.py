@@ -19,7 +19,7 @@ from attrs import Factory, define, evolve, frozen
 
 from cohortium.errors import PrivacyError
 from cohortium.layers import Layer, using_parameters
-from cohortium.rules import Use, squared_norms
+from cohortium.uses import Use, squared_norms
 
 if TYPE_CHECKING:
     from types import TracebackType

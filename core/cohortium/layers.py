@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import frozen
 from torch import nn
 
-from cohortium.rules import (
-    ConvolutionUse,
-    EmbeddingUse,
-    GroupNormUse,
-    LayerNormUse,
-    LinearUse,
-    TracedUse,
-    Use,
-    owned,
-)
+from cohortium.products import ConvolutionUse, LinearUse, ParametrizedUse
+from cohortium.rules import EmbeddingUse, GroupNormUse, LayerNormUse, TracedUse, owned
+
+if TYPE_CHECKING:
+    from cohortium.uses import Use
 
 
 @frozen
@@ -35,7 +32,7 @@ class Layer:
 
     def holders(self) -> list[nn.Module]:
         """The modules that hold its parameters."""
-        if self.kind is not TracedUse:
+        if not any("." in name for name, _ in self.parameters):
             return [self.module]
         holders = {name.rpartition(".")[0] for name, _ in self.parameters}
         return [self.module.get_submodule(holder) for holder in sorted(holders)]
@@ -57,15 +54,23 @@ def using_parameters(net: nn.Module) -> list[Layer]:
 
 def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[Use]:
     """Which rule holds for a layer: by its very class, since a subclass may do other things."""
-    kinds: dict[type[nn.Module], type[Use]] = {
+    weighing: dict[type[nn.Module], type[Use]] = {
         nn.Linear: LinearUse,
         nn.Conv1d: ConvolutionUse,
         nn.Conv2d: ConvolutionUse,
         nn.Conv3d: ConvolutionUse,
+    }
+    kinds = weighing | {
         nn.GroupNorm: GroupNormUse,
         nn.LayerNorm: LayerNormUse,
         nn.Embedding: EmbeddingUse,
     }
-    if {name for name, _ in parameters} <= {"weight", "bias"}:
+    names = {name for name, _ in parameters}
+    if names <= {"weight", "bias"}:
         return kinds.get(type(layer), TracedUse)
+    if names <= {"parametrizations.weight.original", "bias"}:
+        # What keeps buffers, such as a spectral norm, would move them once more when it is asked.
+        is_pure = not list(layer.parametrizations.buffers())  # type: ignore[union-attr]
+        if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in weighing:
+            return ParametrizedUse
     return TracedUse

@@ -17,18 +17,16 @@ MOST_GROUPS = 32
 LEAST_VARIANCE = 1e-5
 
 
-class StandardisedConv2d(nn.Conv2d):
-    """A convolution by kernels of mean 0 and variance 1 (Qiao et al. 2019, arXiv 1903.10520).
+class Standardised(nn.Module):
+    """Kernels brought to mean 0 and variance 1 (Qiao et al. 2019, arXiv 1903.10520).
 
     Mean and variance are those of one output's weights, so that no example sees another.
     """
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Shape (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        kernels = (self.weight - mean) * (variance + LEAST_VARIANCE).rsqrt()
-        maps: torch.Tensor = self._conv_forward(images, kernels, self.bias)
-        return maps
+    def forward(self, kernels: torch.Tensor) -> torch.Tensor:
+        """Shape (outputs, inputs, 3, 3), as what comes."""
+        variance, mean = torch.var_mean(kernels, (1, 2, 3), correction=0, keepdim=True)
+        return (kernels - mean) * (variance + LEAST_VARIANCE).rsqrt()
 
 
 class Network(nn.Module):
@@ -37,7 +35,7 @@ class Network(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, *, standardise: bool) -> None:
         super().__init__()
         w = width
-        block = partial(_block, StandardisedConv2d if standardise else nn.Conv2d)
+        block = partial(_block, standardise=standardise)
         self.stem = nn.Sequential(block(channels, w), nn.ReLU(), block(w, 2 * w), nn.ReLU())
         self.residual = nn.Sequential(block(2 * w, 2 * w), nn.ReLU(), block(2 * w, 2 * w))
         self.middle = _pair(block, 2 * w, 4 * w)
@@ -57,13 +55,11 @@ class Network(nn.Module):
         return logits
 
 
-def _block(
-    convolution: type[nn.Conv2d], inputs: int, outputs: int, stride: int = 1
-) -> nn.Sequential:
-    return nn.Sequential(
-        convolution(inputs, outputs, 3, stride, 1, bias=False),
-        nn.GroupNorm(_groups(outputs), outputs),
-    )
+def _block(inputs: int, outputs: int, stride: int = 1, *, standardise: bool) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    if standardise:
+        nn.utils.parametrize.register_parametrization(convolution, "weight", Standardised())
+    return nn.Sequential(convolution, nn.GroupNorm(_groups(outputs), outputs))
 
 
 def _pair(block: Callable[..., nn.Sequential], inputs: int, outputs: int) -> nn.Sequential:

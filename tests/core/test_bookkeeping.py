@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from cohortium import rules
+from cohortium import products, uses
 from cohortium.bookkeeping import Book
 from cohortium.clipping import clipped_sum
 from cohortium.errors import PrivacyError
@@ -105,17 +107,17 @@ def agree(net: nn.Module, x: torch.Tensor, *, copies: int = 1, clip: float | Non
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to a norm, whatever the sizes."""
     if request.param == "held":
-        monkeypatch.setattr(rules, "HOLD", 1 << 40)
+        monkeypatch.setattr(uses, "HOLD", 1 << 40)
     elif request.param != "as it is":
-        monkeypatch.setattr(rules, "HOLD", 0)
+        monkeypatch.setattr(uses, "HOLD", 0)
         work = 0.0 if request.param == "ghost" else float("inf")
-        original = rules.ConvolutionUse._gram_work
+        original = products.ConvolutionUse._gram_work
 
-        def forced(use: rules.ConvolutionUse, positions: int) -> float:
+        def forced(use: products.ConvolutionUse, positions: int) -> float:
             return max(work, 0.0 if original(use, positions) < float("inf") else float("inf"))
 
-        monkeypatch.setattr(rules.ConvolutionUse, "_gram_work", forced)
-        monkeypatch.setattr(rules, "SLICE", 700)
+        monkeypatch.setattr(products.ConvolutionUse, "_gram_work", forced)
+        monkeypatch.setattr(uses, "SLICE", 700)
         monkeypatch.setattr("cohortium.patches.GROUPED", 100)
 
 
@@ -137,11 +139,11 @@ def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> N
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 6, **options), nn.GroupNorm(2, 6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rules, "HOLD", 1 << 40 if forced in {"held", "grouped"} else 0)
+        patch.setattr(uses, "HOLD", 1 << 40 if forced in {"held", "grouped"} else 0)
         if forced == "grouped":
             patch.setattr("cohortium.patches.UNFOLDED", 0)
         if forced == "thrown away":
-            patch.setattr(rules.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
+            patch.setattr(products.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
         agree(net, torch.randn(3 * copies, 4, 7, 8), copies=copies)
 
 
@@ -154,7 +156,7 @@ def test_linear_layers(shape: list[int], copies: int, hold: int, *, bias: bool) 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7, bias=bias), nn.LayerNorm(7), nn.Linear(7, 2, bias=bias))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rules, "HOLD", hold)
+        patch.setattr(uses, "HOLD", hold)
         agree(net, torch.randn(3 * copies, *shape, 5), copies=copies)
 
 
@@ -199,10 +201,17 @@ class Centred(nn.Module):
         return weight - weight.mean()
 
 
-def parametrised() -> nn.Module:
-    layer = nn.Conv2d(2, 4, 3)
-    nn.utils.parametrize.register_parametrization(layer, "weight", Centred())
+def parametrised(layer: nn.Module) -> nn.Module:
+    """With a weight that is computed in two steps."""
+    for step in (Centred(), Unit()):
+        nn.utils.parametrize.register_parametrization(layer, "weight", step)
     return layer
+
+
+class Unit(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        norms: torch.Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+        return weight / norms.view([-1] + [1] * (weight.ndim - 1))
 
 
 def frozen(layer: nn.Module) -> nn.Module:
@@ -213,7 +222,10 @@ ODD: dict[str, Callable[[], nn.Module]] = {
     "tied": Chain,
     "own parameters": Scaled,
     "weight standardised": lambda: Standardised(2, 4, 3, padding=1),
-    "parametrised": parametrised,
+    "parametrised": lambda: nn.Sequential(
+        parametrised(nn.Conv2d(2, 4, 3)), nn.Flatten(), parametrised(nn.Linear(64, 5))),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 4, 3)).eval(),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3)),
     "activation": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding="same"), nn.PReLU(4)),
     "in place": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True),
                                       nn.Conv2d(4, 2, 1)),
@@ -355,19 +367,45 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+class Computed(nn.Conv2d):
+    """A parametrised convolution as Opacus can take it."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(
+            layer.in_channels, layer.out_channels, cast("Any", layer.kernel_size),
+            cast("Any", layer.stride), cast("Any", layer.padding), bias=False,
+        )  # fmt: skip
+        weight = cast("Any", layer).parametrizations.weight
+        self.weight = weight.original
+        self.step = weight[0].forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.step(self.weight), None)  # type: ignore[no-any-return]
+
+
+def for_opacus(net: nn.Module) -> nn.Module:
+    """The network with the same parameters, without parametrisations."""
+    copied = copy.deepcopy(net)
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d) and nn.utils.parametrize.is_parametrized(layer):
+            copied.set_submodule(name, Computed(cast("nn.Conv2d", copied.get_submodule(name))))
+    return copied
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
 def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
     net = model.build(SPEC, 0)
+    theirs = for_opacus(net)
     x = model.prepare(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
     labels = torch.arange(6)
 
-    def losses(batch: NDArray[np.int64]) -> torch.Tensor:
+    def losses(net: nn.Module, batch: NDArray[np.int64]) -> torch.Tensor:
         index = torch.from_numpy(batch)
         return functional.cross_entropy(net(x[index]), labels[index], reduction="none")
 
     for clip in (1e-2, 1e6):
-        expected = by_opacus(net, losses, 6, clip)
-        clipped_sum(net, losses, np.arange(6), clip=clip)
+        expected = by_opacus(theirs, partial(losses, theirs), 6, clip)
+        clipped_sum(net, partial(losses, net), np.arange(6), clip=clip)
         assert float((gradient(net) - expected).norm()) <= EXACT * float(expected.norm())
 
 

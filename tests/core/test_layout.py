@@ -22,7 +22,7 @@ wire spending ledger
 vocabulary events
 sessions protocols hooks
 vector sampling counting
-patches rules layers bookkeeping
+uses patches products rules layers bookkeeping
 clipping
 catalog
 composition scaffold

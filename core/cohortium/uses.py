@@ -1,0 +1,111 @@
+"""A layer's call, after its backward pass: what per-example gradients are formed from.
+
+Shapes: B examples of K copies each, N = B·K rows; D inputs, E outputs, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from attrs import evolve, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+HOLD = 2
+"""Per-example gradients are held if they take no more than so many times the room of the layer's
+input and output gradient, which need not be kept then; and the layer's gradient is never taken
+a second time."""
+
+SLICE = 1 << 19
+"""Numbers of a temporary array: few enough to stay in a core's cache."""
+
+
+@frozen
+class Use:
+    """One call of a layer in a batch, after its backward pass.
+
+    Attributes:
+        layer: The layer; its parameters are its own again.
+        x: What went in, shape (N, …).
+        g: Gradient of the sum of all losses by what came out, shape (N, …).
+        examples: B.
+        saved: What `saved_by` found.
+    """
+
+    layer: Any
+    x: Tensor
+    g: Tensor
+    examples: int
+    saved: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def saved_by(output: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+        """What torch saved of the call for its own backward pass and `rows` would compute anew."""
+        return ()
+
+    @property
+    def copies(self) -> int:
+        """K, copies of an example."""
+        return len(self.g) // self.examples
+
+    def rows(self, name: str) -> Tensor:
+        """Per-example gradients of the parameter `name`, shape (B, …)."""
+        raise NotImplementedError(name)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether per-example gradients of the weight are held, as `HOLD` says."""
+        room: int = (self.x.numel() + self.g.numel()) // self.examples
+        size: int = self.layer.weight.numel()
+        return size <= HOLD * room
+
+    def squares(self, name: str) -> Tensor | None:  # noqa: ARG002
+        """Squared norms of `rows`, shape (B,), or None where `rows` is the better way to them."""
+        return None
+
+    def weighted(self, name: str, factors: Tensor) -> Tensor:
+        """The sum of `rows` with `factors` (B,); asked for only where `squares` gave them."""
+        raise NotImplementedError(name)
+
+    def part(self, examples: slice) -> Self:
+        """The same of some examples alone."""
+        rows = slice(examples.start * self.copies, examples.stop * self.copies)
+        x, g = self.x[rows], self.g[rows]
+        return evolve(self, x=x, g=g, examples=len(g) // self.copies)
+
+    def by_example(self, rows: Tensor) -> Tensor:
+        """The sum over copies and positions, shape (B, E), of (N, …, E)."""
+        rows = rows.reshape(self.examples, -1, rows.shape[-1])
+        return rows.sum(1) if rows.shape[1] > 1 else rows.squeeze(1)
+
+    def weigh(self, factors: Tensor) -> Tensor:
+        """The output gradient with each example's factor, shape (N, …)."""
+        each = factors.to(self.g.dtype).repeat_interleave(self.copies)
+        return self.g * each.view(-1, *[1] * (self.g.ndim - 1))
+
+    def slices(self, numbers: int) -> Iterator[slice]:
+        """Examples of which each takes so many `numbers`, some at a time."""
+        step = max(1, SLICE // max(1, numbers))
+        for start in range(0, self.examples, step):
+            yield slice(start, start + step)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Products of all pairs of (B, T, D), shape (B, T, T), in double precision.
+
+    The ghost norm cancels: in `float32` it may come out too small by any factor, where the
+    output gradients of an example nearly add up to zero, and then a clip would not hold.
+    """
+    wide = rows.double()
+    return torch.bmm(wide, wide.transpose(1, 2))
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """‖row‖² of rows (B, …), shape (B,), `float64`; in blocks, which is as exact as it is fast."""
+    blocks = rows.reshape(len(rows), rows.shape[1] if rows.ndim > 1 else 1, -1)
+    squares: Tensor = torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    return squares
