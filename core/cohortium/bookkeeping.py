@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from attrs import Factory, define, evolve, frozen
+from torch.nn.utils.parametrize import cached
 
 from cohortium.errors import PrivacyError
 from cohortium.layers import Layer, using_parameters
@@ -255,7 +256,7 @@ def _enter(page: _Page, call: _Call, held: list[Tensor], g: Tensor) -> None:
     if len(x) != len(g) or len(g) % page.examples:
         raise UnaccountedError(f"a layer {kind} does not take the batch as its first dimension")
     dtype = layer.parameters[0][1].dtype
-    with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(g.device.type, enabled=False), cached():
         x = x.to(dtype) if x.is_floating_point() else x
         use = layer.kind(layer.module, x, g.to(dtype), page.examples, call.saved)
         try:

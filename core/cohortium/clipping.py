@@ -195,11 +195,12 @@ def _from_one_pass(
 def _add_clipped(totals: dict[nn.Parameter, Tensor], shares: list[Share], clip: float) -> None:
     """Add a physical batch's clipped sums; what a share keeps is let go when it has been used."""
     import torch
+    from torch.nn.utils.parametrize import cached
 
     squares = sum((share.squares for share in shares[1:]), shares[0].squares)
     factors = _factors(squares, clip)
     bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
-    with torch.no_grad(), torch.autocast(factors.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(factors.device.type, enabled=False), cached():
         while shares:
             share = shares.pop()
             for parameter, total in zip(share.parameters, share.totals(factors, bad), strict=True):

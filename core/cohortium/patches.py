@@ -24,7 +24,8 @@ GROUPED = 1 << 22
 
 UNFOLDED = 1 << 15
 """Numbers of an example's patches up to which its weight gradient is taken as their product with
-the output gradient: with more, copying them costs more than a grouped convolution."""
+the output gradient: with more, and more than weights, copying them costs more than a convolution
+in as many groups as there are examples."""
 
 
 def _inside(layer: Any, x: Tensor) -> tuple[Tensor, Sequence[int]]:
@@ -41,7 +42,7 @@ def convolution_gradient(layer: Any, x: Tensor, g: Tensor, examples: int) -> Ten
     """Weight gradients (B, E, D/groups, …) of inputs (N, D, …) and output gradients (N, E, …)."""
     x, padding = _inside(layer, x)
     numbers = layer.weight[0].numel() * g[0, 0].numel() * (len(x) // examples)
-    if examples > 1 and layer.groups == 1 and numbers <= UNFOLDED:
+    if examples > 1 and layer.groups == 1 and numbers <= max(UNFOLDED, layer.weight.numel()):
         return _by_patches(layer, x, g, padding, examples)
     k, step = len(x) // examples, max(1, GROUPED // layer.weight.numel())
     rows = [

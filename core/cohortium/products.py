@@ -19,7 +19,7 @@ from cohortium.patches import convolution_gradient, patch_grams
 from cohortium.uses import Use, gram, squared_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from torch import Tensor
@@ -111,19 +111,27 @@ class ParametrizedUse(Use):
         """Weight gradients pulled back, one by one; of the bias, the layer's own."""
         if name == "bias":
             return self._inner.rows(name)
-        gradients: Tensor = torch.func.vmap(self._pull)(self._inner.rows("weight"))
-        return gradients
+        rows, pull = self._inner.rows("weight"), torch.func.vmap(self._pull)
+        for part in self._slices:
+            rows[part] = pull(rows[part])
+        return rows
 
     def squares(self, name: str) -> Tensor | None:
         """None where the gradients are small, else they are thrown away at once."""
         if name == "bias" or self._inner.is_small:
             return None
-        size = self.layer.weight.numel()
-        return torch.cat([squared_norms(self.part(s).rows(name)) for s in self.slices(size)])
+        pull = torch.func.vmap(self._pull)
+        pieces = [squared_norms(pull(self._inner.part(s).rows("weight"))) for s in self._slices]
+        return torch.cat(pieces)
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """The weight's own, pulled back."""
         return self._pull(self._inner.weighted("weight", factors))
+
+    @property
+    def _slices(self) -> Iterator[slice]:
+        """Larger ones than caches hold: to map takes a while, however little there is to map."""
+        return self.slices(self.layer.weight.numel() // 2)
 
     @cached_property
     def _inner(self) -> Use:

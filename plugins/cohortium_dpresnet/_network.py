@@ -25,8 +25,9 @@ class Standardised(nn.Module):
 
     def forward(self, kernels: torch.Tensor) -> torch.Tensor:
         """Shape (outputs, inputs, 3, 3), as what comes."""
-        variance, mean = torch.var_mean(kernels, (1, 2, 3), correction=0, keepdim=True)
-        return (kernels - mean) * (variance + LEAST_VARIANCE).rsqrt()
+        rows = kernels.flatten(1)
+        variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
+        return ((rows - mean) * (variance + LEAST_VARIANCE).rsqrt()).view_as(kernels)
 
 
 class Network(nn.Module):

@@ -84,6 +84,7 @@ class FlowerExchange:
 
     engine: AtWork
     nodes: dict[SiteId, NodeId] = field(factory=dict)
+    _has_gathered: bool = False
     _called: set[NodeId] = field(factory=set)
     _heard: set[NodeId] = field(factory=set)
     # A node that is asked again and again is complained of once.
@@ -105,18 +106,24 @@ class FlowerExchange:
         """Forget the nodes; Flower keeps the connections."""
         self.nodes = {}
         self._called, self._heard, self._complaints = set(), set(), {}
+        self._has_gathered = False
 
     def _gather(self, wanted: Mapping[SiteId, bytes]) -> None:
         """Find the sites that are wanted; wait for them if it is the first time.
 
         A node is asked once, but that one which was silent is asked again while sites are waited
-        for.  Later on only nodes that are new are asked: a site may have come back behind another.
+        for.  Later on only nodes are asked that are new, or that Flower had lost: a site may have
+        come back, behind its own node or another.
         """
-        engine, is_first = self.engine, not self._called
-        until = engine.clock() + (engine.terms.gathering if is_first else 0.0)
+        engine = self.engine
+        until = engine.clock() + (0.0 if self._has_gathered else engine.terms.gathering)
+        self._has_gathered = True
         while True:
             alive = {*engine.grid.get_node_ids()}
             self.nodes = {site: node for site, node in self.nodes.items() if node in alive}
+            # Who was lost and is back has to say anew which site it is.
+            self._called &= alive
+            self._heard &= alive
             if all(site in self.nodes for site in wanted):
                 return
             left = until - engine.clock()

@@ -141,7 +141,7 @@ def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uses, "HOLD", 1 << 40 if forced in {"held", "grouped"} else 0)
         if forced == "grouped":
-            patch.setattr("cohortium.patches.UNFOLDED", 0)
+            patch.setattr("cohortium.patches.UNFOLDED", -1)
         if forced == "thrown away":
             patch.setattr(products.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
         agree(net, torch.randn(3 * copies, 4, 7, 8), copies=copies)
