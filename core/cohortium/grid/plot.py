@@ -17,6 +17,10 @@ FEWEST = 3
 """Numbers on an axis that make a line worth drawing."""
 
 
+MOST_TICKS = 8
+"""Values of an axis that are all written below it."""
+
+
 def draw(grid: Grid, table: Sequence[Row]) -> bytes:
     """An SVG picture: mean ± standard deviation of accuracy, and every run as a dot.
 
@@ -105,5 +109,9 @@ def _draw_lines(axes: Axes, along: str, table: Sequence[Row]) -> None:
             axes.errorbar(xs, means, yerr=deviations, fmt="o-", color=color, capsize=3, label=name)
     if any(groups) or len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize="small")
+    labels = [row.cell.place[along] for row in table]
+    ticks = {x: label for label in labels if (x := _number(label)) is not None}
+    if len(ticks) <= MOST_TICKS:
+        axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xlabel(along)
     axes.set_ylabel(f"{_images(table)} accuracy, %")
