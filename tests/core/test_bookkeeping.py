@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Mapping
@@ -407,6 +408,31 @@ def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
         expected = by_opacus(theirs, partial(losses, theirs), 6, clip)
         clipped_sum(net, partial(losses, net), np.arange(6), clip=clip)
         assert float((gradient(net) - expected).norm()) <= EXACT * float(expected.norm())
+
+
+# What is whitened looks at its moments' values before it runs, and there are none.
+WITHOUT_MOMENTS = [model for model in MODELS if not getattr(model, "moments", False)]
+
+
+@pytest.mark.parametrize("model", WITHOUT_MOMENTS, ids=str)
+def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without numbers, whose tensors torch lets meet few of the processor's."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    net = model.build(SPEC, 0).to("meta")
+    x = model.prepare(torch.rand(6, 3, 28, 28)).to("meta")
+    labels = torch.zeros(6, dtype=torch.int64, device="meta")
+    with Book(net) as book:
+        book.open(6)
+        shares, _ = book.take(functional.cross_entropy(net(x), labels, reduction="none"))
+        factors = sum((share.squares for share in shares), torch.zeros(6, device="meta"))
+        totals = {
+            parameter: total
+            for share in shares
+            for bad in (None, ~factors.isfinite())
+            for parameter, total in zip(share.parameters, share.totals(factors, bad), strict=True)
+        }
+    assert totals
+    assert all(p.device == t.device and p.shape == t.shape for p, t in totals.items())
 
 
 def test_a_prelude_is_clipped_and_summed_as_by_opacus() -> None:
