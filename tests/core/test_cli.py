@@ -213,7 +213,7 @@ def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
     assert gone.returncode == 2
     assert gone.stderr.startswith("cohortium: three holds no run")
     nowhere = cohortium("report", "one", "--out", "no/where.html", cwd=tmp_path)
-    assert nowhere.returncode == 1
+    assert nowhere.returncode == 2
     assert nowhere.stderr == "cohortium: cannot write no/where.html: No such file or directory.\n"
 
 
