@@ -19,8 +19,7 @@ from cohortium.patches import convolution_gradient, patch_grams
 from cohortium.uses import Use, gram, squared_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -138,9 +137,13 @@ class ParametrizedUse(Use):
         kind = LinearUse if isinstance(self.layer, nn.Linear) else ConvolutionUse
         return kind(self.layer, self.x, self.g, self.examples)
 
-    @cached_property
-    def _pull(self) -> Callable[[Tensor], Tensor]:
-        """From gradients by the weight to gradients by its original."""
+    def _pull(self, gradient: Tensor) -> Tensor:
+        """From a gradient by the weight to one by its original.
+
+        Raises:
+            RuntimeError: Mapped over, if the weight is computed by chance: another draw than that
+                of the call would tell of other gradients.
+        """
         steps = self.layer.parametrizations.weight
 
         def weight(original: Tensor) -> Tensor:
@@ -148,5 +151,5 @@ class ParametrizedUse(Use):
                 original = step(original)
             return original
 
-        pull: Any = torch.func.vjp(weight, steps.original.detach())[1]
-        return lambda gradient: pull(gradient)[0]
+        pulled: Tensor = torch.func.vjp(weight, steps.original.detach())[1](gradient)[0]
+        return pulled

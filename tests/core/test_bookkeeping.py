@@ -246,6 +246,14 @@ def test_odd_networks(make: Callable[[], nn.Module], copies: int) -> None:
     agree(make(), torch.randn(3 * copies, 2, 6, 6), copies=copies)
 
 
+def test_a_weight_computed_by_chance_is_not_computed_again() -> None:
+    layer = nn.Conv2d(2, 4, 3)
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Dropout(0.5))
+    net = nn.Sequential(layer, nn.Flatten())
+    with pytest.warns(UserWarning, match="one by one"):
+        clipped_sum(net, losses_of(net, torch.randn(3, 2, 6, 6)), np.arange(3), clip=1.0)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("padding", [None, 0])
 def test_embeddings(padding: int | None) -> None:
