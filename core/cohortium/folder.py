@@ -14,8 +14,9 @@ from attrs import field, frozen
 from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.facts import FACTS
-from cohortium.files import UNFINISHED, require_place, sweep, write_whole
+from cohortium.files import UNFINISHED, sweep, write_whole
 from cohortium.ledger import Ledger
+from cohortium.places import require_folder
 from cohortium.record import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
@@ -303,45 +304,6 @@ def require_new(path: Path) -> None:
         _require_blank(path)
     except OSError as error:
         raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
-
-
-def require_folder(path: Path) -> None:
-    """Refuse early what making the folder `path`, if it is not there, and a file in it would.
-
-    Raises:
-        StudyError: Nothing can be written there.
-    """
-    try:
-        require_place(path, is_folder=True)
-    except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
-
-
-def require_new_file(path: Path, *, remedy: str) -> None:
-    """Refuse early what creating a file at `path` would, before the work whose outcome it is for.
-
-    Args:
-        path: The file to be.
-        remedy: What to do where one is there.
-
-    Raises:
-        StudyError: Something is there, or nothing can be written there.
-    """
-    if path.exists():
-        raise StudyError(f"{path} exists already; {remedy}.")
-    require_file(path)
-
-
-def require_file(path: Path) -> None:
-    """Refuse early what writing a file at `path`, in place of one that is there, would.
-
-    Raises:
-        StudyError: Nothing can be written there.
-    """
-    try:
-        require_place(path)
-    except OSError as error:
-        raise StudyError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def how_to_resume(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from cohortium.folder import require_folder
+from cohortium.places import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -42,7 +42,7 @@ def init(
     """
     from cohortium.drafting import Answers, draft, named_data
     from cohortium.files import create_whole
-    from cohortium.folder import require_new_file
+    from cohortium.places import require_new_file
 
     require_new_file(path, remedy="name another file")
     answers = Answers(

@@ -13,7 +13,7 @@ from rich.table import Table
 from cohortium.cli._options import Settings, Study, federation_of
 from cohortium.errors import RunError
 from cohortium.files import write_whole
-from cohortium.folder import require_new_file
+from cohortium.places import require_new_file
 
 
 def plan(

@@ -12,7 +12,7 @@ import typer
 
 from cohortium.cli._options import RunFolder
 from cohortium.errors import RunError
-from cohortium.folder import require_new_file
+from cohortium.places import require_new_file
 
 if TYPE_CHECKING:
     import numpy as np

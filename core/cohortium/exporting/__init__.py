@@ -16,7 +16,7 @@ from cohortium.errors import RunError, StudyError
 from cohortium.exporting.card import Exported, model_card
 from cohortium.exporting.scores import scored_anew
 from cohortium.files import write_whole
-from cohortium.folder import require_folder
+from cohortium.places import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

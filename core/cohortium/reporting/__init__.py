@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cohortium.errors import RunError
 from cohortium.files import write_whole
-from cohortium.folder import require_file
+from cohortium.places import require_file
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
 
