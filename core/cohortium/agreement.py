@@ -12,10 +12,10 @@ import numpy as np
 from attrs import frozen
 
 from cohortium import vector
-from cohortium.clipping import require_per_example, require_separable
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.randomness import Randomness, Seeds
+from cohortium.separability import require_per_example, require_separable
 from cohortium.setting import Setting
 from cohortium.vocabulary import Cohort, Task
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from torch import nn
 
 from cohortium.products import ConvolutionUse, LinearUse, ParametrizedUse
-from cohortium.rules import EmbeddingUse, GroupNormUse, LayerNormUse, TracedUse, owned
+from cohortium.rules import EmbeddingUse, GroupNormUse, LayerNormUse
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cohortium.uses import Use
 
 
@@ -22,20 +24,17 @@ class Layer:
         name: In its network.
         module: The layer.
         parameters: What it uses itself, by name.
-        kind: Which rule holds for it.
+        kind: The rule that holds for it, or None where there is none.
     """
 
     name: str
     module: nn.Module
     parameters: list[tuple[str, nn.Parameter]]
-    kind: type[Use]
+    kind: type[Use] | None
 
-    def holders(self) -> list[nn.Module]:
-        """The modules that hold its parameters."""
-        if not any("." in name for name, _ in self.parameters):
-            return [self.module]
-        holders = {name.rpartition(".")[0] for name, _ in self.parameters}
-        return [self.module.get_submodule(holder) for holder in sorted(holders)]
+    def saved_by(self, node: Any) -> tuple[Tensor, ...]:
+        """What torch saved of a call at its node of autograd, as the rule wants it."""
+        return () if self.kind is None else self.kind.saved_by(node)
 
 
 def using_parameters(net: nn.Module) -> list[Layer]:
@@ -52,8 +51,8 @@ def using_parameters(net: nn.Module) -> list[Layer]:
     ]
 
 
-def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[Use]:
-    """Which rule holds for a layer: by its very class, since a subclass may do other things."""
+def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[Use] | None:
+    """The rule for a layer's very class, since a subclass may do other things."""
     weighing: dict[type[nn.Module], type[Use]] = {
         nn.Linear: LinearUse,
         nn.Conv1d: ConvolutionUse,
@@ -67,10 +66,24 @@ def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> ty
     }
     names = {name for name, _ in parameters}
     if names <= {"weight", "bias"}:
-        return kinds.get(type(layer), TracedUse)
+        return None if _mixes_gradients(layer) else kinds.get(type(layer))
     if names <= {"parametrizations.weight.original", "bias"}:
         # What keeps buffers, such as a spectral norm, would move them once more when it is asked.
         is_pure = not list(layer.parametrizations.buffers())  # type: ignore[union-attr]
         if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in weighing:
             return ParametrizedUse
-    return TracedUse
+    return None
+
+
+def _mixes_gradients(layer: nn.Module) -> bool:
+    """Whether an option scales gradients by counts over the batch."""
+    return bool(getattr(layer, "scale_grad_by_freq", False))
+
+
+def owned(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a layer itself uses: its own, and what its own are computed from."""
+    own = [(n, p) for n, p in layer._parameters.items() if p is not None]  # noqa: SLF001
+    if nn.utils.parametrize.is_parametrized(layer):
+        parts = layer.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]
+        own += parts
+    return own

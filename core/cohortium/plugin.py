@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 from cohortium import accounting, vector
 from cohortium.arrays import data_folder, find_file, read_splits
-from cohortium.clipping import (
-    clipped_sum,
-    cross_example_layers,
-    mean_gradient,
-    require_per_example,
-    require_separable,
-)
+from cohortium.clipping import clipped_sum, mean_gradient
 from cohortium.data import DataSpec, Examples, Splits
 from cohortium.errors import (
     CohortiumError,
@@ -69,6 +63,7 @@ from cohortium.randomness import Randomness, Seeds, Stream
 from cohortium.reference import Reference, public_images
 from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
 from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
+from cohortium.separability import cross_example_layers, require_per_example, require_separable
 from cohortium.sessions import (
     CoordinatorSession,
     Exchange,

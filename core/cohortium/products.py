@@ -9,7 +9,7 @@ for the products of Gram matrices, the "ghost" norm.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
@@ -55,6 +55,11 @@ class LinearUse(Use):
 @frozen
 class ConvolutionUse(Use):
     """Of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, with any stride, padding, dilation, groups."""
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:
+        """Each row is an image (N, D, …), or a batch of them (N, T, D, …)."""
+        return rows.flatten(0, -2 - len(layer.kernel_size))
 
     def rows(self, name: str) -> Tensor:
         """Weight gradients, each of one example's copies; of the bias, sums."""
@@ -105,6 +110,11 @@ class ParametrizedUse(Use):
     That is how a kernel is standardised, say (`torch.nn.utils.parametrize`).  The gradient by the
     weight is pulled back through what it is computed by, example by example or once for their sum.
     """
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:
+        """As the layer does whose weight is computed."""
+        return rows if isinstance(layer, nn.Linear) else ConvolutionUse.fold(layer, rows)
 
     def rows(self, name: str) -> Tensor:
         """Weight gradients pulled back, one by one; of the bias, the layer's own."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
-from torch import nn
 from torch.nn import functional
 
 from cohortium.uses import Use, gram
@@ -21,12 +20,16 @@ class GroupNormUse(Use):
     """Of `nn.GroupNorm`."""
 
     @staticmethod
-    def saved_by(output: Tensor) -> tuple[Tensor, ...]:
+    def fold(layer: Any, rows: Tensor) -> Tensor:  # noqa: ARG004
+        """Each row is a batch, (N, T, C, …)."""
+        return rows.flatten(0, 1)
+
+    @staticmethod
+    def saved_by(node: Any) -> tuple[Tensor, ...]:
         """Mean and inverse deviation of each group, shapes (N, groups)."""
-        function: Any = output.grad_fn
-        if type(function).__name__ != "NativeGroupNormBackward0":
+        if type(node).__name__ != "NativeGroupNormBackward0":
             return ()
-        return function._saved_result1.detach(), function._saved_result2.detach()  # noqa: SLF001
+        return node._saved_result1.detach(), node._saved_result2.detach()  # noqa: SLF001
 
     def rows(self, name: str) -> Tensor:
         """Torch's own backward pass, told that each example's channels are channels of one."""
@@ -94,41 +97,3 @@ class EmbeddingUse(Use):
         if self.layer.padding_idx is not None:
             g = g.masked_fill((x == self.layer.padding_idx).unsqueeze(2), 0.0)
         return x, g
-
-
-@frozen
-class TracedUse(Use):
-    """Of any layer: its own backward pass for each example, by `torch.func`.
-
-    Of a layer that holds others, the gradients are those of its own parameters.
-    """
-
-    def rows(self, name: str) -> Tensor:
-        """Gradients of ⟨output, g⟩, mapped over rows.
-
-        Raises:
-            RuntimeError: The layer cannot be mapped over: it draws random numbers, say.
-        """
-        return self._all[name]
-
-    @cached_property
-    def _all(self) -> dict[str, Tensor]:
-        own = {n: p.detach() for n, p in owned(self.layer) if p.requires_grad}
-
-        def product(parameters: dict[str, Tensor], x: Tensor, g: Tensor) -> Tensor:
-            output = torch.func.functional_call(self.layer, parameters, (x.unsqueeze(0),))
-            total: Tensor = (output * g.unsqueeze(0)).sum()
-            return total
-
-        sample = torch.func.vmap(torch.func.grad(product), in_dims=(None, 0, 0))
-        rows: dict[str, Tensor] = sample(own, self.x, self.g)
-        return {n: r.view(self.examples, -1, *r.shape[1:]).sum(1) for n, r in rows.items()}
-
-
-def owned(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that a layer itself uses: its own, and what its own are computed from."""
-    own = [(n, p) for n, p in layer._parameters.items() if p is not None]  # noqa: SLF001
-    if nn.utils.parametrize.is_parametrized(layer):
-        parts = layer.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]
-        own += parts
-    return own

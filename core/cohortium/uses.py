@@ -43,9 +43,17 @@ class Use:
     saved: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def saved_by(output: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
-        """What torch saved of the call for its own backward pass and `rows` would compute anew."""
+    def saved_by(node: Any) -> tuple[Tensor, ...]:  # noqa: ARG004
+        """What torch saved of the call, at its `node`, and `rows` would compute anew."""
         return ()
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:  # noqa: ARG004
+        """The rows (M, …) of a layer's own batch, of rows (N, …) that each may be a batch.
+
+        Rows of one example stay together.  Most layers take any number of dimensions.
+        """
+        return rows
 
     @property
     def copies(self) -> int:

@@ -22,8 +22,8 @@ wire spending ledger
 vocabulary events
 sessions protocols hooks
 vector sampling counting
-uses patches products rules layers bookkeeping
-clipping
+uses patches products rules layers module_state pass_checks taps isolation bookkeeping
+clipping separability
 catalog
 composition scaffold
 describing

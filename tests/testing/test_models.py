@@ -63,17 +63,22 @@ class Centred(nn.Module):
         return logits - logits.mean(0) if self.always or self.training else logits
 
 
-class Detached(nn.Module):
-    """Its own parameter, which no sampler knows, and a custom backward."""
+class Remembering(nn.Module):
+    """Logits that lean on those of earlier images."""
+
+    mean: Tensor
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.inner = net, nn.Linear(4, 4)
+        self.net = net
+        self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(images)
-        weight: Tensor = self.inner.weight
-        return logits @ weight
+        if self.training:
+            self.mean = self.mean.lerp(logits.detach().mean(), 0.1)
+        shifted: Tensor = logits + self.mean
+        return shifted
 
 
 def batch_norm(spec: DataSpec, seed: int) -> nn.Module:
@@ -148,8 +153,8 @@ BAD = [
     ),
     (
         models.check_per_example_gradients,
-        Changed(maker=lambda s, n: Detached(SMALL.build(s, n))),
-        "per-example gradients",
+        Changed(maker=lambda s, n: Remembering(SMALL.build(s, n))),
+        "per-example gradients cannot be taken",
     ),
 ]
 

@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cohortium import vector
-from cohortium.clipping import (
-    clipped_sum,
-    cross_example_layers,
-    mean_gradient,
-    require_separable,
-)
+from cohortium.clipping import clipped_sum, mean_gradient
 from cohortium.errors import StudyError
+from cohortium.separability import cross_example_layers, require_separable
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ConformanceError, ensure
 

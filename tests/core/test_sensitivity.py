@@ -1,0 +1,517 @@
+"""The clip holds whatever the network: leaving one example out moves the sum by at most C."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from cohortium.clipping import clipped_sum
+from cohortium.errors import PrivacyError
+from cohortium.separability import require_per_example, require_separable
+from cohortium.vector import trainable
+
+C = 1e-2
+"""A bound at which every gradient of these networks is cut."""
+
+ROUNDING = 1e-3
+CHANNELS, SIDE, CLASSES = 2, 6, 3
+
+
+def clipped(net: nn.Module, x: torch.Tensor, batch: NDArray[np.int64], clip: float) -> torch.Tensor:
+    """The clipped sum over some rows of `x`, as one vector."""
+
+    def losses(rows: NDArray[np.int64]) -> torch.Tensor:
+        index = torch.from_numpy(rows)
+        return functional.cross_entropy(net(x[index]), index % CLASSES, reduction="none")
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*examples are taken one by one")
+        clipped_sum(net, losses, batch, clip=clip)
+    found = [p.grad for p in trainable(net) if p.grad is not None]
+    return torch.cat([g.flatten().double() for g in found])
+
+
+def require_sensitivity(net: nn.Module, x: torch.Tensor) -> None:
+    """Leave out each of a few examples, or replace it by a wild one."""
+    everyone = np.arange(len(x))
+    whole = clipped(net, x, everyone, C)
+    assert float(whole.norm()) <= len(x) * C * (1 + ROUNDING)
+    for i in {0, len(x) // 2, len(x) - 1}:
+        without = clipped(net, x, np.delete(everyone, i), C)
+        assert float((whole - without).norm()) <= C * (1 + ROUNDING) + 1e-6
+        replaced = x.clone()
+        replaced[i] = 100 * torch.randn_like(x[i])
+        other = clipped(net, replaced, everyone, C)
+        assert float((other - without).norm()) <= C * (1 + ROUNDING) + 1e-6
+
+
+class Network(nn.Module):
+    """Parts one after the other, then logits of whatever is left."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.head = nn.Linear(CHANNELS * SIDE * SIDE, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.parts:
+            x = part(x)
+        return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+
+class Part(nn.Module):
+    """From (N, C, H, W) to the same shape; W -> W weights are small, so that stacks stay tame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIDE, SIDE)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+
+class TokensFirst(Part):
+    """Rows of pixels on the first axis, before a plain linear layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(1, 2).transpose(0, 1)  # (tokens, N, W)
+        return self.layer(rows).transpose(0, 1).view_as(x)  # type: ignore[no-any-return]
+
+
+class Folded(Part):
+    """Examples and rows in one axis, examples last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(1, 2).transpose(0, 1).reshape(-1, SIDE)
+        return self.layer(rows).view(-1, len(x), SIDE).transpose(0, 1).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+class Packed(Part):
+    """The bright rows of all images go through one linear layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, SIDE)
+        bright = rows.mean(1) > 0
+        out = rows.clone()
+        out[bright] = self.layer(rows[bright])
+        return out.view_as(x)
+
+
+class Masked(Part):
+    """The same by a mask."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = x.mean(3, keepdim=True) > 0
+        return torch.where(bright, self.layer(x), x)
+
+
+class Gated(Part):
+    """The batch's mean behind a gate that begins at zero."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.gate * 50 * x.mean(0, keepdim=True)  # type: ignore[no-any-return]
+
+
+class Neighbours(Part):
+    """Each example sees the one before it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * (1 + self.gate * x.roll(1, 0).sum())  # type: ignore[no-any-return]
+
+
+class LargeGroups(Part):
+    """Batch statistics in groups of eight rows, and above four rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) % 8 == 0:
+            x = (x.view(8, -1, *x.shape[1:]) - x.view(8, -1, *x.shape[1:]).mean(0)).view_as(x)
+        elif len(x) > 4:
+            x = x / x.std()
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+class Sorted(Part):
+    """Examples in the order of their brightness."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        order = x.flatten(1).mean(1).argsort()
+        return self.layer(x[order])[order.argsort()]  # type: ignore[no-any-return]
+
+
+class AcrossExamples(Part):
+    """Attention over the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        weights = (flat @ flat.T).softmax(1)
+        return self.layer((weights @ flat).view_as(x))  # type: ignore[no-any-return]
+
+
+class Scan(Part):
+    """One cell, called for each row of pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, rows = torch.zeros_like(x[:, 0, 0]), []
+        for row in x.flatten(1, 2).unbind(1):
+            state = (self.layer(row) + state).tanh()
+            rows.append(state)
+        return torch.stack(rows, 1).view_as(x)
+
+
+class Twice(Part):
+    """One layer twice, and its weight once more by hand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(self.layer(self.layer(x).relu()), self.layer.weight.T)
+
+
+class Decided(Part):
+    """A branch on the data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if float(x.detach().mean()) > 0 else x
+
+
+class InPlace(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).add_(self.gate).relu_()  # type: ignore[no-any-return]
+
+
+class BatchNormByHand(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.batch_norm(self.layer(x), None, None, training=True)
+
+
+class Frames(Part):
+    """Channels as images of their own, folded into the batch of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames = x.transpose(0, 1).reshape(-1, 1, SIDE, SIDE)  # examples within frames
+        out = self.convolution(frames).view(CHANNELS, -1, SIDE, SIDE)
+        return out.transpose(0, 1).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+class Recurrent(Part):
+    """Batch second, as recurrent layers take it by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(SIDE, SIDE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x.flatten(1, 2).transpose(0, 1))[0].transpose(0, 1).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+class Attending(Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(SIDE, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.encoder(x.flatten(1, 2)).view_as(x)  # type: ignore[no-any-return]
+
+
+class Checkpointed(Part):
+    def __init__(self, *, use_reentrant: bool = False) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_() if not x.requires_grad else x
+        return checkpoint(self.layer, x, use_reentrant=self.use_reentrant)  # type: ignore[no-any-return]
+
+
+class Looked(Part):
+    """A table, with sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, SIDE, sparse=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.table((x[..., 0] * 2).long().clamp(0, 3))
+        return x + found + functional.embedding((x[..., 0] > 0).long(), self.table.weight)  # type: ignore[no-any-return]
+
+
+class Standardised(Part):
+    """A weight that is computed at every call, by hand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight - self.layer.weight.mean(1, keepdim=True)
+        return functional.linear(x, weight, self.layer.bias)
+
+
+PARTS: list[Callable[[], nn.Module]] = [
+    TokensFirst, Folded, Packed, Masked, Gated, Neighbours, LargeGroups, Sorted, AcrossExamples,
+    Scan, Twice, Decided, InPlace, BatchNormByHand, Frames, Recurrent, Attending, Checkpointed,
+    lambda: Checkpointed(use_reentrant=True), Looked, Standardised,
+    lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), lambda: nn.GroupNorm(1, CHANNELS),
+    lambda: nn.LayerNorm(SIDE), lambda: nn.PReLU(CHANNELS), lambda: nn.ReLU(inplace=True),
+    lambda: nn.InstanceNorm2d(CHANNELS, affine=True),
+    lambda: nn.BatchNorm2d(CHANNELS).eval(),
+    lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(CHANNELS, CHANNELS, 1)),
+]  # fmt: skip
+
+
+def trained(net: nn.Module, *, seed: int) -> nn.Module:
+    """Weights after they have moved, gates open."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+def images(n: int, *, seed: int) -> torch.Tensor:
+    return torch.randn(n, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("make", PARTS, ids=lambda make: getattr(make, "__name__", "part"))
+@pytest.mark.parametrize("examples", [12, 8])
+def test_one_example_moves_the_sum_by_at_most_the_clip(
+    make: Callable[[], nn.Module], examples: int
+) -> None:
+    """Twelve is the number of tokens, and eight divides no axis."""
+    torch.manual_seed(1)
+    require_sensitivity(trained(Network(make()), seed=2), images(examples, seed=3))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from(range(len(PARTS))), min_size=1, max_size=3),
+    examples=st.integers(2, 13),
+    seed=st.integers(0, 1000),
+    tie=st.booleans(),
+)
+def test_stacks_of_parts_keep_the_clip(
+    parts: list[int], examples: int, seed: int, *, tie: bool
+) -> None:
+    torch.manual_seed(seed)
+    made = [PARTS[i]() for i in parts]
+    if tie:  # one layer in several places
+        made = [made[0], *made]
+    require_sensitivity(trained(Network(*made), seed=seed), images(examples, seed=seed))
+
+
+def test_tokens_on_the_first_axis_are_given_to_their_own_examples() -> None:
+    """As many tokens as examples; read by its size, the axis would be the batch."""
+    torch.manual_seed(0)
+    net, x = Network(TokensFirst()), images(CHANNELS * SIDE, seed=1)
+    each = [clipped(net, x, np.array([i]), C) for i in range(len(x))]
+    together = clipped(net, x, np.arange(len(x)), C)
+    assert float((together - sum(each[1:], each[0])).norm()) < C * ROUNDING
+
+
+class Random(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(self.layer(x), 0.5, training=True)
+
+
+class StochasticDepth(Part):
+    """A path that is dropped for each example (Huang et al. 2016)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = x.new_empty((len(x), 1, 1, 1)).bernoulli_(0.5)
+        return x + kept * self.layer(x)  # type: ignore[no-any-return]
+
+
+class Noisy(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(len(x), 1, 1, 1) + torch.randn_like(x)
+        return self.layer(x + noise)  # type: ignore[no-any-return]
+
+
+class LstmDropout(Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(SIDE, SIDE, num_layers=2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x.flatten(1, 2))[0].reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def encoder() -> nn.Module:
+    return nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoderLayer(SIDE, 2, batch_first=True))
+
+
+@pytest.mark.parametrize("make", [Random, StochasticDepth, Noisy, LstmDropout, encoder, nn.Dropout])
+def test_networks_that_draw_random_numbers_are_admitted_and_clipped(
+    make: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    net, x = Network(make()), images(6, seed=1)
+    require_per_example(net)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*examples are taken one by one")
+        require_separable(net, x)
+    for _ in range(3):
+        assert float(clipped(net, x, np.array([0]), C).norm()) <= C * (1 + ROUNDING)
+    torch.manual_seed(5)
+    rows = clipped(net, x[:1].expand(6, -1, -1, -1), np.zeros(6, np.int64), 1e6)
+    alone = clipped(net, x[:1], np.array([0]), 1e6)
+    assert float((rows - 6 * alone).norm()) > ROUNDING * float(rows.norm())  # each drew its own
+
+
+def test_frozen_batch_normalisation_is_admitted() -> None:
+    class Frozen(Network):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self.parts[0].eval()
+            return self
+
+    net = Frozen(nn.BatchNorm2d(CHANNELS))
+    require_per_example(net)
+    require_separable(net, images(4, seed=0))
+    require_sensitivity(net.train(), images(8, seed=0))
+    with pytest.raises(PrivacyError, match="use GroupNorm"):
+        require_per_example(Network(nn.BatchNorm2d(CHANNELS)))
+
+
+OUTSIDE: list[torch.Tensor] = []
+
+
+class Memory(Part):
+    """Each example sees a running mean of those before it, once it is warm."""
+
+    running: torch.Tensor
+    mean: Any
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place, self.calls, self.mean = place, 0, None
+        self.kept: Any = {"list": [], "deque": deque(maxlen=3), "dict": {}}.get(place)
+        self.register_buffer("running", torch.zeros(SIDE))
+        self.seen = np.zeros(SIDE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        now = x.detach().mean((0, 1, 2))
+        before = self.remembered(now)
+        return self.layer(x) + 20 * before  # type: ignore[no-any-return]
+
+    def remembered(self, now: torch.Tensor) -> Any:
+        before: Any = 0
+        if self.place == "buffer":
+            before = self.running.clone()
+            self.running.lerp_(now, 0.5)
+        elif self.place == "new buffer":
+            before, self.running = self.running, (self.running + now) / 2
+        elif self.place == "attribute":
+            before, self.mean = (0 if self.mean is None else self.mean), now
+        elif self.place == "count":
+            self.calls += 1
+            before = self.calls
+        elif self.place == "array":
+            before = torch.from_numpy(self.seen).float()
+            self.seen[:] = now.numpy()
+        elif self.place == "dict":
+            before = self.kept.get("mean", 0)
+            self.kept["mean"] = now
+        else:
+            before = sum(self.kept)
+            self.kept.append(now)
+        return before
+
+
+@pytest.mark.parametrize("place", ["attribute", "count", "array", "dict", "list", "deque"])
+def test_what_a_network_keeps_in_its_modules_is_forgotten(place: str) -> None:
+    torch.manual_seed(0)
+    net, x = Network(Memory(place)), images(6, seed=1)
+    for _ in range(3):
+        require_sensitivity(net, x)
+
+
+@pytest.mark.parametrize("place", ["buffer", "new buffer"])
+def test_a_buffer_that_remembers_is_refused(place: str) -> None:
+    net = Network(Memory(place))
+    with pytest.raises(PrivacyError, match=r"memory of what it sees in 'parts\.0\.running'"):
+        clipped(net, images(6, seed=1), np.arange(6), C)
+    assert not bool(net.get_buffer("parts.0.running").isnan().any())
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    OUTSIDE.clear()
+    yield
+    OUTSIDE.clear()
+
+
+class Global(Part):
+    """A memory of which the network's modules know nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = sum(OUTSIDE)
+        OUTSIDE.append(x.detach().mean((0, 1, 2)))
+        return self.layer(x) + 20 * before  # type: ignore[no-any-return]
+
+
+def test_a_memory_outside_the_network_is_noticed() -> None:
+    torch.manual_seed(0)
+    net, x = Network(Global()), images(6, seed=1)
+
+    def some_steps() -> None:
+        for _ in range(4):
+            clipped(net, x, np.arange(6), C)
+
+    with outside(), pytest.raises(PrivacyError, match=r"Network cannot take|another output alone"):
+        some_steps()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
+def test_parameters_that_would_round_the_sum_are_refused(dtype: torch.dtype) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(CHANNELS, CLASSES).to(dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = x.mean((2, 3)).to(dtype) @ self.weight
+            return (out.abs() if dtype.is_complex else out).float()
+
+    with pytest.raises(PrivacyError, match=r"parameter 'weight' of Cast is of type .*float32"):
+        clipped(Cast(), images(4, seed=0), np.arange(4), C)
+
+
+def test_a_double_precision_network_is_clipped() -> None:
+    net = Network(TokensFirst()).double()
+    require_sensitivity(net, images(6, seed=0).double())
+
+
+@frozen
+class Shuffling:
+    """A trainer's losses that put examples in another order than the batch's."""
+
+    net: nn.Module
+    x: torch.Tensor
+
+    def __call__(self, batch: NDArray[np.int64]) -> torch.Tensor:
+        index = torch.from_numpy(batch)
+        out = self.net(self.x[index].repeat(2, 1, 1, 1))  # copies apart, not side by side
+        return functional.cross_entropy(out, torch.cat([index, index]) % CLASSES,
+                                        reduction="none").view(2, -1).mean(0)  # fmt: skip
+
+
+def test_losses_that_disorder_their_examples_are_noticed() -> None:
+    torch.manual_seed(0)
+    net, x = Network(TokensFirst()), images(6, seed=1)
+    losses = Shuffling(net, x)
+    with pytest.warns(UserWarning, match="depends on the rows of another example"):
+        clipped_sum(net, losses, np.arange(6), clip=C)
+    found = torch.cat([p.grad.flatten() for p in trainable(net) if p.grad is not None])
+    expected = sum(clipped(net, x, np.array([i]), C) for i in range(6))
+    assert float((found - expected).norm()) < C * ROUNDING
