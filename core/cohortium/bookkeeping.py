@@ -223,8 +223,7 @@ class Book:
         dtype = layer.parameters[0][1].dtype
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False), cached():
             x = x.to(dtype) if x.is_floating_point() else x
-            x, g = layer.kind.fold(layer.module, x), layer.kind.fold(layer.module, g.to(dtype))
-            use = layer.kind(layer.module, x, g, page.examples, saved)
+            use = layer.kind(layer.module, x, g.to(dtype), page.examples, saved)
             try:
                 kept = [page.add(p, n, use) for n, p in layer.parameters if p.requires_grad]
             except RuntimeError as error:

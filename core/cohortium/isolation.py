@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from cohortium.errors import CohortiumError, PrivacyError
 from cohortium.layers import Layer, using_parameters
 from cohortium.pass_checks import ScaleCheck, UnaccountedError, draws, require_same_alone
-from cohortium.taps import is_row, tap
+from cohortium.taps import KnownCall, is_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,13 +225,10 @@ class Isolation:
         return pytree.tree_unflatten(output, shape[0])
 
     def _known(self, layer: Layer, original: Callable[..., Any], x: Tensor) -> Tensor:
-        """Call a layer with its own parameters, and keep what its rule needs."""
-        given = {n: p for n, p in layer.parameters if p.requires_grad}
-        with _Given(layer.module, {}, detached=given):
-            output: Tensor = original(x)
+        """Call a layer with its own parameters, for all rows at once."""
         self.on_layer_call(layer)
-        kind = type(layer.module).__name__
-        return tap(x, output, kind, layer.saved_by, partial(self.on_layer_gradient, layer))
+        with _Given(layer.module, {}, detached=dict(layer.trained)):
+            return KnownCall(layer, original, partial(self.on_layer_gradient, layer)).for_row(x)
 
 
 def _require_constant_weights(layer: Layer) -> None:

@@ -32,6 +32,16 @@ class Layer:
     parameters: list[tuple[str, nn.Parameter]]
     kind: type[Use] | None
 
+    @property
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Those of its parameters that are trained."""
+        return [(name, p) for name, p in self.parameters if p.requires_grad]
+
+    def fold(self, rows: Tensor) -> Tensor:
+        """Rows as the layer's own batch, as the rule takes them."""
+        assert self.kind is not None
+        return self.kind.fold(self.module, rows)
+
     def saved_by(self, node: Any) -> tuple[Tensor, ...]:
         """What torch saved of a call at its node of autograd, as the rule wants it."""
         return () if self.kind is None else self.kind.saved_by(node)

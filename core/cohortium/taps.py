@@ -1,10 +1,11 @@
-"""A layer's output gradient by row, taken while the network's pass is mapped over rows."""
+"""Known layers in a mapped pass: called for all rows at once, with their gradients by row."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from attrs import frozen
 
 from cohortium.pass_checks import UnaccountedError
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from cohortium.layers import Layer
 
 _VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"})
 """Nodes that change a tensor's shape alone."""
@@ -23,43 +26,53 @@ def is_row(value: Any) -> bool:
     return type(value) is torch.Tensor and is_mapped(value)
 
 
-def tap(
-    x: Tensor, output: Tensor, kind: str,
-    saved_by: Callable[[Any], tuple[Tensor, ...]],
-    enter: Callable[[Tensor, Tensor, tuple[Tensor, ...]], None],
-) -> Tensor:  # fmt: skip
-    """Return a layer's output as it is, and ask for its gradient.
+@frozen
+class KnownCall:
+    """A layer that takes the rows of a batch apart by its very class, to be called for all rows.
 
-    Args:
-        x: The layer's input, one row of a mapped call.
-        output: Its output, another.
-        kind: Its class, for errors.
-        saved_by: Gives tensors that torch saved at the node of autograd that made the output.
-        enter: Told in the backward pass of all rows of `x` (N, …), of the gradient of all rows of
-            the output (N, …), and of those tensors.
+    Attributes:
+        layer: The layer; while it is called, its parameters are detached.
+        call: Its own forward pass.
+        enter: Told in the backward pass of all rows of the input (N, …), of the gradient of all
+            rows of the output (N, …), both as the layer's rule takes them, and of tensors that
+            torch saved of the call.
     """
 
-    def ask(x: Tensor, output: Tensor, axis: int) -> Tensor:
-        """Outside the mapping: rows of `x` come first, those of `output` along `axis`."""
-        held, version, shape = [x.detach()], x._version, output.shape  # noqa: SLF001
+    layer: Layer
+    call: Callable[[Tensor], Tensor]
+    enter: Callable[[Tensor, Tensor, tuple[Tensor, ...]], None]
+
+    def for_row(self, x: Tensor) -> Tensor:
+        """The output for one row of a mapped call, computed for all rows at once."""
+        output: Tensor = _AllRows.apply(x, self)  # type: ignore[no-untyped-call]
+        return output
+
+    def for_rows(self, x: Tensor) -> Tensor:
+        """The output (N, …) for rows (N, …), whose gradient is asked for."""
+        rows = self.layer.fold(x)
+        output = self._asked(rows, self.call(rows))
+        return output if rows.ndim == x.ndim else output.view(len(x), -1, *output.shape[1:])
+
+    def _asked(self, x: Tensor, output: Tensor) -> Tensor:
+        held, version = [x.detach()], x._version  # noqa: SLF001
         saved: tuple[Tensor, ...] = ()
 
         def told(gradient: Tensor) -> None:
             x = held.pop()  # the hook itself outlives the backward pass
             if x._version != version:  # noqa: SLF001
+                kind = type(self.layer.module).__name__
                 raise UnaccountedError(f"the input of a layer {kind} was altered in place")
-            enter(x, gradient.reshape(shape).movedim(axis, 0), saved)
+            self.enter(x, gradient, saved)
 
         if not output.requires_grad:
-            return _anchored(output.clone() if output is x else output, told)
+            output = output.clone() if output is x or output._is_view() else output  # noqa: SLF001
+            anchored: Tensor = _Anchor.apply(output, torch.empty(0, requires_grad=True), told)  # type: ignore[no-untyped-call]
+            return anchored
         node, place = _source(output)
-        saved = saved_by(node)
+        saved = self.layer.saved_by(node)
         # Of the node that computed it: a hook on the tensor would miss a later change in place.
-        node.register_prehook(lambda gradients: told(gradients[place]))
+        node.register_prehook(lambda gradients: told(gradients[place].view_as(output)))
         return output
-
-    tapped: Tensor = _Tap.apply(x, output, ask)  # type: ignore[no-untyped-call]
-    return tapped
 
 
 def _source(output: Tensor) -> tuple[Any, int]:
@@ -70,42 +83,29 @@ def _source(output: Tensor) -> tuple[Any, int]:
     return node, place
 
 
-def _anchored(output: Tensor, enter: Callable[[Tensor], None]) -> Tensor:
-    """A tensor as it is, except that autograd follows it and tells `enter` of its gradient."""
-    start = torch.empty(0, requires_grad=True)
-    base = output._base  # noqa: SLF001
-    if base is None or base.numel() != output.numel() or not output.is_contiguous():
-        anchored: Tensor = _Anchor.apply(output, start, enter)  # type: ignore[no-untyped-call]
-        return anchored
-    # Of the whole: autograd would copy the gradient of a view.
-    whole: Tensor = _Anchor.apply(base, start, enter)  # type: ignore[no-untyped-call]
-    return whole.view(output.shape)
-
-
-class _Tap(torch.autograd.Function):
-    """A layer's output as it is; its rows and those of the input become known on the way."""
+class _AllRows(torch.autograd.Function):
+    """A known layer's call, taken out of the mapping."""
 
     @staticmethod
-    def forward(x: Tensor, output: Tensor, ask: Any) -> Tensor:  # noqa: ARG004
-        raise UnaccountedError("a layer's output does not depend on its input")
+    def forward(x: Tensor, known: KnownCall) -> Tensor:  # noqa: ARG004
+        raise UnaccountedError("a layer is called without a row")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is kept: `vmap` returns the output itself."""
+        """Nothing is kept: `vmap` calls the layer itself."""
 
     @staticmethod
     def vmap(
         info: Any,  # noqa: ARG004
-        in_dims: tuple[int | None, ...],
+        in_dims: tuple[int | None, None],
         x: Tensor,
-        output: Tensor,
-        ask: Any,
+        known: KnownCall,
     ) -> tuple[Tensor, int]:
-        """Both with the rows first, outside the mapping."""
-        rows, along, _ = in_dims
-        if rows is None or along is None or is_row(x):
+        """Outside the mapping, which says along which axis of `x` the rows lie."""
+        axis = in_dims[0]
+        if axis is None or is_row(x):
             raise UnaccountedError("a layer is called within another mapping")
-        return ask(x.movedim(rows, 0), output, along), along
+        return known.for_rows(x.movedim(axis, 0)), 0
 
 
 class _Anchor(torch.autograd.Function):

@@ -57,7 +57,9 @@ def one_by_one(net: nn.Module, losses: Losses, examples: int, clip: float) -> to
     parameters = trainable(net)
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     for i in range(examples):
-        grads = torch.autograd.grad(losses(np.array([i])).sum(), parameters, allow_unused=True)
+        net.zero_grad(set_to_none=True)
+        losses(np.array([i])).sum().backward()  # type: ignore[no-untyped-call]
+        grads = [p.grad for p in parameters]
         flat = torch.cat([
             (torch.zeros_like(p) if g is None else g).flatten()
             for g, p in zip(grads, parameters, strict=True)
