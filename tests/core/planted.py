@@ -16,6 +16,7 @@ from cohortium.plugin import (
     SitePrivacy,
     Work,
     accounting,
+    mean_gradient,
     poisson,
 )
 from cohortium_gaussian import Gaussian
@@ -93,6 +94,24 @@ class Broken:
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> Watched:
         return Watched(self.honest.plan(work, cohort, parameters), self.fault)
+
+
+@frozen
+class ClipsBySize(PublicBatches):
+    """Clips parts of a batch that it takes for examples, in networks larger than a probe's."""
+
+    def batches(self, examples: int) -> Iterator[Any]:
+        return self.private.batches(examples)
+
+    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        if sum(p.numel() for p in net.parameters()) < 10:
+            self.private.gradient(net, losses, batch)
+            return
+        mean_gradient(net, losses, batch)
+        plan = self.private.plan
+        for parameter in net.parameters():
+            norm = max(1e-12, float(parameter.grad.norm()))
+            parameter.grad *= len(batch) / plan.expected_batch * min(1.0, plan.terms.clip / norm)
 
 
 @frozen

@@ -193,7 +193,7 @@ def test_the_command_says_what_it_found(
     assert found["refuted"] is False
     assert found["guarantee"]["unit"] == "site"
     assert [finding["way"] for finding in found["findings"]] == [
-        "books", "mechanism", "secrets", "transcript", "run",
+        "books", "mechanism", "clip", "secrets", "transcript", "run",
     ]  # fmt: skip
     assert exit_code("--out", str(out)) == 2
     assert "exists already" in capsys.readouterr().err

@@ -2,9 +2,9 @@
 
     audit(federation.prepare()).is_refuted
 
-Five ways, each where it has power: arithmetic over the plan's own numbers; the mechanism alone, in
-two worlds, tens of thousands of times; secrets that are none; everything that leaves a site beside
-what the guarantee covers; and one whole run with canaries.
+Six ways, each where it has power: arithmetic over the plan's own numbers; the mechanism alone, in
+two worlds, tens of thousands of times; the clip of the study's own network; secrets that are none;
+everything that leaves a site beside what the guarantee covers; and one whole run with canaries.
 
 A claim that is not refuted is not proved.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cohortium.auditing.books import audit_books
+from cohortium.auditing.clip import audit_clip
 from cohortium.auditing.findings import Audit, Finding
 from cohortium.auditing.mechanism import audit_mechanism
 from cohortium.auditing.one_run import audit_run
@@ -31,6 +32,7 @@ __all__ = [
     "Finding",
     "audit",
     "audit_books",
+    "audit_clip",
     "audit_mechanism",
     "audit_run",
     "audit_secrets",
@@ -79,6 +81,7 @@ def audit(
                 releases=releases,
                 tell=lambda share: tell("mechanism", share),
             ),
+            audit_clip(ready),
             audit_secrets(ready),
             audit_transcript(ready),
             audit_run(ready, canaries=canaries, tell=lambda share: tell("run", share)),

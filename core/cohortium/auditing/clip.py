@@ -1,0 +1,217 @@
+"""The study's own network, trainer and clip: how far one example moves a site's gradient.
+
+The mechanism's audit feeds a network of two parameters, so a clip that holds there may yet fail for
+the study's network.  Here the network is the study's, as it is built and after its weights have
+moved, in batches of several sizes.  All random draws and all noise are equal in the two worlds, so
+that their difference is the example's contribution alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import Factory, define, field
+
+from cohortium import vector
+from cohortium.auditing.findings import Finding
+from cohortium.auditing.probe import HUGE
+from cohortium.randomness import Randomness
+from cohortium.vocabulary import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from torch import Tensor, nn
+
+    from cohortium.preparation import Ready
+    from cohortium.ring import RingVector
+    from cohortium.sessions import SitePrivacy
+    from cohortium.vocabulary import Index
+
+SIZES = (64, 49, 16, 9, 8, 2)
+"""Of batches: some divide a network's inner axes, which code that goes by sizes may confuse."""
+
+STEPS = 2
+"""Of a trainer with several, in each size."""
+
+MOVED = 0.1
+"""Deviation of the noise by which weights are moved, so that gates which begin at zero open."""
+
+TOLERANCE = 1e-2
+"""Above one clip: rounding in single precision."""
+
+
+def audit_clip(ready: Ready) -> Finding:
+    """Leave single examples out of batches, or replace them, under the study's own parts."""
+    import torch
+
+    setting = ready.setting
+    guarantee = setting.plan.guarantee
+    assert guarantee is not None, "an audit begins with a claim"
+    if guarantee.unit == "site":
+        return Finding(
+            way="clip",
+            tried="nothing: what is clipped is a site's whole update, which the mechanism shows",
+            seen="nothing.",
+            power="none.",
+            is_refuted=False,
+        )
+    train = ready.splits.train
+    rows = np.sort(np.concatenate(list(ready.hands)))[: max(SIZES)]
+    examples = train.take(rows)
+    images = setting.model.prepare(torch.from_numpy(examples.images).float().div_(255))
+    measure = Measure(private=_private(ready, np.arange(len(rows))), images=images)
+    for moved in (0.0, MOVED):
+        net = setting.network()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in vector.trainable(net):
+                parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
+        for size in sorted({min(size, len(rows)) for size in SIZES}):
+            measure.sizes = [size] * min(setting.work.steps, STEPS)
+            measure.generator.manual_seed(0)
+            task = Task(
+                net=net.train(),
+                images=images,
+                labels=torch.from_numpy(examples.labels),
+                classes=len(setting.spec.classes),
+                round=0,
+                rounds=setting.cohort.rounds,
+                work=setting.work,
+                generator=measure.generator,
+                state={},
+            )
+            with torch.random.fork_rng(devices=[]):
+                setting.trainer.train(task, measure)
+    return _finding(measure, ready)
+
+
+def _finding(measure: Measure, ready: Ready) -> Finding:
+    left, replaced = measure.left_out, measure.replaced
+    is_refuted = left > 1 + TOLERANCE or replaced > 2 * (1 + TOLERANCE)
+    net = type(ready.setting.network()).__name__
+    out = f"left out, by at most {left:.3g}" if measure.is_steady else "left out, not tried"
+    return Finding(
+        way="clip",
+        tried=(
+            f"{measure.pairs} pairs of batches of {net} that differ in one example, with equal "
+            "draws and equal noise, at the first weights and at others"
+        ),
+        seen=(
+            f"in units of what the clip lets through, an example moved the sum: {out}; replaced, "
+            f"by at most {replaced:.3g}."
+        ),
+        power=(
+            "1 and 2 are promised; it finds a network whose examples are not clipped each for "
+            "itself at these weights and images, and nothing about the noise."
+        ),
+        is_refuted=is_refuted,
+    )
+
+
+def _private(ready: Ready, patients: Index) -> Callable[[], SitePrivacy]:
+    secret = Randomness.simulated(0)
+    return lambda: ready.setting.plan.site(secret, patients)
+
+
+@define(eq=False)
+class Measure:
+    """Stands in for a site's privacy, and measures instead of releasing.
+
+    Attributes:
+        private: Makes the privatizer's own site, with equal secrets each time.
+        images: The site's, prepared; one is replaced for the time of a pair.
+        sizes: Of the batches that a trainer is given.
+        left_out: The furthest that leaving an example out has moved a sum, in clips.
+        replaced: The same for replacing one.
+        pairs: How many were compared.
+        is_steady: Whether the network draws no random numbers, so that batches of other sizes
+            can be compared.
+    """
+
+    private: Callable[[], SitePrivacy]
+    images: Tensor
+    sizes: list[int] = Factory(list)
+    left_out: float = 0.0
+    replaced: float = 0.0
+    pairs: int = 0
+    is_steady: bool = True
+    generator: torch.Generator = field(init=False)
+    _clip: float = field(init=False)
+
+    @generator.default
+    def _make_generator(self) -> torch.Generator:
+        import torch
+
+        return torch.Generator()
+
+    @_clip.default
+    def _measure_clip(self) -> float:
+        """What an example with an enormous gradient adds, in the gradient's own units."""
+        import torch
+
+        net = torch.nn.Linear(2, 1, bias=False)
+        rows = torch.tensor([[HUGE, 0.0], [0.0, 1.0]])
+
+        def losses(batch: Index) -> Tensor:
+            out: Tensor = net(rows[torch.from_numpy(batch)])
+            return out[:, 0]
+
+        found = [self._gradient(net, losses, np.arange(first, 2)) for first in (0, 1)]
+        return max(1e-30, float((found[0] - found[1]).norm()))
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """The first so many, for each of the sizes."""
+        yield from (np.arange(min(size, examples)) for size in self.sizes)
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """Compare neighbouring batches; then set the gradient of the batch itself."""
+        for place in sorted({0, len(batch) // 2, len(batch) - 1}):
+            self._replace(net, losses, batch, batch[place])
+            if self.is_steady:
+                self._leave_out(net, losses, batch, place)
+        self._gradient(net, losses, batch)
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """Nothing leaves."""
+        raise NotImplementedError
+
+    def _replace(
+        self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, row: int
+    ) -> None:
+        own = self.images[row].clone()
+        found = []
+        for other in (own, 1e3 * own.flip(-1) - 1):
+            self.images[row] = other
+            found.append(self._gradient(net, losses, batch))
+        self.images[row] = own
+        self.replaced = max(self.replaced, self._distance(*found))
+
+    def _leave_out(
+        self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, place: int
+    ) -> None:
+        whole = self._gradient(net, losses, batch)
+        again = self._gradient(net, losses, batch, seed=1)
+        if float((whole - again).norm()) > TOLERANCE * self._clip:
+            self.is_steady = False
+            return
+        without = self._gradient(net, losses, np.delete(batch, place))
+        self.left_out = max(self.left_out, self._distance(whole, without))
+
+    def _distance(self, one: Tensor, other: Tensor) -> float:
+        self.pairs += 1
+        return float((one - other).norm()) / self._clip
+
+    def _gradient(
+        self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, *, seed: int = 0
+    ) -> Tensor:
+        """The privatizer's gradient, shape (P,), `float64`, with equal draws for equal seeds."""
+        import torch
+
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
+        self.private().gradient(net, losses, batch)
+        parts = [p.grad for p in vector.trainable(net) if p.grad is not None]
+        return torch.cat([part.flatten().double() for part in parts])

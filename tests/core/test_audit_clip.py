@@ -1,0 +1,61 @@
+"""The clip of the study's own network, held against measurement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bed import Squares, tiny
+from cohortium.auditing import audit_clip
+from cohortium.preparation import Ready
+from cohortium_cnn import CNN
+from cohortium_fedavg import FedAvg
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+from cohortium_secagg import SecAgg
+from cohortium_skellam import Skellam
+from core.planted import Broken, ClipsBySize
+
+FLAT = FedSGD(sampling_rate=1.0)
+TURNED = FedSGD(sampling_rate=1.0, flips=True, copies=2)
+
+
+SHARED = SecAgg(threshold=3, shares=4)
+
+
+def ready(**changes: Any) -> Ready:
+    parts: dict[str, Any] = {
+        "dataset": Squares(examples=60), "trainer": FLAT, "privatizer": Gaussian(epsilon=50.0),
+        "min_sites": 4, "colluding": 1, "sites": 4, "seed": 3,
+    }  # fmt: skip
+    return tiny(**(parts | changes)).prepare()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"trainer": TURNED},
+        {"model": CNN(width=4)},
+        {"trainer": FedAvg(steps=2, batch_size=8)},
+        {"privatizer": Gaussian(epsilon=50.0, against="coordinator"), "aggregator": SHARED},
+        {"privatizer": Skellam(epsilon=50.0, against="coordinator"), "aggregator": SHARED},
+    ],
+    ids=str,
+)
+def test_an_honest_clip_is_not_refuted(changes: dict[str, Any]) -> None:
+    finding = audit_clip(ready(**changes))
+    assert not finding.is_refuted, finding
+    assert "replaced, by at most" in finding.seen
+
+
+def test_a_clip_that_holds_for_small_networks_alone_is_caught() -> None:
+    finding = audit_clip(ready(privatizer=Broken(Gaussian(epsilon=50.0), ClipsBySize)))
+    assert finding.is_refuted, finding
+
+
+def test_the_clip_of_whole_sites_is_left_to_the_mechanism() -> None:
+    finding = audit_clip(ready(privatizer=Gaussian(unit="site", epsilon=50.0)))
+    assert not finding.is_refuted
+    assert "whole update" in finding.tried
