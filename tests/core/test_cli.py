@@ -213,6 +213,10 @@ def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
     gone = cohortium("report", "three", cwd=tmp_path)
     assert gone.returncode == 2
     assert gone.stderr.startswith("cohortium: three holds no run")
+    (tmp_path / "notes.html").write_text("mine")
+    mine = cohortium("report", "one", "--out", "notes.html", cwd=tmp_path)
+    assert (mine.returncode, (tmp_path / "notes.html").read_text()) == (2, "mine")
+    assert "notes.html exists and is no report" in mine.stderr
     nowhere = cohortium("report", "one", "--out", "no/where.html", cwd=tmp_path)
     assert nowhere.returncode == 2
     assert nowhere.stderr == "cohortium: cannot write no/where.html: No such file or directory.\n"
@@ -341,7 +345,7 @@ def test_a_run_that_goes_on_tells_whom_it_told_before(tmp_path: Path) -> None:
     break_off(tmp_path / "run")
     done = cohortium("resume", "run", "--observe", "third", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--observe" in done.stderr
+    assert "no plugin offers the observer 'third'" in done.stderr
 
 
 def break_off(folder: Path) -> None:
