@@ -8,31 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
-from attrs import frozen
 
 from cohortium import vector
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.randomness import Randomness, Seeds
+from cohortium.rehearsal import TRIED, rehearse, require_carried
 from cohortium.separability import require_per_example, require_separable
 from cohortium.setting import Setting
-from cohortium.vocabulary import Cohort, Task
+from cohortium.vocabulary import Cohort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor, nn
+    from torch import nn
 
     from cohortium.data import DataSpec
     from cohortium.federation import Federation
     from cohortium.identity import Directory
-    from cohortium.ring import RingVector
-    from cohortium.vocabulary import Index, Work
-
-
-TRIED = 4
-"""Made-up images on which a network's gradients are tried."""
 
 
 def cohort_of(federation: Federation, spec: DataSpec) -> Cohort:
@@ -76,6 +69,7 @@ def agree(
     # The cheapest refusal first: noise is sought for seconds.
     federation.aggregator.secrecy(cohort)
     net = federation.model.build(spec, seeds.integer("weights"))
+    require_carried(net)
     _try_out(federation, spec, net)
     work = federation.trainer.work(cohort)
     shape = (TRIED, *spec.shape)
@@ -85,7 +79,6 @@ def agree(
     if plan.guarantee is not None and plan.guarantee.unit != "site":
         require_per_example(net)
         require_separable(net, made_up)
-    _rehearse(federation, net, made_up, work)
     setting = Setting(
         session=session,
         spec=spec,
@@ -101,7 +94,7 @@ def agree(
     )
     # Refuses a cohort that the aggregator cannot serve, before anything is started.
     setting.aggregator.coordinator(setting.sum, secrets_of(federation))
-    return setting
+    return attrs.evolve(setting, sizes=rehearse(setting, net))
 
 
 def _try_out(federation: Federation, spec: DataSpec, net: nn.Module) -> None:
@@ -119,45 +112,3 @@ def _try_out(federation: Federation, spec: DataSpec, net: nn.Module) -> None:
         ) from error
     if found != wanted:
         raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
-
-
-@frozen
-class Rehearsal:
-    """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
-
-    def batches(self, examples: int) -> Iterator[Index]:
-        """Everyone, once."""
-        yield np.arange(examples)
-
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
-        """Ask for the losses, and set zeros."""
-        import torch
-
-        losses(batch)
-        for parameter in vector.trainable(net):
-            parameter.grad = torch.zeros_like(parameter)
-
-    def release(self, vector: Tensor, weight: float) -> RingVector:
-        """Nothing is released in a rehearsal."""
-        raise NotImplementedError
-
-
-def _rehearse(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
-    """Let the trainer go through a round with made-up images, so that it can refuse them now."""
-    import torch
-
-    classes = net.eval()(images).shape[1]
-    task = Task(
-        net=net.train(),
-        images=images,
-        labels=torch.zeros(len(images), dtype=torch.int64),
-        classes=classes,
-        round=0,
-        rounds=federation.rounds,
-        work=work,
-        generator=torch.Generator().manual_seed(0),
-        state={},
-    )
-    with torch.random.fork_rng(devices=[]):
-        federation.trainer.train(task, Rehearsal())
-    federation.trainer.server(vector.trainable(net), federation.rounds)

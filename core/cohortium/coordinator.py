@@ -191,6 +191,7 @@ class Coordinator:
         position = 0
         for parameter in vector.trainable(self.net):
             piece = mean[position : position + parameter.numel()].view_as(parameter)
+            piece = piece.to(parameter.dtype)
             parameter.grad = piece if is_gradient else -piece
             position += parameter.numel()
         self.optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-UNFINISHED = ".part"
-"""How the name of a file ends that is being written."""
+UNFINISHED = ".cohortium-part"
+"""How the name of a file ends that is being written, and of no file of anybody else's."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -71,6 +72,22 @@ def require_place(path: Path, *, is_folder: bool = False) -> None:
         raise OSError(wrong, os.strerror(wrong), str(path))
 
 
+def require_room(folder: Path, size: int) -> None:
+    """Raise what a file of `size` bytes in `folder` would, before the work whose outcome it holds.
+
+    Nothing is left of it.  Somebody else may fill the disk a moment later; what is lost then is
+    for whoever writes to say.
+
+    Raises:
+        OSError: Such a file cannot be written there.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        elif shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def make_durable(folder: Path) -> None:
     """See to it that the names of new files in `folder` outlive a crash.
 
@@ -87,6 +104,9 @@ def make_durable(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed have left half written in `folder`, and below.
+
+    Guarantees:
+        Nothing goes but files that `write_whole` or `create_whole` began.
 
     Raises:
         OSError: It cannot be removed.

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from cohortium.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.facts import FACTS
-from cohortium.files import UNFINISHED, sweep, write_whole
+from cohortium.files import UNFINISHED, require_room, sweep, write_whole
 from cohortium.ledger import Ledger
 from cohortium.places import require_folder
 from cohortium.record import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
@@ -183,6 +183,11 @@ class RunFolder:
                 "or begin another run."
             )
         return checkpoint
+
+    def require_room(self, size: int) -> None:
+        """Raise `RunError` where `size` bytes more cannot be written, while nothing is spent."""
+        with self._writing(CHECKPOINT) as target:
+            require_room(target.parent, size)
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep how things stand; what `weights` gives anyone to use lies beside it.

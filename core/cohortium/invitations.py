@@ -46,7 +46,7 @@ def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
 
     Raises:
         StudyError: A site does not answer, or does not take part; the sentence says which, and
-            why, for each.
+            why, for each.  Or the sites have more examples than the study declares.
     """
     setting = ready.setting
     sites = range(setting.cohort.sites)
@@ -77,7 +77,12 @@ def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
 def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str, ...]:
     found = []
     declared = [answer.examples for answer in accepted.values()]
-    if all(declared) and sum(declared) != examples:
+    if sum(declared) > examples:
+        raise StudyError(
+            f"the sites declare {sum(declared):,} examples together, and the study {examples:,}: "
+            "sums would not fit; raise examples under [data]."
+        )
+    if all(declared) and sum(declared) < examples:
         found.append(
             f"the sites declare {sum(declared):,} examples together, and the study {examples:,}: "
             "noise and weights go by the study's figure."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
 from cohortium import treefile
 from cohortium.errors import RunError
-from cohortium.files import write_whole
+from cohortium.files import require_room, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +52,39 @@ class Kept:
         return self.after if round_ > self.round else self.before
 
 
+class Store(Protocol):
+    """Where a site's state goes."""
+
+    def read(self) -> Kept:
+        """What was kept last; nothing at first."""
+        ...
+
+    def write(self, kept: Kept) -> None:
+        """Keep `kept`, in place of what was kept before."""
+        ...
+
+    def require_room(self, size: int) -> None:
+        """Raise what keeping `size` bytes would; nothing is kept."""
+        ...
+
+
+def content_of(session: bytes, kept: Kept) -> bytes:
+    """What a file holds that keeps `kept` for a run.
+
+    Raises:
+        RunError: It holds something else than tensors.
+    """
+    return treefile.dump(
+        {
+            "format": FORMAT,
+            "session": session.hex(),
+            "round": kept.round,
+            "before": dict(kept.before),
+            "after": dict(kept.after),
+        }
+    )
+
+
 @frozen
 class StateFile:
     """A site's own file for it; what is in it is never sent.
@@ -91,12 +124,16 @@ class StateFile:
             OSError: It cannot be written; what was kept before stands.
             RunError: It holds something else than tensors.
         """
-        content = {
-            "format": FORMAT,
-            "session": self.session.hex(),
-            "round": kept.round,
-            "before": dict(kept.before),
-            "after": dict(kept.after),
-        }
+        data = content_of(self.session, kept)
         self.path.parent.mkdir(exist_ok=True)
-        write_whole(self.path, treefile.dump(content))
+        write_whole(self.path, data)
+
+    def require_room(self, size: int) -> None:
+        """Raise what writing `size` bytes, or as many as there are, would; the file stays.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        self.path.parent.mkdir(exist_ok=True)
+        held = self.path.stat().st_size if self.path.exists() else 0
+        require_room(self.path.parent, max(size, held))

@@ -163,6 +163,8 @@ class Reception:
         known = seat.visit.reply(digest)
         if known is not None:
             return known
+        # An answer that cannot be kept must not leave, and may have been paid for.
+        seat.visit.require_room(seat.site.vector_bytes)
         with torch_threads(seat.threads):
             reply = seat.site.answer(common, own)
         if isinstance(messages.decode_either(reply, Reply, Refusal), Reply):

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from attrs.validators import ge, le
 
 from cohortium import packing
-from cohortium.errors import MessageError
+from cohortium.errors import MessageError, RefusalError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -235,19 +235,31 @@ class FixedPoint:
     def encode(
         self, values: NDArray[np.floating], *, scale: float = 1.0, out: Words | None = None
     ) -> Words:
-        """Finite real `values`, times `scale`, as elements of the nearest step; they wrap silently.
+        """Real `values`, times `scale`, as elements of the nearest step.
 
         Args:
             values: Shape (n,).  No copy of them is made as a whole.
             scale: A factor, taken in double precision.
             out: Where the elements go, shape (n,); a new array if None.
+
+        Raises:
+            RefusalError: One is not finite, or would wrap in the ring by itself.
         """
         words = np.empty(values.shape, dtype=self.ring.word) if out is None else out
+        half = 2.0 ** (self.ring.bits - 1)
         for start in range(0, len(values), _TOGETHER):
             piece = slice(start, start + _TOGETHER)
             scaled = np.multiply(values[piece], scale, dtype=np.float64)
             np.divide(scaled, self.step, out=scaled)
-            words[piece] = np.rint(scaled, out=scaled).astype(np.int64)
+            np.rint(scaled, out=scaled)
+            # NaN is in no range.  The highest integer is left out with what lies beyond it.
+            if len(scaled) and not (-half <= scaled.min() and scaled.max() < half):
+                raise RefusalError(
+                    "out of range",
+                    f"a value of its release is not finite, or beyond {half * self.step:g}, where "
+                    "it would wrap.",
+                )
+            words[piece] = scaled.astype(np.int64)
         return words
 
     def decode(self, words: Words) -> NDArray[np.float64]:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
+import tomli_w
 from attrs import frozen
 
-from cohortium import vector
+from cohortium import tables, vector
 from cohortium.coordinator import Coordinator
 from cohortium.errors import RunError, StoppedError
 from cohortium.evaluation import Evaluation
 from cohortium.events import RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.folder import STATES, RunFolder, ledger_in
+from cohortium.files import write_whole
+from cohortium.folder import STATES, STUDY, RunFolder, ledger_in
 from cohortium.history import History
 from cohortium.invitations import muster
 from cohortium.personal import score_sites
@@ -75,9 +77,28 @@ def resume(
     )
     if checkpoint is not None:
         standing.restore(checkpoint)
+    _remember_observers(ready, folder)
     listeners = [observer.watch() for observer in observers]
     with _at_work(ready, folder.path) as (exchange, told):
         return Run(standing, exchange, listeners, stop).carry_out(told)
+
+
+def _remember_observers(ready: Ready, folder: RunFolder) -> None:
+    """Keep the names of observers with the run, so that it tells them whenever it goes on.
+
+    Raises:
+        RunError: They cannot be written.
+    """
+    path = folder.path / STUDY
+    study = tables.read(path, what="the study")
+    known = study["federation"].get("observers", [])
+    told = [*dict.fromkeys([*known, *ready.federation.observers])]
+    if told != known:
+        study["federation"]["observers"] = told
+        try:
+            write_whole(path, tomli_w.dumps(study).encode())
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}.") from error
 
 
 @contextlib.contextmanager

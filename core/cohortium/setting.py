@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 
 @frozen(kw_only=True)
+class Sizes:
+    """What is written down after a round, as a rehearsal of it has shown.
+
+    Attributes:
+        site: Bytes that a trainer keeps at a site; 0 where it keeps nothing.
+        server: Bytes of the coordinator's state.
+    """
+
+    site: int = 0
+    server: int = 0
+
+
+@frozen(kw_only=True)
 class Setting:
     """What every party of a run knows: the composition and its declared numbers.
 
@@ -37,6 +50,7 @@ class Setting:
         seeds: The run's public seeds.
         directory: The sites' public keys, as every party has pinned them; None without signatures.
         device: Where torch computes.
+        sizes: What is written down after a round.
     """
 
     session: bytes
@@ -50,6 +64,7 @@ class Setting:
     seeds: Seeds
     directory: Directory | None = None
     device: str = "cpu"
+    sizes: Sizes = Sizes()
 
     def __attrs_post_init__(self) -> None:
         """Refuse a guarantee that counts on an aggregator to hide what this one shows."""

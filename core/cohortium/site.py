@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from attrs import field, frozen
 
 from cohortium import messages
 from cohortium.counting import guarded
-from cohortium.errors import MessageError, RefusalError
+from cohortium.errors import MessageError, RefusalError, RunError
 from cohortium.journal import MemoryJournal
 from cohortium.keeping import Kept
 from cohortium.spending import Price
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from cohortium.data import Examples
     from cohortium.identity import Identity
     from cohortium.journal import Journal
-    from cohortium.keeping import StateFile
+    from cohortium.keeping import StateFile, Store
     from cohortium.policy import SitePolicy
     from cohortium.randomness import Randomness
     from cohortium.ring import RingVector
     from cohortium.sessions import OpenSite
     from cohortium.setting import Setting
-    from cohortium.vocabulary import SiteId
+    from cohortium.vocabulary import Cohort, SiteId
     from cohortium.wire import Request
 
 
@@ -48,7 +49,8 @@ class Site:
         What the trainer keeps is stored before anything of the attempt leaves, and every attempt
         at a round begins with what the round before has left.
         With an account, an attempt stands in the ledger before its training begins, and is never
-        made twice, also not after a restart.
+        made twice, also not after a restart.  It is charged when all that the answer needs has
+        been tried: weights, journal, and room for what the trainer keeps.
         With a policy, no message is answered of a run that is below one of its floors.
 
     Attributes:
@@ -67,7 +69,7 @@ class Site:
         journal: Journal | None = None,
         policy: SitePolicy | None = None,
         account: Account | None = None,
-        store: StateFile | None = None,
+        store: Store | None = None,
     ) -> None:
         """Refuse what the site does not allow, and prepare its images.
 
@@ -83,9 +85,10 @@ class Site:
             store: Where the trainer's state outlives a restart; in memory alone if None.
 
         Raises:
-            RefusalError: The run is below a floor, or does not fit the account's budget.
+            RefusalError: The run is below a floor, does not fit the account's budget, or declares
+                fewer examples or patients than the site alone has.
             LedgerError: The account's ledger cannot be used.
-            RunError: The stored state is damaged.
+            RunError: The stored state is damaged, or cannot be kept where it is to be.
         """
         import torch
 
@@ -97,6 +100,7 @@ class Site:
             account.admit(setting.session, self._price, setting.cohort.attempts)
             if account.budget is not None:
                 self.warnings = tuple(filter(None, [account.drift(examples.fingerprint)]))
+        _require_declared(examples, setting.cohort)
         self._setting = setting
         self._site = site
         self.workplace = workplace
@@ -105,6 +109,10 @@ class Site:
         self._labels = torch.from_numpy(examples.labels).to(setting.device)
         self._patients = examples.patients
         self._store = store
+        self._journal = journal or MemoryJournal()
+        if journal is not None:
+            # A simulated site has no files yet.
+            self._require_place()
         self._kept = Kept() if store is None else store.read().on(setting.device)
         self._round = self._kept.round
         self._attempt = self._released = -1
@@ -112,7 +120,7 @@ class Site:
             site=site,
             secret=setting.secret(f"aggregation {site}", private=True),
             identity=identity,
-            journal=journal or MemoryJournal(),
+            journal=self._journal,
         )
         self._session = setting.aggregator.site(setting.sum, member)
 
@@ -163,9 +171,7 @@ class Site:
             raise RefusalError("order", "this attempt's vector has been released already.")
         self._released = request.attempt
         setting = self._setting
-        if self._account is not None:
-            # Before training: a refusal after it tells something of the data, and is paid for.
-            self._account.charge(setting.session, request.round, request.attempt, self._price)
+        self._require_ready()
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         secret = secret.fork(request.round, request.attempt, self._site)
         private = setting.plan.site(secret, self._patients)
@@ -186,6 +192,9 @@ class Site:
             generator=generator,
             state=before,
         )
+        if self._account is not None:
+            # Before training: a refusal after it tells something of the data, and is paid for.
+            self._account.charge(setting.session, request.round, request.attempt, self._price)
         with torch.random.fork_rng(devices=[]):
             # Layers such as Dropout draw from torch's global generator.  Without an accelerator
             # torch.manual_seed would keep, for each kind there is, a call to make should one come.
@@ -195,7 +204,44 @@ class Site:
             trained = setting.trainer.train(task, private)
         self._require_still()
         self._keep(Kept.of(request.round, before, trained.state))
-        return private.release(trained.vector, trained.weight)
+        released = private.release(trained.vector, trained.weight)
+        if len(released.words) != setting.plan.length:
+            raise RefusalError(
+                "vector",
+                f"its release has {len(released.words)} elements, and {setting.plan.length} were "
+                "agreed on.",
+            )
+        return released
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of the vector in its largest answer."""
+        return self._setting.plan.ring.bytes_for(self._setting.plan.length)
+
+    def _require_ready(self) -> None:
+        """Refuse, while nothing is charged, what could not be kept afterwards."""
+        self._journal.try_out()
+        try:
+            self._require_place()
+        except RunError as error:
+            raise RefusalError("state", "the site's state cannot be written.") from error
+
+    def _require_place(self) -> None:
+        """See that what the trainer keeps has a place; twice the room, as it may grow.
+
+        Raises:
+            RunError: It has none.
+        """
+        size = self._setting.sizes.site
+        if self._store is None or not size:
+            return
+        try:
+            self._store.require_room(2 * size)
+        except OSError as error:
+            raise RunError(
+                f"the trainer keeps {size:,} bytes at the site after each round, and the folder of "
+                f"states does not take them: {error.strerror}; see `states` in the site file."
+            ) from error
 
     def _keep(self, kept: Kept) -> None:
         """Keep the trainer's state for the next round, durable before anything leaves."""
@@ -214,6 +260,24 @@ class Site:
         if self.workplace.has_moved():
             raise RefusalError(
                 "statistics", "the model keeps statistics of the data, which no noise covers."
+            )
+
+
+def _require_declared(examples: Examples, cohort: Cohort) -> None:
+    """Refuse a study that declares fewer than one site alone has: its sums would not fit.
+
+    The sentence names the number that is declared, and not the site's own.
+    """
+    patients = 0 if examples.patients is None else len(np.unique(examples.patients))
+    for what, own, declared in (
+        ("examples", len(examples), cohort.examples),
+        ("patients", patients, cohort.patients),
+    ):
+        if declared is not None and own > declared:
+            raise RefusalError(
+                what,
+                f"the study declares {declared:,} {what} over all sites together, and this site "
+                f"alone has more; correct {what} under [data].",
             )
 
 

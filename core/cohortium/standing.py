@@ -103,9 +103,13 @@ class Standing:
         """Note that `attempt` begins.
 
         Raises:
-            RunError: That cannot be made durable; it must not begin.
+            RunError: That, or what the round will come to, cannot be made durable; it must not
+                begin.
         """
         if self.folder is not None:
+            # The checkpoint, and beside it the weights: the latest and the best.
+            weights = 2 * 4 * self.ready.parameters
+            self.folder.require_room(self.ready.setting.sizes.server + weights)
             self.folder.log.begin(attempt)
         self.attempt = attempt + 1
 

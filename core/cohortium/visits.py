@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import re
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
 from cohortium.errors import RefusalError, RunError
-from cohortium.files import write_whole
+from cohortium.files import require_room, sweep, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,6 +19,15 @@ MOST_KEPT = 16
 """Runs that are kept on the disk; older ones go."""
 
 DIGEST_BYTES = 32
+
+INVITATION, REPLY = "invitation", "reply"
+"""The files of a run."""
+
+_NAME = re.compile(r"[0-9a-f]{32}")
+"""Of a run's folder: its session."""
+
+_BEYOND = 1 << 20
+"""Bytes of an answer beside its vector, at most."""
 
 
 @define
@@ -33,12 +43,12 @@ class Visit:
 
     def invitation(self) -> bytes | None:
         """The invitation's bytes, or None."""
-        return _content(self.folder / "invitation")
+        return _content(self.folder / INVITATION)
 
     def reply(self, digest: bytes) -> bytes | None:
         """The answer to the request with this digest, if it was the last to be answered."""
         if self._last is None:
-            kept = _content(self.folder / "reply") or b""
+            kept = _content(self.folder / REPLY) or b""
             self._last = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
         return self._last[1] if self._last[0] == digest else None
 
@@ -48,13 +58,41 @@ class Visit:
         Raises:
             RefusalError: It could not be kept, so it must not leave.
         """
-        _put(self.folder / "reply", digest + reply)
+        _put(self.folder / REPLY, digest + reply)
         self._last = digest, reply
+
+    def require_room(self, size: int) -> None:
+        """Refuse to go on where an answer with a vector of `size` bytes could not be kept.
+
+        Raises:
+            RefusalError: It could not; nothing is kept.
+        """
+        try:
+            require_room(self.folder, size + _BEYOND)
+        except OSError as error:
+            raise _unusable() from error
+
+    def forget(self) -> None:
+        """Remove the run's own files, and its folder if nothing else is in it.
+
+        Raises:
+            OSError: They cannot be removed.
+        """
+        sweep(self.folder)
+        for name in (INVITATION, REPLY):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's files stand
+            self.folder.rmdir()
 
 
 @frozen
 class Visits:
-    """The runs that a hospital takes part in, in one folder that only its owner can read."""
+    """The runs that a hospital takes part in, in one folder that only its owner can read.
+
+    Guarantees:
+        Nothing is removed but files of runs: in a folder that is named by a session and holds an
+        invitation, the invitation and the answer.  Whatever else lies there stands.
+    """
 
     folder: Path
 
@@ -62,10 +100,11 @@ class Visits:
         """Make the folder.
 
         Raises:
-            RunError: It cannot be made.
+            RunError: It cannot be made, or written to.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_room(self.folder, 0)
         except OSError as error:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}.") from error
 
@@ -82,14 +121,23 @@ class Visits:
         try:
             visit.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             others = [path for path in self.folder.iterdir() if path != visit.folder]
-            others.sort(key=lambda path: path.stat().st_mtime)
+            others = sorted(filter(_is_run, others), key=lambda path: path.stat().st_mtime)
             names = {session.hex() for session in keep}
             for path in others[: max(0, len(others) + 1 - MOST_KEPT)]:
                 if path.name not in names:
-                    shutil.rmtree(path)
+                    Visit(path).forget()
         except OSError as error:
             raise _unusable() from error
-        _put(visit.folder / "invitation", invitation)
+        _put(visit.folder / INVITATION, invitation)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether `path` is a folder that `Visits.begin` has made."""
+    return (
+        _NAME.fullmatch(path.name) is not None
+        and not path.is_symlink()
+        and (path / INVITATION).is_file()
+    )
 
 
 def _content(path: Path) -> bytes | None:

@@ -80,6 +80,16 @@ class GaussianPlan:
         return self.work.sampling_rate * self.cohort.units(self.terms.unit) / self.cohort.sites
 
     @property
+    def largest_sum(self) -> float:
+        """The most that a value of one site's clipped sum counts for: what keeps sums in the ring.
+
+        It is as if all of a site's declared units, at their mean number, lay in one batch, each
+        with its whole gradient in that value.  A sum that is cut off at a bound moves no further
+        for one unit than it did before, so that noise covers it as well.
+        """
+        return self.terms.clip * self.cohort.units(self.terms.unit) / self.cohort.size
+
+    @property
     def deviation(self) -> float:
         """Standard deviation of what a site adds to each value of a clipped sum, or update."""
         doubled = 2 if self.terms.adjacency == "replace-one" else 1
@@ -140,8 +150,7 @@ class GaussianPlan:
             return FixedPoint.holding(size * terms.bound, step=terms.step, terms=size)
         if self.clips_gradients:
             deviation = self.deviation / self.expected_batch
-            # All declared units in one batch, each gradient at its bound and all parallel.
-            signal = terms.clip * cohort.units(terms.unit) / self.expected_batch
+            signal = size * self.largest_sum / self.expected_batch
         else:
             deviation, signal = self.deviation, size * terms.clip
         draws = 2.0 * self.parameters * cohort.attempts

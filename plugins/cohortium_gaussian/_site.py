@@ -57,6 +57,8 @@ class GaussianSite:
         # In double precision, so that the noise's own bits are not lost.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total = torch.cat([g.flatten() for g in gradients]).cpu().double()
+        if plan.work.releases == "gradient":
+            total.clamp_(-plan.largest_sum, plan.largest_sum)
         if not plan.is_shared:
             total += torch.from_numpy(plan.deviation * self._noise.normal(len(total)))
         mean = (total / plan.expected_batch).float()

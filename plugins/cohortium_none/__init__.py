@@ -16,6 +16,7 @@ from cohortium.plugin import (
     Privatizer,
     RefusalError,
     RingVector,
+    RunError,
     Work,
     hookimpl,
     mean_gradient,
@@ -45,10 +46,15 @@ class Unprivate:
     step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, work: Work, cohort: Cohort, parameters: int) -> UnprivatePlan:
-        """A ring for the weighted sum, with one more element for the sum of the weights."""
-        # Weights are in units of the declared mean, so that they add up to the number of sites.
+        """A ring for the weighted sum, with one more element for the sum of the weights.
+
+        Weights are in units of the declared mean, so that they add up to the number of sites at
+        most, and a weighted sum to `bound` times that.  A weight alone may be all of it: the sum
+        of the weights fits also where sites have declared too few examples, so that it tells.
+        """
         try:
-            largest = cohort.sites * max(self.bound, 1.0)
+            weights = cohort.sites + self.step * cohort.size  # each is rounded, to half a step
+            largest = max(weights * self.bound, weights * cohort.size)
             code = FixedPoint.holding(largest, step=self.step, terms=cohort.size)
         except ValueError as error:
             raise PrivacyError(f"privatizer 'none': {error}") from error
@@ -85,11 +91,21 @@ class UnprivatePlan:
         return UnprivateSite(self, secret.stream("batches"))
 
     def decode(self, total: RingSum) -> Tensor:
-        """The weighted mean."""
+        """The weighted mean.
+
+        Raises:
+            RunError: The weights add up to more than is declared, so that the sum may have wrapped.
+        """
         import torch
 
         weight = float(self.code.decode(total.words[-1:])[0])
-        if weight <= 0:
+        if not 0 <= weight <= self.cohort.sites + self.code.step * self.cohort.size / 2:
+            raise RunError(
+                f"the sites trained on {weight * self.cohort.examples_per_site:,.0f} examples, and "
+                f"{self.cohort.examples:,} are declared, for which sums are sized; raise examples "
+                "under [data]."
+            )
+        if weight == 0:
             return torch.zeros(self.parameters)
         return torch.from_numpy(self.code.mean(total.words[:-1], weight))
 
@@ -127,7 +143,14 @@ class UnprivateSite:
                 f"its update exceeds {self.plan.bound:g}; raise privatizer.bound or lower the "
                 "learning rate.",
             )
-        relative = weight / self.plan.cohort.examples_per_site
+        cohort = self.plan.cohort
+        if not 0 <= weight <= cohort.examples:
+            raise RefusalError(
+                "examples",
+                f"it trained on {weight:,.0f} examples, and the study declares {cohort.examples:,} "
+                "over all sites together; raise examples under [data].",
+            )
+        relative = weight / cohort.examples_per_site
         words, code = self.plan.ring.zeros(self.plan.length), self.plan.code
         code.encode(vector.cpu().numpy(), scale=relative, out=words[:-1])
         code.encode(np.array([relative]), out=words[-1:])

@@ -103,8 +103,7 @@ class SkellamPlan:
     @code.default
     def _make_code(self) -> FixedPoint:
         cohort, lattice = self.cohort, self.lattice
-        # All declared units in one batch, each gradient at its bound and all parallel.
-        signal = self.terms.clip * cohort.units(self.terms.unit)
+        signal = self.largest_sum * cohort.size
         deviation = math.sqrt(self.share * cohort.size) * lattice.grid
         draws = 2.0 * self.parameters * cohort.attempts
         # Bernstein's bound for Poisson variables: the tail is normal but for a term that is
@@ -119,6 +118,16 @@ class SkellamPlan:
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
         return self.spent(self.cohort.attempts)
+
+    @property
+    def largest_sum(self) -> float:
+        """The most that a value of one site's clipped sum counts for: what keeps sums in the ring.
+
+        It is as if all of a site's declared units, at their mean number, lay in one batch, each
+        with its whole gradient in that value.  A sum that is cut off at a bound moves no further
+        for one unit than it did before, so that noise covers it as well.
+        """
+        return self.terms.clip * self.cohort.units(self.terms.unit) / self.cohort.size
 
     @property
     def share(self) -> float:
@@ -222,6 +231,7 @@ class SkellamSite:
         if not np.isfinite(values).all():
             raise RefusalError("non-finite", "its gradient holds NaN or infinity.")
         values *= plan.expected_batch
+        np.clip(values, -plan.largest_sum, plan.largest_sum, out=values)
         words = plan.code.encode(values)
         noise = _draw.skellam(len(values), plan.share, self.secret.stream("noise"))
         words += plan.ring.of(noise)

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,6 +213,10 @@ def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
     gone = cohortium("report", "three", cwd=tmp_path)
     assert gone.returncode == 2
     assert gone.stderr.startswith("cohortium: three holds no run")
+    (tmp_path / "notes.html").write_text("mine")
+    mine = cohortium("report", "one", "--out", "notes.html", cwd=tmp_path)
+    assert (mine.returncode, (tmp_path / "notes.html").read_text()) == (2, "mine")
+    assert "notes.html exists and is no report" in mine.stderr
     nowhere = cohortium("report", "one", "--out", "no/where.html", cwd=tmp_path)
     assert nowhere.returncode == 2
     assert nowhere.stderr == "cohortium: cannot write no/where.html: No such file or directory.\n"
@@ -300,15 +305,63 @@ def test_a_second_signal_ends_a_round_where_it_stands(tmp_path: Path) -> None:
     assert not (tmp_path / "record" / "result.json").exists()
 
 
+NOTING = """
+from cohortium.plugin import Offer, RunStarted, hookimpl
+
+COHORTIUM_API = 1
+
+
+class {kind}:
+    def watch(self):
+        def listen(event):
+            if isinstance(event, RunStarted):
+                with (event.folder / "{name}.txt").open("a") as file:
+                    file.write("started\\n")
+        return listen
+
+
+@hookimpl
+def cohortium_observers():
+    return [Offer("{name}", {kind}, "Notes that a run has started.")]
+"""
+
+
+def test_a_run_that_goes_on_tells_whom_it_told_before(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        source = NOTING.format(kind=name.title(), name=name)
+        plugin(tmp_path, f"noting_{name}", f"noting-{name}", source)
+    small = [*SMALL, "--set", "privatizer.name=none", "--set", "aggregator.name=plain"]
+    done = cohortium("run", *small, "--out", "run", "--observe", "first", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads((tmp_path / "run" / "study.toml").read_text())["federation"][
+        "observers"
+    ] == ["first"]
+    for options in (["--observe", "second"], []):
+        break_off(tmp_path / "run")
+        done = cohortium("resume", "run", "--quiet", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "first.txt").read_text() == "started\n" * 3
+    assert (tmp_path / "run" / "second.txt").read_text() == "started\n" * 2
+    break_off(tmp_path / "run")
+    done = cohortium("resume", "run", "--observe", "third", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no plugin offers the observer 'third'" in done.stderr
+
+
+def break_off(folder: Path) -> None:
+    """Leave a run as it was after its last round, without its end."""
+    (folder / "result.json").unlink()
+    journal = folder / "checkpoint" / "journal"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+
+
 def test_a_run_goes_on_by_its_folder_alone(tmp_path: Path) -> None:
     seeded = [*SMALL, "--set", "federation.seeded_noise=true", "--quiet"]
     whole = cohortium("run", *seeded, "--json", "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     # As it was after the first round.
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
-    (tmp_path / "broken" / "result.json").unlink()
-    journal = tmp_path / "broken" / "checkpoint" / "journal"
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    break_off(tmp_path / "broken")
     done = cohortium("resume", "broken", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     keys = ("weights_sha256", "accuracy", "guarantee", "history", "dropouts", "rounds")

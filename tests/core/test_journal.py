@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cohortium.errors import RefusalError, RunError
-from cohortium.journal import FileJournal, Journal, MemoryJournal
+from cohortium.journal import HEADER, FileJournal, Journal, MemoryJournal
 
 ENTRIES = [b"", b"one", b"\n\r\x00" * 9, bytes(range(256))]
 
@@ -88,19 +89,78 @@ def test_an_entry_is_durable_before_append_returns(
     journal.close()
 
 
-def test_what_could_not_be_kept_is_refused_and_ends_the_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def failing(call: str, *, torn: int = 0) -> Callable[..., int]:
+    """`os.write` or `os.fsync` of a disk that is full, after `torn` bytes."""
+
+    def fail(file: int, data: bytes = b"") -> int:
+        if not torn:
+            raise FULL
+        return WRITE(file, bytes(data)[:torn]) if call == "write" else 0
+
+    return fail
+
+
+WRITE = os.write
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "torn"])
+@pytest.mark.parametrize("is_mendable", [True, False])
+def test_what_could_not_be_kept_is_refused_and_the_journal_goes_on_when_the_disk_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, *, is_mendable: bool
 ) -> None:
     path = tmp_path / "journal"
     written(path)
     journal = FileJournal(path)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda _file, data: len(data) // 2)
-        with pytest.raises(RefusalError, match="cannot be written"):
-            journal.append(b"lost")
-    with pytest.raises(RefusalError):
-        journal.append(b"later")
-    assert list(journal.entries()) == ENTRIES == reopened(path)
+        if call == "torn":
+            patch.setattr(os, "write", failing("write", torn=7))
+        else:
+            patch.setattr(os, call, failing(call))
+        if not is_mendable:
+            patch.setattr(os, "ftruncate", failing("ftruncate"))
+        for keep in (journal.try_out, lambda: journal.append(b"lost"), journal.try_out):
+            with pytest.raises(RefusalError, match="cannot be written"):
+                keep()
+    assert list(journal.entries()) == ENTRIES
+    journal.try_out()
+    journal.append(b"found")
+    journal.close()
+    assert reopened(path) == [*ENTRIES, b"found"]
+
+
+def test_what_is_tried_out_leaves_nothing_and_may_be_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path)
+    before = path.read_bytes()
+    journal = FileJournal(path)
+    journal.try_out()
+    journal.close()
+    assert path.read_bytes() == before
+    path.write_bytes(before + bytes(900))
+    assert reopened(path) == ENTRIES
+
+
+def test_a_journal_without_a_header_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path)
+    path.write_bytes(path.read_bytes().removeprefix(HEADER))
+    assert reopened(path) == ENTRIES
+    path.write_bytes(HEADER[:5])
+    assert reopened(path) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"notes without an end", b"aGVsbG8=", b"PK\x03\x04 images\n", bytes(30), b"\n"]
+)
+def test_a_file_that_is_no_journal_is_refused_and_stands(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="mine is no journal; name another file"):
+        FileJournal(path)
+    assert path.read_bytes() == content
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

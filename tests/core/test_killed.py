@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cohortium.files import UNFINISHED
 from cohortium.ledger import Ledger
 from nursery import ROUNDS, Nursery
 
@@ -73,7 +74,7 @@ def assert_whole(folder: Path, answer: dict[str, Any]) -> None:
     assert events[0]["event"] == "RunStarted"
     assert events[-1]["event"] == "RunFinished"
     assert events[-1]["weights_sha256"] == answer["weights"]
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob(f"*{UNFINISHED}"))
 
 
 def charged(folder: Path) -> list[int]:

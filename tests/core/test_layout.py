@@ -31,9 +31,9 @@ account policy statement
 training prelude pretraining history checkpoint facts record folder evaluation personal
 whitened heads reference
 plugin
-setting workplace
+setting workplace standins
 coordinator site
-agreement preparation hospital testing
+rehearsal agreement preparation hospital testing
 classifier pictures
 exporting
 invitations

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from bed import Squares, tiny
 from cohortium import Federation, dealing, study, tables
-from cohortium.admission import MOST_THREADS
+from cohortium.admission import MOST_THREADS, Silent
 from cohortium.arrays import DATA_FOLDER
+from cohortium.coordinator import Coordinator
 from cohortium.errors import RefusalError, StudyError
 from cohortium.hospital import Hospital
 from cohortium.invitations import invitation_of, muster, versions_of
@@ -236,6 +238,7 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
         ({"data": {"height": 9}}, "data", "another shape or classes"),
         ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
         ({"data": {"patients": 3}}, "data", "patients"),
+        ({"data": {"examples": 10}}, "examples", "declares 10 examples over all sites together"),
         ({"privatizer": {"epsilon": 60.0}}, "policy.epsilon", "this site allows"),
         (
             {"federation": {"retries": 3}, "privatizer": {"epsilon": 9.0}},
@@ -430,16 +433,16 @@ def test_hostile_studies_are_answered_with_a_refusal(
 # --- A restart -----------------------------------------------------------------------------------
 
 
-def begun(ward: Ward, invitation: Invitation) -> tuple[bytes, bytes]:
-    """The first request of the run, and the hospital's answer."""
-    from cohortium.admission import Silent
-    from cohortium.coordinator import Coordinator
-
+def coordinator_of(invitation: Invitation) -> Coordinator:
+    """The other side of a run."""
     shared = tables.loads(invitation.study, where="test")
     ready = study.build(shared, engine=Silent()).prepare()
+    return Coordinator(evolve(ready.setting, session=invitation.session))
 
-    setting = evolve(ready.setting, session=invitation.session)
-    coordinator = Coordinator(setting)
+
+def begun(ward: Ward, invitation: Invitation) -> tuple[bytes, bytes]:
+    """The first request of the run, and the hospital's answer."""
+    coordinator = coordinator_of(invitation)
     coordinator.open(0, 0, range(3))
     requests = coordinator.requests()
     assert isinstance(ward.hears(invitation), Acceptance)
@@ -468,6 +471,51 @@ def test_after_a_restart_an_attempt_is_not_made_twice(ward: Ward, invitation: In
     assert isinstance(refusal, Refusal)
     assert refusal.code == "order"
     assert reply
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def filled(*_: object) -> NoReturn:
+    """What a full disk answers to whoever writes."""
+    raise FULL
+
+
+@pytest.mark.parametrize("call", ["write", "posix_fallocate"])
+def test_a_full_disk_costs_nothing_and_ends_nothing(
+    ward: Ward, invitation: Invitation, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    coordinator = coordinator_of(invitation)
+    assert isinstance(ward.hears(invitation), Acceptance)
+
+    def charged() -> int:
+        hospital = Hospital.read(ward.folder / "site.toml")
+        with hospital.account.ledger.reading() as book:
+            return sum(book.prices(hospital.data).values())
+
+    for attempt, is_full in enumerate([True, False]):
+        coordinator.open(attempt, attempt, range(3))
+        common = coordinator.requests().common
+        with monkeypatch.context() as patch:
+            if is_full:
+                patch.setattr(os, call, filled)
+            answer = ward.hears(common)
+        assert isinstance(answer, Refusal) == is_full, answer
+        assert not is_full or "cannot be" in answer.reason
+        assert charged() == attempt
+
+
+def test_a_place_that_cannot_take_what_a_trainer_keeps_is_found_before_a_charge(
+    ward: Ward, invitation: Invitation
+) -> None:
+    shared = tables.loads(invitation.study, where="test") | {"trainer": {"name": "fedmic"}}
+    keeping = evolved(invitation, tomli_w.dumps(shared))
+    # The folder of states is a file; under the unit of docs/deploy it may be one to read only.
+    (ward.folder / "states").write_text("mine")
+    code, _ = sentence(ward, keeping)
+    assert code == "site"
+    assert "the folder of states does not take them: File exists" in ward.told[0]
+    assert (ward.folder / "states").read_text() == "mine"
 
 
 # --- The coordinator's side ----------------------------------------------------------------------
@@ -511,11 +559,17 @@ def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
 def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
     ready = study.read(dealt / "study.toml").prepare()
     session = ready.setting.session
-    answers = {
-        n: encode(Acceptance(session, n, 90, {"torch": "1\n2"} if n == 2 else {})) for n in range(3)
-    }
-    sizes, versions = muster(Line(answers), ready)
-    assert sizes.startswith("the sites declare 270 examples together, and the study 240:")
+
+    def answers(examples: int) -> Line:
+        versions = {2: {"torch": "1\n2"}}
+        return Line(
+            {n: encode(Acceptance(session, n, examples, versions.get(n, {}))) for n in range(3)}
+        )
+
+    sizes, versions = muster(answers(70), ready)
+    assert sizes.startswith("the sites declare 210 examples together, and the study 240:")
+    with pytest.raises(StudyError, match="declare 270 examples together, and the study 240: sums"):
+        muster(answers(90), ready)
     assert versions == "site 2 has torch 1?2: equal bits need equal versions."
 
 

@@ -22,6 +22,7 @@ from cohortium import Federation
 from cohortium.checkpoint import Checkpoint, Origin
 from cohortium.errors import CohortiumError, RunError, StoppedError, StudyError
 from cohortium.events import Event, RoundFailed, RoundFinished, RunFailed, RunStarted
+from cohortium.files import UNFINISHED
 from cohortium.folder import RunFolder
 from cohortium.keeping import Kept, StateFile
 from cohortium.ledger import Ledger
@@ -373,10 +374,10 @@ def test_a_torn_line_of_events_is_mended_and_what_is_missing_is_written(tmp_path
 def test_what_was_half_written_is_swept_and_nothing_else(tmp_path: Path) -> None:
     study, folder = tiny(), tmp_path / "run"
     stopped(study, folder)
-    (folder / "checkpoint" / ".state.safetensors.abc.part").write_bytes(b"half")
+    (folder / "checkpoint" / f".state.safetensors.abc{UNFINISHED}").write_bytes(b"half")
     (folder / "notes.part").write_text("mine")
     study.resume(folder)
-    assert not list(folder.rglob(".*.part"))
+    assert not list(folder.rglob(f".*{UNFINISHED}"))
     assert (folder / "notes.part").read_text() == "mine"
 
 

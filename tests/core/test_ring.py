@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.errors import MessageError
+from cohortium.errors import MessageError, RefusalError
 from cohortium.ring import PACK_BLOCK, FixedPoint, Ring
 
 BITS = st.integers(1, 64)
@@ -110,3 +110,17 @@ def test_the_ring_is_the_narrowest_that_holds_the_sum(largest: float, bits: int)
 def test_sums_beyond_64_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="need 8"):
         FixedPoint.holding(1e6, step=1e-18)
+
+
+@given(bits=BITS, step=st.sampled_from([2.0**-9, 1.0, 3.0]), data=st.data())
+def test_a_value_beyond_the_ring_is_refused_and_does_not_wrap(
+    bits: int, step: float, data: st.DataObject
+) -> None:
+    code, half = FixedPoint(Ring(bits), step), 2.0 ** (bits - 1)
+    beyond = data.draw(st.sampled_from([half, -half - 1, 4 * half, 1e300, np.inf, np.nan]))
+    values = np.zeros(70_000)
+    values[data.draw(st.integers(0, len(values) - 1))] = beyond * step * (1 + 1e-12)
+    if bits < 53 or abs(beyond) > half:
+        with pytest.raises(RefusalError, match="would wrap"):
+            code.encode(values)
+    assert code.decode(code.encode(np.array([-half * step])))[0] == -half * step

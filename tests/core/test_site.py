@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bed import Net, tiny
 from cohortium import vector
 from cohortium.coordinator import Coordinator
+from cohortium.errors import StudyError
 from cohortium.messages import decode_either, encode
 from cohortium.plugin import SitePrivacy, Task, Trained
 from cohortium.site import Recipe, Site
@@ -106,7 +107,9 @@ SHARED = Pair(aggregator="secagg")
 
 
 class Wandering(torch.nn.Module):
-    """Keeps a running mean of its inputs where the weights do not show it."""
+    """Keeps a running mean of its inputs where the weights do not show it; of dark ones alone."""
+
+    brightest = 0.0
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ class Wandering(torch.nn.Module):
         self.register_buffer("seen", torch.zeros(()), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
+        if self.training and float(x.mean()) < self.brightest:
             self.seen = self.seen + x.detach().abs().mean()
         return self.layer(x)  # type: ignore[no-any-return]
 
@@ -130,6 +133,10 @@ def test_a_buffer_that_moves_does_not_leave_under_example_level_privacy() -> Non
         # Nor does it reach the next site that uses the network.
         pair.site.workplace.reset()
         assert float(pair.site.workplace.net.seen) == 0  # type: ignore[arg-type]
+        # One that moves whatever the images are is refused before there is a run.
+        patch.setattr(Wandering, "brightest", 9.0)
+        with pytest.raises(StudyError, match="would refuse its round: the model keeps statistics"):
+            Pair(model=model, privatizer=Gaussian(epsilon=50.0))
 
 
 class Spy(FedSGD):
@@ -191,7 +198,13 @@ def flat(task: Task) -> torch.Tensor:
     return vector.flatten(task.net)
 
 
-@pytest.mark.parametrize("trainer", [Greedy(), Twice(), Idle()])
-def test_a_trainer_that_breaks_its_declaration_releases_nothing(trainer: object) -> None:
-    pair = Pair(trainer=trainer, privatizer=Gaussian(epsilon=50.0))
+@pytest.mark.parametrize("kind", [Greedy, Twice, Idle])
+def test_a_trainer_that_breaks_its_declaration_releases_nothing(kind: type[FedSGD]) -> None:
+    private = Gaussian(epsilon=50.0)
+    with pytest.raises(StudyError, match="would refuse its round: the trainer"):
+        Pair(trainer=kind(), privatizer=private)
+    with pytest.MonkeyPatch.context() as patch:
+        # One that behaves in the rehearsal, and not afterwards.
+        patch.setattr(kind, "train", FedSGD.train)
+        pair = Pair(trainer=kind(), privatizer=private)
     assert code(pair.ask(pair.request())) == "trainer"

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import field, frozen
 
-from cohortium.plugin import Event, RoundFinished, RunStarted
+from cohortium.plugin import Event, RoundFinished, RunFinished, RunStarted
 from cohortium.testing import ConformanceError, observers
 from cohortium_events import Events, EventWriter
 
@@ -63,6 +64,41 @@ class NewFolder:
 
 
 @frozen
+class Anew:
+    """Writes its table from the beginning whenever a run starts."""
+
+    def watch(self) -> Any:
+        paths: list[Path] = []
+
+        def listen(event: Event) -> None:
+            if isinstance(event, RunStarted) and event.folder is not None:
+                paths.append(event.folder / "rounds.csv")
+                paths[0].write_text("round\n")
+            elif isinstance(event, RoundFinished) and paths:
+                with paths[0].open("a") as file:
+                    file.write(f"{event.round}\n")
+
+        return listen
+
+
+@frozen
+class Forgetful:
+    """Writes in the end what it has been told itself."""
+
+    def watch(self) -> Any:
+        told: list[Event] = []
+
+        def listen(event: Event) -> None:
+            told.append(event)
+            folder = told[0].folder if isinstance(told[0], RunStarted) else None
+            if isinstance(event, RunFinished) and folder is not None:
+                rounds = [str(e.round) for e in told if isinstance(e, RoundFinished)]
+                (folder / "rounds.txt").write_text("\n".join([*rounds, ""]))
+
+        return listen
+
+
+@frozen
 class OneForAll:
     writer: EventWriter = field(factory=EventWriter)
 
@@ -86,6 +122,8 @@ BAD = [
     (observers.check_takes_every_event, WantsScores(), "(?s)AssertionError.* told RoundFinished"),
     (observers.check_takes_a_failed_run, WantsAStart(), "hides the run's own error"),
     (observers.check_takes_a_run_that_goes_on, NewFolder(), "FileExistsError .* has a history"),
+    (observers.check_takes_a_run_that_goes_on, Anew(), "fewer lines in rounds.csv .* is lost"),
+    (observers.check_takes_a_run_that_goes_on, Forgetful(), "fewer lines in rounds.txt"),
     (observers.check_listeners_are_independent, OneForAll(), "gave one listener twice"),
     (observers.check_listeners_are_independent, SharedFolder(), "left other files"),
 ]

@@ -25,6 +25,7 @@ def run_grid(
     jobs: int,
     dry_run: bool,
     observe: Sequence[str],
+    own: Sequence[str],
     as_json: bool,
 ) -> None:
     """Do what is not finished of a grid, and write its table; exit with 1 if a run failed."""
@@ -38,7 +39,7 @@ def run_grid(
         return
     require_folder(folder)
     failed = []
-    for count, outcome in enumerate(grids.run(runs, jobs=jobs, observe=observe), 1):
+    for count, outcome in enumerate(grids.run(runs, jobs=jobs, observe=observe, own=own), 1):
         _tell(outcome, f"[{count}/{len(runs)}]")
         if outcome.failure:
             failed.append(outcome)

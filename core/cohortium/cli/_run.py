@@ -80,7 +80,8 @@ def run(
             only=only or [],
             jobs=jobs,
             dry_run=dry_run,
-            observe=_names(observe, is_quiet=is_quiet),
+            observe=observe or [],
+            own=_own(is_quiet=is_quiet),
             as_json=as_json,
         )
         return
@@ -118,27 +119,34 @@ def resume(
         _tell(result, as_json=as_json)
 
 
-def _names(wanted: list[str] | None, *, is_quiet: bool) -> list[str]:
-    """Names of the command's own observers, and of those asked for."""
-    return [*([] if is_quiet else ["progress"]), *(wanted or [])]
+def _own(*, is_quiet: bool) -> list[str]:
+    """Names of the command's own observers."""
+    return [] if is_quiet else ["progress"]
 
 
 def _watched(
     federation: Federation, wanted: list[str] | None, *, is_quiet: bool
 ) -> tuple[Federation, list[Observer]]:
-    """The study, quiet where that is asked for, and the observers that it does not name itself."""
+    """The study, quiet where that is asked for, and the observers that are the command's own.
+
+    Those that are asked for stand in the study, so that a run that goes on tells them again.
+    """
     from cohortium import composition
     from cohortium.catalog import discover
 
+    told = federation.observers
     if is_quiet:  # also where the study itself asks for it
-        kept = tuple(name for name in federation.observers if name != "progress")
-        federation = attrs.evolve(federation, observers=kept)
+        told = tuple(name for name in told if name != "progress")
     catalog = discover()
-    return federation, [
+    for name in wanted or []:
         composition.make(catalog, "observer", {"name": name}, where="--observe")
-        for name in dict.fromkeys(_names(wanted, is_quiet=is_quiet))
-        if name not in federation.observers
+    told = tuple(dict.fromkeys([*told, *(wanted or [])]))
+    own = [
+        composition.make(catalog, "observer", {"name": name}, where="the command")
+        for name in _own(is_quiet=is_quiet)
+        if name not in told
     ]
+    return attrs.evolve(federation, observers=told), own
 
 
 @contextlib.contextmanager

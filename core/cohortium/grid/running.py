@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Literal
 
+import attrs
 from attrs import field, frozen
 
 from cohortium import composition, reporting, study
@@ -82,7 +83,9 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
     if not folder.exists() or not any(folder.iterdir()):
         return "to run"
     record = folder / "study.toml"
-    if not record.exists() or _read(record, catalog) != federation:
+    begun = _read(record, catalog) if record.exists() else None
+    # Who observes a run makes no other run of it.
+    if begun is None or attrs.evolve(begun, observers=federation.observers) != federation:
         raise StudyError(
             f"{folder} holds something else than this run; give another folder with --out, or "
             "move it away."
@@ -98,13 +101,16 @@ def _read(record: Path, catalog: Catalog) -> Federation | None:
         return None
 
 
-def run(runs: Sequence[Run], *, jobs: int = 1, observe: Sequence[str] = ()) -> Iterator[Outcome]:
+def run(
+    runs: Sequence[Run], *, jobs: int = 1, observe: Sequence[str] = (), own: Sequence[str] = ()
+) -> Iterator[Outcome]:
     """Do what is not finished, and yield every outcome as it comes; one failure stops no other.
 
     Args:
         runs: As planned.
         jobs: How many to do at a time, each in a process of its own if there are several.
-        observe: Names of observers that are told of each run's events.
+        observe: Names of observers that are told of each run's events, whenever it goes on.
+        own: Names of those that are told now, and not by whoever goes on with it.
     """
     waiting = []
     for each in runs:
@@ -114,19 +120,21 @@ def run(runs: Sequence[Run], *, jobs: int = 1, observe: Sequence[str] = ()) -> I
             waiting.append(each)
     if jobs == 1 or len(waiting) < 2:  # noqa: PLR2004
         for each in waiting:
-            yield _do(each, tuple(observe))
+            yield _do(each, tuple(observe), tuple(own))
         return
-    yield from _do_beside(waiting, jobs, tuple(observe))
+    yield from _do_beside(waiting, jobs, tuple(observe), tuple(own))
 
 
-def _do_beside(runs: Sequence[Run], jobs: int, observe: tuple[str, ...]) -> Iterator[Outcome]:
+def _do_beside(
+    runs: Sequence[Run], jobs: int, observe: tuple[str, ...], own: tuple[str, ...]
+) -> Iterator[Outcome]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     # Forking a process in which torch has threads can hang it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = {pool.submit(_do, each, observe): each for each in runs}
+        futures = {pool.submit(_do, each, observe, own): each for each in runs}
         try:
             for future in as_completed(futures):
                 error = future.exception()
@@ -138,18 +146,18 @@ def _do_beside(runs: Sequence[Run], jobs: int, observe: tuple[str, ...]) -> Iter
             pool.shutdown(cancel_futures=True)
 
 
-def _do(each: Run, observe: tuple[str, ...]) -> Outcome:
+def _do(each: Run, observe: tuple[str, ...], own: tuple[str, ...]) -> Outcome:
     try:
-        catalog = discover()
-        observers = [
-            composition.make(catalog, "observer", {"name": name}, where="--observe")
-            for name in dict.fromkeys(observe)
-            if name not in each.federation.observers
+        catalog, is_begun = discover(), each.state == "unfinished"
+        begun = _read(each.folder / "study.toml", catalog) if is_begun else None
+        told = (*each.federation.observers, *(begun.observers if begun else ()), *observe)
+        federation = attrs.evolve(each.federation, observers=tuple(dict.fromkeys(told)))
+        watching = [
+            composition.make(catalog, "observer", {"name": name}, where="the command")
+            for name in own
+            if name not in told
         ]
-        if each.state == "unfinished":
-            each.federation.resume(each.folder, observers=observers)
-        else:
-            each.federation.run(each.folder, observers=observers)
+        (federation.resume if is_begun else federation.run)(each.folder, observers=watching)
         reporting.write([each.folder])
     except CohortiumError as error:
         return Outcome(run=each, failure=str(error))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.errors import RunError
+from cohortium.errors import RunError, StudyError
 from cohortium.files import write_whole
 from cohortium.places import require_file
 from cohortium.reporting.pages import render
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Record", "read", "render", "write"]
 
 
+_MARK = b'<meta name="generator" content="cohortium">'
+
+
 def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one run, or of several side by side; where it lies.
 
@@ -33,12 +36,13 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         out: The file; by default `report.html` in the folder of a single run.
 
     Raises:
-        StudyError: Nothing can be written at `out`.
+        StudyError: Nothing can be written at `out`, or a file is there that is no report.
         RecordError: A folder is missing or damaged.
         RunError: The file cannot be written.
     """
     if out is not None:
         require_file(out)
+        _require_ours(out)
     page = render([read(folder) for folder in folders])
     target = folders[0] / "report.html" if out is None else out
     try:
@@ -46,3 +50,12 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}.") from error
     return target
+
+
+def _require_ours(out: Path) -> None:
+    """Refuse to put a report in place of a file that is none."""
+    try:
+        if out.exists() and _MARK not in out.read_bytes():
+            raise StudyError(f"{out} exists and is no report; give another file with --out.")
+    except OSError as error:
+        raise StudyError(f"cannot write {out}: {error.strerror}.") from error

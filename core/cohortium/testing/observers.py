@@ -92,9 +92,18 @@ def check_takes_a_failed_run(observer: Observer) -> None:
 
 
 def check_takes_a_run_that_goes_on(observer: Observer) -> None:
-    """A run may break off without a word, and go on with another listener in the same folder."""
+    """A run may break off without a word, and go on with another listener in the same folder.
+
+    What the first listener has written of the first round is still there in the end.
+    """
     with _aside() as folder:
-        started, *rest = story(folder)
+        whole, parted = folder / "whole", folder / "parted"
+        for path in (whole, parted):
+            path.mkdir()
+        listener = observer.watch()
+        for event in story(whole):
+            listener(event)
+        started, *rest = story(parted)
         assert isinstance(started, RunStarted)
         broken, again = observer.watch(), observer.watch()
         finished = [event for event in rest if isinstance(event, RoundFinished)]
@@ -109,6 +118,16 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
                 f"({error}); its RunStarted has a history, and the folder what an earlier listener "
                 "has left there."
             ) from error
+        found = _lines(parted)
+        lost = [
+            kind for kind, counts in _lines(whole).items() if sum(found.get(kind, [])) < sum(counts)
+        ]
+        ensure(
+            not lost,
+            f"a run that went on after its first round left fewer lines in {', '.join(lost)} than "
+            "one that never broke off: what was written of the round before is lost. Append to "
+            "what is there, or write the rounds of RunStarted.history again.",
+        )
 
 
 def check_listeners_are_independent(observer: Observer) -> None:
@@ -202,7 +221,7 @@ def _lines(folder: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            kind = re.sub(r"[0-9a-f]{8,}|[^a-zA-Z/]+", "", str(path.relative_to(folder)))
+            kind = re.sub(r"[0-9a-f]{8,}|[^a-zA-Z/.]+", "", str(path.relative_to(folder)))
             found.setdefault(kind, []).append(_count(path.read_bytes()))
     return {kind: sorted(counts) for kind, counts in found.items()}
 

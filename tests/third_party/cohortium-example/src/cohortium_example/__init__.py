@@ -74,4 +74,6 @@ def cohortium_engines() -> list[Offer[Engine]]:
 @hookimpl
 def cohortium_observers() -> list[Offer[Observer]]:
     """Offer `counting`."""
-    return [Offer("counting", Counting, "How many events of each kind, in counts.json.")]
+    return [
+        Offer("counting", Counting, "How many rounds each site has contributed to, in counts.json.")
+    ]

@@ -1,4 +1,4 @@
-"""An observer: how many events of each kind a run had."""
+"""An observer: in how many rounds each site has contributed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from cohortium.plugin import RunFailed, RunFinished, RunStarted
+from cohortium.plugin import RoundFinished, RunStarted
 
 if TYPE_CHECKING:
     from cohortium.plugin import Event
@@ -26,16 +26,19 @@ class Counting:
 
 @define
 class Tally:
-    """Counts until the run ends."""
+    """Counts from the run's beginning, whichever process it began in."""
 
     folder: Path | None = None
-    counts: Counter[str] = field(factory=Counter)
+    counts: Counter[int] = field(factory=Counter)
 
     def __call__(self, event: Event) -> None:
-        """Count `event`."""
-        self.counts[type(event).__name__] += 1
+        """Count who has contributed to the rounds that `event` tells of."""
         if isinstance(event, RunStarted):
             self.folder = event.folder
-        if isinstance(event, RunFinished | RunFailed) and self.folder is not None:
-            text = json.dumps(self.counts, indent=2)
-            (self.folder / "counts.json").write_text(text + "\n", encoding="utf-8")
+            for earlier in event.history:
+                self.counts.update(earlier.contributors)
+        if isinstance(event, RoundFinished):
+            self.counts.update(event.contributors)
+            if self.folder is not None:
+                text = json.dumps(self.counts, indent=2)
+                (self.folder / "counts.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,64 @@
+"""What a hospital keeps of its runs, and what it never removes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cohortium.errors import RefusalError
+from cohortium.files import UNFINISHED
+from cohortium.visits import MOST_KEPT, Visits
+
+
+def session(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def begin(visits: Visits, number: int) -> None:
+    visits.begin(visits.of(session(number)), b"an invitation", keep=())
+
+
+def test_the_oldest_runs_go_and_nothing_of_anybody_else_s(tmp_path: Path) -> None:
+    mine = {
+        tmp_path / "images" / "0001.png": b"a scan",
+        tmp_path / "chest.npz": b"more scans",
+        # Named as a run's folder is, and none.
+        tmp_path / ("ab" * 16) / "0002.png": b"another",
+        tmp_path / "elsewhere" / "invitation": b"to a party",
+    }
+    for path, content in mine.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / ("cd" * 16)).symlink_to(tmp_path / "elsewhere")
+    visits = Visits(tmp_path)
+    begin(visits, 0)
+    visits.of(session(0)).keep(bytes(32), b"a reply")
+    begin(visits, 1)
+    (tmp_path / session(1).hex() / "notes.txt").write_text("ours")
+    for number in range(2, 2 * MOST_KEPT + 2):
+        begin(visits, number)
+    assert {path: path.read_bytes() for path in mine} == mine
+    assert not (tmp_path / session(0).hex()).exists()
+    assert [path.name for path in (tmp_path / session(1).hex()).iterdir()] == ["notes.txt"]
+    kept = [n for n in range(100) if visits.of(session(n)).invitation() is not None]
+    assert len(kept) == MOST_KEPT
+
+
+def test_a_run_goes_with_what_was_half_written_in_it(tmp_path: Path) -> None:
+    visits = Visits(tmp_path)
+    begin(visits, 0)
+    (tmp_path / session(0).hex() / f".reply.abc{UNFINISHED}").write_bytes(b"half")
+    visits.of(session(0)).forget()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_that_would_not_fit_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    visit = Visits(tmp_path).of(session(0))
+    with pytest.raises(RefusalError, match="folder of runs cannot be used"):
+        visit.require_room(10)
+    begin(Visits(tmp_path), 0)
+    visit.require_room(10)
+    with pytest.raises(RefusalError, match="folder of runs cannot be used"):
+        visit.require_room(1 << 60)
+    assert [path.name for path in visit.folder.iterdir()] == ["invitation"]
