@@ -18,6 +18,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from cohortium import discover, grid, hooks, study
+from cohortium.allowing import entries
 from cohortium.cli import app
 from cohortium.hospital import Hospital
 from cohortium.identity import Directory, Identity
@@ -79,7 +80,9 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
         (tmp_path / "site.toml").write_text(text)
         hospital = Hospital.read(tmp_path / "site.toml")
         assert hospital.number == tables["site"]["number"]
-        assert set(hospital.policy.plugins) <= {record.name for record in discover().records}
+        records = discover().records
+        for entry in entries(hospital.policy.plugins, where="here"):
+            assert any(entry.allows(r.distribution, r.name, r.version) for r in records), entry
         return
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]

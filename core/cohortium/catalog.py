@@ -7,34 +7,45 @@ one broken plugin stop the host, and lets a foreign one replace another of the s
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import traceback
 from collections import Counter
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 from attrs import evolve, field, frozen
 
 from cohortium import hooks
+from cohortium.allowing import entries
 from cohortium.errors import PluginError
+from cohortium.foreign import attempt, printable
 from cohortium.hooks import API, GROUP, ROLES, Offer, Role, hook_of
+from cohortium.installed import entry_points_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from importlib.metadata import EntryPoint
+
+    from cohortium.allowing import Entry
 
 Status = Literal["active", "blocked", "broken", "conflict", "incompatible"]
 """What became of a plugin: usable; kept out by a list; failed to load; offers a name that another
 plugin offers too; written for another version of the contracts."""
 
-NAME = re.compile(r"[a-z][a-z0-9-]*")
+NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 """The form of an offer's name."""
+
+MOST_OFFERS = 256
+"""Offers of one plugin for one role."""
 
 
 @frozen(kw_only=True)
 class PluginRecord:
     """One entry point and what became of it.
+
+    Its texts come from others, and are of one line without a control character.
 
     Attributes:
         name: The entry point's name.
@@ -111,13 +122,13 @@ class Catalog:
         """The plugin in whose code, or in a call from it, `error` was raised; None if in none."""
         owners = {record.target.partition(".")[0]: record for record in self.records}
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+        packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
         found = [owners[package] for package in packages if package in owners]
         return found[-1] if found else None
 
     def makers_of(self, instance: object) -> list[PluginRecord]:
         """The plugins whose package holds the class of `instance`; usually one, or none."""
-        package = type(instance).__module__.split(".")[0]
+        package = str(type(instance).__module__).split(".")[0]
         return [record for record in self.records if record.target.split(".")[0] == package]
 
     def _hint(self, role: Role, name: str) -> str:
@@ -139,55 +150,82 @@ def discover(
     """Find every installed plugin and load those that may be loaded.
 
     Args:
-        environ: Read for `COHORTIUM_BLOCK` and `COHORTIUM_ONLY`, comma-separated plugin or
-            distribution names.  A plugin kept out by either is never imported.
+        environ: Read for `COHORTIUM_BLOCK` and `COHORTIUM_ONLY`, comma-separated entries as
+            `allowing` has them.  A plugin kept out by either is never imported.
         points: The entry points to load; by default those that are installed.
+
+    Raises:
+        StudyError: An entry of one of the two names no plugin.
     """
-    block, only = _names(environ, "COHORTIUM_BLOCK"), _names(environ, "COHORTIUM_ONLY")
-    found = entry_points(group=GROUP) if points is None else points
-    records, offerings = [], []
+    block, only = _listed(environ, "COHORTIUM_BLOCK"), _listed(environ, "COHORTIUM_ONLY")
+    found, unreadable = entry_points_of(GROUP) if points is None else (list(points), [])
+    records = [
+        PluginRecord(
+            name=printable(damaged.distribution),
+            target="",
+            distribution=printable(damaged.distribution),
+            version="0",
+            status="broken",
+            reason=damaged.reason,
+        )
+        for damaged in unreadable
+    ]
+    offerings: list[Offering] = []
     for point in sorted(found, key=lambda p: (p.name, p.value)):
         record = _record(point)
-        own = {record.name, record.distribution}
-        if own & block:
+        own = (record.distribution, record.name, record.version)
+        if any(entry.blocks(*own) for entry in block):
             record = evolve(record, status="blocked", reason="COHORTIUM_BLOCK names it.")
-        elif only and not own & only:
+        elif only and not any(entry.allows(*own) for entry in only):
             record = evolve(record, status="blocked", reason="COHORTIUM_ONLY does not name it.")
-        else:
+        elif record.status == "active":
             record, offers = _load(point, record)
             offerings += [Offering(role, offer, record) for role, offer in offers]
         records.append(record)
+    records.sort(key=lambda r: (r.name, r.target))
     return _mark_conflicts(records, offerings)
 
 
-def _names(environ: Mapping[str, str], key: str) -> set[str]:
-    return {name.strip() for name in environ.get(key, "").split(",") if name.strip()}
+def _listed(environ: Mapping[str, str], key: str) -> tuple[Entry, ...]:
+    names = [name for name in environ.get(key, "").split(",") if name.strip()]
+    return entries(names, where=key)
 
 
 def _record(point: EntryPoint) -> PluginRecord:
-    return PluginRecord(
-        name=point.name,
-        target=point.value,
-        distribution=point.dist.name if point.dist else "unknown",
-        version=point.dist.version if point.dist else "0",
-    )
+    found: dict[str, str] = {"distribution": "unknown", "version": "0"}
+    reason = ""
+    try:
+        if point.dist:
+            dist = point.dist
+            found["distribution"] = attempt(lambda: str(dist.metadata["Name"] or "unknown"))
+            found["version"] = attempt(lambda: str(dist.version or "0"))
+    except PluginError as error:
+        reason = f"its metadata cannot be read: {error}"
+    texts = {"name": point.name, "target": point.value, **found}
+    shown = {key: printable(text) for key, text in texts.items()}
+    if not reason and shown != texts:
+        reason = "its metadata hold characters that no name has."
+    return PluginRecord(**shown, status="broken" if reason else "active", reason=reason)
 
 
 def _load(
     point: EntryPoint, record: PluginRecord
 ) -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
     """Import a plugin and collect its offers.  Whatever it does, only its own record suffers."""
-    try:
+
+    def load() -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
         plugin = point.load()
         version = getattr(plugin, "COHORTIUM_API", None)
-        if version != API:
-            stated = "states no COHORTIUM_API" if version is None else f"is for API {version!r}"
-            reason = f"it {stated}, and this is API {API}."
-            return evolve(record, status="incompatible", reason=reason), []
-        return record, _offers(plugin)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's fault stays its own
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        return evolve(record, status="broken", reason=reason), []
+        if type(version) is int and version == API:
+            return record, _offers(plugin)
+        stated = "states no COHORTIUM_API" if version is None else f"is for API {version!r}"
+        reason = printable(f"it {stated}, and this is API {API}.")
+        return evolve(record, status="incompatible", reason=reason), []
+
+    try:
+        return attempt(load)
+    except PluginError as error:
+        return evolve(record, status="broken", reason=str(error)), []
 
 
 def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
@@ -198,16 +236,22 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
         if manager.parse_hookimpl_opts(plugin, name) is not None:
             _require_hook(name)
     manager.register(plugin)
-    offers: list[tuple[Role, Offer[Any]]] = []
-    for role in ROLES:
-        for answer in getattr(manager.hook, hook_of(role))():
-            offers.extend((role, _checked(role, offer)) for offer in answer)
+    offers = [(role, offer) for role in ROLES for offer in _asked(manager, role)]
     if not offers:
         raise PluginError("it offers nothing: no function marked @hookimpl returned an Offer.")
     twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]
     if twice:
         raise PluginError(f"it offers the {twice[0][0]} '{twice[0][1]}' twice.")
     return offers
+
+
+def _asked(manager: pluggy.PluginManager, role: Role) -> Iterator[Offer[Any]]:
+    """What the hook of `role` answers, if it comes to an end."""
+    for answer in getattr(manager.hook, hook_of(role))():
+        some = list(itertools.islice(answer, MOST_OFFERS + 1))
+        if len(some) > MOST_OFFERS:
+            raise PluginError(f"{hook_of(role)} gave more than {MOST_OFFERS} offers.")
+        yield from (_checked(role, offer) for offer in some)
 
 
 def _require_hook(name: str) -> None:
@@ -218,14 +262,23 @@ def _require_hook(name: str) -> None:
 
 
 def _checked(role: Role, offer: object) -> Offer[Any]:
+    """A plain copy of `offer`: a class of the plugin's could answer otherwise the next time."""
     if not isinstance(offer, Offer):
         raise PluginError(f"{hook_of(role)} gave {offer!r}, not an Offer.")
-    if not NAME.fullmatch(offer.name) or not callable(offer.factory):
+    name, factory, summary, local = offer.name, offer.factory, offer.summary, offer.local
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not callable(factory):
         raise PluginError(
-            f"{hook_of(role)} offers '{offer.name}': a name is lower-case letters, digits and "
+            f"{hook_of(role)} offers '{name}': a name is lower-case letters, digits and "
             "hyphens, and a factory can be called."
         )
-    return offer
+    if not isinstance(summary, str):
+        raise PluginError(f"{hook_of(role)} offers '{name}' with a summary that is no text.")
+    if not isinstance(local, tuple) or not all(isinstance(key, str) for key in local):
+        raise PluginError(
+            f"{hook_of(role)} offers '{name}' with a `local` that is no tuple of names."
+        )
+    keys = tuple(str.__str__(key) for key in local)
+    return Offer(str.__str__(name), factory, printable(summary), keys)
 
 
 def _mark_conflicts(records: list[PluginRecord], offerings: list[Offering]) -> Catalog:

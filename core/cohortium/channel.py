@@ -1,9 +1,7 @@
 """The channel between a hospital's site process and whatever brings it messages on this machine.
 
 A Unix socket.  A call is a frame of two parts, the common part and the site's own, and is answered
-by a frame of one; a connection carries one call after another.
-
-    frame   mark, for each part its length in 8 bytes (big-endian), then the parts
+by a frame of one (`frames`).  A connection carries one call.
 
 Whoever brings the messages is believed no more than the coordinator they come from.  What the
 channel sees to is that nobody *else* on the machine takes part.
@@ -11,19 +9,24 @@ channel sees to is that nobody *else* on the machine takes part.
 Guarantees:
     The operating system says which user is at the other end (SO_PEERCRED, LOCAL_PEERCRED); the
     site hears none but its own user and the one that its file names, and the caller talks to
-    nobody but the user that it expects.  The socket's mode lets other users not even connect.
+    nobody but the user that it expects.  The socket's mode lets users outside the caller's group
+    not even connect (`listening`); a member of that group who is not the caller is turned away
+    before a place or a thread is spent on it.
     A part is at most `LARGEST` bytes, and memory is set aside as bytes arrive, not as they are
-    announced.  A frame that breaks the form, or stalls for `PATIENCE` seconds, costs its own
-    connection and nothing else.
-    At most `MOST_CALLERS` connections are open; calls are answered one at a time.
+    announced.  A call has to come whole within `PATIENCE` seconds, and the time that its bytes take
+    at `SLOWEST`; a reply has to be taken likewise.  A frame that breaks the form, or comes too
+    slowly, costs its own connection and nothing else.
+    Each user has at most `MOST_CALLERS` connections open, of which those that are not whole give
+    way to new ones; calls are answered one at a time.
+    The log has a bounded number of sentences a minute about callers (`throttling`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
-import stat
 import struct
 import sys
 import threading
@@ -32,27 +35,20 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.errors import MessageError, RunError, StudyError
+from cohortium.errors import MessageError, RunError
+from cohortium.frames import CALL, PATIENCE, REPLY, Line, receive, send
+from cohortium.listening import bound
+from cohortium.throttling import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-CALL = b"CHT-call"
-REPLY = b"CHT-rply"
-"""What a frame begins with; a version would have others."""
-
-LARGEST = 1 << 32
-"""Bytes of a part."""
-
-PATIENCE = 30.0
-"""Seconds within which more of a begun frame must come."""
-
 MOST_CALLERS = 16
+"""Connections of a user."""
 
-_PIECE = 1 << 20
-
-_BACKLOG = 128
+_PAUSE = 0.1
+"""Seconds after which callers are heard again where the system had no room for one."""
 
 
 def ask(
@@ -77,11 +73,20 @@ def ask(
         try:
             return _ask(path, common, own, os.getuid() if user is None else user)
         except OSError as error:
+            # Without a number it is Python's own: the path is longer than an address may be.
+            if error.errno is None and not isinstance(error, ConnectionError | TimeoutError):
+                raise RunError(f"the site's socket cannot be at {path}: {error}.") from error
             if time.monotonic() >= deadline:
                 raise RunError(
-                    f"the site process does not answer: {error.strerror or error}."
+                    f"the site process does not answer: {error.strerror or error}{_hint(error)}."
                 ) from error
             time.sleep(min(0.5, patience))
+
+
+def _hint(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "; the site's file names the one user that may call (caller)"
+    return ""
 
 
 def _ask(path: Path, common: bytes, own: bytes, user: int) -> bytes:
@@ -90,11 +95,54 @@ def _ask(path: Path, common: bytes, own: bytes, user: int) -> bytes:
         connection.connect(str(path))
         if peer(connection) != user:
             raise RunError("the site's socket belongs to another user; nothing was sent to it.")
-        _send(connection, CALL, common, own)
+        send(Line(connection, time.monotonic), CALL, common, own)
         # The site may train for as long as it takes; if it ends, the connection does.
         connection.settimeout(None)
-        (reply,) = _receive(connection, REPLY, parts=1)
+        connection.recv(1, socket.MSG_PEEK)
+        (reply,) = receive(Line(connection, time.monotonic), REPLY, parts=1)
         return reply
+
+
+@define(eq=False)
+class _Places:
+    """The connections that are open: for each user so many.
+
+    A caller that has not said all of its call gives way to the next of the same user, the one that
+    came first before the others: whoever speaks slowly keeps nobody out.
+    """
+
+    _open: dict[int, dict[socket.socket, bool]] = field(factory=dict, init=False)
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+
+    def take(self, user: int, connection: socket.socket) -> bool:
+        """Whether there is a place."""
+        with self._lock:
+            theirs = self._open.setdefault(user, {})
+            if len(theirs) >= MOST_CALLERS:
+                slowest = next((c for c, is_whole in theirs.items() if not is_whole), None)
+                if slowest is None:
+                    return False
+                del theirs[slowest]
+                with contextlib.suppress(OSError):
+                    slowest.shutdown(socket.SHUT_RDWR)
+            theirs[connection] = False
+            return True
+
+    def keep(self, user: int, connection: socket.socket) -> None:
+        """Note that all of a call has come.
+
+        Raises:
+            ConnectionError: Its place was given to another a moment ago.
+        """
+        with self._lock:
+            if connection not in self._open[user]:
+                raise ConnectionError("its place was given to another caller")
+            self._open[user][connection] = True
+
+    def leave(self, user: int, connection: socket.socket) -> None:
+        """Free a place."""
+        with self._lock:
+            self._open[user].pop(connection, None)
 
 
 @define(eq=False)
@@ -105,17 +153,19 @@ class Door:
         path: Of the socket.
         answer: Gives the reply to a common part and the site's own.  Never called twice at once.
         users: Numbers of the users that are heard.
+        group: Number of the group whose members may connect; None lets in the owner alone.
         tell: Told of callers that were turned away.
+        clock: Seconds, from anywhere.
     """
 
     path: Path
     answer: Callable[[bytes, bytes], bytes]
     users: Collection[int]
+    group: int | None = None
     tell: Callable[[str], None] = lambda _sentence: None
+    clock: Callable[[], float] = time.monotonic
     _turn: threading.Lock = field(factory=threading.Lock, init=False)
-    _places: threading.Semaphore = field(
-        factory=lambda: threading.Semaphore(MOST_CALLERS), init=False
-    )
+    _places: _Places = field(factory=_Places, init=False)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[socket.socket]:
@@ -124,45 +174,61 @@ class Door:
         Raises:
             StudyError: The socket cannot be made there, or a process listens at it already.
         """
-        with _bound(self.path, shared=len(set(self.users)) > 1) as listener:
+        with bound(self.path, self.group) as listener:
             yield listener
 
     def serve(self, listener: socket.socket) -> None:
         """Answer callers until `listener` is shut down."""
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            if not self._places.acquire(blocking=False):
-                connection.close()
-                self.tell("too many callers at once; one was turned away.")
-                continue
-            threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
+        told = Throttle(self.tell, "callers turned away", clock=self.clock)
+        try:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError as error:
+                    if error.errno in (errno.EINVAL, errno.EBADF):
+                        return
+                    told(f"a call could not be taken: {error.strerror}.")
+                    time.sleep(_PAUSE)
+                    continue
+                self._let_in(connection, told)
+        finally:
+            told.close()
 
-    def _attend(self, connection: socket.socket) -> None:
+    def _let_in(self, connection: socket.socket, tell: Callable[[str], None]) -> None:
+        """Give a caller a thread of its own, if it is one that may call and there is a place."""
+        user = peer(connection)
+        if user not in self.users:
+            tell(f"user {user} of this machine tried to speak to the site.")
+            connection.close()
+        elif not self._places.take(user, connection):
+            tell("too many callers at once; one was turned away.")
+            connection.close()
+        else:
+            threading.Thread(
+                target=self._attend, args=(user, connection, tell), daemon=True
+            ).start()
+
+    def _attend(self, user: int, connection: socket.socket, tell: Callable[[str], None]) -> None:
         try:
             with connection:
-                connection.settimeout(PATIENCE)
-                user = peer(connection)
-                if user not in self.users:
-                    self.tell(f"user {user} of this machine tried to speak to the site.")
+                parts = self._next(connection)
+                if parts is None:
                     return
-                while (parts := self._next(connection)) is not None:
-                    with self._turn:
-                        reply = self.answer(*parts)
-                    _send(connection, REPLY, reply)
+                self._places.keep(user, connection)
+                with self._turn:
+                    reply = self.answer(*parts)
+                send(Line(connection, self.clock), REPLY, reply)
         except (OSError, MessageError) as error:
-            self.tell(f"a caller was cut off: {error}")
+            tell(f"a caller was cut off: {error}")
         finally:
-            self._places.release()
+            self._places.leave(user, connection)
 
     def _next(self, connection: socket.socket) -> tuple[bytes, bytes] | None:
-        """The next call's parts; None where the caller has closed after a whole one."""
-        first = connection.recv(1, socket.MSG_PEEK)
-        if not first:
+        """The call's parts; None where the caller has closed without one."""
+        line = Line(connection, self.clock)
+        if not line.peek():
             return None
-        common, own = _receive(connection, CALL, parts=2)
+        common, own = receive(line, CALL, parts=2)
         return common, own
 
 
@@ -175,76 +241,3 @@ def peer(connection: socket.socket) -> int:
     # BSD and macOS: struct xucred { u_int version; uid_t uid; … }.
     credentials = connection.getsockopt(0, 1, 76)
     return int(struct.unpack_from("2I", credentials)[1])
-
-
-@contextlib.contextmanager
-def _bound(path: Path, *, shared: bool) -> Iterator[socket.socket]:
-    if not hasattr(socket, "AF_UNIX"):
-        raise StudyError("a site process needs Unix sockets, which this system has not.")
-    _clear(path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        # The file must never be there with a wider mode than it is meant to have.
-        before = os.umask(0o111 if shared else 0o177)
-        try:
-            listener.bind(str(path))
-        except OSError as error:
-            raise StudyError(f"cannot listen at {path}: {error.strerror or error}.") from error
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG)
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _clear(path: Path) -> None:
-    """Take away a socket that a process has left behind.
-
-    Raises:
-        StudyError: A process listens there, or it is no socket.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StudyError(f"cannot listen at {path}: {error.strerror}.") from error
-    if not stat.S_ISSOCK(mode):
-        raise StudyError(f"{path} is there already and is no socket; name another.")
-    with socket.socket(socket.AF_UNIX) as trial:
-        trial.settimeout(PATIENCE)
-        if trial.connect_ex(str(path)) == 0:
-            raise StudyError(f"a process listens at {path} already.")
-    path.unlink(missing_ok=True)
-
-
-def _send(connection: socket.socket, mark: bytes, *parts: bytes) -> None:
-    lengths = struct.pack(f">{len(parts)}Q", *map(len, parts))
-    connection.sendall(mark + lengths)
-    for part in parts:
-        # Piecewise: the time-out is for a piece, not for all of a large one.
-        view = memoryview(part)
-        for start in range(0, len(view), _PIECE):
-            connection.sendall(view[start : start + _PIECE])
-
-
-def _receive(connection: socket.socket, mark: bytes, *, parts: int) -> list[bytes]:
-    head = _exactly(connection, len(mark) + 8 * parts)
-    if head[: len(mark)] != mark:
-        raise MessageError("what came over the channel does not begin as a frame does.")
-    lengths = struct.unpack(f">{parts}Q", head[len(mark) :])
-    if max(lengths) > LARGEST:
-        raise MessageError(f"a part of a frame may take {LARGEST} bytes, not {max(lengths)}.")
-    return [_exactly(connection, length) for length in lengths]
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        piece = connection.recv(min(_PIECE, length - len(data)))
-        if not piece:
-            raise ConnectionError("the connection ended within a frame")
-        data += piece
-    return bytes(data)

@@ -14,6 +14,7 @@ import msgspec
 
 from cohortium import protocols
 from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium.foreign import attempt, told_of
 from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
@@ -142,15 +143,34 @@ def call(
             place = settings.get(key, f"{where} {key}")
             raise StudyError(f"{place}: {expected}, got {shown(repr(value))}.") from error
     try:
-        return factory(**arguments, **ready)
+        return _made(factory, {**arguments, **ready}, where=f"{where}: {what}")
     except CohortiumError:
         raise
     except (TypeError, ValueError) as error:
-        sentence = str(error.args[0]) if error.args else str(error)
+        sentence = _sentence(error)
         # attrs begins with the parameter that it refuses, in quotes.
         named = re.match(r"'(\w+)'", sentence)
         place = settings.get(named[1], where) if named else where
         raise StudyError(f"{place}: {what}: {sentence.rstrip('.')}.") from error
+
+
+def _made(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
+    """What `factory` makes; that it would end the process is its own fault."""
+    try:
+        return attempt(lambda: factory(**arguments))
+    except PluginError as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception):
+            raise cause from cause.__cause__
+        raise PluginError(f"{where}: it raised {error}.") from error
+
+
+def _sentence(error: Exception) -> str:
+    """What a constructor says; a plugin's error may be unable to say anything."""
+    try:
+        return attempt(lambda: str(error.args[0]) if error.args else str(error))
+    except PluginError:
+        return told_of(error)
 
 
 def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
@@ -160,7 +180,15 @@ def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
         PluginError: An annotation is missing or cannot be resolved, or a parameter is called
             `name`, which is the key that says whose table it is.
     """
-    types = _types(factory, what=what)
+    try:
+        types = attempt(lambda: _types(factory, what=what))
+    except PluginError as error:
+        reason = str(error)
+        raise PluginError(
+            reason
+            if reason.startswith(what)
+            else f"{what}: its parameters cannot be read ({reason})."
+        ) from error
     if "name" in types:
         raise PluginError(f"{what}: no parameter can be called 'name'; that key names the plugin.")
     return types
@@ -181,7 +209,7 @@ def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
 
 def _required(factory: Callable[..., Any]) -> list[str]:
     """The parameters of `factory` that have no default."""
-    known = inspect.signature(factory).parameters.values()
+    known = attempt(lambda: inspect.signature(factory)).parameters.values()
     return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
 
 

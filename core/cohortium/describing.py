@@ -20,6 +20,7 @@ import attrs
 from attrs import frozen
 
 from cohortium import composition
+from cohortium.foreign import attempt, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ _ENTRY = re.compile(r"^(\w+)(?: \([^)]*\))?: (.*)$")
 
 @frozen
 class Parameter:
-    """One parameter of an offer.
+    """One parameter of an offer; texts of one line, without a control character.
 
     Attributes:
         name: The key in a study file.
@@ -51,12 +52,21 @@ def parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
     """The parameters of what `offer` makes.
 
     Raises:
-        PluginError: Its annotations cannot be read.
+        PluginError: They cannot be read, whatever its class does when it is looked at.
     """
+    return attempt(lambda: _parameters_of(offer))
+
+
+def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
     kinds = composition.parameters(offer.factory, what=offer.name)
     defaults, meanings = _defaults(offer.factory), _meanings(offer.factory)
     return tuple(
-        Parameter(name, _worded(kind), defaults.get(name, ""), meanings.get(name, ""))
+        Parameter(
+            *map(
+                printable,
+                (name, _worded(kind), defaults.get(name, ""), meanings.get(name, "")),
+            )
+        )
         for name, kind in kinds.items()
     )
 

@@ -52,6 +52,8 @@ class Hospital:
         runs: The folder of what it keeps of the runs that it takes part in.
         socket: The file of the socket on which it is spoken to, from this machine alone.
         caller: The operating system's user, beside its own, who may speak to it; empty for none.
+        group: The group whose members may connect to the socket, the caller among them; empty for
+            the caller's own group.
         examples: How many training examples it declares to have: public, and told to whoever
             invites it.  0 declares none.
         dataset: Its own images.
@@ -69,6 +71,7 @@ class Hospital:
     runs: str = "runs"
     socket: str = "site.sock"
     caller: str = ""
+    group: str = ""
     examples: int = field(default=0, validator=ge(0))
     dataset: Dataset
     policy: SitePolicy

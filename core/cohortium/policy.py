@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
 
+from cohortium.allowing import entries
 from cohortium.catalog import discover
 from cohortium.errors import RefusalError
 from cohortium.guarantee import Against, Unit, rounded_up
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""
+
+
+def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) -> None:
+    entries(plugins, where="[policy] plugins")
 
 
 @frozen(kw_only=True)
@@ -40,8 +45,8 @@ class SitePolicy:
         colluding: Fewest sites that must be feared to pool what they know.
         threshold: Fewest shareholders that would undo a secret.
         sites: Fewest sites that are asked in a round.
-        plugins: Plugins, or distributions, that a study may be made of; none named allows any.
-            `COHORTIUM_ONLY` keeps the others from being loaded at all.
+        plugins: Plugins that a study may be made of, as `allowing` writes them; none named allows
+            any.  `COHORTIUM_ONLY` keeps the others from being loaded at all.
         local: Values that a study may give to parameters that name code or files of this machine,
             such as "my_package:Net" for model 'module'.  None named allows none.
         rehearsal: Ask for no privacy, and keep no budget: for data that are public or made up.
@@ -62,7 +67,7 @@ class SitePolicy:
     colluding: int = field(default=0, validator=ge(0))
     threshold: int = field(default=0, validator=ge(0))
     sites: int = field(default=0, validator=ge(0))
-    plugins: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
     local: tuple[str, ...] = ()
     rehearsal: bool = False
     directory: Directory | None = field(default=None, repr=False)
@@ -94,7 +99,9 @@ class SitePolicy:
 
     def allows(self, record: PluginRecord) -> bool:
         """Whether a study may be made of a plugin."""
-        return not self.plugins or bool({record.name, record.distribution} & {*self.plugins})
+        known = entries(self.plugins, where="plugins")
+        own = (record.distribution, record.name, record.version)
+        return not known or any(entry.allows(*own) for entry in known)
 
     def _require_plugins(self, setting: Setting) -> None:
         if not self.plugins:

@@ -28,6 +28,7 @@ from cohortium.evaluation import torch_threads
 from cohortium.identity import Directory
 from cohortium.invitations import differing, versions_of
 from cohortium.tables import loads
+from cohortium.throttling import Throttle
 from cohortium.visits import Visit, Visits
 from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Request, RollCall
 
@@ -68,6 +69,8 @@ class Reception:
         What leaves is a site's messages, a roll call's answer, an acceptance, and refusals.  A
         refusal quotes the study, or the one floor that it is below; never a path, an error of the
         hospital's own files, or the policy as a whole: those are told to `tell` alone.
+        However many refusals a caller provokes, `tell` hears of a bounded number of them a minute,
+        and how many more there were.
         A run is taken part in only after `invitations` and the policy's `admit` have let it pass,
         on data of exactly the declared shape and classes.
         A run has one setting: a second invitation with its session is answered as the first was
@@ -94,6 +97,7 @@ class Reception:
         """
         self._hospital, self._journal = hospital, journal
         self._tell, self._clock = tell, clock
+        self._refused = Throttle(tell, "refusals", clock=clock)
         self._identity = hospital.key
         self._visits = Visits(hospital.folder / hospital.runs)
         self._seats: dict[bytes, Seat] = {}
@@ -120,11 +124,15 @@ class Reception:
         except (StudyError, PrivacyError) as error:
             return self._refuse("study", str(error))
         except CohortiumError as error:
-            self._tell(str(error))
+            self._refused(str(error))
             return self._refuse("site", "the site's own files do not serve; its log says why.")
         except Exception:  # noqa: BLE001 - a hospital outlives a fault of a plugin
-            self._tell(traceback.format_exc())
+            self._refused(traceback.format_exc())
             return self._refuse("fault", "the site failed; its log says why.")
+
+    def close(self) -> None:
+        """Tell of the refusals that the log was spared."""
+        self._refused.close()
 
     def _answer(self, common: bytes, own: bytes) -> bytes:
         message = messages.decode_either(common, Request, Invitation, RollCall)
@@ -135,7 +143,7 @@ class Reception:
         return self._serve(message, common, own)
 
     def _refuse(self, code: str, reason: str) -> bytes:
-        self._tell(f"refused ({code}): {reason}")
+        self._refused(f"refused ({code}): {reason}")
         return messages.encode(Refusal(0, 0, code, reason[:REASON]))
 
     def _present(self, call: RollCall) -> bytes:

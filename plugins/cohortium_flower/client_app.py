@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds for which a site that restarts is waited for."""
 
+LONGEST = 3600.0
+"""The most of it."""
+
 ABSENT = Error(2, "the hospital's site process does not answer; its own log says why.")
 
 app = ClientApp()
@@ -62,6 +65,9 @@ def _site(config: Mapping[str, UserConfigValue]) -> tuple[Path, int, float]:
         raise StudyError("--node-config must name the site's socket, as in 'socket=\"/…\"'.")
     try:
         number = pwd.getpwnam(user).pw_uid if user else os.getuid()
-    except KeyError:
-        raise StudyError(f"--node-config: this machine has no user '{user}'.") from None
-    return Path(socket), number, float(config.get("patience", PATIENCE))
+    except (KeyError, ValueError):
+        raise StudyError(f"--node-config: this machine has no user {user!r}.") from None
+    patience = config.get("patience", PATIENCE)
+    if not isinstance(patience, int | float) or not 0 <= patience <= LONGEST:
+        raise StudyError(f"--node-config: patience is a number of seconds, 0 to {LONGEST:.0f}.")
+    return Path(socket), number, float(patience)

@@ -52,12 +52,19 @@ class Attempt:
                 f"but a sum is opened over at least {floor}."
             )
 
-    def require_holders(self, site: SiteId, holders: Collection[SiteId]) -> None:
-        """Raise if `holders` cannot recover a secret of `site`."""
+    def require_holders(
+        self, site: SiteId, holders: Collection[SiteId], wrong: Collection[SiteId] = ()
+    ) -> None:
+        """Raise if `holders` cannot recover a secret of `site`, of which `wrong` sent others."""
         if len(holders) < self.rules.threshold:
+            lies = (
+                f": the shares that {named(wrong)} sent are not those that it had committed to"
+                if wrong
+                else ""
+            )
             raise TooFewSitesError(
                 f"the masks of site {site} come off with {self.rules.threshold} of their shares, "
-                f"but only {len(holders)} of its shareholders are left."
+                f"but only {len(holders)} of its shareholders are left{lies}."
             )
 
     def require_whole(self, graph: Graph, sites: Collection[SiteId]) -> None:
@@ -73,6 +80,11 @@ class Attempt:
                 f"{removable} colluding sites the coordinator could open the sum of the others in "
                 "parts; more shares prevent that."
             )
+
+
+def named(sites: Collection[SiteId]) -> str:
+    """Sites, in a sentence."""
+    return f"site{'s' * (len(sites) > 1)} {', '.join(map(str, sorted(sites)))}"
 
 
 class Stage:
@@ -120,6 +132,8 @@ class Web:
         sealing: Their public sealing keys.
         masking: Their public masking keys.
         commitments: To their mask seeds.
+        seeds: To each shareholder's share of a site's mask seed, by site and holder.
+        keys: To each shareholder's share of its masking key.
         roster: A hash of all keys, where sites sign what they open; else empty.
     """
 
@@ -129,6 +143,8 @@ class Web:
     sealing: Mapping[SiteId, bytes]
     masking: Mapping[SiteId, bytes]
     commitments: Mapping[SiteId, bytes]
+    seeds: Mapping[SiteId, Mapping[SiteId, bytes]]
+    keys: Mapping[SiteId, Mapping[SiteId, bytes]]
     roster: bytes = b""
 
     def lost(self, survivors: frozenset[SiteId]) -> list[SiteId]:

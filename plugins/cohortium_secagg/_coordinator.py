@@ -23,7 +23,7 @@ class SecAggCoordinator:
     Guarantees:
         It holds one running total, and beside it memory in proportion to sites times neighbours.
         A site's first reply to a request is the only one: if it is malformed, the site has
-        dropped out.
+        dropped out; of shares among which are wrong ones, the others are kept.
     """
 
     def __init__(self, rules: Rules, secret: Randomness, *, threads: int) -> None:

@@ -95,10 +95,15 @@ class Shares(Message, frozen=True):
         sealed: By recipient.
         commitment: A hash of the site's mask seed, so that a wrong one is never taken off a sum.
             (The public masking key does the same for the masking key.)
+        seeds: A hash of each shareholder's share of the mask seed, so that a wrong share is known
+            by itself, and the others recover the seed.
+        keys: Likewise for the masking key.
     """
 
     sealed: Annotated[dict[Site, Sealed], _Bounded]
     commitment: Digest
+    seeds: Annotated[dict[Site, Digest], _Bounded]
+    keys: Annotated[dict[Site, Digest], _Bounded]
 
 
 class AskVector(Request, frozen=True):

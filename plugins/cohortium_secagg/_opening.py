@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode, encode
-from cohortium_secagg._attempt import Finished, Stage, Web
+from cohortium_secagg._attempt import Finished, Stage, Web, named
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, pairwise
 from cohortium_secagg._messages import AskOpening, Consent, Unmasking, most_bytes
+from cohortium_secagg._party import KEY_SHARE, SEED_SHARE
 from cohortium_secagg._shamir import Interpolation
 from cohortium_secagg._vectors import unmask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cohortium.plugin import SiteId
     from cohortium_secagg._masks import Words
+
+MOST_TRIALS = 256
+"""Sets of holders tried for one secret, beside the first."""
 
 
 @frozen(eq=False)
@@ -57,22 +62,50 @@ class Opening(Stage):
     Guarantees:
         Every secret is recovered, and found to be the one its site had committed to, before the
         first mask comes off: the sum is exact, or there is none.
+        A share that is not the one that its site had committed to is left out, named, and made up
+        for by any other shareholder's: wrong shares do no more than shares that never come.
+        No more is asked of anyone for that.
     """
 
     web: Web
     total: Words
     survivors: frozenset[SiteId]
-    replies: dict[SiteId, Unmasking] = field(factory=dict, init=False)
+    held: dict[SiteId, dict[SiteId, bytes]] = field(factory=dict, init=False)
+    wrong: dict[SiteId, set[SiteId]] = field(factory=dict, init=False)
     _interpolations: dict[tuple[SiteId, ...], Interpolation] = field(factory=dict, init=False)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
-        """Keep a site's shares."""
+        """Keep a site's shares, but for the wrong ones."""
         neighbours = self.web.neighbours[site]
         shares = decode(reply, Unmasking, limit=most_bytes(len(neighbours)))
         survived = (neighbours | {site}) & self.survivors
         if shares.seeds.keys() != survived or shares.keys.keys() != neighbours - survived:
             raise MessageError(f"site {site} sent other shares than those it was asked for.")
-        self.replies[site] = shares
+        wrong = {
+            *self._keep(SEED_SHARE, site, shares.seeds, self.web.seeds),
+            *self._keep(KEY_SHARE, site, shares.keys, self.web.keys),
+        }
+        if wrong:
+            raise MessageError(
+                f"site {site} sent shares of the masks of {named(wrong)} that are not those that "
+                "had been committed to; they are left out."
+            )
+
+    def _keep(
+        self,
+        kind: str,
+        holder: SiteId,
+        shares: Mapping[SiteId, bytes],
+        commitments: Mapping[SiteId, Mapping[SiteId, bytes]],
+    ) -> Iterator[SiteId]:
+        """Keep shares that are as their dealers had committed to; the dealers of the others."""
+        scope = self.web.attempt.scope
+        for dealer, share in shares.items():
+            if scope.digest(kind, share, dealer, holder) == commitments[dealer][holder]:
+                self.held.setdefault(dealer, {})[holder] = share
+            else:
+                self.wrong.setdefault(dealer, set()).add(holder)
+                yield dealer
 
     def close(self) -> tuple[Stage, Requests]:
         """Take the masks off."""
@@ -85,44 +118,57 @@ class Opening(Stage):
         return Finished(RingSum(ring, self.total, tuple(sorted(self.survivors)))), Requests()
 
     def _own_masks(self) -> Iterator[Mask]:
-        scope = self.web.attempt.scope
         for site in sorted(self.survivors):
-            seed = self._recover(site, {h: r.seeds[site] for h, r in self._holders(site)})
-            if scope.digest("seed", site, seed) != self.web.commitments[site]:
-                raise _contradiction(site)
-            yield Mask(seed, subtract=True)
+            yield Mask(self._recover(site, self._is_seed), subtract=True)
 
     def _masks_for_the_lost(self) -> Iterator[Mask]:
         """The masks that survivors put on for sites whose vectors never came."""
         scope, masking = self.web.attempt.scope, self.web.masking
         for site in self.web.lost(self.survivors):
-            key = self._recover(site, {h: r.keys[site] for h, r in self._holders(site)})
-            pair = KeyPair(key)
-            if pair.public != masking[site]:
-                raise _contradiction(site)
+            pair = KeyPair(self._recover(site, self._is_key))
             for peer in sorted(self.web.neighbours[site] & self.survivors):
                 # What the lost site would have sent is just what takes its neighbours' masks off.
                 yield pairwise(pair, masking[peer], scope, site, peer)
 
-    def _holders(self, site: SiteId) -> list[tuple[SiteId, Unmasking]]:
-        """As many shareholders of `site` that answered as it takes to recover a secret."""
-        circle = self.web.neighbours[site] | {site}
-        answered = sorted(circle & self.replies.keys())
-        self.web.attempt.require_holders(site, answered)
-        chosen = answered[: self.web.attempt.rules.threshold]
-        return [(holder, self.replies[holder]) for holder in chosen]
+    def _is_seed(self, site: SiteId, secret: bytes) -> bool:
+        digest = self.web.attempt.scope.digest("seed", secret, site)
+        return digest == self.web.commitments[site]
 
-    def _recover(self, site: SiteId, shares: Mapping[SiteId, bytes]) -> bytes:
-        holders = tuple(shares)
-        if holders not in self._interpolations:
-            self._interpolations[holders] = Interpolation(holders)
-        try:
-            return self._interpolations[holders].secret(shares)
-        except ValueError:
-            raise _contradiction(site) from None
+    def _is_key(self, site: SiteId, secret: bytes) -> bool:
+        return KeyPair(secret).public == self.web.masking[site]
+
+    def _recover(self, site: SiteId, fits: Callable[[SiteId, bytes], bool]) -> bytes:
+        """The secret of `site` of which shares were asked: the one that `fits`.
+
+        Raises:
+            TooFewSitesError: Too few shareholders sent the shares that had been committed to, or
+                these are of no secret that had been: the site itself dealt wrong ones.
+        """
+        shares = self.held.get(site, {})
+        attempt = self.web.attempt
+        attempt.require_holders(site, shares, self.wrong.get(site, ()))
+        for holders in trials(sorted(shares), attempt.rules.threshold):
+            if holders not in self._interpolations:
+                self._interpolations[holders] = Interpolation(holders)
+            try:
+                secret = self._interpolations[holders].secret(shares)
+            except ValueError:
+                continue
+            if fits(site, secret):
+                return secret
+        raise TooFewSitesError(
+            f"the shares of the masks of site {site} contradict what it had committed to."
+        )
 
 
-def _contradiction(site: SiteId) -> TooFewSitesError:
-    return TooFewSitesError(
-        f"the shares of the masks of site {site} contradict what it had committed to."
-    )
+def trials(holders: list[SiteId], threshold: int) -> Iterator[tuple[SiteId, ...]]:
+    """Some sets of `threshold` holders: the first, and those with one of it exchanged.
+
+    Shares are known to be what their dealer had committed to, so they disagree only where the
+    dealer is wrong; one slip of its is made up for, with work that is bounded.
+    """
+    first, others = tuple(holders[:threshold]), holders[threshold:]
+    yield first
+    exchanges = ((place, other) for other in others for place in range(threshold))
+    for place, other in itertools.islice(exchanges, MOST_TRIALS):
+        yield tuple(sorted((*first[:place], *first[place + 1 :], other)))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from cohortium_secagg._messages import AskUnmasking, AskVector
     from cohortium_secagg._rules import Rules, Scope
 
+SEED_SHARE, KEY_SHARE = "seed share", "masking key share"
+"""What hashes of shares are labelled with."""
+
 Pair: TypeAlias = tuple[bytes, bytes]
 """A share of a site's mask seed, and one of its masking key."""
 
@@ -105,7 +108,26 @@ class Advertised:
         }
         own = (seeds[site], keys[site])
         state = Shared(channel, self.masking, self.tagging, seed, own, neighbours)
-        return state, Shares(sealed, party.scope.digest("seed", site, seed))
+        scope = party.scope
+        return state, Shares(
+            sealed,
+            scope.digest("seed", seed, site),
+            committed(scope, SEED_SHARE, site, seeds),
+            committed(scope, KEY_SHARE, site, keys),
+        )
+
+
+def committed(
+    scope: Scope, kind: str, dealer: SiteId, shares: Mapping[SiteId, bytes]
+) -> dict[SiteId, bytes]:
+    """A hash of each of the `shares` that `dealer` has dealt, by holder.
+
+    Guarantees:
+        A hash tells nothing of a share that cannot be guessed, and one guess tries one share: no
+        two hashes of an attempt are of the same label.  Each of the shares that fewer than
+        `threshold` others leave open is uniform over more than 2**256 values.
+    """
+    return {holder: scope.digest(kind, share, dealer, holder) for holder, share in shares.items()}
 
 
 @frozen(eq=False)
@@ -133,7 +155,11 @@ class Channel:
         """Decrypt what `peer` sealed for this site."""
         label = self.party.scope.label("shares", peer, self.party.site)
         key = self.sealing.agree(theirs.sealing, label)
-        return unseal(key, sealed, bound_to=label + self._joined(theirs, self.keys))
+        try:
+            return unseal(key, sealed, bound_to=label + self._joined(theirs, self.keys))
+        except RefusalError as refusal:
+            # Whoever made it is named, not only the site that could not open it.
+            raise RefusalError(refusal.code, f"site {peer}: {refusal.reason}") from None
 
     def _joined(self, sender: Keys, receiver: Keys) -> bytes:
         keys = sender.sealing + sender.masking + receiver.sealing + receiver.masking

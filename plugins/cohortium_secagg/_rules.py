@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium_secagg import SecAgg
     from cohortium_secagg._sharing import Sharing
 
-PROTOCOL = b"cohortium secagg 1\x00"
+PROTOCOL = b"cohortium secagg 2\x00"
 """Begins every label: a key of another protocol, or another version of this one, is another key."""
 
 
@@ -38,9 +38,9 @@ class Scope:
         numbers = struct.pack(f">{2 + len(sites)}Q", self.round, self.attempt, *sites)
         return PROTOCOL + purpose.encode() + b"\x00" + self.session + numbers
 
-    def digest(self, purpose: str, site: SiteId, data: bytes) -> bytes:
-        """A hash that fixes `data` of `site` in this attempt, and hides it where it is random."""
-        fingerprint = hashlib.sha256(self.label(purpose, site))
+    def digest(self, purpose: str, data: bytes, *sites: SiteId) -> bytes:
+        """A hash that fixes `data` of `sites` in this attempt, and hides it where it is random."""
+        fingerprint = hashlib.sha256(self.label(purpose, *sites))
         fingerprint.update(data)
         return fingerprint.digest()
 

@@ -139,7 +139,11 @@ class Sharing(Stage):
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's sealed shares."""
         shares = decode(reply, Shares, limit=most_bytes(len(self.neighbours[site])))
-        if shares.sealed.keys() != self.neighbours[site]:
+        neighbours = self.neighbours[site]
+        holders = neighbours | {site}
+        if shares.sealed.keys() != neighbours or not (
+            shares.seeds.keys() == shares.keys.keys() == holders
+        ):
             raise MessageError(f"site {site} did not share with exactly its neighbours.")
         self.shares[site] = shares
 
@@ -165,6 +169,8 @@ class Sharing(Stage):
             sealing={site: self.keys[site].sealing for site in sites},
             masking={site: self.keys[site].masking for site in sites},
             commitments={site: self.shares[site].commitment for site in sites},
+            seeds={site: self.shares[site].seeds for site in sites},
+            keys={site: self.shares[site].keys for site in sites},
             roster=self.roster,
         )
         return Masking(web), Requests(b"", each, "vectors")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import socket
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,11 @@ from attrs import define, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cohortium import channel
-from cohortium.channel import CALL, LARGEST, REPLY, Door, ask, peer
+from cohortium import channel, frames
+from cohortium.channel import Door, ask, peer
 from cohortium.errors import MessageError, RunError, StudyError
+from cohortium.frames import CALL, LARGEST, REPLY
+from cohortium.throttling import MOST
 
 
 @define(eq=False)
@@ -26,6 +31,8 @@ class Echo:
 
     path: Path
     users: set[int] = field(factory=lambda: {os.getuid()})
+    group: int | None = None
+    clock: Callable[[], float] = time.monotonic
     told: list[str] = field(factory=list)
     heard: int = 0
 
@@ -44,13 +51,22 @@ def echo(tmp_path: Path) -> Iterator[Echo]:
 
 
 def served(echo: Echo) -> Iterator[Echo]:
-    door = Door(echo.path, echo.answer, echo.users, tell=echo.told.append)
+    door = Door(
+        echo.path,
+        echo.answer,
+        echo.users,
+        echo.group,
+        tell=echo.told.append,
+        clock=echo.clock,
+    )
     with door.open() as listener:
         thread = threading.Thread(target=door.serve, args=(listener,))
         thread.start()
-        yield echo
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield echo
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -128,22 +144,56 @@ def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
 
 
 def test_a_caller_that_stalls_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "PATIENCE", 0.05)
+    monkeypatch.setattr(frames, "PATIENCE", 0.05)
     for echo in served(Echo(tmp_path / "s")):
         with raw(echo.path) as connection:
             connection.sendall(CALL + b"\0")
             assert ended(connection)
 
 
-def test_callers_beyond_the_places_are_turned_away(echo: Echo) -> None:
-    idle = [raw(echo.path) for _ in range(channel.MOST_CALLERS + 4)]
-    try:
-        with pytest.raises(RunError, match="does not answer"):
-            ask(echo.path, b"x", b"y")
-    finally:
-        for connection in idle:
-            connection.close()
-    assert ask(echo.path, b"x", b"y", patience=20) == said(b"x", b"y")
+def test_a_call_has_one_deadline_however_often_a_byte_of_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each look at the clock finds 20 s gone, and each read finds one byte.
+    monkeypatch.setattr(frames, "_PIECE", 1)
+    for echo in served(Echo(tmp_path / "s", clock=itertools.count(0.0, 20.0).__next__)):
+        with raw(echo.path) as connection:
+            connection.sendall(CALL + struct.pack(">2Q", 8, 8) + bytes(16))
+            assert ended(connection)
+        assert echo.heard == 0
+
+
+def test_callers_that_do_not_say_their_call_keep_nobody_out(echo: Echo) -> None:
+    slow = [raw(echo.path) for _ in range(channel.MOST_CALLERS)]
+    for connection in slow:
+        connection.sendall(CALL[:3])
+    assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
+    assert ended(slow[0])
+    for connection in slow:
+        connection.close()
+
+
+def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> None:
+    go, begun = threading.Event(), threading.Event()
+
+    def answer(common: bytes, own: bytes) -> bytes:
+        begun.set()
+        assert go.wait(60)
+        return common + own
+
+    door = Door(tmp_path / "s", answer, {os.getuid()})
+    with door.open() as listener, contextlib.ExitStack() as stack:
+        thread = threading.Thread(target=door.serve, args=(listener,))
+        thread.start()
+        first = stack.enter_context(raw(door.path))
+        first.sendall(CALL + struct.pack(">2Q", 1, 1) + b"xy")
+        assert begun.wait(60)
+        slow = [stack.enter_context(raw(door.path)) for _ in range(3 * channel.MOST_CALLERS)]
+        assert ended(slow[0])
+        go.set()
+        assert first.recv(100).startswith(REPLY)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def test_another_user_is_not_heard(tmp_path: Path) -> None:
@@ -159,26 +209,6 @@ def test_nothing_is_sent_to_a_socket_of_another_user(echo: Echo) -> None:
     with pytest.raises(RunError, match="belongs to another user"):
         ask(echo.path, b"secret", b"", user=os.getuid() + 1)
     assert echo.heard == 0
-
-
-@pytest.mark.skipif(not hasattr(os, "fork") or os.getuid() != 0, reason="needs to become another")
-def test_the_system_says_who_calls(tmp_path: Path) -> None:
-    nobody = 65534
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            pytest.skip("the folder cannot be reached by others")
-    for echo in served(Echo(tmp_path / "s", users={0, nobody + 1})):
-        child = os.fork()
-        if child == 0:
-            os.setuid(nobody)
-            try:
-                ask(echo.path, b"x", b"y", user=0)
-            except RunError:
-                os._exit(7)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        assert echo.heard == 0
 
 
 def test_the_socket_is_for_its_owner_and_goes_in_the_end(tmp_path: Path) -> None:
@@ -207,6 +237,16 @@ def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="is no socket"), Door(path, said, {0}).open():
         pass
     assert path.read_text() == "precious"
+
+
+def test_a_flood_of_strangers_costs_the_log_a_bounded_number_of_lines(tmp_path: Path) -> None:
+    told: list[str] = []
+    for echo in served(Echo(tmp_path / "s", users={os.getuid() + 1}, told=told)):
+        for _ in range(10 * MOST):
+            with raw(echo.path) as connection:
+                assert ended(connection)
+    assert len(told) == MOST + 1
+    assert told[-1] == f"{9 * MOST} more callers turned away in the last minute."
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

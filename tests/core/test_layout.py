@@ -15,8 +15,8 @@ CORE = ROOT / "core" / "cohortium"
 
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
-errors
-files places journal tables treefile keeping visits
+errors foreign allowing installed
+files sheets places journal tables treefile keeping visits throttling frames listening
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire spending ledger
 vocabulary events

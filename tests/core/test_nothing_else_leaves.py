@@ -75,6 +75,8 @@ COVERED: dict[str, str] = {
     "AskSharesAmong.roster": KEY,
     "Shares.sealed": SEALED,
     "Shares.commitment": "a hash of a mask seed that was drawn by the site",
+    "Shares.seeds": "hashes of uniform shares of that seed",
+    "Shares.keys": "hashes of uniform shares of a key that was drawn by the site",
     "AskVector.attempt": PLACE,
     "AskVector.sealed": SEALED,
     "Vector.packed": RELEASE,

@@ -24,9 +24,10 @@ from cohortium.errors import RefusalError, StudyError
 from cohortium.hospital import Hospital
 from cohortium.invitations import invitation_of, muster, versions_of
 from cohortium.journal import FileJournal
-from cohortium.messages import Message, decode_either, encode
+from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.protocols import Dataset
 from cohortium.reception import IDLE, MOST_RUNS, Reception
+from cohortium.throttling import MOST
 from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Request, RollCall
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -411,6 +412,16 @@ def test_hostile_bytes_are_answered_with_a_refusal(
     whole = encode(invitation)
     assert isinstance(ward.hears(common, own), Refusal)
     assert isinstance(ward.hears(whole[: cut % len(whole)] + common, own), Refusal)
+
+
+def test_a_flood_of_refusals_costs_the_log_a_bounded_number_of_lines(ward: Ward) -> None:
+    before = len(ward.told)
+    for _ in range(10 * MOST):
+        assert isinstance(decode(ward.reception.answer(b"no", b""), Refusal), Refusal)
+    ward.reception.close()
+    told = ward.told[before:]
+    assert len(told) == MOST + 1
+    assert told[-1] == f"{9 * MOST} more refusals in the last minute."
 
 
 @settings(

@@ -254,8 +254,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     ward = Ward(SecAgg(), 6, bits=27, length=1000)
     ward.run(lost={4: VECTOR})
     assert ward.transcript.hexdigest() == (
-        # Taken when each piece of a vector got a mask of its own, AES-GCM's key stream.
-        "7d360c9fed542b77db2a890702fb60672df3ea29c19b8c9de9c5eab3ed87ac8b"
+        # Taken when each share got a commitment of its own.
+        "d8ccf70f52e6763b7198985ebd701f216cfec92ab5fcfd06a88cd7bac8d497e7"
     )
 
 

@@ -110,8 +110,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     there = ward(6, bits=27, length=1000)
     there.run(lost={4: VECTOR})
     assert there.transcript.hexdigest() == (
-        # Taken when each piece of a vector got a mask of its own, AES-GCM's key stream.
-        "63f2768bebf51cfa2f55ceb60c424de0948eea54f1a8b0eebb3d3fdeed8d12c8"
+        # Taken when each share got a commitment of its own.
+        "818d7b9c1b3602685f338f80af34a32cb34baf12e0ffff908e31af60f34dfa4a"
     )
 
 

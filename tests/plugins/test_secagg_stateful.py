@@ -32,7 +32,7 @@ from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._attempt import Finished, Web
 from cohortium_secagg._consent import Consented
 from cohortium_secagg._coordinator import SecAggCoordinator
-from cohortium_secagg._party import Channel
+from cohortium_secagg._party import KEY_SHARE, SEED_SHARE, Channel
 from cohortium_secagg._rules import Scope
 from cohortium_secagg._site import DUE, SecAggSite
 from mutation import mutated
@@ -299,8 +299,8 @@ def believe_any_digest(patch: Patch, *purposes: str) -> None:
     patch.setattr(
         Scope,
         "digest",
-        lambda scope, purpose, site, data: (
-            bytes(32) if purpose in purposes else honest(scope, purpose, site, data)
+        lambda scope, purpose, data, *sites: (
+            bytes(32) if purpose in purposes else honest(scope, purpose, data, *sites)
         ),
     )
 
@@ -310,7 +310,8 @@ def believe_any_vector(patch: Patch) -> None:
 
 
 def believe_any_seed(patch: Patch) -> None:
-    believe_any_digest(patch, "seed")
+    # Each of the hashes of shares would find a wrong one by itself.
+    believe_any_digest(patch, "seed", SEED_SHARE, KEY_SHARE)
 
 
 def take_any_length(patch: Patch) -> None:

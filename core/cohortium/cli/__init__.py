@@ -25,6 +25,7 @@ from cohortium.cli._run import resume, run
 from cohortium.cli._site import deal, site
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
+from cohortium.foreign import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _is_lack_of_memory(error: Exception) -> bool:
     """Whether a number was too large for this machine: torch has no error of its own for that."""
-    text = str(error).lower()
+    text = told_of(error).lower()
     is_torch = isinstance(error, RuntimeError) and (
         "allocate memory" in text or "of memory" in text or "calculation overflowed" in text
     )

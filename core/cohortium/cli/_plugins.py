@@ -68,12 +68,19 @@ def plugins(
 def _print_catalog(catalog: Catalog) -> None:
     table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
     for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
-        table.add_row(o.role, o.offer.name, o.record.label, o.offer.summary)
-    console = Console()
+        # As text: a summary such as "[/x]" would be markup else.
+        cells = (o.role, o.offer.name, o.record.label, o.offer.summary)
+        table.add_row(*(Text(cell) for cell in cells))
+    console = _console()
     console.print(table)
     for record in catalog.records:
         if record.status != "active":
-            console.print(f"{record.label} is {record.status}: {record.reason}", markup=False)
+            console.print(f"{record.label} is {record.status}: {record.reason}")
+
+
+def _console() -> Console:
+    """A console that prints words as they are."""
+    return Console(markup=False, highlight=False, emoji=False)
 
 
 def _described(offering: Offering) -> dict[str, Any]:
@@ -96,9 +103,8 @@ def _described(offering: Offering) -> dict[str, Any]:
 def _print_details(offering: Offering) -> None:
     from cohortium.describing import parameters_of
 
-    console, offer = Console(highlight=False), offering.offer
-    told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
-    console.print(told, markup=False)
+    console, offer = _console(), offering.offer
+    console.print(f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}")
     parameters = parameters_of(offer)
     if not parameters:
         console.print("  no parameters")

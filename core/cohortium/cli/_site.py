@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cohortium.cli._options import Settings, Study, federation_of
-from cohortium.errors import StudyError
-
-if TYPE_CHECKING:
-    from cohortium.hospital import Hospital
 
 
 def site(
@@ -33,12 +30,16 @@ def site(
     """
     from cohortium.channel import Door
     from cohortium.hospital import Hospital
+    from cohortium.listening import Callers
     from cohortium.reception import Reception
 
     hospital = Hospital.read(path)
-    journal = hospital.open_journal()
-    try:
+    callers = Callers.named(hospital.caller, hospital.group)
+    with contextlib.ExitStack() as stack:
+        journal = hospital.open_journal()
+        stack.callback(journal.close)
         reception = Reception(hospital, journal, tell=_tell)
+        stack.callback(reception.close)
         reception.try_out()
         _tell(f"site {hospital.number}: data, keys, ledger and policy are in order")
         if hospital.policy.directory is not None:
@@ -46,34 +47,20 @@ def site(
         if check:
             return
         door = Door(
-            hospital.folder / hospital.socket, reception.answer, _users(hospital), tell=_tell
+            hospital.folder / hospital.socket,
+            reception.answer,
+            callers.users,
+            callers.group,
+            tell=_tell,
         )
         with door.open() as listener:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             _tell(f"site {hospital.number} listens at {door.path}")
             door.serve(listener)
-    finally:
-        journal.close()
 
 
 def _tell(sentence: str) -> None:
     typer.echo(sentence, err=True)
-
-
-def _users(hospital: Hospital) -> set[int]:
-    """The operating system's users that the site hears."""
-    import os
-    import pwd
-
-    users = {os.getuid()}
-    if hospital.caller:
-        try:
-            users.add(pwd.getpwnam(hospital.caller).pw_uid)
-        except KeyError:
-            raise StudyError(
-                f"[site] caller: this machine has no user '{hospital.caller}'."
-            ) from None
-    return users
 
 
 def deal(

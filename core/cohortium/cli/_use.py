@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cohortium import sheets
 from cohortium.cli._options import RunFolder
 from cohortium.errors import RunError
 from cohortium.places import require_new_file
@@ -88,14 +87,10 @@ def _rows(
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     """A header and one line an image; probabilities to six digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if rows:
-        writer.writerow(["image", "predicted", *rows[0]["probabilities"]])
-    for row in rows:
-        shares = [f"{share:.6f}" for share in row["probabilities"].values()]
-        writer.writerow([row["image"], row["predicted"], *shares])
-    return text.getvalue()
+    head = [["image", "predicted", *rows[0]["probabilities"]]] if rows else []
+    shares = ([f"{share:.6f}" for share in row["probabilities"].values()] for row in rows)
+    lines = ([r["image"], r["predicted"], *s] for r, s in zip(rows, shares, strict=True))
+    return sheets.write([*head, *lines])
 
 
 def export(

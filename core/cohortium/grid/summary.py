@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from cohortium import sheets
 from cohortium.errors import RunError
 from cohortium.files import write_whole
 from cohortium.record import SITE_SCORES
@@ -248,9 +247,4 @@ def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> bytes:
     lines = list(lines)
-    text = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    return text.getvalue().encode()
+    return sheets.write([*map(list, lines[:1]), *(list(line.values()) for line in lines)]).encode()

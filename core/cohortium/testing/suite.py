@@ -12,6 +12,7 @@ from attrs import frozen
 from cohortium import composition
 from cohortium import tables as toml
 from cohortium.errors import PluginError, StudyError
+from cohortium.foreign import attempt
 from cohortium.testing import (
     aggregators,
     datasets,
@@ -90,11 +91,12 @@ def examine(role: Role, instance: object) -> Iterator[Verdict]:
     """Hold `instance` to every check of `role`, each to its end."""
     for name, check in checks_for(role):
         try:
-            verdict = Verdict(name, _promise_of(check), note=check(instance) or "")
-        except ConformanceError as error:
-            verdict = Verdict(name, _promise_of(check), failure=str(error))
-        except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding
-            failure = f"it raised {type(error).__name__}: {error}"
+            note = attempt(lambda check=check: check(instance) or "")  # type: ignore[misc]
+            verdict = Verdict(name, _promise_of(check), note=note)
+        except PluginError as error:
+            # A plugin's fault is a finding, whatever it raised.
+            is_finding = isinstance(error.__cause__, ConformanceError)
+            failure = str(error.__cause__) if is_finding else f"it raised {error}"
             verdict = Verdict(name, _promise_of(check), failure=failure)
         yield verdict
 
@@ -126,11 +128,8 @@ def instance_of(catalog: Catalog, offering: Offering, settings: Sequence[str]) -
     """
     role, offer = offering.role, offering.offer
     given = dict(map(_parsed, settings))
-    missing = [
-        p.name
-        for p in inspect.signature(offer.factory).parameters.values()
-        if p.default is p.empty and p.name not in given
-    ]
+    known = attempt(lambda: inspect.signature(offer.factory)).parameters.values()
+    missing = [p.name for p in known if p.default is p.empty and p.name not in given]
     if missing:
         raise StudyError(
             f"the {role} '{offer.name}' cannot be made without {' and '.join(missing)}; give it "

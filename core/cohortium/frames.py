@@ -1,0 +1,115 @@
+"""The frames of the channel to a site process, each of which has to pass whole by a deadline.
+
+frame   mark, for each part its length in 8 bytes (big-endian), then the parts
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from cohortium.errors import MessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CALL = b"CHT-call"
+REPLY = b"CHT-rply"
+"""What a frame begins with; a version would have others."""
+
+LARGEST = 1 << 32
+"""Bytes of a part."""
+
+PATIENCE = 30.0
+"""Seconds within which a frame has to come whole, or be taken, beside the time of its bytes."""
+
+SLOWEST = 1 << 24
+"""Bytes a second that a frame is given time for."""
+
+_PIECE = 1 << 20
+
+
+@define(eq=False)
+class Line:
+    """A connection on which a frame is to pass, whole, before a deadline.
+
+    However little comes at a time, and however often, the deadline stays where it is.
+    """
+
+    connection: socket.socket
+    clock: Callable[[], float]
+    _deadline: float = field(init=False)
+
+    @_deadline.default
+    def _begun(self) -> float:
+        return self.clock() + PATIENCE
+
+    def allow(self, length: int) -> None:
+        """Give `length` bytes the time that they take at `SLOWEST`."""
+        self._deadline += length / SLOWEST
+
+    def peek(self) -> bytes:
+        """The next byte, which stays; none where the other end has closed."""
+        self._wait()
+        return self.connection.recv(1, socket.MSG_PEEK)
+
+    def receive(self, most: int) -> bytes:
+        """Some bytes, `most` at the most; none where the other end has closed."""
+        self._wait()
+        return self.connection.recv(most)
+
+    def send(self, piece: bytes | memoryview) -> None:
+        """Send all of `piece`."""
+        self._wait()
+        self.connection.sendall(piece)
+
+    def _wait(self) -> None:
+        left = self._deadline - self.clock()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.connection.settimeout(left)
+
+
+def send(line: Line, mark: bytes, *parts: bytes) -> None:
+    """Send a frame.
+
+    Raises:
+        OSError: It was not taken in time, or the other end has gone.
+    """
+    lengths = struct.pack(f">{len(parts)}Q", *map(len, parts))
+    line.allow(sum(map(len, parts)))
+    line.send(mark + lengths)
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), _PIECE):
+            line.send(view[start : start + _PIECE])
+
+
+def receive(line: Line, mark: bytes, *, parts: int) -> list[bytes]:
+    """The parts of the next frame.
+
+    Raises:
+        MessageError: It is no such frame, or is too large.
+        OSError: It did not come in time, or the other end has gone.
+    """
+    head = _exactly(line, len(mark) + 8 * parts)
+    if head[: len(mark)] != mark:
+        raise MessageError("what came over the channel does not begin as a frame does.")
+    lengths = struct.unpack(f">{parts}Q", head[len(mark) :])
+    if max(lengths) > LARGEST:
+        raise MessageError(f"a part of a frame may take {LARGEST} bytes, not {max(lengths)}.")
+    line.allow(sum(lengths))
+    return [_exactly(line, length) for length in lengths]
+
+
+def _exactly(line: Line, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        piece = line.receive(min(_PIECE, length - len(data)))
+        if not piece:
+            raise ConnectionError("the connection ended within a frame")
+        data += piece
+    return bytes(data)

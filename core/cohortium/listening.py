@@ -1,0 +1,189 @@
+"""The place of a site's socket: who may connect to it, as the file system decides.
+
+The operating system lets a user connect to a Unix socket who may write to it.  So the socket's mode
+is the first of the site's defences, and the only one that costs a stranger's call nothing at all.
+
+Guarantees:
+    Without a caller the socket is its owner's alone (0600).  With one it is its owner's and one
+    group's (0660).  It is never wider than that, not even while it is being made.
+    The socket lies in a folder that no other user may write to: nobody else can put another socket,
+    or a link, in its place.
+    Nothing is removed but a socket at which no process listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_BACKLOG = 128
+
+_PATIENCE = 5.0
+"""Seconds for which a process that listens at the place already is given to answer."""
+
+
+@frozen
+class Callers:
+    """Who may speak to a site.
+
+    Attributes:
+        users: Numbers of the users that are heard.
+        group: Number of the group whose members may connect; None lets in the owner alone.
+    """
+
+    users: frozenset[int]
+    group: int | None = None
+
+    @classmethod
+    def named(cls, caller: str, group: str = "") -> Callers:
+        """This process's user, and the user `caller` by way of `group`.
+
+        Args:
+            caller: A user's name; empty for none.
+            group: The group's name; empty for the caller's own group.
+
+        Raises:
+            StudyError: This machine has no such user or group, or the user is not in the group.
+        """
+        import grp
+        import pwd
+
+        own = os.getuid()
+        if not caller:
+            if group:
+                raise StudyError(
+                    "[site] group: it lets the caller connect, and no caller is named; "
+                    "name one, or take the group out."
+                )
+            return cls(frozenset({own}))
+        try:
+            user = pwd.getpwnam(caller)
+        except (KeyError, ValueError):
+            raise StudyError(f"[site] caller: this machine has no user {caller!r}.") from None
+        try:
+            number = grp.getgrnam(group).gr_gid if group else user.pw_gid
+        except (KeyError, ValueError):
+            raise StudyError(f"[site] group: this machine has no group {group!r}.") from None
+        if user.pw_uid == own:
+            return cls(frozenset({own}))
+        if number not in os.getgrouplist(caller, user.pw_gid):
+            raise StudyError(
+                f"[site] group: the user {caller!r} is not in the group {group!r}, so it could not "
+                f"connect; usermod -aG {group} {caller} puts it there."
+            )
+        return cls(frozenset({own, user.pw_uid}), number)
+
+
+@contextlib.contextmanager
+def bound(path: Path, group: int | None) -> Iterator[socket.socket]:
+    """A socket that listens at `path`, for its owner and `group`; its file is gone in the end.
+
+    Raises:
+        StudyError: It cannot be made there, its folder is not safe, or a process listens there.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise StudyError("a site process needs Unix sockets, which this system has not.")
+    _require_safe(path.parent)
+    _clear(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        # The file must never be there with a wider mode than it is meant to have.
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        except OSError as error:
+            raise _cannot(path, error) from error
+        finally:
+            os.umask(before)
+        try:
+            _let_in(path, group)
+            listener.listen(_BACKLOG)
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _cannot(path: Path, error: OSError) -> StudyError:
+    return StudyError(f"cannot listen at {path}: {error.strerror or error}.")
+
+
+def _require_safe(folder: Path) -> None:
+    """Refuse a folder in which another user could put something in the socket's place."""
+    import pwd
+
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise _cannot(folder, error) from error
+    if status.st_uid not in (0, os.geteuid()):
+        raise StudyError(
+            f"the socket's folder {folder} belongs to another user, who could put a socket of "
+            "their own there; name a folder of the site's own user."
+        )
+    try:
+        private = pwd.getpwuid(os.geteuid()).pw_gid
+    except KeyError:
+        private = None
+    # Many systems give each user a group of their own, and make its folders writable by it.
+    if status.st_mode & stat.S_IWOTH or (
+        status.st_mode & stat.S_IWGRP and status.st_gid != private
+    ):
+        raise StudyError(
+            f"the socket's folder {folder} may be written to by other users, who could put a "
+            "socket of their own there; take that from them (chmod go-w), or name another folder."
+        )
+
+
+def _let_in(path: Path, group: int | None) -> None:
+    """Open a new socket, which is its owner's alone, to `group`."""
+    if group is None:
+        return
+    try:
+        if path.lstat().st_gid != group:
+            os.chown(path, -1, group, follow_symlinks=False)
+    except PermissionError:
+        raise StudyError(
+            f"the socket {path} cannot be given to the group {group} of the site's caller: the "
+            "site's user is not in it; start the site with that group (Group= of its unit)."
+        ) from None
+    path.chmod(0o660)
+
+
+def _clear(path: Path) -> None:
+    """Take away a socket that a process has left behind.
+
+    Raises:
+        StudyError: A process listens there, or may do so, or it is no socket.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot(path, error) from error
+    if stat.S_ISLNK(mode):
+        raise StudyError(f"{path} is a symbolic link, and the site follows none; name another.")
+    if not stat.S_ISSOCK(mode):
+        raise StudyError(f"{path} is there already and is no socket; name another.")
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.settimeout(_PATIENCE)
+        try:
+            found = trial.connect_ex(str(path))
+        except OSError as error:
+            raise _cannot(path, error) from error
+    # Anything but a refusal may come from a process that is too busy to take another call.
+    if found != errno.ECONNREFUSED:
+        raise StudyError(f"a process listens at {path} already.")
+    path.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""What a stranger can make a site's log say: so many sentences a minute, and the rest counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MOST = 20
+"""Sentences of a span."""
+
+SPAN = 60.0
+"""Seconds."""
+
+LONGEST = 4000
+"""Characters of a sentence."""
+
+
+@define(eq=False)
+class Throttle:
+    """Passes sentences on to `tell`, as many as `most` in a span, and then says how many more came.
+
+    Guarantees:
+        In any run of spans at most `most` + 1 sentences are passed on for each, of at most
+        `LONGEST` characters.  None is dropped uncounted, once `close` was called.
+
+    Attributes:
+        tell: Told of what is passed on.
+        what: The kind of sentence, for the summary: "refused" in "12 more refused …".
+        most: Sentences of a span.
+        span: Seconds.
+        clock: Seconds, from anywhere.
+    """
+
+    tell: Callable[[str], None]
+    what: str
+    most: int = MOST
+    span: float = SPAN
+    clock: Callable[[], float] = time.monotonic
+    _begun: float | None = field(default=None, init=False)
+    _said: int = field(default=0, init=False)
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+
+    def __call__(self, sentence: str) -> None:
+        """Pass `sentence` on, or count it."""
+        with self._lock:
+            now = self.clock()
+            if self._begun is None or now - self._begun >= self.span:
+                self._summarise(now)
+                self._begun, self._said = now, 0
+            self._said += 1
+            if self._said <= self.most:
+                self.tell(sentence[:LONGEST])
+
+    def close(self) -> None:
+        """Say how many were held back since the last summary."""
+        with self._lock:
+            self._summarise(self.clock())
+            self._begun = None
+
+    def _summarise(self, now: float) -> None:
+        held = self._said - self.most
+        if self._begun is not None and held > 0:
+            minutes = max(1, round((now - self._begun) / 60))
+            last = "minute" if minutes == 1 else f"{minutes:,} minutes"
+            self.tell(f"{held:,} more {self.what} in the last {last}.")
+        self._said = 0

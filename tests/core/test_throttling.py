@@ -1,0 +1,58 @@
+"""What others can make a log say is bounded, and what it is spared is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from attrs import define
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cohortium.throttling import LONGEST, Throttle
+
+
+@define
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(
+    gaps=st.lists(st.floats(0, 100), max_size=60),
+    most=st.integers(1, 5),
+)
+def test_every_sentence_is_passed_on_or_counted(gaps: list[float], most: int) -> None:
+    clock, told = Clock(), list[tuple[float, str]]()
+    throttle = Throttle(
+        lambda s: told.append((clock.now, s)), "refused", most=most, span=60.0, clock=clock
+    )
+    for gap in gaps:
+        clock.now += gap
+        throttle("no.")
+    throttle.close()
+    summaries = [int(s.split()[0].replace(",", "")) for _, s in told if s != "no."]
+    assert sum(s == "no." for _, s in told) + sum(summaries) == len(gaps)
+    # Two spans can meet in any minute, and no more.
+    for begin, _ in told:
+        assert sum(begin <= at < begin + 60 for at, _ in told) <= 2 * (most + 1)
+
+
+def test_a_summary_says_how_long_it_speaks_of() -> None:
+    clock, told = Clock(), list[str]()
+    throttle = Throttle(told.append, "refused", most=1, clock=clock)
+    for _ in range(3):
+        throttle("no.")
+    clock.now = 59.0
+    throttle("no.")
+    clock.now = 600.0
+    throttle("again.")
+    throttle.close()
+    assert told == ["no.", "3 more refused in the last 10 minutes.", "again."]
+
+
+def test_a_long_sentence_is_cut() -> None:
+    told = Counter[int]()
+    Throttle(lambda s: told.update([len(s)]), "refused")("x" * 10_000_000)
+    assert told == {LONGEST: 1}

@@ -1,0 +1,289 @@
+"""Wrong shares: they are named and made up for, while enough right ones are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bed import Faulty, tiny
+from cohortium import messages
+from cohortium.events import Event, SiteFailed
+from cohortium.plugin import MessageError, RefusalError, RingSum, TooFewSitesError, decode, encode
+from cohortium.wire import Reply
+from cohortium_secagg import SecAgg, _party, _shamir
+from cohortium_secagg._messages import Shares, Unmasking, most_bytes
+from cohortium_secagg._opening import MOST_TRIALS, trials
+from cohortium_secagg._party import Channel
+from ward import Ward
+
+SITES, THRESHOLD = 7, 4
+ADVERSARIES = ("honest-but-curious", "active")
+Adversary = Literal["honest-but-curious", "active"]
+VECTOR = 2
+
+
+def flipped(share: bytes, bit: int = 0) -> bytes:
+    """`share` with one bit that is another."""
+    return (int.from_bytes(share, "big") ^ (1 << bit)).to_bytes(len(share), "big")
+
+
+class Outspoken(Ward):
+    """A ward that keeps what was complained of; `wrong` says which holder's shares of whom lie."""
+
+    def __init__(self, adversary: Adversary, sites: int = SITES, **terms: Any) -> None:
+        shares = {} if adversary == "active" else {"threshold": THRESHOLD, "shares": sites}
+        super().__init__(SecAgg(**shares), sites, adversary=adversary, **terms)
+        self.complaints: list[str] = []
+        self.refusals: list[str] = []
+
+    def _deliver(self, site: int, reply: bytes) -> None:
+        try:
+            self.coordinator.receive(site, reply)
+        except MessageError as error:
+            self.complaints.append(str(error))
+
+    def _replies(self, ask: Any, stage: int, site: int, tamper: Any) -> Any:
+        try:
+            reply = self.sites[site].answer(ask, lambda: self._release(site))
+        except RefusalError as refusal:
+            self.refusals.append(f"{site}: {refusal.reason}")
+            return ()
+        return tamper("reply", stage, site, reply)
+
+    def open_with(
+        self, wrong: Collection[tuple[int, int]], *, bit: int = 0, **terms: Any
+    ) -> RingSum:
+        """An attempt in which each (holder, dealer) of `wrong` is a wrong share."""
+
+        def tamper(direction: str, _stage: int, site: int, data: bytes) -> list[bytes]:
+            if direction == "ask":
+                return [data]
+            try:
+                shares = decode(data, Unmasking, limit=most_bytes(SITES))
+            except MessageError:
+                return [data]
+            seeds, keys = (
+                {d: flipped(s, bit) if (site, d) in wrong else s for d, s in kind.items()}
+                for kind in (shares.seeds, shares.keys)
+            )
+            return [encode(Unmasking(seeds, keys))]
+
+        return self.run(tamper=tamper, **terms)
+
+
+def named(ward: Outspoken) -> set[int]:
+    return {int(complaint.split()[1]) for complaint in ward.complaints}
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+@pytest.mark.parametrize("liars", [1, 2, 3])
+@pytest.mark.parametrize("dealer", [0, 6], ids=["survivor's seed", "lost site's key"])
+def test_as_many_wrong_shares_as_are_to_spare(
+    adversary: Adversary, liars: int, dealer: int
+) -> None:
+    ward = Outspoken(adversary)
+    # The lost site holds no share any more, so one fewer can be wrong beside it.
+    lost = {6: VECTOR} if dealer == 6 else {}
+    holders = range(min(liars, SITES - len(lost) - THRESHOLD))
+    total = ward.open_with({(h, dealer) for h in holders}, lost=lost)
+    assert ward.is_exact(total)
+    assert total.contributors == tuple(s for s in range(SITES) if s not in lost)
+    assert named(ward) == set(holders)
+    assert all(f"the masks of site {dealer} that" in c for c in ward.complaints)
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+@pytest.mark.parametrize("dealer", [0, 6])
+def test_more_than_that_fail_with_a_sentence_that_names_them(
+    adversary: Adversary, dealer: int
+) -> None:
+    ward = Outspoken(adversary)
+    lost = {6: VECTOR} if dealer == 6 else {}
+    holders = range(1, 2 + SITES - len(lost) - THRESHOLD)
+    with pytest.raises(TooFewSitesError, match=r"^[^.]*\.$") as error:
+        ward.open_with({(h, dealer) for h in holders}, lost=lost)
+    assert f"the masks of site {dealer} come off with 4" in str(error.value)
+    assert f"sites {', '.join(map(str, holders))} sent are not those" in str(error.value)
+    assert ward.is_exact(ward.run(attempt=1))
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_a_site_that_lies_in_all_its_shares(adversary: Adversary) -> None:
+    for liar in range(SITES - 1):
+        ward = Outspoken(adversary)
+        total = ward.open_with({(liar, d) for d in range(SITES)}, lost={6: VECTOR}, bit=255)
+        assert ward.is_exact(total)
+        assert named(ward) == {liar}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    adversary=st.sampled_from(ADVERSARIES),
+    wrong=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=20),
+    gone=st.sets(st.integers(0, 6), max_size=2),
+    stage=st.integers(0, 3),
+    bit=st.integers(0, 256),
+)
+def test_the_sum_is_exact_or_there_is_none_and_the_wrong_are_named(
+    adversary: Adversary,
+    wrong: set[tuple[int, int]],
+    gone: set[int],
+    stage: int,
+    bit: int,
+) -> None:
+    ward = Outspoken(adversary)
+    left = {s for s in range(SITES) if s not in gone}
+    try:
+        total = ward.open_with(wrong, bit=bit, lost=dict.fromkeys(gone, stage))
+    except TooFewSitesError:
+        # Some secret has fewer right shares than it takes.
+        assert any(sum((h, d) not in wrong for h in left) < THRESHOLD for d in range(SITES))
+    else:
+        assert ward.is_exact(total)
+    assert named(ward) <= {holder for holder, _ in wrong} & left
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_a_share_that_was_dealt_wrongly_is_made_up_for(
+    adversary: Adversary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dealer has committed to it all the same, so only the secret shows that it is wrong."""
+    split = _shamir.split
+
+    def misdealt(*args: Any, **kwargs: Any) -> dict[int, bytes]:
+        shares = split(*args, **kwargs)
+        if next(iter(shares)) == 2:  # site 2 deals
+            shares[0] = flipped(shares[0])
+        return shares
+
+    monkeypatch.setattr(_party, "split", misdealt)
+    for lost in ({}, {2: VECTOR}):
+        ward = Outspoken(adversary)
+        assert ward.is_exact(ward.run(lost=lost))
+
+
+def test_a_dealer_that_commits_to_nothing_true_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = _shamir.split
+
+    def misdealt(*args: Any, **kwargs: Any) -> dict[int, bytes]:
+        shares = split(*args, **kwargs)
+        if next(iter(shares)) == 2:
+            return {holder: flipped(s, bit=holder) for holder, s in shares.items()}
+        return shares
+
+    monkeypatch.setattr(_party, "split", misdealt)
+    with pytest.raises(TooFewSitesError, match="masks of site 2 contradict what it"):
+        Outspoken("honest-but-curious").run()
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_a_share_that_does_not_open_names_who_sealed_it(adversary: Adversary) -> None:
+    """The shareholder it was for has dropped out; the others make up for it."""
+    ward = Outspoken(adversary)
+
+    def tamper(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if (direction, stage, site) != ("reply", 1, 3):
+            return [data]
+        shares = decode(data, Shares, limit=most_bytes(SITES))
+        sealed = dict(shares.sealed)
+        sealed[5] = flipped(sealed[5])
+        return [encode(Shares(sealed, shares.commitment, shares.seeds, shares.keys))]
+
+    total = ward.run(tamper=tamper)
+    assert ward.is_exact(total)
+    assert total.contributors == (0, 1, 2, 3, 4, 6)
+    assert ward.refusals == ["5: site 3: an encrypted share does not authenticate."]
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_a_share_that_was_sealed_otherwise_than_committed_to(
+    adversary: Adversary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = Channel.seal
+
+    def other(self: Channel, peer: int, theirs: Any, plain: bytes) -> bytes:
+        is_it = (self.party.site, peer) in {(3, 0), (3, 1)}
+        return seal(self, peer, theirs, flipped(plain) if is_it else plain)
+
+    monkeypatch.setattr(Channel, "seal", other)
+    ward = Outspoken(adversary)
+    assert ward.is_exact(ward.run(lost={3: VECTOR}))
+    assert named(ward) == {0, 1}
+
+
+def test_on_a_sparse_graph_other_neighbours_are_asked_for_nothing_more() -> None:
+    ward = Ward(SecAgg(threshold=3, shares=7), 20)
+    asked: list[int] = []
+
+    def tamper(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
+        if direction == "ask":
+            asked.append(stage)
+            return [data]
+        if stage != 3 or site not in (4, 11):
+            return [data]
+        shares = decode(data, Unmasking, limit=most_bytes(20))
+        kinds = ({d: flipped(s) for d, s in k.items()} for k in (shares.seeds, shares.keys))
+        return [encode(Unmasking(*kinds))]
+
+    assert ward.is_exact(ward.run(lost={9: VECTOR}, tamper=tamper))
+    assert max(asked) == 3
+
+
+def test_hashes_of_shares_are_of_one_place_each() -> None:
+    ward, seen = Ward(SecAgg(), 6), list[bytes]()
+
+    def listen(direction: str, stage: int, _site: int, data: bytes) -> list[bytes]:
+        if (direction, stage) == ("reply", 1):
+            shares = decode(data, Shares, limit=most_bytes(6))
+            seen.extend([*shares.seeds.values(), *shares.keys.values(), shares.commitment])
+        return [data]
+
+    for attempt in range(2):
+        ward.run(attempt=attempt, tamper=listen)
+    assert len(seen) == len(set(seen)) == 2 * 6 * (2 * 5 + 1)
+
+
+def test_trials_are_bounded_and_cover_one_slip() -> None:
+    for holders, threshold in ((5, 4), (7, 4), (6, 6), (9, 2)):
+        sets = list(trials(list(range(holders)), threshold))
+        assert sets[0] == tuple(range(threshold))
+        assert len(sets) == len(set(sets))
+        assert {len(set(s)) for s in sets} == {threshold}
+        if holders > threshold:
+            assert all(any(slip not in s for s in sets) for slip in range(holders))
+    assert sum(1 for _ in trials(list(range(4000)), 2000)) == MOST_TRIALS + 1
+
+
+def test_a_run_goes_on_and_its_record_says_who_was_wrong() -> None:
+    def tamper(_exchange: int, site: int, reply: bytes) -> bytes:
+        if site != 1:
+            return reply
+        message = messages.decode_either(reply, Reply)
+        try:
+            shares = decode(bytes(message.body), Unmasking, limit=most_bytes(6))
+        except MessageError:
+            return reply
+        seeds = {d: flipped(s) for d, s in shares.seeds.items()}
+        body = encode(Unmasking(seeds, shares.keys))
+        return messages.encode(Reply(message.attempt, message.stage, body))
+
+    honest, recorder = tiny(aggregator=SecAgg()).run(), Recorder()
+    result = tiny(aggregator=SecAgg(), engine=Faulty(tamper)).run(observers=[recorder])
+    assert result.weights_sha256 == honest.weights_sha256
+    failures = [event for event in recorder.events if isinstance(event, SiteFailed)]
+    assert {failure.site for failure in failures} == {1}
+    assert all("sent shares of the masks of" in failure.reason for failure in failures)
+
+
+class Recorder:
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def watch(self) -> Callable[[Event], None]:
+        return self.events.append
