@@ -27,6 +27,7 @@ from cohortium.errors import (
     RunError,
     StudyError,
     TooFewSitesError,
+    printable,
 )
 from cohortium.events import (
     Event,
@@ -79,12 +80,16 @@ from cohortium.sessions import (
     SiteSession,
 )
 from cohortium.training import (
+    CLASS_WEIGHTS,
+    MOST_COPIES,
+    RATE,
     Augmentation,
     Objective,
     Schedule,
     factor,
     local_work,
     make_optimizer,
+    valid_options,
     with_average,
     with_schedule,
 )
@@ -157,6 +162,9 @@ def lead(
 
 __all__ = [
     "API",
+    "CLASS_WEIGHTS",
+    "MOST_COPIES",
+    "RATE",
     "Adjacency",
     "Adversary",
     "Against",
@@ -256,6 +264,7 @@ __all__ = [
     "poisson_patients",
     "prelude_losses",
     "pretrain",
+    "printable",
     "public_images",
     "read_splits",
     "refuse_prelude",
@@ -263,6 +272,7 @@ __all__ = [
     "require_separable",
     "sampled_units",
     "shuffled",
+    "valid_options",
     "vector",
     "whitened_head",
     "with_average",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, le
+from attrs.validators import ge, in_, le, lt
 
 from cohortium.plugin import (
     Dataset,
@@ -78,13 +78,13 @@ class Pretrained:
         default="head", validator=in_(("head", "norms", "everything"))
     )
     width: int = field(default=32, validator=[ge(1), le(1 << 14)])
-    epochs: int = field(default=6, validator=[ge(1), le(10_000)])
-    seed: int = field(default=1, validator=ge(0))
+    epochs: int = field(default=6, validator=[ge(1), le(1000)])
+    seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
-    floor: float = field(default=1e-3, validator=gt(0))
+    floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
     moments: bool = False
-    moment_floor: float = field(default=3e-3, validator=gt(0))
+    moment_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
     weights: str = ""
 
     def __attrs_post_init__(self) -> None:

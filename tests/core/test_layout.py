@@ -16,7 +16,7 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors
-files places journal tables treefile keeping visits
+files memory places journal tables treefile keeping visits
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire spending ledger
 vocabulary events
@@ -31,7 +31,7 @@ account policy statement
 training prelude pretraining history checkpoint facts record folder evaluation personal
 whitened heads reference
 plugin
-setting workplace
+setting sizing workplace
 coordinator site
 agreement preparation hospital testing
 classifier pictures

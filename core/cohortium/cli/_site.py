@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._options import Settings, Study, federation_of
-from cohortium.errors import StudyError
+from cohortium.errors import StudyError, told
 
 if TYPE_CHECKING:
     from cohortium.hospital import Hospital
@@ -57,7 +57,7 @@ def site(
 
 
 def _tell(sentence: str) -> None:
-    typer.echo(sentence, err=True)
+    typer.echo(told(sentence), err=True)
 
 
 def _users(hospital: Hospital) -> set[int]:
