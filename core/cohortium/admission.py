@@ -60,11 +60,12 @@ def study_of(invitation: Invitation, policy: SitePolicy) -> Federation:
         if key not in TERMS:
             _refuse("tables", f"the study has a term {keyed(key)}, which no site is sent.")
     _require_bounds(shared["federation"], policy)
+    catalog = discover()
     for role in PARTS:
-        for offering, table in named_parts(discover(), role, shared[role]):
+        for offering, table in named_parts(catalog, role, shared[role]):
             _require_allowed(policy, offering, table)
     _require_versions(invitation.versions, versions_of(shared))
-    return study.build(shared, where=where, engine=Silent())
+    return study.build(shared, where=where, engine=Silent(), catalog=catalog)
 
 
 @frozen
