@@ -13,7 +13,7 @@ from cohortium import tables as toml
 from cohortium.account import Account
 from cohortium.catalog import discover
 from cohortium.data import MOST_EXAMPLES
-from cohortium.errors import StudyError, keyed, near
+from cohortium.errors import StudyError, is_printable, keyed, near, shown
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal
 from cohortium.keeping import StateFile
@@ -26,12 +26,19 @@ from cohortium.workplace import Workplace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from attrs import Attribute
+
     from cohortium.data import Examples
     from cohortium.journal import Journal
     from cohortium.setting import Setting
 
 TABLES = ("site", "dataset", "policy")
 """The tables of a site file."""
+
+
+def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
+    if not is_printable(value):
+        raise ValueError(f"'{attribute.name}' has characters that cannot be shown: {shown(value)}")
 
 
 @frozen(kw_only=True)
@@ -61,7 +68,7 @@ class Hospital:
     """
 
     number: int = field(validator=[ge(0), lt(MOST_SITES)])
-    data: str = field(validator=min_len(1))
+    data: str = field(validator=[min_len(1), _can_be_shown])
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
     states: str = "states"

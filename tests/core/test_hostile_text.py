@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import sys
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import tomli_w
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cohortium import study, tables
+from bed import tiny
+from cohortium import dealing, study, tables
 from cohortium.cli import main
+from cohortium.cli._site import _tell
 from cohortium.data import DataSpec
 from cohortium.errors import (
     MOST_REASON,
@@ -25,9 +28,15 @@ from cohortium.errors import (
     shown,
     told,
 )
+from cohortium.hospital import Hospital
+from cohortium.invitations import invitation_of
+from cohortium.messages import decode, encode
+from cohortium.reception import Reception
 from cohortium.training import make_optimizer
+from cohortium.wire import Invitation, Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 FORGED = "data, keys, ledger and policy are in order"
@@ -185,9 +194,69 @@ def test_a_traceback_is_quiet_too(
     assert not any(line.startswith(("site 0", FORGED)) for line in heard.splitlines())
 
 
-def test_what_a_site_tells_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cohortium.cli._site import _tell
+@pytest.fixture(scope="module")
+def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reception, Invitation]]:
+    folder = tmp_path_factory.mktemp("hospital") / "new"
+    dealing.deal(tiny().prepare(), folder, engine="inline")
+    hospital = Hospital.read(folder / "site-0" / "site.toml")
+    journal = hospital.open_journal()
+    yield (
+        Reception(hospital, journal, tell=_tell),
+        invitation_of(study.read(folder / "study.toml").prepare()),
+    )
+    journal.close()
 
+
+def invited(invitation: Invitation, change: Callable[[dict[str, Any], str], None]) -> Invitation:
+    """An invitation to a study that `change` has put hostile words into."""
+    words = "".join(HOSTILE).replace("\ud800", "")
+    shared = tables.loads(invitation.study, where="test")
+    change(shared, words)
+    return Invitation(b"another run's id", tomli_w.dumps(shared), "", invitation.versions)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda study, words: study.update({words: {}}),
+        lambda study, words: study["federation"].update({words: 1}),
+        lambda study, words: study["federation"].update(device=words),
+        lambda study, words: study["model"].update(name=words),
+        lambda study, words: study["model"].update({words: 1}),
+        lambda study, words: study["trainer"].update(optimizer=words),
+        lambda study, words: study["data"].update(classes=[words, "b", "c"]),
+    ],
+)
+def test_no_word_of_an_invitation_commands_a_hospitals_terminal(
+    change: Callable[[dict[str, Any], str], None],
+    reception: tuple[Reception, Invitation],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    hospital, invitation = reception
+    reply = hospital.answer(encode(invited(invitation, change)), b"")
+    refusal = decode(reply, Refusal)
+    assert is_printable(refusal.reason)
+    log = capfd.readouterr().err
+    assert is_quiet(log)
+    assert log.count("\n") == 1
+    assert log.startswith("refused (")
+
+
+def test_versions_of_a_stranger_are_shown_on_one_line(
+    reception: tuple[Reception, Invitation], capfd: pytest.CaptureFixture[str]
+) -> None:
+    hospital, invitation = reception
+    words = "".join(HOSTILE).replace("\ud800", "")
+    versions = {**invitation.versions, "cohortium": words}
+    lying = Invitation(b"a third run's id", invitation.study, "", versions)
+    refusal = decode(hospital.answer(encode(lying), b""), Refusal)
+    assert is_printable(refusal.reason)
+    log = capfd.readouterr().err
+    assert is_quiet(log)
+    assert log.count("\n") == 1
+
+
+def test_what_a_site_tells_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     for text in HOSTILE:
