@@ -12,13 +12,14 @@ Guarantees:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from attrs import frozen
 
 from cohortium import study, tables
 from cohortium.catalog import discover
-from cohortium.errors import RefusalError, StudyError
+from cohortium.errors import RefusalError, StudyError, keyed, shown
 from cohortium.invitations import PARTS, TERMS, differing, named_parts, versions_of
 from cohortium.wire import AGREED
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """What torch may be asked to compute on."""
 
-MOST_THREADS = 256
-"""Of torch."""
+MOST_THREADS = 32
+"""Of torch, on a machine of fewer processors.  Many more than there are take most of their time."""
 
 
 def study_of(invitation: Invitation, policy: SitePolicy) -> Federation:
@@ -48,21 +49,23 @@ def study_of(invitation: Invitation, policy: SitePolicy) -> Federation:
     """
     where = "the invitation"
     shared = tables.loads(invitation.study, where=where)
+    tables.require_text(shared, where=where)
     for name in shared:
         if name not in AGREED:
-            _refuse("tables", f"the study has a table [{name:.40}], which no site is sent.")
+            _refuse("tables", f"the study has a table [{keyed(name)}], which no site is sent.")
     for name in AGREED:
         if not isinstance(shared.get(name), dict):
             _refuse("tables", f"the study has no table [{name}].")
     for key in shared["federation"]:
         if key not in TERMS:
-            _refuse("tables", f"the study has a term {key:.40}, which no site is sent.")
+            _refuse("tables", f"the study has a term {keyed(key)}, which no site is sent.")
+    _require_bounds(shared["federation"], policy)
+    catalog = discover()
     for role in PARTS:
-        for offering, table in named_parts(discover(), role, shared[role]):
+        for offering, table in named_parts(catalog, role, shared[role]):
             _require_allowed(policy, offering, table)
     _require_versions(invitation.versions, versions_of(shared))
-    _require_bounds(shared["federation"])
-    return study.build(shared, where=where, engine=Silent())
+    return study.build(shared, where=where, engine=Silent(), catalog=catalog)
 
 
 @frozen
@@ -87,7 +90,7 @@ def _require_allowed(policy: SitePolicy, offering: Offering, table: Mapping[str,
         if value not in (None, "", *policy.local):
             _refuse(
                 "policy.local",
-                f"the study gives the {what} {key} = {str(value)[:80]!r}, which names code or a "
+                f"the study gives the {what} {key} = {shown(value)}, which names code or a "
                 "file of this machine, and this site does not allow it.",
             )
 
@@ -98,18 +101,22 @@ def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> Non
         if name == "cohortium" or name.startswith("plugin "):
             _refuse(
                 "versions",
-                f"the coordinator has {name} {theirs.get(name, 'none')[:40]}, and this site "
+                f"the coordinator has {name} {keyed(theirs.get(name, 'none'))}, and this site "
                 f"{version}; install the same.",
             )
 
 
-def _require_bounds(terms: Mapping[str, Any]) -> None:
+def _require_bounds(terms: Mapping[str, Any], policy: SitePolicy) -> None:
     """Refuse what would be asked of this machine rather than of the study."""
-    device, threads = terms.get("device", "cpu"), terms.get("threads", 0)
+    numbers = {key: value for key, value in terms.items() if isinstance(value, int)}
+    attempts = numbers.get("rounds", 0) + numbers.get("retries", 0)
+    policy.admit_terms(sites=numbers.get("sites", 0), attempts=attempts)
+    device, threads = terms.get("device", "cpu"), numbers.get("threads", 0)
     if str(device).partition(":")[0] not in DEVICES:
-        _refuse("device", f"the study asks for the device {str(device)[:40]!r}.")
-    if isinstance(threads, int) and threads > MOST_THREADS:
-        _refuse("threads", f"the study asks for {threads} threads, more than {MOST_THREADS}.")
+        _refuse("device", f"the study asks for the device {shown(device)}.")
+    most = max(MOST_THREADS, os.cpu_count() or 0)
+    if threads > most:
+        _refuse("threads", f"the study asks for {threads} threads, more than {most}.")
 
 
 def _refuse(code: str, sentence: str) -> NoReturn:

@@ -15,17 +15,21 @@ from cohortium import vector
 from cohortium.errors import StudyError
 from cohortium.evaluation import resolve_device
 from cohortium.randomness import Randomness, Seeds
-from cohortium.rehearsal import TRIED, rehearse, require_carried
+from cohortium.rehearsal import rehearse, require_carried
 from cohortium.separability import require_per_example, require_separable
 from cohortium.setting import Setting
+from cohortium.sizing import TRIED, memory_of, parameters_of
 from cohortium.vocabulary import Cohort
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from cohortium.data import DataSpec
     from cohortium.federation import Federation
     from cohortium.identity import Directory
+    from cohortium.policy import SitePolicy
 
 
 def cohort_of(federation: Federation, spec: DataSpec) -> Cohort:
@@ -51,9 +55,21 @@ def secrets_of(federation: Federation) -> Randomness:
 
 
 def agree(
-    federation: Federation, spec: DataSpec, *, session: bytes, directory: Directory | None
+    federation: Federation,
+    spec: DataSpec,
+    *,
+    session: bytes,
+    directory: Directory | None,
+    policy: SitePolicy | None = None,
 ) -> Setting:
     """The setting of a run, from its study and what is public about the data.
+
+    Args:
+        federation: The study.
+        spec: What is public about the data.
+        session: Names the run.
+        directory: The sites' public keys.
+        policy: Asked before a network is built or tried, as far as its size can be told before.
 
     Guarantees:
         A function of its arguments: parties with equal ones make equal settings.  No data are
@@ -68,33 +84,58 @@ def agree(
     seeds, cohort = Seeds(federation.seed), cohort_of(federation, spec)
     # The cheapest refusal first: noise is sought for seconds.
     federation.aggregator.secrecy(cohort)
+    work = federation.trainer.work(cohort)
+
+    def planned(parameters: int) -> Setting:
+        return Setting(
+            session=session,
+            spec=spec,
+            cohort=cohort,
+            model=federation.model,
+            trainer=federation.trainer,
+            work=work,
+            plan=federation.privatizer.plan(work, cohort, parameters),
+            aggregator=federation.aggregator,
+            seeds=seeds,
+            directory=directory,
+            device=device,
+        )
+
+    expected = None if policy is None else parameters_of(federation.model, spec)
+    setting = None if expected is None else _asked(federation, spec, planned, expected, policy)
     net = federation.model.build(spec, seeds.integer("weights"))
     require_carried(net)
     _try_out(federation, spec, net)
-    work = federation.trainer.work(cohort)
     shape = (TRIED, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
     made_up = federation.model.prepare(made_up)
-    plan = federation.privatizer.plan(work, cohort, vector.length(net))
+    if setting is None or vector.length(net) != expected:
+        setting = _asked(federation, spec, planned, vector.length(net), policy)
+    plan = setting.plan
     if plan.guarantee is not None and plan.guarantee.unit != "site":
         require_per_example(net)
         require_separable(net, made_up)
-    setting = Setting(
-        session=session,
-        spec=spec,
-        cohort=cohort,
-        model=federation.model,
-        trainer=federation.trainer,
-        work=work,
-        plan=plan,
-        aggregator=federation.aggregator,
-        seeds=seeds,
-        directory=directory,
-        device=device,
-    )
     # Refuses a cohort that the aggregator cannot serve, before anything is started.
     setting.aggregator.coordinator(setting.sum, secrets_of(federation))
     return attrs.evolve(setting, sizes=rehearse(setting, net))
+
+
+def _asked(
+    federation: Federation,
+    spec: DataSpec,
+    planned: Callable[[int], Setting],
+    parameters: int,
+    policy: SitePolicy | None,
+) -> Setting:
+    """The setting for a network of so many values, if the policy lets it pass."""
+    if policy is None:
+        return planned(parameters)
+    policy.admit_parameters(parameters)
+    setting = planned(parameters)
+    policy.admit(setting)
+    copies = getattr(federation.trainer, "copies", 1)
+    policy.admit_memory(memory_of(federation.model, spec, copies=copies))
+    return setting
 
 
 def _try_out(federation: Federation, spec: DataSpec, net: nn.Module) -> None:

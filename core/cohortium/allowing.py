@@ -18,7 +18,7 @@ import re
 from attrs import frozen
 
 from cohortium.errors import StudyError
-from cohortium.foreign import printable
+from cohortium.foreign import brief
 
 OURS = "cohortium"
 """The distribution that this module comes with."""
@@ -62,7 +62,7 @@ class Entry:
         found = _FORM.fullmatch(text.strip())
         if found is None or (found["plugin"] == "*" and not found["distribution"]):
             raise StudyError(
-                f"{where}: {printable(text, 80)!r} names no plugin; write distribution:plugin or "
+                f"{where}: {brief(text, 80)!r} names no plugin; write distribution:plugin or "
                 "distribution:plugin==version, as in cohortium:gaussian, or distribution:* for all "
                 "of one."
             )

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data import Examples, Splits, laid_out
-from cohortium.errors import DataError
+from cohortium.data import MOST_CLASSES, Examples, Splits, laid_out
+from cohortium.errors import DataError, is_printable, shown
+from cohortium.memory import available
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +44,6 @@ LARGEST: Final = 1 << 34
 """Bytes that a file may unpack to: 16 GiB, just above the largest set of MedMNIST."""
 
 MOST_CHANNELS: Final = 16
-MOST_CLASSES: Final = 10_000
 
 _ARRAYS: Final = (
     *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
@@ -164,10 +164,12 @@ def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]
         held = {member.filename: member.file_size for member in archive.infolist()}
         found = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
         size = sum(held[member] for member in found.values())
-        if size > LARGEST:
+        # Images are held twice for a moment: as they were read, and in the order that torch wants.
+        most = min(LARGEST, available() // 2)
+        if size > most:
             raise DataError(
-                f"{path} unpacks to {size / 2**30:.0f} GiB, and at most {LARGEST >> 30} GiB are "
-                "read; split it, or make its images smaller."
+                f"{path} unpacks to {size / 2**30:.1f} GiB, and at most {most / 2**30:.1f} GiB can "
+                "be read in the memory there is; split it, or make its images smaller."
             )
         return {name: _array(archive, member) for name, member in found.items()}
 
@@ -280,6 +282,6 @@ def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
     with _worded(path):
         texts = tuple(str(name) for name in names)
     for text in texts:
-        if not text.isprintable():
-            raise DataError(f"{path}: the class name {text!a} cannot be shown; rename it.")
+        if not is_printable(text):
+            raise DataError(f"{path}: the class name {shown(text)} cannot be shown; rename it.")
     return texts

@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 from cohortium import hooks
 from cohortium.allowing import entries
 from cohortium.errors import PluginError
-from cohortium.foreign import attempt, printable
+from cohortium.foreign import attempt, brief
 from cohortium.hooks import API, GROUP, ROLES, Offer, Role, hook_of
 from cohortium.installed import entry_points_of
 
@@ -161,9 +161,9 @@ def discover(
     found, unreadable = entry_points_of(GROUP) if points is None else (list(points), [])
     records = [
         PluginRecord(
-            name=printable(damaged.distribution),
+            name=brief(damaged.distribution),
             target="",
-            distribution=printable(damaged.distribution),
+            distribution=brief(damaged.distribution),
             version="0",
             status="broken",
             reason=damaged.reason,
@@ -202,7 +202,7 @@ def _record(point: EntryPoint) -> PluginRecord:
     except PluginError as error:
         reason = f"its metadata cannot be read: {error}"
     texts = {"name": point.name, "target": point.value, **found}
-    shown = {key: printable(text) for key, text in texts.items()}
+    shown = {key: brief(text) for key, text in texts.items()}
     if not reason and shown != texts:
         reason = "its metadata hold characters that no name has."
     return PluginRecord(**shown, status="broken" if reason else "active", reason=reason)
@@ -219,7 +219,7 @@ def _load(
         if type(version) is int and version == API:
             return record, _offers(plugin)
         stated = "states no COHORTIUM_API" if version is None else f"is for API {version!r}"
-        reason = printable(f"it {stated}, and this is API {API}.")
+        reason = brief(f"it {stated}, and this is API {API}.")
         return evolve(record, status="incompatible", reason=reason), []
 
     try:
@@ -278,7 +278,7 @@ def _checked(role: Role, offer: object) -> Offer[Any]:
             f"{hook_of(role)} offers '{name}' with a `local` that is no tuple of names."
         )
     keys = tuple(str.__str__(key) for key in local)
-    return Offer(str.__str__(name), factory, printable(summary), keys)
+    return Offer(str.__str__(name), factory, brief(summary), keys)
 
 
 def _mark_conflicts(records: list[PluginRecord], offerings: list[Offering]) -> Catalog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import typing
@@ -13,20 +12,25 @@ import attrs
 import msgspec
 
 from cohortium import protocols
-from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium.errors import (
+    CohortiumError,
+    PluginError,
+    StudyError,
+    cut,
+    keyed,
+    near,
+    printable,
+    shown,
+)
 from cohortium.foreign import attempt, told_of
 from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.hooks import Role
-
-
-MOST_SHOWN = 80
-"""Characters of a value that an error repeats."""
 
 
 def make(
@@ -86,7 +90,9 @@ def _inner(catalog: Catalog, role: Role, value: object, *, where: str) -> Any:
     """A part inside a part: named by a string, or described by a table of its own."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
-        raise StudyError(f"{where}: name a {role}, or give a table with its name, not {value!r}.")
+        raise StudyError(
+            f"{where}: name a {role}, or give a table with its name, not {shown(value)}."
+        )
     return make(catalog, role, table, where=where)
 
 
@@ -127,7 +133,7 @@ def call(
     types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
     for key in given:
         if key not in types:
-            place = settings.get(key, f"{where} {key}")
+            place = settings.get(key, f"{where} {keyed(key)}")
             raise StudyError(f"{place}: {what} has no such parameter; {near(key, types)}")
     absent = [key for key in _required(factory) if key in types and key not in given]
     if absent:
@@ -141,17 +147,17 @@ def call(
             if typing.get_origin(types[key]) is Literal:
                 expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
             place = settings.get(key, f"{where} {key}")
-            raise StudyError(f"{place}: {expected}, got {shown(repr(value))}.") from error
+            raise StudyError(f"{place}: {expected}, got {shown(value)}.") from error
     try:
         return _made(factory, {**arguments, **ready}, where=f"{where}: {what}")
     except CohortiumError:
         raise
     except (TypeError, ValueError) as error:
-        sentence = _sentence(error)
+        sentence = printable(_sentence(error))
         # attrs begins with the parameter that it refuses, in quotes.
         named = re.match(r"'(\w+)'", sentence)
         place = settings.get(named[1], where) if named else where
-        raise StudyError(f"{place}: {what}: {sentence.rstrip('.')}.") from error
+        raise StudyError(f"{place}: {what}: {cut(sentence).rstrip('.')}.") from error
 
 
 def _made(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
@@ -216,15 +222,6 @@ def _required(factory: Callable[..., Any]) -> list[str]:
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def near(key: str, known: Iterable[str]) -> str:
-    """What to use instead of the unknown `key`, as the end of a sentence."""
-    known = sorted(known)
-    close = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"there are {', '.join(known)}." if known else "it has none."
-
-
 def require(role: Role, instance: object) -> Any:
     """`instance`, if it has the methods of `role`.
 
@@ -272,11 +269,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return value if isinstance(value, str | int | float | None) else repr(value)
-
-
-def shown(text: str) -> str:
-    """The beginning of `text`, which may be of any length, for an error's sentence."""
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _plain(error: msgspec.ValidationError) -> str:

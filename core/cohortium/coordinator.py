@@ -12,10 +12,10 @@ import numpy as np
 from attrs import frozen
 
 from cohortium import messages, vector
-from cohortium.errors import MessageError, RunError, TooFewSitesError
+from cohortium.errors import MessageError, RunError, TooFewSitesError, printable
 from cohortium.events import SiteFailed
 from cohortium.vocabulary import Requests
-from cohortium.wire import Refusal, Reply, Request, printable
+from cohortium.wire import Refusal, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -209,7 +209,7 @@ class Coordinator:
             round=self._round,
             attempt=self._attempt,
             site=site,
-            code=code,
+            code=printable(code),
             reason=printable(reason),
         )
 

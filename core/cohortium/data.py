@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import field, frozen
-from attrs.validators import and_, ge, le, min_len, optional
+from attrs.validators import and_, ge, le, max_len, min_len, optional
 
-from cohortium.errors import DataError
+from cohortium.errors import DataError, is_printable, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 
 MOST_EXAMPLES = 10_000_000_000
 """Declared by all sites together: more were surely mistyped."""
+
+
+MOST_CLASSES = 10_000
+
+MOST_NAME = 200
+"""Characters of a class' name."""
+
+MOST_PIXELS = 1 << 27
+"""Values of one image: half a gibibyte once they are numbers that torch computes with."""
+
+
+def _can_be_shown(_: object, __: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not is_printable(name) or len(name) > MOST_NAME:
+            raise ValueError(
+                f"the class name {shown(name)} cannot be shown: it is longer than {MOST_NAME} "
+                "characters, or has some that do not show themselves; rename it"
+            )
 
 
 def laid_out(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -48,9 +66,17 @@ class DataSpec:
     channels: int = field(validator=[ge(1), le(1 << 10)])
     height: int = field(validator=[ge(1), le(1 << 15)])
     width: int = field(validator=[ge(1), le(1 << 15)])
-    classes: tuple[str, ...] = field(validator=min_len(1))
+    classes: tuple[str, ...] = field(validator=[min_len(1), max_len(MOST_CLASSES), _can_be_shown])
     examples: int = field(validator=[ge(1), le(MOST_EXAMPLES)])
     patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MOST_EXAMPLES))))
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse images that no network could take."""
+        if self.channels * self.height * self.width > MOST_PIXELS:
+            raise ValueError(
+                f"an image of shape {self.shape} has more than {MOST_PIXELS:,} values; cut it into "
+                "smaller ones"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -124,7 +150,8 @@ class Splits:
         source: Whom to cite.
 
     Raises:
-        DataError: A split is empty, differs in shape, or has a label without a class.
+        DataError: A split is empty, differs in shape, or has a label without a class; or a name
+            has characters that cannot be shown.
     """
 
     name: str
@@ -136,6 +163,9 @@ class Splits:
 
     def __attrs_post_init__(self) -> None:
         """Refuse splits that do not belong together."""
+        for text in (self.name, self.source):
+            if not is_printable(text):
+                raise DataError(f"the title or source {shown(text)} cannot be shown; rename it.")
         for name in ("train", "validation", "test"):
             part: Examples | None = getattr(self, name)
             if part is None:
@@ -152,6 +182,10 @@ class Splits:
                     f"{self.name}: {name} labels must lie in 0…{len(self.classes) - 1}, "
                     f"found {part.labels.min()}…{part.labels.max()}."
                 )
+        try:
+            _ = self.spec
+        except ValueError as error:
+            raise DataError(f"{self.name}: {error}.") from error
 
     @property
     def spec(self) -> DataSpec:

@@ -21,6 +21,7 @@ from cohortium.errors import RunError, StudyError
 from cohortium.files import create_whole
 from cohortium.identity import Directory, Identity
 from cohortium.ledger import Ledger
+from cohortium.policy import SitePolicy
 from cohortium.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -102,10 +103,22 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             "unit": "example" if guarantee is None else guarantee.unit,
             "against": "everyone" if guarantee is None else guarantee.against,
             "adversary": ready.setting.cohort.adversary,
+            **_ceilings(ready),
             **({"rehearsal": True} if is_rehearsal else {}),
         },
     }
     create_whole(folder / "site.toml", tomli_w.dumps(site_file).encode())
+
+
+def _ceilings(ready: Ready) -> dict[str, int]:
+    """What a study as large as this one may ask of a machine, and hardly more."""
+    asked = {
+        "max_rounds": ready.setting.cohort.attempts,
+        "max_sites": ready.setting.cohort.sites,
+        "max_parameters": ready.setting.plan.length,
+    }
+    usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
+    return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
 
 
 def _write_public(path: Path, ready: Ready) -> bool:

@@ -20,7 +20,7 @@ import attrs
 from attrs import frozen
 
 from cohortium import composition
-from cohortium.foreign import attempt, printable
+from cohortium.foreign import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
     return tuple(
         Parameter(
             *map(
-                printable,
+                brief,
                 (name, _worded(kind), defaults.get(name, ""), meanings.get(name, "")),
             )
         )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FACTS = "checkpoint/data.json"
 
+MOST_BYTES = 1 << 29
+"""Of a file, as of every other of a record: a result has a row for each round."""
+
 _Read = TypeVar("_Read")
 
 
@@ -77,7 +80,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def _decoded(path: Path, kind: type[_Read]) -> _Read:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise DataError(f"{path} is larger than {MOST_BYTES} bytes; copy it anew from the run.")
+        return msgspec.json.decode(data, type=kind)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}.") from error
     except (msgspec.DecodeError, RecursionError) as error:

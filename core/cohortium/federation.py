@@ -15,6 +15,7 @@ from cohortium.catalog import discover
 from cohortium.data import DataSpec
 from cohortium.errors import StudyError
 from cohortium.hooks import ROLES, Role
+from cohortium.policy import MOST_ROUNDS, MOST_SITES
 from cohortium.protocols import (
     Aggregator,
     Dataset,
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 4096
 """Beyond any machine; more would have OpenMP end the process rather than say so."""
-
-MOST_SITES = 1 << 16
-"""As a directory holds, and a graph of shareholders is made for."""
-
-MOST_ROUNDS = 1_000_000
-"""Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
 
 PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
@@ -159,9 +154,9 @@ class Federation:
 
     sites: int = field(default=10, validator=[ge(1), le(MOST_SITES)])
     rounds: int = field(default=60, validator=[ge(1), le(MOST_ROUNDS)])
-    seed: int = field(default=1, validator=ge(0))
-    cohort: int = field(default=0, validator=ge(0))
-    min_sites: int = field(default=1, validator=ge(1))
+    seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
+    cohort: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_sites: int = field(default=1, validator=[ge(1), le(MOST_SITES)])
     retries: int = field(default=0, validator=[ge(0), le(MOST_ROUNDS)])
     deadline: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
     device: str = "cpu"
@@ -172,7 +167,7 @@ class Federation:
     colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
     seeded_noise: bool = False
     directory: str = ""
-    evaluate_every: int = field(default=1, validator=ge(0))
+    evaluate_every: int = field(default=1, validator=[ge(0), le(MOST_ROUNDS)])
     holdout: float = field(default=0.0, validator=[ge(0), lt(1)])
     observers: tuple[str, ...] = ()
 

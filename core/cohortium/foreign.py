@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-import unicodedata
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cohortium.errors import CohortiumError, PluginError
+from cohortium.errors import CohortiumError, PluginError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,20 +24,14 @@ LONGEST = 400
 """Characters of a text of others."""
 
 
-def printable(text: str, most: int = LONGEST) -> str:
-    r"""The beginning of `text` on one line, with an escape for what does not show itself.
+def brief(text: str, most: int = LONGEST) -> str:
+    r"""The beginning of `text` on one line, as `printable` shows it; of a `str` by any class.
 
     Examples:
-        >>> printable("even\x1b[2J\nall is well")
+        >>> brief("even\x1b[2J\nall is well")
         'even\\x1b[2J\\nall is well'
     """
-    cut = str.__getitem__(text, slice(most))
-    shown = "".join(c if _shows(c) else ascii(c)[1:-1] for c in cut)
-    return shown + "…" * (str.__len__(text) > most)
-
-
-def _shows(character: str) -> bool:
-    return character.isprintable() or unicodedata.category(character) == "Zs"
+    return printable(str.__getitem__(text, slice(most))) + "…" * (str.__len__(text) > most)
 
 
 def attempt(act: Callable[[], T]) -> T:
@@ -67,13 +60,13 @@ def attempt(act: Callable[[], T]) -> T:
 def told_of(error: BaseException) -> str:
     """What `error` is, in one line, also where it cannot say so itself."""
     try:
-        text = printable(str(error))
+        text = brief(str(error))
     except BaseException:  # noqa: BLE001 - its own code
         text = "an error whose text cannot be had"
     if isinstance(error, CohortiumError):
         return text
     kind = type.__dict__["__name__"].__get__(type(error))
-    return printable(f"{kind}: {text}")
+    return brief(f"{kind}: {text}")
 
 
 @contextlib.contextmanager

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import ge, min_len
+from attrs.validators import ge, le, lt, min_len
 
 from cohortium import composition
 from cohortium import tables as toml
 from cohortium.account import Account
 from cohortium.catalog import discover
-from cohortium.errors import StudyError
+from cohortium.data import MOST_EXAMPLES
+from cohortium.errors import StudyError, is_printable, keyed, near, shown
 from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal
 from cohortium.keeping import StateFile
 from cohortium.ledger import Ledger
-from cohortium.policy import SitePolicy
+from cohortium.policy import MOST_SITES, SitePolicy
 from cohortium.protocols import Dataset
 from cohortium.site import Site
 from cohortium.workplace import Workplace
@@ -25,12 +26,19 @@ from cohortium.workplace import Workplace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from attrs import Attribute
+
     from cohortium.data import Examples
     from cohortium.journal import Journal
     from cohortium.setting import Setting
 
 TABLES = ("site", "dataset", "policy")
 """The tables of a site file."""
+
+
+def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
+    if not is_printable(value):
+        raise ValueError(f"'{attribute.name}' has characters that cannot be shown: {shown(value)}")
 
 
 @frozen(kw_only=True)
@@ -61,8 +69,8 @@ class Hospital:
         folder: Where its file lies.
     """
 
-    number: int = field(validator=ge(0))
-    data: str = field(validator=min_len(1))
+    number: int = field(validator=[ge(0), lt(MOST_SITES)])
+    data: str = field(validator=[min_len(1), _can_be_shown])
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
     states: str = "states"
@@ -72,7 +80,7 @@ class Hospital:
     socket: str = "site.sock"
     caller: str = ""
     group: str = ""
-    examples: int = field(default=0, validator=ge(0))
+    examples: int = field(default=0, validator=[ge(0), le(MOST_EXAMPLES)])
     dataset: Dataset
     policy: SitePolicy
     folder: Path
@@ -90,7 +98,7 @@ class Hospital:
         for name in tables:
             if name not in TABLES:
                 raise StudyError(
-                    f"{where}: a site file has no [{name}]; {composition.near(name, TABLES)}"
+                    f"{where}: a site file has no [{keyed(name)}]; {near(name, TABLES)}"
                 )
         site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
         folder, pinned = path.absolute().parent, site.get("directory")

@@ -8,9 +8,9 @@ import tomli_w
 
 from cohortium import composition, messages, tables
 from cohortium.catalog import discover
-from cohortium.errors import MessageError, RefusalError, StudyError
+from cohortium.errors import MessageError, RefusalError, StudyError, printable, shown
 from cohortium.record import versions
-from cohortium.wire import AGREED, Acceptance, Invitation, Refusal, printable
+from cohortium.wire import AGREED, Acceptance, Invitation, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -139,7 +139,7 @@ def named_parts(
     found = [o for o in catalog.offerings if (o.role, o.offer.name) == (role, name)]
     if len(found) != 1 or found[0].record.status != "active" or role not in INSIDE:
         raise RefusalError(
-            "plugins", f"no usable plugin here offers the {role} {str(name)[:40]!r} to a study."
+            "plugins", f"no usable plugin here offers the {role} {shown(name)} to a study."
         )
     described = cast("dict[str, Any]", inside)
     yield found[0], described

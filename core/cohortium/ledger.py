@@ -13,6 +13,7 @@ import contextlib
 import datetime as dt
 import sqlite3
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,21 +24,19 @@ from cohortium.files import create_whole
 from cohortium.spending import Price
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 APPLICATION = 0x436F6874
 """What SQLite's header calls the file: "Coht"."""
 
-VERSION = 1
-"""Of the schema."""
+VERSION = 2
+"""Of the schema.  The first one had no `ADDED`; a ledger of it gets them when it is written to."""
 
 PATIENCE = 60.0
 """Seconds for which an operation waits until another process is done with the file."""
 
-SCHEMA = f"""
-PRAGMA application_id = {APPLICATION};
-PRAGMA user_version = {VERSION};
+FIRST = """
 CREATE TABLE price (id INTEGER PRIMARY KEY, body BLOB NOT NULL UNIQUE);
 CREATE TABLE spend (
     data TEXT NOT NULL,
@@ -58,6 +57,17 @@ CREATE TRIGGER prices_stay BEFORE DELETE ON price
 CREATE TRIGGER prices_stay_as_they_are BEFORE UPDATE ON price
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 """
+
+ADDED = (
+    """CREATE TRIGGER spends_are_new BEFORE INSERT ON spend
+    WHEN EXISTS (SELECT 1 FROM spend
+        WHERE data = NEW.data AND session = NEW.session AND attempt = NEW.attempt)
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
+    """CREATE TRIGGER prices_are_new BEFORE INSERT ON price
+    WHEN EXISTS (SELECT 1 FROM price WHERE id = NEW.id OR body = NEW.body)
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
+)
+"""REPLACE deletes a row without asking the triggers on DELETE; it has to be stopped before."""
 
 
 @frozen(kw_only=True)
@@ -92,7 +102,10 @@ class Ledger:
         An entry stands once `writing` has returned, whatever becomes of the process, and of the
         machine's power where `is_synced`.  What has not been committed is not there at all.
         What one transaction reads, no other changes before it is over.
+        No statement of SQL, REPLACE and UPSERT included, takes an entry back while the triggers are
+        there, and a file without them is refused.
         It cannot tell an older copy of the file from the file: do not restore one from a backup.
+        It cannot tell what somebody did who took the triggers off and put them back.
 
     Attributes:
         path: The file, of mode 0600.
@@ -111,7 +124,7 @@ class Ledger:
         """
         # In memory first: a crash must not leave half a schema, and an empty file is no ledger.
         with contextlib.closing(sqlite3.connect(":memory:")) as blank:
-            blank.executescript(SCHEMA)
+            _lay_out(blank, VERSION)
             content = blank.serialize()
         try:
             create_whole(self.path, content)
@@ -137,15 +150,18 @@ class Ledger:
         Raises:
             LedgerError: The file is missing, is no ledger, or cannot be written.
         """
-        with self._transaction("BEGIN IMMEDIATE") as book:
+        with self._transaction("BEGIN IMMEDIATE", prepare=_bring_up_to_date) as book:
             yield book
 
     @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[Book]:
+    def _transaction(
+        self, begin: str, prepare: Callable[[sqlite3.Connection], None] = lambda _: None
+    ) -> Iterator[Book]:
         try:
             with contextlib.closing(self._connect()) as connection:
                 connection.execute(begin)
                 self._require_ledger(connection)
+                prepare(connection)
                 yield Book(connection)
                 connection.execute("COMMIT")
         except (sqlite3.Error, msgspec.DecodeError) as error:
@@ -165,10 +181,15 @@ class Ledger:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION:
             raise LedgerError(f"{self.path} is not a ledger.")
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise LedgerError(
                 f"the ledger {self.path} has format {version}, and this version of cohortium "
                 f"knows {VERSION}; use the version that wrote it."
+            )
+        if _schema_of(connection) != _schema(version):
+            raise LedgerError(
+                f"the ledger {self.path} was altered: its tables or triggers are not those that it "
+                "was made with; find out who did that before any run is charged to it."
             )
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         (page,) = connection.execute("PRAGMA page_size").fetchone()
@@ -201,8 +222,8 @@ class Book:
     def prices(self, data: str) -> Counter[Price]:
         """How many attempts were charged to `data` at each price, in an order of their own."""
         rows = self._connection.execute(
-            "SELECT body, COUNT(*) FROM spend JOIN price ON price.id = spend.price "
-            "WHERE data = ? GROUP BY price.id ORDER BY body",
+            "SELECT body, COUNT(*) FROM spend LEFT JOIN price ON price.id = spend.price "
+            "WHERE data = ? GROUP BY spend.price ORDER BY body",
             (data,),
         )
         return Counter({_price(body): times for body, times in rows})
@@ -211,8 +232,8 @@ class Book:
         """What was charged to `data`, by run, the oldest first."""
         rows = self._connection.execute(
             "SELECT session, body, COUNT(*), COUNT(DISTINCT round), MIN(made), MAX(made) "
-            "FROM spend JOIN price ON price.id = spend.price "
-            "WHERE data = ? GROUP BY session, price.id ORDER BY MIN(made), session, body",
+            "FROM spend LEFT JOIN price ON price.id = spend.price "
+            "WHERE data = ? GROUP BY session, spend.price ORDER BY MIN(made), session, body",
             (data,),
         )
         return [
@@ -223,7 +244,7 @@ class Book:
     def attempts(self, data: str, session: bytes) -> dict[int, Price]:
         """The attempts of a run that were charged to `data`, each with its price."""
         rows = self._connection.execute(
-            "SELECT attempt, body FROM spend JOIN price ON price.id = spend.price "
+            "SELECT attempt, body FROM spend LEFT JOIN price ON price.id = spend.price "
             "WHERE data = ? AND session = ?",
             (data, session),
         )
@@ -238,7 +259,11 @@ class Book:
     def insert(self, data: str, session: bytes, attempt: int, round_: int, price: Price) -> None:
         """Charge an attempt of a run to `data`; it was not charged before."""
         body = msgspec.msgpack.encode(price)
-        self._connection.execute("INSERT OR IGNORE INTO price (body) VALUES (?)", (body,))
+        self._connection.execute(
+            "INSERT INTO price (body) SELECT ? "
+            "WHERE NOT EXISTS (SELECT 1 FROM price WHERE body = ?)",
+            (body, body),
+        )
         self._connection.execute(
             "INSERT INTO spend SELECT ?, ?, ?, ?, id, ? FROM price WHERE body = ?",
             (data, session, attempt, round_, _now(), body),
@@ -258,7 +283,45 @@ class Book:
         )
 
 
-def _price(body: bytes) -> Price:
+def _lay_out(connection: sqlite3.Connection, version: int) -> None:
+    """Make of an empty file a ledger of the format `version`."""
+    added = "".join(f"{statement};\n" for statement in ADDED) if version > 1 else ""
+    connection.executescript(
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version};{FIRST}{added}"
+    )
+
+
+@cache
+def _schema(version: int) -> tuple[tuple[str | None, ...], ...]:
+    """What `_schema_of` says of a ledger of the format `version`."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as blank:
+        _lay_out(blank, version)
+        return _schema_of(blank)
+
+
+def _schema_of(connection: sqlite3.Connection) -> tuple[tuple[str | None, ...], ...]:
+    """Every table, index and trigger: its kind, name, table and statement."""
+    # What SQLite makes for itself, ANALYZE's tables among it, has names that nobody else can give.
+    return tuple(
+        connection.execute(
+            "SELECT type, name, tbl_name, sql FROM sqlite_schema "
+            "WHERE name NOT LIKE 'sqlite@_%' ESCAPE '@' ORDER BY type, name"
+        )
+    )
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Give a ledger of the first format what it lacks."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version < VERSION:
+        for statement in ADDED:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _price(body: bytes | None) -> Price:
+    if body is None:
+        raise LedgerError("the ledger is damaged: a price that was charged is gone from it.")
     return msgspec.msgpack.decode(body, type=Price)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cohortium.errors import MessageError
+from cohortium.errors import MessageError, printable
 
 MARK = "CHT\x01"
 """Marks a message of this format; the last character is its version."""
@@ -86,5 +86,5 @@ def _decode(data: bytes | memoryview, kind: Any, wanted: str, limit: int) -> Any
     try:
         return msgspec.msgpack.decode(view[len(MAGIC) :], type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = str(error)[:WELL_FORMED_BYTES]
+        what = printable(str(error)[:WELL_FORMED_BYTES])
         raise MessageError(f"not a well-formed {wanted} message: {what}.") from error

@@ -6,6 +6,7 @@ turned, because a network trained on one kind of image says nothing about anothe
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from cohortium.arrays import read_images
 from cohortium.data import laid_out
-from cohortium.errors import DataError
+from cohortium.errors import DataError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ MODES: Final = {1: "L", 3: "RGB"}
 
 BATCH: Final = 512
 """Picture files that are held at a time."""
+
+MOST_HELD: Final = 1 << 28
+"""Bytes of them."""
 
 ORIENTATION: Final = 0x0112
 """The EXIF tag that has a viewer turn a picture."""
@@ -87,10 +91,11 @@ def _of_archive(path: Path, spec: DataSpec, *, split: str) -> Batch:
 
 
 def _of_files(files: Sequence[Path], spec: DataSpec) -> Iterator[Batch]:
-    for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
+    step = max(1, min(BATCH, MOST_HELD // math.prod(spec.shape)))
+    for start in range(0, len(files), step):
+        part = files[start : start + step]
         pixels = np.stack([_picture(path, spec) for path in part])
-        yield [str(path) for path in part], laid_out(pixels)
+        yield [printable(str(path)) for path in part], laid_out(pixels)
 
 
 def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:

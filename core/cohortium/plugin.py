@@ -21,6 +21,7 @@ from cohortium.errors import (
     RunError,
     StudyError,
     TooFewSitesError,
+    printable,
 )
 from cohortium.events import (
     Event,
@@ -74,12 +75,16 @@ from cohortium.sessions import (
     SiteSession,
 )
 from cohortium.training import (
+    CLASS_WEIGHTS,
+    MOST_COPIES,
+    RATE,
     Augmentation,
     Objective,
     Schedule,
     factor,
     local_work,
     make_optimizer,
+    valid_options,
     with_average,
     with_schedule,
 )
@@ -152,6 +157,9 @@ def lead(
 
 __all__ = [
     "API",
+    "CLASS_WEIGHTS",
+    "MOST_COPIES",
+    "RATE",
     "Adjacency",
     "Adversary",
     "Against",
@@ -251,6 +259,7 @@ __all__ = [
     "poisson_patients",
     "prelude_losses",
     "pretrain",
+    "printable",
     "public_images",
     "read_splits",
     "refuse_prelude",
@@ -258,6 +267,7 @@ __all__ = [
     "require_separable",
     "sampled_units",
     "shuffled",
+    "valid_options",
     "vector",
     "whitened_head",
     "with_average",

@@ -1,4 +1,8 @@
-"""What a hospital insists on, whatever a study asks for: floors that no coordinator can lower."""
+"""What a hospital insists on, whatever a study asks for: floors that no coordinator can lower.
+
+Beside the floors stand ceilings: how much of the hospital's machine a study may ask for.  They are
+held to it before anything as large is made.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, lt
+from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium.allowing import entries
 from cohortium.catalog import discover
 from cohortium.errors import RefusalError
 from cohortium.guarantee import Against, Unit, rounded_up
 from cohortium.identity import Directory
+from cohortium.memory import available
 from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
 from cohortium.vocabulary import Adversary
 
@@ -22,6 +27,14 @@ if TYPE_CHECKING:
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""
+
+MOST_SITES = 1 << 16
+"""As a directory holds, and a graph of shareholders is made for."""
+
+MOST_ROUNDS = 1_000_000
+"""Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
+
+MOST_PARAMETERS = 1 << 33
 
 
 def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) -> None:
@@ -49,6 +62,11 @@ class SitePolicy:
             any.  `COHORTIUM_ONLY` keeps the others from being loaded at all.
         local: Values that a study may give to parameters that name code or files of this machine,
             such as "my_package:Net" for model 'module'.  None named allows none.
+        max_rounds: Most attempts of a run, its retries among them.
+        max_sites: Most sites of a federation.
+        max_parameters: Most values of a model.
+        max_memory: Most memory, in GiB, of a training step as it can be estimated beforehand; 0 is
+            half of what the machine, or the service's share of it, has left.
         rehearsal: Ask for no privacy, and keep no budget: for data that are public or made up.
         directory: The sites' public keys, as this site has pinned them.
 
@@ -57,19 +75,23 @@ class SitePolicy:
         code made of the study, never a figure that the coordinator states.
     """
 
-    epsilon: float = field(validator=gt(0))
-    delta: float = field(validator=[gt(0), lt(1)])
+    epsilon: float = field(validator=[gt(0.0), lt(1e6)])
+    delta: float = field(validator=[ge(1e-300), lt(1.0)])
     unit: Unit = field(validator=in_(UNITS))
     against: Against = field(validator=in_(PARTIES))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))
-    contributors: int = field(default=0, validator=ge(0))
-    honest: int = field(default=0, validator=ge(0))
-    colluding: int = field(default=0, validator=ge(0))
-    threshold: int = field(default=0, validator=ge(0))
-    sites: int = field(default=0, validator=ge(0))
+    contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    honest: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    threshold: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    sites: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
     plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
     local: tuple[str, ...] = ()
     rehearsal: bool = False
+    max_rounds: int = field(default=1000, validator=[ge(1), le(MOST_ROUNDS)])
+    max_sites: int = field(default=1000, validator=[ge(1), le(MOST_SITES)])
+    max_parameters: int = field(default=100_000_000, validator=[ge(1), le(MOST_PARAMETERS)])
+    max_memory: float = field(default=0.0, validator=[ge(0), le(1 << 20)])
     directory: Directory | None = field(default=None, repr=False)
 
     @property
@@ -92,10 +114,44 @@ class SitePolicy:
         """
         # Names first: what is not allowed has no say in the rest.
         self._require_plugins(setting)
+        self.admit_terms(sites=setting.cohort.sites, attempts=setting.cohort.attempts)
         self._require_privacy(setting)
         self._require_company(setting)
         self._require_secrecy(setting)
         self._require_directory(setting)
+        self.admit_parameters(setting.plan.length)
+
+    def admit_terms(self, *, sites: int, attempts: int) -> None:
+        """Refuse a run of more sites or attempts than the policy has, before anything is made.
+
+        Raises:
+            RefusalError: As for `admit`.
+        """
+        _require_most("rounds", attempts, self.max_rounds, "the study asks for {} attempts")
+        _require_most("sites", sites, self.max_sites, "the study has {} sites")
+
+    def admit_parameters(self, parameters: int) -> None:
+        """Refuse a model of more values than the policy has, before it is built.
+
+        Raises:
+            RefusalError: As for `admit`.
+        """
+        asked = "the study's model has {} values"
+        _require_most("parameters", parameters, self.max_parameters, asked)
+
+    def admit_memory(self, estimate: int) -> None:
+        """Refuse training that would take more bytes than the policy has, before it is tried.
+
+        Raises:
+            RefusalError: As for `admit`.
+        """
+        most = int(self.max_memory * 2**30) or available() // 2
+        if estimate > most:
+            _refuse(
+                "max_memory",
+                f"the study's training takes at least {estimate / 2**30:.1f} GiB of memory, more "
+                "than this site gives.",
+            )
 
     def allows(self, record: PluginRecord) -> bool:
         """Whether a study may be made of a plugin."""
@@ -217,6 +273,11 @@ _SECRECY = {
     "honest": "a least number of honest sites in a sum",
     "threshold": "a threshold",
 }
+
+
+def _require_most(limit: str, asked: int, most: int, sentence: str) -> None:
+    if asked > most:
+        _refuse(f"max_{limit}", f"{sentence.format(f'{asked:,}')}, and this site allows {most:,}.")
 
 
 def _refuse(floor: str, sentence: str) -> NoReturn:

@@ -200,7 +200,13 @@ class Reception:
         examples = self._data(spec)
         directory = Directory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
-            setting = agree(federation, spec, session=invitation.session, directory=directory)
+            setting = agree(
+                federation,
+                spec,
+                session=invitation.session,
+                directory=directory,
+                policy=hospital.policy,
+            )
             site = hospital.open(setting, self._journal, examples)
         for warning in site.warnings:
             self._tell(warning)

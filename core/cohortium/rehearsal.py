@@ -20,6 +20,7 @@ from cohortium.evaluation import probabilities
 from cohortium.randomness import Seeds
 from cohortium.setting import Sizes
 from cohortium.site import Site
+from cohortium.sizing import TRIED
 from cohortium.standins import Alone, Built, Hushed, Scale
 from cohortium.workplace import Workplace
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cohortium.setting import Setting
-
-TRIED = 4
-"""Made-up images at the site of a rehearsal."""
 
 
 def require_carried(net: nn.Module) -> None:

@@ -11,8 +11,7 @@ import msgspec
 from attrs import frozen
 
 from cohortium.accounting import Gaussian
-from cohortium.composition import near
-from cohortium.errors import LedgerError
+from cohortium.errors import LedgerError, near
 from cohortium.guarantee import rounded_up
 from cohortium.spending import Budget, Terms
 

@@ -18,7 +18,7 @@ from cohortium import composition
 from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.data import DataSpec
-from cohortium.errors import StudyError
+from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable, shown
 from cohortium.federation import PARTS, TERMS, Federation
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
             tables = _beside(tables, path.absolute().parent)
     written: dict[str, dict[str, str]] = {}
     for setting in settings:
-        place = f"--set {composition.shown(setting)}"
+        place = f"--set {_cut(setting)}"
         changes = parse_setting(setting)
         tables = merge(tables, changes, where=place)
         for table, values in changes.items():
@@ -92,8 +92,8 @@ def left_out(path: Path | None, settings: Sequence[str]) -> tuple[str, ...]:
             lost = [key for key in keys if key != "name"]
             if lost and values.get("name", old) != old:
                 told.append(
-                    f"--set {setting}: {', '.join(lost)} of [{table}] in {path} were for {old!r}, "
-                    "and are left out; give them again with --set."
+                    f"--set {_cut(setting)}: {', '.join(map(keyed, lost))} of [{table}] in {path} "
+                    f"were for {shown(old)}, and are left out; give them again with --set."
                 )
     return tuple(told)
 
@@ -148,8 +148,8 @@ def build(
     terms, own = tables.get("federation", {}), settings.get("federation", {})
     for key in terms:
         if key not in TERMS:
-            place = own.get(key, f"{where} [federation] {key}")
-            raise StudyError(f"{place}: there is no such term; {composition.near(key, TERMS)}")
+            place = own.get(key, f"{where} [federation] {keyed(key)}")
+            raise StudyError(f"{place}: there is no such term; {near(key, TERMS)}")
     federation: Federation = composition.call(
         Federation,
         terms,
@@ -167,17 +167,17 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
     Raises:
         StudyError: There is no such table, or it is not one, or it is too deep.
     """
-    toml.require_shallow(changes, where=where)
+    toml.require_modest(changes, where=where)
     merged: Tables = dict(tables)
     for table, values in changes.items():
         if table == "grid":
             raise StudyError(f"{where} is a grid of studies: only `cohortium run` takes it.")
         if table not in TABLES:
-            raise StudyError(
-                f"{where}: a study has no [{table}]; {composition.near(table, TABLES)}"
-            )
+            raise StudyError(f"{where}: a study has no [{keyed(table)}]; {near(table, TABLES)}")
         if not isinstance(values, dict):
-            raise StudyError(f"{where}: {table} must be a table of keys, such as {table}.name.")
+            raise StudyError(
+                f"{where}: {keyed(table)} must be a table of keys, such as {table}.name."
+            )
         kept: dict[str, Any] = merged.get(table, {})
         if values.get("name", kept.get("name")) != kept.get("name"):
             kept = {}
@@ -206,8 +206,13 @@ def parse_setting(setting: str) -> dict[str, Any]:
     if not equals or not dot or not key:
         # `--set model=cnn` is what a part's name is most easily taken for.
         meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
-        raise StudyError(f"--set {setting}: write it as table.key=value, as in {meant}.")
+        raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
     value = toml.parse(text)
     for part in reversed(key.split(".")):
         value = {part: value}
     return {table: value}
+
+
+def _cut(setting: str) -> str:
+    """A setting as an error repeats it: whoever typed it knows it again."""
+    return printable(setting if len(setting) <= MOST_SHOWN else f"{setting[:MOST_SHOWN]}…")

@@ -1,19 +1,44 @@
-"""Tables from TOML, of files and of the command line, bounded in size and depth."""
+"""Tables from TOML, of files and of the command line, bounded in size and depth.
+
+The text may come from anyone.  What a parser could lose its time over is looked for before it
+begins, and what it made is held to what a study can need.
+"""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from cohortium.errors import StudyError
+from cohortium.errors import StudyError, is_printable, printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_MOST_BYTES = 1 << 16
-_MOST_LEVELS = 16
+MOST_BYTES = 1 << 16
+MOST_LEVELS = 16
 """Far more than any plugin's parameters need."""
+
+MOST_VALUES = 1 << 14
+"""Keys and values of all tables together."""
+
+MOST_KEY = 200
+"""Characters of a key."""
+
+LARGEST_INTEGER = (1 << 63) - 1
+"""TOML promises no more than 64 bits with a sign."""
+
+_DEEP_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){{{MOST_LEVELS}}}")
+"""A run of words with dots between them, wherever it stands: words of a key, or of a text.
+
+A parser's work, and its memory, grow with the square of a key's parts.
+"""
+
+_QUOTED_PART = re.compile(r"""["'][ \t]*+\.""")
+"""What a key has to hold for each of its parts that is no bare word."""
+
+_MOST_QUOTED_PARTS = 64
 
 
 def read(path: Path, *, what: str) -> dict[str, Any]:
@@ -28,9 +53,9 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise StudyError(f"{what} {path} is larger than {_MOST_BYTES} bytes.")
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise StudyError(f"{what} {path} is larger than {MOST_BYTES} bytes.")
         # Some editors of Windows begin a file with a mark that TOML does not know.
         text = data.decode("utf-8-sig")
     except OSError as error:
@@ -44,38 +69,86 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
     """The tables in `text`, which is from `where`.
 
     Raises:
-        StudyError: It is not TOML, or is too deep.
+        StudyError: It is not TOML, or is too large or too deep, or has a key or a number that no
+            study can need.
     """
+    if len(text) > MOST_BYTES:
+        raise StudyError(f"{where} is larger than {MOST_BYTES} bytes.")
+    _require_short_keys(text, where=where)
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Beside its own error tomllib lets through what Python says of a number of 5,000 digits.
-        raise StudyError(f"{where} is not valid TOML: {error}.") from error
-    require_shallow(tables, where=where)
+        raise StudyError(f"{where} is not valid TOML: {printable(str(error))}.") from error
+    require_modest(tables, where=where)
     return tables
 
 
 def parse(text: str) -> Any:
-    """A value given on the command line: TOML, or else the text itself."""
+    """A value given on the command line: TOML, or else the text itself.
+
+    Raises:
+        StudyError: It is too large or too deep, or has a key that no study can need.
+    """
+    if len(text) > MOST_BYTES:
+        raise StudyError(f"a value on the command line is larger than {MOST_BYTES} characters.")
+    _require_short_keys(text, where="--set")
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text.strip()
 
 
-def require_shallow(changes: Mapping[str, Any], *, where: str) -> None:
-    """Refuse what is nested so deeply that comparing or showing it would fail.
+def require_modest(changes: Mapping[str, Any], *, where: str) -> None:
+    """Refuse what is nested so deeply, or is so much, that work with it would cost or fail.
 
     Raises:
-        StudyError: It is.
+        StudyError: It is; or a key cannot be shown, or a whole number has more than 64 bits.
     """
     level: list[Any] = [changes]
-    for _ in range(_MOST_LEVELS):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
+    count = 0
+    for _ in range(MOST_LEVELS):
+        inside: list[Any] = []
+        for outer in level:
+            for key in outer if isinstance(outer, dict) else ():
+                _require_key(key, where=where)
+            inside += outer.values() if isinstance(outer, dict) else outer
+        count += len(inside)
+        if count > MOST_VALUES:
+            raise StudyError(f"{where} holds more than {MOST_VALUES:,} values.")
+        for value in inside:
+            if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+                raise StudyError(f"{where}: a whole number has more than 64 bits; use a float.")
+        level = [value for value in inside if isinstance(value, dict | list)]
     if level:
-        raise StudyError(f"{where}: tables are nested deeper than {_MOST_LEVELS} levels.")
+        raise StudyError(f"{where}: tables are nested deeper than {MOST_LEVELS} levels.")
+
+
+def require_text(changes: Mapping[str, Any], *, where: str) -> None:
+    """Refuse words from elsewhere that do not show themselves on one line.
+
+    Raises:
+        StudyError: There are some.
+    """
+    level: list[Any] = [changes]
+    while level:
+        value = level.pop()
+        if isinstance(value, dict):
+            level += value.values()
+        elif isinstance(value, list):
+            level += value
+        elif isinstance(value, str) and not is_printable(value):
+            raise StudyError(f"{where}: {shown(value)} has characters that cannot be shown.")
+
+
+def _require_short_keys(text: str, *, where: str) -> None:
+    quoted = sum(1 for _ in _QUOTED_PART.finditer(text))
+    if _DEEP_KEY.search(text) or quoted > _MOST_QUOTED_PARTS:
+        raise StudyError(f"{where}: tables are nested deeper than {MOST_LEVELS} levels.")
+
+
+def _require_key(key: str, *, where: str) -> None:
+    if len(key) > MOST_KEY:
+        raise StudyError(f"{where}: the key {shown(key)} has more than {MOST_KEY} characters.")
+    if not is_printable(key):
+        raise StudyError(f"{where}: the key {shown(key)} has characters that cannot be shown.")

@@ -6,15 +6,15 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import deep_iterable, ge, gt
+from attrs.validators import and_, deep_iterable, ge, le, max_len
 
-from cohortium.composition import near
-from cohortium.errors import StudyError
+from cohortium.errors import StudyError, keyed, near, printable, shown
 from cohortium.vocabulary import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from attrs import Attribute
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -39,8 +39,34 @@ def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
     return 1.0
 
 
-MOST = 3.4e38
-"""About the greatest `float32`."""
+MOST_COPIES = 128
+"""Augmented copies of an example: what has been tried in the field, several times over."""
+
+RATE: Any = (ge(1e-12), le(1e6))
+"""What a learning rate has to be, as validators of attrs."""
+
+CLASS_WEIGHTS: Any = (max_len(10_000), deep_iterable(and_(ge(1e-6), le(1e6))))
+"""What declared factors of classes have to be; beyond, single precision has nothing left."""
+
+MOST_OPTIONS = 16
+
+
+def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, float | bool]) -> None:
+    """Refuse arguments of an optimizer that are no numbers it could work with.
+
+    A validator of attrs, for tables such as `[trainer.options]`.
+    """
+    if len(given) > MOST_OPTIONS:
+        raise ValueError(f"'{attribute.name}' has more than {MOST_OPTIONS} entries")
+    for key, value in given.items():
+        if not abs(value) <= MOST_OPTION:
+            raise ValueError(
+                f"'{attribute.name}' has {keyed(key)} = {value!r}; give a number from "
+                f"-{MOST_OPTION:g} to {MOST_OPTION:g}"
+            )
+
+
+MOST_OPTION = 1e6
 
 
 def make_optimizer(
@@ -71,19 +97,12 @@ def make_optimizer(
     kinds.pop("optimizer", None)
     kind = kinds.get(name.lower())
     if kind is None:
-        raise StudyError(f"torch.optim has no optimizer '{name}'; {near(name.lower(), kinds)}")
+        raise StudyError(f"torch.optim has no optimizer {shown(name)}; {near(name.lower(), kinds)}")
     arguments: dict[str, Any] = {"lr": learning_rate, **options}
-    for key, value in arguments.items():
-        if isinstance(value, int | float) and not abs(value) <= MOST:
-            word = "learning_rate" if key == "lr" else key
-            raise StudyError(
-                f"optimizer '{name}': {word} is {value!r}, and weights are single-precision "
-                f"numbers, up to {MOST:.1e}; lower it."
-            )
     try:
         return kind(parameters, **arguments)
     except (TypeError, ValueError) as error:
-        raise StudyError(f"optimizer '{name}': {error}.") from error
+        raise StudyError(f"optimizer {shown(name)}: {printable(str(error))}.") from error
 
 
 def with_schedule(
@@ -161,7 +180,7 @@ class Augmentation:
 
     flips: bool = False
     turns: bool = False
-    copies: int = field(default=1, validator=ge(1))
+    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
 
     def __call__(self, images: Tensor, task: Task) -> Tensor:
         """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.
@@ -203,7 +222,7 @@ class Objective:
     """
 
     augmentation: Augmentation
-    class_weights: tuple[float, ...] = field(default=(), validator=deep_iterable(gt(0)))
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def losses(self, task: Task) -> Callable[[Index], Tensor]:
         """The loss of each example of `task` at some positions, shape (B,).

@@ -121,8 +121,3 @@ class Acceptance(Message, frozen=True):
     site: Count
     examples: Count
     versions: Versions
-
-
-def printable(text: str) -> str:
-    """What another party says, as it can be shown to people: without control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

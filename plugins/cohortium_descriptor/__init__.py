@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le
+from attrs.validators import ge, le
 
 from cohortium.plugin import (
     Dataset,
@@ -19,6 +19,7 @@ from cohortium.plugin import (
     Model,
     Offer,
     Reference,
+    StudyError,
     hookimpl,
     linear_head,
     public_images,
@@ -30,11 +31,20 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
+MOST_FEATURES = 1 << 20
+"""Of an image; its histograms would hardly have a pixel for each bin."""
+
+MOST_RADII = 32
+LARGEST_RADIUS = 1e3
+
 
 def _ascending(_: object, __: object, radii: tuple[float, ...]) -> None:
     pairs = zip((0.0, *radii), radii, strict=False)
-    if not radii or not all(a < b < math.inf for a, b in pairs):
-        raise ValueError(f"radii must be positive numbers, ascending, not {list(radii)}")
+    if not 1 <= len(radii) <= MOST_RADII or not all(a < b <= LARGEST_RADIUS for a, b in pairs):
+        raise ValueError(
+            f"radii must be positive numbers, ascending, at most {MOST_RADII} of them and up to "
+            f"{LARGEST_RADIUS:g}, not {list(radii[:MOST_RADII])}"
+        )
 
 
 @frozen(kw_only=True)
@@ -76,11 +86,11 @@ class Descriptor:
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     centre: Dataset | None = None
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
-    floor: float = field(default=1e-3, validator=gt(0))
+    floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
     beside: Model | None = None
-    components: int = field(default=0, validator=ge(0))
+    components: int = field(default=0, validator=[ge(0), le(MOST_FEATURES)])
     moments: bool = False
-    moment_floor: float = field(default=3e-3, validator=gt(0))
+    moment_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
 
     def __attrs_post_init__(self) -> None:
         """Refuse to whiten by nothing."""
@@ -96,9 +106,19 @@ class Descriptor:
         return self.components or self.described(channels)
 
     def described(self, channels: int) -> int:
-        """The number of bins of all histograms of an image with so many channels."""
+        """The number of bins of all histograms of an image with so many channels.
+
+        Raises:
+            StudyError: There are too many.
+        """
         pairs = max(1, math.comb(channels, 2))
-        return len(self.radii) * (pairs * self.bins**2 + 2 * self.edge_bins**2)
+        found = len(self.radii) * (pairs * self.bins**2 + 2 * self.edge_bins**2)
+        if found > MOST_FEATURES:
+            raise StudyError(
+                f"model 'descriptor' makes {found:,} features of images with {channels} channels, "
+                f"more than {MOST_FEATURES:,}; lower bins, edge_bins or the number of radii."
+            )
+        return found
 
     def prepare(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, C, H, W) in [0, 1]."""

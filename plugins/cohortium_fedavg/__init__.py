@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le
+from attrs.validators import ge, le
 
 from cohortium.plugin import (
+    CLASS_WEIGHTS,
+    MOST_COPIES,
+    RATE,
     Augmentation,
     Cohort,
     Objective,
@@ -23,6 +26,7 @@ from cohortium.plugin import (
     local_work,
     make_optimizer,
     refuse_prelude,
+    valid_options,
     vector,
     with_average,
     with_schedule,
@@ -66,17 +70,17 @@ class FedAvg:
     steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     optimizer: str = "sgd"
-    learning_rate: float = field(default=0.05, validator=gt(0))
-    options: dict[str, float | bool] = field(factory=dict)
+    learning_rate: float = field(default=0.05, validator=RATE)
+    options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     schedule: Schedule = "constant"
     server_optimizer: str = "sgd"
-    server_learning_rate: float = field(default=1.0, validator=gt(0))
-    server_options: dict[str, float | bool] = field(factory=dict)
+    server_learning_rate: float = field(default=1.0, validator=RATE)
+    server_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     average: float = field(default=0.0, validator=[ge(0), le(1)])
     flips: bool = False
     turns: bool = False
-    copies: int = field(default=1, validator=[ge(1), le(1024)])
-    class_weights: tuple[float, ...] = ()
+    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def work(self, cohort: Cohort) -> Work:
         """Poisson steps for private runs, shuffled passes or steps for others."""

@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, gt, le
 
 from cohortium.plugin import (
+    RATE,
     Augmentation,
     Cohort,
     Model,
@@ -22,6 +23,7 @@ from cohortium.plugin import (
     hookimpl,
     local_work,
     make_optimizer,
+    valid_options,
     vector,
     with_schedule,
 )
@@ -81,14 +83,14 @@ class FedMIC:
     steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     optimizer: str = "sgd"
-    learning_rate: float = field(default=0.05, validator=gt(0))
-    options: dict[str, float | bool] = field(factory=dict)
+    learning_rate: float = field(default=0.05, validator=RATE)
+    options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     schedule: Schedule = "constant"
     energy_first: float = field(default=0.95, validator=and_(gt(0), le(1)))
     energy_last: float = field(default=0.98, validator=and_(gt(0), le(1)))
     server_optimizer: str = "sgd"
-    server_learning_rate: float = field(default=1.0, validator=gt(0))
-    server_options: dict[str, float | bool] = field(factory=dict)
+    server_learning_rate: float = field(default=1.0, validator=RATE)
+    server_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     flips: bool = False
     turns: bool = False
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, le
+from attrs.validators import ge, le
 
 from cohortium.plugin import (
+    CLASS_WEIGHTS,
+    MOST_COPIES,
+    RATE,
     Augmentation,
     Cohort,
     Objective,
@@ -22,6 +25,7 @@ from cohortium.plugin import (
     hookimpl,
     make_optimizer,
     prelude_losses,
+    valid_options,
     vector,
     with_average,
     with_prelude,
@@ -61,13 +65,15 @@ class FedSGD:
 
     sampling_rate: float = field(default=0.4, validator=[ge(1e-9), le(1)])
     optimizer: str = "sgd"
-    learning_rate: float = field(default=0.06, validator=gt(0))
-    options: dict[str, float | bool] = field(factory=lambda: {"momentum": 0.9})
+    learning_rate: float = field(default=0.06, validator=RATE)
+    options: dict[str, float | bool] = field(
+        factory=lambda: {"momentum": 0.9}, validator=valid_options
+    )
     schedule: Schedule = "linear"
     flips: bool = False
     turns: bool = False
-    copies: int = field(default=1, validator=[ge(1), le(1024)])
-    class_weights: tuple[float, ...] = ()
+    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
     average: float = field(default=0.0, validator=[ge(0), le(1)])
     prelude: int = field(default=0, validator=[ge(0), le(1_000_000)])
 

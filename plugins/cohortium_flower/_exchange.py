@@ -20,6 +20,7 @@ from cohortium.plugin import (
     StudyError,
     decode,
     encode,
+    printable,
 )
 from cohortium_flower import Flower
 from cohortium_flower._records import packed, unpacked
@@ -216,5 +217,4 @@ class FlowerExchange:
         if self._complaints.get(node) == what:
             return
         self._complaints[node] = what
-        shown = "".join(letter if letter.isprintable() else "?" for letter in what)
-        logging.getLogger("flwr").warning("cohortium: node %d%s", node, shown)
+        logging.getLogger("flwr").warning("cohortium: node %d%s", node, printable(what))

@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import matches_re
+from attrs.validators import ge, le, matches_re
 
 from cohortium.plugin import DataSpec, Model, Offer, StudyError, hookimpl
 
@@ -34,8 +34,8 @@ class Module:
 
     module: str = field(default="", validator=matches_re(r"^$|^[\w.]+:[\w.]+$"))
     arguments: dict[str, Any] = field(factory=dict)
-    mean: float = 0.5
-    deviation: float = 0.5
+    mean: float = field(default=0.5, validator=[ge(-1e6), le(1e6)])
+    deviation: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
 
     def prepare(self, images: Tensor) -> Tensor:
         """Intensities, shifted and scaled."""

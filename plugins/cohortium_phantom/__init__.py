@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import evolve, field, frozen
-from attrs.validators import ge, le
+from attrs.validators import ge, le, lt
 
 from cohortium.plugin import Dataset, Examples, Offer, Seeds, Splits, hookimpl
 from cohortium_phantom._draw import CELL_TYPES, draw
@@ -47,7 +47,7 @@ class Phantom:
     validation: int = field(default=1000, validator=[ge(0), le(MOST_IMAGES)])
     test: int = field(default=2000, validator=[ge(0), le(MOST_IMAGES)])
     images_per_patient: int = field(default=0, validator=[ge(0), le(MOST_IMAGES)])
-    seed: int = field(default=0, validator=ge(0))
+    seed: int = field(default=0, validator=[ge(0), lt(1 << 63)])
 
     def load(self) -> Splits:
         """Draw the images."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, le
+from attrs.validators import ge, in_, le, lt
 
 from cohortium.plugin import (
     Dataset,
@@ -78,13 +78,13 @@ class Pretrained:
         default="head", validator=in_(("head", "norms", "everything"))
     )
     width: int = field(default=32, validator=[ge(1), le(1 << 14)])
-    epochs: int = field(default=6, validator=[ge(1), le(10_000)])
-    seed: int = field(default=1, validator=ge(0))
+    epochs: int = field(default=6, validator=[ge(1), le(1000)])
+    seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
-    floor: float = field(default=1e-3, validator=gt(0))
+    floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
     moments: bool = False
-    moment_floor: float = field(default=3e-3, validator=gt(0))
+    moment_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
     weights: str = ""
 
     def __attrs_post_init__(self) -> None:
@@ -110,11 +110,14 @@ class Pretrained:
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer, or the network with it; at zero, it needs no seed."""
+        import torch
         from torch import nn
 
         from cohortium_pretrained._network import RADII
 
-        trained, _ = self._trained
+        # Whoever builds it without content wants its size alone, and has not agreed to a training.
+        is_bare = torch.empty(0).device.type == "meta"
+        trained = self._untrained(spec) if is_bare else self._trained[0]
         features, classes = trained.head.in_features, len(spec.classes)
         if self.learn == "head":
             features *= len(RADII)
@@ -165,17 +168,10 @@ class Pretrained:
         import torch
 
         from cohortium.plugin import pretrain
-        from cohortium_pretrained._network import Network, as_mapped
 
         splits = self.images.load()
         spec = splits.spec
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            if self.network is None:
-                net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
-            else:
-                net = self.network.build(spec, self.seed)
-        as_mapped(net)
+        net = self._untrained(spec)
         path = Path(self.weights) if self.weights else None
         if path is not None and path.is_file():
             return self._read(net, path), spec.channels
@@ -190,6 +186,21 @@ class Pretrained:
         if path is not None:
             self._write(net, path)
         return net, spec.channels
+
+    def _untrained(self, spec: DataSpec) -> Any:
+        """The network before its training, for images as `spec` has them."""
+        import torch
+
+        from cohortium_pretrained._network import Network, as_mapped
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.network is None:
+                net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
+            else:
+                net = self.network.build(spec, self.seed)
+        as_mapped(net)
+        return net
 
     @property
     def _named(self) -> str:

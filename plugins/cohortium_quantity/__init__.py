@@ -34,7 +34,7 @@ class Quantity:
     """
 
     alpha: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
-    min_size: int = field(default=10, validator=ge(1))
+    min_size: int = field(default=10, validator=[ge(1), le(10**9)])
 
     def deal(
         self, examples: Examples, sites: int, rng: np.random.Generator

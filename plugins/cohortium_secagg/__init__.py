@@ -83,7 +83,7 @@ class SecAgg:
     shares: int = field(default=0, validator=[ge(0), le(1 << 16)])
     dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
     security: int = field(default=40, validator=[ge(1), le(256)])
-    threads: int = field(default=0, validator=[ge(0), le(4096)])
+    threads: int = field(default=0, validator=[ge(0), le(256)])
 
     def secrecy(self, cohort: Cohort) -> Sharing:
         """What the coordinator and the colluding sites of `cohort` can learn, and its numbers.

@@ -16,7 +16,7 @@ CORE = ROOT / "core" / "cohortium"
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
 errors foreign allowing installed
-files sheets places journal tables treefile keeping visits throttling frames listening
+files memory sheets places journal tables treefile keeping visits throttling frames listening
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire spending ledger
 vocabulary events
@@ -31,7 +31,7 @@ account policy statement
 training prelude pretraining history checkpoint facts record folder evaluation personal
 whitened heads reference
 plugin
-setting workplace standins
+setting sizing workplace standins
 coordinator site
 rehearsal agreement preparation hospital testing
 classifier pictures

@@ -19,7 +19,7 @@ import pytest
 from cohortium.account import Account
 from cohortium.accounting import ORDERS, Gaussian, Renyi
 from cohortium.errors import LedgerError, RefusalError
-from cohortium.ledger import SCHEMA, Ledger
+from cohortium.ledger import APPLICATION, FIRST, VERSION, Ledger
 from cohortium.spending import Budget, Price, Terms
 
 RUN = b"sixteen bytes id"
@@ -82,13 +82,88 @@ def test_a_ledger_is_made_once_and_never_by_opening_it(tmp_path: Path) -> None:
         Ledger(tmp_path / "nowhere" / "ledger.sqlite").create()
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM spend", "UPDATE price SET body = x'00'"])
-def test_what_was_spent_stays_spent(ledger: Ledger, statement: str) -> None:
+ANEW = "(data, session, attempt, round, price, made) VALUES ('ours', x'{run}', 0, 9, 99, '')"
+
+STATEMENTS = [
+    "DELETE FROM spend",
+    "DELETE FROM price",
+    "UPDATE price SET body = x'00'",
+    "UPDATE spend SET data = 'theirs'",
+    "UPDATE OR REPLACE spend SET attempt = 1",
+    f"REPLACE INTO spend {ANEW}",
+    f"INSERT OR REPLACE INTO spend {ANEW}",
+    f"INSERT OR IGNORE INTO spend {ANEW}",
+    f"INSERT INTO spend {ANEW} ON CONFLICT DO UPDATE SET data = 'theirs'",
+    "INSERT OR REPLACE INTO price VALUES (1, x'81')",
+    "INSERT OR REPLACE INTO price SELECT 99, body FROM price",
+    "INSERT INTO price VALUES (1, x'81') ON CONFLICT DO UPDATE SET body = x'81'",
+]
+
+
+@pytest.mark.parametrize("recursive", [0, 1])
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_what_was_spent_stays_spent(ledger: Ledger, statement: str, recursive: int) -> None:
+    Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
+    connection = sqlite3.connect(ledger.path)
+    connection.execute(f"PRAGMA recursive_triggers = {recursive}")
+    with pytest.raises(sqlite3.IntegrityError, match="stays spent"):
+        connection.execute(statement.format(run=RUN.hex()))
+    connection.close()
+    with ledger.reading() as book:
+        assert book.attempts("ours", RUN) == {0: PRICE}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "DROP TRIGGER spends_stay",
+        (
+            "DROP TRIGGER spends_are_new; CREATE TRIGGER spends_are_new AFTER DELETE ON data "
+            "BEGIN SELECT 1; END"
+        ),
+        "PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'prices_stay'",
+        "CREATE TRIGGER aside BEFORE INSERT ON spend BEGIN SELECT RAISE(IGNORE); END",
+    ],
+)
+def test_a_ledger_whose_triggers_are_others_is_refused(ledger: Ledger, script: str) -> None:
+    connection = sqlite3.connect(ledger.path)
+    connection.executescript(script)
+    connection.close()
+    with pytest.raises(LedgerError, match="was altered: its tables or triggers"), ledger.reading():
+        pass
+    with pytest.raises(RefusalError, match="ledger cannot be used, so nothing is released"):
+        Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
+
+
+def test_a_spend_whose_price_is_gone_is_not_forgotten(ledger: Ledger) -> None:
+    Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
+    connection = sqlite3.connect(ledger.path)
+    trigger = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'prices_stay'")
+    (put_back,) = trigger.fetchone()
+    connection.executescript(f"DROP TRIGGER prices_stay; DELETE FROM price; {put_back}")
+    connection.close()
+    for read in ("prices", "runs"):
+        with pytest.raises(LedgerError, match="is gone from it"), ledger.reading() as book:
+            getattr(book, read)("ours")
+    with pytest.raises(LedgerError, match="is gone from it"), ledger.reading() as book:
+        book.attempts("ours", RUN)
+
+
+def test_a_ledger_of_the_first_format_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    connection = sqlite3.connect(ledger.path)
+    connection.executescript(
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1; {FIRST}"
+    )
+    connection.execute("ANALYZE")
+    connection.close()
+    assert charged(ledger) == set()
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     connection = sqlite3.connect(ledger.path)
     with pytest.raises(sqlite3.IntegrityError, match="stays spent"):
-        connection.execute(statement)
+        connection.execute(f"REPLACE INTO spend {ANEW}".format(run=RUN.hex()))
     connection.close()
+    assert charged(ledger) == {0}
 
 
 def foreign(path: Path) -> None:
@@ -108,25 +183,31 @@ def another_database(path: Path) -> None:
 
 def later(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.close()
+
+
+def with_price(path: Path, body: bytes) -> None:
+    """Exchange the prices, and leave the triggers as they were."""
+    connection = sqlite3.connect(path)
+    trigger = "SELECT sql FROM sqlite_schema WHERE name = 'prices_stay_as_they_are'"
+    (put_back,) = connection.execute(trigger).fetchone()
+    connection.execute("DROP TRIGGER prices_stay_as_they_are")
+    connection.execute("UPDATE price SET body = ?", (body,))
+    connection.execute(put_back)
+    connection.commit()
     connection.close()
 
 
 def odd_price(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    connection.executescript("DROP TRIGGER prices_stay_as_they_are; UPDATE price SET body = x'81'")
-    connection.close()
+    with_price(path, b"\x81")
 
 
 def impossible_price(path: Path) -> None:
     import msgspec
 
     body = msgspec.msgpack.encode({"mechanism": {"type": "gaussian", "noise_multiplier": 0.0}})
-    connection = sqlite3.connect(path)
-    connection.execute("DROP TRIGGER prices_stay_as_they_are")
-    connection.execute("UPDATE price SET body = ?", (body,))
-    connection.commit()
-    connection.close()
+    with_price(path, body)
 
 
 def folder(path: Path) -> None:
@@ -140,7 +221,7 @@ def folder(path: Path) -> None:
         (foreign, "is not a ledger"),
         (empty, "is not a ledger"),
         (another_database, "is not a ledger"),
-        (later, "has format 2, and this version of cohortium knows 1"),
+        (later, "has format 3, and this version of cohortium knows 2"),
         (odd_price, "is damaged"),
         (impossible_price, "is damaged"),
         (folder, "cannot be used"),
@@ -428,7 +509,7 @@ def test_a_file_without_the_right_to_write_can_be_read(ledger: Ledger) -> None:
 def test_the_schema_is_what_version_1_was() -> None:
     # A change of it is another version, with a way from the old one.
     tables = sqlite3.connect(":memory:")
-    tables.executescript(SCHEMA)
+    tables.executescript(FIRST)
     columns = {
         table: [row[1] for row in tables.execute(f"PRAGMA table_info({table})")]
         for table in ("price", "spend", "data")

@@ -17,7 +17,7 @@ from cohortium.cli import _completion
 from cohortium.composition import make
 from cohortium.describing import parameters_of
 from cohortium.errors import PluginError, StudyError
-from cohortium.foreign import attempt, printable, told_of
+from cohortium.foreign import attempt, brief, told_of
 from cohortium.testing import suite
 
 
@@ -166,6 +166,6 @@ def test_ctrl_c_while_a_plugin_loads_ends_the_command(tmp_path: Path) -> None:
 
 
 def test_texts_of_others_are_one_line() -> None:
-    assert printable("a\r\n\x1b[2J\u202e\udcff\u00a0ü") == r"a\r\n\x1b[2J\u202e\udcff" + "\u00a0ü"
-    assert len(printable("x" * 10**6)) == 401
+    assert brief("a\r\n\x1b[2J\u202e\udcff\u00a0ü") == r"a\r\n\x1b[2J\u202e\udcff" + "\u00a0ü"
+    assert len(brief("x" * 10**6)) == 401
     assert told_of(ValueError("a\nb")) == r"ValueError: a\nb"

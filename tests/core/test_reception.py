@@ -555,7 +555,7 @@ def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
         muster(Line(answers), ready)
     assert str(error.value) == (
         "2 of 3 sites do not take part:\n"
-        "  site 1: the site's have?[31m another shape.\n"
+        "  site 1: the site's have\\x1b[31m another shape.\n"
         "  site 2: no answer came."
     )
     lies = {
@@ -581,7 +581,7 @@ def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
     assert sizes.startswith("the sites declare 210 examples together, and the study 240:")
     with pytest.raises(StudyError, match="declare 270 examples together, and the study 240: sums"):
         muster(answers(90), ready)
-    assert versions == "site 2 has torch 1?2: equal bits need equal versions."
+    assert versions == "site 2 has torch 1\\n2: equal bits need equal versions."
 
 
 def test_a_deployment_deals_nothing() -> None:

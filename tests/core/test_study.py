@@ -98,7 +98,7 @@ def test_a_setting_of_another_form_is_refused(setting: str) -> None:
     ("setting", "words"),
     [
         (f"model.width{'.a' * 500}=1", "nested deeper than 16"),
-        (f"model.width={'9' * 5_000}", "--set model.width=9{68}…: expected int, got '9{79}…"),
+        (f"model.width={'9' * 5_000}", "--set model.width=9{68}…: expected int, got '9{80}'…"),
         (f"model.width={'[' * 5_000}", "width=.*…: expected int"),
     ],
 )

@@ -24,7 +24,7 @@ from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
 from cohortium.cli._site import deal, site
 from cohortium.cli._use import export, predict
-from cohortium.errors import CohortiumError
+from cohortium.errors import CohortiumError, printable, told
 from cohortium.foreign import told_of
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except CohortiumError as error:
-        typer.echo(f"cohortium: {error}", err=True)
+        typer.echo(told(f"cohortium: {error}"), err=True)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - told in full
         if _is_lack_of_memory(error):
             reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
             typer.echo(
-                f"cohortium: there is not enough memory for what was asked ({reason}); ask for "
+                "cohortium: there is not enough memory for what was asked "
+                f"({printable(reason)}); ask for "
                 "fewer or smaller images, sites or layers.",
                 err=True,
             )
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
         from cohortium.catalog import discover
 
-        traceback.print_exc()
+        typer.echo(told(traceback.format_exc()), err=True)
         owner = discover().owner(error)
         fault = "Cohortium, or of a library" if owner is None else f"the plugin {owner.label}"
         typer.echo(

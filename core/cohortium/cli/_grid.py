@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
+from cohortium.errors import told
 from cohortium.places import require_folder
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ def run_grid(
         typer.echo(f"\ntable, plot, and a link to each run's report: {folder / 'table.md'}")
     if failed:
         for outcome in failed:
-            typer.echo(f"cohortium: {outcome.run.name} failed: {outcome.failure}", err=True)
+            typer.echo(told(f"cohortium: {outcome.run.name} failed: {outcome.failure}"), err=True)
         raise typer.Exit(1)
 
 
 def _tell(outcome: Outcome, count: str) -> None:
     """One line for each run, on the way."""
     if outcome.fault:
-        typer.echo(outcome.fault, err=True)
+        typer.echo(told(outcome.fault), err=True)
     if outcome.failure:
         word = "failed"
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RunError, StudyError, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +94,7 @@ def _answer(
         try:
             return read(typer.prompt(question, default=default, type=type(default)))
         except StudyError as error:
-            typer.echo(f"cohortium: {error}", err=True)
+            typer.echo(told(f"cohortium: {error}"), err=True)
 
 
 def _sites(sites: int) -> int:

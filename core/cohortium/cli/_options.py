@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli import _completion
+from cohortium.errors import told
 
 if TYPE_CHECKING:
     from cohortium.federation import Federation
@@ -57,4 +58,4 @@ def tell_left_out(study: Path | None, settings: list[str] | None) -> None:
     from cohortium import study as studies
 
     for sentence in studies.left_out(study, settings or []):
-        typer.echo(sentence, err=True)
+        typer.echo(told(sentence), err=True)

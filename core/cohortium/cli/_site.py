@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli._options import Settings, Study, federation_of
+from cohortium.errors import told
 
 
 def site(
@@ -60,7 +61,7 @@ def site(
 
 
 def _tell(sentence: str) -> None:
-    typer.echo(sentence, err=True)
+    typer.echo(told(sentence), err=True)
 
 
 def deal(

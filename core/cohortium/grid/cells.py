@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
-from cohortium import composition, study
-from cohortium.errors import StudyError
+from cohortium import study
+from cohortium.errors import StudyError, near
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -163,8 +163,7 @@ class Grid:
             for key, among in ((axis, known), (label, known.get(axis, ()))):
                 if key not in among:
                     raise StudyError(
-                        f"--only {text}: {self.where} has no {key!r} there; "
-                        f"{composition.near(key, among)}"
+                        f"--only {text}: {self.where} has no {key!r} there; {near(key, among)}"
                     )
             wanted.setdefault(axis, set()).add(label)
         return tuple(

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.composition import near
-from cohortium.errors import PluginError
+from cohortium.errors import PluginError, near
 from cohortium.hooks import ROLES
 
 if TYPE_CHECKING:
