@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import ge, le, lt, min_len
+from attrs.validators import and_, ge, le, lt, min_len
 
 from cohortium import composition
 from cohortium import tables as toml
@@ -70,7 +70,7 @@ class Hospital:
     """
 
     number: int = field(validator=[ge(0), lt(MOST_SITES)])
-    data: str = field(validator=[min_len(1), _can_be_shown])
+    data: str = field(validator=and_(min_len(1), _can_be_shown))
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
     states: str = "states"

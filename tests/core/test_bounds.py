@@ -146,7 +146,7 @@ def declared(kind: type) -> list[Any]:
 @pytest.mark.parametrize(("key", "kind"), declared(Federation))
 def test_every_term_of_a_federation(key: str, kind: Any) -> None:
     whole = tiny()
-    parts = {role: getattr(whole, role) for role in PARTS}
+    parts: dict[str, Any] = {role: getattr(whole, role) for role in PARTS}
     holds(
         key,
         kind,
