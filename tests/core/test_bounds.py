@@ -151,7 +151,7 @@ def test_every_term_of_a_federation(key: str, kind: Any) -> None:
         key,
         kind,
         lambda value: composition.call(
-            Federation, {key: value}, where="test", what="the federation", ready=parts
+            Federation, {key: value}, where="test", what="the federation", ready={**parts}
         ),
     )
 

@@ -165,6 +165,7 @@ class Curve:
 
     guarantee: Guarantee
     mechanism: Renyi
+    length: int = 10
 
 
 def test_a_strong_unit_that_proves_nothing_here_is_refused() -> None:

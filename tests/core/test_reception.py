@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 from bed import Squares, tiny
 from cohortium import Federation, dealing, study, tables
+<<<<<<< HEAD
 from cohortium.admission import MOST_THREADS, Silent
+=======
+>>>>>>> hostile
 from cohortium.arrays import DATA_FOLDER
 from cohortium.coordinator import Coordinator
 from cohortium.errors import RefusalError, StudyError
@@ -234,7 +237,7 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
         ({"model": {"width": "wide"}}, "study", "width: expected int"),
         ({"model": {"widht": 3}}, "study", "no such parameter"),
         ({"federation": {"device": "meta"}}, "device", "device 'meta'"),
-        ({"federation": {"threads": MOST_THREADS + 1}}, "threads", "threads"),
+        ({"federation": {"threads": 4096}}, "threads", "threads"),
         ({"federation": {"sites": 1}}, "site", "no site 1"),
         ({"data": {"height": 9}}, "data", "another shape or classes"),
         ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
