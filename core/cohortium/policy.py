@@ -10,7 +10,7 @@ from attrs.validators import ge, gt, in_, lt
 
 from cohortium.catalog import discover
 from cohortium.errors import RefusalError
-from cohortium.guarantee import Against, Unit, rounded_up
+from cohortium.guarantee import LEAST_DELTA, Against, Unit, rounded_up
 from cohortium.identity import Directory
 from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
 from cohortium.vocabulary import Adversary
@@ -53,7 +53,7 @@ class SitePolicy:
     """
 
     epsilon: float = field(validator=gt(0))
-    delta: float = field(validator=[gt(0), lt(1)])
+    delta: float = field(validator=[ge(LEAST_DELTA), lt(1.0)])
     unit: Unit = field(validator=in_(UNITS))
     against: Against = field(validator=in_(PARTIES))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))

@@ -58,8 +58,8 @@ class Gaussian:
         own share, which is why there must be one at least.
     """
 
-    epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
-    delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
+    epsilon: float = field(default=6.0, validator=[ge(accounting.LEAST_EPSILON), lt(1e6)])
+    delta: float = field(default=1.9e-4, validator=[ge(accounting.LEAST_DELTA), lt(1.0)])
     # Beyond, noise times clip over a batch leaves what single precision can hold.
     clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient", "site"] = field(
