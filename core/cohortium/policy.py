@@ -53,7 +53,7 @@ class SitePolicy:
     """
 
     epsilon: float = field(validator=gt(0))
-    delta: float = field(validator=[ge(LEAST_DELTA), lt(1.0)])
+    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
     unit: Unit = field(validator=in_(UNITS))
     against: Against = field(validator=in_(PARTIES))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))

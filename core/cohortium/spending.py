@@ -158,7 +158,7 @@ class Budget:
     """
 
     epsilon: float = field(validator=gt(0))
-    delta: float = field(validator=[ge(LEAST_DELTA), lt(1.0)])
+    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
     terms: Terms
 
     def holds(self, prices: Mapping[Price, int]) -> bool:
