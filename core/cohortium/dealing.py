@@ -19,6 +19,7 @@ import tomli_w
 from cohortium import tables
 from cohortium.errors import RunError, StudyError
 from cohortium.files import create_whole
+from cohortium.guarantee import rounded_up
 from cohortium.identity import Directory, Identity
 from cohortium.ledger import Ledger
 from cohortium.policy import SitePolicy
@@ -98,7 +99,8 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
         },
         "dataset": {"name": "npz", "path": "data.npz"},
         "policy": {
-            "epsilon": 1.0 if guarantee is None else guarantee.epsilon,
+            # As a hospital would write it: a bound that holds on every machine alike.
+            "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),
             "delta": 1e-5 if guarantee is None else guarantee.delta,
             "unit": "example" if guarantee is None else guarantee.unit,
             "against": "everyone" if guarantee is None else guarantee.against,

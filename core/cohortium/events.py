@@ -166,7 +166,7 @@ class RoundFinished:
         scores = self.scores
         return {
             "round": self.round + 1,
-            "attempt": self.attempt + 1,
+            "attempt": self.attempt,
             "accuracy": None if scores is None else scores.accuracy,
             "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
             "auc": None if scores is None else scores.auc,

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, in_, lt
+
+LEAST_EPSILON = 1e-9
+"""The smallest ε that can be asked for."""
+
+LEAST_DELTA = 1e-100
+"""The smallest δ, but for 0, that anything is said at."""
 
 ROUNDING_UP = Context(prec=3, rounding=ROUND_CEILING)
 
@@ -25,6 +31,12 @@ Against = Literal["everyone", "coordinator"]
 def rounded_up(number: float) -> str:
     """`number` to three digits, rounded up: a printed bound must hold as it stands."""
     return f"{float(ROUNDING_UP.create_decimal(repr(number))):.3g}"
+
+
+def _possible(_guarantee: object, _attribute: Attribute[float], delta: float) -> None:
+    """Refuse a δ that is neither 0 nor one that anything is said at."""
+    if delta != 0 and not delta >= LEAST_DELTA:
+        raise ValueError(f"'delta' must be 0, or {LEAST_DELTA:g} or more, not {delta:g}")
 
 
 @frozen(kw_only=True)
@@ -54,7 +66,7 @@ class Guarantee:
     """
 
     epsilon: float = field(validator=ge(0))
-    delta: float = field(validator=[ge(0), lt(1)])
+    delta: float = field(validator=[_possible, lt(1.0)])
     epsilon_at_1e_5: float = field(validator=ge(0))
     unit: Unit = field(validator=in_(("example", "patient", "site")))
     adjacency: Adjacency = field(validator=in_(("zero-out", "replace-one")))

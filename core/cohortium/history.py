@@ -26,8 +26,9 @@ class History(tuple[RoundFinished, ...]):
     def rows(self) -> list[dict[str, Cell]]:
         """One dictionary a round, all with the same keys.
 
-        `round` counts from 1, `attempt` over the run from 1.  `accuracy`, `balanced_accuracy`,
-        `auc` and `loss` are of the validation images, and None where they were not scored.
+        `round` counts from 1.  `attempt` counts over the run from 0, as events and the ledger do.
+        `accuracy`, `balanced_accuracy`, `auc` and `loss` are of the validation images, and None
+        where they were not scored.
         `epsilon` is what all attempts so far promise, None without privacy.  `contributors` and
         `dropped` are numbers of sites, `upload_bytes` is the largest that one site sent.
         """

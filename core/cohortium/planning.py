@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium.preparation import Ready
     from cohortium.protocols import Privatizer
     from cohortium.sessions import PrivacyPlan
-    from cohortium.vocabulary import Cohort, Secrecy
+    from cohortium.vocabulary import Cohort, Secrecy, Work
 
 QUARTERS = 4
 """How often ε is told over a run."""
@@ -29,6 +29,9 @@ class Outlook:
     Attributes:
         guarantee: Of the whole run, or None without privacy.
         spent: ε after some rounds, if none is retried: pairs of a number of rounds and ε.
+        steps: Batches that a site takes a round.
+        batch: Units in one of them, as declared: a mean, where batches are Poisson samples.
+        sampling_rate: Chance of a unit to be in one.
         parameters: P, of the network.
         bits: That a value takes on its way up.
         vector_bytes: That a site's vector takes each round; keys and shares come on top.
@@ -39,6 +42,9 @@ class Outlook:
 
     guarantee: Guarantee | None
     spent: tuple[tuple[int, float], ...]
+    steps: int
+    batch: float
+    sampling_rate: float
     parameters: int
     bits: int
     vector_bytes: int
@@ -68,6 +74,9 @@ class Outlook:
                 *((f"ε after {count} rounds", f"{epsilon:.3f}") for count, epsilon in self.spent),
             ]
         rows += [
+            ("steps, a round", f"{self.steps:,}"),
+            ("batch", f"{self.batch:,.4g}"),
+            ("sampling rate", f"{self.sampling_rate:.4g}"),
             ("bits a value", str(self.bits)),
             ("bytes up, site and round", f"{self.vector_bytes:,}"),
             ("fewest sites in a sum", "1" if hidden is None else str(hidden.contributors)),
@@ -121,9 +130,13 @@ def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
     cohort, guarantee = ready.setting.cohort, plan.guarantee
     secrecy = ready.setting.aggregator.secrecy(cohort)
     missing = cohort.size - cohort.min_sites
+    work = ready.setting.work
     return Outlook(
         guarantee=guarantee,
         spent=_course(plan, cohort),
+        steps=work.steps,
+        batch=_batch(work, cohort, guarantee),
+        sampling_rate=work.sampling_rate,
         parameters=ready.parameters,
         bits=plan.ring.bits,
         vector_bytes=plan.ring.bytes_for(plan.length),
@@ -131,6 +144,13 @@ def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
         dropouts=missing if secrecy is None else min(missing, secrecy.dropouts),
         warnings=() if guarantee is None else guarantee.warnings(cohort.units(guarantee.unit)),
     )
+
+
+def _batch(work: Work, cohort: Cohort, guarantee: Guarantee | None) -> float:
+    """Examples in a batch, or patients where they are what is protected."""
+    if guarantee is None or guarantee.unit == "site":
+        return work.batch_size or work.sampling_rate * cohort.examples_per_site
+    return work.sampling_rate * cohort.units(guarantee.unit) / cohort.sites
 
 
 def _course(plan: PrivacyPlan, cohort: Cohort) -> tuple[tuple[int, float], ...]:

@@ -15,7 +15,7 @@ from attrs.validators import ge, gt, in_, le, lt
 from cohortium.allowing import entries
 from cohortium.catalog import discover
 from cohortium.errors import RefusalError
-from cohortium.guarantee import Against, Unit, rounded_up
+from cohortium.guarantee import LEAST_DELTA, Against, Unit, rounded_up
 from cohortium.identity import Directory
 from cohortium.memory import available
 from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
@@ -76,7 +76,7 @@ class SitePolicy:
     """
 
     epsilon: float = field(validator=[gt(0.0), lt(1e6)])
-    delta: float = field(validator=[ge(1e-300), lt(1.0)])
+    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
     unit: Unit = field(validator=in_(UNITS))
     against: Against = field(validator=in_(PARTIES))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from attrs import field, frozen
-from attrs.validators import gt, in_, lt
+from attrs.validators import ge, gt, in_, lt
 
 from cohortium import accounting
-from cohortium.accounting import Mechanism
-from cohortium.guarantee import Adjacency, Against, Unit
+from cohortium.guarantee import LEAST_DELTA, Adjacency, Against, Unit
+from cohortium.mechanisms import NOISES, Mechanism, Renyi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,10 +102,7 @@ class Terms:
             return None
         if price.unit == self.unit or price.adjacency == "replace-one":
             return mechanism
-        if not isinstance(mechanism, accounting.Gaussian):
-            return None
-        half = mechanism.noise_multiplier / 2
-        return msgspec.structs.replace(mechanism, noise_multiplier=half, sampling_rate=1.0)
+        return _halved(mechanism)
 
     def objection(self, price: Price) -> str:
         """Why `price` has no bound on these terms, as the end of a sentence; empty if it has."""
@@ -118,7 +115,7 @@ class Terms:
         if PARTIES.index(price.against) < PARTIES.index(self.against):
             return "what holds against the coordinator does not hold against everyone"
         inside = price.unit != self.unit and price.adjacency != "replace-one"
-        if inside and not isinstance(price.mechanism, accounting.Gaussian):
+        if inside and _halved(price.mechanism) is None:
             return f"what is known of one {price.unit} gives no bound for one {self.unit}"
         return ""
 
@@ -141,6 +138,15 @@ class Terms:
         return f"one {self.unit} against {whom}"
 
 
+def _halved(mechanism: Mechanism) -> Mechanism | None:
+    """With half the noise, and no sampling; None if nothing is known of that."""
+    least, _ = NOISES
+    if isinstance(mechanism, Renyi) or mechanism.noise_multiplier < 2 * least:
+        return None
+    half = mechanism.noise_multiplier / 2
+    return msgspec.structs.replace(mechanism, noise_multiplier=half, sampling_rate=1.0)
+
+
 @frozen(kw_only=True)
 class Budget:
     """The most that may be spent of some data, over all runs there will ever be.
@@ -152,7 +158,7 @@ class Budget:
     """
 
     epsilon: float = field(validator=gt(0))
-    delta: float = field(validator=[gt(0), lt(1)])
+    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
     terms: Terms
 
     def holds(self, prices: Mapping[Price, int]) -> bool:

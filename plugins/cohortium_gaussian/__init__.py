@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
+_EPSILON = (gt(0.0), ge(accounting.LEAST_EPSILON), lt(1e6))
+_DELTA = (gt(0.0), ge(accounting.LEAST_DELTA), lt(1.0))
+
 MOST_HONEST = 1000
 """Shares of noise that may make up a whole: see "Shared noise" in docs/privacy.md."""
 
@@ -58,8 +61,8 @@ class Gaussian:
         own share, which is why there must be one at least.
     """
 
-    epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
-    delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
+    epsilon: float = field(default=6.0, validator=_EPSILON)
+    delta: float = field(default=1.9e-4, validator=_DELTA)
     # Beyond, noise times clip over a batch leaves what single precision can hold.
     clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient", "site"] = field(

@@ -97,11 +97,9 @@ class GaussianPlan:
         return whole / math.sqrt(self.honest)
 
     def spent(self, attempts: int) -> Guarantee:
-        """What `attempts` attempts promise; between a few fixed counts it is rounded up."""
+        """What `attempts` attempts promise."""
         terms, cohort = self.terms, self.cohort
-        stride = -(-cohort.attempts // 16)
-        counted = min(cohort.attempts, -(-attempts // stride) * stride)
-        spent, strict = accounting.compose([(self.mechanism, counted)], terms.delta, 1e-5)
+        spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
         return Guarantee(
             epsilon=spent.epsilon,
             delta=terms.delta,

@@ -19,6 +19,7 @@ from cohortium.plugin import (
     PrivacyError,
     Privatizer,
     Work,
+    accounting,
     hookimpl,
 )
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from cohortium_skellam._plan import SkellamPlan
 
 COHORTIUM_API = 1
+
+_EPSILON = (gt(0.0), ge(accounting.LEAST_EPSILON), lt(1e6))
+_DELTA = (gt(0.0), ge(accounting.LEAST_DELTA), lt(1.0))
 
 
 @frozen(kw_only=True)
@@ -51,8 +55,8 @@ class Skellam:
         sensitivities of what is rounded.
     """
 
-    epsilon: float = field(default=6.0, validator=[gt(0), lt(1e6)])
-    delta: float = field(default=1.9e-4, validator=[gt(0), lt(1)])
+    epsilon: float = field(default=6.0, validator=_EPSILON)
+    delta: float = field(default=1.9e-4, validator=_DELTA)
     # Beyond, what a sum decodes to leaves single precision.
     clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient"] = field(

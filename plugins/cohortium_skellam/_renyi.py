@@ -34,18 +34,23 @@ def mechanism(rate: float, variance: float, l1: float, l2: float) -> accounting.
     direction's, E_R[(Q/R)^α], is no larger where a bijection exchanges P and Q (Mironov, Talwar,
     Zhang 2019); with symmetric noise, x ↦ Δ - x does.
     """
+    most = int(max(accounting.ORDERS))
+    divergences = [skellam(k, variance, l1, l2) for k in range(2, most + 1)]
+
+    def bound(order: int) -> float:
+        known = divergences[: order - 1]
+        return known[-1] if rate == 1 else _sampled(order, rate, known)
+
     bounds = tuple(
-        _sampled(int(order), rate, variance, l1, l2) if float(order).is_integer() else math.inf
-        for order in accounting.ORDERS
+        bound(int(order)) if float(order).is_integer() else math.inf for order in accounting.ORDERS
     )
     return accounting.Renyi(name="skellam", bounds=bounds)
 
 
-def _sampled(order: int, rate: float, variance: float, l1: float, l2: float) -> float:
-    if rate == 1:
-        return skellam(order, variance, l1, l2)
+def _sampled(order: int, rate: float, divergences: list[float]) -> float:
+    """At `order`, where `divergences` are those of what is sampled, at 2 to `order`."""
     powers = np.arange(2, order + 1)
-    moments = [(k - 1) * skellam(int(k), variance, l1, l2) for k in powers]
+    moments = (powers - 1) * np.array(divergences)
     # The first two terms of the sum over k: there P/Q has moment 1.
     first = (order - 1) * math.log1p(-rate) + math.log1p((order - 1) * rate)
     rest = (

@@ -84,6 +84,8 @@ def test_a_plan_tells_what_the_run_will_promise(tmp_path: Path) -> None:
     small, large = json.loads(done.stdout)
     assert small["guarantee"]["noise_multiplier"] > large["guarantee"]["noise_multiplier"]
     assert large["spent"][-1] == [2, large["guarantee"]["epsilon"]]
+    assert (large["steps"], large["sampling_rate"]) == (1, 0.4)
+    assert large["batch"] == pytest.approx(0.4 * 300 / 10)
     run = cohortium("run", *SMALL, "--json", "--out", "record", cwd=tmp_path)
     assert json.loads(run.stdout)["guarantee"] == large["guarantee"]
     unprivate = ["--set", "privatizer.name=none", "--epsilon", "1"]
@@ -496,3 +498,26 @@ def test_what_a_ledger_cannot_show_is_one_sentence(
     assert done.stderr.startswith("cohortium: ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_plugins_are_not_wrapped_in_a_pipe(tmp_path: Path) -> None:
+    done = cohortium("plugins", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    # One line each, however long, with what it is and all of what it says of itself.
+    (secagg,) = (line for line in lines if line.split()[1] == "secagg")
+    assert secagg.startswith("aggregator")
+    assert secagg.rstrip().endswith("dropouts heal.")
+    assert max(map(len, lines)) > 80
+
+
+def test_the_keys_of_the_federation_are_listed(tmp_path: Path) -> None:
+    from cohortium.federation import TERMS
+
+    done = cohortium("plugins", "federation", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = [line.split()[0] for line in done.stdout.splitlines()[2:]]
+    assert listed == list(TERMS)
+    (told,) = (line for line in done.stdout.splitlines() if line.split()[0] == "rounds")
+    assert told.split(None, 3)[1:3] == ["int", "60"]
+    (table,) = json.loads(cohortium("plugins", "federation", "--json", cwd=tmp_path).stdout)
+    assert [parameter["name"] for parameter in table["parameters"]] == list(TERMS)

@@ -66,6 +66,7 @@ def test_the_history_is_a_tidy_table() -> None:
     result = tiny(privatizer=Gaussian(unit="site"), rounds=3, evaluate_every=2).run()
     table = pandas.DataFrame(result.history.rows())
     assert list(table["round"]) == [1, 2, 3]
+    assert list(table["attempt"]) == [event.attempt for event in result.history]
     assert table["accuracy"].isna().tolist() == [True, False, False]
     assert table["epsilon"].is_monotonic_increasing
     assert result.history[1].scores is not None

@@ -17,7 +17,8 @@ CORE = ROOT / "core" / "cohortium"
 FLOORS = """\
 errors foreign allowing installed
 files memory sheets places journal tables treefile keeping visits throttling frames listening
-randomness packing ring guarantee accounting messages metrics data arrays identity
+randomness packing ring messages metrics data arrays identity
+guarantee mechanisms loss_grids privacy_loss accounting
 wire spending ledger
 vocabulary events
 sessions protocols hooks

@@ -17,10 +17,7 @@ from hypothesis import strategies as st
 
 from bed import Squares, tiny
 from cohortium import Federation, dealing, study, tables
-<<<<<<< HEAD
-from cohortium.admission import MOST_THREADS, Silent
-=======
->>>>>>> hostile
+from cohortium.admission import Silent
 from cohortium.arrays import DATA_FOLDER
 from cohortium.coordinator import Coordinator
 from cohortium.errors import RefusalError, StudyError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.accounting import EPSILON_ERROR, Gaussian, compose
+from cohortium.accounting import Gaussian, compose
 from cohortium.auditing.findings import Finding
 from cohortium.errors import PrivacyError
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 SLACK = 0.99
 """How much less than composition gives a guarantee may say, for the accountants' rounding."""
+
+ROUNDING = 0.01
+"""By how much, besides: numerical accountants are given an absolute error."""
 
 
 def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
@@ -51,7 +54,7 @@ def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
         ),
         is_refuted=is_exact
         and any(
-            epsilon < SLACK * point.epsilon - 2 * EPSILON_ERROR
+            epsilon < SLACK * point.epsilon - ROUNDING
             for point, epsilon in zip(spent, claims.values(), strict=True)
         ),
         claim=guarantee.epsilon,

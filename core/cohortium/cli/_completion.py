@@ -18,7 +18,7 @@ def plugin_names(incomplete: str) -> Words:
 
     found = {record.name: f"plugin, {record.status}" for record in discover().records}
     found |= {o.offer.name: o.role for o in discover().offerings}
-    return _beginning(incomplete, found)
+    return _beginning(incomplete, found | {"federation": "terms of a study"})
 
 
 def observer_names(incomplete: str) -> Words:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from cohortium.cli import _printing
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ def ledger(
       cohortium ledger site.toml --create
       cohortium ledger runs/one/ledger.sqlite --delta 1e-6
     """
+    from cohortium.guarantee import LEAST_DELTA
     from cohortium.hospital import Hospital
     from cohortium.ledger import Ledger
     from cohortium.statement import select, statements
 
-    if delta is not None and not 0 < delta < 1:
-        raise StudyError(f"--delta {delta:g}: δ lies between 0 and 1.")
+    if delta is not None and not LEAST_DELTA <= delta < 1:
+        raise StudyError(f"--delta {delta:g}: δ lies between {LEAST_DELTA:g} and 1.")
     account = Hospital.read(path).account if path.suffix == ".toml" else None
     book = Ledger(path) if account is None else account.ledger
     if create:
@@ -61,7 +62,7 @@ def ledger(
 def _print_statements(found: Sequence[Statement]) -> None:
     from cohortium.statement import described, shown
 
-    console = Console()
+    console = _printing.console()
     for statement in found:
         table = Table("run", "last", "attempts", "each", "ε", box=None, pad_edge=False)
         for line in statement.lines:

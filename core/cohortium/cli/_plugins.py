@@ -7,40 +7,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from attrs import asdict
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cohortium.cli import _completion
+from cohortium.cli import _completion, _printing
 from cohortium.errors import PluginError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cohortium.catalog import Catalog, Offering
+    from cohortium.describing import Parameter
+
+TERMS_TABLE = "federation"
+"""The table of a study that is no plugin's."""
 
 
 def plugins(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Details of this plugin, or of what is offered so.",
+            help="Details of this plugin, of what is offered so, or of [federation].",
             autocompletion=_completion.plugin_names,
         ),
     ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False,
 ) -> None:
-    """List the installed plugins, or the parameters of one.
+    """List the installed plugins, or the parameters of one, or the keys of [federation].
 
     Exits with 1 if any of them cannot be used, and says why.
 
     Examples:
       cohortium plugins
       cohortium plugins gaussian
+      cohortium plugins federation
       cohortium plugins --json
     """
     from cohortium.catalog import discover
     from cohortium.testing import suite
 
+    if name == TERMS_TABLE:
+        _print_terms(as_json=as_json)
+        return
     catalog = discover()
     if name is not None:
         found = suite.select(catalog, name)
@@ -68,10 +77,9 @@ def plugins(
 def _print_catalog(catalog: Catalog) -> None:
     table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
     for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
-        # As text: a summary such as "[/x]" would be markup else.
         cells = (o.role, o.offer.name, o.record.label, o.offer.summary)
         table.add_row(*(Text(cell) for cell in cells))
-    console = _console()
+    console = _printing.console()
     console.print(table)
     for record in catalog.records:
         if record.status != "active":
@@ -103,17 +111,39 @@ def _described(offering: Offering) -> dict[str, Any]:
 def _print_details(offering: Offering) -> None:
     from cohortium.describing import parameters_of
 
-    console, offer = _console(), offering.offer
-    console.print(f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}")
+    console, offer = _printing.console(), offering.offer
+    told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
+    console.print(told, markup=False)
     parameters = parameters_of(offer)
-    if not parameters:
+    if parameters:
+        _print_parameters(parameters)
+    else:
         console.print("  no parameters")
+
+
+def _print_terms(*, as_json: bool) -> None:
+    """The keys of a study's [federation]."""
+    from cohortium.describing import parameters_of
+    from cohortium.federation import TERMS, Federation
+    from cohortium.hooks import Offer
+
+    summary = "The terms on which the parts of a study meet."
+    known = parameters_of(Offer(TERMS_TABLE, Federation, summary))
+    terms = tuple(parameter for parameter in known if parameter.name in TERMS)
+    if as_json:
+        parameters = [asdict(parameter) for parameter in terms]
+        _print_json([{"name": TERMS_TABLE, "summary": summary, "parameters": parameters}])
         return
+    _printing.console().print(f"[{TERMS_TABLE}] of a study: {summary}", markup=False)
+    _print_parameters(terms)
+
+
+def _print_parameters(parameters: Sequence[Parameter]) -> None:
     table = Table("", "parameter", "type", "default", "", box=None, pad_edge=False)
     for p in parameters:
         cells = (p.name, p.type, p.default or "(required)", p.meaning)
         table.add_row("", *(Text(cell) for cell in cells))
-    console.print(table)
+    _printing.console().print(table)
 
 
 def _print_json(rows: list[dict[str, Any]]) -> None:

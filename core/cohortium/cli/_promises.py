@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cohortium.cli import _printing
 from cohortium.cli._options import Settings, Study, federation_of
 from cohortium.errors import RunError
 from cohortium.files import write_whole
@@ -27,7 +28,7 @@ def plan(
 ) -> None:
     """Tell a study's numbers before any training.
 
-    Noise, ε by round, bytes, and how many sites may be missing or colluding.
+    Steps and batches, noise, ε by round, bytes, and how many sites may be missing or colluding.
 
     Examples:
       cohortium plan
@@ -45,7 +46,7 @@ def plan(
     table = Table(show_header=False, box=None, pad_edge=False)
     for cells in zip(*(o.rows() for o in outlooks), strict=True):
         table.add_row(cells[0][0], *(value for _, value in cells))
-    console = Console()
+    console = _printing.console()
     console.print(table)
     for warning in dict.fromkeys(w for o in outlooks for w in o.warnings):
         console.print(warning, markup=False, soft_wrap=True)
