@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 from attrs import frozen
 
-from cohortium import vector
+from cohortium import networks, vector
 from cohortium.clipping import require_per_example, require_separable
-from cohortium.errors import StudyError
+from cohortium.errors import NetworkError, PrivacyError
 from cohortium.evaluation import resolve_device
 from cohortium.randomness import Randomness, Seeds
 from cohortium.setting import Setting
@@ -75,16 +76,17 @@ def agree(
     seeds, cohort = Seeds(federation.seed), cohort_of(federation, spec)
     # The cheapest refusal first: noise is sought for seconds.
     federation.aggregator.secrecy(cohort)
-    net = federation.model.build(spec, seeds.integer("weights"))
-    _try_out(federation, spec, net)
-    work = federation.trainer.work(cohort)
+    net = networks.build_network(federation.model, spec, seeds.integer("weights"))
     shape = (TRIED, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
     made_up = federation.model.prepare(made_up)
+    networks.try_out(federation.model, net, made_up, spec.classes)
+    work = federation.trainer.work(cohort)
+    if not networks.takes_one(net, made_up, len(spec.classes)):
+        work = _with_fewest(federation, net, made_up, work)
     plan = federation.privatizer.plan(work, cohort, vector.length(net))
     if plan.guarantee is not None and plan.guarantee.unit != "site":
-        require_per_example(net)
-        require_separable(net, made_up)
+        _require_apart(federation, net, made_up, work)
     _rehearse(federation, net, made_up, work)
     setting = Setting(
         session=session,
@@ -104,21 +106,40 @@ def agree(
     return setting
 
 
-def _try_out(federation: Federation, spec: DataSpec, net: nn.Module) -> None:
-    """Refuse a model whose network does not fit the images, by showing it blank ones."""
-    import torch
-
-    blank = torch.zeros(2, *spec.shape)
-    wanted = (2, len(spec.classes))
+def _require_apart(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
+    """Refuse a network whose examples' gradients cannot be told apart, by its name."""
+    name = networks.name_of(federation.model)
     try:
-        with torch.no_grad():
-            found = tuple(net.eval()(federation.model.prepare(blank)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise StudyError(
-            f"the model cannot take images of shape {tuple(blank.shape[1:])}: {error}."
-        ) from error
-    if found != wanted:
-        raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
+        require_per_example(net)
+        if work.fewest == 1:
+            require_separable(net, images)
+            return
+    except PrivacyError as error:
+        raise PrivacyError(f"{name}: {error}") from error
+    raise PrivacyError(
+        f"{name} cannot be trained on a batch of one image, and example-level privacy takes "
+        "examples one by one; keep the batch as the first dimension, with flatten(1) in place of "
+        "squeeze()."
+    )
+
+
+def _with_fewest(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> Work:
+    """`work` for a network that cannot be trained on one image, unless its trainer copies that.
+
+    Raises:
+        NetworkError: The work asks for batches of one.
+    """
+    try:
+        with networks.as_it_was(net):
+            _rehearse(federation, net, images[:1], work)
+    except Exception:  # noqa: BLE001 - copies of the one do not help
+        if work.batch_size == 1:
+            raise NetworkError(
+                f"{networks.name_of(federation.model)} cannot be trained on a batch of one image, "
+                "as batch normalisation cannot, and the trainer's batch_size is 1; raise it."
+            ) from None
+        return attrs.evolve(work, fewest=2)
+    return work
 
 
 @frozen

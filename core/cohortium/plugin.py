@@ -21,6 +21,7 @@ from cohortium.errors import (
     CohortiumError,
     DataError,
     MessageError,
+    NetworkError,
     PluginError,
     PrivacyError,
     RefusalError,
@@ -39,6 +40,7 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
+from cohortium.faults import told
 from cohortium.files import write_whole
 from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.heads import linear_head, whitened_head
@@ -47,6 +49,7 @@ from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Bin, ClassScores, Scores
+from cohortium.networks import build_network
 from cohortium.prelude import (
     in_prelude,
     is_in_prelude,
@@ -79,6 +82,7 @@ from cohortium.sessions import (
     SiteSession,
 )
 from cohortium.training import (
+    CLASS_WEIGHTS,
     Augmentation,
     Objective,
     Schedule,
@@ -157,6 +161,7 @@ def lead(
 
 __all__ = [
     "API",
+    "CLASS_WEIGHTS",
     "Adjacency",
     "Adversary",
     "Against",
@@ -187,6 +192,7 @@ __all__ = [
     "Message",
     "MessageError",
     "Model",
+    "NetworkError",
     "Objective",
     "Observer",
     "Offer",
@@ -236,6 +242,7 @@ __all__ = [
     "Work",
     "accounting",
     "ask_site",
+    "build_network",
     "clipped_sum",
     "cross_example_layers",
     "data_folder",
@@ -263,6 +270,7 @@ __all__ = [
     "require_separable",
     "sampled_units",
     "shuffled",
+    "told",
     "vector",
     "whitened_head",
     "with_average",

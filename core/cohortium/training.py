@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
-from attrs.validators import deep_iterable, ge, gt
+from attrs.validators import and_, deep_iterable, ge, gt, le
 
 from cohortium.composition import near
 from cohortium.errors import StudyError
@@ -38,6 +38,9 @@ def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
         return (1 + math.cos(math.pi * round / rounds)) / 2
     return 1.0
 
+
+CLASS_WEIGHTS = deep_iterable(and_(gt(0.0), le(1e9)))
+"""The validator of declared class weights: a class of weight 0 would not be learned at all."""
 
 MOST = 3.4e38
 """About the greatest `float32`."""
@@ -203,7 +206,7 @@ class Objective:
     """
 
     augmentation: Augmentation
-    class_weights: tuple[float, ...] = field(default=(), validator=deep_iterable(gt(0)))
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def losses(self, task: Task) -> Callable[[Index], Tensor]:
         """The loss of each example of `task` at some positions, shape (B,).

@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, le
 
 from cohortium.plugin import (
+    CLASS_WEIGHTS,
     Augmentation,
     Cohort,
     Objective,
@@ -59,7 +60,7 @@ class FedAvg:
         flips: Augment by mirroring.
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in one step.
-        class_weights: A declared factor for each class; empty for ones.
+        class_weights: A declared factor above 0 for each class; empty for ones.
     """
 
     epochs: int = field(default=1, validator=[ge(1), le(10_000)])
@@ -76,7 +77,7 @@ class FedAvg:
     flips: bool = False
     turns: bool = False
     copies: int = field(default=1, validator=[ge(1), le(1024)])
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def work(self, cohort: Cohort) -> Work:
         """Poisson steps for private runs, shuffled passes or steps for others."""

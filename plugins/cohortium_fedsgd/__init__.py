@@ -8,6 +8,7 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, le
 
 from cohortium.plugin import (
+    CLASS_WEIGHTS,
     Augmentation,
     Cohort,
     Objective,
@@ -53,7 +54,7 @@ class FedSGD:
         flips: Augment by mirroring.
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in a batch.
-        class_weights: A declared factor for each class; empty for ones.
+        class_weights: A declared factor above 0 for each class; empty for ones.
         average: Share of the rounds, the last ones, whose weights are averaged in the end.
         prelude: Rounds at the start in which the model learns from images without their labels,
             where it can (`descriptor` with `moments`).  They cost what the others cost.
@@ -67,7 +68,7 @@ class FedSGD:
     flips: bool = False
     turns: bool = False
     copies: int = field(default=1, validator=[ge(1), le(1024)])
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
     average: float = field(default=0.0, validator=[ge(0), le(1)])
     prelude: int = field(default=0, validator=[ge(0), le(1_000_000)])
 

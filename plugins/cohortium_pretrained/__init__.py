@@ -164,7 +164,7 @@ class Pretrained:
         """The trained network, from `weights` or from `images`, and its number of channels."""
         import torch
 
-        from cohortium.plugin import pretrain
+        from cohortium.plugin import build_network, pretrain
         from cohortium_pretrained._network import Network, as_mapped
 
         splits = self.images.load()
@@ -174,7 +174,7 @@ class Pretrained:
             if self.network is None:
                 net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
             else:
-                net = self.network.build(spec, self.seed)
+                net = build_network(self.network, spec, self.seed)
         as_mapped(net)
         path = Path(self.weights) if self.weights else None
         if path is not None and path.is_file():

@@ -15,7 +15,7 @@ CORE = ROOT / "core" / "cohortium"
 
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
-errors
+errors faults
 files places journal tables treefile keeping visits
 randomness packing ring guarantee accounting messages metrics data arrays identity
 wire spending ledger
@@ -28,7 +28,7 @@ catalog
 composition scaffold
 describing
 account policy statement
-training prelude pretraining history checkpoint facts record folder evaluation personal
+networks training prelude pretraining history checkpoint facts record folder evaluation personal
 whitened heads reference
 plugin
 setting workplace
