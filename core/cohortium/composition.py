@@ -15,6 +15,7 @@ import msgspec
 from cohortium import protocols
 from cohortium.errors import CohortiumError, PluginError, StudyError
 from cohortium.hooks import ROLES
+from cohortium.places import require_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -60,6 +61,7 @@ def make(
     factory = offer.factory
     given = {key: value for key, value in table.items() if key != "name"}
     if folder is not None and offer.code and _lies_in(folder, given.get(offer.code)):
+        require_text(str(folder), where="the study's folder")
         given.setdefault("folder", str(folder))
     place, what = f"{where} [{role}]", f"{role} '{name}'"
     inner = {

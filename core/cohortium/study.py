@@ -21,6 +21,7 @@ from cohortium.catalog import discover
 from cohortium.data import DataSpec
 from cohortium.errors import StudyError
 from cohortium.federation import PARTS, TERMS, Federation
+from cohortium.places import require_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -216,6 +217,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
         # `--set model=cnn` is what a part's name is most easily taken for.
         meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
         raise StudyError(f"--set {setting}: write it as table.key=value, as in {meant}.")
+    require_text(setting, where="--set")
     value = toml.parse(text)
     for part in reversed(key.split(".")):
         value = {part: value}

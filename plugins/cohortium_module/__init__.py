@@ -24,8 +24,8 @@ class Module:
 
     The class, or function, is called with `arguments`, and with the numbers `channels` and
     `classes` where it has parameters so called.  It has to give a module that maps images
-    (N, C, H, W) to logits (N, classes).  With `module = "mynets:Net"` and `arguments = { width =
-    16 }` a file mynets.py beside the study may be
+    (N, C, H, W) to logits (N, classes).  For `module = "mynets:Net"` a file mynets.py beside the
+    study may be
 
         from torch import nn
 

@@ -23,6 +23,7 @@ from cohortium.cli._promises import audit, plan
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
 from cohortium.cli._site import deal, site
+from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
 
@@ -79,6 +80,7 @@ for group, commands in GROUPS.items():
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: a user's mistake is one sentence and an exit code, never a traceback."""
+    spell()
     try:
         app(args=arguments, standalone_mode=True)
     except CohortiumError as error:

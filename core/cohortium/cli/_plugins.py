@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium.cli import _completion
+from cohortium.cli._streams import json_text
 from cohortium.errors import PluginError
 
 if TYPE_CHECKING:
@@ -94,11 +94,13 @@ def _described(offering: Offering) -> dict[str, Any]:
 
 
 def _print_details(offering: Offering) -> None:
-    from cohortium.describing import parameters_of
+    from cohortium.describing import explanation_of, parameters_of
 
     console, offer = Console(highlight=False), offering.offer
     told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
     console.print(told, markup=False)
+    if explanation := explanation_of(offer):
+        console.print(f"\n{explanation}\n", markup=False, soft_wrap=True)
     parameters = parameters_of(offer)
     if not parameters:
         console.print("  no parameters")
@@ -111,7 +113,7 @@ def _print_details(offering: Offering) -> None:
 
 
 def _print_json(rows: list[dict[str, Any]]) -> None:
-    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    typer.echo(json_text(rows))
 
 
 def check(
