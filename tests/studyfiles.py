@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ PATHS = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) i
 
 def write_files(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, n in (("train", 60), ("val", 12), ("test", 12)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 8)).astype(np.uint8)
         arrays[f"{split}_labels"] = (np.arange(n) % 3).astype(np.uint8)

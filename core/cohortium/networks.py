@@ -41,6 +41,11 @@ def build_network(model: Model, spec: DataSpec, seed: int) -> nn.Module:
     Layers whose shapes are left to their first input (`torch.nn.LazyLinear` and its like) get
     them, and their weights, from a blank image.
 
+    Args:
+        model: Makes it.
+        spec: What is public about the data.
+        seed: Of its weights.
+
     Raises:
         NetworkError: It is no network, or a lazy layer cannot be given its shape.
     """

@@ -115,7 +115,7 @@ def test_without_a_file_it_is_looked_for_where_the_command_is(
     monkeypatch.chdir(tmp_path / "mine")
     federation = study.read(None, ["model.name=module", "model.module=mynets:Net"])
     assert federation.model == Module(module="mynets:Net")
-    assert federation.model.folder == str(tmp_path / "mine")  # type: ignore[attr-defined]
+    assert federation.model.folder == str(tmp_path / "mine")
 
 
 def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
