@@ -250,6 +250,16 @@ def test_a_network_that_fails_during_a_run_is_named_and_no_plugin(tmp_path: Path
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_a_shape_that_changes_during_a_run_is_the_networks_fault(tmp_path: Path) -> None:
+    source = code("self.seen = 0", "x = x[:, :4]").replace(
+        "return self.head(x)",
+        "self.seen += self.training\n        out = self.head(x)\n"
+        "        return out[:, :2] if self.seen > 8 and self.training else out",
+    )
+    with pytest.raises(BrokenNetworkError, match=r"^mynets:Net gives outputs of shape \(\d+, 2\)"):
+        tiny(model=module(tmp_path, source)).run()
+
+
 def test_a_network_that_fails_on_images_it_classifies_is_named(tmp_path: Path) -> None:
     model = module(tmp_path, SQUEEZED)
     done = tiny(model=model).run(tmp_path / "run")

@@ -26,6 +26,7 @@ from cohortium.cli._site import deal, site
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
+from cohortium.faults import is_lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(f"cohortium: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - told in full
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
             typer.echo(
                 f"cohortium: there is not enough memory for what was asked ({reason}); ask for "
@@ -109,12 +110,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stop.code == INTERRUPTED:
             typer.echo("cohortium: stopped.", err=True)
         raise
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether a number was too large for this machine: torch has no error of its own for that."""
-    text = str(error).lower()
-    is_torch = isinstance(error, RuntimeError) and (
-        "allocate memory" in text or "of memory" in text or "calculation overflowed" in text
-    )
-    return isinstance(error, MemoryError) or is_torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import sys
@@ -45,7 +46,8 @@ def _spelling(stream: Any) -> Any:
     if codecs.lookup(stream.encoding).name == "ascii":
         is_line_buffered = stream.line_buffering
         return _Ascii(stream.detach(), "latin-1", SPELLED, line_buffering=is_line_buffered)
-    stream.reconfigure(errors=SPELLED)
+    with contextlib.suppress(OSError):  # it was replaced by another file, unknown to Python
+        stream.reconfigure(errors=SPELLED)
     return stream
 
 
