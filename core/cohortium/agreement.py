@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
-from cohortium import vector
-from cohortium.errors import StudyError
+from cohortium import networks, vector
+from cohortium.errors import PrivacyError
 from cohortium.evaluation import resolve_device
+from cohortium.fewest import with_fewest
 from cohortium.randomness import Randomness, Seeds
 from cohortium.rehearsal import rehearse, require_carried
 from cohortium.separability import require_per_example, require_separable
@@ -24,12 +25,13 @@ from cohortium.vocabulary import Cohort
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from cohortium.data import DataSpec
     from cohortium.federation import Federation
     from cohortium.identity import Directory
     from cohortium.policy import SitePolicy
+    from cohortium.vocabulary import Work
 
 
 def cohort_of(federation: Federation, spec: DataSpec) -> Cohort:
@@ -103,18 +105,19 @@ def agree(
 
     expected = None if policy is None else parameters_of(federation.model, spec)
     setting = None if expected is None else _asked(federation, spec, planned, expected, policy)
-    net = federation.model.build(spec, seeds.integer("weights"))
+    net = networks.build_network(federation.model, spec, seeds.integer("weights"))
     require_carried(net)
-    _try_out(federation, spec, net)
     shape = (TRIED, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
     made_up = federation.model.prepare(made_up)
+    networks.try_out(federation.model, net, made_up, spec.classes)
+    if not networks.takes_one(net, made_up, len(spec.classes)):
+        work, setting = with_fewest(federation, net, made_up, work), None
     if setting is None or vector.length(net) != expected:
         setting = _asked(federation, spec, planned, vector.length(net), policy)
-    plan = setting.plan
-    if plan.guarantee is not None and plan.guarantee.unit != "site":
-        require_per_example(net)
-        require_separable(net, made_up)
+    guarantee = setting.plan.guarantee
+    if guarantee is not None and guarantee.unit != "site":
+        _require_apart(federation, net, made_up, work)
     # Refuses a cohort that the aggregator cannot serve, before anything is started.
     setting.aggregator.coordinator(setting.sum, secrets_of(federation))
     return attrs.evolve(setting, sizes=rehearse(setting, net))
@@ -138,18 +141,18 @@ def _asked(
     return setting
 
 
-def _try_out(federation: Federation, spec: DataSpec, net: nn.Module) -> None:
-    """Refuse a model whose network does not fit the images, by showing it blank ones."""
-    import torch
-
-    blank = torch.zeros(2, *spec.shape)
-    wanted = (2, len(spec.classes))
+def _require_apart(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
+    """Refuse a network whose examples' gradients cannot be told apart, by its name."""
+    name = networks.name_of(federation.model)
     try:
-        with torch.no_grad():
-            found = tuple(net.eval()(federation.model.prepare(blank)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise StudyError(
-            f"the model cannot take images of shape {tuple(blank.shape[1:])}: {error}."
-        ) from error
-    if found != wanted:
-        raise StudyError(f"the model gives outputs of shape {found}, not {wanted}.")
+        require_per_example(net)
+        if work.fewest == 1:
+            require_separable(net, images)
+            return
+    except PrivacyError as error:
+        raise PrivacyError(f"{name}: {error}") from error
+    raise PrivacyError(
+        f"{name} cannot be trained on a batch of one image, and example-level privacy takes "
+        "examples one by one; keep the batch as the first dimension, with flatten(1) in place of "
+        "squeeze()."
+    )

@@ -18,6 +18,7 @@ from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.errors import DataError, StudyError
 from cohortium.evaluation import probabilities
+from cohortium.networks import build_network
 from cohortium.randomness import Seeds
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Classifier:
         model = composition.make(
             discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
         )
-        net = model.build(known.spec, _weights_seed(study))
+        net = build_network(model, known.spec, _weights_seed(study))
         path = folder / (record.BEST if round == "best" else record.LAST)
         tensors, notes = _read_weights(path)
         try:
@@ -128,9 +129,8 @@ class Classifier:
                 f"the model takes uint8 images of shape {wanted}, channels first, not "
                 f"{images.dtype} of shape {images.shape[1:]}."
             )
-        return probabilities(
-            self.net, self.model.prepare(torch.from_numpy(images).float().div_(255))
-        )
+        prepared = self.model.prepare(torch.from_numpy(images).float().div_(255))
+        return probabilities(self.model, self.net, prepared)
 
 
 def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

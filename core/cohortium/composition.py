@@ -24,6 +24,7 @@ from cohortium.errors import (
 )
 from cohortium.foreign import attempt, told_of
 from cohortium.hooks import ROLES
+from cohortium.places import require_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ def make(
     *,
     where: str,
     settings: Mapping[str, str] = MappingProxyType({}),
+    folder: Path | None = None,
 ) -> Any:
     """The instance that `table` describes: the offer's `name`, and its own parameters.
 
@@ -49,6 +51,8 @@ def make(
         table: As parsed from TOML.
         where: How an error names the table's place.
         settings: How an error names the keys that were written somewhere else.
+        folder: Where the study lies, which is told to whatever names a user's code that is there;
+            None tells nothing.
 
     Raises:
         PluginError: No usable plugin offers the name.
@@ -58,11 +62,21 @@ def make(
     if not isinstance(name, str):
         place = settings.get("name", f"{where} [{role}]")
         raise StudyError(f"{place}: name must be a string that says which one.")
-    factory = catalog.find(role, name).factory
+    offer = catalog.find(role, name)
+    factory = offer.factory
     given = {key: value for key, value in table.items() if key != "name"}
+    if folder is not None and offer.code and _lies_in(folder, given.get(offer.code)):
+        require_text(str(folder), where="the study's folder")
+        given.setdefault("folder", str(folder))
     place, what = f"{where} [{role}]", f"{role} '{name}'"
     inner = {
-        key: _inner(catalog, inside, given.pop(key), where=settings.get(key, f"{place} {key}"))
+        key: _inner(
+            catalog,
+            inside,
+            given.pop(key),
+            where=settings.get(key, f"{place} {key}"),
+            folder=folder,
+        )
         for key, inside in roles_of(factory, what=what).items()
         if key in given
     }
@@ -86,14 +100,20 @@ def beside(
     return {**table, **places}
 
 
-def _inner(catalog: Catalog, role: Role, value: object, *, where: str) -> Any:
+def _lies_in(folder: Path, code: object) -> bool:
+    """Whether the package or file of `code`, "package.module:Class", is in `folder`."""
+    top = code.partition(":")[0].partition(".")[0] if isinstance(code, str) else ""
+    return bool(top) and ((folder / top).is_dir() or (folder / f"{top}.py").is_file())
+
+
+def _inner(catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None) -> Any:
     """A part inside a part: named by a string, or described by a table of its own."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
         raise StudyError(
             f"{where}: name a {role}, or give a table with its name, not {shown(value)}."
         )
-    return make(catalog, role, table, where=where)
+    return make(catalog, role, table, where=where, folder=folder)
 
 
 def roles_of(factory: Callable[..., Any], *, what: str) -> dict[str, Role]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cohortium.hooks import Offer
 
 _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[^a-z])")
+_SECTION = re.compile(r"(Args|Attributes|Examples|Guarantees|Raises|Returns|Yields):")
 _ENTRY = re.compile(r"^(\w+)(?: \([^)]*\))?: (.*)$")
 
 
@@ -69,6 +70,16 @@ def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
         )
         for name, kind in kinds.items()
     )
+
+
+def explanation_of(offer: Offer[Any]) -> str:
+    """What the docstring of an offer's factory says before its first section, as it is laid out."""
+    kept = []
+    for line in inspect.cleandoc(offer.factory.__doc__ or "").splitlines():
+        if _SECTION.fullmatch(line):
+            break
+        kept.append("".join(filter(str.isprintable, line)))
+    return "\n".join(kept).strip()
 
 
 def _defaults(factory: Callable[..., Any]) -> dict[str, str]:

@@ -114,6 +114,10 @@ class StudyError(CohortiumError):
     """A study, or a value composed in Python, asks for something that cannot be."""
 
 
+class NetworkError(StudyError):
+    """A network, perhaps a user's own, that cannot be made or does not fit its study."""
+
+
 class PluginError(CohortiumError):
     """A name that no usable plugin offers, or that two plugins offer."""
 
@@ -142,6 +146,10 @@ class RunError(CohortiumError):
     """A run that had started and cannot go on."""
 
     exit_code = 1
+
+
+class BrokenNetworkError(RunError):
+    """A network, perhaps a user's own, that fails during a run that had started."""
 
 
 class StoppedError(CohortiumError):

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from cohortium.errors import StudyError
 from cohortium.metrics import Predictions, Scores
+from cohortium.networks import blamed, require_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +30,13 @@ class Evaluation:
     """Public images, prepared once, to score networks on.
 
     Attributes:
+        model: What prepared them, and is scored.
         images: Prepared, shape (N, …).
         examples: What they were prepared from.
         classes: Names of the classes.
     """
 
+    model: Model
     images: Tensor = field(repr=False)
     examples: Examples
     classes: tuple[str, ...]
@@ -48,7 +51,7 @@ class Evaluation:
         if examples is None:
             return None
         images = torch.from_numpy(examples.images).float().div_(255)
-        return cls(model.prepare(images).to(device), examples, classes)
+        return cls(model, model.prepare(images).to(device), examples, classes)
 
     def score(self, net: nn.Module) -> Scores:
         """The scores of `net`, which is left as it was."""
@@ -56,18 +59,27 @@ class Evaluation:
 
     def predict(self, net: nn.Module) -> Predictions:
         """What `net`, which is left as it was, says of each image."""
-        called = probabilities(net, self.images)
+        called = probabilities(self.model, net, self.images)
         return Predictions(called, self.examples.labels, self.classes)
 
 
-def probabilities(net: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """What `net` makes of prepared images, shape (N, classes); the network is left as it was."""
+def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.float64]:
+    """What `net`, of `model`, makes of prepared images, shape (N, classes).
+
+    The network and the images are left as they were, whatever the network does in place.
+
+    Raises:
+        BrokenNetworkError: It fails on them.
+    """
     import torch
 
-    training = net.training
+    training, parts = net.training, []
     net.eval()
-    with torch.no_grad():
-        parts = [net(batch).softmax(1).cpu() for batch in torch.split(images, BATCH)]
+    with torch.no_grad(), blamed(model, net, "cannot be scored"):
+        for batch in torch.split(images, BATCH):
+            logits = net(batch.clone())
+            require_rows(model, logits, len(batch))
+            parts.append(logits.softmax(1).cpu())
     net.train(training)
     called: NDArray[np.float64] = torch.cat(parts).double().numpy()
     return called

@@ -16,7 +16,7 @@ from cohortium.errors import RunError, StudyError
 from cohortium.facts import FACTS
 from cohortium.files import UNFINISHED, require_room, sweep, write_whole
 from cohortium.ledger import Ledger
-from cohortium.places import require_folder
+from cohortium.places import require_folder, require_text
 from cohortium.record import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class RunFolder:
             RunError: It is damaged, or cannot be written.
         """
         study_of(path)
+        require_text(str(path), where="the folder")
         has_log = (path / LOG).exists()
         if has_log or not (path / RESULT).exists():
             try:

@@ -68,12 +68,16 @@ class Offer(Generic[R_co]):
         summary: One line for `cohortium plugins`.
         local: Its parameters whose values name code or files of the machine.  A study may come
             from elsewhere: a hospital allows each such value by name, or it is refused.
+        code: The one of them that names a user's own code as "package:Class", if one does.  Its
+            factory has a parameter `folder` beside it, also local: where the study's file lies
+            that names the code, so that it is found there.  It is never sent to a hospital.
     """
 
     name: str
     factory: Callable[..., R_co]
     summary: str
     local: tuple[str, ...] = ()
+    code: str = ""
 
 
 @hookspec

@@ -99,6 +99,7 @@ def invitation_of(ready: Ready) -> Invitation:
     whole = tables.loads(ready.federation.as_toml(), where="the study")
     shared = {name: dict(whole[name]) for name in AGREED}
     shared["federation"] = {key: whole["federation"][key] for key in TERMS}
+    _keep_folders(shared)
     directory = ready.setting.directory
     return Invitation(
         session=ready.setting.session,
@@ -106,6 +107,15 @@ def invitation_of(ready: Ready) -> Invitation:
         directory="" if directory is None else str(directory),
         versions=versions_of(shared),
     )
+
+
+def _keep_folders(shared: Mapping[str, Any]) -> None:
+    """Take out where a user's code lies on this machine: hospitals have it installed, or refuse."""
+    catalog = discover()
+    for role in PARTS:
+        for offering, table in named_parts(catalog, role, shared[role]):
+            if offering.offer.code:
+                cast("dict[str, Any]", table).pop("folder", None)
 
 
 def versions_of(shared: Mapping[str, Any]) -> dict[str, str]:

@@ -11,12 +11,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def require_text(text: str, *, where: str) -> None:
+    """Refuse what the operating system gave as bytes that are no text: no file could hold it.
+
+    Raises:
+        StudyError: It is such.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise StudyError(
+            f"{where}: {text!r} is no text in this locale; rename the file or folder, or set the "
+            "locale to one in UTF-8."
+        ) from error
+
+
 def require_folder(path: Path) -> None:
     """Refuse early what making the folder `path`, if it is not there, and a file in it would.
 
     Raises:
-        StudyError: Nothing can be written there.
+        StudyError: Nothing can be written there, or its name is no text.
     """
+    require_text(str(path), where="the folder")
     try:
         require_place(path, is_folder=True)
     except OSError as error:

@@ -15,6 +15,7 @@ from cohortium.errors import (
     CohortiumError,
     DataError,
     MessageError,
+    NetworkError,
     PluginError,
     PrivacyError,
     RefusalError,
@@ -34,6 +35,7 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
+from cohortium.faults import told
 from cohortium.files import write_whole
 from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.heads import linear_head, whitened_head
@@ -42,6 +44,7 @@ from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Bin, ClassScores, Scores
+from cohortium.networks import build_network
 from cohortium.prelude import (
     in_prelude,
     is_in_prelude,
@@ -190,6 +193,7 @@ __all__ = [
     "Message",
     "MessageError",
     "Model",
+    "NetworkError",
     "Objective",
     "Observer",
     "Offer",
@@ -239,6 +243,7 @@ __all__ = [
     "Work",
     "accounting",
     "ask_site",
+    "build_network",
     "clipped_sum",
     "cross_example_layers",
     "data_folder",
@@ -267,6 +272,7 @@ __all__ = [
     "require_separable",
     "sampled_units",
     "shuffled",
+    "told",
     "valid_options",
     "vector",
     "whitened_head",

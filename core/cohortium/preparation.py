@@ -166,6 +166,7 @@ def prepare(federation: Federation) -> Ready:
         session=secret.token(16, "session"),
         directory=None if identities is None else Directory(tuple(i.public for i in identities)),
     )
+    _require_enough(hands, setting.work.fewest)
     return Ready(
         federation=federation,
         setting=setting,
@@ -182,6 +183,17 @@ def _declared(train: Examples, hands: tuple[Index, ...], spec: DataSpec) -> Data
     kept = np.concatenate(hands)
     patients = None if train.patients is None else len(np.unique(train.patients[kept]))
     return attrs.evolve(spec, examples=len(kept), patients=patients)
+
+
+def _require_enough(hands: tuple[Index, ...], fewest: int) -> None:
+    """Refuse a site that has too few images for the network to be trained on."""
+    for site, hand in enumerate(hands):
+        if len(hand) < fewest:
+            raise StudyError(
+                f"site {site} has {len(hand)} image{'s' * (len(hand) != 1)}, and the network can "
+                f"be trained on no fewer than {fewest} at a time, as it has batch normalisation or "
+                "its like; ask for fewer sites, or a partitioner with a min_size."
+            )
 
 
 def _deployed(federation: Federation) -> Ready:

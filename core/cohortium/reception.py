@@ -17,9 +17,11 @@ from cohortium import messages
 from cohortium.admission import study_of
 from cohortium.agreement import agree
 from cohortium.errors import (
+    BrokenNetworkError,
     CohortiumError,
     DataError,
     MessageError,
+    NetworkError,
     PrivacyError,
     RefusalError,
     StudyError,
@@ -68,7 +70,8 @@ class Reception:
         `answer` returns bytes whatever it is given: a message of `wire`.
         What leaves is a site's messages, a roll call's answer, an acceptance, and refusals.  A
         refusal quotes the study, or the one floor that it is below; never a path, an error of the
-        hospital's own files, or the policy as a whole: those are told to `tell` alone.
+        hospital's own files or of a network's code, or the policy as a whole: those are told to
+        `tell` alone, as is every refusal.
         However many refusals a caller provokes, `tell` hears of a bounded number of them a minute,
         and how many more there were.
         A run is taken part in only after `invitations` and the policy's `admit` have let it pass,
@@ -117,15 +120,8 @@ class Reception:
         """The reply to one message; see the class."""
         try:
             return self._answer(common, own)
-        except RefusalError as refusal:
-            return self._refuse(refusal.code, refusal.reason)
-        except MessageError as error:
-            return self._refuse("malformed", str(error))
-        except (StudyError, PrivacyError) as error:
-            return self._refuse("study", str(error))
         except CohortiumError as error:
-            self._refused(str(error))
-            return self._refuse("site", "the site's own files do not serve; its log says why.")
+            return self._refuse(*self._reason(error))
         except Exception:  # noqa: BLE001 - a hospital outlives a fault of a plugin
             self._refused(traceback.format_exc())
             return self._refuse("fault", "the site failed; its log says why.")
@@ -141,6 +137,21 @@ class Reception:
         if isinstance(message, Invitation):
             return self._accept(message, common)
         return self._serve(message, common, own)
+
+    def _reason(self, error: CohortiumError) -> tuple[str, str]:
+        """The code and sentence of a refusal; what no coordinator is to know goes to the log."""
+        if isinstance(error, RefusalError):
+            return error.code, error.reason
+        if isinstance(error, MessageError):
+            return "malformed", str(error)
+        # What an import says may name files and packages of this machine.
+        if isinstance(error, NetworkError | BrokenNetworkError):
+            self._refused(str(error))
+            return "network", "the site cannot make or train the network; its log says why."
+        if isinstance(error, StudyError | PrivacyError):
+            return "study", str(error)
+        self._refused(str(error))
+        return "site", "the site's own files do not serve; its log says why."
 
     def _refuse(self, code: str, reason: str) -> bytes:
         self._refused(f"refused ({code}): {reason}")
@@ -175,7 +186,10 @@ class Reception:
         seat.visit.require_room(seat.site.vector_bytes)
         with torch_threads(seat.threads):
             reply = seat.site.answer(common, own)
-        if isinstance(messages.decode_either(reply, Reply, Refusal), Reply):
+        said = messages.decode_either(reply, Reply, Refusal)
+        if isinstance(said, Refusal):
+            self._refused(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
+        else:
             seat.visit.keep(digest, reply)
         return reply
 

@@ -135,7 +135,7 @@ class _Stage:
 
         images = torch.from_numpy(self._examples.images).float().div_(255)
         inputs = self._setting.model.prepare(images).to(self._setting.device)
-        found, wanted = probabilities(self._net, inputs).shape, len(self._setting.spec.classes)
+        found, wanted = probabilities(self._net, inputs, self._setting.model).shape, len(self._setting.spec.classes)
         if found != (len(images), wanted):
             raise StudyError(
                 f"the model gives outputs of shape {found} after a round, not "

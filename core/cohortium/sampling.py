@@ -77,16 +77,29 @@ def shuffled(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
     """Passes over `examples` in batches of `work.batch_size`: `work.epochs`, or `work.steps`.
 
     The order is drawn from `stream`.  Where the work declares no batch size, these are Poisson
-    samples too.
+    samples too.  Batches hide nothing here, so that none need have fewer than `work.fewest`: what
+    a pass leaves over is joined to the batch before it, and such a sample is taken as empty.
+
+    Raises:
+        RefusalError: The site has fewer examples than that.
     """
+    if examples < work.fewest:
+        raise RefusalError(
+            "examples",
+            f"it has {examples} of the {work.fewest} images on which this network can be trained "
+            "at a time.",
+        )
     if work.batch_size is None:
-        yield from poisson(work, examples, stream)
+        for batch in poisson(work, examples, stream):
+            yield batch if len(batch) >= work.fewest else batch[:0]
         return
     rng = stream.generator()
-    per_pass = -(-examples // work.batch_size)
+    per_pass, left = divmod(examples, work.batch_size)
+    per_pass += left >= work.fewest or not per_pass
     steps = work.steps if work.epochs is None else work.epochs * per_pass
     for step in range(steps):
-        if step % per_pass == 0:
+        place = step % per_pass
+        if place == 0:
             order = rng.permutation(examples)
-        start = step % per_pass * work.batch_size
-        yield order[start : start + work.batch_size]
+        start = place * work.batch_size
+        yield order[start : start + work.batch_size if place + 1 < per_pass else None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.errors import StudyError
+from cohortium.networks import build_network
 from cohortium.randomness import Randomness
 from cohortium.vocabulary import SumSetting
 
@@ -98,7 +99,8 @@ class Setting:
 
     def network(self) -> nn.Module:
         """The initial network, on the run's device; equal at every party."""
-        return self.model.build(self.spec, self.seeds.integer("weights")).to(self.device)
+        net = build_network(self.model, self.spec, self.seeds.integer("weights"))
+        return net.to(self.device)
 
     def secret(self, purpose: str, *, private: bool) -> Randomness:
         """A party's source of secrets for `purpose`.

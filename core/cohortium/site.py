@@ -12,6 +12,7 @@ from cohortium.counting import guarded
 from cohortium.errors import MessageError, RefusalError, RunError
 from cohortium.journal import MemoryJournal
 from cohortium.keeping import Kept
+from cohortium.networks import blamed
 from cohortium.spending import Price
 from cohortium.vocabulary import Ask, Member, Task
 from cohortium.wire import Refusal, Reply
@@ -201,7 +202,8 @@ class Site:
             seeded = setting.device == "cpu"
             seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
             seed(_seed(secret, "layers"))
-            trained = setting.trainer.train(task, private)
+            with blamed(setting.model, task.net, f"failed in round {request.round + 1}"):
+                trained = setting.trainer.train(task, private)
         self._require_still()
         self._keep(Kept.of(request.round, before, trained.state))
         released = private.release(trained.vector, trained.weight)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,10 +21,10 @@ from cohortium.catalog import discover
 from cohortium.data import DataSpec
 from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable, shown
 from cohortium.federation import PARTS, TERMS, Federation
+from cohortium.places import require_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.protocols import Engine
@@ -72,7 +73,8 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
         tables = merge(tables, changes, where=place)
         for table, values in changes.items():
             written.setdefault(table, {}).update(dict.fromkeys(values, place))
-    return build(tables, where=where, settings=written)
+    folder = Path.cwd() if path is None else path.absolute().parent
+    return build(tables, where=where, settings=written, folder=folder)
 
 
 def left_out(path: Path | None, settings: Sequence[str]) -> tuple[str, ...]:
@@ -119,6 +121,7 @@ def build(
     settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     catalog: Catalog | None = None,
     engine: Engine | None = None,
+    folder: Path | None = None,
 ) -> Federation:
     """The federation that parsed tables describe; see `read`.
 
@@ -128,13 +131,20 @@ def build(
         settings: How an error names those keys of a table that were written somewhere else.
         catalog: Where names are looked up; discovered anew if None.
         engine: In place of one that the tables describe.
+        folder: Where a user's own code is looked for, beside what is installed; None where the
+            tables are another's, as those of an invitation.
     """
     catalog = catalog or discover()
     is_deployed = "data" in tables
     optional = (SIMULATED if is_deployed else ()) + (("engine",) if engine else ())
     roles: dict[str, Any] = {
         role: composition.make(
-            catalog, role, tables.get(role, {}), where=where, settings=settings.get(role, {})
+            catalog,
+            role,
+            tables.get(role, {}),
+            where=where,
+            settings=settings.get(role, {}),
+            folder=folder,
         )
         for role in PARTS
         if role in tables or role not in optional
@@ -207,6 +217,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
         # `--set model=cnn` is what a part's name is most easily taken for.
         meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
         raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
+    require_text(setting, where="--set")
     value = toml.parse(text)
     for part in reversed(key.split(".")):
         value = {part: value}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import field, frozen
 from attrs.validators import and_, deep_iterable, ge, le, max_len
 
-from cohortium.errors import StudyError, keyed, near, printable, shown
+from cohortium.errors import BrokenNetworkError, StudyError, keyed, near, printable, shown
 from cohortium.vocabulary import Work
 
 if TYPE_CHECKING:
@@ -254,6 +254,13 @@ class Objective:
             if copies > 1:
                 labels = labels.repeat_interleave(copies)
             logits = task.net(self.augmentation(images, task))
+            if logits.shape != (len(labels), task.classes):
+                kind = type(task.net)
+                raise BrokenNetworkError(
+                    f"{kind.__module__}:{kind.__qualname__} gives outputs of shape "
+                    f"{tuple(logits.shape)} for {len(labels)} images of {task.classes} classes, "
+                    "and gave others before the run; let them depend on nothing but the images."
+                )
             each = functional.cross_entropy(logits, labels, weight=weights, reduction="none")
             return each if copies == 1 else each.view(len(batch), copies).mean(1)
 

@@ -104,6 +104,9 @@ class Work:
             drawn by Poisson sampling.
         batch_size: Examples in a batch, where batches are drawn by shuffling instead.
         epochs: Shuffled passes a round; replaces `steps` where batches are shuffled.
+        fewest: Examples that a batch needs where it hides nothing: 2 where the network cannot be
+            trained on one, as batch normalisation cannot.  No trainer need declare it: it is found
+            by trying the network.
     """
 
     releases: Literal["update", "gradient"]
@@ -111,6 +114,7 @@ class Work:
     sampling_rate: float = field(validator=[gt(0), le(1)])
     batch_size: int | None = None
     epochs: int | None = None
+    fewest: int = field(default=1, validator=ge(1))
 
 
 @frozen(eq=False, kw_only=True)

@@ -63,7 +63,7 @@ class FedAvg:
         flips: Augment by mirroring.
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in one step.
-        class_weights: A declared factor for each class; empty for ones.
+        class_weights: A declared factor above 0 for each class; empty for ones.
     """
 
     epochs: int = field(default=1, validator=[ge(1), le(10_000)])

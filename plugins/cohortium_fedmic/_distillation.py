@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortium.plugin import DataSpec, StudyError, cross_example_layers
+from cohortium.plugin import DataSpec, StudyError, build_network, cross_example_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -123,7 +123,7 @@ def _built(model: Model, net: nn.Module, shape: Sequence[int]) -> nn.Module:
     channels, height, width = shape
     classes = tuple(map(str, range(_last_linear(net).out_features)))
     spec = DataSpec(channels=channels, height=height, width=width, classes=classes, examples=1)
-    teacher = model.build(spec, 0)
+    teacher = build_network(model, spec, 0)
     if mixing := cross_example_layers(teacher):
         raise StudyError(
             f"trainer.teacher mixes the examples of a batch in {mixing[0]}, and its gradient is "

@@ -57,7 +57,7 @@ class FedSGD:
         flips: Augment by mirroring.
         turns: Augment by quarter turns.
         copies: Augmented copies of an example in a batch.
-        class_weights: A declared factor for each class; empty for ones.
+        class_weights: A declared factor above 0 for each class; empty for ones.
         average: Share of the rounds, the last ones, whose weights are averaged in the end.
         prelude: Rounds at the start in which the model learns from images without their labels,
             where it can (`descriptor` with `moments`).  They cost what the others cost.

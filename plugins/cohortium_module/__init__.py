@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 from attrs.validators import ge, le, matches_re
 
-from cohortium.plugin import DataSpec, Model, Offer, StudyError, hookimpl
+from cohortium.plugin import DataSpec, Model, NetworkError, Offer, StudyError, hookimpl, told
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
@@ -23,16 +24,34 @@ class Module:
 
     The class, or function, is called with `arguments`, and with the numbers `channels` and
     `classes` where it has parameters so called.  It has to give a module that maps images
-    (N, C, H, W) to logits (N, classes).
+    (N, C, H, W) to logits (N, classes).  For `module = "mynets:Net"` a file mynets.py beside the
+    study may be
+
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self, channels, classes, width=8):
+                super().__init__()
+                self.conv = nn.Conv2d(channels, width, 3, stride=2)
+                self.head = nn.Linear(width, classes)
+
+            def forward(self, images):
+                return self.head(self.conv(images).relu().mean((2, 3)))
+
+    What is installed comes before a file beside the study, so that a file called as a package is
+    would not be found.  At a hospital the class has to be installed, and allowed by its policy.
 
     Attributes:
         module: "package.module:Class".
+        folder: Where else it is looked for; a study's file sets it to where the file lies.
         arguments: Keyword arguments for it.
         mean: Subtracted from intensities in [0, 1].
         deviation: What the difference is divided by.
     """
 
     module: str = field(default="", validator=matches_re(r"^$|^[\w.]+:[\w.]+$"))
+    # Not compared or shown: a study that has moved, with its code, is the same study.
+    folder: str | None = field(default=None, eq=False, repr=False)
     arguments: dict[str, Any] = field(factory=dict)
     mean: float = field(default=0.5, validator=[ge(-1e6), le(1e6)])
     deviation: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
@@ -45,32 +64,54 @@ class Module:
         """The network, initialised from `seed`.
 
         Raises:
-            StudyError: It cannot be imported or made, or is no module.
+            StudyError: None is named.
+            NetworkError: It cannot be imported or made, or is no module.
         """
         import torch
 
-        package, _, name = self.module.partition(":")
-        if not package:
+        if not self.module:
             raise StudyError("model 'module' needs module = \"package.module:Class\".")
-        try:
-            made: Any = importlib.import_module(package)
-            for part in name.split("."):
-                made = getattr(made, part)
-            known = {"channels": spec.channels, "classes": len(spec.classes)}
-            wanted = known.keys() & inspect.signature(made).parameters.keys()
-            arguments = {key: known[key] for key in wanted} | self.arguments
+        from cohortium_module._finding import beside, found
+
+        with beside(self.folder):
+            factory = found(self.module, self.folder)
+            arguments = self._arguments(factory, spec)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                net = made(**arguments)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise StudyError(f"model '{self.module}' cannot be made: {error}.") from error
+                try:
+                    net = factory(**arguments)
+                except MemoryError:
+                    raise
+                except (Exception, SystemExit) as error:
+                    raise self._refused(told(error)) from error
         if not isinstance(net, torch.nn.Module):
-            raise StudyError(f"model '{self.module}' gives a {type(net).__name__}, not a module.")
+            raise NetworkError(f"model '{self.module}' gives a {type(net).__name__}, not a module.")
         return net
+
+    def _arguments(self, factory: Callable[..., Any], spec: DataSpec) -> dict[str, Any]:
+        """What `factory` is called with, if it can be."""
+        try:
+            signature = inspect.signature(factory)
+        except (TypeError, ValueError):  # not Python's
+            return self.arguments
+        known = {"channels": spec.channels, "classes": len(spec.classes)}
+        wanted = known.keys() & signature.parameters.keys()
+        arguments = {key: known[key] for key in wanted} | self.arguments
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise self._refused(
+                f"{error}; it is called with 'channels' and 'classes' where it has parameters so "
+                "called, and with what [model.arguments] gives"
+            ) from error
+        return arguments
+
+    def _refused(self, why: str) -> NetworkError:
+        return NetworkError(f"model '{self.module}' cannot be made: {why}.")
 
 
 @hookimpl
 def cohortium_models() -> list[Offer[Model]]:
     """Offer `module`."""
     summary = "Any torch.nn.Module, by module = package:Class."
-    return [Offer("module", Module, summary, local=("module",))]
+    return [Offer("module", Module, summary, local=("module", "folder"), code="module")]

@@ -136,7 +136,11 @@ class UnprivateSite:
 
         largest = float(torch.linalg.vector_norm(vector, float("inf"))) if len(vector) else 0.0
         if not np.isfinite(largest):
-            raise RefusalError("non-finite", "its update holds NaN or infinity; lower the rate.")
+            raise RefusalError(
+                "non-finite",
+                "its update holds NaN or infinity; lower the rate, or look for them in what the "
+                "network gives.",
+            )
         if largest > self.plan.bound:
             raise RefusalError(
                 "out of range",

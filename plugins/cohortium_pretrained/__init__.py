@@ -191,6 +191,7 @@ class Pretrained:
         """The network before its training, for images as `spec` has them."""
         import torch
 
+        from cohortium.plugin import build_network
         from cohortium_pretrained._network import Network, as_mapped
 
         with torch.random.fork_rng(devices=[]):
@@ -198,7 +199,7 @@ class Pretrained:
             if self.network is None:
                 net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
             else:
-                net = self.network.build(spec, self.seed)
+                net = build_network(self.network, spec, self.seed)
         as_mapped(net)
         return net
 

@@ -15,7 +15,7 @@ CORE = ROOT / "core" / "cohortium"
 
 # Each module imports only what stands on a lower line, or on its own line further left.
 FLOORS = """\
-errors foreign allowing installed
+errors faults foreign allowing installed
 files memory sheets places journal tables treefile keeping visits throttling frames listening
 randomness packing ring messages metrics data arrays identity
 guarantee mechanisms loss_grids privacy_loss accounting
@@ -29,12 +29,12 @@ catalog
 composition scaffold
 describing
 account policy statement
-training prelude pretraining history checkpoint facts record folder evaluation personal
+networks training prelude pretraining history checkpoint facts record folder evaluation personal
 whitened heads reference
 plugin
 setting sizing workplace standins
 coordinator site
-rehearsal agreement preparation hospital testing
+rehearsal fewest agreement preparation hospital testing
 classifier pictures
 exporting
 invitations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -294,6 +295,91 @@ def test_code_that_the_policy_names_may_be_used_and_no_other(
             assert isinstance(answer, Acceptance) == accepted
     finally:
         ward.journal.close()
+
+
+BROKEN = """
+from torch import nn
+class Net(nn.Linear):
+    def __init__(self, channels, classes):
+        {}["width"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "source", "words"),
+    [
+        ("no_such_file:Net", "", "there is no module 'no_such_file' among what is installed here"),
+        ("bed:Nat", "", "has no 'Nat'; did you mean Net?"),
+        ("planted_net:Net", BROKEN, "cannot be made: KeyError: 'width' (planted_net.py, line 5)"),
+        ("planted_net:Net", "1 / 0", "ZeroDivisionError: division by zero (planted_net.py, line"),
+        ("planted_net:Net", "import not_there_at_all", "needs not_there_at_all"),
+        ("planted_net:Net", "raise SystemExit", "cannot be imported: SystemExit"),
+    ],
+)
+def test_a_network_that_a_site_cannot_make_is_explained_in_its_own_log_alone(
+    code: str,
+    source: str,
+    words: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, tmp_path = request.getfixturevalue("place"), request.getfixturevalue("tmp_path")
+    invitation = request.getfixturevalue("invitation")
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "planted_net.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    monkeypatch.delitem(sys.modules, "planted_net", raising=False)
+    policy(place, local=[code])
+    ward = Ward(place)
+    try:
+        bare = changed(invitation, model=None)
+        text = bare.study + f'\n[model]\nname = "module"\nmodule = "{code}"\n'
+        answer = sentence(ward, evolved(bare, text))
+        assert answer == (
+            "network", "the site cannot make or train the network; its log says why.",
+        )  # fmt: skip
+        told, refused = ward.told
+        assert refused.startswith("refused (network): ")
+        assert words in told
+        assert "\n" not in told
+    finally:
+        ward.journal.close()
+
+
+def test_a_site_searches_no_folder_that_a_study_names(
+    place: Path, invitation: Invitation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent_net.py").write_text("raise AssertionError('it was imported')")
+    policy(place, local=["sent_net:Net"])
+    ward = Ward(place)
+    try:
+        bare = changed(invitation, model=None)
+        table = {"name": "module", "module": "sent_net:Net", "folder": "."}
+        text = bare.study + tomli_w.dumps({"model": table})
+        assert sentence(ward, evolved(bare, text))[0] == "policy.local"
+    finally:
+        ward.journal.close()
+    assert "sent_net" not in sys.modules
+
+
+def test_where_the_study_leads_code_lies_is_not_sent(dealt: Path, tmp_path: Path) -> None:
+    (tmp_path / "lead_net.py").write_text("from bed import Net\n")
+    text = (dealt / "study.toml").read_text()
+    head, _, rest = text.partition("[model]")
+    table = '[model]\nname = "module"\nmodule = "lead_net:Net"\n'
+    tail = rest[rest.index("\n[") :]
+    (tmp_path / "study.toml").write_text(head + table + tail)
+    for name in ("public.npz", "directory.txt"):
+        if (dealt / name).exists():
+            (tmp_path / name).write_bytes((dealt / name).read_bytes())
+    ready = study.read(tmp_path / "study.toml").prepare()
+    assert str(tmp_path) in ready.federation.as_toml()
+    sent = invitation_of(ready).study
+    assert "lead_net:Net" in sent
+    assert str(tmp_path) not in sent
+    assert "folder" not in sent
+    sys.modules.pop("lead_net", None)
 
 
 def test_a_plugin_that_the_policy_does_not_name_is_not_even_made(

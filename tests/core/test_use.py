@@ -101,7 +101,7 @@ def _swap(folder: Path) -> None:
         (_remove("checkpoint/weights.safetensors"), "no round is complete yet"),
         (_remove("checkpoint/data.json"), "the run has not begun a round yet"),
         (_cut, "is no whole safetensors file"),
-        (_change("study.toml", b"bed:Net", b"bed:Nat"), "cannot be made"),
+        (_change("study.toml", b"bed:Net", b"bed:Nat"), "has no 'Nat'; did you mean Net"),
         (_change("study.toml", b'"module"', b'"cnn"'), "has no such parameter"),
         (_change("checkpoint/data.json", b'"d"', b'"d", "e"'), "not of the model"),
         (_change("checkpoint/data.json", b"1,", b'"one",'), "data.json is damaged"),

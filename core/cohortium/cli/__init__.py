@@ -23,9 +23,10 @@ from cohortium.cli._promises import audit, plan
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
 from cohortium.cli._site import deal, site
+from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError, printable, told
-from cohortium.foreign import told_of
+from cohortium.faults import is_lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,13 +81,14 @@ for group, commands in GROUPS.items():
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: a user's mistake is one sentence and an exit code, never a traceback."""
+    spell()
     try:
         app(args=arguments, standalone_mode=True)
     except CohortiumError as error:
         typer.echo(told(f"cohortium: {error}"), err=True)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - told in full
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
             typer.echo(
                 "cohortium: there is not enough memory for what was asked "
@@ -109,12 +111,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stop.code == INTERRUPTED:
             typer.echo("cohortium: stopped.", err=True)
         raise
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether a number was too large for this machine: torch has no error of its own for that."""
-    text = told_of(error).lower()
-    is_torch = isinstance(error, RuntimeError) and (
-        "allocate memory" in text or "of memory" in text or "calculation overflowed" in text
-    )
-    return isinstance(error, MemoryError) or is_torch

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
 
+from cohortium.cli._streams import json_text
 from cohortium.errors import told
 from cohortium.places import require_folder
 
@@ -49,7 +49,7 @@ def run_grid(
     if as_json:
         axes = [axis.name for axis in grid.axes]
         lines = list(grids.figures(axes, table))
-        typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
+        typer.echo(json_text(lines))
     else:
         typer.echo(grids.markdown([axis.name for axis in grid.axes], table), nl=False)
         typer.echo(f"\ntable, plot, and a link to each run's report: {folder / 'table.md'}")
@@ -87,7 +87,7 @@ def compare(
 
     found = grids.compare(first, second)
     if as_json:
-        typer.echo(json.dumps([attrs.asdict(d) for d in found], indent=2, ensure_ascii=False))
+        typer.echo(json_text([attrs.asdict(d) for d in found]))
     else:
         for difference in found:
             typer.echo(str(difference))

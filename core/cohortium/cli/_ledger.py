@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from cohortium.cli import _printing
+from cohortium.cli._streams import json_text
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def ledger(
     found = select(statements(book, budgets=budgets, delta=delta), data)
     if as_json:
         rows = [statement.as_json() for statement in found]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(json_text(rows, allow_nan=False))
     else:
         _print_statements(found)
 

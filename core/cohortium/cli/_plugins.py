@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium.cli import _completion, _printing
+from cohortium.cli._streams import json_text
 from cohortium.errors import PluginError
 
 if TYPE_CHECKING:
@@ -86,11 +86,6 @@ def _print_catalog(catalog: Catalog) -> None:
             console.print(f"{record.label} is {record.status}: {record.reason}")
 
 
-def _console() -> Console:
-    """A console that prints words as they are."""
-    return Console(markup=False, highlight=False, emoji=False)
-
-
 def _described(offering: Offering) -> dict[str, Any]:
     """An offer and its parameters, as plain values; a plugin's unreadable ones are its own."""
     from cohortium.describing import parameters_of
@@ -109,11 +104,13 @@ def _described(offering: Offering) -> dict[str, Any]:
 
 
 def _print_details(offering: Offering) -> None:
-    from cohortium.describing import parameters_of
+    from cohortium.describing import explanation_of, parameters_of
 
     console, offer = _printing.console(), offering.offer
     told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
     console.print(told, markup=False)
+    if explanation := explanation_of(offer):
+        console.print(f"\n{explanation}\n", markup=False, soft_wrap=True)
     parameters = parameters_of(offer)
     if parameters:
         _print_parameters(parameters)
@@ -147,7 +144,7 @@ def _print_parameters(parameters: Sequence[Parameter]) -> None:
 
 
 def _print_json(rows: list[dict[str, Any]]) -> None:
-    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    typer.echo(json_text(rows))
 
 
 def check(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cohortium.cli import _printing
 from cohortium.cli._options import Settings, Study, federation_of
+from cohortium.cli._streams import json_text
 from cohortium.errors import RunError
 from cohortium.files import write_whole
 from cohortium.places import require_new_file
@@ -41,7 +42,7 @@ def plan(
     planning.for_budgets(federation.privatizer, epsilon or [])
     outlooks = planning.look_ahead(federation.prepare(), epsilon or [])
     if as_json:
-        typer.echo(json.dumps([o.as_json() for o in outlooks], indent=2, ensure_ascii=False))
+        typer.echo(json_text([o.as_json() for o in outlooks]))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for cells in zip(*(o.rows() for o in outlooks), strict=True):
@@ -86,13 +87,13 @@ def audit(
             canaries=canaries,
             tell=lambda way, share: status.update(f"audit: {way}, {share:.0%}"),
         )
-    text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
     if out is not None:
+        text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
         try:
             write_whole(out, text.encode() + b"\n")
         except OSError as error:
             raise RunError(f"cannot write {out}: {error.strerror}.") from error
     lines = [f"claimed: {found.guarantee}", *map(str, found.findings)]
-    typer.echo(text if as_json else "\n\n".join(lines))
+    typer.echo(json_text(found.as_json()) if as_json else "\n\n".join(lines))
     if found.is_refuted:
         raise typer.Exit(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from cohortium.cli import _completion
 from cohortium.cli._grid import run_grid
 from cohortium.cli._options import RunFolder, Settings, Study, federation_of, tell_left_out
 from cohortium.cli._stopping import interruptible
+from cohortium.cli._streams import json_text
 from cohortium.errors import CohortiumError, RunError, StudyError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _reported(folder: Path) -> Iterator[None]:
 
 def _tell(result: Result, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+        typer.echo(json_text(result.as_json()))
     else:
         _print_result(result)
 

@@ -10,6 +10,7 @@ import typer
 
 from cohortium import sheets
 from cohortium.cli._options import RunFolder
+from cohortium.cli._streams import json_text
 from cohortium.errors import RunError
 from cohortium.places import require_new_file
 
@@ -61,12 +62,13 @@ def predict(
     rows: list[dict[str, Any]] = []
     for names, batch in pictures.read(images, classifier.spec, split=split):
         rows += _rows(names, classifier.predict(batch), classifier)
-    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if as_json else _csv(rows)
     if out is None:
-        typer.echo(text, nl=False)
+        typer.echo(json_text(rows) + "\n" if as_json else _csv(rows), nl=False)
         return
+    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if as_json else _csv(rows)
     try:
-        create_whole(out, text.encode())
+        # A file's name need be no text: what is none is spelled.
+        create_whole(out, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}.") from error
 

@@ -12,6 +12,7 @@ from cohortium.errors import StudyError, near
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.federation import Federation
@@ -69,11 +70,13 @@ class Cell:
         place: Its label on each axis, in the file's order.
         tables: The study that it is, without a seed.
         where: How an error names it.
+        folder: Of the grid's file.
     """
 
     place: Mapping[str, str]
     tables: Tables
     where: str
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -87,7 +90,7 @@ class Cell:
             CohortiumError: It asks for something that cannot be.
         """
         tables = study.merge(self.tables, {"federation": {"seed": seed}}, where=self.where)
-        return study.build(tables, where=self.where, catalog=catalog)
+        return study.build(tables, where=self.where, catalog=catalog, folder=self.folder)
 
 
 @frozen(kw_only=True)
@@ -103,6 +106,7 @@ class Grid:
         joint: What combinations set, in the file's order, after their choices.
         base: What all cells share.
         where: How an error names the file.
+        folder: Where the file lies.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Grid:
     joint: tuple[Joint, ...]
     base: Tables
     where: str
+    folder: Path | None = None
 
     def cells(self) -> tuple[Cell, ...]:
         """Every combination, the first axis slowest.
@@ -138,7 +143,7 @@ class Grid:
                     f"{where}: the grid's table is of validation images, on which "
                     "federation.evaluate_every = 0 never scores; give it another number."
                 )
-            cell = Cell(place=place, tables=tables, where=where)
+            cell = Cell(place=place, tables=tables, where=where, folder=self.folder)
             if len(cell.name) > MOST_NAME:
                 raise StudyError(f"{where}: its name is too long for a folder; shorten the labels.")
             cells.append(cell)

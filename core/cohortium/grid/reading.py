@@ -78,6 +78,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
         joint=joint,
         base=base,
         where=where,
+        folder=path.absolute().parent,
     )
 
 

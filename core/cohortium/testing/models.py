@@ -9,6 +9,7 @@ import numpy as np
 from cohortium import vector
 from cohortium.clipping import clipped_sum, mean_gradient
 from cohortium.errors import StudyError
+from cohortium.networks import build_network
 from cohortium.separability import cross_example_layers, require_separable
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ConformanceError, ensure
@@ -94,10 +95,10 @@ def check_build_is_repeatable(model: Model) -> str | None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        one = vector.flatten(model.build(SPEC, 7))
+        one = vector.flatten(build_network(model, SPEC, 7))
         torch.manual_seed(2)
-        again = vector.flatten(model.build(SPEC, 7))
-        other = vector.flatten(model.build(SPEC, 8))
+        again = vector.flatten(build_network(model, SPEC, 7))
+        other = vector.flatten(build_network(model, SPEC, 8))
     ensure(
         torch.equal(one, again),
         "build gave two networks for one seed, so that parties would start apart; draw weights "
@@ -111,7 +112,7 @@ def check_build_leaves_the_generator(model: Model) -> None:
     import torch
 
     state = torch.get_rng_state()
-    model.build(SPEC, 7)
+    build_network(model, SPEC, 7)
     ensure(
         torch.equal(state, torch.get_rng_state()),
         "build moved torch's global generator, and so whatever is drawn after it; build inside "
@@ -129,7 +130,7 @@ def check_logits(model: Model) -> str | None:
         try:
             net, inputs = _built(model, spec)
             with torch.no_grad():
-                logits = net.eval()(inputs)
+                logits = _logits(net.eval(), inputs)
         except (StudyError, RuntimeError, ValueError) as error:
             refused["×".join(map(str, shape))] = error
             continue
@@ -142,8 +143,8 @@ def check_logits(model: Model) -> str | None:
         ensure(vector.trainable(net), "the network has no trainable parameter: nothing to learn.")
     ensure(
         len(refused) < len(SHAPES),
-        f"the network took images of no shape that was tried; the last refusal: "
-        f"{list(refused.values())[-1:]}",
+        "the network took images of no shape that was tried; the last refusal: "
+        f"{next(reversed(refused.values()), None)}",
     )
     return f"does not take images of {', '.join(refused)}" if refused else None
 
@@ -214,7 +215,20 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _built(model: Model, spec: DataSpec) -> tuple[nn.Module, Tensor]:
-    return model.build(spec, 7), model.prepare(samples.images(4, spec))
+    return build_network(model, spec, 7), model.prepare(samples.images(4, spec))
+
+
+def _logits(net: nn.Module, inputs: Tensor) -> Tensor:
+    """What the network gives, which has to be a tensor before anything is said of it."""
+    import torch
+
+    found = net(inputs)
+    ensure(
+        isinstance(found, torch.Tensor),
+        f"the network gave a {type(found).__name__}, and not the tensor of its logits; return that "
+        "alone.",
+    )
+    return found  # type: ignore[no-any-return]
 
 
 def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[Index], Tensor]:
@@ -227,7 +241,7 @@ def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[Index], Tensor]:
     def losses(batch: Index) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            logits = net(inputs[batch])
+            logits = _logits(net, inputs[batch])
         return functional.cross_entropy(logits, labels[batch], reduction="none")
 
     return losses
@@ -243,7 +257,7 @@ def _mixes(net: nn.Module, inputs: Tensor) -> bool:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for batch in (inputs, others):
             torch.manual_seed(0)  # Dropout drops the same
-            found.append(net(batch)[0])
+            found.append(_logits(net, batch)[0])
     return _gap(found[0], found[1]) > CLOSE
 
 

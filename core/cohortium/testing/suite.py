@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -135,7 +136,8 @@ def instance_of(catalog: Catalog, offering: Offering, settings: Sequence[str]) -
             f"the {role} '{offer.name}' cannot be made without {' and '.join(missing)}; give it "
             f"as in --set {missing[0]}=…."
         )
-    return composition.make(catalog, role, {"name": offer.name, **given}, where="--set")
+    table = {"name": offer.name, **given}
+    return composition.make(catalog, role, table, where="--set", folder=Path.cwd())
 
 
 def _parsed(setting: str) -> tuple[str, Any]:
