@@ -41,7 +41,7 @@ rounds planning standing running
 auditing
 federation
 reporting
-study
+resolution study
 admission reception channel leading dealing
 grid drafting
 cli

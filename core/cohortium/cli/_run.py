@@ -12,8 +12,8 @@ import attrs
 import typer
 
 from cohortium.cli import _completion
-from cohortium.cli._grid import run_grid
-from cohortium.cli._options import RunFolder, Settings, Study, federation_of, tell_left_out
+from cohortium.cli._grid import run_grid, tell_left_out
+from cohortium.cli._options import Only, RunFolder, Settings, Study, federation_of
 from cohortium.cli._stopping import interruptible
 from cohortium.errors import CohortiumError, RunError, StudyError
 
@@ -31,12 +31,10 @@ Observe = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
-Only = Annotated[
-    list[str] | None,
-    typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
-]
 Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List a grid's runs, prepare each cell, and do none.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
 
@@ -73,7 +71,7 @@ def run(
     if study is not None and grids.is_grid(study):
         grid = grids.read(study, settings or [])
         if not is_quiet:
-            tell_left_out(study, settings)
+            tell_left_out(grid, only or [])
         run_grid(
             grid,
             out=out,

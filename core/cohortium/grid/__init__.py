@@ -23,6 +23,7 @@ name = "dpresnet"
 from __future__ import annotations
 
 from cohortium.grid.cells import Axis, Cell, Choice, Grid, Joint
+from cohortium.grid.foresight import Foresight, look_ahead, outlook_table
 from cohortium.grid.paired import Difference, compare
 from cohortium.grid.reading import is_grid, read
 from cohortium.grid.running import Outcome, Run, plan, run
@@ -33,6 +34,7 @@ __all__ = [
     "Cell",
     "Choice",
     "Difference",
+    "Foresight",
     "Grid",
     "Joint",
     "Outcome",
@@ -41,7 +43,9 @@ __all__ = [
     "compare",
     "figures",
     "is_grid",
+    "look_ahead",
     "markdown",
+    "outlook_table",
     "plan",
     "read",
     "rows",
