@@ -23,9 +23,7 @@ from cohortium.catalog import discover
 from cohortium.data import DataSpec
 from cohortium.errors import StudyError
 from cohortium.federation import PARTS, TERMS, Federation
-from cohortium.resolution import TABLES as TABLES
-from cohortium.resolution import Layer, Resolved, Tables, resolve
-from cohortium.resolution import merge as merge
+from cohortium.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +32,20 @@ if TYPE_CHECKING:
     from cohortium.catalog import Catalog
     from cohortium.protocols import Engine
 
+
+__all__ = [
+    "SIMULATED",
+    "TABLES",
+    "Tables",
+    "build",
+    "layers_of",
+    "left_out",
+    "merge",
+    "parse_setting",
+    "places_of",
+    "quick_start",
+    "read",
+]
 
 SIMULATED = ("dataset", "partitioner")
 """Those that have no default where a study is of a deployment."""
