@@ -153,6 +153,26 @@ class Splits:
                     f"found {part.labels.min()}…{part.labels.max()}."
                 )
 
+    def require_learnable(self) -> None:
+        """Refuse what no training can be told from guessing by.
+
+        Raises:
+            DataError: All training images are of one class, or a class that is scored has none.
+        """
+        known = set(np.unique(self.train.labels).tolist())
+        if len(known) == 1:
+            raise DataError(
+                f"{self.name}: all training images are of class {self.classes[min(known)]!r}, and "
+                "of one class alone every answer is right; there must be two or more."
+            )
+        for name, part in (("validation", self.validation), ("test", self.test)):
+            extra = set() if part is None else {*np.unique(part.labels).tolist()} - known
+            if extra:
+                raise DataError(
+                    f"{self.name}: {name} images are of class {self.classes[min(extra)]!r}, of "
+                    "which there is no training image; add some, or leave those images out."
+                )
+
     @property
     def spec(self) -> DataSpec:
         """What is public about the training examples."""

@@ -76,7 +76,7 @@ def _study(ready: Ready, engine: str, *, has_public: bool) -> dict[str, Any]:
     study["data"] = {**spec, "classes": list(ready.setting.spec.classes)}
     study["engine"] = {"name": engine}
     if has_public:
-        study["dataset"] = {"name": "npz", "path": "public.npz"}
+        study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
     if ready.setting.cohort.adversary == "active":
         study["federation"]["directory"] = "directory.txt"
     return study
@@ -95,7 +95,7 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             "identity": "identity.pem",
             "directory": "directory.txt",
         },
-        "dataset": {"name": "npz", "path": "data.npz"},
+        "dataset": {"name": "npz", "path": "data.npz", "layout": "channels-last"},
         "policy": {
             "epsilon": 1.0 if guarantee is None else guarantee.epsilon,
             "delta": 1e-5 if guarantee is None else guarantee.delta,

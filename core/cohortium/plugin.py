@@ -47,6 +47,7 @@ from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Bin, ClassScores, Scores
+from cohortium.pixels import Layout
 from cohortium.prelude import (
     in_prelude,
     is_in_prelude,
@@ -182,6 +183,7 @@ __all__ = [
     "Identity",
     "Index",
     "Journal",
+    "Layout",
     "Member",
     "MemoryJournal",
     "Message",

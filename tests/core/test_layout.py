@@ -17,7 +17,7 @@ CORE = ROOT / "core" / "cohortium"
 FLOORS = """\
 errors
 files places journal tables treefile keeping visits
-randomness packing ring guarantee accounting messages metrics data arrays identity
+randomness packing ring guarantee accounting messages metrics data pixels labels arrays identity
 wire spending ledger
 vocabulary events
 sessions protocols hooks
