@@ -27,7 +27,8 @@ class History(tuple[RoundFinished, ...]):
         """One dictionary a round, all with the same keys.
 
         `round` counts from 1, `attempt` over the run from 1.  `accuracy`, `balanced_accuracy`,
-        `auc` and `loss` are of the validation images, and None where they were not scored.
+        `auc` and `loss` are of the validation images, and None where they were not scored; so is
+        `majority_share`, the accuracy of whoever calls all of them the most frequent class.
         `epsilon` is what all attempts so far promise, None without privacy.  `contributors` and
         `dropped` are numbers of sites, `upload_bytes` is the largest that one site sent.
         """

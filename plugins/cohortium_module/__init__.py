@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -67,6 +68,11 @@ class Module:
         if not isinstance(net, torch.nn.Module):
             raise StudyError(f"model '{self.module}' gives a {type(net).__name__}, not a module.")
         return net
+
+    def code(self) -> Any:
+        """What makes the network, whose source file a run's record tells of."""
+        package, _, name = self.module.partition(":")
+        return attrgetter(name)(importlib.import_module(package))
 
 
 @hookimpl

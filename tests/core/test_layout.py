@@ -28,7 +28,7 @@ catalog
 composition scaffold
 describing
 account policy statement
-training prelude pretraining history checkpoint facts record folder evaluation personal
+training prelude pretraining history checkpoint facts provenance record folder evaluation personal
 whitened heads reference
 plugin
 setting workplace

@@ -161,9 +161,8 @@ def _tell(result: Result, *, as_json: bool) -> None:
 
 
 def _print_result(result: Result) -> None:
-    accuracy = "none (no test images)" if result.accuracy is None else f"{result.accuracy:.2%}"
     rows = [
-        ("test accuracy", accuracy),
+        *result.headline(),
         ("guarantee", str(result.guarantee or "none: nothing here is private")),
         ("uploads", f"{result.upload_bytes_per_site_per_round:,} bytes per site and round at most"),
         ("time", f"{result.seconds.total:.1f} s"),
@@ -171,5 +170,6 @@ def _print_result(result: Result) -> None:
         ("record", str(result.folder)),
         ("report", str(result.folder / "report.html") if result.folder else "none"),
     ]
+    width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        typer.echo(f"{label:>14}  {value}")
+        typer.echo(f"{label:>{max(width, 14)}}  {value}")

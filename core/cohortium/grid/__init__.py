@@ -24,15 +24,17 @@ from __future__ import annotations
 
 from cohortium.grid.cells import Axis, Cell, Choice, Grid, Joint
 from cohortium.grid.foresight import Foresight, look_ahead, outlook_table
-from cohortium.grid.paired import Difference, compare
+from cohortium.grid.paired import Comparison, Difference, compare, contrast
 from cohortium.grid.reading import is_grid, read
+from cohortium.grid.rows import Row, rows
 from cohortium.grid.running import Outcome, Run, plan, run
-from cohortium.grid.summary import Row, figures, markdown, rows, write
+from cohortium.grid.summary import figures, markdown, write
 
 __all__ = [
     "Axis",
     "Cell",
     "Choice",
+    "Comparison",
     "Difference",
     "Foresight",
     "Grid",
@@ -41,6 +43,7 @@ __all__ = [
     "Row",
     "Run",
     "compare",
+    "contrast",
     "figures",
     "is_grid",
     "look_ahead",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_RUNS = 10_000
 """Of one grid: beyond it a list of values was surely mistyped."""
 
-COLUMNS = ("seed", "seeds", "images", "accuracy", "auc", "seconds")
+COLUMNS = ("seed", "seeds", "data_set", "images", "accuracy", "auc", "seconds")
 """Names that mean something else in a table."""
 
 
