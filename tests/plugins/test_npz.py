@@ -69,6 +69,12 @@ def test_names_come_from_the_study_else_the_file_else_numbers(tmp_path: Path, fi
     assert Npz(path=str(own), title="Skin", source="us").load().name == "Skin"
 
 
+def test_a_class_seen_only_in_the_test_split_has_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "rare.npz"
+    np.savez(path, **content(test_labels=np.array([0, 1, 2, 0, 1, 4])))
+    assert Npz(path=str(path)).load().classes == ("0", "1", "2", "3", "4")
+
+
 def test_the_client_column_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "sites.npz"
     np.savez(path, **content(train_clients=np.repeat(np.arange(4, dtype=np.int16), 3)))
