@@ -1,7 +1,7 @@
 """Columns of labels as people save them: whole numbers, of which each names one class that occurs.
 
 A code for "ungraded" is not a class, nor is a number that no image has: either would stand in every
-table.  So labels are refused that leave class 0, or most numbers, without an image, unless the
+table.  So labels are refused that begin at 1, or leave most numbers without an image, unless the
 classes are named; `Splits.require_learnable` has the rest.
 """
 
@@ -76,8 +76,8 @@ def names_of(
         where: How an error names the file.
 
     Raises:
-        DataError: A label is beyond the names; or, without names, there is none of class 0, most
-            numbers up to the greatest name no class, or all labels are alike.
+        DataError: A label is beyond the names; or, without names, the labels begin at 1, most
+            numbers up to the greatest are no label, or all labels are alike.
     """
     held = {split: labels for split, labels in parts.items() if len(labels)}
     if named:
@@ -89,8 +89,9 @@ def names_of(
                 )
         return tuple(named)
     found = sorted({int(label) for labels in held.values() for label in np.unique(labels)})
-    # One hospital may lack a class; whether a whole study does is seen once it is loaded.
-    if len(found) > 1 and (found[0] or found[-1] + 1 >= 2 * len(found)):
+    # One hospital may lack some classes; whether a whole study does is seen once it is loaded.
+    begins_at_one = found == list(range(1, len(found) + 1))
+    if len(found) > 1 and (begins_at_one or found[-1] + 1 > 2 * len(found)):
         raise DataError(f"{where}: its labels are {_listed(found)}; {_gap(found)}.")
     if len(found) == 1 and "train" in held:
         raise DataError(
