@@ -57,13 +57,22 @@ def told_of(code: Any) -> Told:
     digest = "" if file is None else digest_of(Path(file))
     if file is not None and digest:
         told |= {"file": file, "sha256": digest}
-    package = code.__module__.partition(".")[0]
-    for distribution in packages_distributions().get(package, ())[:1]:
+    package = _package_of(code.__module__.partition(".")[0], file or "")
+    return {**told, "package": package} if package else told
+
+
+def _package_of(top: str, file: str) -> str:
+    """Name and version of the distribution that holds the package `top`; empty if none does."""
+    names = [top]
+    if "site-packages" in Path(file).parts:
+        # To ask all distributions takes seconds, and a file beside a study is of none.
+        names += packages_distributions().get(top, [])
+    for name in names:
         try:
-            told["package"] = f"{distribution} {version(distribution)}"
+            return f"{name} {version(name)}"
         except PackageNotFoundError:
             continue
-    return told
+    return ""
 
 
 def digest_of(file: Path) -> str:
