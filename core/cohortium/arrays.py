@@ -5,10 +5,10 @@
     splits = read_splits(Path("pneumoniamnist.npz"), name="PneumoniaMNIST")
 
 Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`, and
-`train_labels` of shape (N,) or (N, 1), integers from 0; the same for `val_` and `test_` where
-there is one; `train_clients` (N,), integers, where the data have a grouping of their own (by
-hospital, say), and `train_patients` (N,) where it is known whose each image is; and `classes`, the
-names of the classes, as text.
+`train_labels` of shape (N,) or (N, 1), integers from 0 without gaps; the same for `val_` and
+`test_` where there is one; `train_clients` (N,), integers, where the data have a grouping of their
+own (by hospital, say), and `train_patients` (N,) where it is known whose each image is; and
+`classes`, the names of the classes, as text.  See `pixels` and `labels` for what is refused.
 
 The file may come from anyone.  Nothing in it is ever unpickled, and its size is checked before
 it is unpacked.
@@ -28,9 +28,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data import MOST_CLASSES, Examples, Splits, laid_out
+from cohortium.data import Examples, Splits
 from cohortium.errors import DataError, is_printable, shown
+from cohortium.labels import column, label_column, names_of
 from cohortium.memory import available
+from cohortium.pixels import Layout, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,8 +44,6 @@ DATA_FOLDER: Final = "COHORTIUM_DATA"
 
 LARGEST: Final = 1 << 34
 """Bytes that a file may unpack to: 16 GiB, just above the largest set of MedMNIST."""
-
-MOST_CHANNELS: Final = 16
 
 _ARRAYS: Final = (
     *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
@@ -97,7 +97,14 @@ def find_file(*places: Path) -> Path | None:
     return None
 
 
-def read_splits(path: Path, *, name: str, classes: Sequence[str] = (), source: str = "") -> Splits:
+def read_splits(
+    path: Path,
+    *,
+    name: str,
+    classes: Sequence[str] = (),
+    source: str = "",
+    layout: Layout = "auto",
+) -> Splits:
     """Read a file in MedMNIST's array layout.
 
     Args:
@@ -105,23 +112,23 @@ def read_splits(path: Path, *, name: str, classes: Sequence[str] = (), source: s
         name: What figures that come from it are called.
         classes: Names of the classes; without them the file's own `classes`, or "0", "1", ….
         source: Whom to cite.
+        layout: Where the channels of its images are, where it is not to be told from their shape.
 
     Returns:
         Its splits, with images of shape (N, C, H, W).  The validation and the test split are
         None where the file has none.
 
     Raises:
-        DataError: It is missing or damaged, lacks an array, or holds one of another form.
+        DataError: It is missing or damaged, lacks an array, or holds one of another form, or one
+            that can be read in several ways.
     """
     arrays = _read(path)
-    parts = {split: _examples(arrays, split, path) for split in ("train", "val", "test")}
+    parts = {split: _examples(arrays, split, path, layout) for split in ("train", "val", "test")}
     train = parts["train"]
     if train is None:
         raise DataError(f"{path} holds no array 'train_images'; {_LAYOUT}.")
-    names = tuple(classes) or _names(arrays, path)
-    if not names:
-        top = max(part.labels.max(initial=0) for part in parts.values() if part is not None)
-        names = tuple(str(label) for label in range(top + 1))
+    labels = {split: part.labels for split, part in parts.items() if part is not None}
+    names = names_of(labels, tuple(classes) or _names(arrays, path), str(path))
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two classes have one name ({', '.join(names)}); rename one.")
     return Splits(
@@ -134,12 +141,13 @@ def read_splits(path: Path, *, name: str, classes: Sequence[str] = (), source: s
     )
 
 
-def read_images(path: Path, *, split: str) -> NDArray[np.uint8]:
+def read_images(path: Path, *, split: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """The images of an npz file, without their labels.
 
     Args:
         path: The file: an array `images`, or a file in MedMNIST's layout.
         split: Which of the layout's splits, where there is no array `images`.
+        shape: What an image has to be, (C, H, W): of two ways to read them one gives that.
 
     Returns:
         Shape (N, C, H, W).
@@ -151,7 +159,7 @@ def read_images(path: Path, *, split: str) -> NDArray[np.uint8]:
     arrays = _read(path, names)
     for name in names:
         if name in arrays:
-            return _pixels(arrays[name], f"{path}: {name}")
+            return pixels(arrays[name], f"{path}: {name}", shape=shape)
     raise DataError(f"{path} holds neither an array 'images' nor '{split}_images'; save one.")
 
 
@@ -211,7 +219,9 @@ def _worded(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _examples(arrays: dict[str, NDArray[Any]], split: str, path: Path) -> Examples | None:
+def _examples(
+    arrays: dict[str, NDArray[Any]], split: str, path: Path, layout: Layout
+) -> Examples | None:
     """Take a split out of `arrays`, or None where the file does not have it."""
     images = arrays.pop(f"{split}_images", None)
     labels = arrays.pop(f"{split}_labels", None)
@@ -223,50 +233,13 @@ def _examples(arrays: dict[str, NDArray[Any]], split: str, path: Path) -> Exampl
             raise DataError(f"{path} holds no array '{split}_{what}'; {_LAYOUT}.")
     assert images is not None
     assert labels is not None
-    pixels = _pixels(images, f"{path}: {split}_images")
-    column = _column(labels, len(pixels), f"{path}: {split}_labels")
-    if column.min(initial=0) < 0 or column.max(initial=0) >= MOST_CLASSES:
-        raise DataError(
-            f"{path}: {split}_labels has values from {column.min()} to {column.max()}; number the "
-            f"classes from 0, at most {MOST_CLASSES} of them."
-        )
+    taken = pixels(images, f"{path}: {split}_images", layout=layout)
     columns = {
-        name: None if group is None else _column(group, len(pixels), f"{path}: {split}_{name}")
+        name: None if group is None else column(group, len(taken), f"{path}: {split}_{name}")
         for name, group in groups.items()
     }
-    return Examples(pixels, column, columns["clients"], columns["patients"])
-
-
-def _pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """Images of shape (N, H, W) or (N, H, W, C) as (N, C, H, W)."""
-    if images.dtype != np.uint8:
-        raise DataError(f"{where} is {images.dtype}; save brightness from 0 to 255 as uint8.")
-    shaped = images[..., None] if images.ndim == 3 else images  # noqa: PLR2004 - (N, H, W)
-    if shaped.ndim != 4 or 0 in shaped.shape[1:] or shaped.shape[3] > MOST_CHANNELS:  # noqa: PLR2004 - (N, H, W, C)
-        raise DataError(
-            f"{where} has shape {images.shape}; save it as (N, H, W) for grey, or (N, H, W, C) "
-            f"with at most {MOST_CHANNELS} channels last."
-        )
-    return laid_out(shaped.transpose(0, 3, 1, 2))
-
-
-def _column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
-    """Integers of shape (N,) or (N, 1) as (N,)."""
-    if values.dtype.kind not in "iu":
-        raise DataError(f"{where} is {values.dtype}; save whole numbers, such as uint8.")
-    if values.ndim == 2 and values.shape[1] > 1:  # noqa: PLR2004 - (N, K)
-        raise DataError(
-            f"{where} has shape {values.shape}, several values for each image; only one class for "
-            "each image can be learned, so choose one column."
-        )
-    if values.shape not in {(length,), (length, 1)}:
-        raise DataError(
-            f"{where} has shape {values.shape}, but there are {length} images; save one value for "
-            "each image."
-        )
-    if values.max(initial=0) > np.iinfo(np.int64).max:
-        raise DataError(f"{where} has values beyond 64 signed bits; number them from 0.")
-    return values.reshape(length).astype(np.int64)
+    classes = label_column(labels, len(taken), f"{path}: {split}_labels")
+    return Examples(taken, classes, columns["clients"], columns["patients"])
 
 
 def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:

@@ -187,6 +187,35 @@ class Splits:
         except ValueError as error:
             raise DataError(f"{self.name}: {error}.") from error
 
+    def require_learnable(self) -> None:
+        """Refuse what no training can be told from guessing by.
+
+        Raises:
+            DataError: All training images are of one class, or one that is scored, or that nobody
+                has named, has none.
+        """
+        known = set(np.unique(self.train.labels).tolist())
+        if len(known) == 1:
+            raise DataError(
+                f"{self.name}: all training images are of class {self.classes[min(known)]!r}, and "
+                "of one class alone every answer is right; there must be two or more."
+            )
+        # Numbers are no names that anyone has given: each is a class only if some image is of it.
+        is_named = self.classes != tuple(map(str, range(len(self.classes))))
+        if not is_named and len(known) < len(self.classes):
+            empty = min(set(range(len(self.classes))) - known)
+            raise DataError(
+                f"{self.name}: no training image is of class {empty}; number the classes from 0 "
+                "without gaps, or name them where that is a class."
+            )
+        for name, part in (("validation", self.validation), ("test", self.test)):
+            extra = set() if part is None else {*np.unique(part.labels).tolist()} - known
+            if extra:
+                raise DataError(
+                    f"{self.name}: {name} images are of class {self.classes[min(extra)]!r}, of "
+                    "which there is no training image; add some, or leave those images out."
+                )
+
     @property
     def spec(self) -> DataSpec:
         """What is public about the training examples."""

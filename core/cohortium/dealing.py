@@ -78,7 +78,7 @@ def _study(ready: Ready, engine: str, *, has_public: bool) -> dict[str, Any]:
     study["data"] = {**spec, "classes": list(ready.setting.spec.classes)}
     study["engine"] = {"name": engine}
     if has_public:
-        study["dataset"] = {"name": "npz", "path": "public.npz"}
+        study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
     if ready.setting.cohort.adversary == "active":
         study["federation"]["directory"] = "directory.txt"
     return study
@@ -97,7 +97,7 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             "identity": "identity.pem",
             "directory": "directory.txt",
         },
-        "dataset": {"name": "npz", "path": "data.npz"},
+        "dataset": {"name": "npz", "path": "data.npz", "layout": "channels-last"},
         "policy": {
             # As a hospital would write it: a bound that holds on every machine alike.
             "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),

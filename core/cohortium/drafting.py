@@ -15,6 +15,7 @@ from attrs.validators import ge
 from cohortium import composition, study
 from cohortium.catalog import discover
 from cohortium.errors import StudyError
+from cohortium.resolution import merge
 
 if TYPE_CHECKING:
     from cohortium.data import Splits
@@ -58,7 +59,7 @@ def draft(answers: Answers) -> tuple[str, Ready]:
     table = _dataset(answers.data)
     splits = composition.make(discover(), "dataset", table, where="--data").load()
     text = _text(answers, table, splits)
-    tables = study.merge(study.quick_start(), tomllib.loads(text), where="the new study")
+    tables = merge(study.quick_start(), tomllib.loads(text), where="the new study")
     federation = study.build(tables, where="the new study")
     return text, attrs.evolve(federation, dataset=Given(splits)).prepare()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.guarantee import Guarantee
 from cohortium.metrics import Scores
@@ -34,6 +34,8 @@ class RunStarted:
         sizes: Training examples at each site; the simulator's knowledge, else None.
         histograms: Examples of each class at each site; the simulator's knowledge, else None.
         data_sha256: Of all training data; the simulator's knowledge, else None.
+        provenance: By part, whose code it is where no plugin answers for it: `class`, and where
+            there are such `file`, `sha256` and `package`.
     """
 
     folder: Path | None
@@ -50,6 +52,7 @@ class RunStarted:
     sizes: tuple[int, ...] | None = None
     histograms: tuple[tuple[int, ...], ...] | None = None
     data_sha256: str | None = None
+    provenance: dict[str, dict[str, str]] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -171,6 +174,7 @@ class RoundFinished:
             "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
             "auc": None if scores is None else scores.auc,
             "loss": None if scores is None else scores.loss,
+            "majority_share": None if scores is None else scores.majority_share,
             "epsilon": None if self.spent is None else self.spent.epsilon,
             "contributors": len(self.contributors),
             "dropped": len(self.dropped),

@@ -28,7 +28,8 @@ class History(tuple[RoundFinished, ...]):
 
         `round` counts from 1.  `attempt` counts over the run from 0, as events and the ledger do.
         `accuracy`, `balanced_accuracy`, `auc` and `loss` are of the validation images, and None
-        where they were not scored.
+        where they were not scored; so is `majority_share`, the accuracy of whoever calls all of
+        them the most frequent class.
         `epsilon` is what all attempts so far promise, None without privacy.  `contributors` and
         `dropped` are numbers of sites, `upload_bytes` is the largest that one site sent.
         """

@@ -79,6 +79,27 @@ class Scores:
     calibration: tuple[Bin, ...] = ()
 
     @property
+    def images(self) -> int:
+        """How many were scored."""
+        return sum(map(sum, self.confusion))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each class."""
+        return tuple(map(sum, self.confusion))
+
+    @property
+    def majority_class(self) -> str:
+        """The most frequent class; the first of several."""
+        counts = self.counts
+        return self.per_class[counts.index(max(counts))].name
+
+    @property
+    def majority_share(self) -> float:
+        """The accuracy of whoever calls every image the most frequent class."""
+        return max(self.counts) / self.images if self.images else 0.0
+
+    @property
     def flaw(self) -> str:
         """What cannot be so, whatever was scored; empty where nothing is amiss."""
         classes, total = len(self.per_class), sum(map(sum, self.confusion))

@@ -83,7 +83,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _of_archive(path: Path, spec: DataSpec, *, split: str) -> Batch:
-    images = read_images(path, split=split)
+    images = read_images(path, split=split, shape=spec.shape)
     if len(images) == 0:
         raise DataError(f"{path} holds no images; give a file that does.")
     _require(images.shape[1:], spec, where=f"{path}: its images have")

@@ -45,6 +45,7 @@ from cohortium.journal import FileJournal, Journal, MemoryJournal
 from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.metrics import Bin, ClassScores, Scores
 from cohortium.networks import build_network
+from cohortium.pixels import Layout
 from cohortium.prelude import (
     in_prelude,
     is_in_prelude,
@@ -188,6 +189,7 @@ __all__ = [
     "Identity",
     "Index",
     "Journal",
+    "Layout",
     "Member",
     "MemoryJournal",
     "Message",

@@ -152,6 +152,7 @@ def prepare(federation: Federation) -> Ready:
         return _deployed(federation)
     assert federation.dataset is not None
     splits = federation.dataset.load()
+    splits.require_learnable()
     seeds, spec = Seeds(federation.seed), splits.spec
     hands, held = hold_out(
         splits.train, _deal(federation, splits, seeds), federation.holdout, seeds

@@ -56,6 +56,25 @@ class Seconds:
 
 
 @frozen(kw_only=True)
+class OwnScores:
+    """What simulated sites found on the images that they held out, by the image.
+
+    Attributes:
+        sites: That held some out.
+        images: That they held out.
+        accuracy: Of the global network.
+        personal_accuracy: Of each site's own network, the same where a trainer makes none.
+        majority_share: Of whoever calls all images of a site the class most frequent there.
+    """
+
+    sites: int
+    images: int
+    accuracy: float
+    personal_accuracy: float
+    majority_share: float
+
+
+@frozen(kw_only=True)
 class Result:
     """What a run came to.
 
@@ -74,6 +93,12 @@ class Result:
         history: One event for each round; `history.rows()` is a tidy table.
         weights: The final global weights by name.
         folder: Where the record lies, or None.
+        data: What the figures are of.
+        is_personal: Whether sites use networks of their own: `scores` are then of a network that
+            nobody uses.
+        own: On the images that simulated sites held out, or None where they did not, or where
+            nothing is kept on disk.
+        provenance: By part, of whose code beside the plugins it is; see `provenance`.
     """
 
     scores: Scores | None = attrs.field(repr=False)
@@ -90,6 +115,10 @@ class Result:
     history: History = attrs.field(repr=False)
     weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
     folder: Path | None = None
+    data: str = ""
+    is_personal: bool = False
+    own: OwnScores | None = None
+    provenance: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, repr=False)
 
     @property
     def accuracy(self) -> float | None:
@@ -101,7 +130,13 @@ class Result:
         scores, guarantee = self.scores, self.guarantee
         bins = () if scores is None else scores.calibration
         return {
+            "data": self.data,
+            "is_personal": self.is_personal,
+            "own": None if self.own is None else attrs.asdict(self.own),
             "accuracy": self.accuracy,
+            "majority_share": None if scores is None else scores.majority_share,
+            "majority_class": None if scores is None else scores.majority_class,
+            "images": None if scores is None else scores.images,
             "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
             "auc": None if scores is None else scores.auc,
             "loss": None if scores is None else scores.loss,
@@ -119,14 +154,34 @@ class Result:
             "weights_sha256": self.weights_sha256,
             "versions": dict(self.versions),
             "plugins": dict(self.plugins),
+            "provenance": {part: dict(told) for part, told in self.provenance.items()},
             "history": self.history.rows(),
         }
 
+    def headline(self) -> list[tuple[str, str]]:
+        """Label and words of each accuracy, the one that counts first."""
+        scores = self.scores
+        told = "none (no test images)"
+        if scores is not None:
+            majority = f"the most frequent class alone: {scores.majority_share:.2%}"
+            told = f"{scores.accuracy:.2%} ({majority})"
+        if not self.is_personal:
+            return [("test accuracy", told)]
+        own = "not measured; federation.holdout holds images out"
+        if self.own is not None:
+            own = (
+                f"{self.own.personal_accuracy:.2%} (each site's most frequent class alone: "
+                f"{self.own.majority_share:.2%}; {self.own.images:,} images held out)"
+            )
+        return [
+            ("sites' own accuracy", own),
+            ("global network", f"{told}; no site uses this network"),
+        ]
+
     def _repr_html_(self) -> str:
         """For a notebook: the figures that matter, one a row."""
-        accuracy = "no test images" if self.accuracy is None else f"{self.accuracy:.2%}"
         rows = {
-            "test accuracy": accuracy,
+            **dict(self.headline()),
             "guarantee": str(self.guarantee or "none: nothing here is private"),
             "sites": self.sites,
             "rounds": self.rounds,

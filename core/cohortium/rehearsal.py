@@ -135,7 +135,8 @@ class _Stage:
 
         images = torch.from_numpy(self._examples.images).float().div_(255)
         inputs = self._setting.model.prepare(images).to(self._setting.device)
-        found, wanted = probabilities(self._net, inputs, self._setting.model).shape, len(self._setting.spec.classes)
+        found = probabilities(self._setting.model, self._net, inputs).shape
+        wanted = len(self._setting.spec.classes)
         if found != (len(images), wanted):
             raise StudyError(
                 f"the model gives outputs of shape {found} after a round, not "

@@ -20,8 +20,9 @@ from cohortium.files import write_whole
 from cohortium.folder import STATES, STUDY, RunFolder, ledger_in
 from cohortium.history import History
 from cohortium.invitations import muster
-from cohortium.personal import score_sites
-from cohortium.record import Result, Seconds, versions
+from cohortium.personal import own_scores, personalises, score_sites
+from cohortium.provenance import provenance_of
+from cohortium.record import OwnScores, Result, Seconds, versions
 from cohortium.rounds import Rounds
 from cohortium.standing import Standing, origin_of
 
@@ -233,6 +234,7 @@ class Run:
             history=tuple(self.standing.history),
             classes=setting.spec.classes,
             secrecy=setting.aggregator.secrecy(setting.cohort),
+            provenance=provenance_of(ready.federation),
             **({} if ready.is_deployed else _known_of(ready)),
         )
 
@@ -244,13 +246,10 @@ class Run:
                 "another run, with more retries."
             )
         scores = None if predictions is None else predictions.scores
-        result = self._result(scores)
+        result = self._result(scores, self._own())
         if self.folder is not None:
             if predictions is not None and not self.ready.is_deployed:
                 self.folder.write_predictions(predictions)
-            if self.ready.federation.holdout:
-                net, states = self.standing.coordinator.net, self.folder.states
-                self.folder.write_site_scores(score_sites(self.ready, net, states))
             self.folder.write_result(result)
         self.tell(
             RunFinished(
@@ -264,7 +263,15 @@ class Run:
             self.folder.log.complete()
         return result
 
-    def _result(self, scores: Scores | None) -> Result:
+    def _own(self) -> OwnScores | None:
+        """What simulated sites found on what they held out; it is kept, too."""
+        if self.folder is None or not self.ready.federation.holdout:
+            return None
+        found = score_sites(self.ready, self.standing.coordinator.net, self.folder.states)
+        self.folder.write_site_scores(found)
+        return own_scores(found)
+
+    def _result(self, scores: Scores | None, own: OwnScores | None) -> Result:
         setting, history = self.ready.setting, History(self.standing.history)
         net = self.standing.coordinator.net
         return Result(
@@ -286,6 +293,10 @@ class Run:
             history=history,
             weights=vector.named(net),
             folder=None if self.folder is None else self.folder.path,
+            data=self.ready.facts.name,
+            is_personal=personalises(setting.trainer, net),
+            own=own,
+            provenance=provenance_of(self.ready.federation),
         )
 
     def tell(self, event: Event) -> None:

@@ -13,6 +13,7 @@ from attrs import define, field
 
 from cohortium import vector
 from cohortium.checkpoint import Checkpoint, Origin
+from cohortium.provenance import as_versions, provenance_of
 from cohortium.record import versions
 from cohortium.spending import Price
 
@@ -192,6 +193,7 @@ def origin_of(ready: Ready) -> Origin:
             **versions(),
             "threads of torch": str(torch.get_num_threads()),
             **federation.plugins(),
+            **as_versions(provenance_of(federation)),
         },
     )
 

@@ -1,7 +1,8 @@
 """Study files: TOML ⇄ `Federation`, with errors that name the file, the table and the key.
 
 Every key has a value already, that of the quick start.  A table changes the keys it names; setting
-a table's `name` to another plugin drops the other defaults of that table.
+a table's `name` to another plugin drops the other defaults of that table.  Settings of the command
+line are put in with their names first and their values after; see `resolution`.
 
 A table `[data]` makes it the study of a deployment: it declares what is public about the data that
 the hospitals have, and nothing is dealt.  `[dataset]` is then what the coordinator scores with.
@@ -13,7 +14,9 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
 
 from cohortium import composition
 from cohortium import tables as toml
@@ -22,6 +25,7 @@ from cohortium.data import DataSpec
 from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable, shown
 from cohortium.federation import PARTS, TERMS, Federation
 from cohortium.places import require_text
+from cohortium.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,11 +34,19 @@ if TYPE_CHECKING:
     from cohortium.protocols import Engine
 
 
-Tables = dict[str, dict[str, Any]]
-"""A study as parsed: `federation`, then one table for each role."""
-
-TABLES = ("federation", "data", *PARTS)
-"""The tables of a study file."""
+__all__ = [
+    "SIMULATED",
+    "TABLES",
+    "Tables",
+    "build",
+    "layers_of",
+    "left_out",
+    "merge",
+    "parse_setting",
+    "places_of",
+    "quick_start",
+    "read",
+]
 
 SIMULATED = ("dataset", "partitioner")
 """Those that have no default where a study is of a deployment."""
@@ -56,48 +68,66 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
         StudyError: The file cannot be read, or asks for something that cannot be.
         PluginError: It names a plugin that cannot be used.
     """
-    tables = quick_start()
-    where = "the quick start"
-    if path is not None:
-        where = str(path)
-        changes = toml.read(path, what="the study")
-        if "data" in changes:
-            tables = {name: kept for name, kept in tables.items() if name not in SIMULATED}
-        tables = merge(tables, changes, where=where)
-        if "data" in changes:
-            tables = _beside(tables, path.absolute().parent)
-    written: dict[str, dict[str, str]] = {}
-    for setting in settings:
-        place = f"--set {_cut(setting)}"
-        changes = parse_setting(setting)
-        tables = merge(tables, changes, where=place)
-        for table, values in changes.items():
-            written.setdefault(table, {}).update(dict.fromkeys(values, place))
+    resolved, written = _resolve(path, settings)
+    where = "the quick start" if path is None else str(path)
     folder = Path.cwd() if path is None else path.absolute().parent
-    return build(tables, where=where, settings=written, folder=folder)
+    return build(resolved.tables, where=where, settings=written, folder=folder)
 
 
 def left_out(path: Path | None, settings: Sequence[str]) -> tuple[str, ...]:
-    """A sentence for each setting that names another plugin, and so leaves keys of the file out.
+    """A sentence for each setting that leaves keys of the file, or another setting, out.
 
     Raises:
         StudyError: The file cannot be read, or a setting is none.
     """
-    if path is None:
-        return ()
-    written = toml.read(path, what="the study")
+    return _resolve(path, settings)[0].left_out
+
+
+def _resolve(
+    path: Path | None, settings: Sequence[str]
+) -> tuple[Resolved, dict[str, dict[str, str]]]:
+    """The study, and how an error names the keys that `settings` give."""
+    tables, written = quick_start(), {}
+    if path is not None:
+        written = toml.read(path, what="the study")
+        if "data" in written:
+            tables = {name: kept for name, kept in tables.items() if name not in SIMULATED}
+        tables = merge(tables, written, where=str(path))
+        if "data" in written:
+            tables = _beside(tables, path.absolute().parent)
+    layers, told = layers_of(settings)
+    resolved = resolve(tables, layers, written=written, path=str(path))
+    return evolve(resolved, left_out=(*told, *resolved.left_out)), places_of(layers)
+
+
+def places_of(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
+    """How an error names the keys of each table that `layers` give; see `build`."""
+    places: dict[str, dict[str, str]] = {}
+    for layer in layers:
+        for table, values in layer.changes.items():
+            places.setdefault(table, {}).update(dict.fromkeys(values, layer.where))
+    return places
+
+
+def layers_of(settings: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """What `settings` give, and a sentence for each that a later one of the same key replaces.
+
+    Raises:
+        StudyError: One is not of the form `table.key=value`, or names no table of a study.
+    """
+    layers: dict[tuple[str, ...], Layer] = {}
     told = []
     for setting in settings:
-        for table, values in parse_setting(setting).items():
-            keys = written.get(table, {})
-            old = keys.get("name", quick_start().get(table, {}).get("name"))
-            lost = [key for key in keys if key != "name"]
-            if lost and values.get("name", old) != old:
-                told.append(
-                    f"--set {_cut(setting)}: {', '.join(map(keyed, lost))} of [{table}] in {path} "
-                    f"were for {shown(old)}, and are left out; give them again with --set."
-                )
-    return tuple(told)
+        where = f"--set {shown(setting)}"
+        layer = Layer(
+            changes=parse_setting(setting), where=where, advice="give them again with --set"
+        )
+        key = tuple(setting.partition("=")[0].strip().split("."))
+        before = layers.pop(key, None)
+        if before is not None and before.changes != layer.changes:
+            told.append(f"{before.where} is replaced by {where}.")
+        layers[key] = layer
+    return tuple(layers.values()), tuple(told)
 
 
 def _beside(tables: Tables, folder: Path) -> Tables:
@@ -171,40 +201,6 @@ def build(
     return federation
 
 
-def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
-    """`tables` with `changes`; a table whose `name` changes keeps nothing of the old one.
-
-    Raises:
-        StudyError: There is no such table, or it is not one, or it is too deep.
-    """
-    toml.require_modest(changes, where=where)
-    merged: Tables = dict(tables)
-    for table, values in changes.items():
-        if table == "grid":
-            raise StudyError(f"{where} is a grid of studies: only `cohortium run` takes it.")
-        if table not in TABLES:
-            raise StudyError(f"{where}: a study has no [{keyed(table)}]; {near(table, TABLES)}")
-        if not isinstance(values, dict):
-            raise StudyError(
-                f"{where}: {keyed(table)} must be a table of keys, such as {table}.name."
-            )
-        kept: dict[str, Any] = merged.get(table, {})
-        if values.get("name", kept.get("name")) != kept.get("name"):
-            kept = {}
-        merged[table] = _deep(kept, values)
-    return merged
-
-
-def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`kept` with `values`, tables inside tables likewise."""
-    merged = dict(kept)
-    for key, value in values.items():
-        old = merged.get(key)
-        is_table = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _deep(cast("dict[str, Any]", old), value) if is_table else value
-    return merged
-
-
 def parse_setting(setting: str) -> dict[str, Any]:
     """The change that `table.key=value` asks for.
 
@@ -216,7 +212,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
     if not equals or not dot or not key:
         # `--set model=cnn` is what a part's name is most easily taken for.
         meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
-        raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
+        raise StudyError(f"--set {shown(setting)}: write it as table.key=value, as in {meant}.")
     require_text(setting, where="--set")
     value = toml.parse(text)
     for part in reversed(key.split(".")):

@@ -113,6 +113,7 @@ class MedMNIST:
                 f"{info['python_class']} of MedMNIST v2 (Yang et al., Scientific Data 2023), "
                 f"images from {ORIGINS[self.flag]}; {info['license']}"
             ),
+            layout="channels-last",
         )
 
     def _file(self, published: Published) -> Path:

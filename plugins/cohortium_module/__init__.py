@@ -109,6 +109,13 @@ class Module:
     def _refused(self, why: str) -> NetworkError:
         return NetworkError(f"model '{self.module}' cannot be made: {why}.")
 
+    def code(self) -> Any:
+        """What makes the network, whose source file a run's record tells of."""
+        from cohortium_module._finding import beside, found
+
+        with beside(self.folder):
+            return found(self.module, self.folder)
+
 
 @hookimpl
 def cohortium_models() -> list[Offer[Model]]:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from attrs import Attribute, field, frozen
 
 from cohortium.plugin import (
     DataError,
     Dataset,
+    Layout,
     Offer,
     StudyError,
     data_folder,
@@ -40,26 +41,37 @@ def _texts(_: object, attribute: Attribute[tuple[str, ...]], value: object) -> N
         )
 
 
+def _layout(_: object, attribute: Attribute[str], value: object) -> None:
+    if value not in get_args(Layout):
+        raise StudyError(
+            f"npz: {attribute.name} is {value!r}; let it be one of {', '.join(get_args(Layout))}."
+        )
+
+
 @frozen(kw_only=True)
 class Npz:
     """Images and labels from a file of one's own.
 
     The file holds `train_images` (N, H, W) or (N, H, W, C), `uint8`, and `train_labels` (N,) or
-    (N, 1), integers from 0; perhaps the same for `val_` and `test_`, `train_clients` (the data's
-    own grouping, integers), `train_patients` (whose each image is, integers) and `classes` (their
-    names, text).
+    (N, 1), integers from 0 without gaps; perhaps the same for `val_` and `test_`, `train_clients`
+    (the data's own grouping, integers), `train_patients` (whose each image is, integers) and
+    `classes` (their names, text).  An array that can be read in two ways, and labels that leave a
+    class empty, are refused with what to do.
 
     Attributes:
         path: The file: as given, else under the folder that `COHORTIUM_DATA` names.
         title: What figures that come from it are called; by default the file's own name.
         classes: Names of the classes; by default the file's `classes`, else "0", "1", ….
         source: Whom to cite.
+        layout: Where the channels of an array of four axes are: "channels-last" (N, H, W, C) or
+            "channels-first" (N, C, H, W); "auto" reads what can be read in one way only.
     """
 
     path: str = field(validator=_text)
     title: str = ""
     classes: tuple[str, ...] = field(default=(), validator=_texts)
     source: str = ""
+    layout: Layout = field(default="auto", validator=_layout)
 
     def load(self) -> Splits:
         """Read the file.
@@ -69,7 +81,11 @@ class Npz:
         """
         path = self._find()
         return read_splits(
-            path, name=self.title or path.stem, classes=self.classes, source=self.source
+            path,
+            name=self.title or path.stem,
+            classes=self.classes,
+            source=self.source,
+            layout=self.layout,
         )
 
     def _find(self) -> Path:

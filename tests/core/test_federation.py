@@ -344,7 +344,8 @@ def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
         "accuracy", "balanced_accuracy", "auc", "loss", "per_class", "confusion", "calibration",
         "calibration_error", "guarantee", "secrecy", "rounds", "sites", "dropouts",
         "upload_bytes_per_site_per_round", "seconds", "weights_sha256", "versions", "plugins",
-        "history",
+        "history", "data", "is_personal", "own", "majority_share", "majority_class", "images",
+        "provenance",
     }  # fmt: skip
     from safetensors.torch import load_file
 

@@ -264,7 +264,9 @@ def test_one_study_takes_no_options_of_grids(tmp_path: Path) -> None:
         with pytest.raises(StudyError, match=r"with a \[grid\]"):
             cohortium("run", str(path), *option)
     with pytest.raises(StudyError, match="is a grid of studies"):
-        cohortium("plan", str(write(tmp_path, GRID + STUDY)))
+        cohortium("audit", str(write(tmp_path, GRID + STUDY)))
+    with pytest.raises(StudyError, match=r"with a \[grid\]"):
+        cohortium("plan", str(path), "--only", "sites=3")
 
 
 def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ CORE = ROOT / "core" / "cohortium"
 FLOORS = """\
 errors faults foreign allowing installed
 files memory sheets places journal tables treefile keeping visits throttling frames listening
-randomness packing ring messages metrics data arrays identity
+randomness packing ring messages metrics data pixels labels arrays identity
 guarantee mechanisms loss_grids privacy_loss accounting
 wire spending ledger
 vocabulary events
@@ -29,7 +29,8 @@ catalog
 composition scaffold
 describing
 account policy statement
-networks training prelude pretraining history checkpoint facts record folder evaluation personal
+networks training prelude pretraining history checkpoint facts provenance record folder
+evaluation personal
 whitened heads reference
 plugin
 setting sizing workplace standins
@@ -42,7 +43,7 @@ rounds planning standing running
 auditing
 federation
 reporting
-study
+resolution study
 admission reception channel leading dealing
 grid drafting
 cli

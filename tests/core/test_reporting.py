@@ -23,7 +23,7 @@ from cohortium.guarantee import Guarantee
 from cohortium.reporting.differing import differing
 from cohortium.reporting.figures import LEAST_GAP, Axis, Line, Plot
 from cohortium.reporting.parties import Facts, conditions, views
-from cohortium.reporting.reading import Terms
+from cohortium.reporting.stored import Terms
 from cohortium.reporting.wording import chance, detected, odds_factor
 from cohortium.vocabulary import Secrecy
 from cohortium_gaussian import Gaussian

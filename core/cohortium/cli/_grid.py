@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import attrs
 import typer
 
 from cohortium.cli._streams import json_text
@@ -13,9 +12,9 @@ from cohortium.errors import told
 from cohortium.places import require_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from cohortium.grid import Grid, Outcome
+    from cohortium.grid import Foresight, Grid, Outcome, Run
 
 
 def run_grid(
@@ -35,8 +34,7 @@ def run_grid(
     folder = out or Path("runs") / grid.name
     runs = grids.plan(grid, folder, only)
     if dry_run:
-        for each in runs:
-            typer.echo(f"{each.state:>10}  {each.name}")
+        _try_out(runs)
         return
     require_folder(folder)
     failed = []
@@ -59,6 +57,56 @@ def run_grid(
         raise typer.Exit(1)
 
 
+def tell_left_out(grid: Grid, only: Sequence[str]) -> None:
+    """Say which keys of the file, and of the settings, the chosen cells leave out."""
+    cells = {cell.name: cell for cell, _ in grid.select(only)}
+    told = [sentence for cell in cells.values() for sentence in cell.left_out]
+    for sentence in dict.fromkeys([*grid.left_out, *told]):
+        typer.echo(sentence, err=True)
+
+
+def _try_out(runs: Sequence[Run]) -> None:
+    """List the runs, and prepare each cell that has any to do; exit with 2 if one is refused."""
+    from cohortium import grid as grids
+
+    waiting = [(each.cell, each.seed) for each in runs if each.state != "finished"]
+    found = {each.cell.name: each for each in grids.look_ahead(waiting) if each.refusal}
+    for each in runs:
+        is_refused = each.cell.name in found and each.state != "finished"
+        typer.echo(f"{'refused' if is_refused else each.state:>10}  {each.name}")
+    _end_refused(found.values())
+
+
+def plan_grid(grid: Grid, *, only: Sequence[str], epsilons: Sequence[float], as_json: bool) -> None:
+    """One table of what each cell promises, before any training; exit with 2 if one is refused."""
+    from cohortium import grid as grids
+    from cohortium.catalog import discover
+
+    if not as_json:
+        tell_left_out(grid, only)
+    grid.require_distinct(discover())
+    found = list(grids.look_ahead(grid.select(only), epsilons))
+    rows = [(each.cell, outlook) for each in found for outlook in each.outlooks]
+    if as_json:
+        lines = [{"cell": dict(cell.place), "outlook": o.as_json()} for cell, o in rows]
+        typer.echo(json_text(lines))
+    else:
+        typer.echo(grids.outlook_table(rows), nl=False)
+        for warning in dict.fromkeys(w for _, outlook in rows for w in outlook.warnings):
+            typer.echo(warning)
+    _end_refused([each for each in found if each.refusal])
+
+
+def _end_refused(found: Iterable[Foresight]) -> None:
+    refused = list(found)
+    for each in refused:
+        if each.fault:
+            typer.echo(each.fault, err=True)
+        typer.echo(f"cohortium: {each.cell.name} is refused: {each.refusal}", err=True)
+    if refused:
+        raise typer.Exit(2)
+
+
 def _tell(outcome: Outcome, count: str) -> None:
     """One line for each run, on the way."""
     if outcome.fault:
@@ -78,16 +126,15 @@ def compare(
 ) -> None:
     """Tell by how much one is better than another.
 
-    A paired bootstrap over seeds and test images gives the interval.
+    A paired bootstrap over seeds and test images gives the interval; it takes three seeds.
 
     Examples:
       cohortium compare runs/paper/sites=10,privacy=off runs/paper/sites=10,privacy=on
     """
     from cohortium import grid as grids
 
-    found = grids.compare(first, second)
+    found = grids.contrast(first, second)
     if as_json:
-        typer.echo(json_text([attrs.asdict(d) for d in found]))
+        typer.echo(json_text(found.as_json()))
     else:
-        for difference in found:
-            typer.echo(str(difference))
+        typer.echo(str(found))

@@ -22,6 +22,10 @@ Settings = Annotated[
         autocompletion=_completion.settings,
     ),
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
+]
 RunFolder = Annotated[
     Path,
     typer.Argument(

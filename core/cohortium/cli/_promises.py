@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cohortium.cli import _printing
-from cohortium.cli._options import Settings, Study, federation_of
+from cohortium.cli._grid import plan_grid
+from cohortium.cli._options import Only, Settings, Study, federation_of
 from cohortium.cli._streams import json_text
-from cohortium.errors import RunError
+from cohortium.errors import RunError, StudyError
 from cohortium.files import write_whole
 from cohortium.places import require_new_file
 
@@ -25,18 +26,27 @@ def plan(
     epsilon: Annotated[
         list[float] | None, typer.Option(help="A budget to plan for; may be repeated.")
     ] = None,
+    only: Only = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell a study's numbers before any training.
+    """Tell a study's numbers before any training; of a grid, those of each cell.
 
     Steps and batches, noise, ε by round, bytes, and how many sites may be missing or colluding.
 
     Examples:
       cohortium plan
       cohortium plan study.toml --epsilon 1 --epsilon 6
+      cohortium plan grid.toml --only sites=10
     """
+    from cohortium import grid as grids
     from cohortium import planning
 
+    if study is not None and grids.is_grid(study):
+        grid = grids.read(study, settings or [])
+        plan_grid(grid, only=only or [], epsilons=epsilon or [], as_json=as_json)
+        return
+    if only:
+        raise StudyError("--only is for a study file with a [grid].")
     federation = federation_of(study, settings, is_quiet=as_json)
     # Before anything is loaded.
     planning.for_budgets(federation.privatizer, epsilon or [])

@@ -11,8 +11,8 @@ import attrs
 import typer
 
 from cohortium.cli import _completion
-from cohortium.cli._grid import run_grid
-from cohortium.cli._options import RunFolder, Settings, Study, federation_of, tell_left_out
+from cohortium.cli._grid import run_grid, tell_left_out
+from cohortium.cli._options import Only, RunFolder, Settings, Study, federation_of
 from cohortium.cli._stopping import interruptible
 from cohortium.cli._streams import json_text
 from cohortium.errors import CohortiumError, RunError, StudyError
@@ -31,12 +31,10 @@ Observe = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
-Only = Annotated[
-    list[str] | None,
-    typer.Option(help="Of a grid, axis=choice alone, or seed=1; may be repeated."),
-]
 Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List a grid's runs, and do none.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List a grid's runs, prepare each cell, and do none.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
 
@@ -73,7 +71,7 @@ def run(
     if study is not None and grids.is_grid(study):
         grid = grids.read(study, settings or [])
         if not is_quiet:
-            tell_left_out(study, settings)
+            tell_left_out(grid, only or [])
         run_grid(
             grid,
             out=out,
@@ -171,9 +169,8 @@ def _tell(result: Result, *, as_json: bool) -> None:
 
 
 def _print_result(result: Result) -> None:
-    accuracy = "none (no test images)" if result.accuracy is None else f"{result.accuracy:.2%}"
     rows = [
-        ("test accuracy", accuracy),
+        *result.headline(),
         ("guarantee", str(result.guarantee or "none: nothing here is private")),
         ("uploads", f"{result.upload_bytes_per_site_per_round:,} bytes per site and round at most"),
         ("time", f"{result.seconds.total:.1f} s"),
@@ -181,5 +178,6 @@ def _print_result(result: Result) -> None:
         ("record", str(result.folder)),
         ("report", str(result.folder / "report.html") if result.folder else "none"),
     ]
+    width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        typer.echo(f"{label:>14}  {value}")
+        typer.echo(f"{label:>{max(width, 14)}}  {value}")

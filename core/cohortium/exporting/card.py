@@ -174,8 +174,13 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
     auc = "–" if result.get("auc") is None else f"{result['auc']:.4f}"
     yield (
         f"On {classifier.facts.test:,} test images: accuracy {result['accuracy']:.2%}, balanced "
-        f"accuracy {result['balanced_accuracy']:.2%}, AUC {auc}."
+        f"accuracy {result['balanced_accuracy']:.2%}, AUC {auc}.{_majority(result)}"
     )
+    if result.get("is_personal"):
+        yield (
+            "**They are of the global network, which is what lies here and what no site of the run "
+            "uses:** its trainer makes each site a network of its own."
+        )
     yield _table(
         ("class", "images", "sensitivity", "specificity", "precision"),
         (
@@ -219,6 +224,15 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
     versions = classifier.result.get("versions", {})
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
     yield "The study, as it was resolved, is `study.toml` in the run's folder."
+
+
+def _majority(result: Mapping[str, Any]) -> str:
+    """How well whoever names one class alone would do."""
+    counts = [int(row["examples"]) for row in result["per_class"]]
+    if not sum(counts):
+        return ""
+    share = max(counts) / sum(counts)
+    return f" Calling every image the most frequent class is right for {share:.2%}."
 
 
 def _name(classifier: Classifier, role: str) -> str:

@@ -23,25 +23,32 @@ name = "dpresnet"
 from __future__ import annotations
 
 from cohortium.grid.cells import Axis, Cell, Choice, Grid, Joint
-from cohortium.grid.paired import Difference, compare
+from cohortium.grid.foresight import Foresight, look_ahead, outlook_table
+from cohortium.grid.paired import Comparison, Difference, compare, contrast
 from cohortium.grid.reading import is_grid, read
+from cohortium.grid.rows import Row, rows
 from cohortium.grid.running import Outcome, Run, plan, run
-from cohortium.grid.summary import Row, figures, markdown, rows, write
+from cohortium.grid.summary import figures, markdown, write
 
 __all__ = [
     "Axis",
     "Cell",
     "Choice",
+    "Comparison",
     "Difference",
+    "Foresight",
     "Grid",
     "Joint",
     "Outcome",
     "Row",
     "Run",
     "compare",
+    "contrast",
     "figures",
     "is_grid",
+    "look_ahead",
     "markdown",
+    "outlook_table",
     "plan",
     "read",
     "rows",

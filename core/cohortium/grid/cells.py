@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import frozen
 
 from cohortium import study
-from cohortium.errors import StudyError, near
+from cohortium.errors import CohortiumError, StudyError, near
+from cohortium.resolution import Layer, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cohortium.catalog import Catalog
     from cohortium.federation import Federation
-    from cohortium.study import Tables
+    from cohortium.resolution import Tables
 
 MOST_NAME = 200
 """Characters of a cell's folder name; file systems take 255 bytes."""
@@ -43,10 +44,17 @@ class Choice:
 
 @frozen
 class Axis:
-    """What a grid varies, and how."""
+    """What a grid varies, and how.
+
+    Attributes:
+        name: What tables and folders call it.
+        choices: In the file's order.
+        is_of_values: Whether its labels are the values of one key, which so has to have them.
+    """
 
     name: str
     choices: tuple[Choice, ...]
+    is_of_values: bool
 
 
 @frozen
@@ -71,12 +79,16 @@ class Cell:
         tables: The study that it is, without a seed.
         where: How an error names it.
         folder: Of the grid's file.
+        settings: What the command line sets, in all cells.
+        left_out: A sentence for each choice that leaves keys of the file out.
     """
 
     place: Mapping[str, str]
     tables: Tables
     where: str
     folder: Path | None = None
+    settings: tuple[Layer, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,8 +101,19 @@ class Cell:
         Raises:
             CohortiumError: It asks for something that cannot be.
         """
-        tables = study.merge(self.tables, {"federation": {"seed": seed}}, where=self.where)
-        return study.build(tables, where=self.where, catalog=catalog, folder=self.folder)
+        tables = {**self.tables, "federation": {**self.tables["federation"], "seed": seed}}
+        try:
+            return study.build(
+                tables,
+                where=self.where,
+                settings=study.places_of(self.settings),
+                catalog=catalog,
+                folder=self.folder,
+            )
+        except CohortiumError as error:
+            if self.where in str(error):
+                raise
+            raise type(error)(f"{self.where}: {error}") from error
 
 
 @frozen(kw_only=True)
@@ -104,9 +127,12 @@ class Grid:
         images: Which its table is of.
         exclude: Combinations that are no cells: labels on some of the axes.
         joint: What combinations set, in the file's order, after their choices.
-        base: What all cells share.
+        settings: What the command line sets, in all cells.
+        base: What all cells share, the defaults included.
+        written: The part of that which the file says.
         where: How an error names the file.
         folder: Where the file lies.
+        left_out: A sentence for each setting that leaves another one out.
     """
 
     name: str
@@ -115,39 +141,85 @@ class Grid:
     images: Images
     exclude: tuple[Mapping[str, str], ...]
     joint: tuple[Joint, ...]
+    settings: tuple[Layer, ...]
     base: Tables
+    written: Tables
     where: str
     folder: Path | None = None
+    left_out: tuple[str, ...] = ()
 
     def cells(self) -> tuple[Cell, ...]:
         """Every combination, the first axis slowest.
 
         Raises:
-            StudyError: A choice sets something that no study has, leaves the table without scores,
-                or a name grows too long.
+            StudyError: A choice sets something that no study has or that another one takes back,
+                leaves the table without scores, or a name grows too long.
         """
-        cells = []
+        found = []
         for chosen in itertools.product(*(axis.choices for axis in self.axes)):
             place = {axis.name: c.label for axis, c in zip(self.axes, chosen, strict=True)}
-            if any(each.items() <= place.items() for each in self.exclude):
-                continue
-            where = f"{self.where} {', '.join(f'{a}={c}' for a, c in place.items())}".rstrip()
-            tables = self.base
-            for choice in chosen:
-                tables = study.merge(tables, choice.changes, where=where)
-            for each in self.joint:
-                if each.place.items() <= place.items():
-                    tables = study.merge(tables, each.changes, where=where)
-            if self.images == "validation" and tables["federation"].get("evaluate_every") == 0:
-                raise StudyError(
-                    f"{where}: the grid's table is of validation images, on which "
-                    "federation.evaluate_every = 0 never scores; give it another number."
+            if not any(each.items() <= place.items() for each in self.exclude):
+                found.append(self._cell(place, chosen))
+        return tuple(found)
+
+    def _cell(self, place: Mapping[str, str], chosen: Sequence[Choice]) -> Cell:
+        where = f"{self.where} {_placed(place)}".rstrip()
+        layers = [*self._layers(place, chosen), *self.settings]
+        resolved = resolve(self.base, layers, written=self.written, path=self.where)
+        if self.images == "validation" and resolved.tables["federation"].get("evaluate_every") == 0:
+            raise StudyError(
+                f"{where}: the grid's table is of validation images, on which "
+                "federation.evaluate_every = 0 never scores; give it another number."
+            )
+        cell = Cell(
+            place=place,
+            tables=resolved.tables,
+            where=where,
+            folder=self.folder,
+            settings=self.settings,
+            left_out=resolved.left_out,
+        )
+        if len(cell.name) > MOST_NAME:
+            raise StudyError(f"{where}: its name is too long for a folder; shorten the labels.")
+        return cell
+
+    def _layers(self, place: Mapping[str, str], chosen: Sequence[Choice]) -> Iterator[Layer]:
+        """What the choices of a cell set, and what its combinations do."""
+        for axis, choice in zip(self.axes, chosen, strict=True):
+            yield Layer(
+                changes=choice.changes,
+                where=f"{self.where} [grid] {axis.name} = {choice.label}",
+                # A row's label says the value: nothing else may take its place.
+                source="" if axis.is_of_values else axis.name,
+            )
+        for each in self.joint:
+            if each.place.items() <= place.items():
+                yield Layer(
+                    changes=each.changes,
+                    where=f"{self.where} [[grid.where]] {_placed(each.place)}",
+                    overrides=frozenset(each.place),
                 )
-            cell = Cell(place=place, tables=tables, where=where, folder=self.folder)
-            if len(cell.name) > MOST_NAME:
-                raise StudyError(f"{where}: its name is too long for a folder; shorten the labels.")
-            cells.append(cell)
-        return tuple(cells)
+
+    def require_distinct(self, catalog: Catalog) -> None:
+        """Refuse two cells that are one study: a table would tell one result under two names.
+
+        Raises:
+            StudyError: There are two.
+        """
+        known: dict[str, list[tuple[Federation, Cell]]] = {}
+        for cell in self.cells():
+            try:
+                federation = cell.federation(self.seeds[0], catalog)
+            except CohortiumError:
+                continue  # it is refused where it is to run
+            alike = known.setdefault(repr(federation), [])
+            for other, first in alike:
+                if other == federation:
+                    raise StudyError(
+                        f"{self.where}: the cells {first.name} and {cell.name} are one study; "
+                        "let their choices differ, or leave one out with exclude."
+                    )
+            alike.append((federation, cell))
 
     def select(self, only: Sequence[str]) -> tuple[tuple[Cell, int], ...]:
         """The runs, as pairs of a cell and a seed, that every filter lets through.
@@ -180,3 +252,7 @@ class Grid:
                 for axis, label in {**cell.place, SEED: str(seed)}.items()
             )
         )
+
+
+def _placed(place: Mapping[str, str]) -> str:
+    return ", ".join(f"{axis}={label}" for axis, label in place.items())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 from attrs import frozen
 
 from cohortium.errors import StudyError
+from cohortium.facts import read_result
 from cohortium.record import predictions_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ DRAWS = 10_000
 COVERAGE = 0.95
 
 
+FEWEST_SEEDS = 3
+"""Fewer tell nothing of how much a seed matters: two can only disagree or not."""
+
+
 @frozen(kw_only=True)
 class Difference:
     """First minus second, over the seeds that both have and the test images.
@@ -28,7 +34,7 @@ class Difference:
     Attributes:
         metric: Such as "accuracy".
         mean: The difference.
-        low: Lower end of the interval.
+        low: Lower end of the interval; rough, and of the images alone, unless it `is_firm`.
         high: Its upper end.
         seeds: That were compared.
         images: That were compared.
@@ -42,28 +48,103 @@ class Difference:
     images: int
 
     @property
+    def is_firm(self) -> bool:
+        """Whether there are enough seeds for the interval to stand."""
+        return len(self.seeds) >= FEWEST_SEEDS
+
+    @property
     def is_told_apart(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval stands, and leaves 0 out."""
+        return self.is_firm and (self.low > 0 or self.high < 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without an interval that does not stand."""
+        told = {**attrs.asdict(self), "is_told_apart": self.is_told_apart}
+        return told if self.is_firm else {**told, "low": None, "high": None}
 
     def __str__(self) -> str:
         """For people, in points."""
+        of = f"{_counted(len(self.seeds), 'seed')}, {self.images} images"
+        told = f"{self.metric}: {100 * self.mean:+.2f} points"
+        if not self.is_firm:
+            return (
+                f"{told}, no interval ({of}; not told apart: that takes {FEWEST_SEEDS} seeds or "
+                "more)"
+            )
         verdict = "" if self.is_told_apart else "; not told apart"
-        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         return (
-            f"{self.metric}: {100 * self.mean:+.2f} points, {COVERAGE:.0%} interval "
-            f"{100 * self.low:+.2f} to {100 * self.high:+.2f} "
-            f"({seeds}, {self.images} images{verdict})"
+            f"{told}, {COVERAGE:.0%} interval {100 * self.low:+.2f} to {100 * self.high:+.2f} "
+            f"({of}{verdict})"
         )
 
 
+@frozen(kw_only=True)
+class Comparison:
+    """Two cells, or two runs, and what their difference speaks of.
+
+    Attributes:
+        differences: In accuracy and balanced accuracy.
+        seeds: That both have; each stands for a deal of the data, and for initial weights.
+        others: Seeds that only one of them has, which are left out.
+        images: Test images.
+        majority_share: Accuracy of whoever calls all of them the most frequent class.
+        accuracies: Of the first and the second, over these seeds.
+        data: Names of the data sets: one, unless they differ.
+        rounds: Fewest and most rounds that the runs finished.
+        is_personal: Whether sites of one of them use networks of their own, which are not compared.
+    """
+
+    differences: tuple[Difference, ...]
+    seeds: tuple[int, ...]
+    others: tuple[int, ...]
+    images: int
+    majority_share: float
+    accuracies: tuple[float, float]
+    data: tuple[str, ...]
+    rounds: tuple[int, int]
+    is_personal: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        differences = [each.as_json() for each in self.differences]
+        return {**attrs.asdict(self, recurse=False), "differences": differences}
+
+    def __str__(self) -> str:
+        """For people."""
+        seeds = f"{_counted(len(self.seeds), 'seed')} ({', '.join(map(str, self.seeds))})"
+        first, second = self.accuracies
+        spoken = (
+            f"over {seeds}, each a deal of its own, and {self.images} test images of "
+            f"{' and '.join(self.data)}: accuracy {first:.2%} and {second:.2%}; the most frequent "
+            f"class alone {self.majority_share:.2%}"
+        )
+        lines = [spoken]
+        if self.others:
+            lines.append(
+                f"left out, for only one of the two has them: "
+                f"{_counted(len(self.others), 'seed')} ({', '.join(map(str, self.others))})"
+            )
+        if self.rounds[0] != self.rounds[1]:
+            lines.append(f"the runs finished {self.rounds[0]} to {self.rounds[1]} rounds")
+        if self.is_personal:
+            lines.append(
+                "of global networks, which no site uses where a trainer makes each one of its own"
+            )
+        return "\n".join([*lines, *map(str, self.differences)])
+
+
 def compare(first: Path, second: Path) -> tuple[Difference, ...]:
+    """How much better `first` is than `second`; see `contrast`."""
+    return contrast(first, second).differences
+
+
+def contrast(first: Path, second: Path) -> Comparison:
     """How much better `first` is than `second`, in accuracy and balanced accuracy.
 
     A paired bootstrap: seeds and images are drawn with replacement, independently of one another
     and alike for both cells, so that what both find hard does not widen the interval.  Drawing
     along both ways at once errs on the side of too wide (Owen 2007, "The pigeonhole bootstrap").
-    With one seed the interval knows of the images alone.
+    Under `FEWEST_SEEDS` seeds no interval stands: it would know of the images alone.
 
     Args:
         first: A cell's folder, or one run's.
@@ -76,20 +157,38 @@ def compare(first: Path, second: Path) -> tuple[Difference, ...]:
     seeds = tuple(sorted(one.keys() & other.keys()))
     if not seeds:
         raise StudyError(f"{first} and {second} have no finished run with the same seed.")
-    labels = predictions_of(one[seeds[0]]).labels
-    gains = []
-    for seed in seeds:
-        hits = []
-        for folder in (one[seed], other[seed]):
-            said = predictions_of(folder)
-            if not np.array_equal(said.labels, labels):
-                raise StudyError(f"{folder} was tested on other images than {one[seeds[0]]}.")
-            hits.append(said.probabilities.argmax(1) == labels)
-        gains.append(hits[0].astype(np.float64) - hits[1])
-    found = bootstrap(np.stack(gains), labels, np.random.default_rng(0))
-    return tuple(
-        Difference(metric=metric, mean=mean, low=low, high=high, seeds=seeds, images=len(labels))
-        for metric, (mean, low, high) in found.items()
+    folders = [runs[seed] for seed in seeds for runs in (one, other)]
+    known = predictions_of(folders[0])
+    hits = []
+    for folder in folders:
+        said = predictions_of(folder)
+        if not np.array_equal(said.labels, known.labels) or said.classes != known.classes:
+            raise StudyError(f"{folder} was tested on other images than {folders[0]}.")
+        hits.append((said.probabilities.argmax(1) == known.labels).astype(np.float64))
+    firsts, seconds = np.stack(hits[::2]), np.stack(hits[1::2])
+    found = bootstrap(firsts - seconds, known.labels, np.random.default_rng(0))
+    results = [read_result(folder) or {} for folder in folders]
+    counts = [int(result.get("rounds", 0)) for result in results]
+    return Comparison(
+        differences=tuple(
+            Difference(
+                metric=metric,
+                mean=mean,
+                low=low,
+                high=high,
+                seeds=seeds,
+                images=len(known.labels),
+            )
+            for metric, (mean, low, high) in found.items()
+        ),
+        seeds=seeds,
+        others=tuple(sorted(one.keys() ^ other.keys())),
+        images=len(known.labels),
+        majority_share=float(np.bincount(known.labels).max() / len(known.labels)),
+        accuracies=(float(firsts.mean()), float(seconds.mean())),
+        data=tuple(dict.fromkeys(str(r.get("data") or "unnamed data") for r in results)),
+        rounds=(min(counts), max(counts)),
+        is_personal=any(bool(result.get("is_personal")) for result in results),
     )
 
 
@@ -149,3 +248,7 @@ def _seed(folder: Path) -> int:
 
     study = toml.read(folder / "study.toml", what="the study")
     return int(study.get("federation", {}).get("seed", 1))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -5,17 +5,24 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
+from cohortium.grid.rows import headline_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
     from cohortium.grid.cells import Grid
-    from cohortium.grid.summary import Row
+    from cohortium.grid.rows import Row
 
 FEWEST = 3
 """Numbers on an axis that make a line worth drawing."""
 
+
+MAJORITY = "most frequent class alone"
+"""What the level of whoever names it is called."""
 
 MOST_TICKS = 8
 """Values of an axis that are all written below it."""
@@ -25,27 +32,41 @@ def draw(grid: Grid, table: Sequence[Row]) -> bytes:
     """An SVG picture: mean ± standard deviation of accuracy, and every run as a dot.
 
     Where an axis has three numbers or more it becomes the picture's own, with a line for each
-    combination of the others; else each cell has a line to itself.  Equal tables give equal bytes.
+    combination of the others; else each cell has a line to itself.  A dotted line is the share of
+    the most frequent class, at which whoever names it alone would be.  Data sets have a panel each:
+    no two share an axis.  Equal tables give equal bytes.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    table = [row for row in table if row.spread("accuracy") is not None]
-    along = _numbers(grid, table)
-    height = 4.2 if along else 1.2 + 0.32 * max(len(table), 1)
+    metric, majority = headline_of(table)
+    panels = _panels([row for row in table if row.spread(metric) is not None], majority)
+    heights = [4.2 if _numbers(grid, rows) else 1.2 + 0.32 * max(len(rows), 1) for rows in panels]
     with mpl.rc_context({"svg.hashsalt": "cohortium", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.5, height), layout="constrained")
+        figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
         canvas = FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        if along:
-            _draw_lines(axes, along, table)
-        else:
-            _draw_cells(axes, table)
-        axes.grid(alpha=0.3)
+        grids = figure.subplots(
+            len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
+        )
+        for axes, rows in zip(grids[:, 0], panels, strict=True):
+            panel = _Panel(axes=axes, rows=rows, metric=metric, majority=majority)
+            panel.draw(_numbers(grid, rows))
+            if len(panels) > 1:
+                axes.set_title(rows[0].data or "another data set", fontsize="medium")
         buffer = io.BytesIO()
         canvas.print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()
+
+
+def _panels(table: Sequence[Row], majority: str) -> list[list[Row]]:
+    """The rows of each data set; sets of one name differ in how their images are spread."""
+    found: dict[tuple[str, float | None], list[Row]] = {}
+    for row in table:
+        spread = row.spread(majority) if majority == "majority_share" else None
+        share = None if spread is None else round(spread.mean, 9)
+        found.setdefault((row.data, share), []).append(row)
+    return list(found.values()) or [[]]
 
 
 def _numbers(grid: Grid, table: Sequence[Row]) -> str:
@@ -65,39 +86,95 @@ def _number(label: str) -> float | None:
         return None
 
 
-def _accuracies(row: Row) -> tuple[float, float, list[float]]:
-    """Mean, standard deviation and every run's, in percent."""
-    spread = row.spread("accuracy")
-    assert spread is not None
-    each = [100 * (row.figure(seed, "accuracy") or 0.0) for seed in row.results]
-    return 100 * spread.mean, 100 * (spread.deviation or 0.0), each
+@frozen(kw_only=True)
+class _Panel:
+    """One data set's part of the picture.
 
+    Attributes:
+        axes: To draw on.
+        rows: Of the table.
+        metric: What is drawn.
+        majority: The share of the most frequent class beside it.
+    """
 
-def _images(table: Sequence[Row]) -> str:
-    return table[0].images if table else "test"
+    axes: Axes
+    rows: Sequence[Row]
+    metric: str
+    majority: str
 
+    def draw(self, along: str) -> None:
+        """All of it.
 
-def _draw_cells(axes: Axes, table: Sequence[Row]) -> None:
-    for place, row in enumerate(table):
-        mean, deviation, each = _accuracies(row)
-        axes.errorbar(mean, place, xerr=deviation, fmt="o", color="C0", capsize=3)
-        axes.scatter(each, [place] * len(each), color="C0", s=8, alpha=0.4)
-    axes.set_yticks(range(len(table)), [row.cell.name.replace(",", ", ") for row in table])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{_images(table)} accuracy, %")
+        Args:
+            along: The axis of numbers that goes across; empty: none.
+        """
+        if along:
+            self._draw_lines(along)
+        else:
+            self._draw_cells()
+        self.axes.grid(alpha=0.3)
 
+    @property
+    def title(self) -> str:
+        """Of the axis of accuracies."""
+        if self.metric != "accuracy":
+            return "accuracy of the sites' own models on what they held out, %"
+        images = self.rows[0].images if self.rows else "test"
+        is_global = any(row.is_personal for row in self.rows)
+        whose = " of the global model, which no site uses" if is_global else ""
+        return f"{images} accuracy{whose}, %"
 
-def _draw_lines(axes: Axes, along: str, table: Sequence[Row]) -> None:
-    """Labels that are no numbers (no privacy, say) become lines across the picture."""
-    groups: dict[str, list[Row]] = {}
-    for row in table:
-        others = {k: v for k, v in row.cell.place.items() if k != along}
-        groups.setdefault(", ".join(f"{k}={v}" for k, v in others.items()), []).append(row)
-    for n, (name, group) in enumerate(groups.items()):
-        color = f"C{n % 10}"
-        points = []
+    def _accuracies(self, row: Row) -> tuple[float, float, list[float]]:
+        """Mean, standard deviation and every run's, in percent."""
+        spread = row.spread(self.metric)
+        assert spread is not None
+        each = [100 * (row.figure(seed, self.metric) or 0.0) for seed in row.results]
+        return 100 * spread.mean, 100 * (spread.deviation or 0.0), each
+
+    def _level(self) -> float | None:
+        """Of the most frequent class, in percent."""
+        known = [spread.mean for row in self.rows if (spread := row.spread(self.majority))]
+        return 100 * sum(known) / len(known) if known else None
+
+    def _draw_cells(self) -> None:
+        axes = self.axes
+        for place, row in enumerate(self.rows):
+            mean, deviation, each = self._accuracies(row)
+            axes.errorbar(mean, place, xerr=deviation, fmt="o", color="C0", capsize=3)
+            axes.scatter(each, [place] * len(each), color="C0", s=8, alpha=0.4)
+        names = [row.cell.name.replace(",", ", ") for row in self.rows]
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel(self.title)
+        if (level := self._level()) is not None:
+            axes.axvline(level, color="0.4", linestyle=":", linewidth=1, label=MAJORITY)
+            axes.legend(fontsize="small")
+
+    def _draw_lines(self, along: str) -> None:
+        """Labels that are no numbers (no privacy, say) become lines across the picture."""
+        axes = self.axes
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            others = {k: v for k, v in row.cell.place.items() if k != along}
+            groups.setdefault(", ".join(f"{k}={v}" for k, v in others.items()), []).append(row)
+        for n, (name, group) in enumerate(groups.items()):
+            self._draw_line(along, name, group, f"C{n % 10}")
+        level = self._level()
+        if level is not None:
+            axes.axhline(level, color="0.4", linestyle=":", linewidth=1, label=MAJORITY)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize="small")
+        labels = [row.cell.place[along] for row in self.rows]
+        ticks = {x: label for label in labels if (x := _number(label)) is not None}
+        if len(ticks) <= MOST_TICKS:
+            axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xlabel(along)
+        axes.set_ylabel(self.title)
+
+    def _draw_line(self, along: str, name: str, group: Sequence[Row], color: str) -> None:
+        axes, points = self.axes, []
         for row in group:
-            x, (mean, deviation, each) = _number(row.cell.place[along]), _accuracies(row)
+            x, (mean, deviation, each) = _number(row.cell.place[along]), self._accuracies(row)
             if x is None:
                 label = ", ".join(filter(None, [name, f"{along}={row.cell.place[along]}"]))
                 axes.axhline(mean, color=color, linestyle="--", linewidth=1, label=label)
@@ -107,11 +184,3 @@ def _draw_lines(axes: Axes, along: str, table: Sequence[Row]) -> None:
         if points:
             xs, means, deviations = zip(*sorted(points), strict=True)
             axes.errorbar(xs, means, yerr=deviations, fmt="o-", color=color, capsize=3, label=name)
-    if any(groups) or len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize="small")
-    labels = [row.cell.place[along] for row in table]
-    ticks = {x: label for label in labels if (x := _number(label)) is not None}
-    if len(ticks) <= MOST_TICKS:
-        axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_xlabel(along)
-    axes.set_ylabel(f"{_images(table)} accuracy, %")

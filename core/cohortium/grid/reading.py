@@ -10,18 +10,23 @@ from cohortium import study
 from cohortium import tables as toml
 from cohortium.errors import StudyError
 from cohortium.grid.cells import Axis, Choice, Grid, Joint
+from cohortium.resolution import merge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cohortium.study import Tables
+    from cohortium.resolution import Layer, Tables
 
 MOST_RUNS = 10_000
 """Of one grid: beyond it a list of values was surely mistyped."""
 
-COLUMNS = ("seed", "seeds", "images", "accuracy", "auc", "seconds")
+COLUMNS = ("seed", "seeds", "data_set", "images", "accuracy", "auc", "seconds")
 """Names that mean something else in a table."""
+
+
+SEED_KEY = "federation.seed"
+"""The key that `seeds` of a grid gives."""
 
 
 def is_grid(path: Path) -> bool:
@@ -49,8 +54,11 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     table = tables.pop("grid", {})
     if not isinstance(table, dict):
         raise StudyError(f"{where}: [grid] must be a table.")
-    base = study.merge(study.quick_start(), tables, where=where)
-    seeds = _seeds(table.pop("seeds", None), base, where=where)
+    base = merge(study.quick_start(), tables, where=where)
+    told = []
+    if "seeds" in table and "seed" in tables.get("federation", {}):
+        told.append(f"{where} [grid]: its seeds take the place of {SEED_KEY}.")
+    seeds = _seeds(table.pop("seeds", None), tables, where=where)
     images = table.pop("images", "test")
     if images not in ("test", "validation"):
         raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
@@ -60,15 +68,8 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
     if count > MOST_RUNS:
         raise StudyError(f"{where} [grid] makes {count} runs, more than {MOST_RUNS}; shorten it.")
-    setters = [choice for axis in axes for choice in axis.choices] + list(joint)
-    varied = {key for setter in setters for key in _keys(setter.changes)}
-    for setting in settings:
-        changes = study.parse_setting(setting)
-        if twice := _keys(changes) & (varied | {"federation.seed"}):
-            raise StudyError(
-                f"--set {setting}: the grid varies {twice.pop()}; choose with --only instead."
-            )
-        base = study.merge(base, changes, where=f"--set {setting}")
+    layers, replaced = study.layers_of(settings)
+    _require_not_varied(layers, axes, joint, where=where)
     return Grid(
         name=path.stem,
         axes=axes,
@@ -76,15 +77,36 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
         images=images,
         exclude=_places(exclude, axes, where=f"{where} [grid] exclude"),
         joint=joint,
+        settings=layers,
         base=base,
+        written=tables,
         where=where,
         folder=path.absolute().parent,
+        left_out=(*told, *replaced),
     )
 
 
-def _seeds(value: Any, base: Tables, *, where: str) -> tuple[int, ...]:
+def _require_not_varied(
+    layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Joint], *, where: str
+) -> None:
+    """Refuse settings of what the grid varies, and a grid that varies its own seed."""
+    setters = [choice for axis in axes for choice in axis.choices] + list(joint)
+    varied = {key for setter in setters for key in _keys(setter.changes)}
+    if SEED_KEY in varied:
+        raise StudyError(
+            f"{where} [grid]: a choice sets {SEED_KEY}, which 'seeds' of the grid gives; take it "
+            "out there."
+        )
+    for layer in layers:
+        if twice := _keys(layer.changes) & (varied | {SEED_KEY}):
+            raise StudyError(
+                f"{layer.where}: the grid varies {twice.pop()}; choose with --only instead."
+            )
+
+
+def _seeds(value: Any, tables: Tables, *, where: str) -> tuple[int, ...]:
     if value is None:
-        value = [base["federation"].get("seed", 1)]
+        value = [tables.get("federation", {}).get("seed", 1)]
     is_list = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
     if not is_list or not value or len(set(value)) != len(value):
         raise StudyError(
@@ -137,7 +159,7 @@ def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
         labels = [choice.label for choice in choices]
         if len(set(labels)) != len(labels):
             raise StudyError(f"{place}: two of its choices have one name.")
-        axes.append(Axis(name, choices))
+        axes.append(Axis(name, choices, is_of_values=isinstance(values, list)))
     return tuple(axes)
 
 

@@ -67,10 +67,11 @@ def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[Run, ...]:
     """The runs that are asked for, and what is there of them.
 
     Raises:
-        CohortiumError: A cell is no study, a filter names nothing, or a folder holds the record
-            of another study.
+        CohortiumError: A cell is no study, two cells are one study, a filter names nothing, or a
+            folder holds the record of another study.
     """
     catalog, runs = discover(), []
+    grid.require_distinct(catalog)
     for cell, seed in grid.select(only):
         federation = cell.federation(seed, catalog)
         folder = out / cell.name / f"seed-{seed}"

@@ -89,14 +89,9 @@ class Cost:
 
 def accuracy_interval(scores: Scores) -> tuple[float, float]:
     """The interval of the accuracy at 95 %."""
-    total = sum(map(sum, scores.confusion))
+    total = scores.images
     hits = sum(row[k] for k, row in enumerate(scores.confusion))
     return interval(hits, total) if total else (0.0, 1.0)
-
-
-def images(scores: Scores) -> int:
-    """That were scored."""
-    return sum(map(sum, scores.confusion))
 
 
 def class_rows(scores: Scores) -> tuple[ClassRow, ...]:

@@ -6,14 +6,16 @@ import datetime as dt
 import shlex
 import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cohortium.provenance import digest_of
 from cohortium.reporting import content, plots, wording
 from cohortium.reporting.differing import differing
 from cohortium.reporting.parties import Facts, conditions, views
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jinja2 import Environment
 
@@ -33,7 +35,7 @@ def render(records: Sequence[Record]) -> str:
     return environment.get_template("runs.html").render(
         runs=runs,
         settings=differing([record.study for record in records]),
-        accuracy=plots.side_by_side(records, names, "accuracy"),
+        accuracies=plots.accuracies(records, names),
         epsilon=plots.side_by_side(records, names, "epsilon"),
         classes=_classes(records),
     )
@@ -88,7 +90,10 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "title": _title(record),
         "began": _date(record.began),
         "scores": scores,
-        "images": None if scores is None else content.images(scores),
+        "own": None if record.result is None else record.result.own,
+        "is_personal": record.is_personal,
+        "headline": _headline(record),
+        "images": None if scores is None else scores.images,
         "interval": None if scores is None else content.accuracy_interval(scores),
         "classes": () if scores is None else content.class_rows(scores),
         "bins": () if scores is None else content.bin_rows(scores),
@@ -112,13 +117,34 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "most_rows": content.MOST_ROWS,
         "command": _command(record),
         "parts": _parts(record),
+        "codes": _codes(record),
     }
 
 
 def _title(record: Record) -> str:
-    named = record.started.data if record.started is not None else ""
-    data = named or record.study.get("dataset", {}).get("name", "?")
-    return f"{record.study.get('model', {}).get('name', '?')} on {data}"
+    model = record.study.get("model", {}).get("name", "?")
+    own = record.provenance.get("model", {}).get("class", "")
+    # A name such as "module" says nothing of whose network it is.
+    return f"{own if own not in ('', model) else model} on {record.data}"
+
+
+def _headline(record: Record) -> float | None:
+    """The accuracy that counts: the sites' own where they use networks of their own."""
+    if not record.is_personal:
+        return None if record.scores is None else record.scores.accuracy
+    own = None if record.result is None else record.result.own
+    return None if own is None else own.personal_accuracy
+
+
+def _codes(record: Record) -> list[tuple[str, Mapping[str, str], str]]:
+    """Code that no plugin answers for: which part, what is known of it, and how it is now."""
+    found = []
+    for part, told in record.provenance.items():
+        was, file = told.get("sha256", ""), told.get("file", "")
+        now = digest_of(Path(file)) if was and file else ""
+        state = "unknown" if not was else "gone" if not now else "same" if now == was else "changed"
+        found.append((part, told, state))
+    return found
 
 
 def _date(moment: float | None) -> str:
@@ -156,10 +182,13 @@ def _by_views(
     return [(found, group) for (found, _), group in groups.items()]
 
 
-def _classes(records: Sequence[Record]) -> list[tuple[str, list[float | None]]]:
-    """Sensitivity by class, run by run."""
-    found: dict[str, list[float | None]] = {}
+def _classes(
+    records: Sequence[Record],
+) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:
+    """By data set, sensitivity by class, run by run; classes of two sets may share a name."""
+    found: dict[str, dict[str, list[float | None]]] = {}
     for number, record in enumerate(records):
         for row in record.scores.per_class if record.scores is not None else ():
-            found.setdefault(row.name, [None] * len(records))[number] = row.sensitivity
-    return list(found.items())
+            known = found.setdefault(record.data, {})
+            known.setdefault(row.name, [None] * len(records))[number] = row.sensitivity
+    return [(data, list(rows.items())) for data, rows in found.items()]

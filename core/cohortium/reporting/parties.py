@@ -15,7 +15,8 @@ from cohortium.reporting.wording import UNITS, pair, plural
 
 if TYPE_CHECKING:
     from cohortium.guarantee import Guarantee, Unit
-    from cohortium.reporting.reading import Record, Terms
+    from cohortium.reporting.reading import Record
+    from cohortium.reporting.stored import Terms
     from cohortium.vocabulary import Secrecy
 
 MEANING: dict[Unit, tuple[str, ...]] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from cohortium.reporting.figures import Axis, Line, Plot
 from cohortium.reporting.wording import bound, decimal, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cohortium.history import Cell
     from cohortium.reporting.reading import Record
@@ -29,12 +30,15 @@ def learning(record: Record) -> Plot | None:
     if not lines:
         return None
     last = ", ".join(line.label for line in lines)
+    majority = _majority(record)
+    whose = " of the global network" if record.is_personal else ""
     return Plot(
-        title="Accuracy and AUC on the validation images by round",
-        summary=f"{len(rows)} rounds; at the end {last}.",
+        title=f"Accuracy and AUC{whose} on the validation images by round",
+        summary=f"{len(rows)} rounds; at the end {last}{_beside(majority)}.",
         x=Axis.rounds(_last(record)),
-        y=Axis.over([y for line in lines for _, y in line.points], most=1.0),
+        y=Axis.over([y for line in lines for _, y in line.points] + _level(majority), most=1.0),
         lines=lines,
+        limit=majority,
         hints=tuple(
             (
                 float(row["round"] or 0),
@@ -67,14 +71,41 @@ def spending(record: Record) -> Plot | None:
     )
 
 
-def side_by_side(records: Sequence[Record], names: Sequence[str], key: str) -> Plot | None:
-    """One quantity by round, a line for each run; None where no run has it."""
+def accuracies(records: Sequence[Record], names: Sequence[str]) -> tuple[tuple[str, Plot], ...]:
+    """Accuracy by round, a line for each run: a plot for each data set, with its name."""
+    groups: dict[tuple[str, float | None], list[tuple[Record, str]]] = {}
+    for record, name in zip(records, names, strict=True):
+        groups.setdefault((record.data, record.majority_share), []).append((record, name))
+    tones = {name: number for number, name in enumerate(names)}
+    found = []
+    for (data, _), group in groups.items():
+        runs, called = [record for record, _ in group], [name for _, name in group]
+        plot = side_by_side(runs, called, "accuracy", tones)
+        found += [(data, plot)] if plot is not None else []
+    return tuple(found)
+
+
+def side_by_side(
+    records: Sequence[Record],
+    names: Sequence[str],
+    key: str,
+    tones: Mapping[str, int] = MappingProxyType({}),
+) -> Plot | None:
+    """One quantity by round, a line for each run; None where no run has it.
+
+    Args:
+        records: The runs; for accuracies, of one data set.
+        names: Of the lines.
+        key: The quantity's.
+        tones: Colours by name, where it is not the order that says.
+    """
     shares = key == "accuracy"
+    majority = _majority(records[0]) if shares else None
     lines = tuple(
         Line(
             name=name,
             points=points,
-            tone=number % TONES + 1,
+            tone=tones.get(name, number) % TONES + 1,
             label=f"{name}  {percent(points[-1][1]) if shares else bound(points[-1][1])}",
         )
         for number, (record, name) in enumerate(zip(records, names, strict=True))
@@ -83,14 +114,30 @@ def side_by_side(records: Sequence[Record], names: Sequence[str], key: str) -> P
     if not lines:
         return None
     what = "Accuracy on the validation images" if shares else "ε spent"
-    numbers = [y for line in lines for _, y in line.points]
+    numbers = [y for line in lines for _, y in line.points] + _level(majority)
+    last = ", ".join(line.label for line in lines)
     return Plot(
         title=f"{what} by round, run by run",
-        summary="At the end " + ", ".join(line.label for line in lines) + ".",
+        summary=f"At the end {last}{_beside(majority)}.",
         x=Axis.rounds(max(x for line in lines for x, _ in line.points)),
         y=Axis.over(numbers, most=1.0) if shares else Axis.over((0.0, *numbers)),
         lines=lines,
+        limit=majority,
     )
+
+
+def _majority(record: Record) -> tuple[float, str] | None:
+    """The level at which whoever calls every image one class would be, and its words."""
+    share = record.majority_share
+    return None if share is None else (share, f"most frequent class alone {percent(share)}")
+
+
+def _level(majority: tuple[float, str] | None) -> list[float]:
+    return [] if majority is None else [majority[0]]
+
+
+def _beside(majority: tuple[float, str] | None) -> str:
+    return "" if majority is None else f"; {majority[1]}"
 
 
 def _points(rows: Sequence[dict[str, Cell]], key: str) -> tuple[tuple[float, float], ...]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from attrs import evolve, field, frozen
-from attrs.validators import and_, ge, le
 
 from cohortium import events, tables
 from cohortium.errors import RecordError, StudyError
@@ -16,8 +15,8 @@ from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished,
 from cohortium.guarantee import Guarantee
 from cohortium.history import Cell, History
 from cohortium.metrics import Scores
-from cohortium.record import Seconds
-from cohortium.vocabulary import Adversary, Secrecy
+from cohortium.reporting.stored import Summary, Terms
+from cohortium.vocabulary import Secrecy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,48 +26,8 @@ T = TypeVar("T")
 MOST_BYTES = 1 << 29
 """Of a file of a record: far more than a run of many rounds and classes leaves."""
 
-MOST_SITES = 1_000_000
-
 KINDS = (RunStarted, events.SiteFailed, RoundFailed, RoundFinished, RunFinished, RunFailed)
 """The events that a record keeps; others are passed over."""
-
-
-@frozen(kw_only=True)
-class Terms:
-    """What a report must know of a study's `[federation]` table; see `Federation`."""
-
-    sites: int = field(validator=and_(ge(1), le(MOST_SITES)))
-    rounds: int = field(validator=ge(1))
-    seed: int = 1
-    cohort: int = field(default=0, validator=and_(ge(0), le(MOST_SITES)))
-    min_sites: int = 1
-    retries: int = 0
-    adversary: Adversary = "honest-but-curious"
-    colluding: int = 0
-    seeded_noise: bool = False
-
-    @property
-    def asked(self) -> int:
-        """Sites that are asked each round."""
-        return self.cohort or self.sites
-
-
-@frozen(kw_only=True)
-class Summary:
-    """What `result.json` holds; see `record.Result`."""
-
-    scores: Scores | None = None
-    guarantee: Guarantee | None
-    secrecy: Secrecy | None = None
-    rounds: int
-    sites: int
-    dropouts: int
-    upload_bytes_per_site_per_round: int
-    seconds: Seconds
-    weights_sha256: str
-    versions: dict[str, str]
-    plugins: dict[str, str] = field(factory=dict)
-    history: tuple[dict[str, Cell], ...] = ()
 
 
 State: TypeAlias = Literal["finished", "failed", "unfinished"]
@@ -130,6 +89,31 @@ class Record:
     def scores(self) -> Scores | None:
         """On the test images, or None."""
         return None if self.result is None else self.result.scores
+
+    @property
+    def data(self) -> str:
+        """What the figures are of; the data set's name in the study where nothing else says."""
+        named = "" if self.started is None else self.started.data
+        named = named or ("" if self.result is None else self.result.data)
+        return named or str(self.study.get("dataset", {}).get("name", "?"))
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether sites use networks of their own, as far as the result says."""
+        return self.result is not None and self.result.is_personal
+
+    @property
+    def majority_share(self) -> float | None:
+        """Accuracy on the validation images of whoever calls all of them one class."""
+        known = [row.get("majority_share") for row in self.rows]
+        return next((float(share) for share in known if share is not None), None)
+
+    @property
+    def provenance(self) -> Mapping[str, Mapping[str, str]]:
+        """By part, whose code it is where no plugin answers for it."""
+        if self.result is not None and self.result.provenance:
+            return self.result.provenance
+        return {} if self.started is None else self.started.provenance
 
     @property
     def rows(self) -> list[dict[str, Cell]]:

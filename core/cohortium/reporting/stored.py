@@ -1,0 +1,56 @@
+"""What of a study's terms, and of a result, a report must know; as they are stored."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, le
+
+from cohortium.guarantee import Guarantee
+from cohortium.history import Cell
+from cohortium.metrics import Scores
+from cohortium.record import OwnScores, Seconds
+from cohortium.vocabulary import Adversary, Secrecy
+
+MOST_SITES = 1_000_000
+
+
+@frozen(kw_only=True)
+class Terms:
+    """What a report must know of a study's `[federation]` table; see `Federation`."""
+
+    sites: int = field(validator=and_(ge(1), le(MOST_SITES)))
+    rounds: int = field(validator=ge(1))
+    seed: int = 1
+    cohort: int = field(default=0, validator=and_(ge(0), le(MOST_SITES)))
+    min_sites: int = 1
+    retries: int = 0
+    adversary: Adversary = "honest-but-curious"
+    colluding: int = 0
+    seeded_noise: bool = False
+
+    @property
+    def asked(self) -> int:
+        """Sites that are asked each round."""
+        return self.cohort or self.sites
+
+
+@frozen(kw_only=True)
+class Summary:
+    """What `result.json` holds; see `record.Result`."""
+
+    scores: Scores | None = None
+    guarantee: Guarantee | None
+    secrecy: Secrecy | None = None
+    rounds: int
+    sites: int
+    dropouts: int
+    upload_bytes_per_site_per_round: int
+    seconds: Seconds
+    weights_sha256: str
+    versions: dict[str, str]
+    plugins: dict[str, str] = field(factory=dict)
+    history: tuple[dict[str, Cell], ...] = ()
+    data: str = ""
+    is_personal: bool = False
+    own: OwnScores | None = None
+    provenance: dict[str, dict[str, str]] = field(factory=dict)
