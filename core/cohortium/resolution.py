@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import field, frozen
 
 from cohortium import tables as toml
-from cohortium.errors import StudyError, near, shown
+from cohortium.errors import StudyError, keyed, near, shown
 from cohortium.federation import PARTS
 
 if TYPE_CHECKING:
