@@ -277,8 +277,11 @@ def _checked(role: Role, offer: object) -> Offer[Any]:
         raise PluginError(
             f"{hook_of(role)} offers '{name}' with a `local` that is no tuple of names."
         )
+    code = offer.code
+    if not isinstance(code, str):
+        raise PluginError(f"{hook_of(role)} offers '{name}' with a `code` that is no name.")
     keys = tuple(str.__str__(key) for key in local)
-    return Offer(str.__str__(name), factory, brief(summary), keys)
+    return Offer(str.__str__(name), factory, brief(summary), keys, str.__str__(code))
 
 
 def _mark_conflicts(records: list[PluginRecord], offerings: list[Offering]) -> Catalog:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from cohortium import messages
 from cohortium.counting import guarded
-from cohortium.errors import MessageError, RefusalError, RunError
+from cohortium.errors import BrokenNetworkError, MessageError, PrivacyError, RefusalError, RunError
 from cohortium.journal import MemoryJournal
 from cohortium.keeping import Kept
 from cohortium.networks import blamed
@@ -202,8 +202,11 @@ class Site:
             seeded = setting.device == "cpu"
             seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
             seed(_seed(secret, "layers"))
-            with blamed(setting.model, task.net, f"failed in round {request.round + 1}"):
-                trained = setting.trainer.train(task, private)
+            try:
+                with blamed(setting.model, task.net, f"failed in round {request.round + 1}"):
+                    trained = setting.trainer.train(task, private)
+            except PrivacyError as error:  # of the data at hand, so its words must not leave
+                raise BrokenNetworkError(str(error)) from error
         self._require_still()
         self._keep(Kept.of(request.round, before, trained.state))
         released = private.release(trained.vector, trained.weight)

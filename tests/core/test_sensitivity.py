@@ -19,10 +19,13 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from bed import tiny
 from cohortium.clipping import clipped_sum
-from cohortium.errors import PrivacyError
+from cohortium.errors import CohortiumError, PrivacyError
 from cohortium.separability import require_per_example, require_separable
 from cohortium.vector import trainable
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
 
 C = 1e-2
 """A bound at which every gradient of these networks is cut."""
@@ -470,6 +473,49 @@ def test_a_memory_outside_the_network_is_noticed() -> None:
 
     with outside(), pytest.raises(PrivacyError, match=r"Network cannot take|another output alone"):
         some_steps()
+
+
+@frozen
+class Remembers:
+    """A model whose memory stands in its module, and opens after the trials of a run."""
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def build(self, spec: Any, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Late(spec.channels * spec.height * spec.width, len(spec.classes))
+
+
+class Late(nn.Module):
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        if self.head.weight.detach().norm() != self.first:
+            OUTSIDE.append(x.detach().mean(0))
+            x = x + 20 * sum(OUTSIDE[:-1])
+        return self.head(x)  # type: ignore[no-any-return]
+
+    @property
+    def first(self) -> torch.Tensor:
+        """The norm of the first weights that were seen."""
+        return FIRST.setdefault("norm", self.head.weight.detach().norm().clone())
+
+
+FIRST: dict[str, torch.Tensor] = {}
+
+
+def test_a_check_that_fails_in_a_run_ends_it_before_anything_is_released() -> None:
+    study = tiny(
+        model=Remembers(), trainer=FedSGD(sampling_rate=1.0), privatizer=Gaussian(epsilon=50.0),
+        rounds=4, sites=3,
+    )  # fmt: skip
+    FIRST.clear()
+    with outside(), pytest.raises(CohortiumError, match=r"Late cannot take|another output alone"):
+        study.run()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
