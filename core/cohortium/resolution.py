@@ -165,7 +165,11 @@ def _require_reached(entry: _Entry, tables: Tables, entries: Sequence[_Entry]) -
     found = _at(tables, entry.path)
     if isinstance(found, dict) and isinstance(entry.value, str):
         found = found.get("name")
-    if found == entry.value or (entry.value == {} and isinstance(found, dict)):
+    if (
+        found is entry.value
+        or found == entry.value
+        or (entry.value == {} and isinstance(found, dict))
+    ):
         return
     depth = len(entry.path)
     winner = next(

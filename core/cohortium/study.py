@@ -22,7 +22,7 @@ from cohortium import composition
 from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.data import DataSpec
-from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable, shown
+from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable
 from cohortium.federation import PARTS, TERMS, Federation
 from cohortium.places import require_text
 from cohortium.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
@@ -118,7 +118,7 @@ def layers_of(settings: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ..
     layers: dict[tuple[str, ...], Layer] = {}
     told = []
     for setting in settings:
-        where = f"--set {shown(setting)}"
+        where = f"--set {_cut(setting)}"
         layer = Layer(
             changes=parse_setting(setting), where=where, advice="give them again with --set"
         )
@@ -212,7 +212,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
     if not equals or not dot or not key:
         # `--set model=cnn` is what a part's name is most easily taken for.
         meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
-        raise StudyError(f"--set {shown(setting)}: write it as table.key=value, as in {meant}.")
+        raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
     require_text(setting, where="--set")
     value = toml.parse(text)
     for part in reversed(key.split(".")):

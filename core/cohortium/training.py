@@ -55,6 +55,14 @@ def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, floa
     """Refuse arguments of an optimizer that are no numbers it could work with.
 
     A validator of attrs, for tables such as `[trainer.options]`.
+
+    Args:
+        _: The instance.
+        attribute: The parameter.
+        given: Its value.
+
+    Raises:
+        ValueError: They are too many, or one is no such number.
     """
     if len(given) > MOST_OPTIONS:
         raise ValueError(f"'{attribute.name}' has more than {MOST_OPTIONS} entries")

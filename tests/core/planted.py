@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from cohortium.auditing.playing import Watched
 from cohortium.plugin import (
     Cohort,
+    Guarantee,
     Randomness,
     RingVector,
     SitePrivacy,
@@ -23,7 +24,7 @@ from cohortium_gaussian import Gaussian
 from cohortium_gaussian._plan import GaussianPlan
 from cohortium_gaussian._site import GaussianSite
 
-LOUD = 1e8
+LOUD = 10.0
 
 
 @frozen
@@ -120,8 +121,17 @@ class RestartsAccountant:
 
     honest: Gaussian
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> GaussianPlan:
-        return self.honest.plan(work, evolve(cohort, rounds=1, retries=0), parameters)
+    def plan(self, work: Work, cohort: Cohort, parameters: int) -> Watched:
+        plan = self.honest.plan(work, evolve(cohort, rounds=1, retries=0), parameters)
+        return Forgetful(plan, lambda private: private)
+
+
+@frozen
+class Forgetful(Watched):
+    """Says of all attempts what it says of one."""
+
+    def spent(self, attempts: int) -> Guarantee | None:
+        return self.plan.spent(min(attempts, 1))
 
 
 @frozen

@@ -274,7 +274,7 @@ def test_nan_in_an_update_fails_its_site_loudly_and_the_others_go_on() -> None:
 
 
 def test_nan_everywhere_fails_the_run_with_the_reason() -> None:
-    trainer = FedAvg(learning_rate=1e30)
+    trainer = FedAvg(learning_rate=1e6, options={"weight_decay": 1e6})
     with pytest.raises(RunError, match=r"Sites 0, 1, 2, 3, 4, 5: its update holds NaN"):
         tiny(trainer=trainer, model="cnn").run()
 

@@ -237,7 +237,7 @@ def test_a_folder_with_another_study_is_left_alone(tmp_path: Path) -> None:
 FAILING = """
 [grid.rate]
 good = { trainer.learning_rate = 0.01 }
-bad = { trainer.learning_rate = 1e30 }
+bad = { trainer.learning_rate = 1e6, trainer.options.weight_decay = 1e6 }
 fine = { trainer.learning_rate = 0.02 }
 """
 
@@ -265,6 +265,7 @@ def test_one_study_takes_no_options_of_grids(tmp_path: Path) -> None:
             cohortium("run", str(path), *option)
     with pytest.raises(StudyError, match="is a grid of studies"):
         cohortium("audit", str(write(tmp_path, GRID + STUDY)))
+    path = write(tmp_path, STUDY)
     with pytest.raises(StudyError, match=r"with a \[grid\]"):
         cohortium("plan", str(path), "--only", "sites=3")
 

@@ -220,7 +220,9 @@ def test_a_dry_run_names_the_cell_that_cannot_run(tmp_path: Path) -> None:
     code, stdout, stderr = run("run", str(path), "--dry-run", "--out", str(out))
     assert code == 2
     assert [line.split()[0] for line in stdout.splitlines()] == ["to", "to", "refused", "refused"]
-    assert stderr.splitlines()[-1].startswith("cohortium: net=bad is refused: model 'no_such")
+    assert stderr.splitlines()[-1].startswith(
+        "cohortium: net=bad is refused: there is no module 'no_such"
+    )
     assert not out.exists()
     assert run("run", str(path), "--dry-run", "--only", "net=good")[0] == 0
 

@@ -182,7 +182,7 @@ def test_a_node_that_is_asked_again_is_complained_of_once(
     village.nodes[7] = lambda _common, _own: Error(2, "crashed")
     assert dict(exchange.exchange(b"y", {0: b""})) == {}
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["cohortium: node 8: no?[31m", "cohortium: node 7: crashed"]
+    assert told == ["cohortium: node 8: no\\x1b[31m", "cohortium: node 7: crashed"]
 
 
 def test_two_nodes_that_say_the_same_are_an_error() -> None:

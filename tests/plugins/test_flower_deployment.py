@@ -161,7 +161,9 @@ def test_the_files_of_the_docs_are_what_they_should_be(tmp_path: Path) -> None:
     assert deployment.partitioner is None
     file = tables.read(DEPLOY / "site.toml", what="the site file")
     assert os.path.isabs(file["dataset"]["path"])  # noqa: PTH117
-    assert set(file["policy"]["plugins"]) == {"descriptor", "fedsgd", "gaussian", "secagg"}
+    assert set(file["policy"]["plugins"]) == {
+        f"cohortium:{name}" for name in ("descriptor", "fedsgd", "gaussian", "secagg")
+    }
     text = (DEPLOY / "site.toml").read_text()
     (tmp_path / "site.toml").write_text(text.replace("/etc/cohortium/directory.txt", ""))
     hospital = Hospital.read(tmp_path / "site.toml")

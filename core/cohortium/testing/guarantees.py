@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cohortium.testing.contract import Check, ensure
+from cohortium.errors import RefusalError
+from cohortium.testing.contract import Check, ConformanceError, ensure
 from cohortium.testing.plans import EXAMPLES, PARAMETERS, Scene, Trial, trials
 
 if TYPE_CHECKING:
@@ -151,7 +152,13 @@ def _output(trial: Trial, guarantee: Guarantee) -> Output:
 
     def released_update(scale: float, draw: int) -> Reals:
         others = [direction * 0] * (sites - 1)
-        return trial.released([direction * scale, *others], draw)
+        try:
+            return trial.released([direction * scale, *others], draw)
+        except RefusalError as refusal:
+            raise ConformanceError(
+                f"one {guarantee.unit} with a huge update was refused ({refusal}), which tells of "
+                "it; clip each unit, and scale the noise to the clip."
+            ) from refusal
 
     if guarantee.unit == "site":
         return released_update
