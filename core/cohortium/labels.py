@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from cohortium.data import MOST_CLASSES
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MOST_CLASSES: Final = 10_000
 MOST_SHOWN: Final = 6
 """Labels that an error lists."""
 
