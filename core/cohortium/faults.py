@@ -18,11 +18,11 @@ MOST_SHOWN = 300
 """Characters of another's text that a sentence repeats."""
 
 
-def told(error: BaseException) -> str:
+def fault_text(error: BaseException) -> str:
     """What `error` is, says, and where in a user's file it was raised; one line, no full stop.
 
     Examples:
-        >>> told(KeyError("width"))
+        >>> fault_text(KeyError("width"))
         "KeyError: 'width'"
     """
     name = type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cohortium.catalog import discover
 from cohortium.errors import BrokenNetworkError, CohortiumError, NetworkError
-from cohortium.faults import is_lack_of_memory, told
+from cohortium.faults import fault_text, is_lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -199,7 +199,7 @@ def blamed(
     except BaseException as error:
         if is_lack_of_memory(error) or (images is None and not _is_own(error, net)):
             raise
-        name, why = name_of(model), told(error)
+        name, why = name_of(model), fault_text(error)
         if images is None:
             raise BrokenNetworkError(f"{name} {fails}: {why}.") from error
         raise NetworkError(

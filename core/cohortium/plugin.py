@@ -35,7 +35,7 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
-from cohortium.faults import told
+from cohortium.faults import fault_text
 from cohortium.files import write_whole
 from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.heads import linear_head, whitened_head
@@ -253,6 +253,7 @@ __all__ = [
     "decode_either",
     "encode",
     "factor",
+    "fault_text",
     "find_file",
     "hookimpl",
     "in_prelude",
@@ -274,7 +275,6 @@ __all__ = [
     "require_separable",
     "sampled_units",
     "shuffled",
-    "told",
     "valid_options",
     "vector",
     "whitened_head",

@@ -57,7 +57,7 @@ class KnownCall:
         held, version = [x.detach()], x._version  # noqa: SLF001
         saved: tuple[Tensor, ...] = ()
 
-        def told(gradient: Tensor) -> None:
+        def on_gradient(gradient: Tensor) -> None:
             x = held.pop()  # the hook itself outlives the backward pass
             if x._version != version:  # noqa: SLF001
                 kind = type(self.layer.module).__name__
@@ -66,12 +66,14 @@ class KnownCall:
 
         if not output.requires_grad:
             output = output.clone() if output is x or output._is_view() else output  # noqa: SLF001
-            anchored: Tensor = _Anchor.apply(output, torch.empty(0, requires_grad=True), told)  # type: ignore[no-untyped-call]
+            anchored: Tensor = _Anchor.apply(
+                output, torch.empty(0, requires_grad=True), on_gradient
+            )  # type: ignore[no-untyped-call]
             return anchored
         node, place = _source(output)
         saved = self.layer.saved_by(node)
         # Of the node that computed it: a hook on the tensor would miss a later change in place.
-        node.register_prehook(lambda gradients: told(gradients[place].view_as(output)))
+        node.register_prehook(lambda gradients: on_gradient(gradients[place].view_as(output)))
         return output
 
 
