@@ -236,7 +236,9 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
         if manager.parse_hookimpl_opts(plugin, name) is not None:
             _require_hook(name)
     manager.register(plugin)
-    offers = [(role, offer) for role in ROLES for offer in _asked(manager, role)]
+    offers: list[tuple[Role, Offer[Any]]] = [
+        (role, offer) for role in ROLES for offer in _asked(manager, role)
+    ]
     if not offers:
         raise PluginError("it offers nothing: no function marked @hookimpl returned an Offer.")
     twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]

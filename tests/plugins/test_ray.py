@@ -40,9 +40,10 @@ class Mortal(FedAvg):
     """Kills the process that it trains in, once, in the middle of round 1."""
 
     alive: str = ""
+    driver: int = field(factory=os.getpid)
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
-        if task.round == 1:
+        if task.round == 1 and os.getpid() != self.driver:  # which rehearses the round
             # The workers are here at the same time: one of them gets through.
             with contextlib.suppress(FileNotFoundError):
                 Path(self.alive).unlink()
