@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from attrs import frozen
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
@@ -295,6 +295,15 @@ def test_one_example_moves_the_sum_by_at_most_the_clip(
     require_sensitivity(trained(Network(make()), seed=2), images(examples, seed=3))
 
 
+def can_learn(net: nn.Module, x: torch.Tensor) -> bool:
+    """False for a stack that PyTorch itself cannot train: two ReLUs in place, one on the other."""
+    with contextlib.suppress(RuntimeError):
+        net(x).sum().backward()
+        net.zero_grad()
+        return True
+    return False
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     parts=st.lists(st.sampled_from(range(len(PARTS))), min_size=1, max_size=3),
@@ -309,7 +318,9 @@ def test_stacks_of_parts_keep_the_clip(
     made = [PARTS[i]() for i in parts]
     if tie:  # one layer in several places
         made = [made[0], *made]
-    require_sensitivity(trained(Network(*made), seed=seed), images(examples, seed=seed))
+    net, x = trained(Network(*made), seed=seed), images(examples, seed=seed)
+    assume(can_learn(net, x[:1]))
+    require_sensitivity(net, x)
 
 
 def test_tokens_on_the_first_axis_are_given_to_their_own_examples() -> None:
