@@ -99,7 +99,8 @@ def targets(folder: Path) -> Iterator[Target]:
 def message_kinds(base: type[Message] = Message) -> list[type[Message]]:
     """Every message that the core or a first-party plugin defines."""
     found = [kind for kind in base.__subclasses__() if kind.__module__ in MODULES]
-    return found + [below for kind in found for below in message_kinds(kind)]
+    tagged = [kind for kind in found if kind.__struct_config__.tag is not None]
+    return tagged + [below for kind in found for below in message_kinds(kind)]
 
 
 MODULES = frozenset({wire.__name__, additive_messages.__name__, secagg_messages.__name__})

@@ -147,23 +147,23 @@ class Checkpoint:
         )
 
 
-class Opened(Message, frozen=True):
+class Opened(Message, frozen=True, tag="log-opened"):
     """A run's log begins: one that is empty was lost."""
 
 
-class Begun(Message, frozen=True):
+class Begun(Message, frozen=True, tag="attempt-started"):
     """An attempt's number is taken: whatever becomes of it, no other may have it."""
 
     attempt: int
 
 
-class Finished(Message, frozen=True):
+class Finished(Message, frozen=True, tag="round-completed"):
     """A round is over.  It counts once a checkpoint says so: of two for one round, the later."""
 
     event: RoundFinished
 
 
-class Complete(Message, frozen=True):
+class Complete(Message, frozen=True, tag="run-completed"):
     """The run has its result."""
 
 

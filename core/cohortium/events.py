@@ -221,3 +221,14 @@ Event: TypeAlias = (
     RunStarted | SiteAnswered | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
 )
 """What an observer is told: any of these."""
+
+EVENT_NAMES: dict[type[Event], str] = {
+    RunStarted: "RunStarted",
+    SiteAnswered: "SiteAnswered",
+    SiteFailed: "SiteFailed",
+    RoundFailed: "RoundFailed",
+    RoundFinished: "RoundFinished",
+    RunFinished: "RunFinished",
+    RunFailed: "RunFailed",
+}
+"""The name of each event in `events.jsonl`; it stays when a class is renamed."""

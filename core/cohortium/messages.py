@@ -1,8 +1,8 @@
 """Typed messages as bytes: versioned, bounded, strictly decoded, and never executable.
 
 A message is a frozen `Message` subclass.  `encode` writes a MessagePack pair: a mark with the
-version, then the message with its class' name as tag; `decode` accepts exactly the classes it is
-told to expect, no unknown field, no missing field, no other type, no more bytes than the limit.
+version, then the message with its tag.  `decode` accepts exactly the expected classes: no unknown
+field, no missing field, no other type, no more bytes than the limit.
 
 The sender may be lying.  A decoded message is well-formed, not true.
 """
@@ -28,13 +28,14 @@ WELL_FORMED_BYTES = 64
 """How much of an offending value an error may quote."""
 
 
-class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Base of every message: immutable, tagged by its class' name.
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every message: immutable, and named on the wire by its tag.
 
-    Subclass it with fields of plain types; annotate bounds with `msgspec.Meta`:
+    Subclass it with fields of plain types and a tag.  The tag and the field names are the format:
+    the class may be renamed, they may not.  Annotate bounds with `msgspec.Meta`:
 
     Examples:
-        >>> class Greeting(Message, frozen=True):
+        >>> class Greeting(Message, frozen=True, tag="greeting"):
         ...     name: str
         >>> decode(encode(Greeting("site 3")), Greeting)
         Greeting(name='site 3')
@@ -45,7 +46,12 @@ M = TypeVar("M", bound=Message)
 
 
 def encode(message: Message) -> bytes:
-    """`message` as bytes; equal messages give equal bytes."""
+    """Return `message` as bytes; equal messages give equal bytes.
+
+    Raises:
+        TypeError: Its class has no tag.
+    """
+    _require_tag(type(message))
     # As a pair it is written at once: a vector is not copied again to come after the mark.
     return msgspec.msgpack.encode((MARK, message))
 
@@ -61,6 +67,7 @@ def decode(data: bytes | memoryview, kind: type[M], *, limit: int = LARGEST) -> 
     Raises:
         MessageError: `data` is anything but one well-formed message of class `kind`.
     """
+    _require_tag(kind)
     message: M = _decode(data, kind, kind.__name__, limit)
     return message
 
@@ -71,10 +78,21 @@ def decode_either(data: bytes | memoryview, *kinds: type[Message], limit: int = 
     Raises:
         MessageError: As for `decode`.
     """
+    for kind in kinds:
+        _require_tag(kind)
     union: Any = kinds[0]
     for kind in kinds[1:]:
         union = union | kind
     return _decode(data, union, " or ".join(kind.__name__ for kind in kinds), limit)
+
+
+def _require_tag(kind: type[Message]) -> None:
+    """Without a tag, bytes of one class would pass for those of another with the same fields."""
+    if kind.__struct_config__.tag is None:
+        raise TypeError(
+            f'the message class {kind.__name__} has no tag; declare it with tag="…", its name in '
+            "bytes that are sent and kept."
+        )
 
 
 def _decode(data: bytes | memoryview, kind: Any, wanted: str, limit: int) -> Any:

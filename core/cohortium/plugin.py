@@ -25,6 +25,7 @@ from cohortium.errors import (
     printable,
 )
 from cohortium.events import (
+    EVENT_NAMES,
     Event,
     Phase,
     RoundFailed,
@@ -162,6 +163,7 @@ def lead(
 __all__ = [
     "API",
     "CLASS_WEIGHTS",
+    "EVENT_NAMES",
     "MOST_COPIES",
     "RATE",
     "Adjacency",

@@ -15,7 +15,7 @@ Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 """Names a run."""
 
 
-class Request(Message, frozen=True):
+class Request(Message, frozen=True, tag="request"):
     """To every site that is asked: the part they have in common.
 
     Attributes:
@@ -35,7 +35,7 @@ class Request(Message, frozen=True):
     body: bytes
 
 
-class Reply(Message, frozen=True):
+class Reply(Message, frozen=True, tag="reply"):
     """A site's answer: where it belongs, and the aggregator's bytes."""
 
     attempt: Count
@@ -43,7 +43,7 @@ class Reply(Message, frozen=True):
     body: bytes
 
 
-class Refusal(Message, frozen=True):
+class Refusal(Message, frozen=True, tag="refusal"):
     """A site's refusal: a code for programs and one sentence for people.
 
     It names a condition of the request or of this site's update, never a value of the data.
@@ -59,7 +59,7 @@ Versions = Annotated[dict[str, str], msgspec.Meta(max_length=100)]
 """Versions of Python, of packages, and of the plugins that a study is made of, by name."""
 
 
-class RollCall(Message, frozen=True):
+class RollCall(Message, frozen=True, tag="identify-request"):
     """Before a deployment: to whoever is there, to say which site it is.
 
     Attributes:
@@ -69,7 +69,7 @@ class RollCall(Message, frozen=True):
     challenge: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
-class Present(Message, frozen=True):
+class Present(Message, frozen=True, tag="identify-reply"):
     """Which site answers a roll call, and its key's signature of that; empty without a key."""
 
     site: Count
@@ -81,7 +81,7 @@ class Present(Message, frozen=True):
         return b"cohortium roll call\x1f" + challenge + site.to_bytes(4, "big")
 
 
-class Invitation(Message, frozen=True):
+class Invitation(Message, frozen=True, tag="invitation"):
     """The setting of a run, to every site before the first round.
 
     It is a study in TOML, not code and not a pickle: its tables are those of `AGREED`, and whoever
@@ -106,7 +106,7 @@ AGREED = ("federation", "data", "model", "trainer", "privatizer", "aggregator")
 """The tables of a study that all parties share; no other is ever sent, or accepted."""
 
 
-class Acceptance(Message, frozen=True):
+class Acceptance(Message, frozen=True, tag="acceptance"):
     """A site takes part: it has data of the declared kind, and the run is above its floors.
 
     Attributes:

@@ -26,28 +26,28 @@ Sealed = Annotated[bytes, msgspec.Meta(min_length=SEALED_BYTES, max_length=SEALE
 Bounded = msgspec.Meta(max_length=MOST_SITES)
 
 
-class AskKey(Message, frozen=True):
+class AskKey(Message, frozen=True, tag="key-request"):
     """Begin an attempt."""
 
 
-class Key(Message, frozen=True):
+class Key(Message, frozen=True, tag="key"):
     """A site's X25519 key for this attempt."""
 
     public: PublicKey
 
 
-class AskShares(Message, frozen=True):
+class AskShares(Message, frozen=True, tag="shares-request"):
     """Share among these sites, ascending, whose keys are these."""
 
     sites: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)], ...], Bounded]
     keys: Annotated[tuple[PublicKey, ...], Bounded]
 
 
-class Shares(Message, frozen=True):
+class Shares(Message, frozen=True, tag="sealed-seeds"):
     """A sealed seed for, or from, each other site, in their order."""
 
     sealed: Annotated[tuple[Sealed, ...], Bounded]
 
 
-class AskSum(Message, frozen=True):
+class AskSum(Message, frozen=True, tag="sum-request"):
     """Train, and add up what you hold."""

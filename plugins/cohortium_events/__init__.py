@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, frozen
 
-from cohortium.plugin import Observer, Offer, RunError, RunStarted, SiteAnswered, hookimpl
+from cohortium.plugin import (
+    EVENT_NAMES,
+    Observer,
+    Offer,
+    RoundFinished,
+    RunError,
+    RunStarted,
+    SiteAnswered,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from cohortium.plugin import Event
@@ -81,7 +90,7 @@ def _mended(path: Path) -> set[int]:
     for line in whole[:end].splitlines():
         with contextlib.suppress(ValueError, KeyError):
             event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") == "RoundFinished":
+            if isinstance(event, dict) and event.get("event") == EVENT_NAMES[RoundFinished]:
                 found.add(event["round"])
     return found
 
@@ -89,7 +98,7 @@ def _mended(path: Path) -> set[int]:
 def _line(event: Event) -> str:
     """One line; the history of a run that goes on stands in the lines before it."""
     fields = attrs.asdict(event, filter=lambda field, _: field.name != "history")
-    line = {"event": type(event).__name__, "time": time.time(), **fields}
+    line = {"event": EVENT_NAMES[type(event)], "time": time.time(), **fields}
     return json.dumps(line, ensure_ascii=False, default=_plain) + "\n"
 
 

@@ -52,7 +52,7 @@ class Request(Message, frozen=True):
     attempt: Number
 
 
-class AskKeys(Request, frozen=True):
+class AskKeys(Request, frozen=True, tag="advertise-keys-request"):
     """Begin an attempt.
 
     Attributes:
@@ -63,32 +63,32 @@ class AskKeys(Request, frozen=True):
     tagging: Key
 
 
-class Keys(Message, frozen=True):
+class Keys(Message, frozen=True, tag="keys"):
     """A site's public X25519 keys: one for sealed shares, one for masks."""
 
     sealing: Key
     masking: Key
 
 
-class SignedKeys(Keys, frozen=True):
+class SignedKeys(Keys, frozen=True, tag="signed-keys"):
     """Keys, with the site's signature for this attempt."""
 
     signature: Signature
 
 
-class AskShares(Request, frozen=True):
+class AskShares(Request, frozen=True, tag="share-keys-request"):
     """Share your secrets among yourself and these neighbours."""
 
     neighbours: Annotated[dict[Site, Keys], _Bounded]
 
 
-class AskSharesAmong(Request, frozen=True):
+class AskSharesAmong(Request, frozen=True, tag="share-keys-among-all-request"):
     """Share your secrets among all on this roster; you are on it yourself."""
 
     roster: Annotated[dict[Site, SignedKeys], _Bounded]
 
 
-class Shares(Message, frozen=True):
+class Shares(Message, frozen=True, tag="sealed-shares"):
     """One sealed pair of shares for each neighbour.
 
     Attributes:
@@ -106,7 +106,7 @@ class Shares(Message, frozen=True):
     keys: Annotated[dict[Site, Digest], _Bounded]
 
 
-class AskVector(Request, frozen=True):
+class AskVector(Request, frozen=True, tag="masked-vector-request"):
     """Send your vector, masked with those neighbours that shared their secrets with you.
 
     Attributes:
@@ -116,7 +116,7 @@ class AskVector(Request, frozen=True):
     sealed: Annotated[dict[Site, Sealed], _Bounded]
 
 
-class Vector(Message, frozen=True):
+class Vector(Message, frozen=True, tag="masked-vector"):
     """A masked vector.
 
     Attributes:
@@ -130,7 +130,7 @@ class Vector(Message, frozen=True):
     tag: Tag
 
 
-class AskUnmasking(Request, frozen=True):
+class AskUnmasking(Request, frozen=True, tag="unmask-request"):
     """Open the sum over `survivors`, in rising order.
 
     A neighbour either survived or did not, so no request can ask for both of its secrets.
@@ -139,32 +139,32 @@ class AskUnmasking(Request, frozen=True):
     survivors: Annotated[tuple[Site, ...], _Bounded]
 
 
-class AskConsent(Request, frozen=True):
+class AskConsent(Request, frozen=True, tag="consistency-request"):
     """Sign that you will open the sum over `survivors`, in rising order, and no other."""
 
     survivors: Annotated[tuple[Site, ...], _Bounded]
 
 
-class Consent(Message, frozen=True):
+class Consent(Message, frozen=True, tag="consistency-check"):
     """A site's signature for the survivors it was named."""
 
     signature: Signature
 
 
-class AskOpening(Request, frozen=True):
+class AskOpening(Request, frozen=True, tag="confirmed-unmask-request"):
     """Open the sum that you have signed for: these have signed for it too."""
 
     signatures: Annotated[dict[Site, Signature], _Bounded]
 
 
-class Unmasking(Message, frozen=True):
+class Unmasking(Message, frozen=True, tag="unmasking-shares"):
     """Shares of the mask seed of each neighbour that survived, of the masking key of each other."""
 
     seeds: Annotated[dict[Site, Share], _Bounded]
     keys: Annotated[dict[Site, Share], _Bounded]
 
 
-class Done(Message, frozen=True):
+class Done(Message, frozen=True, tag="completed-stage"):
     """An entry of a site's journal: something that it must not do again."""
 
     session: Session

@@ -43,7 +43,7 @@ def ready(**changes: Any) -> Ready:
     return tiny(**(parts | changes)).prepare()
 
 
-class Told(Message, frozen=True):
+class Told(Message, frozen=True, tag="told"):
     attempt: int
     stage: int
     body: bytes
@@ -67,8 +67,8 @@ def tell(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("loss", "with one example replaced, Told.loss of the reply of site 0 in round 1, stage 1"),
-        ("examples", "with one example left out, Told.examples of the reply of site 0"),
+        ("loss", "with one example replaced, told.loss of the reply of site 0 in round 1, stage 1"),
+        ("examples", "with one example left out, told.examples of the reply of site 0"),
     ],
 )
 def test_a_scalar_that_a_site_adds_is_found_and_named(
@@ -97,7 +97,7 @@ def test_a_scalar_that_a_trainer_adds_is_found() -> None:
     study = ready(trainer=Boasts(steps=1, batch_size=16))
     finding = audit_transcript(study)
     assert finding.is_refuted
-    assert "Reply.body of the reply of site 0" in finding.seen
+    assert "reply.body of the reply of site 0" in finding.seen
 
 
 def test_a_weight_that_scales_what_is_sent_is_found() -> None:

@@ -13,12 +13,12 @@ from cohortium.messages import MAGIC, Message, decode, decode_either, encode
 from cohortium.wire import Refusal, Reply, Request
 
 
-class Letter(Message, frozen=True):
+class Letter(Message, frozen=True, tag="letter"):
     number: Annotated[int, msgspec.Meta(ge=0, lt=10)]
     text: Annotated[str, msgspec.Meta(max_length=5)]
 
 
-class Parcel(Message, frozen=True):
+class Parcel(Message, frozen=True, tag="parcel"):
     content: bytes
 
 
@@ -37,7 +37,7 @@ def test_equal_messages_have_equal_bytes() -> None:
 
 
 def test_a_message_is_plain_messagepack() -> None:
-    content = {"type": "Letter", "number": 3, "text": "abc"}
+    content = {"type": "letter", "number": 3, "text": "abc"}
     assert msgspec.msgpack.decode(encode(Letter(3, "abc"))) == ["CHT\x01", content]
 
 
@@ -50,11 +50,11 @@ def test_a_message_is_plain_messagepack() -> None:
         (encode(Letter(1, "a")) + b"\x00", "well-formed"),
         (encode(Letter(1, "a"))[:-1], "well-formed"),
         (encode(Parcel(b"")), "well-formed"),
-        (MAGIC + msgspec.msgpack.encode({"type": "Letter", "number": 1}), "text"),
-        (MAGIC + msgspec.msgpack.encode({"type": "Letter", "number": 10, "text": ""}), "int"),
-        (MAGIC + msgspec.msgpack.encode({"type": "Letter", "number": 1, "text": "abcdef"}), "str"),
+        (MAGIC + msgspec.msgpack.encode({"type": "letter", "number": 1}), "text"),
+        (MAGIC + msgspec.msgpack.encode({"type": "letter", "number": 10, "text": ""}), "int"),
+        (MAGIC + msgspec.msgpack.encode({"type": "letter", "number": 1, "text": "abcdef"}), "str"),
         (
-            MAGIC + msgspec.msgpack.encode({"type": "Letter", "number": 1, "text": "", "x": 1}),
+            MAGIC + msgspec.msgpack.encode({"type": "letter", "number": 1, "text": "", "x": 1}),
             "unknown field",
         ),
     ],

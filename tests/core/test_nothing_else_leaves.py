@@ -38,76 +38,74 @@ TAG = "an authenticator of the masked release, under a key agreed on with the co
 REFUSAL = "a condition of the request or the update; the guarantee's assumptions exclude it"
 
 COVERED: dict[str, str] = {
-    "Request.session": PLACE,
-    "Request.round": PLACE,
-    "Request.attempt": PLACE,
-    "Request.stage": PLACE,
-    "Request.weights": SUM,
-    "Request.body": NESTED,
-    "Reply.attempt": PLACE,
-    "Reply.stage": PLACE,
-    "Reply.body": NESTED,
-    "Refusal.attempt": PLACE,
-    "Refusal.stage": PLACE,
-    "Refusal.code": REFUSAL,
-    "Refusal.reason": REFUSAL,
-    "RollCall.challenge": "drawn by the coordinator",
-    "Present.site": PLACE,
-    "Present.signature": "a signature over a challenge and the site's number",
-    "Invitation.session": PLACE,
-    "Invitation.study": STUDY,
-    "Invitation.directory": STUDY,
-    "Invitation.versions": STUDY,
-    "Acceptance.session": PLACE,
-    "Acceptance.site": PLACE,
-    "Acceptance.examples": "declared by the hospital in its site file, never counted",
-    "Acceptance.versions": "of software at the site; no data in it",
-    "AskKeys.attempt": PLACE,
-    "AskKeys.tagging": "drawn by the coordinator: a public key",
-    "Keys.sealing": KEY,
-    "Keys.masking": KEY,
-    "SignedKeys.sealing": KEY,
-    "SignedKeys.masking": KEY,
-    "SignedKeys.signature": SIGNED,
-    "AskShares.attempt": PLACE,
-    "AskShares.neighbours": KEY,
-    "AskSharesAmong.attempt": PLACE,
-    "AskSharesAmong.roster": KEY,
-    "Shares.sealed": SEALED,
-    "Shares.commitment": "a hash of a mask seed that was drawn by the site",
-    "Shares.seeds": "hashes of uniform shares of that seed",
-    "Shares.keys": "hashes of uniform shares of a key that was drawn by the site",
-    "AskVector.attempt": PLACE,
-    "AskVector.sealed": SEALED,
-    "Vector.packed": RELEASE,
-    "Vector.tag": TAG,
-    "AskUnmasking.attempt": PLACE,
-    "AskUnmasking.survivors": CHOICE,
-    "AskConsent.attempt": PLACE,
-    "AskConsent.survivors": CHOICE,
-    "Consent.signature": SIGNED,
-    "AskOpening.attempt": PLACE,
-    "AskOpening.signatures": SIGNED,
-    "Unmasking.seeds": SHARE,
-    "Unmasking.keys": SHARE,
+    "request.session": PLACE,
+    "request.round": PLACE,
+    "request.attempt": PLACE,
+    "request.stage": PLACE,
+    "request.weights": SUM,
+    "request.body": NESTED,
+    "reply.attempt": PLACE,
+    "reply.stage": PLACE,
+    "reply.body": NESTED,
+    "refusal.attempt": PLACE,
+    "refusal.stage": PLACE,
+    "refusal.code": REFUSAL,
+    "refusal.reason": REFUSAL,
+    "identify-request.challenge": "drawn by the coordinator",
+    "identify-reply.site": PLACE,
+    "identify-reply.signature": "a signature over a challenge and the site's number",
+    "invitation.session": PLACE,
+    "invitation.study": STUDY,
+    "invitation.directory": STUDY,
+    "invitation.versions": STUDY,
+    "acceptance.session": PLACE,
+    "acceptance.site": PLACE,
+    "acceptance.examples": "declared by the hospital in its site file, never counted",
+    "acceptance.versions": "of software at the site; no data in it",
+    "advertise-keys-request.attempt": PLACE,
+    "advertise-keys-request.tagging": "drawn by the coordinator: a public key",
+    "keys.sealing": KEY,
+    "keys.masking": KEY,
+    "signed-keys.sealing": KEY,
+    "signed-keys.masking": KEY,
+    "signed-keys.signature": SIGNED,
+    "share-keys-request.attempt": PLACE,
+    "share-keys-request.neighbours": KEY,
+    "share-keys-among-all-request.attempt": PLACE,
+    "share-keys-among-all-request.roster": KEY,
+    "sealed-shares.sealed": SEALED,
+    "sealed-shares.commitment": "a hash of a mask seed that was drawn by the site",
+    "sealed-shares.seeds": "hashes of uniform shares of that seed",
+    "sealed-shares.keys": "hashes of uniform shares of a key that was drawn by the site",
+    "masked-vector-request.attempt": PLACE,
+    "masked-vector-request.sealed": SEALED,
+    "masked-vector.packed": RELEASE,
+    "masked-vector.tag": TAG,
+    "unmask-request.attempt": PLACE,
+    "unmask-request.survivors": CHOICE,
+    "consistency-request.attempt": PLACE,
+    "consistency-request.survivors": CHOICE,
+    "consistency-check.signature": SIGNED,
+    "confirmed-unmask-request.attempt": PLACE,
+    "confirmed-unmask-request.signatures": SIGNED,
+    "unmasking-shares.seeds": SHARE,
+    "unmasking-shares.keys": SHARE,
 }
 """Why each field of each message may be sent."""
 
-STAY = {
-    "Request": "secagg's base of its requests; wire has one of the same name, which is sent",
-    "Done": "an entry of the site's own journal, which is never sent",
-}
+STAY = {"completed-stage": "an entry of the site's own journal, which is never sent"}
 
 
 def sent() -> dict[str, type[Message]]:
-    """Every message class of the wire and of the aggregators that has one."""
+    """Every message of the wire and of the aggregators that has one, by its tag."""
     found: dict[str, type[Message]] = {}
     for module in (wire, secagg):
-        for name, value in vars(module).items():
-            is_own = isinstance(value, type) and value.__module__ == module.__name__
-            if is_own and issubclass(value, Message) and not (module is secagg and name in STAY):
-                assert name not in found, f"two messages are called {name}"
-                found[name] = value
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Message):
+                tag = value.__struct_config__.tag
+                if tag is not None and tag not in STAY:
+                    assert found.get(str(tag), value) is value, f"two messages are called {tag}"
+                    found[str(tag)] = value
     return found
 
 
@@ -159,6 +157,6 @@ def test_a_run_sends_what_the_guarantee_covers_and_nothing_else(name: str) -> No
 
 
 def named(path: str) -> list[str]:
-    """The message fields on a path: "Reply.body.Vector.packed" has two."""
-    parts = path.split(".")
-    return [".".join(pair) for pair in itertools.pairwise(parts) if pair[0][0].isupper()]
+    """The message fields on a path: "reply.body.masked-vector.packed" has two."""
+    tags = sent()
+    return [".".join(pair) for pair in itertools.pairwise(path.split(".")) if pair[0] in tags]

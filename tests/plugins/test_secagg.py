@@ -254,8 +254,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     ward = Ward(SecAgg(), 6, bits=27, length=1000)
     ward.run(lost={4: VECTOR})
     assert ward.transcript.hexdigest() == (
-        # Taken when each share got a commitment of its own.
-        "d8ccf70f52e6763b7198985ebd701f216cfec92ab5fcfd06a88cd7bac8d497e7"
+        # Taken when messages got tags of their own.
+        "ad880db52b59cd48a96e991d714e76229ebd43801e2fd34fbbf9eb2c9ba61c28"
     )
 
 

@@ -110,8 +110,8 @@ def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
     there = ward(6, bits=27, length=1000)
     there.run(lost={4: VECTOR})
     assert there.transcript.hexdigest() == (
-        # Taken when each share got a commitment of its own.
-        "818d7b9c1b3602685f338f80af34a32cb34baf12e0ffff908e31af60f34dfa4a"
+        # Taken when messages got tags of their own.
+        "c0445cfc7239d5e6d26e2eea42cb794854bd233b93ef205b4dbaccc408d5889f"
     )
 
 

@@ -146,7 +146,7 @@ def differences(one: Sequence[Sent], other: Sequence[Sent]) -> list[str]:
 
 
 def fields(data: bytes, name: str = "") -> Iterator[tuple[str, object]]:
-    """Every field of a message and of the messages inside it, as ("Reply.body.Vector.packed", …).
+    """Every field of a message and of those inside it: ("reply.body.masked-vector.packed", …).
 
     It trusts nobody's classes: what is not known to the reader is listed, too.
     """

@@ -219,7 +219,7 @@ class _Line(msgspec.Struct):
 
 def _events(path: Path) -> Iterator[tuple[float, object]]:
     """The events of a record, each with its time; a torn last line is left out."""
-    kinds = {kind.__name__: kind for kind in KINDS}
+    kinds = {events.EVENT_NAMES[kind]: kind for kind in KINDS}
     for number, line in enumerate((_bytes(path) or b"").splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return

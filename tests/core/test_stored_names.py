@@ -1,0 +1,103 @@
+"""Names on the wire and on the disk: a class or a field may be renamed in code, these stay.
+
+A change of this table is a change of format: raise the version that belongs to it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import get_args
+
+import pytest
+
+from cohortium import checkpoint, wire
+from cohortium.events import EVENT_NAMES, Event
+from cohortium.mechanisms import Gaussian, Renyi
+from cohortium.messages import Message, decode, encode
+from cohortium.spending import Price
+
+MESSAGES = {
+    "acceptance": "session site examples versions",
+    "advertise-keys-request": "attempt tagging",
+    "attempt-started": "attempt",
+    "completed-stage": "session round attempt what",
+    "confirmed-unmask-request": "attempt signatures",
+    "consistency-check": "signature",
+    "consistency-request": "attempt survivors",
+    "identify-reply": "site signature",
+    "identify-request": "challenge",
+    "invitation": "session study directory versions",
+    "key": "public",
+    "key-request": "",
+    "keys": "sealing masking",
+    "log-opened": "",
+    "masked-vector": "packed tag",
+    "masked-vector-request": "attempt sealed",
+    "refusal": "attempt stage code reason",
+    "reply": "attempt stage body",
+    "request": "session round attempt stage weights body",
+    "round-completed": "event",
+    "run-completed": "",
+    "sealed-seeds": "sealed",
+    "sealed-shares": "sealed commitment seeds keys",
+    "share-keys-among-all-request": "attempt roster",
+    "share-keys-request": "attempt neighbours",
+    "shares-request": "sites keys",
+    "signed-keys": "sealing masking signature",
+    "sum-request": "",
+    "unmask-request": "attempt survivors",
+    "unmasking-shares": "seeds keys",
+}
+
+PRICES = {
+    None: "mechanism unit adjacency against colluding simulation",
+    "gaussian": "noise_multiplier sampling_rate releases",
+    "renyi": "name bounds",
+}
+
+MODULES = (wire, checkpoint, "cohortium_secagg._messages", "cohortium_additive._messages")
+
+
+def kinds() -> list[type[Message]]:
+    """Every message with a name of its own in the modules that define some."""
+    modules = [import_module(m) if isinstance(m, str) else m for m in MODULES]
+    found = {
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Message)
+        and kind.__module__ == module.__name__
+    }
+    return [kind for kind in found if kind.__struct_config__.tag is not None]
+
+
+def test_messages_keep_their_tags_and_fields() -> None:
+    found = {
+        str(kind.__struct_config__.tag): " ".join(kind.__struct_encode_fields__) for kind in kinds()
+    }
+    assert found == MESSAGES
+
+
+def test_prices_keep_their_tags_and_fields() -> None:
+    found = {
+        kind.__struct_config__.tag: " ".join(kind.__struct_encode_fields__)
+        for kind in (Price, Gaussian, Renyi)
+    }
+    assert found == PRICES
+
+
+def test_each_event_has_a_name() -> None:
+    assert set(EVENT_NAMES) == set(get_args(Event))
+    assert len({*EVENT_NAMES.values()}) == len(EVENT_NAMES)
+
+
+class Untagged(Message, frozen=True):
+    number: int
+
+
+def test_message_without_tag_is_refused() -> None:
+    with pytest.raises(TypeError, match="the message class Untagged has no tag"):
+        encode(Untagged(1))
+    with pytest.raises(TypeError, match="the message class Untagged has no tag"):
+        decode(b"", Untagged)
