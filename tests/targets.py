@@ -15,7 +15,7 @@ import numpy as np
 from attrs import frozen
 
 from bed import tiny
-from cohortium import study, wire
+from cohortium import Federation, study, wire, wire_deployment
 from cohortium.arrays import read_splits
 from cohortium.coordinator import Coordinator, Outcome
 from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
@@ -103,7 +103,9 @@ def message_kinds(base: type[Message] = Message) -> list[type[Message]]:
     return tagged + [below for kind in found for below in message_kinds(kind)]
 
 
-MODULES = frozenset({wire.__name__, additive_messages.__name__, secagg_messages.__name__})
+MODULES = frozenset(
+    {wire.__name__, wire_deployment.__name__, additive_messages.__name__, secagg_messages.__name__}
+)
 """Where messages are defined; `test_fuzz` sees to it that there are no others."""
 
 
@@ -299,7 +301,7 @@ def _studies() -> list[bytes]:
 
 def _study(path: Path, rng: Random) -> None:
     data = stranger(lambda rng: rng.choice(_studies()), rng, STUDY_TOKENS)
-    federation = study.read(_put(path, data))
+    federation = Federation.read(_put(path, data))
     assert federation.as_toml()
 
 

@@ -17,7 +17,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from cohortium import discover, grid, hooks, study
+from cohortium import Federation, discover, grid, hooks, study
 from cohortium.allowing import entries
 from cohortium.cli import app
 from cohortium.hospital import Hospital
@@ -91,7 +91,9 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
         (tmp_path / "grid.toml").write_text(text)
         assert grid.read(tmp_path / "grid.toml").cells()
         return
-    federation = study.build(study.merge(study.quick_start(), tables, where="the docs"))
+    federation = study.build(
+        study.merge(study.quick_start(), tables, where="the docs"), into=Federation
+    )
     assert federation.run().guarantee is not None
 
 
@@ -130,7 +132,7 @@ def test_commands_are_understood(line: str, tmp_path: Path) -> None:
             chosen = [b for a, b in pairwise(words) if a == "--only"]
             assert grid.read(path, changes).select(chosen)
             return
-    study.read(path, changes)
+    Federation.read(path, changes)
 
 
 DOCTESTED = ["messages", "randomness", "ring", "hooks", "training", "describing", "drafting"]

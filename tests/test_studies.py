@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import discover, study
+from cohortium import Federation, discover
 from cohortium import grid as grids
 
 STUDIES = sorted((Path(__file__).parents[1] / "docs" / "studies").glob("*.toml"))
@@ -45,7 +45,7 @@ def plannable() -> list[object]:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_cell_of_a_study_is_a_federation(path: Path) -> None:
     if not grids.is_grid(path):
-        study.read(path)
+        Federation.read(path)
         return
     grid, catalog = grids.read(path), discover()
     for cell in grid.cells():
@@ -57,7 +57,7 @@ def test_every_cell_of_a_study_is_a_federation(path: Path) -> None:
 def test_every_choice_of_a_study_can_be_prepared(path: Path, cell: grids.Cell | None) -> None:
     if "weights =" in path.read_text("utf-8"):
         pytest.skip("it trains a network for minutes before it can plan")
-    federation = study.read(path, MADE_UP) if cell is None else cell.federation(1)
+    federation = Federation.read(path, MADE_UP) if cell is None else cell.federation(1)
     ready = federation.prepare()
     guarantee = ready.setting.plan.guarantee
     if guarantee is not None:

@@ -21,17 +21,17 @@ from cohortium import study, tables
 from cohortium.catalog import discover
 from cohortium.errors import RefusalError, StudyError, keyed, shown
 from cohortium.invitations import PARTS, TERMS, differing, named_parts, versions_of
-from cohortium.wire import AGREED
+from cohortium.study_value import Study
+from cohortium.wire_deployment import AGREED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cohortium.catalog import Offering
-    from cohortium.federation import Federation
     from cohortium.policy import SitePolicy
     from cohortium.sessions import Exchange, SiteRecipe
     from cohortium.vocabulary import SiteId
-    from cohortium.wire import Invitation
+    from cohortium.wire_deployment import Invitation
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """What torch may be asked to compute on."""
@@ -40,7 +40,7 @@ MOST_THREADS = 32
 """Of torch, on a machine of fewer processors.  Many more than there are take most of their time."""
 
 
-def study_of(invitation: Invitation, policy: SitePolicy) -> Federation:
+def study_of(invitation: Invitation, policy: SitePolicy) -> Study:
     """The study that a hospital is invited to.
 
     Raises:
@@ -65,7 +65,7 @@ def study_of(invitation: Invitation, policy: SitePolicy) -> Federation:
         for offering, table in named_parts(catalog, role, shared[role]):
             _require_allowed(policy, offering, table)
     _require_versions(invitation.versions, versions_of(shared))
-    return study.build(shared, where=where, engine=Silent(), catalog=catalog)
+    return study.build(shared, where=where, engine=Silent(), catalog=catalog, into=Study)
 
 
 @frozen

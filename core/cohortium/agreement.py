@@ -18,7 +18,7 @@ from cohortium.fewest import with_fewest
 from cohortium.randomness import Randomness, Seeds
 from cohortium.rehearsal import rehearse, require_carried
 from cohortium.separability import require_per_example, require_separable
-from cohortium.setting import Setting
+from cohortium.setting import AdmissionPolicy, Setting
 from cohortium.sizing import TRIED, memory_of, parameters_of
 from cohortium.vocabulary import Cohort
 
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.data import DataSpec
-    from cohortium.federation import Federation
     from cohortium.identity import Directory
-    from cohortium.policy import SitePolicy
+    from cohortium.study_value import Study
     from cohortium.vocabulary import Work
 
 
-def cohort_of(federation: Federation, spec: DataSpec) -> Cohort:
+def cohort_of(federation: Study, spec: DataSpec) -> Cohort:
     """Who takes part in a study on data as `spec` declares them."""
     return Cohort(
         sites=federation.sites,
@@ -50,19 +49,19 @@ def cohort_of(federation: Federation, spec: DataSpec) -> Cohort:
     )
 
 
-def secrets_of(federation: Federation) -> Randomness:
+def secrets_of(federation: Study) -> Randomness:
     """Where a run's own secrets come from: the operating system, but for seeded noise."""
     seeds = Seeds(federation.seed)
     return Randomness.simulated(seeds.root) if federation.seeded_noise else Randomness.system()
 
 
 def agree(
-    federation: Federation,
+    federation: Study,
     spec: DataSpec,
     *,
     session: bytes,
     directory: Directory | None,
-    policy: SitePolicy | None = None,
+    policy: AdmissionPolicy | None = None,
 ) -> Setting:
     """The setting of a run, from its study and what is public about the data.
 
@@ -124,11 +123,11 @@ def agree(
 
 
 def _asked(
-    federation: Federation,
+    federation: Study,
     spec: DataSpec,
     planned: Callable[[int], Setting],
     parameters: int,
-    policy: SitePolicy | None,
+    policy: AdmissionPolicy | None,
 ) -> Setting:
     """The setting for a network of so many values, if the policy lets it pass."""
     if policy is None:
@@ -141,7 +140,7 @@ def _asked(
     return setting
 
 
-def _require_apart(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
+def _require_apart(federation: Study, net: nn.Module, images: Tensor, work: Work) -> None:
     """Refuse a network whose examples' gradients cannot be told apart, by its name."""
     name = networks.name_of(federation.model)
     try:

@@ -18,7 +18,7 @@ import re
 from attrs import frozen
 
 from cohortium.errors import StudyError
-from cohortium.foreign import brief
+from cohortium.third_party import brief
 
 OURS = "cohortium"
 """The distribution that this module comes with."""

@@ -20,9 +20,9 @@ from attrs import evolve, field, frozen
 from cohortium import hooks
 from cohortium.allowing import entries
 from cohortium.errors import PluginError
-from cohortium.foreign import attempt, brief
 from cohortium.hooks import API, GROUP, ROLES, Offer, Role, hook_of
 from cohortium.installed import entry_points_of
+from cohortium.third_party import attempt, brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

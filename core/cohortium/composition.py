@@ -22,9 +22,9 @@ from cohortium.errors import (
     printable,
     shown,
 )
-from cohortium.foreign import attempt, told_of
 from cohortium.hooks import ROLES
 from cohortium.places import require_text
+from cohortium.third_party import attempt, told_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

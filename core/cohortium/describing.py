@@ -20,7 +20,7 @@ import attrs
 from attrs import frozen
 
 from cohortium import composition
-from cohortium.foreign import attempt, brief
+from cohortium.third_party import attempt, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable

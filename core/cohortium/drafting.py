@@ -15,7 +15,9 @@ from attrs.validators import ge
 from cohortium import composition, study
 from cohortium.catalog import discover
 from cohortium.errors import StudyError
+from cohortium.preparation import prepare
 from cohortium.resolution import merge
+from cohortium.study_value import Study
 
 if TYPE_CHECKING:
     from cohortium.data import Splits
@@ -60,8 +62,8 @@ def draft(answers: Answers) -> tuple[str, Ready]:
     splits = composition.make(discover(), "dataset", table, where="--data").load()
     text = _text(answers, table, splits)
     tables = merge(study.quick_start(), tomllib.loads(text), where="the new study")
-    federation = study.build(tables, where="the new study")
-    return text, attrs.evolve(federation, dataset=Given(splits)).prepare()
+    drafted = study.build(tables, where="the new study", into=Study)
+    return text, prepare(attrs.evolve(drafted, dataset=Given(splits)))
 
 
 def named_data(data: str) -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.federation import Federation
     from cohortium.ring import RingVector
+    from cohortium.study_value import Study
     from cohortium.vocabulary import Index, Work
 
 
-def with_fewest(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> Work:
+def with_fewest(federation: Study, net: nn.Module, images: Tensor, work: Work) -> Work:
     """`work` for a network that cannot be trained on one image, unless its trainer copies that.
 
     Raises:
@@ -62,7 +62,7 @@ class _NoPrivacy:
         raise NotImplementedError
 
 
-def _train_on(federation: Federation, net: nn.Module, images: Tensor, work: Work) -> None:
+def _train_on(federation: Study, net: nn.Module, images: Tensor, work: Work) -> None:
     """Let the trainer go through a round with `images`."""
     import torch
 

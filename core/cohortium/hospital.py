@@ -18,9 +18,10 @@ from cohortium.identity import Directory, Identity
 from cohortium.journal import FileJournal
 from cohortium.keeping import StateFile
 from cohortium.ledger import Ledger
-from cohortium.policy import MOST_SITES, SitePolicy
+from cohortium.policy import SitePolicy
 from cohortium.protocols import Dataset
 from cohortium.site import Site
+from cohortium.study_value import MOST_SITES
 from cohortium.workplace import Workplace
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from cohortium.allowing import normal
 from cohortium.errors import PluginError
-from cohortium.foreign import attempt
+from cohortium.third_party import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,8 @@ from cohortium import composition, messages, tables
 from cohortium.catalog import discover
 from cohortium.errors import MessageError, RefusalError, StudyError, printable, shown
 from cohortium.record import versions
-from cohortium.wire import AGREED, Acceptance, Invitation, Refusal
+from cohortium.wire import Refusal
+from cohortium.wire_deployment import AGREED, Acceptance, Invitation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

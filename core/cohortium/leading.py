@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium import study
 from cohortium.errors import StudyError
+from cohortium.federation import Federation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cohortium.federation import Federation
     from cohortium.protocols import Engine
     from cohortium.record import Result
 
@@ -33,7 +32,7 @@ def lead(
     Raises:
         CohortiumError: The request was wrong, or a hospital does not take part, or the run failed.
     """
-    federation = study.read(path)
+    federation = Federation.read(path)
     if federation.data is None:
         raise StudyError(f"{path}: the study of a deployment declares its [data].")
     if muster_only:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cohortium.catalog import discover
 from cohortium.errors import BrokenNetworkError, CohortiumError, NetworkError
-from cohortium.faults import fault_text, is_lack_of_memory
+from cohortium.third_party import fault_text, is_lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 from attrs import frozen
 
 from cohortium.evaluation import Evaluation
@@ -22,11 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.data import Examples
     from cohortium.preparation import Ready
     from cohortium.protocols import Trainer
-    from cohortium.randomness import Seeds
-    from cohortium.vocabulary import Index
 
 
 @frozen(kw_only=True)
@@ -90,26 +86,6 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
         for key in ("accuracy", "personal_accuracy", "majority_share")
     }
     return OwnScores(sites=len(found), images=images, **means)
-
-
-def hold_out(
-    examples: Examples, hands: tuple[Index, ...], share: float, seeds: Seeds
-) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
-    """Hands to train on, and for each site what it holds out: `share` of it, rounded down.
-
-    Where the data name patients, whole patients are held out.  A site keeps at least one unit to
-    train on.
-    """
-    kept, held = [], []
-    for site, hand in enumerate(hands):
-        owners = hand if examples.patients is None else examples.patients[hand]
-        units = np.unique(owners)
-        count = min(int(share * len(units)), len(units) - 1)
-        chosen = seeds.generator("holdout", site).choice(units, count, replace=False)
-        is_held = np.isin(owners, chosen)
-        kept.append(hand[~is_held])
-        held.append(hand[is_held])
-    return tuple(kept), tuple(held)
 
 
 def score_sites(ready: Ready, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:

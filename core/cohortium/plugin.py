@@ -36,7 +36,6 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
-from cohortium.faults import fault_text
 from cohortium.files import write_whole
 from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
 from cohortium.heads import linear_head, whitened_head
@@ -79,6 +78,7 @@ from cohortium.sessions import (
     SiteRecipe,
     SiteSession,
 )
+from cohortium.third_party import fault_text
 from cohortium.training import (
     CLASS_WEIGHTS,
     MOST_COPIES,
@@ -107,7 +107,7 @@ from cohortium.vocabulary import (
     Trained,
     Work,
 )
-from cohortium.wire import Present, RollCall
+from cohortium.wire_deployment import Present, RollCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,6 +19,7 @@ from cohortium.guarantee import LEAST_DELTA, Against, Unit, rounded_up
 from cohortium.identity import Directory
 from cohortium.memory import available
 from cohortium.spending import PARTIES, UNITS, Budget, Price, Terms
+from cohortium.study_value import MOST_ROUNDS, MOST_SITES
 from cohortium.vocabulary import Adversary
 
 if TYPE_CHECKING:
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""
-
-MOST_SITES = 1 << 16
-"""As a directory holds, and a graph of shareholders is made for."""
-
-MOST_ROUNDS = 1_000_000
-"""Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
 
 MOST_PARAMETERS = 1 << 33
 

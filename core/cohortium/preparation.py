@@ -14,9 +14,9 @@ from cohortium.account import Account
 from cohortium.agreement import agree, secrets_of
 from cohortium.errors import StudyError
 from cohortium.facts import DataFacts
+from cohortium.holdout import hold_out
 from cohortium.identity import Directory, Identity
 from cohortium.keeping import StateFile
-from cohortium.personal import hold_out
 from cohortium.randomness import Seeds
 from cohortium.site import Recipe
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.data import DataSpec, Examples, Splits
-    from cohortium.federation import Federation
     from cohortium.ledger import Ledger
     from cohortium.randomness import Randomness
     from cohortium.setting import Setting
+    from cohortium.study_value import Study
     from cohortium.vocabulary import Index, SiteId
 
 
@@ -46,7 +46,7 @@ class Ready:
         identities: Each simulated site's signing key, where the study fears an active coordinator.
     """
 
-    federation: Federation
+    federation: Study
     setting: Setting
     parameters: int
     loaded: Splits | None
@@ -146,7 +146,7 @@ class Ready:
         return {site: self.recipe(site, ledger, states) for site in range(len(self.hands))}
 
 
-def prepare(federation: Federation) -> Ready:
+def prepare(federation: Study) -> Ready:
     """Load, deal and plan; see `Federation.prepare`."""
     if federation.data is not None:
         return _deployed(federation)
@@ -197,7 +197,7 @@ def _require_enough(hands: tuple[Index, ...], fewest: int) -> None:
             )
 
 
-def _deployed(federation: Federation) -> Ready:
+def _deployed(federation: Study) -> Ready:
     """Plan a deployment from what the study declares; no hospital's data are here."""
     spec = federation.data
     assert spec is not None
@@ -232,14 +232,14 @@ def _deployed(federation: Federation) -> Ready:
     )
 
 
-def _identities(federation: Federation, secret: Randomness) -> tuple[Identity, ...] | None:
+def _identities(federation: Study, secret: Randomness) -> tuple[Identity, ...] | None:
     """A signing key for each simulated site; hospitals make and pin their own."""
     if federation.adversary != "active":
         return None
     return tuple(Identity.draw(secret.fork("identity", site)) for site in range(federation.sites))
 
 
-def _deal(federation: Federation, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
+def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
     assert federation.partitioner is not None
     rng = seeds.generator("partition")
     examples, whole = _persons(splits.train)

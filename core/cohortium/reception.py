@@ -32,7 +32,8 @@ from cohortium.invitations import differing, versions_of
 from cohortium.tables import loads
 from cohortium.throttling import Throttle
 from cohortium.visits import Visit, Visits
-from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Request, RollCall
+from cohortium.wire import Refusal, Reply, Request
+from cohortium.wire_deployment import Acceptance, Invitation, Present, RollCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from cohortium import tables as toml
 from cohortium.errors import StudyError, keyed, near, shown
-from cohortium.federation import PARTS
+from cohortium.study_value import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

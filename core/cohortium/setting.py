@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
@@ -111,3 +111,22 @@ class Setting:
         if private and not self.cohort.seeded_noise:
             return Randomness.system()
         return Randomness.simulated(self.seeds.root).fork(purpose)
+
+
+class AdmissionPolicy(Protocol):
+    """The limits of one site on the runs that it takes part in.
+
+    Each method raises a `RefusalError` for a run beyond a limit.
+    """
+
+    def admit(self, setting: Setting) -> None:
+        """Refuse a run that offers less than the site demands."""
+        ...
+
+    def admit_parameters(self, parameters: int) -> None:
+        """Refuse a model with too many parameters, before it is built."""
+        ...
+
+    def admit_memory(self, estimate: int) -> None:
+        """Refuse training that takes too much memory, in bytes, before it is tried."""
+        ...

@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from cohortium.identity import Identity
     from cohortium.journal import Journal
     from cohortium.keeping import StateFile, Store
-    from cohortium.policy import SitePolicy
     from cohortium.randomness import Randomness
     from cohortium.ring import RingVector
     from cohortium.sessions import OpenSite
-    from cohortium.setting import Setting
+    from cohortium.setting import AdmissionPolicy, Setting
     from cohortium.vocabulary import Cohort, SiteId
     from cohortium.wire import Request
 
@@ -68,7 +67,7 @@ class Site:
         *,
         identity: Identity | None = None,
         journal: Journal | None = None,
-        policy: SitePolicy | None = None,
+        policy: AdmissionPolicy | None = None,
         account: Account | None = None,
         store: Store | None = None,
     ) -> None:
@@ -294,7 +293,7 @@ class Recipe:
     site: SiteId
     examples: Examples = field(repr=False)
     identity: Identity | None = None
-    policy: SitePolicy | None = None
+    policy: AdmissionPolicy | None = None
     account: Account | None = None
     store: StateFile | None = None
 

@@ -1,4 +1,4 @@
-"""Study files: TOML ⇄ `Federation`, with errors that name the file, the table and the key.
+"""Study files: TOML ⇄ `Study`, with errors that name the file, the table and the key.
 
 Every key has a value already, that of the quick start.  A table changes the keys it names; setting
 a table's `name` to another plugin drops the other defaults of that table.  Settings of the command
@@ -14,7 +14,7 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve
 
@@ -23,9 +23,9 @@ from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.data import DataSpec
 from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable
-from cohortium.federation import PARTS, TERMS, Federation
 from cohortium.places import require_text
 from cohortium.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
+from cohortium.study_value import PARTS, TERMS, Study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +48,8 @@ __all__ = [
     "read",
 ]
 
+S = TypeVar("S", bound=Study)
+
 SIMULATED = ("dataset", "partitioner")
 """Those that have no default where a study is of a deployment."""
 
@@ -57,12 +59,13 @@ def quick_start() -> Tables:
     return tomllib.loads(files("cohortium").joinpath("quickstart.toml").read_text("utf-8"))
 
 
-def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
-    """The federation that a study file describes.
+def read(path: Path | None, settings: Sequence[str] = (), *, into: type[S]) -> S:
+    """The study that a file describes.
 
     Args:
         path: The file; None for the quick start.
         settings: Changes as `table.key=value`, the value in TOML, or else taken as a string.
+        into: The class of the value: `Study`, or `Federation`, which can run it.
 
     Raises:
         StudyError: The file cannot be read, or asks for something that cannot be.
@@ -71,7 +74,7 @@ def read(path: Path | None, settings: Sequence[str] = ()) -> Federation:
     resolved, written = _resolve(path, settings)
     where = "the quick start" if path is None else str(path)
     folder = Path.cwd() if path is None else path.absolute().parent
-    return build(resolved.tables, where=where, settings=written, folder=folder)
+    return build(resolved.tables, where=where, settings=written, folder=folder, into=into)
 
 
 def left_out(path: Path | None, settings: Sequence[str]) -> tuple[str, ...]:
@@ -152,8 +155,9 @@ def build(
     catalog: Catalog | None = None,
     engine: Engine | None = None,
     folder: Path | None = None,
-) -> Federation:
-    """The federation that parsed tables describe; see `read`.
+    into: type[S],
+) -> S:
+    """The study that parsed tables describe; see `read`.
 
     Args:
         tables: By name.
@@ -163,6 +167,7 @@ def build(
         engine: In place of one that the tables describe.
         folder: Where a user's own code is looked for, beside what is installed; None where the
             tables are another's, as those of an invitation.
+        into: The class of the value.
     """
     catalog = catalog or discover()
     is_deployed = "data" in tables
@@ -190,15 +195,15 @@ def build(
         if key not in TERMS:
             place = own.get(key, f"{where} [federation] {keyed(key)}")
             raise StudyError(f"{place}: there is no such term; {near(key, TERMS)}")
-    federation: Federation = composition.call(
-        Federation,
+    study: S = composition.call(
+        into,
         terms,
         where=f"{where} [federation]",
         what="the federation",
         ready=roles,
         settings=own,
     )
-    return federation
+    return study
 
 
 def parse_setting(setting: str) -> dict[str, Any]:

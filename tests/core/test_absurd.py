@@ -69,13 +69,13 @@ SHARED = ["federation.colluding=1", "federation.min_sites=8", "privatizer.name=s
 )
 def test_an_absurd_value_is_refused_by_its_name(settings: list[str]) -> None:
     with pytest.raises(StudyError) as refused:
-        study.read(None, settings)
+        Federation.read(None, settings)
     assert str(refused.value).startswith(f"--set {settings[-1]}: ")
 
 
 def test_radii_are_numbers() -> None:
     with pytest.raises(StudyError, match="radii must be positive numbers, ascending"):
-        study.read(None, ["model.radii=[0.5, nan]"])
+        Federation.read(None, ["model.radii=[0.5, nan]"])
 
 
 @pytest.mark.parametrize("epsilon", ["0", "-1", "nan", "inf"])
@@ -151,7 +151,7 @@ def test_a_study_that_is_none_is_refused(
 def test_a_study_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_bytes("\ufeff[federation]\nsites = 7\n".encode())
-    assert study.read(path).sites == 7
+    assert Federation.read(path).sites == 7
 
 
 def test_a_part_that_is_set_like_a_value_is_told_how(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,14 +11,15 @@ import pytest
 import tomli_w
 
 from bed import tiny
-from cohortium import dealing, privacy_loss, study, tables
+from cohortium import Federation, dealing, privacy_loss, tables
 from cohortium.accounting import compose
 from cohortium.hospital import Hospital
 from cohortium.invitations import invitation_of
 from cohortium.messages import decode_either, encode
 from cohortium.planning import look_ahead
 from cohortium.reception import Reception
-from cohortium.wire import Acceptance, Invitation, Refusal
+from cohortium.wire import Refusal
+from cohortium.wire_deployment import Acceptance, Invitation
 from cohortium_dpresnet import DPResNet
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -80,7 +81,7 @@ def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
 def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None:
     simulated = tiny(**{"sites": 3, **STUDIES[name]}).prepare()
     dealing.deal(simulated, tmp_path / "dealt", engine="inline")
-    ready = study.read(tmp_path / "dealt" / "study.toml").prepare()
+    ready = Federation.read(tmp_path / "dealt" / "study.toml").prepare()
     invitation = invitation_of(ready)
     files = [tmp_path / "dealt" / f"site-{site}" / "site.toml" for site in range(3)]
     assert isinstance(answered(files[1], invitation), Acceptance)
@@ -136,7 +137,7 @@ def test_absurd_numbers_cost_a_hospital_little_and_get_one_sentence(
         tmp_path / "dealt",
         engine="inline",
     )
-    invitation = invitation_of(study.read(tmp_path / "dealt" / "study.toml").prepare())
+    invitation = invitation_of(Federation.read(tmp_path / "dealt" / "study.toml").prepare())
     shared = tables.loads(invitation.study, where="test")
     for table, values in numbers.items():
         shared[table] |= values

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import grid, study, tables
+from cohortium import Federation, grid, tables
 from cohortium.classifier import Classifier
 from cohortium.errors import NetworkError, StoppedError, StudyError
 from cohortium_module import Module
@@ -68,7 +68,7 @@ def test_a_run_goes_on_and_is_used_from_another_folder(tmp_path: Path) -> None:
     before = (list(sys.path), list(sys.meta_path))
     asked = iter([False, True])
     with pytest.raises(StoppedError):
-        study.read(path).run("run", stop=lambda: next(asked))
+        Federation.read(path).run("run", stop=lambda: next(asked))
     assert (sys.path, sys.meta_path) == before
     import colorsys
 
@@ -79,13 +79,15 @@ def test_a_run_goes_on_and_is_used_from_another_folder(tmp_path: Path) -> None:
     (tmp_path / "third").mkdir()
     os.chdir(tmp_path / "third")
     forget()
-    assert study.read(record / "study.toml").resume(record).rounds == 2
+    assert Federation.read(record / "study.toml").resume(record).rounds == 2
     forget()
     assert Classifier.open(record).rounds == 2
 
 
 def test_two_studies_of_one_process_have_each_their_own(tmp_path: Path) -> None:
-    one, other = (study.read(write(tmp_path / name, width=w)) for name, w in (("a", 3), ("b", 7)))
+    one, other = (
+        Federation.read(write(tmp_path / name, width=w)) for name, w in (("a", 3), ("b", 7))
+    )
     for _ in range(2):
         for federation, width in ((one, 3), (other, 7)):
             assert federation.prepare().parameters == 64 * width + width + width * 3 + 3
@@ -104,7 +106,7 @@ def test_a_part_inside_a_part_finds_it(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     settings = ["model.name=pretrained", "model.images=phantom"]
     settings += ['model.network={name="module", module="mynets:Net"}']
-    federation = study.read(path, settings)
+    federation = Federation.read(path, settings)
     assert federation.model.network.folder == str(tmp_path / "mine")  # type: ignore[attr-defined]
 
 
@@ -113,13 +115,13 @@ def test_without_a_file_it_is_looked_for_where_the_command_is(
 ) -> None:
     write(tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
-    federation = study.read(None, ["model.name=module", "model.module=mynets:Net"])
+    federation = Federation.read(None, ["model.name=module", "model.module=mynets:Net"])
     assert federation.model == Module(module="mynets:Net")
     assert federation.model.folder == str(tmp_path / "mine")
 
 
 def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
-    ready = study.read(write(tmp_path / "mine")).prepare()
+    ready = Federation.read(write(tmp_path / "mine")).prepare()
     code = (
         "import pickle, sys\nfrom cohortium import vector\n"
         "print(vector.fingerprint(pickle.load(sys.stdin.buffer).network()))"
@@ -156,16 +158,16 @@ def test_the_command_finds_it_without_the_help_of_the_working_directory(tmp_path
 def test_what_is_not_found_is_told_with_the_places_and_the_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     with pytest.raises(NetworkError, match=r"no module 'mynet' among .*put mynet.py beside the st"):
-        study.read(path, ["model.module=mynet:Net"]).prepare()
+        Federation.read(path, ["model.module=mynet:Net"]).prepare()
     gone = Module(module="mynet:Net", folder=str(tmp_path / "gone"))
     with pytest.raises(NetworkError, match=r"'mynet' in .*gone, where the study lies, or"):
-        gone.build(study.read(path).prepare().setting.spec, 1)
+        gone.build(Federation.read(path).prepare().setting.spec, 1)
 
 
 def test_a_file_that_is_called_as_an_installed_module_is_said_to_be_hidden(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     with pytest.raises(NetworkError, match=r"random.* has no 'Net'; .*mine/random.py is hidden by"):
-        study.read(path, ["model.module=random:Net"]).prepare()
+        Federation.read(path, ["model.module=random:Net"]).prepare()
 
 
 def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_text(OWN.replace("DATA", "data.npz"))
     (path.parent / "mynets.py").write_text(NET)
     with pytest.raises(StudyError, match="is no text in this locale"):
-        study.read(path)
+        Federation.read(path)
 
 
 def test_a_torchvision_of_another_build_is_told_as_that(tmp_path: Path) -> None:

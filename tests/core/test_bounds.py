@@ -17,10 +17,11 @@ from cohortium import composition
 from cohortium.catalog import discover
 from cohortium.data import DataSpec, Examples
 from cohortium.errors import CohortiumError, StudyError, is_printable
-from cohortium.federation import PARTS, Federation
+from cohortium.federation import Federation
 from cohortium.hospital import Hospital
 from cohortium.policy import SitePolicy
 from cohortium.sizing import parameters_of
+from cohortium.study_value import PARTS
 from cohortium.vocabulary import Cohort, Work
 
 SPEC = DataSpec(channels=3, height=28, width=28, classes=("a", "b"), examples=300)

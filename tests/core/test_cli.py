@@ -513,7 +513,7 @@ def test_plugins_are_not_wrapped_in_a_pipe(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_the_federation_are_listed(tmp_path: Path) -> None:
-    from cohortium.federation import TERMS
+    from cohortium.study_value import TERMS
 
     done = cohortium("plugins", "federation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bed import tiny
-from cohortium import dealing, study, tables
+from cohortium import Federation, dealing, study, tables
 from cohortium.cli import main
 from cohortium.cli._site import _tell
 from cohortium.data import DataSpec
@@ -33,7 +33,8 @@ from cohortium.invitations import invitation_of
 from cohortium.messages import decode, encode
 from cohortium.reception import Reception
 from cohortium.training import make_optimizer
-from cohortium.wire import Invitation, Refusal
+from cohortium.wire import Refusal
+from cohortium.wire_deployment import Invitation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,7 +203,7 @@ def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Recept
     journal = hospital.open_journal()
     yield (
         Reception(hospital, journal, tell=_tell),
-        invitation_of(study.read(folder / "study.toml").prepare()),
+        invitation_of(Federation.read(folder / "study.toml").prepare()),
     )
     journal.close()
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium import study
+from cohortium import Federation, study
 from cohortium.cli import main
 from cohortium.drafting import Answers, customary_delta, draft
 
@@ -39,7 +39,7 @@ def test_what_is_written_runs(
     text, ready = draft(answers)
     path = tmp_path / "study.toml"
     path.write_text(text, "utf-8")
-    federation = attrs.evolve(study.read(path), rounds=2, threads=1)
+    federation = attrs.evolve(Federation.read(path), rounds=2, threads=1)
     result = federation.run()
     assert (result.sites, result.rounds) == (5, 2)
     guarantee = ready.setting.plan.guarantee
@@ -108,7 +108,7 @@ def test_a_person_is_asked_four_questions(npz: Path, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["cohortium"] * 3
     assert "MedMNIST has no set 'no-such-set'" in done.stderr
     assert done.stdout.endswith("run it: cohortium run mine.toml\n")
-    federation = study.read(tmp_path / "mine.toml")
+    federation = Federation.read(tmp_path / "mine.toml")
     assert federation.sites == 4
 
 

@@ -17,8 +17,8 @@ from cohortium.cli import _completion
 from cohortium.composition import make
 from cohortium.describing import parameters_of
 from cohortium.errors import PluginError, StudyError
-from cohortium.foreign import attempt, brief, told_of
 from cohortium.testing import suite
+from cohortium.third_party import attempt, brief, told_of
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -303,10 +303,10 @@ def test_other_models_are_named_by_their_plugin_or_class() -> None:
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), 1e300])
 @pytest.mark.parametrize("trainer", ["fedavg", "fedprox", "fedsgd", "fedmic"])
 def test_a_class_weight_is_refused_where_it_is_declared(weight: float, trainer: str) -> None:
-    from cohortium import study
+    from cohortium import Federation
 
     text = re.sub(r"^'|'$", "", repr(weight))
     setting = f"trainer.class_weights=[1.0, {text}, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]"
     with pytest.raises(StudyError, match="class_weights") as caught:
-        study.read(None, [f"trainer.name={trainer}", setting])
+        Federation.read(None, [f"trainer.name={trainer}", setting])
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from bed import Squares, tiny
-from cohortium import wire
+from cohortium import wire, wire_deployment
 from cohortium.auditing import audit_transcript
 from cohortium.auditing.playing import Play, Tape
 from cohortium.auditing.transcript import fields
@@ -99,7 +99,7 @@ STAY = {"completed-stage": "an entry of the site's own journal, which is never s
 def sent() -> dict[str, type[Message]]:
     """Every message of the wire and of the aggregators that has one, by its tag."""
     found: dict[str, type[Message]] = {}
-    for module in (wire, secagg):
+    for module in (wire, wire_deployment, secagg):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Message):
                 tag = value.__struct_config__.tag

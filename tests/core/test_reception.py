@@ -29,7 +29,8 @@ from cohortium.messages import Message, decode, decode_either, encode
 from cohortium.protocols import Dataset
 from cohortium.reception import IDLE, MOST_RUNS, Reception
 from cohortium.throttling import MOST
-from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Request, RollCall
+from cohortium.wire import Refusal, Reply, Request
+from cohortium.wire_deployment import Acceptance, Invitation, Present, RollCall
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
@@ -112,7 +113,7 @@ def policy(folder: Path, **floors: Any) -> None:
 
 @pytest.fixture(scope="module")
 def invitation(dealt: Path) -> Invitation:
-    return invitation_of(study.read(dealt / "study.toml").prepare())
+    return invitation_of(Federation.read(dealt / "study.toml").prepare())
 
 
 def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitation:
@@ -180,11 +181,11 @@ def test_a_whole_deployment_in_one_process_gives_the_simulation_s_weights(
             for ward in wards.values():
                 ward.journal.close()
 
-    deployed = study.read(tmp_path / "reh" / "study.toml")
+    deployed = Federation.read(tmp_path / "reh" / "study.toml")
     result = deployed.run(engine=Corridor())
     assert result.weights_sha256 == simulated.run().weights_sha256
     assert result.accuracy is not None
-    assert study.read(tmp_path / "reh" / "study.toml") == deployed
+    assert Federation.read(tmp_path / "reh" / "study.toml") == deployed
 
 
 # --- What is refused -----------------------------------------------------------------------------
@@ -373,7 +374,7 @@ def test_where_the_study_leads_code_lies_is_not_sent(dealt: Path, tmp_path: Path
     for name in ("public.npz", "directory.txt"):
         if (dealt / name).exists():
             (tmp_path / name).write_bytes((dealt / name).read_bytes())
-    ready = study.read(tmp_path / "study.toml").prepare()
+    ready = Federation.read(tmp_path / "study.toml").prepare()
     assert str(tmp_path) in ready.federation.as_toml()
     sent = invitation_of(ready).study
     assert "lead_net:Net" in sent
@@ -533,7 +534,7 @@ def test_hostile_studies_are_answered_with_a_refusal(
 def coordinator_of(invitation: Invitation) -> Coordinator:
     """The other side of a run."""
     shared = tables.loads(invitation.study, where="test")
-    ready = study.build(shared, engine=Silent()).prepare()
+    ready = study.build(shared, engine=Silent(), into=Federation).prepare()
     return Coordinator(evolve(ready.setting, session=invitation.session))
 
 
@@ -631,7 +632,7 @@ class Line:
 
 
 def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
-    ready = study.read(dealt / "study.toml").prepare()
+    ready = Federation.read(dealt / "study.toml").prepare()
     session = ready.setting.session
     answers = {
         0: encode(Acceptance(session, 0, 0, {})),
@@ -654,7 +655,7 @@ def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
 
 
 def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
-    ready = study.read(dealt / "study.toml").prepare()
+    ready = Federation.read(dealt / "study.toml").prepare()
     session = ready.setting.session
 
     def answers(examples: int) -> Line:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cohortium import discover, study
+from cohortium import Federation, discover, study
 from cohortium import grid as grids
 from cohortium.cli import app
 from cohortium.errors import StudyError
@@ -78,15 +78,15 @@ SETTINGS = [
 @settings(max_examples=24, deadline=None)
 @given(st.permutations(SETTINGS))
 def test_the_order_of_settings_changes_nothing(order: list[str]) -> None:
-    tables = study.read(None, ["model.name=cnn", *order])
+    tables = Federation.read(None, ["model.name=cnn", *order])
     assert tables.trainer == FedProx(learning_rate=0.3, mu=0.2)
-    assert tables == study.read(None, [*reversed(order), "model.name=cnn"])
+    assert tables == Federation.read(None, [*reversed(order), "model.name=cnn"])
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_names_inside_a_part_come_first_too(order: tuple[int, ...]) -> None:
     given_ = ["model.centre.examples=30", "model.centre=phantom", "model.whiten=0.5"]
-    federation = study.read(None, [given_[n] for n in order])
+    federation = Federation.read(None, [given_[n] for n in order])
     assert federation.model == Descriptor(centre=Phantom(examples=30), whiten=0.5)
 
 
@@ -156,15 +156,15 @@ def test_a_combination_may_replace_what_the_choices_that_it_names_set(tmp_path: 
 
 def test_two_settings_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(StudyError, match=r"--set trainer\.options={.*} sets|would not reach"):
-        study.read(None, ["trainer.options.momentum=0.5", "trainer.options={momentum=0.9}"])
+        Federation.read(None, ["trainer.options.momentum=0.5", "trainer.options={momentum=0.9}"])
     with pytest.raises(StudyError, match=r"momentum=0\.5: .* would not reach the study, where"):
-        study.read(None, ["trainer.options.momentum=0.5", "trainer.options=3"])
+        Federation.read(None, ["trainer.options.momentum=0.5", "trainer.options=3"])
 
 
 def test_a_setting_that_a_later_one_replaces_is_told() -> None:
     (told,) = study.left_out(None, ["federation.sites=4", "federation.sites=5"])
     assert told == "--set federation.sites=4 is replaced by --set federation.sites=5."
-    assert study.read(None, ["federation.sites=4", "federation.sites=5"]).sites == 5
+    assert Federation.read(None, ["federation.sites=4", "federation.sites=5"]).sites == 5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from cohortium import checkpoint, wire
+from cohortium import checkpoint, wire, wire_deployment
 from cohortium.events import EVENT_NAMES, Event
 from cohortium.mechanisms import Gaussian, Renyi
 from cohortium.messages import Message, decode, encode
@@ -55,7 +55,13 @@ PRICES = {
     "renyi": "name bounds",
 }
 
-MODULES = (wire, checkpoint, "cohortium_secagg._messages", "cohortium_additive._messages")
+MODULES = (
+    wire,
+    wire_deployment,
+    checkpoint,
+    "cohortium_secagg._messages",
+    "cohortium_additive._messages",
+)
 
 
 def kinds() -> list[type[Message]]:

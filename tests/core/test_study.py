@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import study
+from cohortium import Federation
 from cohortium.errors import CohortiumError, PluginError, StudyError
 from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
@@ -21,26 +21,26 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_the_quick_start_is_the_default_of_every_key() -> None:
-    federation = study.read(None)
+    federation = Federation.read(None)
     assert (federation.sites, federation.privatizer.epsilon) == (10, 6.0)  # type: ignore[attr-defined]
 
 
 def test_a_table_changes_the_keys_it_names(tmp_path: Path) -> None:
     file = write(tmp_path, "[privatizer]\nepsilon = 3\n[federation]\nsites = 5\n")
-    federation = study.read(file)
+    federation = Federation.read(file)
     assert federation.sites == 5
     assert federation.privatizer == Gaussian(epsilon=3.0, delta=1.9e-4, clip=7.0)
 
 
 def test_another_name_drops_the_tables_other_defaults(tmp_path: Path) -> None:
     file = write(tmp_path, '[partitioner]\nname = "quantity"\n')
-    assert type(study.read(file).partitioner).__name__ == "Quantity"
+    assert type(Federation.read(file).partitioner).__name__ == "Quantity"
     file = write(tmp_path, '[partitioner]\nname = "dirichlet"\nmin_size = 3\n')
-    assert study.read(file).partitioner == Dirichlet(alpha=0.5, min_size=3)
+    assert Federation.read(file).partitioner == Dirichlet(alpha=0.5, min_size=3)
 
 
 def test_settings_go_over_the_study_in_order() -> None:
-    federation = study.read(
+    federation = Federation.read(
         None,
         ["model.name=dpresnet", "model.width=16", "federation.rounds=3", "model.width=8",
          "trainer.options.momentum=0.5", "trainer.options.nesterov=true"],
@@ -51,8 +51,8 @@ def test_settings_go_over_the_study_in_order() -> None:
 
 
 def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
-    federation = study.read(None, ["model.name=dpresnet", "federation.sites=7"])
-    assert study.read(write(tmp_path, federation.as_toml())) == federation
+    federation = Federation.read(None, ["model.name=dpresnet", "federation.sites=7"])
+    assert Federation.read(write(tmp_path, federation.as_toml())) == federation
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_errors_name_the_file_the_key_and_what_was_expected(
     tmp_path: Path, text: str, words: str
 ) -> None:
     with pytest.raises(CohortiumError, match=words):
-        study.read(write(tmp_path, text))
+        Federation.read(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("setting", ["model", "model.width", "=3", "width=3"])
 def test_a_setting_of_another_form_is_refused(setting: str) -> None:
     with pytest.raises(StudyError, match=r"write it as table\.key=value"):
-        study.read(None, [setting])
+        Federation.read(None, [setting])
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_a_setting_of_another_form_is_refused(setting: str) -> None:
 )
 def test_a_setting_that_python_cannot_hold(setting: str, words: str) -> None:
     with pytest.raises(StudyError, match=words):
-        study.read(None, ["model.name=cnn", setting])
+        Federation.read(None, ["model.name=cnn", setting])
 
 
 def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"cannot read the study .*No such file"):
-        study.read(tmp_path / "none.toml")
+        Federation.read(tmp_path / "none.toml")
 
 
 def test_a_part_that_fills_no_role_is_refused() -> None:
@@ -132,14 +132,14 @@ def test_a_part_that_fills_no_role_is_refused() -> None:
 
 
 def test_a_part_may_hold_parts_of_its_own(tmp_path: Path) -> None:
-    named = study.read(None, ["model.centre=phantom"])
+    named = Federation.read(None, ["model.centre=phantom"])
     assert named.model == Descriptor(centre=Phantom())
     path = tmp_path / "study.toml"
     path.write_text('[model.centre]\nname = "phantom"\nexamples = 30\n')
-    tabled = study.read(path, ["model.centre.seed=4"])
+    tabled = Federation.read(path, ["model.centre.seed=4"])
     assert tabled.model == Descriptor(centre=Phantom(examples=30, seed=4))
     path.write_text(tabled.as_toml())
-    assert study.read(path) == tabled
+    assert Federation.read(path) == tabled
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_a_part_may_hold_parts_of_its_own(tmp_path: Path) -> None:
 )
 def test_errors_in_an_inner_part_say_where(setting: str, words: str) -> None:
     with pytest.raises(CohortiumError, match=words):
-        study.read(None, [setting])
+        Federation.read(None, [setting])

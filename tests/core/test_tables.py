@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium import study, tables
+from cohortium import Federation, tables
 from cohortium.errors import StudyError
 
 PARTS = {
@@ -91,4 +91,4 @@ def test_words_of_others_are_ones_that_can_be_shown() -> None:
 
 def test_a_setting_of_many_parts_is_refused() -> None:
     with pytest.raises(StudyError, match="nested deeper"):
-        study.read(None, [f"model.{key('a', 1_000)}=1"])
+        Federation.read(None, [f"model.{key('a', 1_000)}=1"])

@@ -320,7 +320,7 @@ def test_a_run_that_is_not_complete_predicts_and_exports_nothing(folder: Path) -
 def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -> None:
     import onnxruntime
 
-    from cohortium import study
+    from cohortium import Federation
 
     centre = ["model.centre={name='phantom',examples=16,validation=0,test=0}"]
     settings = [
@@ -329,7 +329,7 @@ def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -
         "federation.sites=4", "privatizer.name=none", "trainer.name=fedavg",
         "aggregator.name=plain", "partitioner.name=iid",
     ]  # fmt: skip
-    study.read(None, settings).run(tmp_path / "run")
+    Federation.read(None, settings).run(tmp_path / "run")
     classifier = Classifier.open(tmp_path / "run")
     exporting.export(classifier, tmp_path / "model", onnx=True)
     # From black to noise: a network that has hardly learned calls all noise alike.

@@ -18,7 +18,7 @@ from cohortium.identity import Directory, Identity
 from cohortium.messages import decode, encode
 from cohortium.plugin import OpenSite, Randomness, SiteRecipe
 from cohortium.testing.engines import CHECKS
-from cohortium.wire import Present, RollCall
+from cohortium.wire_deployment import Present, RollCall
 from cohortium_flower import Flower
 from cohortium_flower._exchange import AtWork, FlowerExchange
 from cohortium_flower._records import packed, unpacked

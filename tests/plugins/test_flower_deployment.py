@@ -16,12 +16,13 @@ import tomli_w
 from attrs import evolve
 
 from bed import Faulty
-from cohortium import Federation, dealing, study, tables
+from cohortium import Federation, dealing, tables
 from cohortium.arrays import data_folder
 from cohortium.channel import Door, ask
 from cohortium.hospital import Hospital
 from cohortium.messages import decode_either
-from cohortium.wire import Acceptance, Present, Refusal, Reply
+from cohortium.wire import Refusal, Reply
+from cohortium.wire_deployment import Acceptance, Present
 from cohortium_cnn import CNN
 from cohortium_fedsgd import FedSGD
 from cohortium_flower import Flower
@@ -155,7 +156,7 @@ def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) ->
 
 
 def test_the_files_of_the_docs_are_what_they_should_be(tmp_path: Path) -> None:
-    deployment = study.read(DEPLOY / "study.toml")
+    deployment = Federation.read(DEPLOY / "study.toml")
     assert isinstance(deployment.engine, Flower)
     assert deployment.data is not None
     assert deployment.partitioner is None

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bed import tiny
-from cohortium import study
+from cohortium import Federation
 from cohortium.plugin import (
     Cohort,
     Directory,
@@ -122,7 +122,7 @@ def test_a_federation_gives_the_same_bits_as_a_plain_one() -> None:
 
 
 def test_a_study_changes_one_key() -> None:
-    federation = study.read(None, ["federation.adversary=active"])
+    federation = Federation.read(None, ["federation.adversary=active"])
     assert federation.aggregator == SecAgg()
     assert ward(federation.sites).sites[0]._rules.threshold == 6  # type: ignore[attr-defined]
 

@@ -24,6 +24,7 @@ from cohortium.auditing.findings import ALPHA, Finding
 from cohortium.auditing.playing import Play, Tape
 from cohortium.data import Examples
 from cohortium.errors import RunError, StudyError
+from cohortium.preparation import prepare
 from cohortium.ring import RingSum
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def audit_run(
         return _left_out(guarantee, claims, many)
     dataset = ready.federation.dataset
     assert dataset is not None
-    planted = attrs.evolve(ready.federation, dataset=Planted(dataset, many)).prepare()
+    planted = prepare(attrs.evolve(ready.federation, dataset=Planted(dataset, many)))
     found, scores = _play(planted, many, rng or np.random.default_rng(), tell)
     return _finding(guarantee, claims, found.coins, scores)
 

@@ -26,7 +26,7 @@ from cohortium.cli._site import deal, site
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError, printable, told
-from cohortium.faults import is_lack_of_memory
+from cohortium.third_party import is_lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -40,7 +40,7 @@ def settings(incomplete: str) -> Words:
     from cohortium.catalog import discover
     from cohortium.describing import parameters_of
     from cohortium.errors import PluginError
-    from cohortium.federation import PARTS, TERMS
+    from cohortium.study_value import PARTS, TERMS
 
     table, dot, _ = incomplete.partition(".")
     if not dot:

@@ -39,7 +39,7 @@ RunFolder = Annotated[
 def federation_of(
     study: Path | None, settings: list[str] | None, *, is_quiet: bool = False
 ) -> Federation:
-    """The study that a command is given; see `study.read`.
+    """The study that a command is given; see `Federation.read`.
 
     Args:
         study: The argument `Study`.
@@ -49,9 +49,9 @@ def federation_of(
     Raises:
         CohortiumError: It is none.
     """
-    from cohortium import study as studies
+    from cohortium.federation import Federation
 
-    federation = studies.read(study, settings or [])
+    federation = Federation.read(study, settings or [])
     if not is_quiet:
         tell_left_out(study, settings)
     return federation

@@ -121,11 +121,11 @@ def _print_details(offering: Offering) -> None:
 def _print_terms(*, as_json: bool) -> None:
     """The keys of a study's [federation]."""
     from cohortium.describing import parameters_of
-    from cohortium.federation import TERMS, Federation
     from cohortium.hooks import Offer
+    from cohortium.study_value import TERMS, Study
 
     summary = "The terms on which the parts of a study meet."
-    known = parameters_of(Offer(TERMS_TABLE, Federation, summary))
+    known = parameters_of(Offer(TERMS_TABLE, Study, summary))
     terms = tuple(parameter for parameter in known if parameter.name in TERMS)
     if as_json:
         parameters = [asdict(parameter) for parameter in terms]

@@ -107,10 +107,10 @@ def resume(
     Examples:
       cohortium resume runs/first
     """
-    from cohortium import study as studies
+    from cohortium.federation import Federation
     from cohortium.folder import study_of
 
-    federation = studies.read(study_of(folder))
+    federation = Federation.read(study_of(folder))
     watched, observers = _watched(federation, observe, is_quiet=quiet or as_json)
     with _reported(folder), interruptible(folder) as stop:
         result = watched.resume(folder, observers=observers, stop=stop)

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from cohortium import study
 from cohortium.errors import CohortiumError, StudyError, near
+from cohortium.federation import Federation
 from cohortium.resolution import Layer, resolve
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.catalog import Catalog
-    from cohortium.federation import Federation
     from cohortium.resolution import Tables
 
 MOST_NAME = 200
@@ -109,6 +109,7 @@ class Cell:
                 settings=study.places_of(self.settings),
                 catalog=catalog,
                 folder=self.folder,
+                into=Federation,
             )
         except CohortiumError as error:
             if self.where in str(error):

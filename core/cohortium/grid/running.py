@@ -12,13 +12,13 @@ from cohortium import composition, reporting, study
 from cohortium import tables as toml
 from cohortium.catalog import discover
 from cohortium.errors import CohortiumError, StudyError
+from cohortium.federation import Federation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from cohortium.catalog import Catalog
-    from cohortium.federation import Federation
     from cohortium.grid.cells import Cell, Grid
 
 State = Literal["to run", "unfinished", "finished"]
@@ -97,7 +97,9 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
 def _read(record: Path, catalog: Catalog) -> Federation | None:
     """The study of a record, or None where it cannot be understood any more."""
     try:
-        return study.build(toml.read(record, what="the study"), where=str(record), catalog=catalog)
+        return study.build(
+            toml.read(record, what="the study"), where=str(record), catalog=catalog, into=Federation
+        )
     except CohortiumError:
         return None
 

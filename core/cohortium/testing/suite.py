@@ -13,7 +13,6 @@ from attrs import frozen
 from cohortium import composition
 from cohortium import tables as toml
 from cohortium.errors import PluginError, StudyError
-from cohortium.foreign import attempt
 from cohortium.testing import (
     aggregators,
     datasets,
@@ -27,6 +26,7 @@ from cohortium.testing import (
     values,
 )
 from cohortium.testing.contract import Check, ConformanceError
+from cohortium.third_party import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
