@@ -10,8 +10,8 @@ from attrs import field, frozen
 from torch import nn
 
 from cohortium import Federation
-from cohortium.data import Examples, Splits
-from cohortium.sessions import Exchange, SiteRecipe
+from cohortium.data.examples import Examples, Splits
+from cohortium.roles.sessions import Exchange, SiteRecipe
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from cohortium import tables
+from cohortium.study import toml
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -84,7 +84,7 @@ class Deployment:
         script = ["sh", str(DEPLOY / "certificates.sh"), "localhost", str(self.folder / "tls")]
         subprocess.run(script, check=True, capture_output=True)
         (self.folder / "app").mkdir()
-        app = tables.read(DEPLOY / "app" / "pyproject.toml", what="the app")
+        app = toml.read(DEPLOY / "app" / "pyproject.toml", what="the app")
         app["tool"]["flwr"]["app"]["config"] |= {
             "study": str(self.folder / "study.toml"),
             "out": str(self.folder / "run"),

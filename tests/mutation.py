@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import inspect
 
-from cohortium.messages import MAGIC, Message
+from cohortium.messages.codec import MAGIC, Message
 
 Builtins: TypeAlias = Any
 """What MessagePack can hold: None, numbers, text, bytes, lists and maps."""

@@ -27,11 +27,13 @@ import torch
 from attrs import frozen
 
 from bed import tiny
-from cohortium import Federation, federation, record, standing
-from cohortium.catalog import discover
+from cohortium import Federation, federation
+from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError
-from cohortium.folder import RunFolder
 from cohortium.plugin import SitePrivacy, Task, Trained
+from cohortium.runs import result as record
+from cohortium.runs import run_state
+from cohortium.runs.run_directory import RunFolder
 from cohortium_events import Events
 from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
@@ -128,7 +130,7 @@ def live(order: Mapping[str, Any]) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest"], order["largest"]))
     if order.get("is_nobody"):
         # Another user may not be able to read the interpreter's own folder later on.
-        importlib.import_module("cohortium.running")
+        importlib.import_module("cohortium.runs.driver")
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
@@ -136,7 +138,7 @@ def live(order: Mapping[str, Any]) -> dict[str, Any]:
         kill_at(*order["window"])
     if "version" in order:
         versions = record.versions() | {"torch": order["version"]}
-        setattr(standing, "versions", lambda: versions)  # noqa: B010 - another module's name
+        setattr(run_state, "versions", lambda: versions)  # noqa: B010 - another module's name
     subject = attrs.evolve(study(order["study"]), **order.get("changes", {}))
     act = subject.resume if order["act"] == "resume" else subject.run
     if "calls" in order:

@@ -15,17 +15,19 @@ import numpy as np
 from attrs import frozen
 
 from bed import tiny
-from cohortium import Federation, study, wire, wire_deployment
-from cohortium.arrays import read_splits
-from cohortium.coordinator import Coordinator, Outcome
+from cohortium import Federation
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.data.npz import read_splits
+from cohortium.deployment.site_config import Hospital
 from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
-from cohortium.hospital import Hospital
-from cohortium.identity import Directory, Identity
-from cohortium.journal import FileJournal
-from cohortium.messages import Message, decode, decode_either, encode
+from cohortium.messages import deployment, run
+from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
-from cohortium.preparation import Ready
-from cohortium.site import Recipe, Site
+from cohortium.rounds.coordinator import Coordinator, Outcome
+from cohortium.rounds.site import Recipe, Site
+from cohortium.runs.prepare import Ready
+from cohortium.storage.append_log import FileJournal
+from cohortium.study import study_file
 from cohortium_additive import Additive
 from cohortium_additive import _messages as additive_messages
 from cohortium_plain import Plain
@@ -104,7 +106,7 @@ def message_kinds(base: type[Message] = Message) -> list[type[Message]]:
 
 
 MODULES = frozenset(
-    {wire.__name__, wire_deployment.__name__, additive_messages.__name__, secagg_messages.__name__}
+    {run.__name__, deployment.__name__, additive_messages.__name__, secagg_messages.__name__}
 )
 """Where messages are defined; `test_fuzz` sees to it that there are no others."""
 
@@ -127,7 +129,7 @@ def _message(kind: type[Message], rng: Random) -> None:
 
 def _either(rng: Random) -> None:
     message = decode_either(
-        _bytes(rng.choice((wire.Reply, wire.Refusal)), rng), wire.Reply, wire.Refusal
+        _bytes(rng.choice((run.Reply, run.Refusal)), rng), run.Reply, run.Refusal
     )
     assert decode(encode(message), type(message)) == message
 
@@ -292,7 +294,7 @@ ZIP_TOKENS = (
 
 @cache
 def _studies() -> list[bytes]:
-    quick = Path(study.__file__).with_name("quickstart.toml").read_bytes()
+    quick = Path(study_file.__file__).with_name("quickstart.toml").read_bytes()
     others = (tiny(), tiny(aggregator="secagg", adversary="active", retries=2))
     # A network of the test bed's own has no name in a study.
     parts = [other.as_toml().replace("bed:Squares", "phantom") for other in others]
@@ -379,7 +381,7 @@ def _federation(rng: Random) -> Outcome:
                 if hit == (part, stage, site):
                     came[part] = _as_request(data, rng) if part == "common" else _own(data, rng)
             reply = sites[site].answer(came["common"], came["own"])
-            decode_either(reply, wire.Reply, wire.Refusal)
+            decode_either(reply, run.Reply, run.Refusal)
             if hit == ("reply", stage, site):
                 reply = stranger(partial(_same, reply), rng)
             coordinator.receive(site, reply)
@@ -398,9 +400,9 @@ def _as_request(data: bytes, rng: Random) -> bytes:
     """A request whose body, or the whole of which, is a stranger's."""
     if rng.random() < 0.5:
         return _own(data, rng)
-    request = decode(data, wire.Request)
+    request = decode(data, run.Request)
     return encode(
-        wire.Request(
+        run.Request(
             session=request.session,
             round=rng.choice((request.round, rng.randrange(12))),
             attempt=rng.choice((request.attempt, rng.randrange(12))),

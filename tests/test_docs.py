@@ -17,12 +17,14 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from cohortium import Federation, discover, grid, hooks, study
-from cohortium.allowing import entries
+from cohortium import Federation, discover, grid
+from cohortium.catalog.allow_list import entries
 from cohortium.cli import app
-from cohortium.hospital import Hospital
-from cohortium.identity import Directory, Identity
-from cohortium.randomness import Randomness
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.deployment.site_config import Hospital
+from cohortium.roles import hooks
+from cohortium.study import study_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -91,8 +93,8 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
         (tmp_path / "grid.toml").write_text(text)
         assert grid.read(tmp_path / "grid.toml").cells()
         return
-    federation = study.build(
-        study.merge(study.quick_start(), tables, where="the docs"), into=Federation
+    federation = study_file.build(
+        study_file.merge(study_file.quick_start(), tables, where="the docs"), into=Federation
     )
     assert federation.run().guarantee is not None
 

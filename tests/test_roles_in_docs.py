@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import discover, hooks, plugin, scaffold, testing
-from cohortium.hooks import ROLES, Role
+from cohortium import discover, plugin, scaffold, testing
+from cohortium.roles import hooks
+from cohortium.roles.hooks import ROLES, Role
 
 DOCS = Path(__file__).parents[1] / "docs"
 OURS = [o for o in discover().offerings if o.record.distribution == "cohortium"]

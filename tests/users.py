@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import assert_type
 
 import cohortium
-from cohortium import (
-    Catalog,
-    CohortiumError,
-    Federation,
-    Guarantee,
-    PluginRecord,
-    Result,
-    discover,
-)
+from cohortium import Catalog, CohortiumError, Federation, Guarantee, PluginRecord, Result, discover
 from cohortium.plugin import (
     Aggregator,
     Dataset,

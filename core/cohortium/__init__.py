@@ -7,11 +7,11 @@ Importing this package is light: torch and the plugins are loaded when they are 
 
 from __future__ import annotations
 
-from cohortium.catalog import Catalog, PluginRecord, discover
+from cohortium.catalog.discovery import Catalog, PluginRecord, discover
 from cohortium.errors import CohortiumError
 from cohortium.federation import Federation
-from cohortium.guarantee import Guarantee
-from cohortium.record import Result
+from cohortium.privacy.guarantee import Guarantee
+from cohortium.runs.result import Result
 
 __version__ = "0.1.0"
 

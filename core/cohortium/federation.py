@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, cast
 
 from attrs import frozen
 
-from cohortium.catalog import discover
+from cohortium.catalog.discovery import discover
 from cohortium.errors import StudyError
-from cohortium.study import read
-from cohortium.study_value import Study, resolved
+from cohortium.study.study import Study, resolved
+from cohortium.study.study_file import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.preparation import Ready
-    from cohortium.protocols import Engine, Observer
-    from cohortium.record import Result
+    from cohortium.roles.protocols import Engine, Observer
+    from cohortium.runs.prepare import Ready
+    from cohortium.runs.result import Result
 
 RECORDER = "events"
 """The observer that keeps a record's events."""
@@ -80,12 +80,12 @@ class Federation(Study):
             StoppedError: `stop` said so; `resume` goes on.
             CohortiumError: The request was wrong (nothing has started then) or the run failed.
         """
-        from cohortium.folder import require_new
+        from cohortium.runs.run_directory import require_new
 
         if out is not None:
             require_new(Path(out))
-        from cohortium.evaluation import torch_threads
-        from cohortium.running import begin
+        from cohortium.learning.evaluation import torch_threads
+        from cohortium.runs.driver import begin
 
         with torch_threads(self.threads):
             return begin(
@@ -123,9 +123,9 @@ class Federation(Study):
             RunError: Its folder is damaged, or the run failed again.
             StoppedError: `stop` said so.
         """
-        from cohortium.evaluation import torch_threads
-        from cohortium.folder import RunFolder
-        from cohortium.running import resume
+        from cohortium.learning.evaluation import torch_threads
+        from cohortium.runs.driver import resume
+        from cohortium.runs.run_directory import RunFolder
 
         with RunFolder.reopen(Path(out)) as folder, torch_threads(self.threads):
             told = self._observers(observers, is_kept=True)
@@ -152,7 +152,7 @@ class Federation(Study):
         Raises:
             StudyError: One does not; the sentence says which, and why, for each.
         """
-        from cohortium.invitations import muster
+        from cohortium.runs.invite import muster
 
         ready = self.prepare()
         if not ready.is_deployed:
@@ -169,6 +169,6 @@ class Federation(Study):
         Raises:
             CohortiumError: The study cannot be run as it stands.
         """
-        from cohortium.preparation import prepare
+        from cohortium.runs.prepare import prepare
 
         return prepare(self)

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium import accounting, vector
-from cohortium.arrays import data_folder, find_file, read_splits
-from cohortium.clipping import clipped_sum, mean_gradient
-from cohortium.data import DataSpec, Examples, Splits
+from cohortium import parameters
+from cohortium.catalog.networks import build_network
+from cohortium.clipping.batch_mixing import (
+    cross_example_layers,
+    require_per_example,
+    require_separable,
+)
+from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
+from cohortium.crypto.randomness import Randomness, Seeds, Stream
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.data.examples import DataSpec, Examples, Splits
+from cohortium.data.metrics import Bin, ClassScores, Scores
+from cohortium.data.npz import data_folder, find_file, read_splits
+from cohortium.data.pixels import Layout
 from cohortium.errors import (
     CohortiumError,
     DataError,
@@ -24,62 +34,17 @@ from cohortium.errors import (
     TooFewSitesError,
     printable,
 )
-from cohortium.events import (
-    EVENT_NAMES,
-    Event,
-    Phase,
-    RoundFailed,
-    RoundFinished,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    SiteAnswered,
-    SiteFailed,
-)
-from cohortium.files import write_whole
-from cohortium.guarantee import Adjacency, Against, Guarantee, Unit
-from cohortium.heads import linear_head, whitened_head
-from cohortium.hooks import API, Offer, hookimpl
-from cohortium.identity import Directory, Identity
-from cohortium.journal import FileJournal, Journal, MemoryJournal
-from cohortium.messages import Message, decode, decode_either, encode
-from cohortium.metrics import Bin, ClassScores, Scores
-from cohortium.networks import build_network
-from cohortium.pixels import Layout
-from cohortium.prelude import (
+from cohortium.learning.batch_sampling import poisson, poisson_patients, sampled_units, shuffled
+from cohortium.learning.heads import linear_head, whitened_head
+from cohortium.learning.pretraining import pretrain
+from cohortium.learning.statistics_rounds import (
     in_prelude,
     is_in_prelude,
     prelude_losses,
     refuse_prelude,
     with_prelude,
 )
-from cohortium.pretraining import pretrain
-from cohortium.protocols import (
-    Aggregator,
-    Dataset,
-    Engine,
-    Model,
-    Observer,
-    Partitioner,
-    Privatizer,
-    Trainer,
-)
-from cohortium.randomness import Randomness, Seeds, Stream
-from cohortium.reference import Reference, public_images
-from cohortium.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
-from cohortium.sampling import poisson, poisson_patients, sampled_units, shuffled
-from cohortium.separability import cross_example_layers, require_per_example, require_separable
-from cohortium.sessions import (
-    CoordinatorSession,
-    Exchange,
-    OpenSite,
-    PrivacyPlan,
-    SitePrivacy,
-    SiteRecipe,
-    SiteSession,
-)
-from cohortium.third_party import fault_text
-from cohortium.training import (
+from cohortium.learning.training import (
     CLASS_WEIGHTS,
     MOST_COPIES,
     RATE,
@@ -93,7 +58,45 @@ from cohortium.training import (
     with_average,
     with_schedule,
 )
-from cohortium.vocabulary import (
+from cohortium.learning.whitening import Reference, public_images
+from cohortium.messages.codec import Message, decode, decode_either, encode
+from cohortium.messages.deployment import Present, RollCall
+from cohortium.privacy import accounting
+from cohortium.privacy.guarantee import Adjacency, Against, Guarantee, Unit
+from cohortium.ring.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
+from cohortium.roles.events import (
+    EVENT_NAMES,
+    Event,
+    Phase,
+    RoundFailed,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteAnswered,
+    SiteFailed,
+)
+from cohortium.roles.hooks import API, Offer, hookimpl
+from cohortium.roles.protocols import (
+    Aggregator,
+    Dataset,
+    Engine,
+    Model,
+    Observer,
+    Partitioner,
+    Privatizer,
+    Trainer,
+)
+from cohortium.roles.sessions import (
+    CoordinatorSession,
+    Exchange,
+    OpenSite,
+    PrivacyPlan,
+    SitePrivacy,
+    SiteRecipe,
+    SiteSession,
+)
+from cohortium.roles.values import (
     Adversary,
     Ask,
     Cohort,
@@ -107,14 +110,16 @@ from cohortium.vocabulary import (
     Trained,
     Work,
 )
-from cohortium.wire_deployment import Present, RollCall
+from cohortium.storage.append_log import FileJournal, Journal, MemoryJournal
+from cohortium.storage.atomic import write_whole
+from cohortium.third_party import fault_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from cohortium.federation import Federation
-    from cohortium.record import Result
+    from cohortium.runs.result import Result
 
 
 def ask_site(
@@ -133,9 +138,9 @@ def ask_site(
         RunError: It is not there, or is not who it should be.
         MessageError: What it says is no frame.
     """
-    from cohortium import channel
+    from cohortium.deployment import unix_socket
 
-    return channel.ask(path, common, own, user=user, patience=patience)
+    return unix_socket.ask(path, common, own, user=user, patience=patience)
 
 
 def lead(
@@ -155,9 +160,9 @@ def lead(
     Raises:
         CohortiumError: The request was wrong, or a hospital does not take part, or the run failed.
     """
-    from cohortium import leading
+    from cohortium.deployment import study_lead
 
-    return leading.lead(path, engine, out=out, muster_only=muster_only)
+    return study_lead.lead(path, engine, out=out, muster_only=muster_only)
 
 
 __all__ = [
@@ -265,6 +270,7 @@ __all__ = [
     "local_work",
     "make_optimizer",
     "mean_gradient",
+    "parameters",
     "poisson",
     "poisson_patients",
     "prelude_losses",
@@ -278,7 +284,6 @@ __all__ = [
     "sampled_units",
     "shuffled",
     "valid_options",
-    "vector",
     "whitened_head",
     "with_average",
     "with_prelude",

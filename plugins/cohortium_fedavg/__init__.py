@@ -25,9 +25,9 @@ from cohortium.plugin import (
     hookimpl,
     local_work,
     make_optimizer,
+    parameters,
     refuse_prelude,
     valid_options,
-    vector,
     with_average,
     with_schedule,
 )
@@ -88,11 +88,11 @@ class FedAvg:
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """Local steps from the global weights; the update counts by the site's examples."""
-        refuse_prelude(vector.trainable(task.net), "fedavg")
-        before = vector.flatten(task.net)
+        refuse_prelude(parameters.trainable(task.net), "fedavg")
+        before = parameters.flatten(task.net)
         optimizer = make_optimizer(
             self.optimizer,
-            vector.trainable(task.net),
+            parameters.trainable(task.net),
             learning_rate=self.learning_rate * factor(self.schedule, task.round, task.rounds),
             options=self.options,
         )
@@ -101,7 +101,7 @@ class FedAvg:
             private.gradient(task.net, losses, batch)
             self._add_data_free(task.net, before)
             optimizer.step()
-        update = vector.flatten(task.net).sub_(before)
+        update = parameters.flatten(task.net).sub_(before)
         return Trained(vector=update, weight=float(len(task.labels)))
 
     def server(
@@ -143,7 +143,7 @@ class FedProx(FedAvg):
     def _add_data_free(self, net: nn.Module, before: Tensor) -> None:
         """Add the pull to the gradients, after the privatizer has set them."""
         position = 0
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             anchor = before[position : position + parameter.numel()].view_as(parameter)
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=self.mu)

@@ -23,8 +23,8 @@ from cohortium.plugin import (
     hookimpl,
     local_work,
     make_optimizer,
+    parameters,
     valid_options,
-    vector,
     with_schedule,
 )
 
@@ -105,12 +105,12 @@ class FedMIC:
         from cohortium_fedmic._decomposition import lowered
         from cohortium_fedmic._distillation import SHAPE, Pair, teacher_of
 
-        before = vector.flatten(task.net)
+        before = parameters.flatten(task.net)
         shape = tuple(task.images.shape[1:])
         pair = Pair.of(task.net, task.state, teacher_of(task.net, task.state, self.teacher, shape))
         optimizer = make_optimizer(
             self.optimizer,
-            vector.trainable(pair),
+            parameters.trainable(pair),
             learning_rate=self.learning_rate * factor(self.schedule, task.round, task.rounds),
             options=self.options,
         )
@@ -118,7 +118,7 @@ class FedMIC:
         for batch in private.batches(len(task.labels)):
             private.gradient(pair, losses, batch)
             optimizer.step()
-        update = vector.flatten(task.net).sub_(before)
+        update = parameters.flatten(task.net).sub_(before)
         share = task.round / max(1, task.rounds - 1)
         energy = self.energy_first + share * (self.energy_last - self.energy_first)
         return Trained(

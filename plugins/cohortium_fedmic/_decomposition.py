@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cohortium.plugin import vector
+from cohortium.plugin import parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +19,7 @@ def lowered(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
     kernel is taken as a matrix (outputs, inputs·height·width); vectors are left as they are.
     """
     pieces, position = [], 0
-    for parameter in vector.trainable(net):
+    for parameter in parameters.trainable(net):
         piece = update[position : position + parameter.numel()]
         position += parameter.numel()
         if parameter.ndim > 1:

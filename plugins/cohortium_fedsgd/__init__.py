@@ -24,9 +24,9 @@ from cohortium.plugin import (
     Work,
     hookimpl,
     make_optimizer,
+    parameters,
     prelude_losses,
     valid_options,
-    vector,
     with_average,
     with_prelude,
     with_schedule,
@@ -83,11 +83,11 @@ class FedSGD:
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         """The gradient of the round's batch; it counts by the examples in it."""
-        before = vector.flatten(task.net)
+        before = parameters.flatten(task.net)
         losses = prelude_losses(task) if task.round < self.prelude else self._losses(task)
         (batch,) = private.batches(len(task.labels))
         private.gradient(task.net, losses, batch)
-        gradient = vector.flatten_gradients(task.net, before=before)
+        gradient = parameters.flatten_gradients(task.net, before=before)
         return Trained(vector=gradient, weight=float(len(batch)))
 
     def server(

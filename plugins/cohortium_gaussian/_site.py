@@ -13,8 +13,8 @@ from cohortium.plugin import (
     RingVector,
     clipped_sum,
     mean_gradient,
+    parameters,
     sampled_units,
-    vector,
 )
 
 if TYPE_CHECKING:
@@ -53,17 +53,17 @@ class GaussianSite:
             mean_gradient(net, losses, batch)
             return
         clipped_sum(net, losses, batch, clip=plan.terms.clip)
-        parameters = vector.trainable(net)
+        trained = parameters.trainable(net)
         # In double precision, so that the noise's own bits are not lost.
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         total = torch.cat([g.flatten() for g in gradients]).cpu().double()
         if plan.work.releases == "gradient":
             total.clamp_(-plan.largest_sum, plan.largest_sum)
         if not plan.is_shared:
             total += torch.from_numpy(plan.deviation * self._noise.normal(len(total)))
         mean = (total / plan.expected_batch).float()
-        pieces = torch.split(mean, [p.numel() for p in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
+        pieces = torch.split(mean, [p.numel() for p in trained])
+        for parameter, piece in zip(trained, pieces, strict=True):
             parameter.grad = piece.view_as(parameter).to(parameter)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002

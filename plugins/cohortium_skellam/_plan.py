@@ -18,8 +18,8 @@ from cohortium.plugin import (
     Work,
     accounting,
     clipped_sum,
+    parameters,
     sampled_units,
-    vector,
 )
 from cohortium_skellam import _draw, _renyi
 
@@ -217,7 +217,7 @@ class SkellamSite:
         import torch
 
         clipped_sum(net, losses, batch, clip=self.plan.terms.clip)
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= self.plan.expected_batch

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bed import tiny
-from cohortium import dealing
+from cohortium.deployment import rehearsal
 from flower_processes import deployed
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "deployment"
         study = tiny(sites=sites, rounds=rounds, deadline=300.0, seeded_noise=True, threads=1)
-        dealing.deal(study.prepare(), folder)
+        rehearsal.deal(study.prepare(), folder)
         with deployed(folder, sites=sites) as deployment:
             deployment.start_all()
             deployment.run().wait(1800)

@@ -48,7 +48,7 @@ def cohortium(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Ste
     import torch
     from torch.nn import functional
 
-    from cohortium.clipping import clipped_sum
+    from cohortium.clipping.clipped_sum import clipped_sum
 
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium import accounting
-from cohortium.account import Account
-from cohortium.accounting import ORDERS, Gaussian, Renyi
-from cohortium.data import Examples
+from cohortium.data.examples import Examples
 from cohortium.errors import LedgerError, RefusalError
-from cohortium.guarantee import Adjacency, Against, Unit
-from cohortium.ledger import Ledger
-from cohortium.spending import Budget, Price, Terms
+from cohortium.ledger.account import Account
+from cohortium.ledger.cost import Budget, Price, Terms
+from cohortium.ledger.ledger import Ledger
+from cohortium.privacy import accounting
+from cohortium.privacy.accounting import ORDERS, Gaussian, Renyi
+from cohortium.privacy.guarantee import Adjacency, Against, Unit
 
 RUN, OTHER = b"sixteen bytes id", b"another run's id"
 EVERYONE = Terms(unit="example", against="everyone")

@@ -12,7 +12,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy import integrate
 from scipy import stats as distributions
 
-from cohortium.accounting import (
+from cohortium.errors import PrivacyError
+from cohortium.privacy.accounting import (
     ORDERS,
     Gaussian,
     Mechanism,
@@ -21,7 +22,6 @@ from cohortium.accounting import (
     calibrate,
     compose,
 )
-from cohortium.errors import PrivacyError
 
 
 def whole(noise: float, releases: int = 1) -> Gaussian:

@@ -11,15 +11,18 @@ import pytest
 import tomli_w
 
 from bed import tiny
-from cohortium import Federation, dealing, privacy_loss, tables
-from cohortium.accounting import compose
-from cohortium.hospital import Hospital
-from cohortium.invitations import invitation_of
-from cohortium.messages import decode_either, encode
-from cohortium.planning import look_ahead
-from cohortium.reception import Reception
-from cohortium.wire import Refusal
-from cohortium.wire_deployment import Acceptance, Invitation
+from cohortium import Federation
+from cohortium.deployment import rehearsal
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_server import Reception
+from cohortium.messages.codec import decode_either, encode
+from cohortium.messages.deployment import Acceptance, Invitation
+from cohortium.messages.run import Refusal
+from cohortium.privacy import privacy_loss
+from cohortium.privacy.accounting import compose
+from cohortium.runs.forecast import look_ahead
+from cohortium.runs.invite import invitation_of
+from cohortium.study import toml
 from cohortium_dpresnet import DPResNet
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -80,12 +83,12 @@ def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None:
     simulated = tiny(**{"sites": 3, **STUDIES[name]}).prepare()
-    dealing.deal(simulated, tmp_path / "dealt", engine="inline")
+    rehearsal.deal(simulated, tmp_path / "dealt", engine="inline")
     ready = Federation.read(tmp_path / "dealt" / "study.toml").prepare()
     invitation = invitation_of(ready)
     files = [tmp_path / "dealt" / f"site-{site}" / "site.toml" for site in range(3)]
     assert isinstance(answered(files[1], invitation), Acceptance)
-    floors = [tables.read(file, what="a site file")["policy"] for file in files]
+    floors = [toml.read(file, what="a site file")["policy"] for file in files]
     assert floors == [floors[1]] * 3
 
 
@@ -132,13 +135,13 @@ def test_absurd_numbers_cost_a_hospital_little_and_get_one_sentence(
         return found
 
     monkeypatch.setattr(privacy_loss, "_compose", composed)
-    dealing.deal(
+    rehearsal.deal(
         tiny(sites=2, rounds=1, trainer="fedsgd", privatizer=Gaussian(epsilon=0.5)).prepare(),
         tmp_path / "dealt",
         engine="inline",
     )
     invitation = invitation_of(Federation.read(tmp_path / "dealt" / "study.toml").prepare())
-    shared = tables.loads(invitation.study, where="test")
+    shared = toml.loads(invitation.study, where="test")
     for table, values in numbers.items():
         shared[table] |= values
     text = tomli_w.dumps(shared)

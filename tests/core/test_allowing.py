@@ -9,10 +9,10 @@ import pytest
 
 import nasty
 from cohortium import discover
-from cohortium.allowing import Entry, normal
-from cohortium.catalog import PluginRecord
+from cohortium.catalog.allow_list import Entry, normal
+from cohortium.catalog.discovery import PluginRecord
+from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
-from cohortium.policy import SitePolicy
 
 GOOD = nasty.hook("return [Offer('gaussian', Even, 'Not that one.')]")
 WATCHED = "import builtins\nbuiltins.acme_was_imported = True\n" + GOOD

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from cohortium.accounting import Gaussian, compose
 from cohortium.auditing.bounds import (
     Counts,
     ceiling,
@@ -21,6 +20,7 @@ from cohortium.auditing.bounds import (
     p_value_of_one_run,
 )
 from cohortium.auditing.worlds import Claim, Worlds
+from cohortium.privacy.accounting import Gaussian, compose
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from bed import Squares, tiny
 from cohortium.auditing import audit_clip
-from cohortium.preparation import Ready
+from cohortium.runs.prepare import Ready
 from cohortium_cnn import CNN
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD

@@ -15,12 +15,12 @@ from bed import Squares, tiny
 from cohortium.auditing import audit_run, audit_secrets, audit_transcript
 from cohortium.cli import main
 from cohortium.errors import RunError
-from cohortium.messages import decode, encode
+from cohortium.messages.codec import decode, encode
+from cohortium.messages.run import Reply
 from cohortium.plugin import Message, Randomness, SitePrivacy, Stream, Task, Trained
-from cohortium.preparation import Ready
-from cohortium.setting import Setting
-from cohortium.site import Site
-from cohortium.wire import Reply
+from cohortium.rounds.run_config import Setting
+from cohortium.rounds.site import Site
+from cohortium.runs.prepare import Ready
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian

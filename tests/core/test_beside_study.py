@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import Federation, grid, tables
-from cohortium.classifier import Classifier
+from cohortium import Federation, grid
 from cohortium.errors import NetworkError, StoppedError, StudyError
+from cohortium.inference.classifier import Classifier
+from cohortium.study import toml
 from cohortium_module import Module
 from studyfiles import PATHS, STUDY, write_files
 
@@ -73,7 +74,7 @@ def test_a_run_goes_on_and_is_used_from_another_folder(tmp_path: Path) -> None:
     import colorsys
 
     assert "mine" not in str(colorsys.__file__)
-    recorded = tables.read(Path("run/study.toml"), what="the study")
+    recorded = toml.read(Path("run/study.toml"), what="the study")
     assert recorded["model"]["folder"] == str(tmp_path / "mine")
     record = Path("run").absolute()
     (tmp_path / "third").mkdir()
@@ -132,9 +133,9 @@ def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
         input=pickle.dumps(ready.setting), env=os.environ | {"PYTHONPATH": where},
         capture_output=True, check=True,
     )  # fmt: skip
-    from cohortium import vector
+    from cohortium import parameters
 
-    assert done.stdout.decode().strip() == vector.fingerprint(ready.setting.network())
+    assert done.stdout.decode().strip() == parameters.fingerprint(ready.setting.network())
 
 
 @pytest.mark.slow
@@ -189,7 +190,8 @@ def test_a_torchvision_of_another_build_is_told_as_that(tmp_path: Path) -> None:
     source = "raise RuntimeError('operator torchvision::nms does not exist')\n"
     (package / "__init__.py").write_text(source)
     code = (
-        "import sys\nfrom cohortium.data import DataSpec\nfrom cohortium_module import Module\n"
+        "import sys\nfrom cohortium.data.examples import DataSpec\n"
+        "from cohortium_module import Module\n"
         "spec = DataSpec(channels=3, height=8, width=8, classes=('a', 'b'), examples=9)\n"
         "try:\n    Module(module='torchvision.models:resnet18').build(spec, 1)\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"

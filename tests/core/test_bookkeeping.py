@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from cohortium import products, uses
-from cohortium.bookkeeping import Book
-from cohortium.clipping import clipped_sum
+from cohortium.clipping import layer_call, linear_conv
+from cohortium.clipping.bookkeeping import Book
+from cohortium.clipping.clipped_sum import clipped_sum
 from cohortium.errors import PrivacyError
+from cohortium.parameters import trainable
 from cohortium.plugin import DataSpec
-from cohortium.vector import trainable
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
@@ -110,18 +110,18 @@ def agree(net: nn.Module, x: torch.Tensor, *, copies: int = 1, clip: float | Non
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to a norm, whatever the sizes."""
     if request.param == "held":
-        monkeypatch.setattr(uses, "HOLD", 1 << 40)
+        monkeypatch.setattr(layer_call, "HOLD", 1 << 40)
     elif request.param != "as it is":
-        monkeypatch.setattr(uses, "HOLD", 0)
+        monkeypatch.setattr(layer_call, "HOLD", 0)
         work = 0.0 if request.param == "ghost" else float("inf")
-        original = products.ConvolutionUse._gram_work
+        original = linear_conv.ConvolutionUse._gram_work
 
-        def forced(use: products.ConvolutionUse, positions: int) -> float:
+        def forced(use: linear_conv.ConvolutionUse, positions: int) -> float:
             return max(work, 0.0 if original(use, positions) < float("inf") else float("inf"))
 
-        monkeypatch.setattr(products.ConvolutionUse, "_gram_work", forced)
-        monkeypatch.setattr(uses, "SLICE", 700)
-        monkeypatch.setattr("cohortium.patches.GROUPED", 100)
+        monkeypatch.setattr(linear_conv.ConvolutionUse, "_gram_work", forced)
+        monkeypatch.setattr(layer_call, "SLICE", 700)
+        monkeypatch.setattr("cohortium.clipping.conv.GROUPED", 100)
 
 
 CONVOLUTIONS = st.fixed_dictionaries({
@@ -142,11 +142,11 @@ def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> N
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 6, **options), nn.GroupNorm(2, 6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uses, "HOLD", 1 << 40 if forced in {"held", "grouped"} else 0)
+        patch.setattr(layer_call, "HOLD", 1 << 40 if forced in {"held", "grouped"} else 0)
         if forced == "grouped":
-            patch.setattr("cohortium.patches.UNFOLDED", -1)
+            patch.setattr("cohortium.clipping.conv.UNFOLDED", -1)
         if forced == "thrown away":
-            patch.setattr(products.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
+            patch.setattr(linear_conv.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
         agree(net, torch.randn(3 * copies, 4, 7, 8), copies=copies)
 
 
@@ -159,7 +159,7 @@ def test_linear_layers(shape: list[int], copies: int, hold: int, *, bias: bool) 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7, bias=bias), nn.LayerNorm(7), nn.Linear(7, 2, bias=bias))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uses, "HOLD", hold)
+        patch.setattr(layer_call, "HOLD", hold)
         agree(net, torch.randn(3 * copies, *shape, 5), copies=copies)
 
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from bed import Squares, tiny
-from cohortium import composition
-from cohortium.catalog import discover
-from cohortium.data import DataSpec, Examples
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.data.examples import DataSpec, Examples
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, StudyError, is_printable
 from cohortium.federation import Federation
-from cohortium.hospital import Hospital
-from cohortium.policy import SitePolicy
-from cohortium.sizing import parameters_of
-from cohortium.study_value import PARTS
-from cohortium.vocabulary import Cohort, Work
+from cohortium.roles.values import Cohort, Work
+from cohortium.rounds.network_size import parameters_of
+from cohortium.study.study import PARTS
 
 SPEC = DataSpec(channels=3, height=28, width=28, classes=("a", "b"), examples=300)
 COHORT = Cohort(sites=5, size=5, examples=300, rounds=3)
@@ -78,7 +78,7 @@ def offered() -> Iterator[Any]:
     for o in CATALOG.offerings:
         if o.record.distribution != "cohortium" or o.offer.name in ELSEWHERE:
             continue
-        for key, kind in composition.parameters(o.offer.factory, what=o.offer.name).items():
+        for key, kind in construction.parameters(o.offer.factory, what=o.offer.name).items():
             if numbers(kind):
                 yield pytest.param(o.role, o.offer.name, key, kind, id=f"{o.offer.name}.{key}")
 
@@ -134,13 +134,13 @@ def test_every_number_of_every_plugin(role: Any, name: str, key: str, kind: Any)
         key,
         kind,
         lambda value: used(
-            role, composition.make(CATALOG, role, {**table, key: value}, where="test")
+            role, construction.make(CATALOG, role, {**table, key: value}, where="test")
         ),
     )
 
 
 def declared(kind: type) -> list[Any]:
-    found = composition.parameters(kind, what="test").items()
+    found = construction.parameters(kind, what="test").items()
     return [pytest.param(key, kind, id=key) for key, kind in found if numbers(kind)]
 
 
@@ -151,7 +151,7 @@ def test_every_term_of_a_federation(key: str, kind: Any) -> None:
     holds(
         key,
         kind,
-        lambda value: composition.call(
+        lambda value: construction.call(
             Federation, {key: value}, where="test", what="the federation", ready={**parts}
         ),
     )
@@ -163,7 +163,7 @@ def test_every_number_of_the_data(key: str, kind: Any) -> None:
     holds(
         key,
         kind,
-        lambda value: composition.call(
+        lambda value: construction.call(
             DataSpec, {**base, key: value}, where="test", what="the data"
         ),
     )
@@ -175,7 +175,7 @@ def test_every_number_of_a_policy(key: str, kind: Any) -> None:
     holds(
         key,
         kind,
-        lambda value: composition.call(
+        lambda value: construction.call(
             SitePolicy, {**base, key: value}, where="test", what="the policy"
         ),
     )
@@ -188,7 +188,7 @@ def test_every_number_of_a_site_file(key: str, kind: Any) -> None:
     holds(
         key,
         kind,
-        lambda value: composition.call(
+        lambda value: construction.call(
             Hospital,
             {"number": 0, "data": "x", key: value},
             where="test",
@@ -210,14 +210,14 @@ def test_the_walk_meets_the_numbers_that_it_is_for() -> None:
 def test_class_weights_are_positive_and_few(weights: list[float], trainer: str) -> None:
     table = {"name": trainer, "class_weights": weights}
     with pytest.raises(StudyError, match="class_weights") as error:
-        composition.make(CATALOG, "trainer", table, where="test")
+        construction.make(CATALOG, "trainer", table, where="test")
     is_clean(error.value)
 
 
 def test_an_optimizer_has_few_options() -> None:
     options = {f"a{n}": 1.0 for n in range(17)}
     with pytest.raises(StudyError, match="'options' has more than 16 entries"):
-        composition.make(CATALOG, "trainer", {"name": "fedsgd", "options": options}, where="test")
+        construction.make(CATALOG, "trainer", {"name": "fedsgd", "options": options}, where="test")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_optimizer_has_few_options() -> None:
 def test_numbers_that_are_too_much_together(name: str, values: dict[str, Any], words: str) -> None:
     def build() -> None:
         table = {"name": name, **values}
-        composition.make(CATALOG, "model", table, where="test").build(SPEC, 1)
+        construction.make(CATALOG, "model", table, where="test").build(SPEC, 1)
 
     with pytest.raises(StudyError, match=words):
         build()

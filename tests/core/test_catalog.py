@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 from cohortium import discover
-from cohortium.catalog import PluginRecord
+from cohortium.catalog.discovery import PluginRecord
 from cohortium.errors import PluginError
 
 GOOD = """

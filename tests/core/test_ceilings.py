@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bed import tiny
-from cohortium import agreement, dealing, sizing
-from cohortium.data import DataSpec
+from cohortium.data.examples import DataSpec
+from cohortium.deployment import rehearsal
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RefusalError
-from cohortium.hospital import Hospital
-from cohortium.policy import SitePolicy
+from cohortium.rounds import build_run_config, network_size
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_fedsgd import FedSGD
@@ -52,7 +53,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> Ledgered:
 
 
 def agree(policy: SitePolicy, **changes: Any) -> None:
-    agreement.agree(
+    build_run_config.agree(
         tiny(**changes), SPEC, session=b"sixteen bytes id", directory=None, policy=policy
     )
 
@@ -84,7 +85,7 @@ def test_what_is_within_the_ceilings_is_made(allocated: Ledgered) -> None:
 
 
 def test_copies_count_in_the_estimate() -> None:
-    one, many = (sizing.memory_of(CNN(), SPEC, copies=copies) for copies in (1, 128))
+    one, many = (network_size.memory_of(CNN(), SPEC, copies=copies) for copies in (1, 128))
     assert many > 20 * one
     policy = SitePolicy(**FLOORS, max_memory=2 * one / 2**30)
     agree(policy, model=CNN(), trainer=FedSGD(sampling_rate=1.0))
@@ -107,7 +108,7 @@ def test_a_size_is_found_without_what_it_is_of(monkeypatch: pytest.MonkeyPatch) 
         (Descriptor(centre=Phantom()), None),
         (CNN(width=8), CNN(width=8)),
     ):
-        found = sizing.parameters_of(model, SPEC)
+        found = network_size.parameters_of(model, SPEC)
         assert found
         if bare is not None:
             assert found == sum(p.numel() for p in bare.build(SPEC, 1).parameters())
@@ -121,14 +122,14 @@ def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
         def build(self, spec: DataSpec, seed: int) -> torch.nn.Module:
             return torch.nn.Linear(int(torch.ones(1).item()), 3)
 
-    assert sizing.parameters_of(Stubborn(), SPEC) is None
+    assert network_size.parameters_of(Stubborn(), SPEC) is None
     with pytest.raises(RefusalError, match="the study's model has"):
         agree(SitePolicy(**FLOORS, max_parameters=10), model=CNN())
 
 
 def test_dealt_sites_take_part_in_what_they_were_dealt_for(tmp_path: Path) -> None:
     ready = tiny(rounds=1500).prepare()
-    dealing.deal(ready, tmp_path / "new", engine="inline")
+    rehearsal.deal(ready, tmp_path / "new", engine="inline")
     policy = Hospital.read(tmp_path / "new" / "site-0" / "site.toml").policy
     assert policy.max_rounds == 1500
     assert policy.max_sites == 1000

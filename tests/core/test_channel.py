@@ -18,11 +18,11 @@ from attrs import define, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cohortium import channel, frames
-from cohortium.channel import Door, ask, peer
+from cohortium.deployment import socket_frames, unix_socket
+from cohortium.deployment.log_throttle import MOST
+from cohortium.deployment.socket_frames import CALL, LARGEST, REPLY
+from cohortium.deployment.unix_socket import Door, ask, peer
 from cohortium.errors import MessageError, RunError, StudyError
-from cohortium.frames import CALL, LARGEST, REPLY
-from cohortium.throttling import MOST
 
 
 @define(eq=False)
@@ -144,7 +144,7 @@ def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
 
 
 def test_a_caller_that_stalls_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "PATIENCE", 0.05)
+    monkeypatch.setattr(socket_frames, "PATIENCE", 0.05)
     for echo in served(Echo(tmp_path / "s")):
         with raw(echo.path) as connection:
             connection.sendall(CALL + b"\0")
@@ -155,7 +155,7 @@ def test_a_call_has_one_deadline_however_often_a_byte_of_it_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each look at the clock finds 20 s gone, and each read finds one byte.
-    monkeypatch.setattr(frames, "_PIECE", 1)
+    monkeypatch.setattr(socket_frames, "_PIECE", 1)
     for echo in served(Echo(tmp_path / "s", clock=itertools.count(0.0, 20.0).__next__)):
         with raw(echo.path) as connection:
             connection.sendall(CALL + struct.pack(">2Q", 8, 8) + bytes(16))
@@ -164,7 +164,7 @@ def test_a_call_has_one_deadline_however_often_a_byte_of_it_comes(
 
 
 def test_callers_that_do_not_say_their_call_keep_nobody_out(echo: Echo) -> None:
-    slow = [raw(echo.path) for _ in range(channel.MOST_CALLERS)]
+    slow = [raw(echo.path) for _ in range(unix_socket.MOST_CALLERS)]
     for connection in slow:
         connection.sendall(CALL[:3])
     assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
@@ -188,7 +188,7 @@ def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> N
         first = stack.enter_context(raw(door.path))
         first.sendall(CALL + struct.pack(">2Q", 1, 1) + b"xy")
         assert begun.wait(60)
-        slow = [stack.enter_context(raw(door.path)) for _ in range(3 * channel.MOST_CALLERS)]
+        slow = [stack.enter_context(raw(door.path)) for _ in range(3 * unix_socket.MOST_CALLERS)]
         assert ended(slow[0])
         go.set()
         assert first.recv(100).startswith(REPLY)

@@ -488,7 +488,7 @@ def test_a_hospitals_ledger_is_made_once_and_shown_with_its_budget(tmp_path: Pat
 def test_what_a_ledger_cannot_show_is_one_sentence(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    from cohortium.ledger import Ledger
+    from cohortium.ledger.ledger import Ledger
 
     (tmp_path / "site.toml").write_text(BUDGET)
     (tmp_path / "bad.toml").write_text(BUDGET.replace("epsilon", "epsilom"))
@@ -513,7 +513,7 @@ def test_plugins_are_not_wrapped_in_a_pipe(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_the_federation_are_listed(tmp_path: Path) -> None:
-    from cohortium.study_value import TERMS
+    from cohortium.study.study import TERMS
 
     done = cohortium("plugins", "federation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

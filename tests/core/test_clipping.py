@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from cohortium.clipping import clipped_sum, mean_gradient
+from cohortium.clipping.batch_mixing import (
+    cross_example_layers,
+    require_per_example,
+    require_separable,
+)
+from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.errors import PrivacyError
-from cohortium.separability import cross_example_layers, require_per_example, require_separable
 
 Losses = Callable[[NDArray[np.int64]], torch.Tensor]
 
@@ -88,7 +92,7 @@ def test_physical_batches_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> N
     losses = losses_of(net, *data())
     clipped_sum(net, losses, np.arange(9), clip=0.1)
     whole = gradient(net)
-    monkeypatch.setattr("cohortium.clipping.GRADIENT_FLOATS", 1500)
+    monkeypatch.setattr("cohortium.clipping.clipped_sum.GRADIENT_FLOATS", 1500)
     clipped_sum(net, losses, np.arange(9), clip=0.1)
     assert torch.allclose(whole, gradient(net), rtol=1e-5, atol=1e-8)
 

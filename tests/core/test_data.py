@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium.data import Examples
+from cohortium.data.examples import Examples
 
 ORDERS = list(itertools.permutations(range(4)))
 """Orders in which the axes of images may lie in memory."""

@@ -9,8 +9,8 @@ from attrs import define, field, frozen
 
 from bed import Faulty, tiny
 from cohortium.errors import RunError, StudyError
-from cohortium.events import Event, RoundFailed, SiteFailed
 from cohortium.plugin import Exchange, SiteId, SiteRecipe
+from cohortium.roles.events import Event, RoundFailed, SiteFailed
 from cohortium_gaussian import Gaussian
 from cohortium_inline import Inline, InlineExchange
 from cohortium_secagg import SecAgg

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from attrs import fields
 
-from cohortium import tables
-from cohortium.hospital import Hospital
+from cohortium.deployment.site_config import Hospital
+from cohortium.study import toml
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 
@@ -26,7 +26,7 @@ def test_what_a_site_writes_lies_where_its_unit_may_write() -> None:
         Path("/var/lib") / service["StateDirectory"],
         Path("/run") / service["RuntimeDirectory"],
     ]
-    site = tables.read(DEPLOY / "site.toml", what="the site file")["site"]
+    site = toml.read(DEPLOY / "site.toml", what="the site file")["site"]
     assert {each.name for each in fields(Hospital)} >= WRITTEN
     for key in WRITTEN:
         assert Path(site.get(key, "")).parent in may, f"{key} of site.toml is in no such folder"

@@ -7,10 +7,10 @@ from typing import Literal
 import pytest
 from attrs import field, frozen
 
-from cohortium.catalog import Offering, discover
-from cohortium.describing import Parameter, parameters_of
-from cohortium.hooks import Offer
-from cohortium.protocols import Dataset
+from cohortium.catalog.discovery import Offering, discover
+from cohortium.catalog.parameters import Parameter, parameters_of
+from cohortium.roles.hooks import Offer
+from cohortium.roles.protocols import Dataset
 
 OURS = [o for o in discover().offerings if o.record.distribution == "cohortium"]
 

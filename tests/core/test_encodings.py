@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import tables
 from cohortium.errors import StudyError
+from cohortium.study import toml
 from studyfiles import CLASSES, PATHS, write_files
 
 ANSWERS = "\n" * 8
@@ -132,7 +132,7 @@ def test_a_study_is_read_or_refused_by_its_bytes_alone(encoding: str, tmp_path: 
     path = tmp_path / "study.toml"
     path.write_bytes("[federation]\ndirectory = 'größer'\n".encode(encoding))
     if encoding.startswith("utf-8"):
-        assert tables.read(path, what="the study")["federation"] == {"directory": "größer"}
+        assert toml.read(path, what="the study")["federation"] == {"directory": "größer"}
     else:
         with pytest.raises(StudyError, match="is not a text file in UTF-8"):
-            tables.read(path, what="the study")
+            toml.read(path, what="the study")

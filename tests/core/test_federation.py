@@ -15,8 +15,8 @@ from torch import nn
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
-from cohortium.events import Event, RoundFailed, RoundFinished, SiteAnswered, SiteFailed
 from cohortium.plugin import Cohort, DataSpec, SitePrivacy, Task, Trained
+from cohortium.roles.events import Event, RoundFailed, RoundFinished, SiteAnswered, SiteFailed
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian

@@ -20,7 +20,7 @@ from cohortium import reporting
 from cohortium.cli import app
 from cohortium.errors import RecordError, StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
-from cohortium.record import predictions_of
+from cohortium.runs.result import predictions_of
 
 STUDY = """
 [federation]

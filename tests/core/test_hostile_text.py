@@ -13,10 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bed import tiny
-from cohortium import Federation, dealing, study, tables
+from cohortium import Federation
 from cohortium.cli import main
 from cohortium.cli._site import _tell
-from cohortium.data import DataSpec
+from cohortium.data.examples import DataSpec
+from cohortium.deployment import rehearsal
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_server import Reception
 from cohortium.errors import (
     MOST_REASON,
     CohortiumError,
@@ -28,13 +31,12 @@ from cohortium.errors import (
     shown,
     told,
 )
-from cohortium.hospital import Hospital
-from cohortium.invitations import invitation_of
-from cohortium.messages import decode, encode
-from cohortium.reception import Reception
-from cohortium.training import make_optimizer
-from cohortium.wire import Refusal
-from cohortium.wire_deployment import Invitation
+from cohortium.learning.training import make_optimizer
+from cohortium.messages.codec import decode, encode
+from cohortium.messages.deployment import Invitation
+from cohortium.messages.run import Refusal
+from cohortium.runs.invite import invitation_of
+from cohortium.study import study_file, toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,10 +107,10 @@ def test_a_key_is_shown_or_refused(text: str) -> None:
     quoted = "".join(f"\\U{ord(c):08x}" for c in text)
     for written in (f'"{quoted}" = 1', f'[model]\n"{quoted}" = 1', f'[a."{quoted}"]'):
         if is_printable(text):
-            assert tables.loads(written, where="test")
+            assert toml.loads(written, where="test")
             continue
         with pytest.raises(StudyError) as error:
-            tables.loads(written, where="test")
+            toml.loads(written, where="test")
         assert is_quiet(str(error.value))
         assert "\n" not in str(error.value)
 
@@ -186,7 +188,7 @@ def test_a_traceback_is_quiet_too(
     def fails(*_: object) -> None:
         raise RuntimeError("".join(HOSTILE))
 
-    monkeypatch.setattr(study, "read", fails)
+    monkeypatch.setattr(study_file, "read", fails)
     with pytest.raises(SystemExit):
         main(["plan"])
     heard = capsys.readouterr().err
@@ -198,7 +200,7 @@ def test_a_traceback_is_quiet_too(
 @pytest.fixture(scope="module")
 def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reception, Invitation]]:
     folder = tmp_path_factory.mktemp("hospital") / "new"
-    dealing.deal(tiny().prepare(), folder, engine="inline")
+    rehearsal.deal(tiny().prepare(), folder, engine="inline")
     hospital = Hospital.read(folder / "site-0" / "site.toml")
     journal = hospital.open_journal()
     yield (
@@ -211,7 +213,7 @@ def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Recept
 def invited(invitation: Invitation, change: Callable[[dict[str, Any], str], None]) -> Invitation:
     """An invitation to a study that `change` has put hostile words into."""
     words = "".join(HOSTILE).replace("\ud800", "")
-    shared = tables.loads(invitation.study, where="test")
+    shared = toml.loads(invitation.study, where="test")
     change(shared, words)
     return Invitation(b"another run's id", tomli_w.dumps(shared), "", invitation.versions)
 

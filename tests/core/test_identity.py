@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cohortium.cli import app
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import Directory, Identity, line_of
 from cohortium.errors import IdentityError, StudyError
-from cohortium.identity import Directory, Identity, line_of
-from cohortium.randomness import Randomness
 
 SECRET = Randomness.simulated(1)
 KEYS = [Identity.draw(SECRET.fork(site)) for site in range(4)]

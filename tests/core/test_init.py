@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium import Federation, study
+from cohortium import Federation
 from cohortium.cli import main
-from cohortium.drafting import Answers, customary_delta, draft
+from cohortium.scaffold.study_template import Answers, customary_delta, draft
+from cohortium.study import study_file
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_what_is_written_runs(
         assert not guarantee.warnings(240)
     assert (federation.aggregator.secrecy(ready.setting.cohort) is None) != secagg
     tables = tomllib.loads(text)
-    assert list(tables) == [name for name in study.TABLES if name in tables]
+    assert list(tables) == [name for name in study_file.TABLES if name in tables]
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert len(comments) > 10
 

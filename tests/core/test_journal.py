@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cohortium.errors import RefusalError, RunError
-from cohortium.journal import HEADER, FileJournal, Journal, MemoryJournal
+from cohortium.storage.append_log import HEADER, FileJournal, Journal, MemoryJournal
 
 ENTRIES = [b"", b"one", b"\n\r\x00" * 9, bytes(range(256))]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cohortium.files import UNFINISHED
-from cohortium.ledger import Ledger
+from cohortium.ledger.ledger import Ledger
+from cohortium.storage.atomic import UNFINISHED
 from nursery import ROUNDS, Nursery
 
 KILLED = -9
@@ -21,19 +21,19 @@ REPEATABLE = ("plain", "stateful", "active", "seeded")
 """Studies whose attempts repeat themselves to the last bit."""
 
 WINDOWS = (
-    ("cohortium.folder:RunFolder._write", (1, 2)),
+    ("cohortium.runs.run_directory:RunFolder._write", (1, 2)),
     ("pathlib:Path.replace", (1, 2, 5)),
-    ("cohortium.checkpoint:RunLog.begin", (1, 2)),
-    ("cohortium.checkpoint:RunLog.finish", (1, 3)),
-    ("cohortium.checkpoint:Checkpoint.write", (1, 2, 3)),
-    ("cohortium.checkpoint:RunLog.complete", (1,)),
-    ("cohortium.folder:RunFolder.write_result", (1,)),
+    ("cohortium.runs.checkpoint:RunLog.begin", (1, 2)),
+    ("cohortium.runs.checkpoint:RunLog.finish", (1, 3)),
+    ("cohortium.runs.checkpoint:Checkpoint.write", (1, 2, 3)),
+    ("cohortium.runs.checkpoint:RunLog.complete", (1,)),
+    ("cohortium.runs.run_directory:RunFolder.write_result", (1,)),
     ("cohortium_events:EventWriter.__call__", (1, 2, 4)),
 )
 """What is written in every run, and which times of it."""
 
-LEDGER = ("cohortium.account:Account.charge", (1, 3, 5))
-STATE = ("cohortium.keeping:StateFile.write", (1, 6))
+LEDGER = ("cohortium.ledger.account:Account.charge", (1, 3, 5))
+STATE = ("cohortium.storage.trainer_state:StateFile.write", (1, 6))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_with_real_noise_what_was_broken_off_is_spent_and_no_more_than_planned(
     nursery: Nursery, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    window = ["cohortium.account:Account.charge", "after", 2]
+    window = ["cohortium.ledger.account:Account.charge", "after", 2]
     assert go_on(nursery, "real", folder, window=window)["status"] == KILLED
     assert go_on(nursery, "real", folder, window=window)["status"] == KILLED
     answer = go_on(nursery, "real", folder)
@@ -156,7 +156,7 @@ def test_where_no_retry_is_left_a_lost_attempt_costs_a_round_and_no_privacy(
     nursery: Nursery, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    window = ["cohortium.account:Account.charge", "before", 6]
+    window = ["cohortium.ledger.account:Account.charge", "before", 6]
     assert go_on(nursery, "tight", folder, window=window)["status"] == KILLED
     answer = go_on(nursery, "tight", folder)
     assert (answer["rounds"], answer["attempts"]) == (ROUNDS - 1, [0, 2])
@@ -173,7 +173,7 @@ def test_where_every_attempt_is_lost_nothing_more_is_spent(
 ) -> None:
     folder = tmp_path / "run"
     for _ in range(ROUNDS):
-        window = ["cohortium.account:Account.charge", "after", 1]
+        window = ["cohortium.ledger.account:Account.charge", "after", 1]
         assert go_on(nursery, "tight", folder, window=window)["status"] == KILLED
     for _ in range(2):
         answer = go_on(nursery, "tight", folder)
@@ -188,7 +188,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_kept(
     nursery: Nursery, whole: dict[str, dict[str, Any]], tmp_path: Path, study: str
 ) -> None:
     folder = tmp_path / "run"
-    window = ["cohortium.checkpoint:Checkpoint.write", "after", 2]
+    window = ["cohortium.runs.checkpoint:Checkpoint.write", "after", 2]
     assert go_on(nursery, study, folder, window=window)["status"] == KILLED
     checkpoint = (folder / "checkpoint/state.safetensors").read_bytes()
     sizes = {path.stat().st_size for path in folder.rglob("*") if path.is_file()}
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     with tempfile.TemporaryDirectory() as outer:
         Path(outer).chmod(0o755)
         folder = Path(outer) / "run"
-        window = ["cohortium.checkpoint:Checkpoint.write", "after", 2]
+        window = ["cohortium.runs.checkpoint:Checkpoint.write", "after", 2]
         assert go_on(nursery, "seeded", folder, window=window)["status"] == KILLED
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 @pytest.mark.slow
 def test_other_versions_are_told(nursery: Nursery, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    window = ["cohortium.checkpoint:Checkpoint.write", "after", 2]
+    window = ["cohortium.runs.checkpoint:Checkpoint.write", "after", 2]
     assert go_on(nursery, "plain", folder, window=window)["status"] == KILLED
     assert "weights" in go_on(nursery, "plain", folder, version="9.9")
     started = [event for event in events_of(folder) if event["event"] == "RunStarted"]

@@ -1,8 +1,9 @@
-"""The house rules that a machine can hold: floors, no privileges, light imports."""
+"""The rules of the architecture: import contracts, one API for plugins, light imports."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,47 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "core" / "cohortium"
-
-# Each module imports only what stands on a lower line, or on its own line further left.
-FLOORS = """\
-errors faults foreign allowing installed
-files memory sheets places journal tables treefile keeping visits throttling frames listening
-randomness packing ring messages metrics data pixels labels arrays identity
-guarantee mechanisms loss_grids privacy_loss accounting
-wire spending ledger
-vocabulary events
-sessions protocols hooks
-vector sampling counting
-uses patches products rules layers module_state pass_checks taps isolation bookkeeping
-clipping separability
-catalog
-composition scaffold
-describing
-account policy statement
-networks training prelude pretraining history checkpoint facts provenance record folder
-evaluation personal
-whitened heads reference
-plugin
-setting sizing workplace standins
-coordinator site
-rehearsal fewest agreement preparation hospital testing
-classifier pictures
-exporting
-invitations
-rounds planning standing running
-auditing
-federation
-reporting
-resolution study
-admission reception channel leading dealing
-grid drafting
-cli
-"""
-HEIGHT = {
-    name: (n, m)
-    for n, line in enumerate(FLOORS.splitlines())
-    for m, name in enumerate(line.split())
-}
 
 HEAVY = (
     "torch",
@@ -89,24 +49,27 @@ def modules() -> list[Path]:
     return sorted(CORE.rglob("*.py"))
 
 
-def floor_of(path: Path) -> str:
-    return path.relative_to(CORE).parts[0].removesuffix(".py")
+def layers() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    found: list[str] = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=floor_of)
-def test_each_module_imports_only_what_lies_below_it(path: Path) -> None:
-    name = floor_of(path)
-    if name in ("__init__", "__main__"):
-        return
-    assert name in HEIGHT, f"{name} has no floor: give it one here and in docs/design.md"
-    tree = ast.parse(path.read_text("utf-8"))
-    for target in imported(tree, lazily=False):
-        if target.startswith("cohortium.") and target.split(".")[1] != name:
-            below = target.split(".")[1]
-            assert HEIGHT[below] < HEIGHT[name], f"{name} imports {below}, which is not below it"
+def test_packages_are_those_of_the_design() -> None:
+    design = (ROOT / "docs" / "design.md").read_text("utf-8")
+    table = design.partition("## Packages")[2].partition("\n\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == layers()
+    there = {path.name.removesuffix(".py") for path in CORE.iterdir() if path.name[0] not in "_."}
+    assert there - {"py.typed"} == {*layers()}
 
 
-@pytest.mark.parametrize("path", modules(), ids=floor_of)
+def test_imports_keep_the_contracts() -> None:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
 def test_the_core_imports_no_plugin(path: Path) -> None:
     targets = imported(ast.parse(path.read_text("utf-8")), lazily=True)
     assert not {t for t in targets if t.startswith("cohortium_")}

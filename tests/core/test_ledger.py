@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from cohortium.account import Account
-from cohortium.accounting import ORDERS, Gaussian, Renyi
 from cohortium.errors import LedgerError, RefusalError
-from cohortium.ledger import APPLICATION, FIRST, VERSION, Ledger
-from cohortium.spending import Budget, Price, Terms
+from cohortium.ledger.account import Account
+from cohortium.ledger.cost import Budget, Price, Terms
+from cohortium.ledger.ledger import APPLICATION, FIRST, VERSION, Ledger
+from cohortium.privacy.accounting import ORDERS, Gaussian, Renyi
 
 RUN = b"sixteen bytes id"
 PRICE = Price(mechanism=Gaussian(noise_multiplier=10.0), against="everyone")
@@ -274,10 +274,10 @@ KILLING = dedent(
     """
     import contextlib, json, os, random, signal, sys
     from pathlib import Path
-    from cohortium.account import Account
-    from cohortium.accounting import Gaussian
-    from cohortium.ledger import Ledger
-    from cohortium.spending import Price
+    from cohortium.ledger.account import Account
+    from cohortium.privacy.accounting import Gaussian
+    from cohortium.ledger.ledger import Ledger
+    from cohortium.ledger.cost import Price
 
     path, window, synced, kills = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     run = b"sixteen bytes id"
@@ -394,11 +394,11 @@ RACING = dedent(
     """
     import sys
     from pathlib import Path
-    from cohortium.account import Account
-    from cohortium.accounting import Gaussian
+    from cohortium.ledger.account import Account
+    from cohortium.privacy.accounting import Gaussian
     from cohortium.errors import RefusalError
-    from cohortium.ledger import Ledger
-    from cohortium.spending import Budget, Price, Terms
+    from cohortium.ledger.ledger import Ledger
+    from cohortium.ledger.cost import Budget, Price, Terms
 
     budget = Budget(
         epsilon=1.0, delta=1e-5, terms=Terms(unit="example", against="everyone")
@@ -448,10 +448,10 @@ FILLING = dedent(
     """
     import resource, signal, sys
     from pathlib import Path
-    from cohortium.account import Account
+    from cohortium.ledger.account import Account
     from cohortium.errors import RefusalError
-    from cohortium.ledger import Ledger
-    from cohortium.spending import Price
+    from cohortium.ledger.ledger import Ledger
+    from cohortium.ledger.cost import Price
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     size = Path(sys.argv[1]).stat().st_size

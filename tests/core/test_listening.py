@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from cohortium import listening
-from cohortium.channel import Door, ask
+from cohortium.deployment import socket_access
+from cohortium.deployment.socket_access import Callers, bound
+from cohortium.deployment.unix_socket import Door, ask
 from cohortium.errors import RunError, StudyError
-from cohortium.listening import Callers, bound
 
 as_root = pytest.mark.skipif(
     not hasattr(os, "fork") or os.getuid() != 0, reason="only root can become other users"
@@ -213,7 +213,7 @@ def test_a_path_that_is_too_long_is_one_sentence(place: Path) -> None:
 def test_a_process_too_busy_to_take_a_call_keeps_its_socket(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "_PATIENCE", 0.01)
+    monkeypatch.setattr(socket_access, "_PATIENCE", 0.01)
     with socket.socket(socket.AF_UNIX) as busy:
         busy.bind(str(place))
         busy.listen(0)

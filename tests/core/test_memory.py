@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohortium import arrays, memory
+from cohortium.data import memory, npz
 from cohortium.errors import DataError
 
 
@@ -54,12 +54,12 @@ def test_a_file_that_unpacks_beyond_the_memory_there_is(
     path = tmp_path / "bomb.npz"
     zeros = np.zeros((2000, 28, 28), np.uint8)
     np.savez_compressed(path, train_images=zeros, train_labels=np.arange(2000) % 2)
-    assert len(arrays.read_splits(path, name="x").train) == 2000
-    monkeypatch.setattr(arrays, "available", lambda: 2 << 20)
+    assert len(npz.read_splits(path, name="x").train) == 2000
+    monkeypatch.setattr(npz, "available", lambda: 2 << 20)
 
     def unpack(*_: object) -> None:
         pytest.fail("it was unpacked")
 
-    monkeypatch.setattr(arrays, "_array", unpack)
+    monkeypatch.setattr(npz, "_array", unpack)
     with pytest.raises(DataError, match="in the memory there is; split it"):
-        arrays.read_splits(path, name="x")
+        npz.read_splits(path, name="x")

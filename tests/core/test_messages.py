@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium.errors import MessageError
-from cohortium.messages import MAGIC, Message, decode, decode_either, encode
-from cohortium.wire import Refusal, Reply, Request
+from cohortium.messages.codec import MAGIC, Message, decode, decode_either, encode
+from cohortium.messages.run import Refusal, Reply, Request
 
 
 class Letter(Message, frozen=True, tag="letter"):

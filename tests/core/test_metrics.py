@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from cohortium.metrics import BINS, interval, score
+from cohortium.data.metrics import BINS, interval, score
 
 
 def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:

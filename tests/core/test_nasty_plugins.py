@@ -13,9 +13,9 @@ import pytest
 
 import nasty
 from cohortium import discover
+from cohortium.catalog.construction import make
+from cohortium.catalog.parameters import parameters_of
 from cohortium.cli import _completion
-from cohortium.composition import make
-from cohortium.describing import parameters_of
 from cohortium.errors import PluginError, StudyError
 from cohortium.testing import suite
 from cohortium.third_party import attempt, brief, told_of

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from bed import Squares, tiny
-from cohortium import vector
-from cohortium.classifier import Classifier
-from cohortium.data import DataSpec
+from cohortium import parameters
+from cohortium.catalog.networks import build_network, name_of
+from cohortium.crypto.randomness import Randomness
+from cohortium.data.examples import DataSpec
 from cohortium.errors import BrokenNetworkError, NetworkError, PrivacyError, StudyError
-from cohortium.networks import build_network, name_of
-from cohortium.randomness import Randomness
-from cohortium.sampling import shuffled
-from cohortium.vocabulary import Work
+from cohortium.inference.classifier import Classifier
+from cohortium.learning.batch_sampling import shuffled
+from cohortium.roles.values import Work
 from cohortium_cnn import CNN
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -160,13 +160,17 @@ def test_lazy_layers_get_their_shapes_and_equal_weights_from_equal_seeds(tmp_pat
     state = torch.get_rng_state()
     one, again, other = (build_network(model, spec, seed) for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
-    assert vector.length(one) == 4 * 10 + 64 * 4 + 4
-    assert vector.fingerprint(one) == vector.fingerprint(again) != vector.fingerprint(other)
+    assert parameters.length(one) == 4 * 10 + 64 * 4 + 4
+    assert (
+        parameters.fingerprint(one)
+        == parameters.fingerprint(again)
+        != parameters.fingerprint(other)
+    )
     for trainer, privatizer in ((TRAINERS[0], "none"), (TRAINERS[1], PRIVATE)):
         done = tiny(model=model, trainer=trainer, privatizer=privatizer).run(
             tmp_path / f"run {type(trainer).__name__}"
         )
-        assert vector.fingerprint(Classifier.open(done.folder).net) == done.weights_sha256  # type: ignore[arg-type]
+        assert parameters.fingerprint(Classifier.open(done.folder).net) == done.weights_sha256  # type: ignore[arg-type]
 
 
 BATCH_NORM = code("self.norm = nn.BatchNorm1d(4)", "x = self.norm(x)")

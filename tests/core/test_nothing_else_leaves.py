@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from bed import Squares, tiny
-from cohortium import wire, wire_deployment
 from cohortium.auditing import audit_transcript
 from cohortium.auditing.playing import Play, Tape
 from cohortium.auditing.transcript import fields
-from cohortium.messages import Message
-from cohortium.preparation import Ready
+from cohortium.messages import deployment, run
+from cohortium.messages.codec import Message
+from cohortium.runs.prepare import Ready
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -99,7 +99,7 @@ STAY = {"completed-stage": "an entry of the site's own journal, which is never s
 def sent() -> dict[str, type[Message]]:
     """Every message of the wire and of the aggregators that has one, by its tag."""
     found: dict[str, type[Message]] = {}
-    for module in (wire, wire_deployment, secagg):
+    for module in (run, deployment, secagg):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Message):
                 tag = value.__struct_config__.tag
@@ -114,7 +114,7 @@ def test_every_field_of_every_message_has_its_reason() -> None:
         f"{name}.{field}" for name, kind in sent().items() for field in kind.__struct_fields__
     }
     assert declared == set(COVERED)
-    assert msgspec.structs.fields(wire.Reply)[-1].name == "body"
+    assert msgspec.structs.fields(run.Reply)[-1].name == "body"
 
 
 TRAINERS = {"fedsgd": FedSGD(sampling_rate=1.0), "fedavg": FedAvg(steps=2, batch_size=1000)}

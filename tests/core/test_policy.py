@@ -13,20 +13,20 @@ from attrs import evolve, field, frozen
 
 from bed import Squares, tiny
 from cohortium import Federation, Guarantee
-from cohortium.accounting import ORDERS, Renyi
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
-from cohortium.events import Event, RoundFinished, SiteFailed
-from cohortium.hospital import Hospital
-from cohortium.identity import Directory, Identity
-from cohortium.journal import FileJournal, MemoryJournal
-from cohortium.ledger import Ledger
-from cohortium.messages import decode_either
+from cohortium.ledger.cost import Price
+from cohortium.ledger.ledger import Ledger
+from cohortium.messages.codec import decode_either
+from cohortium.messages.run import Refusal, Reply
 from cohortium.plugin import Exchange, OpenSite, Randomness, SiteRecipe
-from cohortium.policy import SitePolicy
-from cohortium.setting import Setting
-from cohortium.site import Recipe, Site
-from cohortium.spending import Price
-from cohortium.wire import Refusal, Reply
+from cohortium.privacy.accounting import ORDERS, Renyi
+from cohortium.roles.events import Event, RoundFinished, SiteFailed
+from cohortium.rounds.run_config import Setting
+from cohortium.rounds.site import Recipe, Site
+from cohortium.storage.append_log import FileJournal, MemoryJournal
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 
@@ -333,7 +333,7 @@ class Absent:
     refusal: RefusalError
 
     def answer(self, common: bytes, own: bytes) -> bytes:
-        from cohortium.messages import encode
+        from cohortium.messages.codec import encode
 
         return encode(Refusal(0, 0, self.refusal.code, self.refusal.reason))
 
@@ -497,7 +497,7 @@ def recipe(tmp_path: Path, **changes: Any) -> Recipe:
 
 
 def first_request(agreed: Setting) -> bytes:
-    from cohortium.coordinator import Coordinator
+    from cohortium.rounds.coordinator import Coordinator
 
     coordinator = Coordinator(agreed)
     coordinator.open(0, 0, range(6))

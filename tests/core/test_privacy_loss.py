@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opacus.accountants.analysis.rdp import compute_rdp
 
-from cohortium import accounting, privacy_loss
-from cohortium.accounting import ORDERS, Gaussian, Mechanism, calibrate, compose, fits
 from cohortium.errors import PrivacyError
-from cohortium.loss_grids import Releases, discretise
+from cohortium.privacy import accounting, privacy_loss
+from cohortium.privacy.accounting import ORDERS, Gaussian, Mechanism, calibrate, compose, fits
+from cohortium.privacy.loss_grids import Releases, discretise
 
 DELTAS = (0.3, 1e-2, 1.9e-4, 1e-5, 1e-9, 1e-30)
 
@@ -150,7 +150,7 @@ def test_work_is_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
         return found
 
     monkeypatch.setattr(privacy_loss, "_compose", composed)
-    monkeypatch.setattr("cohortium.privacy_loss.discretise", gridded)
+    monkeypatch.setattr("cohortium.privacy.privacy_loss.discretise", gridded)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for rate, noise, releases, delta in ABSURD:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cohortium.randomness import Randomness, Seeds, Stream
+from cohortium.crypto.randomness import Randomness, Seeds, Stream
 
 # NIST SP 800-38A (2001), F.5.5 CTR-AES256.Encrypt uses a counter that starts elsewhere; the
 # stream from counter zero is AES-256 of 0, 1, 2, …  With the all-zero key the first block is the

@@ -17,20 +17,22 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bed import Squares, tiny
-from cohortium import Federation, dealing, study, tables
-from cohortium.admission import Silent
-from cohortium.arrays import DATA_FOLDER
-from cohortium.coordinator import Coordinator
+from cohortium import Federation
+from cohortium.data.npz import DATA_FOLDER
+from cohortium.deployment import rehearsal
+from cohortium.deployment.admission import Silent
+from cohortium.deployment.log_throttle import MOST
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_server import IDLE, MOST_RUNS, Reception
 from cohortium.errors import RefusalError, StudyError
-from cohortium.hospital import Hospital
-from cohortium.invitations import invitation_of, muster, versions_of
-from cohortium.journal import FileJournal
-from cohortium.messages import Message, decode, decode_either, encode
-from cohortium.protocols import Dataset
-from cohortium.reception import IDLE, MOST_RUNS, Reception
-from cohortium.throttling import MOST
-from cohortium.wire import Refusal, Reply, Request
-from cohortium.wire_deployment import Acceptance, Invitation, Present, RollCall
+from cohortium.messages.codec import Message, decode, decode_either, encode
+from cohortium.messages.deployment import Acceptance, Invitation, Present, RollCall
+from cohortium.messages.run import Refusal, Reply, Request
+from cohortium.roles.protocols import Dataset
+from cohortium.rounds.coordinator import Coordinator
+from cohortium.runs.invite import invitation_of, muster, versions_of
+from cohortium.storage.append_log import FileJournal
+from cohortium.study import study_file, toml
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
@@ -52,7 +54,7 @@ def simulation(**changes: Any) -> Federation:
 @pytest.fixture(scope="module")
 def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dealt") / "reh"
-    dealing.deal(simulation().prepare(), folder, engine="inline")
+    rehearsal.deal(simulation().prepare(), folder, engine="inline")
     return folder
 
 
@@ -106,7 +108,7 @@ def ward(place: Path) -> Iterator[Ward]:
 def policy(folder: Path, **floors: Any) -> None:
     """Change the policy of a hospital."""
     path = folder / "site.toml"
-    file = tables.read(path, what="the site file")
+    file = toml.read(path, what="the site file")
     file["policy"] |= floors
     path.write_text(tomli_w.dumps(file))
 
@@ -118,7 +120,7 @@ def invitation(dealt: Path) -> Invitation:
 
 def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitation:
     """An invitation to a study with other tables; None takes one away."""
-    shared = tables.loads(invitation.study, where="test")
+    shared = toml.loads(invitation.study, where="test")
     for name, values in changes.items():
         if values is None:
             del shared[name]
@@ -132,7 +134,7 @@ def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitat
 
 
 def test_a_hospital_says_who_it_is(ward: Ward, dealt: Path) -> None:
-    from cohortium.identity import Directory
+    from cohortium.crypto.signing import Directory
 
     challenge = os.urandom(32)
     present = ward.hears(RollCall(challenge))
@@ -165,7 +167,7 @@ def test_a_whole_deployment_in_one_process_gives_the_simulation_s_weights(
     simulated = simulation(
         dataset=dataset, seeded_noise=True, threads=1, aggregator="secagg", sites=5
     )
-    dealing.deal(simulated.prepare(), tmp_path / "reh")
+    rehearsal.deal(simulated.prepare(), tmp_path / "reh")
     wards = {n: Ward(tmp_path / "reh" / f"site-{n}") for n in range(5)}
 
     class Corridor:
@@ -256,7 +258,7 @@ def test_what_a_hospital_does_not_take_part_in(
 ) -> None:
     if changes.get("model", {}) and "name" in changes["model"]:
         bare = changed(invitation, model=None)
-        shared = tables.loads(bare.study, where="test")
+        shared = toml.loads(bare.study, where="test")
         model = {k: v for k, v in changes["model"].items() if v is not None}
         text = tomli_w.dumps({**shared, "model": model})
         message = evolved(bare, text)
@@ -269,7 +271,7 @@ def test_what_a_hospital_does_not_take_part_in(
 
 
 def evolved(invitation: Invitation, text: str) -> Invitation:
-    shared = tables.loads(text, where="test")
+    shared = toml.loads(text, where="test")
     try:
         versions = versions_of(shared)
     except RefusalError:
@@ -420,7 +422,7 @@ def test_another_version_is_refused_or_told(ward: Ward, invitation: Invitation) 
 def test_a_directory_that_is_not_the_pinned_one_is_refused(
     place: Path, invitation: Invitation
 ) -> None:
-    from cohortium.identity import Directory, Identity
+    from cohortium.crypto.signing import Directory, Identity
     from cohortium.plugin import Randomness
 
     theirs = Directory(tuple(Identity.draw(Randomness.system()).public for _ in range(3)))
@@ -519,12 +521,12 @@ def test_a_flood_of_refusals_costs_the_log_a_bounded_number_of_lines(ward: Ward)
 def test_hostile_studies_are_answered_with_a_refusal(
     ward: Ward, invitation: Invitation, text: str
 ) -> None:
-    own = tables.loads(invitation.study, where="test")
+    own = toml.loads(invitation.study, where="test")
     for study_text in (text, invitation.study + text):
         message = Invitation(os.urandom(16), study_text, "", invitation.versions)
         answer = ward.hears(message)
         # A comment changes nothing.
-        assert isinstance(answer, Refusal) or tables.loads(study_text, where="test") == own
+        assert isinstance(answer, Refusal) or toml.loads(study_text, where="test") == own
         ward.now += IDLE
 
 
@@ -533,8 +535,8 @@ def test_hostile_studies_are_answered_with_a_refusal(
 
 def coordinator_of(invitation: Invitation) -> Coordinator:
     """The other side of a run."""
-    shared = tables.loads(invitation.study, where="test")
-    ready = study.build(shared, engine=Silent(), into=Federation).prepare()
+    shared = toml.loads(invitation.study, where="test")
+    ready = study_file.build(shared, engine=Silent(), into=Federation).prepare()
     return Coordinator(evolve(ready.setting, session=invitation.session))
 
 
@@ -606,7 +608,7 @@ def test_a_full_disk_costs_nothing_and_ends_nothing(
 def test_a_place_that_cannot_take_what_a_trainer_keeps_is_found_before_a_charge(
     ward: Ward, invitation: Invitation
 ) -> None:
-    shared = tables.loads(invitation.study, where="test") | {"trainer": {"name": "fedmic"}}
+    shared = toml.loads(invitation.study, where="test") | {"trainer": {"name": "fedmic"}}
     keeping = evolved(invitation, tomli_w.dumps(shared))
     # The folder of states is a file; under the unit of docs/deploy it may be one to read only.
     (ward.folder / "states").write_text("mine")

@@ -13,11 +13,11 @@ from attrs import frozen
 from torch import nn
 
 from bed import Net, tiny
-from cohortium import vector
+from cohortium import parameters
 from cohortium.errors import CohortiumError, StoppedError, StudyError
-from cohortium.folder import LEDGER
 from cohortium.plugin import SitePrivacy, Task, Trained, with_schedule
-from cohortium.rehearsal import rehearse
+from cohortium.rounds.dry_run import rehearse
+from cohortium.runs.run_directory import LEDGER
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedmic import FedMIC
 from cohortium_fedsgd import FedSGD
@@ -203,10 +203,10 @@ def test_a_rehearsal_leaves_the_setting_and_torch_as_they_were() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     setting = tiny(trainer=FedAvg(flips=True)).prepare().setting
-    untouched, weights = copy.copy(setting), vector.flatten(setting.network())
+    untouched, weights = copy.copy(setting), parameters.flatten(setting.network())
     rehearse(setting, setting.network())
     assert untouched == setting
-    assert torch.equal(weights, vector.flatten(setting.network()))
+    assert torch.equal(weights, parameters.flatten(setting.network()))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -223,4 +223,4 @@ def test_sizes_are_those_of_what_is_written(tmp_path: Path) -> None:
 def test_values_of_made_up_images_refuse_nothing() -> None:
     # Its updates leave every bound at once; only the run itself may say so.
     hot = tiny(trainer=FedAvg(learning_rate=1e6, options={"weight_decay": 1e6}))
-    assert vector.length(hot.prepare().setting.network()) > 0
+    assert parameters.length(hot.prepare().setting.network()) > 0

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from bed import Faulty, tiny
 from cohortium import reporting
 from cohortium.errors import RecordError
-from cohortium.guarantee import Guarantee
+from cohortium.privacy.guarantee import Guarantee
 from cohortium.reporting.differing import differing
 from cohortium.reporting.figures import LEAST_GAP, Axis, Line, Plot
 from cohortium.reporting.parties import Facts, conditions, views
 from cohortium.reporting.stored import Terms
 from cohortium.reporting.wording import chance, detected, odds_factor
-from cohortium.vocabulary import Secrecy
+from cohortium.roles.values import Secrecy
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
 from poison import poison

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cohortium import Federation, discover, study
+from cohortium import Federation, discover
 from cohortium import grid as grids
 from cohortium.cli import app
 from cohortium.errors import StudyError
+from cohortium.study import study_file
 from cohortium_descriptor import Descriptor
 from cohortium_fedavg import FedProx
 from cohortium_phantom import Phantom
@@ -162,7 +163,7 @@ def test_two_settings_that_exclude_each_other_are_refused() -> None:
 
 
 def test_a_setting_that_a_later_one_replaces_is_told() -> None:
-    (told,) = study.left_out(None, ["federation.sites=4", "federation.sites=5"])
+    (told,) = study_file.left_out(None, ["federation.sites=4", "federation.sites=5"])
     assert told == "--set federation.sites=4 is replaced by --set federation.sites=5."
     assert Federation.read(None, ["federation.sites=4", "federation.sites=5"]).sites == 5
 

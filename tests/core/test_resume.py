@@ -19,14 +19,14 @@ from attrs import evolve, frozen
 
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
-from cohortium.checkpoint import Checkpoint, Origin
 from cohortium.errors import CohortiumError, RunError, StoppedError, StudyError
-from cohortium.events import Event, RoundFailed, RoundFinished, RunFailed, RunStarted
-from cohortium.files import UNFINISHED
-from cohortium.folder import RunFolder
-from cohortium.keeping import Kept, StateFile
-from cohortium.ledger import Ledger
+from cohortium.ledger.ledger import Ledger
 from cohortium.plugin import DataSpec, Exchange, SiteId, SitePrivacy, SiteRecipe, Task, Trained
+from cohortium.roles.events import Event, RoundFailed, RoundFinished, RunFailed, RunStarted
+from cohortium.runs.checkpoint import Checkpoint, Origin
+from cohortium.runs.run_directory import RunFolder
+from cohortium.storage.atomic import UNFINISHED
+from cohortium.storage.trainer_state import Kept, StateFile
 from cohortium_events import Events
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium.errors import MessageError, RefusalError
-from cohortium.ring import PACK_BLOCK, FixedPoint, Ring
+from cohortium.ring.ring import PACK_BLOCK, FixedPoint, Ring
 
 BITS = st.integers(1, 64)
 LENGTHS = st.one_of(

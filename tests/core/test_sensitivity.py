@@ -20,10 +20,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bed import tiny
-from cohortium.clipping import clipped_sum
+from cohortium.clipping.batch_mixing import require_per_example, require_separable
+from cohortium.clipping.clipped_sum import clipped_sum
 from cohortium.errors import CohortiumError, PrivacyError
-from cohortium.separability import require_per_example, require_separable
-from cohortium.vector import trainable
+from cohortium.parameters import trainable
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 

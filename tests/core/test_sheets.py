@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium.sheets import read, write
+from cohortium.storage.csv_rows import read, write
 
 BEGINNINGS = (
     "=",

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bed import Net, tiny
-from cohortium import vector
-from cohortium.coordinator import Coordinator
+from cohortium import parameters
 from cohortium.errors import PrivacyError, StudyError
-from cohortium.messages import decode_either, encode
+from cohortium.messages.codec import decode_either, encode
+from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.plugin import SitePrivacy, Task, Trained
-from cohortium.site import Recipe, Site
-from cohortium.wire import Refusal, Reply, Request
+from cohortium.rounds.coordinator import Coordinator
+from cohortium.rounds.site import Recipe, Site
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
@@ -166,7 +166,7 @@ class Greedy(FedSGD):
     def train(self, task: Task, private: SitePrivacy) -> Trained:
         everyone = np.arange(len(task.labels))
         private.gradient(task.net, lambda batch: task.net(task.images[batch]).sum(1), everyone)
-        return Trained(vector=vector.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+        return Trained(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
 
 
 class Twice(FedSGD):
@@ -176,18 +176,18 @@ class Twice(FedSGD):
         (batch,) = private.batches(len(task.labels))
         for _ in range(2):
             private.gradient(task.net, lambda b: task.net(task.images[b]).sum(1), batch)
-        return Trained(vector=vector.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+        return Trained(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
 
 
 class Idle(FedSGD):
     """Takes no gradient at all."""
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
-        return Trained(vector=torch.zeros(vector.length(task.net)), weight=1.0)
+        return Trained(vector=torch.zeros(parameters.length(task.net)), weight=1.0)
 
 
 def flat(task: Task) -> torch.Tensor:
-    return vector.flatten(task.net)
+    return parameters.flatten(task.net)
 
 
 @pytest.mark.parametrize("kind", [Greedy, Twice, Idle])

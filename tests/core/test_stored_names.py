@@ -10,11 +10,12 @@ from typing import get_args
 
 import pytest
 
-from cohortium import checkpoint, wire, wire_deployment
-from cohortium.events import EVENT_NAMES, Event
-from cohortium.mechanisms import Gaussian, Renyi
-from cohortium.messages import Message, decode, encode
-from cohortium.spending import Price
+from cohortium.ledger.cost import Price
+from cohortium.messages import deployment, run
+from cohortium.messages.codec import Message, decode, encode
+from cohortium.privacy.mechanisms import Gaussian, Renyi
+from cohortium.roles.events import EVENT_NAMES, Event
+from cohortium.runs import checkpoint
 
 MESSAGES = {
     "acceptance": "session site examples versions",
@@ -56,8 +57,8 @@ PRICES = {
 }
 
 MODULES = (
-    wire,
-    wire_deployment,
+    run,
+    deployment,
     checkpoint,
     "cohortium_secagg._messages",
     "cohortium_additive._messages",

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium import Federation, tables
+from cohortium import Federation
 from cohortium.errors import StudyError
+from cohortium.study import toml
 
 PARTS = {
     "bare": "a",
@@ -39,19 +40,19 @@ def test_a_key_of_many_parts_never_reaches_the_parser(
 
     monkeypatch.setattr(tomllib, "loads", parse)
     with pytest.raises(StudyError, match=r"deeper than 16 levels|larger than 65536"):
-        tables.loads(form.format(key(part, count)), where="test")
+        toml.loads(form.format(key(part, count)), where="test")
     with pytest.raises(StudyError, match=r"deeper than 16 levels|larger than 65536"):
-        tables.parse(form.format(key(part, count)).removeprefix("x = "))
+        toml.parse(form.format(key(part, count)).removeprefix("x = "))
 
 
 @given(st.lists(st.sampled_from([*PARTS.values(), "a-b", "'x.y.z'"]), min_size=1, max_size=40))
 def test_what_is_parsed_has_few_parts(parts: list[str]) -> None:
     text = ".".join(parts) + " = 1"
-    if len(parts) < tables.MOST_LEVELS:
-        assert tables.loads(text, where="test") == tomllib.loads(text)
-    elif len(parts) > tables.MOST_LEVELS:
+    if len(parts) < toml.MOST_LEVELS:
+        assert toml.loads(text, where="test") == tomllib.loads(text)
+    elif len(parts) > toml.MOST_LEVELS:
         with pytest.raises(StudyError, match="deeper than 16 levels"):
-            tables.loads(text, where="test")
+            toml.loads(text, where="test")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +74,20 @@ def test_what_is_parsed_has_few_parts(parts: list[str]) -> None:
 )
 def test_what_no_study_needs_is_refused(text: str, words: str) -> None:
     with pytest.raises(StudyError, match=words) as error:
-        tables.loads(text, where="test")
+        toml.loads(text, where="test")
     assert len(str(error.value)) < 300
 
 
 def test_what_studies_need_is_read() -> None:
     text = "[trainer]\nclass_weights = [" + "0.5, " * 10_000 + "]\n[a.b.c.d]\nx = 'a.b.c. d'"
-    assert len(tables.loads(text, where="test")["trainer"]["class_weights"]) == 10_000
+    assert len(toml.loads(text, where="test")["trainer"]["class_weights"]) == 10_000
 
 
 def test_words_of_others_are_ones_that_can_be_shown() -> None:
-    tables.require_text({"a": ["é\u00a0x", {"b": "日本"}]}, where="test")
+    toml.require_text({"a": ["é\u00a0x", {"b": "日本"}]}, where="test")
     for bad in ("a\nb", "\x1b", "\u202e"):
         with pytest.raises(StudyError, match="characters that cannot be shown"):
-            tables.require_text({"a": [{"b": [bad]}]}, where="test")
+            toml.require_text({"a": [{"b": [bad]}]}, where="test")
 
 
 def test_a_setting_of_many_parts_is_refused() -> None:

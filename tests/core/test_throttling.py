@@ -8,7 +8,7 @@ from attrs import define
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium.throttling import LONGEST, Throttle
+from cohortium.deployment.log_throttle import LONGEST, Throttle
 
 
 @define

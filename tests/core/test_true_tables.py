@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from cohortium import Federation, reporting
 from cohortium.cli import app
+from cohortium.data.metrics import Scores
 from cohortium.grid.paired import Difference
-from cohortium.metrics import Scores
-from cohortium.personal import personalises
+from cohortium.runs.site_scores import personalises
 from cohortium_fedavg import FedAvg
 from cohortium_fedmic import FedMIC
 from cohortium_module import Module

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from bed import Squares, tiny
-from cohortium import exporting, pictures
-from cohortium.classifier import Classifier
-from cohortium.data import DataSpec
+from cohortium.data.examples import DataSpec
+from cohortium.data.metrics import score
 from cohortium.errors import CohortiumError, DataError, StudyError
-from cohortium.exporting import card
-from cohortium.metrics import score
-from cohortium.record import Result
+from cohortium.inference import export, image_files
+from cohortium.inference.classifier import Classifier
+from cohortium.inference.export import card
+from cohortium.runs.result import Result
 from cohortium_fedavg import FedAvg
 from cohortium_module import Module
 
@@ -145,11 +145,11 @@ def test_pictures_come_as_they_are_and_in_order(tmp_path: Path) -> None:
         np.savez(place / "own.npz", images=images)
         np.savez(place / "split.npz", val_images=images, test_images=images[:1])
         wanted = images.reshape(3, 6, 4, -1).transpose(0, 3, 1, 2)
-        ((names, found),) = pictures.read([place], spec, split="test")
+        ((names, found),) = image_files.read([place], spec, split="test")
         assert [Path(name).name for name in names] == ["a.PNG", "b.png", "c.png"]
         assert np.array_equal(found, wanted[[1, 2, 0]])
         batches = list(
-            pictures.read(
+            image_files.read(
                 [place / "c.png", place / "own.npz", place / "split.npz"], spec, split="val"
             )
         )
@@ -169,7 +169,7 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
     colour.save(places["cut"])
     places["cut"].write_bytes(places["cut"].read_bytes()[:60])
     exif = Image.Exif()
-    exif[pictures.ORIENTATION] = 6
+    exif[image_files.ORIENTATION] = 6
     colour.save(tmp_path / "turned.jpg", exif=exif)
     colour.save(tmp_path / "other.png", format="GIF")
     (tmp_path / "empty").mkdir()
@@ -202,7 +202,7 @@ def test_a_picture_that_is_not_as_the_model_needs_it_is_refused(
     tmp_path: Path, name: str, words: str
 ) -> None:
     with pytest.raises(DataError, match=re.escape(words)) as caught:
-        list(pictures.read([_spoiled(tmp_path)[name]], COLOUR, split="test"))
+        list(image_files.read([_spoiled(tmp_path)[name]], COLOUR, split="test"))
     assert "\n" not in str(caught.value)
 
 
@@ -227,21 +227,21 @@ def _program_says(model: Path, images: np.ndarray, aside: Path) -> np.ndarray:
 def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert run.folder is not None
     classifier = Classifier.open(run.folder)
-    paths = exporting.export(classifier, tmp_path / "model")
+    paths = export.export(classifier, tmp_path / "model")
     assert [path.name for path in paths] == ["weights.safetensors", "model.pt2", "README.md"]
     test = Squares().load().test
     assert test is not None
     called = _program_says(paths[1], test.images, tmp_path)
     assert np.allclose(called, classifier.predict(test.images), atol=1e-6)
     with pytest.raises(StudyError, match="is not empty"):
-        exporting.export(classifier, tmp_path / "model")
+        export.export(classifier, tmp_path / "model")
     with pytest.raises(StudyError, match="cannot write to"):
-        exporting.export(classifier, paths[0] / "model")
+        export.export(classifier, paths[0] / "model")
 
 
 def test_a_card_says_what_the_result_says(run: Result, tmp_path: Path) -> None:
     assert run.folder is not None
-    paths = exporting.export(Classifier.open(run.folder, "best"), tmp_path / "model")
+    paths = export.export(Classifier.open(run.folder, "best"), tmp_path / "model")
     text = paths[-1].read_text("utf-8")
     assert "**None.** These weights may give training images away" in text
     assert "**A choice was made:**" in text
@@ -266,13 +266,13 @@ def test_scores_that_are_not_those_of_the_predictions_are_refused(
     inner[place[-1]] = 0.999
     path.write_text(json.dumps(result))
     with pytest.raises(DataError, match="are not those of the predictions"):
-        exporting.export(Classifier.open(folder), folder / "export")
+        export.export(Classifier.open(folder), folder / "export")
     assert not (folder / "export").exists()
 
 
 def test_without_predictions_the_card_says_that_nothing_shows_the_scores(folder: Path) -> None:
     shutil.rmtree(folder / "simulation")
-    text = exporting.export(Classifier.open(folder), folder / "export")[-1].read_text("utf-8")
+    text = export.export(Classifier.open(folder), folder / "export")[-1].read_text("utf-8")
     assert "nothing that it kept can show whether they are so" in text
 
 
@@ -311,7 +311,7 @@ def test_a_run_that_is_not_complete_predicts_and_exports_nothing(folder: Path) -
     assert classifier.result is None
     assert classifier.predict(_noise(2, 1, 8, 8)).shape == (2, 4)
     with pytest.raises(StudyError, match="the run is not complete"):
-        exporting.export(classifier, folder / "export")
+        export.export(classifier, folder / "export")
     assert not (folder / "export").exists()
 
 
@@ -331,7 +331,7 @@ def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -
     ]  # fmt: skip
     Federation.read(None, settings).run(tmp_path / "run")
     classifier = Classifier.open(tmp_path / "run")
-    exporting.export(classifier, tmp_path / "model", onnx=True)
+    export.export(classifier, tmp_path / "model", onnx=True)
     # From black to noise: a network that has hardly learned calls all noise alike.
     images = (_noise(70, 3, 28, 28) * np.linspace(0, 1, 70).reshape(-1, 1, 1, 1)).astype(np.uint8)
     wanted = classifier.predict(images)

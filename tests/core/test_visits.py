@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cohortium.deployment.participation import MOST_KEPT, Visits
 from cohortium.errors import RefusalError
-from cohortium.files import UNFINISHED
-from cohortium.visits import MOST_KEPT, Visits
+from cohortium.storage.atomic import UNFINISHED
 
 
 def session(number: int) -> bytes:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium import Federation
+from cohortium.crypto.randomness import Randomness
 from cohortium.errors import MessageError, RefusalError, RunError, StudyError
-from cohortium.messages import decode, encode
-from cohortium.randomness import Randomness
-from cohortium.ring import Ring, RingVector
-from cohortium.vocabulary import Ask, Cohort, Member, SumSetting
+from cohortium.messages.codec import decode, encode
+from cohortium.ring.ring import Ring, RingVector
+from cohortium.roles.values import Ask, Cohort, Member, SumSetting
 from cohortium_additive import Additive
 from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cohortium.catalog import Offering, discover
-from cohortium.hooks import ROLES
+from cohortium.catalog.discovery import Offering, discover
+from cohortium.roles.hooks import ROLES
 from cohortium.testing import Check, checks_for, suite
 
 CATALOG = discover()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from cohortium import Federation, vector
+from cohortium import Federation, parameters
 from cohortium.errors import CohortiumError, PrivacyError
 from cohortium.plugin import Model
 from cohortium.testing import samples
@@ -42,11 +42,11 @@ def test_the_fewest_singular_values_that_hold_the_energy_are_kept(
 
 def test_vectors_and_statistics_are_left_as_they_are() -> None:
     net = samples.network(batch_norm=True)
-    update = torch.randn(vector.length(net), generator=torch.Generator().manual_seed(0))
+    update = torch.randn(parameters.length(net), generator=torch.Generator().manual_seed(0))
     found = lowered(update, net, energy=0.5)
     same = found == update
     position = 0
-    for parameter in vector.trainable(net):
+    for parameter in parameters.trainable(net):
         part = same[position : position + parameter.numel()]
         assert bool(part.all()) == (parameter.ndim == 1)
         position += parameter.numel()
@@ -174,9 +174,9 @@ def test_a_teacher_may_be_larger_than_the_student() -> None:
     first = train(trainer, Probe([np.arange(8)], fill=None))
     again = train(trainer, Probe([np.arange(8)], fill=None), round=1, state=first.state)
     student, images = samples.network(), torch.rand(2, 3, samples.SIDE, samples.SIDE)
-    assert len(again.vector) == vector.length(student)
+    assert len(again.vector) == parameters.length(student)
     own = trainer.personal(student, again.state)
-    assert vector.length(own) > 5 * vector.length(student)
+    assert parameters.length(own) > 5 * parameters.length(student)
     assert own(images).shape == (2, 4)
     for name, tensor in own.state_dict().items():
         assert torch.equal(tensor, again.state[f"teacher.{name}"])

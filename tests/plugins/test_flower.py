@@ -13,12 +13,12 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from cohortium.crypto.signing import Directory, Identity
 from cohortium.errors import MessageError, StudyError
-from cohortium.identity import Directory, Identity
-from cohortium.messages import decode, encode
+from cohortium.messages.codec import decode, encode
+from cohortium.messages.deployment import Present, RollCall
 from cohortium.plugin import OpenSite, Randomness, SiteRecipe
 from cohortium.testing.engines import CHECKS
-from cohortium.wire_deployment import Present, RollCall
 from cohortium_flower import Flower
 from cohortium_flower._exchange import AtWork, FlowerExchange
 from cohortium_flower._records import packed, unpacked
@@ -273,7 +273,7 @@ def test_the_client_app_hands_over_and_tells_nothing_of_its_machine(tmp_path: Pa
     import socket
     import threading
 
-    from cohortium.channel import Door
+    from cohortium.deployment.unix_socket import Door
     from cohortium_flower.client_app import app
 
     context = Context(1, 2, {"socket": str(tmp_path / "s"), "patience": 0.0}, RecordDict(), {})

@@ -16,13 +16,15 @@ import tomli_w
 from attrs import evolve
 
 from bed import Faulty
-from cohortium import Federation, dealing, tables
-from cohortium.arrays import data_folder
-from cohortium.channel import Door, ask
-from cohortium.hospital import Hospital
-from cohortium.messages import decode_either
-from cohortium.wire import Refusal, Reply
-from cohortium.wire_deployment import Acceptance, Present
+from cohortium import Federation
+from cohortium.data.npz import data_folder
+from cohortium.deployment import rehearsal
+from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.unix_socket import Door, ask
+from cohortium.messages.codec import decode_either
+from cohortium.messages.deployment import Acceptance, Present
+from cohortium.messages.run import Refusal, Reply
+from cohortium.study import toml
 from cohortium_cnn import CNN
 from cohortium_fedsgd import FedSGD
 from cohortium_flower import Flower
@@ -106,8 +108,8 @@ def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) ->
     The round goes on without its vector, and the next one without the hospital.
     """
     folder = tmp_path / "deployment"
-    dealing.deal(simulation().prepare(), folder)
-    file = tables.read(folder / "study.toml", what="the study")
+    rehearsal.deal(simulation().prepare(), folder)
+    file = toml.read(folder / "study.toml", what="the study")
     file["engine"]["gathering"] = 300.0
     (folder / "study.toml").write_text(tomli_w.dumps(file))
     with (
@@ -160,7 +162,7 @@ def test_the_files_of_the_docs_are_what_they_should_be(tmp_path: Path) -> None:
     assert isinstance(deployment.engine, Flower)
     assert deployment.data is not None
     assert deployment.partitioner is None
-    file = tables.read(DEPLOY / "site.toml", what="the site file")
+    file = toml.read(DEPLOY / "site.toml", what="the site file")
     assert os.path.isabs(file["dataset"]["path"])  # noqa: PTH117
     assert set(file["policy"]["plugins"]) == {
         f"cohortium:{name}" for name in ("descriptor", "fedsgd", "gaussian", "secagg")

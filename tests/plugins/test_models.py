@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cohortium import Federation
-from cohortium.plugin import DataSpec, Model, Seeds, StudyError, vector
+from cohortium.plugin import DataSpec, Model, Seeds, StudyError, parameters
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
@@ -24,7 +24,7 @@ SPEC = DataSpec(
 
 
 def test_dpresnet_has_the_papers_parameters() -> None:
-    assert vector.length(DPResNet(width=64).build(SPEC, seed=0)) == 4_802_120
+    assert parameters.length(DPResNet(width=64).build(SPEC, seed=0)) == 4_802_120
 
 
 @pytest.mark.parametrize("width", [1, 4, 16, 20])
@@ -82,7 +82,7 @@ def test_the_descriptor_does_not_care_for_flips_of_a_cell() -> None:
 
 def test_the_descriptor_starts_at_zero_and_refuses_tiny_images() -> None:
     net = Descriptor().build(SPEC, seed=3)
-    assert not vector.flatten(net).any()
+    assert not parameters.flatten(net).any()
     with pytest.raises(ValueError, match="at least 8 pixels"):
         Descriptor().prepare(torch.rand(1, 1, 7, 20))
     with pytest.raises(ValueError, match="ascending"):
@@ -294,7 +294,7 @@ def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | Non
         return Pretrained(images=CELLS, network=network, width=4, epochs=1, learn=learn)
 
     everything, norms = model("everything").build(SPEC, 0), model("norms").build(SPEC, 0)
-    assert len(vector.trainable(everything)) == len(list(everything.parameters()))
+    assert len(parameters.trainable(everything)) == len(list(everything.parameters()))
     named = dict(norms.named_modules())
     learned = [named[n.rpartition(".")[0]] for n, p in norms.named_parameters() if p.requires_grad]
     kinds = {type(layer) for layer in learned}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bed import tiny
 from cohortium.plugin import Cohort, Randomness, RefusalError, RingSum, RunError, Work
-from cohortium.site import Recipe
+from cohortium.rounds.site import Recipe
 from cohortium_gaussian import Gaussian
 from cohortium_none import Unprivate
 from cohortium_skellam import Skellam

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cohortium import Federation, discover
-from cohortium.arrays import read_images
+from cohortium.data.npz import read_images
+from cohortium.data.pixels import pixels
 from cohortium.errors import DataError, StudyError
-from cohortium.pixels import pixels
 from cohortium_npz import Npz
 
 if TYPE_CHECKING:

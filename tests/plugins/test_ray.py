@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from bed import Faulty, Squares, tiny
 from cohortium.errors import RefusalError, StudyError
 from cohortium.plugin import SitePrivacy, Task, Trained
-from cohortium.sessions import OpenSite
+from cohortium.roles.sessions import OpenSite
 from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
 from cohortium_ray import Ray

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cohortium.plugin import DataSpec, vector
+from cohortium.plugin import DataSpec, parameters
 from cohortium_scatternet import ScatterNet
 from cohortium_scatternet._scattering import bank, scattering
 
@@ -161,7 +161,7 @@ def test_features_are_of_one_norm_and_each_images_own(
     spec = DataSpec(channels=channels, height=side, width=side, classes=("a", "b"), examples=20)
     net = model.build(spec, 5)
     assert net(rows).shape == (20, 2)
-    assert not vector.flatten(net).any()
+    assert not parameters.flatten(net).any()
 
 
 def test_what_cannot_be_is_told() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium.plugin import MessageError, RingSum, TooFewSitesError, decode, encode
-from cohortium.ring import PACK_BLOCK
+from cohortium.ring.ring import PACK_BLOCK
 from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._keys import KeyPair, tag
 from cohortium_secagg._messages import Vector

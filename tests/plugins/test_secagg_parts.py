@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium.plugin import Randomness, RefusalError, Ring, Stream
-from cohortium.ring import PACK_BLOCK
+from cohortium.ring.ring import PACK_BLOCK
 from cohortium_secagg._graph import Graph, core
 from cohortium_secagg._keys import KeyPair, is_tagged, seal, tag, unseal
 from cohortium_secagg._masks import Mask, apply, pairwise

@@ -25,8 +25,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cohortium import messages
-from cohortium.messages import MAGIC
+from cohortium.messages import codec
+from cohortium.messages.codec import MAGIC
 from cohortium.plugin import MemoryJournal, Requests, Ring, StudyError
 from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._attempt import Finished, Web
@@ -362,7 +362,7 @@ def agree_with_nobody(patch: Patch) -> None:
 
 def let_an_error_through(patch: Patch) -> None:
     patch.setattr(
-        messages,
+        codec,
         "_decode",
         lambda data, kind, _wanted, _limit: msgspec.msgpack.decode(data[len(MAGIC) :], type=kind),
     )

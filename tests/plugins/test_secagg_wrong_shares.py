@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bed import Faulty, tiny
-from cohortium import messages
-from cohortium.events import Event, SiteFailed
+from cohortium.messages import codec
+from cohortium.messages.run import Reply
 from cohortium.plugin import MessageError, RefusalError, RingSum, TooFewSitesError, decode, encode
-from cohortium.wire import Reply
+from cohortium.roles.events import Event, SiteFailed
 from cohortium_secagg import SecAgg, _party, _shamir
 from cohortium_secagg._messages import Shares, Unmasking, most_bytes
 from cohortium_secagg._opening import MOST_TRIALS, trials
@@ -262,14 +262,14 @@ def test_a_run_goes_on_and_its_record_says_who_was_wrong() -> None:
     def tamper(_exchange: int, site: int, reply: bytes) -> bytes:
         if site != 1:
             return reply
-        message = messages.decode_either(reply, Reply)
+        message = codec.decode_either(reply, Reply)
         try:
             shares = decode(bytes(message.body), Unmasking, limit=most_bytes(6))
         except MessageError:
             return reply
         seeds = {d: flipped(s) for d, s in shares.seeds.items()}
         body = encode(Unmasking(seeds, shares.keys))
-        return messages.encode(Reply(message.attempt, message.stage, body))
+        return codec.encode(Reply(message.attempt, message.stage, body))
 
     honest, recorder = tiny(aggregator=SecAgg()).run(), Recorder()
     result = tiny(aggregator=SecAgg(), engine=Faulty(tamper)).run(observers=[recorder])

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as distributions
 
-from cohortium import accounting
 from cohortium.plugin import Cohort, PrivacyError, Randomness, RefusalError, RingSum, Stream, Work
+from cohortium.privacy import accounting
 from cohortium_skellam import Skellam, _draw, _renyi
 
 COHORT = Cohort(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
-from cohortium.plugin import Cohort, SitePrivacy, Task, Trained, Work, vector, with_schedule
+from cohortium.plugin import Cohort, SitePrivacy, Task, Trained, Work, parameters, with_schedule
 from cohortium_fedavg import FedAvg
 
 GOOD = FedAvg(steps=2, batch_size=32, learning_rate=0.1)
@@ -41,8 +41,8 @@ class Local:
         return GOOD.work(cohort)
 
     def train(self, task: Task, private: SitePrivacy) -> Trained:
-        before = vector.flatten(task.net)
-        optimizer = SGD(vector.trainable(task.net), lr=0.1)
+        before = parameters.flatten(task.net)
+        optimizer = SGD(parameters.trainable(task.net), lr=0.1)
         losses = self.losses(task)
         for batch in self.steps(task, private):
             private.gradient(task.net, losses, batch)
@@ -50,7 +50,7 @@ class Local:
         return self.made(task, before)
 
     def made(self, task: Task, before: Tensor) -> Trained:
-        return Trained(vector=vector.flatten(task.net) - before, weight=float(len(task.labels)))
+        return Trained(vector=parameters.flatten(task.net) - before, weight=float(len(task.labels)))
 
     def server(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
         return GOOD.server(parameters, rounds)
@@ -128,7 +128,7 @@ class TrainsBeside(Local):
     """An honest step, and one past the privatizer."""
 
     def made(self, task: Task, before: Tensor) -> Trained:
-        optimizer = SGD(vector.trainable(task.net), lr=0.1)
+        optimizer = SGD(parameters.trainable(task.net), lr=0.1)
         optimizer.zero_grad()
         functional.cross_entropy(task.net(task.images), task.labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -237,7 +237,7 @@ class Jitters(Local):
 
 class SendsWeights(Local):
     def made(self, task: Task, before: Tensor) -> Trained:
-        return evolve(Local.made(self, task, before), vector=vector.flatten(task.net))
+        return evolve(Local.made(self, task, before), vector=parameters.flatten(task.net))
 
 
 class SendsBackwards(Local):

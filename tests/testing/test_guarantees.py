@@ -9,7 +9,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from cohortium.plugin import Randomness, mean_gradient, vector
+from cohortium.plugin import Randomness, mean_gradient, parameters
 from cohortium.testing import ConformanceError, guarantees
 from testing.toy_privatizer import (
     BATCH,
@@ -29,7 +29,7 @@ from testing.toy_privatizer import (
 class NeverClips(ToySite):
     def gradient(self, net: Any, losses: Any, batch: Any) -> None:
         mean_gradient(net, losses, batch)
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             noise = self.drawn(parameter.numel()) / BATCH
             gradient_of(parameter).add_(noise.view_as(parameter).float())
 

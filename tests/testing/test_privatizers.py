@@ -21,8 +21,8 @@ from cohortium.plugin import (
     RingVector,
     Work,
     accounting,
+    parameters,
     poisson,
-    vector,
 )
 from cohortium.testing import ConformanceError, plans, privatizers, samples
 from testing.toy_privatizer import (
@@ -131,7 +131,7 @@ class OneStepMore(ToySite):
 class DividesByTheBatch(ToySite):
     def gradient(self, net: Any, losses: Any, batch: Any) -> None:
         super().gradient(net, losses, batch)
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             gradient_of(parameter).div_(torch.tensor(len(batch)))
 
 
@@ -165,7 +165,7 @@ class Weighs(ToySite):
 class ForgetsTheMean(ToySite):
     def gradient(self, net: Any, losses: Any, batch: Any) -> None:
         super().gradient(net, losses, batch)
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             gradient_of(parameter).mul_(2)
 
 
@@ -244,4 +244,4 @@ def test_every_check_is_proved() -> None:
 
 
 def test_the_plans_are_for_the_sample_network() -> None:
-    assert vector.length(samples.network()) == plans.PARAMETERS
+    assert parameters.length(samples.network()) == plans.PARAMETERS

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import frozen
 
-from cohortium.catalog import Catalog, Offering, PluginRecord
+from cohortium.catalog.discovery import Catalog, Offering, PluginRecord
 from cohortium.cli import main
-from cohortium.hooks import ROLES, Offer
+from cohortium.roles.hooks import ROLES, Offer
 from cohortium.testing import classes, suite
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command over what is installed here; exit code, output and error."""
 
     def run(*arguments: str, catalog: Catalog | None = None) -> tuple[Any, str, str]:
-        monkeypatch.setattr("cohortium.catalog.discover", lambda: catalog or installed())
+        monkeypatch.setattr("cohortium.catalog.discovery.discover", lambda: catalog or installed())
         with pytest.raises(SystemExit) as caught:
             main(["check", *arguments])
         return caught.value.code, *capsys.readouterr()

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 
-from cohortium.accounting import Mechanism
 from cohortium.plugin import (
     Cohort,
     FixedPoint,
@@ -25,9 +24,10 @@ from cohortium.plugin import (
     accounting,
     clipped_sum,
     mean_gradient,
+    parameters,
     poisson,
-    vector,
 )
+from cohortium.privacy.accounting import Mechanism
 from cohortium_gaussian import Gaussian
 from cohortium_none import Unprivate
 
@@ -64,7 +64,7 @@ class ToySite:
             mean_gradient(net, losses, batch)
             return
         clipped_sum(net, losses, batch, clip=CLIP)
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             noise = self.drawn(parameter.numel()) if self.terms.against == "everyone" else 0.0
             flat = gradient_of(parameter).double().flatten() + noise
             parameter.grad = (flat / BATCH).view_as(parameter).float()

@@ -20,12 +20,12 @@ from cohortium.auditing.mechanism import audit_mechanism
 from cohortium.auditing.one_run import audit_run
 from cohortium.auditing.transcript import audit_secrets, audit_transcript
 from cohortium.errors import PrivacyError
-from cohortium.evaluation import torch_threads
+from cohortium.learning.evaluation import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.preparation import Ready
+    from cohortium.runs.prepare import Ready
 
 __all__ = [
     "Audit",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.accounting import Gaussian, compose
 from cohortium.auditing.findings import Finding
 from cohortium.errors import PrivacyError
+from cohortium.privacy.accounting import Gaussian, compose
 
 if TYPE_CHECKING:
-    from cohortium.sessions import PrivacyPlan
+    from cohortium.roles.sessions import PrivacyPlan
 
 SLACK = 0.99
 """How much less than composition gives a guarantee may say, for the accountants' rounding."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import Factory, define, field
 
-from cohortium import vector
+from cohortium import parameters
 from cohortium.auditing.findings import Finding
 from cohortium.auditing.probe import HUGE
-from cohortium.randomness import Randomness
-from cohortium.vocabulary import Task
+from cohortium.crypto.randomness import Randomness
+from cohortium.roles.values import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from cohortium.preparation import Ready
-    from cohortium.ring import RingVector
-    from cohortium.sessions import SitePrivacy
-    from cohortium.vocabulary import Index
+    from cohortium.ring.ring import RingVector
+    from cohortium.roles.sessions import SitePrivacy
+    from cohortium.roles.values import Index
+    from cohortium.runs.prepare import Ready
 
 SIZES = (64, 49, 16, 9, 8, 2)
 """Of batches: some divide a network's inner axes, which code that goes by sizes may confuse."""
@@ -67,7 +67,7 @@ def audit_clip(ready: Ready) -> Finding:
         net = setting.network()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for parameter in vector.trainable(net):
+            for parameter in parameters.trainable(net):
                 parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
         for size in sorted({min(size, len(rows)) for size in SIZES}):
             measure.sizes = [size] * min(setting.work.steps, STEPS)
@@ -213,5 +213,5 @@ class Measure:
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
         self.private().gradient(net, losses, batch)
-        parts = [p.grad for p in vector.trainable(net) if p.grad is not None]
+        parts = [p.grad for p in parameters.trainable(net) if p.grad is not None]
         return torch.cat([part.flatten().double() for part in parts])

@@ -8,7 +8,7 @@ import attrs
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from cohortium.guarantee import Guarantee
+    from cohortium.privacy.guarantee import Guarantee
 
 ALPHA = 1e-3
 """One minus the confidence at which each way refutes."""

@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.accounting import Gaussian, compose
 from cohortium.auditing.bounds import ceiling
 from cohortium.auditing.findings import ALPHA, Finding
 from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
 from cohortium.auditing.worlds import Claim, Worlds, testable
+from cohortium.crypto.randomness import Randomness
 from cohortium.errors import RunError
-from cohortium.randomness import Randomness
+from cohortium.privacy.accounting import Gaussian, compose
 from cohortium.testing.plans import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cohortium.accounting import Mechanism
     from cohortium.auditing.worlds import Reals, Tested
-    from cohortium.guarantee import Guarantee
-    from cohortium.protocols import Privatizer
-    from cohortium.sessions import PrivacyPlan
-    from cohortium.vocabulary import Cohort, Work
+    from cohortium.privacy.accounting import Mechanism
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.roles.protocols import Privatizer
+    from cohortium.roles.sessions import PrivacyPlan
+    from cohortium.roles.values import Cohort, Work
 
 DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 """Where the curve that a mechanism claims is tested: each δ bounds another part of it."""

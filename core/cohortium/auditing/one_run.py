@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 from attrs import frozen
 
-from cohortium import vector
+from cohortium import parameters
 from cohortium.auditing.bounds import (
     ceiling_of_one_run,
     epsilon_bound_of_one_run,
@@ -22,10 +22,10 @@ from cohortium.auditing.bounds import (
 )
 from cohortium.auditing.findings import ALPHA, Finding
 from cohortium.auditing.playing import Play, Tape
-from cohortium.data import Examples
+from cohortium.data.examples import Examples
 from cohortium.errors import RunError, StudyError
-from cohortium.preparation import prepare
-from cohortium.ring import RingSum
+from cohortium.ring.ring import RingSum
+from cohortium.runs.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.data import Splits
-    from cohortium.guarantee import Guarantee
-    from cohortium.preparation import Ready
-    from cohortium.protocols import Dataset
-    from cohortium.ring import RingVector
-    from cohortium.sessions import SitePrivacy
-    from cohortium.vocabulary import Index, SiteId
+    from cohortium.data.examples import Splits
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.ring.ring import RingVector
+    from cohortium.roles.protocols import Dataset
+    from cohortium.roles.sessions import SitePrivacy
+    from cohortium.roles.values import Index, SiteId
+    from cohortium.runs.prepare import Ready
 
     Reals = NDArray[np.float64]
 
@@ -113,7 +113,7 @@ class Planter:
             is_own = scale.isnan().to(own.device)
             if bool(is_own.all()):
                 return own
-            numbers = torch.cat([p.reshape(-1) for p in vector.trainable(net)])
+            numbers = torch.cat([p.reshape(-1) for p in parameters.trainable(net)])
             canaries = numbers[torch.from_numpy(self.coordinates[index]).to(own.device)]
             factor = scale.nan_to_num(0.0).to(own)
             return torch.where(is_own, own, factor * canaries)
@@ -227,7 +227,7 @@ def _dealt(ready: Ready, many: int, rng: np.random.Generator) -> Canaries:
     sites = np.zeros(many, dtype=np.int64)
     for site, hand in enumerate(ready.hands):
         sites[hand[hand >= first] - first] = site
-    trainable = sum(p.numel() for p in vector.trainable(ready.setting.network()))
+    trainable = sum(p.numel() for p in parameters.trainable(ready.setting.network()))
     if many > trainable:
         raise StudyError(
             f"the network has {trainable} numbers, too few for {many} canaries; ask for fewer."

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 from attrs import define, field, frozen
 
-from cohortium import vector
-from cohortium.coordinator import Coordinator
+from cohortium import parameters
 from cohortium.errors import TooFewSitesError
-from cohortium.rounds import asked
+from cohortium.rounds.coordinator import Coordinator
+from cohortium.rounds.round_runner import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
-    from cohortium.accounting import Mechanism
-    from cohortium.data import Examples
-    from cohortium.guarantee import Guarantee
-    from cohortium.preparation import Ready
-    from cohortium.randomness import Randomness
-    from cohortium.ring import Ring, RingSum, RingVector
-    from cohortium.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.setting import Setting
-    from cohortium.site import Site
-    from cohortium.vocabulary import Index, SiteId
+    from cohortium.crypto.randomness import Randomness
+    from cohortium.data.examples import Examples
+    from cohortium.privacy.accounting import Mechanism
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.ring.ring import Ring, RingSum, RingVector
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
+    from cohortium.roles.values import Index, SiteId
+    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.site import Site
+    from cohortium.runs.prepare import Ready
 
 
 @frozen
@@ -106,7 +106,7 @@ class _Recorder:
 
     def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
         self.private.gradient(net, losses, batch)
-        grads = [p.grad for p in vector.trainable(net)]
+        grads = [p.grad for p in parameters.trainable(net)]
         self.tape.gradients.append([None if g is None else g.clone() for g in grads])
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
@@ -136,7 +136,7 @@ class Player:
         self.private.gradient(net, losses, batch)
         if self.replaces == "gradients" and self.tape.gradients:
             noted = self.tape.gradients.pop(0)
-            for parameter, gradient in zip(vector.trainable(net), noted, strict=True):
+            for parameter, gradient in zip(parameters.trainable(net), noted, strict=True):
                 parameter.grad = gradient
 
     def release(self, vector: Tensor, weight: float) -> RingVector:

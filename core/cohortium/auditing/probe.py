@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
-from cohortium import vector
-from cohortium.counting import guarded
-from cohortium.randomness import Randomness
+from cohortium import parameters
+from cohortium.crypto.randomness import Randomness
+from cohortium.rounds.guard import guarded
 from cohortium.testing.plans import Trial
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from cohortium.guarantee import Guarantee
-    from cohortium.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.vocabulary import Index, Work
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
+    from cohortium.roles.values import Index, Work
 
 PARAMETERS = 2
 """Of the probing network: the probed unit's direction, and everybody else's."""
@@ -112,7 +112,7 @@ class Probe:
         found = []
         for batch in private.batches(len(features)):
             private.gradient(self._net, losses, batch)
-            found.append(vector.flatten_gradients(self._net, before=torch.zeros(0)))
+            found.append(parameters.flatten_gradients(self._net, before=torch.zeros(0)))
         return found
 
     def _aim(self, attempt: int) -> Index:

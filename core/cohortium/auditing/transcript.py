@@ -17,18 +17,18 @@ import numpy as np
 from cohortium.auditing.findings import Finding
 from cohortium.auditing.playing import Play, Player, Tape
 from cohortium.errors import RunError
-from cohortium.messages import MAGIC
+from cohortium.messages.codec import MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cohortium.auditing.playing import Sent
-    from cohortium.data import Examples
-    from cohortium.guarantee import Guarantee
-    from cohortium.preparation import Ready
-    from cohortium.sessions import SitePrivacy
-    from cohortium.setting import Setting
-    from cohortium.vocabulary import Index, SiteId
+    from cohortium.data.examples import Examples
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.roles.sessions import SitePrivacy
+    from cohortium.roles.values import Index, SiteId
+    from cohortium.rounds.run_config import Setting
+    from cohortium.runs.prepare import Ready
 
 ROUNDS = 2
 """That are played: the second begins with what the first did to the weights."""

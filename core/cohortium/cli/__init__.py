@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             sys.exit(1)
         # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
-        from cohortium.catalog import discover
+        from cohortium.catalog.discovery import discover
 
         typer.echo(told(traceback.format_exc()), err=True)
         owner = discover().owner(error)

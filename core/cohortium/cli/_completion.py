@@ -14,7 +14,7 @@ Words = list[tuple[str, str]]
 
 def plugin_names(incomplete: str) -> Words:
     """Plugins and what they offer."""
-    from cohortium.catalog import discover
+    from cohortium.catalog.discovery import discover
 
     found = {record.name: f"plugin, {record.status}" for record in discover().records}
     found |= {o.offer.name: o.role for o in discover().offerings}
@@ -23,24 +23,24 @@ def plugin_names(incomplete: str) -> Words:
 
 def observer_names(incomplete: str) -> Words:
     """Observers."""
-    from cohortium.catalog import discover
+    from cohortium.catalog.discovery import discover
 
     return _beginning(incomplete, dict.fromkeys(discover().names("observer"), "observer"))
 
 
 def roles(incomplete: str) -> Words:
     """What a plugin can be."""
-    from cohortium.hooks import ROLES
+    from cohortium.roles.hooks import ROLES
 
     return _beginning(incomplete, dict.fromkeys(ROLES, ""))
 
 
 def settings(incomplete: str) -> Words:
     """Keys of a study as `table.key=`; of a table, those of all that could fill its role."""
-    from cohortium.catalog import discover
-    from cohortium.describing import parameters_of
+    from cohortium.catalog.discovery import discover
+    from cohortium.catalog.parameters import parameters_of
     from cohortium.errors import PluginError
-    from cohortium.study_value import PARTS, TERMS
+    from cohortium.study.study import PARTS, TERMS
 
     table, dot, _ = incomplete.partition(".")
     if not dot:

@@ -9,7 +9,7 @@ import typer
 
 from cohortium.cli._streams import json_text
 from cohortium.errors import told
-from cohortium.places import require_folder
+from cohortium.storage.writable import require_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -80,7 +80,7 @@ def _try_out(runs: Sequence[Run]) -> None:
 def plan_grid(grid: Grid, *, only: Sequence[str], epsilons: Sequence[float], as_json: bool) -> None:
     """One table of what each cell promises, before any training; exit with 2 if one is refused."""
     from cohortium import grid as grids
-    from cohortium.catalog import discover
+    from cohortium.catalog.discovery import discover
 
     if not as_json:
         tell_left_out(grid, only)

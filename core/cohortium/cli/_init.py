@@ -40,9 +40,9 @@ def init(
       cohortium init lungs.toml --data pneumoniamnist --sites 8 --privacy 3
       cohortium init --data own.npz --privacy none --plain --yes
     """
-    from cohortium.drafting import Answers, draft, named_data
-    from cohortium.files import create_whole
-    from cohortium.places import require_new_file
+    from cohortium.scaffold.study_template import Answers, draft, named_data
+    from cohortium.storage.atomic import create_whole
+    from cohortium.storage.writable import require_new_file
 
     require_new_file(path, remedy="name another file")
     answers = Answers(

@@ -28,8 +28,8 @@ def keygen(
       cohortium keygen 3 --out site-3.pem
       cohortium keygen 3 --show site-3.pem
     """
-    from cohortium.identity import Identity, line_of
-    from cohortium.randomness import Randomness
+    from cohortium.crypto.randomness import Randomness
+    from cohortium.crypto.signing import Identity, line_of
 
     if show is not None:
         if out is not None:

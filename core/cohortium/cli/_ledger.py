@@ -15,7 +15,7 @@ from cohortium.errors import StudyError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.statement import Statement
+    from cohortium.ledger.report import Statement
 
 
 def ledger(
@@ -39,10 +39,10 @@ def ledger(
       cohortium ledger site.toml --create
       cohortium ledger runs/one/ledger.sqlite --delta 1e-6
     """
-    from cohortium.guarantee import LEAST_DELTA
-    from cohortium.hospital import Hospital
-    from cohortium.ledger import Ledger
-    from cohortium.statement import select, statements
+    from cohortium.deployment.site_config import Hospital
+    from cohortium.ledger.ledger import Ledger
+    from cohortium.ledger.report import select, statements
+    from cohortium.privacy.guarantee import LEAST_DELTA
 
     if delta is not None and not LEAST_DELTA <= delta < 1:
         raise StudyError(f"--delta {delta:g}: δ lies between {LEAST_DELTA:g} and 1.")
@@ -60,7 +60,7 @@ def ledger(
 
 
 def _print_statements(found: Sequence[Statement]) -> None:
-    from cohortium.statement import described, shown
+    from cohortium.ledger.report import described, shown
 
     console = _printing.console()
     for statement in found:

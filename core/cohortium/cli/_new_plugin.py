@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli import _completion
-from cohortium.hooks import ROLES
+from cohortium.roles.hooks import ROLES
 
 
 def new_plugin(
@@ -31,7 +31,7 @@ def new_plugin(
       cohortium new-plugin my-table --role observer --out ~/plugins
     """
     from cohortium import scaffold
-    from cohortium.catalog import discover
+    from cohortium.catalog.discovery import discover
 
     folder = scaffold.plan(name, role, discover()).write(out)
     typer.echo(f"wrote {folder}; now, in that folder:")

@@ -59,7 +59,7 @@ def federation_of(
 
 def tell_left_out(study: Path | None, settings: list[str] | None) -> None:
     """Say which keys of the study's file the settings leave out, a sentence for each setting."""
-    from cohortium import study as studies
+    from cohortium.study import study_file as studies
 
     for sentence in studies.left_out(study, settings or []):
         typer.echo(told(sentence), err=True)

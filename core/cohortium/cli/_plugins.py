@@ -16,8 +16,8 @@ from cohortium.errors import PluginError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.catalog import Catalog, Offering
-    from cohortium.describing import Parameter
+    from cohortium.catalog.discovery import Catalog, Offering
+    from cohortium.catalog.parameters import Parameter
 
 TERMS_TABLE = "federation"
 """The table of a study that is no plugin's."""
@@ -44,7 +44,7 @@ def plugins(
       cohortium plugins federation
       cohortium plugins --json
     """
-    from cohortium.catalog import discover
+    from cohortium.catalog.discovery import discover
     from cohortium.testing import suite
 
     if name == TERMS_TABLE:
@@ -88,7 +88,7 @@ def _print_catalog(catalog: Catalog) -> None:
 
 def _described(offering: Offering) -> dict[str, Any]:
     """An offer and its parameters, as plain values; a plugin's unreadable ones are its own."""
-    from cohortium.describing import parameters_of
+    from cohortium.catalog.parameters import parameters_of
 
     offer = offering.offer
     try:
@@ -104,7 +104,7 @@ def _described(offering: Offering) -> dict[str, Any]:
 
 
 def _print_details(offering: Offering) -> None:
-    from cohortium.describing import explanation_of, parameters_of
+    from cohortium.catalog.parameters import explanation_of, parameters_of
 
     console, offer = _printing.console(), offering.offer
     told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
@@ -120,9 +120,9 @@ def _print_details(offering: Offering) -> None:
 
 def _print_terms(*, as_json: bool) -> None:
     """The keys of a study's [federation]."""
-    from cohortium.describing import parameters_of
-    from cohortium.hooks import Offer
-    from cohortium.study_value import TERMS, Study
+    from cohortium.catalog.parameters import parameters_of
+    from cohortium.roles.hooks import Offer
+    from cohortium.study.study import TERMS, Study
 
     summary = "The terms on which the parts of a study meet."
     known = parameters_of(Offer(TERMS_TABLE, Study, summary))
@@ -170,7 +170,7 @@ def check(
       cohortium check phantom --set examples=64
       cohortium check npz --set path=my.npz
     """
-    from cohortium.catalog import discover
+    from cohortium.catalog.discovery import discover
     from cohortium.testing import suite
 
     catalog, broken = discover(), False

@@ -15,8 +15,8 @@ from cohortium.cli._grid import plan_grid
 from cohortium.cli._options import Only, Settings, Study, federation_of
 from cohortium.cli._streams import json_text
 from cohortium.errors import RunError, StudyError
-from cohortium.files import write_whole
-from cohortium.places import require_new_file
+from cohortium.storage.atomic import write_whole
+from cohortium.storage.writable import require_new_file
 
 
 def plan(
@@ -39,7 +39,7 @@ def plan(
       cohortium plan grid.toml --only sites=10
     """
     from cohortium import grid as grids
-    from cohortium import planning
+    from cohortium.runs import forecast
 
     if study is not None and grids.is_grid(study):
         grid = grids.read(study, settings or [])
@@ -49,8 +49,8 @@ def plan(
         raise StudyError("--only is for a study file with a [grid].")
     federation = federation_of(study, settings, is_quiet=as_json)
     # Before anything is loaded.
-    planning.for_budgets(federation.privatizer, epsilon or [])
-    outlooks = planning.look_ahead(federation.prepare(), epsilon or [])
+    forecast.for_budgets(federation.privatizer, epsilon or [])
+    outlooks = forecast.look_ahead(federation.prepare(), epsilon or [])
     if as_json:
         typer.echo(json_text([o.as_json() for o in outlooks]))
         return

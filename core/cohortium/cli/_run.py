@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cohortium.federation import Federation
-    from cohortium.protocols import Observer
-    from cohortium.record import Result
+    from cohortium.roles.protocols import Observer
+    from cohortium.runs.result import Result
 
 Observe = Annotated[
     list[str] | None,
@@ -108,7 +108,7 @@ def resume(
       cohortium resume runs/first
     """
     from cohortium.federation import Federation
-    from cohortium.folder import study_of
+    from cohortium.runs.run_directory import study_of
 
     federation = Federation.read(study_of(folder))
     watched, observers = _watched(federation, observe, is_quiet=quiet or as_json)
@@ -129,18 +129,18 @@ def _watched(
 
     Those that are asked for stand in the study, so that a run that goes on tells them again.
     """
-    from cohortium import composition
-    from cohortium.catalog import discover
+    from cohortium.catalog import construction
+    from cohortium.catalog.discovery import discover
 
     told = federation.observers
     if is_quiet:  # also where the study itself asks for it
         told = tuple(name for name in told if name != "progress")
     catalog = discover()
     for name in wanted or []:
-        composition.make(catalog, "observer", {"name": name}, where="--observe")
+        construction.make(catalog, "observer", {"name": name}, where="--observe")
     told = tuple(dict.fromkeys([*told, *(wanted or [])]))
     own = [
-        composition.make(catalog, "observer", {"name": name}, where="the command")
+        construction.make(catalog, "observer", {"name": name}, where="the command")
         for name in _own(is_quiet=is_quiet)
         if name not in told
     ]

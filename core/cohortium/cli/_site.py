@@ -29,10 +29,10 @@ def site(
       cohortium site site.toml --check
       cohortium site site.toml
     """
-    from cohortium.channel import Door
-    from cohortium.hospital import Hospital
-    from cohortium.listening import Callers
-    from cohortium.reception import Reception
+    from cohortium.deployment.site_config import Hospital
+    from cohortium.deployment.site_server import Reception
+    from cohortium.deployment.socket_access import Callers
+    from cohortium.deployment.unix_socket import Door
 
     hospital = Hospital.read(path)
     callers = Callers.named(hospital.caller, hospital.group)
@@ -77,8 +77,8 @@ def deal(
     Examples:
       cohortium deal study.toml --out rehearsal
     """
-    from cohortium.dealing import deal as write
-    from cohortium.folder import require_new
+    from cohortium.deployment.rehearsal import deal as write
+    from cohortium.runs.run_directory import require_new
 
     require_new(out)
     ready = federation_of(study, settings).prepare()

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from cohortium.errors import StoppedError
-from cohortium.folder import how_to_resume, is_begun
+from cohortium.runs.run_directory import how_to_resume, is_begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

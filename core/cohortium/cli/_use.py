@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cohortium import sheets
 from cohortium.cli._options import RunFolder
 from cohortium.cli._streams import json_text
 from cohortium.errors import RunError
-from cohortium.places import require_new_file
+from cohortium.storage import csv_rows
+from cohortium.storage.writable import require_new_file
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cohortium.classifier import Classifier
+    from cohortium.inference.classifier import Classifier
 
 Round = Annotated[
     Literal["last", "best"],
@@ -52,15 +52,15 @@ def predict(
       cohortium predict runs/first a.png b.png --json
       cohortium predict runs/first bloodmnist.npz --split test --out called.csv
     """
-    from cohortium import pictures
-    from cohortium.classifier import Classifier
-    from cohortium.files import create_whole
+    from cohortium.inference import image_files
+    from cohortium.inference.classifier import Classifier
+    from cohortium.storage.atomic import create_whole
 
     if out is not None:
         require_new_file(out, remedy="give another file with --out")
     classifier = Classifier.open(folder, round)
     rows: list[dict[str, Any]] = []
-    for names, batch in pictures.read(images, classifier.spec, split=split):
+    for names, batch in image_files.read(images, classifier.spec, split=split):
         rows += _rows(names, classifier.predict(batch), classifier)
     if out is None:
         typer.echo(json_text(rows) + "\n" if as_json else _csv(rows), nl=False)
@@ -92,7 +92,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     head = [["image", "predicted", *rows[0]["probabilities"]]] if rows else []
     shares = ([f"{share:.6f}" for share in row["probabilities"].values()] for row in rows)
     lines = ([r["image"], r["predicted"], *s] for r, s in zip(rows, shares, strict=True))
-    return sheets.write([*head, *lines])
+    return csv_rows.write([*head, *lines])
 
 
 def export(
@@ -116,10 +116,10 @@ def export(
       cohortium export runs/first --to model --onnx
       cohortium export runs/first --to best --round best
     """
-    from cohortium import exporting
-    from cohortium.classifier import Classifier
+    from cohortium.inference import export
+    from cohortium.inference.classifier import Classifier
 
     target = folder / "export" if to is None else to
-    written = exporting.export(Classifier.open(folder, round), target, onnx=onnx)
+    written = export.export(Classifier.open(folder, round), target, onnx=onnx)
     for path in written:
         typer.echo(f"{path}")

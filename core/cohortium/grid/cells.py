@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
-from cohortium import study
 from cohortium.errors import CohortiumError, StudyError, near
 from cohortium.federation import Federation
-from cohortium.resolution import Layer, resolve
+from cohortium.study import study_file
+from cohortium.study.resolution import Layer, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from cohortium.catalog import Catalog
-    from cohortium.resolution import Tables
+    from cohortium.catalog.discovery import Catalog
+    from cohortium.study.resolution import Tables
 
 MOST_NAME = 200
 """Characters of a cell's folder name; file systems take 255 bytes."""
@@ -103,10 +103,10 @@ class Cell:
         """
         tables = {**self.tables, "federation": {**self.tables["federation"], "seed": seed}}
         try:
-            return study.build(
+            return study_file.build(
                 tables,
                 where=self.where,
-                settings=study.places_of(self.settings),
+                settings=study_file.places_of(self.settings),
                 catalog=catalog,
                 folder=self.folder,
                 into=Federation,

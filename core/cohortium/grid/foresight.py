@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.catalog import discover
+from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cohortium.federation import Federation
     from cohortium.grid.cells import Cell
-    from cohortium.planning import Outlook
+    from cohortium.runs.forecast import Outlook
 
 
 @frozen(kw_only=True)
@@ -61,11 +61,11 @@ def look_ahead(
 
 
 def _outlooks(study: Federation, epsilons: Sequence[float]) -> tuple[Outlook, ...]:
-    from cohortium import planning
+    from cohortium.runs import forecast
 
     # Before anything is loaded.
-    planning.for_budgets(study.privatizer, epsilons)
-    return planning.look_ahead(study.prepare(), epsilons)
+    forecast.for_budgets(study.privatizer, epsilons)
+    return forecast.look_ahead(study.prepare(), epsilons)
 
 
 def outlook_table(rows: Sequence[tuple[Cell, Outlook]]) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from attrs import frozen
 
 from cohortium.errors import StudyError
-from cohortium.facts import read_result
-from cohortium.record import predictions_of
+from cohortium.runs.dataset_info import read_result
+from cohortium.runs.result import predictions_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -244,7 +244,7 @@ def _runs(folder: Path) -> dict[int, Path]:
 
 
 def _seed(folder: Path) -> int:
-    from cohortium import tables as toml
+    from cohortium.study import toml
 
     study = toml.read(folder / "study.toml", what="the study")
     return int(study.get("federation", {}).get("seed", 1))

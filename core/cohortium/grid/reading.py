@@ -6,17 +6,16 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from cohortium import study
-from cohortium import tables as toml
 from cohortium.errors import StudyError
 from cohortium.grid.cells import Axis, Choice, Grid, Joint
-from cohortium.resolution import merge
+from cohortium.study import study_file, toml
+from cohortium.study.resolution import merge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cohortium.resolution import Layer, Tables
+    from cohortium.study.resolution import Layer, Tables
 
 MOST_RUNS = 10_000
 """Of one grid: beyond it a list of values was surely mistyped."""
@@ -54,7 +53,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     table = tables.pop("grid", {})
     if not isinstance(table, dict):
         raise StudyError(f"{where}: [grid] must be a table.")
-    base = merge(study.quick_start(), tables, where=where)
+    base = merge(study_file.quick_start(), tables, where=where)
     told = []
     if "seeds" in table and "seed" in tables.get("federation", {}):
         told.append(f"{where} [grid]: its seeds take the place of {SEED_KEY}.")
@@ -68,7 +67,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
     if count > MOST_RUNS:
         raise StudyError(f"{where} [grid] makes {count} runs, more than {MOST_RUNS}; shorten it.")
-    layers, replaced = study.layers_of(settings)
+    layers, replaced = study_file.layers_of(settings)
     _require_not_varied(layers, axes, joint, where=where)
     return Grid(
         name=path.stem,

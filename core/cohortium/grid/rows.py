@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from cohortium.record import SITE_SCORES
+from cohortium.runs.result import SITE_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

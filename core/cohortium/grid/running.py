@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 from attrs import field, frozen
 
-from cohortium import composition, reporting, study
-from cohortium import tables as toml
-from cohortium.catalog import discover
+from cohortium import reporting
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
+from cohortium.study import study_file, toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from cohortium.catalog import Catalog
+    from cohortium.catalog.discovery import Catalog
     from cohortium.grid.cells import Cell, Grid
 
 State = Literal["to run", "unfinished", "finished"]
@@ -97,7 +98,7 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
 def _read(record: Path, catalog: Catalog) -> Federation | None:
     """The study of a record, or None where it cannot be understood any more."""
     try:
-        return study.build(
+        return study_file.build(
             toml.read(record, what="the study"), where=str(record), catalog=catalog, into=Federation
         )
     except CohortiumError:
@@ -156,7 +157,7 @@ def _do(each: Run, observe: tuple[str, ...], own: tuple[str, ...]) -> Outcome:
         told = (*each.federation.observers, *(begun.observers if begun else ()), *observe)
         federation = attrs.evolve(each.federation, observers=tuple(dict.fromkeys(told)))
         watching = [
-            composition.make(catalog, "observer", {"name": name}, where="the command")
+            construction.make(catalog, "observer", {"name": name}, where="the command")
             for name in own
             if name not in told
         ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cohortium import sheets
 from cohortium.errors import RunError
-from cohortium.files import write_whole
 from cohortium.grid.rows import HEADS, METRICS, metrics_of
+from cohortium.storage import csv_rows
+from cohortium.storage.atomic import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -158,4 +158,6 @@ def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> bytes:
     lines = list(lines)
-    return sheets.write([*map(list, lines[:1]), *(list(line.values()) for line in lines)]).encode()
+    return csv_rows.write(
+        [*map(list, lines[:1]), *(list(line.values()) for line in lines)]
+    ).encode()

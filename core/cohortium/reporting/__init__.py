@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cohortium.errors import RunError, StudyError
-from cohortium.files import write_whole
-from cohortium.places import require_file
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
+from cohortium.storage.atomic import write_whole
+from cohortium.storage.writable import require_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
-from cohortium.metrics import interval
+from cohortium.data.metrics import interval
 
 if TYPE_CHECKING:
-    from cohortium.events import Phase
-    from cohortium.metrics import Bin, ClassScores, Scores
+    from cohortium.data.metrics import Bin, ClassScores, Scores
     from cohortium.reporting.reading import Record
+    from cohortium.roles.events import Phase
 
 MOST_ROWS = 60
 """Sites, and lost contributions, that are listed one by one."""

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cohortium.provenance import digest_of
+from cohortium.catalog.provenance import digest_of
 from cohortium.reporting import content, plots, wording
 from cohortium.reporting.differing import differing
 from cohortium.reporting.parties import Facts, conditions, views

@@ -1,7 +1,7 @@
 """Who can learn what from a run: derived from its configuration, in words one can sign.
 
 What is said here is what the guarantee (`guarantee.Guarantee`) and the aggregator
-(`vocabulary.Secrecy`) promise, no more.  The terms are theirs too: a sum has at least
+(`values.Secrecy`) promise, no more.  The terms are theirs too: a sum has at least
 `contributors` sites, a release is what one site sends in a round.
 """
 
@@ -14,10 +14,10 @@ from attrs import frozen
 from cohortium.reporting.wording import UNITS, pair, plural
 
 if TYPE_CHECKING:
-    from cohortium.guarantee import Guarantee, Unit
+    from cohortium.privacy.guarantee import Guarantee, Unit
     from cohortium.reporting.reading import Record
     from cohortium.reporting.stored import Terms
-    from cohortium.vocabulary import Secrecy
+    from cohortium.roles.values import Secrecy
 
 MEANING: dict[Unit, tuple[str, ...]] = {
     "example": (

@@ -11,8 +11,8 @@ from cohortium.reporting.wording import bound, decimal, percent
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cohortium.history import Cell
     from cohortium.reporting.reading import Record
+    from cohortium.runs.history import Cell
 
 TONES = 8
 """Colours of the style sheet that can be told apart."""

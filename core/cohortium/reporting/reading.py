@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from attrs import evolve, field, frozen
 
-from cohortium import events, tables
+from cohortium.data.metrics import Scores
 from cohortium.errors import RecordError, StudyError
-from cohortium.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.guarantee import Guarantee
-from cohortium.history import Cell, History
-from cohortium.metrics import Scores
+from cohortium.privacy.guarantee import Guarantee
 from cohortium.reporting.stored import Summary, Terms
-from cohortium.vocabulary import Secrecy
+from cohortium.roles import events
+from cohortium.roles.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.roles.values import Secrecy
+from cohortium.runs.history import Cell, History
+from cohortium.study import toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -139,7 +140,7 @@ def read(folder: Path) -> Record:
             "`cohortium run` printed as its record."
         )
     try:
-        study = tables.read(path, what="the study")
+        study = toml.read(path, what="the study")
     except StudyError as error:
         raise RecordError(str(error)) from error
     if not all(isinstance(table, dict) for table in study.values()):

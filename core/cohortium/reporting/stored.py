@@ -5,11 +5,11 @@ from __future__ import annotations
 from attrs import field, frozen
 from attrs.validators import and_, ge, le
 
-from cohortium.guarantee import Guarantee
-from cohortium.history import Cell
-from cohortium.metrics import Scores
-from cohortium.record import OwnScores, Seconds
-from cohortium.vocabulary import Adversary, Secrecy
+from cohortium.data.metrics import Scores
+from cohortium.privacy.guarantee import Guarantee
+from cohortium.roles.values import Adversary, Secrecy
+from cohortium.runs.history import Cell
+from cohortium.runs.result import OwnScores, Seconds
 
 MOST_SITES = 1_000_000
 
@@ -36,7 +36,7 @@ class Terms:
 
 @frozen(kw_only=True)
 class Summary:
-    """What `result.json` holds; see `record.Result`."""
+    """What `result.json` holds; see `result.Result`."""
 
     scores: Scores | None = None
     guarantee: Guarantee | None

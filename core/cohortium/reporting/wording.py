@@ -6,10 +6,10 @@ import math
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING
 
-from cohortium.guarantee import rounded_up
+from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
-    from cohortium.guarantee import Guarantee, Unit
+    from cohortium.privacy.guarantee import Guarantee, Unit
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.errors import PluginError, near
-from cohortium.hooks import ROLES
+from cohortium.roles.hooks import ROLES
 
 if TYPE_CHECKING:
-    from cohortium.catalog import Catalog
-    from cohortium.hooks import Role
+    from cohortium.catalog.discovery import Catalog
+    from cohortium.roles.hooks import Role
 
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 """Of a plugin's name, which becomes a distribution, a package, a class and an offer."""

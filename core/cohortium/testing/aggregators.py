@@ -14,9 +14,9 @@ from cohortium.testing.play import Play, plays
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.protocols import Aggregator
+    from cohortium.roles.protocols import Aggregator
+    from cohortium.roles.values import Ask, SiteId
     from cohortium.testing.play import Fault
-    from cohortium.vocabulary import Ask, SiteId
 
 JUNK = np.random.default_rng(0).bytes(61)
 """Bytes that nobody sent."""
@@ -34,7 +34,7 @@ def check_exact_sum(aggregator: Aggregator) -> None:
         ensure(
             set(play.calls.values()) == {1},
             f"sites were made to train {sorted(set(play.calls.values()))} times in one attempt; "
-            "call `vector` once, when a vector is due.",
+            "call `parameters` once, when a vector is due.",
         )
 
 

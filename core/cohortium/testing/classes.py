@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cohortium.testing.suite import checks_for
 
 if TYPE_CHECKING:
-    from cohortium.hooks import Role
-    from cohortium.protocols import (
+    from cohortium.roles.hooks import Role
+    from cohortium.roles.protocols import (
         Aggregator,
         Dataset,
         Engine,

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.data import Splits
+from cohortium.data.examples import Splits
 from cohortium.testing.contract import Check, ensure
 
 if TYPE_CHECKING:
-    from cohortium.data import Examples
-    from cohortium.protocols import Dataset
+    from cohortium.data.examples import Examples
+    from cohortium.roles.protocols import Dataset
 
 
 def check_loads_splits(dataset: Dataset) -> None:

@@ -15,9 +15,9 @@ from cohortium.testing.contract import Check, ConformanceError, ensure
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cohortium.protocols import Engine
-    from cohortium.sessions import Exchange, OpenSite
-    from cohortium.vocabulary import SiteId
+    from cohortium.roles.protocols import Engine
+    from cohortium.roles.sessions import Exchange, OpenSite
+    from cohortium.roles.values import SiteId
 
 SITES = 5
 """How many sites an engine is tried with."""

@@ -19,10 +19,10 @@ from cohortium.testing.contract import Check, ConformanceError, ensure
 from cohortium.testing.plans import EXAMPLES, PARAMETERS, Scene, Trial, trials
 
 if TYPE_CHECKING:
-    from cohortium.guarantee import Guarantee
-    from cohortium.protocols import Privatizer
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.roles.protocols import Privatizer
+    from cohortium.roles.values import Index
     from cohortium.testing.plans import Reals
-    from cohortium.vocabulary import Index
 
 DRAWS = 24
 """Secrets under which something is measured."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium import vector
-from cohortium.clipping import clipped_sum, mean_gradient
+from cohortium import parameters
+from cohortium.catalog.networks import build_network
+from cohortium.clipping.batch_mixing import cross_example_layers, require_separable
+from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.errors import StudyError
-from cohortium.networks import build_network
-from cohortium.separability import cross_example_layers, require_separable
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ConformanceError, ensure
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.data import DataSpec
-    from cohortium.protocols import Model
-    from cohortium.vocabulary import Index
+    from cohortium.data.examples import DataSpec
+    from cohortium.roles.protocols import Model
+    from cohortium.roles.values import Index
 
 SPEC = samples.spec(3, 28, 28)
 """The images that most checks use, of MedMNIST's usual shape."""
@@ -95,10 +95,10 @@ def check_build_is_repeatable(model: Model) -> str | None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        one = vector.flatten(build_network(model, SPEC, 7))
+        one = parameters.flatten(build_network(model, SPEC, 7))
         torch.manual_seed(2)
-        again = vector.flatten(build_network(model, SPEC, 7))
-        other = vector.flatten(build_network(model, SPEC, 8))
+        again = parameters.flatten(build_network(model, SPEC, 7))
+        other = parameters.flatten(build_network(model, SPEC, 8))
     ensure(
         torch.equal(one, again),
         "build gave two networks for one seed, so that parties would start apart; draw weights "
@@ -140,7 +140,9 @@ def check_logits(model: Model) -> str | None:
             f"for images of shape {shape} the network gave {tuple(logits.shape)} values, or some "
             f"that are not finite; it must give logits of shape {wanted}.",
         )
-        ensure(vector.trainable(net), "the network has no trainable parameter: nothing to learn.")
+        ensure(
+            parameters.trainable(net), "the network has no trainable parameter: nothing to learn."
+        )
     ensure(
         len(refused) < len(SHAPES),
         "the network took images of no shape that was tried; the last refusal: "
@@ -181,9 +183,9 @@ def check_per_example_gradients(model: Model) -> str | None:
         return "not tried: the network mixes examples"
     net.train()
     losses, every = _seeded_losses(net, inputs), np.arange(len(inputs), dtype=np.int64)
-    before = vector.flatten(net)
+    before = parameters.flatten(net)
     mean_gradient(net, losses, every)
-    mean = vector.flatten_gradients(net, before=before)
+    mean = parameters.flatten_gradients(net, before=before)
     try:
         require_separable(net, inputs)
         clipped_sum(net, losses, every, clip=1e9)
@@ -193,7 +195,7 @@ def check_per_example_gradients(model: Model) -> str | None:
             "torch's own layers."
         ) from error
     ensure(
-        _gap(vector.flatten_gradients(net, before=before) / len(every), mean) < CLOSE,
+        _gap(parameters.flatten_gradients(net, before=before) / len(every), mean) < CLOSE,
         "per-example gradients do not add up to the gradient, so that clipping them would train "
         "something else; build the network of torch's own layers.",
     )

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cohortium.events import (
+from cohortium.data.metrics import ClassScores, Scores
+from cohortium.privacy.guarantee import Guarantee
+from cohortium.roles.events import (
     RoundFailed,
     RoundFinished,
     RunFailed,
@@ -20,15 +22,13 @@ from cohortium.events import (
     SiteAnswered,
     SiteFailed,
 )
-from cohortium.guarantee import Guarantee
-from cohortium.metrics import ClassScores, Scores
 from cohortium.testing.contract import Check, ConformanceError, ensure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cohortium.events import Event
-    from cohortium.protocols import Observer
+    from cohortium.roles.events import Event
+    from cohortium.roles.protocols import Observer
 
 GUARANTEE = Guarantee(
     epsilon=2.0,

@@ -13,9 +13,9 @@ from cohortium.testing.contract import Check, ConformanceError, ensure
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cohortium.data import Examples
-    from cohortium.protocols import Partitioner
-    from cohortium.vocabulary import Index
+    from cohortium.data.examples import Examples
+    from cohortium.roles.protocols import Partitioner
+    from cohortium.roles.values import Index
 
 EXAMPLES = 240
 """How many are dealt."""

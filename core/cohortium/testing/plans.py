@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import field, frozen
 
-from cohortium import vector
+from cohortium import parameters
+from cohortium.crypto.randomness import Randomness
 from cohortium.errors import PrivacyError
-from cohortium.randomness import Randomness
-from cohortium.ring import RingSum
+from cohortium.ring.ring import RingSum
+from cohortium.roles.values import Cohort, Work
 from cohortium.testing import samples
 from cohortium.testing.contract import ensure
-from cohortium.vocabulary import Cohort, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.protocols import Privatizer
-    from cohortium.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.vocabulary import Index
+    from cohortium.roles.protocols import Privatizer
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
+    from cohortium.roles.values import Index
 
     Reals = NDArray[np.float64]
 
@@ -162,4 +162,4 @@ class Scene:
             f"gradient left .grad of {', '.join(missing)} unset; set that of every trainable "
             "parameter, to zero or noise where there is nothing else.",
         )
-        return vector.flatten_gradients(net, before=vector.flatten(net))
+        return parameters.flatten_gradients(net, before=parameters.flatten(net))

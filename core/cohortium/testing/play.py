@@ -8,27 +8,20 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from attrs import define, field
 
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import Directory, Identity
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
-from cohortium.identity import Directory, Identity
-from cohortium.randomness import Randomness
-from cohortium.ring import Ring, RingVector
+from cohortium.ring.ring import Ring, RingVector
+from cohortium.roles.values import Adversary, Ask, Cohort, Member, SiteId, SumSetting
 from cohortium.testing.contract import ConformanceError, ensure
-from cohortium.vocabulary import (
-    Adversary,
-    Ask,
-    Cohort,
-    Member,
-    SiteId,
-    SumSetting,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.protocols import Aggregator
-    from cohortium.ring import RingSum
-    from cohortium.sessions import CoordinatorSession, SiteSession
-    from cohortium.vocabulary import Requests
+    from cohortium.ring.ring import RingSum
+    from cohortium.roles.protocols import Aggregator
+    from cohortium.roles.sessions import CoordinatorSession, SiteSession
+    from cohortium.roles.values import Requests
 
 Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
 """What arrives of a reply, by stage and site: the reply, nothing, something else, or it twice."""

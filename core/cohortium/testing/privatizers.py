@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.accounting import compose
 from cohortium.errors import RefusalError
+from cohortium.privacy.accounting import compose
 from cohortium.testing.contract import Check, ConformanceError, ensure
 from cohortium.testing.plans import (
     COHORT,
@@ -26,9 +26,9 @@ from cohortium.testing.probes import Probe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohortium.protocols import Privatizer
+    from cohortium.roles.protocols import Privatizer
+    from cohortium.roles.values import Index
     from cohortium.testing.plans import Reals, Trial
-    from cohortium.vocabulary import Index
 
 MECHANISM_SLACK = 0.98
 """By how much the accountant of a mechanism may do better than the one of the guarantee."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import define, field
 
-from cohortium import vector
-from cohortium.clipping import mean_gradient
+from cohortium import parameters
+from cohortium.clipping.clipped_sum import mean_gradient
+from cohortium.roles.values import Cohort, Task
 from cohortium.testing import samples
 from cohortium.testing.contract import ConformanceError, ensure
-from cohortium.vocabulary import Cohort, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.data import Examples
-    from cohortium.protocols import Trainer
-    from cohortium.vocabulary import Index, Trained, Work
+    from cohortium.data.examples import Examples
+    from cohortium.roles.protocols import Trainer
+    from cohortium.roles.values import Index, Trained, Work
 
 EXAMPLES = 64
 """How many the probed site has, and every site is declared to have."""
@@ -72,7 +72,7 @@ class Probe:
         if self.fill is None:
             mean_gradient(net, losses, batch)
             return
-        for parameter in vector.trainable(net):
+        for parameter in parameters.trainable(net):
             parameter.grad = torch.full_like(parameter, self.fill)
 
     def release(self, vector: Tensor, weight: float) -> NoReturn:  # noqa: ARG002

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.data import DataSpec, Examples
+from cohortium.data.examples import DataSpec, Examples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from cohortium import composition
-from cohortium import tables as toml
+from cohortium.catalog import construction
 from cohortium.errors import PluginError, StudyError
+from cohortium.study import toml
 from cohortium.testing import (
     aggregators,
     datasets,
@@ -31,8 +31,8 @@ from cohortium.third_party import attempt
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cohortium.catalog import Catalog, Offering
-    from cohortium.hooks import Role
+    from cohortium.catalog.discovery import Catalog, Offering
+    from cohortium.roles.hooks import Role
 
 
 def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:
@@ -137,7 +137,7 @@ def instance_of(catalog: Catalog, offering: Offering, settings: Sequence[str]) -
             f"as in --set {missing[0]}=…."
         )
     table = {"name": offer.name, **given}
-    return composition.make(catalog, role, table, where="--set", folder=Path.cwd())
+    return construction.make(catalog, role, table, where="--set", folder=Path.cwd())
 
 
 def _parsed(setting: str) -> tuple[str, Any]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium import vector
-from cohortium.data import Examples
+from cohortium import parameters
+from cohortium.data.examples import Examples
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ensure
 from cohortium.testing.probes import COHORT, EXAMPLES, Probe, declared, sampled, train
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.protocols import Trainer
-    from cohortium.vocabulary import Index
+    from cohortium.roles.protocols import Trainer
+    from cohortium.roles.values import Index
 
 REPLACED = 5
 """The example that is replaced by another."""
@@ -92,7 +92,7 @@ def check_vector(trainer: Trainer) -> None:
 
     for batch_norm in (False, True):
         net = samples.network(batch_norm=batch_norm)
-        wanted = vector.length(net)
+        wanted = parameters.length(net)
         trained = train(trainer, Probe(sampled(declared(trainer)), fill=None), net=net)
         found = trained.vector
         ensure(
@@ -129,7 +129,7 @@ def check_still_without_gradients(trainer: Trainer) -> None:
     import torch
 
     net = samples.network()
-    vector.load(net, torch.zeros(vector.length(net)))
+    parameters.load(net, torch.zeros(parameters.length(net)))
     moved = train(trainer, Probe(sampled(declared(trainer))), net=net).vector
     ensure(
         float(moved.abs().max()) <= CLOSE,
@@ -146,7 +146,7 @@ def check_direction(trainer: Trainer) -> None:
     sign = -1.0 if releases == "update" else 1.0
     net = samples.network()
     # Weights that point the wrong way: who returns them instead of their change is seen.
-    vector.load(net, torch.full((vector.length(net),), -sign))
+    parameters.load(net, torch.full((parameters.length(net),), -sign))
     found = train(trainer, Probe(sampled(declared(trainer)), fill=0.01), net=net).vector
     ensure(
         sign * float(found.sum()) > 0,
@@ -174,8 +174,8 @@ def check_server(trainer: Trainer) -> None:
     import torch
 
     net = samples.network()
-    parameters = vector.trainable(net)
-    made = trainer.server(parameters, COHORT.rounds)
+    trained = parameters.trainable(net)
+    made = trainer.server(trained, COHORT.rounds)
     ensure(
         isinstance(made, tuple)
         and len(made) == 2  # noqa: PLR2004
@@ -187,17 +187,17 @@ def check_server(trainer: Trainer) -> None:
     optimizer, schedule = made
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     ensure(
-        held == {id(p) for p in parameters},
+        held == {id(p) for p in trained},
         "the server optimizer does not hold exactly the parameters that it was given; pass them on "
         "as they are.",
     )
-    before = vector.flatten(net)
+    before = parameters.flatten(net)
     for _ in range(COHORT.rounds):
-        for parameter in parameters:
+        for parameter in trained:
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         schedule.step()
-    moved = vector.flatten(net) - before
+    moved = parameters.flatten(net) - before
     ensure(
         torch.isfinite(moved).all() and float(moved.sum()) < 0,
         "the server optimizer did not go against the pseudo-gradient; it is minus the mean update, "

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import tomli_w
 
-from cohortium import composition
-from cohortium.catalog import discover
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError, StudyError
-from cohortium.hooks import Offer
+from cohortium.roles.hooks import Offer
 from cohortium.testing.contract import ConformanceError, ensure
 
 if TYPE_CHECKING:
-    from cohortium.hooks import Role
+    from cohortium.roles.hooks import Role
 
 _IMPORT = """
 import importlib, sys
@@ -35,7 +35,7 @@ else:
 def check_methods(instance: object, role: Role) -> None:
     """It has the methods of its role."""
     try:
-        composition.require(role, instance)
+        construction.require(role, instance)
     except StudyError as error:
         raise ConformanceError(f"{error} Add those that are missing.") from error
 
@@ -61,7 +61,7 @@ def check_frozen_value(instance: object) -> None:
 
 def check_plain_parameters(instance: object) -> None:
     """Its parameters are text, numbers, booleans, lists and tables of them, or parts."""
-    parts = composition.roles_of(type(instance), what=type(instance).__name__)
+    parts = construction.roles_of(type(instance), what=type(instance).__name__)
     for name, value in _parameters(instance).items():
         ensure(
             name in parts or _is_plain(value),
@@ -111,8 +111,8 @@ def check_study_round_trip(instance: object, role: Role) -> None:
     )
     catalog: Any = _OnlyThis(type(instance))
     try:
-        table = tomllib.loads(tomli_w.dumps(composition.describe(catalog, role, instance)))
-        again = composition.make(catalog, role, table, where="its own study")
+        table = tomllib.loads(tomli_w.dumps(construction.describe(catalog, role, instance)))
+        again = construction.make(catalog, role, table, where="its own study")
     except (CohortiumError, TypeError, ValueError) as error:
         raise ConformanceError(
             f"{kind} does not survive a study file: {error} Annotate every parameter with the "

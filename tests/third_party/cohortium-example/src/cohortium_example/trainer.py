@@ -13,7 +13,7 @@ from cohortium.plugin import (
     Trained,
     Work,
     make_optimizer,
-    vector,
+    parameters,
     with_schedule,
 )
 
@@ -49,15 +49,15 @@ class SignSGD:
         """The data is seen by `losses` alone, and `losses` by the privatizer alone."""
         import torch
 
-        before = vector.flatten(task.net)
+        before = parameters.flatten(task.net)
         losses = Objective(augmentation=Augmentation()).losses(task)
         for batch in private.batches(len(task.labels)):
             private.gradient(task.net, losses, batch)
             with torch.no_grad():
-                for parameter in vector.trainable(task.net):
+                for parameter in parameters.trainable(task.net):
                     if parameter.grad is not None:
                         parameter.sub_(parameter.grad.sign(), alpha=self.step_size)
-        update = vector.flatten(task.net) - before
+        update = parameters.flatten(task.net) - before
         return Trained(vector=update, weight=float(len(task.labels)))
 
     def server(

@@ -1,0 +1,1 @@
+"""Discovery of plugins, and the construction of parts from names and tables."""

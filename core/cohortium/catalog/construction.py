@@ -1,0 +1,297 @@
+"""From names and tables to role instances, and back: one place that knows how a part is made."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import msgspec
+
+from cohortium.errors import (
+    CohortiumError,
+    PluginError,
+    StudyError,
+    cut,
+    keyed,
+    near,
+    printable,
+    shown,
+)
+from cohortium.roles import protocols
+from cohortium.roles.hooks import ROLES
+from cohortium.storage.writable import require_text
+from cohortium.third_party import attempt, told_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from cohortium.catalog.discovery import Catalog
+    from cohortium.roles.hooks import Role
+
+
+def make(
+    catalog: Catalog,
+    role: Role,
+    table: Mapping[str, Any],
+    *,
+    where: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    folder: Path | None = None,
+) -> Any:
+    """The instance that `table` describes: the offer's `name`, and its own parameters.
+
+    Args:
+        catalog: Where the name is looked up.
+        role: What is wanted.
+        table: As parsed from TOML.
+        where: How an error names the table's place.
+        settings: How an error names the keys that were written somewhere else.
+        folder: Where the study lies, which is told to whatever names a user's code that is there;
+            None tells nothing.
+
+    Raises:
+        PluginError: No usable plugin offers the name.
+        StudyError: A key is unknown, a value is of another type or out of its range.
+    """
+    name = table.get("name")
+    if not isinstance(name, str):
+        place = settings.get("name", f"{where} [{role}]")
+        raise StudyError(f"{place}: name must be a string that says which one.")
+    offer = catalog.find(role, name)
+    factory = offer.factory
+    given = {key: value for key, value in table.items() if key != "name"}
+    if folder is not None and offer.code and _lies_in(folder, given.get(offer.code)):
+        require_text(str(folder), where="the study's folder")
+        given.setdefault("folder", str(folder))
+    place, what = f"{where} [{role}]", f"{role} '{name}'"
+    inner = {
+        key: _inner(
+            catalog,
+            inside,
+            given.pop(key),
+            where=settings.get(key, f"{place} {key}"),
+            folder=folder,
+        )
+        for key, inside in roles_of(factory, what=what).items()
+        if key in given
+    }
+    part = call(factory, given, where=place, what=what, ready=inner, settings=settings)
+    return require(role, part)
+
+
+def beside(
+    catalog: Catalog, role: Role, table: Mapping[str, Any], folder: Path
+) -> Mapping[str, Any]:
+    """`table`, with the files that it names found in `folder` where they are there."""
+    found = [
+        o.offer for o in catalog.offerings if (o.role, o.offer.name) == (role, table.get("name"))
+    ]
+    places = {
+        key: str(folder / table[key])
+        for offer in found
+        for key in offer.local
+        if isinstance(table.get(key), str) and table[key] and (folder / table[key]).exists()
+    }
+    return {**table, **places}
+
+
+def _lies_in(folder: Path, code: object) -> bool:
+    """Whether the package or file of `code`, "package.module:Class", is in `folder`."""
+    top = code.partition(":")[0].partition(".")[0] if isinstance(code, str) else ""
+    return bool(top) and ((folder / top).is_dir() or (folder / f"{top}.py").is_file())
+
+
+def _inner(catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None) -> Any:
+    """A part inside a part: named by a string, or described by a table of its own."""
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, dict):
+        raise StudyError(
+            f"{where}: name a {role}, or give a table with its name, not {shown(value)}."
+        )
+    return make(catalog, role, table, where=where, folder=folder)
+
+
+def roles_of(factory: Callable[..., Any], *, what: str) -> dict[str, Role]:
+    """The parameters of `factory` that are parts themselves, and the roles that they fill."""
+    known = {getattr(protocols, role.capitalize()): role for role in ROLES}
+    found = {}
+    for key, annotation in parameters(factory, what=what).items():
+        for kind in (annotation, *typing.get_args(annotation)):
+            if isinstance(kind, type) and kind in known:
+                found[key] = known[kind]
+    return found
+
+
+def call(
+    factory: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    where: str,
+    what: str,
+    ready: Mapping[str, Any] = MappingProxyType({}),
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """`factory` called with `given`, each value strictly converted to its annotated type.
+
+    Args:
+        factory: A class, or a function with annotated keyword parameters.
+        given: Values as parsed from TOML.
+        where: How an error names their place.
+        what: How an error names what is being made.
+        ready: Arguments that are passed on as they are.
+        settings: How an error names the keys that were written somewhere else.
+
+    Raises:
+        StudyError: A key is unknown or missing, or a value does not fit.
+        PluginError: The factory's annotations cannot be read.
+    """
+    types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
+    for key in given:
+        if key not in types:
+            place = settings.get(key, f"{where} {keyed(key)}")
+            raise StudyError(f"{place}: {what} has no such parameter; {near(key, types)}")
+    absent = [key for key in _required(factory) if key in types and key not in given]
+    if absent:
+        raise StudyError(f"{where}: {what} needs {' and '.join(absent)}.")
+    arguments = {}
+    for key, value in given.items():
+        try:
+            arguments[key] = msgspec.convert(value, types[key], strict=True)
+        except msgspec.ValidationError as error:
+            expected = _plain(error)
+            if typing.get_origin(types[key]) is Literal:
+                expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
+            place = settings.get(key, f"{where} {key}")
+            raise StudyError(f"{place}: {expected}, got {shown(value)}.") from error
+    try:
+        return _made(factory, {**arguments, **ready}, where=f"{where}: {what}")
+    except CohortiumError:
+        raise
+    except (TypeError, ValueError) as error:
+        sentence = printable(_sentence(error))
+        # attrs begins with the parameter that it refuses, in quotes.
+        named = re.match(r"'(\w+)'", sentence)
+        place = settings.get(named[1], where) if named else where
+        raise StudyError(f"{place}: {what}: {cut(sentence).rstrip('.')}.") from error
+
+
+def _made(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
+    """What `factory` makes; that it would end the process is its own fault."""
+    try:
+        return attempt(lambda: factory(**arguments))
+    except PluginError as error:
+        cause = error.__cause__
+        if isinstance(cause, Exception):
+            raise cause from cause.__cause__
+        raise PluginError(f"{where}: it raised {error}.") from error
+
+
+def _sentence(error: Exception) -> str:
+    """What a constructor says; a plugin's error may be unable to say anything."""
+    try:
+        return attempt(lambda: str(error.args[0]) if error.args else str(error))
+    except PluginError:
+        return told_of(error)
+
+
+def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
+    """The keyword parameters of `factory` and their types.
+
+    Raises:
+        PluginError: An annotation is missing or cannot be resolved, or a parameter is called
+            `name`, which is the key that says whose table it is.
+    """
+    try:
+        types = attempt(lambda: _types(factory, what=what))
+    except PluginError as error:
+        reason = str(error)
+        raise PluginError(
+            reason
+            if reason.startswith(what)
+            else f"{what}: its parameters cannot be read ({reason})."
+        ) from error
+    if "name" in types:
+        raise PluginError(f"{what}: no parameter can be called 'name'; that key names the plugin.")
+    return types
+
+
+def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
+    try:
+        if isinstance(factory, type) and attrs.has(factory):
+            types = typing.get_type_hints(factory)
+            return {f.alias or f.name: types[f.name] for f in attrs.fields(factory) if f.init}
+        types = typing.get_type_hints(factory)
+        return {name: types[name] for name in inspect.signature(factory).parameters}
+    except (NameError, KeyError, TypeError, AttributeError) as error:
+        raise PluginError(
+            f"{what}: its parameters must be annotated with types that can be imported ({error})."
+        ) from error
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The parameters of `factory` that have no default."""
+    known = attempt(lambda: inspect.signature(factory)).parameters.values()
+    return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
+
+
+_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def require(role: Role, instance: object) -> Any:
+    """`instance`, if it has the methods of `role`.
+
+    Raises:
+        StudyError: It has not; the sentence names what is missing.
+    """
+    contract: type = getattr(protocols, role.capitalize())
+    wanted = sorted(n for n in vars(contract) if not n.startswith("_"))
+    missing = [n for n in wanted if not callable(getattr(instance, n, None))]
+    if missing or isinstance(instance, type):
+        kind = instance.__name__ if isinstance(instance, type) else type(instance).__name__
+        hint = " (pass an instance, not the class)" if isinstance(instance, type) else ""
+        raise StudyError(
+            f"{kind} is no {role}{hint}: a {role} has the methods {', '.join(wanted)}."
+        )
+    return instance
+
+
+def describe(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
+    """The table from which `make` makes an equal instance, as plain TOML values.
+
+    An instance whose class no plugin offers is named "package:Class"; such a record can be read
+    by people, and by `make` once a plugin offers the class.
+    """
+    kind = type(instance)
+    name = catalog.name_of(role, instance) or f"{kind.__module__}:{kind.__qualname__}"
+    if not attrs.has(kind):
+        return {"name": name}
+    fields = {(f.alias or f.name): getattr(instance, f.name) for f in attrs.fields(kind) if f.init}
+    try:
+        inner = roles_of(kind, what=name)
+    except PluginError:  # composed in Python, where annotations need not be importable
+        inner = {}
+    values = {
+        key: describe(catalog, inner[key], value) if key in inner and value else plain(value)
+        for key, value in fields.items()
+    }
+    return {"name": name, **{key: value for key, value in values.items() if value is not None}}
+
+
+def plain(value: Any) -> Any:
+    """`value` as TOML can hold it; what it cannot is written as Python would show it."""
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    sentence = str(error).replace("`", "").replace("Expected", "expected").split(" - at")[0]
+    sentence = sentence.split(", got")[0]
+    return sentence.replace("expected object", "expected a table").replace("array", "a list")

@@ -1,0 +1,307 @@
+"""Discovery: every plugin that is installed, what it offers, and why one cannot be used.
+
+pluggy checks and calls the hooks; the loading is ours, because `load_setuptools_entrypoints` lets
+one broken plugin stop the host, and lets a foreign one replace another of the same name in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import traceback
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+from attrs import evolve, field, frozen
+
+from cohortium.catalog.allow_list import entries
+from cohortium.catalog.distributions import entry_points_of
+from cohortium.errors import PluginError
+from cohortium.roles import hooks
+from cohortium.roles.hooks import API, GROUP, ROLES, Offer, Role, hook_of
+from cohortium.third_party import attempt, brief
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from importlib.metadata import EntryPoint
+
+    from cohortium.catalog.allow_list import Entry
+
+Status = Literal["active", "blocked", "broken", "conflict", "incompatible"]
+"""What became of a plugin: usable; kept out by a list; failed to load; offers a name that another
+plugin offers too; written for another version of the contracts."""
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+"""The form of an offer's name."""
+
+MOST_OFFERS = 256
+"""Offers of one plugin for one role."""
+
+
+@frozen(kw_only=True)
+class PluginRecord:
+    """One entry point and what became of it.
+
+    Its texts come from others, and are of one line without a control character.
+
+    Attributes:
+        name: The entry point's name.
+        target: The import package it names.
+        distribution: The installed package it came with.
+        version: Of that package.
+        status: See `Status`.
+        reason: Why it is not active; empty if it is.
+    """
+
+    name: str
+    target: str
+    distribution: str
+    version: str
+    status: Status = "active"
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """How an error names it."""
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+@frozen
+class Offering:
+    """An offer, and the plugin that makes it."""
+
+    role: Role
+    offer: Offer[Any]
+    record: PluginRecord
+
+
+@frozen
+class Catalog:
+    """What is installed, as found once.
+
+    Attributes:
+        records: One for every entry point, by name.
+        offerings: All that loaded plugins offer.
+    """
+
+    records: tuple[PluginRecord, ...]
+    offerings: tuple[Offering, ...] = field(repr=False)
+
+    def names(self, role: Role) -> list[str]:
+        """The names that can be looked up for `role`."""
+        return sorted({o.offer.name for o in self.offerings if o.role == role})
+
+    def find(self, role: Role, name: str) -> Offer[Any]:
+        """The one offer of `name` for `role`.
+
+        Raises:
+            PluginError: No usable plugin offers it, or two do.
+        """
+        found = [o for o in self.offerings if o.role == role and o.offer.name == name]
+        if len(found) == 1:
+            return found[0].offer
+        if found:
+            both = " and ".join(o.record.label for o in found)
+            raise PluginError(
+                f"{role} '{name}' is offered by {both}; "
+                "keep one of them out with COHORTIUM_BLOCK=<distribution>."
+            )
+        raise PluginError(f"no plugin offers the {role} '{name}'{self._hint(role, name)}")
+
+    def name_of(self, role: Role, instance: object) -> str | None:
+        """The name under which the class of `instance` is offered for `role`, or None."""
+        for offering in self.offerings:
+            if offering.role == role and offering.offer.factory is type(instance):
+                return offering.offer.name
+        return None
+
+    def owner(self, error: BaseException) -> PluginRecord | None:
+        """The plugin in whose code, or in a call from it, `error` was raised; None if in none."""
+        owners = {record.target.partition(".")[0]: record for record in self.records}
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+        found = [owners[package] for package in packages if package in owners]
+        return found[-1] if found else None
+
+    def makers_of(self, instance: object) -> list[PluginRecord]:
+        """The plugins whose package holds the class of `instance`; usually one, or none."""
+        package = str(type(instance).__module__).split(".")[0]
+        return [record for record in self.records if record.target.split(".")[0] == package]
+
+    def _hint(self, role: Role, name: str) -> str:
+        known = self.names(role)
+        unusable = {r.name: r for r in self.records if r.status != "active"}
+        meant = difflib.get_close_matches(name, unusable, n=1, cutoff=0.75)
+        if meant:
+            record = unusable[meant[0]]
+            return f"; the plugin {record.label} is {record.status}: {record.reason}"
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        if near:
+            return f"; did you mean {' or '.join(repr(n) for n in near)}?"
+        return f"; there are {', '.join(known) or 'none'}."
+
+
+def discover(
+    environ: Mapping[str, str] = os.environ, *, points: Iterable[EntryPoint] | None = None
+) -> Catalog:
+    """Find every installed plugin and load those that may be loaded.
+
+    Args:
+        environ: Read for `COHORTIUM_BLOCK` and `COHORTIUM_ONLY`, comma-separated entries as
+            `allowing` has them.  A plugin kept out by either is never imported.
+        points: The entry points to load; by default those that are installed.
+
+    Raises:
+        StudyError: An entry of one of the two names no plugin.
+    """
+    block, only = _listed(environ, "COHORTIUM_BLOCK"), _listed(environ, "COHORTIUM_ONLY")
+    found, unreadable = entry_points_of(GROUP) if points is None else (list(points), [])
+    records = [
+        PluginRecord(
+            name=brief(damaged.distribution),
+            target="",
+            distribution=brief(damaged.distribution),
+            version="0",
+            status="broken",
+            reason=damaged.reason,
+        )
+        for damaged in unreadable
+    ]
+    offerings: list[Offering] = []
+    for point in sorted(found, key=lambda p: (p.name, p.value)):
+        record = _record(point)
+        own = (record.distribution, record.name, record.version)
+        if any(entry.blocks(*own) for entry in block):
+            record = evolve(record, status="blocked", reason="COHORTIUM_BLOCK names it.")
+        elif only and not any(entry.allows(*own) for entry in only):
+            record = evolve(record, status="blocked", reason="COHORTIUM_ONLY does not name it.")
+        elif record.status == "active":
+            record, offers = _load(point, record)
+            offerings += [Offering(role, offer, record) for role, offer in offers]
+        records.append(record)
+    records.sort(key=lambda r: (r.name, r.target))
+    return _mark_conflicts(records, offerings)
+
+
+def _listed(environ: Mapping[str, str], key: str) -> tuple[Entry, ...]:
+    names = [name for name in environ.get(key, "").split(",") if name.strip()]
+    return entries(names, where=key)
+
+
+def _record(point: EntryPoint) -> PluginRecord:
+    found: dict[str, str] = {"distribution": "unknown", "version": "0"}
+    reason = ""
+    try:
+        if point.dist:
+            dist = point.dist
+            found["distribution"] = attempt(lambda: str(dist.metadata["Name"] or "unknown"))
+            found["version"] = attempt(lambda: str(dist.version or "0"))
+    except PluginError as error:
+        reason = f"its metadata cannot be read: {error}"
+    texts = {"name": point.name, "target": point.value, **found}
+    shown = {key: brief(text) for key, text in texts.items()}
+    if not reason and shown != texts:
+        reason = "its metadata hold characters that no name has."
+    return PluginRecord(**shown, status="broken" if reason else "active", reason=reason)
+
+
+def _load(
+    point: EntryPoint, record: PluginRecord
+) -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
+    """Import a plugin and collect its offers.  Whatever it does, only its own record suffers."""
+
+    def load() -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
+        plugin = point.load()
+        version = getattr(plugin, "COHORTIUM_API", None)
+        if type(version) is int and version == API:
+            return record, _offers(plugin)
+        stated = "states no COHORTIUM_API" if version is None else f"is for API {version!r}"
+        reason = brief(f"it {stated}, and this is API {API}.")
+        return evolve(record, status="incompatible", reason=reason), []
+
+    try:
+        return attempt(load)
+    except PluginError as error:
+        return evolve(record, status="broken", reason=str(error)), []
+
+
+def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
+    """Ask a plugin's hooks, each checked against its specification by pluggy."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hooks)
+    for name in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, name) is not None:
+            _require_hook(name)
+    manager.register(plugin)
+    offers: list[tuple[Role, Offer[Any]]] = [
+        (role, offer) for role in ROLES for offer in _asked(manager, role)
+    ]
+    if not offers:
+        raise PluginError("it offers nothing: no function marked @hookimpl returned an Offer.")
+    twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]
+    if twice:
+        raise PluginError(f"it offers the {twice[0][0]} '{twice[0][1]}' twice.")
+    return offers
+
+
+def _asked(manager: pluggy.PluginManager, role: Role) -> Iterator[Offer[Any]]:
+    """What the hook of `role` answers, if it comes to an end."""
+    for answer in getattr(manager.hook, hook_of(role))():
+        some = list(itertools.islice(answer, MOST_OFFERS + 1))
+        if len(some) > MOST_OFFERS:
+            raise PluginError(f"{hook_of(role)} gave more than {MOST_OFFERS} offers.")
+        yield from (_checked(role, offer) for offer in some)
+
+
+def _require_hook(name: str) -> None:
+    known = [hook_of(role) for role in ROLES]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1) or known
+        raise PluginError(f"there is no hook '{name}'; did you mean {' or '.join(close)}?")
+
+
+def _checked(role: Role, offer: object) -> Offer[Any]:
+    """A plain copy of `offer`: a class of the plugin's could answer otherwise the next time."""
+    if not isinstance(offer, Offer):
+        raise PluginError(f"{hook_of(role)} gave {offer!r}, not an Offer.")
+    name, factory, summary, local = offer.name, offer.factory, offer.summary, offer.local
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not callable(factory):
+        raise PluginError(
+            f"{hook_of(role)} offers '{name}': a name is lower-case letters, digits and "
+            "hyphens, and a factory can be called."
+        )
+    if not isinstance(summary, str):
+        raise PluginError(f"{hook_of(role)} offers '{name}' with a summary that is no text.")
+    if not isinstance(local, tuple) or not all(isinstance(key, str) for key in local):
+        raise PluginError(
+            f"{hook_of(role)} offers '{name}' with a `local` that is no tuple of names."
+        )
+    code = offer.code
+    if not isinstance(code, str):
+        raise PluginError(f"{hook_of(role)} offers '{name}' with a `code` that is no name.")
+    keys = tuple(str.__str__(key) for key in local)
+    return Offer(str.__str__(name), factory, brief(summary), keys, str.__str__(code))
+
+
+def _mark_conflicts(records: list[PluginRecord], offerings: list[Offering]) -> Catalog:
+    makers: dict[tuple[Role, str], list[PluginRecord]] = {}
+    for offering in offerings:
+        makers.setdefault((offering.role, offering.offer.name), []).append(offering.record)
+    reasons: dict[PluginRecord, str] = {}
+    for (role, name), of_name in makers.items():
+        for record in of_name if len(of_name) > 1 else ():
+            others = " and ".join(r.label for r in of_name if r is not record)
+            reasons[record] = f"the {role} '{name}' is also offered by {others}."
+
+    def marked(record: PluginRecord) -> PluginRecord:
+        if record not in reasons:
+            return record
+        return evolve(record, status="conflict", reason=reasons[record])
+
+    return Catalog(
+        tuple(marked(record) for record in records),
+        tuple(evolve(offering, record=marked(offering.record)) for offering in offerings),
+    )

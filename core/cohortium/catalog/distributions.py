@@ -1,0 +1,74 @@
+"""The entry points of a group that are installed, and the distributions that cannot say theirs."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cohortium.catalog.allow_list import normal
+from cohortium.errors import PluginError
+from cohortium.third_party import attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from importlib.metadata import Distribution, EntryPoint
+
+
+@frozen
+class Unreadable:
+    """A distribution that seems to have entry points of the group, and cannot be read.
+
+    Attributes:
+        distribution: Its name, as far as it can be had.
+        reason: Why.
+    """
+
+    distribution: str
+    reason: str
+
+
+def entry_points_of(group: str) -> tuple[list[EntryPoint], list[Unreadable]]:
+    """The entry points of `group`, of each distribution the first that is on the path.
+
+    `importlib.metadata.entry_points` stops at the first damaged one.
+    """
+    points: list[EntryPoint] = []
+    unreadable: list[Unreadable] = []
+    seen: set[str] = set()
+    for distribution in _with_group(group):
+        name = _name(distribution)
+        if normal(name) in seen:
+            continue
+        seen.add(normal(name))
+        try:
+            first = attempt(lambda name=name: metadata.distribution(name))  # type: ignore[misc]
+        except PluginError:
+            first = distribution
+        try:
+            points += attempt(
+                lambda first=first: list(first.entry_points.select(group=group))  # type: ignore[misc]
+            )
+        except PluginError as error:
+            unreadable.append(Unreadable(name, f"its metadata cannot be read: {error}"))
+    return points, unreadable
+
+
+def _with_group(group: str) -> Iterator[Distribution]:
+    for distribution in metadata.distributions():
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+        except UnicodeDecodeError as error:
+            text = error.object.decode("latin-1")
+        except Exception:  # noqa: BLE001, S112 - another's folder
+            continue
+        if f"[{group}]" in text.replace(" ", ""):
+            yield distribution
+
+
+def _name(distribution: Distribution) -> str:
+    try:
+        return attempt(lambda: distribution.metadata["Name"]) or "unknown"
+    except PluginError:
+        return "unknown"

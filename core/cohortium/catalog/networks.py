@@ -1,0 +1,270 @@
+"""A study's network, which may be anybody's code: made alike everywhere, tried out, and named.
+
+Everything that makes a network for a study goes through `build_network`, and everything that calls
+one for a study is inside `blamed`, so that a fault of it is a sentence that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from cohortium.catalog.discovery import discover
+from cohortium.errors import BrokenNetworkError, CohortiumError, NetworkError
+from cohortium.third_party import fault_text, is_lack_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from cohortium.data.examples import DataSpec
+    from cohortium.roles.protocols import Model
+
+
+def name_of(model: Model) -> str:
+    """How a sentence names a model: by the code that its study names, its plugin, or its class."""
+    kind = type(model)
+    for offering in discover().offerings:
+        offer = offering.offer
+        if offering.role == "model" and offer.factory is kind:
+            code = getattr(model, offer.code, "") if offer.code else ""
+            return code or f"model '{offer.name}'"
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def build_network(model: Model, spec: DataSpec, seed: int) -> nn.Module:
+    """The network of `model`, with weights drawn from `seed`; equal at every party.
+
+    Layers whose shapes are left to their first input (`torch.nn.LazyLinear` and its like) get
+    them, and their weights, from a blank image.
+
+    Args:
+        model: Makes it.
+        spec: What is public about the data.
+        seed: Of its weights.
+
+    Raises:
+        NetworkError: It is no network, or a lazy layer cannot be given its shape.
+    """
+    import torch
+
+    net: Any = model.build(spec, seed)
+    if not isinstance(net, torch.nn.Module):
+        raise NetworkError(f"{name_of(model)} gives a {type(net).__name__}, and no network.")
+    if _lazy(net):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _materialise(model, net, model.prepare(torch.zeros(2, *spec.shape)))
+    return net
+
+
+def _lazy(net: nn.Module) -> list[str]:
+    from torch.nn.parameter import is_lazy
+
+    named = (*net.named_parameters(), *net.named_buffers())
+    return [name for name, tensor in named if is_lazy(tensor)]
+
+
+def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
+    import torch
+
+    for mode in (False, True):
+        if _lazy(net):
+            with as_it_was(net), blamed(model, net, "cannot take", blank), torch.no_grad():
+                net.train(mode)
+                net(blank)
+    if left := _lazy(net):
+        raise NetworkError(
+            f"{name_of(model)} has a lazy layer that no image reaches, so that '{left[0]}' never "
+            "gets a shape; use it in forward, or take it away."
+        )
+
+
+def try_out(model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]) -> None:
+    """Refuse a network that cannot be trained on the study's images, by showing it made-up ones.
+
+    Args:
+        model: What it is of.
+        net: Left as it was, but for its gradients.
+        images: A few different prepared inputs, shape (B, …), on its device.
+        classes: Names of the classes.
+
+    Raises:
+        NetworkError: It is such a network; the sentence names it and the remedy.
+    """
+    import torch
+    from torch.nn import functional
+
+    name = name_of(model)
+    _require_trainable(name, net)
+    _require_called_with_images(name, net)
+    with as_it_was(net), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for mode in (False, True):
+            if net.train(mode) is not net:
+                raise NetworkError(f"{name} has a train() that gives None; end it in return self.")
+            shown = images if mode else images[:2]
+            with blamed(model, net, "cannot take", shown):
+                found = net(shown)
+                _require_logits(name, found, len(shown), classes)
+        if not found.requires_grad:
+            raise NetworkError(
+                f"{name} gives outputs on which no trainable parameter has a bearing; take "
+                "detach() or no_grad() out of its forward."
+            )
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        with blamed(model, net, "has no gradient for", images):
+            torch.autograd.backward(functional.cross_entropy(found, labels))
+    net.zero_grad(set_to_none=True)
+
+
+def require_rows(model: Model, logits: Tensor, number: int) -> None:
+    """Refuse logits that are not a row for each of the `number` images shown during a run.
+
+    Raises:
+        BrokenNetworkError: They are not; a network may squeeze a batch of one away.
+    """
+    if logits.ndim != 2 or len(logits) != number:  # noqa: PLR2004
+        raise BrokenNetworkError(
+            f"{name_of(model)} gives outputs of shape {tuple(logits.shape)} for a batch of "
+            f"{number}; keep the batch as the first dimension, with flatten(1) in place of "
+            "squeeze()."
+        )
+
+
+def takes_one(net: nn.Module, images: Tensor, classes: int) -> bool:
+    """Whether `net` can be trained on a batch of one of the prepared `images`, shape (B, …).
+
+    Batch normalisation cannot where it sees one value a channel, nor can a network that squeezes
+    its batch away.
+    """
+    import torch
+
+    with as_it_was(net), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net.train()
+        try:
+            found = net(images[:1])
+        except Exception:  # noqa: BLE001 - it takes more: `try_out` has shown it some
+            return False
+    return tuple(found.shape) == (1, classes)
+
+
+@contextlib.contextmanager
+def as_it_was(net: nn.Module) -> Iterator[None]:
+    """Put the modes and buffers of `net` back at the end of the block, replaced ones as well."""
+    from torch.nn.parameter import is_lazy
+
+    modes = [(layer, layer.training) for layer in net.modules()]
+    buffers = [
+        (layer, name, buffer, buffer.clone())
+        for layer in net.modules()
+        for name, buffer in layer.named_buffers(recurse=False)
+        if not is_lazy(buffer)
+    ]
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+        for layer, name, buffer, before in buffers:
+            buffer.detach().copy_(before)
+            setattr(layer, name, buffer)
+
+
+@contextlib.contextmanager
+def blamed(
+    model: Model, net: nn.Module, fails: str, images: Tensor | None = None
+) -> Iterator[None]:
+    """Turn what comes out of `net` in the block into a sentence that names it.
+
+    Args:
+        model: What it is of.
+        net: The network.
+        fails: What it does wrong, as in "cannot take".
+        images: What it is shown, before a run; None during one, when only an error that was
+            raised inside `net`, or in its backward pass, is taken for its own.
+
+    Raises:
+        NetworkError: Before a run.
+        BrokenNetworkError: During a run.
+    """
+    try:
+        yield
+    except (CohortiumError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if is_lack_of_memory(error) or (images is None and not _is_own(error, net)):
+            raise
+        name, why = name_of(model), fault_text(error)
+        if images is None:
+            raise BrokenNetworkError(f"{name} {fails}: {why}.") from error
+        raise NetworkError(
+            f"{name} {fails} batches of {tuple(images.shape)}: {why}; change it, or what it is "
+            "made with."
+        ) from error
+
+
+def _is_own(error: BaseException, net: nn.Module) -> bool:
+    """Whether `error` came out of a call of `net`, or out of a backward pass."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    return any(
+        name.startswith("torch.autograd")
+        or (name.startswith("torch.") and frame.f_locals.get("self") is net)
+        for frame, name in zip(frames, names, strict=True)
+    )
+
+
+def _require_trainable(name: str, net: nn.Module) -> None:
+    if any(parameter.requires_grad and parameter.numel() for parameter in net.parameters()):
+        return
+    frozen = next(iter(net.parameters()), None) is not None
+    why = "all of its parameters have requires_grad = False" if frozen else "it has no parameters"
+    raise NetworkError(f"{name} cannot be trained: {why}; leave it some that can move.")
+
+
+def _require_called_with_images(name: str, net: nn.Module) -> None:
+    """Refuse a forward that wants more than the batch of images, or less."""
+    try:
+        signature = inspect.signature(net.forward)
+    except (TypeError, ValueError):  # not Python's
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise NetworkError(
+            f"{name} cannot be called with a batch of images alone (forward{signature}: {error}); "
+            "give whatever else it takes a default."
+        ) from error
+
+
+def _require_logits(name: str, found: object, number: int, classes: Sequence[str]) -> None:
+    """Refuse an output that is not one finite number for each image and class."""
+    import torch
+
+    wanted = (number, len(classes))
+    if not isinstance(found, torch.Tensor):
+        kind = type(found).__name__
+        raise NetworkError(
+            f"{name} gives a {kind} for a batch of images, and not the tensor of its logits, shape "
+            f"(images, classes); return that alone."
+        )
+    if tuple(found.shape) != wanted:
+        raise NetworkError(
+            f"{name} gives outputs of shape {tuple(found.shape)} for {number} images, and not "
+            f"{wanted}: one number for each of the {len(classes)} classes; the parameter "
+            "'classes' of what makes it is told how many there are."
+        )
+    if not found.is_floating_point():
+        raise NetworkError(
+            f"{name} gives outputs of {found.dtype}; logits are real floating-point numbers."
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise NetworkError(
+            f"{name} gives NaN or infinity for made-up images before any training; look for a "
+            "division by zero, or a logarithm or root of what can be negative."
+        )

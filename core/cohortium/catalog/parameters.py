@@ -1,0 +1,149 @@
+"""What a plugin's offer can be told: its parameters, their types and defaults, and what each means.
+
+    >>> from cohortium.catalog.discovery import discover
+    >>> [p.name for p in parameters_of(discover().find("partitioner", "dirichlet"))][0]
+    'alpha'
+
+The meaning is the line that the class's docstring has for the parameter under `Attributes:` (or
+`Args:`), to the end of its first sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+import attrs
+from attrs import frozen
+
+from cohortium.catalog import construction
+from cohortium.third_party import attempt, brief
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cohortium.roles.hooks import Offer
+
+_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[^a-z])")
+_SECTION = re.compile(r"(Args|Attributes|Examples|Guarantees|Raises|Returns|Yields):")
+_ENTRY = re.compile(r"^(\w+)(?: \([^)]*\))?: (.*)$")
+
+
+@frozen
+class Parameter:
+    """One parameter of an offer; texts of one line, without a control character.
+
+    Attributes:
+        name: The key in a study file.
+        type: As people write it.
+        default: As TOML writes it; empty where it has to be given.
+        meaning: One sentence; empty where the docstring has none.
+    """
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
+    """The parameters of what `offer` makes.
+
+    Raises:
+        PluginError: They cannot be read, whatever its class does when it is looked at.
+    """
+    return attempt(lambda: _parameters_of(offer))
+
+
+def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
+    kinds = construction.parameters(offer.factory, what=offer.name)
+    defaults, meanings = _defaults(offer.factory), _meanings(offer.factory)
+    return tuple(
+        Parameter(
+            *map(
+                brief,
+                (name, _worded(kind), defaults.get(name, ""), meanings.get(name, "")),
+            )
+        )
+        for name, kind in kinds.items()
+    )
+
+
+def explanation_of(offer: Offer[Any]) -> str:
+    """What the docstring of an offer's factory says before its first section, as it is laid out."""
+    kept = []
+    for line in inspect.cleandoc(offer.factory.__doc__ or "").splitlines():
+        if _SECTION.fullmatch(line):
+            break
+        kept.append("".join(filter(str.isprintable, line)))
+    return "\n".join(kept).strip()
+
+
+def _defaults(factory: Callable[..., Any]) -> dict[str, str]:
+    if isinstance(factory, type) and attrs.has(factory):
+        given = {(f.alias or f.name): f.default for f in attrs.fields(factory) if f.init}
+        made = {
+            name: default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+            for name, default in given.items()
+            if default is not attrs.NOTHING
+            and not (isinstance(default, attrs.Factory) and default.takes_self)  # type: ignore[arg-type]
+        }
+    else:
+        known = inspect.signature(factory).parameters.values()
+        made = {p.name: p.default for p in known if p.default is not p.empty}
+    return {name: _toml(value) for name, value in made.items()}
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        return f'"{value}"'
+    return repr(value)
+
+
+def _worded(kind: Any) -> str:
+    """A type as people write it: `int`, `"example" or "site"`, `list of float`, `dataset`."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(_toml, inside))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_worded(part) for part in inside if part is not type(None))
+    if origin in (tuple, list):
+        return f"list of {_worded(inside[0])}" if inside else "list"
+    if origin is dict or kind is dict:
+        return "table"
+    if isinstance(kind, type):
+        is_role = getattr(kind, "_is_protocol", False)
+        return kind.__name__.lower() if is_role else kind.__name__
+    return str(kind).removeprefix("typing.")
+
+
+def _meanings(factory: Callable[..., Any]) -> dict[str, str]:
+    """First sentences from the sections of docstrings, those of base classes included."""
+    classes = reversed(factory.__mro__) if isinstance(factory, type) else (factory,)
+    found: dict[str, str] = {}
+    for kind in classes:
+        found |= _entries(inspect.cleandoc(kind.__doc__ or ""))
+    return found
+
+
+def _entries(text: str) -> dict[str, str]:
+    entries: dict[str, str] = {}
+    name, is_inside = "", False
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            is_inside, name = line in ("Attributes:", "Args:"), ""
+        elif is_inside and (entry := _ENTRY.match(line.removeprefix("    "))):
+            name = entry[1]
+            entries[name] = entry[2]
+        elif name and line.strip():
+            entries[name] += f" {line.strip()}"
+    return {name: _SENTENCE_END.split(text)[0].rstrip(".") for name, text in entries.items()}

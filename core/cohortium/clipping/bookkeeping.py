@@ -1,0 +1,239 @@
+"""Clipped sums from one forward and one backward pass.
+
+Book-keeping (Bu et al. 2023, arXiv 2210.00038, section 3): each layer's input and output gradient
+are kept, or its per-example gradients where these are smaller.  When the backward pass has ended
+and every example's norm is known, the clipped sum is formed from them.  Autograd itself takes no
+parameter's gradient.
+
+`mapped_forward` sees to it that the rows of one example hold nothing of another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+from attrs import Factory, define, evolve, frozen
+from torch.nn.utils.parametrize import cached
+
+from cohortium.clipping.layer_call import Use, squared_norms
+from cohortium.clipping.mapped_forward import Isolation
+from cohortium.clipping.module_state import ModuleState
+from cohortium.clipping.pass_checks import UnaccountedError, UsedElsewhereError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from torch import Tensor, nn
+
+    from cohortium.clipping.registry import Layer
+    from cohortium.roles.values import Index
+
+
+SMALL = 1 << 12
+"""Numbers of a parameter up to which its gradients are put beside those of others."""
+
+
+class Share(Protocol):
+    """What examples contribute to some parameters."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those."""
+
+    @property
+    def squares(self) -> Tensor:
+        """‖gradient‖² by example, shape (B,), `float64`."""
+
+    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+        """The weighted sums, without the examples that are `bad`, (B,)."""
+
+
+@frozen
+class Held:
+    """Per-example gradients of parameters, side by side, (B, P)."""
+
+    parameters: list[nn.Parameter]
+    rows: Tensor
+    squares: Tensor
+
+    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+        """One product, taken apart."""
+        rows = self.rows if bad is None else self.rows.masked_fill(bad.unsqueeze(1), 0.0)
+        total = factors.to(rows.dtype) @ rows
+        parts = torch.split(total, [p.numel() for p in self.parameters])
+        return [part.view_as(p).to(p.dtype) for p, part in zip(self.parameters, parts, strict=True)]
+
+
+@frozen
+class Called:
+    """A layer's call, from which the weighted sum of one parameter is formed."""
+
+    parameters: list[nn.Parameter]
+    name: str
+    use: Use
+    squares: Tensor
+
+    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+        """By the layer's rule."""
+        use: Any = self.use if bad is None else _without(self.use, bad)
+        return [use.weighted(self.name, factors)]
+
+
+def _without(use: Any, bad: Tensor) -> Any:
+    """The same call with zeros for some examples: a factor of zero would not remove a NaN."""
+    rows = bad.repeat_interleave(use.copies)
+    x, g = (t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0) for t in (use.x, use.g))
+    return evolve(use, x=x, g=g)
+
+
+@define
+class _Page:
+    """The book of one physical batch.
+
+    Attributes:
+        examples: B.
+        calls: How often known layers use each parameter, by its id.
+        kept: Calls from which a parameter's sum is formed in the end, by its id.
+        rows: Per-example gradients, (B, …), by the parameter's id.
+        floats: Numbers kept.
+    """
+
+    examples: int
+    calls: dict[int, int] = Factory(dict)
+    kept: dict[int, Called] = Factory(dict)
+    rows: dict[int, tuple[nn.Parameter, Tensor, Tensor | None]] = Factory(dict)
+    floats: int = 0
+
+    def add(self, parameter: nn.Parameter, name: str, use: Use) -> bool:
+        """Enter one call's contribution to one parameter; return whether the call is kept."""
+        once = self.calls[id(parameter)] == 1
+        squares = use.squares(name) if once else None
+        if squares is not None:
+            self.kept[id(parameter)] = Called([parameter], name, use, squares)
+            return True
+        self.add_rows(parameter, use.rows(name), is_last=once)
+        return False
+
+    def add_rows(self, parameter: nn.Parameter, rows: Tensor, *, is_last: bool = False) -> None:
+        """Enter per-example gradients; they are added to those that are there."""
+        key = id(parameter)
+        if key in self.kept:
+            called = self.kept.pop(key)
+            rows = rows + called.use.rows(called.name)
+        if key in self.rows:
+            rows = rows + self.rows[key][1]
+        else:
+            self.floats += rows.numel()
+        # The norms of a large parameter are taken while its rows are in the caches.
+        squares = squared_norms(rows) if is_last and parameter.numel() > SMALL else None
+        self.rows[key] = (parameter, rows, squares)
+
+    def close(self) -> list[Share]:
+        """All contributions; a network's many small parameters are one."""
+        shares: list[Share] = list(self.kept.values())
+        small = []
+        for parameter, rows, squares in self.rows.values():
+            if parameter.numel() <= SMALL:
+                small.append((parameter, rows.reshape(self.examples, -1)))
+                continue
+            found = squared_norms(rows) if squares is None else squares
+            shares.append(Held([parameter], rows.flatten(1), found))
+        if small:
+            together = torch.cat([rows for _, rows in small], 1)
+            squares = together.double().square().sum(1)
+            shares.append(Held([parameter for parameter, _ in small], together, squares))
+        return shares
+
+
+class Book:
+    """A network whose examples are kept apart and booked, for the time of a `with` block."""
+
+    def __init__(
+        self, net: nn.Module, state: ModuleState | None = None, *, has_copies: bool = False
+    ) -> None:
+        """Book a network's passes.
+
+        Args:
+            net: The network.
+            state: The state that every call begins with; today's if None.
+            has_copies: Whether parameters may be used outside their layers' calls.
+        """
+        state = ModuleState.of(net) if state is None else state
+        self._parameters = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+        self._page: _Page | None = None
+        self._isolation = Isolation(
+            net, self._enter, self._count, state.restore, has_copies=has_copies
+        )
+
+    def __enter__(self) -> Self:
+        self._forget_gradients()
+        self._isolation.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._isolation.__exit__(kind, error, trace)
+        self._forget_gradients()
+
+    def take(self, losses: Callable[[Index], Tensor], batch: Index) -> tuple[list[Share], int]:
+        """Run both passes of a physical batch.
+
+        Args:
+            losses: The loss of each example at some positions, shape (B,).
+            batch: Positions of examples, shape (B,).
+
+        Returns:
+            The parameters' contributions, and how many numbers they keep.
+
+        Raises:
+            UnaccountedError: The passes do not show each example's own gradient.
+            UsedElsewhereError: They would if the parameters of known layers were copied, too.
+            PrivacyError: An example's output is another one alone.
+        """
+        page = self._page = _Page(len(batch))
+        for copies in self._isolation.run(losses, batch):
+            if copies.rows.grad is not None:
+                page.add_rows(copies.parameter, _by_example(copies.rows.grad, page.examples))
+                copies.rows.grad = None
+        for name, parameter in self._parameters:
+            if parameter.grad is not None:
+                raise UsedElsewhereError(f"parameter '{name}' is used outside its layer's calls")
+        with torch.no_grad():
+            return page.close(), page.floats
+
+    def _forget_gradients(self) -> None:
+        for _, parameter in self._parameters:
+            parameter.grad = None
+
+    def _count(self, layer: Layer) -> None:
+        assert self._page is not None
+        for _, parameter in layer.parameters:
+            key = id(parameter)
+            self._page.calls[key] = self._page.calls.get(key, 0) + 1
+
+    def _enter(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
+        """Book one call of a layer, when the gradient of its output is there."""
+        page = self._page
+        assert page is not None
+        assert layer.kind is not None
+        dtype = layer.parameters[0][1].dtype
+        with torch.no_grad(), torch.autocast(g.device.type, enabled=False), cached():
+            x = x.to(dtype) if x.is_floating_point() else x
+            use = layer.kind(layer.module, x, g.to(dtype), page.examples, saved)
+            try:
+                kept = [page.add(p, n, use) for n, p in layer.parameters if p.requires_grad]
+            except RuntimeError as error:
+                kind = type(layer.module).__name__
+                raise UnaccountedError(f"a layer {kind} resists: {error}") from error
+        page.floats += any(kept) * (x.numel() + g.numel())
+
+
+def _by_example(rows: Tensor, examples: int) -> Tensor:
+    """The sums over the copies of each example, shape (B, …), of (N, …)."""
+    if len(rows) == examples:
+        return rows
+    return rows.reshape(examples, -1, *rows.shape[1:]).sum(1)

@@ -1,0 +1,200 @@
+"""Per-example gradients, clipped and summed: the step on which example-level privacy rests."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from cohortium.errors import CohortiumError, PrivacyError
+from cohortium.parameters import trainable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from cohortium.clipping.bookkeeping import Share
+    from cohortium.clipping.module_state import ModuleState
+    from cohortium.clipping.pass_checks import UnaccountedError
+    from cohortium.roles.values import Index
+
+GRADIENT_FLOATS = 1 << 26
+"""Numbers kept of a physical batch for its clipped sum: 256 MiB."""
+
+
+def mean_gradient(net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    """Set `.grad` to the mean gradient over `batch`, without privacy; zero if it is empty.
+
+    Args:
+        net: The network inside `losses`.
+        losses: The loss of each example at some positions, shape (B,).
+        batch: Positions of examples, shape (B,).
+    """
+    import torch
+
+    net.zero_grad(set_to_none=True)
+    if len(batch):
+        each = losses(batch)
+        # Their mean would go through three more operations, there and back.
+        each.backward(torch.full_like(each, 1 / len(each)))  # type: ignore[no-untyped-call]
+        return
+    for parameter in trainable(net):
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def clipped_sum(
+    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, *, clip: float
+) -> None:
+    """Set `.grad` to the sum over `batch` of per-example gradients, each clipped to norm `clip`.
+
+    Args:
+        net: The network inside `losses`.
+        losses: The loss of each example at some positions, shape (B,).  Where an example stands
+            K times in the network's input, its copies lie together.
+        batch: Positions of examples, shape (B,); may be empty.
+        clip: C, the largest ℓ₂ norm of one example's contribution over all parameters.
+
+    Guarantees:
+        Replacing one example's data by any other changes the result by at most 2·C in ℓ₂ norm,
+        and leaving it out by at most C, up to `float32` rounding, if `losses` itself takes no
+        example's data for another's loss.  That holds for any network and any weights: its code
+        runs with each example by itself, mapped over the batch (`mapped_forward`).  Code that
+        cannot be mapped is called for one example after another, with a warning.  Every pass
+        begins with the state that the network had before.  Random draws are independent for each
+        example.
+        An example whose gradient is not finite contributes zero.
+        Memory that the network keeps outside its modules (in a module's globals, say) is not seen
+        in every case: one output in each pass is compared with that of its example alone.
+
+    Raises:
+        PrivacyError: A parameter is complex or of less than single precision; the network keeps
+            a memory of its inputs, gives another output to an example alone, or cannot be run
+            with one alone.
+    """
+    import torch
+
+    from cohortium.clipping.module_state import ModuleState
+    from cohortium.clipping.pass_checks import UnaccountedError
+
+    parameters = trainable(net)
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in {torch.float32, torch.float64}:
+            raise PrivacyError(
+                f"parameter '{name}' of {type(net).__name__} is of type {parameter.dtype}, in "
+                "which a clipped sum would be rounded by more than its noise covers; make it "
+                "float32 with .float(), or use the privatizer's unit 'site'."
+            )
+    state = ModuleState.of(net)
+    totals = _mapped(net, losses, batch, clip, state)
+    if isinstance(totals, UnaccountedError):
+        reason = totals
+        state.restore()
+        totals = _one_by_one(net, losses, batch, clip, state)
+        # Said when it has worked: a fault of the network is not one of the mapping.
+        warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
+    for parameter in parameters:
+        total = totals.get(parameter)
+        parameter.grad = torch.zeros_like(parameter) if total is None else total
+
+
+def _mapped(
+    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float,
+    state: ModuleState,
+) -> dict[nn.Parameter, Tensor] | UnaccountedError:  # fmt: skip
+    """Clipped sums by parameter, or the reason why the passes do not show them."""
+    from cohortium.clipping.pass_checks import UnaccountedError, UsedElsewhereError
+
+    try:
+        return _from_one_pass(net, losses, batch, clip, state)
+    except UsedElsewhereError:
+        state.restore()
+    except UnaccountedError as reason:
+        return reason
+    try:
+        return _from_one_pass(net, losses, batch, clip, state, has_copies=True)
+    except UnaccountedError as reason:
+        return reason
+
+
+def _from_one_pass(
+    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float,
+    state: ModuleState, *, has_copies: bool = False,
+) -> dict[nn.Parameter, Tensor]:  # fmt: skip
+    """Clipped sums by parameter, a physical batch at a time."""
+    from cohortium.clipping.bookkeeping import Book
+
+    totals: dict[nn.Parameter, Tensor] = {}
+    # At first no more examples than if every gradient of each were held; then what is seen to fit.
+    size = max(1, sum(parameter.numel() for parameter in trainable(net)))
+    start, step = 0, max(1, GRADIENT_FLOATS // size)
+    with Book(net, state, has_copies=has_copies) as book:
+        while start < len(batch):
+            part = batch[start : start + step]
+            shares, floats = book.take(losses, part)
+            state.restore()
+            if shares:
+                _add_clipped(totals, shares, clip)
+            start += step
+            step = max(1, GRADIENT_FLOATS * len(part) // max(1, floats))
+    return totals
+
+
+def _add_clipped(totals: dict[nn.Parameter, Tensor], shares: list[Share], clip: float) -> None:
+    """Add a physical batch's clipped sums; what a share keeps is let go when it has been used."""
+    import torch
+    from torch.nn.utils.parametrize import cached
+
+    squares = sum((share.squares for share in shares[1:]), shares[0].squares)
+    factors = _factors(squares, clip)
+    bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
+    with torch.no_grad(), torch.autocast(factors.device.type, enabled=False), cached():
+        while shares:
+            share = shares.pop()
+            for parameter, total in zip(share.parameters, share.totals(factors, bad), strict=True):
+                totals[parameter] = totals[parameter] + total if parameter in totals else total
+
+
+def _one_by_one(
+    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float,
+    state: ModuleState,
+) -> dict[nn.Parameter, Tensor]:  # fmt: skip
+    """The same by its definition: as many backward passes as there are examples."""
+    import torch
+
+    parameters = trainable(net)
+    totals: dict[nn.Parameter, Tensor] = {}
+    for i in range(len(batch)):
+        try:
+            loss = losses(batch[i : i + 1]).sum()
+            state.restore()
+            if not loss.requires_grad:
+                continue
+            net.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # not `autograd.grad`, which reentrant checkpoints refuse
+        except CohortiumError:
+            raise
+        except Exception as error:
+            kind = type(net).__name__
+            what = " ".join(str(error).split())
+            raise PrivacyError(
+                f"the network {kind} cannot take a private step ({what[:300]}); its gradient must "
+                "be had from one example alone."
+            ) from error
+        state.restore()
+        pairs = [(p, p.grad if p.grad.layout == torch.strided else p.grad.to_dense())
+                 for p in parameters if p.grad is not None]  # fmt: skip
+        if not pairs:
+            continue
+        squares = torch.stack([g.square().sum(dtype=torch.float64) for _, g in pairs]).sum()
+        if squares.isfinite():
+            factor = _factors(squares, clip)
+            for parameter, g in pairs:
+                totals[parameter] = totals.get(parameter, 0) + g * factor.to(g.dtype)
+    net.zero_grad(set_to_none=True)
+    return totals
+
+
+def _factors(squares: Tensor, clip: float) -> Tensor:
+    """What brings gradients of these squared norms down to `clip`; zero where not finite."""
+    norms = squares.sqrt()
+    return (clip / norms.clamp(min=1e-12)).clamp(max=1.0).where(norms.isfinite(), 0.0)

@@ -1,0 +1,125 @@
+"""Known layers in a mapped pass: called for all rows at once, with their gradients by row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+
+from cohortium.clipping.pass_checks import UnaccountedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from cohortium.clipping.registry import Layer
+
+_VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"})
+"""Nodes that change a tensor's shape alone."""
+
+
+def is_row(value: Any) -> bool:
+    """Whether a value is one row of a mapped call."""
+    is_mapped = torch._C._functorch.is_batchedtensor  # noqa: SLF001
+    return type(value) is torch.Tensor and is_mapped(value)
+
+
+@frozen
+class KnownCall:
+    """A layer that takes the rows of a batch apart by its very class, to be called for all rows.
+
+    Attributes:
+        layer: The layer; while it is called, its parameters are detached.
+        call: Its own forward pass.
+        enter: Told in the backward pass of all rows of the input (N, …), of the gradient of all
+            rows of the output (N, …), both as the layer's rule takes them, and of tensors that
+            torch saved of the call.
+    """
+
+    layer: Layer
+    call: Callable[[Tensor], Tensor]
+    enter: Callable[[Tensor, Tensor, tuple[Tensor, ...]], None]
+
+    def for_row(self, x: Tensor) -> Tensor:
+        """The output for one row of a mapped call, computed for all rows at once."""
+        output: Tensor = _AllRows.apply(x, self)  # type: ignore[no-untyped-call]
+        return output
+
+    def for_rows(self, x: Tensor) -> Tensor:
+        """The output (N, …) for rows (N, …), whose gradient is asked for."""
+        rows = self.layer.fold(x)
+        output = self._asked(rows, self.call(rows))
+        return output if rows.ndim == x.ndim else output.view(len(x), -1, *output.shape[1:])
+
+    def _asked(self, x: Tensor, output: Tensor) -> Tensor:
+        held, version = [x.detach()], x._version  # noqa: SLF001
+        saved: tuple[Tensor, ...] = ()
+
+        def on_gradient(gradient: Tensor) -> None:
+            x = held.pop()  # the hook itself outlives the backward pass
+            if x._version != version:  # noqa: SLF001
+                kind = type(self.layer.module).__name__
+                raise UnaccountedError(f"the input of a layer {kind} was altered in place")
+            self.enter(x, gradient, saved)
+
+        if not output.requires_grad:
+            output = output.clone() if output is x or output._is_view() else output  # noqa: SLF001
+            anchored: Tensor = _Anchor.apply(
+                output, torch.empty(0, requires_grad=True), on_gradient
+            )  # type: ignore[no-untyped-call]
+            return anchored
+        node, place = _source(output)
+        saved = self.layer.saved_by(node)
+        # Of the node that computed it: a hook on the tensor would miss a later change in place.
+        node.register_prehook(lambda gradients: on_gradient(gradients[place].view_as(output)))
+        return output
+
+
+def _source(output: Tensor) -> tuple[Any, int]:
+    """The node of autograd that computed a tensor's numbers, and which of its outputs they are."""
+    node, place = output.grad_fn, output.output_nr
+    while node is not None and type(node).__name__ in _VIEWS:
+        node, place = node.next_functions[0]
+    return node, place
+
+
+class _AllRows(torch.autograd.Function):
+    """A known layer's call, taken out of the mapping."""
+
+    @staticmethod
+    def forward(x: Tensor, known: KnownCall) -> Tensor:  # noqa: ARG004
+        raise UnaccountedError("a layer is called without a row")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept: `vmap` calls the layer itself."""
+
+    @staticmethod
+    def vmap(
+        info: Any,  # noqa: ARG004
+        in_dims: tuple[int | None, None],
+        x: Tensor,
+        known: KnownCall,
+    ) -> tuple[Tensor, int]:
+        """Outside the mapping, which says along which axis of `x` the rows lie."""
+        axis = in_dims[0]
+        if axis is None or is_row(x):
+            raise UnaccountedError("a layer is called within another mapping")
+        return known.for_rows(x.movedim(axis, 0)), 0
+
+
+class _Anchor(torch.autograd.Function):
+    """Nothing, except that autograd follows its output even where it would not the input's."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, start: Tensor, enter: Any) -> Tensor:  # noqa: ARG004
+        ctx.mark_dirty(output)
+        ctx.enter = enter
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.enter(gradients[0])
+        return None, None, None

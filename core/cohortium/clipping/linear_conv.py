@@ -1,0 +1,165 @@
+"""Per-example gradients of layers that multiply by a weight; shapes as in `layer_call`.
+
+Sources: Goodfellow 2015 (arXiv 1510.01799) for the norms of a linear layer without its gradients;
+Rochette et al. 2019 (arXiv 1912.06015) for per-example gradients of a convolution as one grouped
+convolution; Li et al. 2022 (arXiv 2110.05679, section 4) and Bu et al. 2022 (arXiv 2205.10683)
+for the products of Gram matrices, the "ghost" norm.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from cohortium.clipping.conv import convolution_gradient, patch_grams
+from cohortium.clipping.layer_call import Use, gram, squared_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+
+@frozen
+class LinearUse(Use):
+    """Of `nn.Linear`, with any number of dimensions between batch and features."""
+
+    def rows(self, name: str) -> Tensor:
+        """Sums over T positions of outer products."""
+        if name == "bias":
+            return self.by_example(self.g)
+        x, g = self._flat()
+        return torch.bmm(g.transpose(1, 2), x)  # (B, E, D)
+
+    def squares(self, name: str) -> Tensor | None:
+        """‖Σ_t g_t x_tᵀ‖² = Σ_tu ⟨g_t, g_u⟩⟨x_t, x_u⟩."""
+        if name == "bias" or self.is_small:
+            return None
+        x, g = self._flat()
+        pieces = [gram(x[s]).mul_(gram(g[s])).sum((1, 2)) for s in self.slices(x.shape[1] ** 2)]
+        return torch.cat(pieces)
+
+    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+        """One matrix product."""
+        return self.weigh(factors).flatten(0, -2).T @ self.x.flatten(0, -2)
+
+    def _flat(self) -> tuple[Tensor, Tensor]:
+        x = self.x.reshape(self.examples, -1, self.x.shape[-1])  # (B, T, D)
+        return x, self.g.reshape(self.examples, -1, self.g.shape[-1])  # (B, T, E)
+
+
+@frozen
+class ConvolutionUse(Use):
+    """Of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, with any stride, padding, dilation, groups."""
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:
+        """Each row is an image (N, D, …), or a batch of them (N, T, D, …)."""
+        return rows.flatten(0, -2 - len(layer.kernel_size))
+
+    def rows(self, name: str) -> Tensor:
+        """Weight gradients, each of one example's copies; of the bias, sums."""
+        if name == "bias":
+            return self.by_example(self.g.flatten(2).transpose(1, 2))
+        return convolution_gradient(self.layer, self.x, self.g, self.examples)
+
+    def squares(self, name: str) -> Tensor | None:
+        """Gram matrices where the map is small, else gradients that are thrown away at once."""
+        if name == "bias" or self.is_small:
+            return None
+        size = self.layer.weight.numel()
+        positions = self.copies * self.g[0, 0].numel()  # K·T
+        if self._gram_work(positions) < positions * size:
+            each = positions * self.copies * self.x[0, 0].numel()
+            pieces = [self._squares_by_gram(s) for s in self.slices(each)]
+        else:
+            pieces = [squared_norms(self.part(s).rows(name)) for s in self.slices(size)]
+        return torch.cat(pieces)
+
+    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+        """One weight gradient of the whole batch."""
+        return convolution_gradient(self.layer, self.x, self.weigh(factors), 1)[0]
+
+    def _gram_work(self, positions: int) -> float:
+        """Multiplications of the Gram way for one example, doubled: it is done in `float64`."""
+        layer = self.layer
+        if layer.groups != 1 or self.x.ndim > 4:  # noqa: PLR2004
+            return float("inf")
+        phases = 1
+        for stride, size in zip(layer.stride, layer.kernel_size, strict=True):
+            phases *= min(stride, size)
+        channels: int = layer.in_channels * phases + layer.out_channels
+        taps: int = layer.weight[0, 0].numel()
+        return 2.0 * positions**2 * (channels + taps)
+
+    def _squares_by_gram(self, part: slice) -> Tensor:
+        use = self.part(part)
+        g = use.g.view(use.examples, self.copies, use.g.shape[1], -1)  # (b, K, E, T)
+        patches = patch_grams(self.layer, use.x, use.g.shape[2:], use.examples)  # (b, KT, KT)
+        return patches.mul_(gram(g.transpose(2, 3).flatten(1, 2))).sum((1, 2))
+
+
+@frozen
+class ParametrizedUse(Use):
+    """Of a linear layer or a convolution whose weight is computed from another, its original.
+
+    That is how a kernel is standardised, say (`torch.nn.utils.parametrize`).  The gradient by the
+    weight is pulled back through what it is computed by, example by example or once for their sum.
+    """
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:
+        """As the layer does whose weight is computed."""
+        return rows if isinstance(layer, nn.Linear) else ConvolutionUse.fold(layer, rows)
+
+    def rows(self, name: str) -> Tensor:
+        """Weight gradients pulled back, one by one; of the bias, the layer's own."""
+        if name == "bias":
+            return self._inner.rows(name)
+        rows, pull = self._inner.rows("weight"), torch.func.vmap(self._pull)
+        for part in self._slices:
+            rows[part] = pull(rows[part])
+        return rows
+
+    def squares(self, name: str) -> Tensor | None:
+        """None where the gradients are small, else they are thrown away at once."""
+        if name == "bias" or self._inner.is_small:
+            return None
+        pull = torch.func.vmap(self._pull)
+        pieces = [squared_norms(pull(self._inner.part(s).rows("weight"))) for s in self._slices]
+        return torch.cat(pieces)
+
+    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+        """The weight's own, pulled back."""
+        return self._pull(self._inner.weighted("weight", factors))
+
+    @property
+    def _slices(self) -> Iterator[slice]:
+        """Larger ones than caches hold: to map takes a while, however little there is to map."""
+        return self.slices(self.layer.weight.numel() // 2)
+
+    @cached_property
+    def _inner(self) -> Use:
+        kind = LinearUse if isinstance(self.layer, nn.Linear) else ConvolutionUse
+        return kind(self.layer, self.x, self.g, self.examples)
+
+    def _pull(self, gradient: Tensor) -> Tensor:
+        """From a gradient by the weight to one by its original.
+
+        Raises:
+            RuntimeError: Mapped over, if the weight is computed by chance: another draw than that
+                of the call would tell of other gradients.
+        """
+        steps = self.layer.parametrizations.weight
+
+        def weight(original: Tensor) -> Tensor:
+            for step in steps:
+                original = step(original)
+            return original
+
+        pulled: Tensor = torch.func.vjp(weight, steps.original.detach())[1](gradient)[0]
+        return pulled

@@ -1,0 +1,287 @@
+"""A network's forward pass with every example by itself, in one pass for all of them.
+
+`torch.func.vmap` maps the network's own code, written for a batch, over batches of one example.
+So one example cannot enter another's output, whatever the code does with its first axis.
+
+A parameter is given to the code as as many copies as there are rows.  The gradient of a copy is
+the gradient of its row alone, however the code used the parameter.  A layer whose rule is known
+takes the parameter itself instead, which is faster: its input and output gradient are kept by row,
+and the position of the row's axis comes from `vmap`, not from a shape.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from attrs import Factory, define, frozen
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from cohortium.clipping.layer_taps import KnownCall, is_row
+from cohortium.clipping.pass_checks import ScaleCheck, UnaccountedError, draws, require_same_alone
+from cohortium.clipping.registry import Layer, using_parameters
+from cohortium.errors import CohortiumError, PrivacyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from torch import Tensor
+
+    from cohortium.roles.values import Index
+
+
+@frozen
+class Copies:
+    """A parameter as a mapped pass has it: one copy for each row.
+
+    Attributes:
+        parameter: The parameter, shape S.
+        rows: The copies, shape (N, *S); their `.grad` is by row.
+    """
+
+    parameter: nn.Parameter
+    rows: Tensor
+
+
+@frozen
+class MappedCall:
+    """One mapped call of a network.
+
+    Attributes:
+        output: Its tensors, each of shape (N, …).
+        copies: Its parameters.
+    """
+
+    output: list[Tensor]
+    copies: list[Copies]
+
+
+@define
+class Isolation:
+    """A network whose calls are mapped over the rows of their inputs, for the time of a `with`.
+
+    Attributes:
+        net: The network.
+        on_layer_gradient: Told of a known layer's call in the backward pass: the layer, its input
+            (N, …), the gradient of its output (N, …), and tensors that torch saved of the call.
+        on_layer_call: Told of a known layer's call in the forward pass.
+        restore: Gives the network's modules the state that they had before the pass.
+        has_copies: Whether known layers' parameters are copied, too, outside their calls.
+        calls: The mapped calls of the batch under way.
+    """
+
+    net: nn.Module
+    on_layer_gradient: Callable[[Layer, Tensor, Tensor, tuple[Tensor, ...]], None]
+    on_layer_call: Callable[[Layer], None]
+    restore: Callable[[], None]
+    has_copies: bool = False
+    calls: list[MappedCall] = Factory(list)
+    _examples: int = 0
+    _is_mapping: bool = False
+    _layers: dict[int, Layer] = Factory(dict)
+    _patched: list[tuple[nn.Module, str, Any]] = Factory(list)
+    _copied: list[nn.Parameter] = Factory(list)
+
+    def __enter__(self) -> Self:
+        layers = using_parameters(self.net)
+        for layer in layers:
+            _require_constant_weights(layer)
+        self._layers = {
+            id(layer.module): layer
+            for layer in layers
+            if layer.kind is not None and "forward" not in vars(layer.module)
+        }
+        known = {id(p) for layer in self._layers.values() for _, p in layer.parameters}
+        self._copied = [
+            p
+            for p in self.net.parameters()
+            if p.requires_grad and (self.has_copies or id(p) not in known)
+        ]
+        for module in self.net.modules():
+            if not any(p.requires_grad for p in module.parameters()):
+                continue
+            for name in ("forward", "prelude"):
+                if callable(original := getattr(module, name, None)):
+                    self._patched.append((module, name, vars(module).get(name)))
+                    vars(module)[name] = partial(self._forward, module, original)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        for module, name, own in self._patched:
+            if own is None:
+                del vars(module)[name]
+            else:
+                vars(module)[name] = own
+        self._patched.clear()
+        self.calls.clear()
+
+    def run(self, losses: Callable[[Index], Tensor], batch: Index) -> list[Copies]:
+        """Take the losses of a batch and their gradients; return the parameters' copies.
+
+        Args:
+            losses: The loss of each example at some positions, shape (B,).
+            batch: Positions of examples, shape (B,).
+
+        Raises:
+            UnaccountedError: A pass cannot be mapped, or a row's gradient does not scale as its
+                example's loss does.
+            PrivacyError: An output is another one alone.
+        """
+        self.calls.clear()
+        self._examples = len(batch)
+        try:
+            calls = self._passes(losses, batch)
+        except (CohortiumError, UnaccountedError):
+            raise
+        except Exception as error:
+            raise UnaccountedError(f"the passes cannot be mapped ({error})") from error
+        finally:
+            self._examples = 0
+            self.calls.clear()
+        return [copies for call in calls for copies in call.copies]
+
+    def _passes(self, losses: Callable[[Index], Tensor], batch: Index) -> list[MappedCall]:
+        each = losses(batch)
+        calls = list(self.calls)
+        if each.shape != batch.shape:
+            raise UnaccountedError(f"the losses have the shape {tuple(each.shape)}")
+        if each.requires_grad:
+            check = ScaleCheck(each, [t for call in calls for t in call.output])
+            each.sum().backward()  # type: ignore[no-untyped-call]
+            check.require()
+        return calls
+
+    def _forward(
+        self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if not self._examples or not torch.is_grad_enabled():
+            return original(*args, **kwargs)
+        if not self._is_mapping:
+            return self._mapped(module, original, args, kwargs)
+        layer = self._layers.get(id(module))
+        if layer is None or kwargs or len(args) != 1 or not is_row(args[0]):
+            return original(*args, **kwargs)
+        return self._known(layer, original, args[0])
+
+    def _mapped(
+        self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """Call a module with each row of its inputs by itself."""
+        flat, structure = pytree.tree_flatten((args, kwargs))
+        places = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)]
+        rows = [flat[i] for i in places]
+        kind = type(module).__name__
+        if not rows or any(t.ndim == 0 or len(t) != len(rows[0]) for t in rows):
+            raise UnaccountedError(f"{kind} is called with tensors of different lengths")
+        if len(rows[0]) % self._examples:
+            raise UnaccountedError(f"{kind} is not called with as many rows for each example")
+        own = {id(p) for p in module.parameters()}
+        copies = [
+            Copies(p, p.detach().expand(len(rows[0]), *p.shape).requires_grad_())
+            for p in self._copied
+            if id(p) in own
+        ]
+
+        def arguments(rows: list[Tensor]) -> Any:
+            given = list(flat)
+            for i, row in zip(places, rows, strict=True):
+                given[i] = row
+            return pytree.tree_unflatten(given, structure)
+
+        def call(i: int) -> list[Tensor]:
+            self.restore()
+            inputs, options = arguments([t[i : i + 1] for t in rows])
+            return _rows_of(original(*inputs, **options), kind)[0]
+
+        def alone(rows: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+            inputs, options = arguments([row.unsqueeze(0) for row in rows])
+            pairs = zip(copies, values, strict=True)
+            with _Given(module, {id(c.parameter): value for c, value in pairs}):
+                output = self._forward(module, original, *inputs, **options)
+            tensors, shape[:] = _rows_of(output, kind)
+            return tensors
+
+        shape: list[Any] = []
+        before = draws(rows[0].device)
+        self._is_mapping = True
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                mapped = torch.func.vmap(alone, randomness="different")
+                output: list[Tensor] = mapped(rows, [c.rows for c in copies])
+        finally:
+            self._is_mapping = False
+        if before == draws(rows[0].device):
+            require_same_alone(output, call, kind)
+        self.calls.append(MappedCall(output, copies))
+        return pytree.tree_unflatten(output, shape[0])
+
+    def _known(self, layer: Layer, original: Callable[..., Any], x: Tensor) -> Tensor:
+        """Call a layer with its own parameters, for all rows at once."""
+        self.on_layer_call(layer)
+        with _Given(layer.module, {}, detached=dict(layer.trained)):
+            return KnownCall(layer, original, partial(self.on_layer_gradient, layer)).for_row(x)
+
+
+def _require_constant_weights(layer: Layer) -> None:
+    """Refuse a layer that alters its own weights by what it sees."""
+    if getattr(layer.module, "max_norm", None) is not None:
+        raise PrivacyError(
+            f"layer '{layer.name}' rescales its weights by what the examples look up, which no "
+            "noise covers; leave out its option 'max_norm'."
+        )
+
+
+def _rows_of(output: Any, kind: str) -> tuple[list[Tensor], list[Any]]:
+    """The tensors of one row's output, without the axis of length one, and their structure."""
+    tensors, structure = pytree.tree_flatten(output)
+    if not tensors:
+        raise UnaccountedError(f"{kind} gives nothing")
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != 1:
+            raise UnaccountedError(f"{kind} gives something else than one row for each row")
+    return [tensor.squeeze(0) for tensor in tensors], [structure]
+
+
+class _Given:
+    """Values in the place of a module's parameters, for the time of a `with`."""
+
+    def __init__(
+        self, module: nn.Module, values: dict[int, Tensor],
+        *, detached: dict[str, nn.Parameter] | None = None,
+    ) -> None:  # fmt: skip
+        self._module, self._values, self._detached = module, values, detached
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def __enter__(self) -> None:
+        if self._detached is not None:
+            for name, parameter in self._detached.items():
+                holder, _, key = name.rpartition(".")
+                place = self._module.get_submodule(holder) if holder else self._module
+                self._put(place._parameters, key, parameter.detach())  # noqa: SLF001
+            return
+        for module in self._module.modules():
+            for name, held in module._parameters.items():  # noqa: SLF001
+                if id(held) in self._values:
+                    self._put(module._parameters, name, self._values[id(held)])  # noqa: SLF001
+            if isinstance(module, nn.RNNBase):  # it keeps its parameters a second time
+                flat: Any = module._flat_weights  # noqa: SLF001
+                given = [self._values.get(id(weight), weight) for weight in flat]
+                self._put(vars(module), "_flat_weights", given)
+
+    def __exit__(self, *_: object) -> None:
+        while self._before:
+            holder, name, value = self._before.pop()
+            holder[name] = value
+
+    def _put(self, holder: dict[str, Any], name: str, value: Any) -> None:
+        self._before.append((holder, name, holder[name]))
+        holder[name] = value

@@ -1,0 +1,99 @@
+"""Per-example gradients of the other layers; shapes as in `layer_call`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import evolve, frozen
+from torch.nn import functional
+
+from cohortium.clipping.layer_call import Use, gram
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@frozen
+class GroupNormUse(Use):
+    """Of `nn.GroupNorm`."""
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:  # noqa: ARG004
+        """Each row is a batch, (N, T, C, …)."""
+        return rows.flatten(0, 1)
+
+    @staticmethod
+    def saved_by(node: Any) -> tuple[Tensor, ...]:
+        """Mean and inverse deviation of each group, shapes (N, groups)."""
+        if type(node).__name__ != "NativeGroupNormBackward0":
+            return ()
+        return node._saved_result1.detach(), node._saved_result2.detach()  # noqa: SLF001
+
+    def rows(self, name: str) -> Tensor:
+        """Torch's own backward pass, told that each example's channels are channels of one."""
+        return self._both[0 if name == "weight" else 1]
+
+    @cached_property
+    def _both(self) -> tuple[Tensor, Tensor]:
+        layer, n, c = self.layer, len(self.x), self.x.shape[1]
+        x, g = self.x.contiguous(), self.g.contiguous()
+        t, groups = x[0, 0].numel(), layer.num_groups
+        if self.saved and self.saved[0].dtype == x.dtype:
+            mean, inverse = self.saved
+        else:
+            _, mean, inverse = torch.native_group_norm(x, None, None, n, c, t, groups, layer.eps)
+        ones = torch.ones(n * c, dtype=x.dtype, device=x.device)
+        _, weight, bias = torch.ops.aten.native_group_norm_backward(
+            g.view(1, n * c, t), x.view(1, n * c, t), mean.view(1, -1), inverse.view(1, -1),
+            ones, 1, n * c, t, n * groups, [False, True, True],
+        )  # fmt: skip
+        return self.by_example(weight.view(n, c)), self.by_example(bias.view(n, c))
+
+
+@frozen
+class LayerNormUse(Use):
+    """Of `nn.LayerNorm`."""
+
+    def rows(self, name: str) -> Tensor:
+        """Sums over positions of g·x̂ and of g."""
+        shape = self.layer.normalized_shape
+        g = self.g
+        if name == "weight":
+            g = g * functional.layer_norm(self.x, shape, eps=self.layer.eps)
+        return g.reshape(self.examples, -1, *shape).sum(1)
+
+
+@frozen
+class EmbeddingUse(Use):
+    """Of `nn.Embedding`."""
+
+    def rows(self, name: str) -> Tensor:  # noqa: ARG002
+        """A table for each example, of which most is zero."""
+        x, g = self._flat()
+        table = g.new_zeros(self.examples, *self.layer.weight.shape)
+        return table.scatter_add_(1, x.unsqueeze(2).expand_as(g), g)
+
+    def squares(self, name: str) -> Tensor | None:  # noqa: ARG002
+        """Σ_tu ⟨g_t, g_u⟩ over positions t and u that look up the same entry."""
+        if self.is_small:
+            return None
+        x, g = self._flat()
+        pieces = [
+            gram(g[s]).mul_(x[s].unsqueeze(1) == x[s].unsqueeze(2)).sum((1, 2))
+            for s in self.slices(x.shape[1] ** 2)
+        ]
+        return torch.cat(pieces)
+
+    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+        """One table for all examples."""
+        x, g = evolve(self, g=self.weigh(factors))._flat()  # noqa: SLF001
+        return torch.zeros_like(self.layer.weight).index_add_(0, x.flatten(), g.flatten(0, 1))
+
+    def _flat(self) -> tuple[Tensor, Tensor]:
+        x = self.x.reshape(self.examples, -1)  # (B, T)
+        g = self.g.reshape(self.examples, -1, self.g.shape[-1])  # (B, T, E)
+        if self.layer.padding_idx is not None:
+            g = g.masked_fill((x == self.layer.padding_idx).unsqueeze(2), 0.0)
+        return x, g

@@ -1,0 +1,99 @@
+"""The layers of a network that use trainable parameters, and which rule holds for each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from torch import nn
+
+from cohortium.clipping.linear_conv import ConvolutionUse, LinearUse, ParametrizedUse
+from cohortium.clipping.norm_embedding import EmbeddingUse, GroupNormUse, LayerNormUse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cohortium.clipping.layer_call import Use
+
+
+@frozen
+class Layer:
+    """A layer that uses trainable parameters.
+
+    Attributes:
+        name: In its network.
+        module: The layer.
+        parameters: What it uses itself, by name.
+        kind: The rule that holds for it, or None where there is none.
+    """
+
+    name: str
+    module: nn.Module
+    parameters: list[tuple[str, nn.Parameter]]
+    kind: type[Use] | None
+
+    @property
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Those of its parameters that are trained."""
+        return [(name, p) for name, p in self.parameters if p.requires_grad]
+
+    def fold(self, rows: Tensor) -> Tensor:
+        """Rows as the layer's own batch, as the rule takes them."""
+        assert self.kind is not None
+        return self.kind.fold(self.module, rows)
+
+    def saved_by(self, node: Any) -> tuple[Tensor, ...]:
+        """What torch saved of a call at its node of autograd, as the rule wants it."""
+        return () if self.kind is None else self.kind.saved_by(node)
+
+
+def using_parameters(net: nn.Module) -> list[Layer]:
+    """The layers of a network that use trainable parameters."""
+    named = dict(net.named_modules())
+    inner = [f"{n}.parametrizations".lstrip(".") for n, layer in named.items()
+             if nn.utils.parametrize.is_parametrized(layer)]  # fmt: skip
+    return [
+        Layer(name, layer, parameters, _kind_of(layer, parameters))
+        for name, layer in named.items()
+        if not any(name == i or name.startswith(f"{i}.") for i in inner)
+        for parameters in [owned(layer)]
+        if any(p.requires_grad for _, p in parameters)
+    ]
+
+
+def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[Use] | None:
+    """The rule for a layer's very class, since a subclass may do other things."""
+    weighing: dict[type[nn.Module], type[Use]] = {
+        nn.Linear: LinearUse,
+        nn.Conv1d: ConvolutionUse,
+        nn.Conv2d: ConvolutionUse,
+        nn.Conv3d: ConvolutionUse,
+    }
+    kinds = weighing | {
+        nn.GroupNorm: GroupNormUse,
+        nn.LayerNorm: LayerNormUse,
+        nn.Embedding: EmbeddingUse,
+    }
+    names = {name for name, _ in parameters}
+    if names <= {"weight", "bias"}:
+        return None if _mixes_gradients(layer) else kinds.get(type(layer))
+    if names <= {"parametrizations.weight.original", "bias"}:
+        # What keeps buffers, such as a spectral norm, would move them once more when it is asked.
+        is_pure = not list(layer.parametrizations.buffers())  # type: ignore[union-attr]
+        if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in weighing:
+            return ParametrizedUse
+    return None
+
+
+def _mixes_gradients(layer: nn.Module) -> bool:
+    """Whether an option scales gradients by counts over the batch."""
+    return bool(getattr(layer, "scale_grad_by_freq", False))
+
+
+def owned(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a layer itself uses: its own, and what its own are computed from."""
+    own = [(n, p) for n, p in layer._parameters.items() if p is not None]  # noqa: SLF001
+    if nn.utils.parametrize.is_parametrized(layer):
+        parts = layer.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]
+        own += parts
+    return own

@@ -1,0 +1,1 @@
+"""Randomness of a party and of a simulation, and signing keys."""

@@ -1,0 +1,173 @@
+"""Columns of labels as people save them: whole numbers, of which each names one class that occurs.
+
+A code for "ungraded" is not a class, nor is a number that no image has: either would stand in every
+table.  So labels are refused that begin at 1, or leave most numbers without an image, unless the
+classes are named; `Splits.require_learnable` has the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from cohortium.data.examples import MOST_CLASSES
+from cohortium.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+MOST_SHOWN: Final = 6
+"""Labels that an error lists."""
+
+
+def column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
+    """Integers of shape (N,) or (N, 1) as (N,).
+
+    Raises:
+        DataError: They are something else.
+    """
+    if values.dtype.kind not in "iu":
+        raise DataError(
+            f"{where} is {values.dtype}; save whole numbers, such as uint8{_kind(values, where)}."
+        )
+    if values.shape not in {(length,), (length, 1)}:
+        flat = ": reshape(-1)" if values.size == length else ""
+        raise DataError(
+            f"{where} has shape {values.shape}, but there are {length} images; save one value for "
+            f"each image{flat}."
+        )
+    if values.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"{where} has values beyond 64 signed bits; number them from 0.")
+    return values.reshape(length).astype(np.int64)
+
+
+def label_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
+    """Labels of shape (N,) or (N, 1) as (N,).
+
+    Raises:
+        DataError: They are something else, or no numbers of classes.
+    """
+    if values.ndim == 2 and values.shape[1] > 1 and len(values) == length:  # noqa: PLR2004 - (N, K)
+        raise DataError(
+            f"{where} has shape {values.shape}, several values for each image{_many(values)}."
+        )
+    labels = column(values, length, where)
+    low, high = labels.min(initial=0), labels.max(initial=0)
+    if low < 0 or high >= MOST_CLASSES:
+        marks = "; a negative one often marks an image without a class: leave those out"
+        raise DataError(
+            f"{where} has values from {labels.min()} to {labels.max()}; number the classes from 0, "
+            f"at most {MOST_CLASSES} of them{marks if low < 0 else ''}."
+        )
+    return labels
+
+
+def names_of(
+    parts: Mapping[str, NDArray[np.int64]], named: Sequence[str], where: str
+) -> tuple[str, ...]:
+    """Names of the classes: those given, or else the numbers that the labels are.
+
+    Args:
+        parts: Labels by split, those of `train` among them.
+        named: Names of the classes, where they are given.
+        where: How an error names the file.
+
+    Raises:
+        DataError: A label is beyond the names; or, without names, the labels begin at 1, most
+            numbers up to the greatest are no label, or all labels are alike.
+    """
+    held = {split: labels for split, labels in parts.items() if len(labels)}
+    if named:
+        for split, labels in held.items():
+            if labels.max() >= len(named):
+                raise DataError(
+                    f"{where}: {split}_labels must lie in 0…{len(named) - 1}, found "
+                    f"{labels.min()}…{labels.max()}; {_beyond(labels, len(named))}."
+                )
+        return tuple(named)
+    found = sorted({int(label) for labels in held.values() for label in np.unique(labels)})
+    # One hospital may lack some classes; whether a whole study does is seen once it is loaded.
+    begins_at_one = found == list(range(1, len(found) + 1))
+    if len(found) > 1 and (begins_at_one or found[-1] + 1 > 2 * len(found)):
+        raise DataError(f"{where}: its labels are {_listed(found)}; {_gap(found)}.")
+    if len(found) == 1 and "train" in held:
+        raise DataError(
+            f"{where}: all its labels are {found[0]}, and of one class alone every answer is "
+            "right; save images of two or more."
+        )
+    return tuple(str(label) for label in range(max(found, default=0) + 1))
+
+
+def _kind(values: NDArray[Any], where: str) -> str:
+    """What to do with a column that holds no whole numbers."""
+    kind = values.dtype.kind
+    if kind == "b":
+        return ": astype('uint8') gives 0 and 1"
+    if kind in "US":
+        numbered = ": numpy.unique(…, return_inverse=True) numbers them, over all splits at once"
+        named = "; names of classes go into an array 'classes', in the order of their numbers"
+        return numbered + (named if where.endswith("_labels") else "")
+    if kind == "f" and values.size:
+        if np.isnan(values).any():
+            return ": nan is no class, so leave out what has none"
+        if (values != np.round(values)).any():
+            return ", for these are measurements; a class is one of a few numbers"
+        return ": astype('int64') loses nothing here"
+    return ""
+
+
+def _many(values: NDArray[Any]) -> str:
+    """What to do with several values for each image."""
+    single = "only one class for each image can be learned"
+    if values.dtype.kind not in "biuf":
+        return f"; {single}, so choose one column"
+    is_binary = bool(((values == 0) | (values == 1)).all())
+    sums = values.sum(1)
+    if is_binary and (sums == 1).all():
+        return ", of which one is 1 (one-hot); save labels.argmax(1)"
+    if values.dtype.kind == "f" and (values >= 0).all() and np.allclose(sums, 1, atol=1e-3):
+        return (
+            " that add up to 1, as probabilities do; save one class for each, or labels.argmax(1)"
+        )
+    several = ": several findings may hold at once there," if is_binary else ";"
+    return f"{several} {single}, so choose one column"
+
+
+def _beyond(labels: NDArray[np.int64], named: int) -> str:
+    """What to do with labels beyond the names."""
+    beyond = np.unique(labels[labels >= named])
+    if labels.min() > 0 and labels.max() == named:
+        return "they begin at 1, so subtract 1, in all splits"
+    if len(beyond) == 1 and beyond[0] > named:
+        return f"{_code(int(beyond[0]))}, or name every class up to it"
+    return "give as many names as there are classes"
+
+
+def _gap(found: Sequence[int]) -> str:
+    """What to do with labels that are not numbered from 0 without gaps."""
+    *others, top = found
+    remedy = "number the classes from 0 without gaps, or name all of them ('classes')"
+    if found == list(range(1, top + 1)):
+        return (
+            "they begin at 1, so that a class 0 would be empty: subtract 1, or name all classes "
+            "('classes') where there is a class 0"
+        )
+    if others == list(range(len(others))) and len(others) > 1:
+        return f"{_code(top)}; else {remedy}"
+    return remedy
+
+
+def _code(label: int) -> str:
+    return (
+        f"{label} stands apart, as a code for 'ungraded' would: leave those images out if it is one"
+    )
+
+
+def _listed(labels: Sequence[int]) -> str:
+    shown = list(map(str, labels))
+    if len(shown) > MOST_SHOWN:
+        shown = [*shown[: MOST_SHOWN - 2], "…", shown[-1]]
+    return ", ".join(shown)

@@ -1,0 +1,260 @@
+"""Files in MedMNIST's array layout, read as the splits of a data set.
+
+    from cohortium.plugin import read_splits
+
+    splits = read_splits(Path("pneumoniamnist.npz"), name="PneumoniaMNIST")
+
+Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`, and
+`train_labels` of shape (N,) or (N, 1), integers from 0 without gaps; the same for `val_` and
+`test_` where there is one; `train_clients` (N,), integers, where the data have a grouping of their
+own (by hospital, say), and `train_patients` (N,) where it is known whose each image is; and
+`classes`, the names of the classes, as text.  See `pixels` and `labels` for what is refused.
+
+The file may come from anyone.  Nothing in it is ever unpickled, and its size is checked before
+it is unpacked.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from cohortium.data.examples import Examples, Splits
+from cohortium.data.labels import column, label_column, names_of
+from cohortium.data.memory import available
+from cohortium.data.pixels import Layout, pixels
+from cohortium.errors import DataError, is_printable, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+DATA_FOLDER: Final = "COHORTIUM_DATA"
+"""The environment variable that names the folder in which data files are looked for."""
+
+LARGEST: Final = 1 << 34
+"""Bytes that a file may unpack to: 16 GiB, just above the largest set of MedMNIST."""
+
+_ARRAYS: Final = (
+    *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
+    "train_clients",
+    "train_patients",
+    "classes",
+)
+
+_UNREADABLE: Final = (
+    EOFError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,  # the archive is encrypted, or packed in a way that zipfile does not know
+    SyntaxError,
+    SystemError,  # text of characters that are none
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy are known to raise over a damaged file."""
+
+_PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What NumPy writes.  Others have readers that set aside whatever the file asks for."""
+
+_DEFLATION: Final = 1032
+"""The most bytes that deflate makes of one: 258, its longest match, of every two bits."""
+
+_HEADERS: Final = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+"""Readers of an array's header, by its version; a third is for fields, which plain arrays lack."""
+
+
+def data_folder() -> Path | None:
+    """The folder that `COHORTIUM_DATA` names, or None."""
+    named = os.environ.get(DATA_FOLDER, "")
+    return Path(named).expanduser() if named else None
+
+
+def find_file(*places: Path) -> Path | None:
+    """The first of `places` where there is a file, or None."""
+    for place in places:
+        # Path.is_file raises where a folder on the way may not be searched.
+        if os.path.isfile(place):  # noqa: PTH113 - as said
+            return place
+    return None
+
+
+def read_splits(
+    path: Path,
+    *,
+    name: str,
+    classes: Sequence[str] = (),
+    source: str = "",
+    layout: Layout = "auto",
+) -> Splits:
+    """Read a file in MedMNIST's array layout.
+
+    Args:
+        path: The npz file.
+        name: What figures that come from it are called.
+        classes: Names of the classes; without them the file's own `classes`, or "0", "1", ….
+        source: Whom to cite.
+        layout: Where the channels of its images are, where it is not to be told from their shape.
+
+    Returns:
+        Its splits, with images of shape (N, C, H, W).  The validation and the test split are
+        None where the file has none.
+
+    Raises:
+        DataError: It is missing or damaged, lacks an array, or holds one of another form, or one
+            that can be read in several ways.
+    """
+    arrays = _read(path)
+    parts = {split: _examples(arrays, split, path, layout) for split in ("train", "val", "test")}
+    train = parts["train"]
+    if train is None:
+        raise DataError(f"{path} holds no array 'train_images'; {_LAYOUT}.")
+    labels = {split: part.labels for split, part in parts.items() if part is not None}
+    names = names_of(labels, tuple(classes) or _names(arrays, path), str(path))
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two classes have one name ({', '.join(names)}); rename one.")
+    return Splits(
+        name=name,
+        classes=names,
+        train=train,
+        validation=parts["val"],
+        test=parts["test"],
+        source=source,
+    )
+
+
+def read_images(path: Path, *, split: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The images of an npz file, without their labels.
+
+    Args:
+        path: The file: an array `images`, or a file in MedMNIST's layout.
+        split: Which of the layout's splits, where there is no array `images`.
+        shape: What an image has to be, (C, H, W): of two ways to read them one gives that.
+
+    Returns:
+        Shape (N, C, H, W).
+
+    Raises:
+        DataError: It is missing or damaged, or holds no such array, or one of another form.
+    """
+    names = ("images", f"{split}_images")
+    arrays = _read(path, names)
+    for name in names:
+        if name in arrays:
+            return pixels(arrays[name], f"{path}: {name}", shape=shape)
+    raise DataError(f"{path} holds neither an array 'images' nor '{split}_images'; save one.")
+
+
+_LAYOUT: Final = "MedMNIST's layout has images and labels together: train_images, train_labels, …"
+
+
+def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]:
+    """Those arrays of the file that are in `names`."""
+    with _worded(path), zipfile.ZipFile(path) as archive:
+        held = {member.filename: member.file_size for member in archive.infolist()}
+        found = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
+        size = sum(held[member] for member in found.values())
+        # Images are held twice for a moment: as they were read, and in the order that torch wants.
+        most = min(LARGEST, available() // 2)
+        if size > most:
+            raise DataError(
+                f"{path} unpacks to {size / 2**30:.1f} GiB, and at most {most / 2**30:.1f} GiB can "
+                "be read in the memory there is; split it, or make its images smaller."
+            )
+        return {name: _array(archive, member) for name, member in found.items()}
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array of `archive`.
+
+    Raises:
+        ValueError: It claims to be larger than what is there can be: space for all of an array is
+            set aside before any of it is read.
+    """
+    member = archive.getinfo(name)
+    if member.compress_type not in _PACKINGS:
+        raise ValueError(f"{name} is packed in a way that NumPy does not use")
+    assert archive.fp is not None
+    there = min(member.compress_size, archive.fp.seek(0, os.SEEK_END))
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} has a header of version {version}")
+        shape, _, dtype = _HEADERS[version](file)
+    if math.prod(shape) * dtype.itemsize > min(member.file_size, _DEFLATION * there):
+        raise ValueError(f"{name} claims to hold more than there is")
+    with archive.open(member) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+@contextmanager
+def _worded(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes the libraries raise into one sentence."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise DataError(
+            f"{path} cannot be read as an npz archive ({reason}); copy it anew, or write it anew "
+            "with numpy.savez_compressed and without Python objects."
+        ) from error
+
+
+def _examples(
+    arrays: dict[str, NDArray[Any]], split: str, path: Path, layout: Layout
+) -> Examples | None:
+    """Take a split out of `arrays`, or None where the file does not have it."""
+    images = arrays.pop(f"{split}_images", None)
+    labels = arrays.pop(f"{split}_labels", None)
+    groups = {name: arrays.pop(f"{split}_{name}", None) for name in ("clients", "patients")}
+    if images is None and labels is None:
+        return None
+    for what, array in (("images", images), ("labels", labels)):
+        if array is None:
+            raise DataError(f"{path} holds no array '{split}_{what}'; {_LAYOUT}.")
+    assert images is not None
+    assert labels is not None
+    taken = pixels(images, f"{path}: {split}_images", layout=layout)
+    columns = {
+        name: None if group is None else column(group, len(taken), f"{path}: {split}_{name}")
+        for name, group in groups.items()
+    }
+    classes = label_column(labels, len(taken), f"{path}: {split}_labels")
+    return Examples(taken, classes, columns["clients"], columns["patients"])
+
+
+def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
+    """The class names that the file holds, if any."""
+    names = arrays.pop("classes", None)
+    if names is None:
+        return ()
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise DataError(
+            f"{path}: classes is {names.dtype} of shape {names.shape}; save the names in the "
+            "labels' order as text of shape (K,)."
+        )
+    with _worded(path):
+        texts = tuple(str(name) for name in names)
+    for text in texts:
+        if not is_printable(text):
+            raise DataError(f"{path}: the class name {shown(text)} cannot be shown; rename it.")
+    return texts

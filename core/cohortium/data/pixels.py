@@ -1,0 +1,152 @@
+"""Arrays of images as people save them, read in the one way that they can be, or not at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from attrs import frozen
+
+from cohortium.data.examples import laid_out
+from cohortium.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+Layout = Literal["auto", "channels-last", "channels-first"]
+"""How the axes of an array of images follow one another; "auto" reads what can be read one way."""
+
+MOST_CHANNELS: Final = 16
+
+_PLAIN: Final = (1, 3)
+"""Channels that need no word: grey and colour."""
+
+_WITH_ALPHA: Final = {2: "grey", 4: "colour"}
+"""Channels of which the last may be transparency, and what the others are then."""
+
+
+@frozen
+class Reading:
+    """One way to read an array of images.
+
+    Attributes:
+        layout: What declares it.
+        shape: Of an image, (C, H, W).
+    """
+
+    layout: Layout
+    shape: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        """For a sentence."""
+        channels, height, width = self.shape
+        place = self.layout.replace("-", " ")
+        many = "1 channel" if channels == 1 else f"{channels} channels"
+        return f"images of {height} × {width} with {many} ({place})"
+
+
+def pixels(
+    images: NDArray[Any],
+    where: str,
+    *,
+    layout: Layout = "auto",
+    shape: tuple[int, int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W).
+
+    Args:
+        images: As saved.
+        where: How an error names them.
+        layout: How their axes follow one another, where that is declared.
+        shape: What an image has to be, where that is known: (C, H, W).
+
+    Raises:
+        DataError: They are not `uint8`, or of a shape that can be read in several ways, or in none.
+    """
+    if images.dtype != np.uint8:
+        raise DataError(f"{where} is {images.dtype}; {_advice(images)}.")
+    if images.ndim == 3 and 0 not in images.shape[1:]:  # noqa: PLR2004 - (N, H, W)
+        return laid_out(images[:, None])
+    if images.ndim != 4 or 0 in images.shape[1:]:  # noqa: PLR2004 - with channels
+        flat = "; volumes are not read" if images.ndim > 4 else ""  # noqa: PLR2004
+        raise DataError(
+            f"{where} has shape {images.shape}; save it as (N, H, W) for grey, or (N, H, W, C) "
+            f"with at most {MOST_CHANNELS} channels last{flat}."
+        )
+    chosen = _reading(images.shape, where, layout, shape)
+    return laid_out(images if chosen == "channels-first" else images.transpose(0, 3, 1, 2))
+
+
+def _reading(
+    shape: tuple[int, ...], where: str, layout: Layout, wanted: tuple[int, int, int] | None
+) -> Layout:
+    """The layout in which an array of four axes is to be read."""
+    _, first, _, last = shape
+    known = list(_readings(shape))
+    if layout != "auto":
+        if layout not in {reading.layout for reading in known}:
+            channels = last if layout == "channels-last" else first
+            raise DataError(
+                f'{where} has shape {shape}, which layout = "{layout}" reads as {channels} '
+                f"channels, and at most {MOST_CHANNELS} are read; declare the other layout."
+            )
+        return layout
+    fitting = [reading for reading in known if reading.shape == wanted]
+    if len({reading.layout for reading in fitting}) == 1:
+        return fitting[0].layout
+    is_plain = last in _PLAIN and first not in _PLAIN
+    if is_plain or shape[1:] == (1, 1, 1):
+        return "channels-last"
+    raise DataError(f"{where} has shape {shape}, {_ways(shape, known, wanted)}.")
+
+
+def _readings(shape: tuple[int, ...]) -> Iterator[Reading]:
+    _, first, second, last = shape
+    if last <= MOST_CHANNELS:
+        yield Reading("channels-last", (last, first, second))
+    if first <= MOST_CHANNELS:
+        yield Reading("channels-first", (first, second, last))
+
+
+def _ways(shape: tuple[int, ...], known: list[Reading], wanted: tuple[int, int, int] | None) -> str:
+    """In which ways `shape` can be read, and what to do."""
+    volumes = f"grey volumes of {' × '.join(map(str, shape[1:]))}"
+    if not known:
+        return f"which reads as {volumes}, and only flat images are read; save slices of them"
+    ways = [*map(str, known), volumes]
+    alpha = _WITH_ALPHA.get(shape[-1])
+    if alpha is not None:
+        ways.append(f"{alpha} with transparency")
+    listed = f"{', '.join(ways[:-1])} or {ways[-1]}"
+    if wanted is not None:
+        channels, height, width = wanted
+        remedy = (
+            f"the model takes {channels} channels of {height} × {width}, so save it so, with the "
+            "channels last"
+        )
+    else:
+        declared = " or ".join(f'layout = "{reading.layout}"' for reading in known)
+        cut = f", or leave the transparency out (images[..., :{shape[-1] - 1}])" if alpha else ""
+        remedy = (
+            f"say which with {declared} of the data set, or save plain images with 1 or 3 channels "
+            f"last{cut}; volumes are not read"
+        )
+    return f"which can be read as {listed}: {remedy}"
+
+
+def _advice(images: NDArray[Any]) -> str:
+    """How to make `uint8` of other values."""
+    advice = "save brightness from 0 to 255 as uint8"
+    if images.dtype == np.bool_:
+        return f"{advice}: multiply by 255"
+    if images.dtype.kind not in "iuf" or not images.size:
+        return advice
+    low, high = images.min(), images.max()
+    if images.dtype.kind == "f" and low >= 0 and high <= 1:
+        return f"{advice}: multiply by 255 and round"
+    return (
+        f"{advice}: scale or window its values, which run from {low:g} to {high:g}; a cast alone "
+        "would wrap them"
+    )

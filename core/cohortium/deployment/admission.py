@@ -1,0 +1,123 @@
+"""What a hospital makes of an invitation: a study, of parts that its policy allows.
+
+Guarantees:
+    Nothing but the tables of `run.AGREED`, and of [federation] the terms of `invite.TERMS`,
+    is accepted: an invitation cannot name a data set, an engine, an observer or a file.
+    No plugin is called, and no class of it is made, before the hospital's policy has been asked by
+    name, for parts inside parts too.
+    A parameter that its plugin declares to name code or files of the machine (`Offer.local`) has
+    a value that the policy lists, or its default.
+    Every value is converted strictly to its parameter's type; nothing is evaluated or unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from attrs import frozen
+
+from cohortium.catalog.discovery import discover
+from cohortium.errors import RefusalError, StudyError, keyed, shown
+from cohortium.messages.deployment import AGREED
+from cohortium.runs.invite import PARTS, TERMS, differing, named_parts, versions_of
+from cohortium.study import study_file, toml
+from cohortium.study.study import Study
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cohortium.catalog.discovery import Offering
+    from cohortium.deployment.site_policy import SitePolicy
+    from cohortium.messages.deployment import Invitation
+    from cohortium.roles.sessions import Exchange, SiteRecipe
+    from cohortium.roles.values import SiteId
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""What torch may be asked to compute on."""
+
+MOST_THREADS = 32
+"""Of torch, on a machine of fewer processors.  Many more than there are take most of their time."""
+
+
+def study_of(invitation: Invitation, policy: SitePolicy) -> Study:
+    """The study that a hospital is invited to.
+
+    Raises:
+        RefusalError: It is below a floor of `policy`, or cannot be made here.
+        StudyError: It asks for something that cannot be.
+    """
+    where = "the invitation"
+    shared = toml.loads(invitation.study, where=where)
+    toml.require_text(shared, where=where)
+    for name in shared:
+        if name not in AGREED:
+            _refuse("tables", f"the study has a table [{keyed(name)}], which no site is sent.")
+    for name in AGREED:
+        if not isinstance(shared.get(name), dict):
+            _refuse("tables", f"the study has no table [{name}].")
+    for key in shared["federation"]:
+        if key not in TERMS:
+            _refuse("tables", f"the study has a term {keyed(key)}, which no site is sent.")
+    _require_bounds(shared["federation"], policy)
+    catalog = discover()
+    for role in PARTS:
+        for offering, table in named_parts(catalog, role, shared[role]):
+            _require_allowed(policy, offering, table)
+    _require_versions(invitation.versions, versions_of(shared))
+    return study_file.build(shared, where=where, engine=Silent(), catalog=catalog, into=Study)
+
+
+@frozen
+class Silent:
+    """The engine at a hospital: it sends nothing of itself."""
+
+    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:  # noqa: ARG002
+        """Refuse: hospitals do not start runs."""
+        raise StudyError("a hospital's side of a study cannot be run.")
+
+
+def _require_allowed(policy: SitePolicy, offering: Offering, table: Mapping[str, Any]) -> None:
+    what = f"{offering.role} '{offering.offer.name}'"
+    if not policy.allows(offering.record):
+        _refuse(
+            "policy.plugins",
+            f"the study uses the {what} of {offering.record.label}, and this site does not allow "
+            "that plugin.",
+        )
+    for key in offering.offer.local:
+        value = table.get(key)
+        if value not in (None, "", *policy.local):
+            _refuse(
+                "policy.local",
+                f"the study gives the {what} {key} = {shown(value)}, which names code or a "
+                "file of this machine, and this site does not allow it.",
+            )
+
+
+def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    """Refuse another version of cohortium, or of a plugin; other packages may differ."""
+    for name, version in differing(theirs, ours).items():
+        if name == "cohortium" or name.startswith("plugin "):
+            _refuse(
+                "versions",
+                f"the coordinator has {name} {keyed(theirs.get(name, 'none'))}, and this site "
+                f"{version}; install the same.",
+            )
+
+
+def _require_bounds(terms: Mapping[str, Any], policy: SitePolicy) -> None:
+    """Refuse what would be asked of this machine rather than of the study."""
+    numbers = {key: value for key, value in terms.items() if isinstance(value, int)}
+    attempts = numbers.get("rounds", 0) + numbers.get("retries", 0)
+    policy.admit_terms(sites=numbers.get("sites", 0), attempts=attempts)
+    device, threads = terms.get("device", "cpu"), numbers.get("threads", 0)
+    if str(device).partition(":")[0] not in DEVICES:
+        _refuse("device", f"the study asks for the device {shown(device)}.")
+    most = max(MOST_THREADS, os.cpu_count() or 0)
+    if threads > most:
+        _refuse("threads", f"the study asks for {threads} threads, more than {most}.")
+
+
+def _refuse(code: str, sentence: str) -> NoReturn:
+    raise RefusalError(code, sentence)

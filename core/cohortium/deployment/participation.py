@@ -1,0 +1,160 @@
+"""What a hospital keeps of the runs that it takes part in, so that a restart ends none of them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from cohortium.errors import RefusalError, RunError
+from cohortium.storage.atomic import require_room, sweep, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+MOST_KEPT = 16
+"""Runs that are kept on the disk; older ones go."""
+
+DIGEST_BYTES = 32
+
+INVITATION, REPLY = "invitation", "reply"
+"""The files of a run."""
+
+_NAME = re.compile(r"[0-9a-f]{32}")
+"""Of a run's folder: its session."""
+
+_BEYOND = 1 << 20
+"""Bytes of an answer beside its vector, at most."""
+
+
+@define
+class Visit:
+    """One run, in a folder of its own: the invitation, and the last answer that left.
+
+    Guarantees:
+        `keep` and `Visits.begin` return when what they were given is durable.
+    """
+
+    folder: Path
+    _last: tuple[bytes, bytes] | None = field(default=None, init=False, repr=False)
+
+    def invitation(self) -> bytes | None:
+        """The invitation's bytes, or None."""
+        return _content(self.folder / INVITATION)
+
+    def reply(self, digest: bytes) -> bytes | None:
+        """The answer to the request with this digest, if it was the last to be answered."""
+        if self._last is None:
+            kept = _content(self.folder / REPLY) or b""
+            self._last = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
+        return self._last[1] if self._last[0] == digest else None
+
+    def keep(self, digest: bytes, reply: bytes) -> None:
+        """Keep an answer before it leaves, in place of the one before.
+
+        Raises:
+            RefusalError: It could not be kept, so it must not leave.
+        """
+        _put(self.folder / REPLY, digest + reply)
+        self._last = digest, reply
+
+    def require_room(self, size: int) -> None:
+        """Refuse to go on where an answer with a vector of `size` bytes could not be kept.
+
+        Raises:
+            RefusalError: It could not; nothing is kept.
+        """
+        try:
+            require_room(self.folder, size + _BEYOND)
+        except OSError as error:
+            raise _unusable() from error
+
+    def forget(self) -> None:
+        """Remove the run's own files, and its folder if nothing else is in it.
+
+        Raises:
+            OSError: They cannot be removed.
+        """
+        sweep(self.folder)
+        for name in (INVITATION, REPLY):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's files stand
+            self.folder.rmdir()
+
+
+@frozen
+class Visits:
+    """The runs that a hospital takes part in, in one folder that only its owner can read.
+
+    Guarantees:
+        Nothing is removed but files of runs: in a folder that is named by a session and holds an
+        invitation, the invitation and the answer.  Whatever else lies there stands.
+    """
+
+    folder: Path
+
+    def require_usable(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: It cannot be made, or written to.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_room(self.folder, 0)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.folder}: {error.strerror}.") from error
+
+    def of(self, session: bytes) -> Visit:
+        """The run's, whether or not there is anything yet."""
+        return Visit(self.folder / session.hex())
+
+    def begin(self, visit: Visit, invitation: bytes, *, keep: Collection[bytes]) -> None:
+        """Keep an invitation; of other runs than those of `keep`, the oldest go.
+
+        Raises:
+            RefusalError: It could not be kept.
+        """
+        try:
+            visit.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            others = [path for path in self.folder.iterdir() if path != visit.folder]
+            others = sorted(filter(_is_run, others), key=lambda path: path.stat().st_mtime)
+            names = {session.hex() for session in keep}
+            for path in others[: max(0, len(others) + 1 - MOST_KEPT)]:
+                if path.name not in names:
+                    Visit(path).forget()
+        except OSError as error:
+            raise _unusable() from error
+        _put(visit.folder / INVITATION, invitation)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether `path` is a folder that `Visits.begin` has made."""
+    return (
+        _NAME.fullmatch(path.name) is not None
+        and not path.is_symlink()
+        and (path / INVITATION).is_file()
+    )
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable() from error
+
+
+def _put(path: Path, data: bytes) -> None:
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise _unusable() from error
+
+
+def _unusable() -> RefusalError:
+    return RefusalError("disk", "the site's folder of runs cannot be used.")

@@ -1,0 +1,155 @@
+"""A deployment to rehearse: a simulation's hands, each as the folder of a hospital of its own.
+
+DIR/study.toml            the study of the deployment, for the study lead
+DIR/public.npz            its validation and test images, where there are some
+DIR/directory.txt         the sites' public keys
+DIR/site-0/site.toml      one hospital: give its folder away, and to nobody else
+DIR/site-0/data.npz · identity.pem · ledger.sqlite · directory.txt
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+import tomli_w
+
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.deployment.site_policy import SitePolicy
+from cohortium.errors import RunError, StudyError
+from cohortium.ledger.ledger import Ledger
+from cohortium.privacy.guarantee import rounded_up
+from cohortium.storage.atomic import create_whole
+from cohortium.study import toml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cohortium.data.examples import Examples
+    from cohortium.runs.prepare import Ready
+
+
+def deal(ready: Ready, folder: Path, *, engine: str = "flower") -> None:
+    """Write the files of a deployment that is like a simulation.
+
+    Args:
+        ready: The simulation.
+        folder: New or empty.
+        engine: Of the deployment.
+
+    Guarantees:
+        A hospital's folder is for its owner alone, and holds no other hospital's data or key.
+        The hospitals' examples are those of the simulated sites, in the same order: with seeded
+        noise, one version of everything and equal threads, both give the same weights.
+
+    Raises:
+        StudyError: The folder is not empty, or the study is of a deployment already.
+        RunError: It cannot be written.
+    """
+    ready.require_simulated()
+    sites = range(ready.setting.cohort.sites)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise StudyError(f"{folder} is not empty; give another folder with --out.")
+        drawn = ready.identities or tuple(Identity.draw(Randomness.system()) for _ in sites)
+        directory = Directory(tuple(identity.public for identity in drawn))
+        for site in sites:
+            place = folder / f"site-{site}"
+            place.mkdir(mode=0o700)
+            drawn[site].create(place / "identity.pem")
+            directory.write(place / "directory.txt")
+            _write_site(place, site, ready)
+        directory.write(folder / "directory.txt")
+        has_public = _write_public(folder / "public.npz", ready)
+        study = _study(ready, engine, has_public=has_public)
+        create_whole(folder / "study.toml", tomli_w.dumps(study).encode())
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
+
+
+def _study(ready: Ready, engine: str, *, has_public: bool) -> dict[str, Any]:
+    study = toml.loads(ready.federation.as_toml(), where="the study")
+    del study["dataset"], study["partitioner"]
+    spec = attrs.asdict(ready.setting.spec, filter=lambda _, value: value is not None)
+    study["data"] = {**spec, "classes": list(ready.setting.spec.classes)}
+    study["engine"] = {"name": engine}
+    if has_public:
+        study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
+    if ready.setting.cohort.adversary == "active":
+        study["federation"]["directory"] = "directory.txt"
+    return study
+
+
+def _write_site(folder: Path, site: int, ready: Ready) -> None:
+    guarantee, spec = ready.setting.plan.guarantee, ready.setting.spec
+    hand = ready.splits.train.take(ready.hands[site])
+    create_whole(folder / "data.npz", _archive(spec.classes, train=hand))
+    Ledger(folder / "ledger.sqlite").create()
+    is_rehearsal = guarantee is None or guarantee.simulation
+    site_file = {
+        "site": {
+            "number": site,
+            "data": f"{ready.splits.name}, site {site}",
+            "identity": "identity.pem",
+            "directory": "directory.txt",
+        },
+        "dataset": {"name": "npz", "path": "data.npz", "layout": "channels-last"},
+        "policy": {
+            # As a hospital would write it: a bound that holds on every machine alike.
+            "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),
+            "delta": 1e-5 if guarantee is None else guarantee.delta,
+            "unit": "example" if guarantee is None else guarantee.unit,
+            "against": "everyone" if guarantee is None else guarantee.against,
+            "adversary": ready.setting.cohort.adversary,
+            **_ceilings(ready),
+            **({"rehearsal": True} if is_rehearsal else {}),
+        },
+    }
+    create_whole(folder / "site.toml", tomli_w.dumps(site_file).encode())
+
+
+def _ceilings(ready: Ready) -> dict[str, int]:
+    """What a study as large as this one may ask of a machine, and hardly more."""
+    asked = {
+        "max_rounds": ready.setting.cohort.attempts,
+        "max_sites": ready.setting.cohort.sites,
+        "max_parameters": ready.setting.plan.length,
+    }
+    usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
+    return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
+
+
+def _write_public(path: Path, ready: Ready) -> bool:
+    if ready.validation is None and ready.test is None:
+        return False
+    # The layout wants training images too; the coordinator's go unused, and one is a public one.
+    first = ready.test or ready.validation
+    assert first is not None
+    data = _archive(
+        ready.setting.spec.classes,
+        train=first.take(np.arange(1)),
+        val=ready.validation,
+        test=ready.test,
+    )
+    create_whole(path, data)
+    return True
+
+
+def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
+    """Splits in MedMNIST's array layout."""
+    arrays: dict[str, Any] = {"classes": np.array(classes)}
+    for name, part in splits.items():
+        if part is None:
+            continue
+        images = part.images.transpose(0, 2, 3, 1)
+        arrays[f"{name}_images"] = images[..., 0] if images.shape[3] == 1 else images
+        arrays[f"{name}_labels"] = part.labels
+        if name == "train" and part.patients is not None:
+            arrays["train_patients"] = part.patients
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

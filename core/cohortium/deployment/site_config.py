@@ -1,0 +1,177 @@
+"""One hospital, as its own `site.toml` has it: its data, its keys, its ledger and its policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, le, lt, min_len
+
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.data.examples import MOST_EXAMPLES
+from cohortium.deployment.site_policy import SitePolicy
+from cohortium.errors import StudyError, is_printable, keyed, near, shown
+from cohortium.ledger.account import Account
+from cohortium.ledger.ledger import Ledger
+from cohortium.roles.protocols import Dataset
+from cohortium.rounds.shared_model import Workplace
+from cohortium.rounds.site import Site
+from cohortium.storage.append_log import FileJournal
+from cohortium.storage.trainer_state import StateFile
+from cohortium.study import toml
+from cohortium.study.study import MOST_SITES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from attrs import Attribute
+
+    from cohortium.data.examples import Examples
+    from cohortium.rounds.run_config import Setting
+    from cohortium.storage.append_log import Journal
+
+TABLES = ("site", "dataset", "policy")
+"""The tables of a site file."""
+
+
+def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
+    if not is_printable(value):
+        raise ValueError(f"'{attribute.name}' has characters that cannot be shown: {shown(value)}")
+
+
+@frozen(kw_only=True)
+class Hospital:
+    """What a hospital says of itself; no study can change it.
+
+    Paths are relative to the folder of the file; the data set's are looked for there first.
+
+    Attributes:
+        number: The site's number in the federation.
+        data: What the hospital calls the data.  All that is ever released from them is charged to
+            this name; images that share a person must not have two.
+        ledger: The ledger's file.
+        journal: What the site's aggregation must not forget over a restart.
+        states: The folder of what trainers keep at the site from round to round, a file for each
+            run that keeps something.
+        identity: The file of its signing key; empty where no study asks for one.
+        directory: The file of the directory that it has pinned; empty likewise.
+        runs: The folder of what it keeps of the runs that it takes part in.
+        socket: The file of the socket on which it is spoken to, from this machine alone.
+        caller: The operating system's user, beside its own, who may speak to it; empty for none.
+        group: The group whose members may connect to the socket, the caller among them; empty for
+            the caller's own group.
+        examples: How many training examples it declares to have: public, and told to whoever
+            invites it.  0 declares none.
+        dataset: Its own images.
+        policy: Its floors.
+        folder: Where its file lies.
+    """
+
+    number: int = field(validator=[ge(0), lt(MOST_SITES)])
+    data: str = field(validator=and_(min_len(1), _can_be_shown))
+    ledger: str = "ledger.sqlite"
+    journal: str = "journal"
+    states: str = "states"
+    identity: str = ""
+    directory: str = ""
+    runs: str = "runs"
+    socket: str = "site.sock"
+    caller: str = ""
+    group: str = ""
+    examples: int = field(default=0, validator=[ge(0), le(MOST_EXAMPLES)])
+    dataset: Dataset
+    policy: SitePolicy
+    folder: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Hospital:
+        """The hospital that a site file describes.
+
+        Raises:
+            StudyError: It cannot be read, a key is unknown or missing, or a value does not fit.
+            PluginError: Its data set is of no usable plugin.
+            IdentityError: The directory that it pins is missing or damaged.
+        """
+        where, tables = str(path), toml.read(path, what="the site file")
+        for name in tables:
+            if name not in TABLES:
+                raise StudyError(
+                    f"{where}: a site file has no [{keyed(name)}]; {near(name, TABLES)}"
+                )
+        site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
+        folder, pinned = path.absolute().parent, site.get("directory")
+        dataset = construction.beside(discover(), "dataset", dataset, folder)
+        directory = Directory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
+        hospital: Hospital = construction.call(
+            cls,
+            site,
+            where=f"{where} [site]",
+            what="the site",
+            ready={
+                "dataset": construction.make(discover(), "dataset", dataset, where=where),
+                "policy": construction.call(
+                    SitePolicy,
+                    policy,
+                    where=f"{where} [policy]",
+                    what="the policy",
+                    ready={"directory": directory},
+                ),
+                "folder": folder,
+            },
+        )
+        return hospital
+
+    @property
+    def account(self) -> Account:
+        """What was spent of its data, and what may be."""
+        return Account(Ledger(self.folder / self.ledger), self.data, self.policy.budget)
+
+    def open_journal(self) -> FileJournal:
+        """Its journal, which serves every run of this process; to be closed in the end.
+
+        Raises:
+            RunError: It is damaged, in use, or cannot be opened.
+        """
+        return FileJournal(self.folder / self.journal)
+
+    @property
+    def key(self) -> Identity | None:
+        """Its signing key, or None.
+
+        Raises:
+            IdentityError: It is missing, damaged, or others may read it.
+        """
+        return Identity.read(self.folder / self.identity) if self.identity else None
+
+    def open(self, setting: Setting, journal: Journal, examples: Examples | None = None) -> Site:
+        """Take part in a run, with `examples`, or else what its data set holds.
+
+        Raises:
+            RefusalError: The run is below a floor, or does not fit the budget; nothing is spent.
+            CohortiumError: The hospital's own files do not serve.
+        """
+        return Site(
+            setting,
+            self.number,
+            self.dataset.load().train if examples is None else examples,
+            Workplace(setting),
+            identity=self.key,
+            journal=journal,
+            policy=self.policy,
+            account=self.account,
+            store=StateFile(self.folder / self.states / _name(setting.session), setting.session),
+        )
+
+
+def _name(session: bytes) -> str:
+    return f"{session.hex()}.safetensors"
+
+
+def _table(tables: Mapping[str, Any], name: str, *, where: str) -> Mapping[str, Any]:
+    table = tables.get(name)
+    if not isinstance(table, dict):
+        raise StudyError(f"{where}: a site file needs a table [{name}].")
+    return table

@@ -1,0 +1,279 @@
+"""What a hospital insists on, whatever a study asks for: floors that no coordinator can lower.
+
+Beside the floors stand ceilings: how much of the hospital's machine a study may ask for.  They are
+held to it before anything as large is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NoReturn
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, le, lt
+
+from cohortium.catalog.allow_list import entries
+from cohortium.catalog.discovery import discover
+from cohortium.crypto.signing import Directory
+from cohortium.data.memory import available
+from cohortium.errors import RefusalError
+from cohortium.ledger.cost import PARTIES, UNITS, Budget, Price, Terms
+from cohortium.privacy.guarantee import LEAST_DELTA, Against, Unit, rounded_up
+from cohortium.roles.values import Adversary
+from cohortium.study.study import MOST_ROUNDS, MOST_SITES
+
+if TYPE_CHECKING:
+    from cohortium.catalog.discovery import PluginRecord
+    from cohortium.rounds.run_config import Setting
+
+ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
+"""From the weaker to the stronger."""
+
+MOST_PARAMETERS = 1 << 33
+
+
+def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) -> None:
+    entries(plugins, where="[policy] plugins")
+
+
+@frozen(kw_only=True)
+class SitePolicy:
+    """The floors of one site; the `[policy]` table of its `site.toml`.
+
+    What is demanded of privacy has no default: a hospital says it.  A floor of 0 demands nothing.
+
+    Attributes:
+        epsilon: ε, the most that may be spent of the site's data, by one run or by all.
+        delta: δ at which it is meant.
+        unit: The least that is protected: "example", "patient" or "site".
+        against: From whom, at least: from "coordinator", who sees sums, or "everyone".
+        adversary: What the coordinator must be feared to do.
+        contributors: Fewest sites in a sum that is opened.
+        honest: Fewest of them that do not collude.
+        colluding: Fewest sites that must be feared to pool what they know.
+        threshold: Fewest shareholders that would undo a secret.
+        sites: Fewest sites that are asked in a round.
+        plugins: Plugins that a study may be made of, as `allowing` writes them; none named allows
+            any.  `COHORTIUM_ONLY` keeps the others from being loaded at all.
+        local: Values that a study may give to parameters that name code or files of this machine,
+            such as "my_package:Net" for model 'module'.  None named allows none.
+        max_rounds: Most attempts of a run, its retries among them.
+        max_sites: Most sites of a federation.
+        max_parameters: Most values of a model.
+        max_memory: Most memory, in GiB, of a training step as it can be estimated beforehand; 0 is
+            half of what the machine, or the service's share of it, has left.
+        rehearsal: Ask for no privacy, and keep no budget: for data that are public or made up.
+        directory: The sites' public keys, as this site has pinned them.
+
+    Guarantees:
+        A setting that `admit` lets pass meets every floor.  What is judged is what the site's own
+        code made of the study, never a figure that the coordinator states.
+    """
+
+    epsilon: float = field(validator=[gt(0.0), lt(1e6)])
+    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
+    unit: Unit = field(validator=in_(UNITS))
+    against: Against = field(validator=in_(PARTIES))
+    adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))
+    contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    honest: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    threshold: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    sites: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
+    local: tuple[str, ...] = ()
+    rehearsal: bool = False
+    max_rounds: int = field(default=1000, validator=[ge(1), le(MOST_ROUNDS)])
+    max_sites: int = field(default=1000, validator=[ge(1), le(MOST_SITES)])
+    max_parameters: int = field(default=100_000_000, validator=[ge(1), le(MOST_PARAMETERS)])
+    max_memory: float = field(default=0.0, validator=[ge(0), le(1 << 20)])
+    directory: Directory | None = field(default=None, repr=False)
+
+    @property
+    def budget(self) -> Budget | None:
+        """What may be spent of the site's data; None in a rehearsal."""
+        return None if self.rehearsal else self._budget
+
+    @property
+    def _budget(self) -> Budget:
+        terms = Terms(unit=self.unit, against=self.against)
+        return Budget(epsilon=self.epsilon, delta=self.delta, terms=terms)
+
+    def admit(self, setting: Setting) -> None:
+        """Refuse a run below a floor.
+
+        Raises:
+            RefusalError: It is.  The code is "policy." and the floor; the sentence says what was
+                asked for, and what is demanded.
+            StudyError: The aggregator cannot serve the cohort.
+        """
+        # Names first: what is not allowed has no say in the rest.
+        self._require_plugins(setting)
+        self.admit_terms(sites=setting.cohort.sites, attempts=setting.cohort.attempts)
+        self._require_privacy(setting)
+        self._require_company(setting)
+        self._require_secrecy(setting)
+        self._require_directory(setting)
+        self.admit_parameters(setting.plan.length)
+
+    def admit_terms(self, *, sites: int, attempts: int) -> None:
+        """Refuse a run of more sites or attempts than the policy has, before anything is made.
+
+        Raises:
+            RefusalError: As for `admit`.
+        """
+        _require_most("rounds", attempts, self.max_rounds, "the study asks for {} attempts")
+        _require_most("sites", sites, self.max_sites, "the study has {} sites")
+
+    def admit_parameters(self, parameters: int) -> None:
+        """Refuse a model of more values than the policy has, before it is built.
+
+        Raises:
+            RefusalError: As for `admit`.
+        """
+        asked = "the study's model has {} values"
+        _require_most("parameters", parameters, self.max_parameters, asked)
+
+    def admit_memory(self, estimate: int) -> None:
+        """Refuse training that would take more bytes than the policy has, before it is tried.
+
+        Raises:
+            RefusalError: As for `admit`.
+        """
+        most = int(self.max_memory * 2**30) or available() // 2
+        if estimate > most:
+            _refuse(
+                "max_memory",
+                f"the study's training takes at least {estimate / 2**30:.1f} GiB of memory, more "
+                "than this site gives.",
+            )
+
+    def allows(self, record: PluginRecord) -> bool:
+        """Whether a study may be made of a plugin."""
+        known = entries(self.plugins, where="plugins")
+        own = (record.distribution, record.name, record.version)
+        return not known or any(entry.allows(*own) for entry in known)
+
+    def _require_plugins(self, setting: Setting) -> None:
+        if not self.plugins:
+            return
+        catalog = discover()
+        for part in (setting.model, setting.trainer, setting.plan, setting.aggregator):
+            makers = catalog.makers_of(part)
+            if not makers or not all(self.allows(record) for record in makers):
+                kind = type(part)
+                which = " and ".join(r.label for r in makers) or "no plugin"
+                _refuse(
+                    "plugins",
+                    f"the study uses {kind.__module__}:{kind.__qualname__} of {which}, and this "
+                    f"site allows {', '.join(self.plugins)}.",
+                )
+
+    def _require_privacy(self, setting: Setting) -> None:
+        if self.rehearsal:
+            return
+        guarantee, price = setting.plan.guarantee, Price.of(setting.plan)
+        if guarantee is None or price.mechanism is None:
+            _refuse("epsilon", f"the study promises no privacy; this site allows {self._budget}.")
+        if guarantee.simulation:
+            _refuse("epsilon", "the study's noise is from a public seed, which protects nothing.")
+        if UNITS.index(guarantee.unit) < UNITS.index(self.unit):
+            _refuse(
+                "unit",
+                f"the study hides one {guarantee.unit}; this site hides one {self.unit}.",
+            )
+        if PARTIES.index(guarantee.against) < PARTIES.index(self.against):
+            _refuse(
+                "against",
+                "the study's guarantee is against the coordinator, and this site demands one "
+                "against everyone.",
+            )
+        objection = self._budget.terms.objection(price)
+        if objection:
+            _refuse("unit", f"{objection}, and this site allows {self._budget}.")
+        run = Counter({price: setting.cohort.attempts})
+        if not self._budget.holds(run):
+            asked = rounded_up(self._budget.terms.epsilon(run, self.delta))
+            _refuse(
+                "epsilon",
+                f"the study's {setting.cohort.attempts:,} attempts come to ε = {asked}, and this "
+                f"site allows {self._budget}.",
+            )
+
+    def _require_company(self, setting: Setting) -> None:
+        cohort = setting.cohort
+        if ADVERSARIES.index(cohort.adversary) < ADVERSARIES.index(self.adversary):
+            _refuse(
+                "adversary",
+                f"the study fears a coordinator that is {cohort.adversary}, and this site one that "
+                f"is {self.adversary}.",
+            )
+        if cohort.size < self.sites:
+            _refuse(
+                "sites",
+                f"the study asks {cohort.size} sites a round, and this site demands {self.sites}.",
+            )
+        if cohort.colluding < self.colluding:
+            _refuse(
+                "colluding",
+                f"the study fears that {cohort.colluding} sites collude, and this site that "
+                f"{self.colluding} do.",
+            )
+
+    def _require_secrecy(self, setting: Setting) -> None:
+        demanded = {
+            "contributors": self.contributors,
+            "honest": self.honest,
+            "threshold": self.threshold,
+        }
+        if not any(demanded.values()):
+            return
+        secrecy = setting.aggregator.secrecy(setting.cohort)
+        if secrecy is None:
+            floor, least = next((name, n) for name, n in demanded.items() if n)
+            _refuse(
+                floor,
+                "the study's aggregator shows every release to the coordinator, and this site "
+                f"demands {_SECRECY[floor]} of {least}.",
+            )
+        asked = {
+            "contributors": secrecy.contributors,
+            "honest": secrecy.contributors - setting.cohort.colluding,
+            "threshold": secrecy.threshold,
+        }
+        for floor, least in demanded.items():
+            if asked[floor] < least:
+                _refuse(
+                    floor,
+                    f"the study gives {_SECRECY[floor]} of {asked[floor]}, and this site demands "
+                    f"{least}.",
+                )
+
+    def _require_directory(self, setting: Setting) -> None:
+        theirs, ours = setting.directory, self.directory
+        if theirs is None:
+            return
+        if ours is None:
+            _refuse("directory", "the study relies on signed keys, and this site has pinned none.")
+        if theirs.fingerprint != ours.fingerprint:
+            _refuse(
+                "directory",
+                f"the study's directory of keys is {theirs.fingerprint.hex()[:16]}…, and this site "
+                f"has pinned {ours.fingerprint.hex()[:16]}….",
+            )
+
+
+_SECRECY = {
+    "contributors": "a least number of sites in a sum",
+    "honest": "a least number of honest sites in a sum",
+    "threshold": "a threshold",
+}
+
+
+def _require_most(limit: str, asked: int, most: int, sentence: str) -> None:
+    if asked > most:
+        _refuse(f"max_{limit}", f"{sentence.format(f'{asked:,}')}, and this site allows {most:,}.")
+
+
+def _refuse(floor: str, sentence: str) -> NoReturn:
+    raise RefusalError(f"policy.{floor}", sentence)

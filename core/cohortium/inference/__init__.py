@@ -1,0 +1,1 @@
+"""Use and export of a trained model."""

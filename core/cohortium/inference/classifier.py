@@ -1,0 +1,177 @@
+"""A run's trained network in use: loaded from the run's folder, with what is done to an image.
+
+    >>> from cohortium.inference.classifier import Classifier
+    >>> Classifier.open(Path("runs/first")).predict(images)  # doctest: +SKIP
+
+Nothing of the study but its model is needed for that: neither its data nor its other plugins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+
+from cohortium import parameters
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.catalog.networks import build_network
+from cohortium.crypto.randomness import Seeds
+from cohortium.errors import DataError, StudyError
+from cohortium.learning.evaluation import probabilities
+from cohortium.runs import dataset_info, result
+from cohortium.study import toml
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.data.examples import DataSpec
+    from cohortium.roles.protocols import Model
+    from cohortium.runs.dataset_info import DataFacts
+
+Round = Literal["last", "best"]
+"""Whose weights: those after the last round, or those that did best on the public validation
+images."""
+
+
+@frozen(eq=False, kw_only=True)
+class Classifier:
+    """A network, and what is done to an image before it.
+
+    Attributes:
+        folder: Of the run's record.
+        facts: What is public about the data that it was trained on.
+        model: Prepares images.
+        net: In evaluation mode, on the CPU.
+        rounds: After how many rounds its weights were taken.
+        chosen: Its accuracy on the public validation images, where the round was chosen by it.
+        study: The tables of the run's study.
+        result: The content of the run's `result.json`, or None where the run is not complete.
+    """
+
+    folder: Path
+    facts: DataFacts
+    model: Model
+    net: nn.Module = field(repr=False)
+    rounds: int
+    chosen: float | None = None
+    study: dict[str, Any] = field(repr=False)
+    result: dict[str, Any] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path, round: Round = "last") -> Classifier:  # noqa: A002
+        """The network of the run whose record lies in `folder`.
+
+        Raises:
+            StudyError: That is no record of a run, or has no weights of that round.
+            DataError: A file of it is damaged, or does not belong to the others.
+            PluginError: The plugin of its model cannot be used.
+        """
+        if not (folder / "study.toml").is_file():
+            raise StudyError(
+                f"{folder} is no record of a run: it holds no study.toml; give the folder that "
+                "`cohortium run` named last."
+            )
+        study = toml.read(folder / "study.toml", what="the study")
+        known, record = dataset_info.read_facts(folder), dataset_info.read_result(folder)
+        model = construction.make(
+            discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
+        )
+        net = build_network(model, known.spec, _weights_seed(study))
+        path = folder / (result.BEST if round == "best" else result.LAST)
+        tensors, notes = _read_weights(path)
+        try:
+            parameters.load_named(net, tensors)
+        except ValueError as error:
+            raise DataError(
+                f"the weights in {path} are not of the model that study.toml describes: {error}."
+            ) from error
+        if round == "last" and record is not None:
+            _require_same(parameters.fingerprint(net), record, path)
+        try:
+            rounds = int(notes["rounds"])
+            chosen = float(notes["accuracy"]) if round == "best" else None
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path} does not say after which round it was written.") from error
+        return cls(
+            folder=folder,
+            facts=known,
+            model=model,
+            net=net.eval(),
+            rounds=rounds,
+            chosen=chosen,
+            study=study,
+            result=record,
+        )
+
+    @property
+    def spec(self) -> DataSpec:
+        """Shape of an image, and the classes."""
+        return self.facts.spec
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights; see `parameters.fingerprint`."""
+        return parameters.fingerprint(self.net)
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """The probability of each class, shape (N, classes), for images (N, C, H, W).
+
+        Raises:
+            DataError: They are not `uint8` images of the shape that the network was trained on.
+        """
+        import torch
+
+        wanted = (self.spec.channels, self.spec.height, self.spec.width)
+        if images.dtype != "uint8" or images.shape[1:] != wanted:
+            raise DataError(
+                f"the model takes uint8 images of shape {wanted}, channels first, not "
+                f"{images.dtype} of shape {images.shape[1:]}."
+            )
+        prepared = self.model.prepare(torch.from_numpy(images).float().div_(255))
+        return probabilities(self.model, self.net, prepared)
+
+
+def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    table = study.get(name)
+    if not isinstance(table, dict):
+        raise StudyError(f"{folder / 'study.toml'}: there is no table [{name}]; is it a run's own?")
+    return table
+
+
+def _weights_seed(study: dict[str, Any]) -> int:
+    """Where the frozen parameters of a network, which no checkpoint need hold, come from."""
+    terms = study.get("federation")
+    seed = terms.get("seed") if isinstance(terms, dict) else None
+    return Seeds(seed if isinstance(seed, int) and seed >= 0 else 0).integer("weights")
+
+
+def _require_same(sha256: str, result: dict[str, Any], path: Path) -> None:
+    if result.get("weights_sha256") != sha256:
+        raise DataError(
+            f"the weights in {path} are not those of result.json beside it; one of the two was "
+            "replaced: take both from one run."
+        )
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a checkpoint by name, and what is noted beside them."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        if path.name == Path(result.BEST).name:
+            raise StudyError(
+                f"{path.parent.parent} keeps no best round: the run was not scored on validation "
+                "images, which have to be public; use --round last."
+            )
+        raise StudyError(f"{path.parent.parent} holds no weights: no round is complete yet.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - a file
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise DataError(f"{path} is no whole safetensors file ({error}); copy it anew.") from error

@@ -1,0 +1,94 @@
+"""A trained model for others: weights, a program that needs torch alone, and a card about both.
+
+The program takes raw images, so that nobody has to know what the model does to them first.  It is
+read back and held to the run's own predictions before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cohortium.errors import RunError, StudyError
+from cohortium.inference.export.card import Exported, model_card
+from cohortium.inference.export.scores import scored_anew
+from cohortium.storage.atomic import write_whole
+from cohortium.storage.writable import require_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from cohortium.inference.classifier import Classifier
+
+WEIGHTS, PROGRAM, ONNX, CARD = "weights.safetensors", "model.pt2", "model.onnx", "README.md"
+"""What an export consists of."""
+
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple[Path, ...]:
+    """Write a model's weights, program and card into a new folder.
+
+    Args:
+        classifier: Of a complete run.
+        folder: Where; made if it is not there, and else empty.
+        onnx: Write it as ONNX as well.
+
+    Returns:
+        The files, the card last: where it is, the others are whole.
+
+    Raises:
+        DataError: The run's scores are not those of the predictions that it kept.
+        StudyError: The run is not complete, the folder holds something, nothing can be written
+            there, or a package is missing.
+        RunError: torch cannot write the model as a program, or the file system nothing at all.
+    """
+    if classifier.result is None:
+        raise StudyError(
+            f"the run is not complete (it has weights of round {classifier.rounds}), so that there "
+            "is no guarantee to state; let it come to its end first."
+        )
+    missing = [name for name in ONNX_PACKAGES if onnx and importlib.util.find_spec(name) is None]
+    if missing:
+        raise StudyError(f"ONNX needs {' and '.join(missing)}; pip install 'cohortium[onnx]'.")
+    require_folder(folder)
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise StudyError(f"{folder} is not empty; give another folder with --to.")
+    except OSError as error:
+        raise StudyError(f"cannot write to {folder}: {error.strerror}.") from error
+    is_scored_anew = scored_anew(classifier)
+    files, exported = _files(classifier, onnx=onnx)
+    exported = attrs.evolve(exported, is_scored_anew=is_scored_anew)
+    return _write(folder, {**files, CARD: model_card(classifier, exported).encode()})
+
+
+def _files(classifier: Classifier, *, onnx: bool) -> tuple[dict[str, bytes], Exported]:
+    """The files beside the card, by name, and what the card says about them."""
+    from safetensors.torch import save
+
+    from cohortium.inference.export import program
+    from cohortium.parameters import named
+
+    notes = {"weights_sha256": classifier.sha256, "rounds": str(classifier.rounds)}
+    files = {WEIGHTS: save(named(classifier.net), metadata=notes)}
+    traced = program.trace(classifier)
+    files[PROGRAM] = program.as_torch(traced, classifier)
+    if onnx:
+        files[ONNX] = program.as_onnx(traced, classifier)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return files, Exported(hashes=hashes, most=traced.most)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_whole(folder / name, data)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
+    return tuple(folder / name for name in files)

@@ -1,0 +1,255 @@
+"""The model card: what a model is, what is promised of it, on what data, and where that ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from attrs import frozen
+
+from cohortium.errors import DataError
+from cohortium.privacy.guarantee import Guarantee
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from cohortium.inference.classifier import Classifier
+
+
+@frozen
+class Exported:
+    """What lies beside a card.
+
+    Attributes:
+        hashes: SHA-256 of each file, by name.
+        most: How many images the program takes at once; None for any number.
+        is_scored_anew: Whether the scores were held to the predictions that the run kept.
+    """
+
+    hashes: Mapping[str, str]
+    most: int | None
+    is_scored_anew: bool = False
+
+
+def model_card(classifier: Classifier, exported: Exported) -> str:
+    """The card in Markdown.
+
+    Raises:
+        DataError: The run's result has no guarantee where one stands, or is no result.
+    """
+    assert classifier.result is not None, "only a complete run's model has a card"
+    sections = (
+        [f"# Model card: {_plain(classifier.facts.name)}", *_summary(classifier)],
+        ["## Use", *_use(classifier, exported)],
+        ["## Privacy", *_privacy(classifier)],
+        ["## Data", *_data(classifier)],
+        ["## Scores", *_scores(classifier, exported)],
+        ["## Limits", *_limits(classifier)],
+        ["## Reproduction", *_reproduction(classifier, exported)],
+    )
+    return "\n\n".join("\n\n".join(section) for section in sections) + "\n"
+
+
+def _summary(classifier: Classifier) -> Iterator[str]:
+    terms = classifier.study.get("federation", {})
+    parts = {role: _name(classifier, role) for role in ("model", "trainer", "aggregator")}
+    yield (
+        f"A classifier of images ({classifier.spec.channels} × {classifier.spec.height} × "
+        f"{classifier.spec.width}, `uint8`) into {len(classifier.spec.classes)} classes, trained "
+        f"by federated learning with Cohortium: model `{parts['model']}`, trainer "
+        f"`{parts['trainer']}`, aggregator `{parts['aggregator']}`, {terms.get('sites', '?')} "
+        f"sites."
+    )
+    if classifier.chosen is None:
+        yield f"These are the weights after the last round, {classifier.rounds}."
+        return
+    yield (
+        f"These are the weights after round {classifier.rounds} of {terms.get('rounds', '?')}. "
+        f"**A choice was made:** of all rounds that were scored, this one did best on "
+        f"{classifier.facts.validation:,} validation images (accuracy {classifier.chosen:.2%}, "
+        "which flatters it, having been chosen by that). The guarantee below covers the weights of "
+        "every round, and so the choice among them, with regard to the training images. It says "
+        "nothing about the validation images, which the data set declares to be public: if they "
+        "are not, this file tells something about them that nobody has paid for."
+    )
+
+
+def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
+    classes = ", ".join(f"`{_plain(name)}`" for name in classifier.spec.classes)
+    yield f"Probabilities are in the order of the classes: {classes}."
+    number = "any number of images" if exported.most is None else f"{exported.most} image at a time"
+    shape = (classifier.spec.channels, classifier.spec.height, classifier.spec.width)
+    yield (
+        f"`model.pt2` needs torch and nothing of Cohortium. It takes {number}, raw brightness from "
+        "0 to 255, channels first; what the model does to an image before the network is inside."
+    )
+    yield (
+        "```python\nimport torch\n\n"
+        'classify = torch.export.load("model.pt2").module()\n'
+        f"images = torch.zeros(1, {', '.join(map(str, shape))}, dtype=torch.uint8)\n"
+        "probabilities = classify(images)\n```"
+    )
+    if "model.onnx" in exported.hashes:
+        yield (
+            "`model.onnx` is the same for ONNX runtimes: input `images`, output `probabilities`. "
+            "It was held to the model on made-up images, and differs by less than 0.0001."
+        )
+    yield (
+        "`weights.safetensors` holds the numbers alone, by the names of the network's parameters. "
+        "Load none of these files from anyone whom you do not trust: check the hashes below."
+    )
+
+
+def _privacy(classifier: Classifier) -> Iterator[str]:
+    assert classifier.result is not None
+    found = classifier.result.get("guarantee")
+    if found is None:
+        yield "**None.** These weights may give training images away; treat them like the images."
+        return
+    try:
+        guarantee = msgspec.convert(found, Guarantee)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DataError(f"result.json states a guarantee that is none: {error}.") from error
+    if guarantee.simulation:
+        yield "**None: a simulation.** The noise came from a public seed, and protected nothing."
+    yield f"{guarantee}."
+    yield _table(
+        ("term", "value"),
+        (
+            ("protected", f"one {guarantee.unit} ({guarantee.adjacency})"),
+            ("against", _whom(guarantee)),
+            *_trusted(guarantee),
+            ("accountant", guarantee.accountant),
+            ("noise over sensitivity", f"{guarantee.noise_multiplier:.4g}"),
+        ),
+    )
+    if guarantee.assumptions:
+        yield "It rests on this:"
+        yield "\n".join(f"- {_plain(sentence)}" for sentence in guarantee.assumptions)
+
+
+def _trusted(guarantee: Guarantee) -> tuple[tuple[str, object], ...]:
+    """Who has to be honest: nobody, where each site adds all the noise itself."""
+    if guarantee.against == "everyone":
+        return (("other sites that may collude", "all"),)
+    return (
+        ("colluding sites, at most", guarantee.colluding),
+        ("honest sites, at least", guarantee.honest),
+    )
+
+
+def _whom(guarantee: Guarantee) -> str:
+    if guarantee.against == "everyone":
+        return "everyone, at all that leaves a site"
+    return "whoever sees sums over sites only"
+
+
+def _data(classifier: Classifier) -> Iterator[str]:
+    facts, spec = classifier.facts, classifier.spec
+    patients = f" of {spec.patients:,} patients" if spec.patients else ""
+    yield (
+        f"{_plain(facts.name)}: {spec.examples:,} training images{patients} (as declared), "
+        f"{facts.validation:,} to watch the run by and {facts.test:,} to score it with."
+    )
+    if facts.source:
+        yield f"Source: {_plain(facts.source)}."
+    if "partitioner" not in classifier.study:
+        yield "Every site brought its own."
+        return
+    partitioner = _name(classifier, "partitioner")
+    yield (
+        f"The sites were simulated: partitioner `{partitioner}` dealt one data set to them. "
+        "Real hospitals differ in more than their labels."
+    )
+
+
+def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
+    result = classifier.result
+    assert result is not None
+    if result.get("accuracy") is None:
+        yield "There were no test images, so there are no scores."
+        return
+    if classifier.chosen is not None:
+        yield "**These are of the run's last round, not of the round that was chosen here.**"
+    auc = "–" if result.get("auc") is None else f"{result['auc']:.4f}"
+    yield (
+        f"On {classifier.facts.test:,} test images: accuracy {result['accuracy']:.2%}, balanced "
+        f"accuracy {result['balanced_accuracy']:.2%}, AUC {auc}.{_majority(result)}"
+    )
+    if result.get("is_personal"):
+        yield (
+            "**They are of the global network, which is what lies here and what no site of the run "
+            "uses:** its trainer makes each site a network of its own."
+        )
+    yield _table(
+        ("class", "images", "sensitivity", "specificity", "precision"),
+        (
+            (
+                row["name"],
+                row["examples"],
+                *(_share(row[key]) for key in ("sensitivity", "specificity", "precision")),
+            )
+            for row in result["per_class"]
+        ),
+    )
+    yield (
+        "They are those of the run's predictions for each test image, which lay beside them; "
+        "neither is signed."
+        if exported.is_scored_anew
+        else "They are as the run recorded them; nothing that it kept can show whether they are so."
+    )
+
+
+LIMITS = """\
+- Not a medical device. Nobody has tried it on patients.
+- Images from another scanner, stain, hospital or population may be called anything, with any \
+confidence; the probabilities have not been calibrated.
+- Every image is called one of the classes above, whatever it shows.
+- Choosing hyper-parameters on private data is outside ε; whether that was done, this file cannot \
+know.
+- The guarantee is about the training. It does not make the predictions private, nor does it say \
+that the model treats groups of people alike."""
+"""What holds of every model here."""
+
+
+def _limits(classifier: Classifier) -> Iterator[str]:
+    unmeasured = "" if classifier.facts.test else "- Its accuracy was never measured.\n"
+    yield unmeasured + LIMITS
+
+
+def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
+    assert classifier.result is not None
+    yield f"SHA-256 over the weights by name: `{classifier.sha256}`."
+    yield _table(("file", "SHA-256"), ((name, f"`{sha}`") for name, sha in exported.hashes.items()))
+    versions = classifier.result.get("versions", {})
+    yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+    yield "The study, as it was resolved, is `study.toml` in the run's folder."
+
+
+def _majority(result: Mapping[str, Any]) -> str:
+    """How well whoever names one class alone would do."""
+    counts = [int(row["examples"]) for row in result["per_class"]]
+    if not sum(counts):
+        return ""
+    share = max(counts) / sum(counts)
+    return f" Calling every image the most frequent class is right for {share:.2%}."
+
+
+def _name(classifier: Classifier, role: str) -> str:
+    table = classifier.study.get(role)
+    return _plain(str(table.get("name", "?"))) if isinstance(table, dict) else "?"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_plain(str(cell)) for cell in line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """`text` from a data set or a study, so that it stays text in Markdown and one line."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shown.replace("|", "\\|").replace("<", "&lt;").rstrip(".")

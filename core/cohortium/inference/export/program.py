@@ -1,0 +1,196 @@
+"""A classifier as a program of torch's, and as ONNX; each held to the classifier itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from cohortium.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch.export import ExportedProgram
+
+    from cohortium.inference.classifier import Classifier
+
+TRIED = (1, 2, 5)
+"""Numbers of made-up images on which a program is tried."""
+
+TOLERANCE = 1e-4
+"""The most that a probability may differ: other libraries add in another order."""
+
+
+class Deployed(nn.Module):
+    """Raw images (N, C, H, W), `uint8`, to probabilities (N, classes)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        """Take the model's preparation and network."""
+        super().__init__()
+        self.net = classifier.net
+        self._prepare = classifier.model.prepare
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Prepare, classify and normalise."""
+        probabilities: Tensor = self.net(self._prepare(images.float() / 255)).softmax(1)
+        return probabilities
+
+
+@frozen(eq=False)
+class Traced:
+    """A program, and how many images it takes at once; None for any number."""
+
+    program: ExportedProgram
+    most: int | None
+
+
+def trace(classifier: Classifier) -> Traced:
+    """The classifier as a program: for any number of images, or where that fails for one.
+
+    Raises:
+        RunError: torch.export cannot follow what the model does.
+    """
+    deployed = Deployed(classifier).eval()
+    reason = ""
+    for most in (None, 1):
+        images = torch.from_numpy(_made_up(classifier, most or 3))
+        shapes = {"images": {0: torch.export.Dim("batch")} if most is None else None}
+        try:
+            with torch.no_grad(), _quiet():
+                deployed(images)  # what is computed once should be there before it is traced
+                return Traced(torch.export.export(deployed, (images,), dynamic_shapes=shapes), most)
+        except Exception as error:  # noqa: BLE001 - torch.export raises whatever its parts raise
+            reason = _first_line(error)
+    raise RunError(
+        f"torch.export cannot follow what the model does ({reason}); use its weights with "
+        "`cohortium predict`, or rewrite its prepare without data-dependent Python."
+    )
+
+
+def as_torch(traced: Traced, classifier: Classifier) -> bytes:
+    """The content of a `.pt2` file.
+
+    Raises:
+        RunError: What it says of made-up images is not what the classifier says.
+    """
+    file = io.BytesIO()
+    with _quiet():
+        torch.export.save(traced.program, file, extra_files={"classes.json": _classes(classifier)})
+        data = file.getvalue()
+        module = torch.export.load(io.BytesIO(data)).module()
+
+    def call(images: NDArray[np.uint8]) -> NDArray[Any]:
+        with torch.no_grad():
+            called: NDArray[Any] = module(torch.from_numpy(images)).numpy()
+            return called
+
+    _require_alike(call, traced, classifier, what="the exported program")
+    return data
+
+
+def as_onnx(traced: Traced, classifier: Classifier) -> bytes:
+    """The content of an `.onnx` file.
+
+    Raises:
+        RunError: torch cannot translate the program, or what it says of made-up images is not
+            what the classifier says.
+    """
+    import onnxruntime
+
+    try:
+        with _quiet():
+            made: Any = torch.onnx.export(
+                traced.program.run_decompositions(_decompositions()),
+                (torch.from_numpy(_made_up(classifier, traced.most or 3)),),
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamo=True,
+                verbose=False,
+            )
+        proto = made.model_proto  # made anew at every access
+        note = proto.metadata_props.add()
+        note.key, note.value = "classes", _classes(classifier)
+        data: bytes = proto.SerializeToString()
+    except Exception as error:
+        raise RunError(
+            f"torch cannot write this model as ONNX ({_first_line(error)}); export it without."
+        ) from error
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def call(images: NDArray[np.uint8]) -> NDArray[Any]:
+        called: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: images})[0]
+        return called
+
+    _require_alike(call, traced, classifier, what="the ONNX file")
+    return data
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """How operations are taken apart that ONNX does not know."""
+
+    def hypot(x: Tensor, y: Tensor) -> Tensor:
+        return torch.sqrt(x * x + y * y)
+
+    return {
+        **torch.export.default_decompositions(),
+        torch.ops.aten.hypot.default: hypot,
+    }
+
+
+def _require_alike(
+    call: Callable[[NDArray[np.uint8]], NDArray[Any]],
+    traced: Traced,
+    classifier: Classifier,
+    *,
+    what: str,
+) -> None:
+    numbers: Sequence[int] = TRIED if traced.most is None else (traced.most,)
+    for number in numbers:
+        images = _made_up(classifier, number)
+        apart = float(np.abs(call(images) - classifier.predict(images)).max())
+        if not apart <= TOLERANCE:
+            raise RunError(
+                f"{what} differs from the model by {apart:.2g} in a probability, so that it is not "
+                "written; does the model's prepare keep anything from one call to the next?"
+            )
+
+
+def _made_up(classifier: Classifier, number: int) -> NDArray[np.uint8]:
+    """Images of noise, and the first of them black."""
+    spec = classifier.spec
+    shape = (number, spec.channels, spec.height, spec.width)
+    images = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+    images[0] = 0
+    return images
+
+
+def _classes(classifier: Classifier) -> str:
+    return json.dumps(classifier.spec.classes, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's asides about its own inner workings from people."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

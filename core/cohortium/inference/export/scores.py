@@ -1,0 +1,60 @@
+"""The scores of a run, held to what its simulation said of each test image."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cohortium.errors import DataError
+from cohortium.runs.result import PREDICTIONS, predictions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cohortium.inference.classifier import Classifier
+
+CLOSE = 5e-5
+"""Less than a card shows; predictions are kept in single precision."""
+
+
+def scored_anew(classifier: Classifier) -> bool:
+    """Whether the run kept its predictions, so that its scores could be taken of them again.
+
+    That finds a figure that was altered or comes from another run.  It is no signature: whoever can
+    write the one file can write the other.
+
+    Raises:
+        DataError: They are other than the result says.
+        StudyError: The predictions are damaged.
+    """
+    result = classifier.result
+    assert result is not None, "only a complete run has scores"
+    if result.get("accuracy") is None or not (classifier.folder / PREDICTIONS).exists():
+        return False
+    found = attrs.asdict(predictions_of(classifier.folder).scores)
+    try:
+        pairs = zip(_figures(found), _figures(result), strict=True)
+        is_same = all(_is_close(one, other) for one, other in pairs)
+    except (KeyError, TypeError, ValueError):
+        is_same = False
+    if not is_same:
+        raise DataError(
+            f"the scores in {classifier.folder / 'result.json'} are not those of the predictions "
+            f"in {PREDICTIONS} beside it; one of the two was replaced: take both from one run."
+        )
+    return True
+
+
+def _figures(scores: Mapping[str, Any]) -> Iterator[float | None]:
+    """Those that a card shows."""
+    yield from (scores[key] for key in ("accuracy", "balanced_accuracy", "auc"))
+    for row in scores["per_class"]:
+        yield from (row[key] for key in ("examples", "sensitivity", "specificity", "precision"))
+
+
+def _is_close(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=0, abs_tol=CLOSE)

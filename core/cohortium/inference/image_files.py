@@ -1,0 +1,151 @@
+"""Images to classify, from wherever people keep them: an npz file, a folder, or single files.
+
+Whatever an image is, it is taken as it is or refused: nothing is resized, cropped, recoloured or
+turned, because a network trained on one kind of image says nothing about another.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from cohortium.data.examples import laid_out
+from cohortium.data.npz import read_images
+from cohortium.errors import DataError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from cohortium.data.examples import DataSpec
+
+SUFFIXES: Final = (".jpeg", ".jpg", ".png")
+"""Of the picture files that are read."""
+
+MODES: Final = {1: "L", 3: "RGB"}
+"""Pillow's name for 8 bits a channel, by the number of channels."""
+
+BATCH: Final = 512
+"""Picture files that are held at a time."""
+
+MOST_HELD: Final = 1 << 28
+"""Bytes of them."""
+
+ORIENTATION: Final = 0x0112
+"""The EXIF tag that has a viewer turn a picture."""
+
+Batch = tuple[list[str], "NDArray[np.uint8]"]
+"""Names of some images, and the images, shape (N, C, H, W)."""
+
+
+def read(places: Sequence[Path], spec: DataSpec, *, split: str) -> Iterator[Batch]:
+    """Images in batches, in the order of `places`, and of their names within a folder.
+
+    Args:
+        places: npz files, folders of picture files, or picture files.
+        spec: What the images have to be.
+        split: Of an npz file in MedMNIST's layout.
+
+    Raises:
+        DataError: There is none, or one cannot be read or is of another kind: the first is named.
+    """
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            files += _pictures_in(place)
+        elif place.suffix.lower() == ".npz":
+            yield from _of_files(files, spec)
+            files = []
+            yield _of_archive(place, spec, split=split)
+        elif place.suffix.lower() in SUFFIXES:
+            files.append(place)
+        else:
+            raise DataError(
+                f"{place} is no image that can be read here; give npz, PNG or JPEG files, or a "
+                "folder of the latter two."
+            )
+    yield from _of_files(files, spec)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
+    if not found:
+        raise DataError(f"the folder {folder} holds no PNG or JPEG file.")
+    return found
+
+
+def _of_archive(path: Path, spec: DataSpec, *, split: str) -> Batch:
+    images = read_images(path, split=split, shape=spec.shape)
+    if len(images) == 0:
+        raise DataError(f"{path} holds no images; give a file that does.")
+    _require(images.shape[1:], spec, where=f"{path}: its images have")
+    return [f"{path.name}#{number}" for number in range(len(images))], images
+
+
+def _of_files(files: Sequence[Path], spec: DataSpec) -> Iterator[Batch]:
+    step = max(1, min(BATCH, MOST_HELD // math.prod(spec.shape)))
+    for start in range(0, len(files), step):
+        part = files[start : start + step]
+        pixels = np.stack([_picture(path, spec) for path in part])
+        yield [printable(str(path)) for path in part], laid_out(pixels)
+
+
+def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
+    """One picture, shape (C, H, W); its header is held to `spec` before any pixel is unpacked."""
+    from PIL import Image, UnidentifiedImageError
+
+    if spec.channels not in MODES:
+        raise DataError(
+            f"{path}: the model takes {spec.channels} channels, which no picture file has; give "
+            "an npz file."
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+            channels = len(image.getbands())
+            _require((channels, image.height, image.width), spec, where=f"{path} has")
+            if image.mode != MODES[spec.channels]:
+                raise DataError(
+                    f"{path} is of mode {image.mode}, and the model takes {MODES[spec.channels]} "
+                    "(8 bits a channel); convert it."
+                )
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                raise DataError(
+                    f"{path} asks its viewer to turn it (EXIF orientation); save it as it is to "
+                    "be looked at."
+                )
+            pixels = np.asarray(image, dtype=np.uint8)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is no PNG or JPEG file, whatever its name says.") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is far larger than any image of the model's.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise DataError(f"cannot read {path}: {reason}.") from error
+    shaped = pixels[..., None] if pixels.ndim == 2 else pixels  # noqa: PLR2004 - (H, W)
+    return shaped.transpose(2, 0, 1)
+
+
+_FORMATS: Final = ("PNG", "JPEG")
+"""No other decoder of Pillow's is let near a file."""
+
+
+def _require(shape: tuple[int, ...], spec: DataSpec, *, where: str) -> None:
+    wanted = (spec.channels, spec.height, spec.width)
+    if shape != wanted:
+        raise DataError(
+            f"{where} {_worded(shape)}, and the model takes {_worded(wanted)}; bring them to that "
+            "as the training images were."
+        )
+
+
+def _worded(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{channels} channel{'s' if channels > 1 else ''} of {height} × {width} pixels"

@@ -1,0 +1,121 @@
+"""Scoring a network on public images, and where torch computes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from cohortium.catalog.networks import blamed, require_rows
+from cohortium.data.metrics import Predictions, Scores
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from cohortium.data.examples import Examples
+    from cohortium.roles.protocols import Model
+
+BATCH = 512
+"""Images that are scored at a time."""
+
+
+@frozen(eq=False)
+class Evaluation:
+    """Public images, prepared once, to score networks on.
+
+    Attributes:
+        model: What prepared them, and is scored.
+        images: Prepared, shape (N, …).
+        examples: What they were prepared from.
+        classes: Names of the classes.
+    """
+
+    model: Model
+    images: Tensor = field(repr=False)
+    examples: Examples
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, examples: Examples | None, classes: tuple[str, ...], model: Model, device: str
+    ) -> Evaluation | None:
+        """Prepare `examples`; None where there are none."""
+        import torch
+
+        if examples is None:
+            return None
+        images = torch.from_numpy(examples.images).float().div_(255)
+        return cls(model, model.prepare(images).to(device), examples, classes)
+
+    def score(self, net: nn.Module) -> Scores:
+        """The scores of `net`, which is left as it was."""
+        return self.predict(net).scores
+
+    def predict(self, net: nn.Module) -> Predictions:
+        """What `net`, which is left as it was, says of each image."""
+        called = probabilities(self.model, net, self.images)
+        return Predictions(called, self.examples.labels, self.classes)
+
+
+def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.float64]:
+    """What `net`, of `model`, makes of prepared images, shape (N, classes).
+
+    The network and the images are left as they were, whatever the network does in place.
+
+    Raises:
+        BrokenNetworkError: It fails on them.
+    """
+    import torch
+
+    training, parts = net.training, []
+    net.eval()
+    with torch.no_grad(), blamed(model, net, "cannot be scored"):
+        for batch in torch.split(images, BATCH):
+            logits = net(batch.clone())
+            require_rows(model, logits, len(batch))
+            parts.append(logits.softmax(1).cpu())
+    net.train(training)
+    called: NDArray[np.float64] = torch.cat(parts).double().numpy()
+    return called
+
+
+def resolve_device(device: str) -> str:
+    """`device`, or the best there is for "auto".
+
+    Raises:
+        StudyError: torch has no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".").partition("Expected one of")[0]
+        because = f" ({reason})" if reason else ""
+        raise StudyError(
+            f"device = '{device}' cannot be used here{because}; take 'cpu', or 'auto' for the best "
+            "that there is."
+        ) from error
+    return device
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Give torch `threads` threads for the time of a block; 0 leaves it be."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,275 @@
+"""What trainers have in common: losses with augmentation, optimizers by name, schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+from attrs.validators import and_, deep_iterable, ge, le, max_len
+
+from cohortium.errors import BrokenNetworkError, StudyError, keyed, near, printable, shown
+from cohortium.roles.values import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from attrs import Attribute
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from cohortium.roles.values import Cohort, Index, Task
+
+Schedule = Literal["constant", "linear", "cosine"]
+"""How a learning rate moves over the rounds: not at all, or down to zero."""
+
+
+def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
+    """What `schedule` multiplies the learning rate by in `round` of `rounds`.
+
+    Examples:
+        >>> factor("linear", 15, 60)
+        0.75
+    """
+    if schedule == "linear":
+        return 1 - round / rounds
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * round / rounds)) / 2
+    return 1.0
+
+
+MOST_COPIES = 128
+"""Augmented copies of an example: what has been tried in the field, several times over."""
+
+RATE: Any = (ge(1e-12), le(1e6))
+"""What a learning rate has to be, as validators of attrs."""
+
+CLASS_WEIGHTS: Any = (max_len(10_000), deep_iterable(and_(ge(1e-6), le(1e6))))
+"""What declared factors of classes have to be; beyond, single precision has nothing left."""
+
+MOST_OPTIONS = 16
+
+
+def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, float | bool]) -> None:
+    """Refuse arguments of an optimizer that are no numbers it could work with.
+
+    A validator of attrs, for tables such as `[trainer.options]`.
+
+    Args:
+        _: The instance.
+        attribute: The parameter.
+        given: Its value.
+
+    Raises:
+        ValueError: They are too many, or one is no such number.
+    """
+    if len(given) > MOST_OPTIONS:
+        raise ValueError(f"'{attribute.name}' has more than {MOST_OPTIONS} entries")
+    for key, value in given.items():
+        if not abs(value) <= MOST_OPTION:
+            raise ValueError(
+                f"'{attribute.name}' has {keyed(key)} = {value!r}; give a number from "
+                f"-{MOST_OPTION:g} to {MOST_OPTION:g}"
+            )
+
+
+MOST_OPTION = 1e6
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    options: Mapping[str, float | bool],
+) -> Optimizer:
+    """The optimizer of `torch.optim` called `name`, in any case of letters.
+
+    Args:
+        name: Of its class.
+        parameters: What it moves.
+        learning_rate: Its `lr`.
+        options: Its other keyword arguments.
+
+    Raises:
+        StudyError: There is none of that name, or it has no such option.
+    """
+    import torch
+
+    kinds: dict[str, type[Optimizer]] = {
+        key.lower(): kind
+        for key, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    kinds.pop("optimizer", None)
+    kind = kinds.get(name.lower())
+    if kind is None:
+        raise StudyError(f"torch.optim has no optimizer {shown(name)}; {near(name.lower(), kinds)}")
+    arguments: dict[str, Any] = {"lr": learning_rate, **options}
+    try:
+        return kind(parameters, **arguments)
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"optimizer {shown(name)}: {printable(str(error))}.") from error
+
+
+def with_schedule(
+    optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
+) -> tuple[Optimizer, LRScheduler]:
+    """`optimizer`, and the course that `schedule` gives its learning rate.
+
+    Over `rounds` steps in all, of which the first `after` have the full rate.
+    """
+    import torch
+
+    def course(step: int) -> float:
+        return factor(schedule, max(0, step - after), rounds - after)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, course)
+
+
+def with_average(optimizer: Optimizer, *, rounds: int, share: float) -> None:
+    """End a run with the mean of its last weights instead of the very last ones.
+
+    After step `rounds` of the server's `optimizer` every parameter is the mean of what it was
+    after each of the last `share` of the steps (Polyak and Juditsky 1992).  It looks at nothing
+    but weights that sites have had before, so it costs no privacy; under noise it takes off some.
+    The mean so far is in the optimizer's state.
+    """
+    import torch
+
+    first = rounds - round(share * rounds)
+
+    def after(stepping: Optimizer, *_: object) -> None:
+        for parameter in (p for group in stepping.param_groups for p in group["params"]):
+            state = stepping.state[parameter]
+            done = state["rounds_done"] = state.get("rounds_done", 0) + 1
+            if done <= first:
+                continue
+            with torch.no_grad():
+                mean = state.setdefault("average", torch.zeros_like(parameter))
+                mean.lerp_(parameter, 1 / (done - first))
+                if done == rounds:
+                    parameter.copy_(mean)
+
+    if share:
+        optimizer.register_step_post_hook(after)
+
+
+def local_work(cohort: Cohort, *, epochs: int, steps: int, batch_size: int) -> Work:
+    """What a trainer declares that steps at the site and releases an update.
+
+    Args:
+        cohort: Whose declared mean size of a site makes a batch size a sampling rate.
+        epochs: Passes over a site's own data each round.
+        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        batch_size: Examples in a batch.
+    """
+    rate = min(1.0, batch_size / cohort.examples_per_site)
+    return Work(
+        releases="update",
+        steps=steps or epochs * math.ceil(1 / rate),
+        sampling_rate=rate,
+        batch_size=batch_size,
+        epochs=None if steps else epochs,
+    )
+
+
+@frozen(kw_only=True)
+class Augmentation:
+    """Random symmetries of images, drawn anew for each copy of each example.
+
+    Attributes:
+        flips: Mirror left to right, with probability one half.
+        turns: Turn by 0, 90, 180 or 270 degrees, for square images.
+        copies: Copies of an example in a step; its loss is their mean, so that a per-example
+            gradient is taken over all of them (augmentation multiplicity: De et al. 2022).
+    """
+
+    flips: bool = False
+    turns: bool = False
+    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+
+    def __call__(self, images: Tensor, task: Task) -> Tensor:
+        """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.
+
+        Raises:
+            StudyError: The model's inputs are not images, or not square ones.
+        """
+        import torch
+
+        if not self.flips and not self.turns:
+            return images if self.copies == 1 else images.repeat_interleave(self.copies, 0)
+        if images.ndim != 4:  # noqa: PLR2004
+            raise StudyError(
+                "flips and turns need a model whose inputs are images; this one's are features."
+            )
+        if self.turns and images.shape[2] != images.shape[3]:
+            raise StudyError("turns need square images.")
+        images = images.repeat_interleave(self.copies, 0)
+        quarter = 4 if self.turns else 1
+        symmetry = torch.randint(
+            0, quarter * (1 + self.flips), (len(images),), generator=task.generator
+        )
+        out = torch.empty_like(images)
+        for s in range(quarter * (1 + self.flips)):
+            chosen = (symmetry == s).to(images.device)
+            turned = images[chosen].rot90(s % quarter, (2, 3))
+            out[chosen] = turned.flip(3) if s >= quarter else turned
+        return out
+
+
+@frozen(kw_only=True)
+class Objective:
+    """Cross-entropy of augmented images, one value an example.
+
+    Attributes:
+        augmentation: Applied to each example anew every time.
+        class_weights: A *declared* factor for each class, or empty for ones.  It is never
+            counted from a site's labels, which the privacy guarantee would not cover.
+    """
+
+    augmentation: Augmentation
+    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
+
+    def losses(self, task: Task) -> Callable[[Index], Tensor]:
+        """The loss of each example of `task` at some positions, shape (B,).
+
+        It is what `SitePrivacy.gradient` takes.
+
+        Raises:
+            StudyError: There are class weights, but not one for each class.
+        """
+        import torch
+        from torch.nn import functional
+
+        weights = None
+        if self.class_weights:
+            if len(self.class_weights) != task.classes:
+                raise StudyError(
+                    f"there are {len(self.class_weights)} class weights, but {task.classes} "
+                    "classes; give one for each, or none."
+                )
+            weights = torch.tensor(
+                self.class_weights, device=task.images.device, dtype=torch.float32
+            )
+        copies = self.augmentation.copies
+
+        def losses(batch: Index) -> Tensor:
+            index = torch.from_numpy(batch).to(task.images.device)
+            # Faster than indexing, by more than a small network's layer takes.
+            images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)
+            if copies > 1:
+                labels = labels.repeat_interleave(copies)
+            logits = task.net(self.augmentation(images, task))
+            if logits.shape != (len(labels), task.classes):
+                kind = type(task.net)
+                raise BrokenNetworkError(
+                    f"{kind.__module__}:{kind.__qualname__} gives outputs of shape "
+                    f"{tuple(logits.shape)} for {len(labels)} images of {task.classes} classes, "
+                    "and gave others before the run; let them depend on nothing but the images."
+                )
+            each = functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+            return each if copies == 1 else each.view(len(batch), copies).mean(1)
+
+        return losses

@@ -1,0 +1,1 @@
+"""Privacy spending of a site over all of its runs."""

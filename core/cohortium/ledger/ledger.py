@@ -1,0 +1,329 @@
+"""What a hospital has spent of its patients' privacy: every release, over all runs, in one file.
+
+    ledger = Ledger(Path("ledger.sqlite"))
+    ledger.create()
+
+A ledger keeps mechanisms, not their ε: what they come to together is worked out when it is asked.
+It is SQLite; a price is kept as MessagePack.  Copy it only where no `-journal` file lies beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import sqlite3
+from collections import Counter
+from functools import cache
+from typing import TYPE_CHECKING
+
+import msgspec
+from attrs import frozen
+
+from cohortium.errors import LedgerError
+from cohortium.ledger.cost import Price
+from cohortium.storage.atomic import create_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+APPLICATION = 0x436F6874
+"""What SQLite's header calls the file: "Coht"."""
+
+VERSION = 2
+"""Of the schema.  The first one had no `ADDED`; a ledger of it gets them when it is written to."""
+
+PATIENCE = 60.0
+"""Seconds for which an operation waits until another process is done with the file."""
+
+FIRST = """
+CREATE TABLE price (id INTEGER PRIMARY KEY, body BLOB NOT NULL UNIQUE);
+CREATE TABLE spend (
+    data TEXT NOT NULL,
+    session BLOB NOT NULL,
+    attempt INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    price INTEGER NOT NULL REFERENCES price,
+    made TEXT NOT NULL,
+    PRIMARY KEY (data, session, attempt)
+) WITHOUT ROWID;
+CREATE TABLE data (name TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, seen TEXT NOT NULL);
+CREATE TRIGGER spends_stay BEFORE DELETE ON spend
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
+CREATE TRIGGER spends_stay_as_they_are BEFORE UPDATE ON spend
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
+CREATE TRIGGER prices_stay BEFORE DELETE ON price
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
+CREATE TRIGGER prices_stay_as_they_are BEFORE UPDATE ON price
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
+"""
+
+ADDED = (
+    """CREATE TRIGGER spends_are_new BEFORE INSERT ON spend
+    WHEN EXISTS (SELECT 1 FROM spend
+        WHERE data = NEW.data AND session = NEW.session AND attempt = NEW.attempt)
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
+    """CREATE TRIGGER prices_are_new BEFORE INSERT ON price
+    WHEN EXISTS (SELECT 1 FROM price WHERE id = NEW.id OR body = NEW.body)
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
+)
+"""REPLACE deletes a row without asking the triggers on DELETE; it has to be stopped before."""
+
+
+@frozen(kw_only=True)
+class Run:
+    """The attempts of one run that had one price.
+
+    Attributes:
+        session: 16 bytes that name the run.
+        price: Of each attempt.
+        attempts: How many were charged.
+        rounds: In how many rounds.
+        first: When the first was charged, UTC.
+        last: When the last was.
+    """
+
+    session: bytes
+    price: Price
+    attempts: int
+    rounds: int
+    first: str
+    last: str
+
+
+@frozen
+class Ledger:
+    """A ledger in a file.
+
+    It is a value: every operation opens the file and closes it, so that it can be pickled and used
+    from many processes.
+
+    Guarantees:
+        An entry stands once `writing` has returned, whatever becomes of the process, and of the
+        machine's power where `is_synced`.  What has not been committed is not there at all.
+        What one transaction reads, no other changes before it is over.
+        No statement of SQL, REPLACE and UPSERT included, takes an entry back while the triggers are
+        there, and a file without them is refused.
+        It cannot tell an older copy of the file from the file: do not restore one from a backup.
+        It cannot tell what somebody did who took the triggers off and put them back.
+
+    Attributes:
+        path: The file, of mode 0600.
+        is_synced: Each entry is on the disk before `writing` returns.  Without, power that fails
+            may cost entries, or the file; a process that is killed costs none.
+    """
+
+    path: Path
+    is_synced: bool = True
+
+    def create(self) -> None:
+        """Make the file, with nothing in it.
+
+        Raises:
+            LedgerError: Something is there, and stands; or it cannot be written.
+        """
+        # In memory first: a crash must not leave half a schema, and an empty file is no ledger.
+        with contextlib.closing(sqlite3.connect(":memory:")) as blank:
+            _lay_out(blank, VERSION)
+            content = blank.serialize()
+        try:
+            create_whole(self.path, content)
+        except FileExistsError:
+            raise LedgerError(f"{self.path} exists, and a ledger is never overwritten.") from None
+        except OSError as error:
+            raise LedgerError(f"cannot write the ledger {self.path}: {error.strerror}.") from error
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Book]:
+        """The ledger's entries at one moment.
+
+        Raises:
+            LedgerError: The file is missing, is no ledger, or cannot be read.
+        """
+        with self._transaction("BEGIN") as book:
+            yield book
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Book]:
+        """The ledger's entries, which nobody else changes meanwhile; kept unless the body raises.
+
+        Raises:
+            LedgerError: The file is missing, is no ledger, or cannot be written.
+        """
+        with self._transaction("BEGIN IMMEDIATE", prepare=_bring_up_to_date) as book:
+            yield book
+
+    @contextlib.contextmanager
+    def _transaction(
+        self, begin: str, prepare: Callable[[sqlite3.Connection], None] = lambda _: None
+    ) -> Iterator[Book]:
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                connection.execute(begin)
+                self._require_ledger(connection)
+                prepare(connection)
+                yield Book(connection)
+                connection.execute("COMMIT")
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise LedgerError(self._trouble(error)) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        # Never made here: where a ledger has gone, an empty one would give the whole budget again.
+        where = f"{self.path.resolve().as_uri()}?mode=rw"
+        connection = sqlite3.connect(where, uri=True, timeout=PATIENCE, isolation_level=None)
+        # Beyond FULL, EXTRA makes the end of the rollback journal durable, and with it the commit.
+        connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.is_synced else 'OFF'}")
+        connection.execute(f"PRAGMA fullfsync = {int(self.is_synced)}")
+        return connection
+
+    def _require_ledger(self, connection: sqlite3.Connection) -> None:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION:
+            raise LedgerError(f"{self.path} is not a ledger.")
+        if not 1 <= version <= VERSION:
+            raise LedgerError(
+                f"the ledger {self.path} has format {version}, and this version of cohortium "
+                f"knows {VERSION}; use the version that wrote it."
+            )
+        if _schema_of(connection) != _schema(version):
+            raise LedgerError(
+                f"the ledger {self.path} was altered: its tables or triggers are not those that it "
+                "was made with; find out who did that before any run is charged to it."
+            )
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        # SQLite takes what is missing of the last page for zeros.
+        if self.path.stat().st_size < pages * page:
+            raise LedgerError(f"the ledger {self.path} is damaged: its end is missing.")
+
+    def _trouble(self, error: Exception) -> str:
+        if not self.path.exists():
+            return (
+                f"there is no ledger {self.path}; put it back, or make the first one with "
+                "`cohortium ledger PATH --create`."
+            )
+        if isinstance(error, sqlite3.OperationalError):
+            return f"the ledger {self.path} cannot be used: {error}."
+        return f"{self.path} is not a ledger, or is damaged: {error}."
+
+
+@frozen
+class Book:
+    """A ledger's entries within one transaction."""
+
+    _connection: sqlite3.Connection
+
+    def names(self) -> list[str]:
+        """The data identities that something was charged to."""
+        rows = self._connection.execute("SELECT DISTINCT data FROM spend ORDER BY data")
+        return [name for (name,) in rows]
+
+    def prices(self, data: str) -> Counter[Price]:
+        """How many attempts were charged to `data` at each price, in an order of their own."""
+        rows = self._connection.execute(
+            "SELECT body, COUNT(*) FROM spend LEFT JOIN price ON price.id = spend.price "
+            "WHERE data = ? GROUP BY spend.price ORDER BY body",
+            (data,),
+        )
+        return Counter({_price(body): times for body, times in rows})
+
+    def runs(self, data: str) -> list[Run]:
+        """What was charged to `data`, by run, the oldest first."""
+        rows = self._connection.execute(
+            "SELECT session, body, COUNT(*), COUNT(DISTINCT round), MIN(made), MAX(made) "
+            "FROM spend LEFT JOIN price ON price.id = spend.price "
+            "WHERE data = ? GROUP BY session, spend.price ORDER BY MIN(made), session, body",
+            (data,),
+        )
+        return [
+            Run(session=s, price=_price(body), attempts=n, rounds=rounds, first=a, last=b)
+            for s, body, n, rounds, a, b in rows
+        ]
+
+    def attempts(self, data: str, session: bytes) -> dict[int, Price]:
+        """The attempts of a run that were charged to `data`, each with its price."""
+        rows = self._connection.execute(
+            "SELECT attempt, body FROM spend LEFT JOIN price ON price.id = spend.price "
+            "WHERE data = ? AND session = ?",
+            (data, session),
+        )
+        return {attempt: _price(body) for attempt, body in rows}
+
+    def is_charged(self, data: str, session: bytes, attempt: int) -> bool:
+        """Whether an attempt of a run was charged to `data`."""
+        key = (data, session, attempt)
+        found = "SELECT 1 FROM spend WHERE data = ? AND session = ? AND attempt = ?"
+        return self._connection.execute(found, key).fetchone() is not None
+
+    def insert(self, data: str, session: bytes, attempt: int, round_: int, price: Price) -> None:
+        """Charge an attempt of a run to `data`; it was not charged before."""
+        body = msgspec.msgpack.encode(price)
+        self._connection.execute(
+            "INSERT INTO price (body) SELECT ? "
+            "WHERE NOT EXISTS (SELECT 1 FROM price WHERE body = ?)",
+            (body, body),
+        )
+        self._connection.execute(
+            "INSERT INTO spend SELECT ?, ?, ?, ?, id, ? FROM price WHERE body = ?",
+            (data, session, attempt, round_, _now(), body),
+        )
+
+    def fingerprint(self, data: str) -> tuple[bytes, str] | None:
+        """What `data` looked like when it was last noted, and when that was; None if never."""
+        row = self._connection.execute(
+            "SELECT fingerprint, seen FROM data WHERE name = ?", (data,)
+        ).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def note_fingerprint(self, data: str, fingerprint: bytes) -> None:
+        """Note what `data` looks like now."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO data VALUES (?, ?, ?)", (data, fingerprint, _now())
+        )
+
+
+def _lay_out(connection: sqlite3.Connection, version: int) -> None:
+    """Make of an empty file a ledger of the format `version`."""
+    added = "".join(f"{statement};\n" for statement in ADDED) if version > 1 else ""
+    connection.executescript(
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version};{FIRST}{added}"
+    )
+
+
+@cache
+def _schema(version: int) -> tuple[tuple[str | None, ...], ...]:
+    """What `_schema_of` says of a ledger of the format `version`."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as blank:
+        _lay_out(blank, version)
+        return _schema_of(blank)
+
+
+def _schema_of(connection: sqlite3.Connection) -> tuple[tuple[str | None, ...], ...]:
+    """Every table, index and trigger: its kind, name, table and statement."""
+    # What SQLite makes for itself, ANALYZE's tables among it, has names that nobody else can give.
+    return tuple(
+        connection.execute(
+            "SELECT type, name, tbl_name, sql FROM sqlite_schema "
+            "WHERE name NOT LIKE 'sqlite@_%' ESCAPE '@' ORDER BY type, name"
+        )
+    )
+
+
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Give a ledger of the first format what it lacks."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version < VERSION:
+        for statement in ADDED:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _price(body: bytes | None) -> Price:
+    if body is None:
+        raise LedgerError("the ledger is damaged: a price that was charged is gone from it.")
+    return msgspec.msgpack.decode(body, type=Price)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Guarantees, mechanisms and the accounting of their privacy loss."""

@@ -1,0 +1,255 @@
+"""How much privacy mechanisms give together, and how much noise a target needs.
+
+    (spent,) = compose([(Gaussian(noise_multiplier=4.0, sampling_rate=0.4), 60)], 1.9e-4)
+
+A run is one mechanism, applied once an attempt; a ledger holds many.
+What is kept is the mechanisms, not their ε: together they cost less than their ε add up to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from attrs import frozen
+
+from cohortium.errors import PrivacyError
+from cohortium.privacy import privacy_loss
+from cohortium.privacy.guarantee import LEAST_DELTA, LEAST_EPSILON, rounded_up
+from cohortium.privacy.loss_grids import Releases
+from cohortium.privacy.mechanisms import ORDERS, Gaussian, Mechanism, Renyi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = (
+    "LEAST_DELTA",
+    "LEAST_EPSILON",
+    "ORDERS",
+    "Gaussian",
+    "Mechanism",
+    "Renyi",
+    "Spent",
+    "calibrate",
+    "compose",
+    "fits",
+)
+
+LEAST_NOISE, MOST_NOISE = 1e-2, 1e6
+"""Noise multipliers between which a target is looked for."""
+
+TOLERANCE = 1e-3
+"""Relative width at which the search for the noise multiplier stops, on the safe side."""
+
+LARGEST = 2e4
+"""ε by Rényi divergence beyond which the losses' distribution is not looked at: none protects."""
+
+ROUGH = 1e3
+"""μ of a Gaussian mechanism from which a bound takes the place of the exact formula."""
+
+
+@frozen
+class Spent:
+    """An upper bound on ε.
+
+    Attributes:
+        epsilon: The least that any accountant gives.
+        accountant: Which one that is.
+        bounds: What each gives, by its name; without those that give none.
+    """
+
+    epsilon: float
+    accountant: str
+    bounds: Mapping[str, float]
+
+    @classmethod
+    def least(cls, **bounds: float) -> Spent:
+        """The least of some bounds."""
+        best = min(bounds, key=bounds.__getitem__)
+        finite = {name.replace("_", " "): e for name, e in bounds.items() if math.isfinite(e)}
+        return cls(bounds[best], best.replace("_", " "), finite)
+
+
+def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Spent]:
+    """The least proven bound on ε, at each δ, of mechanisms applied so many times each.
+
+    Where nothing is sampled the bound is exact: releases with noise multipliers σᵢ are one with
+    (Σ σᵢ⁻²)^(-1/2) (Dong, Roth, Su 2022, Corollary 3.3), and
+    δ(ε) = Φ(μ/2 - ε/μ) - e^ε Φ(-μ/2 - ε/μ) with μ = 1/σ (Balle, Wang 2018, Theorem 8).
+    The textbook formula σ = √(2 ln(1.25/δ))/ε is for one release and ε < 1 only.
+
+    Else it is the smaller of the bound by the privacy loss' distribution (`privacy_loss`) and the
+    RDP bound (Mironov, Talwar, Zhang 2019, converted as by Balle et al. 2020).  What is known by
+    its Rényi divergence alone is bounded by that.
+
+    Guarantees:
+        ε at one δ is a function of the mechanisms, their numbers and that δ: neither the other δs,
+        nor the order, nor how equal mechanisms are counted together changes a bit of it.
+    """
+    for delta in deltas:
+        if not LEAST_DELTA <= delta < 1:
+            raise ValueError(f"δ is between {LEAST_DELTA:g} and 1, not {delta:g}.")
+    whole, sampled, curves = _sorted(spends)
+    if not sampled and not curves:
+        return [Spent.least(analytic_gaussian=_gaussian_epsilon(whole, delta)) for delta in deltas]
+    curve = _curve(whole, sampled, curves)
+    rdp = [_converted(curve, delta) for delta in deltas]
+    if curves:
+        return [Spent.least(rdp=epsilon) for epsilon in rdp]
+    prv = [
+        privacy_loss.epsilon(_kinds(whole, sampled), delta) if bound <= LARGEST else math.inf
+        for delta, bound in zip(deltas, rdp, strict=True)
+    ]
+    return [Spent.least(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]
+
+
+def fits(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:
+    """Whether `compose` proves a bound of no more than `epsilon`; the costly one only if needed.
+
+    What fits, fits also without some of its mechanisms.
+    """
+    counts = list(spends)
+    whole, sampled, curves = _sorted(counts)
+    if (sampled or curves) and _converted(_curve(whole, sampled, curves), delta) <= epsilon:
+        return True
+    (spent,) = compose(counts, delta)
+    return spent.epsilon <= epsilon
+
+
+def _sorted(
+    spends: Iterable[tuple[Mechanism, int]],
+) -> tuple[float, list[tuple[Gaussian, int]], list[tuple[Renyi, int]]]:
+    """All that is not sampled as one Gaussian of μ = 1/σ, and how often each of the rest.
+
+    The rest stands in one order, whatever that of `spends` is; so rounding is the same, too.
+    """
+    whole, sampled, curves = Counter[float](), Counter[Gaussian](), Counter[Renyi]()
+    for mechanism, times in spends:
+        if isinstance(mechanism, Renyi):
+            curves[mechanism] += times
+        elif mechanism.sampling_rate < 1:
+            one = msgspec.structs.replace(mechanism, releases=1)
+            sampled[one] += times * mechanism.releases
+        else:
+            whole[mechanism.noise_multiplier] += times * mechanism.releases
+    squares = math.fsum(times / noise**2 for noise, times in whole.items())
+    key = msgspec.msgpack.encode
+    return (
+        math.sqrt(squares),
+        sorted(((m, n) for m, n in sampled.items() if n), key=lambda each: key(each[0])),
+        sorted(((m, n) for m, n in curves.items() if n), key=lambda each: key(each[0])),
+    )
+
+
+def _curve(
+    whole: float, sampled: list[tuple[Gaussian, int]], curves: list[tuple[Renyi, int]]
+) -> NDArray[np.float64]:
+    """Rényi divergence of everything at each of `ORDERS`."""
+    total = np.array(ORDERS) * (whole**2 / 2)
+    every: list[tuple[Mechanism, int]] = [*sampled, *curves]
+    for mechanism, times in every:
+        total += mechanism.curve * times
+    return total
+
+
+def _kinds(whole: float, sampled: list[tuple[Gaussian, int]]) -> list[Releases]:
+    kinds = [Releases(1 / m.noise_multiplier, m.sampling_rate, times) for m, times in sampled]
+    return [*kinds, Releases(whole, 1.0, 1)] if whole else kinds
+
+
+def _gaussian_epsilon(mu: float, delta: float) -> float:
+    """ε at δ of one Gaussian mechanism."""
+    from scipy.special import ndtri
+
+    if mu > ROUGH:
+        # By the first term alone, as the second is lost in rounding.
+        return max(0.0, mu * mu / 2 - mu * float(ndtri(delta)))
+    if mu == 0 or _gaussian_delta(0.0, mu) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _gaussian_delta(high, mu) > delta:
+        low, high = high, 2 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _gaussian_delta(middle, mu) > delta else (low, middle)
+    return high
+
+
+def _gaussian_delta(epsilon: float, mu: float) -> float:
+    """δ(ε), with the second term in logarithms: e^ε alone would overflow."""
+    from scipy.special import log_ndtr, ndtr
+
+    first = ndtr(mu / 2 - epsilon / mu)
+    return float(first - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)))
+
+
+def _converted(curve: NDArray[np.float64], delta: float) -> float:
+    """ε at δ of a Rényi curve (Balle et al. 2020, Theorem 21)."""
+    orders = np.array(ORDERS)
+    bounds = curve - (np.log(delta) + np.log(orders)) / (orders - 1) + np.log((orders - 1) / orders)
+    return max(0.0, float(np.min(bounds)))
+
+
+def calibrate(
+    mechanism: Callable[[float], Mechanism], *, epsilon: float, delta: float, attempts: int
+) -> float:
+    """The least noise multiplier, to within 0.1 %, that keeps `attempts` attempts within `epsilon`.
+
+    Args:
+        mechanism: One attempt, by its noise multiplier.
+        epsilon: ε of all attempts.
+        delta: δ of all attempts.
+        attempts: How many.
+
+    Raises:
+        PrivacyError: None that is sensible does, or the numbers are none of a mechanism.
+    """
+    from scipy.optimize import brentq
+
+    known: dict[float, float] = {}
+
+    def excess(log_noise: float) -> float:
+        """How far above the target ε lies, in logarithms; smooth, and falling."""
+        if log_noise not in known:
+            spends = [(mechanism(math.exp(log_noise)), attempts)]
+            (spent,) = compose(spends, delta)
+            known[log_noise] = math.log(min(max(spent.epsilon, 1e-9), 1e9) / epsilon)
+        return known[log_noise]
+
+    try:
+        high = 0.0
+        while excess(high) > 0:
+            high += math.log(2)
+            if high > math.log(MOST_NOISE):
+                raise PrivacyError(_unreachable(mechanism(MOST_NOISE), epsilon, delta))
+        low = high - math.log(2)
+        while excess(low) <= 0:
+            high, low = low, low - math.log(2)
+            if low < math.log(LEAST_NOISE):
+                return math.exp(high)
+        found: float = brentq(excess, low, high, xtol=TOLERANCE / 3)
+        while excess(found) > 0:
+            found += TOLERANCE / 3
+    except ValueError as error:
+        raise PrivacyError(f"the noise cannot be worked out: {error}") from error
+    return math.exp(found)
+
+
+def _unreachable(mechanism: Mechanism, epsilon: float, delta: float) -> str:
+    """Why no noise meets a target, and what does."""
+    least = _converted(np.zeros(len(ORDERS)), delta)
+    if isinstance(mechanism, Renyi) and epsilon <= least:
+        return (
+            f"ε = {epsilon:g} at δ = {delta:g} cannot be met by '{mechanism.name}', which is known "
+            f"by its Rényi divergence: that never shows less than ε = {rounded_up(least)} at this "
+            "δ; ask for more, or choose privatizer 'gaussian'."
+        )
+    return (
+        f"ε = {epsilon:g} at δ = {delta:g} cannot be met with any noise up to "
+        f"{MOST_NOISE:g} times the sensitivity; ask for fewer rounds or a larger ε."
+    )

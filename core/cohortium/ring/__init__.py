@@ -1,0 +1,1 @@
+"""Exact sums of integers modulo a power of two."""

@@ -1,0 +1,158 @@
+"""What every party makes of a study alike: a plan, a network tried out, and the setting of the run.
+
+In a simulation it is made once; in a deployment the coordinator and every hospital make it, each
+for itself, so that nobody has to believe another's figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+
+from cohortium import parameters
+from cohortium.catalog import networks
+from cohortium.clipping.batch_mixing import require_per_example, require_separable
+from cohortium.crypto.randomness import Randomness, Seeds
+from cohortium.errors import PrivacyError
+from cohortium.learning.evaluation import resolve_device
+from cohortium.roles.values import Cohort
+from cohortium.rounds.dry_run import rehearse, require_carried
+from cohortium.rounds.min_batch import with_fewest
+from cohortium.rounds.network_size import TRIED, memory_of, parameters_of
+from cohortium.rounds.run_config import AdmissionPolicy, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from cohortium.crypto.signing import Directory
+    from cohortium.data.examples import DataSpec
+    from cohortium.roles.values import Work
+    from cohortium.study.study import Study
+
+
+def cohort_of(federation: Study, spec: DataSpec) -> Cohort:
+    """Who takes part in a study on data as `spec` declares them."""
+    return Cohort(
+        sites=federation.sites,
+        size=federation.cohort or federation.sites,
+        min_sites=federation.min_sites,
+        examples=spec.examples,
+        patients=spec.patients,
+        rounds=federation.rounds,
+        retries=federation.retries,
+        adversary=federation.adversary,
+        colluding=federation.colluding,
+        seeded_noise=federation.seeded_noise,
+    )
+
+
+def secrets_of(federation: Study) -> Randomness:
+    """Where a run's own secrets come from: the operating system, but for seeded noise."""
+    seeds = Seeds(federation.seed)
+    return Randomness.simulated(seeds.root) if federation.seeded_noise else Randomness.system()
+
+
+def agree(
+    federation: Study,
+    spec: DataSpec,
+    *,
+    session: bytes,
+    directory: Directory | None,
+    policy: AdmissionPolicy | None = None,
+) -> Setting:
+    """The setting of a run, from its study and what is public about the data.
+
+    Args:
+        federation: The study.
+        spec: What is public about the data.
+        session: Names the run.
+        directory: The sites' public keys.
+        policy: Asked before a network is built or tried, as far as its size can be told before.
+
+    Guarantees:
+        A function of its arguments: parties with equal ones make equal settings.  No data are
+        looked at.
+
+    Raises:
+        CohortiumError: The study cannot be run as it stands.
+    """
+    import torch
+
+    device = resolve_device(federation.device)
+    seeds, cohort = Seeds(federation.seed), cohort_of(federation, spec)
+    # The cheapest refusal first: noise is sought for seconds.
+    federation.aggregator.secrecy(cohort)
+    work = federation.trainer.work(cohort)
+
+    def planned(parameters: int) -> Setting:
+        return Setting(
+            session=session,
+            spec=spec,
+            cohort=cohort,
+            model=federation.model,
+            trainer=federation.trainer,
+            work=work,
+            plan=federation.privatizer.plan(work, cohort, parameters),
+            aggregator=federation.aggregator,
+            seeds=seeds,
+            directory=directory,
+            device=device,
+        )
+
+    expected = None if policy is None else parameters_of(federation.model, spec)
+    setting = None if expected is None else _asked(federation, spec, planned, expected, policy)
+    net = networks.build_network(federation.model, spec, seeds.integer("weights"))
+    require_carried(net)
+    shape = (TRIED, *spec.shape)
+    made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
+    made_up = federation.model.prepare(made_up)
+    networks.try_out(federation.model, net, made_up, spec.classes)
+    if not networks.takes_one(net, made_up, len(spec.classes)):
+        work, setting = with_fewest(federation, net, made_up, work), None
+    if setting is None or parameters.length(net) != expected:
+        setting = _asked(federation, spec, planned, parameters.length(net), policy)
+    guarantee = setting.plan.guarantee
+    if guarantee is not None and guarantee.unit != "site":
+        _require_apart(federation, net, made_up, work)
+    # Refuses a cohort that the aggregator cannot serve, before anything is started.
+    setting.aggregator.coordinator(setting.sum, secrets_of(federation))
+    return attrs.evolve(setting, sizes=rehearse(setting, net))
+
+
+def _asked(
+    federation: Study,
+    spec: DataSpec,
+    planned: Callable[[int], Setting],
+    parameters: int,
+    policy: AdmissionPolicy | None,
+) -> Setting:
+    """The setting for a network of so many values, if the policy lets it pass."""
+    if policy is None:
+        return planned(parameters)
+    policy.admit_parameters(parameters)
+    setting = planned(parameters)
+    policy.admit(setting)
+    copies = getattr(federation.trainer, "copies", 1)
+    policy.admit_memory(memory_of(federation.model, spec, copies=copies))
+    return setting
+
+
+def _require_apart(federation: Study, net: nn.Module, images: Tensor, work: Work) -> None:
+    """Refuse a network whose examples' gradients cannot be told apart, by its name."""
+    name = networks.name_of(federation.model)
+    try:
+        require_per_example(net)
+        if work.fewest == 1:
+            require_separable(net, images)
+            return
+    except PrivacyError as error:
+        raise PrivacyError(f"{name}: {error}") from error
+    raise PrivacyError(
+        f"{name} cannot be trained on a batch of one image, and example-level privacy takes "
+        "examples one by one; keep the batch as the first dimension, with flatten(1) in place of "
+        "squeeze()."
+    )

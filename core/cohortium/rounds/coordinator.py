@@ -1,0 +1,225 @@
+"""The coordinator: a state machine that holds the global weights and sees only sums.
+
+It knows no socket, thread or clock: `open` an attempt, send what `requests` says, `receive` what
+comes back, until nothing is left to ask; then `close` moves the weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import frozen
+
+from cohortium import parameters
+from cohortium.errors import MessageError, RunError, TooFewSitesError, printable
+from cohortium.messages import codec
+from cohortium.messages.run import Refusal, Reply, Request
+from cohortium.roles.events import SiteFailed
+from cohortium.roles.values import Requests
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from cohortium.roles.values import SiteId
+    from cohortium.rounds.run_config import Setting
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What one attempt came to.
+
+    Attributes:
+        contributors: Sites in the sum.
+        dropped: Sites that were asked and are not in it.
+        failures: Why some of them are not, where they said so.
+        upload_bytes: The largest number of bytes that one site sent.
+    """
+
+    contributors: tuple[SiteId, ...]
+    dropped: tuple[SiteId, ...]
+    failures: tuple[SiteFailed, ...]
+    upload_bytes: int
+
+
+class Coordinator:
+    """The study lead's side of a run.
+
+    Guarantees:
+        A failed attempt leaves the weights and the server optimizer as they were.
+        A reply that is missing, malformed or a refusal drops its site from the attempt.
+        A site's first reply to a request stands.  A later one, and one that belongs to another
+        attempt or stage, changes nothing: what is late cannot be taken for what is due.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        """Build the initial network and the server optimizer.
+
+        Raises:
+            StudyError: The aggregator cannot serve this cohort.
+        """
+        self._setting = setting
+        self._session = setting.aggregator.coordinator(
+            setting.sum, setting.secret("coordinator", private=True)
+        )
+        self.net = setting.network()
+        self.optimizer, self.schedule = setting.trainer.server(
+            parameters.trainable(self.net), setting.cohort.rounds
+        )
+        self._round = self._attempt = self._stage = 0
+        self._asked: tuple[SiteId, ...] = ()
+        self._failures: dict[SiteId, SiteFailed] = {}
+        self._strays: dict[SiteId, SiteFailed] = {}
+        self._answered: set[SiteId] = set()
+        self._uploads: dict[SiteId, int] = {}
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+        """Begin `attempt` at `round` among `sites`."""
+        self._round, self._attempt, self._stage = round, attempt, 0
+        self._asked, self._failures, self._strays = tuple(sites), {}, {}
+        self._uploads = dict.fromkeys(sites, 0)
+        self._session.open(round, attempt, sites)
+
+    def requests(self) -> Requests:
+        """What to send now; empty when the attempt is complete, or cannot be."""
+        asked = self._session.requests()
+        if not asked:
+            return asked
+        first = self._stage == 0
+        request = Request(
+            session=self._setting.session,
+            round=self._round,
+            attempt=self._attempt,
+            stage=self._stage,
+            weights=self._weights() if first else None,
+            body=asked.common,
+        )
+        self._stage += 1
+        self._answered = set()
+        return Requests(codec.encode(request), asked.each, asked.phase)
+
+    def _weights(self) -> memoryview:
+        """The global weights as they are sent."""
+        return parameters.flatten(self.net).cpu().numpy().view(np.uint8).data
+
+    def receive(self, site: SiteId, reply: bytes) -> bool:
+        """Take in one site's reply, whatever it is; whether it was of use."""
+        if site not in self._uploads or site in self._failures or site in self._answered:
+            return False
+        self._uploads[site] += len(reply)
+        try:
+            message: Reply | Refusal = codec.decode_either(reply, Reply, Refusal)
+        except MessageError as error:
+            self._fail(site, "malformed", str(error))
+            return False
+        if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
+            stray = self._failure(site, "stale", "its reply belongs to another attempt or stage.")
+            self._strays[site] = stray
+            return False
+        self._answered.add(site)
+        self._strays.pop(site, None)
+        if isinstance(message, Refusal):
+            self._fail(site, message.code, message.reason)
+        else:
+            try:
+                self._session.receive(site, message.body)
+            except MessageError as error:
+                self._fail(site, "malformed", str(error))
+        return site not in self._failures
+
+    def close(self) -> Outcome:
+        """End the attempt and move the weights.
+
+        Raises:
+            TooFewSitesError: Too few sites answered; the weights have not moved.
+        """
+        try:
+            total = self._session.total()
+        except TooFewSitesError as error:
+            raise TooFewSitesError(f"{error}{self._reasons()}") from error
+        need = self._setting.cohort.min_sites
+        if len(total.contributors) < need:
+            raise TooFewSitesError(
+                f"{len(total.contributors)} sites contributed, but min_sites is {need}."
+                f"{self._reasons()}"
+            )
+        self._step(self._setting.plan.decode(total))
+        return Outcome(
+            contributors=total.contributors,
+            dropped=tuple(s for s in self._asked if s not in total.contributors),
+            failures=self.failures,
+            upload_bytes=max(self._uploads.values(), default=0),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that the rounds so far have left: weights, server optimizer and its schedule."""
+        return {
+            "weights": parameters.named(self.net),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, in this process or another.
+
+        Raises:
+            RunError: It is of another model or another server optimizer.
+        """
+        try:
+            parameters.load_named(self.net, state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                "the checkpoint is of another network or server optimizer than the study makes "
+                f"now: {error} Go on with the versions that the run was begun with."
+            ) from error
+
+    @property
+    def failures(self) -> tuple[SiteFailed, ...]:
+        """What the sites that failed in this attempt said."""
+        # Whoever sent only what came too late has failed as well.
+        return tuple((self._strays | self._failures).values())
+
+    def _step(self, mean: Tensor) -> None:
+        """A step of the server optimizer on the pseudo-gradient; statistics move by their mean."""
+        import torch
+
+        mean = mean.to(self._setting.device)
+        is_gradient = self._setting.work.releases == "gradient"
+        position = 0
+        for parameter in parameters.trainable(self.net):
+            piece = mean[position : position + parameter.numel()].view_as(parameter)
+            piece = piece.to(parameter.dtype)
+            parameter.grad = piece if is_gradient else -piece
+            position += parameter.numel()
+        self.optimizer.step()
+        self.schedule.step()
+        with torch.no_grad():
+            for buffer in parameters.statistics(self.net):
+                buffer.add_(mean[position : position + buffer.numel()].view_as(buffer))
+                position += buffer.numel()
+
+    def _fail(self, site: SiteId, code: str, reason: str) -> None:
+        self._failures[site] = self._failure(site, code, reason)
+
+    def _failure(self, site: SiteId, code: str, reason: str) -> SiteFailed:
+        return SiteFailed(
+            round=self._round,
+            attempt=self._attempt,
+            site=site,
+            code=printable(code),
+            reason=printable(reason),
+        )
+
+    def _reasons(self) -> str:
+        """Why sites failed, for an error's sentence: each reason once."""
+        by_reason: dict[str, list[SiteId]] = {}
+        for failure in self.failures:
+            by_reason.setdefault(failure.reason, []).append(failure.site)
+        return "".join(
+            f" Site{'s' if len(sites) > 1 else ''} {', '.join(map(str, sites))}: {reason}"
+            for reason, sites in by_reason.items()
+        )

@@ -1,0 +1,84 @@
+"""Holds a trainer to what privacy was planned for, whatever the trainer does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from cohortium.errors import RefusalError
+from cohortium.parameters import flatten, flatten_gradients
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.ring.ring import RingVector
+    from cohortium.roles.sessions import SitePrivacy
+    from cohortium.roles.values import Index, Work
+
+
+@define(eq=False)
+class Counted:
+    """A site's privacy at example level, which counts.
+
+    Guarantees:
+        A gradient is taken of batches that the privatizer yielded, of each once, and of as many
+        as were declared; else the site refuses to release anything.
+        Where what leaves is noised on release only, it is the gradient as it was set: whatever
+        a trainer did to it would have changed what the noise is for.
+
+    Attributes:
+        private: What it stands before.
+        steps: Batches that were declared.
+        is_noised_late: Whether gradients are clipped, and not noised before the release.
+    """
+
+    private: SitePrivacy
+    steps: int
+    is_noised_late: bool = False
+    _gradient: Tensor | None = None
+    _is_drawn: bool = False
+    _yielded: list[Index] = field(factory=list)
+    _taken: int = 0
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """The privatizer's batches, once."""
+        if self._is_drawn:
+            raise _broken("draws batches twice in a round")
+        self._is_drawn = True
+        for batch in self.private.batches(examples):
+            self._yielded.append(batch)
+            yield batch
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The privatizer's gradient, of a batch that it yielded and that is not used up."""
+        place = next((i for i, one in enumerate(self._yielded) if one is batch), None)
+        if place is None:
+            raise _broken("takes the gradient of a batch that was not drawn for it, or twice")
+        del self._yielded[place]
+        self._taken += 1
+        self.private.gradient(net, losses, batch)
+        if self.is_noised_late:
+            self._gradient = flatten_gradients(net, before=flatten(net))
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """The privatizer's release, if all went as declared."""
+        if self._taken != self.steps:
+            raise _broken(f"took {self._taken} gradients where {self.steps} were declared")
+        if self._gradient is not None and not self._gradient.equal(vector.to(self._gradient)):
+            raise _broken("releases something else than the gradient that was clipped")
+        return self.private.release(vector, weight)
+
+
+def guarded(private: SitePrivacy, guarantee: Guarantee | None, work: Work) -> SitePrivacy:
+    """`private` as a trainer gets it: counted, where single examples or patients are protected."""
+    if guarantee is None or guarantee.unit == "site":
+        return private
+    return Counted(private, work.steps, is_noised_late=guarantee.against == "coordinator")
+
+
+def _broken(what: str) -> RefusalError:
+    return RefusalError("trainer", f"the trainer {what}, which its guarantee does not cover.")

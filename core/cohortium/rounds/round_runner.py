@@ -1,0 +1,139 @@
+"""Where a round happens: an attempt is opened, its messages are carried, and it is closed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from attrs import define, frozen
+
+from cohortium.errors import RunError, TooFewSitesError
+from cohortium.roles.events import Phase, RoundFailed, SiteAnswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cohortium.roles.events import Event
+    from cohortium.roles.sessions import Exchange
+    from cohortium.roles.values import Requests, SiteId
+    from cohortium.rounds.coordinator import Coordinator, Outcome
+    from cohortium.rounds.run_config import Setting
+
+
+@frozen(kw_only=True)
+class Played:
+    """What a round came to.
+
+    Attributes:
+        outcome: Of the attempt that succeeded.
+        phases: The exchanges of that attempt.
+        seconds: Inside the exchanges of all attempts at the round.
+    """
+
+    outcome: Outcome
+    phases: tuple[Phase, ...]
+    seconds: float
+
+
+@define(eq=False, kw_only=True)
+class Rounds:
+    """Moves the weights once a round, with as many attempts as the study has left.
+
+    Guarantees:
+        No two attempts have one number, `begin` is called before anyone is asked anything for an
+        attempt, and there are never more of them than privacy was planned for.
+
+    Attributes:
+        setting: What every party knows.
+        coordinator: Holds the weights.
+        exchange: Carries messages.
+        deadline: Seconds that a site has for each answer, or None.
+        goal: Rounds that are to be completed.
+        attempt: Number of the next attempt.
+        begin: Told the round and the attempt that is about to begin; it may raise, to stop it.
+        tell: Tells observers.
+    """
+
+    setting: Setting
+    coordinator: Coordinator
+    exchange: Exchange
+    deadline: float | None
+    goal: int
+    attempt: int
+    begin: Callable[[int, int], None]
+    tell: Callable[[Event], None]
+
+    def play(self, number: int) -> Played:
+        """Round `number`, from 0.
+
+        Raises:
+            RunError: Too few sites answered, and no retry is left.
+        """
+        seconds = 0.0
+        while True:
+            self.begin(number, self.attempt)
+            sites = asked(self.setting, number, self.attempt)
+            self.coordinator.open(number, self.attempt, sites)
+            self.attempt += 1
+            phases = self._carry(number)
+            seconds += sum(phase.seconds for phase in phases)
+            try:
+                outcome = self.coordinator.close()
+            except TooFewSitesError as error:
+                self._tell_failures(number, str(error), phases)
+                if self.setting.cohort.attempts - self.attempt < self.goal - number:
+                    raise RunError(f"round {number + 1} failed: {error}") from error
+                continue
+            for failure in outcome.failures:
+                self.tell(failure)
+            return Played(outcome=outcome, phases=phases, seconds=seconds)
+
+    def _carry(self, number: int) -> tuple[Phase, ...]:
+        """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
+        phases: list[Phase] = []
+        while requests := self.coordinator.requests():
+            phases.append(self._exchange(number, len(phases), requests))
+        return tuple(phases)
+
+    def _exchange(self, number: int, turn: int, requests: Requests) -> Phase:
+        spent, uploaded = 0.0, 0
+        answered: set[SiteId] = set()
+        began = time.perf_counter()
+        for site, reply in self.exchange.exchange(requests.common, requests.each, self.deadline):
+            spent += time.perf_counter() - began
+            uploaded += len(reply)
+            if self.coordinator.receive(site, reply):
+                answered.add(site)
+                self.tell(
+                    SiteAnswered(
+                        round=number,
+                        attempt=self.attempt - 1,
+                        exchange=turn,
+                        site=site,
+                        answered=len(answered),
+                        asked=len(requests.each),
+                    )
+                )
+            began = time.perf_counter()
+        return Phase(
+            name=requests.phase,
+            asked=len(requests.each),
+            lost=tuple(sorted(set(requests.each) - answered)),
+            upload_bytes=uploaded,
+            download_bytes=sum(len(requests.common) + len(own) for own in requests.each.values()),
+            seconds=spent + time.perf_counter() - began,
+        )
+
+    def _tell_failures(self, number: int, reason: str, phases: tuple[Phase, ...]) -> None:
+        for failure in self.coordinator.failures:
+            self.tell(failure)
+        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason, phases=phases))
+
+
+def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:
+    """The sites that an attempt at round `number` asks: a public choice, and no amplification."""
+    cohort = setting.cohort
+    if cohort.size == cohort.sites:
+        return tuple(range(cohort.sites))
+    rng = setting.seeds.generator("cohort", number, attempt)
+    return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))

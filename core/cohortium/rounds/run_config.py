@@ -1,0 +1,132 @@
+"""What every party of a run knows: the composition, and the numbers that are declared for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import frozen
+
+from cohortium.catalog.networks import build_network
+from cohortium.crypto.randomness import Randomness
+from cohortium.errors import StudyError
+from cohortium.roles.values import SumSetting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cohortium.crypto.randomness import Seeds
+    from cohortium.crypto.signing import Directory
+    from cohortium.data.examples import DataSpec
+    from cohortium.roles.protocols import Aggregator, Model, Trainer
+    from cohortium.roles.sessions import PrivacyPlan
+    from cohortium.roles.values import Cohort, Work
+
+
+@frozen(kw_only=True)
+class Sizes:
+    """What is written down after a round, as a rehearsal of it has shown.
+
+    Attributes:
+        site: Bytes that a trainer keeps at a site; 0 where it keeps nothing.
+        server: Bytes of the coordinator's state.
+    """
+
+    site: int = 0
+    server: int = 0
+
+
+@frozen(kw_only=True)
+class Setting:
+    """What every party of a run knows: the composition and its declared numbers.
+
+    Attributes:
+        session: 16 bytes that name the run.
+        spec: What is public about the data.
+        cohort: Who takes part.
+        model: Built alike at every party.
+        trainer: What each site does.
+        work: What the trainer declared.
+        plan: What may leave a site.
+        aggregator: How releases are summed.
+        seeds: The run's public seeds.
+        directory: The sites' public keys, as every party has pinned them; None without signatures.
+        device: Where torch computes.
+        sizes: What is written down after a round.
+    """
+
+    session: bytes
+    spec: DataSpec
+    cohort: Cohort
+    model: Model
+    trainer: Trainer
+    work: Work
+    plan: PrivacyPlan
+    aggregator: Aggregator
+    seeds: Seeds
+    directory: Directory | None = None
+    device: str = "cpu"
+    sizes: Sizes = Sizes()
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a guarantee that counts on an aggregator to hide what this one shows."""
+        guarantee = self.plan.guarantee
+        if guarantee is None or guarantee.against == "everyone":
+            return
+        secrecy = self.aggregator.secrecy(self.cohort)
+        if secrecy is None:
+            raise StudyError(
+                "the privatizer's guarantee is against a coordinator that sees sums, and the "
+                "aggregator shows it every site's release; use aggregator 'secagg', or a "
+                "privatizer with against = 'everyone'."
+            )
+        if secrecy.contributors < guarantee.honest + guarantee.colluding:
+            raise StudyError(
+                f"the aggregator opens sums over {secrecy.contributors} sites, and the guarantee "
+                f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
+                "raise min_sites."
+            )
+
+    @property
+    def sum(self) -> SumSetting:
+        """The aggregator's part of it."""
+        return SumSetting(
+            session=self.session,
+            ring=self.plan.ring,
+            length=self.plan.length,
+            cohort=self.cohort,
+            directory=self.directory,
+        )
+
+    def network(self) -> nn.Module:
+        """The initial network, on the run's device; equal at every party."""
+        net = build_network(self.model, self.spec, self.seeds.integer("weights"))
+        return net.to(self.device)
+
+    def secret(self, purpose: str, *, private: bool) -> Randomness:
+        """A party's source of secrets for `purpose`.
+
+        Where nothing is protected (`private` is false), or the study asks for seeded noise, it is
+        a function of the public seed: that is what makes such a run repeatable.
+        """
+        if private and not self.cohort.seeded_noise:
+            return Randomness.system()
+        return Randomness.simulated(self.seeds.root).fork(purpose)
+
+
+class AdmissionPolicy(Protocol):
+    """The limits of one site on the runs that it takes part in.
+
+    Each method raises a `RefusalError` for a run beyond a limit.
+    """
+
+    def admit(self, setting: Setting) -> None:
+        """Refuse a run that offers less than the site demands."""
+        ...
+
+    def admit_parameters(self, parameters: int) -> None:
+        """Refuse a model with too many parameters, before it is built."""
+        ...
+
+    def admit_memory(self, estimate: int) -> None:
+        """Refuse training that takes too much memory, in bytes, before it is tried."""
+        ...

@@ -1,0 +1,82 @@
+"""Where the sites of a process compute: one resident network, into which weights are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cohortium import parameters
+from cohortium.errors import MessageError
+from cohortium.messages import codec
+from cohortium.messages.run import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cohortium.rounds.run_config import Setting
+
+
+class Workplace:
+    """One resident network, shared by all the sites of a process, which take turns with it."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Build the network."""
+        import torch
+
+        self.net = setting.network()
+        self.length = parameters.length(self.net)
+        self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        self._device = torch.device(setting.device)
+        self._latest: tuple[bytes, Request] | None = None
+        self._weights: list[Tensor] = []
+        self._begun: list[Tensor] = []
+
+    def read(self, common: bytes) -> Request:
+        """Decode the part of a request that all sites share; once, however many sites there are.
+
+        Raises:
+            MessageError: It is not a request, or its weights are not this network's.
+        """
+        if self._latest is not None and self._latest[0] is common:
+            return self._latest[1]
+        request = codec.decode(common, Request)
+        if request.weights is not None:
+            self._weights = self._decoded(request.weights)
+        self._latest = (common, request)
+        return request
+
+    def _decoded(self, weights: memoryview) -> list[Tensor]:
+        import torch
+
+        if len(weights) != 4 * self.length:
+            raise MessageError(
+                f"the model has {self.length} numbers of 4 bytes, but {len(weights)} bytes came."
+            )
+        array = np.frombuffer(weights, dtype="<f4")
+        if not np.isfinite(array).all():
+            raise MessageError("the global weights are not all finite.")
+        # Cut up once, however many sites begin with them.
+        return parameters.split(
+            torch.from_numpy(array.copy()).to(self._device), parameters.pieces(self.net)
+        )
+
+    def reset(self) -> None:
+        """Put the round's global weights into the network."""
+        import torch
+
+        if not self._weights:
+            raise MessageError("an attempt must begin with the global weights.")
+        # Counters, and buffers that are not part of the weights, must not wander between sites.
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(self._buffers[name])
+        with torch.no_grad():
+            for piece, weights in zip(parameters.pieces(self.net), self._weights, strict=True):
+                piece.copy_(weights)
+        self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
+        self.net.train()
+
+    def has_moved(self) -> bool:
+        """Whether any floating-point buffer has changed since `reset`."""
+        now = [b for b in self.net.buffers() if b.is_floating_point()]
+        return not all(old.equal(new) for old, new in zip(self._begun, now, strict=True))

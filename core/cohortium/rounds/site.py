@@ -1,0 +1,312 @@
+"""A site: a state machine that turns requests into replies and knows no socket, thread or clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from cohortium.catalog.networks import blamed
+from cohortium.errors import BrokenNetworkError, MessageError, PrivacyError, RefusalError, RunError
+from cohortium.ledger.cost import Price
+from cohortium.messages import codec
+from cohortium.messages.run import Refusal, Reply
+from cohortium.roles.values import Ask, Member, Task
+from cohortium.rounds.guard import guarded
+from cohortium.rounds.shared_model import Workplace
+from cohortium.storage.append_log import MemoryJournal
+from cohortium.storage.trainer_state import Kept
+
+if TYPE_CHECKING:
+    from cohortium.crypto.randomness import Randomness
+    from cohortium.crypto.signing import Identity
+    from cohortium.data.examples import Examples
+    from cohortium.ledger.account import Account
+    from cohortium.messages.run import Request
+    from cohortium.ring.ring import RingVector
+    from cohortium.roles.sessions import OpenSite
+    from cohortium.roles.values import Cohort, SiteId
+    from cohortium.rounds.run_config import AdmissionPolicy, Setting
+    from cohortium.storage.append_log import Journal
+    from cohortium.storage.trainer_state import StateFile, Store
+
+
+def _seed(secret: Randomness, purpose: str) -> int:
+    """A seed for torch's generators."""
+    return int.from_bytes(secret.token(8, purpose), "big") >> 1
+
+
+class Site:
+    """One hospital's side of a run.
+
+    Guarantees:
+        What leaves is the aggregator's messages and refusals.  The aggregator is given what
+        `SitePrivacy.release` returned and nothing else.
+        An attempt is answered in order: an older one, or one of another run, is refused.
+        A vector is released once an attempt, whatever the aggregator asks: a second one would
+        spend privacy that was not planned.
+        What the trainer keeps is stored before anything of the attempt leaves, and every attempt
+        at a round begins with what the round before has left.
+        With an account, an attempt stands in the ledger before its training begins, and is never
+        made twice, also not after a restart.  It is charged when all that the answer needs has
+        been tried: weights, journal, and room for what the trainer keeps.
+        With a policy, no message is answered of a run that is below one of its floors.
+
+    Attributes:
+        workplace: Where it computes.
+        warnings: What the hospital's own people should be told; never sent.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        site: SiteId,
+        examples: Examples,
+        workplace: Workplace,
+        *,
+        identity: Identity | None = None,
+        journal: Journal | None = None,
+        policy: AdmissionPolicy | None = None,
+        account: Account | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """Refuse what the site does not allow, and prepare its images.
+
+        Args:
+            setting: What every party knows.
+            site: Its number.
+            examples: Its data.
+            workplace: Where it computes.
+            identity: Signs for it; None without a directory.
+            journal: What it must not forget over a restart; one in memory if None.
+            policy: Its floors.
+            account: What is charged for each attempt.
+            store: Where the trainer's state outlives a restart; in memory alone if None.
+
+        Raises:
+            RefusalError: The run is below a floor, does not fit the account's budget, or declares
+                fewer examples or patients than the site alone has.
+            LedgerError: The account's ledger cannot be used.
+            RunError: The stored state is damaged, or cannot be kept where it is to be.
+        """
+        import torch
+
+        self._account, self._price = account, Price.of(setting.plan)
+        self.warnings: tuple[str, ...] = ()
+        if policy is not None:
+            policy.admit(setting)
+        if account is not None:
+            account.admit(setting.session, self._price, setting.cohort.attempts)
+            if account.budget is not None:
+                self.warnings = tuple(filter(None, [account.drift(examples.fingerprint)]))
+        _require_declared(examples, setting.cohort)
+        self._setting = setting
+        self._site = site
+        self.workplace = workplace
+        images = torch.from_numpy(examples.images).float().div_(255)
+        self._images = setting.model.prepare(images).to(setting.device)
+        self._labels = torch.from_numpy(examples.labels).to(setting.device)
+        self._patients = examples.patients
+        self._store = store
+        self._journal = journal or MemoryJournal()
+        if journal is not None:
+            # A simulated site has no files yet.
+            self._require_place()
+        self._kept = Kept() if store is None else store.read().on(setting.device)
+        self._round = self._kept.round
+        self._attempt = self._released = -1
+        member = Member(
+            site=site,
+            secret=setting.secret(f"aggregation {site}", private=True),
+            identity=identity,
+            journal=self._journal,
+        )
+        self._session = setting.aggregator.site(setting.sum, member)
+
+    def answer(self, common: bytes, own: bytes) -> bytes:
+        """The reply to one request; a refusal, too, is a message.
+
+        Whatever the bytes are, it does not raise: only a fault in a plugin's own code does.
+
+        Args:
+            common: A `Request`, untrusted.
+            own: The aggregator's part for this site alone, untrusted.
+        """
+        attempt = stage = 0
+        try:
+            request = self.workplace.read(common)
+            attempt, stage = request.attempt, request.stage
+            self._admit(request)
+            ask = Ask(round=request.round, attempt=attempt, common=request.body, own=own)
+            body = self._session.answer(ask, lambda: self._release(request))
+        except RefusalError as refusal:
+            return codec.encode(Refusal(attempt, stage, refusal.code, refusal.reason))
+        except MessageError as error:
+            return codec.encode(Refusal(attempt, stage, "malformed", str(error)))
+        return codec.encode(Reply(attempt, stage, body))
+
+    def _admit(self, request: Request) -> None:
+        """Refuse what is of another run, over, or out of bounds; begin an attempt that is new."""
+        cohort = self._setting.cohort
+        if request.session != self._setting.session:
+            raise RefusalError("session", "the request belongs to another run.")
+        if request.attempt < self._attempt or request.round < self._round:
+            raise RefusalError("stale", "the request belongs to an attempt that is over.")
+        if request.round >= cohort.rounds or request.attempt >= cohort.attempts:
+            raise RefusalError("budget", "the study has no such round or attempt.")
+        if request.attempt == self._attempt:
+            if request.round != self._round:
+                raise RefusalError("stale", "an attempt cannot move to another round.")
+            return
+        if request.weights is None:
+            raise RefusalError("weights", "an attempt must begin with the global weights.")
+        self._round, self._attempt = request.round, request.attempt
+
+    def _release(self, request: Request) -> RingVector:
+        """Train for the round, and release the result through the privatizer."""
+        import torch
+
+        if self._released == request.attempt:
+            raise RefusalError("order", "this attempt's vector has been released already.")
+        self._released = request.attempt
+        setting = self._setting
+        self._require_ready()
+        secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
+        secret = secret.fork(request.round, request.attempt, self._site)
+        private = setting.plan.site(secret, self._patients)
+        private = guarded(private, setting.plan.guarantee, setting.work)
+        # As secret as the batches: an example's flips depend on who else was drawn before it, so
+        # whoever knew the draws would see more of one example than its clipped gradient.
+        generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
+        self.workplace.reset()
+        before = self._kept.entering(request.round)
+        task = Task(
+            net=self.workplace.net,
+            images=self._images,
+            labels=self._labels,
+            classes=len(setting.spec.classes),
+            round=request.round,
+            rounds=setting.cohort.rounds,
+            work=setting.work,
+            generator=generator,
+            state=before,
+        )
+        if self._account is not None:
+            # Before training: a refusal after it tells something of the data, and is paid for.
+            self._account.charge(setting.session, request.round, request.attempt, self._price)
+        with torch.random.fork_rng(devices=[]):
+            # Layers such as Dropout draw from torch's global generator.  Without an accelerator
+            # torch.manual_seed would keep, for each kind there is, a call to make should one come.
+            seeded = setting.device == "cpu"
+            seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
+            seed(_seed(secret, "layers"))
+            try:
+                with blamed(setting.model, task.net, f"failed in round {request.round + 1}"):
+                    trained = setting.trainer.train(task, private)
+            except PrivacyError as error:  # of the data at hand, so its words must not leave
+                raise BrokenNetworkError(str(error)) from error
+        self._require_still()
+        self._keep(Kept.of(request.round, before, trained.state))
+        released = private.release(trained.vector, trained.weight)
+        if len(released.words) != setting.plan.length:
+            raise RefusalError(
+                "vector",
+                f"its release has {len(released.words)} elements, and {setting.plan.length} were "
+                "agreed on.",
+            )
+        return released
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of the vector in its largest answer."""
+        return self._setting.plan.ring.bytes_for(self._setting.plan.length)
+
+    def _require_ready(self) -> None:
+        """Refuse, while nothing is charged, what could not be kept afterwards."""
+        self._journal.try_out()
+        try:
+            self._require_place()
+        except RunError as error:
+            raise RefusalError("state", "the site's state cannot be written.") from error
+
+    def _require_place(self) -> None:
+        """See that what the trainer keeps has a place; twice the room, as it may grow.
+
+        Raises:
+            RunError: It has none.
+        """
+        size = self._setting.sizes.site
+        if self._store is None or not size:
+            return
+        try:
+            self._store.require_room(2 * size)
+        except OSError as error:
+            raise RunError(
+                f"the trainer keeps {size:,} bytes at the site after each round, and the folder of "
+                f"states does not take them: {error.strerror}; see `states` in the site file."
+            ) from error
+
+    def _keep(self, kept: Kept) -> None:
+        """Keep the trainer's state for the next round, durable before anything leaves."""
+        if self._store is not None and (kept.before or kept.after):
+            try:
+                self._store.write(kept)
+            except OSError as error:
+                raise RefusalError("state", "the site's state cannot be written.") from error
+        self._kept = kept
+
+    def _require_still(self) -> None:
+        """Refuse buffers that moved under example-level privacy: no noise covers them."""
+        guarantee = self._setting.plan.guarantee
+        if guarantee is None or guarantee.unit == "site":
+            return
+        if self.workplace.has_moved():
+            raise RefusalError(
+                "statistics", "the model keeps statistics of the data, which no noise covers."
+            )
+
+
+def _require_declared(examples: Examples, cohort: Cohort) -> None:
+    """Refuse a study that declares fewer than one site alone has: its sums would not fit.
+
+    The sentence names the number that is declared, and not the site's own.
+    """
+    patients = 0 if examples.patients is None else len(np.unique(examples.patients))
+    for what, own, declared in (
+        ("examples", len(examples), cohort.examples),
+        ("patients", patients, cohort.patients),
+    ):
+        if declared is not None and own > declared:
+            raise RefusalError(
+                what,
+                f"the study declares {declared:,} {what} over all sites together, and this site "
+                f"alone has more; correct {what} under [data].",
+            )
+
+
+@frozen
+class Recipe:
+    """How to make a simulated site in any process; see `protocols.SiteRecipe`."""
+
+    setting: Setting
+    site: SiteId
+    examples: Examples = field(repr=False)
+    identity: Identity | None = None
+    policy: AdmissionPolicy | None = None
+    account: Account | None = None
+    store: StateFile | None = None
+
+    def open(self, beside: OpenSite | None = None) -> Site:
+        """Make the site, sharing the resident network of `beside`."""
+        place = beside.workplace if isinstance(beside, Site) else Workplace(self.setting)
+        return Site(
+            self.setting,
+            self.site,
+            self.examples,
+            place,
+            identity=self.identity,
+            policy=self.policy,
+            account=self.account,
+            store=self.store,
+        )

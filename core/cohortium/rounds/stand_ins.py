@@ -1,0 +1,188 @@
+"""What stands in for the costly parts of a round while it is rehearsed.
+
+A network that is built already, a file that only weighs what it is given, gradients of zeros, and
+an aggregation of one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import define, frozen
+
+from cohortium import parameters
+from cohortium.errors import RefusalError
+from cohortium.ring.ring import RingSum
+from cohortium.roles.values import Requests
+from cohortium.storage.trainer_state import Kept, content_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from cohortium.crypto.randomness import Randomness
+    from cohortium.data.examples import DataSpec
+    from cohortium.privacy.accounting import Mechanism
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.ring.ring import Ring, RingVector, Words
+    from cohortium.roles.protocols import Model
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
+    from cohortium.roles.values import Ask, Cohort, Index, Member, Secrecy, SiteId, SumSetting
+
+
+@frozen
+class Built:
+    """A model whose network is there already."""
+
+    model: Model
+    net: nn.Module
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """As the model does."""
+        return self.model.prepare(images)
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
+        """The network that is there."""
+        return self.net
+
+
+@define(eq=False)
+class Scale:
+    """Takes what a trainer would keep at a site, and keeps its size."""
+
+    bytes: int = 0
+
+    def read(self) -> Kept:
+        """Nothing is there yet."""
+        return Kept()
+
+    def write(self, kept: Kept) -> None:
+        """Weigh it."""
+        self.bytes = max(self.bytes, len(content_of(b"", kept)))
+
+    def require_room(self, size: int) -> None:
+        """There is room for all."""
+
+
+@frozen
+class Hushed:
+    """A plan whose sites set gradients of zeros, with one batch: types count, and values do not.
+
+    Attributes:
+        plan: The run's.
+        most: Examples of the batch.
+    """
+
+    plan: PrivacyPlan
+    most: int
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """The run's."""
+        return self.plan.guarantee
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """The run's."""
+        return self.plan.mechanism
+
+    @property
+    def ring(self) -> Ring:
+        """The run's."""
+        return self.plan.ring
+
+    @property
+    def length(self) -> int:
+        """The run's."""
+        return self.plan.length
+
+    def spent(self, attempts: int) -> Guarantee | None:
+        """As in the run."""
+        return self.plan.spent(attempts)
+
+    def decode(self, total: RingSum) -> Tensor:
+        """As in the run."""
+        return self.plan.decode(total)
+
+    def site(self, secret: Randomness, patients: Index | None = None) -> SitePrivacy:
+        """A site's privacy, hushed."""
+        return HushedSite(self.plan.site(secret, patients), self.most)
+
+
+@frozen
+class HushedSite:
+    """A site's privacy that does all that it would, and then takes the values off."""
+
+    private: SitePrivacy
+    most: int
+
+    def batches(self, examples: int) -> Iterator[Index]:
+        """One batch, of everybody up to `most`: a sample at a small rate would be empty."""
+        next(iter(self.private.batches(examples)), None)
+        yield np.arange(min(examples, self.most))
+
+    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+        """The privatizer's gradient, and zeros in its place."""
+        self.private.gradient(net, losses, batch)
+        for parameter in parameters.trainable(net):
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def release(self, vector: Tensor, weight: float) -> RingVector:
+        """The privatizer's release; of zeros where it refuses the values."""
+        try:
+            return self.private.release(vector, weight)
+        except RefusalError:
+            return self.private.release(vector.new_zeros(vector.shape), weight)
+
+
+@frozen
+class Alone:
+    """An aggregation of one site: what it releases is the sum."""
+
+    secret: Secrecy | None
+
+    def secrecy(self, cohort: Cohort) -> Secrecy | None:  # noqa: ARG002
+        """What the run's aggregator says."""
+        return self.secret
+
+    def coordinator(self, setting: SumSetting, secret: Randomness) -> _Passing:  # noqa: ARG002
+        """The coordinator's session."""
+        return _Passing(setting)
+
+    def site(self, setting: SumSetting, member: Member) -> _Passing:  # noqa: ARG002
+        """The site's session."""
+        return _Passing(setting)
+
+
+@define(eq=False)
+class _Passing:
+    """Either side of it: packs a release, or unpacks it."""
+
+    setting: SumSetting
+    _words: Words | None = None
+    _is_asked: bool = False
+
+    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
+        """Begin anew."""
+        self._words, self._is_asked = None, False
+
+    def requests(self) -> Requests:
+        """Ask the site once."""
+        self._is_asked, was_asked = True, self._is_asked
+        return Requests() if was_asked else Requests(each={0: b""})
+
+    def receive(self, site: SiteId, reply: bytes) -> None:  # noqa: ARG002
+        """Take in what it releases."""
+        self._words = self.setting.ring.unpack(reply, self.setting.length)
+
+    def total(self) -> RingSum:
+        """The same."""
+        assert self._words is not None
+        return RingSum(self.setting.ring, self._words, (0,))
+
+    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
+        """What the site releases."""
+        return self.setting.ring.pack(vector().words)

@@ -1,0 +1,198 @@
+"""A study for those who begin: a few answers become a commented file that runs at once."""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+from attrs.validators import ge
+
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.errors import StudyError
+from cohortium.runs.prepare import prepare
+from cohortium.study import study_file
+from cohortium.study.resolution import merge
+from cohortium.study.study import Study
+
+if TYPE_CHECKING:
+    from cohortium.data.examples import Splits
+    from cohortium.runs.prepare import Ready
+
+
+@frozen(kw_only=True)
+class Answers:
+    """What is asked.
+
+    Attributes:
+        data: A data set that needs no parameters, an npz file, or one of MedMNIST's flags.
+        sites: Simulated hospitals.
+        epsilon: ε of the whole run; None for no privacy.
+        secagg: Whether only sums are seen.
+    """
+
+    data: str = "phantom"
+    sites: int = attrs.field(default=10, validator=ge(1))
+    epsilon: float | None = 6.0
+    secagg: bool = True
+
+
+@frozen
+class Given:
+    """Images that are loaded already, in the place of their data set."""
+
+    splits: Splits
+
+    def load(self) -> Splits:
+        """Those images."""
+        return self.splits
+
+
+def draft(answers: Answers) -> tuple[str, Ready]:
+    """A study file's text, and the study as it would run.
+
+    Raises:
+        CohortiumError: The data cannot be loaded, or what was asked for cannot be had together.
+    """
+    table = _dataset(answers.data)
+    splits = construction.make(discover(), "dataset", table, where="--data").load()
+    text = _text(answers, table, splits)
+    tables = merge(study_file.quick_start(), tomllib.loads(text), where="the new study")
+    drafted = study_file.build(tables, where="the new study", into=Study)
+    return text, prepare(attrs.evolve(drafted, dataset=Given(splits)))
+
+
+def named_data(data: str) -> str:
+    """`data`, where it names some; nothing is loaded.
+
+    Raises:
+        CohortiumError: There is no such data set, or no such file.
+    """
+    table = _dataset(data)
+    construction.make(discover(), "dataset", table, where="--data")
+    if table["name"] == "npz" and not Path(data).is_file() and "COHORTIUM_DATA" not in os.environ:
+        raise StudyError(f"--data: there is no file {data}.")
+    return data
+
+
+def _dataset(data: str) -> dict[str, str]:
+    if data.endswith(".npz"):
+        return {"name": "npz", "path": data}
+    if data in ("npz", "medmnist"):
+        wanted = "the path of a file that ends in .npz" if data == "npz" else "one of its flags"
+        raise StudyError(f"--data {data}: give {wanted}.")
+    if data in discover().names("dataset"):
+        return {"name": data}
+    return {"name": "medmnist", "flag": data}
+
+
+def customary_delta(units: int) -> float:
+    """The greatest power of ten below a tenth of one over the number of units.
+
+    >>> customary_delta(6000)
+    1e-05
+    """
+    return float(f"1e{math.ceil(math.log10(0.1 / units)) - 1}")
+
+
+def _text(answers: Answers, dataset: dict[str, str], splits: Splits) -> str:
+    spec = splits.spec
+    keys = "\n".join(f"{key} = {_quoted(value)}" for key, value in dataset.items())
+    shape = f"{spec.channels} × {spec.height} × {spec.width}"
+    return "\n".join(
+        [
+            _HEAD.format(sites=answers.sites, rounds=60 if answers.epsilon else 20),
+            f"# {len(splits.train):,} training images of {len(spec.classes)} classes, {shape}.",
+            "# They are dealt to the simulated sites: alpha = 0.5 skews the labels, 100 hardly.",
+            f"[dataset]\n{keys}\n",
+            '[partitioner]\nname = "dirichlet"\nalpha = 0.5\n',
+            _MODEL,
+            _PRIVATE_TRAINER if answers.epsilon else _OPEN_TRAINER,
+            _private(answers.epsilon, len(splits.train)) if answers.epsilon else _OPEN,
+            _SECAGG if answers.secagg else _PLAIN,
+        ]
+    )
+
+
+def _private(epsilon: float, examples: int) -> str:
+    return _PRIVATE.format(
+        epsilon=float(epsilon), delta=customary_delta(examples), examples=examples
+    )
+
+
+def _quoted(value: Any) -> str:
+    """A string as TOML writes it."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+_HEAD = """\
+# A federated study.
+#   cohortium plan FILE     what it promises and costs, before any training
+#   cohortium run FILE      runs it
+#   cohortium plugins NAME  the parameters of any part named below
+# What is left out has the value that the quick start gives it.
+
+[federation]
+sites = {sites}        # hospitals, simulated on this machine
+rounds = {rounds}       # times that the global weights move
+seed = 1          # of all that is public: initial weights, who gets which images
+# retries = 2     # rounds that may fail and be tried again; privacy is planned for them too
+# threads = 1     # of torch; equal bits need equal threads
+"""
+
+_MODEL = """\
+# "descriptor" learns a linear layer on fixed features: the strongest start under privacy.
+# "dpresnet" and "cnn" learn their features; they need more images, more rounds and more time.
+[model]
+name = "descriptor"
+"""
+
+_PRIVATE_TRAINER = """\
+# One private gradient of each site a round; momentum is the server's.
+[trainer]
+name = "fedsgd"
+"""
+
+_OPEN_TRAINER = """\
+# Sites train on their own for some epochs; the server takes the mean.
+[trainer]
+name = "fedavg"
+epochs = 5
+learning_rate = 0.002
+options = { momentum = 0.9 }
+"""
+
+_PRIVATE = """\
+# Noise for the whole run, so that no single image shows in what leaves a site.
+[privatizer]
+name = "gaussian"
+epsilon = {epsilon}     # smaller is more private: 1 is strong, 6 moderate, beyond 10 weak
+delta = {delta}     # the chance that this fails: below a tenth of one over {examples} images
+clip = 7.0        # the most that one image may weigh in a step
+# Sites that share the noise need less of it, where sums alone are seen and not all collude: with
+# `against = "coordinator"` here set `colluding = 1` and `min_sites` under [federation].
+"""
+
+_OPEN = """\
+# Nothing here is private: what leaves a site may give its images away.
+[privatizer]
+name = "none"
+"""
+
+_SECAGG = """\
+# The coordinator sees sums over sites, and no site's own release; dropouts are recovered.
+[aggregator]
+name = "secagg"
+"""
+
+_PLAIN = """\
+# The coordinator sees what every site sends.
+[aggregator]
+name = "plain"
+"""

@@ -1,0 +1,1 @@
+"""Durable files: written whole, appended to, or refused before any work."""

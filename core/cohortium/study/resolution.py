@@ -1,0 +1,268 @@
+"""What a study's file, a grid's choices and `--set` come to together: names first, values after.
+
+A table's `name` says which plugin fills a role, and its other keys are that plugin's parameters.
+So all names are settled before any value is put in, whatever the order in which they were written.
+A file writes its values beside a name: where something else names another plugin, they are left
+out, and told.  A choice of a grid and a setting are written to have an effect: each of their values
+is in the study that comes out, or there is an error.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+from attrs import field, frozen
+
+from cohortium.errors import StudyError, keyed, near, shown
+from cohortium.study import toml
+from cohortium.study.study import PARTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+Tables = dict[str, dict[str, Any]]
+"""A study as parsed: `federation`, then one table for each role."""
+
+TABLES = ("federation", "data", *PARTS)
+"""The tables of a study file."""
+
+Path = tuple[str, ...]
+"""Of a key: its table, and the keys on the way to it."""
+
+
+@frozen(kw_only=True)
+class Layer:
+    """Keys of a study that one choice, or one setting, gives; each has to reach the study.
+
+    Attributes:
+        changes: Tables.
+        where: How an error names it.
+        source: What others name it by in `overrides`; empty where none may.
+        overrides: Sources of the layers whose values it may replace.
+        advice: What the sentence about keys that its name leaves out ends with.
+    """
+
+    changes: Mapping[str, Any]
+    where: str
+    source: str = ""
+    overrides: frozenset[str] = frozenset()
+    advice: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what no study has."""
+        require_tables(self.changes, where=self.where)
+
+    def leaves(self) -> Iterator[tuple[Path, Any]]:
+        """Each key that it gives, with its value."""
+        return _leaves(self.changes)
+
+
+@frozen(kw_only=True)
+class Resolved:
+    """A study that is settled.
+
+    Attributes:
+        tables: What it consists of.
+        left_out: A sentence for each name that leaves keys of the file out.
+    """
+
+    tables: Tables
+    left_out: tuple[str, ...] = ()
+
+
+@frozen
+class _Entry:
+    """One key of one layer."""
+
+    path: Path
+    value: Any = field(repr=False)
+    layer: Layer = field(repr=False)
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it says which plugin fills a role."""
+        return len(self.path) == 2 and self.path[1] == "name"  # noqa: PLR2004 - table, key
+
+
+def resolve(
+    tables: Tables,
+    layers: Sequence[Layer],
+    *,
+    written: Mapping[str, Any] = MappingProxyType({}),
+    path: str = "",
+) -> Resolved:
+    """`tables` with all that `layers` give.
+
+    Args:
+        tables: The file's, over the defaults.
+        layers: In rising rank.
+        written: What the file itself says.
+        path: How a sentence names the file.
+
+    Raises:
+        StudyError: A value of a layer does not reach the study, since another one took its place.
+    """
+    entries = _standing([_Entry(*leaf, layer) for layer in layers for leaf in layer.leaves()])
+    settled: Tables = {name: dict(table) for name, table in tables.items()}
+    told = []
+    for entry in {e.path: e for e in entries if e.is_name}.values():
+        table = entry.path[0]
+        old = settled.get(table, {}).get("name")
+        if entry.value != old:
+            given = {other.path[1] for other in entries if other.path[0] == table}
+            lost = [key for key in written.get(table, {}) if key not in given | {"name"}]
+            told += [_told(entry, lost, f"[{table}] in {path}", old)] if lost else []
+            settled[table] = {"name": entry.value}
+    inside = [e for e in entries if not e.is_name]
+    for entry in sorted(inside, key=lambda e: not _names_inner(e, inside)):
+        old = _at(settled, entry.path)
+        if isinstance(old, dict) and isinstance(entry.value, str):
+            lost = [key for key in _at(written, entry.path) or () if key != "name"]
+            place = f"[{'.'.join(entry.path)}] in {path}"
+            told += [_told(entry, lost, place, old.get("name"))] if lost else []
+        _put(settled, entry.path, entry.value)
+    for entry in entries:
+        _require_reached(entry, settled, entries)
+    return Resolved(tables=settled, left_out=tuple(dict.fromkeys(told)))
+
+
+def _told(entry: _Entry, lost: Sequence[str], place: str, old: object) -> str:
+    end = f"; {entry.layer.advice}" if entry.layer.advice else ""
+    return (
+        f"{entry.layer.where}: {', '.join(lost)} of {place} were for {old!r}, and are left "
+        f"out{end}."
+    )
+
+
+def _standing(entries: Sequence[_Entry]) -> list[_Entry]:
+    """`entries` without those that a layer above may replace, and does."""
+    return [
+        entry
+        for place, entry in enumerate(entries)
+        if not any(
+            entry.layer.source in other.layer.overrides
+            and (
+                other.path == entry.path
+                or (other.is_name and other.path[0] == entry.path[0] and not entry.is_name)
+            )
+            for other in entries[place + 1 :]
+        )
+    ]
+
+
+def _names_inner(entry: _Entry, entries: Sequence[_Entry]) -> bool:
+    """Whether it says which plugin a part inside a part is of."""
+    if entry.path[-1] == "name":
+        return True
+    depth = len(entry.path)
+    return isinstance(entry.value, str) and any(
+        len(other.path) > depth and other.path[:depth] == entry.path for other in entries
+    )
+
+
+def _require_reached(entry: _Entry, tables: Tables, entries: Sequence[_Entry]) -> None:
+    found = _at(tables, entry.path)
+    if isinstance(found, dict) and isinstance(entry.value, str):
+        found = found.get("name")
+    if (
+        found is entry.value
+        or found == entry.value
+        or (entry.value == {} and isinstance(found, dict))
+    ):
+        return
+    depth = len(entry.path)
+    winner = next(
+        other
+        for other in reversed(entries)
+        if other is not entry
+        and (other.path[:depth] == entry.path or entry.path[: len(other.path)] == other.path)
+    )
+    key, taken = ".".join(entry.path), ".".join(winner.path)
+    raise StudyError(
+        f"{entry.layer.where}: {key} = {shown(entry.value)} would not reach the "
+        f"study, where {winner.layer.where} sets {taken} = "
+        f"{shown(winner.value)}; let one of them set it."
+    )
+
+
+def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
+    """Refuse tables that no study has.
+
+    Raises:
+        StudyError: There is no such table, or it is not one, or it is too deep.
+    """
+    toml.require_modest(changes, where=where)
+    for table, values in changes.items():
+        if table == "grid":
+            raise StudyError(
+                f"{where} is a grid of studies: only `cohortium run` and `cohortium plan` take it."
+            )
+        if table not in TABLES:
+            raise StudyError(f"{where}: a study has no [{keyed(table)}]; {near(table, TABLES)}")
+        if not isinstance(values, dict):
+            raise StudyError(
+                f"{where}: {keyed(table)} must be a table of keys, such as {keyed(table)}.name."
+            )
+
+
+def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
+    """`tables` with `changes`; a table whose `name` changes keeps nothing of the old one.
+
+    Raises:
+        StudyError: There is no such table, or it is not one, or it is too deep.
+    """
+    require_tables(changes, where=where)
+    merged: Tables = dict(tables)
+    for table, values in changes.items():
+        kept: dict[str, Any] = merged.get(table, {})
+        if values.get("name", kept.get("name")) != kept.get("name"):
+            kept = {}
+        merged[table] = _deep(kept, values)
+    return merged
+
+
+def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`kept` with `values`, tables inside tables likewise."""
+    merged = dict(kept)
+    for key, value in values.items():
+        old = merged.get(key)
+        is_table = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _deep(cast("dict[str, Any]", old), value) if is_table else value
+    return merged
+
+
+def _leaves(table: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*path, key))
+        elif path or value:  # a choice may hold an empty table, which sets nothing
+            yield (*path, key), value
+
+
+def _at(tables: Mapping[str, Any], path: Path) -> Any:
+    """The value at `path`, or None."""
+    found: Any = tables
+    for key in path:
+        if not isinstance(found, dict) or key not in found:
+            return None
+        found = found[key]
+    return found
+
+
+def _put(tables: dict[str, Any], path: Path, value: Any) -> None:
+    """Set the value at `path`; a part that is named by a string alone becomes a table."""
+    table = tables
+    for key in path[:-1]:
+        old = table.get(key, {})
+        # A copy: the tables are others', too.
+        inner = {"name": old} if isinstance(old, str) else dict(old) if _is_table(old) else {}
+        table[key] = inner
+        table = inner
+    if value == {} and isinstance(table.get(path[-1]), dict):
+        return
+    table[path[-1]] = value
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict)

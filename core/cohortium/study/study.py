@@ -1,0 +1,201 @@
+"""A study as a frozen value: the parts that fill the roles, and the terms on which they meet."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import attrs
+import tomli_w
+from attrs import Factory, field, frozen
+from attrs.validators import ge, in_, le, lt
+
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.data.examples import DataSpec
+from cohortium.errors import StudyError
+from cohortium.roles.hooks import ROLES, Role
+from cohortium.roles.protocols import (
+    Aggregator,
+    Dataset,
+    Engine,
+    Model,
+    Partitioner,
+    Privatizer,
+    Trainer,
+)
+from cohortium.roles.values import Adversary
+
+MOST_SITES = 1 << 16
+"""As a directory holds, and a graph of shareholders is made for."""
+
+MOST_ROUNDS = 1_000_000
+"""Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
+
+MOST_THREADS = 4096
+"""Beyond any machine; more would have OpenMP end the process rather than say so."""
+
+PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
+"""The roles that a federation fills, in the order in which a study file names them."""
+
+
+LONGEST = 1e7
+"""Seconds that a deadline stays below: what every clock and lock can wait."""
+
+
+def resolved(role: Role, value: object) -> object:
+    """The part `value`, or the part that an installed plugin offers by that name."""
+    if isinstance(value, str):
+        return construction.make(discover(), role, {"name": value}, where="Federation")
+    return construction.require(role, value)
+
+
+def _dataset(value: Dataset | str | None) -> Dataset | None:
+    return None if value is None else cast("Dataset", resolved("dataset", value))
+
+
+def _partitioner(value: Partitioner | str | None) -> Partitioner | None:
+    return None if value is None else cast("Partitioner", resolved("partitioner", value))
+
+
+def _model(value: Model | str) -> Model:
+    return cast("Model", resolved("model", value))
+
+
+def _trainer(value: Trainer | str) -> Trainer:
+    return cast("Trainer", resolved("trainer", value))
+
+
+def _privatizer(value: Privatizer | str) -> Privatizer:
+    return cast("Privatizer", resolved("privatizer", value))
+
+
+def _aggregator(value: Aggregator | str) -> Aggregator:
+    return cast("Aggregator", resolved("aggregator", value))
+
+
+def _engine(value: Engine | str) -> Engine:
+    return cast("Engine", resolved("engine", value))
+
+
+@frozen(kw_only=True)
+class Study:
+    """A study as a value: seven roles, and the terms on which they meet.
+
+    A role is an instance, or the name under which an installed plugin offers one with its
+    defaults.  Nothing is loaded or trained by making one.  `Federation` is a study that can run.
+
+    Attributes:
+        data: What is public about the data of a *deployment*, whose hospitals have their own;
+            None in a simulation.
+        dataset: Where the images come from.  In a deployment: public ones for the coordinator to
+            score with (their training images go unused), or None.
+        partitioner: How a simulation deals them to sites; None in a deployment.
+        model: What is trained.
+        trainer: How.
+        privatizer: What may leave a site.  There is no default: "none" is to be written out.
+        aggregator: How releases are summed.
+        engine: What carries the messages.
+        sites: Hospitals in the federation.
+        rounds: Times that the global weights move.
+        seed: Of everything public: initial weights, partition, augmentation.
+        cohort: Sites asked each round, drawn from the seed; 0 asks all.
+        min_sites: Fewest contributions of which a sum may be released.
+        retries: Further attempts, over the whole run, at rounds in which too few answered.  The
+            privacy budget covers them all.
+        deadline: Seconds that a site has for each of its answers; 0 waits for ever.  What comes
+            later is not looked at: the site has dropped out of the attempt.
+        device: Where torch computes: "auto", "cpu", "cuda", …
+        threads: Of torch; 0 leaves torch's own choice.  Equal bits need equal threads.
+        adversary: What the coordinator may do: "honest-but-curious" or "active".
+        colluding: How many sites may pool what they know with it.
+        seeded_noise: Draw every secret from the seed: repeatable, and protecting nothing.
+        directory: File of the sites' public keys, in a deployment against an active adversary.
+        evaluate_every: Score on the validation images every so many rounds; 0 never does.
+        holdout: Share of each simulated site's images that it does not train on: in the end the
+            global model and the site's own are scored on them, into `simulation/sites.json`.
+        observers: Names of observers that are told of every run's events.
+
+    Raises:
+        PluginError: A name that no usable plugin offers.
+        StudyError: A part that does not fill its role, or numbers that contradict one another.
+    """
+
+    data: DataSpec | None = None
+    dataset: Dataset | None = field(default=None, converter=_dataset)
+    partitioner: Partitioner | None = field(
+        default=Factory(lambda self: None if self.data else _partitioner("iid"), takes_self=True),
+        converter=_partitioner,
+    )
+    model: Model = field(converter=_model)
+    trainer: Trainer = field(converter=_trainer)
+    privatizer: Privatizer = field(converter=_privatizer)
+    aggregator: Aggregator = field(converter=_aggregator)
+    engine: Engine = field(factory=lambda: _engine("inline"), converter=_engine)
+
+    sites: int = field(default=10, validator=[ge(1), le(MOST_SITES)])
+    rounds: int = field(default=60, validator=[ge(1), le(MOST_ROUNDS)])
+    seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
+    cohort: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_sites: int = field(default=1, validator=[ge(1), le(MOST_SITES)])
+    retries: int = field(default=0, validator=[ge(0), le(MOST_ROUNDS)])
+    deadline: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
+    device: str = "cpu"
+    threads: int = field(default=0, validator=[ge(0), le(MOST_THREADS)])
+    adversary: Adversary = field(
+        default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
+    )
+    colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    seeded_noise: bool = False
+    directory: str = ""
+    evaluate_every: int = field(default=1, validator=[ge(0), le(MOST_ROUNDS)])
+    holdout: float = field(default=0.0, validator=[ge(0), lt(1)])
+    observers: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers, and parts, that contradict one another."""
+        if self.data is None and self.dataset is None:
+            raise StudyError(
+                "a simulation needs a dataset; a deployment declares its data instead."
+            )
+        if self.data is not None and self.partitioner is not None:
+            raise StudyError(
+                "a deployment deals nothing, so it has no partitioner: each hospital's site file "
+                "names its own data."
+            )
+        if self.data is None and self.directory:
+            raise StudyError("a simulation makes its own keys; directory is for a deployment.")
+        if self.cohort > self.sites:
+            raise StudyError(f"cohort = {self.cohort} is more than the {self.sites} sites.")
+        asked = self.cohort or self.sites
+        if self.min_sites > asked:
+            raise StudyError(
+                f"min_sites = {self.min_sites} is more than the {asked} sites asked each round."
+            )
+
+    def as_toml(self) -> str:
+        """The study file that describes this federation, every parameter spelled out."""
+        catalog = discover()
+        tables: dict[str, Any] = {
+            "federation": {term: construction.plain(getattr(self, term)) for term in TERMS}
+        }
+        if self.data is not None:
+            declared = attrs.asdict(self.data, filter=lambda _, value: value is not None)
+            tables["data"] = {key: construction.plain(value) for key, value in declared.items()}
+        for role in PARTS:
+            if getattr(self, role) is not None:
+                tables[role] = construction.describe(catalog, role, getattr(self, role))
+        return tomli_w.dumps(tables)
+
+    def plugins(self) -> dict[str, str]:
+        """By role, the plugin that its part is of, or the part's class where it is of none."""
+        catalog = discover()
+        parts = {role: part for role in PARTS if (part := getattr(self, role)) is not None}
+        return {
+            role: " or ".join(record.label for record in catalog.makers_of(part))
+            or f"{type(part).__module__}:{type(part).__qualname__}"
+            for role, part in parts.items()
+        }
+
+
+TERMS = tuple(f.name for f in attrs.fields(Study) if f.name not in ("data", *PARTS))
+"""The keys of a study file's `[federation]` table."""

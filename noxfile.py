@@ -1,0 +1,68 @@
+"""The checks by name: `nox -l` lists them, `nox -s lint types` runs two.
+
+Sessions use the environment that nox itself is installed in, except `pythons`, which makes one
+for each interpreter that it finds.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "imports", "types", "fast"]
+
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def run(session: nox.Session, tool: str, *args: str) -> None:
+    """Run a tool of the environment that nox is installed in, whether or not it is activated."""
+    session.run(str(Path(sys.executable).with_name(tool)), *args)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, form and spelling."""
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "codespell")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check that packages import only what lies below them."""
+    run(session, "lint-imports", "--no-cache", "--no-logo")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check all types strictly."""
+    run(session, "mypy")
+
+
+@nox.session
+def fast(session: nox.Session) -> None:
+    """Run the tests that take seconds."""
+    run(session, "pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test."""
+    run(session, "pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site; a broken link is an error."""
+    run(session, "mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session(venv_backend="virtualenv", python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Install the package under an interpreter, and run the tests that take seconds."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("pytest", "-m", "not slow", *session.posargs)
