@@ -1,94 +1,28 @@
-"""Every error that a user can meet, each one sentence: what was wrong, where, and what to do.
+"""Every error that a user can meet: one sentence with what is wrong, where, and what to do.
 
-Text from a study, a file or another party may hold escape sequences, line breaks and letters that
-turn a line round.  `shown` quotes a value of theirs within a sentence, `printable` makes a whole
-text of theirs one line, and an error's own text is always `told`.
+CohortiumError
+├── StudyError               a study asks for something that cannot be
+│   └── NetworkError         a network cannot be made, or does not fit its study
+├── RequestError             a command or a call asks for something that cannot be
+├── PluginError              no usable plugin offers a name, or two do
+├── DataError                a data set is missing or damaged
+├── IdentityError            a key, or a directory of keys, cannot be used
+├── LedgerError              a ledger cannot be used
+├── RecordError              a run directory is missing or damaged
+├── PrivacyError             a guarantee cannot be given
+├── RunError                 a run had started and failed
+│   ├── BrokenNetworkError   its network failed
+│   └── TooFewSitesError     too few sites replied
+├── StoppedError             a run was stopped, and can be resumed
+├── MessageError             bytes are not the expected message
+└── RefusalError             a site refuses to answer
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-import unicodedata
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-MOST_SHOWN = 80
-"""Characters of a value that an error repeats."""
-
-MOST_CODE = 64
-"""Characters of a refusal's code, as messages have it."""
-
-MOST_REASON = 1000
-"""Characters of its reason."""
-
-
-def is_printable(text: str) -> bool:
-    """Whether every character of `text` shows itself, in its place, on one line."""
-    # Spaces of other widths are harmless, and belong to names in several languages.
-    return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
-
-
-def printable(text: str) -> str:
-    r"""`text` on one line, with an escape for every character that does not show itself.
-
-    Examples:
-        >>> printable("Net\x1b[2J\nall is well")
-        'Net\\x1b[2J\\nall is well'
-    """
-    if is_printable(text):
-        return text
-    return "".join(c if is_printable(c) else ascii(c)[1:-1] for c in text)
-
-
-def told(text: str) -> str:
-    r"""`text` as it may reach a terminal, a log or a page: its own lines, and no other control.
-
-    Every line but the first is set in, so that none can be taken for a message of its own.
-    """
-    first, *others = (printable(line) for line in text.split("\n"))
-    return "\n".join([first, *(o if o.startswith(" ") or not o else f"  {o}" for o in others)])
-
-
-def shown(value: object) -> str:
-    r"""The beginning of `value`, which may be of any kind and length, quoted within a sentence.
-
-    Examples:
-        >>> shown("cnn\ndata, keys, ledger and policy are in order")
-        "'cnn\\ndata, keys, ledger and policy are in order'"
-    """
-    try:
-        text = repr(value[:MOST_SHOWN] if isinstance(value, str) else value)
-    except Exception:  # noqa: BLE001 - a number of 5,000 digits, or a class of someone's own
-        return f"a value of type {type(value).__name__}"
-    is_cut = isinstance(value, str) and len(value) > MOST_SHOWN
-    if not isinstance(value, str) and len(text) > MOST_SHOWN:
-        text, is_cut = text[:MOST_SHOWN], True
-    return printable(text) + "…" * is_cut
-
-
-def cut(sentence: str) -> str:
-    """`sentence` without the middle of what may be a list of thousands."""
-    if len(sentence) <= MOST_REASON // 2:
-        return sentence
-    half = MOST_REASON // 4
-    return f"{sentence[:half]} … {sentence[-half:]}"
-
-
-def keyed(key: str) -> str:
-    """A key as an error names it: as it is where it is a plain word, else `shown`."""
-    return key if re.fullmatch(r"[\w.-]{1,80}", key) else shown(key)
-
-
-def near(key: str, known: Iterable[str]) -> str:
-    """What to use instead of the unknown `key`, as the end of a sentence."""
-    known = sorted(known)
-    close = difflib.get_close_matches(key[:MOST_SHOWN], known, n=2, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"there are {', '.join(known)}." if known else "it has none."
+from cohortium.text import MOST_CODE, MOST_REASON, printable, told
 
 
 class CohortiumError(Exception):
@@ -112,6 +46,10 @@ class CohortiumError(Exception):
 
 class StudyError(CohortiumError):
     """A study, or a value composed in Python, asks for something that cannot be."""
+
+
+class RequestError(CohortiumError):
+    """A command or a call asks for something that cannot be: an argument, a path, a folder."""
 
 
 class NetworkError(StudyError):

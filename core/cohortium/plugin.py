@@ -32,7 +32,6 @@ from cohortium.errors import (
     RunError,
     StudyError,
     TooFewSitesError,
-    printable,
 )
 from cohortium.learning.batch_sampling import poisson, poisson_patients, sampled_units, shuffled
 from cohortium.learning.heads import linear_head, whitened_head
@@ -112,6 +111,7 @@ from cohortium.roles.values import (
 )
 from cohortium.storage.append_log import FileJournal, Journal, MemoryJournal
 from cohortium.storage.atomic import write_whole
+from cohortium.text import printable
 from cohortium.third_party import fault_text
 
 if TYPE_CHECKING:

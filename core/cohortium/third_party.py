@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cohortium.errors import CohortiumError, PluginError, printable
+from cohortium.errors import CohortiumError, PluginError
+from cohortium.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

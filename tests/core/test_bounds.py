@@ -18,11 +18,12 @@ from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec, Examples
 from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import CohortiumError, StudyError, is_printable
+from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
 from cohortium.roles.values import Cohort, Work
 from cohortium.rounds.network_size import parameters_of
 from cohortium.study.study import PARTS
+from cohortium.text import is_printable
 
 SPEC = DataSpec(channels=3, height=28, width=28, classes=("a", "b"), examples=300)
 COHORT = Cohort(sites=5, size=5, examples=300, rounds=3)

@@ -20,23 +20,14 @@ from cohortium.data.examples import DataSpec
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_server import Reception
-from cohortium.errors import (
-    MOST_REASON,
-    CohortiumError,
-    RefusalError,
-    StudyError,
-    is_printable,
-    keyed,
-    printable,
-    shown,
-    told,
-)
+from cohortium.errors import CohortiumError, RefusalError, StudyError
 from cohortium.learning.training import make_optimizer
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import Invitation
 from cohortium.messages.run import Refusal
 from cohortium.runs.invite import invitation_of
 from cohortium.study import study_file, toml
+from cohortium.text import MOST_REASON, is_printable, keyed, printable, shown, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -64,7 +64,7 @@ def test_packages_are_those_of_the_design() -> None:
 
 
 def test_imports_keep_the_contracts() -> None:
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import msgspec
 
-from cohortium.errors import (
-    CohortiumError,
-    PluginError,
-    StudyError,
-    cut,
-    keyed,
-    near,
-    printable,
-    shown,
-)
+from cohortium.errors import CohortiumError, PluginError, StudyError
 from cohortium.roles import protocols
 from cohortium.roles.hooks import ROLES
 from cohortium.storage.writable import require_text
+from cohortium.text import cut, keyed, near, printable, shown
 from cohortium.third_party import attempt, told_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from cohortium.cli._run import resume, run
 from cohortium.cli._site import deal, site
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
-from cohortium.errors import CohortiumError, printable, told
+from cohortium.errors import CohortiumError
+from cohortium.text import printable, told
 from cohortium.third_party import is_lack_of_memory
 
 if TYPE_CHECKING:

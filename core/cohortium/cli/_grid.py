@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._streams import json_text
-from cohortium.errors import told
 from cohortium.storage.writable import require_folder
+from cohortium.text import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cohortium.errors import RunError, StudyError, told
+from cohortium.errors import RunError, StudyError
+from cohortium.text import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli import _completion
-from cohortium.errors import told
+from cohortium.text import told
 
 if TYPE_CHECKING:
     from cohortium.federation import Federation

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli._options import Settings, Study, federation_of
-from cohortium.errors import told
+from cohortium.text import told
 
 
 def site(

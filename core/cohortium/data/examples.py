@@ -10,7 +10,8 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import and_, ge, le, max_len, min_len, optional
 
-from cohortium.errors import DataError, is_printable, shown
+from cohortium.errors import DataError
+from cohortium.text import is_printable, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

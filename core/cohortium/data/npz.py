@@ -32,7 +32,8 @@ from cohortium.data.examples import Examples, Splits
 from cohortium.data.labels import column, label_column, names_of
 from cohortium.data.memory import available
 from cohortium.data.pixels import Layout, pixels
-from cohortium.errors import DataError, is_printable, shown
+from cohortium.errors import DataError
+from cohortium.text import is_printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

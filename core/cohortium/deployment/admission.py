@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
-from cohortium.errors import RefusalError, StudyError, keyed, shown
+from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.deployment import AGREED
 from cohortium.runs.invite import PARTS, TERMS, differing, named_parts, versions_of
 from cohortium.study import study_file, toml
 from cohortium.study.study import Study
+from cohortium.text import keyed, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import Directory, Identity
 from cohortium.data.examples import MOST_EXAMPLES
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import StudyError, is_printable, keyed, near, shown
+from cohortium.errors import StudyError
 from cohortium.ledger.account import Account
 from cohortium.ledger.ledger import Ledger
 from cohortium.roles.protocols import Dataset
@@ -23,6 +23,7 @@ from cohortium.storage.append_log import FileJournal
 from cohortium.storage.trainer_state import StateFile
 from cohortium.study import toml
 from cohortium.study.study import MOST_SITES
+from cohortium.text import is_printable, keyed, near, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
-from cohortium.errors import CohortiumError, StudyError, near
+from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
 from cohortium.study import study_file
 from cohortium.study.resolution import Layer, resolve
+from cohortium.text import near
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -14,7 +14,8 @@ import numpy as np
 
 from cohortium.data.examples import laid_out
 from cohortium.data.npz import read_images
-from cohortium.errors import DataError, printable
+from cohortium.errors import DataError
+from cohortium.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

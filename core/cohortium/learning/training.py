@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import field, frozen
 from attrs.validators import and_, deep_iterable, ge, le, max_len
 
-from cohortium.errors import BrokenNetworkError, StudyError, keyed, near, printable, shown
+from cohortium.errors import BrokenNetworkError, StudyError
 from cohortium.roles.values import Work
+from cohortium.text import keyed, near, printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -10,10 +10,11 @@ import attrs
 import msgspec
 from attrs import frozen
 
-from cohortium.errors import LedgerError, near
+from cohortium.errors import LedgerError
 from cohortium.ledger.cost import Budget, Terms
 from cohortium.privacy.accounting import Gaussian
 from cohortium.privacy.guarantee import rounded_up
+from cohortium.text import near
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

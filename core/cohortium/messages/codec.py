@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cohortium.errors import MessageError, printable
+from cohortium.errors import MessageError
+from cohortium.text import printable
 
 MARK = "CHT\x01"
 """Marks a message of this format; the last character is its version."""

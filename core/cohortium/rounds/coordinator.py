@@ -12,11 +12,12 @@ import numpy as np
 from attrs import frozen
 
 from cohortium import parameters
-from cohortium.errors import MessageError, RunError, TooFewSitesError, printable
+from cohortium.errors import MessageError, RunError, TooFewSitesError
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
 from cohortium.roles.values import Requests
+from cohortium.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.errors import PluginError, near
+from cohortium.errors import PluginError
 from cohortium.roles.hooks import ROLES
+from cohortium.text import near
 
 if TYPE_CHECKING:
     from cohortium.catalog.discovery import Catalog

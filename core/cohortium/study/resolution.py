@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import field, frozen
 
-from cohortium.errors import StudyError, keyed, near, shown
+from cohortium.errors import StudyError
 from cohortium.study import toml
 from cohortium.study.study import PARTS
+from cohortium.text import keyed, near, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -21,11 +21,12 @@ from attrs import evolve
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec
-from cohortium.errors import MOST_SHOWN, StudyError, keyed, near, printable
+from cohortium.errors import StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
 from cohortium.study.study import PARTS, TERMS, Study
+from cohortium.text import MOST_SHOWN, keyed, near, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

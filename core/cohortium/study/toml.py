@@ -10,7 +10,8 @@ import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from cohortium.errors import StudyError, is_printable, printable, shown
+from cohortium.errors import StudyError
+from cohortium.text import is_printable, printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
