@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cohortium import discover, plugin, scaffold, testing
-from cohortium.roles import hooks
-from cohortium.roles.hooks import ROLES, Role
+from cohortium.roles import ROLES, Role, hooks
 
 DOCS = Path(__file__).parents[1] / "docs"
 OURS = [o for o in discover().offerings if o.record.distribution == "cohortium"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES
 
 pytestmark = pytest.mark.slow
 

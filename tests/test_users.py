@@ -11,7 +11,7 @@ import pytest
 import cohortium
 import users
 from cohortium import discover
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES
 
 ROOT = Path(__file__).parents[1]
 

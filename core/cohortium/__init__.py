@@ -7,11 +7,15 @@ Importing this package is light: torch and the plugins are loaded when they are 
 
 from __future__ import annotations
 
-from cohortium.catalog.discovery import Catalog, PluginRecord, discover
-from cohortium.errors import CohortiumError
-from cohortium.federation import Federation
-from cohortium.privacy.guarantee import Guarantee
-from cohortium.runs.result import Result
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cohortium.catalog.discovery import Catalog, PluginRecord, discover
+    from cohortium.errors import CohortiumError
+    from cohortium.federation import Federation
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.runs.result import Result
 
 __version__ = "0.1.0"
 
@@ -25,3 +29,19 @@ __all__ = [
     "__version__",
     "discover",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `cohortium --help` needs none of them."""
+    homes = {
+        "Catalog": "catalog.discovery",
+        "CohortiumError": "errors",
+        "Federation": "federation",
+        "Guarantee": "privacy.guarantee",
+        "PluginRecord": "catalog.discovery",
+        "Result": "runs.result",
+        "discover": "catalog.discovery",
+    }
+    if name not in homes:
+        raise AttributeError(f"module 'cohortium' has no attribute {name!r}")
+    return getattr(import_module(f"cohortium.{homes[name]}"), name)

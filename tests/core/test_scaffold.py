@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from cohortium import discover, scaffold
 from cohortium.cli import main
 from cohortium.errors import PluginError
-from cohortium.roles.hooks import ROLES, Role, hook_of
+from cohortium.roles import ROLES, Role
+from cohortium.roles.hooks import hook_of
 from stranger import Python, clean_python
 
 CATALOG = discover()

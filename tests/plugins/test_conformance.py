@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cohortium.catalog.discovery import Offering, discover
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES
 from cohortium.testing import Check, checks_for, suite
 
 CATALOG = discover()

@@ -7,7 +7,8 @@ from attrs import frozen
 
 from cohortium.catalog.discovery import Catalog, Offering, PluginRecord
 from cohortium.cli import main
-from cohortium.roles.hooks import ROLES, Offer
+from cohortium.roles import ROLES
+from cohortium.roles.hooks import Offer
 from cohortium.testing import classes, suite
 
 if TYPE_CHECKING:

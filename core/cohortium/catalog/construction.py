@@ -12,8 +12,7 @@ import attrs
 import msgspec
 
 from cohortium.errors import CohortiumError, PluginError, StudyError
-from cohortium.roles import protocols
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES, protocols
 from cohortium.storage.writable import require_text
 from cohortium.text import cut, keyed, near, printable, shown
 from cohortium.third_party import attempt, told_of
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.catalog.discovery import Catalog
-    from cohortium.roles.hooks import Role
+    from cohortium.roles import Role
 
 
 def make(

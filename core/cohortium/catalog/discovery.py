@@ -20,8 +20,8 @@ from attrs import evolve, field, frozen
 from cohortium.catalog.allow_list import entries
 from cohortium.catalog.distributions import entry_points_of
 from cohortium.errors import PluginError
-from cohortium.roles import hooks
-from cohortium.roles.hooks import API, GROUP, ROLES, Offer, Role, hook_of
+from cohortium.roles import ROLES, Role, hooks
+from cohortium.roles.hooks import API, GROUP, Offer, hook_of
 from cohortium.third_party import attempt, brief
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cohortium.catalog.discovery import discover
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

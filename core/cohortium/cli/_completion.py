@@ -30,7 +30,7 @@ def observer_names(incomplete: str) -> Words:
 
 def roles(incomplete: str) -> Words:
     """What a plugin can be."""
-    from cohortium.roles.hooks import ROLES
+    from cohortium.roles import ROLES
 
     return _beginning(incomplete, dict.fromkeys(ROLES, ""))
 

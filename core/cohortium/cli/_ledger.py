@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from cohortium.cli import _printing
 from cohortium.cli._streams import json_text
@@ -60,6 +59,8 @@ def ledger(
 
 
 def _print_statements(found: Sequence[Statement]) -> None:
+    from rich.table import Table
+
     from cohortium.ledger.report import described, shown
 
     console = _printing.console()

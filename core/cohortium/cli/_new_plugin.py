@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli import _completion
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES
 
 
 def new_plugin(

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from attrs import asdict
-from rich.table import Table
-from rich.text import Text
 
 from cohortium.cli import _completion, _printing
 from cohortium.cli._streams import json_text
@@ -75,6 +73,9 @@ def plugins(
 
 
 def _print_catalog(catalog: Catalog) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
     for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
         cells = (o.role, o.offer.name, o.record.label, o.offer.summary)
@@ -136,6 +137,9 @@ def _print_terms(*, as_json: bool) -> None:
 
 
 def _print_parameters(parameters: Sequence[Parameter]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("", "parameter", "type", "default", "", box=None, pad_edge=False)
     for p in parameters:
         cells = (p.name, p.type, p.default or "(required)", p.meaning)

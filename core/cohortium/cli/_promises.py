@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cohortium.cli import _printing
 from cohortium.cli._grid import plan_grid
@@ -38,6 +36,8 @@ def plan(
       cohortium plan study.toml --epsilon 1 --epsilon 6
       cohortium plan grid.toml --only sites=10
     """
+    from rich.table import Table
+
     from cohortium import grid as grids
     from cohortium.runs import forecast
 
@@ -85,6 +85,8 @@ def audit(
       cohortium audit study.toml
       cohortium audit --set privatizer.epsilon=1 --out findings.json
     """
+    from rich.console import Console
+
     from cohortium import auditing
 
     if out is not None:

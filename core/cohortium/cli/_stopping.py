@@ -9,7 +9,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from cohortium.errors import StoppedError
-from cohortium.runs.run_directory import how_to_resume, is_begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +30,8 @@ def interruptible(folder: Path) -> Iterator[Callable[[], bool]]:
     Raises:
         StoppedError: It was ended; the sentence says how the run goes on.
     """
+    from cohortium.runs.run_directory import how_to_resume, is_begun
+
     asked = threading.Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ with one line in its `pyproject.toml`:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import pluggy
 from attrs import frozen
@@ -26,6 +26,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from cohortium.roles import Role
     from cohortium.roles.protocols import (
         Aggregator,
         Dataset,
@@ -43,13 +44,6 @@ API = 1
 GROUP = "cohortium"
 """The entry-point group that plugins stand in."""
 
-Role = Literal[
-    "dataset", "partitioner", "model", "trainer", "privatizer", "aggregator", "engine", "observer"
-]
-"""What a plugin can be, in the words of a study file."""
-
-ROLES: tuple[Role, ...] = get_args(Role)
-"""Every role, in the order in which a study names them."""
 
 R_co = TypeVar("R_co", covariant=True)
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.errors import PluginError
-from cohortium.roles.hooks import ROLES
+from cohortium.roles import ROLES
 from cohortium.text import near
 
 if TYPE_CHECKING:
     from cohortium.catalog.discovery import Catalog
-    from cohortium.roles.hooks import Role
+    from cohortium.roles import Role
 
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 """Of a plugin's name, which becomes a distribution, a package, a class and an offer."""

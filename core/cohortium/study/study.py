@@ -13,7 +13,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec
 from cohortium.errors import StudyError
-from cohortium.roles.hooks import ROLES, Role
+from cohortium.roles import ROLES, Role
 from cohortium.roles.protocols import (
     Aggregator,
     Dataset,

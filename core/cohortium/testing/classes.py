@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cohortium.testing.suite import checks_for
 
 if TYPE_CHECKING:
-    from cohortium.roles.hooks import Role
+    from cohortium.roles import Role
     from cohortium.roles.protocols import (
         Aggregator,
         Dataset,

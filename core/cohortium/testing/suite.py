@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cohortium.catalog.discovery import Catalog, Offering
-    from cohortium.roles.hooks import Role
+    from cohortium.roles import Role
 
 
 def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:

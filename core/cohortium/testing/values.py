@@ -19,7 +19,7 @@ from cohortium.roles.hooks import Offer
 from cohortium.testing.contract import ConformanceError, ensure
 
 if TYPE_CHECKING:
-    from cohortium.roles.hooks import Role
+    from cohortium.roles import Role
 
 _IMPORT = """
 import importlib, sys
