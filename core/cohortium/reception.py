@@ -7,6 +7,7 @@ thread.  Whoever sends them may be lying.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -50,6 +51,9 @@ IDLE = 3600.0
 
 REASON = 1000
 """Characters of a refusal."""
+
+HEAVY = ("torch", "scipy.fft", "scipy.optimize", "scipy.special")
+"""Packages that take a second or more to import; an invitation needs them before its policy."""
 
 
 @define(eq=False)
@@ -115,6 +119,12 @@ class Reception:
         with self._hospital.account.ledger.reading():
             pass
         self._visits.require_usable()
+
+    @staticmethod
+    def warm_up() -> None:
+        """Import, before anyone asks, what the first invitation would wait for."""
+        for name in HEAVY:
+            importlib.import_module(name)
 
     def answer(self, common: bytes, own: bytes) -> bytes:
         """The reply to one message; see the class."""

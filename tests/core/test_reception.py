@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from cohortium.wire import Acceptance, Invitation, Present, Refusal, Reply, Requ
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
+from studyfiles import PATHS
 
 SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
 """What no message may hold: where a hospital keeps things."""
@@ -508,6 +510,41 @@ def test_a_flood_of_refusals_costs_the_log_a_bounded_number_of_lines(ward: Ward)
     told = ward.told[before:]
     assert len(told) == MOST + 1
     assert told[-1] == f"{9 * MOST} more refusals in the last minute."
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from cohortium.hospital import Hospital
+from cohortium.messages import decode
+from cohortium.reception import Reception
+from cohortium.wire import Refusal
+
+hospital = Hospital.read(Path(sys.argv[1]))
+reception = Reception(hospital, hospital.open_journal())
+reception.try_out()
+reception.warm_up()
+
+def packages():
+    return {name.partition(".")[0] for name in sys.modules}
+
+before = packages()
+refusal = decode(reception.answer(Path(sys.argv[2]).read_bytes(), b""), Refusal)
+print(refusal.code, *sorted(packages() - before))
+"""
+
+
+def test_the_first_invitation_of_a_process_waits_for_no_import(
+    place: Path, invitation: Invitation, tmp_path: Path
+) -> None:
+    hostile = changed(invitation, privatizer={"epsilon": 999_999.0})
+    (tmp_path / "invitation").write_bytes(encode(hostile))
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, place / "site.toml", tmp_path / "invitation"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, PATHS))},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["policy.epsilon"]
 
 
 @settings(
