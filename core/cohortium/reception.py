@@ -263,6 +263,11 @@ class Reception:
         splits = self._hospital.dataset.load()
         declared, found = (spec.shape, spec.classes), (splits.spec.shape, splits.classes)
         if declared != found:
+            self._refused(
+                f"this site's images have shape {splits.spec.shape} and {len(splits.classes)} "
+                f"classes ({', '.join(splits.classes)[:200]}); its data set must name every class "
+                "of the study, those of which it has no image too."
+            )
             raise RefusalError(
                 "data",
                 f"the study declares images of shape {spec.shape} in {len(spec.classes)} classes "

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bed import Squares, tiny
 from cohortium import Federation, dealing, study, tables
-from cohortium.admission import Silent
+from cohortium.admission import MOST_THREADS, Silent
 from cohortium.arrays import DATA_FOLDER
 from cohortium.coordinator import Coordinator
 from cohortium.errors import RefusalError, StudyError
@@ -38,6 +38,8 @@ from studyfiles import PATHS
 
 SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
 """What no message may hold: where a hospital keeps things."""
+
+TOO_MANY = max(MOST_THREADS, os.cpu_count() or 0) + 1
 
 
 def simulation(**changes: Any) -> Federation:
@@ -238,6 +240,7 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
         ({"model": {"widht": 3}}, "study", "no such parameter"),
         ({"federation": {"device": "meta"}}, "device", "device 'meta'"),
         ({"federation": {"threads": 4096}}, "threads", "threads"),
+        ({"federation": {"threads": TOO_MANY}}, "threads", f"asks for {TOO_MANY} threads"),
         ({"federation": {"sites": 1}}, "site", "no site 1"),
         ({"data": {"height": 9}}, "data", "another shape or classes"),
         ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
@@ -276,6 +279,28 @@ def evolved(invitation: Invitation, text: str) -> Invitation:
     except RefusalError:
         versions = invitation.versions
     return Invitation(invitation.session, text, invitation.directory, versions)
+
+
+def test_a_class_that_a_hospital_lacks_is_explained_in_its_own_log_alone(
+    place: Path, invitation: Invitation
+) -> None:
+    with np.load(place / "data.npz") as stored:
+        held = {name: stored[name] for name in stored.files}
+    held["classes"] = held["classes"][:-1]
+    kept = held["train_labels"].ravel() < len(held["classes"])
+    for name in ("train_images", "train_labels"):
+        held[name] = held[name][kept]
+    np.savez(place / "data.npz", **held)
+    ward = Ward(place)
+    try:
+        code, reason = sentence(ward, invitation)
+    finally:
+        ward.journal.close()
+    assert (code, "another shape or classes" in reason) == ("data", True)
+    why, refused = ward.told
+    assert refused == f"refused (data): {reason}"
+    assert "3 classes (a, b, c); its data set must name every class" in why
+    assert "(a, b, c)" not in reason
 
 
 def test_a_study_without_privacy_is_refused(ward: Ward, invitation: Invitation) -> None:
