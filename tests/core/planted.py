@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from attrs import evolve, frozen
 
 from cohortium.auditing.playing import Watched
@@ -113,6 +114,31 @@ class ClipsBySize(PublicBatches):
         for parameter in net.parameters():
             norm = max(1e-12, float(parameter.grad.norm()))
             parameter.grad *= len(batch) / plan.expected_batch * min(1.0, plan.terms.clip / norm)
+
+
+@frozen
+class ReadsBySize(ClipsBySize):
+    """Takes the first axis of a layer's input for the batch wherever it is as long."""
+
+    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        if not hasattr(net, "layer"):
+            self.private.gradient(net, losses, batch)
+            return
+        seen: list[Any] = []
+        hook = net.layer.register_forward_hook(lambda *call: seen.append((call[1][0], call[2])))
+        loss = losses(batch).sum()
+        hook.remove()
+        ((rows, out),) = seen
+        (back,) = torch.autograd.grad(loss, out)
+        axis = "n" if len(rows) == len(batch) else "t"
+        first = f"{axis}{'t' if axis == 'n' else 'n'}"
+        terms = self.private.plan.terms
+        each = torch.einsum(f"{first}o,{first}i->noi", back, rows).flatten(1)
+        each = torch.cat([each, torch.einsum(f"{first}o->no", back)], 1)
+        cut = (terms.clip / each.norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
+        total = (each * cut[:, None]).sum(0) / self.private.plan.expected_batch
+        net.layer.weight.grad = total[: net.layer.weight.numel()].view_as(net.layer.weight)
+        net.layer.bias.grad = total[net.layer.weight.numel() :]
 
 
 @frozen

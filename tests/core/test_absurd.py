@@ -54,6 +54,7 @@ SHARED = ["federation.colluding=1", "federation.min_sites=8", "privatizer.name=s
         ["federation.sites=0"],
         ["federation.seed=-1"],
         ["trainer.copies=100000000"],
+        ["trainer.copies=1024"],
         ["trainer.sampling_rate=1e-300"],
         ["trainer.name=fedavg", "trainer.copies=100000000"],
         ["trainer.name=fedprox", "trainer.mu=1e300"],

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from attrs import frozen
+from torch import nn
 
 from bed import Squares, tiny
 from cohortium.auditing import audit_clip
+from cohortium.data.examples import DataSpec
 from cohortium.runs.prepare import Ready
 from cohortium_cnn import CNN
 from cohortium_fedavg import FedAvg
@@ -15,7 +19,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
-from core.planted import Broken, ClipsBySize
+from core.planted import Broken, ClipsBySize, ReadsBySize
 
 FLAT = FedSGD(sampling_rate=1.0)
 TURNED = FedSGD(sampling_rate=1.0, flips=True, copies=2)
@@ -52,6 +56,34 @@ def test_an_honest_clip_is_not_refuted(changes: dict[str, Any]) -> None:
 
 def test_a_clip_that_holds_for_small_networks_alone_is_caught() -> None:
     finding = audit_clip(ready(privatizer=Broken(Gaussian(epsilon=50.0), ClipsBySize)))
+    assert finding.is_refuted, finding
+
+
+class Tokens(nn.Module):
+    """Rows of pixels on the first axis; eight of them, as many as one of the audit's batches."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.layer = nn.Linear(spec.width, len(spec.classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x[:, 0].transpose(0, 1)).mean(0)  # type: ignore[no-any-return]
+
+
+@frozen
+class TokensFirst:
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Tokens(spec)
+
+
+def test_tokens_that_are_taken_for_examples_are_caught() -> None:
+    honest = Gaussian(epsilon=50.0, clip=0.01)
+    assert not audit_clip(ready(model=TokensFirst(), privatizer=honest)).is_refuted
+    finding = audit_clip(ready(model=TokensFirst(), privatizer=Broken(honest, ReadsBySize)))
     assert finding.is_refuted, finding
 
 

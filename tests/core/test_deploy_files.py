@@ -16,11 +16,16 @@ WRITTEN = {"ledger", "journal", "states", "runs", "socket"}
 """What a site writes, of the paths in its file."""
 
 
+def unit() -> configparser.SectionProxy:
+    """What systemd is told of the service."""
+    file = configparser.ConfigParser(strict=False, interpolation=None)
+    file.optionxform = str  # type: ignore[assignment, method-assign]
+    file.read(DEPLOY / "cohortium-site.service")
+    return file["Service"]
+
+
 def test_what_a_site_writes_lies_where_its_unit_may_write() -> None:
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(DEPLOY / "cohortium-site.service")
-    service = unit["Service"]
+    service = unit()
     assert service["ProtectSystem"] == "strict"
     may = [
         Path("/var/lib") / service["StateDirectory"],
@@ -30,3 +35,13 @@ def test_what_a_site_writes_lies_where_its_unit_may_write() -> None:
     assert {each.name for each in fields(Hospital)} >= WRITTEN
     for key in WRITTEN:
         assert Path(site.get(key, "")).parent in may, f"{key} of site.toml is in no such folder"
+
+
+def test_only_the_callers_group_may_enter_the_folder_of_the_socket() -> None:
+    service = unit()
+    assert int(service["RuntimeDirectoryMode"], 8) == 0o750
+    site = toml.read(DEPLOY / "site.toml", what="the site file")["site"]
+    assert Path(site["socket"]).parent == Path("/run") / service["RuntimeDirectory"]
+    # Its group is the one that the caller is in, and no group of the site's own.
+    assert service["Group"] != service["User"]
+    assert site["caller"]

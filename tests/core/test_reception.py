@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from bed import Squares, tiny
 from cohortium import Federation
 from cohortium.data.npz import DATA_FOLDER
 from cohortium.deployment import rehearsal
-from cohortium.deployment.admission import Silent
+from cohortium.deployment.admission import MOST_THREADS, Silent
 from cohortium.deployment.log_throttle import MOST
 from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_server import IDLE, MOST_RUNS, Reception
@@ -36,9 +37,12 @@ from cohortium.study import study_file, toml
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
+from studyfiles import PATHS
 
 SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
 """What no message may hold: where a hospital keeps things."""
+
+TOO_MANY = max(MOST_THREADS, os.cpu_count() or 0) + 1
 
 
 def simulation(**changes: Any) -> Federation:
@@ -239,6 +243,7 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
         ({"model": {"widht": 3}}, "study", "no such parameter"),
         ({"federation": {"device": "meta"}}, "device", "device 'meta'"),
         ({"federation": {"threads": 4096}}, "threads", "threads"),
+        ({"federation": {"threads": TOO_MANY}}, "threads", f"asks for {TOO_MANY} threads"),
         ({"federation": {"sites": 1}}, "site", "no site 1"),
         ({"data": {"height": 9}}, "data", "another shape or classes"),
         ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
@@ -277,6 +282,28 @@ def evolved(invitation: Invitation, text: str) -> Invitation:
     except RefusalError:
         versions = invitation.versions
     return Invitation(invitation.session, text, invitation.directory, versions)
+
+
+def test_a_class_that_a_hospital_lacks_is_explained_in_its_own_log_alone(
+    place: Path, invitation: Invitation
+) -> None:
+    with np.load(place / "data.npz") as stored:
+        held = {name: stored[name] for name in stored.files}
+    held["classes"] = held["classes"][:-1]
+    kept = held["train_labels"].ravel() < len(held["classes"])
+    for name in ("train_images", "train_labels"):
+        held[name] = held[name][kept]
+    np.savez(place / "data.npz", **held)
+    ward = Ward(place)
+    try:
+        code, reason = sentence(ward, invitation)
+    finally:
+        ward.journal.close()
+    assert (code, "another shape or classes" in reason) == ("data", True)
+    why, refused = ward.told
+    assert refused == f"refused (data): {reason}"
+    assert "3 classes (a, b, c); its data set must name every class" in why
+    assert "(a, b, c)" not in reason
 
 
 def test_a_study_without_privacy_is_refused(ward: Ward, invitation: Invitation) -> None:
@@ -511,6 +538,41 @@ def test_a_flood_of_refusals_costs_the_log_a_bounded_number_of_lines(ward: Ward)
     told = ward.told[before:]
     assert len(told) == MOST + 1
     assert told[-1] == f"{9 * MOST} more refusals in the last minute."
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from cohortium.hospital import Hospital
+from cohortium.messages import decode
+from cohortium.reception import Reception
+from cohortium.wire import Refusal
+
+hospital = Hospital.read(Path(sys.argv[1]))
+reception = Reception(hospital, hospital.open_journal())
+reception.try_out()
+reception.warm_up()
+
+def packages():
+    return {name.partition(".")[0] for name in sys.modules}
+
+before = packages()
+refusal = decode(reception.answer(Path(sys.argv[2]).read_bytes(), b""), Refusal)
+print(refusal.code, *sorted(packages() - before))
+"""
+
+
+def test_the_first_invitation_of_a_process_waits_for_no_import(
+    place: Path, invitation: Invitation, tmp_path: Path
+) -> None:
+    hostile = changed(invitation, privatizer={"epsilon": 999_999.0})
+    (tmp_path / "invitation").write_bytes(encode(hostile))
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, place / "site.toml", tmp_path / "invitation"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, PATHS))},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["policy.epsilon"]
 
 
 @settings(

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import xml.etree.ElementTree as ET
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cohortium import Federation, reporting
+from cohortium.catalog.provenance import provenance_of
 from cohortium.cli import app
 from cohortium.data.metrics import Scores
 from cohortium.grid.paired import Difference
@@ -237,6 +239,7 @@ def test_a_network_of_ones_own_is_recorded_and_seen_to_change(
     result = study.run(tmp_path / "run")
     told = result.provenance["model"]
     assert (told["class"], told["file"]) == ("own_network:Net", str(source))
+    assert "package" not in told
     page = reporting.render([reporting.read(tmp_path / "run")])
     assert "<title>own_network:Net on phantom" in page
     assert told["sha256"] in page
@@ -260,3 +263,13 @@ def test_a_network_of_ones_own_is_recorded_and_seen_to_change(
     assert re.search(r"begun with other versions \(.*own_network:Net sha256", " ".join(warnings))
     source.unlink()
     assert "not where it was" in reporting.render([reporting.read(tmp_path / "run")])
+
+
+def test_a_network_of_a_package_is_recorded_with_its_version() -> None:
+    study = Federation(
+        dataset="phantom", model=Module(module="torch.nn:LazyLinear"), trainer="fedavg",
+        privatizer="none", aggregator="plain",
+    )  # fmt: skip
+    told = provenance_of(study)["model"]
+    assert told["class"] == "torch.nn.modules.linear:LazyLinear"
+    assert told["package"] == f"torch {version('torch')}"

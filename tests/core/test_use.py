@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -14,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from bed import Squares, tiny
+from cohortium.cli import app
 from cohortium.data.examples import DataSpec
 from cohortium.data.metrics import score
 from cohortium.errors import CohortiumError, DataError, StudyError
@@ -23,8 +27,10 @@ from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.export import card
 from cohortium.runs.result import Result
+from cohortium.storage import csv_rows
 from cohortium_fedavg import FedAvg
 from cohortium_module import Module
+from cohortium_npz import Npz
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +130,24 @@ def test_images_of_another_kind_are_refused(run: Result) -> None:
     for images in (np.zeros((2, 1, 8, 8)), np.zeros((2, 3, 8, 8), np.uint8)):
         with pytest.raises(DataError, match="takes uint8 images of shape"):
             classifier.predict(images)  # type: ignore[arg-type]
+
+
+def test_names_of_classes_are_no_formulas_in_a_table_of_predictions(tmp_path: Path) -> None:
+    classes = ("=1+1", "+a", "-b", "@c")
+    images, labels = _noise(40, 8, 8), np.arange(40) % 4
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=images, train_labels=labels, test_images=images, test_labels=labels,
+    )  # fmt: skip
+    tiny(dataset=Npz(path=str(tmp_path / "own.npz"), classes=classes)).run(tmp_path / "run")
+    command = ["predict", str(tmp_path / "run"), str(tmp_path / "own.npz"), "--split", "test"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0
+    cells = [cell for row in csv.reader(io.StringIO(done.stdout)) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    head, first, *_ = csv_rows.read(done.stdout)
+    assert head[2:] == list(classes)
+    assert first[1] in classes
 
 
 GREY = DataSpec(channels=1, height=6, width=4, classes=("a", "b"), examples=1)

@@ -47,6 +47,7 @@ def site(
             _tell(f"the pinned directory is {hospital.policy.directory.fingerprint.hex()}")
         if check:
             return
+        reception.warm_up()
         door = Door(
             hospital.folder / hospital.socket,
             reception.answer,

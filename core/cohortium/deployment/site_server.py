@@ -7,6 +7,7 @@ thread.  Whoever sends them may be lying.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -51,6 +52,9 @@ IDLE = 3600.0
 
 REASON = 1000
 """Characters of a refusal."""
+
+HEAVY = ("torch", "scipy.fft", "scipy.optimize", "scipy.special")
+"""Packages that take a second or more to import; an invitation needs them before its policy."""
 
 
 @define(eq=False)
@@ -116,6 +120,12 @@ class Reception:
         with self._hospital.account.ledger.reading():
             pass
         self._visits.require_usable()
+
+    @staticmethod
+    def warm_up() -> None:
+        """Import, before anyone asks, what the first invitation would wait for."""
+        for name in HEAVY:
+            importlib.import_module(name)
 
     def answer(self, common: bytes, own: bytes) -> bytes:
         """The reply to one message; see the class."""
@@ -254,6 +264,11 @@ class Reception:
         splits = self._hospital.dataset.load()
         declared, found = (spec.shape, spec.classes), (splits.spec.shape, splits.classes)
         if declared != found:
+            self._refused(
+                f"this site's images have shape {splits.spec.shape} and {len(splits.classes)} "
+                f"classes ({', '.join(splits.classes)[:200]}); its data set must name every class "
+                "of the study, those of which it has no image too."
+            )
             raise RefusalError(
                 "data",
                 f"the study declares images of shape {spec.shape} in {len(spec.classes)} classes "
