@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from cohortium.study.study import Study
 
 
-def cohort_of(federation: Study, spec: DataSpec) -> Cohort:
-    """Who takes part in a study on data as `spec` declares them."""
+def cohort_of(federation: Study, *, examples: int, patients: int | None = None) -> Cohort:
+    """Who takes part in a study on so many examples, of so many patients."""
     return Cohort(
         sites=federation.sites,
         size=federation.cohort or federation.sites,
         min_sites=federation.min_sites,
-        examples=spec.examples,
-        patients=spec.patients,
+        examples=examples,
+        patients=patients,
         rounds=federation.rounds,
         retries=federation.retries,
         adversary=federation.adversary,
@@ -83,7 +83,8 @@ def agree(
     import torch
 
     device = resolve_device(federation.device)
-    seeds, cohort = Seeds(federation.seed), cohort_of(federation, spec)
+    seeds = Seeds(federation.seed)
+    cohort = cohort_of(federation, examples=spec.examples, patients=spec.patients)
     # The cheapest refusal first: noise is sought for seconds.
     federation.aggregator.secrecy(cohort)
     work = federation.trainer.work(cohort)
