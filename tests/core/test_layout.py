@@ -23,7 +23,7 @@ wire spending ledger
 vocabulary events
 sessions protocols hooks
 vector sampling counting
-uses patches products rules layers module_state pass_checks taps isolation bookkeeping
+uses patches products rules layers module_state pass_checks recording taps isolation bookkeeping
 clipping separability
 catalog
 composition scaffold
