@@ -201,10 +201,13 @@ def _is_near(mapped: Tensor, single: Tensor) -> bool:
 
 def draws(device: torch.device) -> tuple[Any, ...]:
     """The states of the generators that a network's own code may draw from."""
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     found: tuple[Any, ...] = (
         torch.random.get_rng_state().numpy().tobytes(),
         random.getstate(),
-        np.random.get_state(legacy=False)["state"]["key"].tobytes(),  # noqa: NPY002
+        numpy["state"]["pos"],
+        numpy["has_gauss"],
+        numpy["state"]["key"].tobytes(),
     )
     if device.type == "cuda":
         found += (torch.cuda.get_rng_state(device).numpy().tobytes(),)

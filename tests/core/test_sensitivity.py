@@ -596,8 +596,12 @@ def shifting() -> nn.Module:
 def flipping() -> nn.Module:
     net = Network(Mixing())
     signs = [1.0]
+
+    def scaled(_: nn.Module, g: Any) -> Any:
+        return (g[0] * signs[0],)
+
     net.register_forward_pre_hook(lambda _, x: signs.__setitem__(0, float(x[0].sum().sign())))
-    net.register_full_backward_pre_hook(lambda _, g: (g[0] * signs[0],))  # type: ignore[arg-type]
+    net.register_full_backward_pre_hook(scaled)
     return net
 
 
@@ -620,7 +624,7 @@ class Normalised(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
         return g / g.norm() * g.sum().sign()
 
     @staticmethod
@@ -646,7 +650,7 @@ class HookedTensor(Part):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.layer(x)
         if out.requires_grad:
-            out.register_hook(lambda g: g * g.sum().sign())
+            out.register_hook(lambda g: g * g.sum().sign())  # type: ignore[no-untyped-call]
         return out
 
 
@@ -692,7 +696,7 @@ class AlteredInput(Part):
 
 def hooked_parameter() -> nn.Module:
     part = Mixing()
-    part.layer.weight.register_hook(lambda g: g * 0)
+    part.layer.weight.register_hook(lambda g: g * 0)  # type: ignore[no-untyped-call]
     return part
 
 
@@ -709,7 +713,7 @@ def test_code_that_rows_would_meet_in_is_clipped_as_examples_alone(
     each = []
     for i in range(len(x)):
         net.zero_grad()
-        functional.cross_entropy(net(x[i : i + 1].clone()), torch.tensor([i % CLASSES])).backward()
+        functional.cross_entropy(net(x[i : i + 1].clone()), torch.tensor([i % CLASSES])).backward()  # type: ignore[no-untyped-call]
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
                           for p in trainable(net)]).double()  # fmt: skip
         each.append(flat * min(1.0, C / float(flat.norm())))
@@ -739,7 +743,7 @@ def test_other_calls_of_the_losses_are_isolated(
 
     def losses(rows: NDArray[np.int64]) -> torch.Tensor:
         given = x[torch.from_numpy(rows)]
-        return (net(given).log_softmax(1)[:, 0] - target(net, given)[:, 1]).square()
+        return (net(given).log_softmax(1)[:, 0] - target(net, given)[:, 1]).square()  # type: ignore[no-any-return]
 
     def gradient(*rows: int) -> torch.Tensor:
         clipped_sum(net, losses, np.array(rows), clip=C)
