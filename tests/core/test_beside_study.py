@@ -124,8 +124,8 @@ def test_without_a_file_it_is_looked_for_where_the_command_is(
 def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     ready = Federation.read(write(tmp_path / "mine")).prepare()
     code = (
-        "import pickle, sys\nfrom cohortium import vector\n"
-        "print(vector.fingerprint(pickle.load(sys.stdin.buffer).network()))"
+        "import pickle, sys\nfrom cohortium import parameters\n"
+        "print(parameters.fingerprint(pickle.load(sys.stdin.buffer).network()))"
     )
     where = os.pathsep.join(map(os.path.abspath, PATHS))
     done = subprocess.run(

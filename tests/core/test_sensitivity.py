@@ -572,3 +572,321 @@ def test_losses_that_disorder_their_examples_are_noticed() -> None:
     found = torch.cat([p.grad.flatten() for p in trainable(net) if p.grad is not None])
     expected = sum(clipped(net, x, np.array([i]), C) for i in range(6))
     assert float((found - expected).norm()) < C * ROUNDING
+
+
+class Mixing(Part):
+    """A plain layer, of networks to which something is done from outside."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def centring() -> nn.Module:
+    net = Network(Mixing())
+    net.register_forward_pre_hook(lambda _, given: (given[0] - given[0].mean(0),))
+    return net
+
+
+def shifting() -> nn.Module:
+    net = Network(Mixing())
+    net.register_forward_hook(lambda _m, _i, out: out + 20 * out.detach().mean(0))
+    return net
+
+
+def flipping() -> nn.Module:
+    net = Network(Mixing())
+    signs = [1.0]
+
+    def scaled(_: nn.Module, g: Any) -> Any:
+        return (g[0] * signs[0],)
+
+    net.register_forward_pre_hook(lambda _, x: signs.__setitem__(0, float(x[0].sum().sign())))
+    net.register_full_backward_pre_hook(scaled)
+    return net
+
+
+@pytest.mark.parametrize("make", [centring, shifting, flipping])
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_hooks_of_the_network_itself_keep_the_clip(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(1)
+    require_sensitivity(trained(make(), seed=2), images(12, seed=3))
+
+
+class Normalised(torch.autograd.Function):
+    """Nothing forward, a gradient of norm one backward; its rule for `vmap` sees the batch."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return g / g.norm() * g.sum().sign()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor) -> Any:
+        return Normalised.apply(x), in_dims[0]  # type: ignore[no-untyped-call]
+
+
+class OwnRule(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Normalised.apply(self.layer(x))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Compressed(Part):
+    """What is saved for the backward pass is scaled by the batch's sign."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pack = torch.autograd.graph.saved_tensors_hooks(lambda t: t * t.sum().sign(), lambda t: t)
+        with pack:
+            return self.layer(x).sin()  # type: ignore[no-any-return]
+
+
+class HookedTensor(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        if out.requires_grad:
+            out.register_hook(lambda g: g * g.sum().sign())  # type: ignore[no-untyped-call]
+        return out
+
+
+class Seeded(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return self.layer(x) * torch.randn(x.shape)  # type: ignore[no-any-return]
+
+
+class SeededApart(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return self.layer(x) * torch.randn(x.shape, generator=generator)  # type: ignore[no-any-return]
+
+
+class Redilated(nn.Module):
+    """One kernel at two dilations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Conv2d(CHANNELS, CHANNELS, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for size in (1, 2):
+            self.kernel.dilation = self.kernel.padding = (size, size)
+            x = self.kernel(x)
+        return x
+
+
+class Given(Part):
+    """A layer with weights that are computed from the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight * x.mean((0, 1, 2))
+        found = torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+        return found + self.gate  # type: ignore[no-any-return]
+
+
+class AlteredInput(Part):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.sub_(1.0))  # type: ignore[no-any-return]
+
+
+def hooked_parameter() -> nn.Module:
+    part = Mixing()
+    part.layer.weight.register_hook(lambda g: g * 0)  # type: ignore[no-untyped-call]
+    return part
+
+
+@pytest.mark.parametrize(
+    "make",
+    [OwnRule, Compressed, HookedTensor, Seeded, SeededApart, Redilated, Given, AlteredInput,
+     hooked_parameter],
+)  # fmt: skip
+def test_code_that_rows_would_meet_in_is_clipped_as_examples_alone(
+    make: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(1)
+    net, x = trained(Network(make()), seed=2), images(8, seed=3)
+    each = []
+    for i in range(len(x)):
+        net.zero_grad()
+        functional.cross_entropy(net(x[i : i + 1].clone()), torch.tensor([i % CLASSES])).backward()  # type: ignore[no-untyped-call]
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                          for p in trainable(net)]).double()  # fmt: skip
+        each.append(flat * min(1.0, C / float(flat.norm())))
+    require_sensitivity(net, x)
+    together = clipped(net, x, np.arange(8), C)
+    assert float((together - sum(each[1:], each[0])).norm()) < C * ROUNDING
+
+
+def without_gradient(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return net(x).softmax(1)  # type: ignore[no-any-return]
+
+
+def attacked(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(net(x)[:, 0].sum(), x)
+    return net((x + g.sign()).detach()).softmax(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("part", [Mixing, BatchNormByHand])
+@pytest.mark.parametrize("target", [without_gradient, attacked])
+def test_other_calls_of_the_losses_are_isolated(
+    part: type[nn.Module], target: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+) -> None:
+    torch.manual_seed(1)
+    net, x = trained(Network(part()), seed=2), images(8, seed=3)
+
+    def losses(rows: NDArray[np.int64]) -> torch.Tensor:
+        given = x[torch.from_numpy(rows)]
+        return (net(given).log_softmax(1)[:, 0] - target(net, given)[:, 1]).square()  # type: ignore[no-any-return]
+
+    def gradient(*rows: int) -> torch.Tensor:
+        clipped_sum(net, losses, np.array(rows), clip=C)
+        return torch.cat([p.grad.flatten().double() for p in trainable(net) if p.grad is not None])
+
+    for parameter in trainable(net):
+        parameter.grad = None
+    losses(np.array([3])).sum().backward()  # type: ignore[no-untyped-call]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                      for p in trainable(net)]).double()  # fmt: skip
+    expected = flat * min(1.0, C / float(flat.norm()))
+    assert float((gradient(3) - expected).norm()) < C * ROUNDING
+    apart = [gradient(i) for i in range(8)]
+    assert float((gradient(*range(8)) - sum(apart[1:], apart[0])).norm()) < C * ROUNDING
+
+
+class ByData(Part):
+    """A memory that is written where torch counts no change."""
+
+    running: torch.Tensor
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        self.register_buffer("running", torch.zeros(SIDE))
+        self.frozen = nn.Parameter(torch.zeros(SIDE), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = self.frozen if self.place == "frozen" else self.running
+        before, now = kept.detach().clone(), x.detach().mean((0, 1, 2))
+        if self.place == "replaced":
+            self.layer.bias = nn.Parameter(now)
+        elif self.place == "array":
+            kept.numpy()[:] = now.numpy()
+        else:
+            kept.data.lerp_(now, 0.5)
+        return self.layer(x) + 20 * before  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("data", r"memory .* 'parts\.0\.running'"), ("array", r"memory .* 'parts\.0\.running'"),
+     ("frozen", r"alters its parameter 'parts\.0\.frozen'"),
+     ("replaced", r"alters its parameter 'parts\.0\.layer\.bias'")],
+)  # fmt: skip
+def test_tensors_that_move_uncounted_are_refused(place: str, said: str) -> None:
+    with pytest.raises(PrivacyError, match=said):
+        clipped(Network(ByData(place)), images(6, seed=1), np.arange(6), C)
+
+
+class Slotted:
+    __slots__ = ("mean",)
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def __call__(self, now: float) -> float:
+        before, self.mean = self.mean, now
+        return before
+
+
+def enclosed() -> Callable[[float], float]:
+    mean = 0.0
+
+    def swap(now: float) -> float:
+        nonlocal mean
+        before, mean = mean, now
+        return before
+
+    return swap
+
+
+class Hidden(Part):
+    """A memory in a function, an object or a module that the network does not register."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = [kept]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        now, (kept,) = float(x.detach().mean()), self.kept
+        if isinstance(kept, nn.Module):
+            before = getattr(kept, "mean", 0.0)
+            kept.mean = now  # type: ignore[assignment]
+        else:
+            before = kept(now)
+        return self.layer(x) + 20 * before  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kept", [nn.Identity, Slotted, enclosed])
+def test_hidden_memories_are_forgotten(kept: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    require_sensitivity(Network(Hidden(kept())), images(6, seed=1))
+
+
+class Outside(Part):
+    mean = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before, Outside.mean = Outside.mean, float(x.detach().mean())
+        return self.layer(x) + 20 * before  # type: ignore[no-any-return]
+
+
+def test_a_memory_outside_a_network_that_is_not_mapped_is_noticed() -> None:
+    with pytest.raises(PrivacyError, match="another output alone than beside others"):
+        clipped(Network(Outside()), images(6, seed=1), np.arange(6), C)
+
+
+class Generating(Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * torch.randn(x.shape, generator=self.generator)  # type: ignore[no-any-return]
+
+
+def test_a_generator_of_the_networks_own_is_refused() -> None:
+    with pytest.raises(PrivacyError, match=r"generator of its own in 'parts\.0\.generator'"):
+        clipped(Network(Generating()), images(6, seed=1), np.arange(6), C)
+
+
+class Differences(nn.Module):
+    """Of four tokens, differences alone count: constant tokens have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(64, 64, bias=False), nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = self.layer(x)
+        return self.head(t[:, 0] + 0.3 * t[:, 1] - t[:, 2] - 0.3 * t[:, 3])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [1e6, 1e8])
+def test_sums_that_cancel_do_not_round_beyond_the_clip(size: float) -> None:
+    torch.manual_seed(1)
+    net, x = trained(Differences(), seed=2), torch.randn(6, 4, 64)
+    x[3] = size * torch.randn(64)
+    alone = clipped(net, x, np.array([3]), C)
+    assert float(alone.norm()) <= C * (1 + 10 * ROUNDING)
+
+
+def test_a_network_without_shapes_is_refused() -> None:
+    with pytest.raises(PrivacyError, match=r"parameter '1\.weight' .* has no shape yet"):
+        clipped(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), images(4, seed=0), np.arange(4), C)

@@ -164,7 +164,7 @@ class Book:
         self._parameters = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         self._page: _Page | None = None
         self._isolation = Isolation(
-            net, self._enter, self._count, state.restore, has_copies=has_copies
+            net, self._enter, self._count, state.rewind, has_copies=has_copies
         )
 
     def __enter__(self) -> Self:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from cohortium.errors import CohortiumError, PrivacyError
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 GRADIENT_FLOATS = 1 << 26
 """Numbers kept of a physical batch for its clipped sum: 256 MiB."""
+
+SMALLEST_FACTOR = 2.0**-126
+"""Below, `float32` has fewer digits."""
 
 
 def mean_gradient(net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
@@ -49,8 +54,9 @@ def clipped_sum(
 
     Args:
         net: The network inside `losses`.
-        losses: The loss of each example at some positions, shape (B,).  Where an example stands
-            K times in the network's input, its copies lie together.
+        losses: The loss of each example at some positions, shape (B,).  It calls modules of the
+            network, or their `prelude`, and gives them tensors with a row for each example.
+            Where an example stands K times in them, its copies lie together.
         batch: Positions of examples, shape (B,); may be empty.
         clip: C, the largest ℓ₂ norm of one example's contribution over all parameters.
 
@@ -67,9 +73,9 @@ def clipped_sum(
         in every case: one output in each pass is compared with that of its example alone.
 
     Raises:
-        PrivacyError: A parameter is complex or of less than single precision; the network keeps
-            a memory of its inputs, gives another output to an example alone, or cannot be run
-            with one alone.
+        PrivacyError: A parameter is complex, of less than single precision or lazy; the network
+            alters its parameters, keeps a memory of its inputs or a generator, gives another
+            output to an example alone, or cannot be run with one alone.
     """
     import torch
 
@@ -78,6 +84,11 @@ def clipped_sum(
 
     parameters = trainable(net)
     for name, parameter in net.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise PrivacyError(
+                f"parameter '{name}' of {type(net).__name__} has no shape yet; call the network "
+                "once where it is made."
+            )
         if parameter.requires_grad and parameter.dtype not in {torch.float32, torch.float64}:
             raise PrivacyError(
                 f"parameter '{name}' of {type(net).__name__} is of type {parameter.dtype}, in "
@@ -85,16 +96,27 @@ def clipped_sum(
                 "float32 with .float(), or use the privatizer's unit 'site'."
             )
     state = ModuleState.of(net)
-    totals = _mapped(net, losses, batch, clip, state)
-    if isinstance(totals, UnaccountedError):
-        reason = totals
-        state.restore()
-        totals = _one_by_one(net, losses, batch, clip, state)
+    with _uncompiled():
+        totals = reason = _mapped(net, losses, batch, clip, state)
+        if isinstance(totals, UnaccountedError):
+            state.restore()
+            totals = _one_by_one(net, losses, batch, clip, state)
+    if isinstance(reason, UnaccountedError):
         # Said when it has worked: a fault of the network is not one of the mapping.
         warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
+    state.require_same()
     for parameter in parameters:
         total = totals.get(parameter)
         parameter.grad = torch.zeros_like(parameter) if total is None else total
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """Run compiled code as it was written: it was compiled for a batch, and maps rows wrongly."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        return nullcontext()
+    import torch
+
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _mapped(
@@ -161,13 +183,17 @@ def _one_by_one(
     """The same by its definition: as many backward passes as there are examples."""
     import torch
 
+    from cohortium.clipping.recording import Recording
+
     parameters = trainable(net)
     totals: dict[nn.Parameter, Tensor] = {}
+    recording = Recording(net, state.rewind)
     for i in range(len(batch)):
         try:
-            loss = losses(batch[i : i + 1]).sum()
-            state.restore()
+            with nullcontext() if i else recording:
+                loss = losses(batch[i : i + 1]).sum()
             if not loss.requires_grad:
+                state.restore()
                 continue
             net.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # not `autograd.grad`, which reentrant checkpoints refuse
@@ -190,11 +216,19 @@ def _one_by_one(
             factor = _factors(squares, clip)
             for parameter, g in pairs:
                 totals[parameter] = totals.get(parameter, 0) + g * factor.to(g.dtype)
+    state.require_same()
+    for alone in recording.calls:
+        alone.require()
+    state.restore()
     net.zero_grad(set_to_none=True)
     return totals
 
 
 def _factors(squares: Tensor, clip: float) -> Tensor:
-    """What brings gradients of these squared norms down to `clip`; zero where not finite."""
+    """What brings gradients of these squared norms down to `clip`; zero where not finite.
+
+    Zero, too, where single precision would round the factor by more than numbers of usual sizes.
+    """
     norms = squares.sqrt()
-    return (clip / norms.clamp(min=1e-12)).clamp(max=1.0).where(norms.isfinite(), 0.0)
+    factors = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
+    return factors.where(norms.isfinite() & (factors >= SMALLEST_FACTOR), 0.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
-from cohortium.clipping.pass_checks import UnaccountedError
+from cohortium.clipping.pass_checks import UnaccountedError, is_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +20,6 @@ _VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackwar
 """Nodes that change a tensor's shape alone."""
 
 
-def is_row(value: Any) -> bool:
-    """Whether a value is one row of a mapped call."""
-    is_mapped = torch._C._functorch.is_batchedtensor  # noqa: SLF001
-    return type(value) is torch.Tensor and is_mapped(value)
-
-
 @frozen
 class KnownCall:
     """A layer that takes the rows of a batch apart by its very class, to be called for all rows.
@@ -36,15 +30,17 @@ class KnownCall:
         enter: Told in the backward pass of all rows of the input (N, …), of the gradient of all
             rows of the output (N, …), both as the layer's rule takes them, and of tensors that
             torch saved of the call.
+        is_last: Whether the backward pass under way is that of the losses.
     """
 
     layer: Layer
     call: Callable[[Tensor], Tensor]
     enter: Callable[[Tensor, Tensor, tuple[Tensor, ...]], None]
+    is_last: Callable[[], bool]
 
     def for_row(self, x: Tensor) -> Tensor:
         """The output for one row of a mapped call, computed for all rows at once."""
-        output: Tensor = _AllRows.apply(x, self)  # type: ignore[no-untyped-call]
+        output: Tensor = AllRows.apply(x, self)  # type: ignore[no-untyped-call]
         return output
 
     def for_rows(self, x: Tensor) -> Tensor:
@@ -58,6 +54,10 @@ class KnownCall:
         saved: tuple[Tensor, ...] = ()
 
         def on_gradient(gradient: Tensor) -> None:
+            if not self.is_last():
+                if torch.is_grad_enabled():  # the layer's own weight would be missing in it
+                    raise UnaccountedError("a gradient is taken of a gradient")
+                return
             x = held.pop()  # the hook itself outlives the backward pass
             if x._version != version:  # noqa: SLF001
                 kind = type(self.layer.module).__name__
@@ -85,11 +85,12 @@ def _source(output: Tensor) -> tuple[Any, int]:
     return node, place
 
 
-class _AllRows(torch.autograd.Function):
+class AllRows(torch.autograd.Function):
     """A known layer's call, taken out of the mapping."""
 
     @staticmethod
     def forward(x: Tensor, known: KnownCall) -> Tensor:  # noqa: ARG004
+        """Refuse a call outside the mapping."""
         raise UnaccountedError("a layer is called without a row")
 
     @staticmethod

@@ -41,7 +41,7 @@ class LinearUse(Use):
             return None
         x, g = self._flat()
         pieces = [gram(x[s]).mul_(gram(g[s])).sum((1, 2)) for s in self.slices(x.shape[1] ** 2)]
-        return torch.cat(pieces)
+        return torch.cat(pieces).clamp(min=0).add_(self.rounding(1))
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One matrix product."""
@@ -78,7 +78,13 @@ class ConvolutionUse(Use):
             pieces = [self._squares_by_gram(s) for s in self.slices(each)]
         else:
             pieces = [squared_norms(self.part(s).rows(name)) for s in self.slices(size)]
-        return torch.cat(pieces)
+        return torch.cat(pieces).clamp(min=0).add_(self.rounding(self.taps))
+
+    @property
+    def taps(self) -> int:
+        """Places of the kernel."""
+        taps: int = self.layer.weight[0, 0].numel()
+        return taps
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One weight gradient of the whole batch."""
@@ -93,8 +99,7 @@ class ConvolutionUse(Use):
         for stride, size in zip(layer.stride, layer.kernel_size, strict=True):
             phases *= min(stride, size)
         channels: int = layer.in_channels * phases + layer.out_channels
-        taps: int = layer.weight[0, 0].numel()
-        return 2.0 * positions**2 * (channels + taps)
+        return 2.0 * positions**2 * (channels + self.taps)
 
     def _squares_by_gram(self, part: slice) -> Tensor:
         use = self.part(part)
@@ -130,7 +135,15 @@ class ParametrizedUse(Use):
         if name == "bias" or self._inner.is_small:
             return None
         pull = torch.func.vmap(self._pull)
-        pieces = [squared_norms(pull(self._inner.part(s).rows("weight"))) for s in self._slices]
+        taps = 1 if isinstance(self.layer, nn.Linear) else self.layer.weight[0, 0].numel()
+        pieces = []
+        for part in self._slices:
+            inner = self._inner.part(part)
+            rows = inner.rows("weight")
+            before, after = squared_norms(rows), squared_norms(pull(rows))
+            # Rounding is pulled back, too, and by the same factor.
+            gain = after / before.clamp(min=1e-300)
+            pieces.append(after + inner.rounding(taps) * gain)
         return torch.cat(pieces)
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002

@@ -11,6 +11,7 @@ and the position of the row's axis comes from `vmap`, not from a shape.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -20,13 +21,22 @@ from attrs import Factory, define, frozen
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cohortium.clipping.layer_taps import KnownCall, is_row
-from cohortium.clipping.pass_checks import ScaleCheck, UnaccountedError, draws, require_same_alone
+from cohortium.clipping.layer_taps import AllRows, KnownCall
+from cohortium.clipping.pass_checks import (
+    Alone,
+    ScaleCheck,
+    UnaccountedError,
+    Watch,
+    draws,
+    has_seeded,
+    is_row,
+)
+from cohortium.clipping.recording import Settings, unpatch
 from cohortium.clipping.registry import Layer, using_parameters
 from cohortium.errors import CohortiumError, PrivacyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from torch import Tensor
@@ -82,7 +92,11 @@ class Isolation:
     calls: list[MappedCall] = Factory(list)
     _examples: int = 0
     _is_mapping: bool = False
+    _is_last: bool = False
+    _is_tried: bool = False
     _layers: dict[int, Layer] = Factory(dict)
+    _settings: dict[int, Settings] = Factory(dict)
+    _given: dict[int, Tensor] = Factory(dict)
     _patched: list[tuple[nn.Module, str, Any]] = Factory(list)
     _copied: list[nn.Parameter] = Factory(list)
 
@@ -90,11 +104,13 @@ class Isolation:
         layers = using_parameters(self.net)
         for layer in layers:
             _require_constant_weights(layer)
+        _require_no_hook(self.net)
         self._layers = {
             id(layer.module): layer
             for layer in layers
             if layer.kind is not None and "forward" not in vars(layer.module)
         }
+        self._settings = {key: Settings.of(layer.module) for key, layer in self._layers.items()}
         known = {id(p) for layer in self._layers.values() for _, p in layer.parameters}
         self._copied = [
             p
@@ -102,24 +118,23 @@ class Isolation:
             if p.requires_grad and (self.has_copies or id(p) not in known)
         ]
         for module in self.net.modules():
-            if not any(p.requires_grad for p in module.parameters()):
-                continue
             for name in ("forward", "prelude"):
                 if callable(original := getattr(module, name, None)):
-                    self._patched.append((module, name, vars(module).get(name)))
-                    vars(module)[name] = partial(self._forward, module, original)
+                    self._patch(module, name, partial(self._forward, module, original))
+            if _has_hooks(module):  # its hooks are the network's code, too
+                call = partial(self._call, module, module._call_impl)  # noqa: SLF001
+                self._patch(module, "_call_impl", call)
         return self
+
+    def _patch(self, module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+        self._patched.append((module, name, vars(module).get(name)))
+        vars(module)[name] = method
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        for module, name, own in self._patched:
-            if own is None:
-                del vars(module)[name]
-            else:
-                vars(module)[name] = own
-        self._patched.clear()
+        unpatch(self._patched)
         self.calls.clear()
 
     def run(self, losses: Callable[[Index], Tensor], batch: Index) -> list[Copies]:
@@ -154,25 +169,60 @@ class Isolation:
             raise UnaccountedError(f"the losses have the shape {tuple(each.shape)}")
         if each.requires_grad:
             check = ScaleCheck(each, [t for call in calls for t in call.output])
-            each.sum().backward()  # type: ignore[no-untyped-call]
+            total = each.sum()
+            self._forget_gradients(calls)
+            self._is_last = True
+            try:
+                total.backward()  # type: ignore[no-untyped-call]
+            finally:
+                self._is_last = False
             check.require()
         return calls
+
+    def _forget_gradients(self, calls: list[MappedCall]) -> None:
+        """Drop what the losses' own code has taken, such as the direction of an attack."""
+        for parameter in self.net.parameters():
+            parameter.grad = None
+        for call in calls:
+            for copies in call.copies:
+                copies.rows.grad = None
+
+    def _call(
+        self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a module with its hooks."""
+        if self._is_mapping or not self._examples:
+            return original(*args, **kwargs)
+        return self._mapped(module, original, original, args, kwargs)
 
     def _forward(
         self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        if not self._examples or not torch.is_grad_enabled():
+        if not self._examples:
             return original(*args, **kwargs)
         if not self._is_mapping:
-            return self._mapped(module, original, args, kwargs)
+            inner = partial(self._forward, module, original)
+            return self._mapped(module, original, inner, args, kwargs)
         layer = self._layers.get(id(module))
         if layer is None or kwargs or len(args) != 1 or not is_row(args[0]):
             return original(*args, **kwargs)
+        if not torch.is_grad_enabled() or not self._is_as_before(layer):
+            return original(*args, **kwargs)
         return self._known(layer, original, args[0])
 
+    def _is_as_before(self, layer: Layer) -> bool:
+        """Whether a layer's own parameters and settings are those that its rule will find."""
+        for name, parameter in layer.parameters:
+            holder, _, key = name.rpartition(".")
+            place = layer.module.get_submodule(holder) if holder else layer.module
+            now = place._parameters.get(key)  # noqa: SLF001
+            if now is not parameter and now is not self._given.get(id(parameter)):
+                return False
+        return self._settings[id(layer.module)].are_same()
+
     def _mapped(
-        self, module: nn.Module, original: Callable[..., Any], args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, module: nn.Module, original: Callable[..., Any], inner: Callable[..., Any],
+        args: tuple[Any, ...], kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
         """Call a module with each row of its inputs by itself."""
         flat, structure = pytree.tree_flatten((args, kwargs))
@@ -183,12 +233,14 @@ class Isolation:
             raise UnaccountedError(f"{kind} is called with tensors of different lengths")
         if len(rows[0]) % self._examples:
             raise UnaccountedError(f"{kind} is not called with as many rows for each example")
-        own = {id(p) for p in module.parameters()}
+        own = {id(p) for p in module.parameters()} if torch.is_grad_enabled() else set()
         copies = [
             Copies(p, p.detach().expand(len(rows[0]), *p.shape).requires_grad_())
             for p in self._copied
             if id(p) in own
         ]
+        middle = len(rows[0]) // 2
+        kept = [t[middle : middle + 1].clone() for t in rows]  # before the code alters it
 
         def arguments(rows: list[Tensor]) -> Any:
             given = list(flat)
@@ -196,16 +248,17 @@ class Isolation:
                 given[i] = row
             return pytree.tree_unflatten(given, structure)
 
-        def call(i: int) -> list[Tensor]:
+        def call() -> list[Tensor]:
             self.restore()
-            inputs, options = arguments([t[i : i + 1] for t in rows])
+            inputs, options = arguments([t.clone() for t in kept])
             return _rows_of(original(*inputs, **options), kind)[0]
 
         def alone(rows: list[Tensor], values: list[Tensor]) -> list[Tensor]:
             inputs, options = arguments([row.unsqueeze(0) for row in rows])
             pairs = zip(copies, values, strict=True)
-            with _Given(module, {id(c.parameter): value for c, value in pairs}):
-                output = self._forward(module, original, *inputs, **options)
+            self._given = {id(c.parameter): value for c, value in pairs}
+            with _Given(module, self._given), Watch(AllRows), _no_saving():
+                output = inner(*inputs, **options)
             tensors, shape[:] = _rows_of(output, kind)
             return tensors
 
@@ -219,16 +272,69 @@ class Isolation:
                 output: list[Tensor] = mapped(rows, [c.rows for c in copies])
         finally:
             self._is_mapping = False
-        if before == draws(rows[0].device):
-            require_same_alone(output, call, kind)
+            self._given = {}
+        self._require_same_alone(
+            Alone(kind, call, [t[middle].detach() for t in output]),
+            has_drawn=before != draws(rows[0].device), device=rows[0].device,
+        )  # fmt: skip
         self.calls.append(MappedCall(output, copies))
         return pytree.tree_unflatten(output, shape[0])
+
+    def _require_same_alone(self, alone: Alone, *, has_drawn: bool, device: torch.device) -> None:
+        """Compare a row's output; where the network draws, ask once whether it seeds."""
+        with self._paused():
+            if not has_drawn and not alone.is_same():
+                raise UnaccountedError(
+                    f"{alone.kind} gives an example another output alone than beside others"
+                )
+            if has_drawn and not self._is_tried and has_seeded(alone.call, device):
+                raise UnaccountedError(f"{alone.kind} seeds the generator that it draws from")
+        self.restore()
+        self._is_tried = True
 
     def _known(self, layer: Layer, original: Callable[..., Any], x: Tensor) -> Tensor:
         """Call a layer with its own parameters, for all rows at once."""
         self.on_layer_call(layer)
         with _Given(layer.module, {}, detached=dict(layer.trained)):
-            return KnownCall(layer, original, partial(self.on_layer_gradient, layer)).for_row(x)
+            enter = partial(self._enter, layer)
+            return KnownCall(layer, original, enter, lambda: self._is_last).for_row(x)
+
+    def _enter(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
+        """Tell of a layer's call; its rule may compute the layer's weight anew, unmapped."""
+        with self._paused():
+            self.on_layer_gradient(layer, x, g, saved)
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Leave the network's calls as they are."""
+        examples, self._examples = self._examples, 0
+        try:
+            yield
+        finally:
+            self._examples = examples
+
+
+def _no_saving() -> contextlib.AbstractContextManager[None]:
+    """Refuse hooks on what is saved, which would be given the rows of all examples."""
+    return torch.autograd.graph.disable_saved_tensors_hooks(
+        "what is saved for the backward pass is replaced"
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    own = (
+        module._forward_pre_hooks, module._forward_hooks,  # noqa: SLF001
+        module._backward_hooks, module._backward_pre_hooks,  # noqa: SLF001
+    )  # fmt: skip
+    is_global: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return is_global or any(own)
+
+
+def _require_no_hook(net: nn.Module) -> None:
+    """Leave a network whose parameters' gradients are altered by hooks to single passes."""
+    for name, parameter in net.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # noqa: SLF001
+            raise UnaccountedError(f"parameter '{name}' has a hook on its gradient")
 
 
 def _require_constant_weights(layer: Layer) -> None:

@@ -84,7 +84,7 @@ class EmbeddingUse(Use):
             gram(g[s]).mul_(x[s].unsqueeze(1) == x[s].unsqueeze(2)).sum((1, 2))
             for s in self.slices(x.shape[1] ** 2)
         ]
-        return torch.cat(pieces)
+        return torch.cat(pieces).clamp(min=0).add_(self.rounding(x.shape[1]))
 
     def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One table for all examples."""

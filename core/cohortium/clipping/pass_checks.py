@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from attrs import frozen
+from torch._functorch.autograd_function import custom_function_call
+from torch.overrides import TorchFunctionMode
 
 from cohortium.errors import PrivacyError
 
@@ -75,25 +78,115 @@ class ScaleCheck:
                 raise UnaccountedError("a loss depends on the rows of another example")
 
 
-def require_same_alone(
-    output: list[Tensor], call: Callable[[int], list[Tensor]], kind: str
-) -> None:
-    """Refuse a network that gives a row another output alone than it had in the mapped call.
+def _getter(name: str) -> Any:
+    """The function by which an attribute of a tensor is read."""
+    return vars(torch._C.TensorBase)[name].__get__  # noqa: SLF001
 
-    It has a memory that is not seen in its modules.  One row is called, and two more where it
-    differs, since rounding may tip a threshold.
+
+_GRADIENT_HOOKS = frozenset({
+    torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook,
+    _getter("grad_fn"),
+})  # fmt: skip
+_REQUIRES_GRAD = _getter("requires_grad")
+_NAMESPACES = frozenset({"aten", "prim", "prims", "torchvision"})
+"""Of operations whose rules for rows are not a stranger's."""
+
+
+class Watch(TorchFunctionMode):
+    """Sees the calls of a mapped pass in which code is given the rows of all examples at once.
+
+    A function with its own rule for `vmap` is given them, and a hook on a gradient.
     """
-    rows = len(output[0])
-    for i in sorted({rows // 2, 0, rows - 1}, key=lambda i: i != rows // 2):
-        with torch.no_grad():
-            found = call(i)
-        if all(_is_near(t[i].detach(), single) for t, single in zip(output, found, strict=True)):
-            return
-    raise PrivacyError(
-        f"the network {kind} gives an example another output alone than beside others, so that "
-        "one example would reach another's gradient; remove its memory, or use the privatizer's "
-        "unit 'site'."
-    )
+
+    def __init__(self, own: type[torch.autograd.Function]) -> None:
+        """Allow one function, our own, its rule."""
+        super().__init__()
+        self._own, self._modes = own, torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
+        """Call `func`, or refuse it.
+
+        Raises:
+            UnaccountedError: It would be given the rows of all examples.
+        """
+        if func == _REQUIRES_GRAD:  # a row says that it does not, and a hook would be left out
+            value = args[0]
+            if is_row(value):
+                value = torch._C._functorch.get_unwrapped(value)  # noqa: SLF001
+            return value.requires_grad
+        if torch._C._len_torch_dispatch_stack() > self._modes:  # noqa: SLF001
+            raise UnaccountedError("a mode of torch looks at the network's operations")
+        if func in _GRADIENT_HOOKS:
+            raise UnaccountedError("a gradient is looked at within the network")
+        if func is custom_function_call:
+            kind = args[0]
+            if kind is not self._own and kind.vmap is not torch.autograd.Function.vmap:
+                raise UnaccountedError(f"the function {kind.__name__} has its own rule for vmap")
+        elif isinstance(func, torch._ops.OpOverload) and func.namespace not in _NAMESPACES:  # noqa: SLF001
+            raise UnaccountedError(f"the operation {func} may have its own rule for vmap")
+        return func(*args, **(kwargs or {}))
+
+
+def has_seeded(call: Callable[[], object], device: torch.device) -> bool:
+    """Whether a call that draws leaves the generators in one state, whatever theirs was before.
+
+    Rows that are mapped would draw different numbers from a seed, by their place in the batch.
+    """
+    states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        call()
+        first = draws(device)
+        call()
+        second = draws(device)
+    torch.random.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])  # noqa: NPY002
+    return first == second
+
+
+def is_row(value: Any) -> bool:
+    """Whether a value is one row of a mapped call."""
+    is_mapped = torch._C._functorch.is_batchedtensor  # noqa: SLF001
+    return type(value) is torch.Tensor and is_mapped(value)
+
+
+@frozen
+class Alone:
+    """The call of a network with one example alone, for comparison.
+
+    Attributes:
+        kind: The network's name.
+        call: Gives the outputs of a call with that example.
+        output: Those that it had before.
+    """
+
+    kind: str
+    call: Callable[[], list[Tensor]]
+    output: list[Tensor]
+
+    def is_same(self) -> bool:
+        """Whether it has the same outputs now."""
+        found = [t.detach() for t in self.call()]
+        return len(found) == len(self.output) and all(map(_is_near, self.output, found))
+
+    def require(self) -> None:
+        """Compare, twice: the second call is the first with this example before it.
+
+        Raises:
+            PrivacyError: They are others; the network has a memory that its modules do not show.
+        """
+        if not (self.is_same() and self.is_same()):
+            raise PrivacyError(
+                f"the network {self.kind} gives an example another output alone than beside "
+                "others, so that one example would reach another's gradient; remove its memory "
+                "and its own generators, or use the privatizer's unit 'site'."
+            )
 
 
 def _is_near(mapped: Tensor, single: Tensor) -> bool:
@@ -108,10 +201,13 @@ def _is_near(mapped: Tensor, single: Tensor) -> bool:
 
 def draws(device: torch.device) -> tuple[Any, ...]:
     """The states of the generators that a network's own code may draw from."""
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     found: tuple[Any, ...] = (
         torch.random.get_rng_state().numpy().tobytes(),
         random.getstate(),
-        np.random.get_state(legacy=False)["state"]["key"].tobytes(),  # noqa: NPY002
+        numpy["state"]["pos"],
+        numpy["has_gauss"],
+        numpy["state"]["key"].tobytes(),
     )
     if device.type == "cuda":
         found += (torch.cuda.get_rng_state(device).numpy().tobytes(),)

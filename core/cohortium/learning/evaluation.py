@@ -110,11 +110,13 @@ def resolve_device(device: str) -> str:
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
     """Give torch `threads` threads for the time of a block; 0 leaves it be."""
+    if not threads:  # and torch need not be loaded for it
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
