@@ -1,0 +1,159 @@
+"""A study's numbers before any training: noise, ε by round, bytes, and who may be missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.runs.prepare import Ready
+    from cohortium.roles.protocols import Privatizer
+    from cohortium.roles.sessions import PrivacyPlan
+    from cohortium.roles.values import Cohort, Secrecy, Work
+
+QUARTERS = 4
+"""How often ε is told over a run."""
+
+
+@frozen(kw_only=True)
+class Outlook:
+    """What one budget would come to.
+
+    Attributes:
+        guarantee: Of the whole run, or None without privacy.
+        spent: ε after some rounds, if none is retried: pairs of a number of rounds and ε.
+        steps: Batches that a site takes a round.
+        batch: Units in one of them, as declared: a mean, where batches are Poisson samples.
+        sampling_rate: Chance of a unit to be in one.
+        parameters: P, of the network.
+        bits: That a value takes on its way up.
+        vector_bytes: That a site's vector takes each round; keys and shares come on top.
+        secrecy: What the aggregator hides, or None.
+        dropouts: Sites that may be missing in a round, whichever they are.
+        warnings: What a careful reader should be told.
+    """
+
+    guarantee: Guarantee | None
+    spent: tuple[tuple[int, float], ...]
+    steps: int
+    batch: float
+    sampling_rate: float
+    parameters: int
+    bits: int
+    vector_bytes: int
+    secrecy: Secrecy | None
+    dropouts: int
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return attrs.asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value, for people."""
+        promise, hidden = self.guarantee, self.secrecy
+        rows = []
+        if promise is not None:
+            others = str(promise.colluding) if promise.against == "coordinator" else "all"
+            rows += [
+                ("ε of the whole run", f"{promise.epsilon:.3f}"),
+                ("at δ", f"{promise.delta:.3g}"),
+                ("ε at δ = 1e-5", f"{promise.epsilon_at_1e_5:.3f}"),
+                ("hidden", f"one {promise.unit}"),
+                ("from", _whom(promise)),
+                ("sites that may conspire", others),
+                ("noise / sensitivity", f"{promise.noise_multiplier:.3f}"),
+                ("made up by honest sites", str(promise.honest)),
+                *((f"ε after {count} rounds", f"{epsilon:.3f}") for count, epsilon in self.spent),
+            ]
+        rows += [
+            ("steps, a round", f"{self.steps:,}"),
+            ("batch", f"{self.batch:,.4g}"),
+            ("sampling rate", f"{self.sampling_rate:.4g}"),
+            ("bits a value", str(self.bits)),
+            ("bytes up, site and round", f"{self.vector_bytes:,}"),
+            ("fewest sites in a sum", "1" if hidden is None else str(hidden.contributors)),
+            ("may be missing, a round", str(self.dropouts)),
+        ]
+        if hidden is not None:
+            rows.append(("sites that undo masks", str(hidden.threshold)))
+        return rows
+
+
+def _whom(guarantee: Guarantee) -> str:
+    return "everyone" if guarantee.against == "everyone" else "who sees sums"
+
+
+def look_ahead(ready: Ready, epsilons: Sequence[float] = ()) -> tuple[Outlook, ...]:
+    """The outlook of a prepared study, for each of several budgets, or for its own.
+
+    Raises:
+        StudyError: A budget is none, or the privatizer has no parameter `epsilon`.
+        PrivacyError: A budget cannot be met.
+    """
+    if not epsilons:
+        return (_outlook(ready, ready.setting.plan),)
+    setting = ready.setting
+    plans: list[PrivacyPlan] = [
+        privatizer.plan(setting.work, setting.cohort, ready.parameters)
+        for privatizer in for_budgets(ready.federation.privatizer, epsilons)
+    ]
+    return tuple(_outlook(ready, plan) for plan in plans)
+
+
+def for_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Privatizer, ...]:
+    """The same privatizer for each of several budgets.
+
+    Raises:
+        StudyError: A budget is none, or there are some and it has no parameter `epsilon`.
+    """
+    given: Any = privatizer
+    if epsilons and "epsilon" not in {f.name for f in attrs.fields(type(given))}:
+        raise StudyError(
+            f"{type(given).__name__} has no parameter epsilon to plan several budgets by; "
+            "leave --epsilon out, or choose privatizer 'gaussian'."
+        )
+    try:
+        return tuple(attrs.evolve(given, epsilon=each) for each in epsilons)
+    except ValueError as error:
+        raise StudyError(f"--epsilon: {error}; give an ε above 0, such as 6.") from error
+
+
+def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
+    cohort, guarantee = ready.setting.cohort, plan.guarantee
+    secrecy = ready.setting.aggregator.secrecy(cohort)
+    missing = cohort.size - cohort.min_sites
+    work = ready.setting.work
+    return Outlook(
+        guarantee=guarantee,
+        spent=_course(plan, cohort),
+        steps=work.steps,
+        batch=_batch(work, cohort, guarantee),
+        sampling_rate=work.sampling_rate,
+        parameters=ready.parameters,
+        bits=plan.ring.bits,
+        vector_bytes=plan.ring.bytes_for(plan.length),
+        secrecy=secrecy,
+        dropouts=missing if secrecy is None else min(missing, secrecy.dropouts),
+        warnings=() if guarantee is None else guarantee.warnings(cohort.units(guarantee.unit)),
+    )
+
+
+def _batch(work: Work, cohort: Cohort, guarantee: Guarantee | None) -> float:
+    """Examples in a batch, or patients where they are what is protected."""
+    if guarantee is None or guarantee.unit == "site":
+        return work.batch_size or work.sampling_rate * cohort.examples_per_site
+    return work.sampling_rate * cohort.units(guarantee.unit) / cohort.sites
+
+
+def _course(plan: PrivacyPlan, cohort: Cohort) -> tuple[tuple[int, float], ...]:
+    counts = {1, *(cohort.rounds * n // QUARTERS for n in range(1, QUARTERS + 1))} - {0}
+    spent = [(count, plan.spent(count)) for count in sorted(counts)]
+    return tuple((count, promise.epsilon) for count, promise in spent if promise is not None)

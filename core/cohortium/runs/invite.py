@@ -1,0 +1,163 @@
+"""The muster of a deployment: every hospital is sent the setting, and says if it takes part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import tomli_w
+
+from cohortium.catalog import construction
+from cohortium.messages import codec
+from cohortium.study import toml
+from cohortium.catalog.discovery import discover
+from cohortium.errors import MessageError, RefusalError, StudyError
+from cohortium.text import printable, shown
+from cohortium.runs.result import versions
+from cohortium.messages.run import Refusal
+from cohortium.messages.deployment import AGREED, Acceptance, Invitation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cohortium.catalog.discovery import Catalog, Offering
+    from cohortium.roles import Role
+    from cohortium.runs.prepare import Ready
+    from cohortium.roles.sessions import Exchange
+    from cohortium.roles.values import SiteId
+
+PARTS: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
+"""The roles that all parties share."""
+
+INSIDE: tuple[Role, ...] = (*PARTS, "dataset")
+"""Those of parts inside these; a model may be fitted on a public data set, say."""
+
+TERMS = (
+    "sites", "rounds", "seed", "cohort", "min_sites", "retries", "device", "threads", "adversary",
+    "colluding", "seeded_noise",
+)  # fmt: skip
+"""The terms that all parties share."""
+
+
+PREPARATION = 600.0
+"""Seconds that a site has at least to answer an invitation: it reads its data and plans the run."""
+
+
+def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
+    """Invite every site, before anything is trained.
+
+    Returns:
+        What the coordinator's people should be told though all take part.
+
+    Raises:
+        StudyError: A site does not answer, or does not take part; the sentence says which, and
+            why, for each.  Or the sites have more examples than the study declares.
+    """
+    setting = ready.setting
+    sites = range(setting.cohort.sites)
+    invitation = invitation_of(ready)
+    amiss: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
+    accepted: dict[SiteId, Acceptance] = {}
+    everyone = dict.fromkeys(sites, b"")
+    deadline = max(ready.federation.deadline, PREPARATION)
+    for site, reply in exchange.exchange(codec.encode(invitation), everyone, deadline):
+        try:
+            answer = codec.decode_either(reply, Acceptance, Refusal)
+        except MessageError as error:
+            amiss[site] = str(error)
+            continue
+        if isinstance(answer, Refusal):
+            amiss[site] = printable(answer.reason)
+        elif (answer.session, answer.site) != (setting.session, site):
+            amiss[site] = "it answers for another site, or another run."
+        else:
+            accepted[site] = answer
+            del amiss[site]
+    if amiss:
+        listed = "".join(f"\n  site {site}: {reason}" for site, reason in sorted(amiss.items()))
+        raise StudyError(f"{len(amiss)} of {len(sites)} sites do not take part:{listed}")
+    return _warnings(accepted, setting.spec.examples)
+
+
+def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str, ...]:
+    found = []
+    declared = [answer.examples for answer in accepted.values()]
+    if sum(declared) > examples:
+        raise StudyError(
+            f"the sites declare {sum(declared):,} examples together, and the study {examples:,}: "
+            "sums would not fit; raise examples under [data]."
+        )
+    if all(declared) and sum(declared) < examples:
+        found.append(
+            f"the sites declare {sum(declared):,} examples together, and the study {examples:,}: "
+            "noise and weights go by the study's figure."
+        )
+    for site, answer in sorted(accepted.items()):
+        if answer.versions:
+            others = ", ".join(f"{name} {version}" for name, version in answer.versions.items())
+            found.append(f"site {site} has {printable(others)}: equal bits need equal versions.")
+    return tuple(found)
+
+
+def invitation_of(ready: Ready) -> Invitation:
+    """What the sites of a deployment are sent."""
+    whole = toml.loads(ready.federation.as_toml(), where="the study")
+    shared = {name: dict(whole[name]) for name in AGREED}
+    shared["federation"] = {key: whole["federation"][key] for key in TERMS}
+    _keep_folders(shared)
+    directory = ready.setting.directory
+    return Invitation(
+        session=ready.setting.session,
+        study=tomli_w.dumps(shared),
+        directory="" if directory is None else str(directory),
+        versions=versions_of(shared),
+    )
+
+
+def _keep_folders(shared: Mapping[str, Any]) -> None:
+    """Take out where a user's code lies on this machine: hospitals have it installed, or refuse."""
+    catalog = discover()
+    for role in PARTS:
+        for offering, table in named_parts(catalog, role, shared[role]):
+            if offering.offer.code:
+                cast("dict[str, Any]", table).pop("folder", None)
+
+
+def versions_of(shared: Mapping[str, Any]) -> dict[str, str]:
+    """Of Python, of packages, and of the plugins that the tables of a study name."""
+    catalog = discover()
+    found = {
+        offering.record.name: offering.record.version
+        for role in PARTS
+        for offering, _ in named_parts(catalog, role, shared.get(role, {}))
+    }
+    return {**versions(), **{f"plugin {name}": version for name, version in found.items()}}
+
+
+def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """The versions in `ours` that are others in `theirs`."""
+    return {name: version for name, version in ours.items() if theirs.get(name) != version}
+
+
+def named_parts(
+    catalog: Catalog, role: Role, table: object
+) -> Iterator[tuple[Offering, Mapping[str, Any]]]:
+    """The offering that `table` names, and those of the parts inside it, each with its table.
+
+    Nothing is made, and no plugin called.
+
+    Raises:
+        RefusalError: One of them is no usable part of those that parties share.
+    """
+    inside = {"name": table} if isinstance(table, str) else table
+    name = inside.get("name") if isinstance(inside, dict) else None
+    found = [o for o in catalog.offerings if (o.role, o.offer.name) == (role, name)]
+    if len(found) != 1 or found[0].record.status != "active" or role not in INSIDE:
+        raise RefusalError(
+            "plugins", f"no usable plugin here offers the {role} {shown(name)} to a study."
+        )
+    described = cast("dict[str, Any]", inside)
+    yield found[0], described
+    known = construction.roles_of(found[0].offer.factory, what=f"{role} '{name}'")
+    for key, inner in known.items():
+        if described.get(key):
+            yield from named_parts(catalog, inner, described[key])

@@ -1,0 +1,272 @@
+"""Before the first round: a study is loaded, dealt, planned and tried out, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+from attrs import field, frozen
+
+from cohortium import parameters
+from cohortium.ledger.account import Account
+from cohortium.rounds.build_run_config import agree, cohort_of, secrets_of
+from cohortium.errors import StudyError
+from cohortium.runs.dataset_info import DataFacts
+from cohortium.runs.holdout import hold_out
+from cohortium.crypto.signing import Directory, Identity
+from cohortium.storage.trainer_state import StateFile
+from cohortium.crypto.randomness import Seeds
+from cohortium.rounds.site import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cohortium.data.examples import DataSpec, Examples, Splits
+    from cohortium.ledger.ledger import Ledger
+    from cohortium.crypto.randomness import Randomness
+    from cohortium.rounds.run_config import Setting
+    from cohortium.study.study import Study
+    from cohortium.roles.values import Index, SiteId
+
+
+@frozen(eq=False, kw_only=True)
+class Ready:
+    """A study that can be run: loaded and planned, and in a simulation dealt.
+
+    Attributes:
+        federation: The study.
+        setting: What every party will know.
+        parameters: P, the length of the update.
+        loaded: What the coordinator has of data: all of a simulation's, a deployment's public
+            images, or nothing.
+        hands: Positions of each simulated site's training examples.
+        held: Positions of what each simulated site holds out, to be scored on.
+        identities: Each simulated site's signing key, where the study fears an active coordinator.
+    """
+
+    federation: Study
+    setting: Setting
+    parameters: int
+    loaded: Splits | None
+    hands: tuple[Index, ...] = ()
+    held: tuple[Index, ...] = ()
+    identities: tuple[Identity, ...] | None = field(default=None, repr=False)
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the sites are hospitals, which make themselves."""
+        return self.federation.data is not None
+
+    @property
+    def splits(self) -> Splits:
+        """The data that a simulation deals.
+
+        Raises:
+            StudyError: It is a deployment, whose data lie in the hospitals.
+        """
+        self.require_simulated()
+        assert self.loaded is not None
+        return self.loaded
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether attempts stand in the run's own ledger: hospitals keep theirs themselves."""
+        return self.setting.plan.mechanism is not None and not self.is_deployed
+
+    def require_simulated(self) -> None:
+        """Refuse a deployment.
+
+        Raises:
+            StudyError: It is one.
+        """
+        if self.is_deployed:
+            raise StudyError(
+                "the study is of a deployment, whose data lie in the hospitals; to try it out, "
+                "give it a [dataset] and a [partitioner] in place of [data]."
+            )
+
+    @property
+    def validation(self) -> Examples | None:
+        """Public images to watch the run by."""
+        return None if self.loaded is None else self.loaded.validation
+
+    @property
+    def test(self) -> Examples | None:
+        """Public images that the result is scored on."""
+        return None if self.loaded is None else self.loaded.test
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is public about the data: a deployment's are as its study declares them."""
+        declared = self.federation.data
+        if declared is None:
+            return DataFacts.of(self.splits)
+        validation, test = (0 if p is None else len(p) for p in (self.validation, self.test))
+        return DataFacts(
+            name="the hospitals' own" if self.loaded is None else self.loaded.name,
+            source="" if self.loaded is None else self.loaded.source,
+            spec=declared,
+            validation=validation,
+            test=test,
+        )
+
+    def recipe(
+        self, site: SiteId, ledger: Ledger | None = None, states: Path | None = None
+    ) -> Recipe:
+        """How to make a simulated site, with its data and its key alone.
+
+        Args:
+            site: Its number.
+            ledger: Where what it spends is written down, under a name of its own.
+            states: The folder where what its trainer keeps outlives this process.
+        """
+        session = self.setting.session
+        state = None if states is None else self.state_of(site, states)
+        return Recipe(
+            self.setting,
+            site,
+            self.splits.train.take(self.hands[site]),
+            identity=None if self.identities is None else self.identities[site],
+            account=None if ledger is None else Account(ledger, f"site {site}"),
+            store=None if state is None else StateFile(state, session),
+        )
+
+    def state_of(self, site: SiteId, states: Path) -> Path:
+        """The file in `states` of what the trainer keeps at a simulated site."""
+        return states / f"{site}.safetensors"
+
+    def recipes(
+        self, ledger: Ledger | None = None, states: Path | None = None
+    ) -> dict[SiteId, Recipe] | None:
+        """One for each simulated site; None in a deployment, where sites make themselves."""
+        if self.is_deployed:
+            return None
+        return {site: self.recipe(site, ledger, states) for site in range(len(self.hands))}
+
+
+def prepare(federation: Study) -> Ready:
+    """Load, deal and plan; see `Federation.prepare`."""
+    # The study alone decides this: torch and the data are not loaded for a refusal.
+    federation.aggregator.secrecy(cohort_of(federation, examples=federation.sites))
+    if federation.data is not None:
+        return _deployed(federation)
+    assert federation.dataset is not None
+    splits = federation.dataset.load()
+    splits.require_learnable()
+    seeds, spec = Seeds(federation.seed), splits.spec
+    hands, held = hold_out(
+        splits.train, _deal(federation, splits, seeds), federation.holdout, seeds
+    )
+    if federation.holdout:
+        spec = _declared(splits.train, hands, spec)
+    secret = secrets_of(federation)
+    identities = _identities(federation, secret)
+    setting = agree(
+        federation,
+        spec,
+        session=secret.token(16, "session"),
+        directory=None if identities is None else Directory(tuple(i.public for i in identities)),
+    )
+    _require_enough(hands, setting.work.fewest)
+    return Ready(
+        federation=federation,
+        setting=setting,
+        parameters=parameters.length(setting.network()),
+        loaded=splits,
+        hands=hands,
+        held=held,
+        identities=identities,
+    )
+
+
+def _declared(train: Examples, hands: tuple[Index, ...], spec: DataSpec) -> DataSpec:
+    """`spec` with the sizes that are left to train on."""
+    kept = np.concatenate(hands)
+    patients = None if train.patients is None else len(np.unique(train.patients[kept]))
+    return attrs.evolve(spec, examples=len(kept), patients=patients)
+
+
+def _require_enough(hands: tuple[Index, ...], fewest: int) -> None:
+    """Refuse a site that has too few images for the network to be trained on."""
+    for site, hand in enumerate(hands):
+        if len(hand) < fewest:
+            raise StudyError(
+                f"site {site} has {len(hand)} image{'s' * (len(hand) != 1)}, and the network can "
+                f"be trained on no fewer than {fewest} at a time, as it has batch normalisation or "
+                "its like; ask for fewer sites, or a partitioner with a min_size."
+            )
+
+
+def _deployed(federation: Study) -> Ready:
+    """Plan a deployment from what the study declares; no hospital's data are here."""
+    spec = federation.data
+    assert spec is not None
+    public = None if federation.dataset is None else federation.dataset.load()
+    if public is not None and (public.classes != spec.classes or public.spec.shape != spec.shape):
+        raise StudyError(
+            f"the public images of [dataset] are {public.spec.shape} of classes "
+            f"{', '.join(public.classes)}; [data] declares "
+            f"{spec.shape} of {', '.join(spec.classes)}."
+        )
+    if federation.holdout:
+        raise StudyError(
+            "holdout is for simulated sites: what hospitals hold out is not scored; leave it 0."
+        )
+    is_active = federation.adversary == "active"
+    if is_active != bool(federation.directory):
+        raise StudyError(
+            "a deployment names a directory of the sites' keys if, and only if, its adversary is "
+            "'active'; set both federation.adversary and federation.directory, or neither."
+        )
+    setting = agree(
+        federation,
+        spec,
+        session=secrets_of(federation).token(16, "session"),
+        directory=Directory.read(Path(federation.directory)) if is_active else None,
+    )
+    return Ready(
+        federation=federation,
+        setting=setting,
+        parameters=parameters.length(setting.network()),
+        loaded=public,
+    )
+
+
+def _identities(federation: Study, secret: Randomness) -> tuple[Identity, ...] | None:
+    """A signing key for each simulated site; hospitals make and pin their own."""
+    if federation.adversary != "active":
+        return None
+    return tuple(Identity.draw(secret.fork("identity", site)) for site in range(federation.sites))
+
+
+def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
+    assert federation.partitioner is not None
+    rng = seeds.generator("partition")
+    examples, whole = _persons(splits.train)
+    hands = tuple(federation.partitioner.deal(examples, federation.sites, rng))
+    if len(hands) != federation.sites:
+        raise StudyError(f"the partitioner dealt {len(hands)} hands to {federation.sites} sites.")
+    empty = [site for site, hand in enumerate(hands) if len(hand) == 0]
+    if empty:
+        raise StudyError(
+            f"site {empty[0]} has no data; ask for fewer sites, or a partitioner with a min_size."
+        )
+    dealt = np.concatenate([np.asarray(hand) for hand in hands])
+    if dealt.dtype.kind not in "iu" or dealt.min() < 0 or dealt.max() >= len(examples):
+        raise StudyError(f"the partitioner must deal whole numbers from 0 to {len(examples) - 1}.")
+    if len(np.unique(dealt)) != len(dealt):
+        raise StudyError("the partitioner dealt one example to two sites.")
+    return tuple(whole(hand) for hand in hands)
+
+
+def _persons(train: Examples) -> tuple[Examples, Callable[[Index], Index]]:
+    """What is dealt: an example of each patient, where patients are named, and who has which.
+
+    All images of a patient go to one site: what is hidden is a patient's part at one site.
+    """
+    if train.patients is None:
+        return train, lambda hand: hand
+    _, first, owner = np.unique(train.patients, return_index=True, return_inverse=True)
+    return train.take(first), lambda hand: np.flatnonzero(np.isin(owner, hand))

@@ -1,0 +1,223 @@
+"""What a run came to."""
+
+from __future__ import annotations
+
+import platform
+import zipfile
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from cohortium.errors import StudyError
+from cohortium.runs.history import html_table
+from cohortium.data.metrics import Predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.runs.history import History
+    from cohortium.data.metrics import Scores
+    from cohortium.roles.values import Secrecy
+
+
+RESULT = "result.json"
+
+LAST = "checkpoint/weights.safetensors"
+"""The weights after the last round that is complete."""
+
+BEST = "checkpoint/best.safetensors"
+"""The weights that did best on the public validation images, where there are any."""
+
+PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
+"""Whose versions a run's figures depend on, beside Python's."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of `PACKAGES`."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+@frozen(kw_only=True)
+class Seconds:
+    """Where a run's time went: in the exchanges, in the coordinator's own work, and in all."""
+
+    train: float
+    aggregate: float
+    total: float
+
+
+@frozen(kw_only=True)
+class OwnScores:
+    """What simulated sites found on the images that they held out, by the image.
+
+    Attributes:
+        sites: That held some out.
+        images: That they held out.
+        accuracy: Of the global network.
+        personal_accuracy: Of each site's own network, the same where a trainer makes none.
+        majority_share: Of whoever calls all images of a site the class most frequent there.
+    """
+
+    sites: int
+    images: int
+    accuracy: float
+    personal_accuracy: float
+    majority_share: float
+
+
+@frozen(kw_only=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        scores: On the test images, or None where there are none.
+        guarantee: What the whole run promises, or None without privacy.
+        secrecy: What the aggregator hides from the coordinator, or None.
+        rounds: That were completed.
+        sites: In the federation.
+        dropouts: Contributions that were asked for and did not enter a sum, over the run.
+        upload_bytes_per_site_per_round: The largest that one site sent in a round.
+        seconds: Where the time went.
+        weights_sha256: Of the final weights; see `parameters.fingerprint`.
+        versions: Of Python and of the packages that the figures depend on.
+        plugins: By role, the plugin that filled it, with its version.
+        history: One event for each round; `history.rows()` is a tidy table.
+        weights: The final global weights by name.
+        folder: Where the record lies, or None.
+        data: What the figures are of.
+        is_personal: Whether sites use networks of their own: `scores` are then of a network that
+            nobody uses.
+        own: On the images that simulated sites held out, or None where they did not, or where
+            nothing is kept on disk.
+        provenance: By part, of whose code beside the plugins it is; see `provenance`.
+    """
+
+    scores: Scores | None = attrs.field(repr=False)
+    guarantee: Guarantee | None
+    secrecy: Secrecy | None = attrs.field(repr=False)
+    rounds: int
+    sites: int
+    dropouts: int
+    upload_bytes_per_site_per_round: int
+    seconds: Seconds
+    weights_sha256: str
+    versions: Mapping[str, str] = attrs.field(repr=False)
+    plugins: Mapping[str, str] = attrs.field(repr=False)
+    history: History = attrs.field(repr=False)
+    weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
+    folder: Path | None = None
+    data: str = ""
+    is_personal: bool = False
+    own: OwnScores | None = None
+    provenance: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of test images called rightly, or None without test images."""
+        return None if self.scores is None else self.scores.accuracy
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        scores, guarantee = self.scores, self.guarantee
+        bins = () if scores is None else scores.calibration
+        return {
+            "data": self.data,
+            "is_personal": self.is_personal,
+            "own": None if self.own is None else attrs.asdict(self.own),
+            "accuracy": self.accuracy,
+            "majority_share": None if scores is None else scores.majority_share,
+            "majority_class": None if scores is None else scores.majority_class,
+            "images": None if scores is None else scores.images,
+            "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
+            "auc": None if scores is None else scores.auc,
+            "loss": None if scores is None else scores.loss,
+            "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
+            "confusion": None if scores is None else scores.confusion,
+            "calibration": [attrs.asdict(part) for part in bins],
+            "calibration_error": None if scores is None else scores.calibration_error,
+            "guarantee": None if guarantee is None else attrs.asdict(guarantee),
+            "secrecy": None if self.secrecy is None else attrs.asdict(self.secrecy),
+            "rounds": self.rounds,
+            "sites": self.sites,
+            "dropouts": self.dropouts,
+            "upload_bytes_per_site_per_round": self.upload_bytes_per_site_per_round,
+            "seconds": attrs.asdict(self.seconds),
+            "weights_sha256": self.weights_sha256,
+            "versions": dict(self.versions),
+            "plugins": dict(self.plugins),
+            "provenance": {part: dict(told) for part, told in self.provenance.items()},
+            "history": self.history.rows(),
+        }
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Label and words of each accuracy, the one that counts first."""
+        scores = self.scores
+        told = "none (no test images)"
+        if scores is not None:
+            majority = f"the most frequent class alone: {scores.majority_share:.2%}"
+            told = f"{scores.accuracy:.2%} ({majority})"
+        if not self.is_personal:
+            return [("test accuracy", told)]
+        own = "not measured; federation.holdout holds images out"
+        if self.own is not None:
+            own = (
+                f"{self.own.personal_accuracy:.2%} (each site's most frequent class alone: "
+                f"{self.own.majority_share:.2%}; {self.own.images:,} images held out)"
+            )
+        return [
+            ("sites' own accuracy", own),
+            ("global network", f"{told}; no site uses this network"),
+        ]
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the figures that matter, one a row."""
+        rows = {
+            **dict(self.headline()),
+            "guarantee": str(self.guarantee or "none: nothing here is private"),
+            "sites": self.sites,
+            "rounds": self.rounds,
+            "contributions lost": self.dropouts,
+            "upload, bytes per site and round": self.upload_bytes_per_site_per_round,
+            "seconds": self.seconds.total,
+            "weights": self.weights_sha256[:16],
+            "record": "not kept" if self.folder is None else str(self.folder),
+        }
+        return html_table([{"result": key, "": value} for key, value in rows.items()])
+
+
+PREDICTIONS = "simulation/predictions.npz"
+SITE_SCORES = "simulation/sites.json"
+"""What only a simulator knows."""
+"""Where a run's folder has them: beside all else that only a simulator knows."""
+
+
+def predictions_of(folder: Path) -> Predictions:
+    """What the run in `folder` said of each test image.
+
+    Raises:
+        StudyError: The file is not there, or damaged.
+    """
+    import numpy as np
+
+    path = folder / PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return Predictions(
+                data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
+            )
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{folder} has no predictions for test images; name a finished run on a data set that "
+            "has some."
+        ) from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StudyError(f"{path} is damaged; run that study again.") from error

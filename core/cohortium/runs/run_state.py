@@ -1,0 +1,213 @@
+"""How a run stands between two rounds, and how it comes to stand there again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+import numpy as np
+from attrs import define, field
+
+from cohortium import parameters
+from cohortium.runs.checkpoint import Checkpoint, Origin
+from cohortium.catalog.provenance import as_versions, provenance_of
+from cohortium.runs.result import versions
+from cohortium.ledger.cost import Price
+
+if TYPE_CHECKING:
+    from cohortium.rounds.coordinator import Coordinator
+    from cohortium.roles.events import RoundFinished
+    from cohortium.runs.run_directory import RunFolder
+    from cohortium.runs.prepare import Ready
+
+
+@define(eq=False, kw_only=True)
+class Standing:
+    """How far a run is.
+
+    Guarantees:
+        That an attempt begins is durable before anyone is asked for it, and a round's checkpoint
+        before the next begins.  An attempt that was begun and broken off is made again only where
+        that repeats it to the last bit: by simulated sites, whose releases promise nothing or
+        draw their noise from the seed.  Otherwise its number is spent, as it may have been charged.
+        So there are never more attempts than the guarantee covers, however often a run goes on.
+
+    Attributes:
+        ready: The study.
+        coordinator: Holds the weights.
+        folder: Where it is kept, or None.
+        origin: What it was begun with; None where nothing is kept.
+        goal: Rounds that can be completed with the attempts that are left: all, if none was lost.
+        history: Rounds that are finished.
+        attempt: Number of the next attempt.
+        lost: Attempts that were begun before this process, and cannot be made again.
+        changes: What is of another version than when it was begun.
+        before: Seconds that it has taken before this process.
+    """
+
+    ready: Ready
+    coordinator: Coordinator
+    folder: RunFolder | None = None
+    origin: Origin | None = None
+    goal: int = field(init=False)
+    history: list[RoundFinished] = field(factory=list, init=False)
+    attempt: int = field(default=0, init=False)
+    lost: int = field(default=0, init=False)
+    changes: tuple[str, ...] = field(default=(), init=False)
+    before: float = field(default=0.0, init=False)
+    _started: float = field(init=False, repr=False, factory=time.perf_counter)
+
+    @goal.default
+    def _all(self) -> int:
+        return self.ready.setting.cohort.rounds
+
+    @property
+    def seconds(self) -> float:
+        """That it has taken so far, over all processes."""
+        return self.before + time.perf_counter() - self._started
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether an attempt that is made again is the same to the last bit."""
+        setting = self.ready.setting
+        is_seeded = setting.plan.guarantee is None or setting.cohort.seeded_noise
+        return bool(self.ready.hands) and is_seeded
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Stand where the run stood.
+
+        Raises:
+            StudyError: The study, the data or the plan are not what it was begun with.
+            RunError: Its folder is damaged.
+        """
+        folder, origin = self.folder, self.origin
+        assert folder is not None, "only what is kept is restored"
+        assert origin is not None, "only what is kept is restored"
+        checkpoint.origin.require(origin)
+        self.changes = checkpoint.origin.changes(origin)
+        folder.require_states(checkpoint.states)
+        self.coordinator.restore(checkpoint.server)
+        self.history = folder.log.history(checkpoint.rounds)
+        self.before = checkpoint.seconds
+        self.attempt = checkpoint.attempt
+        if not self.can_repeat:
+            self.attempt = max(self.attempt, folder.log.begun + 1)
+            self.lost = self.attempt - checkpoint.attempt
+        cohort = self.ready.setting.cohort
+        self.goal = min(cohort.rounds, checkpoint.rounds + cohort.attempts - self.attempt)
+        self._keep_best()
+
+    def begin(self, attempt: int) -> None:
+        """Note that `attempt` begins.
+
+        Raises:
+            RunError: That, or what the round will come to, cannot be made durable; it must not
+                begin.
+        """
+        if self.folder is not None:
+            # The checkpoint, and beside it the weights: the latest and the best.
+            weights = 2 * 4 * self.ready.parameters
+            self.folder.require_room(self.ready.setting.sizes.server + weights)
+            self.folder.log.begin(attempt)
+        self.attempt = attempt + 1
+
+    def finish(self, event: RoundFinished) -> None:
+        """Take in what a round has come to.
+
+        Raises:
+            RunError: It cannot be made durable.
+        """
+        self.history.append(event)
+        if self.folder is not None:
+            self.folder.log.finish(event)
+        self.keep()
+        self._keep_best()
+
+    def keep(self) -> None:
+        """Make it durable how things stand.
+
+        Raises:
+            RunError: It cannot be made so; how they stood before is.
+        """
+        if self.folder is None or self.origin is None:
+            return
+        self.folder.write_checkpoint(
+            Checkpoint(
+                session=self.ready.setting.session,
+                rounds=len(self.history),
+                attempt=self.attempt,
+                seconds=self.seconds,
+                origin=self.origin,
+                states=self.folder.kept_states(),
+                server=self.coordinator.state(),
+            )
+        )
+
+    def _keep_best(self) -> None:
+        """Keep the weights as they are, if no round did as well on the validation images."""
+        scored = [event.scores.accuracy for event in self.history if event.scores is not None]
+        if self.folder is None or not self.history or self.history[-1].scores is None:
+            return
+        if scored[-1] > max(scored[:-1], default=-1.0):
+            weights = parameters.named(self.coordinator.net)
+            self.folder.write_best(weights, rounds=len(self.history), accuracy=scored[-1])
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a careful reader should be told before it begins, or goes on."""
+        cohort, guarantee = self.ready.setting.cohort, self.ready.setting.plan.guarantee
+        found = [] if guarantee is None else [*guarantee.warnings(cohort.units(guarantee.unit))]
+        if self.lost:
+            found.append(
+                f"{_attempts(self.lost)} begun and not finished; that counts as spent, and a new "
+                "one takes the place of each."
+            )
+        if self.goal < cohort.rounds:
+            found.append(
+                f"{cohort.attempts - self.attempt} of the {cohort.attempts} attempts that the "
+                f"study plans for are left: the run ends after {self.goal} of its "
+                f"{cohort.rounds} rounds. More retries would have allowed for that."
+            )
+        if self.changes:
+            found.append(
+                f"the run was begun with other versions ({', '.join(self.changes)}); it may come "
+                "to other bits than it would have."
+            )
+        return tuple(found)
+
+
+def origin_of(ready: Ready) -> Origin:
+    """What a run of `ready` begins with, or goes on with."""
+    import torch
+
+    plan, federation = ready.setting.plan, ready.federation
+    dealt = [np.ascontiguousarray(hand, dtype="<i8").tobytes() for hand in ready.hands]
+    terms = (Price.of(plan), ready.setting.cohort.attempts, plan.ring.bits, plan.length)
+    return Origin(
+        study=_digest(attrs.evolve(federation, observers=()).as_toml().encode()),
+        data=_digest(_identity_of(ready), *dealt),
+        plan=_digest(msgspec.msgpack.encode(terms)),
+        versions={
+            **versions(),
+            "threads of torch": str(torch.get_num_threads()),
+            **federation.plugins(),
+            **as_versions(provenance_of(federation)),
+        },
+    )
+
+
+def _identity_of(ready: Ready) -> bytes:
+    """Of a simulation's data; of a deployment's, what its study declares."""
+    if ready.is_deployed:
+        return repr(ready.facts.spec).encode()
+    return ready.splits.train.fingerprint
+
+
+def _attempts(number: int) -> str:
+    return "1 attempt was" if number == 1 else f"{number} attempts were"
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
