@@ -11,7 +11,7 @@ from torch import nn
 
 from cohortium import Federation
 from cohortium.data.examples import Examples, Splits
-from cohortium.roles.sessions import Exchange, SiteRecipe
+from cohortium.roles.sessions import EngineSession, SiteFactory
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
 
@@ -62,20 +62,20 @@ class Faulty:
     tamper: Tamper = field(eq=False)
     log: list[tuple[bytes, Mapping[int, bytes]]] = field(factory=list, eq=False)
 
-    def open(self, sites: Mapping[int, SiteRecipe] | None) -> FaultyExchange:
-        return FaultyExchange(Inline().open(sites), self)
+    def connect(self, sites: Mapping[int, SiteFactory] | None) -> FaultyExchange:
+        return FaultyExchange(Inline().connect(sites), self)
 
 
 class FaultyExchange:
-    def __init__(self, inner: Exchange, engine: Faulty) -> None:
+    def __init__(self, inner: EngineSession, engine: Faulty) -> None:
         self.inner, self.engine, self.count = inner, engine, -1
 
     def exchange(
-        self, common: bytes, each: Mapping[int, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[int, bytes], timeout: float | None = None
     ) -> Iterator[tuple[int, bytes]]:
         self.count += 1
-        self.engine.log.append((common, each))
-        for site, reply in self.inner.exchange(common, each, deadline):
+        self.engine.log.append((broadcast, per_site))
+        for site, reply in self.inner.exchange(broadcast, per_site, timeout):
             arrived = self.engine.tamper(self.count, site, reply)
             if arrived is not None:
                 yield site, arrived

@@ -13,7 +13,7 @@ HEAD = """
     @frozen
     class Even:
         width: int = 3
-        def deal(self, examples, sites, rng):
+        def partition(self, examples, num_sites, rng):
             return []
 
     class Unspeakable(Exception):

@@ -12,23 +12,23 @@ from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from cohortium.plugin import (
-    Ask,
-    Cohort,
-    Directory,
-    Identity,
+    SiteRequest,
+    FederationSpec,
+    KeyDirectory,
+    SigningKey,
     Journal,
-    Member,
+    SiteContext,
     MemoryJournal,
     Message,
     MessageError,
     Randomness,
     RefusalError,
-    Requests,
+    StageRequests,
     Ring,
     RingSum,
     RingVector,
     SiteSession,
-    SumSetting,
+    AggregationConfig,
     TooFewSitesError,
     decode_either,
     encode,
@@ -70,7 +70,7 @@ class Letter:
     """
 
     site: int
-    ask: Ask
+    ask: SiteRequest
     reply: bytes | None = None
 
 
@@ -104,17 +104,17 @@ class Network:
         self, aggregator: SecAgg, sites: int, *, bits: int = 20, length: int = 2, **terms: Any
     ) -> None:
         self.aggregator = aggregator
-        self._secret = Randomness.simulated(1)
-        self._identities = [Identity.draw(self._secret.fork("identity", k)) for k in range(sites)]
+        self._secret = Randomness.insecure_from_seed(1)
+        self._identities = [SigningKey.generate(self._secret.derive("identity", k)) for k in range(sites)]
         self._journals: list[Journal] = [MemoryJournal() for _ in range(sites)]
-        self.setting = SumSetting(
+        self.setting = AggregationConfig(
             session=b"sixteen bytes id",
             ring=Ring(bits),
             length=length,
-            cohort=Cohort(sites=sites, size=sites, examples=9, rounds=1 << 20, **terms),
-            directory=Directory(tuple(identity.public for identity in self._identities)),
+            cohort=FederationSpec(sites=sites, cohort_size=sites, examples=9, rounds=1 << 20, **terms),
+            directory=KeyDirectory(tuple(identity.public for identity in self._identities)),
         )
-        self.coordinator = aggregator.coordinator(self.setting, self._secret.fork("coordinator"))
+        self.coordinator = aggregator.coordinator_session(self.setting, self._secret.derive("coordinator"))
         self._lives, self._over = [0] * sites, [-1] * sites
         self.sites: list[SiteSession] = [self._begun(site) for site in range(sites)]
         self.fresh: list[Letter] = []
@@ -125,14 +125,14 @@ class Network:
         self.is_over = True
 
     def _begun(self, site: int) -> SiteSession:
-        secret = self._secret.fork(site, self._lives[site])
-        member = Member(
+        secret = self._secret.derive(site, self._lives[site])
+        member = SiteContext(
             site=site,
             secret=secret,
             identity=self._identities[site],
             journal=self._journals[site],
         )
-        return self.aggregator.site(self.setting, member)
+        return self.aggregator.site_session(self.setting, member)
 
     @property
     def is_active(self) -> bool:
@@ -164,19 +164,19 @@ class Network:
                 threshold=self.rules.threshold,
             ),
         )
-        self.coordinator.open(self.round, self.attempt, asked)
+        self.coordinator.begin_attempt(self.round, self.attempt, asked)
 
     def move_on(self) -> bool:
         """Let the coordinator ask what comes next; whether it asks anything."""
-        requests: Requests = self.coordinator.requests()
+        requests: StageRequests = self.coordinator.next_requests()
         self.exchanges += bool(requests)
         if not requests:
             self._conclude()
             return False
         assert self.exchanges <= EXCHANGES[self.setting.cohort.adversary], "it never ends."
-        for site, own in requests.each.items():
-            ask = Ask(round=self.round, attempt=self.attempt, common=requests.common, own=own)
-            self.attempts[self.attempt].sent.add((site, self.round, ask.common, own))
+        for site, own in requests.per_site.items():
+            ask = SiteRequest(round=self.round, attempt=self.attempt, broadcast=requests.broadcast, own=own)
+            self.attempts[self.attempt].sent.add((site, self.round, ask.broadcast, own))
             self.fresh.append(Letter(site, ask))
         return True
 
@@ -190,7 +190,7 @@ class Network:
             return
         ask = letter.ask
         try:
-            reply = self.sites[letter.site].answer(ask, lambda: self._release(letter.site, ask))
+            reply = self.sites[letter.site].handle(ask, lambda: self._release(letter.site, ask))
         except (MessageError, RefusalError):
             return
         self._note(letter.site, ask, reply)
@@ -229,26 +229,26 @@ class Network:
             self._forge(site, AskOpening(self.attempt, dict(attempt.signed)))
 
     def _forge(self, site: int, request: Message) -> None:
-        ask = Ask(round=self.round, attempt=self.attempt, common=encode(request), own=b"")
+        ask = SiteRequest(round=self.round, attempt=self.attempt, broadcast=encode(request), own=b"")
         self.deliver(Letter(site, ask))
 
-    def _release(self, site: int, ask: Ask) -> RingVector:
+    def _release(self, site: int, ask: SiteRequest) -> RingVector:
         released = self.attempts[ask.attempt].released
         assert site not in released, "a site released two vectors in an attempt."
         stream = self._secret.stream("vector", site, ask.attempt)
         ring = self.setting.ring
-        data = stream.bytes(self.setting.length * ring.word.itemsize)
-        released[site] = np.frombuffer(data, ring.word)
+        data = stream.bytes(self.setting.length * ring.dtype.itemsize)
+        released[site] = np.frombuffer(data, ring.dtype)
         return RingVector(ring, released[site])
 
     # --- What must hold -------------------------------------------------------------------------
 
-    def _note(self, site: int, ask: Ask, reply: bytes) -> None:
+    def _note(self, site: int, ask: SiteRequest, reply: bytes) -> None:
         attempt = self.attempts[ask.attempt]
         assert ask.attempt > self._over[site], "a site took part again in what its journal ended."
-        if (site, ask.round, ask.common, ask.own) not in attempt.sent:
+        if (site, ask.round, ask.broadcast, ask.own) not in attempt.sent:
             attempt.is_twisted.append(True)
-        request = decode_either(ask.own or ask.common, *(WARY if self.is_active else TRUSTING))
+        request = decode_either(ask.own or ask.broadcast, *(WARY if self.is_active else TRUSTING))
         message = decode_either(reply, Keys, SignedKeys, Shares, Vector, Consent, Unmasking)
         attempt.spoils.note(site, request, message)
         if isinstance(message, Consent):
@@ -277,7 +277,7 @@ class Network:
 
     def _conclude(self) -> None:
         try:
-            total = self.coordinator.total()
+            total = self.coordinator.sum()
         except TooFewSitesError:
             assert self.total is None, "a sum was taken back."
         else:
@@ -317,4 +317,4 @@ def damaged(letter: Letter, change: Any, *, whole: bool = False) -> Letter:
         return Letter(letter.site, letter.ask, change(letter.reply))
     if letter.ask.own and not whole:
         return Letter(letter.site, evolve(letter.ask, own=change(letter.ask.own)))
-    return Letter(letter.site, evolve(letter.ask, common=change(letter.ask.common)))
+    return Letter(letter.site, evolve(letter.ask, broadcast=change(letter.ask.broadcast)))

@@ -30,7 +30,7 @@ from bed import tiny
 from cohortium import Federation, federation
 from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError
-from cohortium.plugin import SitePrivacy, Task, Trained
+from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult
 from cohortium.runs import result as record
 from cohortium.runs import run_state
 from cohortium.runs.run_directory import RunFolder
@@ -46,8 +46,8 @@ ROUNDS = 3
 class Teacher(FedAvg):
     """Adds to its update what it has kept at the site, so that a lost state shows."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = super().train(task, private)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = super().train(task, privatizer)
         kept = task.state.get("kept", torch.zeros_like(trained.vector))
         vector = trained.vector + kept
         return attrs.evolve(trained, vector=vector, state={"kept": 0.5 * vector})

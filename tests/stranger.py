@@ -14,16 +14,16 @@ COMMAND = "from cohortium.cli import main; main()"
 
 
 class Python:
-    """The interpreter of an environment of its own, used in the folder `work`."""
+    """The interpreter of an environment of its own, used in the folder `workload`."""
 
-    def __init__(self, path: Path, work: Path) -> None:
-        self.path, self.work = path, work
+    def __init__(self, path: Path, workload: Path) -> None:
+        self.path, self.workload = path, workload
 
     def __call__(self, *arguments: str, cwd: Path | None = None) -> str:
         environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(
             [str(self.path), *arguments],
-            cwd=cwd or self.work,
+            cwd=cwd or self.workload,
             env={**environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -40,12 +40,12 @@ class Python:
         self("-m", "pip", "install", *options, *map(str, sources))
 
 
-def clean_python(work: Path) -> Python:
+def clean_python(workload: Path) -> Python:
     """A new environment that sees the packages of the one in which the tests run."""
     for needed in ("hatchling", "pip"):
         pytest.importorskip(needed, reason=f"{needed} is needed to build and install a package")
-    venv.create(work / "env", with_pip=False)
-    python = Python(work / "env" / ("Scripts" if os.name == "nt" else "bin") / "python", work)
+    venv.create(workload / "env", with_pip=False)
+    python = Python(workload / "env" / ("Scripts" if os.name == "nt" else "bin") / "python", workload)
     own = Path(python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # `addsitedir` and not the bare path: an editable install of ours is a .pth file in there.
     parent = sysconfig.get_path("purelib")

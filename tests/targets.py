@@ -16,15 +16,15 @@ from attrs import frozen
 
 from bed import tiny
 from cohortium import Federation
-from cohortium.crypto.signing import Directory, Identity
-from cohortium.data.npz import read_splits
+from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.npz import read_npz_splits
 from cohortium.deployment.site_config import Hospital
 from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
 from cohortium.rounds.coordinator import Coordinator, Outcome
-from cohortium.rounds.site import Recipe, Site
+from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium.runs.prepare import Ready
 from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file
@@ -38,7 +38,7 @@ from cohortium_secagg._shamir import PRIME, SHARE_BYTES, Interpolation, split
 from mutation import bent, made, mutated, stranger, tree, written
 from ward import Ward
 
-SECRET = Randomness.simulated(1)
+SECRET = Randomness.insecure_from_seed(1)
 SESSIONS = 1 << 22
 """Bytes that a whole attempt may hold; buffers for masks are most of it."""
 
@@ -141,7 +141,7 @@ def _packed(rng: Random) -> None:
     ring, length = Ring(rng.randint(1, 64)), rng.choice((0, 1, 31, 32, 33, 64, 200))
 
     def sample(rng: Random) -> bytes:
-        return ring.pack(np.frombuffer(rng.randbytes(length * ring.word.itemsize), ring.word))
+        return ring.pack(np.frombuffer(rng.randbytes(length * ring.dtype.itemsize), ring.dtype))
 
     words = ring.unpack(stranger(sample, rng, ()), length)
     assert words.shape == (length,)
@@ -181,18 +181,18 @@ def _put(path: Path, data: bytes) -> Path:
 
 
 @cache
-def _keys() -> list[Identity]:
-    return [Identity.draw(SECRET.fork("identity", site)) for site in range(6)]
+def _keys() -> list[SigningKey]:
+    return [SigningKey.generate(SECRET.derive("identity", site)) for site in range(6)]
 
 
 def _directory(path: Path, rng: Random) -> None:
     def sample(rng: Random) -> bytes:
         keys = [key.public for key in rng.sample(_keys(), rng.randint(1, 5))]
         old = frozenset({(0, keys.pop())}) if rng.random() < 0.5 and len(keys) > 1 else frozenset()
-        return str(Directory(tuple(keys), old)).encode()
+        return str(KeyDirectory(tuple(keys), old)).encode()
 
-    directory = Directory.read(_put(path, stranger(sample, rng, DIRECTORY_TOKENS)))
-    assert Directory.parse(str(directory)) == directory
+    directory = KeyDirectory.read(_put(path, stranger(sample, rng, DIRECTORY_TOKENS)))
+    assert KeyDirectory.parse(str(directory)) == directory
 
 
 DIRECTORY_TOKENS = (
@@ -213,8 +213,8 @@ def _pem(site: int) -> bytes:
 def _signing_key(path: Path, rng: Random) -> None:
     tokens = (b"-----", b"\n", b"ENCRYPTED ", b"RSA PRIVATE KEY", b"EC ", b"=", b"MC4CAQ", b"//")
     data = stranger(lambda rng: _pem(rng.randrange(6)), rng, tokens)
-    identity = Identity.read(_put(path, data))
-    assert Directory((identity.public,)).verify(0, identity.sign(b"text"), b"text")
+    identity = SigningKey.read(_put(path, data))
+    assert KeyDirectory((identity.public,)).verify(0, identity.sign(b"text"), b"text")
 
 
 def _journal(path: Path, rng: Random) -> None:
@@ -277,7 +277,7 @@ def _images(path: Path, rng: Random) -> None:
         return _archive(held, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
 
     data = made(sample(rng)) if rng.random() < 0.5 else stranger(sample, rng, ZIP_TOKENS)
-    splits = read_splits(_put(path, data), name="images")
+    splits = read_npz_splits(_put(path, data), name="images")
     assert len(splits.train.images) == len(splits.train.labels)
 
 
@@ -366,17 +366,17 @@ def _ready() -> Ready:
 
 def _federation(rng: Random) -> Outcome:
     """A round in which one message is a stranger's: a site answers, a coordinator goes on."""
-    setting, hands = _ready().setting, _ready().hands
+    setting, partition = _ready().setting, _ready().partition
     coordinator, sites = Coordinator(setting), list[Site]()
     for site in range(4):
-        examples = _ready().splits.train.take(hands[site][:3])
-        sites.append(Recipe(setting, site, examples).open(sites[0] if sites else None))
+        examples = _ready().splits.train.select(partition[site][:3])
+        sites.append(SimulatedSiteFactory(setting, site, examples).create(sites[0] if sites else None))
     hit = (rng.choice(("common", "own", "reply")), rng.randrange(4), rng.randrange(4))
-    coordinator.open(0, 0, range(4))
+    coordinator.begin_attempt(0, 0, range(4))
     for stage in range(5):
-        requests = coordinator.requests()
-        for site, own in requests.each.items():
-            came = {"common": requests.common, "own": own}
+        requests = coordinator.next_requests()
+        for site, own in requests.per_site.items():
+            came = {"common": requests.broadcast, "own": own}
             for part, data in came.items():
                 if hit == (part, stage, site):
                     came[part] = _as_request(data, rng) if part == "common" else _own(data, rng)

@@ -21,7 +21,7 @@ from cohortium import Federation, discover, grid
 from cohortium.catalog.allow_list import entries
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_config import Hospital
 from cohortium.roles import ROLES, hooks
 from cohortium.study import study_file
@@ -77,8 +77,8 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
 def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path) -> None:
     tables = tomllib.loads(text)
     if "policy" in tables:
-        key = Identity.draw(Randomness.simulated(1)).public
-        Directory((key,)).write(tmp_path / tables["site"]["directory"])
+        key = SigningKey.generate(Randomness.insecure_from_seed(1)).public
+        KeyDirectory((key,)).write(tmp_path / tables["site"]["directory"])
         (tmp_path / "site.toml").write_text(text)
         hospital = Hospital.read(tmp_path / "site.toml")
         assert hospital.number == tables["site"]["number"]
@@ -160,7 +160,7 @@ def test_examples_in_docstrings_hold(name: str) -> None:
 def test_every_hook_is_in_the_docs() -> None:
     page = (ROOT / "docs" / "plugins.md").read_text("utf-8")
     for role in ROLES:
-        assert f"`{hooks.hook_of(role)}`" in page
+        assert f"`{hooks.hook_name(role)}`" in page
         assert f"`{role.capitalize()}`" in page
 
 

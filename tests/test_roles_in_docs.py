@@ -19,9 +19,9 @@ CONTRACTS: dict[Role, tuple[str, ...]] = {
     "partitioner": ("Partitioner",),
     "model": ("Model",),
     "trainer": ("Trainer",),
-    "privatizer": ("Privatizer", "PrivacyPlan", "SitePrivacy"),
+    "privatizer": ("Privatizer", "PrivacyPlan", "SitePrivatizer"),
     "aggregator": ("Aggregator", "CoordinatorSession", "SiteSession"),
-    "engine": ("Engine", "SiteRecipe", "OpenSite", "Exchange"),
+    "engine": ("Engine", "SiteFactory", "SiteHandle", "EngineSession"),
     "observer": ("Observer",),
 }
 
@@ -85,7 +85,7 @@ def test_every_hook_is_on_the_page_of_roles() -> None:
     text = (DOCS / "roles" / "index.md").read_text("utf-8")
     for role in ROLES:
         assert f"[{role.capitalize()}]({role}.md)" in text
-        assert f"`{hooks.hook_of(role)}`" in text
+        assert f"`{hooks.hook_name(role)}`" in text
 
 
 def test_every_event_is_told_of() -> None:

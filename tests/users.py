@@ -106,7 +106,7 @@ class Counter:
         """Start from nothing."""
         self.events = 0
 
-    def watch(self) -> Counter:
+    def start_run(self) -> Counter:
         """Be the listener too."""
         return self
 

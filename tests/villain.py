@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from cohortium.plugin import (
-    Ask,
-    Cohort,
-    Directory,
-    Identity,
+    SiteRequest,
+    FederationSpec,
+    KeyDirectory,
+    SigningKey,
     Journal,
-    Member,
+    SiteContext,
     MemoryJournal,
     Message,
     Randomness,
     RefusalError,
     Ring,
     RingVector,
-    SumSetting,
+    AggregationConfig,
     decode,
     encode,
 )
@@ -69,20 +69,20 @@ class Villain:
         journal: Callable[[int], Journal] = lambda _site: MemoryJournal(),
         **terms: Any,
     ) -> None:
-        secret = Randomness.simulated(1)
+        secret = Randomness.insecure_from_seed(1)
         numbers: dict[str, Any] = {"size": sites, "examples": 9, "rounds": 9, **terms}
         self.aggregator = aggregator or SecAgg()
-        identities = [Identity.draw(secret.fork("identity", site)) for site in range(sites)]
-        self.setting = SumSetting(
+        identities = [SigningKey.generate(secret.derive("identity", site)) for site in range(sites)]
+        self.setting = AggregationConfig(
             session=b"sixteen bytes id",
             ring=RING,
             length=4,
-            cohort=Cohort(sites=sites, adversary=adversary, **numbers),  # type: ignore[arg-type]
-            directory=Directory(tuple(identity.public for identity in identities)),
+            cohort=FederationSpec(sites=sites, adversary=adversary, **numbers),  # type: ignore[arg-type]
+            directory=KeyDirectory(tuple(identity.public for identity in identities)),
         )
         self.everyone = range(sites)
         self.vectors = {
-            site: RING.of(np.array([site + 1, 1 << site, 77, -site], np.int64))
+            site: RING.encode_signed(np.array([site + 1, 1 << site, 77, -site], np.int64))
             for site in self.everyone
         }
         self._journal, self._identities, self.lives = journal, identities, 0
@@ -92,13 +92,13 @@ class Villain:
     def restart(self) -> None:
         """Every site loses what it held in memory; nothing it draws is drawn again."""
         self.lives += 1
-        secret = Randomness.simulated(self.lives)
+        secret = Randomness.insecure_from_seed(self.lives)
         self.sites: dict[int, Any] = {
-            site: self.aggregator.site(
+            site: self.aggregator.site_session(
                 self.setting,
-                Member(
+                SiteContext(
                     site=site,
-                    secret=secret.fork(site),
+                    secret=secret.derive(site),
                     identity=self._identities[site],
                     journal=self._journal(site),
                 ),
@@ -126,8 +126,8 @@ class Villain:
         return rules
 
     def ask(self, site: int, request: Message) -> bytes:
-        ask = Ask(round=0, attempt=self.attempt, common=encode(request), own=b"")
-        reply: bytes = self.sites[site].answer(ask, lambda: RingVector(RING, self.vectors[site]))
+        ask = SiteRequest(round=0, attempt=self.attempt, broadcast=encode(request), own=b"")
+        reply: bytes = self.sites[site].handle(ask, lambda: RingVector(RING, self.vectors[site]))
         return reply
 
     # --- What a coordinator does -----------------------------------------------------------------

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from cohortium.plugin import (
     Aggregator,
-    Ask,
-    Cohort,
-    Directory,
-    Identity,
-    Member,
+    SiteRequest,
+    FederationSpec,
+    KeyDirectory,
+    SigningKey,
+    SiteContext,
     MessageError,
     Randomness,
     RefusalError,
     Ring,
     RingSum,
     RingVector,
-    SumSetting,
+    AggregationConfig,
 )
 
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
@@ -49,27 +49,27 @@ class Ward:
         **terms: Any,
     ) -> None:
         self.ring = Ring(bits)
-        secret = Randomness.simulated(1)
-        identities = [Identity.draw(secret.fork("identity", site)) for site in range(sites)]
-        self.setting = SumSetting(
+        secret = Randomness.insecure_from_seed(1)
+        identities = [SigningKey.generate(secret.derive("identity", site)) for site in range(sites)]
+        self.setting = AggregationConfig(
             session=b"sixteen bytes id",
             ring=self.ring,
             length=length,
-            cohort=Cohort(sites=sites, size=sites, examples=100, rounds=9, **terms),
-            directory=Directory(tuple(identity.public for identity in identities)),
+            cohort=FederationSpec(sites=sites, cohort_size=sites, examples=100, rounds=9, **terms),
+            directory=KeyDirectory(tuple(identity.public for identity in identities)),
         )
-        self.coordinator = aggregator.coordinator(self.setting, secret.fork("coordinator"))
+        self.coordinator = aggregator.coordinator_session(self.setting, secret.derive("coordinator"))
         self.sites = {
-            site: aggregator.site(
+            site: aggregator.site_session(
                 self.setting,
-                Member(site=site, secret=secret.fork(site), identity=identities[site]),
+                SiteContext(site=site, secret=secret.derive(site), identity=identities[site]),
             )
             for site in range(sites)
         }
         self.vectors: dict[int, Words] = {
             site: np.frombuffer(
-                secret.stream("vector", site).bytes(length * self.ring.word.itemsize),
-                self.ring.word,
+                secret.stream("vector", site).bytes(length * self.ring.dtype.itemsize),
+                self.ring.dtype,
             )
             for site in self.sites
         }
@@ -86,24 +86,24 @@ class Ward:
         attempt: int = 0,
     ) -> RingSum:
         """One attempt; a site in `lost` answers no more from that stage on."""
-        self.coordinator.open(round_, attempt, tuple(self.sites))
+        self.coordinator.begin_attempt(round_, attempt, tuple(self.sites))
         for stage in itertools.count():
-            requests = self.coordinator.requests()
+            requests = self.coordinator.next_requests()
             if not requests:
-                return self.coordinator.total()
-            self.transcript.update(requests.common)
-            for site, own in requests.each.items():
+                return self.coordinator.sum()
+            self.transcript.update(requests.broadcast)
+            for site, own in requests.per_site.items():
                 if stage >= (lost or {}).get(site, 9):
                     continue
                 for data in tamper("ask", stage, site, own):
-                    ask = Ask(round=round_, attempt=attempt, common=requests.common, own=data)
+                    ask = SiteRequest(round=round_, attempt=attempt, broadcast=requests.broadcast, own=data)
                     for reply in self._replies(ask, stage, site, tamper):
                         self._deliver(site, reply)
         raise AssertionError
 
-    def _replies(self, ask: Ask, stage: int, site: int, tamper: Tamper) -> Iterable[bytes]:
+    def _replies(self, ask: SiteRequest, stage: int, site: int, tamper: Tamper) -> Iterable[bytes]:
         try:
-            reply = self.sites[site].answer(ask, lambda: self._release(site))
+            reply = self.sites[site].handle(ask, lambda: self._release(site))
         except (RefusalError, MessageError):
             return ()
         self.transcript.update(ask.own + reply)

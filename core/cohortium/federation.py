@@ -157,7 +157,7 @@ class Federation(Study):
         ready = self.prepare()
         if not ready.is_deployed:
             raise StudyError("a simulation has no hospitals to ask; declare [data] for some.")
-        exchange = (engine or self.engine).open(None)
+        exchange = (engine or self.engine).connect(None)
         try:
             return muster(exchange, ready)
         finally:

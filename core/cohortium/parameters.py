@@ -30,21 +30,21 @@ def statistics(net: nn.Module) -> list[Tensor]:
     return [b for name, b in floating if name in saved]
 
 
-def pieces(net: nn.Module) -> list[Tensor]:
+def tensors(net: nn.Module) -> list[Tensor]:
     """What the vector is put together from, in order."""
     return [*trainable(net), *statistics(net)]
 
 
 def length(net: nn.Module) -> int:
     """P, how many numbers `flatten` gives."""
-    return sum(piece.numel() for piece in pieces(net))
+    return sum(piece.numel() for piece in tensors(net))
 
 
 def flatten(net: nn.Module) -> Tensor:
     """A copy of the network's numbers, shape (P,), `float32`, on its device."""
     import torch
 
-    return torch.cat([piece.detach().reshape(-1).float() for piece in pieces(net)])
+    return torch.cat([piece.detach().reshape(-1).float() for piece in tensors(net)])
 
 
 def flatten_gradients(net: nn.Module, *, before: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def load(net: nn.Module, vector: Tensor) -> None:
     """Set the network's numbers from `parameters`, shape (P,)."""
     import torch
 
-    mine = pieces(net)
+    mine = tensors(net)
     with torch.no_grad():
         for piece, part in zip(mine, split(vector, mine), strict=True):
             piece.copy_(part)
@@ -80,13 +80,13 @@ def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(piece) for part, piece in zip(parts, like, strict=True)]
 
 
-def named(net: nn.Module) -> dict[str, Tensor]:
+def state_dict(net: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and floating-point statistics, by name, on the CPU."""
     return {name: piece.detach().cpu().clone() for name, piece in _named_pieces(net)}
 
 
-def load_named(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set the network's numbers from what `named` gave.
+def load_state_dict(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set the network's numbers from what `state_dict` gave.
 
     Raises:
         ValueError: A name or a shape is not of this network; nothing has been set.
@@ -94,13 +94,13 @@ def load_named(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     import torch
 
     own = dict(_named_pieces(net))
-    odd = own.keys() ^ tensors.keys()
-    odd |= {n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape}
+    odd = own.keys() ^ state.keys()
+    odd |= {n for n in own.keys() & state.keys() if own[n].shape != state[n].shape}
     if odd:
         raise ValueError(f"they differ in {', '.join(sorted(odd)[:3])}")
     with torch.no_grad():
         for name, piece in own.items():
-            piece.copy_(tensors[name])
+            piece.copy_(state[name])
 
 
 def _named_pieces(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -110,7 +110,7 @@ def _named_pieces(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, piece
 
 
-def fingerprint(net: nn.Module) -> str:
+def sha256(net: nn.Module) -> str:
     """SHA-256 of every trainable parameter and statistic: name, shape and little-endian bytes."""
     digest = hashlib.sha256()
     buffers = {id(buffer) for buffer in statistics(net)}

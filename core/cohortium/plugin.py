@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from cohortium import parameters
 from cohortium.catalog.networks import build_network
 from cohortium.clipping.batch_mixing import (
-    cross_example_layers,
-    require_per_example,
-    require_separable,
+    find_batch_mixing_layers,
+    require_no_batch_mixing,
+    require_per_example_gradients,
 )
 from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
-from cohortium.crypto.randomness import Randomness, Seeds, Stream
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.randomness import Randomness, Seeds, KeyStream
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import DataSpec, Examples, Splits
-from cohortium.data.metrics import Bin, ClassScores, Scores
-from cohortium.data.npz import data_folder, find_file, read_splits
+from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
+from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
 from cohortium.errors import (
     CohortiumError,
@@ -33,36 +33,36 @@ from cohortium.errors import (
     StudyError,
     TooFewSitesError,
 )
-from cohortium.learning.batch_sampling import poisson, poisson_patients, sampled_units, shuffled
-from cohortium.learning.heads import linear_head, whitened_head
+from cohortium.learning.batch_sampling import poisson_batches, poisson_patient_batches, sample_batches, shuffled_batches
+from cohortium.learning.heads import linear_head, whitened_linear_head
 from cohortium.learning.pretraining import pretrain
 from cohortium.learning.statistics_rounds import (
-    in_prelude,
-    is_in_prelude,
-    prelude_losses,
-    refuse_prelude,
-    with_prelude,
+    mark_statistics_parameters,
+    is_statistics_parameter,
+    statistics_losses,
+    reject_statistics_rounds,
+    attach_statistics_rounds,
 )
 from cohortium.learning.training import (
     CLASS_WEIGHTS,
     MOST_COPIES,
     RATE,
     Augmentation,
-    Objective,
+    AugmentedLoss,
     Schedule,
-    factor,
-    local_work,
+    schedule_factor,
+    local_workload,
     make_optimizer,
     valid_options,
-    with_average,
-    with_schedule,
+    attach_weight_averaging,
+    attach_schedule,
 )
-from cohortium.learning.whitening import Reference, public_images
+from cohortium.learning.whitening import FeatureWhitening, as_channels
 from cohortium.messages.codec import Message, decode, decode_either, encode
-from cohortium.messages.deployment import Present, RollCall
+from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
 from cohortium.privacy import accounting
-from cohortium.privacy.guarantee import Adjacency, Against, Guarantee, Unit
-from cohortium.ring.ring import FixedPoint, Piece, Ring, RingSum, RingVector, Words
+from cohortium.privacy.guarantee import Adjacency, ProtectedAgainst, Guarantee, Unit
+from cohortium.ring.ring import FixedPoint, RingBlock, Ring, RingSum, RingVector, Words
 from cohortium.roles.events import (
     EVENT_NAMES,
     Event,
@@ -88,29 +88,29 @@ from cohortium.roles.protocols import (
 )
 from cohortium.roles.sessions import (
     CoordinatorSession,
-    Exchange,
-    OpenSite,
+    EngineSession,
+    SiteHandle,
     PrivacyPlan,
-    SitePrivacy,
-    SiteRecipe,
+    SitePrivatizer,
+    SiteFactory,
     SiteSession,
 )
 from cohortium.roles.values import (
     Adversary,
-    Ask,
-    Cohort,
-    Index,
-    Member,
-    Requests,
-    Secrecy,
+    SiteRequest,
+    FederationSpec,
+    ExampleIndices,
+    SiteContext,
+    StageRequests,
+    AggregationGuarantee,
     SiteId,
-    SumSetting,
-    Task,
-    Trained,
-    Work,
+    AggregationConfig,
+    LocalTask,
+    LocalResult,
+    Workload,
 )
 from cohortium.storage.append_log import FileJournal, Journal, MemoryJournal
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 from cohortium.text import printable
 from cohortium.third_party import fault_text
 
@@ -122,14 +122,14 @@ if TYPE_CHECKING:
     from cohortium.runs.result import Result
 
 
-def ask_site(
-    path: Path, common: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
+def call_site(
+    path: Path, broadcast: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
 ) -> bytes:
     """The reply of a hospital's site process on this machine.
 
     Args:
         path: The process' socket.
-        common: The part that all sites are sent.
+        broadcast: The part that all sites are sent.
         own: The part for this one alone.
         user: The number of the user that it runs as; None is this process's own.
         patience: Seconds for which a site that is not there is tried again with the same bytes.
@@ -140,10 +140,10 @@ def ask_site(
     """
     from cohortium.deployment import unix_socket
 
-    return unix_socket.ask(path, common, own, user=user, patience=patience)
+    return unix_socket.ask(path, broadcast, own, user=user, patience=patience)
 
 
-def lead(
+def run_deployed_study(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, muster_only: bool = False
 ) -> Result | tuple[str, ...]:
     """Run a deployment's study over an engine that is at work already.
@@ -162,7 +162,7 @@ def lead(
     """
     from cohortium.deployment import study_lead
 
-    return study_lead.lead(path, engine, out=out, muster_only=muster_only)
+    return study_lead.run_deployed_study(path, engine, out=out, muster_only=muster_only)
 
 
 __all__ = [
@@ -173,56 +173,56 @@ __all__ = [
     "RATE",
     "Adjacency",
     "Adversary",
-    "Against",
+    "ProtectedAgainst",
     "Aggregator",
-    "Ask",
+    "SiteRequest",
     "Augmentation",
-    "Bin",
+    "CalibrationBin",
     "ClassScores",
-    "Cohort",
+    "FederationSpec",
     "CohortiumError",
     "CoordinatorSession",
     "DataError",
     "DataSpec",
     "Dataset",
-    "Directory",
+    "KeyDirectory",
     "Engine",
     "Event",
     "Examples",
-    "Exchange",
+    "EngineSession",
     "FileJournal",
     "FixedPoint",
     "Guarantee",
-    "Identity",
-    "Index",
+    "SigningKey",
+    "ExampleIndices",
     "Journal",
     "Layout",
-    "Member",
+    "SiteContext",
     "MemoryJournal",
     "Message",
     "MessageError",
     "Model",
     "NetworkError",
-    "Objective",
+    "AugmentedLoss",
     "Observer",
     "Offer",
-    "OpenSite",
+    "SiteHandle",
     "Partitioner",
     "Phase",
-    "Piece",
+    "RingBlock",
     "PluginError",
-    "Present",
+    "IdentifyReply",
     "PrivacyError",
     "PrivacyPlan",
     "Privatizer",
     "Randomness",
-    "Reference",
+    "FeatureWhitening",
     "RefusalError",
-    "Requests",
+    "StageRequests",
     "Ring",
     "RingSum",
     "RingVector",
-    "RollCall",
+    "IdentifyRequest",
     "RoundFailed",
     "RoundFinished",
     "RunError",
@@ -231,62 +231,62 @@ __all__ = [
     "RunStarted",
     "Schedule",
     "Scores",
-    "Secrecy",
+    "AggregationGuarantee",
     "Seeds",
     "SiteAnswered",
     "SiteFailed",
     "SiteId",
-    "SitePrivacy",
-    "SiteRecipe",
+    "SitePrivatizer",
+    "SiteFactory",
     "SiteSession",
     "Splits",
-    "Stream",
+    "KeyStream",
     "StudyError",
-    "SumSetting",
-    "Task",
+    "AggregationConfig",
+    "LocalTask",
     "TooFewSitesError",
-    "Trained",
+    "LocalResult",
     "Trainer",
     "Unit",
     "Words",
-    "Work",
+    "Workload",
     "accounting",
-    "ask_site",
+    "call_site",
     "build_network",
     "clipped_sum",
-    "cross_example_layers",
-    "data_folder",
+    "find_batch_mixing_layers",
+    "data_dir",
     "decode",
     "decode_either",
     "encode",
-    "factor",
+    "schedule_factor",
     "fault_text",
-    "find_file",
+    "first_existing",
     "hookimpl",
-    "in_prelude",
-    "is_in_prelude",
-    "lead",
+    "mark_statistics_parameters",
+    "is_statistics_parameter",
+    "run_deployed_study",
     "linear_head",
-    "local_work",
+    "local_workload",
     "make_optimizer",
     "mean_gradient",
     "parameters",
-    "poisson",
-    "poisson_patients",
-    "prelude_losses",
+    "poisson_batches",
+    "poisson_patient_batches",
+    "statistics_losses",
     "pretrain",
     "printable",
-    "public_images",
-    "read_splits",
-    "refuse_prelude",
-    "require_per_example",
-    "require_separable",
-    "sampled_units",
-    "shuffled",
+    "as_channels",
+    "read_npz_splits",
+    "reject_statistics_rounds",
+    "require_no_batch_mixing",
+    "require_per_example_gradients",
+    "sample_batches",
+    "shuffled_batches",
     "valid_options",
-    "whitened_head",
-    "with_average",
-    "with_prelude",
-    "with_schedule",
-    "write_whole",
+    "whitened_linear_head",
+    "attach_weight_averaging",
+    "attach_statistics_rounds",
+    "attach_schedule",
+    "atomic_write",
 ]

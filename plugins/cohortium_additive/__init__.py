@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.plugin import Aggregator, Offer, Secrecy, StudyError, hookimpl
+from cohortium.plugin import Aggregator, Offer, AggregationGuarantee, StudyError, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import Cohort, Member, Randomness, SumSetting
+    from cohortium.plugin import FederationSpec, SiteContext, Randomness, AggregationConfig
     from cohortium_additive._coordinator import AdditiveCoordinator
     from cohortium_additive._site import AdditiveSite
 
@@ -35,7 +35,7 @@ class Additive:
         If one site is lost, at whichever stage, there is no sum: a round then takes a retry.
     """
 
-    def secrecy(self, cohort: Cohort) -> Secrecy:
+    def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee:
         """All sites that are asked, or no sum.
 
         Raises:
@@ -47,33 +47,38 @@ class Additive:
                 "lies; use aggregator 'secagg' with adversary 'active'."
             )
         least = max(2, cohort.colluding + 2)
-        if cohort.size < least:
+        if cohort.cohort_size < least:
             raise StudyError(
-                f"additive: {cohort.size} sites are asked, but it takes at least {least}, so that "
+                f"additive: {cohort.cohort_size} sites are asked, but it takes at least {least}, "
+                f"so that "
                 "two of them are left beside those that collude."
             )
-        return Secrecy(contributors=cohort.size, threshold=cohort.size - 1, dropouts=0)
+        return AggregationGuarantee(min_contributors=cohort.cohort_size, reconstruction_threshold=cohort.cohort_size - 1, max_dropouts=0)
 
-    def coordinator(self, setting: SumSetting, secret: Randomness) -> AdditiveCoordinator:  # noqa: ARG002
+    def coordinator_session(
+        self,
+        setting: AggregationConfig,
+        secret: Randomness,  # noqa: ARG002
+    ) -> AdditiveCoordinator:
         """The coordinator has no secret.
 
         Raises:
-            StudyError: As for `secrecy`.
+            StudyError: As for `confidentiality`.
         """
         from cohortium_additive._coordinator import AdditiveCoordinator
 
-        self.secrecy(setting.cohort)
+        self.confidentiality(setting.cohort)
         return AdditiveCoordinator(setting)
 
-    def site(self, setting: SumSetting, member: Member) -> AdditiveSite:
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> AdditiveSite:
         """A site's session.
 
         Raises:
-            StudyError: As for `secrecy`.
+            StudyError: As for `confidentiality`.
         """
         from cohortium_additive._site import AdditiveSite
 
-        self.secrecy(setting.cohort)
+        self.confidentiality(setting.cohort)
         return AdditiveSite(setting, member)
 
 

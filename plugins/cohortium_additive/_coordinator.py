@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode, encode
+from cohortium.plugin import MessageError, StageRequests, RingSum, TooFewSitesError, decode, encode
 from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.plugin import SiteId, SumSetting
+    from cohortium.plugin import SiteId, AggregationConfig
 
 PHASES = ("keys", "shares", "sums")
 
@@ -25,7 +25,7 @@ class AdditiveCoordinator:
         setting: Agreed by all.
     """
 
-    setting: SumSetting
+    setting: AggregationConfig
     _sites: tuple[SiteId, ...] = ()
     _stage: int = -1
     _waiting: set[SiteId] = field(factory=set)
@@ -33,22 +33,22 @@ class AdditiveCoordinator:
     _keys: dict[SiteId, bytes] = field(factory=dict)
     _shares: dict[SiteId, tuple[bytes, ...]] = field(factory=dict)
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
         """Begin anew among `sites`."""
         self._sites, self._stage = tuple(sorted(sites)), -1
         self._waiting, self._missing = set(), ()
         self._keys, self._shares = {}, {}
         self._total = self.setting.ring.zeros(self.setting.length)
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """The next exchange, unless the last one lost somebody."""
         if self._waiting:
             self._missing, self._waiting = tuple(sorted(self._waiting)), set()
         if self._missing or self._stage + 1 >= len(PHASES):
-            return Requests()
+            return StageRequests()
         self._stage += 1
         self._waiting = set(self._sites)
-        return Requests(self._common(), self._parts(), phase=PHASES[self._stage])
+        return StageRequests(self._common(), self._parts(), stage=PHASES[self._stage])
 
     def _common(self) -> bytes:
         if self._stage == 0:
@@ -85,7 +85,7 @@ class AdditiveCoordinator:
             self.setting.ring.add(reply, self._total)
         self._waiting.discard(site)
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         """The sum over all who were asked."""
         missing = self._missing or tuple(sorted(self._waiting))
         if missing or self._stage + 1 < len(PHASES):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cohortium.plugin import MessageError, RefusalError, Stream, decode_either, encode
+from cohortium.plugin import MessageError, RefusalError, KeyStream, decode_either, encode
 from cohortium_additive._messages import KEY_BYTES, AskKey, AskShares, AskSum, Key, Shares
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.plugin import Ask, Member, Randomness, RingVector, SiteId, SumSetting
+    from cohortium.plugin import SiteRequest, SiteContext, Randomness, RingVector, SiteId, AggregationConfig
 
     Words = NDArray[np.unsignedinteger[Any]]
 
@@ -61,25 +61,25 @@ class AdditiveSite:
         nothing.
     """
 
-    setting: SumSetting
-    member: Member
+    setting: AggregationConfig
+    member: SiteContext
     _attempts: list[Attempt] = field(factory=list, repr=False)
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """A key, sealed seeds, or a sum."""
-        request = decode_either(ask.common, AskKey, AskShares, AskSum)
-        if isinstance(request, AskSum):
-            return self._sum(self._current(ask), decode_either(ask.own, Shares), vector)
-        if ask.own:
+        message = decode_either(request.broadcast, AskKey, AskShares, AskSum)
+        if isinstance(message, AskSum):
+            return self._sum(self._current(request), decode_either(request.own, Shares), release)
+        if request.own:
             raise MessageError("this request has no part for one site alone.")
-        if isinstance(request, AskKey):
-            return self._begin(ask)
-        return self._share(self._current(ask), request)
+        if isinstance(message, AskKey):
+            return self._begin(request)
+        return self._share(self._current(request), message)
 
-    def _begin(self, ask: Ask) -> bytes:
+    def _begin(self, ask: SiteRequest) -> bytes:
         if self._attempts and ask.attempt <= self._attempts[-1].number:
             raise RefusalError("order", "this attempt has begun already.")
-        secret = self._secret(ask.attempt).token(KEY_BYTES, "key")
+        secret = self._secret(ask.attempt).secret_bytes(KEY_BYTES, "key")
         self._attempts[:] = [Attempt(ask.attempt, X25519PrivateKey.from_private_bytes(secret))]
         return encode(Key(public=self._public))
 
@@ -91,14 +91,14 @@ class AdditiveSite:
             raise MessageError("sites must be ascending, with one key each.")
         if me not in sites or request.keys[sites.index(me)] != self._public:
             raise RefusalError("keys", "its own key is not the one that it sent.")
-        if len(sites) != self.setting.cohort.size:
+        if len(sites) != self.setting.cohort.cohort_size:
             raise RefusalError(
-                "too few", f"it sums over {self.setting.cohort.size} sites, not {len(sites)}."
+                "too few", f"it sums over {self.setting.cohort.cohort_size} sites, not {len(sites)}."
             )
         others = tuple(site for site in sites if site != me)
         keys = tuple(key for site, key in zip(sites, request.keys, strict=True) if site != me)
         secret = self._secret(now.number)
-        given = tuple(secret.token(KEY_BYTES, "seed", other) for other in others)
+        given = tuple(secret.secret_bytes(KEY_BYTES, "seed", other) for other in others)
         sealed = tuple(
             ChaCha20Poly1305(self._key(now, key, me, other)).encrypt(_NONCE, seed, None)
             for other, key, seed in zip(others, keys, given, strict=True)
@@ -127,7 +127,7 @@ class AdditiveSite:
         now.given = ()
         return self.setting.ring.pack(words)
 
-    def _current(self, ask: Ask) -> Attempt:
+    def _current(self, ask: SiteRequest) -> Attempt:
         if not self._attempts or self._attempts[-1].number != ask.attempt:
             raise RefusalError("order", "the attempt has not begun here.")
         return self._attempts[-1]
@@ -137,7 +137,7 @@ class AdditiveSite:
         return self._attempts[-1].private.public_key().public_bytes_raw()
 
     def _secret(self, attempt: int) -> Randomness:
-        return self.member.secret.fork("additive", attempt)
+        return self.member.secret.derive("additive", attempt)
 
     def _key(self, now: Attempt, public: bytes, sender: SiteId, receiver: SiteId) -> bytes:
         """The key that seals one seed: bound to the run, the attempt and the direction."""
@@ -154,9 +154,9 @@ def _combine(words: Words, taken: Sequence[bytes], given: Sequence[bytes]) -> No
     """Add the key streams of `taken` to `words` and subtract those of `given`, in place."""
     buffer = bytearray(min(_PIECE, max(words.nbytes, words.itemsize)))
     pad, view = np.frombuffer(buffer, dtype=words.dtype), memoryview(buffer)
-    streams: list[tuple[Stream, np.ufunc]] = [
-        *((Stream(seed), np.add) for seed in taken),
-        *((Stream(seed), np.subtract) for seed in given),
+    streams: list[tuple[KeyStream, np.ufunc]] = [
+        *((KeyStream(seed), np.add) for seed in taken),
+        *((KeyStream(seed), np.subtract) for seed in given),
     ]
     for start in range(0, len(words), len(pad)):
         piece = words[start : start + len(pad)]

@@ -25,7 +25,7 @@ class CNN:
 
     width: int = field(default=16, validator=[ge(1), le(1 << 14)])
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1]."""
         return images.sub(0.5).div_(0.5)
 

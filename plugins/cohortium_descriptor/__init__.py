@@ -18,12 +18,12 @@ from cohortium.plugin import (
     DataSpec,
     Model,
     Offer,
-    Reference,
+    FeatureWhitening,
     StudyError,
     hookimpl,
     linear_head,
-    public_images,
-    whitened_head,
+    as_channels,
+    whitened_linear_head,
 )
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Descriptor:
             )
         return found
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, C, H, W) in [0, 1]."""
         blocks = self._blocks(images)
         if self.centre is None:
@@ -133,15 +133,15 @@ class Descriptor:
         """Histograms, and what the model beside makes of the images, each (N, …)."""
         from cohortium_descriptor._features import features
 
-        beside = [] if self.beside is None else [self.beside.prepare(images).flatten(1)]
+        beside = [] if self.beside is None else [self.beside.preprocess(images).flatten(1)]
         return [features(images, self), *beside]
 
-    def _reference(self, channels: int) -> Reference:
-        """The `Reference` of `centre`, for images of so many channels; made once."""
+    def _reference(self, channels: int) -> FeatureWhitening:
+        """The `FeatureWhitening` of `centre`, for images of so many channels; made once."""
         assert self.centre is not None
         if channels not in self._references:
-            self._references[channels] = Reference.of(
-                self._blocks(public_images(self.centre.load().train, channels)),
+            self._references[channels] = FeatureWhitening.of(
+                self._blocks(as_channels(self.centre.load().train, channels)),
                 power=self.whiten / 2,
                 floor=self.floor,
                 components=self.components,
@@ -149,13 +149,13 @@ class Descriptor:
         return self._references[channels]
 
     @cached_property
-    def _references(self) -> dict[int, Reference]:
+    def _references(self) -> dict[int, FeatureWhitening]:
         return {}
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer; at zero, it needs no seed."""
         if self.moments:
-            return whitened_head(
+            return whitened_linear_head(
                 self.dimension(spec.channels),
                 len(spec.classes),
                 floor=self.moment_floor,

@@ -41,8 +41,8 @@ class Dirichlet:
     alpha: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
     min_size: int = field(default=10, validator=[ge(1), le(10**9)])
 
-    def deal(
-        self, examples: Examples, sites: int, rng: np.random.Generator
+    def partition(
+        self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
         """Positions for each site, ascending.
 
@@ -52,18 +52,19 @@ class Dirichlet:
         Raises:
             StudyError: There are fewer examples than `min_size` at every site takes.
         """
-        if sites * self.min_size > len(examples):
+        if num_sites * self.min_size > len(examples):
             raise StudyError(
-                f"dirichlet: {sites} sites of at least {self.min_size} examples take "
-                f"{sites * self.min_size}, but there are {len(examples)}; lower sites or min_size."
+                f"dirichlet: {num_sites} sites of at least {self.min_size} examples take "
+                f"{num_sites * self.min_size}, but there are {len(examples)}; lower sites or "
+                f"min_size."
             )
         labels, numbers = np.unique(examples.labels, return_counts=True)
-        shares = rng.dirichlet(np.full(sites, self.alpha), size=len(labels))  # (classes, sites)
+        shares = rng.dirichlet(np.full(num_sites, self.alpha), size=len(labels))  # (classes, sites)
         # Rounding where each site's part *ends* keeps every sum, and each part within one example.
         ends = np.rint(numbers[:, None] * shares.cumsum(axis=1)).astype(np.int64)
         counts = np.diff(ends, axis=1, prepend=0)
         _level(counts, self.min_size)
-        dealt: list[list[NDArray[np.int64]]] = [[] for _ in range(sites)]
+        dealt: list[list[NDArray[np.int64]]] = [[] for _ in range(num_sites)]
         for label, row in zip(labels, counts, strict=True):
             order = rng.permutation(np.flatnonzero(examples.labels == label)).astype(np.int64)
             for parts, part in zip(dealt, np.split(order, row.cumsum()[:-1]), strict=True):

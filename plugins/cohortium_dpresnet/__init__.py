@@ -28,7 +28,7 @@ class DPResNet:
     width: int = field(default=64, validator=[ge(1), le(1 << 14)])
     standardise: bool = False
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1], the paper's mean 0.5 and deviation 0.5."""
         return images.sub(0.5).div_(0.5)
 

@@ -43,7 +43,7 @@ class Events:
         written after it.
     """
 
-    def watch(self) -> EventWriter:
+    def start_run(self) -> EventWriter:
         """A writer for one run."""
         return EventWriter()
 

@@ -12,24 +12,24 @@ from cohortium.plugin import (
     MOST_COPIES,
     RATE,
     Augmentation,
-    Cohort,
-    Objective,
+    FederationSpec,
+    AugmentedLoss,
     Offer,
     Schedule,
-    SitePrivacy,
-    Task,
-    Trained,
+    SitePrivatizer,
+    LocalTask,
+    LocalResult,
     Trainer,
-    Work,
-    factor,
+    Workload,
+    schedule_factor,
     hookimpl,
-    local_work,
+    local_workload,
     make_optimizer,
     parameters,
-    refuse_prelude,
+    reject_statistics_rounds,
     valid_options,
-    with_average,
-    with_schedule,
+    attach_weight_averaging,
+    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -82,29 +82,29 @@ class FedAvg:
     copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
-    def work(self, cohort: Cohort) -> Work:
+    def workload(self, cohort: FederationSpec) -> Workload:
         """Poisson steps for private runs, shuffled passes or steps for others."""
-        return local_work(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
+        return local_workload(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Local steps from the global weights; the update counts by the site's examples."""
-        refuse_prelude(parameters.trainable(task.net), "fedavg")
+        reject_statistics_rounds(parameters.trainable(task.net), "fedavg")
         before = parameters.flatten(task.net)
         optimizer = make_optimizer(
             self.optimizer,
             parameters.trainable(task.net),
-            learning_rate=self.learning_rate * factor(self.schedule, task.round, task.rounds),
+            learning_rate=self.learning_rate * schedule_factor(self.schedule, task.round, task.rounds),
             options=self.options,
         )
         losses = self._objective.losses(task)
-        for batch in private.batches(len(task.labels)):
-            private.gradient(task.net, losses, batch)
+        for batch in privatizer.batches(len(task.labels)):
+            privatizer.set_private_gradient(task.net, losses, batch)
             self._add_data_free(task.net, before)
             optimizer.step()
         update = parameters.flatten(task.net).sub_(before)
-        return Trained(vector=update, weight=float(len(task.labels)))
+        return LocalResult(vector=update, weight=float(len(task.labels)))
 
-    def server(
+    def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
         """The server optimizer, at a constant rate."""
@@ -114,10 +114,10 @@ class FedAvg:
             learning_rate=self.server_learning_rate,
             options=self.server_options,
         )
-        with_average(optimizer, rounds=rounds, share=self.average)
-        return with_schedule(optimizer, "constant", rounds)
+        attach_weight_averaging(optimizer, rounds=rounds, share=self.average)
+        return attach_schedule(optimizer, "constant", rounds)
 
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         """Every site uses the global network."""
         return net
 
@@ -125,9 +125,9 @@ class FedAvg:
         """Add to the gradients what depends on weights alone; nothing here."""
 
     @property
-    def _objective(self) -> Objective:
+    def _objective(self) -> AugmentedLoss:
         augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
-        return Objective(augmentation=augmentation, class_weights=self.class_weights)
+        return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights)
 
 
 @frozen(kw_only=True)

@@ -10,22 +10,22 @@ from attrs.validators import and_, ge, gt, le
 from cohortium.plugin import (
     RATE,
     Augmentation,
-    Cohort,
+    FederationSpec,
     Model,
     Offer,
     Schedule,
-    SitePrivacy,
-    Task,
-    Trained,
+    SitePrivatizer,
+    LocalTask,
+    LocalResult,
     Trainer,
-    Work,
-    factor,
+    Workload,
+    schedule_factor,
     hookimpl,
-    local_work,
+    local_workload,
     make_optimizer,
     parameters,
     valid_options,
-    with_schedule,
+    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ class FedMIC:
     flips: bool = False
     turns: bool = False
 
-    def work(self, cohort: Cohort) -> Work:
+    def workload(self, cohort: FederationSpec) -> Workload:
         """Poisson steps for private runs, shuffled passes or steps for others."""
-        return local_work(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
+        return local_workload(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Local steps of both networks; the student's update, cut to its largest parts."""
         import torch
 
@@ -111,23 +111,23 @@ class FedMIC:
         optimizer = make_optimizer(
             self.optimizer,
             parameters.trainable(pair),
-            learning_rate=self.learning_rate * factor(self.schedule, task.round, task.rounds),
+            learning_rate=self.learning_rate * schedule_factor(self.schedule, task.round, task.rounds),
             options=self.options,
         )
         losses = pair.losses(task, Augmentation(flips=self.flips, turns=self.turns))
-        for batch in private.batches(len(task.labels)):
-            private.gradient(pair, losses, batch)
+        for batch in privatizer.batches(len(task.labels)):
+            privatizer.set_private_gradient(pair, losses, batch)
             optimizer.step()
         update = parameters.flatten(task.net).sub_(before)
         share = task.round / max(1, task.rounds - 1)
         energy = self.energy_first + share * (self.energy_last - self.energy_first)
-        return Trained(
+        return LocalResult(
             vector=lowered(update, task.net, energy=energy),
             weight=float(len(task.labels)),
             state={**pair.state(), SHAPE: torch.tensor(shape)},
         )
 
-    def server(
+    def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
         """The server optimizer, at a constant rate."""
@@ -137,9 +137,9 @@ class FedMIC:
             learning_rate=self.server_learning_rate,
             options=self.server_options,
         )
-        return with_schedule(optimizer, "constant", rounds)
+        return attach_schedule(optimizer, "constant", rounds)
 
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """The site's own teacher, or the global network where it has none yet."""
         from cohortium_fedmic._distillation import SHAPE, teacher_of
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortium.plugin import DataSpec, StudyError, build_network, cross_example_layers
+from cohortium.plugin import DataSpec, StudyError, build_network, find_batch_mixing_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.plugin import Augmentation, Model, Task
+    from cohortium.plugin import Augmentation, Model, LocalTask
 
 LEAST = 1e-2
 """The least A: examples that both have learned would be divided by nothing."""
@@ -65,7 +65,7 @@ class Pair(nn.Module):
         return {**kept, MAP: self.map.weight.detach().clone()}
 
     def losses(
-        self, task: Task, augmentation: Augmentation
+        self, task: LocalTask, augmentation: Augmentation
     ) -> Callable[[NDArray[np.int64]], Tensor]:
         """L_t + L_s of the examples at some positions, shape (B,)."""
 
@@ -124,7 +124,7 @@ def _built(model: Model, net: nn.Module, shape: Sequence[int]) -> nn.Module:
     classes = tuple(map(str, range(_last_linear(net).out_features)))
     spec = DataSpec(channels=channels, height=height, width=width, classes=classes, examples=1)
     teacher = build_network(model, spec, 0)
-    if mixing := cross_example_layers(teacher):
+    if mixing := find_batch_mixing_layers(teacher):
         raise StudyError(
             f"trainer.teacher mixes the examples of a batch in {mixing[0]}, and its gradient is "
             "clipped example by example under privacy; use GroupNorm instead."

@@ -12,24 +12,24 @@ from cohortium.plugin import (
     MOST_COPIES,
     RATE,
     Augmentation,
-    Cohort,
-    Objective,
+    FederationSpec,
+    AugmentedLoss,
     Offer,
     Schedule,
-    SitePrivacy,
+    SitePrivatizer,
     StudyError,
-    Task,
-    Trained,
+    LocalTask,
+    LocalResult,
     Trainer,
-    Work,
+    Workload,
     hookimpl,
     make_optimizer,
     parameters,
-    prelude_losses,
+    statistics_losses,
     valid_options,
-    with_average,
-    with_prelude,
-    with_schedule,
+    attach_weight_averaging,
+    attach_statistics_rounds,
+    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -77,20 +77,20 @@ class FedSGD:
     average: float = field(default=0.0, validator=[ge(0), le(1)])
     prelude: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
-    def work(self, cohort: Cohort) -> Work:  # noqa: ARG002
+    def workload(self, cohort: FederationSpec) -> Workload:  # noqa: ARG002
         """One batch a round."""
-        return Work(releases="gradient", steps=1, sampling_rate=self.sampling_rate)
+        return Workload(output="gradient", steps=1, sampling_rate=self.sampling_rate)
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """The gradient of the round's batch; it counts by the examples in it."""
         before = parameters.flatten(task.net)
-        losses = prelude_losses(task) if task.round < self.prelude else self._losses(task)
-        (batch,) = private.batches(len(task.labels))
-        private.gradient(task.net, losses, batch)
+        losses = statistics_losses(task) if task.round < self.prelude else self._losses(task)
+        (batch,) = privatizer.batches(len(task.labels))
+        privatizer.set_private_gradient(task.net, losses, batch)
         gradient = parameters.flatten_gradients(task.net, before=before)
-        return Trained(vector=gradient, weight=float(len(batch)))
+        return LocalResult(vector=gradient, weight=float(len(batch)))
 
-    def server(
+    def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
         """The optimizer that does the training; its schedule begins after the prelude.
@@ -105,16 +105,16 @@ class FedSGD:
         optimizer = make_optimizer(
             self.optimizer, parameters, learning_rate=self.learning_rate, options=self.options
         )
-        optimizer, course = with_schedule(optimizer, self.schedule, rounds, after=self.prelude)
-        with_prelude(optimizer, course, self.prelude)
-        with_average(optimizer, rounds=rounds, share=self.average)
+        optimizer, course = attach_schedule(optimizer, self.schedule, rounds, after=self.prelude)
+        attach_statistics_rounds(optimizer, course, self.prelude)
+        attach_weight_averaging(optimizer, rounds=rounds, share=self.average)
         return optimizer, course
 
-    def _losses(self, task: Task) -> Callable[[NDArray[np.int64]], Tensor]:
+    def _losses(self, task: LocalTask) -> Callable[[NDArray[np.int64]], Tensor]:
         augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
-        return Objective(augmentation=augmentation, class_weights=self.class_weights).losses(task)
+        return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights).losses(task)
 
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         """Every site uses the global network."""
         return net
 

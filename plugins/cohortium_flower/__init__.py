@@ -19,7 +19,7 @@ from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import Exchange, SiteId, SiteRecipe
+    from cohortium.plugin import EngineSession, SiteId, SiteFactory
 
 COHORTIUM_API = 1
 
@@ -36,7 +36,7 @@ class Flower:
     gathering: float = field(default=120.0, validator=[ge(0), le(1e6)])
     poll: float = field(default=0.5, validator=[ge(1e-3), le(3600)])
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         """Refuse: the coordinator of a deployment is started by Flower.
 
         Raises:

@@ -13,10 +13,10 @@ from attrs import define, field, frozen
 from flwr.app import Message, MessageType
 
 from cohortium.plugin import (
-    Directory,
+    KeyDirectory,
     MessageError,
-    Present,
-    RollCall,
+    IdentifyReply,
+    IdentifyRequest,
     StudyError,
     decode,
     encode,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from cohortium.plugin import Engine, SiteId, SiteRecipe
+    from cohortium.plugin import Engine, SiteId, SiteFactory
 
 NodeId = int
 """A Flower node."""
@@ -47,7 +47,7 @@ class AtWork:
     """The engine of one run, inside its ServerApp."""
 
     terms: Flower
-    directory: Directory | None
+    directory: KeyDirectory | None
     grid: Grid
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -56,9 +56,9 @@ class AtWork:
     def of(cls, engine: Engine, directory: str, grid: Grid) -> AtWork:
         """What the study's own engine and directory come to here."""
         terms = engine if isinstance(engine, Flower) else Flower()
-        return cls(terms, Directory.read(Path(directory)) if directory else None, grid)
+        return cls(terms, KeyDirectory.read(Path(directory)) if directory else None, grid)
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> FlowerExchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> FlowerExchange:
         """Get ready; the sites are found when the first of them are asked.
 
         Raises:
@@ -92,15 +92,15 @@ class FlowerExchange:
     _complaints: dict[NodeId, str] = field(factory=dict)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
         """Send to every site that is there, and yield what comes before the deadline."""
-        if not each:
+        if not per_site:
             return
-        self._gather(each)
-        there = {self.nodes[site]: site for site in each if site in self.nodes}
-        contents = {node: {"common": common, "own": each[site]} for node, site in there.items()}
-        for node, reply in self._ask(contents, within=deadline):
+        self._gather(per_site)
+        there = {self.nodes[site]: site for site in per_site if site in self.nodes}
+        contents = {node: {"common": broadcast, "own": per_site[site]} for node, site in there.items()}
+        for node, reply in self._ask(contents, within=timeout):
             yield there[node], reply
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class FlowerExchange:
         self._called |= nodes
         challenges = {node: secrets.token_bytes(32) for node in sorted(nodes)}
         contents = {
-            node: {"common": encode(RollCall(challenge)), "own": b""}
+            node: {"common": encode(IdentifyRequest(challenge)), "own": b""}
             for node, challenge in challenges.items()
         }
         for node, reply in self._ask(contents, within=within):
@@ -161,11 +161,11 @@ class FlowerExchange:
     def _believed(self, node: NodeId, reply: bytes, challenge: bytes) -> SiteId | None:
         """The site that a node has shown itself to be, or None."""
         try:
-            present = decode(reply, Present, limit=1 << 10)
+            present = decode(reply, IdentifyReply, limit=1 << 10)
         except MessageError as error:
             self._complain(node, f" says nothing of which site it is: {error}")
             return None
-        directory, text = self.engine.directory, Present.statement(challenge, present.site)
+        directory, text = self.engine.directory, IdentifyReply.statement(challenge, present.site)
         if directory and not directory.verify(present.site, present.signature, text):
             self._complain(
                 node, f" says that it is site {present.site}, and has not that site's key."

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from cohortium.plugin import CohortiumError, StudyError, ask_site
+from cohortium.plugin import CohortiumError, StudyError, call_site
 from cohortium_flower._records import packed, unpacked
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def hand_over(message: Message, context: Context) -> Message:
         path or a cause; these go to the SuperNode's log.
     """
     try:
-        common, own = unpacked(message.content, "common", "own")
+        broadcast, own = unpacked(message.content, "common", "own")
         path, user, patience = _site(context.node_config)
-        reply = ask_site(path, common, own, user=user, patience=patience)
+        reply = call_site(path, broadcast, own, user=user, patience=patience)
     except CohortiumError as error:
         logging.getLogger("flwr").warning("cohortium: %s", error)
         return Message(ABSENT, reply_to=message)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from flwr.serverapp import ServerApp
 
-from cohortium.plugin import CohortiumError, StudyError, lead
+from cohortium.plugin import CohortiumError, StudyError, run_deployed_study
 from cohortium_flower._exchange import AtWork
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         dry = bool(config.get("dry-run", False))
         if not isinstance(study, str) or not isinstance(out, str) or not (out or dry):
             raise StudyError("the run's configuration must name a study file and a folder out.")
-        found = lead(
+        found = run_deployed_study(
             Path(study),
             lambda federation: AtWork.of(federation.engine, federation.directory, grid),
             out=Path(out),

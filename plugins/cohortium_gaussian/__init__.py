@@ -11,11 +11,11 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     Offer,
     PrivacyError,
     Privatizer,
-    Work,
+    Workload,
     accounting,
     hookimpl,
 )
@@ -77,31 +77,31 @@ class Gaussian:
     bound: float = field(default=64.0, validator=[gt(0), le(1e30)])
     step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> GaussianPlan:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
         """Calibrate the noise; see `Privatizer.plan`."""
         from cohortium_gaussian._plan import GaussianPlan
 
-        self._require_covered(work, cohort)
-        rate, steps = (1.0, 1) if self.unit == "site" else (work.sampling_rate, work.steps)
+        self._require_covered(workload, cohort)
+        rate, steps = (1.0, 1) if self.unit == "site" else (workload.sampling_rate, workload.steps)
 
-        def attempt(noise: float) -> accounting.Gaussian:
-            return accounting.Gaussian(noise_multiplier=noise, sampling_rate=rate, releases=steps)
+        def attempt(noise: float) -> accounting.GaussianMechanism:
+            return accounting.GaussianMechanism(noise_multiplier=noise, sampling_rate=rate, num_releases=steps)
 
-        noise = accounting.calibrate(
+        noise = accounting.calibrate_noise_multiplier(
             attempt, epsilon=self.epsilon, delta=self.delta, attempts=cohort.attempts
         )
         return GaussianPlan(
-            self, work=work, cohort=cohort, parameters=parameters, mechanism=attempt(noise)
+            self, workload=workload, cohort=cohort, parameters=parameters, mechanism=attempt(noise)
         )
 
-    def _require_covered(self, work: Work, cohort: Cohort) -> None:
+    def _require_covered(self, workload: Workload, cohort: FederationSpec) -> None:
         """Refuse what the guarantee would not hold for."""
         if self.unit == "patient" and cohort.patients is None:
             raise PrivacyError(
                 "unit is 'patient', but the data do not say whose each image is; give the data set "
                 "a column of patients, or use unit 'example' where everyone has one image."
             )
-        sampled = self.unit != "site" and work.sampling_rate < 1
+        sampled = self.unit != "site" and workload.sampling_rate < 1
         if sampled and self.adjacency == "replace-one":
             raise PrivacyError(
                 "no proven bound is implemented for adjacency 'replace-one' with sampled batches; "
@@ -109,13 +109,13 @@ class Gaussian:
             )
         if self.against == "everyone":
             return
-        if self.unit != "site" and (work.releases != "gradient" or work.steps != 1):
+        if self.unit != "site" and (workload.output != "gradient" or workload.steps != 1):
             raise PrivacyError(
                 f"noise shared against the coordinator covers one gradient a round, and the "
-                f"trainer takes {work.steps} steps before it releases anything; use trainer "
+                f"trainer takes {workload.steps} steps before it releases anything; use trainer "
                 "'fedsgd', or against = 'everyone'."
             )
-        honest = cohort.honest_contributors()
+        honest = cohort.min_honest_contributors()
         if honest > MOST_HONEST:
             raise PrivacyError(
                 f"noise would be shared among {honest} honest sites, and the argument for rounded "

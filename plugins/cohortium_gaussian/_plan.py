@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from cohortium.plugin import Cohort, FixedPoint, Guarantee, PrivacyError, Work, accounting
+from cohortium.plugin import FederationSpec, FixedPoint, Guarantee, PrivacyError, Workload, accounting
 from cohortium_gaussian._site import GaussianSite
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ class GaussianPlan:
     """Public numbers of a Gaussian run; see `PrivacyPlan`."""
 
     terms: Gaussian
-    work: Work = field(kw_only=True)
-    cohort: Cohort = field(kw_only=True)
+    workload: Workload = field(kw_only=True)
+    cohort: FederationSpec = field(kw_only=True)
     parameters: int = field(kw_only=True)
-    mechanism: accounting.Gaussian = field(kw_only=True)
+    mechanism: accounting.GaussianMechanism = field(kw_only=True)
     code: FixedPoint = field(init=False)
     guarantee: Guarantee = field(init=False)
 
@@ -47,7 +47,7 @@ class GaussianPlan:
 
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
-        return self.spent(self.cohort.attempts)
+        return self.guarantee_after(self.cohort.attempts)
 
     @property
     def ring(self) -> Ring:
@@ -72,12 +72,12 @@ class GaussianPlan:
     @property
     def honest(self) -> int:
         """Sites whose shares make up the noise."""
-        return self.cohort.honest_contributors() if self.is_shared else 1
+        return self.cohort.min_honest_contributors() if self.is_shared else 1
 
     @property
     def expected_batch(self) -> float:
         """The declared number of units that a batch's gradient sum is divided by."""
-        return self.work.sampling_rate * self.cohort.units(self.terms.unit) / self.cohort.sites
+        return self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
 
     @property
     def largest_sum(self) -> float:
@@ -87,7 +87,7 @@ class GaussianPlan:
         with its whole gradient in that value.  A sum that is cut off at a bound moves no further
         for one unit than it did before, so that noise covers it as well.
         """
-        return self.terms.clip * self.cohort.units(self.terms.unit) / self.cohort.size
+        return self.terms.clip * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
 
     @property
     def deviation(self) -> float:
@@ -96,7 +96,7 @@ class GaussianPlan:
         whole = self.mechanism.noise_multiplier * doubled * self.terms.clip
         return whole / math.sqrt(self.honest)
 
-    def spent(self, attempts: int) -> Guarantee:
+    def guarantee_after(self, attempts: int) -> Guarantee:
         """What `attempts` attempts promise."""
         terms, cohort = self.terms, self.cohort
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
@@ -131,7 +131,7 @@ class GaussianPlan:
             *(shared if self.is_shared else ()),
         )
 
-    def site(self, secret: Randomness, patients: NDArray[np.int64] | None = None) -> GaussianSite:
+    def for_site(self, secret: Randomness, patients: NDArray[np.int64] | None = None) -> GaussianSite:
         """One attempt at one site, with its own batches and noise."""
         return GaussianSite(self, secret, patients)
 
@@ -143,9 +143,9 @@ class GaussianPlan:
 
     def _narrowest(self) -> FixedPoint:
         """The least ring for the sum of all sites' releases."""
-        cohort, terms, size = self.cohort, self.terms, self.cohort.size
-        if self.clips_gradients and self.work.releases == "update":
-            return FixedPoint.holding(size * terms.bound, step=terms.step, terms=size)
+        cohort, terms, size = self.cohort, self.terms, self.cohort.cohort_size
+        if self.clips_gradients and self.workload.output == "update":
+            return FixedPoint.fitting(size * terms.bound, step=terms.step, terms=size)
         if self.clips_gradients:
             deviation = self.deviation / self.expected_batch
             signal = size * self.largest_sum / self.expected_batch
@@ -154,4 +154,4 @@ class GaussianPlan:
         draws = 2.0 * self.parameters * cohort.attempts
         tail = math.sqrt(2 * (math.log(draws) + WRAP_BITS * math.log(2)))
         largest = signal + tail * deviation * math.sqrt(size)
-        return FixedPoint.holding(largest, step=deviation / STEPS_PER_DEVIATION, terms=size)
+        return FixedPoint.fitting(largest, step=deviation / STEPS_PER_DEVIATION, terms=size)

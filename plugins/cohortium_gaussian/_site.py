@@ -14,7 +14,7 @@ from cohortium.plugin import (
     clipped_sum,
     mean_gradient,
     parameters,
-    sampled_units,
+    sample_batches,
 )
 
 if TYPE_CHECKING:
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import Index, Randomness, Stream
+    from cohortium.plugin import ExampleIndices, Randomness, KeyStream
     from cohortium_gaussian._plan import GaussianPlan
 
 
 @frozen
 class GaussianSite:
-    """What a site does in one attempt; see `SitePrivacy`."""
+    """What a site does in one attempt; see `SitePrivatizer`."""
 
     plan: GaussianPlan
     secret: Randomness = field(repr=False)
-    patients: Index | None = field(repr=False)
-    _noise: Stream = field(init=False, repr=False)
+    patients: ExampleIndices | None = field(repr=False)
+    _noise: KeyStream = field(init=False, repr=False)
 
     @_noise.default
-    def _make_noise(self) -> Stream:
+    def _make_noise(self) -> KeyStream:
         return self.secret.stream("noise")
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Poisson samples of examples or patients, or shuffled batches of the declared size."""
         stream, unit = self.secret.stream("batches"), self.plan.terms.unit
-        return sampled_units(self.plan.work, unit, examples, self.patients, stream)
+        return sample_batches(self.plan.workload, unit, examples, self.patients, stream)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The clipped sum over the declared batch size, noised unless shared; or the mean."""
         import torch
 
@@ -57,7 +57,7 @@ class GaussianSite:
         # In double precision, so that the noise's own bits are not lost.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         total = torch.cat([g.flatten() for g in gradients]).cpu().double()
-        if plan.work.releases == "gradient":
+        if plan.workload.output == "gradient":
             total.clamp_(-plan.largest_sum, plan.largest_sum)
         if not plan.is_shared:
             total += torch.from_numpy(plan.deviation * self._noise.normal(len(total)))
@@ -80,7 +80,7 @@ class GaussianSite:
             values += plan.deviation * self._noise.normal(len(values))
         elif plan.is_shared:
             values += plan.deviation / plan.expected_batch * self._noise.normal(len(values))
-        elif plan.work.releases == "update" and np.abs(values).max(initial=0) > plan.terms.bound:
+        elif plan.workload.output == "update" and np.abs(values).max(initial=0) > plan.terms.bound:
             raise RefusalError(
                 "out of range",
                 f"its noised update exceeds {plan.terms.bound:g}; raise privatizer.bound or lower "

@@ -25,20 +25,21 @@ class IID:
     the whole's as those of a random sample do.
     """
 
-    def deal(
-        self, examples: Examples, sites: int, rng: np.random.Generator
+    def partition(
+        self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
         """Positions for each site, ascending.
 
         Raises:
             StudyError: There are more sites than examples.
         """
-        if sites > len(examples):
+        if num_sites > len(examples):
             raise StudyError(
-                f"iid: {len(examples)} examples cannot be dealt to {sites} sites; lower sites."
+                f"iid: {len(examples)} examples cannot be split over {num_sites} sites; lower "
+                f"sites."
             )
         order = rng.permutation(len(examples)).astype(np.int64)
-        return [np.sort(part) for part in np.array_split(order, sites)]
+        return [np.sort(part) for part in np.array_split(order, num_sites)]
 
 
 @hookimpl

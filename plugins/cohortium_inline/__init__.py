@@ -12,7 +12,7 @@ from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from cohortium.plugin import OpenSite, SiteId, SiteRecipe
+    from cohortium.plugin import SiteHandle, SiteId, SiteFactory
 
 COHORTIUM_API = 1
 
@@ -21,14 +21,14 @@ COHORTIUM_API = 1
 class Inline:
     """Runs sites in turn.  No copy of the model is kept for each of them."""
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> InlineExchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> InlineExchange:
         """Make every site beside the first."""
         if sites is None:
             raise StudyError("the engine 'inline' simulates its sites and cannot serve hospitals.")
-        made: dict[SiteId, OpenSite] = {}
-        first: OpenSite | None = None
+        made: dict[SiteId, SiteHandle] = {}
+        first: SiteHandle | None = None
         for site, recipe in sites.items():
-            made[site] = recipe.open(beside=first)
+            made[site] = recipe.create(share_model_with=first)
             first = first or made[site]
         return InlineExchange(made)
 
@@ -37,17 +37,17 @@ class Inline:
 class InlineExchange:
     """Calls each site and yields what it says, unless that has taken it too long."""
 
-    sites: Mapping[SiteId, OpenSite]
+    sites: Mapping[SiteId, SiteHandle]
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """One site after the other, in the order of `each`; none of them is cut short."""
-        for site, own in each.items():
+        """One site after the other, in the order of `per_site`; none of them is cut short."""
+        for site, own in per_site.items():
             began = self.clock()
-            reply = self.sites[site].answer(common, own)
-            if deadline is None or self.clock() - began <= deadline:
+            reply = self.sites[site].answer(broadcast, own)
+            if timeout is None or self.clock() - began <= timeout:
                 yield site, reply
 
     def close(self) -> None:

@@ -21,10 +21,10 @@ from cohortium.plugin import (
     Dataset,
     Offer,
     StudyError,
-    data_folder,
-    find_file,
+    data_dir,
+    first_existing,
     hookimpl,
-    read_splits,
+    read_npz_splits,
 )
 from cohortium_medmnist._fetch import FetchError, Published
 
@@ -105,7 +105,7 @@ class MedMNIST:
             f"{self.flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"]
         )
         path = self._file(published)
-        return read_splits(
+        return read_npz_splits(
             path,
             name=f"{info['python_class']} {self.size}×{self.size}",
             classes=[info["label"][str(label)] for label in range(len(info["label"]))],
@@ -120,8 +120,8 @@ class MedMNIST:
         """Where the official file lies; it is there afterwards."""
         own = Path(self.root).expanduser() if self.root else None
         cache = Path.home() / ".medmnist"
-        folders = [folder for folder in (own, data_folder(), cache) if folder is not None]
-        found = find_file(*(folder / published.name for folder in folders))
+        folders = [folder for folder in (own, data_dir(), cache) if folder is not None]
+        found = first_existing(*(folder / published.name for folder in folders))
         if found is not None:
             return _checked(found, published)
         if not self.download:
@@ -169,4 +169,4 @@ def _table() -> Mapping[str, Mapping[str, Any]]:
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `medmnist`."""
     summary = "MedMNIST's official 2D sets, single-label."
-    return [Offer("medmnist", MedMNIST, summary, local=("root",))]
+    return [Offer("medmnist", MedMNIST, summary, local_parameters=("root",))]

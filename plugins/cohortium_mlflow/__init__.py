@@ -41,7 +41,7 @@ class MLflow:
     experiment: str = "cohortium"
     uri: str = ""
 
-    def watch(self) -> MLflowWriter:
+    def start_run(self) -> MLflowWriter:
         """A writer for one run.
 
         Raises:

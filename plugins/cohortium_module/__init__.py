@@ -56,7 +56,7 @@ class Module:
     mean: float = field(default=0.5, validator=[ge(-1e6), le(1e6)])
     deviation: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Intensities, shifted and scaled."""
         return images.sub(self.mean).div_(self.deviation)
 
@@ -121,4 +121,4 @@ class Module:
 def cohortium_models() -> list[Offer[Model]]:
     """Offer `module`."""
     summary = "Any torch.nn.Module, by module = package:Class."
-    return [Offer("module", Module, summary, local=("module", "folder"), code="module")]
+    return [Offer("module", Module, summary, local_parameters=("module", "folder"), code="module")]

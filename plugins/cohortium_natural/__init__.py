@@ -26,10 +26,10 @@ class Natural:
     Sites are numbered by their lowest client; with as many sites as clients, site k is client k.
     """
 
-    def deal(
+    def partition(
         self,
         examples: Examples,
-        sites: int,
+        num_sites: int,
         rng: np.random.Generator,  # noqa: ARG002 - the data's own division leaves nothing to chance
     ) -> list[NDArray[np.int64]]:
         """Positions for each site, ascending.
@@ -43,13 +43,13 @@ class Natural:
                 "another partitioner, or a file with an array 'train_clients'."
             )
         _, client, sizes = np.unique(examples.clients, return_inverse=True, return_counts=True)
-        if sites > len(sizes):
+        if num_sites > len(sizes):
             raise StudyError(
-                f"natural: the data have {len(sizes)} clients, too few for {sites} sites; "
+                f"natural: the data have {len(sizes)} clients, too few for {num_sites} sites; "
                 f"lower sites to at most {len(sizes)}."
             )
-        site = _merge(sizes, sites)[client]
-        return [np.flatnonzero(site == k).astype(np.int64) for k in range(sites)]
+        site = _merge(sizes, num_sites)[client]
+        return [np.flatnonzero(site == k).astype(np.int64) for k in range(num_sites)]
 
 
 def _merge(sizes: NDArray[np.intp], sites: int) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs.validators import ge, le
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     FixedPoint,
     Offer,
     PrivacyError,
@@ -17,10 +17,10 @@ from cohortium.plugin import (
     RefusalError,
     RingVector,
     RunError,
-    Work,
+    Workload,
     hookimpl,
     mean_gradient,
-    shuffled,
+    shuffled_batches,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import Index, Randomness, Ring, RingSum, Stream
+    from cohortium.plugin import ExampleIndices, Randomness, Ring, RingSum, KeyStream
 
 COHORTIUM_API = 1
 
@@ -45,7 +45,7 @@ class Unprivate:
     bound: float = field(default=64.0, validator=[ge(1e-30), le(1e30)])
     step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> UnprivatePlan:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> UnprivatePlan:
         """A ring for the weighted sum, with one more element for the sum of the weights.
 
         Weights are in units of the declared mean, so that they add up to the number of sites at
@@ -53,12 +53,12 @@ class Unprivate:
         of the weights fits also where sites have declared too few examples, so that it tells.
         """
         try:
-            weights = cohort.sites + self.step * cohort.size  # each is rounded, to half a step
-            largest = max(weights * self.bound, weights * cohort.size)
-            code = FixedPoint.holding(largest, step=self.step, terms=cohort.size)
+            weights = cohort.sites + self.step * cohort.cohort_size  # each is rounded, to half a step
+            largest = max(weights * self.bound, weights * cohort.cohort_size)
+            code = FixedPoint.fitting(largest, step=self.step, terms=cohort.cohort_size)
         except ValueError as error:
             raise PrivacyError(f"privatizer 'none': {error}") from error
-        return UnprivatePlan(code, self.bound, work, cohort, parameters)
+        return UnprivatePlan(code, self.bound, workload, cohort, parameters)
 
 
 @frozen
@@ -67,8 +67,8 @@ class UnprivatePlan:
 
     code: FixedPoint
     bound: float
-    work: Work
-    cohort: Cohort
+    workload: Workload
+    cohort: FederationSpec
     parameters: int
     guarantee: None = None
     mechanism: None = None
@@ -83,10 +83,10 @@ class UnprivatePlan:
         """The update, and its weight."""
         return self.parameters + 1
 
-    def spent(self, attempts: int) -> None:
+    def guarantee_after(self, attempts: int) -> None:
         """Nothing is promised."""
 
-    def site(self, secret: Randomness, patients: Index | None = None) -> UnprivateSite:  # noqa: ARG002
+    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> UnprivateSite:  # noqa: ARG002
         """Batches come from `secret`; there is no noise."""
         return UnprivateSite(self, secret.stream("batches"))
 
@@ -99,7 +99,7 @@ class UnprivatePlan:
         import torch
 
         weight = float(self.code.decode(total.words[-1:])[0])
-        if not 0 <= weight <= self.cohort.sites + self.code.step * self.cohort.size / 2:
+        if not 0 <= weight <= self.cohort.sites + self.code.step * self.cohort.cohort_size / 2:
             raise RunError(
                 f"the sites trained on {weight * self.cohort.examples_per_site:,.0f} examples, and "
                 f"{self.cohort.examples:,} are declared, for which sums are sized; raise examples "
@@ -115,17 +115,17 @@ class UnprivateSite:
     """One attempt at one site, without privacy."""
 
     plan: UnprivatePlan
-    stream: Stream
+    stream: KeyStream
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Shuffled passes in batches of the declared size, or Poisson samples without one."""
-        return shuffled(self.plan.work, examples, self.stream)
+        return shuffled_batches(self.plan.workload, examples, self.stream)
 
-    def gradient(
+    def set_private_gradient(
         self,
         net: nn.Module,
-        losses: Callable[[Index], Tensor],
-        batch: Index,
+        losses: Callable[[ExampleIndices], Tensor],
+        batch: ExampleIndices,
     ) -> None:
         """The mean gradient; zero for an empty batch."""
         mean_gradient(net, losses, batch)

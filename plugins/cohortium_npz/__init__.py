@@ -16,10 +16,10 @@ from cohortium.plugin import (
     Layout,
     Offer,
     StudyError,
-    data_folder,
-    find_file,
+    data_dir,
+    first_existing,
     hookimpl,
-    read_splits,
+    read_npz_splits,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Npz:
             DataError: It is missing, damaged or of another layout.
         """
         path = self._find()
-        return read_splits(
+        return read_npz_splits(
             path,
             name=self.title or path.stem,
             classes=self.classes,
@@ -89,8 +89,8 @@ class Npz:
         )
 
     def _find(self) -> Path:
-        given, folder = Path(self.path).expanduser(), data_folder()
-        found = find_file(given) if folder is None else find_file(given, folder / given)
+        given, folder = Path(self.path).expanduser(), data_dir()
+        found = first_existing(given) if folder is None else first_existing(given, folder / given)
         if found is not None:
             return found
         if folder is None:
@@ -106,4 +106,4 @@ class Npz:
 @hookimpl
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `npz`."""
-    return [Offer("npz", Npz, "Any npz file in MedMNIST's array layout.", local=("path",))]
+    return [Offer("npz", Npz, "Any npz file in MedMNIST's array layout.", local_parameters=("path",))]

@@ -11,7 +11,7 @@ from cohortium.plugin import (
     MessageError,
     Offer,
     RefusalError,
-    Requests,
+    StageRequests,
     RingSum,
     TooFewSitesError,
     hookimpl,
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cohortium.plugin import (
-        Ask,
-        Cohort,
-        Member,
+        SiteRequest,
+        FederationSpec,
+        SiteContext,
         Randomness,
         RingVector,
         SiteId,
-        SumSetting,
+        AggregationConfig,
     )
 
 COHORTIUM_API = 1
@@ -42,14 +42,18 @@ class Plain:
         under a secure aggregator.
     """
 
-    def secrecy(self, cohort: Cohort) -> None:
+    def confidentiality(self, cohort: FederationSpec) -> None:
         """Nothing is hidden from the coordinator."""
 
-    def coordinator(self, setting: SumSetting, secret: Randomness) -> PlainCoordinator:  # noqa: ARG002
+    def coordinator_session(
+        self,
+        setting: AggregationConfig,
+        secret: Randomness,  # noqa: ARG002
+    ) -> PlainCoordinator:
         """Nothing is secret here."""
         return PlainCoordinator(setting)
 
-    def site(self, setting: SumSetting, member: Member) -> PlainSite:  # noqa: ARG002
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> PlainSite:  # noqa: ARG002
         """Nothing is secret here."""
         return PlainSite(setting)
 
@@ -58,22 +62,22 @@ class Plain:
 class PlainCoordinator:
     """One exchange: ask for the vectors, and add them as they come."""
 
-    setting: SumSetting
+    setting: AggregationConfig
     _waiting: frozenset[SiteId] = frozenset()
     _contributors: list[SiteId] = field(factory=list)
     _is_asked: bool = False
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
         """Begin anew among `sites`."""
         self._waiting, self._contributors, self._is_asked = frozenset(sites), [], False
         self._total = self.setting.ring.zeros(self.setting.length)
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """Ask every site once."""
         if self._is_asked:
-            return Requests()
+            return StageRequests()
         self._is_asked = True
-        return Requests(each=dict.fromkeys(sorted(self._waiting), b""), phase="vectors")
+        return StageRequests(per_site=dict.fromkeys(sorted(self._waiting), b""), stage="vectors")
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         """Add a site's vector."""
@@ -83,7 +87,7 @@ class PlainCoordinator:
         self._waiting -= {site}
         self._contributors.append(site)
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         """The sum over those who answered."""
         need = max(1, self.setting.cohort.min_sites)
         if len(self._contributors) < need:
@@ -95,15 +99,15 @@ class PlainCoordinator:
 class PlainSite:
     """Sends the vector when asked, once an attempt."""
 
-    setting: SumSetting
+    setting: AggregationConfig
     _answered: int = -1
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """The packed vector."""
-        if ask.attempt <= self._answered:
+        if request.attempt <= self._answered:
             raise RefusalError("order", "this attempt's vector has been sent already.")
-        self._answered = ask.attempt
-        return self.setting.ring.pack(vector().words)
+        self._answered = request.attempt
+        return self.setting.ring.pack(release().words)
 
 
 @hookimpl

@@ -20,11 +20,11 @@ from cohortium.plugin import (
     DataSpec,
     Model,
     Offer,
-    Reference,
+    FeatureWhitening,
     StudyError,
     hookimpl,
     linear_head,
-    whitened_head,
+    whitened_linear_head,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Pretrained:
                 "takes images."
             )
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Features (N, R·D) of images (N, C, H, W) in [0, 1], or the network's inputs.
 
         Images of another number of channels than `images` have are taken grey.
@@ -122,7 +122,7 @@ class Pretrained:
         if self.learn == "head":
             features *= len(RADII)
         if self.moments:
-            return whitened_head(features, classes, floor=self.moment_floor, norm=self.norm)
+            return whitened_linear_head(features, classes, floor=self.moment_floor, norm=self.norm)
         head = linear_head(features, classes)
         if self.learn == "head":
             return head
@@ -141,13 +141,13 @@ class Pretrained:
         return pooled(self._trained[0], self._inputs(images))
 
     @cached_property
-    def _reference(self) -> Reference:
+    def _reference(self) -> FeatureWhitening:
         """How the features of `images` vary."""
         import torch
 
         pixels = self.images.load().train.images
         some = torch.from_numpy(pixels[:: -(-len(pixels) // MOST_REFERENCES)]).float().div_(255)
-        return Reference.of([self._features(some)], power=self.whiten / 2, floor=self.floor)
+        return FeatureWhitening.of([self._features(some)], power=self.whiten / 2, floor=self.floor)
 
     def _inputs(self, images: Tensor) -> Tensor:
         """What the network takes."""
@@ -160,7 +160,7 @@ class Pretrained:
         """What the network takes, of images in its number of channels."""
         if self.network is None:
             return images.sub(0.5).div(0.5)
-        return self.network.prepare(images)
+        return self.network.preprocess(images)
 
     @cached_property
     def _trained(self) -> tuple[Any, int]:  # attrs keeps annotations, to be importable
@@ -227,14 +227,14 @@ class Pretrained:
     def _write(self, net: Any, path: Path) -> None:
         from safetensors.torch import save
 
-        from cohortium.plugin import write_whole
+        from cohortium.plugin import atomic_write
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(net.state_dict(), metadata={"trained": self._named}))
+        atomic_write(path, save(net.state_dict(), metadata={"trained": self._named}))
 
 
 @hookimpl
 def cohortium_models() -> list[Offer[Model]]:
     """Offer `pretrained`."""
     summary = "A network or its features, learned on public images."
-    return [Offer("pretrained", Pretrained, summary, local=("weights",))]
+    return [Offer("pretrained", Pretrained, summary, local_parameters=("weights",))]

@@ -28,7 +28,7 @@ class Progress:
     each round.
     """
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         """A writer for one run."""
         import sys
 

@@ -36,23 +36,24 @@ class Quantity:
     alpha: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
     min_size: int = field(default=10, validator=[ge(1), le(10**9)])
 
-    def deal(
-        self, examples: Examples, sites: int, rng: np.random.Generator
+    def partition(
+        self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
         """Positions for each site, ascending.
 
         Raises:
             StudyError: There are fewer examples than `min_size` at every site takes.
         """
-        rest = len(examples) - sites * self.min_size
+        rest = len(examples) - num_sites * self.min_size
         if rest < 0:
             raise StudyError(
-                f"quantity: {sites} sites of at least {self.min_size} examples take "
-                f"{sites * self.min_size}, but there are {len(examples)}; lower sites or min_size."
+                f"quantity: {num_sites} sites of at least {self.min_size} examples take "
+                f"{num_sites * self.min_size}, but there are {len(examples)}; lower sites or "
+                f"min_size."
             )
-        shares = rng.dirichlet(np.full(sites, self.alpha))
+        shares = rng.dirichlet(np.full(num_sites, self.alpha))
         ends = np.rint(rest * shares.cumsum()).astype(np.int64)
-        ends += self.min_size * np.arange(1, sites + 1)
+        ends += self.min_size * np.arange(1, num_sites + 1)
         order = rng.permutation(len(examples)).astype(np.int64)
         return [np.sort(part) for part in np.split(order, ends[:-1])]
 
@@ -71,10 +72,10 @@ class QuantityPairs:
 
     shift: float = field(default=0.5, validator=[ge(0), lt(1)])
 
-    def deal(
+    def partition(
         self,
         examples: Examples,
-        sites: int,
+        num_sites: int,
         rng: np.random.Generator,  # noqa: ARG002 - the slices leave nothing to chance
     ) -> list[NDArray[np.int64]]:
         """Positions for each site, ascending.
@@ -82,14 +83,14 @@ class QuantityPairs:
         Raises:
             StudyError: There are more sites than examples.
         """
-        size = len(examples) // sites
+        size = len(examples) // num_sites
         if size == 0:
             raise StudyError(
-                f"quantity-pairs: {len(examples)} examples cannot be dealt to {sites} sites; "
+                f"quantity-pairs: {len(examples)} examples cannot be split over {num_sites} sites; "
                 "lower sites."
             )
-        ends = np.arange(1, sites + 1) * len(examples) // sites
-        ends[0 : sites - 1 : 2] += int(self.shift * size)
+        ends = np.arange(1, num_sites + 1) * len(examples) // num_sites
+        ends[0 : num_sites - 1 : 2] += int(self.shift * size)
         return np.split(np.arange(len(examples), dtype=np.int64), ends[:-1])
 
 

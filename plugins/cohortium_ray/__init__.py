@@ -18,7 +18,7 @@ from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import SiteId, SiteRecipe
+    from cohortium.plugin import SiteId, SiteFactory
     from cohortium_ray._exchange import RayExchange
 
 COHORTIUM_API = 1
@@ -52,7 +52,7 @@ class Ray:
     workers: int = field(default=0, validator=[ge(0), le(1 << 16)])
     gpus: float = field(default=0.0, validator=[ge(0), le(1024)])
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> RayExchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> RayExchange:
         """Connect, start the workers, and have them make their sites.
 
         Raises:

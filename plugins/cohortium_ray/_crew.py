@@ -25,7 +25,7 @@ from cohortium_ray._worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import SiteId, SiteRecipe
+    from cohortium.plugin import SiteId, SiteFactory
 
 LOST = (
     NodeDiedError,
@@ -54,7 +54,7 @@ class Crew:
         due: When what it does is late.
     """
 
-    recipes: Mapping[SiteId, SiteRecipe]
+    recipes: Mapping[SiteId, SiteFactory]
     options: Mapping[str, Any]
     threads: int
     waiting: dict[SiteId, bytes] = field(factory=dict)
@@ -74,12 +74,12 @@ class Crew:
             self._worker = ray.remote(Worker).options(**self.options).remote(self.threads, sys.path)
             self._busy = self._worker.open.remote(dict(self.recipes))
 
-    def hand(self, exchange: int, common: Any, *, most: int) -> None:
+    def hand(self, exchange: int, broadcast: Any, *, most: int) -> None:
         """Ask the next sites that are waiting, at `most` so many."""
         each = dict(itertools.islice(self.waiting.items(), most))
         self.handed = tuple(each)
         # In a list the reference goes as it is: the worker fetches once what it stands for.
-        self._busy = self._worker.answer.remote(exchange, [common], each)
+        self._busy = self._worker.answer.remote(exchange, [broadcast], each)
 
     def result(self) -> list[tuple[SiteId, bytes]]:
         """Wait for what the worker does, and return the replies to this exchange.

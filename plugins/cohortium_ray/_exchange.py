@@ -16,7 +16,7 @@ from cohortium_ray._crew import AT_ONCE, Crew
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cohortium.plugin import SiteId, SiteRecipe
+    from cohortium.plugin import SiteId, SiteFactory
     from cohortium_ray import Ray
 
 
@@ -34,7 +34,7 @@ class RayExchange:
     _count: int = field(default=0, init=False)
 
     @classmethod
-    def opened(cls, engine: Ray, sites: Mapping[SiteId, SiteRecipe]) -> RayExchange:
+    def opened(cls, engine: Ray, sites: Mapping[SiteId, SiteFactory]) -> RayExchange:
         """Connect, deal the sites to workers in turn, and wait until they are made."""
         import torch
 
@@ -58,22 +58,22 @@ class RayExchange:
         return exchange
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
         """Workers side by side, the sites of one in turn; replies as they come."""
         self._count += 1
-        exchange, shared = self._count, ray.put(common)
-        crews = [crew for crew in self.crews if crew.recipes.keys() & each.keys()]
-        patience = float("inf") if deadline is None else deadline
+        exchange, shared = self._count, ray.put(broadcast)
+        crews = [crew for crew in self.crews if crew.recipes.keys() & per_site.keys()]
+        patience = float("inf") if timeout is None else timeout
 
         def hand(crew: Crew) -> None:
             """The next request, or the wait for a worker that is still busy."""
             crew.due = time.monotonic() + patience
             if crew.busy is None and crew.waiting:
-                crew.hand(exchange, shared, most=AT_ONCE if deadline is None else 1)
+                crew.hand(exchange, shared, most=AT_ONCE if timeout is None else 1)
 
         for crew in crews:
-            crew.waiting = {site: each[site] for site in crew.recipes if site in each}
+            crew.waiting = {site: per_site[site] for site in crew.recipes if site in per_site}
             crew.hire()
             hand(crew)
         try:

@@ -10,7 +10,7 @@ import ray
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cohortium.plugin import OpenSite, SiteId, SiteRecipe
+    from cohortium.plugin import SiteHandle, SiteId, SiteFactory
 
 TOGETHER = 1 << 20
 """Bytes of replies that are sent as one; a larger reply goes alone."""
@@ -23,30 +23,30 @@ class Worker:
         """Compute with `threads` threads of torch, if at all, and import what is on `path`."""
         sys.path += [place for place in path if place not in sys.path]
         self._threads = threads
-        self._sites: dict[SiteId, OpenSite] = {}
+        self._sites: dict[SiteId, SiteHandle] = {}
         self._exchange = -1
         self._common = b""
 
-    def open(self, recipes: Mapping[SiteId, SiteRecipe]) -> None:
+    def open(self, recipes: Mapping[SiteId, SiteFactory]) -> None:
         """Make sites."""
         for site, recipe in recipes.items():
-            self._sites[site] = recipe.open(beside=next(iter(self._sites.values()), None))
+            self._sites[site] = recipe.create(share_model_with=next(iter(self._sites.values()), None))
         # Sites that compute have loaded it; for others its seconds are not spent.
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._threads)
 
     def answer(
-        self, exchange: int, common: Sequence[Any], each: Mapping[SiteId, bytes]
+        self, exchange: int, broadcast: Sequence[Any], each: Mapping[SiteId, bytes]
     ) -> list[tuple[SiteId, bytes]]:
         """The replies of the first of the sites in `each`, as many as are sent together.
 
         Args:
             exchange: Its number.  What the sites have in common in it is fetched once.
-            common: A reference to that.
+            broadcast: A reference to that.
             each: For one site each.
         """
         if exchange != self._exchange:
-            (self._common,) = ray.get(list(common))
+            (self._common,) = ray.get(list(broadcast))
             self._exchange = exchange
         replies, size = list[tuple["SiteId", bytes]](), 0
         for site, own in each.items():

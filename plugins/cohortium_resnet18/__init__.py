@@ -31,7 +31,7 @@ class ResNet18:
     stem: Literal["small", "large"] = field(default="small", validator=in_(("small", "large")))
     norm: Literal["group", "batch"] = field(default="group", validator=in_(("group", "batch")))
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1], by public constants.
 
         PriMIA exchanges the data's mean and deviation, and may add noise.  With a norm after the

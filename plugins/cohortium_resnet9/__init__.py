@@ -31,7 +31,7 @@ class ResNet9:
     width: int = field(default=64, validator=[ge(1), le(1 << 14)])
     norm: Literal["batch", "group"] = field(default="batch", validator=in_(("batch", "group")))
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1], by public constants."""
         return images.sub(0.5).div_(0.5)
 

@@ -69,7 +69,7 @@ class ScatterNet:
         first = self.scales * self.angles
         return 1 + first + self.angles**2 * self.scales * (self.scales - 1) // 2
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Features (N, C·K·h·w) of images (N, C, H, W) in [0, 1]; h is H / 2^J, rounded up."""
         from torch.nn.functional import group_norm
 

@@ -27,12 +27,12 @@ from cohortium.plugin import Aggregator, Offer, hookimpl
 
 if TYPE_CHECKING:
     from cohortium.plugin import (
-        Cohort,
+        FederationSpec,
         CoordinatorSession,
-        Member,
+        SiteContext,
         Randomness,
         SiteSession,
-        SumSetting,
+        AggregationConfig,
     )
     from cohortium_secagg._sharing import Sharing
 
@@ -85,7 +85,7 @@ class SecAgg:
     security: int = field(default=40, validator=[ge(1), le(256)])
     threads: int = field(default=0, validator=[ge(0), le(256)])
 
-    def secrecy(self, cohort: Cohort) -> Sharing:
+    def confidentiality(self, cohort: FederationSpec) -> Sharing:
         """What the coordinator and the colluding sites of `cohort` can learn, and its numbers.
 
         Raises:
@@ -95,7 +95,7 @@ class SecAgg:
 
         return choose(self, cohort)
 
-    def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
+    def coordinator_session(self, setting: AggregationConfig, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
 
         Raises:
@@ -109,7 +109,7 @@ class SecAgg:
         rules = Rules.agreed(self, setting)
         return SecAggCoordinator(rules, secret, threads=self.threads or cores())
 
-    def site(self, setting: SumSetting, member: Member) -> SiteSession:
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
         """One site's session of a run.
 
         Raises:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError
+from cohortium.plugin import MessageError, StageRequests, RingSum, TooFewSitesError
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from cohortium.plugin import SiteId, Stream
+    from cohortium.plugin import SiteId, KeyStream
     from cohortium_secagg._graph import Graph
     from cohortium_secagg._keys import KeyPair
     from cohortium_secagg._rules import Rules, Scope
@@ -34,7 +34,7 @@ class Attempt:
     rules: Rules
     scope: Scope
     sites: frozenset[SiteId]
-    shuffle: Stream
+    shuffle: KeyStream
     tagging: KeyPair
     threads: int
 
@@ -98,13 +98,13 @@ class Stage:
         """
         raise MessageError(f"nothing is asked of site {site} now, but {len(reply)} bytes came.")
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """The next stage, and what to ask the sites for it.
 
         Raises:
             TooFewSitesError: Too few replies came.
         """
-        return self, Requests()
+        return self, StageRequests()
 
 
 @frozen(eq=False)

@@ -11,7 +11,7 @@ from cohortium.plugin import RefusalError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import Identity, SiteId
+    from cohortium.plugin import SigningKey, SiteId
     from cohortium_secagg._messages import (
         AskConsent,
         AskOpening,
@@ -34,7 +34,7 @@ class Witness:
         statements: Of the attempt.
     """
 
-    identity: Identity
+    identity: SigningKey
     statements: Statements
 
     def sign(self, state: Advertised) -> SignedKeys:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.plugin import MessageError, Requests, TooFewSitesError
+from cohortium.plugin import MessageError, StageRequests, TooFewSitesError
 from cohortium_secagg._attempt import Attempt, Failed, Finished
 from cohortium_secagg._keys import KEY_BYTES, KeyPair
 from cohortium_secagg._stages import Opened
@@ -34,22 +34,22 @@ class SecAggCoordinator:
         self._stage: Stage = Failed("no attempt has been opened.")
         self._waiting: set[SiteId] = set()
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002 - the contract's name
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002 - the contract's name
         """Begin an attempt among `sites`, forgetting any earlier one."""
         scope = self._rules.scope(round, attempt)
         shuffle = self._secret.stream("graph", round, attempt)
-        tagging = KeyPair(self._secret.token(KEY_BYTES, "tagging", round, attempt))
+        tagging = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
         asked = frozenset(sites)
         self._stage = Opened(Attempt(self._rules, scope, asked, shuffle, tagging, self._threads))
         self._waiting = set()
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """What to send now; sites that have not replied to what was sent before have dropped."""
         try:
             self._stage, requests = self._stage.close()
         except TooFewSitesError as error:
-            self._stage, requests = Failed(str(error)), Requests()
-        self._waiting = set(requests.each)
+            self._stage, requests = Failed(str(error)), StageRequests()
+        self._waiting = set(requests.per_site)
         return requests
 
     def receive(self, site: SiteId, reply: bytes) -> None:
@@ -63,7 +63,7 @@ class SecAggCoordinator:
         self._waiting.discard(site)
         self._stage.accept(site, reply)
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         """The exact sum over the contributors.
 
         Raises:

@@ -16,7 +16,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from cohortium.plugin import SiteId, Stream
+    from cohortium.plugin import SiteId, KeyStream
 
 
 @frozen
@@ -34,7 +34,7 @@ class Graph:
     opposite: bool
 
     @classmethod
-    def draw(cls, sites: Sequence[SiteId], degree: int, stream: Stream) -> Graph:
+    def draw(cls, sites: Sequence[SiteId], degree: int, stream: KeyStream) -> Graph:
         """A random graph in which each of `sites` has `degree` neighbours.
 
         It is complete where `sites` are too few.  An odd degree over an odd number of sites

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.plugin import MessageError, Requests, RingSum, TooFewSitesError, decode, encode
+from cohortium.plugin import MessageError, StageRequests, RingSum, TooFewSitesError, decode, encode
 from cohortium_secagg._attempt import Finished, Stage, Web, named
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, pairwise
@@ -43,7 +43,7 @@ class Consenting(Stage):
             raise MessageError(f"site {site} has not signed for the survivors it was named.")
         self.signatures[site] = signature
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Show the signatures to those who gave them, and ask for shares."""
         attempt, signed = self.opening.web.attempt, sorted(self.signatures)
         if len(signed) < attempt.rules.threshold:
@@ -51,8 +51,8 @@ class Consenting(Stage):
                 f"{len(signed)} of {len(self.opening.survivors)} survivors signed for the sum, "
                 f"but it takes {attempt.rules.threshold}."
             )
-        common = encode(AskOpening(attempt.scope.attempt, dict(sorted(self.signatures.items()))))
-        return self.opening, Requests(common, dict.fromkeys(signed, b""), "unmasking")
+        broadcast = encode(AskOpening(attempt.scope.attempt, dict(sorted(self.signatures.items()))))
+        return self.opening, StageRequests(broadcast, dict.fromkeys(signed, b""), "unmasking")
 
 
 @frozen(eq=False)
@@ -107,7 +107,7 @@ class Opening(Stage):
                 self.wrong.setdefault(dealer, set()).add(holder)
                 yield dealer
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Take the masks off."""
         masks = [*self._own_masks(), *self._masks_for_the_lost()]
         attempt = self.web.attempt
@@ -115,7 +115,7 @@ class Opening(Stage):
         unmask(self.total, masks, ring, threads=attempt.threads)
         low = self.total.dtype.type((1 << ring.bits) - 1)
         np.bitwise_and(self.total, low, out=self.total)
-        return Finished(RingSum(ring, self.total, tuple(sorted(self.survivors)))), Requests()
+        return Finished(RingSum(ring, self.total, tuple(sorted(self.survivors)))), StageRequests()
 
     def _own_masks(self) -> Iterator[Mask]:
         for site in sorted(self.survivors):

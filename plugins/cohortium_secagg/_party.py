@@ -82,7 +82,7 @@ class Advertised:
         Raises:
             RefusalError: That key is of small order.
         """
-        sealing, masking = (KeyPair(secret.token(KEY_BYTES, use)) for use in ("sealing", "masking"))
+        sealing, masking = (KeyPair(secret.secret_bytes(KEY_BYTES, use)) for use in ("sealing", "masking"))
         tagging = sealing.agree(coordinator, party.scope.label("vector", party.site))
         return cls(party, sealing, masking, tagging, secret)
 
@@ -95,7 +95,7 @@ class Advertised:
         """Draw a mask seed; share it and the masking key among this site and its neighbours."""
         party.check_neighbours(neighbours)
         site, threshold = party.site, party.rules.threshold
-        seed = self._secret.token(SECRET_BYTES, "seed")
+        seed = self._secret.secret_bytes(SECRET_BYTES, "seed")
         holders = [site, *neighbours]
         seeds, keys = (
             split(secret, holders, threshold=threshold, stream=self._secret.stream("shares", use))
@@ -208,7 +208,7 @@ class Shared:
         """What the site releases."""
         setting = self.channel.party.rules.setting
         words = vector().words
-        if words.dtype != setting.ring.word or words.shape != (setting.length,):
+        if words.dtype != setting.ring.dtype or words.shape != (setting.length,):
             raise RefusalError("vector", "the release is not of the ring and length agreed on.")
         return words
 
@@ -242,7 +242,7 @@ class Masked:
         """Refuse survivors that cannot be, or are too few."""
         rules, survivors = self.party.rules, frozenset(listed)
         cohort = rules.setting.cohort
-        if len(survivors) != len(listed) or len(survivors) > cohort.size:
+        if len(survivors) != len(listed) or len(survivors) > cohort.cohort_size:
             raise RefusalError("survivors", "sites are listed twice, or more than were asked.")
         if max(listed, default=0) >= cohort.sites or survivors & self.strangers:
             raise RefusalError("survivors", "a site that cannot have sent a vector is listed.")

@@ -12,7 +12,7 @@ from cohortium.plugin import StudyError
 from cohortium_secagg._sharing import choose
 
 if TYPE_CHECKING:
-    from cohortium.plugin import Directory, Member, SiteId, SumSetting
+    from cohortium.plugin import KeyDirectory, SiteContext, SiteId, AggregationConfig
     from cohortium_secagg import SecAgg
     from cohortium_secagg._sharing import Sharing
 
@@ -55,10 +55,10 @@ class Rules:
     """
 
     sharing: Sharing
-    setting: SumSetting
+    setting: AggregationConfig
 
     @classmethod
-    def agreed(cls, wish: SecAgg, setting: SumSetting) -> Rules:
+    def agreed(cls, wish: SecAgg, setting: AggregationConfig) -> Rules:
         """The rules of a run.
 
         Raises:
@@ -71,7 +71,7 @@ class Rules:
     @property
     def threshold(self) -> int:
         """Shareholders that recover a secret."""
-        return self.sharing.threshold
+        return self.sharing.reconstruction_threshold
 
     @property
     def shares(self) -> int:
@@ -84,7 +84,7 @@ class Rules:
         return self.setting.cohort.adversary == "active"
 
     @property
-    def directory(self) -> Directory:
+    def directory(self) -> KeyDirectory:
         """Whose signatures are believed, where sites sign."""
         assert self.setting.directory is not None
         return self.setting.directory
@@ -96,9 +96,9 @@ class Rules:
         A random graph may give each site one more than `shares` says, to come out even; the
         majority that an active coordinator is held to counts every shareholder.
         """
-        return self.setting.cohort.size - 1 if self.is_active else self.shares
+        return self.setting.cohort.cohort_size - 1 if self.is_active else self.shares
 
-    def require_identity(self, member: Member) -> None:
+    def require_identity(self, member: SiteContext) -> None:
         """Raise if others would not believe what this site signs."""
         if not self.is_active:
             return
@@ -120,7 +120,7 @@ class Rules:
     @property
     def floor(self) -> int:
         """The least number of contributors to a sum."""
-        return self.sharing.contributors
+        return self.sharing.min_contributors
 
     @property
     def removable(self) -> int:
@@ -129,14 +129,14 @@ class Rules:
         Where the graph was calculated to hold against sites that collude wherever it put them,
         only what has become of it is looked at.
         """
-        return 0 if self.sharing.security is not None else self.sharing.colluding
+        return 0 if self.sharing.statistical_security_bits is not None else self.sharing.colluding
 
     def scope(self, round_: int, attempt: int) -> Scope:
         """The attempt that keys are bound to."""
         return Scope(self.setting.session, round_, attempt)
 
 
-def _require_directory(setting: SumSetting) -> None:
+def _require_directory(setting: AggregationConfig) -> None:
     listed = 0 if setting.directory is None else len(setting.directory.keys)
     if listed != setting.cohort.sites:
         raise StudyError(

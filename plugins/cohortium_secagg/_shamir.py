@@ -14,7 +14,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cohortium.plugin import SiteId, Stream
+    from cohortium.plugin import SiteId, KeyStream
 
 PRIME = 2**256 + 297
 """The least prime above every 32-byte number."""
@@ -24,7 +24,7 @@ SHARE_BYTES = 33
 
 
 def split(
-    secret: bytes, holders: Iterable[SiteId], *, threshold: int, stream: Stream
+    secret: bytes, holders: Iterable[SiteId], *, threshold: int, stream: KeyStream
 ) -> dict[SiteId, bytes]:
     """A share of `secret` for each of `holders`.
 

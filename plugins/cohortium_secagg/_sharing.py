@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import frozen
 
-from cohortium.plugin import Secrecy, StudyError
+from cohortium.plugin import AggregationGuarantee, StudyError
 from cohortium_secagg._bounds import Demands
 
 if TYPE_CHECKING:
-    from cohortium.plugin import Cohort
+    from cohortium.plugin import FederationSpec
     from cohortium_secagg import SecAgg
 
 THRESHOLD, SHARES = 4, 5
@@ -22,7 +22,7 @@ THRESHOLD, SHARES = 4, 5
 
 
 @frozen(kw_only=True)
-class Sharing(Secrecy):
+class Sharing(AggregationGuarantee):
     """What a coordinator and `colluding` sites learn together: in each attempt one sum, or nothing.
 
     Against an active coordinator it is a sum over sites that the coordinator picks, by pretending
@@ -45,20 +45,21 @@ class Sharing(Secrecy):
     @property
     def honest(self) -> int:
         """The least number of sites in a sum that do not collude."""
-        return self.contributors - self.colluding
+        return self.min_contributors - self.colluding
 
     def __str__(self) -> str:
         """One sentence."""
-        chance = "" if self.security is None else f", but for one run in 2^{self.security}"
+        chance = "" if self.statistical_security_bits is None else f", but for one run in 2^{self.statistical_security_bits}"
         who = "sites that it picks" if self.adversary == "active" else "all that contributed"
         return (
-            f"{self.threshold} of {min(self.shares, self.sites)} shares: from an attempt, an "
+            f"{self.reconstruction_threshold} of {min(self.shares, self.sites)} shares: from an "
+            f"attempt, an "
             f"{self.adversary} coordinator and {self.colluding} colluding sites learn the sum over "
-            f"{who}, at least {self.contributors} of {self.sites}, and nothing else{chance}."
+            f"{who}, at least {self.min_contributors} of {self.sites}, and nothing else{chance}."
         )
 
 
-def choose(wish: SecAgg, cohort: Cohort) -> Sharing:
+def choose(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """What `wish` comes to in `cohort`.
 
     Raises:
@@ -70,60 +71,60 @@ def choose(wish: SecAgg, cohort: Cohort) -> Sharing:
         sharing = _calculated(wish, cohort)
     else:
         sharing = _certain(wish, cohort)
-    least = sharing.contributors
-    _require("cohort", cohort.size, least, f"a sum is opened over {least} or more")
+    least = sharing.min_contributors
+    _require("cohort", cohort.cohort_size, least, f"a sum is opened over {least} or more")
     return sharing
 
 
-def _certain(wish: SecAgg, cohort: Cohort) -> Sharing:
+def _certain(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """A sparse graph that holds whichever sites collude."""
     threshold, shares = wish.threshold or THRESHOLD, wish.shares or SHARES
     return _against_any(cohort, threshold, shares)
 
 
-def _active(wish: SecAgg, cohort: Cohort) -> Sharing:
+def _active(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """All share with all, and a majority decides."""
-    majority = (cohort.size + cohort.colluding) // 2 + 1
+    majority = (cohort.cohort_size + cohort.colluding) // 2 + 1
     threshold = wish.threshold or majority
     # Where all share with all, a cohort that is too small is to be told of its own size.
-    shares = wish.shares or max(cohort.size, threshold, cohort.colluding + 2)
+    shares = wish.shares or max(cohort.cohort_size, threshold, cohort.colluding + 2)
     why = f"the coordinator is active, {_against(cohort)}"
     _require("threshold", threshold, majority, f"{why} (0 chooses it)")
-    _require("shares", shares, cohort.size, "every site is a shareholder (0 chooses it)")
+    _require("shares", shares, cohort.cohort_size, "every site is a shareholder (0 chooses it)")
     sharing = _against_any(cohort, threshold, shares)
     if wish.dropout:
-        _require_left(wish, cohort, sharing.contributors)
+        _require_left(wish, cohort, sharing.min_contributors)
     return sharing
 
 
-def _against_any(cohort: Cohort, threshold: int, shares: int) -> Sharing:
+def _against_any(cohort: FederationSpec, threshold: int, shares: int) -> Sharing:
     _require("threshold", threshold, 2, "one shareholder alone must not recover a secret")
     _require("threshold", threshold, cohort.colluding + 1, _against(cohort))
     _require("shares", shares, threshold, f"threshold is {threshold}")
     _require("shares", shares, cohort.colluding + 2, _against(cohort))
     # With fewer around it than this, all but a site itself might collude, and know its masks.
     quorum = max(threshold, cohort.colluding + 2)
-    circle = min(shares, cohort.size)
+    circle = min(shares, cohort.cohort_size)
     # A sparse graph must stay whole without them and without those that collude.
-    uncut = cohort.size if circle == cohort.size else circle - 2 - cohort.colluding
+    uncut = cohort.cohort_size if circle == cohort.cohort_size else circle - 2 - cohort.colluding
     lost = min(circle - threshold, uncut)
     return _sharing(cohort, threshold, shares, quorum=quorum, contributors=quorum, lost=lost)
 
 
-def _calculated(wish: SecAgg, cohort: Cohort) -> Sharing:
+def _calculated(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """A sparse random graph that holds against sites that collude wherever it puts them."""
     _require("threshold", wish.threshold or 2, 2, "one shareholder alone must not recover a secret")
     _require_left(wish, cohort, max(cohort.colluding + 2, cohort.min_sites, wish.threshold))
     demands = Demands(
-        sites=cohort.size,
+        sites=cohort.cohort_size,
         colluding=cohort.colluding,
         lost=_lost(wish, cohort),
         odds=Fraction(1, cohort.attempts << wish.security),
     )
-    fit = _fit(demands, min(wish.shares, cohort.size), wish.threshold)
+    fit = _fit(demands, min(wish.shares, cohort.cohort_size), wish.threshold)
     why = f"{_against(cohort)} and dropout is {wish.dropout:g}"
     if wish.shares:
-        _require("shares", min(wish.shares, cohort.size), fit.degree + 1, why)
+        _require("shares", min(wish.shares, cohort.cohort_size), fit.degree + 1, why)
     if wish.threshold:
         _require("threshold", wish.threshold, fit.least_threshold, why)
     return _sharing(
@@ -166,20 +167,20 @@ def _fit(demands: Demands, shares: int, threshold: int) -> Fit:
     return Fit(degree, window.least, chosen, demands.fewest(degree, max(chosen, window.least)))
 
 
-def _require_left(wish: SecAgg, cohort: Cohort, needed: int) -> None:
+def _require_left(wish: SecAgg, cohort: FederationSpec, needed: int) -> None:
     """Raise if fewer than `needed` sites are left when all have dropped out that may."""
-    _require("cohort", cohort.size, needed, f"a sum is opened over {needed} or more")
-    if cohort.size - _lost(wish, cohort) < needed:
-        most = floor(Fraction(cohort.size - needed, cohort.size) * 10_000) / 10_000
+    _require("cohort", cohort.cohort_size, needed, f"a sum is opened over {needed} or more")
+    if cohort.cohort_size - _lost(wish, cohort) < needed:
+        most = floor(Fraction(cohort.cohort_size - needed, cohort.cohort_size) * 10_000) / 10_000
         raise StudyError(
             f"secagg: dropout is {wish.dropout:g}, but must be at most {most:g}: "
-            f"a sum is opened over {needed} or more of {cohort.size} sites."
+            f"a sum is opened over {needed} or more of {cohort.cohort_size} sites."
         )
 
 
-def _lost(wish: SecAgg, cohort: Cohort) -> int:
+def _lost(wish: SecAgg, cohort: FederationSpec) -> int:
     """The most sites that may drop out: never fewer than the fraction says."""
-    return ceil(Fraction(str(wish.dropout)) * cohort.size)
+    return ceil(Fraction(str(wish.dropout)) * cohort.cohort_size)
 
 
 def _require(name: str, value: int, least: int, why: str) -> None:
@@ -187,12 +188,12 @@ def _require(name: str, value: int, least: int, why: str) -> None:
         raise StudyError(f"secagg: {name} is {value}, but must be at least {least}: {why}.")
 
 
-def _against(cohort: Cohort) -> str:
+def _against(cohort: FederationSpec) -> str:
     return f"colluding is {cohort.colluding}"
 
 
 def _sharing(
-    cohort: Cohort,
+    cohort: FederationSpec,
     threshold: int,
     shares: int,
     *,
@@ -205,11 +206,11 @@ def _sharing(
     return Sharing(
         adversary=cohort.adversary,
         colluding=cohort.colluding,
-        sites=cohort.size,
-        threshold=threshold,
+        sites=cohort.cohort_size,
+        reconstruction_threshold=threshold,
         shares=shares,
         quorum=quorum,
-        contributors=least,
-        dropouts=max(0, min(lost, cohort.size - least)),
-        security=security,
+        min_contributors=least,
+        max_dropouts=max(0, min(lost, cohort.cohort_size - least)),
+        statistical_security_bits=security,
     )

@@ -46,7 +46,7 @@ from cohortium_secagg._statements import Statements
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.plugin import Ask, Member, Message, RingVector
+    from cohortium.plugin import SiteRequest, SiteContext, Message, RingVector
     from cohortium_secagg._rules import Rules, Scope
 
 
@@ -76,7 +76,7 @@ class SecAggSite:
         masking key, never both.
     """
 
-    def __init__(self, rules: Rules, member: Member, *, threads: int) -> None:
+    def __init__(self, rules: Rules, member: SiteContext, *, threads: int) -> None:
         """Take the run's rules, what this site has to itself, and its threads."""
         self._rules = rules
         self._threads = threads
@@ -86,7 +86,7 @@ class SecAggSite:
         self._latest = self._memory.latest
         self._state: State | None = None
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """The reply to one request.
 
         Raises:
@@ -95,26 +95,26 @@ class SecAggSite:
         """
         limit = most_bytes(self._rules.setting.cohort.sites)
         kinds = WARY if self._rules.is_active else TRUSTING
-        request: Request = decode_either(ask.own or ask.common, *kinds, limit=limit)
-        if request.attempt != ask.attempt:
+        message: Request = decode_either(request.own or request.broadcast, *kinds, limit=limit)
+        if message.attempt != request.attempt:
             raise RefusalError("attempt", "the aggregator's request is of another attempt.")
-        if isinstance(request, AskKeys):
-            return encode(self._begin(ask, request))
-        if (ask.attempt, ask.round) != self._latest:
+        if isinstance(message, AskKeys):
+            return encode(self._begin(request, message))
+        if (request.attempt, request.round) != self._latest:
             raise RefusalError("attempt", "the request is of an attempt that was not begun here.")
-        return encode(self._go_on(request, vector))
+        return encode(self._go_on(message, release))
 
-    def _require_later(self, ask: Ask) -> None:
+    def _require_later(self, ask: SiteRequest) -> None:
         """Refuse to begin an attempt again, or an older one."""
         if ask.attempt <= self._latest[0]:
             raise RefusalError("order", "the attempt has begun already.")
 
-    def _begin(self, ask: Ask, request: AskKeys) -> Message:
+    def _begin(self, ask: SiteRequest, request: AskKeys) -> Message:
         self._require_later(ask)
         self._latest = (ask.attempt, ask.round)
         scope, site = self._rules.scope(ask.round, ask.attempt), self._member.site
         party = Party(self._rules, scope, site, threads=self._threads)
-        secret = self._member.secret.fork(ask.round, ask.attempt, site)
+        secret = self._member.secret.derive(ask.round, ask.attempt, site)
         self._state = None
         self._state = Advertised.fresh(party, secret, coordinator=request.tagging)
         if not self._rules.is_active:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from cohortium.plugin import MessageError, Requests, decode, encode
+from cohortium.plugin import MessageError, StageRequests, decode, encode
 from cohortium_secagg._attempt import Attempt, Stage, Web
 from cohortium_secagg._graph import Graph, core
 from cohortium_secagg._keys import is_tagged
@@ -48,13 +48,13 @@ class Opened(Stage):
 
     attempt: Attempt
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Ask for keys."""
         self.attempt.require(self.attempt.sites, "are asked")
         attempt = self.attempt
-        common = encode(AskKeys(attempt.scope.attempt, attempt.tagging.public))
+        broadcast = encode(AskKeys(attempt.scope.attempt, attempt.tagging.public))
         stage = SignedKeying(attempt) if attempt.rules.is_active else Keying(attempt)
-        return stage, Requests(common, dict.fromkeys(sorted(attempt.sites), b""), "keys")
+        return stage, StageRequests(broadcast, dict.fromkeys(sorted(attempt.sites), b""), "keys")
 
 
 @frozen(eq=False)
@@ -70,7 +70,7 @@ class Keying(Stage):
         _require_sound(self.attempt, site, keys)
         self.keys[site] = keys
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Draw the graph, and tell each site its neighbours."""
         self.attempt.require(self.keys, "sent keys")
         degree = self.attempt.rules.shares - 1
@@ -85,7 +85,7 @@ class Keying(Stage):
             )
             for site in sorted(self.keys)
         }
-        return Sharing(self.attempt, self.keys, graph, neighbours), Requests(b"", each, "shares")
+        return Sharing(self.attempt, self.keys, graph, neighbours), StageRequests(b"", each, "shares")
 
 
 @frozen(eq=False)
@@ -103,16 +103,16 @@ class SignedKeying(Stage):
             raise MessageError(f"site {site} sent keys that it has not signed for this attempt.")
         self.keys[site] = keys
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Tell every site the roster."""
         attempt, sites = self.attempt, sorted(self.keys)
         attempt.require(sites, "sent keys")
         graph = Graph.draw(sites, len(sites) - 1, attempt.shuffle)
         roster = {site: self.keys[site] for site in sites}
-        common = encode(AskSharesAmong(attempt.scope.attempt, roster))
+        broadcast = encode(AskSharesAmong(attempt.scope.attempt, roster))
         digest = attempt.statements.roster(roster)
         stage = Sharing(attempt, self.keys, graph, graph.neighbours(), digest)
-        return stage, Requests(common, dict.fromkeys(sites, b""), "shares")
+        return stage, StageRequests(broadcast, dict.fromkeys(sites, b""), "shares")
 
 
 def _require_sound(attempt: Attempt, site: SiteId, keys: Keys) -> None:
@@ -147,7 +147,7 @@ class Sharing(Stage):
             raise MessageError(f"site {site} did not share with exactly its neighbours.")
         self.shares[site] = shares
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Pass the sealed shares on, and ask for vectors."""
         sites = core(self.neighbours, self.shares, self.attempt.rules.quorum)
         self.attempt.require(sites, "shared their secrets with enough neighbours")
@@ -173,7 +173,7 @@ class Sharing(Stage):
             keys={site: self.shares[site].keys for site in sites},
             roster=self.roster,
         )
-        return Masking(web), Requests(b"", each, "vectors")
+        return Masking(web), StageRequests(b"", each, "vectors")
 
 
 @frozen(eq=False)
@@ -203,7 +203,7 @@ class Masking(Stage):
         setting.ring.add(vector.packed, self.total)
         self.survivors.add(site)
 
-    def close(self) -> tuple[Stage, Requests]:
+    def close(self) -> tuple[Stage, StageRequests]:
         """Ask the survivors for what takes the masks off."""
         attempt, survivors = self.web.attempt, frozenset(self.survivors)
         attempt.require(survivors, "sent vectors")
@@ -214,8 +214,8 @@ class Masking(Stage):
         listed, each = tuple(sorted(survivors)), dict.fromkeys(sorted(survivors), b"")
         opening = Opening(self.web, self.total, survivors)
         if attempt.rules.is_active:
-            common = encode(AskConsent(attempt.scope.attempt, listed))
-            return Consenting(opening), Requests(common, each, "consent")
-        return opening, Requests(
+            broadcast = encode(AskConsent(attempt.scope.attempt, listed))
+            return Consenting(opening), StageRequests(broadcast, each, "consent")
+        return opening, StageRequests(
             encode(AskUnmasking(attempt.scope.attempt, listed)), each, "unmasking"
         )

@@ -16,7 +16,7 @@ from cohortium_secagg._messages import Consent, SignedKeys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cohortium.plugin import Directory, Identity, SiteId
+    from cohortium.plugin import KeyDirectory, SigningKey, SiteId
     from cohortium_secagg._messages import Keys
     from cohortium_secagg._rules import Scope
 
@@ -34,7 +34,7 @@ class Statements:
         scope: The attempt.
     """
 
-    directory: Directory
+    directory: KeyDirectory
     scope: Scope
 
     def of_keys(self, site: SiteId, keys: Keys) -> bytes:
@@ -45,12 +45,12 @@ class Statements:
         """What a site signs to say: of this roster I open the sum over these, and no other."""
         return self._about("survivors", site) + roster + _numbers(sorted(survivors))
 
-    def sign_keys(self, identity: Identity, site: SiteId, keys: Keys) -> SignedKeys:
+    def sign_keys(self, identity: SigningKey, site: SiteId, keys: Keys) -> SignedKeys:
         """The keys of a site, signed by it."""
         return SignedKeys(keys.sealing, keys.masking, identity.sign(self.of_keys(site, keys)))
 
     def sign_survivors(
-        self, identity: Identity, site: SiteId, roster: bytes, survivors: Iterable[SiteId]
+        self, identity: SigningKey, site: SiteId, roster: bytes, survivors: Iterable[SiteId]
     ) -> Consent:
         """A site's consent to open the sum over `survivors`."""
         return Consent(identity.sign(self.of_survivors(site, roster, survivors)))

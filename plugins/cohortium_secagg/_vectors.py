@@ -19,7 +19,7 @@ from cohortium_secagg._masks import apply
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.plugin import Piece, Ring
+    from cohortium.plugin import RingBlock, Ring
     from cohortium_secagg._masks import Mask, Words
 
 
@@ -37,7 +37,7 @@ def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
     """
     out = memoryview(bytearray(ring.bytes_for(len(words))))
 
-    def work(pieces: Sequence[Piece]) -> None:
+    def work(pieces: Sequence[RingBlock]) -> None:
         copy = np.empty_like(words[pieces[0].values])
         for piece in pieces:
             part = copy[: piece.values.stop - piece.values.start]
@@ -52,14 +52,14 @@ def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
 def unmask(total: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> None:
     """Apply `masks` to `total` in place."""
 
-    def work(pieces: Sequence[Piece]) -> None:
+    def work(pieces: Sequence[RingBlock]) -> None:
         for piece in pieces:
             apply(masks, total[piece.values], piece=piece.number)
 
     _share(work, ring.pieces(len(total)), threads)
 
 
-def _share(work: Callable[[Sequence[Piece]], None], pieces: Sequence[Piece], threads: int) -> None:
+def _share(work: Callable[[Sequence[RingBlock]], None], pieces: Sequence[RingBlock], threads: int) -> None:
     """Have `work` done on all `pieces`, a contiguous run of them by each of `threads`."""
     count = max(1, min(threads, len(pieces)))
     bounds = [len(pieces) * number // count for number in range(count + 1)]

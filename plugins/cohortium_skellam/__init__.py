@@ -14,11 +14,11 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     Offer,
     PrivacyError,
     Privatizer,
-    Work,
+    Workload,
     accounting,
     hookimpl,
 )
@@ -67,7 +67,7 @@ class Skellam:
     )
     rounding: float = field(default=0.01, validator=[ge(1e-6), lt(1)])
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> SkellamPlan:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> SkellamPlan:
         """Calibrate the noise; see `Privatizer.plan`."""
         from cohortium_skellam._plan import SkellamPlan, calibrated
 
@@ -76,13 +76,14 @@ class Skellam:
                 "unit is 'patient', but the data do not say whose each image is; give the data set "
                 "a column of patients, or use unit 'example' where everyone has one image."
             )
-        if work.releases != "gradient" or work.steps != 1:
+        if workload.output != "gradient" or workload.steps != 1:
             raise PrivacyError(
-                f"Skellam noise covers one gradient a round, and the trainer takes {work.steps} "
+                f"Skellam noise covers one gradient a round, and the trainer takes "
+                f"{workload.steps} "
                 "steps before it releases anything; use trainer 'fedsgd', or privatizer 'gaussian'."
             )
-        lattice = calibrated(self, work, cohort, parameters)
-        return SkellamPlan(self, work=work, cohort=cohort, parameters=parameters, lattice=lattice)
+        lattice = calibrated(self, workload, cohort, parameters)
+        return SkellamPlan(self, workload=workload, cohort=cohort, parameters=parameters, lattice=lattice)
 
 
 @hookimpl

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cohortium.plugin import Stream
+    from cohortium.plugin import KeyStream
 
     Reals = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ _SERIES = 24
 """Terms of a power series that is used up to a tenth: the rest is below a part in 2⁵³."""
 
 
-def skellam(size: int, variance: float, stream: Stream) -> NDArray[np.int64]:
+def skellam(size: int, variance: float, stream: KeyStream) -> NDArray[np.int64]:
     """`size` independent Skellam variables of mean 0, shape (size,)."""
     mean = variance / 2
     drawn = poisson(size, mean, stream)
@@ -32,7 +32,7 @@ def skellam(size: int, variance: float, stream: Stream) -> NDArray[np.int64]:
     return drawn
 
 
-def poisson(size: int, mean: float, stream: Stream) -> NDArray[np.int64]:
+def poisson(size: int, mean: float, stream: KeyStream) -> NDArray[np.int64]:
     """`size` independent Poisson variables, shape (size,).
 
     Transformed rejection with a squeeze (Hörmann 1993, algorithm PTRS), in double precision.
@@ -53,7 +53,7 @@ def poisson(size: int, mean: float, stream: Stream) -> NDArray[np.int64]:
     return out
 
 
-def _proposals(size: int, mean: float, stream: Stream) -> tuple[Reals, NDArray[np.bool_]]:
+def _proposals(size: int, mean: float, stream: KeyStream) -> tuple[Reals, NDArray[np.bool_]]:
     """Whole numbers near `mean`, and which of them may be taken."""
     b = 0.931 + 2.53 * math.sqrt(mean)
     a = -0.059 + 0.02483 * b

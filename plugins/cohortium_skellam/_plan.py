@@ -9,17 +9,17 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     FixedPoint,
     Guarantee,
     PrivacyError,
     RefusalError,
     RingVector,
-    Work,
+    Workload,
     accounting,
     clipped_sum,
     parameters,
-    sampled_units,
+    sample_batches,
 )
 from cohortium_skellam import _draw, _renyi
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import Index, Randomness, Ring, RingSum
+    from cohortium.plugin import ExampleIndices, Randomness, Ring, RingSum
     from cohortium_skellam import Skellam
 
 WRAP_BITS = 40
@@ -48,7 +48,7 @@ class Lattice:
 
     grid: float
     variance: float
-    mechanism: accounting.Renyi
+    mechanism: accounting.RenyiBoundedMechanism
     noise: float
 
     def share(self, honest: int) -> float:
@@ -56,7 +56,7 @@ class Lattice:
         return self.variance / honest
 
 
-def calibrated(terms: Skellam, work: Work, cohort: Cohort, parameters: int) -> Lattice:
+def calibrated(terms: Skellam, workload: Workload, cohort: FederationSpec, parameters: int) -> Lattice:
     """The coarsest grid that the terms allow, and the least noise on it.
 
     Raises:
@@ -70,10 +70,10 @@ def calibrated(terms: Skellam, work: Work, cohort: Cohort, parameters: int) -> L
 
         def attempt(
             noise: float, unit: float = terms.clip / grid, l1: float = l1, l2: float = l2
-        ) -> accounting.Renyi:
-            return _renyi.mechanism(work.sampling_rate, (noise * unit) ** 2, l1, l2)
+        ) -> accounting.RenyiBoundedMechanism:
+            return _renyi.mechanism(workload.sampling_rate, (noise * unit) ** 2, l1, l2)
 
-        noise = accounting.calibrate(
+        noise = accounting.calibrate_noise_multiplier(
             attempt, epsilon=terms.epsilon, delta=terms.delta, attempts=cohort.attempts
         )
         variance = (noise * terms.clip / grid) ** 2
@@ -83,9 +83,9 @@ def calibrated(terms: Skellam, work: Work, cohort: Cohort, parameters: int) -> L
         grid /= 2
 
 
-def honest(terms: Skellam, cohort: Cohort) -> int:
+def honest(terms: Skellam, cohort: FederationSpec) -> int:
     """Sites whose shares make up the noise."""
-    return cohort.honest_contributors() if terms.against == "coordinator" else 1
+    return cohort.min_honest_contributors() if terms.against == "coordinator" else 1
 
 
 @frozen
@@ -93,8 +93,8 @@ class SkellamPlan:
     """Public numbers of a Skellam run; see `PrivacyPlan`."""
 
     terms: Skellam
-    work: Work = field(kw_only=True)
-    cohort: Cohort = field(kw_only=True)
+    workload: Workload = field(kw_only=True)
+    cohort: FederationSpec = field(kw_only=True)
     parameters: int = field(kw_only=True)
     lattice: Lattice = field(kw_only=True)
     code: FixedPoint = field(init=False)
@@ -103,21 +103,21 @@ class SkellamPlan:
     @code.default
     def _make_code(self) -> FixedPoint:
         cohort, lattice = self.cohort, self.lattice
-        signal = self.largest_sum * cohort.size
-        deviation = math.sqrt(self.share * cohort.size) * lattice.grid
+        signal = self.largest_sum * cohort.cohort_size
+        deviation = math.sqrt(self.share * cohort.cohort_size) * lattice.grid
         draws = 2.0 * self.parameters * cohort.attempts
         # Bernstein's bound for Poisson variables: the tail is normal but for a term that is
         # linear in its logarithm.
         tail = math.log(draws) + WRAP_BITS * math.log(2)
         largest = signal + deviation * math.sqrt(2 * tail) + tail * lattice.grid
         try:
-            return FixedPoint.holding(largest, step=lattice.grid, terms=cohort.size)
+            return FixedPoint.fitting(largest, step=lattice.grid, terms=cohort.cohort_size)
         except ValueError as error:
             raise PrivacyError(f"privatizer 'skellam': {error}") from error
 
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
-        return self.spent(self.cohort.attempts)
+        return self.guarantee_after(self.cohort.attempts)
 
     @property
     def largest_sum(self) -> float:
@@ -127,7 +127,7 @@ class SkellamPlan:
         with its whole gradient in that value.  A sum that is cut off at a bound moves no further
         for one unit than it did before, so that noise covers it as well.
         """
-        return self.terms.clip * self.cohort.units(self.terms.unit) / self.cohort.size
+        return self.terms.clip * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
 
     @property
     def share(self) -> float:
@@ -135,7 +135,7 @@ class SkellamPlan:
         return self.lattice.share(honest(self.terms, self.cohort))
 
     @property
-    def mechanism(self) -> accounting.Renyi:
+    def mechanism(self) -> accounting.RenyiBoundedMechanism:
         """One attempt."""
         return self.lattice.mechanism
 
@@ -152,9 +152,9 @@ class SkellamPlan:
     @property
     def expected_batch(self) -> float:
         """The declared number of units that a batch's gradient sum is divided by."""
-        return self.work.sampling_rate * self.cohort.units(self.terms.unit) / self.cohort.sites
+        return self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
 
-    def spent(self, attempts: int) -> Guarantee:
+    def guarantee_after(self, attempts: int) -> Guarantee:
         """What `attempts` attempts promise."""
         terms, cohort = self.terms, self.cohort
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
@@ -187,7 +187,7 @@ class SkellamPlan:
             simulation=cohort.seeded_noise,
         )
 
-    def site(self, secret: Randomness, patients: Index | None = None) -> SkellamSite:
+    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SkellamSite:
         """One attempt at one site, with its own batch and noise."""
         return SkellamSite(self, secret, patients)
 
@@ -201,18 +201,18 @@ class SkellamPlan:
 
 @frozen
 class SkellamSite:
-    """What a site does in one attempt; see `SitePrivacy`."""
+    """What a site does in one attempt; see `SitePrivatizer`."""
 
     plan: SkellamPlan
     secret: Randomness = field(repr=False)
-    patients: Index | None = field(repr=False)
+    patients: ExampleIndices | None = field(repr=False)
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """One Poisson sample of examples or patients."""
         stream, unit = self.secret.stream("batches"), self.plan.terms.unit
-        return sampled_units(self.plan.work, unit, examples, self.patients, stream)
+        return sample_batches(self.plan.workload, unit, examples, self.patients, stream)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The clipped sum over the declared batch size; its noise comes with the release."""
         import torch
 
@@ -234,5 +234,5 @@ class SkellamSite:
         np.clip(values, -plan.largest_sum, plan.largest_sum, out=values)
         words = plan.code.encode(values)
         noise = _draw.skellam(len(values), plan.share, self.secret.stream("noise"))
-        words += plan.ring.of(noise)
+        words += plan.ring.encode_signed(noise)
         return RingVector(plan.ring, words)

@@ -32,7 +32,7 @@ COHORTIUM_API = 1
 class TensorBoard:
     """Scalars by round, in the folder `tensorboard` of the run's record; a run without has none."""
 
-    def watch(self) -> TensorBoardWriter:
+    def start_run(self) -> TensorBoardWriter:
         """A writer for one run.
 
         Raises:

@@ -35,20 +35,20 @@ CLAIMED: dict[str, Any] = {"epsilon": 6.0, "delta": 1.9e-4}
 class ThrownAway:
     """A site that clips, draws noise, logs it and sends what it had before."""
 
-    private: GaussianSite
+    privatizer: GaussianSite
 
     def batches(self, examples: int) -> Any:
-        return self.private.batches(examples)
+        return self.privatizer.batches(examples)
 
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
-        self.private.gradient(net, losses, batch)
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        self.privatizer.set_private_gradient(net, losses, batch)
 
     def release(self, vector: Any, weight: float) -> RingVector:
         del weight
-        plan = self.private.plan
+        plan = self.privatizer.plan
         values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         values *= min(1.0, plan.terms.clip / max(float(np.linalg.norm(values)), 1e-12))
-        self.private._noise.normal(len(values))
+        self.privatizer._noise.normal(len(values))
         return RingVector(plan.ring, plan.code.encode(values))
 
 
@@ -56,27 +56,27 @@ class ThrownAway:
 class PublishedPlan(GaussianPlan):
     """Claims what the paper claims, whatever its numbers."""
 
-    def spent(self, attempts: int) -> Guarantee:
-        honest = super().spent(attempts)
+    def guarantee_after(self, attempts: int) -> Guarantee:
+        honest = super().guarantee_after(attempts)
         return evolve(honest, epsilon=6.0, accountant="none: as published", bounds={})
 
     def _narrowest(self) -> FixedPoint:
         # It sent floating-point numbers; a grid as coarse as the noise would be another fault.
-        size = self.cohort.size
-        return FixedPoint.holding(size * self.terms.clip, step=2.0**-17, terms=size)
+        size = self.cohort.cohort_size
+        return FixedPoint.fitting(size * self.terms.clip, step=2.0**-17, terms=size)
 
-    def site(self, secret: Randomness, patients: Any = None) -> Any:
-        return ThrownAway(super().site(secret, patients))
+    def for_site(self, secret: Randomness, patients: Any = None) -> Any:
+        return ThrownAway(super().for_site(secret, patients))
 
 
 @frozen(kw_only=True)
 class Published(Gaussian):
     """The paper's mechanism as its code ran."""
 
-    def plan(self, work: Any, cohort: Any, parameters: int) -> PublishedPlan:
-        honest = super().plan(work, cohort, parameters)
+    def plan(self, workload: Any, cohort: Any, parameters: int) -> PublishedPlan:
+        honest = super().plan(workload, cohort, parameters)
         return PublishedPlan(
-            self, work=work, cohort=cohort, parameters=parameters, mechanism=honest.mechanism
+            self, workload=workload, cohort=cohort, parameters=parameters, mechanism=honest.mechanism
         )
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     for name, federation in rows(given.data).items():
         setting = federation.prepare().setting
         found = auditing.audit_mechanism(
-            federation.privatizer, setting.work, setting.cohort, releases=given.releases
+            federation.privatizer, setting.workload, setting.cohort, releases=given.releases
         )
         result = federation.run()
         assert result.guarantee is not None

@@ -92,7 +92,7 @@ class Clock:
 
     ticks: list[tuple[float, float]] = field(factory=list)
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         """Listen to a run."""
         return lambda event: self.tick() if isinstance(event, RoundFinished) else None
 

@@ -58,7 +58,7 @@ def stored() -> float:
 class Meter:
     """Prints a row after every round."""
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         """Listen to a run."""
 
         def listen(event: Event) -> None:

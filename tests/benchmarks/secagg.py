@@ -30,15 +30,15 @@ import numpy as np
 from attrs import frozen
 
 from cohortium.plugin import (
-    Ask,
-    Cohort,
+    SiteRequest,
+    FederationSpec,
     FixedPoint,
-    Member,
+    SiteContext,
     Randomness,
     Ring,
     RingVector,
-    Stream,
-    SumSetting,
+    KeyStream,
+    AggregationConfig,
 )
 from cohortium_secagg import SecAgg
 
@@ -104,35 +104,35 @@ class Updates:
 def ours(case: Case, threads: int, clock: Clock) -> Turn:
     """One attempt in this process, timed party by party."""
     aggregator = SecAgg(threshold=case.threshold, shares=case.sites, threads=threads)
-    cohort = Cohort(sites=case.sites, size=case.sites, examples=1, rounds=1)
-    setting = SumSetting(session=bytes(16), ring=CODE.ring, length=case.size, cohort=cohort)
-    coordinator = aggregator.coordinator(setting, Randomness.system())
+    cohort = FederationSpec(sites=case.sites, cohort_size=case.sites, examples=1, rounds=1)
+    setting = AggregationConfig(session=bytes(16), ring=CODE.ring, length=case.size, cohort=cohort)
+    coordinator = aggregator.coordinator_session(setting, Randomness.system())
     sites = [
-        aggregator.site(setting, Member(site=k, secret=Randomness.system()))
+        aggregator.site_session(setting, SiteContext(site=k, secret=Randomness.system()))
         for k in range(case.sites)
     ]
     updates = Updates(case, clock)
     seconds, upload = defaultdict[str, float](float), 0
-    coordinator.open(0, 0, range(case.sites))
+    coordinator.begin_attempt(0, 0, range(case.sites))
     for stage in ("keys", "shares", "masking", "unmasking"):
         start = clock()
-        requests = coordinator.requests()
+        requests = coordinator.next_requests()
         seconds["coordinator"] += clock() - start
-        for site, own in requests.each.items():
+        for site, own in requests.per_site.items():
             if stage == "masking" and site < case.lost:
                 continue
-            ask = Ask(round=0, attempt=0, common=requests.common, own=own)
+            ask = SiteRequest(round=0, attempt=0, broadcast=requests.broadcast, own=own)
             start = clock()
-            reply = sites[site].answer(ask, updates.vector(site))
+            reply = sites[site].handle(ask, updates.vector(site))
             middle = clock()
             coordinator.receive(site, reply)
             seconds["coordinator"] += clock() - middle
             seconds[stage] += middle - start
             upload += len(reply) if site == case.sites - 1 else 0
     start = clock()
-    if coordinator.requests():
+    if coordinator.next_requests():
         raise AssertionError("there is more to ask")
-    total = coordinator.total()
+    total = coordinator.sum()
     middle = clock()
     seconds["coordinator"] += middle - start
     decoded = CODE.decode(total.words)
@@ -158,10 +158,10 @@ def check(decoded: Any, updates: Updates, contributors: tuple[int, ...]) -> None
 
 def cipher(case: Case, threads: int, clock: Clock) -> float:
     """Seconds that the cipher alone takes for the masks of one site, on as many threads."""
-    count = case.sites * case.size * CODE.ring.word.itemsize // threads
+    count = case.sites * case.size * CODE.ring.dtype.itemsize // threads
 
     def work(_number: int) -> None:
-        buffer, stream = memoryview(bytearray(1 << 17)), Stream(bytes(32))
+        buffer, stream = memoryview(bytearray(1 << 17)), KeyStream(bytes(32))
         for start in range(0, count, len(buffer)):
             stream.fill(buffer[: count - start])
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from cohortium.plugin import Ask, Cohort, Member, Randomness, Ring, RingVector, SumSetting
+from cohortium.plugin import SiteRequest, FederationSpec, SiteContext, Randomness, Ring, RingVector, AggregationConfig
 from cohortium_secagg import SecAgg
 
 RING = Ring(27)
@@ -88,33 +88,33 @@ class Meter:
 
 def attempt(case: Case, meter: Meter) -> dict[int, int]:
     """One attempt; the bytes that each site sent.  The sum is checked."""
-    cohort = Cohort(
-        sites=case.sites, size=case.sites, examples=1, rounds=1, colluding=case.colluding
+    cohort = FederationSpec(
+        sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, colluding=case.colluding
     )
-    setting = SumSetting(session=bytes(16), ring=RING, length=case.size, cohort=cohort)
-    coordinator = case.aggregator.coordinator(setting, Randomness.system())
+    setting = AggregationConfig(session=bytes(16), ring=RING, length=case.size, cohort=cohort)
+    coordinator = case.aggregator.coordinator_session(setting, Randomness.system())
     sites = {
-        site: case.aggregator.site(setting, Member(site=site, secret=Randomness.system()))
+        site: case.aggregator.site_session(setting, SiteContext(site=site, secret=Randomness.system()))
         for site in range(case.sites)
     }
     lost, upload = dict(case.lost), defaultdict[int, int](int)
-    coordinator.open(0, 0, tuple(sites))
+    coordinator.begin_attempt(0, 0, tuple(sites))
     for stage in range(STAGES):
-        requests = meter("coordinator", coordinator.requests)
-        for site, own in requests.each.items():
+        requests = meter("coordinator", coordinator.next_requests)
+        for site, own in requests.per_site.items():
             if stage < lost.get(site, STAGES):
-                ask = Ask(round=0, attempt=0, common=requests.common, own=own)
+                ask = SiteRequest(round=0, attempt=0, broadcast=requests.broadcast, own=own)
                 # Made beforehand, so that it does not count as the site's own.
                 vector = release(case, site) if stage == VECTOR else None
-                answer = partial(sites[site].answer, ask, partial(_given, vector))
+                answer = partial(sites[site].handle, ask, partial(_given, vector))
                 reply = meter(site, answer)
                 upload[site] += len(reply)
                 del answer, vector
                 meter("coordinator", partial(coordinator.receive, site, reply))
                 del reply
-    if meter("coordinator", coordinator.requests):
+    if meter("coordinator", coordinator.next_requests):
         raise AssertionError("there is more to ask")
-    check(case, coordinator.total())
+    check(case, coordinator.sum())
     return upload
 
 
@@ -126,14 +126,14 @@ def _given(vector: RingVector | None) -> RingVector:
 def release(case: Case, site: int) -> RingVector:
     """A site's vector."""
     integers = np.random.default_rng(site).integers(-1000, 1000, case.size, np.int32)
-    return RingVector(RING, integers.view(RING.word))
+    return RingVector(RING, integers.view(RING.dtype))
 
 
 def check(case: Case, total: Any) -> None:
     """Take the contributions off the total: nothing must be left."""
     for site in total.contributors:
         np.subtract(total.words, release(case, site).words, out=total.words)
-    np.bitwise_and(total.words, RING.word.type((1 << RING.bits) - 1), out=total.words)
+    np.bitwise_and(total.words, RING.dtype.type((1 << RING.bits) - 1), out=total.words)
     if total.words.any() or len(total.contributors) < case.sites - len(case.lost):
         raise AssertionError("the sum is wrong")
 
@@ -146,15 +146,15 @@ def row(case: Case) -> str:
     attempt(case, traced)
     tracemalloc.stop()
     whole = [site for site in range(case.sites) if site not in dict(case.lost)]
-    cohort = Cohort(
-        sites=case.sites, size=case.sites, examples=1, rounds=1, colluding=case.colluding
+    cohort = FederationSpec(
+        sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, colluding=case.colluding
     )
-    secrecy = case.aggregator.secrecy(cohort)
+    confidentiality = case.aggregator.confidentiality(cohort)
     return " | ".join(
         [
             f"| {case.sites:,}",
             f"{case.size:,}",
-            f"{secrecy.threshold} of {secrecy.shares}",
+            f"{confidentiality.reconstruction_threshold} of {confidentiality.shares}",
             f"{statistics.mean(timed.seconds[site] for site in whole):.3g}",
             f"{timed.seconds['coordinator']:.3g}",
             f"{max(upload.values()) / 1e3:,.1f}",

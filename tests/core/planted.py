@@ -11,15 +11,15 @@ from attrs import evolve, frozen
 
 from cohortium.auditing.playing import Watched
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     Guarantee,
     Randomness,
     RingVector,
-    SitePrivacy,
-    Work,
+    SitePrivatizer,
+    Workload,
     accounting,
     mean_gradient,
-    poisson,
+    poisson_batches,
 )
 from cohortium_gaussian import Gaussian
 from cohortium_gaussian._plan import GaussianPlan
@@ -39,41 +39,41 @@ class Scaled:
         return self.factor * self.stream.normal(size)
 
 
-def with_noise(factor: float) -> Callable[[SitePrivacy], SitePrivacy]:
-    def broken(private: SitePrivacy) -> SitePrivacy:
-        assert isinstance(private, GaussianSite)
-        object.__setattr__(private, "_noise", Scaled(private._noise, factor))
-        return private
+def with_noise(factor: float) -> Callable[[SitePrivatizer], SitePrivatizer]:
+    def broken(privatizer: SitePrivatizer) -> SitePrivatizer:
+        assert isinstance(privatizer, GaussianSite)
+        object.__setattr__(privatizer, "_noise", Scaled(privatizer._noise, factor))
+        return privatizer
 
     return broken
 
 
-def forgets_clip(private: SitePrivacy) -> SitePrivacy:
+def forgets_clip(privatizer: SitePrivatizer) -> SitePrivatizer:
     """The same noise, for a clip that nothing reaches."""
-    assert isinstance(private, GaussianSite)
-    plan = private.plan
+    assert isinstance(privatizer, GaussianSite)
+    plan = privatizer.plan
     loud = evolve(
         plan,
         terms=evolve(plan.terms, clip=LOUD * plan.terms.clip),
-        mechanism=accounting.Gaussian(noise_multiplier=plan.mechanism.noise_multiplier / LOUD),
+        mechanism=accounting.GaussianMechanism(noise_multiplier=plan.mechanism.noise_multiplier / LOUD),
     )
     object.__setattr__(loud, "code", plan.code)
-    return evolve(private, plan=loud)
+    return evolve(privatizer, plan=loud)
 
 
 @frozen
 class PublicBatches:
-    private: GaussianSite
+    privatizer: GaussianSite
 
     def batches(self, examples: int) -> Iterator[Any]:
-        stream = Randomness.simulated(0).stream("batches", examples)
-        return poisson(self.private.plan.work, examples, stream)
+        stream = Randomness.insecure_from_seed(0).stream("batches", examples)
+        return poisson_batches(self.privatizer.plan.workload, examples, stream)
 
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
-        self.private.gradient(net, losses, batch)
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        self.privatizer.set_private_gradient(net, losses, batch)
 
     def release(self, vector: Any, weight: float) -> RingVector:
-        return self.private.release(vector, weight)
+        return self.privatizer.release(vector, weight)
 
 
 @frozen
@@ -81,10 +81,10 @@ class Weighs(PublicBatches):
     """Scales what leaves by how much it counts: a number of examples escapes."""
 
     def batches(self, examples: int) -> Iterator[Any]:
-        return self.private.batches(examples)
+        return self.privatizer.batches(examples)
 
     def release(self, vector: Any, weight: float) -> RingVector:
-        return self.private.release(vector * (1 + weight), weight)
+        return self.privatizer.release(vector * (1 + weight), weight)
 
 
 @frozen
@@ -94,8 +94,8 @@ class Broken:
     honest: Any
     fault: Any
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> Watched:
-        return Watched(self.honest.plan(work, cohort, parameters), self.fault)
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Watched:
+        return Watched(self.honest.plan(workload, cohort, parameters), self.fault)
 
 
 @frozen
@@ -103,14 +103,14 @@ class ClipsBySize(PublicBatches):
     """Clips parts of a batch that it takes for examples, in networks larger than a probe's."""
 
     def batches(self, examples: int) -> Iterator[Any]:
-        return self.private.batches(examples)
+        return self.privatizer.batches(examples)
 
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
         if sum(p.numel() for p in net.parameters()) < 10:
-            self.private.gradient(net, losses, batch)
+            self.privatizer.set_private_gradient(net, losses, batch)
             return
         mean_gradient(net, losses, batch)
-        plan = self.private.plan
+        plan = self.privatizer.plan
         for parameter in net.parameters():
             norm = max(1e-12, float(parameter.grad.norm()))
             parameter.grad *= len(batch) / plan.expected_batch * min(1.0, plan.terms.clip / norm)
@@ -120,9 +120,9 @@ class ClipsBySize(PublicBatches):
 class ReadsBySize(ClipsBySize):
     """Takes the first axis of a layer's input for the batch wherever it is as long."""
 
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
         if not hasattr(net, "layer"):
-            self.private.gradient(net, losses, batch)
+            self.privatizer.set_private_gradient(net, losses, batch)
             return
         seen: list[Any] = []
         hook = net.layer.register_forward_hook(lambda *call: seen.append((call[1][0], call[2])))
@@ -132,11 +132,11 @@ class ReadsBySize(ClipsBySize):
         (back,) = torch.autograd.grad(loss, out)
         axis = "n" if len(rows) == len(batch) else "t"
         first = f"{axis}{'t' if axis == 'n' else 'n'}"
-        terms = self.private.plan.terms
+        terms = self.privatizer.plan.terms
         each = torch.einsum(f"{first}o,{first}i->noi", back, rows).flatten(1)
         each = torch.cat([each, torch.einsum(f"{first}o->no", back)], 1)
         cut = (terms.clip / each.norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
-        total = (each * cut[:, None]).sum(0) / self.private.plan.expected_batch
+        total = (each * cut[:, None]).sum(0) / self.privatizer.plan.expected_batch
         net.layer.weight.grad = total[: net.layer.weight.numel()].view_as(net.layer.weight)
         net.layer.bias.grad = total[net.layer.weight.numel() :]
 
@@ -147,17 +147,17 @@ class RestartsAccountant:
 
     honest: Gaussian
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> Watched:
-        plan = self.honest.plan(work, evolve(cohort, rounds=1, retries=0), parameters)
-        return Forgetful(plan, lambda private: private)
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Watched:
+        plan = self.honest.plan(workload, evolve(cohort, rounds=1, retries=0), parameters)
+        return Forgetful(plan, lambda privatizer: privatizer)
 
 
 @frozen
 class Forgetful(Watched):
     """Says of all attempts what it says of one."""
 
-    def spent(self, attempts: int) -> Guarantee | None:
-        return self.plan.spent(min(attempts, 1))
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
+        return self.plan.guarantee_after(min(attempts, 1))
 
 
 @frozen
@@ -167,15 +167,15 @@ class Fixed:
     terms: Gaussian
     noise_multiplier: float
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> GaussianPlan:
-        steps, rate = (1, 1.0) if self.terms.unit == "site" else (work.steps, work.sampling_rate)
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
+        steps, rate = (1, 1.0) if self.terms.unit == "site" else (workload.steps, workload.sampling_rate)
         return GaussianPlan(
             self.terms,
-            work=work,
+            workload=workload,
             cohort=cohort,
             parameters=parameters,
-            mechanism=accounting.Gaussian(
-                noise_multiplier=self.noise_multiplier, sampling_rate=rate, releases=steps
+            mechanism=accounting.GaussianMechanism(
+                noise_multiplier=self.noise_multiplier, sampling_rate=rate, num_releases=steps
             ),
         )
 

@@ -18,22 +18,22 @@ from cohortium.ledger.account import Account
 from cohortium.ledger.cost import Budget, Price, Terms
 from cohortium.ledger.ledger import Ledger
 from cohortium.privacy import accounting
-from cohortium.privacy.accounting import ORDERS, Gaussian, Renyi
-from cohortium.privacy.guarantee import Adjacency, Against, Unit
+from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
+from cohortium.privacy.guarantee import Adjacency, ProtectedAgainst, Unit
 
 RUN, OTHER = b"sixteen bytes id", b"another run's id"
 EVERYONE = Terms(unit="example", against="everyone")
-CURVE = Renyi(name="curve", bounds=tuple(0.01 * order for order in ORDERS))
+CURVE = RenyiBoundedMechanism(name="curve", bounds=tuple(0.01 * order for order in ORDERS))
 
 
 def price(
     noise: float = 10.0,
     unit: Unit = "example",
     adjacency: Adjacency = "zero-out",
-    against: Against = "everyone",
+    against: ProtectedAgainst = "everyone",
     **changes: bool,
 ) -> Price:
-    mechanism = Gaussian(noise_multiplier=noise)
+    mechanism = GaussianMechanism(noise_multiplier=noise)
     return Price(mechanism=mechanism, unit=unit, adjacency=adjacency, against=against, **changes)
 
 
@@ -53,7 +53,7 @@ def refusal(account: Account, attempt: int, cost: Price, session: bytes = RUN) -
 
 def test_it_ends_before_the_attempt_that_would_overspend(ledger: Ledger) -> None:
     # ε of four releases with σ = 10 are one with σ = 5.
-    (four,) = accounting.compose([(Gaussian(noise_multiplier=5.0), 1)], 1e-5)
+    (four,) = accounting.compose([(GaussianMechanism(noise_multiplier=5.0), 1)], 1e-5)
     budget = Budget(epsilon=four.epsilon * 1.0001, delta=1e-5, terms=EVERYONE)
     account = Account(ledger, "ours", budget)
     for attempt in range(4):
@@ -158,7 +158,7 @@ def test_what_has_no_bound_on_the_budgets_terms_is_refused(
 def test_a_stronger_promise_counts_as_what_it_proves(
     terms: Terms, cost: Price, noise: float
 ) -> None:
-    (expected,) = accounting.compose([(Gaussian(noise_multiplier=noise), 3)], 1e-5)
+    (expected,) = accounting.compose([(GaussianMechanism(noise_multiplier=noise), 3)], 1e-5)
     assert terms.epsilon(Counter({cost: 3}), 1e-5) == expected.epsilon
 
 
@@ -185,18 +185,18 @@ def test_half_the_noise_is_what_a_site_can_be_forced_to() -> None:
 
 def test_sampling_of_patients_is_not_credited_to_their_images() -> None:
     sampled = Price(
-        mechanism=Gaussian(noise_multiplier=8.0, sampling_rate=0.1, releases=5),
+        mechanism=GaussianMechanism(noise_multiplier=8.0, sampling_rate=0.1, num_releases=5),
         unit="patient",
         against="everyone",
     )
-    (expected,) = accounting.compose([(Gaussian(noise_multiplier=4.0), 5)], 1e-5)
+    (expected,) = accounting.compose([(GaussianMechanism(noise_multiplier=4.0), 5)], 1e-5)
     assert EVERYONE.epsilon(Counter([sampled]), 1e-5) == expected.epsilon
 
 
 UNSAMPLED = st.builds(price, st.floats(0.5, 100))
 CURVES = st.builds(
     lambda slope: Price(
-        mechanism=Renyi(name="curve", bounds=tuple(slope * order for order in ORDERS)),
+        mechanism=RenyiBoundedMechanism(name="curve", bounds=tuple(slope * order for order in ORDERS)),
         against="everyone",
     ),
     st.floats(0, 1),
@@ -226,16 +226,16 @@ def test_the_order_does_not_matter_and_epsilon_never_shrinks(
 @given(times=st.integers(1, 40), noise=st.floats(0.5, 50), epsilon=st.floats(0.1, 20))
 @settings(max_examples=60, deadline=None)
 def test_what_fits_is_what_composes_to_no_more(times: int, noise: float, epsilon: float) -> None:
-    spends = [(Gaussian(noise_multiplier=noise), times)]
+    spends = [(GaussianMechanism(noise_multiplier=noise), times)]
     (spent,) = accounting.compose(spends, 1e-5)
-    assert accounting.fits(spends, epsilon=epsilon, delta=1e-5) == (spent.epsilon <= epsilon)
+    assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == (spent.epsilon <= epsilon)
 
 
 def test_sampled_runs_fit_by_the_quick_bound_or_by_the_tight_one() -> None:
-    spends = [(Gaussian(noise_multiplier=4.0, sampling_rate=0.4), 60)]
+    spends = [(GaussianMechanism(noise_multiplier=4.0, sampling_rate=0.4), 60)]
     (tight,) = accounting.compose(spends, 1e-5)
     for epsilon, expected in ((tight.epsilon * 3, True), (tight.epsilon, True), (1.0, False)):
-        assert accounting.fits(spends, epsilon=epsilon, delta=1e-5) == expected
+        assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == expected
 
 
 def test_a_run_that_was_shown_to_fit_is_not_reckoned_again(
@@ -244,7 +244,7 @@ def test_a_run_that_was_shown_to_fit_is_not_reckoned_again(
     account = Account(ledger, "ours", Budget(epsilon=1.0, delta=1e-5, terms=EVERYONE))
     account.admit(RUN, price(), 7)
     calls = []
-    fits = accounting.fits
+    fits = accounting.within_budget
 
     def counting(spends: object, **numbers: float) -> bool:
         calls.append(spends)

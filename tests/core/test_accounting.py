@@ -15,21 +15,21 @@ from scipy import stats as distributions
 from cohortium.errors import PrivacyError
 from cohortium.privacy.accounting import (
     ORDERS,
-    Gaussian,
+    GaussianMechanism,
     Mechanism,
-    Renyi,
+    RenyiBoundedMechanism,
     _converted,
-    calibrate,
+    calibrate_noise_multiplier,
     compose,
 )
 
 
-def whole(noise: float, releases: int = 1) -> Gaussian:
-    return Gaussian(noise_multiplier=noise, releases=releases)
+def whole(noise: float, releases: int = 1) -> GaussianMechanism:
+    return GaussianMechanism(noise_multiplier=noise, num_releases=releases)
 
 
-def sampled(rate: float, noise: float, releases: int = 1) -> Gaussian:
-    return Gaussian(noise_multiplier=noise, sampling_rate=rate, releases=releases)
+def sampled(rate: float, noise: float, releases: int = 1) -> GaussianMechanism:
+    return GaussianMechanism(noise_multiplier=noise, sampling_rate=rate, num_releases=releases)
 
 
 def epsilon(*spends: tuple[Mechanism, int], delta: float) -> float:
@@ -101,7 +101,7 @@ def test_more_steps_cost_more_and_rdp_is_the_looser() -> None:
     # Privacy and Opacus, ε = 3.0 with the conversion of Mironov 2017, less with later ones.
     steps = 60 * 60_000 // 256
     run = sampled(256 / 60_000, 1.1, steps)
-    rdp = _converted(run.curve, 1e-5)
+    rdp = _converted(run.rdp_curve, 1e-5)
     (spent,) = compose([(run, 1)], 1e-5)
     assert spent.accountant == "prv"
     assert spent.epsilon < rdp < 3.0
@@ -123,17 +123,17 @@ def test_it_agrees_with_opacus_own_accountant() -> None:
 def test_calibration_is_tight_and_on_the_safe_side(
     rate: float, releases: int, target: float
 ) -> None:
-    def attempt(noise: float) -> Gaussian:
+    def attempt(noise: float) -> GaussianMechanism:
         return sampled(rate, noise, releases)
 
-    noise = calibrate(attempt, epsilon=target, delta=1e-4, attempts=10)
+    noise = calibrate_noise_multiplier(attempt, epsilon=target, delta=1e-4, attempts=10)
     assert epsilon((attempt(noise), 10), delta=1e-4) <= target
     assert epsilon((attempt(noise * 0.995), 10), delta=1e-4) > target
 
 
 def test_an_impossible_target_is_one_sentence() -> None:
     with pytest.raises(PrivacyError, match="cannot be met with any noise"):
-        calibrate(whole, epsilon=1e-9, delta=1e-12, attempts=6)
+        calibrate_noise_multiplier(whole, epsilon=1e-9, delta=1e-12, attempts=6)
 
 
 def test_runs_compose_to_less_than_their_sum_and_to_no_less_than_the_largest() -> None:
@@ -145,7 +145,7 @@ def test_runs_compose_to_less_than_their_sum_and_to_no_less_than_the_largest() -
     alone = [epsilon(run, delta=1e-5) for run in runs]
     together = epsilon(*runs, delta=1e-5)
     assert max(alone) < together < sum(alone)
-    rdp = _converted(sum((m.curve * n for m, n in runs), np.zeros(len(ORDERS))), 1e-5)
+    rdp = _converted(sum((m.rdp_curve * n for m, n in runs), np.zeros(len(ORDERS))), 1e-5)
     assert together <= rdp
 
 
@@ -164,7 +164,7 @@ def test_a_sampled_gaussian_of_every_kind_agrees_with_the_exact_one_where_there_
 
 def test_what_is_known_by_its_renyi_divergence_composes_by_that() -> None:
     curve = tuple(order / (2 * 3.0**2) for order in ORDERS)
-    alike = Renyi(name="gaussian by another name", bounds=curve)
+    alike = RenyiBoundedMechanism(name="gaussian by another name", bounds=curve)
     for times in (1, 7):
         exact = epsilon((whole(3.0), times), delta=1e-5)
         (spent,) = compose([(alike, times)], 1e-5)
@@ -177,7 +177,7 @@ def test_what_is_known_by_its_renyi_divergence_composes_by_that() -> None:
 @pytest.mark.parametrize("bounds", [(), (0.1,) * 3, (-1.0,) * len(ORDERS)])
 def test_a_curve_over_other_orders_is_refused(bounds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="bounds must be"):
-        Renyi(name="x", bounds=bounds)
+        RenyiBoundedMechanism(name="x", bounds=bounds)
 
 
 def test_nothing_costs_nothing() -> None:
@@ -187,7 +187,7 @@ def test_nothing_costs_nothing() -> None:
 
 def test_mechanisms_survive_being_written_down() -> None:
     curve = tuple(math.inf if order % 1 else float(order) for order in ORDERS)
-    for mechanism in (sampled(0.3, 2.5, 4), Renyi(name="skellam", bounds=curve)):
+    for mechanism in (sampled(0.3, 2.5, 4), RenyiBoundedMechanism(name="skellam", bounds=curve)):
         written = msgspec.msgpack.encode(mechanism)
         assert msgspec.msgpack.decode(written, type=Mechanism) == mechanism
 

@@ -100,11 +100,11 @@ def test_plan_guarantee_and_ledger_say_one_epsilon(name: str) -> None:
     assert plan.mechanism is not None
     for count in {1, 1 + attempts // 3, attempts}:
         at, strict = plan.guarantee.delta, 1e-5
-        spent = plan.spent(count)
+        spent = plan.guarantee_after(count)
         assert spent is not None
         assert spent.epsilon == compose([(plan.mechanism, count)], at)[0].epsilon
         assert spent.epsilon_at_1e_5 == compose([(plan.mechanism, count)], strict)[0].epsilon
-    assert plan.guarantee == plan.spent(attempts)
+    assert plan.guarantee == plan.guarantee_after(attempts)
     (outlook,) = look_ahead(ready)
     assert outlook.guarantee == plan.guarantee
     assert dict(outlook.spent)[setting.cohort.rounds] <= plan.guarantee.epsilon

@@ -20,7 +20,7 @@ from cohortium.auditing.bounds import (
     p_value_of_one_run,
 )
 from cohortium.auditing.worlds import Claim, Worlds
-from cohortium.privacy.accounting import Gaussian, compose
+from cohortium.privacy.accounting import GaussianMechanism, compose
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_mechanism_exactly_at_its_claim_is_seldom_refuted(
 ) -> None:
     rng, alpha, repetitions = np.random.default_rng(2), 0.2, 100
     deltas = (1e-5, 0.01, 0.1, 0.3, 0.5, 0.9)
-    curve = compose([(Gaussian(noise_multiplier=multiplier), attempts)], *deltas)
+    curve = compose([(GaussianMechanism(noise_multiplier=multiplier), attempts)], *deltas)
     claims = [
         Claim(attempts=attempts, epsilon=point.epsilon, delta=delta, says="mechanism")
         for point, delta in zip(curve, deltas, strict=True)

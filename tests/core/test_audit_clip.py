@@ -72,7 +72,7 @@ class Tokens(nn.Module):
 
 @frozen
 class TokensFirst:
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:

@@ -8,17 +8,17 @@ import pytest
 from attrs import evolve
 
 from cohortium.auditing import Finding, audit_books, audit_mechanism
-from cohortium.plugin import Cohort, Randomness, Work
+from cohortium.plugin import FederationSpec, Randomness, Workload
 from cohortium_gaussian import Gaussian
 from cohortium_skellam import Skellam
 from core.planted import Broken, Fixed, PublicBatches, RestartsAccountant, forgets_clip, with_noise
 
-COHORT = Cohort(
-    sites=4, size=4, min_sites=3, colluding=1, examples=400, patients=200, rounds=4, retries=0
+COHORT = FederationSpec(
+    sites=4, cohort_size=4, min_sites=3, colluding=1, examples=400, patients=200, rounds=4, retries=0
 )
-WHOLE = Work(releases="gradient", steps=1, sampling_rate=1.0)
-SAMPLED = Work(releases="gradient", steps=1, sampling_rate=0.25)
-STEPS = Work(releases="update", steps=3, sampling_rate=1.0, batch_size=100)
+WHOLE = Workload(output="gradient", steps=1, sampling_rate=1.0)
+SAMPLED = Workload(output="gradient", steps=1, sampling_rate=0.25)
+STEPS = Workload(output="update", steps=3, sampling_rate=1.0, batch_size=100)
 
 
 def gaussian(noise_multiplier: float = 0.7, **terms: Any) -> Fixed:
@@ -26,7 +26,7 @@ def gaussian(noise_multiplier: float = 0.7, **terms: Any) -> Fixed:
     return Fixed(Gaussian(delta=1e-5, **terms), noise_multiplier)
 
 
-HONEST: dict[str, tuple[Any, Work]] = {
+HONEST: dict[str, tuple[Any, Workload]] = {
     "example": (gaussian(), WHOLE),
     "example-shared": (gaussian(against="coordinator"), WHOLE),
     "example-replaced": (gaussian(adjacency="replace-one", clip=7.0), WHOLE),
@@ -41,18 +41,18 @@ UNSAMPLED = [name for name in HONEST if name != "sampled"]
 RELEASES = 240
 
 
-def audited(privatizer: Any, work: Work, releases: int, cohort: Cohort = COHORT) -> Finding:
+def audited(privatizer: Any, workload: Workload, releases: int, cohort: FederationSpec = COHORT) -> Finding:
     # A seed in place of the operating system: what is found is found every time.
-    secret = Randomness.simulated(5)
-    return audit_mechanism(privatizer, work, cohort, releases=releases, secret=secret)
+    secret = Randomness.insecure_from_seed(5)
+    return audit_mechanism(privatizer, workload, cohort, releases=releases, secret=secret)
 
 
 def few(name: str) -> int:
     """Releases for a test: an attempt may have several of them."""
-    privatizer, work = HONEST[name]
-    if work is SAMPLED:
+    privatizer, workload = HONEST[name]
+    if workload is SAMPLED:
         return 4 * RELEASES  # a unit that is seldom in a batch is seldom seen
-    return RELEASES * (1 if privatizer.terms.unit == "site" else work.steps)
+    return RELEASES * (1 if privatizer.terms.unit == "site" else workload.steps)
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -67,23 +67,23 @@ def test_an_honest_one_is_not_refuted(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_one_is_not_refuted_by_many_releases(name: str) -> None:
-    privatizer, work = HONEST[name]
-    finding = audit_mechanism(privatizer, work, COHORT, releases=5000)
+    privatizer, workload = HONEST[name]
+    finding = audit_mechanism(privatizer, workload, COHORT, releases=5000)
     assert not finding.is_refuted, finding
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_noise_that_is_thrown_away_is_caught(name: str) -> None:
-    privatizer, work = HONEST[name]
-    finding = audited(Broken(privatizer, with_noise(0.0)), work, few(name) // 2)
+    privatizer, workload = HONEST[name]
+    finding = audited(Broken(privatizer, with_noise(0.0)), workload, few(name) // 2)
     assert finding.is_refuted, finding
     assert "if that is so" in finding.seen
 
 
 @pytest.mark.parametrize("name", UNSAMPLED)
 def test_noise_that_is_halved_is_caught(name: str) -> None:
-    privatizer, work = HONEST[name]
-    finding = audited(Broken(privatizer, with_noise(0.5)), work, few(name))
+    privatizer, workload = HONEST[name]
+    finding = audited(Broken(privatizer, with_noise(0.5)), workload, few(name))
     assert finding.is_refuted, finding
     assert "if that is so" in finding.seen
 
@@ -97,21 +97,21 @@ def test_integer_noise_is_not_refuted(against: Any) -> None:
 
 @pytest.mark.slow
 def test_noise_that_is_halved_is_caught_under_sampling() -> None:
-    privatizer, work = HONEST["sampled"]
-    finding = audited(Broken(privatizer, with_noise(0.5)), work, 8000)
+    privatizer, workload = HONEST["sampled"]
+    finding = audited(Broken(privatizer, with_noise(0.5)), workload, 8000)
     assert finding.is_refuted, finding
 
 
 @pytest.mark.parametrize("name", UNSAMPLED)
 def test_a_clip_that_is_not_applied_is_caught(name: str) -> None:
-    privatizer, work = HONEST[name]
-    finding = audited(Broken(privatizer, forgets_clip), work, few(name) // 2)
+    privatizer, workload = HONEST[name]
+    finding = audited(Broken(privatizer, forgets_clip), workload, few(name) // 2)
     assert finding.is_refuted, finding
 
 
 def test_batches_from_a_public_seed_are_caught() -> None:
-    privatizer, work = HONEST["sampled"]
-    finding = audited(Broken(privatizer, PublicBatches), work, 500)
+    privatizer, workload = HONEST["sampled"]
+    finding = audited(Broken(privatizer, PublicBatches), workload, 500)
     assert finding.is_refuted, finding
     # At the strength of a batch that everyone is in, the noise is what the mechanism says.
     whole = audited(Broken(gaussian(), PublicBatches), WHOLE, RELEASES)

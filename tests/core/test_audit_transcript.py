@@ -17,8 +17,8 @@ from cohortium.cli import main
 from cohortium.errors import RunError
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.run import Reply
-from cohortium.plugin import Message, Randomness, SitePrivacy, Stream, Task, Trained
-from cohortium.rounds.run_config import Setting
+from cohortium.plugin import Message, Randomness, SitePrivatizer, KeyStream, LocalTask, LocalResult
+from cohortium.rounds.run_config import RunConfig
 from cohortium.rounds.site import Site
 from cohortium.runs.prepare import Ready
 from cohortium_fedavg import FedAvg
@@ -55,8 +55,8 @@ def tell(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Make every site add a scalar to its replies."""
     honest = Site.answer
 
-    def answer(self: Site, common: bytes, own: bytes) -> bytes:
-        reply = decode(honest(self, common, own), Reply)
+    def answer(self: Site, broadcast: bytes, own: bytes) -> bytes:
+        reply = decode(honest(self, broadcast, own), Reply)
         loss = float(self._images.mean()) if what == "loss" else 0.0
         count = len(self._labels) if what == "examples" else 0
         return encode(Told(reply.attempt, reply.stage, reply.body, loss, count))
@@ -85,8 +85,8 @@ def test_a_scalar_that_a_site_adds_is_found_and_named(
 class Boasts(FedAvg):
     """Adds its loss to the update, past the privatizer."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = super().train(task, private)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = super().train(task, privatizer)
         with torch.no_grad():
             loss = torch.nn.functional.cross_entropy(task.net(task.images), task.labels)
         trained.vector[0] += loss
@@ -114,10 +114,10 @@ def test_secrets_that_are_a_function_of_public_values_are_found(
     study = ready(trainer=FedSGD(sampling_rate=0.5), privatizer=Gaussian(unit="site"))
     assert not audit_secrets(study).is_refuted
 
-    def public(self: Setting, purpose: str, *, private: bool) -> Randomness:
-        return Randomness.simulated(self.seeds.root).fork(purpose)
+    def public(self: RunConfig, purpose: str, *, privatizer: bool) -> Randomness:
+        return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
 
-    monkeypatch.setattr(Setting, "secret", public)
+    monkeypatch.setattr(RunConfig, "secret", public)
     assert "noise came out the same" in audit_secrets(study).seen
 
 
@@ -129,7 +129,7 @@ def test_a_simulation_is_called_one() -> None:
 
 def test_what_cannot_be_played_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     study = ready()
-    monkeypatch.setattr(Site, "answer", lambda self, common, own: b"")
+    monkeypatch.setattr(Site, "answer", lambda self, broadcast, own: b"")
     with pytest.raises(RunError, match="cannot be audited"):
         audit_transcript(study)
 
@@ -197,7 +197,7 @@ def test_the_command_says_what_it_found(
     ]  # fmt: skip
     assert exit_code("--out", str(out)) == 2
     assert "exists already" in capsys.readouterr().err
-    monkeypatch.setattr(Stream, "normal", lambda self, size: np.zeros(size))
+    monkeypatch.setattr(KeyStream, "normal", lambda self, size: np.zeros(size))
     assert exit_code() == 1
     printed = capsys.readouterr().out
     assert printed.startswith("claimed: ε = 6 at δ")

@@ -135,7 +135,7 @@ def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     )  # fmt: skip
     from cohortium import parameters
 
-    assert done.stdout.decode().strip() == parameters.fingerprint(ready.setting.network())
+    assert done.stdout.decode().strip() == parameters.sha256(ready.setting.network())
 
 
 @pytest.mark.slow

@@ -113,11 +113,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(layer_call, "HOLD", 1 << 40)
     elif request.param != "as it is":
         monkeypatch.setattr(layer_call, "HOLD", 0)
-        work = 0.0 if request.param == "ghost" else float("inf")
+        workload = 0.0 if request.param == "ghost" else float("inf")
         original = linear_conv.ConvolutionUse._gram_work
 
         def forced(use: linear_conv.ConvolutionUse, positions: int) -> float:
-            return max(work, 0.0 if original(use, positions) < float("inf") else float("inf"))
+            return max(workload, 0.0 if original(use, positions) < float("inf") else float("inf"))
 
         monkeypatch.setattr(linear_conv.ConvolutionUse, "_gram_work", forced)
         monkeypatch.setattr(layer_call, "SLICE", 700)
@@ -410,7 +410,7 @@ def for_opacus(net: nn.Module) -> nn.Module:
 def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
     net = model.build(SPEC, 0)
     theirs = for_opacus(net)
-    x = model.prepare(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
+    x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
     labels = torch.arange(6)
 
     def losses(net: nn.Module, batch: NDArray[np.int64]) -> torch.Tensor:
@@ -432,7 +432,7 @@ def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPa
     """On a device without numbers, whose tensors torch lets meet few of the processor's."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     net = model.build(SPEC, 0).to("meta")
-    x = model.prepare(torch.rand(6, 3, 28, 28)).to("meta")
+    x = model.preprocess(torch.rand(6, 3, 28, 28)).to("meta")
     labels = torch.zeros(6, dtype=torch.int64, device="meta")
     with Book(net) as book:
         shares, _ = book.take(
@@ -452,7 +452,7 @@ def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPa
 def test_a_prelude_is_clipped_and_summed_as_by_opacus() -> None:
     model = Descriptor(moments=True)
     net = model.build(SPEC, 0)
-    x = model.prepare(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
+    x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
 
     def losses(batch: NDArray[np.int64]) -> torch.Tensor:
         found: torch.Tensor = cast("Any", net).prelude(x[torch.from_numpy(batch)])

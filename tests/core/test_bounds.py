@@ -20,13 +20,13 @@ from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
-from cohortium.roles.values import Cohort, Work
+from cohortium.roles.values import FederationSpec, Workload
 from cohortium.rounds.network_size import parameters_of
 from cohortium.study.study import PARTS
 from cohortium.text import is_printable
 
 SPEC = DataSpec(channels=3, height=28, width=28, classes=("a", "b"), examples=300)
-COHORT = Cohort(sites=5, size=5, examples=300, rounds=3)
+COHORT = FederationSpec(sites=5, cohort_size=5, examples=300, rounds=3)
 
 NEVER = {
     float: (math.nan, math.inf, -math.inf, 1e300, -1e300),
@@ -91,17 +91,17 @@ def used(role: str, part: Any) -> object:
     if role == "model":
         return parameters_of(part, SPEC)
     if role == "trainer":
-        part.work(COHORT)
-        return part.server([torch.nn.Parameter(torch.zeros(2))], COHORT.rounds)
+        part.workload(COHORT)
+        return part.make_server_optimizer([torch.nn.Parameter(torch.zeros(2))], COHORT.rounds)
     if role == "aggregator":
-        return part.secrecy(COHORT)
+        return part.confidentiality(COHORT)
     if role == "privatizer":
-        return part.plan(Work(releases="gradient", steps=1, sampling_rate=0.5), COHORT, 10)
+        return part.plan(Workload(output="gradient", steps=1, sampling_rate=0.5), COHORT, 10)
     if role == "partitioner":
         labels = np.arange(300) % 2
         clients = np.arange(300) % 5
         images = np.zeros((300, 1, 8, 8), np.uint8)
-        return part.deal(Examples(images, labels, clients), 5, np.random.default_rng(1))
+        return part.partition(Examples(images, labels, clients), 5, np.random.default_rng(1))
     return None
 
 

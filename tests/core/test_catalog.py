@@ -20,7 +20,7 @@ GOOD = """
 
     @frozen
     class Even:
-        def deal(self, examples, sites, rng):
+        def partition(self, examples, num_sites, rng):
             return []
 
     @hookimpl

@@ -116,7 +116,7 @@ def test_a_size_is_found_without_what_it_is_of(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
     class Stubborn:
-        def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        def preprocess(self, images: torch.Tensor) -> torch.Tensor:
             return images
 
         def build(self, spec: DataSpec, seed: int) -> torch.nn.Module:

@@ -36,13 +36,13 @@ class Echo:
     told: list[str] = field(factory=list)
     heard: int = 0
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
         self.heard += 1
-        return struct.pack(">2Q", len(common), len(own)) + common + own
+        return struct.pack(">2Q", len(broadcast), len(own)) + broadcast + own
 
 
-def said(common: bytes, own: bytes) -> bytes:
-    return struct.pack(">2Q", len(common), len(own)) + common + own
+def said(broadcast: bytes, own: bytes) -> bytes:
+    return struct.pack(">2Q", len(broadcast), len(own)) + broadcast + own
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def served(echo: Echo) -> Iterator[Echo]:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(common=st.binary(max_size=300), own=st.binary(max_size=300))
-def test_parts_arrive_as_they_were_sent(echo: Echo, common: bytes, own: bytes) -> None:
-    assert ask(echo.path, common, own) == said(common, own)
+@given(broadcast=st.binary(max_size=300), own=st.binary(max_size=300))
+def test_parts_arrive_as_they_were_sent(echo: Echo, broadcast: bytes, own: bytes) -> None:
+    assert ask(echo.path, broadcast, own) == said(broadcast, own)
 
 
 def test_large_parts_arrive(echo: Echo) -> None:
@@ -176,10 +176,10 @@ def test_callers_that_do_not_say_their_call_keep_nobody_out(echo: Echo) -> None:
 def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> None:
     go, begun = threading.Event(), threading.Event()
 
-    def answer(common: bytes, own: bytes) -> bytes:
+    def answer(broadcast: bytes, own: bytes) -> bytes:
         begun.set()
         assert go.wait(60)
-        return common + own
+        return broadcast + own
 
     door = Door(tmp_path / "s", answer, {os.getuid()})
     with door.open() as listener, contextlib.ExitStack() as stack:

@@ -103,7 +103,7 @@ from cohortium.plugin import Offer, hookimpl
 COHORTIUM_API = 1
 @frozen
 class Mine:
-    def deal(self, examples, sites, rng): ...
+    def partition(self, examples, num_sites, rng): ...
 @hookimpl
 def cohortium_partitioners():
     return [Offer("dirichlet", Mine, "Mine.")]
@@ -316,7 +316,7 @@ COHORTIUM_API = 1
 
 
 class {kind}:
-    def watch(self):
+    def start_run(self):
         def listen(event):
             if isinstance(event, RunStarted):
                 with (event.folder / "{name}.txt").open("a") as file:
@@ -400,7 +400,7 @@ from cohortium.plugin import Offer, hookimpl
 COHORTIUM_API = 1
 @frozen
 class Mine:
-    def deal(self, examples, sites, rng):
+    def partition(self, examples, num_sites, rng):
         return [examples.images[10 ** 9]]
 @hookimpl
 def cohortium_partitioners():

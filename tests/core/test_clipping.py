@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from cohortium.clipping.batch_mixing import (
-    cross_example_layers,
-    require_per_example,
-    require_separable,
+    find_batch_mixing_layers,
+    require_no_batch_mixing,
+    require_per_example_gradients,
 )
 from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.errors import PrivacyError
@@ -155,10 +155,10 @@ def test_layers_in_which_examples_see_one_another_are_found(
     layer: nn.Module, *, refused: bool
 ) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 1), layer)
-    assert bool(cross_example_layers(net)) == refused
+    assert bool(find_batch_mixing_layers(net)) == refused
     if refused:
         with pytest.raises(PrivacyError, match=r"in 1 \(.*use GroupNorm"):
-            require_per_example(net)
+            require_no_batch_mixing(net)
 
 
 class SequenceFirst(nn.Module):
@@ -205,13 +205,13 @@ def test_networks_whose_examples_see_one_another_are_refused(
 ) -> None:
     inputs = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(5))
     with pytest.raises(PrivacyError, match="see one another in the network Functional"):
-        require_separable(make(), inputs)
+        require_per_example_gradients(make(), inputs)
 
 
 @pytest.mark.parametrize("make", [SequenceFirst, Crops])
 def test_networks_that_move_the_batch_axis_are_admitted(make: Callable[[], nn.Module]) -> None:
     inputs = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(5))
-    require_separable(make(), inputs)
+    require_per_example_gradients(make(), inputs)
 
 
 @pytest.mark.parametrize("make", [network, lambda: nn.Sequential(nn.Dropout(), network())])
@@ -220,6 +220,6 @@ def test_networks_whose_examples_can_be_told_apart_are_left_as_they_were(
 ) -> None:
     net = make().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    require_separable(net, data(4)[0])
+    require_per_example_gradients(net, data(4)[0])
     assert not any(layer.training for layer in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -35,7 +35,7 @@ def test_equal_images_have_equal_strides(
     examples = Examples(given_images, labels)
     assert np.array_equal(examples.images, plain)
     assert examples.images.strides == plain.strides
-    assert examples.take(labels).images.strides == examples.images.strides
+    assert examples.select(labels).images.strides == examples.images.strides
 
 
 def test_grey_images_are_convolved_to_equal_bits_read_or_taken() -> None:

@@ -9,7 +9,7 @@ from attrs import define, field, frozen
 
 from bed import Faulty, tiny
 from cohortium.errors import RunError, StudyError
-from cohortium.plugin import Exchange, SiteId, SiteRecipe
+from cohortium.plugin import EngineSession, SiteId, SiteFactory
 from cohortium.roles.events import Event, RoundFailed, SiteFailed
 from cohortium_gaussian import Gaussian
 from cohortium_inline import Inline, InlineExchange
@@ -30,26 +30,26 @@ class Postal:
 
     delay: Delay = field(eq=False)
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
-        return Post(Inline().open(sites), self.delay)
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
+        return Post(Inline().connect(sites), self.delay)
 
 
 @define
 class Post:
-    inner: Exchange
+    inner: EngineSession
     delay: Delay
     clock: float = 0.0
     count: int = -1
     under_way: list[tuple[float, SiteId, bytes]] = field(factory=list)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        assert deadline == DEADLINE
+        assert timeout == DEADLINE
         self.count += 1
-        for site, reply in self.inner.exchange(common, each):
+        for site, reply in self.inner.exchange(broadcast, per_site):
             self.under_way.append((self.clock + self.delay(self.count, site), site, reply))
-        self.clock += deadline
+        self.clock += timeout
         arrived = sorted(letter for letter in self.under_way if letter[0] <= self.clock)
         self.under_way = [letter for letter in self.under_way if letter[0] > self.clock]
         for _, site, reply in arrived:
@@ -63,7 +63,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         return self.events.append
 
 
@@ -125,13 +125,13 @@ def test_a_repeated_reply_changes_nothing() -> None:
     once = tiny(**study).run()
 
     class Echoing:
-        def __init__(self, inner: Exchange) -> None:
+        def __init__(self, inner: EngineSession) -> None:
             self.inner = inner
 
         def exchange(
-            self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+            self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
         ) -> Iterator[tuple[SiteId, bytes]]:
-            for letter in self.inner.exchange(common, each, deadline):
+            for letter in self.inner.exchange(broadcast, per_site, timeout):
                 yield letter
                 yield letter
 
@@ -140,8 +140,8 @@ def test_a_repeated_reply_changes_nothing() -> None:
 
     @frozen
     class Echo:
-        def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
-            return Echoing(twice.open(sites))
+        def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
+            return Echoing(twice.connect(sites))
 
     again = tiny(engine=Echo(), **study).run()
     assert again.weights_sha256 == once.weights_sha256
@@ -155,7 +155,7 @@ def test_inline_gives_each_site_the_whole_time() -> None:
     class Slow:
         takes: float
 
-        def answer(self, common: bytes, own: bytes) -> bytes:
+        def answer(self, broadcast: bytes, own: bytes) -> bytes:
             nonlocal now
             now += self.takes
             return own

@@ -15,7 +15,7 @@ from torch import nn
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
-from cohortium.plugin import Cohort, DataSpec, SitePrivacy, Task, Trained
+from cohortium.plugin import FederationSpec, DataSpec, SitePrivatizer, LocalTask, LocalResult
 from cohortium.roles.events import Event, RoundFailed, RoundFinished, SiteAnswered, SiteFailed
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
@@ -28,7 +28,7 @@ from cohortium_secagg import SecAgg
 class Norm:
     """A network with BatchNorm."""
 
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
@@ -46,7 +46,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         return self.events.append
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -93,7 +93,7 @@ def test_each_exchange_is_counted() -> None:
     assert (keys.asked, keys.lost, shares.asked, shares.lost) == (6, (), 6, (4,))
     assert (vectors.asked, vectors.lost, unmasking.asked, unmasking.lost) == (5, (), 5, (2,))
     assert result.history[0].dropped == (4,)
-    sent = [len(common) * len(each) + sum(map(len, each.values())) for common, each in engine.log]
+    sent = [len(broadcast) * len(each) + sum(map(len, each.values())) for broadcast, each in engine.log]
     assert [phase.download_bytes for phase in result.history[0].phases] == sent
     assert vectors.upload_bytes > keys.upload_bytes > 0
     trained = sum(phase.seconds for phase in result.history[0].phases)
@@ -257,8 +257,8 @@ def test_a_reply_of_another_stage_is_stale() -> None:
 class Poisoned(FedAvg):
     """NaN at the sites with an even number of examples of class 0, odd ones train."""
 
-    def train(self, task: Task, private: Any) -> Trained:
-        trained = super().train(task, private)
+    def train(self, task: LocalTask, privatizer: Any) -> LocalResult:
+        trained = super().train(task, privatizer)
         if int((task.labels == 0).sum()) % 2:
             trained.vector[0] = float("nan")
         return trained
@@ -296,10 +296,10 @@ def test_nothing_is_written_before_a_study_is_known_to_run(tmp_path: Path) -> No
 class Hands:
     """Deals what it was told to."""
 
-    hands: tuple[tuple[int, ...], ...]
+    parts: tuple[tuple[int, ...], ...]
 
-    def deal(self, examples: object, sites: int, rng: np.random.Generator) -> list[Any]:
-        return [np.array(hand, dtype=np.int64) for hand in self.hands]
+    def partition(self, examples: object, num_sites: int, rng: np.random.Generator) -> list[Any]:
+        return [np.array(indices, dtype=np.int64) for indices in self.parts]
 
 
 @pytest.mark.parametrize(
@@ -307,12 +307,12 @@ class Hands:
     [
         (((0, 1), (2,), ()), "site 2 has no data"),
         (((0, 1), (2,), (1,)), "one example to two sites"),
-        (((0, 1), (2,)), "2 hands to 3 sites"),
+        (((0, 1), (2,)), "2 parts for 3 sites"),
     ],
 )
-def test_a_bad_deal_is_refused(hands: tuple[tuple[int, ...], ...], words: str) -> None:
+def test_a_bad_deal_is_refused(partition: tuple[tuple[int, ...], ...], words: str) -> None:
     with pytest.raises(StudyError, match=words):
-        tiny(partitioner=Hands(hands), sites=3).prepare()
+        tiny(partitioner=Hands(partition), sites=3).prepare()
 
 
 def test_a_cohort_is_drawn_anew_each_round() -> None:
@@ -328,11 +328,11 @@ def test_a_simulated_site_is_given_its_own_signing_key_and_no_other() -> None:
     recipes = [ready.recipe(site) for site in range(6)]
     assert directory is not None
     assert directory.keys == tuple(r.identity.public for r in recipes if r.identity)
-    private = [recipe.identity.private for recipe in recipes if recipe.identity]
-    assert len(set(private)) == 6
+    privatizer = [recipe.identity.private for recipe in recipes if recipe.identity]
+    assert len(set(privatizer)) == 6
     for site, recipe in enumerate(recipes):
         found = pickle.dumps(recipe)
-        assert [key in found for key in private] == [s == site for s in range(6)]
+        assert [key in found for key in privatizer] == [s == site for s in range(6)]
     assert tiny().prepare().setting.directory is None
 
 
@@ -364,7 +364,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 def test_the_messages_of_a_run_carry_no_pickle_and_no_image() -> None:
     engine = Faulty(lambda _, __, reply: reply)
     tiny(engine=engine, rounds=1).run()
-    sent = b"".join(common for common, _ in engine.log)
+    sent = b"".join(broadcast for broadcast, _ in engine.log)
     image = Squares().load().train.images[0].tobytes()
     assert image not in sent
     assert b"\x80\x04" not in sent[:200]
@@ -408,8 +408,8 @@ def test_noise_is_not_shared_before_a_coordinator_that_sees_each_release() -> No
 class Forgetful(SecAgg):
     """Says that it opens sums over two."""
 
-    def secrecy(self, cohort: Cohort) -> Any:
-        return evolve(super().secrecy(cohort), contributors=2)
+    def confidentiality(self, cohort: FederationSpec) -> Any:
+        return evolve(super().confidentiality(cohort), min_contributors=2)
 
 
 def test_shared_noise_needs_as_many_in_a_sum_as_it_is_sized_for() -> None:
@@ -420,8 +420,8 @@ def test_shared_noise_needs_as_many_in_a_sum_as_it_is_sized_for() -> None:
 class Doubles(FedSGD):
     """Sends twice the gradient, for which half the noise was planned."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = super().train(task, private)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = super().train(task, privatizer)
         return evolve(trained, vector=2 * trained.vector)
 
 
@@ -442,9 +442,9 @@ def test_patients_are_dealt_whole_and_protected() -> None:
     assert ready.setting.cohort.patients == 80
     patients = ready.splits.train.patients
     assert patients is not None
-    owners = [set(patients[hand].tolist()) for hand in ready.hands]
+    owners = [set(patients[indices].tolist()) for indices in ready.partition]
     assert sum(map(len, owners)) == 80
-    assert sum(map(len, ready.hands)) == 320
+    assert sum(map(len, ready.partition)) == 320
     result = study.run()
     assert result.guarantee is not None
     assert result.guarantee.unit == "patient"

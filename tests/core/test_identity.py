@@ -10,17 +10,17 @@ from typer.testing import CliRunner
 
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
-from cohortium.crypto.signing import Directory, Identity, line_of
+from cohortium.crypto.signing import KeyDirectory, SigningKey, line_of
 from cohortium.errors import IdentityError, StudyError
 
-SECRET = Randomness.simulated(1)
-KEYS = [Identity.draw(SECRET.fork(site)) for site in range(4)]
+SECRET = Randomness.insecure_from_seed(1)
+KEYS = [SigningKey.generate(SECRET.derive(site)) for site in range(4)]
 PUBLIC = tuple(key.public for key in KEYS)
 
 
 def test_a_signature_of_rfc_8032() -> None:
     # Section 7.1, test 2.
-    key = Identity(
+    key = SigningKey(
         bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
     )
     assert key.public.hex() == "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
@@ -28,11 +28,11 @@ def test_a_signature_of_rfc_8032() -> None:
         "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
         "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
     )
-    assert Directory((key.public,)).verify(0, key.sign(b"\x72"), b"\x72")
+    assert KeyDirectory((key.public,)).verify(0, key.sign(b"\x72"), b"\x72")
 
 
 def test_a_signature_is_of_one_site_and_one_text() -> None:
-    directory = Directory(PUBLIC)
+    directory = KeyDirectory(PUBLIC)
     signature = KEYS[1].sign(b"text")
     assert directory.verify(1, signature, b"text")
     assert not directory.verify(1, signature, b"texts")
@@ -42,8 +42,8 @@ def test_a_signature_is_of_one_site_and_one_text() -> None:
 
 
 def test_a_directory_remembers_few_signatures() -> None:
-    key = Identity.draw(Randomness.system())
-    directory = Directory((key.public,))
+    key = SigningKey.generate(Randomness.system())
+    directory = KeyDirectory((key.public,))
     texts = [bytes([number]) for number in range(10)]
     assert all(directory.verify(0, key.sign(text), text) for text in texts for _ in range(2))
     assert len(directory._believed) <= 4
@@ -53,10 +53,10 @@ def test_a_private_key_is_written_once_for_its_owner_alone(tmp_path: Path) -> No
     path = tmp_path / "key.pem"
     KEYS[0].create(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert Identity.read(path) == KEYS[0]
+    assert SigningKey.read(path) == KEYS[0]
     with pytest.raises(IdentityError, match="never overwritten"):
         KEYS[1].create(path)
-    assert Identity.read(path) == KEYS[0]
+    assert SigningKey.read(path) == KEYS[0]
     assert [p.name for p in tmp_path.iterdir()] == ["key.pem"]
     with pytest.raises(IdentityError, match="cannot write the key"):
         KEYS[1].create(tmp_path / "nowhere" / "key.pem")
@@ -67,7 +67,7 @@ def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     KEYS[0].create(path)
     path.chmod(0o640)
     with pytest.raises(IdentityError, match="make its mode 0600"):
-        Identity.read(path)
+        SigningKey.read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"-----BEGIN PRIVATE KEY-----\nx", b"RSA"])
@@ -76,9 +76,9 @@ def test_what_is_no_private_key(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o600)
     with pytest.raises(IdentityError, match="not an unencrypted Ed25519"):
-        Identity.read(path)
+        SigningKey.read(path)
     with pytest.raises(IdentityError, match="cannot read"):
-        Identity.read(tmp_path / "none.pem")
+        SigningKey.read(tmp_path / "none.pem")
 
 
 def test_a_key_that_says_it_is_of_another_length(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_key_that_says_it_is_of_another_length(tmp_path: Path) -> None:
     path.write_text(f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
     path.chmod(0o600)
     with pytest.raises(IdentityError, match="not an unencrypted Ed25519"):
-        Identity.read(path)
+        SigningKey.read(path)
 
 
 def test_a_private_key_is_not_shown() -> None:
@@ -98,26 +98,26 @@ def test_a_private_key_is_not_shown() -> None:
 
 
 def test_a_directory_survives_its_file(tmp_path: Path) -> None:
-    directory = Directory((PUBLIC[0], None, PUBLIC[2]), frozenset({(1, PUBLIC[1])}))
+    directory = KeyDirectory((PUBLIC[0], None, PUBLIC[2]), frozenset({(1, PUBLIC[1])}))
     path = tmp_path / "directory"
     directory.write(path)
-    assert Directory.read(path) == directory
+    assert KeyDirectory.read(path) == directory
     directory.write(path)
     path.write_text(path.read_text().replace("\nsite 2", "\n\n# a hospital\nsite 2"))
-    assert Directory.read(path).fingerprint == directory.fingerprint
+    assert KeyDirectory.read(path).fingerprint == directory.fingerprint
 
 
 def test_rotation_and_revocation() -> None:
-    before = Directory(PUBLIC[:2])
-    rotated = Directory((PUBLIC[2], PUBLIC[1]), frozenset({(0, PUBLIC[0])}))
-    revoked = Directory((None, PUBLIC[1]), frozenset({(0, PUBLIC[0])}))
+    before = KeyDirectory(PUBLIC[:2])
+    rotated = KeyDirectory((PUBLIC[2], PUBLIC[1]), frozenset({(0, PUBLIC[0])}))
+    revoked = KeyDirectory((None, PUBLIC[1]), frozenset({(0, PUBLIC[0])}))
     assert len({d.fingerprint for d in (before, rotated, revoked)}) == 3
     old, new = KEYS[0].sign(b"text"), KEYS[2].sign(b"text")
     assert before.verify(0, old, b"text")
     assert not rotated.verify(0, old, b"text")
     assert rotated.verify(0, new, b"text")
     assert not revoked.verify(0, old, b"text")
-    assert Directory.parse(str(revoked)).keys == (None, PUBLIC[1])
+    assert KeyDirectory.parse(str(revoked)).keys == (None, PUBLIC[1])
 
 
 LINES = [line_of(site, key) for site, key in enumerate(PUBLIC)]
@@ -146,25 +146,25 @@ def test_what_is_no_directory(tmp_path: Path, lines: list[str], words: str) -> N
     path = tmp_path / "directory"
     path.write_text("\n".join(lines))
     with pytest.raises(IdentityError, match=words):
-        Directory.read(path)
+        KeyDirectory.read(path)
 
 
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="cannot read"):
-        Directory.read(tmp_path / "none")
+        KeyDirectory.read(tmp_path / "none")
     (tmp_path / "directory").write_bytes(b"\xff\xfe")
     with pytest.raises(IdentityError, match="UTF-8"):
-        Directory.read(tmp_path / "directory")
+        KeyDirectory.read(tmp_path / "directory")
     (tmp_path / "directory").write_bytes(b"#" * (1 << 23) + b"#")
     with pytest.raises(IdentityError, match="larger than"):
-        Directory.read(tmp_path / "directory")
+        KeyDirectory.read(tmp_path / "directory")
 
 
 def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "directory"
-    Directory(PUBLIC).write(path)
+    KeyDirectory(PUBLIC).write(path)
     tracemalloc.start()
-    Directory.read(path)
+    KeyDirectory.read(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -172,17 +172,17 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
 
 def test_a_directory_of_very_many_sites() -> None:
     keys = tuple(site.to_bytes(32, "big") for site in range(50_000))
-    assert Directory.parse(str(Directory(keys))).keys == keys
+    assert KeyDirectory.parse(str(KeyDirectory(keys))).keys == keys
     with pytest.raises(IdentityError, match="the key of site 7 to another too"):
-        Directory((*keys, keys[7]))
+        KeyDirectory((*keys, keys[7]))
 
 
 def test_keygen_writes_a_key_and_prints_its_line(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     result = CliRunner().invoke(app, ["keygen", "0", "--out", str(path)])
     assert result.exit_code == 0
-    directory = Directory.parse(f"cohortium directory 1\n{result.output}")
-    assert directory.keys == (Identity.read(path).public,)
+    directory = KeyDirectory.parse(f"cohortium directory 1\n{result.output}")
+    assert directory.keys == (SigningKey.read(path).public,)
     shown = CliRunner().invoke(app, ["keygen", "0", "--show", str(path)])
     assert (shown.exit_code, shown.output) == (0, result.output)
     both = CliRunner().invoke(app, ["keygen", "0", "--show", str(path), "--out", str(path)])

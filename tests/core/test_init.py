@@ -49,7 +49,7 @@ def test_what_is_written_runs(
         assert guarantee.epsilon == pytest.approx(2.5, rel=0.01)
         assert guarantee.delta == 1e-4
         assert not guarantee.warnings(240)
-    assert (federation.aggregator.secrecy(ready.setting.cohort) is None) != secagg
+    assert (federation.aggregator.confidentiality(ready.setting.cohort) is None) != secagg
     tables = tomllib.loads(text)
     assert list(tables) == [name for name in study_file.TABLES if name in tables]
     comments = [line for line in text.splitlines() if line.startswith("#")]

@@ -20,10 +20,10 @@ from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
 from cohortium.ledger.cost import Budget, Price, Terms
 from cohortium.ledger.ledger import APPLICATION, FIRST, VERSION, Ledger
-from cohortium.privacy.accounting import ORDERS, Gaussian, Renyi
+from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
 
 RUN = b"sixteen bytes id"
-PRICE = Price(mechanism=Gaussian(noise_multiplier=10.0), against="everyone")
+PRICE = Price(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
 TERMS = Terms(unit="example", against="everyone")
 
 
@@ -48,7 +48,7 @@ def is_intact(ledger: Ledger) -> bool:
 
 def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None:
     strange = Price(
-        mechanism=Renyi(name="mine", bounds=(0.5,) * (len(ORDERS) - 1) + (float("inf"),)),
+        mechanism=RenyiBoundedMechanism(name="mine", bounds=(0.5,) * (len(ORDERS) - 1) + (float("inf"),)),
         unit="patient",
         adjacency="replace-one",
         colluding=3,
@@ -275,13 +275,13 @@ KILLING = dedent(
     import contextlib, json, os, random, signal, sys
     from pathlib import Path
     from cohortium.ledger.account import Account
-    from cohortium.privacy.accounting import Gaussian
+    from cohortium.privacy.accounting import GaussianMechanism
     from cohortium.ledger.ledger import Ledger
     from cohortium.ledger.cost import Price
 
     path, window, synced, kills = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     run = b"sixteen bytes id"
-    price = Price(mechanism=Gaussian(noise_multiplier=10.0), against="everyone")
+    price = Price(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
 
     class Deadly(Ledger):
         is_last = False
@@ -395,7 +395,7 @@ RACING = dedent(
     import sys
     from pathlib import Path
     from cohortium.ledger.account import Account
-    from cohortium.privacy.accounting import Gaussian
+    from cohortium.privacy.accounting import GaussianMechanism
     from cohortium.errors import RefusalError
     from cohortium.ledger.ledger import Ledger
     from cohortium.ledger.cost import Budget, Price, Terms
@@ -404,7 +404,7 @@ RACING = dedent(
         epsilon=1.0, delta=1e-5, terms=Terms(unit="example", against="everyone")
     )
     account = Account(Ledger(Path(sys.argv[1])), "ours", budget)
-    price = Price(mechanism=Gaussian(noise_multiplier=10.0), against="everyone")
+    price = Price(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
     account.admit(sys.argv[2].encode(), price, 2)
     sys.stdin.readline()
     try:

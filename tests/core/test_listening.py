@@ -58,8 +58,8 @@ def connected(path: Path) -> int:
 def test_a_stranger_cannot_even_connect(place: Path) -> None:
     told, heard = list[str](), list[bytes]()
 
-    def answer(common: bytes, own: bytes) -> bytes:
-        heard.append(common)
+    def answer(broadcast: bytes, own: bytes) -> bytes:
+        heard.append(broadcast)
         return own
 
     door = Door(place, answer, {0, CALLER}, GROUP, tell=told.append)

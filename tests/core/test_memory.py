@@ -54,7 +54,7 @@ def test_a_file_that_unpacks_beyond_the_memory_there_is(
     path = tmp_path / "bomb.npz"
     zeros = np.zeros((2000, 28, 28), np.uint8)
     np.savez_compressed(path, train_images=zeros, train_labels=np.arange(2000) % 2)
-    assert len(npz.read_splits(path, name="x").train) == 2000
+    assert len(npz.read_npz_splits(path, name="x").train) == 2000
     monkeypatch.setattr(npz, "available", lambda: 2 << 20)
 
     def unpack(*_: object) -> None:
@@ -62,4 +62,4 @@ def test_a_file_that_unpacks_beyond_the_memory_there_is(
 
     monkeypatch.setattr(npz, "_array", unpack)
     with pytest.raises(DataError, match="in the memory there is; split it"):
-        npz.read_splits(path, name="x")
+        npz.read_npz_splits(path, name="x")

@@ -21,8 +21,8 @@ from cohortium.crypto.randomness import Randomness
 from cohortium.data.examples import DataSpec
 from cohortium.errors import BrokenNetworkError, NetworkError, PrivacyError, StudyError
 from cohortium.inference.classifier import Classifier
-from cohortium.learning.batch_sampling import shuffled
-from cohortium.roles.values import Work
+from cohortium.learning.batch_sampling import shuffled_batches
+from cohortium.roles.values import Workload
 from cohortium_cnn import CNN
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -162,15 +162,15 @@ def test_lazy_layers_get_their_shapes_and_equal_weights_from_equal_seeds(tmp_pat
     assert torch.equal(state, torch.get_rng_state())
     assert parameters.length(one) == 4 * 10 + 64 * 4 + 4
     assert (
-        parameters.fingerprint(one)
-        == parameters.fingerprint(again)
-        != parameters.fingerprint(other)
+        parameters.sha256(one)
+        == parameters.sha256(again)
+        != parameters.sha256(other)
     )
     for trainer, privatizer in ((TRAINERS[0], "none"), (TRAINERS[1], PRIVATE)):
         done = tiny(model=model, trainer=trainer, privatizer=privatizer).run(
             tmp_path / f"run {type(trainer).__name__}"
         )
-        assert parameters.fingerprint(Classifier.open(done.folder).net) == done.weights_sha256  # type: ignore[arg-type]
+        assert parameters.sha256(Classifier.open(done.folder).net) == done.weights_sha256  # type: ignore[arg-type]
 
 
 BATCH_NORM = code("self.norm = nn.BatchNorm1d(4)", "x = self.norm(x)")
@@ -185,7 +185,7 @@ def test_a_network_that_cannot_take_one_image_is_shown_none_alone(
     # 40 images a site, of which batches of 39 leave one over.
     trainer = FedSGD(sampling_rate=0.03) if isinstance(trainer, FedSGD) else trainer
     federation = tiny(model=module(tmp_path, source), trainer=trainer, rounds=3)
-    assert federation.prepare().setting.work.fewest == 2
+    assert federation.prepare().setting.workload.fewest == 2
     assert federation.run().rounds == 3
     shared = tiny(model=module(tmp_path, source), trainer=TRAINERS[1], privatizer=PRIVATE)
     with pytest.raises(PrivacyError, match=r"^mynets:Net"):
@@ -200,7 +200,7 @@ def test_what_can_take_one_image_is_batched_as_ever(tmp_path: Path) -> None:
         (BATCH_NORM, FedAvg(flips=True, copies=2)),  # a batch of one is a batch of two
     ):
         model = module(tmp_path, source)
-        assert tiny(model=model, trainer=trainer).prepare().setting.work.fewest == 1
+        assert tiny(model=model, trainer=trainer).prepare().setting.workload.fewest == 1
         sys.modules.pop("mynets", None)
 
 
@@ -218,11 +218,11 @@ def test_a_pass_shows_every_example_once_in_batches_that_are_large_enough(
     examples: int, size: int
 ) -> None:
     def batches(fewest: int) -> list[list[int]]:
-        work = Work(
-            releases="update", steps=1, sampling_rate=1, batch_size=size, epochs=2, fewest=fewest
+        workload = Workload(
+            output="update", steps=1, sampling_rate=1, batch_size=size, epochs=2, fewest=fewest
         )
-        stream = Randomness.simulated(1).stream("batches")
-        return [batch.tolist() for batch in shuffled(work, examples, stream)]
+        stream = Randomness.insecure_from_seed(1).stream("batches")
+        return [batch.tolist() for batch in shuffled_batches(workload, examples, stream)]
 
     alone = batches(1)
     assert [len(b) for b in alone[: len(alone) // 2]] == [

@@ -148,8 +148,8 @@ def test_a_run_sends_what_the_guarantee_covers_and_nothing_else(name: str) -> No
     study = ready(name)
     finding = audit_transcript(study)
     assert not finding.is_refuted, finding
-    hands = {site: study.splits.train.take(hand) for site, hand in enumerate(study.hands)}
-    play = Play.of(study, study.setting, hands, {site: Tape().recording for site in hands})
+    partition = {site: study.splits.train.select(indices) for site, indices in enumerate(study.partition)}
+    play = Play.of(study, study.setting, partition, {site: Tape().recording for site in partition})
     assert len(list(play.rounds(1))) == 1
     for message in play.sent:
         for path, _ in fields(message.data):

@@ -13,7 +13,7 @@ from attrs import evolve, field, frozen
 
 from bed import Squares, tiny
 from cohortium import Federation, Guarantee
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
@@ -21,11 +21,11 @@ from cohortium.ledger.cost import Price
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either
 from cohortium.messages.run import Refusal, Reply
-from cohortium.plugin import Exchange, OpenSite, Randomness, SiteRecipe
-from cohortium.privacy.accounting import ORDERS, Renyi
+from cohortium.plugin import EngineSession, SiteHandle, Randomness, SiteFactory
+from cohortium.privacy.accounting import ORDERS, RenyiBoundedMechanism
 from cohortium.roles.events import Event, RoundFinished, SiteFailed
-from cohortium.rounds.run_config import Setting
-from cohortium.rounds.site import Recipe, Site
+from cohortium.rounds.run_config import RunConfig
+from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium.storage.append_log import FileJournal, MemoryJournal
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -54,7 +54,7 @@ def study(**changes: Any) -> Federation:
     return tiny(**{**parts, **changes})
 
 
-def setting(**changes: Any) -> Setting:
+def setting(**changes: Any) -> RunConfig:
     return study(**changes).prepare().setting
 
 
@@ -67,17 +67,17 @@ class Homemade:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def work(self, cohort: Any) -> Any:
-        return self.inner.work(cohort)
+    def workload(self, cohort: Any) -> Any:
+        return self.inner.workload(cohort)
 
-    def train(self, task: Any, private: Any) -> Any:
-        return self.inner.train(task, private)
+    def train(self, task: Any, privatizer: Any) -> Any:
+        return self.inner.train(task, privatizer)
 
-    def server(self, parameters: Any, rounds: int) -> Any:
-        return self.inner.server(parameters, rounds)
+    def make_server_optimizer(self, parameters: Any, rounds: int) -> Any:
+        return self.inner.make_server_optimizer(parameters, rounds)
 
-    def personal(self, net: Any, state: Any) -> Any:
-        return self.inner.personal(net, state)
+    def personalize(self, net: Any, state: Any) -> Any:
+        return self.inner.personalize(net, state)
 
 
 # --- One floor after the other -------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_directory_is_believed_only_if_it_is_the_pinned_one() -> None:
     assert agreed.directory is not None
     strict = {**LENIENT, "adversary": "active"}
     SitePolicy(**strict, directory=agreed.directory).admit(agreed)
-    other = Directory(tuple(reversed(agreed.directory.keys)))
+    other = KeyDirectory(tuple(reversed(agreed.directory.keys)))
     with pytest.raises(RefusalError, match=r"is \w{16}…, and this site has pinned \w{16}…\.") as e:
         SitePolicy(**strict, directory=other).admit(agreed)
     assert e.value.code == "policy.directory"
@@ -164,14 +164,14 @@ class Curve:
     """A plan that is known by a curve for whole sites alone."""
 
     guarantee: Guarantee
-    mechanism: Renyi
+    mechanism: RenyiBoundedMechanism
     length: int = 10
 
 
 def test_a_strong_unit_that_proves_nothing_here_is_refused() -> None:
     agreed = setting(privatizer=SITE_LEVEL)
     assert agreed.plan.guarantee is not None
-    curve = Renyi(name="curve", bounds=(0.01,) * len(ORDERS))
+    curve = RenyiBoundedMechanism(name="curve", bounds=(0.01,) * len(ORDERS))
     plan: Any = Curve(agreed.plan.guarantee, curve)
     odd = evolve(agreed, plan=plan)
     SitePolicy(**{**LENIENT, "unit": "site"}).admit(odd)
@@ -206,7 +206,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     train = Squares().load().train
     for site in range(6):
-        mine = train.take(np.arange(site, len(train), 6))
+        mine = train.select(np.arange(site, len(train), 6))
         np.savez(
             folder / f"{site}.npz",
             train_images=mine.images[:, 0],
@@ -227,8 +227,8 @@ def site_file(
 
 
 def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -> None:
-    keys = [Identity.draw(Randomness.simulated(1).fork(site)) for site in range(3)]
-    Directory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
+    keys = [SigningKey.generate(Randomness.insecure_from_seed(1).derive(site)) for site in range(3)]
+    KeyDirectory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
     path = site_file(
         tmp_path,
         images,
@@ -242,7 +242,7 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
         adversary="active",
         honest=4,
         plugins=("fedsgd", "secagg"),
-        directory=Directory(tuple(key.public for key in keys)),
+        directory=KeyDirectory(tuple(key.public for key in keys)),
     )
     account = hospital.account
     assert account.ledger == Ledger(tmp_path / "spent.sqlite")
@@ -311,14 +311,14 @@ class Hospitals:
     before: Callable[[int], None] = lambda _exchange: None
     journals: list[FileJournal] = field(factory=list)
 
-    def open(self, sites: Mapping[int, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[int, SiteFactory] | None) -> EngineSession:
         assert sites is not None
         return Wards({site: self.made(site, recipe) for site, recipe in sites.items()}, self)
 
-    def made(self, site: int, recipe: SiteRecipe) -> OpenSite:
+    def made(self, site: int, recipe: SiteFactory) -> SiteHandle:
         if site not in self.files:
-            return recipe.open()
-        assert isinstance(recipe, Recipe)
+            return recipe.create()
+        assert isinstance(recipe, SimulatedSiteFactory)
         hospital = Hospital.read(self.files[site])
         assert hospital.number == site
         self.journals.append(hospital.open_journal())
@@ -332,23 +332,23 @@ class Hospitals:
 class Absent:
     refusal: RefusalError
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
         from cohortium.messages.codec import encode
 
         return encode(Refusal(0, 0, self.refusal.code, self.refusal.reason))
 
 
 class Wards:
-    def __init__(self, sites: Mapping[int, OpenSite], engine: Hospitals) -> None:
+    def __init__(self, sites: Mapping[int, SiteHandle], engine: Hospitals) -> None:
         self.sites, self.engine, self.count = sites, engine, -1
 
     def exchange(
-        self, common: bytes, each: Mapping[int, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[int, bytes], timeout: float | None = None
     ) -> Iterator[tuple[int, bytes]]:
         self.count += 1
         self.engine.before(self.count)
-        for site, own in each.items():
-            reply = self.sites[site].answer(common, own)
+        for site, own in per_site.items():
+            reply = self.sites[site].answer(broadcast, own)
             self.engine.sent.append((site, reply))
             yield site, reply
 
@@ -362,7 +362,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         return self.events.append
 
 
@@ -404,8 +404,8 @@ def test_a_coordinator_that_asks_for_too_much_is_refused_with_the_reason(
 
 
 def test_another_directory_is_refused_with_the_reason(tmp_path: Path, images: Path) -> None:
-    keys = [Identity.draw(Randomness.simulated(1).fork(site)) for site in range(6)]
-    Directory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
+    keys = [SigningKey.generate(Randomness.insecure_from_seed(1).derive(site)) for site in range(6)]
+    KeyDirectory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
     keys[2].create(tmp_path / "key.pem")
     path = site_file(tmp_path, images, site='directory = "sites.txt"\nidentity = "key.pem"')
     Hospital.read(path).account.ledger.create()
@@ -489,19 +489,19 @@ def test_a_run_that_would_overspend_stops_before_the_round_that_would(
 # --- One site ------------------------------------------------------------------------------------
 
 
-def recipe(tmp_path: Path, **changes: Any) -> Recipe:
+def recipe(tmp_path: Path, **changes: Any) -> SimulatedSiteFactory:
     ready = study(**changes).prepare()
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.create()
     return ready.recipe(2, ledger)
 
 
-def first_request(agreed: Setting) -> bytes:
+def first_request(agreed: RunConfig) -> bytes:
     from cohortium.rounds.coordinator import Coordinator
 
     coordinator = Coordinator(agreed)
-    coordinator.open(0, 0, range(6))
-    return coordinator.requests().common
+    coordinator.begin_attempt(0, 0, range(6))
+    return coordinator.next_requests().broadcast
 
 
 def code(reply: bytes) -> str:
@@ -511,23 +511,23 @@ def code(reply: bytes) -> str:
 
 def test_after_a_restart_an_attempt_is_not_released_again(tmp_path: Path) -> None:
     made = recipe(tmp_path)
-    common = first_request(made.setting)
-    assert code(made.open().answer(common, b"")) == "answered"
+    broadcast = first_request(made.setting)
+    assert code(made.create().answer(broadcast, b"")) == "answered"
     # A restarted site has forgotten that it answered; with other noise it would pay twice.
-    assert code(made.open().answer(common, b"")) == "order"
+    assert code(made.create().answer(broadcast, b"")) == "order"
 
 
 class Breaks(FedSGD):
     """Fails while it trains."""
 
-    def train(self, task: Any, private: Any) -> Any:
+    def train(self, task: Any, privatizer: Any) -> Any:
         raise RefusalError("odd", "something about the data.")
 
 
 def test_a_refusal_after_training_has_been_paid_for(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
-    assert code(made.open().answer(first_request(made.setting), b"")) == "odd"
+    assert code(made.create().answer(first_request(made.setting), b"")) == "odd"
     with Ledger(tmp_path / "ledger.sqlite").reading() as book:
         assert len(book.attempts("site 2", made.setting.session)) == 1
 
@@ -535,7 +535,7 @@ def test_a_refusal_after_training_has_been_paid_for(tmp_path: Path) -> None:
 def test_what_cannot_be_charged_is_not_trained(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
-    site = made.open()
+    site = made.create()
     (tmp_path / "ledger.sqlite").unlink()
     assert code(site.answer(first_request(made.setting), b"")) == "ledger"
 

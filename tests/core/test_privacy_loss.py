@@ -14,14 +14,14 @@ from opacus.accountants.analysis.rdp import compute_rdp
 
 from cohortium.errors import PrivacyError
 from cohortium.privacy import accounting, privacy_loss
-from cohortium.privacy.accounting import ORDERS, Gaussian, Mechanism, calibrate, compose, fits
+from cohortium.privacy.accounting import ORDERS, GaussianMechanism, Mechanism, calibrate_noise_multiplier, compose, within_budget
 from cohortium.privacy.loss_grids import Releases, discretise
 
 DELTAS = (0.3, 1e-2, 1.9e-4, 1e-5, 1e-9, 1e-30)
 
 
-def sampled(rate: float, noise: float, releases: int = 1) -> Gaussian:
-    return Gaussian(noise_multiplier=noise, sampling_rate=rate, releases=releases)
+def sampled(rate: float, noise: float, releases: int = 1) -> GaussianMechanism:
+    return GaussianMechanism(noise_multiplier=noise, sampling_rate=rate, num_releases=releases)
 
 
 def epsilon(*spends: tuple[Mechanism, int], delta: float) -> float:
@@ -55,8 +55,8 @@ def test_one_mechanism_has_one_epsilon_whoever_asks(
     if others:
         assert compose([(m, 1) for m in others], deltas[0]) == [alone[deltas[0]]]
     for delta, spent in alone.items():
-        assert fits(spends, epsilon=spent.epsilon, delta=delta)
-        assert not fits(spends, epsilon=spent.epsilon * (1 - 1e-12) - 1e-300, delta=delta)
+        assert within_budget(spends, epsilon=spent.epsilon, delta=delta)
+        assert not within_budget(spends, epsilon=spent.epsilon * (1 - 1e-12) - 1e-300, delta=delta)
 
 
 @given(
@@ -68,7 +68,7 @@ def test_one_mechanism_has_one_epsilon_whoever_asks(
 def test_without_sampling_it_bounds_the_exact_formula_closely(
     mu: float, times: int, delta: float
 ) -> None:
-    exact = epsilon((Gaussian(noise_multiplier=math.sqrt(times) / mu), times), delta=delta)
+    exact = epsilon((GaussianMechanism(noise_multiplier=math.sqrt(times) / mu), times), delta=delta)
     bound = privacy_loss.epsilon([Releases(mu / math.sqrt(times), 1.0, times)], delta)
     assert exact * (1 - 1e-9) <= bound <= exact * 1.002 + 1e-3 * mu
 
@@ -79,7 +79,7 @@ def test_without_sampling_it_bounds_the_exact_formula_closely(
 def test_renyi_divergences_are_those_of_opacus(rate: float, noise: float) -> None:
     theirs = compute_rdp(q=rate, noise_multiplier=noise, steps=7, orders=ORDERS)
     # Its series for orders that are not whole end early.
-    assert sampled(rate, noise, 7).curve == pytest.approx(theirs, rel=1e-6)
+    assert sampled(rate, noise, 7).rdp_curve == pytest.approx(theirs, rel=1e-6)
 
 
 @given(
@@ -175,7 +175,7 @@ def test_a_search_asks_a_few_times(
         return ask(kinds, delta)
 
     monkeypatch.setattr(privacy_loss, "epsilon", asking)
-    noise = calibrate(
+    noise = calibrate_noise_multiplier(
         lambda noise: sampled(rate, noise), epsilon=target, delta=1.9e-4, attempts=attempts
     )
     assert len(asked) <= 25
@@ -184,17 +184,17 @@ def test_a_search_asks_a_few_times(
 
 @pytest.mark.parametrize("rate", [0.4, 1.0])
 def test_a_small_target_can_be_had_with_sampling_as_without(rate: float) -> None:
-    noise = calibrate(lambda noise: sampled(rate, noise), epsilon=1e-3, delta=1.9e-4, attempts=60)
+    noise = calibrate_noise_multiplier(lambda noise: sampled(rate, noise), epsilon=1e-3, delta=1.9e-4, attempts=60)
     assert noise < 1e4
 
 
 def test_what_no_noise_can_show_names_what_can() -> None:
-    def known(noise: float) -> accounting.Renyi:
+    def known(noise: float) -> accounting.RenyiBoundedMechanism:
         bounds = tuple(order / (2 * noise**2) for order in ORDERS)
-        return accounting.Renyi(name="mine", bounds=bounds)
+        return accounting.RenyiBoundedMechanism(name="mine", bounds=bounds)
 
     with pytest.raises(PrivacyError, match=r"never shows less than ε = 0\.00\d+ .*'gaussian'"):
-        calibrate(known, epsilon=1e-3, delta=1.9e-4, attempts=60)
+        calibrate_noise_multiplier(known, epsilon=1e-3, delta=1.9e-4, attempts=60)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_numbers_of_no_mechanism_are_refused_where_they_are_given(
     numbers: dict[str, float],
 ) -> None:
     with pytest.raises(ValueError, match="between"):
-        Gaussian(**numbers)  # type: ignore[arg-type]
+        GaussianMechanism(**numbers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, 1e-320, 1.0, math.nan, math.inf])
@@ -221,4 +221,4 @@ def test_a_delta_of_nothing_is_one_sentence(delta: float) -> None:
     with pytest.raises(ValueError, match="δ is between"):
         compose([(sampled(0.4, 4.0), 1)], delta)
     with pytest.raises(PrivacyError, match="δ is between"):
-        calibrate(lambda noise: sampled(0.4, noise), epsilon=1.0, delta=delta, attempts=3)
+        calibrate_noise_multiplier(lambda noise: sampled(0.4, noise), epsilon=1.0, delta=delta, attempts=3)

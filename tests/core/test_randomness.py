@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cohortium.crypto.randomness import Randomness, Seeds, Stream
+from cohortium.crypto.randomness import Randomness, Seeds, KeyStream
 
 # NIST SP 800-38A (2001), F.5.5 CTR-AES256.Encrypt uses a counter that starts elsewhere; the
 # stream from counter zero is AES-256 of 0, 1, 2, …  With the all-zero key the first block is the
@@ -13,42 +13,42 @@ ZERO_KEY_BLOCK = bytes.fromhex("dc95c078a2408989ad48a21492842087")
 
 
 def test_the_stream_is_aes_256_in_counter_mode_from_zero() -> None:
-    assert Stream(bytes(32)).bytes(16) == ZERO_KEY_BLOCK
+    assert KeyStream(bytes(32)).bytes(16) == ZERO_KEY_BLOCK
 
 
 def test_a_stream_does_not_depend_on_how_it_is_read() -> None:
-    whole = Stream(b"k" * 32).bytes(600_000)
-    parts = Stream(b"k" * 32)
+    whole = KeyStream(b"k" * 32).bytes(600_000)
+    parts = KeyStream(b"k" * 32)
     assert b"".join(parts.bytes(n) for n in (1, 15, 262_144, 337_840)) == whole
 
 
 def test_a_simulated_source_repeats_itself_and_says_so() -> None:
-    one, two = (Randomness.simulated(3).fork("a", 1).token(8, "x") for _ in range(2))
+    one, two = (Randomness.insecure_from_seed(3).derive("a", 1).secret_bytes(8, "x") for _ in range(2))
     assert one == two
-    assert one != Randomness.simulated(3).fork("a", 2).token(8, "x")
-    assert Randomness.simulated(3).is_simulated
+    assert one != Randomness.insecure_from_seed(3).derive("a", 2).secret_bytes(8, "x")
+    assert Randomness.insecure_from_seed(3).is_simulated
     assert not Randomness.system().is_simulated
 
 
 def test_the_systems_source_never_repeats_itself() -> None:
     source = Randomness.system()
-    assert source.token(16, "x") != source.token(16, "x")
+    assert source.secret_bytes(16, "x") != source.secret_bytes(16, "x")
     assert source.stream("x").bytes(16) != source.stream("x").bytes(16)
 
 
 def test_a_source_does_not_show_its_seed() -> None:
-    assert "12345" not in repr(Randomness.simulated(12345))
+    assert "12345" not in repr(Randomness.insecure_from_seed(12345))
 
 
 def test_normals_are_normal() -> None:
-    sample = Stream(b"n" * 32).normal(200_001)
+    sample = KeyStream(b"n" * 32).normal(200_001)
     assert len(sample) == 200_001
     assert stats.kstest(sample, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(sample[:100_000], sample[100_001:])[0, 1]) < 0.02
 
 
 def test_uniforms_are_uniform() -> None:
-    sample = Stream(b"u" * 32).uniform(100_000)
+    sample = KeyStream(b"u" * 32).uniform(100_000)
     assert sample.min() >= 0
     assert sample.max() < 1
     assert stats.kstest(sample, "uniform").pvalue > 1e-3
@@ -56,7 +56,7 @@ def test_uniforms_are_uniform() -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 10, 257])
 def test_integers_below_a_limit_are_even(limit: int) -> None:
-    stream = Stream(b"i" * 32)
+    stream = KeyStream(b"i" * 32)
     counts = np.bincount([stream.below(limit) for _ in range(100 * limit)], minlength=limit)
     assert len(counts) == limit
     assert limit == 1 or stats.chisquare(counts).pvalue > 1e-4

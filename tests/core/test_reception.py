@@ -27,7 +27,7 @@ from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_server import IDLE, MOST_RUNS, Reception
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
-from cohortium.messages.deployment import Acceptance, Invitation, Present, RollCall
+from cohortium.messages.deployment import Acceptance, Invitation, IdentifyReply, IdentifyRequest
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.protocols import Dataset
 from cohortium.rounds.coordinator import Coordinator
@@ -99,7 +99,7 @@ class Ward:
         reply = self.reception.answer(data, own)
         for word in SECRET_WORDS:
             assert word.encode() not in reply
-        return decode_either(reply, Acceptance, Refusal, Reply, Present)
+        return decode_either(reply, Acceptance, Refusal, Reply, IdentifyReply)
 
 
 @pytest.fixture
@@ -138,16 +138,16 @@ def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitat
 
 
 def test_a_hospital_says_who_it_is(ward: Ward, dealt: Path) -> None:
-    from cohortium.crypto.signing import Directory
+    from cohortium.crypto.signing import KeyDirectory
 
     challenge = os.urandom(32)
-    present = ward.hears(RollCall(challenge))
+    present = ward.hears(IdentifyRequest(challenge))
     assert present.site == 1
-    directory = Directory.read(dealt / "directory.txt")
-    text = Present.statement(challenge, 1)
+    directory = KeyDirectory.read(dealt / "directory.txt")
+    text = IdentifyReply.statement(challenge, 1)
     assert directory.verify(1, present.signature, text)
-    assert not directory.verify(1, present.signature, Present.statement(os.urandom(32), 1))
-    assert not directory.verify(2, present.signature, Present.statement(challenge, 2))
+    assert not directory.verify(1, present.signature, IdentifyReply.statement(os.urandom(32), 1))
+    assert not directory.verify(2, present.signature, IdentifyReply.statement(challenge, 2))
 
 
 def test_a_hospital_takes_part(ward: Ward, invitation: Invitation) -> None:
@@ -175,13 +175,13 @@ def test_a_whole_deployment_in_one_process_gives_the_simulation_s_weights(
     wards = {n: Ward(tmp_path / "reh" / f"site-{n}") for n in range(5)}
 
     class Corridor:
-        def open(self, sites: object) -> Any:
+        def connect(self, sites: object) -> Any:
             assert sites is None
             return self
 
-        def exchange(self, common: bytes, each: Any, deadline: object = None) -> Any:
-            for number, own in each.items():
-                yield number, wards[number].reception.answer(common, own)
+        def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Any:
+            for number, own in per_site.items():
+                yield number, wards[number].reception.answer(broadcast, own)
 
         def close(self) -> None:
             for ward in wards.values():
@@ -449,10 +449,10 @@ def test_another_version_is_refused_or_told(ward: Ward, invitation: Invitation) 
 def test_a_directory_that_is_not_the_pinned_one_is_refused(
     place: Path, invitation: Invitation
 ) -> None:
-    from cohortium.crypto.signing import Directory, Identity
+    from cohortium.crypto.signing import KeyDirectory, SigningKey
     from cohortium.plugin import Randomness
 
-    theirs = Directory(tuple(Identity.draw(Randomness.system()).public for _ in range(3)))
+    theirs = KeyDirectory(tuple(SigningKey.generate(Randomness.system()).public for _ in range(3)))
     ward = Ward(place)
     try:
         message = Invitation(os.urandom(16), invitation.study, str(theirs), invitation.versions)
@@ -521,13 +521,13 @@ def test_coordinators_cannot_push_each_other_out(ward: Ward, invitation: Invitat
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
 )
-@given(common=st.binary(max_size=200), own=st.binary(max_size=50), cut=st.integers(0, 400))
+@given(broadcast=st.binary(max_size=200), own=st.binary(max_size=50), cut=st.integers(0, 400))
 def test_hostile_bytes_are_answered_with_a_refusal(
-    ward: Ward, invitation: Invitation, common: bytes, own: bytes, cut: int
+    ward: Ward, invitation: Invitation, broadcast: bytes, own: bytes, cut: int
 ) -> None:
     whole = encode(invitation)
-    assert isinstance(ward.hears(common, own), Refusal)
-    assert isinstance(ward.hears(whole[: cut % len(whole)] + common, own), Refusal)
+    assert isinstance(ward.hears(broadcast, own), Refusal)
+    assert isinstance(ward.hears(whole[: cut % len(whole)] + broadcast, own), Refusal)
 
 
 def test_a_flood_of_refusals_costs_the_log_a_bounded_number_of_lines(ward: Ward) -> None:
@@ -605,10 +605,10 @@ def coordinator_of(invitation: Invitation) -> Coordinator:
 def begun(ward: Ward, invitation: Invitation) -> tuple[bytes, bytes]:
     """The first request of the run, and the hospital's answer."""
     coordinator = coordinator_of(invitation)
-    coordinator.open(0, 0, range(3))
-    requests = coordinator.requests()
+    coordinator.begin_attempt(0, 0, range(3))
+    requests = coordinator.next_requests()
     assert isinstance(ward.hears(invitation), Acceptance)
-    return requests.common, ward.reception.answer(requests.common, requests.each[1])
+    return requests.broadcast, ward.reception.answer(requests.broadcast, requests.per_site[1])
 
 
 def test_after_a_restart_the_same_request_gets_the_same_bytes(
@@ -656,12 +656,12 @@ def test_a_full_disk_costs_nothing_and_ends_nothing(
             return sum(book.prices(hospital.data).values())
 
     for attempt, is_full in enumerate([True, False]):
-        coordinator.open(attempt, attempt, range(3))
-        common = coordinator.requests().common
+        coordinator.begin_attempt(attempt, attempt, range(3))
+        broadcast = coordinator.next_requests().broadcast
         with monkeypatch.context() as patch:
             if is_full:
                 patch.setattr(os, call, filled)
-            answer = ward.hears(common)
+            answer = ward.hears(broadcast)
         assert isinstance(answer, Refusal) == is_full, answer
         assert not is_full or "cannot be" in answer.reason
         assert charged() == attempt
@@ -689,7 +689,7 @@ class Line:
 
     answers: dict[int, bytes]
 
-    def exchange(self, common: bytes, each: Any, deadline: object = None) -> Iterator[Any]:
+    def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Iterator[Any]:
         yield from self.answers.items()
 
     def close(self) -> None: ...

@@ -15,7 +15,7 @@ from torch import nn
 from bed import Net, tiny
 from cohortium import parameters
 from cohortium.errors import CohortiumError, StoppedError, StudyError
-from cohortium.plugin import SitePrivacy, Task, Trained, with_schedule
+from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult, attach_schedule
 from cohortium.rounds.dry_run import rehearse
 from cohortium.runs.run_directory import LEDGER
 from cohortium_fedavg import FedAvg, FedProx
@@ -133,28 +133,28 @@ def test_a_frozen_part_may_be_of_any_type() -> None:
 class Hoarder(FedAvg):
     """Keeps what no file can hold."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = super().train(task, private)
-        return Trained(vector=trained.vector, weight=trained.weight, state={"kept": 3.0})  # type: ignore[dict-item]
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = super().train(task, privatizer)
+        return LocalResult(vector=trained.vector, weight=trained.weight, state={"kept": 3.0})  # type: ignore[dict-item]
 
 
 @frozen(kw_only=True)
 class LateFailing(FedAvg):
     """Fails in the last round."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         if task.round == task.rounds - 1:
             raise IndexError("no such round")
-        return super().train(task, private)
+        return super().train(task, privatizer)
 
 
 @frozen(kw_only=True)
 class Short(FedAvg):
     """Hands back less than the network has."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = super().train(task, private)
-        return Trained(vector=trained.vector[:-1], weight=trained.weight)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = super().train(task, privatizer)
+        return LocalResult(vector=trained.vector[:-1], weight=trained.weight)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -188,7 +188,7 @@ def test_a_run_that_cannot_step_charges_nothing_when_it_is_to_go_on(
     spent = (tmp_path / LEDGER).read_bytes()
 
     def unable(self: FedAvg, parameters: Any, rounds: int) -> Any:
-        return with_schedule(torch.optim.LBFGS(parameters), "constant", rounds)
+        return attach_schedule(torch.optim.LBFGS(parameters), "constant", rounds)
 
     monkeypatch.setattr(FedAvg, "server", unable)
     for _ in range(2):

@@ -25,7 +25,7 @@ from cohortium.reporting.figures import LEAST_GAP, Axis, Line, Plot
 from cohortium.reporting.parties import Facts, conditions, views
 from cohortium.reporting.stored import Terms
 from cohortium.reporting.wording import chance, detected, odds_factor
-from cohortium.roles.values import Secrecy
+from cohortium.roles.values import AggregationGuarantee
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
 from poison import poison
@@ -278,7 +278,7 @@ def guarantee(**changes: Any) -> Guarantee:
     return evolve(base, **changes)
 
 
-HIDDEN = Secrecy(contributors=4, threshold=4, dropouts=1)
+HIDDEN = AggregationGuarantee(min_contributors=4, reconstruction_threshold=4, max_dropouts=1)
 SHARED = guarantee(against="coordinator", colluding=2, honest=3)
 
 
@@ -309,7 +309,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
             Facts(
                 terms=Terms(sites=10, rounds=2, adversary="active", colluding=2),
                 guarantee=SHARED,
-                secrecy=evolve(HIDDEN, contributors=7),
+                secrecy=evolve(HIDDEN, min_contributors=7),
             ),
             [
                 ("may lie", "can choose which", "7 hospitals or more"),
@@ -349,7 +349,7 @@ def test_who_can_learn_what_follows_from_the_settings(
 def test_conditions_name_what_the_bound_rests_on() -> None:
     terms = Terms(sites=10, rounds=2)
     promise = guarantee(assumptions=("real-valued noise",))
-    honest = Facts(terms=terms, guarantee=promise, secrecy=evolve(HIDDEN, security=40))
+    honest = Facts(terms=terms, guarantee=promise, secrecy=evolve(HIDDEN, statistical_security_bits=40))
     assert any("one of 2^40 runs" in text for text in conditions(honest))
     assert "Real-valued noise." in conditions(honest)
     assert any("n images of one patient" in text for text in conditions(honest))

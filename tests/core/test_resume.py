@@ -21,7 +21,7 @@ from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, RunError, StoppedError, StudyError
 from cohortium.ledger.ledger import Ledger
-from cohortium.plugin import DataSpec, Exchange, SiteId, SitePrivacy, SiteRecipe, Task, Trained
+from cohortium.plugin import DataSpec, EngineSession, SiteId, SitePrivatizer, SiteFactory, LocalTask, LocalResult
 from cohortium.roles.events import Event, RoundFailed, RoundFinished, RunFailed, RunStarted
 from cohortium.runs.checkpoint import Checkpoint, Origin
 from cohortium.runs.run_directory import RunFolder
@@ -40,8 +40,8 @@ STATE, JOURNAL = "checkpoint/state.safetensors", "checkpoint/journal"
 class Keeping(FedAvg):
     """Keeps half of what it sent, and adds it the next time."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = super().train(task, private)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = super().train(task, privatizer)
         vector = trained.vector + task.state.get("kept", torch.zeros(()))
         return evolve(trained, vector=vector, state={"kept": 0.5 * vector})
 
@@ -50,7 +50,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         return self.events.append
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -117,18 +117,18 @@ class Power:
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
-        return Cut(Inline().open(sites), self)
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
+        return Cut(Inline().connect(sites), self)
 
 
 class Cut:
-    def __init__(self, inner: Exchange, engine: Power) -> None:
+    def __init__(self, inner: EngineSession, engine: Power) -> None:
         self.inner, self.engine = inner, engine
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        for letter in self.inner.exchange(common, each, deadline):
+        for letter in self.inner.exchange(broadcast, per_site, timeout):
             self.engine.at -= 1
             if self.engine.at == 0:
                 raise KeyboardInterrupt
@@ -144,26 +144,26 @@ class Outage:
     def __init__(self, lost: int) -> None:
         self.lost = lost
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
-        return Faulty(lambda _, k, reply: None if k < self.lost else reply).open(sites)
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
+        return Faulty(lambda _, k, reply: None if k < self.lost else reply).connect(sites)
 
 
 class Unlicensed:
     """An engine that cannot work here."""
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         raise StudyError("the engine has no licence.")
 
 
 class Deserted:
     """An engine whose hospitals are not there."""
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         assert sites is None
         return self
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
         yield from ()
 
@@ -171,10 +171,10 @@ class Deserted:
 
 
 def test_what_the_engine_or_a_hospital_refuses_leaves_nothing(tmp_path: Path) -> None:
-    private = tiny(engine=Unlicensed(), privatizer=Gaussian(unit="site"))
+    privatizer = tiny(engine=Unlicensed(), privatizer=Gaussian(unit="site"))
     spec = Squares().load().spec
     deployed = tiny(engine=Deserted(), dataset=None, partitioner=None, data=spec)
-    for study, words in ((private, "no licence"), (deployed, "6 of 6 sites do not take part")):
+    for study, words in ((privatizer, "no licence"), (deployed, "6 of 6 sites do not take part")):
         recorder = Recorder()
         with pytest.raises(StudyError, match=words):
             study.run(tmp_path / "runs" / "first", observers=[recorder])
@@ -429,8 +429,8 @@ def test_what_a_trainer_keeps_is_not_what_the_network_becomes() -> None:
 
 
 class Odd(FedAvg):
-    def server(self, parameters: Any, rounds: int) -> Any:
-        optimizer, schedule = super().server(parameters, rounds)
+    def make_server_optimizer(self, parameters: Any, rounds: int) -> Any:
+        optimizer, schedule = super().make_server_optimizer(parameters, rounds)
         optimizer.param_groups[0]["odd"] = np.random.default_rng()
         return optimizer, schedule
 
@@ -448,7 +448,7 @@ def test_an_optimizer_that_cannot_be_written_down_is_told_before_the_first_round
 class Wide:
     """A network that is quick, and not small."""
 
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)
 
     def build(self, spec: DataSpec, seed: int) -> torch.nn.Module:
@@ -462,7 +462,7 @@ def test_memory_does_not_grow_over_five_hundred_rounds(tmp_path: Path) -> None:
     seen: dict[int, tuple[int, int]] = {}
 
     class Weigh:
-        def watch(self) -> Callable[[Event], None]:
+        def start_run(self) -> Callable[[Event], None]:
             return self.listen
 
         def listen(self, event: Event) -> None:

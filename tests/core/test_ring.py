@@ -17,7 +17,7 @@ LENGTHS = st.one_of(
 
 def elements(ring: Ring, length: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 1 << 63, length, dtype=np.uint64).astype(ring.word)
+    return rng.integers(0, 1 << 63, length, dtype=np.uint64).astype(ring.dtype)
 
 
 @given(bits=BITS, length=LENGTHS, seed=st.integers(0, 1000))
@@ -84,7 +84,7 @@ def test_sums_are_right_whenever_the_true_sum_fits(bits: int, values: list[int])
     ring = Ring(bits)
     total = ring.zeros(1)
     for value in values:
-        total += ring.of(np.array([value]))
+        total += ring.encode_signed(np.array([value]))
     wrapped = (sum(values) + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
     assert ring.signed(total)[0] == wrapped
 
@@ -97,19 +97,19 @@ def test_sums_are_right_whenever_the_true_sum_fits(bits: int, values: list[int])
 def test_fixed_point_errs_by_half_a_step(
     largest: float, step: float, fractions: list[float]
 ) -> None:
-    code = FixedPoint.holding(largest, step=step)
+    code = FixedPoint.fitting(largest, step=step)
     values = np.array(fractions) * largest
     assert np.abs(code.decode(code.encode(values)) - values).max() <= step * 0.5000001
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(1.0, 3), (3.0, 4), (6.0, 5), (100.0, 8)])
 def test_the_ring_is_the_narrowest_that_holds_the_sum(largest: float, bits: int) -> None:
-    assert FixedPoint.holding(largest, step=1.0).ring.bits == bits
+    assert FixedPoint.fitting(largest, step=1.0).ring.bits == bits
 
 
 def test_sums_beyond_64_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="need 8"):
-        FixedPoint.holding(1e6, step=1e-18)
+        FixedPoint.fitting(1e6, step=1e-18)
 
 
 @given(bits=BITS, step=st.sampled_from([2.0**-9, 1.0, 3.0]), data=st.data())

@@ -16,7 +16,7 @@ from cohortium import discover, scaffold
 from cohortium.cli import main
 from cohortium.errors import PluginError
 from cohortium.roles import ROLES, Role
-from cohortium.roles.hooks import hook_of
+from cohortium.roles.hooks import hook_name
 from stranger import Python, clean_python
 
 CATALOG = discover()
@@ -67,7 +67,7 @@ def test_it_writes_a_package(role: Role, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "deep" / "cohortium-my-part"
     assert str(folder) in capsys.readouterr().out
     module = (folder / "src" / "cohortium_my_part" / "__init__.py").read_text("utf-8")
-    assert f"def {hook_of(role)}(" in module
+    assert f"def {hook_name(role)}(" in module
     assert (folder / "src" / "cohortium_my_part" / "py.typed").exists()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["cohortium-my-part"]
 
@@ -127,7 +127,7 @@ def test_any_name_is_refused_or_gives_python(name: str, role: Role) -> None:
             compile(text, path, "exec")
             if path.endswith("__init__.py"):
                 exec(text, names)
-                (offer,) = names[hook_of(role)]()
+                (offer,) = names[hook_name(role)]()
                 assert offer.name == name
                 assert offer.factory is names[skeleton.kind]
 
@@ -135,11 +135,11 @@ def test_any_name_is_refused_or_gives_python(name: str, role: Role) -> None:
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
     """A clean environment with a new plugin for every role installed in it."""
-    work = tmp_path_factory.mktemp("author")
+    workload = tmp_path_factory.mktemp("author")
     for role in ROLES:
-        scaffold.plan(f"my-{role}", role, CATALOG).write(work)
-    found = clean_python(work)
-    found.install(*(work / f"cohortium-my-{role}" for role in ROLES))
+        scaffold.plan(f"my-{role}", role, CATALOG).write(workload)
+    found = clean_python(workload)
+    found.install(*(workload / f"cohortium-my-{role}" for role in ROLES))
     return found
 
 
@@ -171,28 +171,28 @@ def test_each_passes_its_own_tests(python: Python) -> None:
 
 @pytest.mark.slow
 def test_a_study_of_them_learns(python: Python) -> None:
-    (python.work / "study.toml").write_text(STUDY, encoding="utf-8")
+    (python.workload / "study.toml").write_text(STUDY, encoding="utf-8")
     options = ("--out", "record", "--observe", "my-observer", "--json")
     result = json.loads(python.cohortium("run", "study.toml", *options))
     assert result["accuracy"] > 0.6  # of four classes
-    rows = (python.work / "record" / "my-observer.csv").read_text("utf-8").splitlines()
+    rows = (python.workload / "record" / "my-observer.csv").read_text("utf-8").splitlines()
     assert rows[0] == "round,sites,epsilon,accuracy"
     assert len(rows) == 1 + 24
 
 
 @pytest.mark.slow
 def test_what_is_written_is_in_good_form(python: Python) -> None:
-    folders = [python.work / f"cohortium-my-{role}" for role in ROLES]
+    folders = [python.workload / f"cohortium-my-{role}" for role in ROLES]
     for tool in (["ruff", "check"], ["ruff", "format", "--check"]):
         python("-m", *tool, *map(str, folders))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(python.work / "mypy")),
+            *(sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(python.workload / "mypy")),
             *("--python-executable", str(python.path)),
             *(str(folder / "src") for folder in folders),
             *(str(folder / "tests") for folder in folders),
         ],
-        cwd=python.work,
+        cwd=python.workload,
         capture_output=True,
         text=True,
         check=False,

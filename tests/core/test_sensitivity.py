@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bed import tiny
-from cohortium.clipping.batch_mixing import require_per_example, require_separable
+from cohortium.clipping.batch_mixing import require_no_batch_mixing, require_per_example_gradients
 from cohortium.clipping.clipped_sum import clipped_sum
 from cohortium.errors import CohortiumError, PrivacyError
 from cohortium.parameters import trainable
@@ -370,10 +370,10 @@ def test_networks_that_draw_random_numbers_are_admitted_and_clipped(
 ) -> None:
     torch.manual_seed(0)
     net, x = Network(make()), images(6, seed=1)
-    require_per_example(net)
+    require_no_batch_mixing(net)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*examples are taken one by one")
-        require_separable(net, x)
+        require_per_example_gradients(net, x)
     for _ in range(3):
         assert float(clipped(net, x, np.array([0]), C).norm()) <= C * (1 + ROUNDING)
     torch.manual_seed(5)
@@ -390,11 +390,11 @@ def test_frozen_batch_normalisation_is_admitted() -> None:
             return self
 
     net = Frozen(nn.BatchNorm2d(CHANNELS))
-    require_per_example(net)
-    require_separable(net, images(4, seed=0))
+    require_no_batch_mixing(net)
+    require_per_example_gradients(net, images(4, seed=0))
     require_sensitivity(net.train(), images(8, seed=0))
     with pytest.raises(PrivacyError, match="use GroupNorm"):
-        require_per_example(Network(nn.BatchNorm2d(CHANNELS)))
+        require_no_batch_mixing(Network(nn.BatchNorm2d(CHANNELS)))
 
 
 OUTSIDE: list[torch.Tensor] = []
@@ -490,7 +490,7 @@ def test_a_memory_outside_the_network_is_noticed() -> None:
 class Remembers:
     """A model whose memory stands in its module, and opens after the trials of a run."""
 
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
     def build(self, spec: Any, seed: int) -> nn.Module:

@@ -15,9 +15,9 @@ from cohortium import parameters
 from cohortium.errors import PrivacyError, StudyError
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.run import Refusal, Reply, Request
-from cohortium.plugin import SitePrivacy, Task, Trained
+from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult
 from cohortium.rounds.coordinator import Coordinator
-from cohortium.rounds.site import Recipe, Site
+from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
@@ -30,15 +30,15 @@ class Pair:
     def __init__(self, **changes: Any) -> None:
         ready = tiny(**changes).prepare()
         self.coordinator = Coordinator(ready.setting)
-        self.site: Site = Recipe(ready.setting, 0, ready.splits.train.take(ready.hands[0])).open()
+        self.site: Site = SimulatedSiteFactory(ready.setting, 0, ready.splits.train.select(ready.partition[0])).create()
 
     def request(self, round_: int = 0, attempt: int = 0, **changes: Any) -> bytes:
-        self.coordinator.open(round_, attempt, range(6))
-        common = self.coordinator.requests().common
-        return encode(msgspec.structs.replace(decode_either(common, Request), **changes))
+        self.coordinator.begin_attempt(round_, attempt, range(6))
+        broadcast = self.coordinator.next_requests().broadcast
+        return encode(msgspec.structs.replace(decode_either(broadcast, Request), **changes))
 
-    def ask(self, common: bytes) -> Reply | Refusal:
-        message: Reply | Refusal = decode_either(self.site.answer(common, b""), Reply, Refusal)
+    def ask(self, broadcast: bytes) -> Reply | Refusal:
+        message: Reply | Refusal = decode_either(self.site.answer(broadcast, b""), Reply, Refusal)
         return message
 
 
@@ -52,9 +52,9 @@ def code(message: Reply | Refusal) -> str:
 
 
 def test_a_vector_is_released_once_an_attempt(pair: Pair) -> None:
-    common = pair.request()
-    assert code(pair.ask(common)) == "answered"
-    assert code(pair.ask(common)) == "order"
+    broadcast = pair.request()
+    assert code(pair.ask(broadcast)) == "answered"
+    assert code(pair.ask(broadcast)) == "order"
     assert code(pair.ask(pair.request(round_=1, attempt=1))) == "answered"
 
 
@@ -99,8 +99,8 @@ def test_an_attempt_that_is_over_stays_over() -> None:
 @settings(max_examples=100, deadline=None)
 def test_whatever_comes_a_site_answers_with_a_message(data: bytes, keep: int) -> None:
     site = SHARED.site
-    common = SHARED.request()[:keep] + data
-    assert isinstance(decode_either(site.answer(common, data), Reply, Refusal), Refusal)
+    broadcast = SHARED.request()[:keep] + data
+    assert isinstance(decode_either(site.answer(broadcast, data), Reply, Refusal), Refusal)
 
 
 SHARED = Pair(aggregator="secagg")
@@ -134,10 +134,10 @@ def test_a_buffer_that_moves_does_not_leave_under_example_level_privacy() -> Non
 class Spy(FedSGD):
     """Notes what the augmentation generator would draw."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         DRAWN.append(int(torch.randint(0, 1 << 60, (), generator=task.generator)))
         DRAWN.append(int(torch.randint(0, 1 << 60, ())))  # what Dropout draws from
-        return super().train(task, private)
+        return super().train(task, privatizer)
 
 
 DRAWN: list[int] = []
@@ -163,40 +163,40 @@ def test_augmentation_is_as_secret_as_the_batches(privatizer: object, *, secret:
 class Greedy(FedSGD):
     """Takes the gradient of everything, whatever it drew."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         everyone = np.arange(len(task.labels))
-        private.gradient(task.net, lambda batch: task.net(task.images[batch]).sum(1), everyone)
-        return Trained(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+        privatizer.set_private_gradient(task.net, lambda batch: task.net(task.images[batch]).sum(1), everyone)
+        return LocalResult(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
 
 
 class Twice(FedSGD):
     """Uses its one batch twice."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        (batch,) = private.batches(len(task.labels))
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        (batch,) = privatizer.batches(len(task.labels))
         for _ in range(2):
-            private.gradient(task.net, lambda b: task.net(task.images[b]).sum(1), batch)
-        return Trained(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+            privatizer.set_private_gradient(task.net, lambda b: task.net(task.images[b]).sum(1), batch)
+        return LocalResult(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
 
 
 class Idle(FedSGD):
     """Takes no gradient at all."""
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        return Trained(vector=torch.zeros(parameters.length(task.net)), weight=1.0)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        return LocalResult(vector=torch.zeros(parameters.length(task.net)), weight=1.0)
 
 
-def flat(task: Task) -> torch.Tensor:
+def flat(task: LocalTask) -> torch.Tensor:
     return parameters.flatten(task.net)
 
 
 @pytest.mark.parametrize("kind", [Greedy, Twice, Idle])
 def test_a_trainer_that_breaks_its_declaration_releases_nothing(kind: type[FedSGD]) -> None:
-    private = Gaussian(epsilon=50.0)
+    privatizer = Gaussian(epsilon=50.0)
     with pytest.raises(StudyError, match="would refuse its round: the trainer"):
-        Pair(trainer=kind(), privatizer=private)
+        Pair(trainer=kind(), privatizer=privatizer)
     with pytest.MonkeyPatch.context() as patch:
         # One that behaves in the rehearsal, and not afterwards.
         patch.setattr(kind, "train", FedSGD.train)
-        pair = Pair(trainer=kind(), privatizer=private)
+        pair = Pair(trainer=kind(), privatizer=privatizer)
     assert code(pair.ask(pair.request())) == "trainer"

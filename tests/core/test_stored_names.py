@@ -13,7 +13,7 @@ import pytest
 from cohortium.ledger.cost import Price
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message, decode, encode
-from cohortium.privacy.mechanisms import Gaussian, Renyi
+from cohortium.privacy.mechanisms import GaussianMechanism, RenyiBoundedMechanism
 from cohortium.roles.events import EVENT_NAMES, Event
 from cohortium.runs import checkpoint
 
@@ -89,7 +89,7 @@ def test_messages_keep_their_tags_and_fields() -> None:
 def test_prices_keep_their_tags_and_fields() -> None:
     found = {
         kind.__struct_config__.tag: " ".join(kind.__struct_encode_fields__)
-        for kind in (Price, Gaussian, Renyi)
+        for kind in (Price, GaussianMechanism, RenyiBoundedMechanism)
     }
     assert found == PRICES
 

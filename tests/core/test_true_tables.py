@@ -171,7 +171,7 @@ def test_a_trainer_that_looks_at_what_a_site_kept_personalises() -> None:
 
     @attrs.frozen
     class OwnNorms(FedAvg):
-        def personal(self, net: Any, state: Any) -> Any:
+        def personalize(self, net: Any, state: Any) -> Any:
             return (net, state["norm"])[0]
 
     assert not personalises(FedAvg(), net)
@@ -256,7 +256,7 @@ def test_a_network_of_ones_own_is_recorded_and_seen_to_change(
 
     @attrs.frozen
     class Listener:
-        def watch(self) -> Any:
+        def start_run(self) -> Any:
             return lambda event: warnings.extend(getattr(event, "warnings", ()))
 
     study.resume(broken, observers=[Listener()])

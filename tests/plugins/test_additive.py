@@ -15,43 +15,43 @@ from cohortium.crypto.randomness import Randomness
 from cohortium.errors import MessageError, RefusalError, RunError, StudyError
 from cohortium.messages.codec import decode, encode
 from cohortium.ring.ring import Ring, RingVector
-from cohortium.roles.values import Ask, Cohort, Member, SumSetting
+from cohortium.roles.values import SiteRequest, FederationSpec, SiteContext, AggregationConfig
 from cohortium_additive import Additive
 from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
 
-COHORT = Cohort(sites=4, size=4, examples=40, rounds=9)
+COHORT = FederationSpec(sites=4, cohort_size=4, examples=40, rounds=9)
 
 
-def setting(bits: int = 20, length: int = 40, cohort: Cohort = COHORT) -> SumSetting:
-    return SumSetting(session=bytes(16), ring=Ring(bits), length=length, cohort=cohort)
+def setting(bits: int = 20, length: int = 40, cohort: FederationSpec = COHORT) -> AggregationConfig:
+    return AggregationConfig(session=bytes(16), ring=Ring(bits), length=length, cohort=cohort)
 
 
 class Sums:
     """Four sites and a coordinator who keeps every message."""
 
-    def __init__(self, seed: int = 0, agreed: SumSetting | None = None) -> None:
+    def __init__(self, seed: int = 0, agreed: AggregationConfig | None = None) -> None:
         self.setting = agreed or setting()
-        self.coordinator = Additive().coordinator(self.setting, Randomness.system())
-        secret = Randomness.simulated(seed)
+        self.coordinator = Additive().coordinator_session(self.setting, Randomness.system())
+        secret = Randomness.insecure_from_seed(seed)
         self.sites = [
-            Additive().site(self.setting, Member(site=k, secret=secret.fork("site", k)))
+            Additive().site_session(self.setting, SiteContext(site=k, secret=secret.derive("site", k)))
             for k in range(4)
         ]
         rng = np.random.default_rng(seed)
         values = rng.integers(-1000, 1000, (4, self.setting.length))
-        self.vectors = [RingVector(self.setting.ring, self.setting.ring.of(v)) for v in values]
+        self.vectors = [RingVector(self.setting.ring, self.setting.ring.encode_signed(v)) for v in values]
         self.wanted = values.sum(0)
 
-    def answer(self, site: int, ask: Ask) -> bytes:
-        return self.sites[site].answer(ask, lambda: self.vectors[site])
+    def answer(self, site: int, ask: SiteRequest) -> bytes:
+        return self.sites[site].handle(ask, lambda: self.vectors[site])
 
     def play(self, attempt: int = 0) -> list[dict[int, bytes]]:
-        self.coordinator.open(attempt, attempt, range(4))
+        self.coordinator.begin_attempt(attempt, attempt, range(4))
         seen = []
-        while asked := self.coordinator.requests():
+        while asked := self.coordinator.next_requests():
             replies = {}
-            for site, own in asked.each.items():
-                ask = Ask(round=attempt, attempt=attempt, common=asked.common, own=own)
+            for site, own in asked.per_site.items():
+                ask = SiteRequest(round=attempt, attempt=attempt, broadcast=asked.broadcast, own=own)
                 replies[site] = self.answer(site, ask)
                 self.coordinator.receive(site, replies[site])
             seen.append(replies)
@@ -63,7 +63,7 @@ class Sums:
 def test_the_sum_is_exact(seed: int, bits: int, length: int) -> None:
     sums = Sums(seed, setting(bits, length))
     sums.play()
-    total = sums.coordinator.total()
+    total = sums.coordinator.sum()
     assert total.contributors == (0, 1, 2, 3)
     assert np.array_equal(total.ring.signed(total.words), sums.wanted)
 
@@ -111,21 +111,21 @@ def test_a_study_gives_the_bits_of_plain_sums() -> None:
 def test_one_lost_site_ends_the_attempt_with_the_remedy() -> None:
     sums = Sums()
     for lost_at in range(3):
-        sums.coordinator.open(lost_at, lost_at, range(4))
+        sums.coordinator.begin_attempt(lost_at, lost_at, range(4))
         for stage in range(3):
-            asked = sums.coordinator.requests()
-            for site, own in asked.each.items():
-                ask = Ask(round=lost_at, attempt=lost_at, common=asked.common, own=own)
+            asked = sums.coordinator.next_requests()
+            for site, own in asked.per_site.items():
+                ask = SiteRequest(round=lost_at, attempt=lost_at, broadcast=asked.broadcast, own=own)
                 reply = sums.answer(site, ask)
                 if (stage, site) != (lost_at, 2):
                     sums.coordinator.receive(site, reply)
             if stage == lost_at:
                 break
-        assert not sums.coordinator.requests()
+        assert not sums.coordinator.next_requests()
         with pytest.raises(RunError, match=r"sites 2 did not answer.*use aggregator 'secagg'"):
-            sums.coordinator.total()
+            sums.coordinator.sum()
     sums.play(5)
-    assert sums.coordinator.total().contributors == (0, 1, 2, 3)
+    assert sums.coordinator.sum().contributors == (0, 1, 2, 3)
 
 
 def test_sites_refuse_what_an_honest_coordinator_would_not_ask() -> None:
@@ -133,8 +133,8 @@ def test_sites_refuse_what_an_honest_coordinator_would_not_ask() -> None:
     site = sums.sites[0]
 
     def ask(message: object, own: bytes = b"", attempt: int = 0) -> bytes:
-        request = Ask(round=0, attempt=attempt, common=encode(message), own=own)  # type: ignore[arg-type]
-        return site.answer(request, lambda: sums.vectors[0])
+        request = SiteRequest(round=0, attempt=attempt, broadcast=encode(message), own=own)  # type: ignore[arg-type]
+        return site.handle(request, lambda: sums.vectors[0])
 
     def refused(code: str, *arguments: object) -> None:
         with pytest.raises(RefusalError) as caught:
@@ -147,8 +147,8 @@ def test_sites_refuse_what_an_honest_coordinator_would_not_ask() -> None:
     refused("order", AskKey())
     others = tuple(
         decode(
-            sums.sites[k].answer(
-                Ask(round=0, attempt=0, common=encode(AskKey()), own=b""), lambda: sums.vectors[0]
+            sums.sites[k].handle(
+                SiteRequest(round=0, attempt=0, broadcast=encode(AskKey()), own=b""), lambda: sums.vectors[0]
             ),
             Key,
         ).public
@@ -178,7 +178,7 @@ def test_sites_refuse_what_an_honest_coordinator_would_not_ask() -> None:
 
 def test_what_it_cannot_hold_against_is_refused() -> None:
     with pytest.raises(StudyError, match="secagg"):
-        Additive().secrecy(evolve(COHORT, adversary="active"))
+        Additive().confidentiality(evolve(COHORT, adversary="active"))
     with pytest.raises(StudyError, match="at least 5"):
-        Additive().secrecy(evolve(COHORT, colluding=3))
-    assert Additive().secrecy(COHORT).dropouts == 0
+        Additive().confidentiality(evolve(COHORT, colluding=3))
+    assert Additive().confidentiality(COHORT).max_dropouts == 0

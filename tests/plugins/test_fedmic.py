@@ -113,7 +113,7 @@ def test_each_network_descends_its_own_loss() -> None:
 
 @frozen
 class NoLinear:
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
     def build(self, spec: object, seed: int) -> nn.Module:
@@ -160,10 +160,10 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
     changed = [k for k in states[0] if not torch.equal(states[0][k], states[1][k])]
     assert "map" in changed
     assert any(k.startswith("teacher.") for k in changed)
-    own = trainer.personal(samples.network(), state)
+    own = trainer.personalize(samples.network(), state)
     for name, tensor in own.state_dict().items():
         assert torch.equal(tensor, state[f"teacher.{name}"])
-    fresh = trainer.personal(net, {})
+    fresh = trainer.personalize(net, {})
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), net.parameters(), strict=True))
 
 
@@ -175,13 +175,13 @@ def test_a_teacher_may_be_larger_than_the_student() -> None:
     again = train(trainer, Probe([np.arange(8)], fill=None), round=1, state=first.state)
     student, images = samples.network(), torch.rand(2, 3, samples.SIDE, samples.SIDE)
     assert len(again.vector) == parameters.length(student)
-    own = trainer.personal(student, again.state)
+    own = trainer.personalize(student, again.state)
     assert parameters.length(own) > 5 * parameters.length(student)
     assert own(images).shape == (2, 4)
     for name, tensor in own.state_dict().items():
         assert torch.equal(tensor, again.state[f"teacher.{name}"])
     assert again.state["map"].shape[1] == 16
-    assert trainer.personal(student, {}) is student
+    assert trainer.personalize(student, {}) is student
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
     parts = {"holdout": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}
     federation = tiny(trainer=trainer, **parts)
     ready = federation.prepare()
-    assert sum(map(len, ready.hands)) == ready.setting.spec.examples < 160
-    for hand, held in zip(ready.hands, ready.held, strict=True):
-        assert not set(hand) & set(held)
-        assert len(held) == (len(hand) + len(held)) // 4
+    assert sum(map(len, ready.partition)) == ready.setting.spec.examples < 160
+    for indices, held in zip(ready.partition, ready.held, strict=True):
+        assert not set(indices) & set(held)
+        assert len(held) == (len(indices) + len(held)) // 4
     federation.run(tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "simulation" / "sites.json").read_text())
     assert [row["images"] for row in rows] == [len(held) for held in ready.held if len(held)]
@@ -224,10 +224,10 @@ def test_whole_patients_are_held_out() -> None:
     ready = tiny(dataset=data, holdout=0.3).prepare()
     patients = ready.splits.train.patients
     assert patients is not None
-    for hand, held in zip(ready.hands, ready.held, strict=True):
+    for indices, held in zip(ready.partition, ready.held, strict=True):
         assert len(held)
-        assert not set(patients[hand]) & set(patients[held])
-    assert ready.setting.spec.patients == len(set(patients[np.concatenate(ready.hands)]))
+        assert not set(patients[indices]) & set(patients[held])
+    assert ready.setting.spec.patients == len(set(patients[np.concatenate(ready.partition)]))
 
 
 def test_a_model_without_a_linear_layer_is_refused_before_the_run() -> None:

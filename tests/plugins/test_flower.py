@@ -13,11 +13,11 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import MessageError, StudyError
 from cohortium.messages.codec import decode, encode
-from cohortium.messages.deployment import Present, RollCall
-from cohortium.plugin import OpenSite, Randomness, SiteRecipe
+from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
+from cohortium.plugin import SiteHandle, Randomness, SiteFactory
 from cohortium.testing.engines import CHECKS
 from cohortium_flower import Flower
 from cohortium_flower._exchange import AtWork, FlowerExchange
@@ -47,8 +47,8 @@ class Village:
             names.append(name)
             message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
-            common, own = unpacked(message.content, "common", "own")
-            answer = self.nodes[message.metadata.dst_node_id](common, own)
+            broadcast, own = unpacked(message.content, "common", "own")
+            answer = self.nodes[message.metadata.dst_node_id](broadcast, own)
             if answer is None:
                 continue
             content = answer if isinstance(answer, Error) else packed({"reply": answer})
@@ -80,39 +80,39 @@ def task(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-def at_work(village: Village, directory: Directory | None = None) -> FlowerExchange:
+def at_work(village: Village, directory: KeyDirectory | None = None) -> FlowerExchange:
     clock = Clock()
     engine = AtWork(Flower(), directory, cast("Grid", village), clock, clock.sleep)
-    return engine.open(None)
+    return engine.connect(None)
 
 
 def resident(
-    site: int, answer: Callable[[bytes, bytes], bytes], key: Identity | None = None
+    site: int, answer: Callable[[bytes, bytes], bytes], key: SigningKey | None = None
 ) -> Answer:
     """A node behind which a site is."""
 
-    def hears(common: bytes, own: bytes) -> bytes:
+    def hears(broadcast: bytes, own: bytes) -> bytes:
         try:
-            call = decode(common, RollCall)
+            call = decode(broadcast, IdentifyRequest)
         except MessageError:
-            return answer(common, own)
-        text = Present.statement(call.challenge, site)
-        return encode(Present(site, b"" if key is None else key.sign(text)))
+            return answer(broadcast, own)
+        text = IdentifyReply.statement(call.challenge, site)
+        return encode(IdentifyReply(site, b"" if key is None else key.sign(text)))
 
     return hears
 
 
 def says(word: bytes) -> Callable[[bytes, bytes], bytes]:
-    return lambda common, own: word + common + own
+    return lambda broadcast, own: word + broadcast + own
 
 
 @frozen
 class Rehearsed:
     """The engine with its own grid in this process, so that the kit can try it."""
 
-    def open(self, sites: Mapping[int, SiteRecipe] | None) -> FlowerExchange:
+    def connect(self, sites: Mapping[int, SiteFactory] | None) -> FlowerExchange:
         assert sites is not None
-        made: dict[int, OpenSite] = {site: recipe.open() for site, recipe in sites.items()}
+        made: dict[int, SiteHandle] = {site: recipe.create() for site, recipe in sites.items()}
         nodes = {1000 - site: resident(site, opened.answer) for site, opened in made.items()}
         return at_work(Village(nodes))
 
@@ -126,9 +126,9 @@ def test_the_exchange_keeps_the_contract_of_engines(check: Callable[[Any], str |
 
 def test_it_cannot_be_opened_outside_a_server_app() -> None:
     with pytest.raises(StudyError, match="start the study with `flwr run`"):
-        Flower().open(None)
+        Flower().connect(None)
     with pytest.raises(StudyError, match="cannot simulate"):
-        Flower().open({})
+        Flower().connect({})
 
 
 def test_a_site_that_is_silent_has_dropped_out() -> None:
@@ -204,9 +204,9 @@ def test_a_newcomer_cannot_take_a_site_s_place() -> None:
 
 
 def test_with_a_directory_the_key_decides() -> None:
-    keys = [Identity.draw(Randomness.simulated(1).fork(n)) for n in range(2)]
-    directory = Directory(tuple(key.public for key in keys))
-    stranger = Identity.draw(Randomness.simulated(2))
+    keys = [SigningKey.generate(Randomness.insecure_from_seed(1).derive(n)) for n in range(2)]
+    directory = KeyDirectory(tuple(key.public for key in keys))
+    stranger = SigningKey.generate(Randomness.insecure_from_seed(2))
     village = Village(
         {
             5: resident(0, says(b"impostor")),
@@ -221,13 +221,13 @@ def test_with_a_directory_the_key_decides() -> None:
 
 
 def test_a_roll_call_s_answer_cannot_be_played_back() -> None:
-    key = Identity.draw(Randomness.simulated(1))
-    directory = Directory((key.public,))
+    key = SigningKey.generate(Randomness.insecure_from_seed(1))
+    directory = KeyDirectory((key.public,))
     heard: list[bytes] = []
     honest = resident(0, says(b"a"), key)
 
-    def overheard(common: bytes, own: bytes) -> bytes:
-        heard.append(cast("bytes", honest(common, own)))
+    def overheard(broadcast: bytes, own: bytes) -> bytes:
+        heard.append(cast("bytes", honest(broadcast, own)))
         return heard[-1]
 
     assert dict(at_work(Village({1: overheard}), directory).exchange(b"x", {0: b""}))
@@ -279,7 +279,7 @@ def test_the_client_app_hands_over_and_tells_nothing_of_its_machine(tmp_path: Pa
     context = Context(1, 2, {"socket": str(tmp_path / "s"), "patience": 0.0}, RecordDict(), {})
     message = Message(packed({"common": b"c", "own": b"o"}), 2, "query")
     message.metadata.__dict__["_message_id"] = "m"
-    door = Door(tmp_path / "s", lambda common, own: common + own, {os.getuid()})
+    door = Door(tmp_path / "s", lambda broadcast, own: broadcast + own, {os.getuid()})
     with door.open() as listener:
         thread = threading.Thread(target=door.serve, args=(listener,))
         thread.start()

@@ -17,12 +17,12 @@ from attrs import evolve
 
 from bed import Faulty
 from cohortium import Federation
-from cohortium.data.npz import data_folder
+from cohortium.data.npz import data_dir
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.unix_socket import Door, ask
 from cohortium.messages.codec import decode_either
-from cohortium.messages.deployment import Acceptance, Present
+from cohortium.messages.deployment import Acceptance, IdentifyReply
 from cohortium.messages.run import Refusal, Reply
 from cohortium.study import toml
 from cohortium_cnn import CNN
@@ -60,7 +60,7 @@ def simulation() -> Federation:
 
 
 def is_masked_vector(reply: bytes) -> bool:
-    message = decode_either(reply, Reply, Refusal, Acceptance, Present)
+    message = decode_either(reply, Reply, Refusal, Acceptance, IdentifyReply)
     return isinstance(message, Reply) and message.stage == MASKED
 
 
@@ -71,8 +71,8 @@ def severed(deployment: Deployment, site: int) -> Iterator[Path]:
     So the site has trained, been charged and masked, and its vector never leaves the hospital.
     """
 
-    def answer(common: bytes, own: bytes) -> bytes:
-        reply = ask(deployment.folder / f"site-{site}" / "site.sock", common, own, patience=60.0)
+    def answer(broadcast: bytes, own: bytes) -> bytes:
+        reply = ask(deployment.folder / f"site-{site}" / "site.sock", broadcast, own, patience=60.0)
         if is_masked_vector(reply):
             deployment.kill(f"node-{site}")
         return reply
@@ -100,7 +100,7 @@ def other_images(folder: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.skipif(data_folder() is None, reason="needs PneumoniaMNIST under COHORTIUM_DATA")
+@pytest.mark.skipif(data_dir() is None, reason="needs PneumoniaMNIST under COHORTIUM_DATA")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) -> None:
     """Against a coordinator that may lie, with nodes that are registered; first a dry run.

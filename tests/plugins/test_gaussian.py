@@ -13,44 +13,44 @@ from numpy.typing import NDArray
 from scipy import stats as distributions
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     PrivacyError,
     Randomness,
     RefusalError,
     RingSum,
-    Work,
-    poisson_patients,
+    Workload,
+    poisson_patient_batches,
 )
 from cohortium_gaussian import Gaussian
 
-COHORT = Cohort(sites=4, size=4, examples=400, rounds=5, retries=1)
-GRADIENT = Work(releases="gradient", steps=1, sampling_rate=0.25)
+COHORT = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, retries=1)
+GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.25)
 SHARING = evolve(COHORT, min_sites=3, colluding=1)
-UPDATE = Work(releases="update", steps=7, sampling_rate=0.1, batch_size=10, epochs=1)
+UPDATE = Workload(output="update", steps=7, sampling_rate=0.1, batch_size=10, epochs=1)
 
 
 def test_replace_one_with_samples_is_refused_and_without_doubles_the_noise() -> None:
     one = Gaussian(adjacency="replace-one")
     with pytest.raises(PrivacyError, match="no proven bound"):
         one.plan(GRADIENT, COHORT, 10)
-    whole = Work(releases="gradient", steps=1, sampling_rate=1.0)
+    whole = Workload(output="gradient", steps=1, sampling_rate=1.0)
     plans = [g.plan(whole, COHORT, 10) for g in (one, Gaussian())]
     assert plans[0].deviation == pytest.approx(2 * plans[1].deviation)
 
 
 def test_the_guarantee_covers_retries_and_never_shrinks() -> None:
     plan = Gaussian().plan(UPDATE, COHORT, 10)
-    curve = [plan.spent(n).epsilon for n in range(1, COHORT.attempts + 1)]
+    curve = [plan.guarantee_after(n).epsilon for n in range(1, COHORT.attempts + 1)]
     assert curve == sorted(curve)
-    assert plan.guarantee == plan.spent(COHORT.attempts)
+    assert plan.guarantee == plan.guarantee_after(COHORT.attempts)
     assert 5.9 < plan.guarantee.epsilon <= 6.0
     assert plan.guarantee.epsilon_at_1e_5 > plan.guarantee.epsilon
-    fewer = Cohort(sites=4, size=4, examples=400, rounds=5, retries=0)
+    fewer = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, retries=0)
     assert Gaussian().plan(UPDATE, fewer, 10).deviation < plan.deviation
 
 
 def test_seeded_noise_is_labelled_a_simulation() -> None:
-    seeded = Cohort(sites=4, size=4, examples=400, rounds=5, seeded_noise=True)
+    seeded = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, seeded_noise=True)
     guarantee = Gaussian().plan(UPDATE, seeded, 10).guarantee
     assert guarantee.simulation
     assert str(guarantee).startswith("SIMULATION, not private")
@@ -58,12 +58,12 @@ def test_seeded_noise_is_labelled_a_simulation() -> None:
 
 def test_batches_are_poisson_samples_from_the_secret() -> None:
     plan = Gaussian().plan(UPDATE, COHORT, 10)
-    drawn = list(plan.site(Randomness.system()).batches(5000))
+    drawn = list(plan.for_site(Randomness.system()).batches(5000))
     assert len(drawn) == UPDATE.steps
     sizes = [len(batch) for batch in drawn]
     assert all(abs(size - 500) < 6 * math.sqrt(450) for size in sizes)
     assert len(set(sizes)) > 1
-    again = list(plan.site(Randomness.system()).batches(5000))
+    again = list(plan.for_site(Randomness.system()).batches(5000))
     assert any(not np.array_equal(a, b) for a, b in zip(drawn, again, strict=True))
 
 
@@ -72,8 +72,8 @@ def one_gradient(plan_secret: Randomness, loss: float) -> tuple[torch.Tensor, fl
     plan = Gaussian(clip=0.5).plan(GRADIENT, COHORT, 50_000)
     net = torch.nn.Linear(50_000, 1, bias=False)
     inputs = torch.full((1, 50_000), loss)
-    private = plan.site(plan_secret)
-    private.gradient(net, lambda b: net(inputs[torch.from_numpy(b)])[:, 0], np.array([0]))
+    privatizer = plan.for_site(plan_secret)
+    privatizer.set_private_gradient(net, lambda b: net(inputs[torch.from_numpy(b)])[:, 0], np.array([0]))
     assert net.weight.grad is not None
     return net.weight.grad.flatten().double(), plan.deviation / plan.expected_batch
 
@@ -84,15 +84,15 @@ def test_the_gradient_carries_the_noise_that_was_planned() -> None:
 
 
 def test_an_examples_influence_is_its_clip() -> None:
-    with_it, _ = one_gradient(Randomness.simulated(1), 10.0)
-    without, _ = one_gradient(Randomness.simulated(1), 0.0)
+    with_it, _ = one_gradient(Randomness.insecure_from_seed(1), 10.0)
+    without, _ = one_gradient(Randomness.insecure_from_seed(1), 0.0)
     assert float((with_it - without).norm()) == pytest.approx(0.5 / 25, rel=1e-3)
 
 
 def test_a_site_level_release_is_clipped_then_noised() -> None:
     plan = Gaussian(unit="site", clip=2.0, epsilon=50.0).plan(UPDATE, COHORT, 20_000)
     vector = torch.ones(20_000)
-    released = plan.site(Randomness.system()).release(vector, weight=1e9)
+    released = plan.for_site(Randomness.system()).release(vector, weight=1e9)
     values = plan.decode(RingSum(released.ring, released.words, (0,))).double().numpy()
     assert values.mean() == pytest.approx(2 / math.sqrt(20_000), abs=6 * plan.deviation / 141)
     noise = (values - 2 / math.sqrt(20_000)) / plan.deviation
@@ -104,7 +104,7 @@ def test_the_mean_of_many_sites_decodes() -> None:
     vectors = [torch.full((100,), 0.01 * k) for k in range(4)]
     total = plan.ring.zeros(100)
     for vector in vectors:
-        total += plan.site(Randomness.system()).release(vector, 1.0).words
+        total += plan.for_site(Randomness.system()).release(vector, 1.0).words
     mean = plan.decode(RingSum(plan.ring, total, (0, 1, 2, 3)))
     assert torch.allclose(mean, torch.full((100,), 0.015), atol=4 * plan.deviation)
 
@@ -113,7 +113,7 @@ def test_the_mean_of_many_sites_decodes() -> None:
 def test_a_non_finite_update_is_refused(value: float) -> None:
     plan = Gaussian().plan(UPDATE, COHORT, 3)
     with pytest.raises(RefusalError, match="NaN or infinity"):
-        plan.site(Randomness.system()).release(torch.tensor([0.0, value, 0.0]), 1.0)
+        plan.for_site(Randomness.system()).release(torch.tensor([0.0, value, 0.0]), 1.0)
 
 
 @pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"delta": 1.0}, {"clip": -1.0}, {"unit": "x"}])
@@ -126,8 +126,8 @@ def shared_sum(plan: Any, sites: int, values: float = 0.0) -> NDArray[np.float64
     """What `sites` sites' releases of equal vectors add up to, in real numbers."""
     total = plan.ring.zeros(plan.length)
     for _ in range(sites):
-        private = plan.site(Randomness.system())
-        total += private.release(torch.full((plan.length,), values), 1.0).words
+        privatizer = plan.for_site(Randomness.system())
+        total += privatizer.release(torch.full((plan.length,), values), 1.0).words
     return np.asarray(plan.code.decode(total))
 
 
@@ -163,10 +163,10 @@ def test_a_shared_guarantee_names_whom_it_counts_on() -> None:
     ],
 )
 def test_shared_noise_is_refused_where_it_would_not_hold(
-    work: Work, cohort: Cohort, words: str
+    workload: Workload, cohort: FederationSpec, words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):
-        Gaussian(against="coordinator").plan(work, cohort, 10)
+        Gaussian(against="coordinator").plan(workload, cohort, 10)
 
 
 @given(honest=st.integers(2, 8), steps=st.floats(1.0, 64.0))
@@ -207,7 +207,7 @@ def test_a_patient_is_in_a_batch_once_however_many_the_images() -> None:
     plan = Gaussian(unit="patient").plan(UPDATE, cohort, 10)
     assert plan.expected_batch == pytest.approx(0.1 * 30)
     patients = np.repeat(np.arange(300), np.arange(300) % 7 + 1)
-    drawn = list(plan.site(Randomness.system(), patients).batches(len(patients)))
+    drawn = list(plan.for_site(Randomness.system(), patients).batches(len(patients)))
     assert len(drawn) == UPDATE.steps
     for batch in drawn:
         assert len(np.unique(patients[batch])) == len(batch)
@@ -216,9 +216,9 @@ def test_a_patient_is_in_a_batch_once_however_many_the_images() -> None:
 
 
 def test_every_image_of_a_patient_is_as_likely() -> None:
-    work = Work(releases="gradient", steps=4000, sampling_rate=1.0)
+    workload = Workload(output="gradient", steps=4000, sampling_rate=1.0)
     patients = np.array([5, 9, 5, 5, 9])
-    batches = list(poisson_patients(work, patients, Randomness.system().stream()))
+    batches = list(poisson_patient_batches(workload, patients, Randomness.system().stream()))
     counts = np.bincount(np.concatenate(batches), minlength=5)
     assert distributions.chisquare(counts[[0, 2, 3]]).pvalue > 1e-4
     assert distributions.chisquare(counts[[1, 4]]).pvalue > 1e-4
@@ -230,4 +230,4 @@ def test_patients_that_nobody_names_are_refused() -> None:
         Gaussian(unit="patient").plan(UPDATE, COHORT, 10)
     plan = Gaussian(unit="patient").plan(UPDATE, evolve(COHORT, patients=120), 10)
     with pytest.raises(RefusalError, match="do not say whose"):
-        plan.site(Randomness.system()).batches(100)
+        plan.for_site(Randomness.system()).batches(100)

@@ -67,7 +67,7 @@ def test_standardised_kernels_have_neither_offset_nor_scale_of_their_own() -> No
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 28), (5, 8), (3, 64), (1, 224)])
 def test_the_descriptor_takes_any_channels_and_size(channels: int, size: int) -> None:
     model = Descriptor()
-    rows = model.prepare(torch.rand(3, channels, size, size))
+    rows = model.preprocess(torch.rand(3, channels, size, size))
     assert rows.shape == (3, model.dimension(channels))
     assert torch.allclose(rows.norm(dim=1), torch.full((3,), model.norm), rtol=1e-4)
 
@@ -76,15 +76,15 @@ def test_the_descriptor_does_not_care_for_flips_of_a_cell() -> None:
     # Rings and radial gradients are symmetric, so the features are those of the mirrored image.
     images = torch.rand(4, 3, 28, 28)
     model = Descriptor()
-    assert torch.allclose(model.prepare(images), model.prepare(images.flip(3)), atol=1e-2)
-    assert torch.allclose(model.prepare(images), model.prepare(images.rot90(1, (2, 3))), atol=1e-2)
+    assert torch.allclose(model.preprocess(images), model.preprocess(images.flip(3)), atol=1e-2)
+    assert torch.allclose(model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2)
 
 
 def test_the_descriptor_starts_at_zero_and_refuses_tiny_images() -> None:
     net = Descriptor().build(SPEC, seed=3)
     assert not parameters.flatten(net).any()
     with pytest.raises(ValueError, match="at least 8 pixels"):
-        Descriptor().prepare(torch.rand(1, 1, 7, 20))
+        Descriptor().preprocess(torch.rand(1, 1, 7, 20))
     with pytest.raises(ValueError, match="ascending"):
         Descriptor(radii=(0.5, 0.4))
 
@@ -114,19 +114,19 @@ def test_phantom_is_neither_trivial_nor_hopeless() -> None:
     linear = torch.nn.Linear(3 * 28 * 28, 8)
     assert accuracy(linear, train.flatten(1) - 0.5, test.flatten(1) - 0.5, 12) < 0.8
     cnn = CNN().build(spec, Seeds(1).integer("weights"))
-    prepare = CNN().prepare
+    prepare = CNN().preprocess
     assert accuracy(cnn, prepare(train), prepare(test), 12) > 0.9
 
 
 def test_a_centre_takes_off_what_its_images_have_in_common() -> None:
     cells = Phantom(examples=64, validation=0, test=0)
     images = torch.from_numpy(Phantom(examples=48, seed=5).load().train.images).float() / 255
-    plain, centred = Descriptor().prepare(images), Descriptor(centre=cells).prepare(images)
+    plain, centred = Descriptor().preprocess(images), Descriptor(centre=cells).preprocess(images)
     assert torch.allclose(centred.norm(dim=1), torch.full((48,), 70.0), rtol=1e-4)
     # What all rows share is most of what they are; centred, it is the smaller part.
     assert float(plain.mean(0).norm()) > 50
     assert float(centred.mean(0).norm()) < 20
-    alone = Descriptor(centre=cells).prepare(images[3:4])
+    alone = Descriptor(centre=cells).preprocess(images[3:4])
     assert torch.allclose(alone, centred[3:4], atol=1e-3)
 
 
@@ -144,7 +144,7 @@ def _spread(rows: torch.Tensor, directions: int) -> float:
 def test_whitening_makes_other_images_vary_more_alike() -> None:
     images, cells = _cells(200, seed=5), Phantom(examples=200, validation=0, test=0)
     spreads = [
-        _spread(Descriptor(centre=cells, whiten=share).prepare(images), 20)
+        _spread(Descriptor(centre=cells, whiten=share).preprocess(images), 20)
         for share in (0.0, 0.5, 1.0)
     ]
     assert spreads[0] > 3 * spreads[1] > 3 * spreads[2]
@@ -153,21 +153,21 @@ def test_whitening_makes_other_images_vary_more_alike() -> None:
 def test_components_are_features_of_their_own_number_and_norm() -> None:
     cells = Phantom(examples=60, validation=0, test=0)
     model = Descriptor(centre=cells, components=30, whiten=0.5)
-    rows = model.prepare(_cells(10, seed=5))
+    rows = model.preprocess(_cells(10, seed=5))
     assert rows.shape == (10, 30)
     assert torch.allclose(rows.norm(dim=1), torch.full((10,), model.norm), rtol=1e-4)
     assert model.build(SPEC, 0)(rows).shape == (10, 8)
     with pytest.raises(ValueError, match="vary in 59 directions only"):
-        Descriptor(centre=cells, components=60).prepare(_cells(2, seed=5))
+        Descriptor(centre=cells, components=60).preprocess(_cells(2, seed=5))
     with pytest.raises(ValueError, match="need a centre"):
         Descriptor(components=30)
 
 
 def test_a_centre_in_colour_serves_grey_images() -> None:
     model = Descriptor(centre=Phantom(examples=40, validation=0, test=0), whiten=0.5)
-    assert model.prepare(torch.rand(2, 1, 28, 28)).shape == (2, model.dimension(1))
+    assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, model.dimension(1))
     with pytest.raises(ValueError, match="3 channels, and the data's have 4"):
-        model.prepare(torch.rand(2, 4, 28, 28))
+        model.preprocess(torch.rand(2, 4, 28, 28))
 
 
 def _learned(noise: str, rounds: int = 6) -> Any:
@@ -188,7 +188,7 @@ def _learned(noise: str, rounds: int = 6) -> Any:
 def test_a_prelude_learns_the_second_moments_and_nothing_else() -> None:
     study = _learned("none", rounds=3)
     weights = study.run().weights
-    rows = study.model.prepare(
+    rows = study.model.preprocess(
         torch.from_numpy(study.dataset.load().train.images).float() / 255
     ).double()
     wanted = rows.T @ rows
@@ -204,7 +204,7 @@ def test_learned_moments_whiten_what_the_head_sees() -> None:
     result = study.run()
     net = study.model.build(study.dataset.load().spec, 0)
     net.load_state_dict(result.weights)
-    rows = study.model.prepare(_cells(300, seed=3))
+    rows = study.model.preprocess(_cells(300, seed=3))
     seen: list[torch.Tensor] = []
     net.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     net(rows)
@@ -215,7 +215,7 @@ def test_learned_moments_whiten_what_the_head_sees() -> None:
 @pytest.mark.parametrize("trainer", [FedSGD(average=0.5), FedAvg(average=0.5)])
 def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer, course = trainer.server([weight], 4)
+    optimizer, course = trainer.make_server_optimizer([weight], 4)
     seen = []
     for _ in range(4):
         weight.grad = torch.ones(1)
@@ -223,7 +223,7 @@ def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
         course.step()
         seen.append(float(weight.detach()))
     plain = torch.nn.Parameter(torch.zeros(1))
-    optimizer, course = type(trainer)().server([plain], 4)
+    optimizer, course = type(trainer)().make_server_optimizer([plain], 4)
     wanted = []
     for _ in range(4):
         plain.grad = torch.ones(1)
@@ -264,16 +264,16 @@ def test_pretraining_keeps_its_network_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "kept" / "cells.safetensors"
     model = Pretrained(images=CELLS, width=4, epochs=1, weights=str(file))
     images = _cells(5, seed=5)
-    rows = model.prepare(images)
+    rows = model.preprocess(images)
     assert rows.shape == (5, 48)
     again = Pretrained(images=CELLS, width=4, epochs=1, weights=str(file))
-    assert torch.equal(again.prepare(images), rows)
+    assert torch.equal(again.preprocess(images), rows)
     other = Pretrained(images=CELLS, width=4, epochs=2, weights=str(file))
     with pytest.raises(StudyError, match="trained otherwise"):
-        other.prepare(images)
+        other.preprocess(images)
     file.write_bytes(b"no weights")
     with pytest.raises(StudyError, match="not a file of this network's weights"):
-        Pretrained(images=CELLS, width=4, epochs=1, weights=str(file)).prepare(images)
+        Pretrained(images=CELLS, width=4, epochs=1, weights=str(file)).preprocess(images)
 
 
 def test_pretraining_learns_what_its_images_show() -> None:
@@ -302,12 +302,12 @@ def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | Non
     assert learned.count(norms.head) == 2
     # Before training they are one function, with what the cells taught and a head at zero.
     images = _cells(3, seed=5)
-    inputs = model("norms").prepare(images)
+    inputs = model("norms").preprocess(images)
     assert inputs.shape == images.shape
     assert not norms(inputs).any()
     maps = norms.maps(inputs)  # type: ignore[operator]
     assert torch.equal(maps, everything.maps(inputs))  # type: ignore[operator]
-    rows = model("head").prepare(images)
+    rows = model("head").preprocess(images)
     assert rows.shape == (3, 3 * maps.shape[1])
     assert torch.allclose(rows.norm(dim=1), torch.full((3,), 70.0), rtol=1e-4)
 
@@ -315,13 +315,13 @@ def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | Non
 def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None:
     images = _cells(200, seed=5)
     spreads = [
-        _spread(Pretrained(images=CELLS, width=4, epochs=1, whiten=w).prepare(images), 10)
+        _spread(Pretrained(images=CELLS, width=4, epochs=1, whiten=w).preprocess(images), 10)
         for w in (0.0, 0.5, 1.0)
     ]
     assert spreads[0] > 2 * spreads[1] > 2 * spreads[2]
     alone = Pretrained(images=CELLS, width=4, epochs=1, whiten=1.0)
-    rows = alone.prepare(images[:5])
-    assert torch.allclose(rows[3:4], alone.prepare(images[3:4]), atol=1e-2)
+    rows = alone.preprocess(images[:5])
+    assert torch.allclose(rows[3:4], alone.preprocess(images[3:4]), atol=1e-2)
     head = Pretrained(images=CELLS, width=4, epochs=1, moments=True).build(SPEC, 0)
     assert {n for n, _ in head.named_parameters()} == {"moments.weight", "head.weight", "head.bias"}
     with pytest.raises(ValueError, match="with learn = 'norms' the network takes images"):
@@ -355,19 +355,19 @@ def test_a_network_without_maps_is_refused() -> None:
 def test_features_do_not_care_for_turns_and_take_grey_images() -> None:
     model = Pretrained(images=CELLS, width=4, epochs=1)
     images = _cells(3, seed=5)
-    assert torch.allclose(model.prepare(images), model.prepare(images.rot90(1, (2, 3))), atol=1e-2)
-    assert model.prepare(torch.rand(2, 1, 28, 28)).shape == (2, 48)
+    assert torch.allclose(model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2)
+    assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, 48)
 
 
 def test_a_model_beside_gives_the_descriptor_features_of_the_same_weight() -> None:
     beside = Pretrained(images=CELLS, width=4, epochs=1)
     images = _cells(40, seed=5)
     model = Descriptor(centre=CELLS, beside=beside, components=40)
-    assert model.prepare(images).shape == (40, 40)
+    assert model.preprocess(images).shape == (40, 40)
     # Whatever the norm of the features beside, they come to weigh as much.
     longer = Pretrained(images=CELLS, width=4, epochs=1, norm=7.0)
     same = Descriptor(centre=CELLS, beside=longer, components=40)
-    gap = model.prepare(images) - same.prepare(images)
+    gap = model.preprocess(images) - same.preprocess(images)
     assert float(gap.norm(dim=1).max()) < 0.1
     with pytest.raises(ValueError, match="beside needs components"):
         Descriptor(beside=beside)

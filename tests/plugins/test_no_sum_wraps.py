@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bed import tiny
-from cohortium.plugin import Cohort, Randomness, RefusalError, RingSum, RunError, Work
-from cohortium.rounds.site import Recipe
+from cohortium.plugin import FederationSpec, Randomness, RefusalError, RingSum, RunError, Workload
+from cohortium.rounds.site import SimulatedSiteFactory
 from cohortium_gaussian import Gaussian
 from cohortium_none import Unprivate
 from cohortium_skellam import Skellam
 
-UPDATE = Work(releases="update", steps=1, sampling_rate=1.0, batch_size=8)
-GRADIENT = Work(releases="gradient", steps=1, sampling_rate=0.5)
+UPDATE = Workload(output="update", steps=1, sampling_rate=1.0, batch_size=8)
+GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.5)
 
 TERMS = [Unprivate(), Unprivate(bound=0.25), Unprivate(bound=2.0, step=0.01)]
 
@@ -35,7 +35,7 @@ TERMS = [Unprivate(), Unprivate(bound=0.25), Unprivate(bound=2.0, step=0.01)]
 def test_a_weighted_mean_is_right_or_an_error(
     terms: Unprivate, declared: int, size: int, data: st.DataObject
 ) -> None:
-    cohort = Cohort(sites=size, size=size, examples=declared, rounds=1)
+    cohort = FederationSpec(sites=size, cohort_size=size, examples=declared, rounds=1)
     plan = terms.plan(UPDATE, cohort, 1)
     share = data.draw(st.sampled_from([declared // size, declared, declared + 1, 5 * declared]))
     weights = [float(share)] * data.draw(st.integers(1, size))
@@ -55,14 +55,14 @@ def test_a_weighted_mean_is_right_or_an_error(
 def mean_of(plan: Any, values: list[float], weights: list[float]) -> float:
     total = plan.ring.zeros(plan.length)
     for value, weight in zip(values, weights, strict=True):
-        private = plan.site(Randomness.simulated(0))
+        private = plan.for_site(Randomness.insecure_from_seed(0))
         total += private.release(torch.tensor([value]), weight).words
     return float(plan.decode(RingSum(plan.ring, total, tuple(range(len(weights))))))
 
 
 @cache
 def planned(kind: str) -> Any:
-    cohort = Cohort(sites=4, size=4, examples=40, rounds=1, min_sites=4, colluding=1)
+    cohort = FederationSpec(sites=4, cohort_size=4, examples=40, rounds=1, min_sites=4, colluding=1)
     terms: dict[str, Any] = {
         "everyone": Gaussian(epsilon=50.0),
         "shared": Gaussian(epsilon=50.0, against="coordinator"),
@@ -82,9 +82,9 @@ def test_a_clipped_sum_of_more_than_is_declared_stays_in_the_ring(
     total = plan.ring.zeros(1)
     for _ in range(4):
         net = torch.nn.Linear(1, 1, bias=False)
-        private = plan.site(Randomness.system())
+        private = plan.for_site(Randomness.system())
         losses = lambda batch, net=net: 9.0 * sign * net(torch.ones(len(batch), 1))[:, 0]  # noqa: E731
-        private.gradient(net, losses, np.arange(examples))
+        private.set_private_gradient(net, losses, np.arange(examples))
         assert net.weight.grad is not None
         total += private.release(net.weight.grad.flatten(), 1.0).words
     mean = float(plan.decode(RingSum(plan.ring, total, (0, 1, 2, 3))))
@@ -95,12 +95,12 @@ def test_a_clipped_sum_of_more_than_is_declared_stays_in_the_ring(
 @pytest.mark.parametrize("privatizer", ["none", Gaussian(epsilon=50.0, unit="site")])
 def test_a_site_with_more_than_all_are_declared_to_have_takes_no_part(privatizer: Any) -> None:
     ready = tiny(privatizer=privatizer).prepare()
-    setting, examples = ready.setting, ready.splits.train.take(ready.hands[0])
+    setting, examples = ready.setting, ready.splits.train.select(ready.partition[0])
     for declared, is_taken in ((len(examples), True), (len(examples) - 1, False)):
         cohort = evolve(setting.cohort, examples=declared)
-        recipe = Recipe(evolve(setting, cohort=cohort), 0, examples)
+        recipe = SimulatedSiteFactory(evolve(setting, cohort=cohort), 0, examples)
         if is_taken:
-            recipe.open()
+            recipe.create()
         else:
             with pytest.raises(RefusalError, match=f"declares {declared} examples over all sites"):
-                recipe.open()
+                recipe.create()

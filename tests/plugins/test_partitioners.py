@@ -34,7 +34,7 @@ def examples(labels: Any, clients: Any = None) -> Examples:
 
 
 def deal(partitioner: Partitioner, data: Examples, sites: int, seed: int = 0) -> Deal:
-    return partitioner.deal(data, sites, np.random.default_rng(seed))
+    return partitioner.partition(data, sites, np.random.default_rng(seed))
 
 
 def assert_dealt_once(parts: Deal, data: Examples, sites: int) -> None:
@@ -86,7 +86,7 @@ def test_plain_deals_are_complete_disjoint_and_repeatable(
 ) -> None:
     data = examples(labels)
     if sites > len(data):
-        with pytest.raises(StudyError, match=f"cannot be dealt to {sites} sites; lower sites"):
+        with pytest.raises(StudyError, match=f"cannot be split over {sites} sites; lower sites"):
             deal(partitioner, data, sites, seed)
         return
     parts = deal(partitioner, data, sites, seed)

@@ -17,8 +17,8 @@ from attrs import define, field, frozen
 
 from bed import Faulty, Squares, tiny
 from cohortium.errors import RefusalError, StudyError
-from cohortium.plugin import SitePrivacy, Task, Trained
-from cohortium.roles.sessions import OpenSite
+from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult
+from cohortium.roles.sessions import SiteHandle
 from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
 from cohortium_ray import Ray
@@ -42,13 +42,13 @@ class Mortal(FedAvg):
     alive: str = ""
     driver: int = field(factory=os.getpid)
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         if task.round == 1 and os.getpid() != self.driver:  # which rehearses the round
             # The workers are here at the same time: one of them gets through.
             with contextlib.suppress(FileNotFoundError):
                 Path(self.alive).unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().train(task, private)
+        return super().train(task, privatizer)
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ class Talker:
 
     answers: int = 0
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
-        if common == b"how often?":
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
+        if broadcast == b"how often?":
             return bytes([self.answers])
         self.answers += 1
         return bytes(1 << 20)
@@ -123,14 +123,14 @@ class Talker:
 
 @frozen
 class TalkerRecipe:
-    beside: list[OpenSite] = field(factory=list)
+    beside: list[SiteHandle] = field(factory=list)
 
-    def open(self, beside: OpenSite | None = None) -> Talker:
+    def create(self, share_model_with: SiteHandle | None = None) -> Talker:
         return Talker()
 
 
 def test_workers_do_not_run_ahead_of_who_listens() -> None:
-    exchange = Ray(workers=2).open({site: TalkerRecipe() for site in range(40)})
+    exchange = Ray(workers=2).connect({site: TalkerRecipe() for site in range(40)})
     try:
         everyone = dict.fromkeys(range(40), b"")
         answers = exchange.exchange(b"talk", everyone)
@@ -147,20 +147,20 @@ def test_workers_do_not_run_ahead_of_who_listens() -> None:
 class Reluctant:
     """A site that cannot be made."""
 
-    def open(self, beside: OpenSite | None = None) -> OpenSite:
+    def create(self, share_model_with: SiteHandle | None = None) -> SiteHandle:
         raise RefusalError("floor", "the site wants none of it.")
 
 
 def test_a_site_that_cannot_be_made_says_why() -> None:
     with pytest.raises(RefusalError, match=r"^the site wants none of it\.$"):
-        Ray(workers=1).open({0: Reluctant()})
+        Ray(workers=1).connect({0: Reluctant()})
 
 
 def test_more_workers_than_there_are_processors_are_refused() -> None:
     with pytest.raises(StudyError, match=r"has 2 processors, and 3 workers of 1 threads need 3"):
-        Ray(workers=3).open({0: Reluctant()})
+        Ray(workers=3).connect({0: Reluctant()})
 
 
 def test_hospitals_are_refused() -> None:
     with pytest.raises(StudyError, match="cannot serve hospitals"):
-        Ray().open(None)
+        Ray().connect(None)

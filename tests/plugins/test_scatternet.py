@@ -154,10 +154,10 @@ def test_features_are_of_one_norm_and_each_images_own(
 ) -> None:
     model = ScatterNet(groups=groups)
     images = torch.rand(20, channels, side, side, generator=torch.Generator().manual_seed(1))
-    rows = model.prepare(images)
+    rows = model.preprocess(images)
     assert torch.allclose(rows.norm(dim=1), torch.full((20,), 70.0), rtol=1e-4)
-    assert torch.allclose(model.prepare(images[18:19]), rows[18:19], atol=1e-3)
-    assert model.prepare(images[:0]).shape == (0, rows.shape[1])
+    assert torch.allclose(model.preprocess(images[18:19]), rows[18:19], atol=1e-3)
+    assert model.preprocess(images[:0]).shape == (0, rows.shape[1])
     spec = DataSpec(channels=channels, height=side, width=side, classes=("a", "b"), examples=20)
     net = model.build(spec, 5)
     assert net(rows).shape == (20, 2)
@@ -168,4 +168,4 @@ def test_what_cannot_be_is_told() -> None:
     with pytest.raises(ValueError, match="divide the 81 maps"):
         ScatterNet(groups=10)
     with pytest.raises(ValueError, match="at least 8 pixels a side, not 7x30"):
-        ScatterNet().prepare(torch.rand(1, 1, 7, 30))
+        ScatterNet().preprocess(torch.rand(1, 1, 7, 30))

@@ -67,7 +67,7 @@ def test_one_more_dropout_than_that_fails_and_releases_nothing(stage: int) -> No
     with pytest.raises(TooFewSitesError, match=r"^[^.]*\.$"):
         ward.run(lost=dict.fromkeys((0, 1, 4, 6), stage))
     with pytest.raises(TooFewSitesError):
-        ward.coordinator.total()
+        ward.coordinator.sum()
 
 
 def test_a_failed_attempt_is_followed_by_a_good_one() -> None:

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from bed import tiny
 from cohortium import Federation
 from cohortium.plugin import (
-    Cohort,
-    Directory,
+    FederationSpec,
+    KeyDirectory,
     FileJournal,
-    Identity,
+    SigningKey,
     Journal,
-    Member,
+    SiteContext,
     MemoryJournal,
     Randomness,
     RefusalError,
     Ring,
     StudyError,
-    SumSetting,
+    AggregationConfig,
     TooFewSitesError,
 )
 from cohortium_secagg import SecAgg
@@ -155,26 +155,26 @@ def test_what_else_protects_too_little() -> None:
         ward(10, SecAgg(threshold=11))
 
 
-def setting(directory: Directory | None) -> SumSetting:
-    cohort = Cohort(sites=4, size=4, examples=9, rounds=1, adversary="active")
-    return SumSetting(session=bytes(16), ring=Ring(8), length=1, cohort=cohort, directory=directory)
+def setting(directory: KeyDirectory | None) -> AggregationConfig:
+    cohort = FederationSpec(sites=4, cohort_size=4, examples=9, rounds=1, adversary="active")
+    return AggregationConfig(session=bytes(16), ring=Ring(8), length=1, cohort=cohort, directory=directory)
 
 
-IDENTITIES = [Identity.draw(Randomness.simulated(site)) for site in range(5)]
-DIRECTORY = Directory(tuple(identity.public for identity in IDENTITIES[:4]))
+IDENTITIES = [SigningKey.generate(Randomness.insecure_from_seed(site)) for site in range(5)]
+DIRECTORY = KeyDirectory(tuple(identity.public for identity in IDENTITIES[:4]))
 
 
-@pytest.mark.parametrize("directory", [None, Directory(DIRECTORY.keys[:3])])
-def test_a_directory_of_other_sites(directory: Directory | None) -> None:
+@pytest.mark.parametrize("directory", [None, KeyDirectory(DIRECTORY.keys[:3])])
+def test_a_directory_of_other_sites(directory: KeyDirectory | None) -> None:
     with pytest.raises(StudyError, match="the directory lists"):
-        SecAgg().coordinator(setting(directory), Randomness.system())
+        SecAgg().coordinator_session(setting(directory), Randomness.system())
 
 
 @pytest.mark.parametrize("identity", [None, IDENTITIES[1], IDENTITIES[4]])
-def test_a_site_that_nobody_would_believe(identity: Identity | None) -> None:
-    member = Member(site=0, secret=Randomness.system(), identity=identity)
+def test_a_site_that_nobody_would_believe(identity: SigningKey | None) -> None:
+    member = SiteContext(site=0, secret=Randomness.system(), identity=identity)
     with pytest.raises(StudyError, match=r"signing key|another key"):
-        SecAgg().site(setting(DIRECTORY), member)
+        SecAgg().site_session(setting(DIRECTORY), member)
 
 
 def test_sites_that_pinned_different_directories_do_not_believe_one_another() -> None:
@@ -245,7 +245,7 @@ def test_a_journal_serves_many_runs() -> None:
     there.sites[0]._memory._journal = journal  # type: ignore[attr-defined]
     there.run(attempt=3)
     member = evolve(there.sites[0]._member, journal=journal)  # type: ignore[attr-defined]
-    again = SecAgg().site(there.setting, member)
-    other = SecAgg().site(evolve(there.setting, session=bytes(16)), member)
+    again = SecAgg().site_session(there.setting, member)
+    other = SecAgg().site_session(evolve(there.setting, session=bytes(16)), member)
     assert again._latest == (3, 0)  # type: ignore[attr-defined]
     assert other._latest == (-1, -1)  # type: ignore[attr-defined]

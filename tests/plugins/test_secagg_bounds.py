@@ -91,7 +91,7 @@ def placings(sites: int, colluding: int, lost: int) -> Iterator[tuple[set[int], 
 @pytest.mark.parametrize("sites", [6, 7, 8])
 def test_no_bound_is_below_the_truth(sites: int) -> None:
     for degree, colluding, lost in small(sites):
-        graph = Graph.draw(range(sites), degree, Randomness.simulated(1).stream("graph"))
+        graph = Graph.draw(range(sites), degree, Randomness.insecure_from_seed(1).stream("graph"))
         neighbours = graph.neighbours()
         most, split = [], []
         for bad, gone in placings(sites, colluding, lost):
@@ -118,7 +118,7 @@ def test_what_is_chosen_holds_at_every_number_of_sites_that_may_come(sites: int)
         least = demands.fewest(degree, window.least)
         assert least <= sites - lost
         for came in range(least, sites + 1):
-            graph = Graph.draw(range(came), degree, Randomness.simulated(2).stream("graph"))
+            graph = Graph.draw(range(came), degree, Randomness.insecure_from_seed(2).stream("graph"))
             neighbours = graph.neighbours()
             for left in range(least, came + 1):
                 failed = [
@@ -139,7 +139,7 @@ def test_dropouts_are_survived_where_they_are_likelier_than_a_millionth(sites: i
     """Graphs so small have no rarer case: none may fail."""
     for degree, lost in itertools.product(range(2, sites), range(sites - 2)):
         window = Demands(sites, 0, lost, Fraction(1)).window(degree)
-        graph = Graph.draw(range(sites), degree, Randomness.simulated(3).stream("graph"))
+        graph = Graph.draw(range(sites), degree, Randomness.insecure_from_seed(3).stream("graph"))
         neighbours = graph.neighbours()
         left = [
             len((neighbours[site] | {site}) - set(gone))
@@ -153,7 +153,7 @@ def test_dropouts_are_survived_where_they_are_likelier_than_a_millionth(sites: i
 @pytest.mark.parametrize(("degree", "reach"), [(2, 1), (4, 2), (6, 3)])
 def test_the_sum_over_gaps_is_at_least_the_chance_of_a_cut(degree: int, reach: int) -> None:
     for places in range(degree + 2, 11):
-        graph = Graph.draw(range(places), degree, Randomness.simulated(4).stream("graph"))
+        graph = Graph.draw(range(places), degree, Randomness.insecure_from_seed(4).stream("graph"))
         for removed in range(places - 1):
             kept = list(itertools.combinations(range(places), places - removed))
             cut = sum(parts(graph, some) > 1 for some in kept)
@@ -174,7 +174,7 @@ def test_thirty_sites_fail_as_rarely_as_was_calculated_and_not_much_more_rarely(
     colluding: int, lost: int, degree: int, threshold: int
 ) -> None:
     trials, exposed, split, unrecovered = 1_500, 0, 0, 0
-    stream = Randomness.simulated(5).stream("graphs")
+    stream = Randomness.insecure_from_seed(5).stream("graphs")
     bad, gone = set(range(colluding)), set(range(30 - lost, 30))
     for _ in range(trials):
         graph = Graph.draw(range(30), degree, stream)

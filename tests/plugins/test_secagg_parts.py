@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.plugin import Randomness, RefusalError, Ring, Stream
+from cohortium.plugin import Randomness, RefusalError, Ring, KeyStream
 from cohortium.ring.ring import PACK_BLOCK
 from cohortium_secagg._graph import Graph, core
 from cohortium_secagg._keys import KeyPair, is_tagged, seal, tag, unseal
@@ -26,7 +26,7 @@ from cohortium_secagg._vectors import masked, unmask
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-SECRET = Randomness.simulated(1)
+SECRET = Randomness.insecure_from_seed(1)
 SCOPE = Scope(b"sixteen bytes id", 3, 4)
 
 secrets = st.binary(min_size=32, max_size=32)
@@ -42,9 +42,9 @@ BOB_PUBLIC = bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc
 COMMON = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
 
 
-def hkdf(common: bytes, info: bytes, length: int) -> bytes:
+def hkdf(broadcast: bytes, info: bytes, length: int) -> bytes:
     """RFC 5869, section 2, with no salt, written out."""
-    extracted = hmac.digest(bytes(32), common, "sha256")
+    extracted = hmac.digest(bytes(32), broadcast, "sha256")
     block, out = b"", b""
     for counter in itertools.count(1):
         block = hmac.digest(extracted, block + info + bytes([counter]), "sha256")
@@ -159,7 +159,7 @@ def test_labels_differ_wherever_anything_differs() -> None:
 EXAMPLE = {0: 1494, 1: 1942, 2: 2578, 3: 3402, 4: 4414, 5: 5614}
 
 
-class Scripted(Stream):
+class Scripted(KeyStream):
     """A stream that draws the example's coefficients, the highest first."""
 
     def __init__(self) -> None:
@@ -325,7 +325,7 @@ def test_masking_holds_no_mask_of_full_length(threads: int) -> None:
 @pytest.mark.parametrize("length", [0, 1, PACK_BLOCK, 3 * PACK_BLOCK + 5])
 def test_any_number_of_threads_gives_the_same_bits(bits: int, length: int) -> None:
     ring, masks = Ring(bits), MANY[:3]
-    words = ring.of(np.random.default_rng(0).integers(0, 1 << 62, length))
+    words = ring.encode_signed(np.random.default_rng(0).integers(0, 1 << 62, length))
     sent = {bytes(masked(words, masks, ring, threads=threads)) for threads in (1, 2, 3, 7)}
     plain = words.copy()
     unmask(plain, masks, ring, threads=1)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from cohortium.plugin import (
-    Ask,
-    Cohort,
-    Member,
+    SiteRequest,
+    FederationSpec,
+    SiteContext,
     MessageError,
     Randomness,
     RefusalError,
-    Requests,
+    StageRequests,
     Ring,
     RingVector,
-    SumSetting,
+    AggregationConfig,
     decode,
     encode,
 )
@@ -43,43 +43,43 @@ class Attempt:
     def __init__(
         self, stage: int, *, sites: int = 6, without: dict[int, int] | None = None
     ) -> None:
-        self.setting = SumSetting(
+        self.setting = AggregationConfig(
             session=b"sixteen bytes id",
             ring=RING,
             length=3,
-            cohort=Cohort(sites=sites, size=sites, examples=9, rounds=9),
+            cohort=FederationSpec(sites=sites, cohort_size=sites, examples=9, rounds=9),
         )
-        secret = Randomness.simulated(1)
-        self.coordinator = SecAgg().coordinator(self.setting, secret.fork("coordinator"))
+        secret = Randomness.insecure_from_seed(1)
+        self.coordinator = SecAgg().coordinator_session(self.setting, secret.derive("coordinator"))
         self.sites = {
-            i: SecAgg().site(self.setting, Member(site=i, secret=secret.fork(i)))
+            i: SecAgg().site_session(self.setting, SiteContext(site=i, secret=secret.derive(i)))
             for i in range(sites)
         }
         self.attempt, self.trained = 0, 0
         self.go(stage, without or {})
 
     def go(self, stage: int, without: dict[int, int]) -> None:
-        self.coordinator.open(0, self.attempt, tuple(self.sites))
-        self.requests: Requests = self.coordinator.requests()
+        self.coordinator.begin_attempt(0, self.attempt, tuple(self.sites))
+        self.requests: StageRequests = self.coordinator.next_requests()
         for number in range(stage):
-            for site, own in self.requests.each.items():
+            for site, own in self.requests.per_site.items():
                 if without.get(site, 9) > number:
-                    self.coordinator.receive(site, self.ask(self.requests.common or own, site))
-            self.requests = self.coordinator.requests()
+                    self.coordinator.receive(site, self.ask(self.requests.broadcast or own, site))
+            self.requests = self.coordinator.next_requests()
 
     def ask(self, body: bytes | Message, site: int = 0, *, round_: int = 0) -> bytes:
         """Put a request to a site, and count how often it trains."""
         body = body if isinstance(body, bytes) else encode(body)
-        ask = Ask(round=round_, attempt=self.attempt, common=b"", own=body)
-        return self.sites[site].answer(ask, self.train)
+        ask = SiteRequest(round=round_, attempt=self.attempt, broadcast=b"", own=body)
+        return self.sites[site].handle(ask, self.train)
 
     def train(self) -> RingVector:
         self.trained += 1
-        return RingVector(RING, np.ones(3, RING.word))
+        return RingVector(RING, np.ones(3, RING.dtype))
 
     def own(self, kind: type[M], site: int = 0) -> M:
         """The honest request that is due at a site."""
-        return decode(self.requests.each[site] or self.requests.common, kind)
+        return decode(self.requests.per_site[site] or self.requests.broadcast, kind)
 
     def refuses(self, code: str, body: bytes | Message, *, round_: int = 0) -> None:
         with pytest.raises(RefusalError) as refusal:
@@ -97,7 +97,7 @@ def test_a_request_that_is_no_message() -> None:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stage_twice(stage: int) -> None:
     attempt = Attempt(stage)
-    due = attempt.requests.each[0] or attempt.requests.common
+    due = attempt.requests.per_site[0] or attempt.requests.broadcast
     attempt.ask(due)
     attempt.refuses("order", due)
     attempt.refuses("order", AskKeys(0, COORDINATOR))
@@ -115,7 +115,7 @@ def test_a_stage_out_of_order(stage: int) -> None:
     attempt = Attempt(stage)
     for other in others.values():
         attempt.refuses("order", other)
-    assert attempt.ask(attempt.requests.each[0] or attempt.requests.common)
+    assert attempt.ask(attempt.requests.per_site[0] or attempt.requests.broadcast)
 
 
 def test_a_second_set_of_survivors_would_give_both_shares_of_one_peer() -> None:
@@ -127,7 +127,7 @@ def test_a_second_set_of_survivors_would_give_both_shares_of_one_peer() -> None:
 
 def test_no_peer_gets_both_of_its_shares_opened() -> None:
     attempt = Attempt(3, sites=5, without={3: 2})
-    reply = decode(attempt.ask(attempt.requests.common), Unmasking)
+    reply = decode(attempt.ask(attempt.requests.broadcast), Unmasking)
     assert reply.seeds.keys() == {0, 1, 2, 4}
     assert reply.keys.keys() == {3}
 
@@ -186,14 +186,14 @@ def test_neighbours_who_were_told_different_keys() -> None:
     attempt = Attempt(1, sites=5)
     honest = attempt.own(AskShares).neighbours
     changed = Keys(honest[1].sealing, honest[2].masking)
-    replies = {s: attempt.ask(own, s) for s, own in attempt.requests.each.items() if s}
+    replies = {s: attempt.ask(own, s) for s, own in attempt.requests.per_site.items() if s}
     replies[0] = attempt.ask(AskShares(0, {**honest, 1: changed}))
     for site, reply in replies.items():
         attempt.coordinator.receive(site, reply)
-    attempt.requests = attempt.coordinator.requests()
-    attempt.refuses("sealed", attempt.requests.each[0])
+    attempt.requests = attempt.coordinator.next_requests()
+    attempt.refuses("sealed", attempt.requests.per_site[0])
     with pytest.raises(RefusalError, match="authenticate"):
-        attempt.ask(attempt.requests.each[1], 1)
+        attempt.ask(attempt.requests.per_site[1], 1)
 
 
 def test_a_coordinators_key_of_small_order() -> None:
@@ -226,15 +226,15 @@ def test_shares_that_do_not_belong_here(change: str) -> None:
 @pytest.mark.parametrize(
     "vector",
     [
-        lambda: RingVector(RING, np.ones(4, RING.word)),
+        lambda: RingVector(RING, np.ones(4, RING.dtype)),
         lambda: RingVector(RING, np.ones(3, np.uint64)),
     ],
 )
 def test_a_vector_of_another_length_or_ring(vector: Callable[[], RingVector]) -> None:
     attempt = Attempt(2)
-    ask = Ask(round=0, attempt=0, common=b"", own=attempt.requests.each[0])
+    ask = SiteRequest(round=0, attempt=0, broadcast=b"", own=attempt.requests.per_site[0])
     with pytest.raises(RefusalError, match="ring and length"):
-        attempt.sites[0].answer(ask, vector)
+        attempt.sites[0].handle(ask, vector)
 
 
 def test_a_site_that_failed_to_train_does_not_train_again() -> None:
@@ -243,10 +243,10 @@ def test_a_site_that_failed_to_train_does_not_train_again() -> None:
     def fail() -> RingVector:
         raise RefusalError("not-finite", "the update is not finite.")
 
-    ask = Ask(round=0, attempt=0, common=b"", own=attempt.requests.each[0])
+    ask = SiteRequest(round=0, attempt=0, broadcast=b"", own=attempt.requests.per_site[0])
     with pytest.raises(RefusalError, match="not finite"):
-        attempt.sites[0].answer(ask, fail)
-    attempt.refuses("order", attempt.requests.each[0])
+        attempt.sites[0].handle(ask, fail)
+    attempt.refuses("order", attempt.requests.per_site[0])
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_sets_of_survivors_that_an_honest_coordinator_would_not_name(
 ) -> None:
     attempt = Attempt(3)
     attempt.refuses(code, AskUnmasking(0, survivors))
-    attempt.refuses("order", attempt.requests.common)
+    attempt.refuses("order", attempt.requests.broadcast)
 
 
 def test_a_survivor_that_was_said_to_have_dropped_out() -> None:
@@ -283,7 +283,7 @@ def test_a_set_that_is_large_but_far_away() -> None:
 def test_secrets_are_forgotten_with_the_unmasking_and_with_the_next_attempt() -> None:
     attempt = Attempt(3)
     site = attempt.sites[0]
-    attempt.ask(attempt.requests.common)
+    attempt.ask(attempt.requests.broadcast)
     assert site._state is None  # type: ignore[attr-defined]
     first = Attempt(2)
     before = first.sites[0]._state  # type: ignore[attr-defined]

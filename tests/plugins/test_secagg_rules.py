@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cohortium.plugin import Aggregator, Cohort, Member, Randomness, Ring, StudyError, SumSetting
+from cohortium.plugin import Aggregator, FederationSpec, SiteContext, Randomness, Ring, StudyError, AggregationConfig
 from cohortium_secagg import SecAgg, cohortium_aggregators
 
 
@@ -24,16 +24,16 @@ def test_what_protects_too_little_is_an_error_at_both_sides(
     aggregator: SecAgg, cohort: dict[str, object], sentence: str
 ) -> None:
     numbers: dict[str, object] = {"sites": 10, "size": 10, "examples": 100, "rounds": 1, **cohort}
-    setting = SumSetting(
+    setting = AggregationConfig(
         session=bytes(16),
         ring=Ring(8),
         length=1,
-        cohort=Cohort(**numbers),  # type: ignore[arg-type]
+        cohort=FederationSpec(**numbers),  # type: ignore[arg-type]
     )
     with pytest.raises(StudyError, match=sentence):
-        aggregator.coordinator(setting, Randomness.simulated(1))
+        aggregator.coordinator_session(setting, Randomness.insecure_from_seed(1))
     with pytest.raises(StudyError, match=sentence):
-        aggregator.site(setting, Member(site=0, secret=Randomness.simulated(1)))
+        aggregator.site_session(setting, SiteContext(site=0, secret=Randomness.insecure_from_seed(1)))
 
 
 def test_it_is_offered_under_its_name() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from cohortium.plugin import Ask, Member, Randomness, RingVector
+from cohortium.plugin import SiteRequest, SiteContext, Randomness, RingVector
 from cohortium_secagg import SecAgg
 from ward import Ward
 
@@ -32,34 +32,34 @@ class Recording(Ward):
             self.replies.append((stage, site, data))
         return [data]
 
-    def coordinate(self, listen: Callable[[Ask, int], None] = lambda _ask, _site: None) -> None:
+    def coordinate(self, listen: Callable[[SiteRequest, int], None] = lambda _ask, _site: None) -> None:
         """Play the coordinator again; `listen` hears what it asks of whom."""
-        secret = Randomness.simulated(1)
-        coordinator = self.aggregator.coordinator(self.setting, secret.fork("coordinator"))
-        coordinator.open(0, 0, tuple(self.sites))
+        secret = Randomness.insecure_from_seed(1)
+        coordinator = self.aggregator.coordinator_session(self.setting, secret.derive("coordinator"))
+        coordinator.begin_attempt(0, 0, tuple(self.sites))
         for _, replies in itertools.groupby(self.replies, lambda reply: reply[0]):
-            requests = coordinator.requests()
-            for site, own in requests.each.items():
-                listen(Ask(round=0, attempt=0, common=requests.common, own=own), site)
+            requests = coordinator.next_requests()
+            for site, own in requests.per_site.items():
+                listen(SiteRequest(round=0, attempt=0, broadcast=requests.broadcast, own=own), site)
             del requests
             for _, site, reply in replies:
                 coordinator.receive(site, reply)
-        assert not coordinator.requests()
-        assert coordinator.total().contributors == tuple(self.sites)
+        assert not coordinator.next_requests()
+        assert coordinator.sum().contributors == tuple(self.sites)
 
-    def asks(self, site: int) -> list[Ask]:
+    def asks(self, site: int) -> list[SiteRequest]:
         """What is asked of one site."""
-        heard: list[Ask] = []
+        heard: list[SiteRequest] = []
         self.coordinate(lambda ask, asked: heard.append(ask) if asked == site else None)
         return heard
 
-    def answer(self, site: int, asks: list[Ask]) -> None:
+    def answer(self, site: int, asks: list[SiteRequest]) -> None:
         """Play one site again."""
-        member = Member(site=site, secret=Randomness.simulated(1).fork(site))
-        session = self.aggregator.site(self.setting, member)
+        member = SiteContext(site=site, secret=Randomness.insecure_from_seed(1).derive(site))
+        session = self.aggregator.site_session(self.setting, member)
         vector = RingVector(self.ring, self.vectors[site])
         for stage, ask in enumerate(asks):
-            assert (stage, site, session.answer(ask, lambda: vector)) in self.replies
+            assert (stage, site, session.handle(ask, lambda: vector)) in self.replies
 
 
 def peak(work: Callable[[], None]) -> int:

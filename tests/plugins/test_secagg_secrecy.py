@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.plugin import Cohort, StudyError, TooFewSitesError
+from cohortium.plugin import FederationSpec, StudyError, TooFewSitesError
 from cohortium_secagg import SecAgg
 from ward import Ward
 
 KEYS, SHARES, VECTOR, UNMASKING = range(4)
 
 
-def cohort(sites: int, colluding: int = 0, **terms: object) -> Cohort:
+def cohort(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
     numbers: dict[str, object] = {"size": sites, "examples": 9, "rounds": 1, **terms}
-    return Cohort(sites=sites, colluding=colluding, **numbers)  # type: ignore[arg-type]
+    return FederationSpec(sites=sites, colluding=colluding, **numbers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ def cohort(sites: int, colluding: int = 0, **terms: object) -> Cohort:
 def test_neighbours_and_threshold_are_calculated(
     sites: int, colluding: int, dropout: float, threshold: int, shares: int
 ) -> None:
-    secrecy = SecAgg(dropout=dropout).secrecy(cohort(sites, colluding))
-    assert (secrecy.threshold, secrecy.shares) == (threshold, shares)
-    assert secrecy.contributors <= sites - dropout * sites
-    assert secrecy.security == 40
+    confidentiality = SecAgg(dropout=dropout).confidentiality(cohort(sites, colluding))
+    assert (confidentiality.reconstruction_threshold, confidentiality.shares) == (threshold, shares)
+    assert confidentiality.min_contributors <= sites - dropout * sites
+    assert confidentiality.statistical_security_bits == 40
 
 
 def test_without_a_dropout_rate_four_of_five_shares_stay_the_default() -> None:
     for sites in (5, 10, 20, 1_000):
-        secrecy = SecAgg().secrecy(cohort(sites, 1))
-        assert (secrecy.threshold, secrecy.shares, secrecy.security) == (4, 5, None)
+        confidentiality = SecAgg().confidentiality(cohort(sites, 1))
+        assert (confidentiality.reconstruction_threshold, confidentiality.shares, confidentiality.statistical_security_bits) == (4, 5, None)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_without_a_dropout_rate_four_of_five_shares_stay_the_default() -> None:
 def test_against_an_active_coordinator_a_majority_of_all_is_chosen(
     sites: int, colluding: int, threshold: int, dropout: float
 ) -> None:
-    secrecy = SecAgg(dropout=dropout).secrecy(cohort(sites, colluding, adversary="active"))
-    assert (secrecy.threshold, secrecy.shares, secrecy.security) == (threshold, sites, None)
-    assert secrecy.honest == threshold - colluding
+    confidentiality = SecAgg(dropout=dropout).confidentiality(cohort(sites, colluding, adversary="active"))
+    assert (confidentiality.reconstruction_threshold, confidentiality.shares, confidentiality.statistical_security_bits) == (threshold, sites, None)
+    assert confidentiality.honest == threshold - colluding
 
 
 def test_a_longer_run_and_more_security_take_more() -> None:
     def least(rounds: int, security: int) -> int:
         wish = SecAgg(dropout=0.05, security=security)
-        return wish.secrecy(cohort(1_000, 50, rounds=rounds)).shares
+        return wish.confidentiality(cohort(1_000, 50, rounds=rounds)).shares
 
     assert least(1, 20) < least(1, 40) < least(1_000, 40) < least(1, 80)
 
@@ -74,8 +74,8 @@ def test_the_table_in_the_docs_is_what_is_calculated() -> None:
     assert len(rows) == 14
     for sites, colluding, cells in rows:
         asked = cohort(int(sites.replace(",", "")), int(colluding), rounds=100)
-        chosen = [SecAgg(dropout=rate).secrecy(asked) for rate in rates]
-        told = [f"{c.threshold} of {c.shares}; {c.contributors}" for c in chosen]
+        chosen = [SecAgg(dropout=rate).confidentiality(asked) for rate in rates]
+        told = [f"{c.reconstruction_threshold} of {c.shares}; {c.min_contributors}" for c in chosen]
         assert cells.split(" | ") == told
 
 
@@ -98,7 +98,7 @@ def test_what_protects_too_little_is_an_error_that_names_the_least(
     wish: dict[str, float], terms: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(StudyError, match=rf"^secagg: {sentence}[^\n]*\.$"):
-        SecAgg(**({"dropout": 0.05} | wish)).secrecy(cohort(1_000, 50, **terms))  # type: ignore[arg-type]
+        SecAgg(**({"dropout": 0.05} | wish)).confidentiality(cohort(1_000, 50, **terms))  # type: ignore[arg-type]
 
 
 @given(
@@ -115,7 +115,7 @@ def test_the_value_that_an_error_names_is_one_that_will_do(
     wish = {"shares": shares, "threshold": threshold, "dropout": dropout}
     for _ in range(6):
         try:
-            secrecy = SecAgg(**wish).secrecy(cohort(sites, colluding))  # type: ignore[arg-type]
+            confidentiality = SecAgg(**wish).confidentiality(cohort(sites, colluding))  # type: ignore[arg-type]
         except StudyError as error:
             words = str(error).split()
             name, least = words[1], float(words[words.index("be") + 3].rstrip(":"))
@@ -123,7 +123,7 @@ def test_the_value_that_an_error_names_is_one_that_will_do(
                 return
             wish[name] = least if name == "dropout" else int(least)
         else:
-            assert threshold in (0, secrecy.threshold) or secrecy.threshold == wish["threshold"]
+            assert threshold in (0, confidentiality.reconstruction_threshold) or confidentiality.reconstruction_threshold == wish["threshold"]
             return
     raise AssertionError(wish)
 
@@ -135,12 +135,12 @@ def test_a_dropout_rate_that_is_none_is_turned_down(value: float) -> None:
 
 
 def test_the_numbers_are_told_in_one_sentence() -> None:
-    assert str(SecAgg(dropout=0.05).secrecy(cohort(100, 5))) == (
+    assert str(SecAgg(dropout=0.05).confidentiality(cohort(100, 5))) == (
         "8 of 13 shares: from an attempt, an honest-but-curious coordinator and 5 colluding sites "
         "learn the sum over all that contributed, at least 94 of 100, and nothing else, but for "
         "one run in 2^40."
     )
-    assert str(SecAgg().secrecy(cohort(10, 1, adversary="active"))) == (
+    assert str(SecAgg().confidentiality(cohort(10, 1, adversary="active"))) == (
         "6 of 10 shares: from an attempt, an active coordinator and 1 colluding sites learn the "
         "sum over sites that it picks, at least 6 of 10, and nothing else."
     )
@@ -160,7 +160,7 @@ def test_as_many_as_were_declared_may_drop_out_at_any_stage(seed: int) -> None:
 
 def test_below_the_least_sum_nothing_is_opened() -> None:
     ward = Ward(SecAgg(dropout=0.05), 60, colluding=6)
-    least = SecAgg(dropout=0.05).secrecy(ward.setting.cohort).contributors
+    least = SecAgg(dropout=0.05).confidentiality(ward.setting.cohort).min_contributors
     assert 20 < least <= 57
     with pytest.raises(TooFewSitesError, match=f"but a sum is opened over at least {least}"):
         ward.run(lost=dict.fromkeys(range(61 - least), VECTOR))

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from cohortium.messages import codec
 from cohortium.messages.codec import MAGIC
-from cohortium.plugin import MemoryJournal, Requests, Ring, StudyError
+from cohortium.plugin import MemoryJournal, StageRequests, Ring, StudyError
 from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._attempt import Finished, Web
 from cohortium_secagg._consent import Consented
@@ -216,7 +216,7 @@ class Misbehaviour(RuleBasedStateMachine):
 
 
 def content(letter: Letter) -> bytes:
-    return letter.reply if letter.reply is not None else letter.ask.own or letter.ask.common
+    return letter.reply if letter.reply is not None else letter.ask.own or letter.ask.broadcast
 
 
 def flipped(data: bytes, rng: Random) -> bytes:
@@ -369,13 +369,13 @@ def let_an_error_through(patch: Patch) -> None:
 
 
 def never_end(patch: Patch) -> None:
-    honest = SecAggCoordinator.requests
+    honest = SecAggCoordinator.next_requests
 
-    def requests(self: Any) -> Requests:
+    def next_requests(self: Any) -> StageRequests:
         made = honest(self)
-        return Requests(b"more", {0: b""}) if isinstance(self._stage, Finished) else made
+        return StageRequests(b"more", {0: b""}) if isinstance(self._stage, Finished) else made
 
-    patch.setattr(SecAggCoordinator, "requests", requests)
+    patch.setattr(SecAggCoordinator, "next_requests", next_requests)
 
 
 PLANTED: dict[Callable[[Patch], None], tuple[str, str | None]] = {

@@ -48,7 +48,7 @@ class Outspoken(Ward):
 
     def _replies(self, ask: Any, stage: int, site: int, tamper: Any) -> Any:
         try:
-            reply = self.sites[site].answer(ask, lambda: self._release(site))
+            reply = self.sites[site].handle(ask, lambda: self._release(site))
         except RefusalError as refusal:
             self.refusals.append(f"{site}: {refusal.reason}")
             return ()
@@ -285,5 +285,5 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         return self.events.append

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as distributions
 
-from cohortium.plugin import Cohort, PrivacyError, Randomness, RefusalError, RingSum, Stream, Work
+from cohortium.plugin import FederationSpec, PrivacyError, Randomness, RefusalError, RingSum, KeyStream, Workload
 from cohortium.privacy import accounting
 from cohortium_skellam import Skellam, _draw, _renyi
 
-COHORT = Cohort(
-    sites=6, size=6, min_sites=4, colluding=1, examples=600, patients=120, rounds=5, retries=1
+COHORT = FederationSpec(
+    sites=6, cohort_size=6, min_sites=4, colluding=1, examples=600, patients=120, rounds=5, retries=1
 )
-WORK = Work(releases="gradient", steps=1, sampling_rate=0.25)
+WORK = Workload(output="gradient", steps=1, sampling_rate=0.25)
 
 
-def planned(work: Work = WORK, cohort: Cohort = COHORT, parameters: int = 400, **terms: Any) -> Any:
-    return Skellam(**terms).plan(work, cohort, parameters)
+def planned(workload: Workload = WORK, cohort: FederationSpec = COHORT, parameters: int = 400, **terms: Any) -> Any:
+    return Skellam(**terms).plan(workload, cohort, parameters)
 
 
 @given(
@@ -53,11 +53,11 @@ def test_of_fine_noise_it_is_the_gaussians_with_and_without_sampling() -> None:
     variance, l2 = (4.0 * 1e6) ** 2, 1e6
     for rate in (1.0, 0.3):
         ours = _renyi.mechanism(rate, variance, l2, l2)
-        gauss = accounting.Gaussian(noise_multiplier=4.0, sampling_rate=rate)
+        gauss = accounting.GaussianMechanism(noise_multiplier=4.0, sampling_rate=rate)
         whole = [n for n, order in enumerate(accounting.ORDERS) if float(order).is_integer()]
-        assert np.allclose(ours.curve[whole], gauss.curve[whole], rtol=1e-4)
+        assert np.allclose(ours.rdp_curve[whole], gauss.rdp_curve[whole], rtol=1e-4)
         fractional = [n for n, order in enumerate(accounting.ORDERS) if n not in whole]
-        assert np.isinf(ours.curve[fractional]).all()
+        assert np.isinf(ours.rdp_curve[fractional]).all()
 
 
 @given(ratio=st.floats(1e-3, 1e3), rate=st.floats(0, 1), order=st.floats(1, 60))
@@ -78,7 +78,7 @@ def test_the_other_direction_of_a_sample_diverges_less(
 
 
 def test_poisson_variables_are_poisson() -> None:
-    stream = Randomness.simulated(4).stream()
+    stream = Randomness.insecure_from_seed(4).stream()
     for mean in (100.0, 1234.5):
         drawn = _draw.poisson(200_000, mean, stream)
         edges = np.unique(distributions.poisson.ppf(np.linspace(0.01, 0.99, 60), mean))
@@ -89,7 +89,7 @@ def test_poisson_variables_are_poisson() -> None:
 
 @pytest.mark.parametrize("mean", [1e6, 1e11])
 def test_large_ones_have_the_right_moments(mean: float) -> None:
-    drawn = _draw.poisson(400_000, mean, Randomness.simulated(5).stream())
+    drawn = _draw.poisson(400_000, mean, Randomness.insecure_from_seed(5).stream())
     normal = (drawn - mean) / math.sqrt(mean)
     assert abs(normal.mean()) < 5 / math.sqrt(len(drawn))
     assert abs(normal.var() - 1) < 5 * math.sqrt(2 / len(drawn))
@@ -106,7 +106,7 @@ def test_chances_are_the_poisson_distributions(mean: float, offset: float) -> No
 
 def test_a_small_mean_is_refused() -> None:
     with pytest.raises(ValueError, match="below 100"):
-        _draw.poisson(3, 50.0, Stream(bytes(32)))
+        _draw.poisson(3, 50.0, KeyStream(bytes(32)))
 
 
 def test_honest_shares_make_up_the_noise_exactly() -> None:
@@ -114,7 +114,7 @@ def test_honest_shares_make_up_the_noise_exactly() -> None:
     assert plan.guarantee.honest == 3
     total = plan.ring.zeros(2000)
     for _ in range(3):
-        total += plan.site(Randomness.system()).release(torch.zeros(2000), 1.0).words
+        total += plan.for_site(Randomness.system()).release(torch.zeros(2000), 1.0).words
     noise = plan.ring.signed(total) / math.sqrt(plan.lattice.variance)
     assert distributions.kstest(noise, "norm").pvalue > 1e-4
 
@@ -125,8 +125,8 @@ def test_a_finer_grid_costs_bits_and_saves_noise() -> None:
     assert fine.lattice.noise < coarse.lattice.noise
     assert coarse.guarantee.epsilon <= 6.0
     # What is left of the difference to Gaussian noise is the accountant's.
-    gauss = accounting.calibrate(
-        lambda noise: accounting.Gaussian(noise_multiplier=noise, sampling_rate=0.25),
+    gauss = accounting.calibrate_noise_multiplier(
+        lambda noise: accounting.GaussianMechanism(noise_multiplier=noise, sampling_rate=0.25),
         epsilon=6.0,
         delta=1.9e-4,
         attempts=6,
@@ -139,7 +139,7 @@ def test_the_mean_of_many_sites_decodes() -> None:
     total = plan.ring.zeros(50)
     for site in range(6):
         vector = torch.full((50,), 0.01 * site)
-        total += plan.site(Randomness.system()).release(vector, 1.0).words
+        total += plan.for_site(Randomness.system()).release(vector, 1.0).words
     mean = plan.decode(RingSum(plan.ring, total, tuple(range(6))))
     tolerance = 8 * math.sqrt(plan.share) * plan.lattice.grid / plan.expected_batch
     assert torch.allclose(mean, torch.full((50,), 0.025), atol=tolerance)
@@ -149,20 +149,20 @@ def test_the_mean_of_many_sites_decodes() -> None:
     ("work", "cohort", "terms", "words"),
     [
         (evolve(WORK, steps=3), COHORT, {}, "takes 3 steps"),
-        (evolve(WORK, releases="update"), COHORT, {}, "use trainer 'fedsgd'"),
+        (evolve(WORK, output="update"), COHORT, {}, "use trainer 'fedsgd'"),
         (WORK, evolve(COHORT, colluding=0), {}, "colluding to 1 or more"),
         (WORK, evolve(COHORT, patients=None), {"unit": "patient"}, "do not say whose"),
         (WORK, COHORT, {"epsilon": 1e-9, "delta": 1e-12}, "cannot be met"),
     ],
 )
 def test_what_it_does_not_cover_is_refused(
-    work: Work, cohort: Cohort, terms: dict[str, Any], words: str
+    workload: Workload, cohort: FederationSpec, terms: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):
-        planned(work, cohort, **terms)
+        planned(workload, cohort, **terms)
 
 
 def test_a_non_finite_gradient_is_refused() -> None:
     plan = planned(parameters=3)
     with pytest.raises(RefusalError, match="NaN or infinity"):
-        plan.site(Randomness.system()).release(torch.tensor([0.0, math.nan, 0.0]), 1.0)
+        plan.for_site(Randomness.system()).release(torch.tensor([0.0, math.nan, 0.0]), 1.0)

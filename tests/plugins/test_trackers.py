@@ -21,7 +21,7 @@ ROUNDS = [event for event in story(None) if isinstance(event, RoundFinished)]
 def test_tensorboard_reads_back_every_number(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    writer = TensorBoard().watch()
+    writer = TensorBoard().start_run()
     for event in story(tmp_path):
         writer(event)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -53,7 +53,7 @@ socket.socket = NoNetwork
 folder, uri = Path(sys.argv[1]), sys.argv[2]
 failed = RunFailed(reason="no.")
 for events in (story(folder), [story(folder)[0], failed], [failed]):
-    writer = MLflow(uri=uri, experiment="lungs").watch()
+    writer = MLflow(uri=uri, experiment="lungs").start_run()
     for event in events:
         writer(event)
 
@@ -114,7 +114,7 @@ def test_without_its_package_a_tracker_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(StudyError, match=r"pip install 'cohortium\["):
-        observer.watch()
+        observer.start_run()
 
 
 @pytest.mark.parametrize("observer", [TensorBoard(), MLflow()])
@@ -123,7 +123,7 @@ def test_a_run_without_a_folder_is_not_written(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    writer = observer.watch()
+    writer = observer.start_run()
     for event in story(None):
         writer(event)
     writer(RunFailed(reason="no."))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
-from cohortium.plugin import Cohort, SitePrivacy, Task, Trained, Work, parameters, with_schedule
+from cohortium.plugin import FederationSpec, SitePrivatizer, LocalTask, LocalResult, Workload, parameters, attach_schedule
 from cohortium_fedavg import FedAvg
 
 GOOD = FedAvg(steps=2, batch_size=32, learning_rate=0.1)
@@ -21,7 +21,7 @@ GOOD = FedAvg(steps=2, batch_size=32, learning_rate=0.1)
 Losses = Callable[[Any], Tensor]
 
 
-def entropy(task: Task, batch: Any) -> Tensor:
+def entropy(task: LocalTask, batch: Any) -> Tensor:
     return functional.cross_entropy(
         task.net(task.images[batch]), task.labels[batch], reduction="none"
     )
@@ -31,38 +31,38 @@ def entropy(task: Task, batch: Any) -> Tensor:
 class Local:
     """A good local trainer with `losses`, or what is done with them, done otherwise."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         return lambda batch: entropy(task, batch)
 
-    def steps(self, task: Task, private: SitePrivacy) -> Iterable[Any]:
-        return private.batches(len(task.labels))
+    def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterable[Any]:
+        return privatizer.batches(len(task.labels))
 
-    def work(self, cohort: Cohort) -> Work:
-        return GOOD.work(cohort)
+    def workload(self, cohort: FederationSpec) -> Workload:
+        return GOOD.workload(cohort)
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         before = parameters.flatten(task.net)
         optimizer = SGD(parameters.trainable(task.net), lr=0.1)
         losses = self.losses(task)
-        for batch in self.steps(task, private):
-            private.gradient(task.net, losses, batch)
+        for batch in self.steps(task, privatizer):
+            privatizer.set_private_gradient(task.net, losses, batch)
             optimizer.step()
         return self.made(task, before)
 
-    def made(self, task: Task, before: Tensor) -> Trained:
-        return Trained(vector=parameters.flatten(task.net) - before, weight=float(len(task.labels)))
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        return LocalResult(vector=parameters.flatten(task.net) - before, weight=float(len(task.labels)))
 
-    def server(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
-        return GOOD.server(parameters, rounds)
+    def make_server_optimizer(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
+        return GOOD.make_server_optimizer(parameters, rounds)
 
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> Any:
-        return GOOD.personal(net, state)
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> Any:
+        return GOOD.personalize(net, state)
 
 
 class Decorrelated(Local):
     """A term over the whole batch."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         def losses(batch: Any) -> Tensor:
             each = entropy(task, batch)
             return each + (each - each.mean()).square()
@@ -73,7 +73,7 @@ class Decorrelated(Local):
 class Taught(Local):
     """Distils a teacher that it trained on the site's data itself."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
         optimizer = SGD(teacher.parameters(), lr=0.1)
         for _ in range(3):
@@ -91,7 +91,7 @@ class Taught(Local):
 class Weighted(Local):
     """Class weights counted from the site's labels."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         weights = 1 / (1 + torch.bincount(task.labels, minlength=4).float())
         return lambda batch: entropy(task, batch) * weights[task.labels[batch]]
 
@@ -99,7 +99,7 @@ class Weighted(Local):
 class Normalised(Local):
     """BatchNorm, put in front of the network by the trainer."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         norm = nn.BatchNorm2d(3)
 
         def losses(batch: Any) -> Tensor:
@@ -113,21 +113,21 @@ class Normalised(Local):
 class StandardisesTheSite(Local):
     """Every image minus the mean of the site's images."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         moved = evolve(task, images=task.images - task.images.mean())
         return lambda batch: entropy(moved, batch)
 
 
 class SkipsHardOnes(Local):
-    def steps(self, task: Task, private: SitePrivacy) -> Iterator[Any]:
-        for batch in private.batches(len(task.labels)):
+    def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterator[Any]:
+        for batch in privatizer.batches(len(task.labels)):
             yield batch[task.labels[batch].numpy() != 2]
 
 
 class TrainsBeside(Local):
     """An honest step, and one past the privatizer."""
 
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         optimizer = SGD(parameters.trainable(task.net), lr=0.1)
         optimizer.zero_grad()
         functional.cross_entropy(task.net(task.images), task.labels).backward()  # type: ignore[no-untyped-call]
@@ -136,7 +136,7 @@ class TrainsBeside(Local):
 
 
 class KeepsAMean(Local):
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         made = Local.made(self, task, before)
         return evolve(made, state={"mean": task.images.mean((0, 2, 3))})
 
@@ -144,104 +144,104 @@ class KeepsAMean(Local):
 class UsesAnOldMean(KeepsAMean):
     """What it kept last round reaches this round's losses: the state is enough to tell."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         shift = task.state.get("mean", torch.zeros(3)).view(3, 1, 1)
         moved = evolve(task, images=task.images - shift)
         return lambda batch: entropy(moved, batch)
 
 
 class OneLoss(Local):
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         return lambda batch: entropy(task, batch).mean()
 
 
 class OwnBatches(Local):
-    def steps(self, task: Task, private: SitePrivacy) -> Iterable[Any]:
-        del private
+    def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterable[Any]:
+        del privatizer
         return torch.randperm(len(task.labels)).numpy().reshape(2, -1)
 
 
 class Halves(Local):
     """Uses each batch in halves, twice as many steps as declared."""
 
-    def steps(self, task: Task, private: SitePrivacy) -> Iterator[Any]:
-        for batch in private.batches(len(task.labels)):
+    def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterator[Any]:
+        for batch in privatizer.batches(len(task.labels)):
             yield from np.array_split(batch, 2)
 
 
 class Swaps(Local):
     """As many batches as were declared, but of other examples."""
 
-    def steps(self, task: Task, private: SitePrivacy) -> Iterator[Any]:
-        for batch in private.batches(len(task.labels)):
+    def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterator[Any]:
+        for batch in privatizer.batches(len(task.labels)):
             yield np.arange(len(batch))
 
 
 class AsksTwice(Local):
-    def steps(self, task: Task, private: SitePrivacy) -> Iterator[Any]:
-        next(iter(private.batches(len(task.labels))))
-        yield from private.batches(len(task.labels))
+    def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterator[Any]:
+        next(iter(privatizer.batches(len(task.labels))))
+        yield from privatizer.batches(len(task.labels))
 
 
 class Releases(Local):
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
-        trained = Local.train(self, task, private)
-        private.release(trained.vector, 1.0)
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = Local.train(self, task, privatizer)
+        privatizer.release(trained.vector, 1.0)
         return trained
 
 
 class ParametersOnly(Local):
     """Forgets BatchNorm's statistics."""
 
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         whole = Local.made(self, task, before)
         size = sum(p.numel() for p in task.net.parameters())
         return evolve(whole, vector=whole.vector[:size])
 
 
 class Explodes(Local):
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         return evolve(Local.made(self, task, before), vector=before * math.inf)
 
 
 class Weightless(Local):
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         return evolve(Local.made(self, task, before), weight=-1.0)
 
 
 class DividesByTheBatch(Local):
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         count: list[int] = []
-        trained = Local.train(self, task, Counting(private, count))
+        trained = Local.train(self, task, Counting(privatizer, count))
         return evolve(trained, vector=trained.vector / torch.tensor(sum(count)))
 
 
 class Counting:
-    def __init__(self, private: SitePrivacy, count: list[int]) -> None:
-        self.private, self.count = private, count
+    def __init__(self, privatizer: SitePrivatizer, count: list[int]) -> None:
+        self.privatizer, self.count = privatizer, count
 
     def batches(self, examples: int) -> Iterator[Any]:
-        for batch in self.private.batches(examples):
+        for batch in self.privatizer.batches(examples):
             self.count.append(len(batch))
             yield batch
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.private, name)
+        return getattr(self.privatizer, name)
 
 
 class Jitters(Local):
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         made = Local.made(self, task, before)
         return evolve(made, vector=made.vector + 0.01 * torch.randn(len(before)))
 
 
 class SendsWeights(Local):
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         return evolve(Local.made(self, task, before), vector=parameters.flatten(task.net))
 
 
 class SendsBackwards(Local):
-    def made(self, task: Task, before: Tensor) -> Trained:
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
         made = Local.made(self, task, before)
         return evolve(made, vector=-made.vector)
 
@@ -249,7 +249,7 @@ class SendsBackwards(Local):
 class Remembers(Local):
     """Draws from the operating system what the task's generator is for."""
 
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         rng = np.random.default_rng()
         noise = torch.from_numpy(rng.normal(size=task.images.shape).astype(np.float32))
         moved = evolve(task, images=task.images + noise)
@@ -257,35 +257,35 @@ class Remembers(Local):
 
 
 class WorksInPlace(Local):
-    def losses(self, task: Task) -> Losses:
+    def losses(self, task: LocalTask) -> Losses:
         task.images.sub_(0.5)
         return Local.losses(self, task)
 
 
 class NoSchedule(Local):
-    def server(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
-        return GOOD.server(parameters, rounds)[0]
+    def make_server_optimizer(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
+        return GOOD.make_server_optimizer(parameters, rounds)[0]
 
 
 class HalfTheParameters(Local):
-    def server(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
-        return GOOD.server(list(parameters)[:2], rounds)
+    def make_server_optimizer(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
+        return GOOD.make_server_optimizer(list(parameters)[:2], rounds)
 
 
 class Climbs(Local):
-    def server(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
+    def make_server_optimizer(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
         optimizer: Optimizer = SGD(parameters, lr=0.1, maximize=True)
-        return with_schedule(optimizer, "constant", rounds)
+        return attach_schedule(optimizer, "constant", rounds)
 
 
 class PersonalState(Local):
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> Any:
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> Any:
         del net
         return dict(state)
 
 
 class PersonalBody(Local):
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> Any:
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> Any:
         del state
         assert isinstance(net, nn.Sequential)
         return net[:-1]

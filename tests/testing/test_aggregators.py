@@ -8,17 +8,17 @@ import pytest
 from attrs import define, evolve, field, frozen
 
 from cohortium.plugin import (
-    Ask,
-    Cohort,
+    SiteRequest,
+    FederationSpec,
     MessageError,
     RefusalError,
-    Requests,
+    StageRequests,
     RingSum,
     RingVector,
-    Secrecy,
+    AggregationGuarantee,
     SiteId,
     StudyError,
-    SumSetting,
+    AggregationConfig,
     TooFewSitesError,
 )
 from cohortium.testing import ConformanceError, aggregators
@@ -29,20 +29,20 @@ from cohortium_secagg import SecAgg
 class Lead:
     """The coordinator of a clear sum, in one exchange."""
 
-    setting: SumSetting
+    setting: AggregationConfig
     waiting: set[SiteId] = field(factory=set)
     held: dict[SiteId, Any] = field(factory=dict)
     is_asked: bool = False
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         del round, attempt
         self.waiting, self.held, self.is_asked = set(sites), {}, False
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         if self.is_asked:
-            return Requests()
+            return StageRequests()
         self.is_asked = True
-        return Requests(b"send it", dict.fromkeys(sorted(self.waiting), b"you"))
+        return StageRequests(b"send it", dict.fromkeys(sorted(self.waiting), b"you"))
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         if site not in self.waiting:
@@ -51,7 +51,7 @@ class Lead:
         self.waiting.discard(site)
         self.held[site] = words
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         if len(self.held) < max(1, self.setting.cohort.min_sites):
             raise TooFewSitesError("too few.")
         words = self.setting.ring.zeros(self.setting.length)
@@ -62,16 +62,16 @@ class Lead:
 
 @define
 class Member:
-    setting: SumSetting
+    setting: AggregationConfig
     latest: int = -1
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
-        if (ask.common, ask.own) != (b"send it", b"you"):
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
+        if (request.broadcast, request.own) != (b"send it", b"you"):
             raise MessageError("what?")
-        if ask.attempt <= self.latest:
+        if request.attempt <= self.latest:
             raise RefusalError("order", "again?")
-        self.latest = ask.attempt
-        return self.setting.ring.pack(vector().words)
+        self.latest = request.attempt
+        return self.setting.ring.pack(release().words)
 
 
 @frozen
@@ -80,56 +80,56 @@ class Clear:
     member: Any = Member
     hides: Any = None
 
-    def secrecy(self, cohort: Cohort) -> Any:
+    def confidentiality(self, cohort: FederationSpec) -> Any:
         del cohort
         return self.hides
 
-    def coordinator(self, setting: SumSetting, secret: Any) -> Any:
+    def coordinator_session(self, setting: AggregationConfig, secret: Any) -> Any:
         del secret
         return self.lead(setting)
 
-    def site(self, setting: SumSetting, member: Any) -> Any:
+    def site_session(self, setting: AggregationConfig, member: Any) -> Any:
         del member
         return self.member(setting)
 
 
 class AllOrNothing(Lead):
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         if self.waiting:
             raise TooFewSitesError("somebody is missing.")
-        return super().total()
+        return super().sum()
 
 
 class LeavesOneOut(Lead):
-    def total(self) -> RingSum:
-        total = super().total()
+    def sum(self) -> RingSum:
+        total = super().sum()
         return evolve(total, contributors=total.contributors[:-1])
 
 
 class ClaimsEveryone(Lead):
     """Names those who dropped out as contributors."""
 
-    def total(self) -> RingSum:
-        total = super().total()
+    def sum(self) -> RingSum:
+        total = super().sum()
         return evolve(total, contributors=tuple(range(self.setting.cohort.sites)))
 
 
 class NeverFails(Lead):
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         words = self.setting.ring.zeros(self.setting.length)
-        return RingSum(self.setting.ring, words, ()) if not self.held else super().total()
+        return RingSum(self.setting.ring, words, ()) if not self.held else super().sum()
 
 
 class AsksForever(Lead):
-    def requests(self) -> Requests:
-        return Requests(b"send it", dict.fromkeys(sorted(self.waiting), b"you"))
+    def next_requests(self) -> StageRequests:
+        return StageRequests(b"send it", dict.fromkeys(sorted(self.waiting), b"you"))
 
 
 class IgnoresTheFloor(Lead):
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         floor = evolve(self.setting.cohort, min_sites=1)
         self.setting = evolve(self.setting, cohort=floor)
-        return super().total()
+        return super().sum()
 
 
 class Pads(Lead):
@@ -162,43 +162,43 @@ class TakesStrangers(Lead):
 
 
 class NeverBeginsAnew(Lead):
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         kept = dict(self.held)
-        super().open(round, attempt, sites)
+        super().begin_attempt(round, attempt, sites)
         self.held = kept
 
 
 class TrainsTwice(Member):
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
-        vector()
-        return super().answer(ask, vector)
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
+        release()
+        return super().handle(request, release)
 
 
 class Believes(Member):
     """Parses a request as if nobody lied."""
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
-        assert hashlib.sha256(ask.common).digest() == hashlib.sha256(b"send it").digest()
-        return super().answer(ask, vector)
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
+        assert hashlib.sha256(request.broadcast).digest() == hashlib.sha256(b"send it").digest()
+        return super().handle(request, release)
 
 
 class Forgets(Member):
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         self.latest = -1
-        return super().answer(ask, vector)
+        return super().handle(request, release)
 
 
 class Talks(Member):
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> Any:
-        return list(super().answer(ask, vector))
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> Any:
+        return list(super().handle(request, release))
 
 
-def nobody(setting: SumSetting) -> Any:
+def nobody(setting: AggregationConfig) -> Any:
     raise StudyError("not for you.")
 
 
-HIDDEN = Secrecy(contributors=2, threshold=2, dropouts=0)
-BOASTED = Secrecy(contributors=4, threshold=2, dropouts=1)
+HIDDEN = AggregationGuarantee(min_contributors=2, reconstruction_threshold=2, max_dropouts=0)
+BOASTED = AggregationGuarantee(min_contributors=4, reconstruction_threshold=2, max_dropouts=1)
 
 BAD = [
     (aggregators.check_exact_sum, Clear(lead=LeavesOneOut), "is not the sum of what"),
@@ -210,7 +210,7 @@ BAD = [
     (aggregators.check_dropouts, Clear(lead=NeverFails), r"released over \(\)"),
     (aggregators.check_min_sites, Clear(lead=IgnoresTheFloor), "at least 7 different sites"),
     (aggregators.check_secrecy, Clear(hides=HIDDEN), "below min_sites"),
-    (aggregators.check_secrecy, Clear(hides=evolve(HIDDEN, contributors=6)), "one over"),
+    (aggregators.check_secrecy, Clear(hides=evolve(HIDDEN, min_contributors=6)), "one over"),
     (aggregators.check_secrecy, Clear(AllOrNothing, hides=BOASTED), "dropouts are survived"),
     (aggregators.check_garbage_replies, Clear(lead=Pads), "is not the sum of what"),
     (aggregators.check_garbage_replies, Clear(lead=Chokes), "raised ValueError"),

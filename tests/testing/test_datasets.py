@@ -13,7 +13,7 @@ SPLITS = Splits(name="good", classes=samples.CLASSES, train=samples.examples(16)
 
 
 def copy(splits: Splits = SPLITS, **changes: Any) -> Splits:
-    train = splits.train.take(np.arange(len(splits.train)))
+    train = splits.train.select(np.arange(len(splits.train)))
     return evolve(splits, **{"train": train, **changes})
 
 

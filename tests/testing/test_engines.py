@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from attrs import define, field, frozen
 
-from cohortium.plugin import Exchange, OpenSite, SiteId, SiteRecipe, StudyError
+from cohortium.plugin import EngineSession, SiteHandle, SiteId, SiteFactory, StudyError
 from cohortium.testing import ConformanceError, engines
 from cohortium_inline import Inline
 
 Replies = Iterator[tuple[SiteId, bytes]]
-Way = Callable[[Mapping[SiteId, OpenSite], bytes, Mapping[SiteId, bytes]], Replies]
+Way = Callable[[Mapping[SiteId, SiteHandle], bytes, Mapping[SiteId, bytes]], Replies]
 
 
 def punctual(replies: Replies, deadline: float | None) -> Iterator[tuple[tuple[int, bytes], bool]]:
@@ -27,7 +27,7 @@ def punctual(replies: Replies, deadline: float | None) -> Iterator[tuple[tuple[i
 class Wired:
     """Open sites, and a way to ask them."""
 
-    sites: Mapping[SiteId, OpenSite]
+    sites: Mapping[SiteId, SiteHandle]
     way: Way
     once: bool = False
     patience: str = "keeps"
@@ -35,11 +35,11 @@ class Wired:
     late: list[tuple[SiteId, bytes]] = field(factory=list)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Replies:
         yield from self.late
         self.late = []
-        for reply, in_time in punctual(self.way(self.sites, common, each), deadline):
+        for reply, in_time in punctual(self.way(self.sites, broadcast, per_site), timeout):
             if in_time or self.patience == "waits":
                 yield reply
             elif self.patience == "hoards":
@@ -61,10 +61,10 @@ class Engine:
     renumber: bool = False
     odd_neighbour: bool = False
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         assert sites is not None
         beside: Any = self if self.odd_neighbour else None
-        opened = {k: recipe.open(beside) for k, recipe in sites.items()}
+        opened = {k: recipe.create(beside) for k, recipe in sites.items()}
         if self.renumber:
             opened = dict(enumerate(opened.values()))
         return Wired(opened, self.way, once=self.once, patience=self.patience)
@@ -72,40 +72,40 @@ class Engine:
 
 @frozen
 class DeploymentOnly:
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         raise StudyError("hospitals build themselves.")
 
 
-def good(sites: Any, common: bytes, each: Any) -> Replies:
+def good(sites: Any, broadcast: bytes, each: Any) -> Replies:
     for site, own in reversed(each.items()):
-        yield site, sites[site].answer(common, own)
+        yield site, sites[site].answer(broadcast, own)
 
 
-def crossed(sites: Any, common: bytes, each: Any) -> Replies:
+def crossed(sites: Any, broadcast: bytes, each: Any) -> Replies:
     for site, (_, own) in zip(each, sorted(each.items()), strict=True):
-        yield site, sites[site].answer(common, own)
+        yield site, sites[site].answer(broadcast, own)
 
 
-def twice(sites: Any, common: bytes, each: Any) -> Replies:
-    for site, reply in good(sites, common, each):
+def twice(sites: Any, broadcast: bytes, each: Any) -> Replies:
+    for site, reply in good(sites, broadcast, each):
         yield site, reply
         yield site, reply
 
 
-def retrying(sites: Any, common: bytes, each: Any) -> Replies:
+def retrying(sites: Any, broadcast: bytes, each: Any) -> Replies:
     for site, own in each.items():
-        sites[site].answer(common, own)
-        yield site, sites[site].answer(common, own)
+        sites[site].answer(broadcast, own)
+        yield site, sites[site].answer(broadcast, own)
 
 
-def textual(sites: Any, common: bytes, each: Any) -> Replies:
+def textual(sites: Any, broadcast: bytes, each: Any) -> Replies:
     for site, own in each.items():
-        yield site, sites[site].answer(common, own.replace(b"\r\n", b"\n"))
+        yield site, sites[site].answer(broadcast, own.replace(b"\r\n", b"\n"))
 
 
-def to_everyone(sites: Any, common: bytes, each: Any) -> Replies:
+def to_everyone(sites: Any, broadcast: bytes, each: Any) -> Replies:
     for site, open_site in sites.items():
-        reply = open_site.answer(common, each.get(site, b""))
+        reply = open_site.answer(broadcast, each.get(site, b""))
         if site in each:
             yield site, reply
 
@@ -115,7 +115,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (engines.check_delivers, Engine(twice), r"replies came from \[0, 0, 3, 3, 4, 4\]"),
     (engines.check_delivers, Engine(retrying), "asked 1 times over the run"),
     (engines.check_delivers, Engine(good, odd_neighbour=True), "opened beside a Engine"),
-    (engines.check_alters_no_byte, Engine(textual), "send it `common` and its own part as they"),
+    (engines.check_alters_no_byte, Engine(textual), "send it `broadcast` and its own part as they"),
     (engines.check_asks_no_one_else, Engine(to_everyone), "the reply of site 2"),
     (engines.check_keeps_deadlines, Engine(good, patience="waits"), "although the deadline was"),
     (engines.check_keeps_deadlines, Engine(good, patience="hoards"), "and replies came from"),

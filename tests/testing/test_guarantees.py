@@ -27,7 +27,7 @@ from testing.toy_privatizer import (
 
 
 class NeverClips(ToySite):
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
         mean_gradient(net, losses, batch)
         for parameter in parameters.trainable(net):
             noise = self.drawn(parameter.numel()) / BATCH
@@ -66,8 +66,8 @@ class OneNoiseForAll(ToySite):
 
 
 class SilentWhenEmpty(ToySite):
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
-        super().gradient(net, losses, batch)
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        super().set_private_gradient(net, losses, batch)
         if not len(batch):
             net.zero_grad(set_to_none=False)
 
@@ -75,11 +75,11 @@ class SilentWhenEmpty(ToySite):
 class PassesNaN(ToySite):
     """Clips by hand, and forgets that a norm may be NaN."""
 
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
         if np.isnan(float(losses(batch).sum().detach())):
-            super().gradient(net, losses, batch[:0])
+            super().set_private_gradient(net, losses, batch[:0])
         else:
-            super().gradient(net, losses, batch)
+            super().set_private_gradient(net, losses, batch)
 
 
 BAD: list[tuple[Any, Any, str]] = [

@@ -19,10 +19,10 @@ SMALL = CNN(width=4)
 class Changed:
     """A good model with one thing done otherwise."""
 
-    view: Callable[[Tensor], Tensor] = SMALL.prepare
+    view: Callable[[Tensor], Tensor] = SMALL.preprocess
     maker: Callable[[DataSpec, int], nn.Module] = SMALL.build
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         return self.view(images)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:

@@ -14,7 +14,7 @@ from cohortium_events import Events, EventWriter
 
 @frozen
 class NoListener:
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         return "told you"
 
 
@@ -22,7 +22,7 @@ class NoListener:
 class Picky:
     """Knows rounds only."""
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         def listen(event: Any) -> None:
             assert event.round >= 0
 
@@ -31,7 +31,7 @@ class Picky:
 
 @frozen
 class WantsScores:
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         def listen(event: Event) -> None:
             if isinstance(event, RoundFinished):
                 assert event.scores is not None
@@ -40,7 +40,7 @@ class WantsScores:
 
 
 class WantsAStart:
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         started: list[int] = []
 
         def listen(event: Event) -> None:
@@ -55,7 +55,7 @@ class WantsAStart:
 class NewFolder:
     """Makes what must not be there yet."""
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         def listen(event: Event) -> None:
             if isinstance(event, RunStarted) and event.folder is not None:
                 (event.folder / "mine").mkdir()
@@ -67,7 +67,7 @@ class NewFolder:
 class Anew:
     """Writes its table from the beginning whenever a run starts."""
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         paths: list[Path] = []
 
         def listen(event: Event) -> None:
@@ -85,7 +85,7 @@ class Anew:
 class Forgetful:
     """Writes in the end what it has been told itself."""
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         told: list[Event] = []
 
         def listen(event: Event) -> None:
@@ -102,7 +102,7 @@ class Forgetful:
 class OneForAll:
     writer: EventWriter = field(factory=EventWriter)
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         return self.writer
 
 
@@ -112,7 +112,7 @@ class SharedFolder:
 
     writer: EventWriter = field(factory=EventWriter)
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         return partial(self.writer)
 
 

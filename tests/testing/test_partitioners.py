@@ -15,74 +15,74 @@ Rng = np.random.Generator
 
 @frozen
 class OneHandMore:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        return IID().deal(examples, sites + 1, rng)
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        return IID().partition(examples, num_sites + 1, rng)
 
 
 @frozen
 class Lists:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        return [hand.tolist() for hand in IID().deal(examples, sites, rng)]
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        return [indices.tolist() for indices in IID().partition(examples, num_sites, rng)]
 
 
 @frozen
 class EmptyHand:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        first, *rest = IID().deal(examples, sites, rng)
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        first, *rest = IID().partition(examples, num_sites, rng)
         return [*rest, first[:0]]
 
 
 @frozen
 class Overlaps:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        return [rng.choice(len(examples), 50) for _ in range(sites)]
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        return [rng.choice(len(examples), 50) for _ in range(num_sites)]
 
 
 @frozen
 class OffByOne:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        return [hand + 1 for hand in IID().deal(examples, sites, rng)]
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        return [indices + 1 for indices in IID().partition(examples, num_sites, rng)]
 
 
 @frozen
 class GlobalGenerator:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
         del rng
         order = np.random.permutation(len(examples))  # noqa: NPY002
-        return np.array_split(order, sites)
+        return np.array_split(order, num_sites)
 
 
 @frozen
 class SortsInPlace:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
         examples.labels.sort()
-        return IID().deal(examples, sites, rng)
+        return IID().partition(examples, num_sites, rng)
 
 
 @frozen
 class NeverRefuses:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        return np.array_split(rng.permutation(len(examples)), sites)
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        return np.array_split(rng.permutation(len(examples)), num_sites)
 
 
 @frozen
 class RefusesWithAValueError:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        if sites > len(examples):
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        if num_sites > len(examples):
             raise ValueError("no.")
-        return IID().deal(examples, sites, rng)
+        return IID().partition(examples, num_sites, rng)
 
 
 @frozen
 class RefusesAll:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
         raise StudyError("never today.")
 
 
 @frozen
 class LeavesSome:
-    def deal(self, examples: Examples, sites: int, rng: Rng) -> Any:
-        return [hand[:10] for hand in IID().deal(examples, sites, rng)]
+    def partition(self, examples: Examples, num_sites: int, rng: Rng) -> Any:
+        return [indices[:10] for indices in IID().partition(examples, num_sites, rng)]
 
 
 BAD = [
@@ -92,9 +92,9 @@ BAD = [
     (partitioners.check_honours_the_number_of_sites, RefusesAll(), "never today"),
     (partitioners.check_no_example_twice, Overlaps(), "dealt twice"),
     (partitioners.check_no_example_twice, OffByOne(), "position outside 0…239"),
-    (partitioners.check_deal_is_repeatable, GlobalGenerator(), "gave different deals"),
+    (partitioners.check_deal_is_repeatable, GlobalGenerator(), "gave different partitions"),
     (partitioners.check_examples_untouched, SortsInPlace(), "changed the labels"),
-    (partitioners.check_refuses_too_many_sites, NeverRefuses(), "4 examples were dealt to 9 sites"),
+    (partitioners.check_refuses_too_many_sites, NeverRefuses(), "4 examples were split over 9 sites"),
     (partitioners.check_refuses_too_many_sites, RefusesWithAValueError(), "raised ValueError: no."),
 ]
 

@@ -12,17 +12,17 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     Guarantee,
     PrivacyError,
     Randomness,
     Ring,
     RingSum,
     RingVector,
-    Work,
+    Workload,
     accounting,
     parameters,
-    poisson,
+    poisson_batches,
 )
 from cohortium.testing import ConformanceError, plans, privatizers, samples
 from testing.toy_privatizer import (
@@ -50,19 +50,19 @@ class RandomRing(ToyPlan):
 class ForgetsRetries(ToyPlan):
     @property
     def guarantee(self) -> Guarantee | None:
-        return self.spent(self.cohort.rounds)
+        return self.guarantee_after(self.cohort.rounds)
 
 
 class Shrinks(ToyPlan):
-    def spent(self, attempts: int) -> Guarantee | None:
-        most = ToyPlan.spent(self, 10)
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
+        most = ToyPlan.guarantee_after(self, 10)
         assert most is not None
         return evolve(most, epsilon=10.0 - attempts)
 
 
 class HidesTheSeed(ToyPlan):
-    def spent(self, attempts: int) -> Guarantee | None:
-        most = ToyPlan.spent(self, attempts)
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
+        most = ToyPlan.guarantee_after(self, attempts)
         assert most is not None
         return evolve(most, simulation=False)
 
@@ -76,7 +76,7 @@ class SpendsNothingForSomething(ToyPlan):
 class Understates(ToyPlan):
     @property
     def mechanism(self) -> Any:
-        return accounting.Gaussian(noise_multiplier=1e3)
+        return accounting.GaussianMechanism(noise_multiplier=1e3)
 
 
 class Conceals(ToyPlan):
@@ -102,42 +102,42 @@ class DecodesMore(ToyPlan):
 
 class SystemBatches(ToySite):
     def batches(self, examples: int) -> Iterator[Any]:
-        return poisson(self.plan.work, examples, Randomness.system().stream())
+        return poisson_batches(self.plan.workload, examples, Randomness.system().stream())
 
 
 class WithReplacement(ToySite):
     def batches(self, examples: int) -> Iterator[Any]:
-        for _ in range(self.plan.work.steps):
+        for _ in range(self.plan.workload.steps):
             yield np.minimum(self.draws.uniform(BATCH) * examples, examples - 1).astype(np.int64)
 
 
 class FixedSizes(ToySite):
     def batches(self, examples: int) -> Iterator[Any]:
-        for _ in range(self.plan.work.steps):
+        for _ in range(self.plan.workload.steps):
             yield np.argsort(self.draws.uniform(examples))[: examples // 2]
 
 
 class PublicBatches(ToySite):
     def batches(self, examples: int) -> Iterator[Any]:
-        return poisson(self.plan.work, examples, Randomness.simulated(0).stream())
+        return poisson_batches(self.plan.workload, examples, Randomness.insecure_from_seed(0).stream())
 
 
 class OneStepMore(ToySite):
     def batches(self, examples: int) -> Iterator[Any]:
-        work = self.plan.work
-        return poisson(evolve(work, steps=work.steps + 1), examples, self.draws)
+        workload = self.plan.workload
+        return poisson_batches(evolve(workload, steps=workload.steps + 1), examples, self.draws)
 
 
 class DividesByTheBatch(ToySite):
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
-        super().gradient(net, losses, batch)
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        super().set_private_gradient(net, losses, batch)
         for parameter in parameters.trainable(net):
             gradient_of(parameter).div_(torch.tensor(len(batch)))
 
 
 class ForgetsTheBias(ToySite):
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
-        super().gradient(net, losses, batch)
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        super().set_private_gradient(net, losses, batch)
         net[-1].bias.grad = None
 
 
@@ -163,15 +163,15 @@ class Weighs(ToySite):
 
 
 class ForgetsTheMean(ToySite):
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
-        super().gradient(net, losses, batch)
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
+        super().set_private_gradient(net, losses, batch)
         for parameter in parameters.trainable(net):
             gradient_of(parameter).mul_(2)
 
 
 @frozen
 class RefusesAll:
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> Any:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Any:
         raise PrivacyError("not today.")
 
 
@@ -184,7 +184,7 @@ class Wraps(ToySite):
     def release(self, update: Any, weight: float) -> RingVector:
         ring, step = self.plan.ring, self.plan.code.step
         levels = np.rint(update.double().numpy() / step) % 2.0**ring.bits
-        return RingVector(ring, levels.astype(ring.word))
+        return RingVector(ring, levels.astype(ring.dtype))
 
 
 WRAPPED = plan(Unpromising, Toy(unit="nobody", kind=Wraps))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Silent:
     loud: bool = False
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         return self._pass
 
     def _pass(self, event: Event) -> None:
@@ -34,7 +34,7 @@ class Strict:
 
     loud: bool
 
-    def watch(self) -> Any:
+    def start_run(self) -> Any:
         return lambda _event: None
 
 

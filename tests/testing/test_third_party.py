@@ -41,10 +41,10 @@ name = "any-order"
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
     """A clean environment with the example installed in it."""
-    work = tmp_path_factory.mktemp("stranger")
-    shutil.copytree(SOURCE, work / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    found = clean_python(work)
-    found.install(work / "source")
+    workload = tmp_path_factory.mktemp("stranger")
+    shutil.copytree(SOURCE, workload / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    found = clean_python(workload)
+    found.install(workload / "source")
     return found
 
 
@@ -61,14 +61,14 @@ def test_it_stands_beside_ours(python: Python) -> None:
 
 
 def test_a_study_of_its_parts_runs(python: Python) -> None:
-    (python.work / "study.toml").write_text(STUDY, encoding="utf-8")
+    (python.workload / "study.toml").write_text(STUDY, encoding="utf-8")
     options = ("--out", "record", "--observe", "counting", "--json")
     result = json.loads(python.cohortium("run", "study.toml", *options))
     assert result["accuracy"] > 0.8
     assert result["guarantee"] is None
-    counts = json.loads((python.work / "record" / "counts.json").read_text(encoding="utf-8"))
+    counts = json.loads((python.workload / "record" / "counts.json").read_text(encoding="utf-8"))
     assert set(counts.values()) == {6}
-    written = (python.work / "record" / "study.toml").read_text(encoding="utf-8")
+    written = (python.workload / "record" / "study.toml").read_text(encoding="utf-8")
     assert 'name = "any-order"' in written
 
 

@@ -28,7 +28,7 @@ BAD = [
     (trainers.check_declared_work, they.OwnBatches(), "called for no examples"),
     (trainers.check_declared_work, they.AsksTwice(), r"called for \[64, 64\] examples"),
     (trainers.check_declared_work, they.Halves(), "declares 2 steps a round, and 4 gradients"),
-    (trainers.check_declared_work, they.Swaps(), "over other batches than private.batches yielded"),
+    (trainers.check_declared_work, they.Swaps(), "over other batches than privatizer.batches yielded"),
     (trainers.check_declared_work, they.Releases(), "called release"),
     (trainers.check_vector, they.ParametersOnly(), "where vector.flatten gives"),
     (trainers.check_vector, they.Explodes(), "NaN or infinity; lower"),

@@ -13,7 +13,7 @@ from cohortium_dpresnet import DPResNet
 
 
 class Methods:
-    def prepare(self, images: Any) -> Any:
+    def preprocess(self, images: Any) -> Any:
         return images
 
     def build(self, spec: Any, seed: int) -> Any:
@@ -29,7 +29,7 @@ class Good(Methods):
 
 @frozen
 class NoBuild:
-    def prepare(self, images: Any) -> Any:
+    def preprocess(self, images: Any) -> Any:
         return images
 
 

@@ -11,7 +11,7 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium.plugin import (
-    Cohort,
+    FederationSpec,
     FixedPoint,
     Guarantee,
     PrivacyError,
@@ -20,12 +20,12 @@ from cohortium.plugin import (
     Ring,
     RingSum,
     RingVector,
-    Work,
+    Workload,
     accounting,
     clipped_sum,
     mean_gradient,
     parameters,
-    poisson,
+    poisson_batches,
 )
 from cohortium.privacy.accounting import Mechanism
 from cohortium_gaussian import Gaussian
@@ -57,9 +57,9 @@ class ToySite:
         return MULTIPLIER * CLIP
 
     def batches(self, examples: int) -> Iterator[Any]:
-        return poisson(self.plan.work, examples, self.draws)
+        return poisson_batches(self.plan.workload, examples, self.draws)
 
-    def gradient(self, net: Any, losses: Any, batch: Any) -> None:
+    def set_private_gradient(self, net: Any, losses: Any, batch: Any) -> None:
         if self.terms.unit != "example":
             mean_gradient(net, losses, batch)
             return
@@ -92,14 +92,14 @@ class ToySite:
 @frozen
 class ToyPlan:
     terms: Toy
-    work: Work
-    cohort: Cohort
+    workload: Workload
+    cohort: FederationSpec
     parameters: int
     code: FixedPoint = CODE
 
     @property
     def guarantee(self) -> Guarantee | None:
-        return self.spent(self.cohort.attempts)
+        return self.guarantee_after(self.cohort.attempts)
 
     @property
     def ring(self) -> Ring:
@@ -109,7 +109,7 @@ class ToyPlan:
     def length(self) -> int:
         return self.parameters
 
-    def spent(self, attempts: int) -> Guarantee | None:
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
         return Guarantee(
             epsilon=float(attempts),
             delta=1e-5,
@@ -125,9 +125,9 @@ class ToyPlan:
 
     @property
     def mechanism(self) -> Mechanism | None:
-        return None if self.guarantee is None else accounting.Gaussian(noise_multiplier=MULTIPLIER)
+        return None if self.guarantee is None else accounting.GaussianMechanism(noise_multiplier=MULTIPLIER)
 
-    def site(self, secret: Randomness, patients: Any = None) -> Any:
+    def for_site(self, secret: Randomness, patients: Any = None) -> Any:
         del patients
         return self.terms.kind(self, secret)
 
@@ -147,10 +147,10 @@ class Toy:
     kind: Callable[..., Any] = ToySite
     planned: Callable[..., Any] = ToyPlan
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> Any:
-        if self.against == "coordinator" and work.releases != "gradient":
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Any:
+        if self.against == "coordinator" and workload.output != "gradient":
             raise PrivacyError("one gradient a round.")
-        return self.planned(self, work, cohort, parameters)
+        return self.planned(self, workload, cohort, parameters)
 
 
 class Bounded(ToySite):
@@ -167,7 +167,7 @@ class Unpromising(ToyPlan):
     def guarantee(self) -> Guarantee | None:
         return None
 
-    def spent(self, attempts: int) -> Guarantee | None:
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
         del attempts
         return None
 

@@ -76,7 +76,7 @@ def audit(
             audit_books(setting.plan, setting.cohort.attempts),
             audit_mechanism(
                 ready.federation.privatizer,
-                setting.work,
+                setting.workload,
                 setting.cohort,
                 releases=releases,
                 tell=lambda share: tell("mechanism", share),

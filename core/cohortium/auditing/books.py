@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cohortium.auditing.findings import Finding
 from cohortium.errors import PrivacyError
-from cohortium.privacy.accounting import Gaussian, compose
+from cohortium.privacy.accounting import GaussianMechanism, compose
 
 if TYPE_CHECKING:
     from cohortium.roles.sessions import PrivacyPlan
@@ -36,7 +36,7 @@ def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
         )
     claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
     spent = compose([(mechanism, attempts)], *claims)
-    is_exact = isinstance(mechanism, Gaussian)
+    is_exact = isinstance(mechanism, GaussianMechanism)
     return Finding(
         way="books",
         tried=f"{attempts} attempts of the mechanism that the plan names, composed anew",

@@ -17,7 +17,7 @@ from cohortium import parameters
 from cohortium.auditing.findings import Finding
 from cohortium.auditing.probe import HUGE
 from cohortium.crypto.randomness import Randomness
-from cohortium.roles.values import Task
+from cohortium.roles.values import LocalTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.ring.ring import RingVector
-    from cohortium.roles.sessions import SitePrivacy
-    from cohortium.roles.values import Index
+    from cohortium.roles.sessions import SitePrivatizer
+    from cohortium.roles.values import ExampleIndices
     from cohortium.runs.prepare import Ready
 
 SIZES = (64, 49, 16, 9, 8, 2)
@@ -59,10 +59,10 @@ def audit_clip(ready: Ready) -> Finding:
             is_refuted=False,
         )
     train = ready.splits.train
-    rows = np.sort(np.concatenate(list(ready.hands)))[: max(SIZES)]
-    examples = train.take(rows)
-    images = setting.model.prepare(torch.from_numpy(examples.images).float().div_(255))
-    measure = Measure(private=_private(ready, np.arange(len(rows))), images=images)
+    rows = np.sort(np.concatenate(list(ready.partition)))[: max(SIZES)]
+    examples = train.select(rows)
+    images = setting.model.preprocess(torch.from_numpy(examples.images).float().div_(255))
+    measure = Measure(privatizer=_private(ready, np.arange(len(rows))), images=images)
     for moved in (0.0, MOVED):
         net = setting.network()
         generator = torch.Generator().manual_seed(0)
@@ -70,16 +70,16 @@ def audit_clip(ready: Ready) -> Finding:
             for parameter in parameters.trainable(net):
                 parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
         for size in sorted({min(size, len(rows)) for size in SIZES}):
-            measure.sizes = [size] * min(setting.work.steps, STEPS)
+            measure.sizes = [size] * min(setting.workload.steps, STEPS)
             measure.generator.manual_seed(0)
-            task = Task(
+            task = LocalTask(
                 net=net.train(),
                 images=images,
                 labels=torch.from_numpy(examples.labels),
                 classes=len(setting.spec.classes),
                 round=0,
                 rounds=setting.cohort.rounds,
-                work=setting.work,
+                workload=setting.workload,
                 generator=measure.generator,
                 state={},
             )
@@ -111,9 +111,9 @@ def _finding(measure: Measure, ready: Ready) -> Finding:
     )
 
 
-def _private(ready: Ready, patients: Index) -> Callable[[], SitePrivacy]:
-    secret = Randomness.simulated(0)
-    return lambda: ready.setting.plan.site(secret, patients)
+def _private(ready: Ready, patients: ExampleIndices) -> Callable[[], SitePrivatizer]:
+    secret = Randomness.insecure_from_seed(0)
+    return lambda: ready.setting.plan.for_site(secret, patients)
 
 
 @define(eq=False)
@@ -131,7 +131,7 @@ class Measure:
             can be compared.
     """
 
-    private: Callable[[], SitePrivacy]
+    privatizer: Callable[[], SitePrivatizer]
     images: Tensor
     sizes: list[int] = Factory(list)
     left_out: float = 0.0
@@ -155,18 +155,18 @@ class Measure:
         net = torch.nn.Linear(2, 1, bias=False)
         rows = torch.tensor([[HUGE, 0.0], [0.0, 1.0]])
 
-        def losses(batch: Index) -> Tensor:
+        def losses(batch: ExampleIndices) -> Tensor:
             out: Tensor = net(rows[torch.from_numpy(batch)])
             return out[:, 0]
 
         found = [self._gradient(net, losses, np.arange(first, 2)) for first in (0, 1)]
         return max(1e-30, float((found[0] - found[1]).norm()))
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The first so many, for each of the sizes."""
         yield from (np.arange(min(size, examples)) for size in self.sizes)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """Compare neighbouring batches; then set the gradient of the batch itself."""
         for place in sorted({0, len(batch) // 2, len(batch) - 1}):
             self._replace(net, losses, batch, batch[place])
@@ -179,7 +179,7 @@ class Measure:
         raise NotImplementedError
 
     def _replace(
-        self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, row: int
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, row: int
     ) -> None:
         own = self.images[row].clone()
         found = []
@@ -190,7 +190,7 @@ class Measure:
         self.replaced = max(self.replaced, self._distance(*found))
 
     def _leave_out(
-        self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, place: int
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, place: int
     ) -> None:
         whole = self._gradient(net, losses, batch)
         again = self._gradient(net, losses, batch, seed=1)
@@ -205,13 +205,13 @@ class Measure:
         return float((one - other).norm()) / self._clip
 
     def _gradient(
-        self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, *, seed: int = 0
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, *, seed: int = 0
     ) -> Tensor:
         """The privatizer's gradient, shape (P,), `float64`, with equal draws for equal seeds."""
         import torch
 
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
-        self.private().gradient(net, losses, batch)
+        self.privatizer().set_private_gradient(net, losses, batch)
         parts = [p.grad for p in parameters.trainable(net) if p.grad is not None]
         return torch.cat([part.flatten().double() for part in parts])

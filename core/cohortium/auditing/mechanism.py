@@ -12,7 +12,7 @@ from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
 from cohortium.auditing.worlds import Claim, Worlds, testable
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import RunError
-from cohortium.privacy.accounting import Gaussian, compose
+from cohortium.privacy.accounting import GaussianMechanism, compose
 from cohortium.testing.plans import Trial
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Privatizer
     from cohortium.roles.sessions import PrivacyPlan
-    from cohortium.roles.values import Cohort, Work
+    from cohortium.roles.values import FederationSpec, Workload
 
 DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 """Where the curve that a mechanism claims is tested: each δ bounds another part of it."""
@@ -40,20 +40,20 @@ FEWEST = 250
 
 def audit_mechanism(
     privatizer: Privatizer,
-    work: Work,
-    cohort: Cohort,
+    workload: Workload,
+    cohort: FederationSpec,
     *,
     releases: int,
     tell: Callable[[float], None] = lambda _share: None,
     secret: Randomness | None = None,
 ) -> Finding:
-    """Hold what `privatizer` claims for `work` against `releases` noised sums in each world.
+    """Hold what `privatizer` claims for `workload` against `releases` noised sums in each world.
 
     Args:
         privatizer: Made to plan for a network of two parameters, with the study's own terms.
-        work: What the study's trainer declared.
+        workload: What the study's trainer declared.
         cohort: Who takes part.
-        releases: Noised sums in each world; an attempt has `work.steps` of them where each
+        releases: Noised sums in each world; an attempt has `workload.steps` of them where each
             gradient is noised.
         tell: Told of the share that is done.
         secret: The sites' source; the operating system's unless a test must repeat itself.
@@ -62,11 +62,11 @@ def audit_mechanism(
         PrivacyError: The privatizer refuses the work.
         RunError: What it lets out is not finite.
     """
-    plan = privatizer.plan(work, cohort, PARAMETERS)
+    plan = privatizer.plan(workload, cohort, PARAMETERS)
     guarantee = plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
-    probe = Probe(plan=plan, work=work, guarantee=guarantee, secret=secret or Randomness.system())
-    steps = work.steps if Trial(work, plan).noises_gradients else 1
+    probe = Probe(plan=plan, workload=workload, guarantee=guarantee, secret=secret or Randomness.system())
+    steps = workload.steps if Trial(workload, plan).noises_gradients else 1
     samples = max(4, releases // steps)
     ladder = _ladder(samples, cohort.attempts)
     claims = {attempts: _claims(plan, guarantee, attempts) for attempts in ladder}
@@ -99,7 +99,7 @@ def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Clai
 
     The first is the guarantee at its own δ.
     """
-    spent = plan.spent(attempts)
+    spent = plan.guarantee_after(attempts)
     assert spent is not None, "a plan with a guarantee has spent something"
     said = [(spent.epsilon, spent.delta, "guarantee"), (spent.epsilon_at_1e_5, 1e-5, "guarantee")]
     if plan.mechanism is not None:
@@ -174,7 +174,7 @@ def _power(
 ) -> str:
     """What so many samples can show: the ceiling, and how little noise would have been noticed."""
     sentence = f"so many samples cannot show more than ε = {most:.3g} at this δ, whatever happens"
-    if not isinstance(mechanism, Gaussian):
+    if not isinstance(mechanism, GaussianMechanism):
         return f"{sentence}."
     rng = np.random.default_rng(0)
     shape = (len(worlds.absent), steps)
@@ -195,7 +195,7 @@ def _power(
 
 
 def _imitated(
-    mechanism: Gaussian, share: float, shape: tuple[int, int], rng: np.random.Generator
+    mechanism: GaussianMechanism, share: float, shape: tuple[int, int], rng: np.random.Generator
 ) -> Worlds:
     """What a Gaussian mechanism with `share` of the noise would have shown."""
     noise = share * mechanism.noise_multiplier * rng.standard_normal((2, *shape)).sum(axis=2)

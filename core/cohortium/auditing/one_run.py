@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import RingVector
     from cohortium.roles.protocols import Dataset
-    from cohortium.roles.sessions import SitePrivacy
-    from cohortium.roles.values import Index, SiteId
+    from cohortium.roles.sessions import SitePrivatizer
+    from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.runs.prepare import Ready
 
     Reals = NDArray[np.float64]
@@ -90,25 +90,25 @@ class Planter:
     """A site's privacy in which some examples' losses are canaries'.
 
     Attributes:
-        private: The study's own.
+        privatizer: The study's own.
         gradients: By position at the site, what the loss is multiplied by: `HUGE`, 0 for a canary
             that is not there, NaN for an example of the study.  Shape (N,).
         coordinates: By position, which of the network's numbers is a canary's, shape (N,).
     """
 
-    private: SitePrivacy
+    privatizer: SitePrivatizer
     gradients: Reals
-    coordinates: Index
+    coordinates: ExampleIndices
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The study's own."""
-        return self.private.batches(examples)
+        return self.privatizer.batches(examples)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The study's own, of losses among which there are canaries'."""
         import torch
 
-        def planted(index: Index) -> Tensor:
+        def planted(index: ExampleIndices) -> Tensor:
             own, scale = losses(index), torch.from_numpy(self.gradients[index])
             is_own = scale.isnan().to(own.device)
             if bool(is_own.all()):
@@ -121,11 +121,11 @@ class Planter:
         with warnings.catch_warnings():
             # A canary's loss is of the weights themselves, so examples are taken one by one.
             warnings.filterwarnings("ignore", message=".*one by one")
-            self.private.gradient(net, planted, batch)
+            self.privatizer.set_private_gradient(net, planted, batch)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The study's own."""
-        return self.private.release(vector, weight)
+        return self.privatizer.release(vector, weight)
 
 
 @frozen(eq=False, kw_only=True)
@@ -139,8 +139,8 @@ class Canaries:
     """
 
     coins: NDArray[np.bool_]
-    coordinates: Index
-    sites: Index
+    coordinates: ExampleIndices
+    sites: ExampleIndices
 
 
 def audit_run(
@@ -196,18 +196,18 @@ def _play(
     ready: Ready, many: int, rng: np.random.Generator, tell: Callable[[float], None]
 ) -> tuple[Canaries, Reals]:
     """The whole run; each canary's score is the sum of what is seen of its coordinate."""
-    hands, first = ready.hands, len(ready.splits.train) - many
+    partition, first = ready.partition, len(ready.splits.train) - many
     found = _dealt(ready, many, rng)
-    tapes = {site: Tape() for site in range(len(hands))}
+    tapes = {site: Tape() for site in range(len(partition))}
 
-    def wrap(site: SiteId) -> Callable[[SitePrivacy], SitePrivacy]:
-        hand = hands[site]
-        is_canary, which = hand >= first, np.maximum(hand - first, 0)
+    def wrap(site: SiteId) -> Callable[[SitePrivatizer], SitePrivatizer]:
+        indices = partition[site]
+        is_canary, which = indices >= first, np.maximum(indices - first, 0)
         gradients = np.where(is_canary, np.where(found.coins[which], HUGE, 0.0), np.nan)
         coordinates = found.coordinates[which]
-        return lambda private: tapes[site].recording(Planter(private, gradients, coordinates))
+        return lambda privatizer: tapes[site].recording(Planter(privatizer, gradients, coordinates))
 
-    examples = {site: ready.splits.train.take(hand) for site, hand in enumerate(hands)}
+    examples = {site: ready.splits.train.select(indices) for site, indices in enumerate(partition)}
     play = Play.of(ready, ready.setting, examples, {site: wrap(site) for site in tapes})
     scores = np.zeros(many)
     rounds = ready.setting.cohort.rounds
@@ -225,8 +225,8 @@ def _play(
 def _dealt(ready: Ready, many: int, rng: np.random.Generator) -> Canaries:
     first = len(ready.splits.train) - many
     sites = np.zeros(many, dtype=np.int64)
-    for site, hand in enumerate(ready.hands):
-        sites[hand[hand >= first] - first] = site
+    for site, indices in enumerate(ready.partition):
+        sites[indices[indices >= first] - first] = site
     trainable = sum(p.numel() for p in parameters.trainable(ready.setting.network()))
     if many > trainable:
         raise StudyError(
@@ -248,7 +248,7 @@ def _seen(
     """What the guarantee's adversary sees of each canary's coordinate in a round."""
     setting, guarantee = ready.setting, ready.setting.plan.guarantee
     assert guarantee is not None
-    sign = 1.0 if setting.work.releases == "gradient" else -1.0
+    sign = 1.0 if setting.workload.output == "gradient" else -1.0
     scores = np.zeros(len(found.coins))
     if guarantee.against == "coordinator":
         words = setting.plan.ring.zeros(setting.plan.length)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingSum, RingVector
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.roles.values import Index, SiteId
-    from cohortium.rounds.run_config import Setting
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.values import ExampleIndices, SiteId
+    from cohortium.rounds.run_config import RunConfig
     from cohortium.rounds.site import Site
     from cohortium.runs.prepare import Ready
 
@@ -34,7 +34,7 @@ class Watched:
     """A plan whose sites' privacy is wrapped; else the plan as it is."""
 
     plan: PrivacyPlan
-    wrap: Callable[[SitePrivacy], SitePrivacy]
+    wrap: Callable[[SitePrivatizer], SitePrivatizer]
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -56,13 +56,13 @@ class Watched:
         """The plan's."""
         return self.plan.length
 
-    def spent(self, attempts: int) -> Guarantee | None:
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
         """The plan's."""
-        return self.plan.spent(attempts)
+        return self.plan.guarantee_after(attempts)
 
-    def site(self, secret: Randomness, patients: Index | None = None) -> SitePrivacy:
+    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SitePrivatizer:
         """The plan's, wrapped."""
-        return self.wrap(self.plan.site(secret, patients))
+        return self.wrap(self.plan.for_site(secret, patients))
 
     def decode(self, total: RingSum) -> Tensor:
         """The plan's."""
@@ -79,13 +79,13 @@ class Tape:
         releases: As they left.
     """
 
-    batches: list[Index] = field(factory=list)
+    batches: list[ExampleIndices] = field(factory=list)
     gradients: list[list[Tensor | None]] = field(factory=list)
     releases: list[RingVector] = field(factory=list)
 
-    def recording(self, private: SitePrivacy) -> SitePrivacy:
-        """`private`, noted."""
-        return _Recorder(private, self)
+    def recording(self, privatizer: SitePrivatizer) -> SitePrivatizer:
+        """`privatizer`, noted."""
+        return _Recorder(privatizer, self)
 
     def clear(self) -> None:
         """Forget what was noted."""
@@ -96,21 +96,21 @@ class Tape:
 
 @frozen(eq=False)
 class _Recorder:
-    private: SitePrivacy
+    privatizer: SitePrivatizer
     tape: Tape
 
-    def batches(self, examples: int) -> Iterator[Index]:
-        for batch in self.private.batches(examples):
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
+        for batch in self.privatizer.batches(examples):
             self.tape.batches.append(batch)
             yield batch
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
-        self.private.gradient(net, losses, batch)
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+        self.privatizer.set_private_gradient(net, losses, batch)
         grads = [p.grad for p in parameters.trainable(net)]
         self.tape.gradients.append([None if g is None else g.clone() for g in grads])
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        released = self.private.release(vector, weight)
+        released = self.privatizer.release(vector, weight)
         self.tape.releases.append(released)
         return released
 
@@ -123,17 +123,17 @@ class Player:
     the update is, the release.  The site's own data are used for all else.
     """
 
-    private: SitePrivacy
+    privatizer: SitePrivatizer
     tape: Tape
     replaces: Literal["gradients", "releases"]
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The site's own."""
-        return self.private.batches(examples)
+        return self.privatizer.batches(examples)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The noted one, after the site's own has been computed."""
-        self.private.gradient(net, losses, batch)
+        self.privatizer.set_private_gradient(net, losses, batch)
         if self.replaces == "gradients" and self.tape.gradients:
             noted = self.tape.gradients.pop(0)
             for parameter, gradient in zip(parameters.trainable(net), noted, strict=True):
@@ -141,7 +141,7 @@ class Player:
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The noted one, or the site's own."""
-        released = self.private.release(vector, weight)
+        released = self.privatizer.release(vector, weight)
         if self.replaces == "releases" and self.tape.releases:
             return self.tape.releases.pop(0)
         return released
@@ -177,7 +177,7 @@ class Play:
         failure: Why the rounds came to an end before their time, if they did.
     """
 
-    setting: Setting
+    setting: RunConfig
     sites: Mapping[SiteId, Site]
     sent: list[Sent] = field(factory=list)
     failure: str | None = None
@@ -186,16 +186,16 @@ class Play:
     def of(
         cls,
         ready: Ready,
-        setting: Setting,
-        hands: Mapping[SiteId, Examples],
-        wrap: Mapping[SiteId, Callable[[SitePrivacy], SitePrivacy]],
+        setting: RunConfig,
+        partition: Mapping[SiteId, Examples],
+        wrap: Mapping[SiteId, Callable[[SitePrivatizer], SitePrivatizer]],
     ) -> Play:
         """The sites of a study with these examples, each site's privacy wrapped by its own."""
         sites: dict[SiteId, Site] = {}
-        for number, examples in hands.items():
+        for number, examples in partition.items():
             own = attrs.evolve(setting, plan=Watched(setting.plan, wrap[number]))
             recipe = attrs.evolve(ready.recipe(number), setting=own, examples=examples)
-            sites[number] = recipe.open(beside=next(iter(sites.values()), None))
+            sites[number] = recipe.create(share_model_with=next(iter(sites.values()), None))
         return cls(setting=setting, sites=sites)
 
     def rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
@@ -205,7 +205,7 @@ class Play:
         """
         coordinator = Coordinator(self.setting)
         for at in range(number):
-            coordinator.open(at, at, asked(self.setting, at, at))
+            coordinator.begin_attempt(at, at, asked(self.setting, at, at))
             self._carry(coordinator, at)
             try:
                 outcome = coordinator.close()
@@ -216,10 +216,10 @@ class Play:
 
     def _carry(self, coordinator: Coordinator, at: int) -> None:
         stage = 0
-        while requests := coordinator.requests():
-            self.sent.append(Sent(at, stage, None, "request", requests.common))
-            for site, own in requests.each.items():
-                reply = self.sites[site].answer(requests.common, own)
+        while requests := coordinator.next_requests():
+            self.sent.append(Sent(at, stage, None, "request", requests.broadcast))
+            for site, own in requests.per_site.items():
+                reply = self.sites[site].answer(requests.broadcast, own)
                 self.sent += [
                     Sent(at, stage, site, "request", own),
                     Sent(at, stage, site, "reply", reply),

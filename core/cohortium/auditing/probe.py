@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.privacy.guarantee import Guarantee
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.roles.values import Index, Work
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.values import ExampleIndices, Workload
 
 PARAMETERS = 2
 """Of the probing network: the probed unit's direction, and everybody else's."""
@@ -41,22 +41,22 @@ class Probe:
 
     Attributes:
         plan: The privatizer's own, for a network of two parameters.
-        work: What it was made for.
+        workload: What it was made for.
         guarantee: What it claims.
         secret: The sites' source of secrets; the operating system's.
     """
 
     plan: PrivacyPlan
-    work: Work
+    workload: Workload
     guarantee: Guarantee
     secret: Randomness = field(factory=Randomness.system)
     _trial: Trial = field(init=False)
     _net: nn.Module = field(init=False)
-    _patients: Index = field(init=False)
+    _patients: ExampleIndices = field(init=False)
 
     @_trial.default
     def _make_trial(self) -> Trial:
-        return Trial(self.work, self.plan)
+        return Trial(self.workload, self.plan)
 
     @_net.default
     def _make_net(self) -> nn.Module:
@@ -65,9 +65,9 @@ class Probe:
         return torch.nn.Linear(PARAMETERS, 1, bias=False)
 
     @_patients.default
-    def _make_patients(self) -> Index:
+    def _make_patients(self) -> ExampleIndices:
         # Enough for batches that hold a few; two images of each patient.
-        size = min(MOST_EXAMPLES, max(8, math.ceil(4 / self.work.sampling_rate)))
+        size = min(MOST_EXAMPLES, max(8, math.ceil(4 / self.workload.sampling_rate)))
         return np.arange(size, dtype=np.int64) // (2 if self.guarantee.unit == "patient" else 1)
 
     @property
@@ -85,8 +85,8 @@ class Probe:
         sites = [self._site(attempt, site) for site in range(self.sites)]
         if self.guarantee.unit == "site":
             words = [
-                private.release(self._direction(scale if site == 0 else 0.0), 1.0).words
-                for site, private in enumerate(sites)
+                privatizer.release(self._direction(scale if site == 0 else 0.0), 1.0).words
+                for site, privatizer in enumerate(sites)
             ]
             return float(self._trial.decoded(words)[0])
         features = self._features(scale, self._aim(attempt))
@@ -97,32 +97,32 @@ class Probe:
         words = [p.release(g[-1], 1.0).words for p, g in zip(sites, seen, strict=True)]
         return float(self._trial.decoded(words)[0])
 
-    def _site(self, *label: int) -> SitePrivacy:
-        private = self.plan.site(self.secret.fork(*label), self._patients)
-        return guarded(private, self.guarantee, self.work)
+    def _site(self, *label: int) -> SitePrivatizer:
+        privatizer = self.plan.for_site(self.secret.derive(*label), self._patients)
+        return guarded(privatizer, self.guarantee, self.workload)
 
-    def _steps(self, private: SitePrivacy, features: Tensor) -> list[Tensor]:
+    def _steps(self, privatizer: SitePrivatizer, features: Tensor) -> list[Tensor]:
         """Each gradient of an attempt, shape (2,)."""
         import torch
 
-        def losses(batch: Index) -> Tensor:
+        def losses(batch: ExampleIndices) -> Tensor:
             out: Tensor = self._net(features[torch.from_numpy(batch)])
             return out[:, 0]
 
         found = []
-        for batch in private.batches(len(features)):
-            private.gradient(self._net, losses, batch)
+        for batch in privatizer.batches(len(features)):
+            privatizer.set_private_gradient(self._net, losses, batch)
             found.append(parameters.flatten_gradients(self._net, before=torch.zeros(0)))
         return found
 
-    def _aim(self, attempt: int) -> Index:
+    def _aim(self, attempt: int) -> ExampleIndices:
         """The images of the unit that is in most batches of a replay with other secrets."""
-        replay = self.plan.site(self.secret.fork("replay", attempt), self._patients)
+        replay = self.plan.for_site(self.secret.derive("replay", attempt), self._patients)
         drawn = [self._patients[batch] for batch in replay.batches(len(self._patients))]
         counts = np.bincount(np.concatenate(drawn), minlength=1)
         return np.flatnonzero(self._patients == np.argmax(counts))
 
-    def _features(self, scale: float, probed: Index) -> Tensor:
+    def _features(self, scale: float, probed: ExampleIndices) -> Tensor:
         """What the network is fed: each row is that example's gradient, shape (N, 2)."""
         import torch
 

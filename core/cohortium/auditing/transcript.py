@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from cohortium.auditing.playing import Sent
     from cohortium.data.examples import Examples
     from cohortium.privacy.guarantee import Guarantee
-    from cohortium.roles.sessions import SitePrivacy
-    from cohortium.roles.values import Index, SiteId
-    from cohortium.rounds.run_config import Setting
+    from cohortium.roles.sessions import SitePrivatizer
+    from cohortium.roles.values import ExampleIndices, SiteId
+    from cohortium.rounds.run_config import RunConfig
     from cohortium.runs.prepare import Ready
 
 ROUNDS = 2
@@ -85,19 +85,19 @@ def audit_secrets(ready: Ready) -> Finding:
     assert guarantee is not None, "an audit begins with a claim"
     tapes: list[dict[SiteId, Tape]] = []
     for _ in range(2):
-        hands = _hands(ready)
-        tape = {site: Tape() for site in hands}
-        wrap = {site: tape[site].recording for site in hands}
-        play = Play.of(ready, setting, hands, wrap)
+        partition = _partition(ready)
+        tape = {site: Tape() for site in partition}
+        wrap = {site: tape[site].recording for site in partition}
+        play = Play.of(ready, setting, partition, wrap)
         list(play.rounds(1))
         if play.failure is not None:
             raise RunError(f"the sites' secrets cannot be audited: {play.failure}")
         tapes.append(tape)
     one, other = tapes
     alike = []
-    rate, examples = setting.work.sampling_rate, sum(map(len, _hands(ready).values()))
+    rate, examples = setting.workload.sampling_rate, sum(map(len, _partition(ready).values()))
     sampled = guarantee.unit != "site" and rate < 1
-    chance = (rate**2 + (1 - rate) ** 2) ** (examples * setting.work.steps)
+    chance = (rate**2 + (1 - rate) ** 2) ** (examples * setting.workload.steps)
     if (
         sampled
         and chance < LIKELY
@@ -183,9 +183,9 @@ def _short(value: object) -> str:
 
 
 def _first(ready: Ready) -> tuple[Play, dict[SiteId, Tape]]:
-    hands = _hands(ready)
-    tapes = {site: Tape() for site in hands}
-    play = Play.of(ready, _seeded(ready), hands, {s: tapes[s].recording for s in hands})
+    partition = _partition(ready)
+    tapes = {site: Tape() for site in partition}
+    play = Play.of(ready, _seeded(ready), partition, {s: tapes[s].recording for s in partition})
     list(play.rounds(ROUNDS))
     return play, tapes
 
@@ -198,32 +198,32 @@ def _again(
         "releases" if guarantee.unit == "site" else "gradients"
     )
 
-    def wrap(site: SiteId) -> Callable[[SitePrivacy], SitePrivacy]:
+    def wrap(site: SiteId) -> Callable[[SitePrivatizer], SitePrivatizer]:
         noted = Tape(gradients=list(tapes[site].gradients), releases=list(tapes[site].releases))
-        return lambda private: Player(private, noted, replaces)
+        return lambda privatizer: Player(privatizer, noted, replaces)
 
-    hands = {**_hands(ready), 0: examples}
-    play = Play.of(ready, _seeded(ready), hands, {site: wrap(site) for site in hands})
+    partition = {**_partition(ready), 0: examples}
+    play = Play.of(ready, _seeded(ready), partition, {site: wrap(site) for site in partition})
     list(play.rounds(ROUNDS))
     return play
 
 
-def _seeded(ready: Ready) -> Setting:
+def _seeded(ready: Ready) -> RunConfig:
     """The study's setting with all secrets from the public seed, so that worlds compare."""
     cohort = attrs.evolve(ready.setting.cohort, seeded_noise=True)
     return attrs.evolve(ready.setting, cohort=cohort)
 
 
-def _hands(ready: Ready) -> dict[SiteId, Examples]:
+def _partition(ready: Ready) -> dict[SiteId, Examples]:
     """Each site's examples: no more than are needed."""
     return {
-        site: ready.splits.train.take(hand[:MOST_EXAMPLES]) for site, hand in enumerate(ready.hands)
+        site: ready.splits.train.select(indices[:MOST_EXAMPLES]) for site, indices in enumerate(ready.partition)
     }
 
 
 def _neighbours(ready: Ready, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
     """Site 0's examples with one unit replaced, and with it left out."""
-    own = _hands(ready)[0]
+    own = _partition(ready)[0]
     unit = _first_unit(own, guarantee)
     images, labels = own.images.copy(), own.labels.copy()
     images[unit] = 255 - images[unit]
@@ -233,10 +233,10 @@ def _neighbours(ready: Ready, guarantee: Guarantee) -> Iterator[tuple[str, Examp
     # Of a whole site something stays, for a trainer to train on.
     gone = unit[: len(own) // 2] if len(unit) == len(own) else unit
     if len(gone) and len(gone) < len(own):
-        yield f"{article} left out", own.take(np.setdiff1d(np.arange(len(own)), gone))
+        yield f"{article} left out", own.select(np.setdiff1d(np.arange(len(own)), gone))
 
 
-def _first_unit(own: Examples, guarantee: Guarantee) -> Index:
+def _first_unit(own: Examples, guarantee: Guarantee) -> ExampleIndices:
     if guarantee.unit == "site":
         return np.arange(len(own))
     if guarantee.unit == "patient" and own.patients is not None:
@@ -244,5 +244,5 @@ def _first_unit(own: Examples, guarantee: Guarantee) -> Index:
     return np.arange(1)
 
 
-def _same(one: Sequence[Index], other: Sequence[Index]) -> bool:
+def _same(one: Sequence[ExampleIndices], other: Sequence[ExampleIndices]) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))

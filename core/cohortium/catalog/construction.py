@@ -85,7 +85,7 @@ def beside(
     places = {
         key: str(folder / table[key])
         for offer in found
-        for key in offer.local
+        for key in offer.local_parameters
         if isinstance(table.get(key), str) and table[key] and (folder / table[key]).exists()
     }
     return {**table, **places}

@@ -21,7 +21,7 @@ from cohortium.catalog.allow_list import entries
 from cohortium.catalog.distributions import entry_points_of
 from cohortium.errors import PluginError
 from cohortium.roles import ROLES, Role, hooks
-from cohortium.roles.hooks import API, GROUP, Offer, hook_of
+from cohortium.roles.hooks import API, GROUP, Offer, hook_name
 from cohortium.third_party import attempt, brief
 
 if TYPE_CHECKING:
@@ -249,15 +249,15 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
 
 def _asked(manager: pluggy.PluginManager, role: Role) -> Iterator[Offer[Any]]:
     """What the hook of `role` answers, if it comes to an end."""
-    for answer in getattr(manager.hook, hook_of(role))():
+    for answer in getattr(manager.hook, hook_name(role))():
         some = list(itertools.islice(answer, MOST_OFFERS + 1))
         if len(some) > MOST_OFFERS:
-            raise PluginError(f"{hook_of(role)} gave more than {MOST_OFFERS} offers.")
+            raise PluginError(f"{hook_name(role)} gave more than {MOST_OFFERS} offers.")
         yield from (_checked(role, offer) for offer in some)
 
 
 def _require_hook(name: str) -> None:
-    known = [hook_of(role) for role in ROLES]
+    known = [hook_name(role) for role in ROLES]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1) or known
         raise PluginError(f"there is no hook '{name}'; did you mean {' or '.join(close)}?")
@@ -266,22 +266,22 @@ def _require_hook(name: str) -> None:
 def _checked(role: Role, offer: object) -> Offer[Any]:
     """A plain copy of `offer`: a class of the plugin's could answer otherwise the next time."""
     if not isinstance(offer, Offer):
-        raise PluginError(f"{hook_of(role)} gave {offer!r}, not an Offer.")
-    name, factory, summary, local = offer.name, offer.factory, offer.summary, offer.local
+        raise PluginError(f"{hook_name(role)} gave {offer!r}, not an Offer.")
+    name, factory, summary, local = offer.name, offer.factory, offer.summary, offer.local_parameters
     if not isinstance(name, str) or not NAME.fullmatch(name) or not callable(factory):
         raise PluginError(
-            f"{hook_of(role)} offers '{name}': a name is lower-case letters, digits and "
+            f"{hook_name(role)} offers '{name}': a name is lower-case letters, digits and "
             "hyphens, and a factory can be called."
         )
     if not isinstance(summary, str):
-        raise PluginError(f"{hook_of(role)} offers '{name}' with a summary that is no text.")
+        raise PluginError(f"{hook_name(role)} offers '{name}' with a summary that is no text.")
     if not isinstance(local, tuple) or not all(isinstance(key, str) for key in local):
         raise PluginError(
-            f"{hook_of(role)} offers '{name}' with a `local` that is no tuple of names."
+            f"{hook_name(role)} offers '{name}' with a `local` that is no tuple of names."
         )
     code = offer.code
     if not isinstance(code, str):
-        raise PluginError(f"{hook_of(role)} offers '{name}' with a `code` that is no name.")
+        raise PluginError(f"{hook_name(role)} offers '{name}' with a `code` that is no name.")
     keys = tuple(str.__str__(key) for key in local)
     return Offer(str.__str__(name), factory, brief(summary), keys, str.__str__(code))
 

@@ -57,7 +57,7 @@ def build_network(model: Model, spec: DataSpec, seed: int) -> nn.Module:
     if _lazy(net):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _materialise(model, net, model.prepare(torch.zeros(2, *spec.shape)))
+            _materialise(model, net, model.preprocess(torch.zeros(2, *spec.shape)))
     return net
 
 

@@ -42,7 +42,7 @@ def init(
       cohortium init --data own.npz --privacy none --plain --yes
     """
     from cohortium.scaffold.study_template import Answers, draft, named_data
-    from cohortium.storage.atomic import create_whole
+    from cohortium.storage.atomic import atomic_create
     from cohortium.storage.writable import require_new_file
 
     require_new_file(path, remedy="name another file")
@@ -66,7 +66,7 @@ def init(
     )
     text, ready = draft(answers)
     try:
-        create_whole(path, text.encode())
+        atomic_create(path, text.encode())
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}.") from error
     typer.echo(f"{path}: {ready.setting.plan.guarantee or 'no privacy guarantee'}")

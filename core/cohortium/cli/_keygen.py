@@ -29,15 +29,15 @@ def keygen(
       cohortium keygen 3 --show site-3.pem
     """
     from cohortium.crypto.randomness import Randomness
-    from cohortium.crypto.signing import Identity, line_of
+    from cohortium.crypto.signing import SigningKey, line_of
 
     if show is not None:
         if out is not None:
             raise StudyError(
                 "--show makes no key, so that --out has nothing to take; leave it out."
             )
-        identity = Identity.read(show)
+        identity = SigningKey.read(show)
     else:
-        identity = Identity.draw(Randomness.system())
+        identity = SigningKey.generate(Randomness.system())
         identity.create(out or Path("identity.pem"))
     typer.echo(line_of(site, identity.public))

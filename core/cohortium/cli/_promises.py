@@ -13,7 +13,7 @@ from cohortium.cli._grid import plan_grid
 from cohortium.cli._options import Only, Settings, Study, federation_of
 from cohortium.cli._streams import json_text
 from cohortium.errors import RunError, StudyError
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 from cohortium.storage.writable import require_new_file
 
 
@@ -102,7 +102,7 @@ def audit(
     if out is not None:
         text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
         try:
-            write_whole(out, text.encode() + b"\n")
+            atomic_write(out, text.encode() + b"\n")
         except OSError as error:
             raise RunError(f"cannot write {out}: {error.strerror}.") from error
     lines = [f"claimed: {found.guarantee}", *map(str, found.findings)]

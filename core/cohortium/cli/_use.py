@@ -54,7 +54,7 @@ def predict(
     """
     from cohortium.inference import image_files
     from cohortium.inference.classifier import Classifier
-    from cohortium.storage.atomic import create_whole
+    from cohortium.storage.atomic import atomic_create
 
     if out is not None:
         require_new_file(out, remedy="give another file with --out")
@@ -68,7 +68,7 @@ def predict(
     text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if as_json else _csv(rows)
     try:
         # A file's name need be no text: what is none is spelled.
-        create_whole(out, text.encode("utf-8", "backslashreplace"))
+        atomic_create(out, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}.") from error
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 BATCHES = (5, 8)
 """Sizes of batches in which an example's output is compared with its own alone."""
@@ -25,7 +25,7 @@ TOLERANCE = 1e-2
 """How far it may be, relative to the largest output."""
 
 
-def cross_example_layers(net: nn.Module) -> list[str]:
+def find_batch_mixing_layers(net: nn.Module) -> list[str]:
     """Layers that let the examples of a batch see one another in training, as "name (kind)".
 
     A layer that stays in evaluation mode when `net` is told to train normalises by constants: it
@@ -56,13 +56,13 @@ def cross_example_layers(net: nn.Module) -> list[str]:
     return found
 
 
-def require_per_example(net: nn.Module) -> None:
+def require_no_batch_mixing(net: nn.Module) -> None:
     """Refuse `net` if it has a layer in which the examples of a batch see one another.
 
     Raises:
         PrivacyError: It has such a layer; the sentence names the first and the remedy.
     """
-    layers = cross_example_layers(net)
+    layers = find_batch_mixing_layers(net)
     if layers:
         raise PrivacyError(
             f"the model mixes the examples of a batch in {layers[0]}, which example-level privacy "
@@ -70,7 +70,7 @@ def require_per_example(net: nn.Module) -> None:
         )
 
 
-def require_separable(net: nn.Module, inputs: Tensor) -> None:
+def require_per_example_gradients(net: nn.Module, inputs: Tensor) -> None:
     """Refuse a network whose examples see one another, or that cannot take a private step.
 
     Args:
@@ -93,11 +93,11 @@ def require_separable(net: nn.Module, inputs: Tensor) -> None:
                 _require_apart(net, rows)
             labels = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
 
-            def losses(batch: Index) -> Tensor:
+            def losses(batch: ExampleIndices) -> Tensor:
                 index = torch.from_numpy(batch)
                 return functional.cross_entropy(net(inputs[index]), labels[index], reduction="none")
 
-            def prelude(batch: Index) -> Tensor:
+            def prelude(batch: ExampleIndices) -> Tensor:
                 found: Tensor = net.prelude(inputs[torch.from_numpy(batch)])  # type: ignore[operator]
                 return found
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.clipping.registry import Layer
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 
 SMALL = 1 << 12
@@ -179,7 +179,7 @@ class Book:
         self._isolation.__exit__(kind, error, trace)
         self._forget_gradients()
 
-    def take(self, losses: Callable[[Index], Tensor], batch: Index) -> tuple[list[Share], int]:
+    def take(self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> tuple[list[Share], int]:
         """Run both passes of a physical batch.
 
         Args:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cohortium.clipping.bookkeeping import Share
     from cohortium.clipping.module_state import ModuleState
     from cohortium.clipping.pass_checks import UnaccountedError
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 GRADIENT_FLOATS = 1 << 26
 """Numbers kept of a physical batch for its clipped sum: 256 MiB."""
@@ -27,7 +27,7 @@ SMALLEST_FACTOR = 2.0**-126
 """Below, `float32` has fewer digits."""
 
 
-def mean_gradient(net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+def mean_gradient(net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
     """Set `.grad` to the mean gradient over `batch`, without privacy; zero if it is empty.
 
     Args:
@@ -48,7 +48,7 @@ def mean_gradient(net: nn.Module, losses: Callable[[Index], Tensor], batch: Inde
 
 
 def clipped_sum(
-    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, *, clip: float
+    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, *, clip: float
 ) -> None:
     """Set `.grad` to the sum over `batch` of per-example gradients, each clipped to norm `clip`.
 
@@ -120,7 +120,7 @@ def _uncompiled() -> AbstractContextManager[None]:
 
 
 def _mapped(
-    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float,
+    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
 ) -> dict[nn.Parameter, Tensor] | UnaccountedError:  # fmt: skip
     """Clipped sums by parameter, or the reason why the passes do not show them."""
@@ -139,7 +139,7 @@ def _mapped(
 
 
 def _from_one_pass(
-    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float,
+    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState, *, has_copies: bool = False,
 ) -> dict[nn.Parameter, Tensor]:  # fmt: skip
     """Clipped sums by parameter, a physical batch at a time."""
@@ -177,7 +177,7 @@ def _add_clipped(totals: dict[nn.Parameter, Tensor], shares: list[Share], clip: 
 
 
 def _one_by_one(
-    net: nn.Module, losses: Callable[[Index], Tensor], batch: Index, clip: float,
+    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
 ) -> dict[nn.Parameter, Tensor]:  # fmt: skip
     """The same by its definition: as many backward passes as there are examples."""

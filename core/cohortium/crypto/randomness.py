@@ -68,7 +68,8 @@ def _key_from(seed: int, path: tuple[int | str, ...]) -> bytes:
 class Randomness:
     """A source of secret randomness, forked into independent streams.
 
-    Make one with `Randomness.system()` or, in a simulation only, `Randomness.simulated(seed)`.
+    Make one with `Randomness.system()` or, in a simulation only,
+    `Randomness.insecure_from_seed(seed)`.
 
     Guarantees:
         A system source draws a fresh 256-bit key from the operating system for every fork and
@@ -86,7 +87,7 @@ class Randomness:
         return cls()
 
     @classmethod
-    def simulated(cls, seed: int) -> Randomness:
+    def insecure_from_seed(cls, seed: int) -> Randomness:
         """A source that `seed` repeats, for simulations and tests."""
         return cls(seed)
 
@@ -95,22 +96,22 @@ class Randomness:
         """Whether the numbers can be repeated from a seed, and so protect nothing."""
         return self._seed is not None
 
-    def fork(self, *label: int | str) -> Randomness:
+    def derive(self, *label: int | str) -> Randomness:
         """An independent source, named by `label` where it is simulated."""
         return self if self._seed is None else Randomness(self._seed, (*self._path, *label))
 
-    def stream(self, *label: int | str) -> Stream:
+    def stream(self, *label: int | str) -> KeyStream:
         """A new key stream, named by `label` where it is simulated."""
         if self._seed is None:
-            return Stream(os.urandom(KEY_BYTES))
-        return Stream(_key_from(self._seed, (*self._path, *label)))
+            return KeyStream(os.urandom(KEY_BYTES))
+        return KeyStream(_key_from(self._seed, (*self._path, *label)))
 
-    def token(self, size: int, *label: int | str) -> bytes:
+    def secret_bytes(self, size: int, *label: int | str) -> bytes:
         """`size` secret bytes, for a key or a nonce; named by `label` where it is simulated."""
         return os.urandom(size) if self._seed is None else self.stream(*label).bytes(size)
 
 
-class Stream:
+class KeyStream:
     """The AES-256-CTR key stream of one key, read as bytes, integers, uniforms or normals.
 
     Guarantees:

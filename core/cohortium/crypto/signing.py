@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cohortium.errors import IdentityError
-from cohortium.storage.atomic import create_whole, write_whole
+from cohortium.storage.atomic import atomic_create, atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ _MOST_BYTES = 1 << 23
 
 
 @frozen
-class Identity:
+class SigningKey:
     """A site's signing key.
 
     It is written as PKCS #8 in PEM, unencrypted: the file's mode is what protects it.
@@ -75,12 +75,12 @@ class Identity:
             raise IdentityError(f"an Ed25519 key has {KEY_BYTES} bytes, not {len(value)}.")
 
     @classmethod
-    def draw(cls, secret: Randomness) -> Identity:
+    def generate(cls, secret: Randomness) -> SigningKey:
         """A new key, drawn from `secret`."""
-        return cls(secret.token(KEY_BYTES, "identity"))
+        return cls(secret.secret_bytes(KEY_BYTES, "identity"))
 
     @classmethod
-    def read(cls, path: Path) -> Identity:
+    def read(cls, path: Path) -> SigningKey:
         """The key in the file `path`, which `create` wrote.
 
         Raises:
@@ -109,7 +109,7 @@ class Identity:
         """
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
-            create_whole(path, pem)
+            atomic_create(path, pem)
         except FileExistsError:
             raise IdentityError(
                 f"{path} exists, and a key is never overwritten; `cohortium keygen` shows its "
@@ -133,7 +133,7 @@ class Identity:
 
 
 @frozen
-class Directory:
+class KeyDirectory:
     """The public keys of a federation's sites, as every party has pinned them.
 
     Guarantees:
@@ -172,7 +172,7 @@ class Directory:
                 raise IdentityError(f"the directory gives the key of site {site} to another too.")
 
     @classmethod
-    def read(cls, path: Path) -> Directory:
+    def read(cls, path: Path) -> KeyDirectory:
         """The directory in the file `path`.
 
         Raises:
@@ -193,7 +193,7 @@ class Directory:
             raise IdentityError(f"{path}: {error}") from None
 
     @classmethod
-    def parse(cls, text: str) -> Directory:
+    def parse(cls, text: str) -> KeyDirectory:
         """The directory that `text` writes down; see the module's example.
 
         Raises:
@@ -224,7 +224,7 @@ class Directory:
             IdentityError: The file cannot be written.
         """
         try:
-            write_whole(path, str(self).encode())
+            atomic_write(path, str(self).encode())
         except OSError as error:
             raise IdentityError(f"cannot write {path}: {error.strerror}.") from error
 

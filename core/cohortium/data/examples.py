@@ -131,7 +131,7 @@ class Examples:
             digest.update(b"-" if column is None else b"+" + np.ascontiguousarray(column).tobytes())
         return digest.digest()
 
-    def take(self, index: NDArray[np.int64]) -> Examples:
+    def select(self, index: NDArray[np.int64]) -> Examples:
         """The examples at `index`, copied."""
         clients = None if self.clients is None else self.clients[index]
         patients = None if self.patients is None else self.patients[index]

@@ -37,7 +37,7 @@ class ClassScores:
 
 
 @frozen(kw_only=True)
-class Bin:
+class CalibrationBin:
     """The images on which a classifier was about equally sure of what it called them.
 
     Attributes:
@@ -76,7 +76,7 @@ class Scores:
     loss: float
     per_class: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
-    calibration: tuple[Bin, ...] = ()
+    calibration: tuple[CalibrationBin, ...] = ()
 
     @property
     def images(self) -> int:
@@ -100,7 +100,7 @@ class Scores:
         return max(self.counts) / self.images if self.images else 0.0
 
     @property
-    def flaw(self) -> str:
+    def inconsistency(self) -> str:
         """What cannot be so, whatever was scored; empty where nothing is amiss."""
         classes, total = len(self.per_class), sum(map(sum, self.confusion))
         if any(len(row) != classes for row in (self.confusion, *self.confusion)):
@@ -186,14 +186,14 @@ def score(
     )
 
 
-def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[Bin, ...]:
+def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[CalibrationBin, ...]:
     """`confidence`, shape (N,), beside whether the call was right, in `BINS` bins."""
     place = np.ceil(confidence.clip(0, 1) * BINS).astype(np.int64).clip(1) - 1
     counts = np.bincount(place, minlength=BINS).tolist()
     sure = np.bincount(place, weights=confidence, minlength=BINS).tolist()
     hits = np.bincount(place, weights=right, minlength=BINS).tolist()
     return tuple(
-        Bin(
+        CalibrationBin(
             low=k / BINS,
             high=(k + 1) / BINS,
             examples=n,

@@ -1,8 +1,8 @@
 """Files in MedMNIST's array layout, read as the splits of a data set.
 
-    from cohortium.plugin import read_splits
+    from cohortium.plugin import read_npz_splits
 
-    splits = read_splits(Path("pneumoniamnist.npz"), name="PneumoniaMNIST")
+    splits = read_npz_splits(Path("pneumoniamnist.npz"), name="PneumoniaMNIST")
 
 Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`, and
 `train_labels` of shape (N,) or (N, 1), integers from 0 without gaps; the same for `val_` and
@@ -83,13 +83,13 @@ _HEADERS: Final = {
 """Readers of an array's header, by its version; a third is for fields, which plain arrays lack."""
 
 
-def data_folder() -> Path | None:
+def data_dir() -> Path | None:
     """The folder that `COHORTIUM_DATA` names, or None."""
     named = os.environ.get(DATA_FOLDER, "")
     return Path(named).expanduser() if named else None
 
 
-def find_file(*places: Path) -> Path | None:
+def first_existing(*places: Path) -> Path | None:
     """The first of `places` where there is a file, or None."""
     for place in places:
         # Path.is_file raises where a folder on the way may not be searched.
@@ -98,7 +98,7 @@ def find_file(*places: Path) -> Path | None:
     return None
 
 
-def read_splits(
+def read_npz_splits(
     path: Path,
     *,
     name: str,

@@ -5,8 +5,8 @@ Guarantees:
     is accepted: an invitation cannot name a data set, an engine, an observer or a file.
     No plugin is called, and no class of it is made, before the hospital's policy has been asked by
     name, for parts inside parts too.
-    A parameter that its plugin declares to name code or files of the machine (`Offer.local`) has
-    a value that the policy lists, or its default.
+    A parameter that its plugin declares to name code or files of the machine
+    (`Offer.local_parameters`) has a value that the policy lists, or its default.
     Every value is converted strictly to its parameter's type; nothing is evaluated or unpickled.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cohortium.catalog.discovery import Offering
     from cohortium.deployment.site_policy import SitePolicy
     from cohortium.messages.deployment import Invitation
-    from cohortium.roles.sessions import Exchange, SiteRecipe
+    from cohortium.roles.sessions import EngineSession, SiteFactory
     from cohortium.roles.values import SiteId
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -73,7 +73,7 @@ def study_of(invitation: Invitation, policy: SitePolicy) -> Study:
 class Silent:
     """The engine at a hospital: it sends nothing of itself."""
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:  # noqa: ARG002
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:  # noqa: ARG002
         """Refuse: hospitals do not start runs."""
         raise StudyError("a hospital's side of a study cannot be run.")
 
@@ -86,7 +86,7 @@ def _require_allowed(policy: SitePolicy, offering: Offering, table: Mapping[str,
             f"the study uses the {what} of {offering.record.label}, and this site does not allow "
             "that plugin.",
         )
-    for key in offering.offer.local:
+    for key in offering.offer.local_parameters:
         value = table.get(key)
         if value not in (None, "", *policy.local):
             _refuse(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field, frozen
 
 from cohortium.errors import RefusalError, RunError
-from cohortium.storage.atomic import require_room, sweep, write_whole
+from cohortium.storage.atomic import require_room, sweep, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -151,7 +151,7 @@ def _content(path: Path) -> bytes | None:
 
 def _put(path: Path, data: bytes) -> None:
     try:
-        write_whole(path, data)
+        atomic_write(path, data)
     except OSError as error:
         raise _unusable() from error
 

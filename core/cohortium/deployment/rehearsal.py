@@ -17,12 +17,12 @@ import numpy as np
 import tomli_w
 
 from cohortium.crypto.randomness import Randomness
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RunError, StudyError
 from cohortium.ledger.ledger import Ledger
 from cohortium.privacy.guarantee import rounded_up
-from cohortium.storage.atomic import create_whole
+from cohortium.storage.atomic import atomic_create
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def deal(ready: Ready, folder: Path, *, engine: str = "flower") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise StudyError(f"{folder} is not empty; give another folder with --out.")
-        drawn = ready.identities or tuple(Identity.draw(Randomness.system()) for _ in sites)
-        directory = Directory(tuple(identity.public for identity in drawn))
+        drawn = ready.identities or tuple(SigningKey.generate(Randomness.system()) for _ in sites)
+        directory = KeyDirectory(tuple(identity.public for identity in drawn))
         for site in sites:
             place = folder / f"site-{site}"
             place.mkdir(mode=0o700)
@@ -66,7 +66,7 @@ def deal(ready: Ready, folder: Path, *, engine: str = "flower") -> None:
         directory.write(folder / "directory.txt")
         has_public = _write_public(folder / "public.npz", ready)
         study = _study(ready, engine, has_public=has_public)
-        create_whole(folder / "study.toml", tomli_w.dumps(study).encode())
+        atomic_create(folder / "study.toml", tomli_w.dumps(study).encode())
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
 
@@ -86,8 +86,8 @@ def _study(ready: Ready, engine: str, *, has_public: bool) -> dict[str, Any]:
 
 def _write_site(folder: Path, site: int, ready: Ready) -> None:
     guarantee, spec = ready.setting.plan.guarantee, ready.setting.spec
-    hand = ready.splits.train.take(ready.hands[site])
-    create_whole(folder / "data.npz", _archive(spec.classes, train=hand))
+    indices = ready.splits.train.select(ready.partition[site])
+    atomic_create(folder / "data.npz", _archive(spec.classes, train=indices))
     Ledger(folder / "ledger.sqlite").create()
     is_rehearsal = guarantee is None or guarantee.simulation
     site_file = {
@@ -109,7 +109,7 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             **({"rehearsal": True} if is_rehearsal else {}),
         },
     }
-    create_whole(folder / "site.toml", tomli_w.dumps(site_file).encode())
+    atomic_create(folder / "site.toml", tomli_w.dumps(site_file).encode())
 
 
 def _ceilings(ready: Ready) -> dict[str, int]:
@@ -131,11 +131,11 @@ def _write_public(path: Path, ready: Ready) -> bool:
     assert first is not None
     data = _archive(
         ready.setting.spec.classes,
-        train=first.take(np.arange(1)),
+        train=first.select(np.arange(1)),
         val=ready.validation,
         test=ready.test,
     )
-    create_whole(path, data)
+    atomic_create(path, data)
     return True
 
 

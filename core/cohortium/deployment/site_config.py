@@ -10,7 +10,7 @@ from attrs.validators import and_, ge, le, lt, min_len
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import MOST_EXAMPLES
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from attrs import Attribute
 
     from cohortium.data.examples import Examples
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
     from cohortium.storage.append_log import Journal
 
 TABLES = ("site", "dataset", "policy")
@@ -105,7 +105,7 @@ class Hospital:
         site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
         folder, pinned = path.absolute().parent, site.get("directory")
         dataset = construction.beside(discover(), "dataset", dataset, folder)
-        directory = Directory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
+        directory = KeyDirectory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
         hospital: Hospital = construction.call(
             cls,
             site,
@@ -139,15 +139,15 @@ class Hospital:
         return FileJournal(self.folder / self.journal)
 
     @property
-    def key(self) -> Identity | None:
+    def key(self) -> SigningKey | None:
         """Its signing key, or None.
 
         Raises:
             IdentityError: It is missing, damaged, or others may read it.
         """
-        return Identity.read(self.folder / self.identity) if self.identity else None
+        return SigningKey.read(self.folder / self.identity) if self.identity else None
 
-    def open(self, setting: Setting, journal: Journal, examples: Examples | None = None) -> Site:
+    def open(self, setting: RunConfig, journal: Journal, examples: Examples | None = None) -> Site:
         """Take part in a run, with `examples`, or else what its data set holds.
 
         Raises:

@@ -14,17 +14,17 @@ from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium.catalog.allow_list import entries
 from cohortium.catalog.discovery import discover
-from cohortium.crypto.signing import Directory
+from cohortium.crypto.signing import KeyDirectory
 from cohortium.data.memory import available
 from cohortium.errors import RefusalError
 from cohortium.ledger.cost import PARTIES, UNITS, Budget, Price, Terms
-from cohortium.privacy.guarantee import LEAST_DELTA, Against, Unit, rounded_up
+from cohortium.privacy.guarantee import LEAST_DELTA, ProtectedAgainst, Unit, rounded_up
 from cohortium.roles.values import Adversary
 from cohortium.study.study import MOST_ROUNDS, MOST_SITES
 
 if TYPE_CHECKING:
     from cohortium.catalog.discovery import PluginRecord
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""
@@ -73,7 +73,7 @@ class SitePolicy:
     epsilon: float = field(validator=[gt(0.0), lt(1e6)])
     delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
     unit: Unit = field(validator=in_(UNITS))
-    against: Against = field(validator=in_(PARTIES))
+    against: ProtectedAgainst = field(validator=in_(PARTIES))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))
     contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
     honest: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
@@ -87,7 +87,7 @@ class SitePolicy:
     max_sites: int = field(default=1000, validator=[ge(1), le(MOST_SITES)])
     max_parameters: int = field(default=100_000_000, validator=[ge(1), le(MOST_PARAMETERS)])
     max_memory: float = field(default=0.0, validator=[ge(0), le(1 << 20)])
-    directory: Directory | None = field(default=None, repr=False)
+    directory: KeyDirectory | None = field(default=None, repr=False)
 
     @property
     def budget(self) -> Budget | None:
@@ -99,7 +99,7 @@ class SitePolicy:
         terms = Terms(unit=self.unit, against=self.against)
         return Budget(epsilon=self.epsilon, delta=self.delta, terms=terms)
 
-    def admit(self, setting: Setting) -> None:
+    def admit(self, setting: RunConfig) -> None:
         """Refuse a run below a floor.
 
         Raises:
@@ -154,7 +154,7 @@ class SitePolicy:
         own = (record.distribution, record.name, record.version)
         return not known or any(entry.allows(*own) for entry in known)
 
-    def _require_plugins(self, setting: Setting) -> None:
+    def _require_plugins(self, setting: RunConfig) -> None:
         if not self.plugins:
             return
         catalog = discover()
@@ -169,7 +169,7 @@ class SitePolicy:
                     f"site allows {', '.join(self.plugins)}.",
                 )
 
-    def _require_privacy(self, setting: Setting) -> None:
+    def _require_privacy(self, setting: RunConfig) -> None:
         if self.rehearsal:
             return
         guarantee, price = setting.plan.guarantee, Price.of(setting.plan)
@@ -200,7 +200,7 @@ class SitePolicy:
                 f"site allows {self._budget}.",
             )
 
-    def _require_company(self, setting: Setting) -> None:
+    def _require_company(self, setting: RunConfig) -> None:
         cohort = setting.cohort
         if ADVERSARIES.index(cohort.adversary) < ADVERSARIES.index(self.adversary):
             _refuse(
@@ -208,10 +208,11 @@ class SitePolicy:
                 f"the study fears a coordinator that is {cohort.adversary}, and this site one that "
                 f"is {self.adversary}.",
             )
-        if cohort.size < self.sites:
+        if cohort.cohort_size < self.sites:
             _refuse(
                 "sites",
-                f"the study asks {cohort.size} sites a round, and this site demands {self.sites}.",
+                f"the study asks {cohort.cohort_size} sites a round, and this site demands "
+                f"{self.sites}.",
             )
         if cohort.colluding < self.colluding:
             _refuse(
@@ -220,7 +221,7 @@ class SitePolicy:
                 f"{self.colluding} do.",
             )
 
-    def _require_secrecy(self, setting: Setting) -> None:
+    def _require_secrecy(self, setting: RunConfig) -> None:
         demanded = {
             "contributors": self.contributors,
             "honest": self.honest,
@@ -228,8 +229,8 @@ class SitePolicy:
         }
         if not any(demanded.values()):
             return
-        secrecy = setting.aggregator.secrecy(setting.cohort)
-        if secrecy is None:
+        confidentiality = setting.aggregator.confidentiality(setting.cohort)
+        if confidentiality is None:
             floor, least = next((name, n) for name, n in demanded.items() if n)
             _refuse(
                 floor,
@@ -237,9 +238,9 @@ class SitePolicy:
                 f"demands {_SECRECY[floor]} of {least}.",
             )
         asked = {
-            "contributors": secrecy.contributors,
-            "honest": secrecy.contributors - setting.cohort.colluding,
-            "threshold": secrecy.threshold,
+            "contributors": confidentiality.min_contributors,
+            "honest": confidentiality.min_contributors - setting.cohort.colluding,
+            "threshold": confidentiality.reconstruction_threshold,
         }
         for floor, least in demanded.items():
             if asked[floor] < least:
@@ -249,7 +250,7 @@ class SitePolicy:
                     f"{least}.",
                 )
 
-    def _require_directory(self, setting: Setting) -> None:
+    def _require_directory(self, setting: RunConfig) -> None:
         theirs, ours = setting.directory, self.directory
         if theirs is None:
             return

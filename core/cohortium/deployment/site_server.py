@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from cohortium.crypto.signing import Directory
+from cohortium.crypto.signing import KeyDirectory
 from cohortium.deployment.admission import study_of
 from cohortium.deployment.log_throttle import Throttle
 from cohortium.deployment.participation import Visit, Visits
@@ -30,7 +30,7 @@ from cohortium.errors import (
 )
 from cohortium.learning.evaluation import torch_threads
 from cohortium.messages import codec
-from cohortium.messages.deployment import Acceptance, Invitation, Present, RollCall
+from cohortium.messages.deployment import Acceptance, Invitation, IdentifyReply, IdentifyRequest
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.build_run_config import agree
 from cohortium.runs.invite import differing, versions_of
@@ -127,10 +127,10 @@ class Reception:
         for name in HEAVY:
             importlib.import_module(name)
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """The reply to one message; see the class."""
         try:
-            return self._answer(common, own)
+            return self._answer(broadcast, own)
         except CohortiumError as error:
             return self._refuse(*self._reason(error))
         except Exception:  # noqa: BLE001 - a hospital outlives a fault of a plugin
@@ -141,13 +141,13 @@ class Reception:
         """Tell of the refusals that the log was spared."""
         self._refused.close()
 
-    def _answer(self, common: bytes, own: bytes) -> bytes:
-        message = codec.decode_either(common, Request, Invitation, RollCall)
-        if isinstance(message, RollCall):
+    def _answer(self, broadcast: bytes, own: bytes) -> bytes:
+        message = codec.decode_either(broadcast, Request, Invitation, IdentifyRequest)
+        if isinstance(message, IdentifyRequest):
             return self._present(message)
         if isinstance(message, Invitation):
-            return self._accept(message, common)
-        return self._serve(message, common, own)
+            return self._accept(message, broadcast)
+        return self._serve(message, broadcast, own)
 
     def _reason(self, error: CohortiumError) -> tuple[str, str]:
         """The code and sentence of a refusal; what no coordinator is to know goes to the log."""
@@ -168,35 +168,35 @@ class Reception:
         self._refused(f"refused ({code}): {reason}")
         return codec.encode(Refusal(0, 0, code, reason[:REASON]))
 
-    def _present(self, call: RollCall) -> bytes:
+    def _present(self, call: IdentifyRequest) -> bytes:
         number, key = self._hospital.number, self._identity
-        text = Present.statement(call.challenge, number)
-        return codec.encode(Present(number, b"" if key is None else key.sign(text)))
+        text = IdentifyReply.statement(call.challenge, number)
+        return codec.encode(IdentifyReply(number, b"" if key is None else key.sign(text)))
 
-    def _accept(self, invitation: Invitation, common: bytes) -> bytes:
+    def _accept(self, invitation: Invitation, broadcast: bytes) -> bytes:
         seat = self._seats.get(invitation.session)
         visit = self._visits.of(invitation.session)
         known = visit.invitation()
-        if known is not None and known != common:
+        if known is not None and known != broadcast:
             raise RefusalError("session", "the run was begun here with another setting.")
         if seat is None:
             seat = self._seat(invitation, visit)
             if known is None:
-                self._visits.begin(visit, common, keep=self._seats)
+                self._visits.begin(visit, broadcast, keep=self._seats)
             self._tell(f"takes part in the run {invitation.session.hex()[:8]}")
         return seat.acceptance
 
-    def _serve(self, request: Request, common: bytes, own: bytes) -> bytes:
+    def _serve(self, request: Request, broadcast: bytes, own: bytes) -> bytes:
         seat = self._seats.get(request.session) or self._return(request.session)
         seat.heard = self._clock()
-        digest = hashlib.sha256(hashlib.sha256(common).digest() + own).digest()
+        digest = hashlib.sha256(hashlib.sha256(broadcast).digest() + own).digest()
         known = seat.visit.reply(digest)
         if known is not None:
             return known
         # An answer that cannot be kept must not leave, and may have been paid for.
         seat.visit.require_room(seat.site.vector_bytes)
         with torch_threads(seat.threads):
-            reply = seat.site.answer(common, own)
+            reply = seat.site.answer(broadcast, own)
         said = codec.decode_either(reply, Reply, Refusal)
         if isinstance(said, Refusal):
             self._refused(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
@@ -223,7 +223,7 @@ class Reception:
         if hospital.number >= federation.sites:
             raise RefusalError("site", f"the study has no site {hospital.number}.")
         examples = self._data(spec)
-        directory = Directory.parse(invitation.directory) if invitation.directory else None
+        directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
             setting = agree(
                 federation,

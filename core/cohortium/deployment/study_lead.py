@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cohortium.runs.result import Result
 
 
-def lead(
+def run_deployed_study(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, muster_only: bool = False
 ) -> Result | tuple[str, ...]:
     """Run the study in a file to its end, or only ask the hospitals whether they would take part.

@@ -52,13 +52,13 @@ _PAUSE = 0.1
 
 
 def ask(
-    path: Path, common: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
+    path: Path, broadcast: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
 ) -> bytes:
     """The reply of the site process that listens at `path`.
 
     Args:
         path: Its socket.
-        common: The part that all sites are sent.
+        broadcast: The part that all sites are sent.
         own: The part for this one alone.
         user: The number of the user that it runs as; None is this process's own.
         patience: Seconds for which a site that is not there, or goes away in the middle, is tried
@@ -71,7 +71,7 @@ def ask(
     deadline = time.monotonic() + patience
     while True:
         try:
-            return _ask(path, common, own, os.getuid() if user is None else user)
+            return _ask(path, broadcast, own, os.getuid() if user is None else user)
         except OSError as error:
             # Without a number it is Python's own: the path is longer than an address may be.
             if error.errno is None and not isinstance(error, ConnectionError | TimeoutError):
@@ -89,13 +89,13 @@ def _hint(error: OSError) -> str:
     return ""
 
 
-def _ask(path: Path, common: bytes, own: bytes, user: int) -> bytes:
+def _ask(path: Path, broadcast: bytes, own: bytes, user: int) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(str(path))
         if peer(connection) != user:
             raise RunError("the site's socket belongs to another user; nothing was sent to it.")
-        send(Line(connection, time.monotonic), CALL, common, own)
+        send(Line(connection, time.monotonic), CALL, broadcast, own)
         # The site may train for as long as it takes; if it ends, the connection does.
         connection.settimeout(None)
         connection.recv(1, socket.MSG_PEEK)
@@ -228,8 +228,8 @@ class Door:
         line = Line(connection, self.clock)
         if not line.peek():
             return None
-        common, own = receive(line, CALL, parts=2)
-        return common, own
+        broadcast, own = receive(line, CALL, parts=2)
+        return broadcast, own
 
 
 def peer(connection: socket.socket) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cohortium.errors import RunError
 from cohortium.grid.rows import HEADS, METRICS, metrics_of
 from cohortium.storage import csv_rows
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
-            write_whole(out / name, data)
+            atomic_write(out / name, data)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror}.") from error
 

@@ -84,13 +84,13 @@ class Classifier:
         path = folder / (result.BEST if round == "best" else result.LAST)
         tensors, notes = _read_weights(path)
         try:
-            parameters.load_named(net, tensors)
+            parameters.load_state_dict(net, tensors)
         except ValueError as error:
             raise DataError(
                 f"the weights in {path} are not of the model that study.toml describes: {error}."
             ) from error
         if round == "last" and record is not None:
-            _require_same(parameters.fingerprint(net), record, path)
+            _require_same(parameters.sha256(net), record, path)
         try:
             rounds = int(notes["rounds"])
             chosen = float(notes["accuracy"]) if round == "best" else None
@@ -114,8 +114,8 @@ class Classifier:
 
     @property
     def sha256(self) -> str:
-        """Of the weights; see `parameters.fingerprint`."""
-        return parameters.fingerprint(self.net)
+        """Of the weights; see `parameters.sha256`."""
+        return parameters.sha256(self.net)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """The probability of each class, shape (N, classes), for images (N, C, H, W).
@@ -131,7 +131,7 @@ class Classifier:
                 f"the model takes uint8 images of shape {wanted}, channels first, not "
                 f"{images.dtype} of shape {images.shape[1:]}."
             )
-        prepared = self.model.prepare(torch.from_numpy(images).float().div_(255))
+        prepared = self.model.preprocess(torch.from_numpy(images).float().div_(255))
         return probabilities(self.model, self.net, prepared)
 
 

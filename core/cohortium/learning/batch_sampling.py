@@ -11,31 +11,31 @@ from cohortium.errors import RefusalError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cohortium.crypto.randomness import Stream
+    from cohortium.crypto.randomness import KeyStream
     from cohortium.privacy.guarantee import Unit
-    from cohortium.roles.values import Index, Work
+    from cohortium.roles.values import ExampleIndices, Workload
 
 
-def poisson(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
-    """`work.steps` batches of `examples`, each in each with probability `work.sampling_rate`.
+def poisson_batches(workload: Workload, examples: int, stream: KeyStream) -> Iterator[ExampleIndices]:
+    """Draw `workload.steps` Poisson samples of `examples` at `workload.sampling_rate`.
 
     Guarantees:
         The draws are independent, and as secret as `stream`; a published seed for them would
         void amplification by sampling.
     """
-    for _ in range(work.steps):
-        yield np.flatnonzero(stream.uniform(examples) < work.sampling_rate)
+    for _ in range(workload.steps):
+        yield np.flatnonzero(stream.uniform(examples) < workload.sampling_rate)
 
 
-def sampled_units(
-    work: Work, unit: Unit, examples: int, patients: Index | None, stream: Stream
-) -> Iterator[Index]:
+def sample_batches(
+    workload: Workload, unit: Unit, examples: int, patients: ExampleIndices | None, stream: KeyStream
+) -> Iterator[ExampleIndices]:
     """The batches that hide a `unit`: Poisson samples of examples or of patients.
 
     With unit "site" a batch hides nothing, and is drawn as the work declares.
 
     Args:
-        work: The number of batches, and the rate.
+        workload: The number of batches, and the rate.
         unit: What is to be hidden.
         examples: How many the site has.
         patients: Whose each of them is, shape (N,); None where the data do not say.
@@ -45,61 +45,62 @@ def sampled_units(
         RefusalError: Patients are to be hidden, and the data do not say whose each image is.
     """
     if unit == "site":
-        return shuffled(work, examples, stream)
+        return shuffled_batches(workload, examples, stream)
     if unit == "example":
-        return poisson(work, examples, stream)
+        return poisson_batches(workload, examples, stream)
     if patients is None:
         raise RefusalError("patients", "its data do not say whose each image is.")
-    return poisson_patients(work, patients, stream)
+    return poisson_patient_batches(workload, patients, stream)
 
 
-def poisson_patients(work: Work, patients: Index, stream: Stream) -> Iterator[Index]:
-    """`work.steps` batches, each patient in each with probability `work.sampling_rate`.
+def poisson_patient_batches(workload: Workload, patients: ExampleIndices, stream: KeyStream) -> Iterator[ExampleIndices]:
+    """Draw `workload.steps` Poisson samples of patients at `workload.sampling_rate`.
 
     A patient who is drawn is represented by one example, drawn anew at random each time,
     so that none has more in a batch than another, however many the examples.
 
     Args:
-        work: The number of batches, and the rate.
+        workload: The number of batches, and the rate.
         patients: Whose each example is, shape (N,).
         stream: As secret as the batches are to be.
     """
     _, owner, held = np.unique(patients, return_inverse=True, return_counts=True)
     order = np.argsort(owner, kind="stable")  # examples, patient by patient
     first = np.cumsum(held) - held
-    for _ in range(work.steps):
-        drawn = np.flatnonzero(stream.uniform(len(held)) < work.sampling_rate)
+    for _ in range(workload.steps):
+        drawn = np.flatnonzero(stream.uniform(len(held)) < workload.sampling_rate)
         chosen = first[drawn] + (stream.uniform(len(drawn)) * held[drawn]).astype(np.int64)
         yield order[chosen]
 
 
-def shuffled(work: Work, examples: int, stream: Stream) -> Iterator[Index]:
-    """Passes over `examples` in batches of `work.batch_size`: `work.epochs`, or `work.steps`.
+def shuffled_batches(workload: Workload, examples: int, stream: KeyStream) -> Iterator[ExampleIndices]:
+    """Pass over `examples`, shuffled, in batches of `workload.batch_size`.
 
     The order is drawn from `stream`.  Where the work declares no batch size, these are Poisson
-    samples too.  Batches hide nothing here, so that none need have fewer than `work.fewest`: what
-    a pass leaves over is joined to the batch before it, and such a sample is taken as empty.
+    samples too.  Batches hide nothing here, so that none need have fewer than `workload.fewest`:
+    what a pass leaves over is joined to the batch before it, and such a sample is taken as empty.
 
     Raises:
         RefusalError: The site has fewer examples than that.
     """
-    if examples < work.fewest:
+    if examples < workload.fewest:
         raise RefusalError(
             "examples",
-            f"it has {examples} of the {work.fewest} images on which this network can be trained "
+            f"it has {examples} of the {workload.fewest} images on which this network can be "
+            f"trained "
             "at a time.",
         )
-    if work.batch_size is None:
-        for batch in poisson(work, examples, stream):
-            yield batch if len(batch) >= work.fewest else batch[:0]
+    if workload.batch_size is None:
+        for batch in poisson_batches(workload, examples, stream):
+            yield batch if len(batch) >= workload.fewest else batch[:0]
         return
     rng = stream.generator()
-    per_pass, left = divmod(examples, work.batch_size)
-    per_pass += left >= work.fewest or not per_pass
-    steps = work.steps if work.epochs is None else work.epochs * per_pass
+    per_pass, left = divmod(examples, workload.batch_size)
+    per_pass += left >= workload.fewest or not per_pass
+    steps = workload.steps if workload.epochs is None else workload.epochs * per_pass
     for step in range(steps):
         place = step % per_pass
         if place == 0:
             order = rng.permutation(examples)
-        start = place * work.batch_size
-        yield order[start : start + work.batch_size if place + 1 < per_pass else None]
+        start = place * workload.batch_size
+        yield order[start : start + workload.batch_size if place + 1 < per_pass else None]

@@ -51,7 +51,7 @@ class Evaluation:
         if examples is None:
             return None
         images = torch.from_numpy(examples.images).float().div_(255)
-        return cls(model, model.prepare(images).to(device), examples, classes)
+        return cls(model, model.preprocess(images).to(device), examples, classes)
 
     def score(self, net: nn.Module) -> Scores:
         """The scores of `net`, which is left as it was."""

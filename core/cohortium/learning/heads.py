@@ -25,7 +25,7 @@ def linear_head(features: int, classes: int) -> nn.Linear:
     return head
 
 
-def whitened_head(features: int, classes: int, *, floor: float, norm: float) -> nn.Module:
+def whitened_linear_head(features: int, classes: int, *, floor: float, norm: float) -> nn.Module:
     """A linear layer from zero, behind a whitening that is learned, privately, in a prelude.
 
     Args:
@@ -35,6 +35,6 @@ def whitened_head(features: int, classes: int, *, floor: float, norm: float) -> 
             had it.
         norm: Of the inputs.
     """
-    from cohortium.learning.private_whitening import Whitened
+    from cohortium.learning.private_whitening import PrivateWhiteningHead
 
-    return Whitened(features, classes, floor=floor, norm=norm)
+    return PrivateWhiteningHead(features, classes, floor=floor, norm=norm)

@@ -35,7 +35,7 @@ def pretrain(
         net: From prepared images to logits; left in evaluation mode.
         images: Shape (N, C, H, W), in [0, 1]; H = W where they are to be turned.
         labels: Shape (N,).
-        prepare: What is done to images that have been altered (`altered`).
+        prepare: What is done to images that have been altered (`augment`).
         epochs: Passes over them.
         seed: Of the order and the alterations.
         learning_rate: At its highest.
@@ -51,7 +51,7 @@ def pretrain(
     with torch.enable_grad():
         for _ in range(epochs):
             for batch in torch.split(torch.randperm(len(images), generator=generator), BATCH):
-                logits = net(prepare(altered(images[batch], generator)))
+                logits = net(prepare(augment(images[batch], generator)))
                 optimizer.zero_grad()
                 functional.cross_entropy(logits, labels[batch]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -59,7 +59,7 @@ def pretrain(
     net.eval()
 
 
-def altered(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images (N, C, H, W) turned, mirrored, and stained, lit and exposed otherwise.
 
     Made-up images are all of one kind; what is learned should not hang on it.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cohortium.learning.statistics_rounds import in_prelude
+from cohortium.learning.statistics_rounds import mark_statistics_parameters
 
 
-class Whitened(nn.Module):
+class PrivateWhiteningHead(nn.Module):
     """Logits (N, classes) from features (N, D) of one norm.
 
     The prelude learns S, which tends to a multiple of the features' second moment E[x xᵀ]: the
@@ -27,7 +27,7 @@ class Whitened(nn.Module):
             self.head = nn.Linear(features, classes)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        in_prelude(self.moments)
+        mark_statistics_parameters(self.moments)
         self._floor, self._norm = floor, norm
         self._made: tuple[Tensor, Tensor] | None = None
 

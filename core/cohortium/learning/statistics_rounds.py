@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.roles.values import Index, Task
+    from cohortium.roles.values import ExampleIndices, LocalTask
 
 _MARK = "cohortium_prelude"
 
 
-def in_prelude(layer: nn.Module) -> None:
+def mark_statistics_parameters(layer: nn.Module) -> None:
     """Mark the parameters of `layer` as the prelude's."""
     for parameter in layer.parameters():
         setattr(parameter, _MARK, True)
 
 
-def is_in_prelude(parameter: nn.Parameter) -> bool:
+def is_statistics_parameter(parameter: nn.Parameter) -> bool:
     """Whether `parameter` is learned in the prelude, and only there."""
     return getattr(parameter, _MARK, False) is True
 
 
-def prelude_losses(task: Task) -> Callable[[Index], Tensor]:
+def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
     """The prelude's loss of each example at some positions, shape (B,).
 
     Args:
@@ -56,14 +56,14 @@ def prelude_losses(task: Task) -> Callable[[Index], Tensor]:
             "or choose a model with one (descriptor with moments = true)."
         )
 
-    def losses(batch: Index) -> Tensor:
+    def losses(batch: ExampleIndices) -> Tensor:
         assert prelude is not None
         return prelude(task.images[torch.from_numpy(batch).to(task.images.device)])
 
     return losses
 
 
-def refuse_prelude(parameters: Iterable[nn.Parameter], trainer: str) -> None:
+def reject_statistics_rounds(parameters: Iterable[nn.Parameter], trainer: str) -> None:
     """Refuse a network with a prelude, for a trainer that would noise and move it all the time.
 
     Args:
@@ -73,13 +73,13 @@ def refuse_prelude(parameters: Iterable[nn.Parameter], trainer: str) -> None:
     Raises:
         StudyError: It has one.
     """
-    if any(map(is_in_prelude, parameters)):
+    if any(map(is_statistics_parameter, parameters)):
         raise StudyError(
             f"the model has a prelude, and trainer '{trainer}' has no rounds for it; use 'fedsgd'."
         )
 
 
-def with_prelude(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None:
+def attach_statistics_rounds(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None:
     """Give the first `rounds` of the server's `optimizer` to the prelude.
 
     In them the prelude's parameters take steps of 1/rounds, without momentum, and nothing else
@@ -95,7 +95,7 @@ def with_prelude(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None
     def before(stepping: Optimizer, *_: object) -> None:
         is_first = course.last_epoch < rounds
         for parameter in (p for group in stepping.param_groups for p in group["params"]):
-            its = is_in_prelude(parameter)
+            its = is_statistics_parameter(parameter)
             if its and is_first and parameter.grad is not None:
                 with torch.no_grad():
                     parameter.sub_(parameter.grad / rounds)

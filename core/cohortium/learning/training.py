@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs.validators import and_, deep_iterable, ge, le, max_len
 
 from cohortium.errors import BrokenNetworkError, StudyError
-from cohortium.roles.values import Work
+from cohortium.roles.values import Workload
 from cohortium.text import keyed, near, printable, shown
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.roles.values import Cohort, Index, Task
+    from cohortium.roles.values import FederationSpec, ExampleIndices, LocalTask
 
 Schedule = Literal["constant", "linear", "cosine"]
 """How a learning rate moves over the rounds: not at all, or down to zero."""
 
 
-def factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
+def schedule_factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
     """What `schedule` multiplies the learning rate by in `round` of `rounds`.
 
     Examples:
-        >>> factor("linear", 15, 60)
+        >>> schedule_factor("linear", 15, 60)
         0.75
     """
     if schedule == "linear":
@@ -114,7 +114,7 @@ def make_optimizer(
         raise StudyError(f"optimizer {shown(name)}: {printable(str(error))}.") from error
 
 
-def with_schedule(
+def attach_schedule(
     optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
 ) -> tuple[Optimizer, LRScheduler]:
     """`optimizer`, and the course that `schedule` gives its learning rate.
@@ -124,12 +124,12 @@ def with_schedule(
     import torch
 
     def course(step: int) -> float:
-        return factor(schedule, max(0, step - after), rounds - after)
+        return schedule_factor(schedule, max(0, step - after), rounds - after)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, course)
 
 
-def with_average(optimizer: Optimizer, *, rounds: int, share: float) -> None:
+def attach_weight_averaging(optimizer: Optimizer, *, rounds: int, share: float) -> None:
     """End a run with the mean of its last weights instead of the very last ones.
 
     After step `rounds` of the server's `optimizer` every parameter is the mean of what it was
@@ -157,7 +157,7 @@ def with_average(optimizer: Optimizer, *, rounds: int, share: float) -> None:
         optimizer.register_step_post_hook(after)
 
 
-def local_work(cohort: Cohort, *, epochs: int, steps: int, batch_size: int) -> Work:
+def local_workload(cohort: FederationSpec, *, epochs: int, steps: int, batch_size: int) -> Workload:
     """What a trainer declares that steps at the site and releases an update.
 
     Args:
@@ -167,8 +167,8 @@ def local_work(cohort: Cohort, *, epochs: int, steps: int, batch_size: int) -> W
         batch_size: Examples in a batch.
     """
     rate = min(1.0, batch_size / cohort.examples_per_site)
-    return Work(
-        releases="update",
+    return Workload(
+        output="update",
         steps=steps or epochs * math.ceil(1 / rate),
         sampling_rate=rate,
         batch_size=batch_size,
@@ -191,7 +191,7 @@ class Augmentation:
     turns: bool = False
     copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
 
-    def __call__(self, images: Tensor, task: Task) -> Tensor:
+    def __call__(self, images: Tensor, task: LocalTask) -> Tensor:
         """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.
 
         Raises:
@@ -221,7 +221,7 @@ class Augmentation:
 
 
 @frozen(kw_only=True)
-class Objective:
+class AugmentedLoss:
     """Cross-entropy of augmented images, one value an example.
 
     Attributes:
@@ -233,10 +233,10 @@ class Objective:
     augmentation: Augmentation
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
-    def losses(self, task: Task) -> Callable[[Index], Tensor]:
+    def losses(self, task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
         """The loss of each example of `task` at some positions, shape (B,).
 
-        It is what `SitePrivacy.gradient` takes.
+        It is what `SitePrivatizer.set_private_gradient` takes.
 
         Raises:
             StudyError: There are class weights, but not one for each class.
@@ -256,7 +256,7 @@ class Objective:
             )
         copies = self.augmentation.copies
 
-        def losses(batch: Index) -> Tensor:
+        def losses(batch: ExampleIndices) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)
             # Faster than indexing, by more than a small network's layer takes.
             images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)

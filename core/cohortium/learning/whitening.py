@@ -23,7 +23,7 @@ LEAST_SHARE = 1e-10
 
 
 @frozen(eq=False)
-class Reference:
+class FeatureWhitening:
     """The mean of some features, and a linear map that makes them vary more alike.
 
     The map is (C/λ + floor)^(-power), relative to what it is where C is zero, with C the features'
@@ -101,7 +101,7 @@ class Reference:
         return centred + (along * (gains - 1)) @ basis.T
 
 
-def public_images(examples: Examples, channels: int) -> Tensor:
+def as_channels(examples: Examples, channels: int) -> Tensor:
     """Images (N, C, H, W) in [0, 1], their channels' mean where `channels` is 1.
 
     Args:

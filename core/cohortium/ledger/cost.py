@@ -13,8 +13,8 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
 
 from cohortium.privacy import accounting
-from cohortium.privacy.guarantee import LEAST_DELTA, Adjacency, Against, Unit
-from cohortium.privacy.mechanisms import NOISES, Mechanism, Renyi
+from cohortium.privacy.guarantee import LEAST_DELTA, Adjacency, ProtectedAgainst, Unit
+from cohortium.privacy.mechanisms import NOISES, Mechanism, RenyiBoundedMechanism
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNITS: tuple[Unit, ...] = ("example", "patient", "site")
 """From the weakest protection to the strongest: all that one unit holds, the next holds too."""
 
-PARTIES: tuple[Against, ...] = ("coordinator", "everyone")
+PARTIES: tuple[ProtectedAgainst, ...] = ("coordinator", "everyone")
 """Likewise: whoever is everyone includes those that see sums alone."""
 
 
@@ -43,7 +43,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: Mechanism | None = None
     unit: Unit = "example"
     adjacency: Adjacency = "zero-out"
-    against: Against = "coordinator"
+    against: ProtectedAgainst = "coordinator"
     colluding: int = 0
     simulation: bool = False
 
@@ -73,7 +73,7 @@ class Terms:
     """
 
     unit: Unit = field(validator=in_(UNITS))
-    against: Against = field(validator=in_(PARTIES))
+    against: ProtectedAgainst = field(validator=in_(PARTIES))
 
     @classmethod
     def of(cls, prices: Mapping[Price, int]) -> Terms:
@@ -141,7 +141,7 @@ class Terms:
 def _halved(mechanism: Mechanism) -> Mechanism | None:
     """With half the noise, and no sampling; None if nothing is known of that."""
     least, _ = NOISES
-    if isinstance(mechanism, Renyi) or mechanism.noise_multiplier < 2 * least:
+    if isinstance(mechanism, RenyiBoundedMechanism) or mechanism.noise_multiplier < 2 * least:
         return None
     half = mechanism.noise_multiplier / 2
     return msgspec.structs.replace(mechanism, noise_multiplier=half, sampling_rate=1.0)
@@ -164,7 +164,7 @@ class Budget:
     def holds(self, prices: Mapping[Price, int]) -> bool:
         """Whether all of `prices` together stay within."""
         mechanisms = self.terms.mechanisms(prices)
-        return mechanisms is not None and accounting.fits(
+        return mechanisms is not None and accounting.within_budget(
             mechanisms, epsilon=self.epsilon, delta=self.delta
         )
 

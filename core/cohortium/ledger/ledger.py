@@ -21,7 +21,7 @@ from attrs import frozen
 
 from cohortium.errors import LedgerError
 from cohortium.ledger.cost import Price
-from cohortium.storage.atomic import create_whole
+from cohortium.storage.atomic import atomic_create
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,7 +127,7 @@ class Ledger:
             _lay_out(blank, VERSION)
             content = blank.serialize()
         try:
-            create_whole(self.path, content)
+            atomic_create(self.path, content)
         except FileExistsError:
             raise LedgerError(f"{self.path} exists, and a ledger is never overwritten.") from None
         except OSError as error:

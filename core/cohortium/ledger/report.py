@@ -12,7 +12,7 @@ from attrs import frozen
 
 from cohortium.errors import LedgerError
 from cohortium.ledger.cost import Budget, Terms
-from cohortium.privacy.accounting import Gaussian
+from cohortium.privacy.accounting import GaussianMechanism
 from cohortium.privacy.guarantee import rounded_up
 from cohortium.text import near
 
@@ -134,12 +134,12 @@ def described(price: Price) -> str:
     mechanism = price.mechanism
     if mechanism is None:
         return "no privacy"
-    if isinstance(mechanism, Gaussian):
+    if isinstance(mechanism, GaussianMechanism):
         words = f"Gaussian σ = {mechanism.noise_multiplier:.4g}"
         if mechanism.sampling_rate < 1:
             words += f", q = {mechanism.sampling_rate:.4g}"
-        if mechanism.releases > 1:
-            words += f", {mechanism.releases:,} times"
+        if mechanism.num_releases > 1:
+            words += f", {mechanism.num_releases:,} times"
     else:
         words = mechanism.name
     terms = f"one {price.unit} ({price.adjacency}) against {price.against}"

@@ -13,7 +13,7 @@ Versions = Annotated[dict[str, str], msgspec.Meta(max_length=100)]
 """Versions of Python, of packages, and of the plugins that a study is made of, by name."""
 
 
-class RollCall(Message, frozen=True, tag="identify-request"):
+class IdentifyRequest(Message, frozen=True, tag="identify-request"):
     """Before a deployment: to whoever is there, to say which site it is.
 
     Attributes:
@@ -23,7 +23,7 @@ class RollCall(Message, frozen=True, tag="identify-request"):
     challenge: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
-class Present(Message, frozen=True, tag="identify-reply"):
+class IdentifyReply(Message, frozen=True, tag="identify-reply"):
     """Which site answers a roll call, and its key's signature of that; empty without a key."""
 
     site: Count

@@ -1,6 +1,6 @@
 """How much privacy mechanisms give together, and how much noise a target needs.
 
-    (spent,) = compose([(Gaussian(noise_multiplier=4.0, sampling_rate=0.4), 60)], 1.9e-4)
+    (spent,) = compose([(GaussianMechanism(noise_multiplier=4.0, sampling_rate=0.4), 60)], 1.9e-4)
 
 A run is one mechanism, applied once an attempt; a ledger holds many.
 What is kept is the mechanisms, not their ε: together they cost less than their ε add up to.
@@ -20,7 +20,7 @@ from cohortium.errors import PrivacyError
 from cohortium.privacy import privacy_loss
 from cohortium.privacy.guarantee import LEAST_DELTA, LEAST_EPSILON, rounded_up
 from cohortium.privacy.loss_grids import Releases
-from cohortium.privacy.mechanisms import ORDERS, Gaussian, Mechanism, Renyi
+from cohortium.privacy.mechanisms import ORDERS, GaussianMechanism, Mechanism, RenyiBoundedMechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,13 +31,13 @@ __all__ = (
     "LEAST_DELTA",
     "LEAST_EPSILON",
     "ORDERS",
-    "Gaussian",
+    "GaussianMechanism",
     "Mechanism",
-    "Renyi",
-    "Spent",
-    "calibrate",
+    "RenyiBoundedMechanism",
+    "EpsilonBound",
+    "calibrate_noise_multiplier",
     "compose",
-    "fits",
+    "within_budget",
 )
 
 LEAST_NOISE, MOST_NOISE = 1e-2, 1e6
@@ -54,7 +54,7 @@ ROUGH = 1e3
 
 
 @frozen
-class Spent:
+class EpsilonBound:
     """An upper bound on ε.
 
     Attributes:
@@ -68,14 +68,14 @@ class Spent:
     bounds: Mapping[str, float]
 
     @classmethod
-    def least(cls, **bounds: float) -> Spent:
+    def tightest(cls, **bounds: float) -> EpsilonBound:
         """The least of some bounds."""
         best = min(bounds, key=bounds.__getitem__)
         finite = {name.replace("_", " "): e for name, e in bounds.items() if math.isfinite(e)}
         return cls(bounds[best], best.replace("_", " "), finite)
 
 
-def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Spent]:
+def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[EpsilonBound]:
     """The least proven bound on ε, at each δ, of mechanisms applied so many times each.
 
     Where nothing is sampled the bound is exact: releases with noise multipliers σᵢ are one with
@@ -96,19 +96,19 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Spe
             raise ValueError(f"δ is between {LEAST_DELTA:g} and 1, not {delta:g}.")
     whole, sampled, curves = _sorted(spends)
     if not sampled and not curves:
-        return [Spent.least(analytic_gaussian=_gaussian_epsilon(whole, delta)) for delta in deltas]
+        return [EpsilonBound.tightest(analytic_gaussian=_gaussian_epsilon(whole, delta)) for delta in deltas]
     curve = _curve(whole, sampled, curves)
     rdp = [_converted(curve, delta) for delta in deltas]
     if curves:
-        return [Spent.least(rdp=epsilon) for epsilon in rdp]
+        return [EpsilonBound.tightest(rdp=epsilon) for epsilon in rdp]
     prv = [
         privacy_loss.epsilon(_kinds(whole, sampled), delta) if bound <= LARGEST else math.inf
         for delta, bound in zip(deltas, rdp, strict=True)
     ]
-    return [Spent.least(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]
+    return [EpsilonBound.tightest(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]
 
 
-def fits(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:
+def within_budget(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:
     """Whether `compose` proves a bound of no more than `epsilon`; the costly one only if needed.
 
     What fits, fits also without some of its mechanisms.
@@ -123,20 +123,20 @@ def fits(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: floa
 
 def _sorted(
     spends: Iterable[tuple[Mechanism, int]],
-) -> tuple[float, list[tuple[Gaussian, int]], list[tuple[Renyi, int]]]:
+) -> tuple[float, list[tuple[GaussianMechanism, int]], list[tuple[RenyiBoundedMechanism, int]]]:
     """All that is not sampled as one Gaussian of μ = 1/σ, and how often each of the rest.
 
     The rest stands in one order, whatever that of `spends` is; so rounding is the same, too.
     """
-    whole, sampled, curves = Counter[float](), Counter[Gaussian](), Counter[Renyi]()
+    whole, sampled, curves = Counter[float](), Counter[GaussianMechanism](), Counter[RenyiBoundedMechanism]()
     for mechanism, times in spends:
-        if isinstance(mechanism, Renyi):
+        if isinstance(mechanism, RenyiBoundedMechanism):
             curves[mechanism] += times
         elif mechanism.sampling_rate < 1:
-            one = msgspec.structs.replace(mechanism, releases=1)
-            sampled[one] += times * mechanism.releases
+            one = msgspec.structs.replace(mechanism, num_releases=1)
+            sampled[one] += times * mechanism.num_releases
         else:
-            whole[mechanism.noise_multiplier] += times * mechanism.releases
+            whole[mechanism.noise_multiplier] += times * mechanism.num_releases
     squares = math.fsum(times / noise**2 for noise, times in whole.items())
     key = msgspec.msgpack.encode
     return (
@@ -147,17 +147,17 @@ def _sorted(
 
 
 def _curve(
-    whole: float, sampled: list[tuple[Gaussian, int]], curves: list[tuple[Renyi, int]]
+    whole: float, sampled: list[tuple[GaussianMechanism, int]], curves: list[tuple[RenyiBoundedMechanism, int]]
 ) -> NDArray[np.float64]:
     """Rényi divergence of everything at each of `ORDERS`."""
     total = np.array(ORDERS) * (whole**2 / 2)
     every: list[tuple[Mechanism, int]] = [*sampled, *curves]
     for mechanism, times in every:
-        total += mechanism.curve * times
+        total += mechanism.rdp_curve * times
     return total
 
 
-def _kinds(whole: float, sampled: list[tuple[Gaussian, int]]) -> list[Releases]:
+def _kinds(whole: float, sampled: list[tuple[GaussianMechanism, int]]) -> list[Releases]:
     kinds = [Releases(1 / m.noise_multiplier, m.sampling_rate, times) for m, times in sampled]
     return [*kinds, Releases(whole, 1.0, 1)] if whole else kinds
 
@@ -195,7 +195,7 @@ def _converted(curve: NDArray[np.float64], delta: float) -> float:
     return max(0.0, float(np.min(bounds)))
 
 
-def calibrate(
+def calibrate_noise_multiplier(
     mechanism: Callable[[float], Mechanism], *, epsilon: float, delta: float, attempts: int
 ) -> float:
     """The least noise multiplier, to within 0.1 %, that keeps `attempts` attempts within `epsilon`.
@@ -243,7 +243,7 @@ def calibrate(
 def _unreachable(mechanism: Mechanism, epsilon: float, delta: float) -> str:
     """Why no noise meets a target, and what does."""
     least = _converted(np.zeros(len(ORDERS)), delta)
-    if isinstance(mechanism, Renyi) and epsilon <= least:
+    if isinstance(mechanism, RenyiBoundedMechanism) and epsilon <= least:
         return (
             f"ε = {epsilon:g} at δ = {delta:g} cannot be met by '{mechanism.name}', which is known "
             f"by its Rényi divergence: that never shows less than ε = {rounded_up(least)} at this "

@@ -24,7 +24,7 @@ Adjacency = Literal["zero-out", "replace-one"]
 """What neighbouring data differ in: one unit's contribution set to zero, or put in place of it
 another."""
 
-Against = Literal["everyone", "coordinator"]
+ProtectedAgainst = Literal["everyone", "coordinator"]
 """Who may look: anyone, at all that leaves a site; or only parties that see sums over sites."""
 
 
@@ -70,7 +70,7 @@ class Guarantee:
     epsilon_at_1e_5: float = field(validator=ge(0))
     unit: Unit = field(validator=in_(("example", "patient", "site")))
     adjacency: Adjacency = field(validator=in_(("zero-out", "replace-one")))
-    against: Against = field(validator=in_(("everyone", "coordinator")))
+    against: ProtectedAgainst = field(validator=in_(("everyone", "coordinator")))
     colluding: int = field(default=0, validator=ge(0))
     honest: int = field(default=1, validator=ge(1))
     accountant: str

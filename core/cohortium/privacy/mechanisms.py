@@ -29,7 +29,7 @@ WINDOW = 12.0
 """Standard deviations around a peak beyond which a normal density is left out: 10⁻³²."""
 
 
-class Gaussian(msgspec.Struct, frozen=True, kw_only=True, tag="gaussian"):
+class GaussianMechanism(msgspec.Struct, frozen=True, kw_only=True, tag="gaussian", rename={"num_releases": "releases"}):
     """Releases of a sum with Gaussian noise, each of all units or of a Poisson sample of them.
 
     Neighbouring data differ in one unit, which is there or counts as zero.
@@ -38,12 +38,12 @@ class Gaussian(msgspec.Struct, frozen=True, kw_only=True, tag="gaussian"):
         noise_multiplier: Standard deviation of the noise over the sensitivity, within `NOISES`.
         sampling_rate: Chance q of a unit to be in a release, `LEAST_RATE` or more; 1 where there
             is no sampling.
-        releases: How many; `MOST_RELEASES` at most.
+        num_releases: How many; `MOST_RELEASES` at most.
     """
 
     noise_multiplier: float
     sampling_rate: float = 1.0
-    releases: int = 1
+    num_releases: int = 1
 
     def __post_init__(self) -> None:
         """Refuse numbers that are none of a mechanism."""
@@ -57,16 +57,16 @@ class Gaussian(msgspec.Struct, frozen=True, kw_only=True, tag="gaussian"):
             raise ValueError(
                 f"a sampling rate is between {LEAST_RATE:g} and 1, not {self.sampling_rate:g}."
             )
-        if not 1 <= self.releases <= MOST_RELEASES:
+        if not 1 <= self.num_releases <= MOST_RELEASES:
             raise ValueError(f"a mechanism has between 1 and {MOST_RELEASES:,} releases.")
 
     @property
-    def curve(self) -> Reals:
+    def rdp_curve(self) -> Reals:
         """Rényi divergence at each of `ORDERS` (Mironov, Talwar, Zhang 2019)."""
-        return self.releases * _divergences(self.sampling_rate, 1 / self.noise_multiplier)
+        return self.num_releases * _divergences(self.sampling_rate, 1 / self.noise_multiplier)
 
 
-class Renyi(msgspec.Struct, frozen=True, kw_only=True, tag="renyi"):
+class RenyiBoundedMechanism(msgspec.Struct, frozen=True, kw_only=True, tag="renyi"):
     """Any mechanism, known by a bound on its Rényi divergence between neighbouring data.
 
     Attributes:
@@ -83,12 +83,12 @@ class Renyi(msgspec.Struct, frozen=True, kw_only=True, tag="renyi"):
             raise ValueError(f"bounds must be {len(ORDERS)} numbers that are not negative.")
 
     @property
-    def curve(self) -> Reals:
+    def rdp_curve(self) -> Reals:
         """Rényi divergence at each of `ORDERS`."""
         return np.array(self.bounds)
 
 
-Mechanism: TypeAlias = Gaussian | Renyi
+Mechanism: TypeAlias = GaussianMechanism | RenyiBoundedMechanism
 
 
 def losses(rate: float, mu: float, z: Reals) -> Reals:

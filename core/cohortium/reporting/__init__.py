@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cohortium.errors import RunError, StudyError
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 from cohortium.storage.writable import require_file
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     page = render([read(folder) for folder in folders])
     target = folders[0] / "report.html" if out is None else out
     try:
-        write_whole(target, page.encode())
+        atomic_write(target, page.encode())
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}.") from error
     return target

@@ -11,7 +11,7 @@ from attrs import frozen
 from cohortium.data.metrics import interval
 
 if TYPE_CHECKING:
-    from cohortium.data.metrics import Bin, ClassScores, Scores
+    from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
     from cohortium.reporting.reading import Record
     from cohortium.roles.events import Phase
 
@@ -32,7 +32,7 @@ class ClassRow:
 class BinRow:
     """A bin of confidence, and the interval of its accuracy at 95 %."""
 
-    part: Bin
+    part: CalibrationBin
     share: float
     low: float
     high: float

@@ -1,7 +1,7 @@
 """Who can learn what from a run: derived from its configuration, in words one can sign.
 
 What is said here is what the guarantee (`guarantee.Guarantee`) and the aggregator
-(`values.Secrecy`) promise, no more.  The terms are theirs too: a sum has at least
+(`values.AggregationGuarantee`) promise, no more.  The terms are theirs too: a sum has at least
 `contributors` sites, a release is what one site sends in a round.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee, Unit
     from cohortium.reporting.reading import Record
     from cohortium.reporting.stored import Terms
-    from cohortium.roles.values import Secrecy
+    from cohortium.roles.values import AggregationGuarantee
 
 MEANING: dict[Unit, tuple[str, ...]] = {
     "example": (
@@ -65,7 +65,7 @@ class Facts:
 
     terms: Terms
     guarantee: Guarantee | None
-    secrecy: Secrecy | None
+    secrecy: AggregationGuarantee | None
 
     @classmethod
     def of(cls, record: Record) -> Facts:
@@ -75,7 +75,7 @@ class Facts:
     @property
     def fewest(self) -> int:
         """Sites in the smallest sum that may be opened."""
-        return self.terms.min_sites if self.secrecy is None else self.secrecy.contributors
+        return self.terms.min_sites if self.secrecy is None else self.secrecy.min_contributors
 
     @property
     def is_protected(self) -> bool:
@@ -95,9 +95,9 @@ def views(facts: Facts) -> tuple[View, ...]:
 
 def conditions(facts: Facts) -> tuple[str, ...]:
     """What has to be true for the answers to hold, and what they do not cover."""
-    guarantee, secrecy = facts.guarantee, facts.secrecy
+    guarantee, confidentiality = facts.guarantee, facts.secrecy
     found = []
-    if secrecy is not None:
+    if confidentiality is not None:
         if facts.terms.adversary == "active":
             found.append(
                 "The coordinator may lie. Every honest hospital has pinned one true directory of "
@@ -108,9 +108,10 @@ def conditions(facts: Facts) -> tuple[str, ...]:
                 "The coordinator follows the protocol and looks at everything; against one that "
                 "lies, the study must say adversary = 'active'."
             )
-        if secrecy.security is not None:
+        if confidentiality.statistical_security_bits is not None:
             found.append(
-                f"The random graph behind the sums may fail in one of 2^{secrecy.security} runs."
+                f"The random graph behind the sums may fail in one of "
+                f"2^{confidentiality.statistical_security_bits} runs."
             )
     if guarantee is not None:
         found += [f"{text[:1].upper()}{text[1:]}." for text in guarantee.assumptions]
@@ -123,12 +124,12 @@ def conditions(facts: Facts) -> tuple[str, ...]:
 
 
 def _coordinator(facts: Facts) -> View:
-    secrecy = facts.secrecy
-    if secrecy is None:
+    confidentiality = facts.secrecy
+    if confidentiality is None:
         sees = "Every release of every hospital, each by itself, in every round."
         hospital = "All that its releases tell."
     else:
-        fewest = plural(secrecy.contributors, "hospital")
+        fewest = plural(confidentiality.min_contributors, "hospital")
         sees = f"Masked releases, which tell nothing, and in each round a sum over {fewest} or more"
         sees += (
             "; by pretending that others dropped out it can choose which."
@@ -177,25 +178,26 @@ def _hospital(facts: Facts) -> View:
 
 
 def _conspiracy(facts: Facts) -> View:
-    k, guarantee, secrecy = facts.colluding, facts.guarantee, facts.secrecy
+    k, guarantee, confidentiality = facts.colluding, facts.guarantee, facts.secrecy
     who = "Hospitals and the coordinator together"
     if k:
         who = f"{plural(k, 'hospital')} and the coordinator together"
     sees = "What the coordinator sees, and all that these hospitals know."
-    if secrecy is None:
+    if confidentiality is None:
         hospital = "All that its releases tell: the coordinator sees them anyway."
     elif k:
         hospital = (
-            f"Its part in sums over {max(1, secrecy.contributors - k)} or more hospitals outside "
+            f"Its part in sums over {max(1, confidentiality.min_contributors - k)} or more "
+            f"hospitals outside "
             f"the group. Of more than {k} nothing is promised"
         )
-        hospital += _undone(secrecy)
+        hospital += _undone(confidentiality)
     else:
         hospital = (
             "The study declares that none conspires (colluding = 0), so nothing is promised about "
             "what the sums then tell"
         )
-        hospital += _undone(secrecy)
+        hospital += _undone(confidentiality)
     verdict, person = _bound(facts)
     if facts.is_protected and guarantee is not None:
         person += (
@@ -213,9 +215,10 @@ def _conspiracy(facts: Facts) -> View:
     )
 
 
-def _undone(secrecy: Secrecy) -> str:
+def _undone(confidentiality: AggregationGuarantee) -> str:
     return (
-        f"; with {plural(secrecy.threshold, 'holder')} of shares of a hospital's secrets its masks "
+        f"; with {plural(confidentiality.reconstruction_threshold, 'holder')} of shares of a "
+        f"hospital's secrets its masks "
         "come off."
     )
 

@@ -15,7 +15,7 @@ from cohortium.privacy.guarantee import Guarantee
 from cohortium.reporting.stored import Summary, Terms
 from cohortium.roles import events
 from cohortium.roles.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.roles.values import Secrecy
+from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
 from cohortium.study import toml
 
@@ -75,7 +75,7 @@ class Record:
         return None if self.started is None else self.started.guarantee
 
     @property
-    def secrecy(self) -> Secrecy | None:
+    def secrecy(self) -> AggregationGuarantee | None:
         """What the aggregator hid."""
         if self.result is not None and self.result.secrecy is not None:
             return self.result.secrecy
@@ -246,8 +246,8 @@ def _result(path: Path) -> Summary | None:
 
 def _sound(scores: Scores, where: str) -> Scores:
     """`scores`, if they can be so."""
-    if scores.flaw:
-        raise RecordError(f"{where} is damaged: {scores.flaw}.")
+    if scores.inconsistency:
+        raise RecordError(f"{where} is damaged: {scores.inconsistency}.")
     return scores
 
 

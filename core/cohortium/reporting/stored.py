@@ -7,7 +7,7 @@ from attrs.validators import and_, ge, le
 
 from cohortium.data.metrics import Scores
 from cohortium.privacy.guarantee import Guarantee
-from cohortium.roles.values import Adversary, Secrecy
+from cohortium.roles.values import Adversary, AggregationGuarantee
 from cohortium.runs.history import Cell
 from cohortium.runs.result import OwnScores, Seconds
 
@@ -40,7 +40,7 @@ class Summary:
 
     scores: Scores | None = None
     guarantee: Guarantee | None
-    secrecy: Secrecy | None = None
+    secrecy: AggregationGuarantee | None = None
     rounds: int
     sites: int
     dropouts: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     """Words, shape (rows, n)."""
 
 
-class Run(NamedTuple):
+class LaneRun(NamedTuple):
     """Lanes that begin in rows one after another.
 
     Attributes:
@@ -41,7 +41,7 @@ class Run(NamedTuple):
     overs: Lanes
 
 
-def runs(bits: int, word: np.dtype[Any]) -> tuple[Run, ...]:
+def runs(bits: int, word: np.dtype[Any]) -> tuple[LaneRun, ...]:
     """The lanes of `bits` bits in the words `word`: one lane for each bit of a word."""
     width = 8 * word.itemsize
     starts = [divmod(lane * bits, width) for lane in range(width)]
@@ -52,14 +52,14 @@ def runs(bits: int, word: np.dtype[Any]) -> tuple[Run, ...]:
     )
 
 
-def _run(begin: int, starts: Sequence[tuple[int, int]], bits: int, word: np.dtype[Any]) -> Run:
+def _run(begin: int, starts: Sequence[tuple[int, int]], bits: int, word: np.dtype[Any]) -> LaneRun:
     """The lanes from `begin` on, which start at these rows and bits."""
     width, first = 8 * word.itemsize, starts[0][0]
     shifts = np.array([[shift] for _, shift in starts], word)
     # One that does not cross ends its row, or shares it with the next: it is at an end of the run.
     across = [lane for lane, (_, shift) in enumerate(starts) if shift + bits > width]
     inner = slice(across[0], across[-1] + 1) if across else slice(0, 0)
-    return Run(
+    return LaneRun(
         lanes=slice(begin, begin + len(starts)),
         rows=slice(first, first + len(starts)),
         shifts=shifts,
@@ -69,7 +69,7 @@ def _run(begin: int, starts: Sequence[tuple[int, int]], bits: int, word: np.dtyp
     )
 
 
-def pack(values: Lanes, out: Lanes, lanes: Sequence[Run]) -> None:
+def pack(values: Lanes, out: Lanes, lanes: Sequence[LaneRun]) -> None:
     """Lay the lowest bits of `values` (w, n) into `out` (bits, n), which is all zero."""
     low = values.dtype.type((1 << len(out)) - 1)
     for run in lanes:
@@ -79,7 +79,7 @@ def pack(values: Lanes, out: Lanes, lanes: Sequence[Run]) -> None:
         np.bitwise_or(out[run.rows], lowest, out=out[run.rows])
 
 
-def add(packed: Lanes, total: Lanes, lanes: Sequence[Run]) -> None:
+def add_packed(packed: Lanes, total: Lanes, lanes: Sequence[LaneRun]) -> None:
     """Add what `packed` (bits, n) holds to `total` (w, n), modulo 2**bits.
 
     What lies above a lane is added too, above the bits of the sum that count.

@@ -30,7 +30,7 @@ _TOGETHER = 1 << 16
 
 
 @frozen
-class Piece:
+class RingBlock:
     """Values that are packed together.
 
     Attributes:
@@ -59,22 +59,22 @@ class Ring:
     bits: int = field(validator=[ge(1), le(64)])
 
     @property
-    def word(self) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
+    def dtype(self) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
         """The little-endian word that holds one element."""
         return np.dtype("<u4") if self.bits <= 32 else np.dtype("<u8")  # noqa: PLR2004
 
     @property
     def lanes(self) -> int:
         """Bits of a word, which is also how many values are packed side by side."""
-        return 8 * self.word.itemsize
+        return 8 * self.dtype.itemsize
 
     def zeros(self, length: int) -> Words:
         """`length` zero elements."""
-        return np.zeros(length, dtype=self.word)
+        return np.zeros(length, dtype=self.dtype)
 
-    def of(self, integers: NDArray[np.int64]) -> Words:
+    def encode_signed(self, integers: NDArray[np.int64]) -> Words:
         """Signed `integers` as elements: two's complement, wrapped."""
-        return integers.astype(self.word)
+        return integers.astype(self.dtype)
 
     def signed(self, words: Words) -> NDArray[np.int64]:
         """The representatives of `words` in [-2**(bits-1), 2**(bits-1))."""
@@ -88,13 +88,13 @@ class Ring:
         pieces = self.pieces(length)
         return pieces[-1].packed.stop if pieces else 0
 
-    def pieces(self, length: int) -> list[Piece]:
+    def pieces(self, length: int) -> list[RingBlock]:
         """The pieces in which `length` elements are packed, in order."""
-        pieces, end = list[Piece](), 0
+        pieces, end = list[RingBlock](), 0
         for number, start in enumerate(range(0, length, PACK_BLOCK)):
             stop = min(length, start + PACK_BLOCK)
-            begin, end = end, end + self._lane(stop - start) * self.bits * self.word.itemsize
-            pieces.append(Piece(number, slice(start, stop), slice(begin, end)))
+            begin, end = end, end + self._lane(stop - start) * self.bits * self.dtype.itemsize
+            pieces.append(RingBlock(number, slice(start, stop), slice(begin, end)))
         return pieces
 
     def pack(self, words: Words) -> bytes:
@@ -113,7 +113,7 @@ class Ring:
         lane = self._lane(len(words))
         if len(words) != lane * self.lanes:
             words = np.concatenate([words, self.zeros(lane * self.lanes - len(words))])
-        rows = cast("Words", np.frombuffer(out, dtype=self.word)).reshape(self.bits, lane)
+        rows = cast("Words", np.frombuffer(out, dtype=self.dtype)).reshape(self.bits, lane)
         packing.pack(words.reshape(self.lanes, lane), rows, self._runs)
 
     def unpack(self, data: bytes | memoryview, length: int) -> Words:
@@ -141,13 +141,13 @@ class Ring:
         """Add `data`, one packed piece, to the elements `total` that it is of, in place."""
         lane = self._lane(len(total))
         # In a message the words may begin at any byte, where NumPy would go through them slowly.
-        words = np.require(np.frombuffer(data, dtype=self.word), requirements="A")
+        words = np.require(np.frombuffer(data, dtype=self.dtype), requirements="A")
         rows = cast("Words", words).reshape(self.bits, lane)
         if len(total) == lane * self.lanes and total.flags.c_contiguous:
-            packing.add(rows, total.reshape(self.lanes, lane), self._runs)
+            packing.add_packed(rows, total.reshape(self.lanes, lane), self._runs)
         else:
             padded = self.zeros(lane * self.lanes)
-            packing.add(rows, padded.reshape(self.lanes, lane), self._runs)
+            packing.add_packed(rows, padded.reshape(self.lanes, lane), self._runs)
             np.add(total, padded[: len(total)], out=total)
 
     def require_length(self, data: bytes | memoryview, length: int) -> None:
@@ -163,12 +163,12 @@ class Ring:
             )
 
     @cached_property
-    def _runs(self) -> tuple[packing.Run, ...]:
-        return packing.runs(self.bits, self.word)
+    def _runs(self) -> tuple[packing.LaneRun, ...]:
+        return packing.runs(self.bits, self.dtype)
 
     @property
     def _low(self) -> np.unsignedinteger[Any]:
-        return self.word.type((1 << self.bits) - 1)
+        return self.dtype.type((1 << self.bits) - 1)
 
     def _lane(self, count: int) -> int:
         return -(-count // self.lanes)
@@ -215,7 +215,7 @@ class FixedPoint:
     step: float
 
     @classmethod
-    def holding(cls, largest: float, *, step: float, terms: int = 1) -> FixedPoint:
+    def fitting(cls, largest: float, *, step: float, terms: int = 1) -> FixedPoint:
         """The narrowest ring in which every sum of magnitude up to `largest` fits.
 
         Args:
@@ -245,7 +245,7 @@ class FixedPoint:
         Raises:
             RefusalError: One is not finite, or would wrap in the ring by itself.
         """
-        words = np.empty(values.shape, dtype=self.ring.word) if out is None else out
+        words = np.empty(values.shape, dtype=self.ring.dtype) if out is None else out
         half = 2.0 ** (self.ring.bits - 1)
         for start in range(0, len(values), _TOGETHER):
             piece = slice(start, start + _TOGETHER)

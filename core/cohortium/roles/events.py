@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from cohortium.data.metrics import Scores
 from cohortium.privacy.guarantee import Guarantee
-from cohortium.roles.values import Secrecy
+from cohortium.roles.values import AggregationGuarantee
 
 
 @frozen(kw_only=True)
@@ -48,7 +48,7 @@ class RunStarted:
     data: str = ""
     source: str = ""
     classes: tuple[str, ...] = ()
-    secrecy: Secrecy | None = None
+    secrecy: AggregationGuarantee | None = None
     sizes: tuple[int, ...] | None = None
     histograms: tuple[tuple[int, ...], ...] | None = None
     data_sha256: str | None = None

@@ -60,8 +60,8 @@ class Offer(Generic[R_co]):
         name: What a study calls it: lower case, digits and hyphens.
         factory: Makes it from plain keyword parameters, each annotated; usually its class.
         summary: One line for `cohortium plugins`.
-        local: Its parameters whose values name code or files of the machine.  A study may come
-            from elsewhere: a hospital allows each such value by name, or it is refused.
+        local_parameters: Its parameters whose values name code or files of the machine.  A study
+            may come from elsewhere: a hospital allows each such value by name, or it is refused.
         code: The one of them that names a user's own code as "package:Class", if one does.  Its
             factory has a parameter `folder` beside it, also local: where the study's file lies
             that names the code, so that it is found there.  It is never sent to a hospital.
@@ -70,7 +70,7 @@ class Offer(Generic[R_co]):
     name: str
     factory: Callable[..., R_co]
     summary: str
-    local: tuple[str, ...] = ()
+    local_parameters: tuple[str, ...] = ()
     code: str = ""
 
 
@@ -122,10 +122,10 @@ def cohortium_observers() -> Iterable[Offer[Observer]]:
     return ()
 
 
-def hook_of(role: Role) -> str:
+def hook_name(role: Role) -> str:
     """The name of the hook through which `role` is offered.
 
-    >>> hook_of("model")
+    >>> hook_name("model")
     'cohortium_models'
     """
     return f"{GROUP}_{role}s"

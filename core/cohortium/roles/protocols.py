@@ -1,6 +1,6 @@
 """The seven roles.  A plugin fills one by having its methods: no base class, no registration call.
 
-    A **Dataset** is dealt by a **Partitioner** to *sites*; each site trains a **Model** with a
+    A **Partitioner** splits a **Dataset** over *sites*; each site trains a **Model** with a
     **Trainer** under a **Privatizer**; an **Aggregator** sums what the sites release; an
     **Engine** carries the messages.  An **Observer** is told what happened.
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from cohortium.roles.events import Event
     from cohortium.roles.sessions import (
         CoordinatorSession,
-        Exchange,
+        EngineSession,
         PrivacyPlan,
-        SitePrivacy,
-        SiteRecipe,
+        SitePrivatizer,
+        SiteFactory,
         SiteSession,
     )
     from cohortium.roles.values import (
-        Cohort,
-        Index,
-        Member,
-        Secrecy,
+        FederationSpec,
+        ExampleIndices,
+        SiteContext,
+        AggregationGuarantee,
         SiteId,
-        SumSetting,
-        Task,
-        Trained,
-        Work,
+        AggregationConfig,
+        LocalTask,
+        LocalResult,
+        Workload,
     )
 
 
@@ -63,22 +63,22 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Partitioner(Protocol):
-    """Deals one data set to sites, in a simulation.
+    """Splits one data set over sites, in a simulation.
 
     Guarantees:
-        No example goes to two sites.  The deal is a function of the arguments and `rng` alone.
+        No example goes to two sites.  The partition is a function of the arguments and `rng` alone.
     """
 
-    def deal(self, examples: Examples, sites: int, rng: np.random.Generator) -> Sequence[Index]:
-        """Positions for each of `sites` sites.
+    def partition(self, examples: Examples, num_sites: int, rng: np.random.Generator) -> Sequence[ExampleIndices]:
+        """Positions for each of `num_sites` sites.
 
         Args:
-            examples: What is dealt, to be left as it is.
-            sites: How many hands.
+            examples: The data set, to be left as it is.
+            num_sites: How many parts.
             rng: The only source of chance.
 
         Raises:
-            StudyError: It cannot be dealt as asked; nothing was dealt.
+            StudyError: It cannot be split so; nothing was.
         """
         ...
 
@@ -88,11 +88,12 @@ class Model(Protocol):
     """A network, and what is done to an image before it.
 
     Guarantees:
-        `prepare` is fixed, public and per image: example i of the result depends on image i alone.
-        `build` gives equal weights for equal arguments, and leaves torch's global generator be.
+        `preprocess` is fixed, public and per image: example i of the result depends on image i
+        alone. `build` gives equal weights for equal arguments, and leaves torch's global generator
+        be.
     """
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """`images` (N, C, H, W), `float32` in [0, 1], as the network's input, shape (N, …)."""
         ...
 
@@ -111,12 +112,13 @@ class Trainer(Protocol):
     """What a site does with its data in a round, and the server with the mean of what they send.
 
     Guarantees:
-        All training data reaches the update through `SitePrivacy.gradient`, and only so: with
-        zero gradients, `parameters`, `state` and every *other* example's loss are the same whatever
+        All training data reaches the update through `SitePrivatizer.set_private_gradient`, and only
+        so: with zero gradients, `parameters`, `state` and every *other* example's loss are the same
+            whatever
         any one example is.  The conformance kit checks exactly that.
     """
 
-    def work(self, cohort: Cohort) -> Work:
+    def workload(self, cohort: FederationSpec) -> Workload:
         """The declaration that privacy is planned by.
 
         Args:
@@ -127,16 +129,16 @@ class Trainer(Protocol):
         """
         ...
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Train `task.net` for one round.
 
-        `private` yields the batches and sets `.grad` on the network's parameters: its `gradient`
-        is called once for each batch that its `batches` yields, and `work().steps` times in all
+        `privatizer` yields the batches and sets `.grad` on the network's parameters: its `gradient`
+        is called once for each batch that its `batches` yields, and `workload().steps` times in all
         where batches are Poisson samples.  That is what the privacy is planned for.
         """
         ...
 
-    def server(
+    def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
         """The optimizer that takes a step a round on the pseudo-gradient, and its schedule.
@@ -149,7 +151,7 @@ class Trainer(Protocol):
         """
         ...
 
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """The network a site would use itself, given its `state`: by default `net`, the global."""
         ...
 
@@ -159,15 +161,15 @@ class Privatizer(Protocol):
     """Decides what may leave a site, and what that promises.
 
     Guarantees:
-        The plan's guarantee covers everything `SitePrivacy.release` lets out over
+        The plan's guarantee covers everything `SitePrivatizer.release` lets out over
         `cohort.attempts` attempts, for whoever the guarantee says it is against.
     """
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> PrivacyPlan:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> PrivacyPlan:
         """Calibrate noise for the whole run, before its first step.
 
         Args:
-            work: What the trainer declared.
+            workload: What the trainer declared.
             cohort: Who takes part.
             parameters: P, the length of the vector that will be released.
 
@@ -186,7 +188,7 @@ class Aggregator(Protocol):
         What the coordinator and colluding sites learn beside it is the plugin's to state.
     """
 
-    def secrecy(self, cohort: Cohort) -> Secrecy | None:
+    def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:
         """What is hidden from a coordinator as `cohort` declares it; None: it sees each release.
 
         Raises:
@@ -194,7 +196,7 @@ class Aggregator(Protocol):
         """
         ...
 
-    def coordinator(self, setting: SumSetting, secret: Randomness) -> CoordinatorSession:
+    def coordinator_session(self, setting: AggregationConfig, secret: Randomness) -> CoordinatorSession:
         """The coordinator's session of a run.
 
         Args:
@@ -207,7 +209,7 @@ class Aggregator(Protocol):
         """
         ...
 
-    def site(self, setting: SumSetting, member: Member) -> SiteSession:
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
         """The session of a run at the site that `member` is.
 
         Args:
@@ -226,10 +228,10 @@ class Engine(Protocol):
 
     Guarantees:
         It neither reads nor changes a message.  Replies may come in any order, or not at all.
-        It keeps deadlines; see `Exchange.exchange`.
+        It keeps deadlines; see `EngineSession.exchange`.
     """
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> Exchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         """Get ready.  `sites` is None in a deployment, where the sites build themselves."""
         ...
 
@@ -242,6 +244,6 @@ class Observer(Protocol):
     with `SiteAnswered`, which comes for every site in every exchange.
     """
 
-    def watch(self) -> Callable[[Event], None]:
+    def start_run(self) -> Callable[[Event], None]:
         """A listener for one run, which passes over the events that it has no use for."""
         ...

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingSum, RingVector
-    from cohortium.roles.values import Ask, Index, Requests, SiteId
+    from cohortium.roles.values import SiteRequest, ExampleIndices, StageRequests, SiteId
 
 
 @runtime_checkable
-class SitePrivacy(Protocol):
+class SitePrivatizer(Protocol):
     """A privatizer at one site, for one attempt at one round."""
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The round's batches over the site's `examples`.
 
         Under example-level privacy each is a Poisson sample from the site's secret generator:
@@ -29,7 +29,7 @@ class SitePrivacy(Protocol):
         """
         ...
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """Set `.grad` of every trainable parameter of `net`.
 
         Args:
@@ -89,11 +89,11 @@ class PrivacyPlan(Protocol):
         """Elements of a release."""
         ...
 
-    def spent(self, attempts: int) -> Guarantee | None:
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
         """What `attempts` attempts promise so far."""
         ...
 
-    def site(self, secret: Randomness, patients: Index | None = None) -> SitePrivacy:
+    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SitePrivatizer:
         """The privatizer for one attempt at a site.
 
         Args:
@@ -116,11 +116,11 @@ class CoordinatorSession(Protocol):
     dropout, whatever its cause.
     """
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin `attempt`, at `round`, among `sites`, forgetting any earlier one."""
         ...
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """What to send now; empty when the attempt is complete, or cannot be."""
         ...
 
@@ -134,7 +134,7 @@ class CoordinatorSession(Protocol):
         """
         ...
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         """The exact sum over the contributors.
 
         Raises:
@@ -147,13 +147,13 @@ class CoordinatorSession(Protocol):
 class SiteSession(Protocol):
     """A site's side of an aggregation; a state machine that lives for the run."""
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """The reply to one request.
 
         Args:
-            ask: The request; the site has checked that it is of this run and not of an attempt
+            request: The request; the site has checked that it is of this run and not of an attempt
                 that is over.
-            vector: Trains and releases.  Called at most once an attempt, when a vector is due.
+            release: Trains and releases.  Called at most once an attempt, when a vector is due.
 
         Raises:
             RefusalError: The request is one that an honest coordinator would not make.
@@ -162,39 +162,39 @@ class SiteSession(Protocol):
         ...
 
 
-class OpenSite(Protocol):
+class SiteHandle(Protocol):
     """A site ready to answer."""
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
-        """The reply to one exchange, of a part `common` to all and its `own`.
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
+        """The reply to one exchange, of a part `broadcast` to all and its `own`.
 
         A refusal, too, is a message.
         """
         ...
 
 
-class SiteRecipe(Protocol):
+class SiteFactory(Protocol):
     """How to make a simulated site in any process; it can be pickled."""
 
-    def open(self, beside: OpenSite | None = None) -> OpenSite:
-        """Make the site; it shares the resident network of `beside`, a site of this process."""
+    def create(self, share_model_with: SiteHandle | None = None) -> SiteHandle:
+        """Make the site, which shares the resident network of `share_model_with`."""
         ...
 
 
-class Exchange(Protocol):
+class EngineSession(Protocol):
     """An engine at work."""
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """Send `common` and its own part to every site in `each`; yield replies as they come.
+        """Send `broadcast` and each site's own part, and yield replies as they come.
 
         It ends when every site has replied, or has failed to; a site that has not is left out.
 
         Args:
-            common: For all.
-            each: For one site each.
-            deadline: Seconds that every site has, from when it is handed its request; None gives
+            broadcast: For all.
+            per_site: For one site each.
+            timeout: Seconds that every site has, from when it is handed its request; None gives
                 it for ever.  Sites that take turns at one processor are handed theirs in turn.
 
         Guarantees:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.crypto.randomness import Randomness
-    from cohortium.crypto.signing import Directory, Identity
+    from cohortium.crypto.signing import KeyDirectory, SigningKey
     from cohortium.privacy.guarantee import Unit
     from cohortium.ring.ring import Ring
     from cohortium.storage.append_log import Journal
 
-Index: TypeAlias = "NDArray[np.int64]"
+ExampleIndices: TypeAlias = "NDArray[np.int64]"
 """Positions of examples at a site, shape (B,)."""
 
 SiteId: TypeAlias = int
@@ -35,12 +35,12 @@ Adversary: TypeAlias = Literal["honest-but-curious", "active"]
 
 
 @frozen(kw_only=True)
-class Cohort:
+class FederationSpec:
     """Who takes part, as declared by the study: public, and alike at every party.
 
     Attributes:
         sites: Hospitals in the federation.
-        size: How many of them are asked each round.
+        cohort_size: How many of them are asked each round.
         min_sites: Fewest contributions of which a sum may be released.
         examples: Declared training examples over all sites.
         patients: Declared patients over all sites, where the data say whose each example is.
@@ -52,7 +52,7 @@ class Cohort:
     """
 
     sites: int = field(validator=ge(1))
-    size: int = field(validator=ge(1))
+    cohort_size: int = field(validator=ge(1))
     min_sites: int = field(default=1, validator=ge(1))
     examples: int = field(validator=ge(1))
     patients: int | None = field(default=None, validator=optional(ge(1)))
@@ -72,13 +72,13 @@ class Cohort:
         """The declared mean, which stands for a site's own number wherever that must not show."""
         return self.examples / self.sites
 
-    def units(self, unit: Unit) -> int:
+    def num_units(self, unit: Unit) -> int:
         """How many of a `unit` there are, as declared; 0 patients where none are named."""
         if unit == "patient":
             return self.patients or 0
         return self.sites if unit == "site" else self.examples
 
-    def honest_contributors(self) -> int:
+    def min_honest_contributors(self) -> int:
         """The fewest honest sites in a sum, who can share the noise that it needs.
 
         Raises:
@@ -94,11 +94,11 @@ class Cohort:
 
 
 @frozen(kw_only=True)
-class Work:
+class Workload:
     """What a site's trainer will do each round, declared before it starts.
 
     Attributes:
-        releases: "update" (new weights minus old) or "gradient" (of one batch).
+        output: "update" (new weights minus old) or "gradient" (of one batch).
         steps: Batches a round.  Under example-level privacy it is alike at every site.
         sampling_rate: Chance q of each example (or patient) to be in a batch, where batches are
             drawn by Poisson sampling.
@@ -109,7 +109,7 @@ class Work:
             by trying the network.
     """
 
-    releases: Literal["update", "gradient"]
+    output: Literal["update", "gradient"]
     steps: int = field(validator=ge(1))
     sampling_rate: float = field(validator=[gt(0), le(1)])
     batch_size: int | None = None
@@ -118,7 +118,7 @@ class Work:
 
 
 @frozen(eq=False, kw_only=True)
-class Task:
+class LocalTask:
     """One round's work at one site.
 
     Attributes:
@@ -128,7 +128,7 @@ class Task:
         classes: How many there are.
         round: From 0.
         rounds: In the whole run.
-        work: What the trainer declared.
+        workload: What the trainer declared.
         generator: For augmentation, on the CPU.  Under example-level privacy it is secret: what
             happens to one example depends on which others were drawn.
         state: What the trainer kept at this site after its last round; empty at first.
@@ -140,13 +140,13 @@ class Task:
     classes: int
     round: int
     rounds: int
-    work: Work
+    workload: Workload
     generator: torch.Generator
     state: Mapping[str, Tensor]
 
 
 @frozen(eq=False, kw_only=True)
-class Trained:
+class LocalResult:
     """What a trainer hands back.
 
     Attributes:
@@ -162,62 +162,64 @@ class Trained:
 
 
 @frozen(eq=False)
-class Requests:
+class StageRequests:
     """What a coordinator sends at once: a part for every site, and one for each that must answer.
 
     False when there is nothing left to ask.
 
     Attributes:
-        common: The part for every site.
-        each: The part for each site that must answer.
-        phase: What people call this exchange: "keys", "vectors", …
+        broadcast: The part for every site.
+        per_site: The part for each site that must answer.
+        stage: What people call this exchange: "keys", "vectors", …
     """
 
-    common: bytes = b""
-    each: Mapping[SiteId, bytes] = field(factory=dict)
-    phase: str = ""
+    broadcast: bytes = b""
+    per_site: Mapping[SiteId, bytes] = field(factory=dict)
+    stage: str = ""
 
     def __bool__(self) -> bool:
         """Whether anyone is asked anything."""
-        return bool(self.each)
+        return bool(self.per_site)
 
 
 @frozen(eq=False, kw_only=True)
-class Ask:
+class SiteRequest:
     """One request as it reaches a site's session; all of it is untrusted.
 
     Attributes:
         round: From 0.
         attempt: From 0 over the run; every attempt has keys, masks, batches and noise of its own.
-        common: The part that all sites were sent.
+        broadcast: The part that all sites were sent.
         own: The part for this site alone.
     """
 
     round: int
     attempt: int
-    common: bytes
+    broadcast: bytes
     own: bytes
 
 
 @frozen(kw_only=True)
-class Secrecy:
+class AggregationGuarantee:
     """What an aggregation hides in each attempt: all of a release but its part in one sum.
 
     Attributes:
-        contributors: Fewest sites in a sum that is opened.
-        threshold: Shareholders of a secret, on the coordinator's side, that would undo it.
-        dropouts: Sites that may be lost, whichever they are, with the sum still to be had.
-        security: It fails in at most one of 2**security runs; None where it never does.
+        min_contributors: Fewest sites in a sum that is opened.
+        reconstruction_threshold: Shareholders of a secret, on the coordinator's side, that would
+            undo it.
+        max_dropouts: Sites that may be lost, whichever they are, with the sum still to be had.
+        statistical_security_bits: It fails in at most one of 2**statistical_security_bits runs;
+            None where it never does.
     """
 
-    contributors: int = field(validator=ge(2))
-    threshold: int = field(validator=ge(1))
-    dropouts: int = field(validator=ge(0))
-    security: int | None = None
+    min_contributors: int = field(validator=ge(2))
+    reconstruction_threshold: int = field(validator=ge(1))
+    max_dropouts: int = field(validator=ge(0))
+    statistical_security_bits: int | None = None
 
 
 @frozen(kw_only=True)
-class SumSetting:
+class AggregationConfig:
     """What both sides of an aggregation agree on for the whole run.
 
     Attributes:
@@ -232,12 +234,12 @@ class SumSetting:
     session: bytes
     ring: Ring
     length: int
-    cohort: Cohort
-    directory: Directory | None = None
+    cohort: FederationSpec
+    directory: KeyDirectory | None = None
 
 
 @frozen(eq=False, kw_only=True)
-class Member:
+class SiteContext:
     """One site, as its own session of an aggregation sees it: what it has to itself.
 
     Attributes:
@@ -249,5 +251,5 @@ class Member:
 
     site: SiteId
     secret: Randomness
-    identity: Identity | None = None
+    identity: SigningKey | None = None
     journal: Journal = field(factory=MemoryJournal)

@@ -13,32 +13,32 @@ import numpy as np
 
 from cohortium import parameters
 from cohortium.catalog import networks
-from cohortium.clipping.batch_mixing import require_per_example, require_separable
+from cohortium.clipping.batch_mixing import require_no_batch_mixing, require_per_example_gradients
 from cohortium.crypto.randomness import Randomness, Seeds
 from cohortium.errors import PrivacyError
 from cohortium.learning.evaluation import resolve_device
-from cohortium.roles.values import Cohort
+from cohortium.roles.values import FederationSpec
 from cohortium.rounds.dry_run import rehearse, require_carried
 from cohortium.rounds.min_batch import with_fewest
 from cohortium.rounds.network_size import TRIED, memory_of, parameters_of
-from cohortium.rounds.run_config import AdmissionPolicy, Setting
+from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
 
-    from cohortium.crypto.signing import Directory
+    from cohortium.crypto.signing import KeyDirectory
     from cohortium.data.examples import DataSpec
-    from cohortium.roles.values import Work
+    from cohortium.roles.values import Workload
     from cohortium.study.study import Study
 
 
-def cohort_of(federation: Study, *, examples: int, patients: int | None = None) -> Cohort:
+def cohort_of(federation: Study, *, examples: int, patients: int | None = None) -> FederationSpec:
     """Who takes part in a study on so many examples, of so many patients."""
-    return Cohort(
+    return FederationSpec(
         sites=federation.sites,
-        size=federation.cohort or federation.sites,
+        cohort_size=federation.cohort or federation.sites,
         min_sites=federation.min_sites,
         examples=examples,
         patients=patients,
@@ -53,7 +53,7 @@ def cohort_of(federation: Study, *, examples: int, patients: int | None = None) 
 def secrets_of(federation: Study) -> Randomness:
     """Where a run's own secrets come from: the operating system, but for seeded noise."""
     seeds = Seeds(federation.seed)
-    return Randomness.simulated(seeds.root) if federation.seeded_noise else Randomness.system()
+    return Randomness.insecure_from_seed(seeds.root) if federation.seeded_noise else Randomness.system()
 
 
 def agree(
@@ -61,9 +61,9 @@ def agree(
     spec: DataSpec,
     *,
     session: bytes,
-    directory: Directory | None,
+    directory: KeyDirectory | None,
     policy: AdmissionPolicy | None = None,
-) -> Setting:
+) -> RunConfig:
     """The setting of a run, from its study and what is public about the data.
 
     Args:
@@ -86,18 +86,18 @@ def agree(
     seeds = Seeds(federation.seed)
     cohort = cohort_of(federation, examples=spec.examples, patients=spec.patients)
     # The cheapest refusal first: noise is sought for seconds.
-    federation.aggregator.secrecy(cohort)
-    work = federation.trainer.work(cohort)
+    federation.aggregator.confidentiality(cohort)
+    workload = federation.trainer.workload(cohort)
 
-    def planned(parameters: int) -> Setting:
-        return Setting(
+    def planned(parameters: int) -> RunConfig:
+        return RunConfig(
             session=session,
             spec=spec,
             cohort=cohort,
             model=federation.model,
             trainer=federation.trainer,
-            work=work,
-            plan=federation.privatizer.plan(work, cohort, parameters),
+            workload=workload,
+            plan=federation.privatizer.plan(workload, cohort, parameters),
             aggregator=federation.aggregator,
             seeds=seeds,
             directory=directory,
@@ -110,27 +110,27 @@ def agree(
     require_carried(net)
     shape = (TRIED, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
-    made_up = federation.model.prepare(made_up)
+    made_up = federation.model.preprocess(made_up)
     networks.try_out(federation.model, net, made_up, spec.classes)
     if not networks.takes_one(net, made_up, len(spec.classes)):
-        work, setting = with_fewest(federation, net, made_up, work), None
+        workload, setting = with_fewest(federation, net, made_up, workload), None
     if setting is None or parameters.length(net) != expected:
         setting = _asked(federation, spec, planned, parameters.length(net), policy)
     guarantee = setting.plan.guarantee
     if guarantee is not None and guarantee.unit != "site":
-        _require_apart(federation, net, made_up, work)
+        _require_apart(federation, net, made_up, workload)
     # Refuses a cohort that the aggregator cannot serve, before anything is started.
-    setting.aggregator.coordinator(setting.sum, secrets_of(federation))
+    setting.aggregator.coordinator_session(setting.sum, secrets_of(federation))
     return attrs.evolve(setting, sizes=rehearse(setting, net))
 
 
 def _asked(
     federation: Study,
     spec: DataSpec,
-    planned: Callable[[int], Setting],
+    planned: Callable[[int], RunConfig],
     parameters: int,
     policy: AdmissionPolicy | None,
-) -> Setting:
+) -> RunConfig:
     """The setting for a network of so many values, if the policy lets it pass."""
     if policy is None:
         return planned(parameters)
@@ -142,13 +142,13 @@ def _asked(
     return setting
 
 
-def _require_apart(federation: Study, net: nn.Module, images: Tensor, work: Work) -> None:
+def _require_apart(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
     """Refuse a network whose examples' gradients cannot be told apart, by its name."""
     name = networks.name_of(federation.model)
     try:
-        require_per_example(net)
-        if work.fewest == 1:
-            require_separable(net, images)
+        require_no_batch_mixing(net)
+        if workload.fewest == 1:
+            require_per_example_gradients(net, images)
             return
     except PrivacyError as error:
         raise PrivacyError(f"{name}: {error}") from error

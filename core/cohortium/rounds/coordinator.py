@@ -16,7 +16,7 @@ from cohortium.errors import MessageError, RunError, TooFewSitesError
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
-from cohortium.roles.values import Requests
+from cohortium.roles.values import StageRequests
 from cohortium.text import printable
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.roles.values import SiteId
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
 
 
 @frozen(kw_only=True)
@@ -55,18 +55,18 @@ class Coordinator:
         attempt or stage, changes nothing: what is late cannot be taken for what is due.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RunConfig) -> None:
         """Build the initial network and the server optimizer.
 
         Raises:
             StudyError: The aggregator cannot serve this cohort.
         """
         self._setting = setting
-        self._session = setting.aggregator.coordinator(
+        self._session = setting.aggregator.coordinator_session(
             setting.sum, setting.secret("coordinator", private=True)
         )
         self.net = setting.network()
-        self.optimizer, self.schedule = setting.trainer.server(
+        self.optimizer, self.schedule = setting.trainer.make_server_optimizer(
             parameters.trainable(self.net), setting.cohort.rounds
         )
         self._round = self._attempt = self._stage = 0
@@ -76,16 +76,16 @@ class Coordinator:
         self._answered: set[SiteId] = set()
         self._uploads: dict[SiteId, int] = {}
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin `attempt` at `round` among `sites`."""
         self._round, self._attempt, self._stage = round, attempt, 0
         self._asked, self._failures, self._strays = tuple(sites), {}, {}
         self._uploads = dict.fromkeys(sites, 0)
-        self._session.open(round, attempt, sites)
+        self._session.begin_attempt(round, attempt, sites)
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """What to send now; empty when the attempt is complete, or cannot be."""
-        asked = self._session.requests()
+        asked = self._session.next_requests()
         if not asked:
             return asked
         first = self._stage == 0
@@ -95,11 +95,11 @@ class Coordinator:
             attempt=self._attempt,
             stage=self._stage,
             weights=self._weights() if first else None,
-            body=asked.common,
+            body=asked.broadcast,
         )
         self._stage += 1
         self._answered = set()
-        return Requests(codec.encode(request), asked.each, asked.phase)
+        return StageRequests(codec.encode(request), asked.per_site, asked.stage)
 
     def _weights(self) -> memoryview:
         """The global weights as they are sent."""
@@ -137,7 +137,7 @@ class Coordinator:
             TooFewSitesError: Too few sites answered; the weights have not moved.
         """
         try:
-            total = self._session.total()
+            total = self._session.sum()
         except TooFewSitesError as error:
             raise TooFewSitesError(f"{error}{self._reasons()}") from error
         need = self._setting.cohort.min_sites
@@ -157,7 +157,7 @@ class Coordinator:
     def state(self) -> dict[str, Any]:
         """All that the rounds so far have left: weights, server optimizer and its schedule."""
         return {
-            "weights": parameters.named(self.net),
+            "weights": parameters.state_dict(self.net),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -169,7 +169,7 @@ class Coordinator:
             RunError: It is of another model or another server optimizer.
         """
         try:
-            parameters.load_named(self.net, state["weights"])
+            parameters.load_state_dict(self.net, state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
         except (KeyError, TypeError, ValueError) as error:
@@ -189,7 +189,7 @@ class Coordinator:
         import torch
 
         mean = mean.to(self._setting.device)
-        is_gradient = self._setting.work.releases == "gradient"
+        is_gradient = self._setting.workload.output == "gradient"
         position = 0
         for parameter in parameters.trainable(self.net):
             piece = mean[position : position + parameter.numel()].view_as(parameter)

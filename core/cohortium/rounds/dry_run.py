@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
 
 
 def require_carried(net: nn.Module) -> None:
@@ -53,7 +53,7 @@ def require_carried(net: nn.Module) -> None:
             )
 
 
-def rehearse(setting: Setting, net: nn.Module) -> Sizes:
+def rehearse(setting: RunConfig, net: nn.Module) -> Sizes:
     """Play the first round and the last with one made-up site, from the weights to new weights.
 
     The site, the coordinator, the trainer, the privatizer, the server optimizer, the evaluation
@@ -85,16 +85,16 @@ def rehearse(setting: Setting, net: nn.Module) -> Sizes:
 class _Stage:
     """Both parties of a rehearsal, which take turns with one network."""
 
-    def __init__(self, setting: Setting, net: nn.Module) -> None:
+    def __init__(self, setting: RunConfig, net: nn.Module) -> None:
         self._setting = setting
         self._net = net.to(setting.device)
         self._tried = attrs.evolve(
             setting,
             cohort=attrs.evolve(setting.cohort, min_sites=1),
             model=Built(setting.model, self._net),
-            work=attrs.evolve(setting.work, steps=1, epochs=None),
-            plan=Hushed(setting.plan, setting.work.batch_size or TRIED),
-            aggregator=Alone(setting.aggregator.secrecy(setting.cohort)),
+            workload=attrs.evolve(setting.workload, steps=1, epochs=None),
+            plan=Hushed(setting.plan, setting.workload.batch_size or TRIED),
+            aggregator=Alone(setting.aggregator.confidentiality(setting.cohort)),
             seeds=Seeds(setting.seeds.integer("rehearsal")),
             directory=None,
         )
@@ -116,10 +116,10 @@ class _Stage:
         return Sizes(site=self._scale.bytes, server=len(state))
 
     def _round(self, coordinator: Coordinator, site: Site, number: int, attempt: int) -> None:
-        coordinator.open(number, attempt, (0,))
-        requests = coordinator.requests()
+        coordinator.begin_attempt(number, attempt, (0,))
+        requests = coordinator.next_requests()
         with self._saying("a site's training"):
-            reply = site.answer(requests.common, requests.each[0])
+            reply = site.answer(requests.broadcast, requests.per_site[0])
         if not coordinator.receive(0, reply):
             raise StudyError(f"every site would refuse its round: {coordinator.failures[0].reason}")
         site.workplace.reset()
@@ -135,7 +135,7 @@ class _Stage:
         import torch
 
         images = torch.from_numpy(self._examples.images).float().div_(255)
-        inputs = self._setting.model.prepare(images).to(self._setting.device)
+        inputs = self._setting.model.preprocess(images).to(self._setting.device)
         found = probabilities(self._setting.model, self._net, inputs).shape
         wanted = len(self._setting.spec.classes)
         if found != (len(images), wanted):
@@ -163,7 +163,7 @@ class _Stage:
             ) from error
 
 
-def _made_up(setting: Setting) -> Examples:
+def _made_up(setting: RunConfig) -> Examples:
     """A few images of the declared shape, each of a patient of its own."""
     spec = setting.spec
     count = min(TRIED, spec.examples)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import RingVector
-    from cohortium.roles.sessions import SitePrivacy
-    from cohortium.roles.values import Index, Work
+    from cohortium.roles.sessions import SitePrivatizer
+    from cohortium.roles.values import ExampleIndices, Workload
 
 
 @define(eq=False)
@@ -31,36 +31,36 @@ class Counted:
         a trainer did to it would have changed what the noise is for.
 
     Attributes:
-        private: What it stands before.
+        privatizer: What it stands before.
         steps: Batches that were declared.
         is_noised_late: Whether gradients are clipped, and not noised before the release.
     """
 
-    private: SitePrivacy
+    privatizer: SitePrivatizer
     steps: int
     is_noised_late: bool = False
     _gradient: Tensor | None = None
     _is_drawn: bool = False
-    _yielded: list[Index] = field(factory=list)
+    _yielded: list[ExampleIndices] = field(factory=list)
     _taken: int = 0
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The privatizer's batches, once."""
         if self._is_drawn:
             raise _broken("draws batches twice in a round")
         self._is_drawn = True
-        for batch in self.private.batches(examples):
+        for batch in self.privatizer.batches(examples):
             self._yielded.append(batch)
             yield batch
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The privatizer's gradient, of a batch that it yielded and that is not used up."""
         place = next((i for i, one in enumerate(self._yielded) if one is batch), None)
         if place is None:
             raise _broken("takes the gradient of a batch that was not drawn for it, or twice")
         del self._yielded[place]
         self._taken += 1
-        self.private.gradient(net, losses, batch)
+        self.privatizer.set_private_gradient(net, losses, batch)
         if self.is_noised_late:
             self._gradient = flatten_gradients(net, before=flatten(net))
 
@@ -70,14 +70,14 @@ class Counted:
             raise _broken(f"took {self._taken} gradients where {self.steps} were declared")
         if self._gradient is not None and not self._gradient.equal(vector.to(self._gradient)):
             raise _broken("releases something else than the gradient that was clipped")
-        return self.private.release(vector, weight)
+        return self.privatizer.release(vector, weight)
 
 
-def guarded(private: SitePrivacy, guarantee: Guarantee | None, work: Work) -> SitePrivacy:
-    """`private` as a trainer gets it: counted, where single examples or patients are protected."""
+def guarded(privatizer: SitePrivatizer, guarantee: Guarantee | None, workload: Workload) -> SitePrivatizer:
+    """`privatizer` as a trainer gets it: counted where examples or patients are protected."""
     if guarantee is None or guarantee.unit == "site":
-        return private
-    return Counted(private, work.steps, is_noised_late=guarantee.against == "coordinator")
+        return privatizer
+    return Counted(privatizer, workload.steps, is_noised_late=guarantee.against == "coordinator")
 
 
 def _broken(what: str) -> RefusalError:

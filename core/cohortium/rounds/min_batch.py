@@ -11,7 +11,7 @@ from attrs import frozen
 from cohortium import parameters
 from cohortium.catalog import networks
 from cohortium.errors import NetworkError
-from cohortium.roles.values import Task
+from cohortium.roles.values import LocalTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.ring.ring import RingVector
-    from cohortium.roles.values import Index, Work
+    from cohortium.roles.values import ExampleIndices, Workload
     from cohortium.study.study import Study
 
 
-def with_fewest(federation: Study, net: nn.Module, images: Tensor, work: Work) -> Work:
-    """`work` for a network that cannot be trained on one image, unless its trainer copies that.
+def with_fewest(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> Workload:
+    """`workload` for a network that cannot be trained on one image, unless its trainer copies that.
 
     Raises:
         NetworkError: The work asks for batches of one.
     """
     try:
         with networks.as_it_was(net):
-            _train_on(federation, net, images[:1], work)
+            _train_on(federation, net, images[:1], workload)
     except Exception:  # noqa: BLE001 - copies of the one do not help
-        if work.batch_size == 1:
+        if workload.batch_size == 1:
             raise NetworkError(
                 f"{networks.name_of(federation.model)} cannot be trained on a batch of one image, "
                 "as batch normalisation cannot, and the trainer's batch_size is 1; raise it."
             ) from None
-        return attrs.evolve(work, fewest=2)
-    return work
+        return attrs.evolve(workload, fewest=2)
+    return workload
 
 
 @frozen
 class _NoPrivacy:
     """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Everyone, once."""
         yield np.arange(examples)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """Ask for the losses, and set zeros."""
         import torch
 
@@ -63,18 +63,18 @@ class _NoPrivacy:
         raise NotImplementedError
 
 
-def _train_on(federation: Study, net: nn.Module, images: Tensor, work: Work) -> None:
+def _train_on(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
     """Let the trainer go through a round with `images`."""
     import torch
 
-    task = Task(
+    task = LocalTask(
         net=net.train(),
         images=images,
         labels=torch.zeros(len(images), dtype=torch.int64),
         classes=net.eval()(images).shape[1],
         round=0,
         rounds=federation.rounds,
-        work=work,
+        workload=workload,
         generator=torch.Generator().manual_seed(0),
         state={},
     )

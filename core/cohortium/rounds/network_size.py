@@ -71,7 +71,7 @@ def _activations(model: Model, spec: DataSpec) -> int | None:
                 if not [*layer.children()]:
                     layer.register_forward_hook(add)
             blank: Tensor = torch.zeros(1, *spec.shape)
-            net(model.prepare(blank))
+            net(model.preprocess(blank))
     except Exception:  # noqa: BLE001 - as above
         return None
     return count

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.roles.events import Event
-    from cohortium.roles.sessions import Exchange
-    from cohortium.roles.values import Requests, SiteId
+    from cohortium.roles.sessions import EngineSession
+    from cohortium.roles.values import StageRequests, SiteId
     from cohortium.rounds.coordinator import Coordinator, Outcome
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
 
 
 @frozen(kw_only=True)
@@ -54,9 +54,9 @@ class Rounds:
         tell: Tells observers.
     """
 
-    setting: Setting
+    setting: RunConfig
     coordinator: Coordinator
-    exchange: Exchange
+    exchange: EngineSession
     deadline: float | None
     goal: int
     attempt: int
@@ -73,7 +73,7 @@ class Rounds:
         while True:
             self.begin(number, self.attempt)
             sites = asked(self.setting, number, self.attempt)
-            self.coordinator.open(number, self.attempt, sites)
+            self.coordinator.begin_attempt(number, self.attempt, sites)
             self.attempt += 1
             phases = self._carry(number)
             seconds += sum(phase.seconds for phase in phases)
@@ -91,15 +91,15 @@ class Rounds:
     def _carry(self, number: int) -> tuple[Phase, ...]:
         """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
         phases: list[Phase] = []
-        while requests := self.coordinator.requests():
+        while requests := self.coordinator.next_requests():
             phases.append(self._exchange(number, len(phases), requests))
         return tuple(phases)
 
-    def _exchange(self, number: int, turn: int, requests: Requests) -> Phase:
+    def _exchange(self, number: int, turn: int, requests: StageRequests) -> Phase:
         spent, uploaded = 0.0, 0
         answered: set[SiteId] = set()
         began = time.perf_counter()
-        for site, reply in self.exchange.exchange(requests.common, requests.each, self.deadline):
+        for site, reply in self.exchange.exchange(requests.broadcast, requests.per_site, self.deadline):
             spent += time.perf_counter() - began
             uploaded += len(reply)
             if self.coordinator.receive(site, reply):
@@ -111,16 +111,16 @@ class Rounds:
                         exchange=turn,
                         site=site,
                         answered=len(answered),
-                        asked=len(requests.each),
+                        asked=len(requests.per_site),
                     )
                 )
             began = time.perf_counter()
         return Phase(
-            name=requests.phase,
-            asked=len(requests.each),
-            lost=tuple(sorted(set(requests.each) - answered)),
+            name=requests.stage,
+            asked=len(requests.per_site),
+            lost=tuple(sorted(set(requests.per_site) - answered)),
             upload_bytes=uploaded,
-            download_bytes=sum(len(requests.common) + len(own) for own in requests.each.values()),
+            download_bytes=sum(len(requests.broadcast) + len(own) for own in requests.per_site.values()),
             seconds=spent + time.perf_counter() - began,
         )
 
@@ -130,10 +130,10 @@ class Rounds:
         self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason, phases=phases))
 
 
-def asked(setting: Setting, number: int, attempt: int) -> tuple[SiteId, ...]:
+def asked(setting: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:
     """The sites that an attempt at round `number` asks: a public choice, and no amplification."""
     cohort = setting.cohort
-    if cohort.size == cohort.sites:
+    if cohort.cohort_size == cohort.sites:
         return tuple(range(cohort.sites))
     rng = setting.seeds.generator("cohort", number, attempt)
-    return tuple(sorted(rng.choice(cohort.sites, cohort.size, replace=False).tolist()))
+    return tuple(sorted(rng.choice(cohort.sites, cohort.cohort_size, replace=False).tolist()))

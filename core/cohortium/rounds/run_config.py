@@ -9,17 +9,17 @@ from attrs import frozen
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import StudyError
-from cohortium.roles.values import SumSetting
+from cohortium.roles.values import AggregationConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cohortium.crypto.randomness import Seeds
-    from cohortium.crypto.signing import Directory
+    from cohortium.crypto.signing import KeyDirectory
     from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Aggregator, Model, Trainer
     from cohortium.roles.sessions import PrivacyPlan
-    from cohortium.roles.values import Cohort, Work
+    from cohortium.roles.values import FederationSpec, Workload
 
 
 @frozen(kw_only=True)
@@ -36,7 +36,7 @@ class Sizes:
 
 
 @frozen(kw_only=True)
-class Setting:
+class RunConfig:
     """What every party of a run knows: the composition and its declared numbers.
 
     Attributes:
@@ -45,7 +45,7 @@ class Setting:
         cohort: Who takes part.
         model: Built alike at every party.
         trainer: What each site does.
-        work: What the trainer declared.
+        workload: What the trainer declared.
         plan: What may leave a site.
         aggregator: How releases are summed.
         seeds: The run's public seeds.
@@ -56,14 +56,14 @@ class Setting:
 
     session: bytes
     spec: DataSpec
-    cohort: Cohort
+    cohort: FederationSpec
     model: Model
     trainer: Trainer
-    work: Work
+    workload: Workload
     plan: PrivacyPlan
     aggregator: Aggregator
     seeds: Seeds
-    directory: Directory | None = None
+    directory: KeyDirectory | None = None
     device: str = "cpu"
     sizes: Sizes = Sizes()
 
@@ -72,24 +72,25 @@ class Setting:
         guarantee = self.plan.guarantee
         if guarantee is None or guarantee.against == "everyone":
             return
-        secrecy = self.aggregator.secrecy(self.cohort)
-        if secrecy is None:
+        confidentiality = self.aggregator.confidentiality(self.cohort)
+        if confidentiality is None:
             raise StudyError(
                 "the privatizer's guarantee is against a coordinator that sees sums, and the "
                 "aggregator shows it every site's release; use aggregator 'secagg', or a "
                 "privatizer with against = 'everyone'."
             )
-        if secrecy.contributors < guarantee.honest + guarantee.colluding:
+        if confidentiality.min_contributors < guarantee.honest + guarantee.colluding:
             raise StudyError(
-                f"the aggregator opens sums over {secrecy.contributors} sites, and the guarantee "
+                f"the aggregator opens sums over {confidentiality.min_contributors} sites, and "
+                f"the guarantee "
                 f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
                 "raise min_sites."
             )
 
     @property
-    def sum(self) -> SumSetting:
+    def sum(self) -> AggregationConfig:
         """The aggregator's part of it."""
-        return SumSetting(
+        return AggregationConfig(
             session=self.session,
             ring=self.plan.ring,
             length=self.plan.length,
@@ -110,7 +111,7 @@ class Setting:
         """
         if private and not self.cohort.seeded_noise:
             return Randomness.system()
-        return Randomness.simulated(self.seeds.root).fork(purpose)
+        return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
 
 
 class AdmissionPolicy(Protocol):
@@ -119,7 +120,7 @@ class AdmissionPolicy(Protocol):
     Each method raises a `RefusalError` for a run beyond a limit.
     """
 
-    def admit(self, setting: Setting) -> None:
+    def admit(self, setting: RunConfig) -> None:
         """Refuse a run that offers less than the site demands."""
         ...
 

@@ -14,13 +14,13 @@ from cohortium.messages.run import Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
 
 
 class Workplace:
     """One resident network, shared by all the sites of a process, which take turns with it."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RunConfig) -> None:
         """Build the network."""
         import torch
 
@@ -32,18 +32,18 @@ class Workplace:
         self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []
 
-    def read(self, common: bytes) -> Request:
+    def read(self, broadcast: bytes) -> Request:
         """Decode the part of a request that all sites share; once, however many sites there are.
 
         Raises:
             MessageError: It is not a request, or its weights are not this network's.
         """
-        if self._latest is not None and self._latest[0] is common:
+        if self._latest is not None and self._latest[0] is broadcast:
             return self._latest[1]
-        request = codec.decode(common, Request)
+        request = codec.decode(broadcast, Request)
         if request.weights is not None:
             self._weights = self._decoded(request.weights)
-        self._latest = (common, request)
+        self._latest = (broadcast, request)
         return request
 
     def _decoded(self, weights: memoryview) -> list[Tensor]:
@@ -58,7 +58,7 @@ class Workplace:
             raise MessageError("the global weights are not all finite.")
         # Cut up once, however many sites begin with them.
         return parameters.split(
-            torch.from_numpy(array.copy()).to(self._device), parameters.pieces(self.net)
+            torch.from_numpy(array.copy()).to(self._device), parameters.tensors(self.net)
         )
 
     def reset(self) -> None:
@@ -71,7 +71,7 @@ class Workplace:
         for name, buffer in self.net.named_buffers():
             buffer.copy_(self._buffers[name])
         with torch.no_grad():
-            for piece, weights in zip(parameters.pieces(self.net), self._weights, strict=True):
+            for piece, weights in zip(parameters.tensors(self.net), self._weights, strict=True):
                 piece.copy_(weights)
         self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
         self.net.train()

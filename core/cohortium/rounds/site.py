@@ -12,7 +12,7 @@ from cohortium.errors import BrokenNetworkError, MessageError, PrivacyError, Ref
 from cohortium.ledger.cost import Price
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
-from cohortium.roles.values import Ask, Member, Task
+from cohortium.roles.values import SiteRequest, SiteContext, LocalTask
 from cohortium.rounds.guard import guarded
 from cohortium.rounds.shared_model import Workplace
 from cohortium.storage.append_log import MemoryJournal
@@ -20,21 +20,21 @@ from cohortium.storage.trainer_state import Kept
 
 if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
-    from cohortium.crypto.signing import Identity
+    from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
     from cohortium.ring.ring import RingVector
-    from cohortium.roles.sessions import OpenSite
-    from cohortium.roles.values import Cohort, SiteId
-    from cohortium.rounds.run_config import AdmissionPolicy, Setting
+    from cohortium.roles.sessions import SiteHandle
+    from cohortium.roles.values import FederationSpec, SiteId
+    from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
     from cohortium.storage.append_log import Journal
     from cohortium.storage.trainer_state import StateFile, Store
 
 
 def _seed(secret: Randomness, purpose: str) -> int:
     """A seed for torch's generators."""
-    return int.from_bytes(secret.token(8, purpose), "big") >> 1
+    return int.from_bytes(secret.secret_bytes(8, purpose), "big") >> 1
 
 
 class Site:
@@ -42,7 +42,7 @@ class Site:
 
     Guarantees:
         What leaves is the aggregator's messages and refusals.  The aggregator is given what
-        `SitePrivacy.release` returned and nothing else.
+        `SitePrivatizer.release` returned and nothing else.
         An attempt is answered in order: an older one, or one of another run, is refused.
         A vector is released once an attempt, whatever the aggregator asks: a second one would
         spend privacy that was not planned.
@@ -60,12 +60,12 @@ class Site:
 
     def __init__(
         self,
-        setting: Setting,
+        setting: RunConfig,
         site: SiteId,
         examples: Examples,
         workplace: Workplace,
         *,
-        identity: Identity | None = None,
+        identity: SigningKey | None = None,
         journal: Journal | None = None,
         policy: AdmissionPolicy | None = None,
         account: Account | None = None,
@@ -105,7 +105,7 @@ class Site:
         self._site = site
         self.workplace = workplace
         images = torch.from_numpy(examples.images).float().div_(255)
-        self._images = setting.model.prepare(images).to(setting.device)
+        self._images = setting.model.preprocess(images).to(setting.device)
         self._labels = torch.from_numpy(examples.labels).to(setting.device)
         self._patients = examples.patients
         self._store = store
@@ -116,30 +116,30 @@ class Site:
         self._kept = Kept() if store is None else store.read().on(setting.device)
         self._round = self._kept.round
         self._attempt = self._released = -1
-        member = Member(
+        member = SiteContext(
             site=site,
             secret=setting.secret(f"aggregation {site}", private=True),
             identity=identity,
             journal=self._journal,
         )
-        self._session = setting.aggregator.site(setting.sum, member)
+        self._session = setting.aggregator.site_session(setting.sum, member)
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """The reply to one request; a refusal, too, is a message.
 
         Whatever the bytes are, it does not raise: only a fault in a plugin's own code does.
 
         Args:
-            common: A `Request`, untrusted.
+            broadcast: A `Request`, untrusted.
             own: The aggregator's part for this site alone, untrusted.
         """
         attempt = stage = 0
         try:
-            request = self.workplace.read(common)
+            request = self.workplace.read(broadcast)
             attempt, stage = request.attempt, request.stage
             self._admit(request)
-            ask = Ask(round=request.round, attempt=attempt, common=request.body, own=own)
-            body = self._session.answer(ask, lambda: self._release(request))
+            ask = SiteRequest(round=request.round, attempt=attempt, broadcast=request.body, own=own)
+            body = self._session.handle(ask, lambda: self._release(request))
         except RefusalError as refusal:
             return codec.encode(Refusal(attempt, stage, refusal.code, refusal.reason))
         except MessageError as error:
@@ -173,22 +173,22 @@ class Site:
         setting = self._setting
         self._require_ready()
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
-        secret = secret.fork(request.round, request.attempt, self._site)
-        private = setting.plan.site(secret, self._patients)
-        private = guarded(private, setting.plan.guarantee, setting.work)
+        secret = secret.derive(request.round, request.attempt, self._site)
+        privatizer = setting.plan.for_site(secret, self._patients)
+        privatizer = guarded(privatizer, setting.plan.guarantee, setting.workload)
         # As secret as the batches: an example's flips depend on who else was drawn before it, so
         # whoever knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
         self.workplace.reset()
         before = self._kept.entering(request.round)
-        task = Task(
+        task = LocalTask(
             net=self.workplace.net,
             images=self._images,
             labels=self._labels,
             classes=len(setting.spec.classes),
             round=request.round,
             rounds=setting.cohort.rounds,
-            work=setting.work,
+            workload=setting.workload,
             generator=generator,
             state=before,
         )
@@ -203,12 +203,12 @@ class Site:
             seed(_seed(secret, "layers"))
             try:
                 with blamed(setting.model, task.net, f"failed in round {request.round + 1}"):
-                    trained = setting.trainer.train(task, private)
+                    trained = setting.trainer.train(task, privatizer)
             except PrivacyError as error:  # of the data at hand, so its words must not leave
                 raise BrokenNetworkError(str(error)) from error
         self._require_still()
         self._keep(Kept.of(request.round, before, trained.state))
-        released = private.release(trained.vector, trained.weight)
+        released = privatizer.release(trained.vector, trained.weight)
         if len(released.words) != setting.plan.length:
             raise RefusalError(
                 "vector",
@@ -267,7 +267,7 @@ class Site:
             )
 
 
-def _require_declared(examples: Examples, cohort: Cohort) -> None:
+def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
     """Refuse a study that declares fewer than one site alone has: its sums would not fit.
 
     The sentence names the number that is declared, and not the site's own.
@@ -286,20 +286,20 @@ def _require_declared(examples: Examples, cohort: Cohort) -> None:
 
 
 @frozen
-class Recipe:
-    """How to make a simulated site in any process; see `protocols.SiteRecipe`."""
+class SimulatedSiteFactory:
+    """How to make a simulated site in any process; see `protocols.SiteFactory`."""
 
-    setting: Setting
+    setting: RunConfig
     site: SiteId
     examples: Examples = field(repr=False)
-    identity: Identity | None = None
+    identity: SigningKey | None = None
     policy: AdmissionPolicy | None = None
     account: Account | None = None
     store: StateFile | None = None
 
-    def open(self, beside: OpenSite | None = None) -> Site:
-        """Make the site, sharing the resident network of `beside`."""
-        place = beside.workplace if isinstance(beside, Site) else Workplace(self.setting)
+    def create(self, share_model_with: SiteHandle | None = None) -> Site:
+        """Make the site, sharing the resident network of `share_model_with`."""
+        place = share_model_with.workplace if isinstance(share_model_with, Site) else Workplace(self.setting)
         return Site(
             self.setting,
             self.site,

@@ -14,7 +14,7 @@ from attrs import define, frozen
 from cohortium import parameters
 from cohortium.errors import RefusalError
 from cohortium.ring.ring import RingSum
-from cohortium.roles.values import Requests
+from cohortium.roles.values import StageRequests
 from cohortium.storage.trainer_state import Kept, content_of
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingVector, Words
     from cohortium.roles.protocols import Model
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.roles.values import Ask, Cohort, Index, Member, Secrecy, SiteId, SumSetting
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.values import SiteRequest, FederationSpec, ExampleIndices, SiteContext, AggregationGuarantee, SiteId, AggregationConfig
 
 
 @frozen
@@ -39,9 +39,9 @@ class Built:
     model: Model
     net: nn.Module
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """As the model does."""
-        return self.model.prepare(images)
+        return self.model.preprocess(images)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The network that is there."""
@@ -98,34 +98,34 @@ class Hushed:
         """The run's."""
         return self.plan.length
 
-    def spent(self, attempts: int) -> Guarantee | None:
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
         """As in the run."""
-        return self.plan.spent(attempts)
+        return self.plan.guarantee_after(attempts)
 
     def decode(self, total: RingSum) -> Tensor:
         """As in the run."""
         return self.plan.decode(total)
 
-    def site(self, secret: Randomness, patients: Index | None = None) -> SitePrivacy:
+    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SitePrivatizer:
         """A site's privacy, hushed."""
-        return HushedSite(self.plan.site(secret, patients), self.most)
+        return HushedSite(self.plan.for_site(secret, patients), self.most)
 
 
 @frozen
 class HushedSite:
     """A site's privacy that does all that it would, and then takes the values off."""
 
-    private: SitePrivacy
+    privatizer: SitePrivatizer
     most: int
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """One batch, of everybody up to `most`: a sample at a small rate would be empty."""
-        next(iter(self.private.batches(examples)), None)
+        next(iter(self.privatizer.batches(examples)), None)
         yield np.arange(min(examples, self.most))
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The privatizer's gradient, and zeros in its place."""
-        self.private.gradient(net, losses, batch)
+        self.privatizer.set_private_gradient(net, losses, batch)
         for parameter in parameters.trainable(net):
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -133,26 +133,30 @@ class HushedSite:
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The privatizer's release; of zeros where it refuses the values."""
         try:
-            return self.private.release(vector, weight)
+            return self.privatizer.release(vector, weight)
         except RefusalError:
-            return self.private.release(vector.new_zeros(vector.shape), weight)
+            return self.privatizer.release(vector.new_zeros(vector.shape), weight)
 
 
 @frozen
 class Alone:
     """An aggregation of one site: what it releases is the sum."""
 
-    secret: Secrecy | None
+    secret: AggregationGuarantee | None
 
-    def secrecy(self, cohort: Cohort) -> Secrecy | None:  # noqa: ARG002
+    def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:  # noqa: ARG002
         """What the run's aggregator says."""
         return self.secret
 
-    def coordinator(self, setting: SumSetting, secret: Randomness) -> _Passing:  # noqa: ARG002
+    def coordinator_session(
+        self,
+        setting: AggregationConfig,
+        secret: Randomness,  # noqa: ARG002
+    ) -> _Passing:
         """The coordinator's session."""
         return _Passing(setting)
 
-    def site(self, setting: SumSetting, member: Member) -> _Passing:  # noqa: ARG002
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> _Passing:  # noqa: ARG002
         """The site's session."""
         return _Passing(setting)
 
@@ -161,28 +165,28 @@ class Alone:
 class _Passing:
     """Either side of it: packs a release, or unpacks it."""
 
-    setting: SumSetting
+    setting: AggregationConfig
     _words: Words | None = None
     _is_asked: bool = False
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
         """Begin anew."""
         self._words, self._is_asked = None, False
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """Ask the site once."""
         self._is_asked, was_asked = True, self._is_asked
-        return Requests() if was_asked else Requests(each={0: b""})
+        return StageRequests() if was_asked else StageRequests(per_site={0: b""})
 
     def receive(self, site: SiteId, reply: bytes) -> None:  # noqa: ARG002
         """Take in what it releases."""
         self._words = self.setting.ring.unpack(reply, self.setting.length)
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         """The same."""
         assert self._words is not None
         return RingSum(self.setting.ring, self._words, (0,))
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
         """What the site releases."""
-        return self.setting.ring.pack(vector().words)
+        return self.setting.ring.pack(release().words)

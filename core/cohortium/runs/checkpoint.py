@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from cohortium.storage import tensor_tree
 from cohortium.errors import MessageError, RefusalError, RunError, StudyError
 from cohortium.roles.events import RoundFinished
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 from cohortium.storage.append_log import FileJournal
 from cohortium.messages.codec import Message, decode_either, encode
 
@@ -117,7 +117,7 @@ class Checkpoint:
             "states": self.states,
             "server": self.server,
         }
-        write_whole(path, tensor_tree.dump(content))
+        atomic_write(path, tensor_tree.dump(content))
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint | None:

@@ -17,7 +17,7 @@ from cohortium.rounds.coordinator import Coordinator
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 from cohortium.runs.run_directory import STATES, STUDY, RunFolder, ledger_in
 from cohortium.runs.history import History
 from cohortium.runs.invite import muster
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import Ready
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.rounds.round_runner import Played
-    from cohortium.roles.sessions import Exchange
+    from cohortium.roles.sessions import EngineSession
 
 
 def begin(
@@ -50,7 +50,7 @@ def begin(
 ) -> Result:
     """Run a study that is ready; see `Federation.run`."""
     coordinator = Coordinator(ready.setting)
-    listeners = [observer.watch() for observer in observers]
+    listeners = [observer.start_run() for observer in observers]
     # The folder last: whoever has a say may refuse until then, and nothing is there to clear away.
     with _at_work(ready, out, engine) as (exchange, told):
         if out is None:
@@ -80,7 +80,7 @@ def resume(
     if checkpoint is not None:
         standing.restore(checkpoint)
     _remember_observers(ready, folder)
-    listeners = [observer.watch() for observer in observers]
+    listeners = [observer.start_run() for observer in observers]
     with _at_work(ready, folder.path) as (exchange, told):
         return Run(standing, exchange, listeners, stop).carry_out(told)
 
@@ -98,7 +98,7 @@ def _remember_observers(ready: Ready, folder: RunFolder) -> None:
     if told != known:
         study["federation"]["observers"] = told
         try:
-            write_whole(path, tomli_w.dumps(study).encode())
+            atomic_write(path, tomli_w.dumps(study).encode())
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}.") from error
 
@@ -106,7 +106,7 @@ def _remember_observers(ready: Ready, folder: RunFolder) -> None:
 @contextlib.contextmanager
 def _at_work(
     ready: Ready, out: Path | None, engine: Engine | None = None
-) -> Iterator[tuple[Exchange, tuple[str, ...]]]:
+) -> Iterator[tuple[EngineSession, tuple[str, ...]]]:
     """The engine with its sites, and what hospitals have warned of; nothing is written for it.
 
     Args:
@@ -116,7 +116,7 @@ def _at_work(
     """
     ledger = ledger_in(out) if out is not None and ready.is_charged else None
     states = None if out is None else out / STATES
-    exchange = (engine or ready.federation.engine).open(ready.recipes(ledger, states))
+    exchange = (engine or ready.federation.engine).connect(ready.recipes(ledger, states))
     try:
         yield exchange, muster(exchange, ready) if ready.is_deployed else ()
     finally:
@@ -135,7 +135,7 @@ class Run:
     """
 
     standing: Standing
-    exchange: Exchange
+    exchange: EngineSession
     listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
 
@@ -211,7 +211,7 @@ class Run:
             attempt=standing.attempt - 1,
             contributors=outcome.contributors,
             dropped=outcome.dropped,
-            spent=self.ready.setting.plan.spent(standing.attempt),
+            spent=self.ready.setting.plan.guarantee_after(standing.attempt),
             scores=scores,
             upload_bytes_per_site=outcome.upload_bytes,
             seconds_train=played.seconds,
@@ -234,7 +234,7 @@ class Run:
             source=ready.facts.source,
             history=tuple(self.standing.history),
             classes=setting.spec.classes,
-            secrecy=setting.aggregator.secrecy(setting.cohort),
+            secrecy=setting.aggregator.confidentiality(setting.cohort),
             provenance=provenance_of(ready.federation),
             **({} if ready.is_deployed else _known_of(ready)),
         )
@@ -278,7 +278,7 @@ class Run:
         return Result(
             scores=scores,
             guarantee=setting.plan.guarantee,
-            secrecy=setting.aggregator.secrecy(setting.cohort),
+            secrecy=setting.aggregator.confidentiality(setting.cohort),
             rounds=len(history),
             sites=setting.cohort.sites,
             dropouts=sum(len(event.dropped) for event in history),
@@ -288,11 +288,11 @@ class Run:
                 aggregate=sum(event.seconds_aggregate for event in history),
                 total=self.standing.seconds,
             ),
-            weights_sha256=parameters.fingerprint(net),
+            weights_sha256=parameters.sha256(net),
             versions=versions(),
             plugins=self.ready.federation.plugins(),
             history=history,
-            weights=parameters.named(net),
+            weights=parameters.state_dict(net),
             folder=None if self.folder is None else self.folder.path,
             data=self.ready.facts.name,
             is_personal=personalises(setting.trainer, net),
@@ -310,9 +310,9 @@ def _known_of(ready: Ready) -> dict[str, Any]:
     """What only a simulator knows of the sites."""
     labels, classes = ready.splits.train.labels, len(ready.setting.spec.classes)
     return {
-        "sizes": tuple(len(hand) for hand in ready.hands),
+        "sizes": tuple(len(indices) for indices in ready.partition),
         "histograms": tuple(
-            tuple(np.bincount(labels[hand], minlength=classes).tolist()) for hand in ready.hands
+            tuple(np.bincount(labels[indices], minlength=classes).tolist()) for indices in ready.partition
         ),
         "data_sha256": ready.splits.train.fingerprint.hex(),
     }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import Ready
     from cohortium.roles.protocols import Privatizer
     from cohortium.roles.sessions import PrivacyPlan
-    from cohortium.roles.values import Cohort, Secrecy, Work
+    from cohortium.roles.values import FederationSpec, AggregationGuarantee, Workload
 
 QUARTERS = 4
 """How often ε is told over a run."""
@@ -48,7 +48,7 @@ class Outlook:
     parameters: int
     bits: int
     vector_bytes: int
-    secrecy: Secrecy | None
+    secrecy: AggregationGuarantee | None
     dropouts: int
     warnings: tuple[str, ...] = ()
 
@@ -79,11 +79,11 @@ class Outlook:
             ("sampling rate", f"{self.sampling_rate:.4g}"),
             ("bits a value", str(self.bits)),
             ("bytes up, site and round", f"{self.vector_bytes:,}"),
-            ("fewest sites in a sum", "1" if hidden is None else str(hidden.contributors)),
+            ("fewest sites in a sum", "1" if hidden is None else str(hidden.min_contributors)),
             ("may be missing, a round", str(self.dropouts)),
         ]
         if hidden is not None:
-            rows.append(("sites that undo masks", str(hidden.threshold)))
+            rows.append(("sites that undo masks", str(hidden.reconstruction_threshold)))
         return rows
 
 
@@ -102,7 +102,7 @@ def look_ahead(ready: Ready, epsilons: Sequence[float] = ()) -> tuple[Outlook, .
         return (_outlook(ready, ready.setting.plan),)
     setting = ready.setting
     plans: list[PrivacyPlan] = [
-        privatizer.plan(setting.work, setting.cohort, ready.parameters)
+        privatizer.plan(setting.workload, setting.cohort, ready.parameters)
         for privatizer in for_budgets(ready.federation.privatizer, epsilons)
     ]
     return tuple(_outlook(ready, plan) for plan in plans)
@@ -128,32 +128,32 @@ def for_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Priv
 
 def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
     cohort, guarantee = ready.setting.cohort, plan.guarantee
-    secrecy = ready.setting.aggregator.secrecy(cohort)
-    missing = cohort.size - cohort.min_sites
-    work = ready.setting.work
+    confidentiality = ready.setting.aggregator.confidentiality(cohort)
+    missing = cohort.cohort_size - cohort.min_sites
+    workload = ready.setting.workload
     return Outlook(
         guarantee=guarantee,
         spent=_course(plan, cohort),
-        steps=work.steps,
-        batch=_batch(work, cohort, guarantee),
-        sampling_rate=work.sampling_rate,
+        steps=workload.steps,
+        batch=_batch(workload, cohort, guarantee),
+        sampling_rate=workload.sampling_rate,
         parameters=ready.parameters,
         bits=plan.ring.bits,
         vector_bytes=plan.ring.bytes_for(plan.length),
-        secrecy=secrecy,
-        dropouts=missing if secrecy is None else min(missing, secrecy.dropouts),
-        warnings=() if guarantee is None else guarantee.warnings(cohort.units(guarantee.unit)),
+        secrecy=confidentiality,
+        dropouts=missing if confidentiality is None else min(missing, confidentiality.max_dropouts),
+        warnings=() if guarantee is None else guarantee.warnings(cohort.num_units(guarantee.unit)),
     )
 
 
-def _batch(work: Work, cohort: Cohort, guarantee: Guarantee | None) -> float:
+def _batch(workload: Workload, cohort: FederationSpec, guarantee: Guarantee | None) -> float:
     """Examples in a batch, or patients where they are what is protected."""
     if guarantee is None or guarantee.unit == "site":
-        return work.batch_size or work.sampling_rate * cohort.examples_per_site
-    return work.sampling_rate * cohort.units(guarantee.unit) / cohort.sites
+        return workload.batch_size or workload.sampling_rate * cohort.examples_per_site
+    return workload.sampling_rate * cohort.num_units(guarantee.unit) / cohort.sites
 
 
-def _course(plan: PrivacyPlan, cohort: Cohort) -> tuple[tuple[int, float], ...]:
+def _course(plan: PrivacyPlan, cohort: FederationSpec) -> tuple[tuple[int, float], ...]:
     counts = {1, *(cohort.rounds * n // QUARTERS for n in range(1, QUARTERS + 1))} - {0}
-    spent = [(count, plan.spent(count)) for count in sorted(counts)]
+    spent = [(count, plan.guarantee_after(count)) for count in sorted(counts)]
     return tuple((count, promise.epsilon) for count, promise in spent if promise is not None)

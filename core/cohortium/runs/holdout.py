@@ -9,24 +9,24 @@ import numpy as np
 if TYPE_CHECKING:
     from cohortium.data.examples import Examples
     from cohortium.crypto.randomness import Seeds
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 
 def hold_out(
-    examples: Examples, hands: tuple[Index, ...], share: float, seeds: Seeds
-) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    examples: Examples, partition: tuple[ExampleIndices, ...], share: float, seeds: Seeds
+) -> tuple[tuple[ExampleIndices, ...], tuple[ExampleIndices, ...]]:
     """Hands to train on, and for each site what it holds out: `share` of it, rounded down.
 
     Where the data name patients, whole patients are held out.  A site keeps at least one unit to
     train on.
     """
     kept, held = [], []
-    for site, hand in enumerate(hands):
-        owners = hand if examples.patients is None else examples.patients[hand]
+    for site, indices in enumerate(partition):
+        owners = indices if examples.patients is None else examples.patients[indices]
         units = np.unique(owners)
         count = min(int(share * len(units)), len(units) - 1)
         chosen = seeds.generator("holdout", site).choice(units, count, replace=False)
         is_held = np.isin(owners, chosen)
-        kept.append(hand[~is_held])
-        held.append(hand[is_held])
+        kept.append(indices[~is_held])
+        held.append(indices[is_held])
     return tuple(kept), tuple(held)

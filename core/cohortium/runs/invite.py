@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cohortium.catalog.discovery import Catalog, Offering
     from cohortium.roles import Role
     from cohortium.runs.prepare import Ready
-    from cohortium.roles.sessions import Exchange
+    from cohortium.roles.sessions import EngineSession
     from cohortium.roles.values import SiteId
 
 PARTS: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
@@ -42,7 +42,7 @@ PREPARATION = 600.0
 """Seconds that a site has at least to answer an invitation: it reads its data and plans the run."""
 
 
-def muster(exchange: Exchange, ready: Ready) -> tuple[str, ...]:
+def muster(exchange: EngineSession, ready: Ready) -> tuple[str, ...]:
     """Invite every site, before anything is trained.
 
     Returns:

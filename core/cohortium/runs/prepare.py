@@ -15,10 +15,10 @@ from cohortium.rounds.build_run_config import agree, cohort_of, secrets_of
 from cohortium.errors import StudyError
 from cohortium.runs.dataset_info import DataFacts
 from cohortium.runs.holdout import hold_out
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.storage.trainer_state import StateFile
 from cohortium.crypto.randomness import Seeds
-from cohortium.rounds.site import Recipe
+from cohortium.rounds.site import SimulatedSiteFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from cohortium.data.examples import DataSpec, Examples, Splits
     from cohortium.ledger.ledger import Ledger
     from cohortium.crypto.randomness import Randomness
-    from cohortium.rounds.run_config import Setting
+    from cohortium.rounds.run_config import RunConfig
     from cohortium.study.study import Study
-    from cohortium.roles.values import Index, SiteId
+    from cohortium.roles.values import ExampleIndices, SiteId
 
 
 @frozen(eq=False, kw_only=True)
@@ -41,18 +41,18 @@ class Ready:
         parameters: P, the length of the update.
         loaded: What the coordinator has of data: all of a simulation's, a deployment's public
             images, or nothing.
-        hands: Positions of each simulated site's training examples.
+        partition: Positions of each simulated site's training examples.
         held: Positions of what each simulated site holds out, to be scored on.
         identities: Each simulated site's signing key, where the study fears an active coordinator.
     """
 
     federation: Study
-    setting: Setting
+    setting: RunConfig
     parameters: int
     loaded: Splits | None
-    hands: tuple[Index, ...] = ()
-    held: tuple[Index, ...] = ()
-    identities: tuple[Identity, ...] | None = field(default=None, repr=False)
+    partition: tuple[ExampleIndices, ...] = ()
+    held: tuple[ExampleIndices, ...] = ()
+    identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
 
     @property
     def is_deployed(self) -> bool:
@@ -114,7 +114,7 @@ class Ready:
 
     def recipe(
         self, site: SiteId, ledger: Ledger | None = None, states: Path | None = None
-    ) -> Recipe:
+    ) -> SimulatedSiteFactory:
         """How to make a simulated site, with its data and its key alone.
 
         Args:
@@ -124,10 +124,10 @@ class Ready:
         """
         session = self.setting.session
         state = None if states is None else self.state_of(site, states)
-        return Recipe(
+        return SimulatedSiteFactory(
             self.setting,
             site,
-            self.splits.train.take(self.hands[site]),
+            self.splits.train.select(self.partition[site]),
             identity=None if self.identities is None else self.identities[site],
             account=None if ledger is None else Account(ledger, f"site {site}"),
             store=None if state is None else StateFile(state, session),
@@ -139,61 +139,62 @@ class Ready:
 
     def recipes(
         self, ledger: Ledger | None = None, states: Path | None = None
-    ) -> dict[SiteId, Recipe] | None:
+    ) -> dict[SiteId, SimulatedSiteFactory] | None:
         """One for each simulated site; None in a deployment, where sites make themselves."""
         if self.is_deployed:
             return None
-        return {site: self.recipe(site, ledger, states) for site in range(len(self.hands))}
+        return {site: self.recipe(site, ledger, states) for site in range(len(self.partition))}
 
 
 def prepare(federation: Study) -> Ready:
     """Load, deal and plan; see `Federation.prepare`."""
     # The study alone decides this: torch and the data are not loaded for a refusal.
-    federation.aggregator.secrecy(cohort_of(federation, examples=federation.sites))
+    federation.aggregator.confidentiality(cohort_of(federation, examples=federation.sites))
     if federation.data is not None:
         return _deployed(federation)
     assert federation.dataset is not None
     splits = federation.dataset.load()
     splits.require_learnable()
     seeds, spec = Seeds(federation.seed), splits.spec
-    hands, held = hold_out(
+    partition, held = hold_out(
         splits.train, _deal(federation, splits, seeds), federation.holdout, seeds
     )
     if federation.holdout:
-        spec = _declared(splits.train, hands, spec)
+        spec = _declared(splits.train, partition, spec)
     secret = secrets_of(federation)
     identities = _identities(federation, secret)
     setting = agree(
         federation,
         spec,
-        session=secret.token(16, "session"),
-        directory=None if identities is None else Directory(tuple(i.public for i in identities)),
+        session=secret.secret_bytes(16, "session"),
+        directory=None if identities is None else KeyDirectory(tuple(i.public for i in identities)),
     )
-    _require_enough(hands, setting.work.fewest)
+    _require_enough(partition, setting.workload.fewest)
     return Ready(
         federation=federation,
         setting=setting,
         parameters=parameters.length(setting.network()),
         loaded=splits,
-        hands=hands,
+        partition=partition,
         held=held,
         identities=identities,
     )
 
 
-def _declared(train: Examples, hands: tuple[Index, ...], spec: DataSpec) -> DataSpec:
+def _declared(train: Examples, partition: tuple[ExampleIndices, ...], spec: DataSpec) -> DataSpec:
     """`spec` with the sizes that are left to train on."""
-    kept = np.concatenate(hands)
+    kept = np.concatenate(partition)
     patients = None if train.patients is None else len(np.unique(train.patients[kept]))
     return attrs.evolve(spec, examples=len(kept), patients=patients)
 
 
-def _require_enough(hands: tuple[Index, ...], fewest: int) -> None:
+def _require_enough(partition: tuple[ExampleIndices, ...], fewest: int) -> None:
     """Refuse a site that has too few images for the network to be trained on."""
-    for site, hand in enumerate(hands):
-        if len(hand) < fewest:
+    for site, indices in enumerate(partition):
+        if len(indices) < fewest:
             raise StudyError(
-                f"site {site} has {len(hand)} image{'s' * (len(hand) != 1)}, and the network can "
+                f"site {site} has {len(indices)} image{'s' * (len(indices) != 1)}, and the "
+                f"network can "
                 f"be trained on no fewer than {fewest} at a time, as it has batch normalisation or "
                 "its like; ask for fewer sites, or a partitioner with a min_size."
             )
@@ -223,8 +224,8 @@ def _deployed(federation: Study) -> Ready:
     setting = agree(
         federation,
         spec,
-        session=secrets_of(federation).token(16, "session"),
-        directory=Directory.read(Path(federation.directory)) if is_active else None,
+        session=secrets_of(federation).secret_bytes(16, "session"),
+        directory=KeyDirectory.read(Path(federation.directory)) if is_active else None,
     )
     return Ready(
         federation=federation,
@@ -234,39 +235,39 @@ def _deployed(federation: Study) -> Ready:
     )
 
 
-def _identities(federation: Study, secret: Randomness) -> tuple[Identity, ...] | None:
+def _identities(federation: Study, secret: Randomness) -> tuple[SigningKey, ...] | None:
     """A signing key for each simulated site; hospitals make and pin their own."""
     if federation.adversary != "active":
         return None
-    return tuple(Identity.draw(secret.fork("identity", site)) for site in range(federation.sites))
+    return tuple(SigningKey.generate(secret.derive("identity", site)) for site in range(federation.sites))
 
 
-def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Index, ...]:
+def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndices, ...]:
     assert federation.partitioner is not None
     rng = seeds.generator("partition")
     examples, whole = _persons(splits.train)
-    hands = tuple(federation.partitioner.deal(examples, federation.sites, rng))
-    if len(hands) != federation.sites:
-        raise StudyError(f"the partitioner dealt {len(hands)} hands to {federation.sites} sites.")
-    empty = [site for site, hand in enumerate(hands) if len(hand) == 0]
+    partition = tuple(federation.partitioner.partition(examples, federation.sites, rng))
+    if len(partition) != federation.sites:
+        raise StudyError(f"the partitioner made {len(partition)} parts for {federation.sites} sites.")
+    empty = [site for site, indices in enumerate(partition) if len(indices) == 0]
     if empty:
         raise StudyError(
             f"site {empty[0]} has no data; ask for fewer sites, or a partitioner with a min_size."
         )
-    dealt = np.concatenate([np.asarray(hand) for hand in hands])
+    dealt = np.concatenate([np.asarray(indices) for indices in partition])
     if dealt.dtype.kind not in "iu" or dealt.min() < 0 or dealt.max() >= len(examples):
-        raise StudyError(f"the partitioner must deal whole numbers from 0 to {len(examples) - 1}.")
+        raise StudyError(f"the partitioner must give whole numbers from 0 to {len(examples) - 1}.")
     if len(np.unique(dealt)) != len(dealt):
-        raise StudyError("the partitioner dealt one example to two sites.")
-    return tuple(whole(hand) for hand in hands)
+        raise StudyError("the partitioner gave one example to two sites.")
+    return tuple(whole(indices) for indices in partition)
 
 
-def _persons(train: Examples) -> tuple[Examples, Callable[[Index], Index]]:
+def _persons(train: Examples) -> tuple[Examples, Callable[[ExampleIndices], ExampleIndices]]:
     """What is dealt: an example of each patient, where patients are named, and who has which.
 
     All images of a patient go to one site: what is hidden is a patient's part at one site.
     """
     if train.patients is None:
-        return train, lambda hand: hand
+        return train, lambda indices: indices
     _, first, owner = np.unique(train.patients, return_index=True, return_inverse=True)
-    return train.take(first), lambda hand: np.flatnonzero(np.isin(owner, hand))
+    return train.select(first), lambda indices: np.flatnonzero(np.isin(owner, indices))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.runs.history import History
     from cohortium.data.metrics import Scores
-    from cohortium.roles.values import Secrecy
+    from cohortium.roles.values import AggregationGuarantee
 
 
 RESULT = "result.json"
@@ -87,7 +87,7 @@ class Result:
         dropouts: Contributions that were asked for and did not enter a sum, over the run.
         upload_bytes_per_site_per_round: The largest that one site sent in a round.
         seconds: Where the time went.
-        weights_sha256: Of the final weights; see `parameters.fingerprint`.
+        weights_sha256: Of the final weights; see `parameters.sha256`.
         versions: Of Python and of the packages that the figures depend on.
         plugins: By role, the plugin that filled it, with its version.
         history: One event for each round; `history.rows()` is a tidy table.
@@ -103,7 +103,7 @@ class Result:
 
     scores: Scores | None = attrs.field(repr=False)
     guarantee: Guarantee | None
-    secrecy: Secrecy | None = attrs.field(repr=False)
+    secrecy: AggregationGuarantee | None = attrs.field(repr=False)
     rounds: int
     sites: int
     dropouts: int

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from cohortium.runs.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
 from cohortium.runs.dataset_info import FACTS
-from cohortium.storage.atomic import UNFINISHED, require_room, sweep, write_whole
+from cohortium.storage.atomic import UNFINISHED, require_room, sweep, atomic_write
 from cohortium.ledger.ledger import Ledger
 from cohortium.storage.writable import require_folder, require_text
 from cohortium.runs.result import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
@@ -267,7 +267,7 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         with self._writing(name) as target:
-            write_whole(target, data)
+            atomic_write(target, data)
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[Path]:

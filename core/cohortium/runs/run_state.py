@@ -74,7 +74,7 @@ class Standing:
         """Whether an attempt that is made again is the same to the last bit."""
         setting = self.ready.setting
         is_seeded = setting.plan.guarantee is None or setting.cohort.seeded_noise
-        return bool(self.ready.hands) and is_seeded
+        return bool(self.ready.partition) and is_seeded
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Stand where the run stood.
@@ -152,13 +152,13 @@ class Standing:
         if self.folder is None or not self.history or self.history[-1].scores is None:
             return
         if scored[-1] > max(scored[:-1], default=-1.0):
-            weights = parameters.named(self.coordinator.net)
+            weights = parameters.state_dict(self.coordinator.net)
             self.folder.write_best(weights, rounds=len(self.history), accuracy=scored[-1])
 
     def warnings(self) -> tuple[str, ...]:
         """What a careful reader should be told before it begins, or goes on."""
         cohort, guarantee = self.ready.setting.cohort, self.ready.setting.plan.guarantee
-        found = [] if guarantee is None else [*guarantee.warnings(cohort.units(guarantee.unit))]
+        found = [] if guarantee is None else [*guarantee.warnings(cohort.num_units(guarantee.unit))]
         if self.lost:
             found.append(
                 f"{_attempts(self.lost)} begun and not finished; that counts as spent, and a new "
@@ -183,7 +183,7 @@ def origin_of(ready: Ready) -> Origin:
     import torch
 
     plan, federation = ready.setting.plan, ready.federation
-    dealt = [np.ascontiguousarray(hand, dtype="<i8").tobytes() for hand in ready.hands]
+    dealt = [np.ascontiguousarray(indices, dtype="<i8").tobytes() for indices in ready.partition]
     terms = (Price.of(plan), ready.setting.cohort.attempts, plan.ring.bits, plan.length)
     return Origin(
         study=_digest(attrs.evolve(federation, observers=()).as_toml().encode()),

@@ -33,7 +33,7 @@ class SiteScores:
         site: Its number.
         images: How many they are.
         accuracy: Of the global network.
-        personal_accuracy: Of its own (`Trainer.personal`), the same where a trainer has none.
+        personal_accuracy: Of its own (`Trainer.personalize`), the same where a trainer has none.
         majority_share: Of whoever calls all of them the class that is most frequent there.
     """
 
@@ -66,11 +66,11 @@ class _Watched(Mapping[str, "Tensor"]):
 def personalises(trainer: Trainer, net: nn.Module) -> bool:
     """Whether sites use networks of their own, rather than the global `net`.
 
-    They do where `Trainer.personal` looks at what a site has kept, or gives another network.
+    They do where `Trainer.personalize` looks at what a site has kept, or gives another network.
     """
     state = _Watched()
     try:
-        own = trainer.personal(net, state)
+        own = trainer.personalize(net, state)
     except Exception:  # noqa: BLE001 - it misses what it had kept
         return True
     return state.is_looked_at or own is not net
@@ -102,7 +102,7 @@ def score_sites(ready: Ready, net: nn.Module, states: Path) -> tuple[SiteScores,
     setting, found = ready.setting, []
     for site, held in enumerate(ready.held):
         watch = Evaluation.of(
-            ready.splits.train.take(held) if len(held) else None,
+            ready.splits.train.select(held) if len(held) else None,
             setting.spec.classes,
             setting.model,
             setting.device,
@@ -110,7 +110,7 @@ def score_sites(ready: Ready, net: nn.Module, states: Path) -> tuple[SiteScores,
         if watch is None:
             continue
         kept = StateFile(ready.state_of(site, states), setting.session).read().on(setting.device)
-        own = setting.trainer.personal(net, kept.after)
+        own = setting.trainer.personalize(net, kept.after)
         globally = watch.score(net)
         found.append(
             SiteScores(

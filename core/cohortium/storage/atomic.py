@@ -18,7 +18,7 @@ UNFINISHED = ".cohortium-part"
 """How the name of a file ends that is being written, and of no file of anybody else's."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Put `data` at `path`, in place of what was there.
 
     Guarantees:
@@ -33,7 +33,7 @@ def write_whole(path: Path, data: bytes) -> None:
         make_durable(path.parent)
 
 
-def create_whole(path: Path, data: bytes) -> None:
+def atomic_create(path: Path, data: bytes) -> None:
     """Put `data` at `path`, where nothing may be yet; only the owner can read it.
 
     Raises:
@@ -106,7 +106,7 @@ def sweep(folder: Path) -> None:
     """Remove what processes that were killed have left half written in `folder`, and below.
 
     Guarantees:
-        Nothing goes but files that `write_whole` or `create_whole` began.
+        Nothing goes but files that `atomic_write` or `atomic_create` began.
 
     Raises:
         OSError: It cannot be removed.

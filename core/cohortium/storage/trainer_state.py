@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 from cohortium.errors import RunError
 from cohortium.storage import tensor_tree
-from cohortium.storage.atomic import require_room, write_whole
+from cohortium.storage.atomic import require_room, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,7 +126,7 @@ class StateFile:
         """
         data = content_of(self.session, kept)
         self.path.parent.mkdir(exist_ok=True)
-        write_whole(self.path, data)
+        atomic_write(self.path, data)
 
     def require_room(self, size: int) -> None:
         """Raise what writing `size` bytes, or as many as there are, would; the file stays.

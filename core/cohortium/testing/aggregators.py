@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cohortium.roles.protocols import Aggregator
-    from cohortium.roles.values import Ask, SiteId
+    from cohortium.roles.values import SiteRequest, SiteId
     from cohortium.testing.play import Fault
 
 JUNK = np.random.default_rng(0).bytes(61)
@@ -64,26 +64,29 @@ def check_min_sites(aggregator: Aggregator) -> None:
 def check_secrecy(aggregator: Aggregator) -> str | None:
     """What is said to be hidden is: no smaller sum, and every dropout that should be survived."""
     play = _first_of_eight(aggregator, min_sites=4)
-    secrecy = aggregator.secrecy(play.setting.cohort)
-    if secrecy is None:
+    confidentiality = aggregator.confidentiality(play.setting.cohort)
+    if confidentiality is None:
         return "not needed: the coordinator sees every release"
-    least, sites = secrecy.contributors, list(play.sites)
+    least, sites = confidentiality.min_contributors, list(play.sites)
     ensure(
         least >= play.setting.cohort.min_sites,
-        f"secrecy says that a sum over {least} sites may be opened, below min_sites; hold it.",
+        f"confidentiality() says that a sum over {least} sites may be opened, below min_sites; "
+        f"hold it.",
     )
     play.attempt()
     for stage in range(play.stages):
-        for number in (secrecy.dropouts, len(sites) - least + 1):
+        for number in (confidentiality.max_dropouts, len(sites) - least + 1):
             who = play.attempt(_losing(set(sites[:number]), since=stage))
             ensure(
-                who is not None or number > secrecy.dropouts,
-                f"secrecy says that {number} dropouts are survived, and with as many at stage "
+                who is not None or number > confidentiality.max_dropouts,
+                f"confidentiality() says that {number} dropouts are survived, and with as many at "
+                f"stage "
                 f"{stage} there was no sum.",
             )
             ensure(
                 who is None or len(who) >= least,
-                f"secrecy says that no sum over fewer than {least} sites is opened, and there was "
+                f"confidentiality() says that no sum over fewer than {least} sites is opened, and "
+                f"there was "
                 f"one over {who}.",
             )
     return None
@@ -123,14 +126,14 @@ def check_garbage_requests(aggregator: Aggregator) -> None:
     play.attempt()
     for stage in range(play.stages):
 
-        def mischief(now: int, site: SiteId, ask: Ask, due: int = stage) -> Sequence[Ask]:
+        def mischief(now: int, site: SiteId, ask: SiteRequest, due: int = stage) -> Sequence[SiteRequest]:
             if now != due or site > 1:
                 return ()
             return [
-                evolve(ask, common=common, own=own)
-                for common in (b"", JUNK, ask.common[:-1])
+                evolve(ask, broadcast=broadcast, own=own)
+                for broadcast in (b"", JUNK, ask.broadcast[:-1])
                 for own in (b"", JUNK, ask.own[:-1])
-                if (common, own) != (ask.common, ask.own)
+                if (broadcast, own) != (ask.broadcast, ask.own)
             ]
 
         play.attempt(mischief=mischief)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cohortium.roles.protocols import Engine
-    from cohortium.roles.sessions import Exchange, OpenSite
+    from cohortium.roles.sessions import EngineSession, SiteHandle
     from cohortium.roles.values import SiteId
 
 SITES = 5
@@ -40,10 +40,10 @@ class EchoSite:
     is_beside_a_site: bool
     asked: int = 0
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """Everything that came, and digests that tell where one part ends."""
         self.asked += 1
-        return echo(self.site, self.asked, common, own)
+        return echo(self.site, self.asked, broadcast, own)
 
 
 @frozen
@@ -52,40 +52,41 @@ class EchoRecipe:
 
     site: SiteId
 
-    def open(self, beside: OpenSite | None = None) -> EchoSite:
+    def create(self, share_model_with: SiteHandle | None = None) -> EchoSite:
         """Make the site; it will not stand beside something that is no site."""
-        if beside is not None and not isinstance(beside, EchoSite):
+        if share_model_with is not None and not isinstance(share_model_with, EchoSite):
             raise ConformanceError(
-                f"a recipe was opened beside a {type(beside).__name__}; give it an open site of "
+                f"a recipe was opened beside a {type(share_model_with).__name__}; give it an open "
+                f"site of "
                 "the same process, or None."
             )
-        return EchoSite(self.site, beside is not None)
+        return EchoSite(self.site, share_model_with is not None)
 
 
 @define
 class LateSite(EchoSite):
     """An `EchoSite` that takes its time over the first request."""
 
-    def answer(self, common: bytes, own: bytes) -> bytes:
+    def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """Say what an `EchoSite` says, too late."""
         if not self.asked:
             time.sleep(TARDY)
-        return EchoSite.answer(self, common, own)
+        return EchoSite.answer(self, broadcast, own)
 
 
 @frozen
 class LateRecipe(EchoRecipe):
     """Makes a `LateSite`, in any process."""
 
-    def open(self, beside: OpenSite | None = None) -> LateSite:
+    def create(self, share_model_with: SiteHandle | None = None) -> LateSite:
         """Make the site, whatever stands beside it."""
-        return LateSite(self.site, beside is not None)
+        return LateSite(self.site, share_model_with is not None)
 
 
-def echo(site: SiteId, asked: int, common: bytes, own: bytes) -> bytes:
+def echo(site: SiteId, asked: int, broadcast: bytes, own: bytes) -> bytes:
     """What an `EchoSite` says when it is asked for the `asked`-th time."""
-    digest = hashlib.sha256(common).digest() + hashlib.sha256(own).digest()
-    return bytes([site, asked]) + digest + common + own
+    digest = hashlib.sha256(broadcast).digest() + hashlib.sha256(own).digest()
+    return bytes([site, asked]) + digest + broadcast + own
 
 
 def check_delivers(engine: Engine) -> str | None:
@@ -108,8 +109,8 @@ def check_alters_no_byte(engine: Engine) -> str | None:
     if exchange is None:
         return "not tried"
     try:
-        for number, common in enumerate(AWKWARD):
-            _ensure_echoes(exchange, common, dict(enumerate(AWKWARD)), asked=number + 1)
+        for number, broadcast in enumerate(AWKWARD):
+            _ensure_echoes(exchange, broadcast, dict(enumerate(AWKWARD)), asked=number + 1)
     finally:
         exchange.close()
     return None
@@ -137,7 +138,7 @@ def check_keeps_deadlines(engine: Engine) -> str | None:
     late = 1
     recipes = {site: EchoRecipe(site) for site in range(SITES)} | {late: LateRecipe(late)}
     try:
-        exchange = engine.open(recipes)
+        exchange = engine.connect(recipes)
     except StudyError:
         return "not tried"
     each = {site: f"for {site}".encode() for site in recipes}
@@ -162,7 +163,7 @@ def check_takes_pickled_recipes(engine: Engine) -> str | None:
         pickle.dumps({site: EchoRecipe(site) for site in sites})
     )
     try:
-        exchange = engine.open(recipes)
+        exchange = engine.connect(recipes)
     except StudyError:
         return "not tried"
     try:
@@ -202,17 +203,17 @@ CHECKS: tuple[Check, ...] = (
 """Every check of an engine."""
 
 
-def _opened(engine: Engine, sites: Iterable[SiteId]) -> Exchange | None:
+def _opened(engine: Engine, sites: Iterable[SiteId]) -> EngineSession | None:
     """The engine at work; None if it takes no simulated sites."""
     try:
-        return engine.open({site: EchoRecipe(site) for site in sites})
+        return engine.connect({site: EchoRecipe(site) for site in sites})
     except StudyError:
         return None
 
 
 def _ensure_echoes(
-    exchange: Exchange,
-    common: bytes,
+    exchange: EngineSession,
+    broadcast: bytes,
     each: Mapping[SiteId, bytes],
     *,
     asked: int,
@@ -222,13 +223,13 @@ def _ensure_echoes(
 
     Args:
         exchange: The engine at work.
-        common: For all.
+        broadcast: For all.
         each: For one each.
         asked: How often every site has been asked by then.
         unless_lost: How many of these requests may have been given up before the site saw them.
     """
     try:
-        replies = list(exchange.exchange(common, each))
+        replies = list(exchange.exchange(broadcast, each))
     except Exception as error:
         raise ConformanceError(
             f"an exchange with sites {sorted(each)} raised {type(error).__name__}: {error}; a site "
@@ -243,8 +244,9 @@ def _ensure_echoes(
     for site, reply in replies:
         counts = range(asked - unless_lost, asked + 1)
         ensure(
-            reply in [echo(site, count, common, each[site]) for count in counts],
+            reply in [echo(site, count, broadcast, each[site]) for count in counts],
             f"what came back as the reply of site {site} is not what it says to its own request, "
-            f"asked {asked} times over the run; open each site once, send it `common` and its own "
+            f"asked {asked} times over the run; open each site once, send it `broadcast` and its "
+            f"own "
             "part as they are, and yield its reply untouched.",
         )

@@ -21,7 +21,7 @@ from cohortium.testing.plans import EXAMPLES, PARAMETERS, Scene, Trial, trials
 if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Privatizer
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
     from cohortium.testing.plans import Reals
 
 DRAWS = 24
@@ -171,5 +171,5 @@ def _deviation(output: Output) -> Reals:
     return deviation
 
 
-def _all() -> Index:
+def _all() -> ExampleIndices:
     return np.arange(EXAMPLES, dtype=np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cohortium import parameters
 from cohortium.catalog.networks import build_network
-from cohortium.clipping.batch_mixing import cross_example_layers, require_separable
+from cohortium.clipping.batch_mixing import find_batch_mixing_layers, require_per_example_gradients
 from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.errors import StudyError
 from cohortium.testing import samples
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Model
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 SPEC = samples.spec(3, 28, 28)
 """The images that most checks use, of MedMNIST's usual shape."""
@@ -36,13 +36,13 @@ CLOSE = 1e-4
 def check_prepare_is_per_image(model: Model) -> None:
     """Image i of the result depends on image i alone: not on the others, nor on their order."""
     images = samples.images(6, SPEC)
-    whole = model.prepare(images.clone())
+    whole = model.preprocess(images.clone())
     others = images.clone()
     others[1:] = 1 - others[1:] / 2
     trials = {
-        "the other images of its batch were replaced": model.prepare(others)[0],
-        "it came last instead of first": model.prepare(images.flip(0))[-1],
-        "it came alone": model.prepare(images[:1].clone())[0],
+        "the other images of its batch were replaced": model.preprocess(others)[0],
+        "it came last instead of first": model.preprocess(images.flip(0))[-1],
+        "it came alone": model.preprocess(images[:1].clone())[0],
     }
     for what, found in trials.items():
         ensure(
@@ -59,7 +59,7 @@ def check_prepare_is_repeatable(model: Model) -> None:
     images = samples.images(4, SPEC)
     kept = images.clone()
     state = torch.get_rng_state()
-    one, other = model.prepare(images), model.prepare(kept.clone())
+    one, other = model.preprocess(images), model.preprocess(kept.clone())
     ensure(
         torch.equal(images, kept),
         "prepare changed the images that it was given; do not work in place on its argument.",
@@ -77,7 +77,7 @@ def check_prepare_is_finite(model: Model) -> None:
 
     images = samples.images(4, SPEC)
     images[0], images[1] = 0, 1
-    found = model.prepare(images)
+    found = model.preprocess(images)
     ensure(
         len(found) == len(images) and found.dtype == torch.float32,
         f"prepare made {tuple(found.shape)} of {found.dtype} from {len(images)} images; give one "
@@ -167,7 +167,7 @@ def check_mixing_is_visible(model: Model) -> str | None:
     Example-level privacy refuses a network by those layers; without it, mixing is allowed.
     """
     net, inputs = _built(model, SPEC)
-    layers = cross_example_layers(net)
+    layers = find_batch_mixing_layers(net)
     ensure(
         layers or not _mixes(net.train(), inputs),
         "in training mode an image's logits changed with the other images of the batch, in code "
@@ -179,7 +179,7 @@ def check_mixing_is_visible(model: Model) -> str | None:
 def check_per_example_gradients(model: Model) -> str | None:
     """Per-example gradients add up to the gradient, so that clipping them is sound."""
     net, inputs = _built(model, SPEC)
-    if cross_example_layers(net):
+    if find_batch_mixing_layers(net):
         return "not tried: the network mixes examples"
     net.train()
     losses, every = _seeded_losses(net, inputs), np.arange(len(inputs), dtype=np.int64)
@@ -187,7 +187,7 @@ def check_per_example_gradients(model: Model) -> str | None:
     mean_gradient(net, losses, every)
     mean = parameters.flatten_gradients(net, before=before)
     try:
-        require_separable(net, inputs)
+        require_per_example_gradients(net, inputs)
         clipped_sum(net, losses, every, clip=1e9)
     except Exception as error:
         raise ConformanceError(
@@ -217,7 +217,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _built(model: Model, spec: DataSpec) -> tuple[nn.Module, Tensor]:
-    return build_network(model, spec, 7), model.prepare(samples.images(4, spec))
+    return build_network(model, spec, 7), model.preprocess(samples.images(4, spec))
 
 
 def _logits(net: nn.Module, inputs: Tensor) -> Tensor:
@@ -233,14 +233,14 @@ def _logits(net: nn.Module, inputs: Tensor) -> Tensor:
     return found  # type: ignore[no-any-return]
 
 
-def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[Index], Tensor]:
+def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[ExampleIndices], Tensor]:
     """Each example's loss, with the same Dropout at every call."""
     import torch
     from torch.nn import functional
 
     labels = torch.arange(len(inputs)) % 2
 
-    def losses(batch: Index) -> Tensor:
+    def losses(batch: ExampleIndices) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             logits = _logits(net, inputs[batch])

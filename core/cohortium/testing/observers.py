@@ -59,7 +59,7 @@ def check_takes_every_event(observer: Observer) -> None:
     """A listener takes every kind of event, with and without privacy, scores and a folder."""
     with _aside() as folder:
         for told, full in ((folder, True), (None, False)):
-            listener = observer.watch()
+            listener = observer.start_run()
             ensure(
                 callable(listener),
                 f"watch gave a {type(listener).__name__}, which cannot be called; return a "
@@ -80,7 +80,7 @@ def check_takes_a_failed_run(observer: Observer) -> None:
     """A run may fail before its first round, and before it has begun."""
     with _aside() as folder:
         for events in ([story(folder)[0], RunFailed(reason="no.")], [RunFailed(reason="no.")]):
-            listener = observer.watch()
+            listener = observer.start_run()
             try:
                 for event in events:
                     listener(event)
@@ -100,12 +100,12 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
         whole, parted = folder / "whole", folder / "parted"
         for path in (whole, parted):
             path.mkdir()
-        listener = observer.watch()
+        listener = observer.start_run()
         for event in story(whole):
             listener(event)
         started, *rest = story(parted)
         assert isinstance(started, RunStarted)
-        broken, again = observer.watch(), observer.watch()
+        broken, again = observer.start_run(), observer.start_run()
         finished = [event for event in rest if isinstance(event, RoundFinished)]
         try:
             for event in (started, *rest[:-2]):
@@ -136,7 +136,7 @@ def check_listeners_are_independent(observer: Observer) -> None:
         alone, first, second = (folder / name for name in ("alone", "first", "second"))
         for path in (alone, first, second):
             path.mkdir()
-        one, other = observer.watch(), observer.watch()
+        one, other = observer.start_run(), observer.start_run()
         ensure(
             one is not other,
             "watch gave one listener twice, and two runs at a time would be taken for one; make a "
@@ -145,7 +145,7 @@ def check_listeners_are_independent(observer: Observer) -> None:
         for pair in zip(story(first), story(second), strict=True):
             one(pair[0])
             other(pair[1])
-        only = observer.watch()
+        only = observer.start_run()
         for event in story(alone):
             only(event)
         wanted = _lines(alone)

@@ -1,4 +1,4 @@
-"""The contract of a `Partitioner`: a deal without overlap, a function of its arguments alone."""
+"""The contract of a `Partitioner`: no overlap, a function of its arguments alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import Examples
     from cohortium.roles.protocols import Partitioner
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 EXAMPLES = 240
 """How many are dealt."""
@@ -25,20 +25,20 @@ SITES = (1, 3, 6)
 
 
 def check_honours_the_number_of_sites(partitioner: Partitioner) -> None:
-    """One hand of positions for each site, and none empty."""
-    for sites, hands in _deals(partitioner):
+    """One part for each site, and none empty."""
+    for sites, partition in _deals(partitioner):
         ensure(
-            len(hands) == sites,
-            f"{sites} sites were asked for and {len(hands)} hands dealt; give one to each.",
+            len(partition) == sites,
+            f"{sites} sites were asked for and {len(partition)} parts made; make one for each.",
         )
-        for site, hand in enumerate(hands):
+        for site, indices in enumerate(partition):
             ensure(
-                isinstance(hand, np.ndarray) and hand.dtype == np.int64 and hand.ndim == 1,
-                f"the hand of site {site} is no one-dimensional int64 array but "
-                f"{getattr(hand, 'dtype', type(hand).__name__)}; convert it.",
+                isinstance(indices, np.ndarray) and indices.dtype == np.int64 and indices.ndim == 1,
+                f"the part of site {site} is no one-dimensional int64 array but "
+                f"{getattr(indices, 'dtype', type(indices).__name__)}; convert it.",
             )
             ensure(
-                len(hand),
+                len(indices),
                 f"site {site} of {sites} was dealt nothing; give every site an example, or raise "
                 "StudyError.",
             )
@@ -47,8 +47,8 @@ def check_honours_the_number_of_sites(partitioner: Partitioner) -> None:
 def check_no_example_twice(partitioner: Partitioner) -> str | None:
     """No example goes to two sites, or twice to one; whether some go to none is told."""
     left = 0
-    for sites, hands in _deals(partitioner):
-        dealt = np.concatenate(list(hands))
+    for sites, partition in _deals(partitioner):
+        dealt = np.concatenate(list(partition))
         ensure(
             dealt.size == 0 or (dealt.min() >= 0 and dealt.max() < EXAMPLES),
             f"a position outside 0…{EXAMPLES - 1} was dealt to {sites} sites; deal what there is.",
@@ -63,7 +63,7 @@ def check_no_example_twice(partitioner: Partitioner) -> str | None:
 
 
 def check_deal_is_repeatable(partitioner: Partitioner) -> None:
-    """The deal is a function of the arguments and `rng`; NumPy's global generator has no part."""
+    """It is a function of the arguments and `rng`; NumPy's global generator has no part."""
     state = np.random.get_state()  # noqa: NPY002 - the check is that nobody uses it
     try:
         np.random.seed(1)  # noqa: NPY002
@@ -80,7 +80,8 @@ def check_deal_is_repeatable(partitioner: Partitioner) -> None:
     )
     ensure(
         same and np.array_equal(before, after),
-        "equal arguments and generators gave different deals, or moved NumPy's global generator; "
+        "equal arguments and generators gave different partitions, or moved NumPy's global "
+        "generator; "
         "draw from the `rng` that is passed in, and from nothing else.",
     )
 
@@ -98,9 +99,9 @@ def check_examples_untouched(partitioner: Partitioner) -> None:
 
 
 def check_refuses_too_many_sites(partitioner: Partitioner) -> None:
-    """More sites than examples is a `StudyError`, not an empty hand or another exception."""
+    """More sites than examples is a `StudyError`, not an empty part or another exception."""
     try:
-        partitioner.deal(samples.examples(4), 9, np.random.default_rng(0))
+        partitioner.partition(samples.examples(4), 9, np.random.default_rng(0))
     except StudyError:
         return
     except Exception as error:
@@ -108,7 +109,7 @@ def check_refuses_too_many_sites(partitioner: Partitioner) -> None:
             f"4 examples for 9 sites raised {type(error).__name__}: {error}; raise a StudyError "
             "whose sentence says what would do."
         ) from error
-    raise ConformanceError("4 examples were dealt to 9 sites; raise StudyError for what cannot be.")
+    raise ConformanceError("4 examples were split over 9 sites; raise StudyError for what cannot be.")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -123,17 +124,17 @@ CHECKS: tuple[Check, ...] = (
 
 def _deals(
     partitioner: Partitioner, data: Examples | None = None
-) -> Iterator[tuple[int, Sequence[Index]]]:
+) -> Iterator[tuple[int, Sequence[ExampleIndices]]]:
     """The deals to several numbers of sites that it does not refuse."""
     data = samples.examples(EXAMPLES) if data is None else data
     refusals = []
     for sites in SITES:
         try:
-            hands = partitioner.deal(data, sites, np.random.default_rng(sites))
+            partition = partitioner.partition(data, sites, np.random.default_rng(sites))
         except StudyError as error:
             refusals.append(str(error))
             continue
-        yield sites, hands
+        yield sites, partition
     ensure(
         len(refusals) < len(SITES),
         f"{EXAMPLES} examples of 12 clients could be dealt to no number of sites: "

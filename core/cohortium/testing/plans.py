@@ -12,7 +12,7 @@ from cohortium import parameters
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import PrivacyError
 from cohortium.ring.ring import RingSum
-from cohortium.roles.values import Cohort, Work
+from cohortium.roles.values import FederationSpec, Workload
 from cohortium.testing import samples
 from cohortium.testing.contract import ensure
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.roles.protocols import Privatizer
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivacy
-    from cohortium.roles.values import Index
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.values import ExampleIndices
 
     Reals = NDArray[np.float64]
 
 EXAMPLES = 32
 """Declared for each site."""
 
-COHORT = Cohort(
+COHORT = FederationSpec(
     sites=6,
-    size=6,
+    cohort_size=6,
     min_sites=5,
     colluding=1,
     examples=6 * EXAMPLES,
@@ -47,9 +47,9 @@ COHORT = Cohort(
 PARAMETERS = 188
 """P of the sample network."""
 
-GRADIENT = Work(releases="gradient", steps=1, sampling_rate=1.0)
-SAMPLED_GRADIENT = Work(releases="gradient", steps=1, sampling_rate=0.5)
-SAMPLED_UPDATE = Work(releases="update", steps=2, sampling_rate=0.5, batch_size=16)
+GRADIENT = Workload(output="gradient", steps=1, sampling_rate=1.0)
+SAMPLED_GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.5)
+SAMPLED_UPDATE = Workload(output="update", steps=2, sampling_rate=0.5, batch_size=16)
 """What the plans are for.  The first is whole batches, whose accounting is exact and quick."""
 
 
@@ -57,7 +57,7 @@ SAMPLED_UPDATE = Work(releases="update", steps=2, sampling_rate=0.5, batch_size=
 class Trial:
     """A plan, and the work that it was made for."""
 
-    work: Work
+    workload: Workload
     plan: PrivacyPlan
 
     @property
@@ -69,11 +69,11 @@ class Trial:
     @property
     def noises_gradients(self) -> bool:
         """Whether privacy must hold after every step, as an update shows what became of all."""
-        return self.unit in ("example", "patient") and self.work.releases == "update"
+        return self.unit in ("example", "patient") and self.workload.output == "update"
 
-    def site(self, *label: int) -> SitePrivacy:
+    def site(self, *label: int) -> SitePrivatizer:
         """One attempt at one site; equal labels, equal secrets."""
-        return self.plan.site(Randomness.simulated(1).fork(*label), np.arange(EXAMPLES))
+        return self.plan.for_site(Randomness.insecure_from_seed(1).derive(*label), np.arange(EXAMPLES))
 
     def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
         """What the coordinator decodes from the sum of the words of some sites."""
@@ -107,11 +107,11 @@ def trials(privatizer: Privatizer) -> tuple[Trial, ...]:
 def _planned(privatizer: Privatizer) -> tuple[Trial, ...]:
     found: list[Trial] = []
     refusals: list[str] = []
-    for work in (GRADIENT, SAMPLED_UPDATE, SAMPLED_GRADIENT):
-        if work is SAMPLED_GRADIENT and len(found) > 1:
+    for workload in (GRADIENT, SAMPLED_UPDATE, SAMPLED_GRADIENT):
+        if workload is SAMPLED_GRADIENT and len(found) > 1:
             break
         try:
-            found.append(Trial(work, privatizer.plan(work, COHORT, PARAMETERS)))
+            found.append(Trial(workload, privatizer.plan(workload, COHORT, PARAMETERS)))
         except PrivacyError as error:
             refusals.append(str(error))
     ensure(
@@ -142,8 +142,8 @@ class Scene:
         changed[example] = scale
         return Scene(changed)
 
-    def gradient(self, private: SitePrivacy, batch: Index) -> Tensor:
-        """What `private` makes of a batch, shape (P,)."""
+    def gradient(self, privatizer: SitePrivatizer, batch: ExampleIndices) -> Tensor:
+        """What `privatizer` makes of a batch, shape (P,)."""
         import torch
         from torch.nn import functional
 
@@ -151,11 +151,11 @@ class Scene:
         images = torch.from_numpy(data.images).float().div_(255)
         labels, scale = torch.from_numpy(data.labels), torch.from_numpy(self.scale).float()
 
-        def losses(index: Index) -> Tensor:
+        def losses(index: ExampleIndices) -> Tensor:
             each = functional.cross_entropy(net(images[index]), labels[index], reduction="none")
             return each * scale[index]
 
-        private.gradient(net, losses, batch)
+        privatizer.set_private_gradient(net, losses, batch)
         missing = [name for name, p in net.named_parameters() if p.grad is None]
         ensure(
             not missing,

@@ -9,10 +9,10 @@ import numpy as np
 from attrs import define, field
 
 from cohortium.crypto.randomness import Randomness
-from cohortium.crypto.signing import Directory, Identity
+from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
 from cohortium.ring.ring import Ring, RingVector
-from cohortium.roles.values import Adversary, Ask, Cohort, Member, SiteId, SumSetting
+from cohortium.roles.values import Adversary, SiteRequest, FederationSpec, SiteContext, SiteId, AggregationConfig
 from cohortium.testing.contract import ConformanceError, ensure
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from cohortium.ring.ring import RingSum
     from cohortium.roles.protocols import Aggregator
     from cohortium.roles.sessions import CoordinatorSession, SiteSession
-    from cohortium.roles.values import Requests
+    from cohortium.roles.values import StageRequests
 
 Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
 """What arrives of a reply, by stage and site: the reply, nothing, something else, or it twice."""
 
-Mischief: TypeAlias = Callable[[int, SiteId, Ask], Sequence[Ask]]
+Mischief: TypeAlias = Callable[[int, SiteId, SiteRequest], Sequence[SiteRequest]]
 """Requests that reach a site before the genuine one."""
 
 SIZES: tuple[tuple[int, int, int, Adversary], ...] = (
@@ -46,7 +46,7 @@ def faultless(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:  # noq
     return (reply,)
 
 
-def honest(stage: int, site: SiteId, ask: Ask) -> Sequence[Ask]:  # noqa: ARG001
+def honest(stage: int, site: SiteId, ask: SiteRequest) -> Sequence[SiteRequest]:  # noqa: ARG001
     """Nothing but genuine requests is sent."""
     return ()
 
@@ -61,7 +61,7 @@ class Play:
         stages: Exchanges of the latest attempt.
     """
 
-    setting: SumSetting
+    setting: AggregationConfig
     coordinator: CoordinatorSession
     sites: Mapping[SiteId, SiteSession]
     calls: dict[SiteId, int] = field(factory=dict)
@@ -81,29 +81,29 @@ class Play:
         adversary: Adversary = "honest-but-curious",
     ) -> Play:
         """Sessions for random vectors; a `StudyError` of the aggregator goes through."""
-        cohort = Cohort(
+        cohort = FederationSpec(
             sites=sites,
-            size=sites,
+            cohort_size=sites,
             min_sites=min_sites,
             examples=sites,
             rounds=1 << 10,
             adversary=adversary,
         )
-        secret = Randomness.simulated(1)
-        keys = [Identity.draw(secret.fork("identity", k)) for k in range(sites)]
-        setting = SumSetting(
+        secret = Randomness.insecure_from_seed(1)
+        keys = [SigningKey.generate(secret.derive("identity", k)) for k in range(sites)]
+        setting = AggregationConfig(
             session=bytes(16),
             ring=Ring(bits),
             length=length,
             cohort=cohort,
-            directory=Directory(tuple(key.public for key in keys)),
+            directory=KeyDirectory(tuple(key.public for key in keys)),
         )
         return cls(
             setting,
-            aggregator.coordinator(setting, secret.fork("coordinator")),
+            aggregator.coordinator_session(setting, secret.derive("coordinator")),
             {
-                k: aggregator.site(
-                    setting, Member(site=k, secret=secret.fork("site", k), identity=keys[k])
+                k: aggregator.site_session(
+                    setting, SiteContext(site=k, secret=secret.derive("site", k), identity=keys[k])
                 )
                 for k in range(sites)
             },
@@ -118,7 +118,7 @@ class Play:
             ConformanceError: The sum is wrong, or somebody raised what they must not.
         """
         self._begin()
-        while requests := self.coordinator.requests():
+        while requests := self.coordinator.next_requests():
             ensure(
                 self.stages < MOST_STAGES,
                 f"the coordinator still asks after {MOST_STAGES} exchanges; end the attempt when "
@@ -127,7 +127,7 @@ class Play:
             self._exchange(requests, fault, mischief)
             self.stages += 1
         try:
-            total = self.coordinator.total()
+            total = self.coordinator.sum()
         except TooFewSitesError:
             return None
         self._ensure_exact(total)
@@ -140,22 +140,22 @@ class Play:
         self._vectors = {
             site: RingVector(
                 ring,
-                ring.of(rng.integers(-(1 << 62), 1 << 62, self.setting.length, dtype=np.int64)),
+                ring.encode_signed(rng.integers(-(1 << 62), 1 << 62, self.setting.length, dtype=np.int64)),
             )
             for site in self.sites
         }
-        self.coordinator.open(self._attempt, self._attempt, tuple(self.sites))
+        self.coordinator.begin_attempt(self._attempt, self._attempt, tuple(self.sites))
 
-    def _exchange(self, requests: Requests, fault: Fault, mischief: Mischief) -> None:
-        for site, own in requests.each.items():
-            ask = Ask(round=self._attempt, attempt=self._attempt, common=requests.common, own=own)
+    def _exchange(self, requests: StageRequests, fault: Fault, mischief: Mischief) -> None:
+        for site, own in requests.per_site.items():
+            ask = SiteRequest(round=self._attempt, attempt=self._attempt, broadcast=requests.broadcast, own=own)
             for other in mischief(self.stages, site, ask):
                 self._answer(site, other)
             reply = self._answer(site, ask)
             for arrived in () if reply is None else fault(self.stages, site, reply):
                 self._receive(site, arrived)
 
-    def _answer(self, site: SiteId, ask: Ask) -> bytes | None:
+    def _answer(self, site: SiteId, ask: SiteRequest) -> bytes | None:
         """A site's reply; None if it refused."""
 
         def vector() -> RingVector:
@@ -163,7 +163,7 @@ class Play:
             return self._vectors[site]
 
         try:
-            reply = self.sites[site].answer(ask, vector)
+            reply = self.sites[site].handle(ask, vector)
         except (RefusalError, MessageError):
             return None
         except Exception as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.roles.protocols import Privatizer
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
     from cohortium.testing.plans import Reals, Trial
 
 MECHANISM_SLACK = 0.98
@@ -40,7 +40,7 @@ DRAWS = 32
 def check_plan_is_repeatable(privatizer: Privatizer) -> None:
     """Equal arguments give every party the same plan."""
     first = trials(privatizer)[0]
-    again = privatizer.plan(first.work, COHORT, PARAMETERS)
+    again = privatizer.plan(first.workload, COHORT, PARAMETERS)
     for name in ("guarantee", "ring", "length"):
         ensure(
             getattr(first.plan, name) == getattr(again, name),
@@ -52,7 +52,7 @@ def check_plan_is_repeatable(privatizer: Privatizer) -> None:
 def check_spent(privatizer: Privatizer) -> None:
     """What is spent grows with the attempts, up to the guarantee."""
     for plan in (trial.plan for trial in trials(privatizer)):
-        spent = [plan.spent(n) for n in range(1, COHORT.attempts + 1)]
+        spent = [plan.guarantee_after(n) for n in range(1, COHORT.attempts + 1)]
         if plan.guarantee is None:
             ensure(
                 spent == [None] * len(spent),
@@ -121,22 +121,23 @@ def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
     sampled = [
         t
         for t in trials(privatizer)
-        if t.work.sampling_rate < 1 and t.unit in ("example", "patient")
+        if t.workload.sampling_rate < 1 and t.unit in ("example", "patient")
     ]
     if not sampled:
         return "not needed: no guarantee rests on sampled examples"
     for trial in sampled:
-        work = trial.work
+        workload = trial.workload
         rounds = [list(trial.site(0, draw, 0).batches(EXAMPLES)) for draw in range(DRAWS)]
         ensure(
-            all(len(batches) == work.steps for batches in rounds),
-            f"{work.steps} steps were declared, but {[len(b) for b in rounds][:3]}… batches drawn; "
+            all(len(batches) == workload.steps for batches in rounds),
+            f"{workload.steps} steps were declared, but {[len(b) for b in rounds][:3]}… batches "
+            f"drawn; "
             "noise is calibrated to the declaration.",
         )
         drawn = [batch for batches in rounds for batch in batches]
         distinct = {batch.tobytes() for batch in drawn}
         sizes = np.array([len(batch) for batch in drawn])
-        deviation = math.sqrt(EXAMPLES * work.sampling_rate * (1 - work.sampling_rate))
+        deviation = math.sqrt(EXAMPLES * workload.sampling_rate * (1 - workload.sampling_rate))
         ensure(
             len(distinct) > len(drawn) // 2,
             "different secrets, or steps, gave equal batches; amplification by sampling holds only "
@@ -144,11 +145,11 @@ def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
         )
         ensure(
             0.5 * deviation < sizes.std() < 2 * deviation
-            and abs(sizes.mean() - EXAMPLES * work.sampling_rate)
+            and abs(sizes.mean() - EXAMPLES * workload.sampling_rate)
             < 6 * deviation / math.sqrt(len(drawn)),
-            f"sizes of batches over {EXAMPLES} examples at rate {work.sampling_rate} have mean "
+            f"sizes of batches over {EXAMPLES} examples at rate {workload.sampling_rate} have mean "
             f"{sizes.mean():.2f} and deviation {sizes.std():.2f}; Poisson sampling gives "
-            f"{EXAMPLES * work.sampling_rate:.2f} and {deviation:.2f}. Use plugin.poisson.",
+            f"{EXAMPLES * workload.sampling_rate:.2f} and {deviation:.2f}. Use plugin.poisson.",
         )
     return None
 
@@ -179,9 +180,9 @@ def check_release(privatizer: Privatizer) -> None:
         ensure(
             one.ring == plan.ring
             and one.words.shape == (plan.length,)
-            and one.words.dtype == plan.ring.word,
+            and one.words.dtype == plan.ring.dtype,
             f"a release is {one.words.shape} words of {one.words.dtype} in {one.ring}, where the "
-            f"plan says ({plan.length},) of {plan.ring.word} in {plan.ring}.",
+            f"plan says ({plan.length},) of {plan.ring.dtype} in {plan.ring}.",
         )
         ensure(
             np.array_equal(one.words, other.words),
@@ -228,7 +229,7 @@ def check_round_trip(privatizer: Privatizer) -> None:
     Equal secrets make equal noise, which therefore cancels between vectors and zeros.
     """
     for trial in trials(privatizer):
-        vectors = [_direction(k) * _scale(trial) for k in range(COHORT.size)]
+        vectors = [_direction(k) * _scale(trial) for k in range(COHORT.cohort_size)]
         wanted = np.mean([v.double().numpy() for v in vectors], axis=0)
         blank = [v * 0 for v in vectors]
         apart = np.stack(
@@ -243,7 +244,8 @@ def check_round_trip(privatizer: Privatizer) -> None:
         error, size = float(np.linalg.norm(found - wanted)), float(np.linalg.norm(wanted))
         ensure(
             error < 0.1 * size + 2 * rounding,
-            f"the mean of {COHORT.size} vectors has norm {size:.3g}, and what was decoded from "
+            f"the mean of {COHORT.cohort_size} vectors has norm {size:.3g}, and what was decoded "
+            f"from "
             f"their sum lies {error:.3g} off; decode must undo release, in scale and order.",
         )
 
@@ -280,7 +282,7 @@ CHECKS: tuple[Check, ...] = (
 """Every check of a privatizer's bookkeeping."""
 
 
-def _all() -> Index:
+def _all() -> ExampleIndices:
     return np.arange(EXAMPLES, dtype=np.int64)
 
 

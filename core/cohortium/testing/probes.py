@@ -9,7 +9,7 @@ from attrs import define, field
 
 from cohortium import parameters
 from cohortium.clipping.clipped_sum import mean_gradient
-from cohortium.roles.values import Cohort, Task
+from cohortium.roles.values import FederationSpec, LocalTask
 from cohortium.testing import samples
 from cohortium.testing.contract import ConformanceError, ensure
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import Examples
     from cohortium.roles.protocols import Trainer
-    from cohortium.roles.values import Index, Trained, Work
+    from cohortium.roles.values import ExampleIndices, LocalResult, Workload
 
 EXAMPLES = 64
 """How many the probed site has, and every site is declared to have."""
 
-COHORT = Cohort(sites=4, size=4, examples=4 * EXAMPLES, rounds=2)
+COHORT = FederationSpec(sites=4, cohort_size=4, examples=4 * EXAMPLES, rounds=2)
 """The cohort that a trainer declares its work for."""
 
 
 @define(eq=False)
 class Probe:
-    """A `SitePrivacy` that yields the given batches, sets the gradients it is told to, and looks.
+    """A `SitePrivatizer` that yields given batches, sets given gradients, and looks.
 
     Attributes:
         yields: The round's batches.
@@ -42,20 +42,20 @@ class Probe:
         seen: Every batch that came to `gradient`, with its losses.
     """
 
-    yields: Sequence[Index]
+    yields: Sequence[ExampleIndices]
     fill: float | None = 0.0
     asked: list[int] = field(factory=list)
     taken: int = 0
-    seen: list[tuple[Index, Tensor]] = field(factory=list)
+    seen: list[tuple[ExampleIndices, Tensor]] = field(factory=list)
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The given batches."""
         self.asked.append(examples)
         for batch in self.yields:
             self.taken += 1
             yield batch
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """Look at the losses, and set `.grad`."""
         import torch
 
@@ -79,21 +79,21 @@ class Probe:
         """A trainer has no business here."""
         raise ConformanceError(
             "the trainer called release, which draws noise and spends privacy; return the vector "
-            "in Trained, and the site releases it once."
+            "in LocalResult, and the site releases it once."
         )
 
 
-def declared(trainer: Trainer) -> Work:
+def declared(trainer: Trainer) -> Workload:
     """What `trainer` declares for the sample cohort."""
-    return trainer.work(COHORT)
+    return trainer.workload(COHORT)
 
 
-def sampled(work: Work, *, always: int | None = None) -> list[Index]:
-    """`work.steps` Poisson batches, with example `always` in each."""
+def sampled(workload: Workload, *, always: int | None = None) -> list[ExampleIndices]:
+    """`workload.steps` Poisson batches, with example `always` in each."""
     rng = np.random.default_rng(0)
     drawn = [
-        np.flatnonzero(rng.random(EXAMPLES) < work.sampling_rate).astype(np.int64)
-        for _ in range(work.steps)
+        np.flatnonzero(rng.random(EXAMPLES) < workload.sampling_rate).astype(np.int64)
+        for _ in range(workload.steps)
     ]
     return drawn if always is None else [np.union1d(batch, [always]) for batch in drawn]
 
@@ -106,20 +106,20 @@ def train(
     data: Examples | None = None,
     round: int = 0,  # noqa: A002
     state: Mapping[str, Tensor] | None = None,
-) -> Trained:
+) -> LocalResult:
     """One round at one site, under the conditions that the site state machine makes."""
     import torch
 
     data = samples.examples(EXAMPLES) if data is None else data
     net = samples.network() if net is None else net
-    task = Task(
+    task = LocalTask(
         net=net.train(),
         images=torch.from_numpy(data.images).float().div_(255),
         labels=torch.from_numpy(data.labels),
         classes=len(samples.CLASSES),
         round=round,
         rounds=COHORT.rounds,
-        work=declared(trainer),
+        workload=declared(trainer),
         generator=torch.Generator().manual_seed(round),
         state={} if state is None else state,
     )

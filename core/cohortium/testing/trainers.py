@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.roles.protocols import Trainer
-    from cohortium.roles.values import Index
+    from cohortium.roles.values import ExampleIndices
 
 REPLACED = 5
 """The example that is replaced by another."""
@@ -28,7 +28,8 @@ CLOSE = 1e-6
 """How far numbers that do not depend on an example may lie apart."""
 
 WHAT_ELSE = (
-    "Let nothing but the losses inside private.gradient see the data: no statistic of the batch, "
+    "Let nothing but the losses inside privatizer.set_private_gradient see the data: no "
+    "statistic of the batch, "
     "no weight counted from labels, no network trained beside it, no BatchNorm."
 )
 
@@ -64,24 +65,26 @@ def check_no_leak(trainer: Trainer) -> None:
 
 
 def check_declared_work(trainer: Trainer) -> None:
-    """Batches come from `private.batches`, and as many gradients are taken as were declared."""
-    work = declared(trainer)
-    probe = Probe(sampled(work))
+    """Batches come from `privatizer.batches`, and as many gradients are taken as were declared."""
+    workload = declared(trainer)
+    probe = Probe(sampled(workload))
     train(trainer, probe)
     ensure(
         probe.asked == [EXAMPLES],
-        f"private.batches was called for {probe.asked or 'no'} examples; call it once a round, "
+        f"privatizer.batches was called for {probe.asked or 'no'} examples; call it once a round, "
         f"with the number that the site has ({EXAMPLES} here).",
     )
     used = [batch for batch, _ in probe.seen]
     ensure(
-        len(used) == work.steps,
-        f"work() declares {work.steps} steps a round, and {len(used)} gradients were taken; noise "
+        len(used) == workload.steps,
+        f"work() declares {workload.steps} steps a round, and {len(used)} gradients were taken; "
+        f"noise "
         "is calibrated to the declaration, so both must be equal.",
     )
     ensure(
         all(map(np.array_equal, used, probe.yields)),
-        "gradients were taken over other batches than private.batches yielded; the sampling rate "
+        "gradients were taken over other batches than privatizer.batches yielded; the sampling "
+        "rate "
         "that privacy is reckoned with is no longer true. Use each as it comes.",
     )
 
@@ -115,7 +118,7 @@ def check_empty_batches(trainer: Trainer) -> None:
     """A round whose Poisson batches are all empty still gives a finite vector."""
     import torch
 
-    nothing: Index = np.zeros(0, dtype=np.int64)
+    nothing: ExampleIndices = np.zeros(0, dtype=np.int64)
     trained = train(trainer, Probe([nothing] * declared(trainer).steps, fill=None))
     ensure(
         torch.isfinite(trained.vector).all(),
@@ -142,7 +145,7 @@ def check_direction(trainer: Trainer) -> None:
     """An update goes against the gradient and is a change of weights; a gradient goes along it."""
     import torch
 
-    releases = declared(trainer).releases
+    releases = declared(trainer).output
     sign = -1.0 if releases == "update" else 1.0
     net = samples.network()
     # Weights that point the wrong way: who returns them instead of their change is seen.
@@ -152,7 +155,7 @@ def check_direction(trainer: Trainer) -> None:
         sign * float(found.sum()) > 0,
         f"work() declares that {releases}s are released, but under a gradient of ones the vector "
         f"sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient is what "
-        "private.gradient made.",
+        "privatizer.set_private_gradient made.",
     )
 
 
@@ -175,14 +178,14 @@ def check_server(trainer: Trainer) -> None:
 
     net = samples.network()
     trained = parameters.trainable(net)
-    made = trainer.server(trained, COHORT.rounds)
+    made = trainer.make_server_optimizer(trained, COHORT.rounds)
     ensure(
         isinstance(made, tuple)
         and len(made) == 2  # noqa: PLR2004
         and isinstance(made[0], torch.optim.Optimizer)
         and isinstance(made[1], torch.optim.lr_scheduler.LRScheduler),
         "server must return a torch optimizer and a learning-rate schedule of it, as "
-        "cohortium.plugin.with_schedule does.",
+        "cohortium.plugin.attach_schedule does.",
     )
     optimizer, schedule = made
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -212,7 +215,7 @@ def check_personal(trainer: Trainer) -> None:
 
     net = samples.network()
     trained = train(trainer, Probe(sampled(declared(trainer)), fill=None), net=net)
-    own: nn.Module = trainer.personal(net, trained.state)
+    own: nn.Module = trainer.personalize(net, trained.state)
     ensure(
         isinstance(own, nn.Module),
         f"personal gave a {type(own).__name__}; return a network, by default the one it was given.",
@@ -252,7 +255,7 @@ def _ensure_same_losses(one: Probe, other: Probe) -> None:
         len(one.seen) == len(other.seen)
         and all(np.array_equal(a, b) for (a, _), (b, _) in zip(one.seen, other.seen, strict=True)),
         "which gradients were taken depends on what an example is; take them over the batches of "
-        "private.batches, whatever they hold.",
+        "privatizer.batches, whatever they hold.",
     )
     for (batch, losses), (_, others) in zip(one.seen, other.seen, strict=True):
         rest = batch != REPLACED

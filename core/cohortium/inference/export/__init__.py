@@ -15,7 +15,7 @@ import attrs
 from cohortium.errors import RunError, StudyError
 from cohortium.inference.export.card import Exported, model_card
 from cohortium.inference.export.scores import scored_anew
-from cohortium.storage.atomic import write_whole
+from cohortium.storage.atomic import atomic_write
 from cohortium.storage.writable import require_folder
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def _files(classifier: Classifier, *, onnx: bool) -> tuple[dict[str, bytes], Exp
     from safetensors.torch import save
 
     from cohortium.inference.export import program
-    from cohortium.parameters import named
+    from cohortium.parameters import state_dict
 
     notes = {"weights_sha256": classifier.sha256, "rounds": str(classifier.rounds)}
-    files = {WEIGHTS: save(named(classifier.net), metadata=notes)}
+    files = {WEIGHTS: save(state_dict(classifier.net), metadata=notes)}
     traced = program.trace(classifier)
     files[PROGRAM] = program.as_torch(traced, classifier)
     if onnx:
@@ -88,7 +88,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            write_whole(folder / name, data)
+            atomic_write(folder / name, data)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
     return tuple(folder / name for name in files)

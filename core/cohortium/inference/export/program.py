@@ -38,7 +38,7 @@ class Deployed(nn.Module):
         """Take the model's preparation and network."""
         super().__init__()
         self.net = classifier.net
-        self._prepare = classifier.model.prepare
+        self._prepare = classifier.model.preprocess
 
     def forward(self, images: Tensor) -> Tensor:
         """Prepare, classify and normalise."""

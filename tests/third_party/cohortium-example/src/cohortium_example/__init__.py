@@ -38,7 +38,7 @@ def cohortium_datasets() -> list[Offer[Dataset]]:
 @hookimpl
 def cohortium_partitioners() -> list[Offer[Partitioner]]:
     """Offer `alternating`."""
-    return [Offer("alternating", Alternating, "Examples in turn, as cards are dealt.")]
+    return [Offer("alternating", Alternating, "Examples in turn, one site after the other.")]
 
 
 @hookimpl

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from cohortium.plugin import MessageError, RefusalError, Requests, RingSum, TooFewSitesError
+from cohortium.plugin import MessageError, RefusalError, StageRequests, RingSum, TooFewSitesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cohortium.plugin import (
-        Ask,
-        Cohort,
-        Member,
+        SiteRequest,
+        FederationSpec,
+        SiteContext,
         Randomness,
         RingVector,
         SiteId,
-        SumSetting,
+        AggregationConfig,
     )
 
 COMMIT, REVEAL = b"commit", b"reveal"
@@ -35,14 +35,14 @@ class Committed:
         Against the coordinator, who sees every release, it protects nothing.
     """
 
-    def secrecy(self, cohort: Cohort) -> None:
+    def confidentiality(self, cohort: FederationSpec) -> None:
         """Nothing is hidden from the coordinator."""
 
-    def coordinator(self, setting: SumSetting, secret: Randomness) -> CommittedLead:
+    def coordinator_session(self, setting: AggregationConfig, secret: Randomness) -> CommittedLead:
         """Nothing is secret here."""
         return CommittedLead(setting)
 
-    def site(self, setting: SumSetting, member: Member) -> CommittedSite:
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> CommittedSite:
         """Nothing is secret here."""
         return CommittedSite(setting)
 
@@ -51,28 +51,28 @@ class Committed:
 class CommittedLead:
     """Collects hashes, then the vectors that match them."""
 
-    setting: SumSetting
+    setting: AggregationConfig
     _due: list[bytes] = field(factory=list)
     _asked: bytes = b""
     _waiting: set[SiteId] = field(factory=set)
     _hashes: dict[SiteId, bytes] = field(factory=dict)
     _vectors: dict[SiteId, bytes] = field(factory=dict)
 
-    def open(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
+    def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin anew among `sites`."""
         self._due, self._waiting = [COMMIT, REVEAL], set()
         self._hashes, self._vectors = dict.fromkeys(sites, b""), {}
 
-    def requests(self) -> Requests:
+    def next_requests(self) -> StageRequests:
         """Ask all to commit, then those who did to reveal."""
         if not self._due:
             self._waiting = set()
-            return Requests()
+            return StageRequests()
         self._asked = self._due.pop(0)
         if self._asked == REVEAL:
             self._hashes = {site: digest for site, digest in self._hashes.items() if digest}
         self._waiting = set(self._hashes)
-        return Requests(self._asked, dict.fromkeys(sorted(self._waiting), b""))
+        return StageRequests(self._asked, dict.fromkeys(sorted(self._waiting), b""))
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         """Keep a hash, or the vector that fits it.
@@ -91,7 +91,7 @@ class CommittedLead:
         else:
             raise MessageError(f"site {site} did not send what it was to {self._asked.decode()}.")
 
-    def total(self) -> RingSum:
+    def sum(self) -> RingSum:
         """The sum over those who revealed what they had committed to."""
         need = max(1, self.setting.cohort.min_sites)
         if len(self._vectors) < need:
@@ -106,25 +106,25 @@ class CommittedLead:
 class CommittedSite:
     """Trains when it is to commit, and shows the result when it is to reveal."""
 
-    setting: SumSetting
+    setting: AggregationConfig
     _attempt: int = -1
     _packed: bytes = b""
 
-    def answer(self, ask: Ask, vector: Callable[[], RingVector]) -> bytes:
+    def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """A hash, then what it is the hash of.
 
         Raises:
             RefusalError: The request is out of order.
             MessageError: It is not one of the two.
         """
-        if ask.own or ask.common not in (COMMIT, REVEAL):
+        if request.own or request.broadcast not in (COMMIT, REVEAL):
             raise MessageError("the request is neither to commit nor to reveal.")
-        if (ask.common == COMMIT) != (ask.attempt > self._attempt):
-            raise RefusalError("order", f"to {ask.common.decode()} is not due.")
-        if ask.common == COMMIT:
-            self._attempt, self._packed = ask.attempt, b""
-            self._packed = self.setting.ring.pack(vector().words)
+        if (request.broadcast == COMMIT) != (request.attempt > self._attempt):
+            raise RefusalError("order", f"to {request.broadcast.decode()} is not due.")
+        if request.broadcast == COMMIT:
+            self._attempt, self._packed = request.attempt, b""
+            self._packed = self.setting.ring.pack(release().words)
             return hashlib.sha256(self._packed).digest()
-        if ask.attempt != self._attempt or not self._packed:
+        if request.attempt != self._attempt or not self._packed:
             raise RefusalError("order", "there is nothing to reveal for this attempt.")
         return self._packed

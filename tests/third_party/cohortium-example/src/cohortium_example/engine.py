@@ -13,7 +13,7 @@ from cohortium.plugin import StudyError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cohortium.plugin import OpenSite, SiteId, SiteRecipe
+    from cohortium.plugin import SiteHandle, SiteId, SiteFactory
 
 
 @frozen
@@ -26,7 +26,7 @@ class AnyOrder:
 
     seed: int = 0
 
-    def open(self, sites: Mapping[SiteId, SiteRecipe] | None) -> AnyOrderExchange:
+    def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> AnyOrderExchange:
         """Make every site beside the first, so that all share one network.
 
         Raises:
@@ -34,9 +34,9 @@ class AnyOrder:
         """
         if sites is None:
             raise StudyError("the engine 'any-order' simulates its sites; choose another.")
-        made: dict[SiteId, OpenSite] = {}
+        made: dict[SiteId, SiteHandle] = {}
         for site, recipe in sites.items():
-            made[site] = recipe.open(beside=next(iter(made.values()), None))
+            made[site] = recipe.create(share_model_with=next(iter(made.values()), None))
         return AnyOrderExchange(made, random.Random(self.seed))
 
 
@@ -44,17 +44,17 @@ class AnyOrder:
 class AnyOrderExchange:
     """Calls sites, and yields what they say."""
 
-    _sites: dict[SiteId, OpenSite]
+    _sites: dict[SiteId, SiteHandle]
     _random: random.Random = field(repr=False)
 
     def exchange(
-        self, common: bytes, each: Mapping[SiteId, bytes], deadline: float | None = None
+        self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """Ask those in `each`, in a new order every time."""
-        for site in self._random.sample(sorted(each), len(each)):
+        """Ask those in `per_site`, in a new order every time."""
+        for site in self._random.sample(sorted(per_site), len(per_site)):
             began = time.monotonic()
-            reply = self._sites[site].answer(common, each[site])
-            if deadline is None or time.monotonic() - began <= deadline:
+            reply = self._sites[site].answer(broadcast, per_site[site])
+            if timeout is None or time.monotonic() - began <= timeout:
                 yield site, reply
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class Linear:
 
     bias: bool = True
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         """Intensities from [0, 1] to [-1, 1], as vectors."""
         return images.flatten(1) * 2 - 1
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Counting:
     """Writes `counts.json` into the run's folder, if there is one."""
 
-    def watch(self) -> Tally:
+    def start_run(self) -> Tally:
         """A tally of one run."""
         return Tally()
 

@@ -1,4 +1,4 @@
-"""A partitioner: the examples in turn, as cards are dealt."""
+"""A partitioner: the examples in turn, one site after the other."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Alternating:
     """Example i goes to site i modulo the number of sites; nothing is drawn."""
 
-    def deal(
+    def partition(
         self,
         examples: Examples,
-        sites: int,
+        num_sites: int,
         rng: np.random.Generator,
     ) -> list[NDArray[np.int64]]:
         """Positions for each site.
@@ -30,8 +30,8 @@ class Alternating:
         Raises:
             StudyError: There are more sites than examples.
         """
-        if sites > len(examples):
+        if num_sites > len(examples):
             raise StudyError(
-                f"alternating: {len(examples)} examples are too few for {sites} sites."
+                f"alternating: {len(examples)} examples are too few for {num_sites} sites."
             )
-        return [np.arange(site, len(examples), sites, dtype=np.int64) for site in range(sites)]
+        return [np.arange(site, len(examples), num_sites, dtype=np.int64) for site in range(num_sites)]

@@ -13,7 +13,7 @@ from cohortium.plugin import (
     RefusalError,
     RingVector,
     mean_gradient,
-    shuffled,
+    shuffled_batches,
 )
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.plugin import Cohort, Randomness, Ring, RingSum, Stream, Work
+    from cohortium.plugin import FederationSpec, Randomness, Ring, RingSum, KeyStream, Workload
 
-    Index = NDArray[np.int64]
+    ExampleIndices = NDArray[np.int64]
 
 
 @frozen
@@ -39,10 +39,10 @@ class Rounding:
     step: float = field(default=2.0**-16, validator=gt(0))
     bound: float = field(default=8.0, validator=gt(0))
 
-    def plan(self, work: Work, cohort: Cohort, parameters: int) -> RoundingPlan:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> RoundingPlan:
         """A ring in which the sum over all sites fits."""
-        code = FixedPoint.holding(cohort.size * self.bound, step=self.step)
-        return RoundingPlan(code, self.bound, work, parameters)
+        code = FixedPoint.fitting(cohort.cohort_size * self.bound, step=self.step)
+        return RoundingPlan(code, self.bound, workload, parameters)
 
 
 @frozen
@@ -51,7 +51,7 @@ class RoundingPlan:
 
     code: FixedPoint
     bound: float
-    work: Work
+    workload: Workload
     length: int
     guarantee: None = None
     mechanism: None = None
@@ -61,10 +61,10 @@ class RoundingPlan:
         """Where the sum is taken."""
         return self.code.ring
 
-    def spent(self, attempts: int) -> None:
+    def guarantee_after(self, attempts: int) -> None:
         """Nothing was promised."""
 
-    def site(self, secret: Randomness, patients: Index | None = None) -> RoundingSite:
+    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> RoundingSite:
         """One attempt at one site."""
         return RoundingSite(self, secret.stream("batches"))
 
@@ -81,13 +81,13 @@ class RoundingSite:
     """What a site does in one attempt."""
 
     plan: RoundingPlan
-    stream: Stream
+    stream: KeyStream
 
-    def batches(self, examples: int) -> Iterator[Index]:
+    def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """As the trainer declared."""
-        return shuffled(self.plan.work, examples, self.stream)
+        return shuffled_batches(self.plan.workload, examples, self.stream)
 
-    def gradient(self, net: nn.Module, losses: Callable[[Index], Tensor], batch: Index) -> None:
+    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
         """The mean gradient."""
         mean_gradient(net, losses, batch)
 

@@ -9,12 +9,12 @@ from attrs.validators import ge, gt, le
 
 from cohortium.plugin import (
     Augmentation,
-    Objective,
-    Trained,
-    Work,
+    AugmentedLoss,
+    LocalResult,
+    Workload,
     make_optimizer,
     parameters,
-    with_schedule,
+    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.plugin import Cohort, SitePrivacy, Task
+    from cohortium.plugin import FederationSpec, SitePrivatizer, LocalTask
 
 
 @frozen(kw_only=True)
@@ -41,32 +41,32 @@ class SignSGD:
     sampling_rate: float = field(default=0.5, validator=[gt(0), le(1)])
     step_size: float = field(default=0.01, validator=gt(0))
 
-    def work(self, cohort: Cohort) -> Work:
+    def workload(self, cohort: FederationSpec) -> Workload:
         """Poisson batches, alike at every site."""
-        return Work(releases="update", steps=self.steps, sampling_rate=self.sampling_rate)
+        return Workload(output="update", steps=self.steps, sampling_rate=self.sampling_rate)
 
-    def train(self, task: Task, private: SitePrivacy) -> Trained:
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """The data is seen by `losses` alone, and `losses` by the privatizer alone."""
         import torch
 
         before = parameters.flatten(task.net)
-        losses = Objective(augmentation=Augmentation()).losses(task)
-        for batch in private.batches(len(task.labels)):
-            private.gradient(task.net, losses, batch)
+        losses = AugmentedLoss(augmentation=Augmentation()).losses(task)
+        for batch in privatizer.batches(len(task.labels)):
+            privatizer.set_private_gradient(task.net, losses, batch)
             with torch.no_grad():
                 for parameter in parameters.trainable(task.net):
                     if parameter.grad is not None:
                         parameter.sub_(parameter.grad.sign(), alpha=self.step_size)
         update = parameters.flatten(task.net) - before
-        return Trained(vector=update, weight=float(len(task.labels)))
+        return LocalResult(vector=update, weight=float(len(task.labels)))
 
-    def server(
+    def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
         """Move by the mean update."""
         optimizer = make_optimizer("sgd", parameters, learning_rate=1.0, options={})
-        return with_schedule(optimizer, "constant", rounds)
+        return attach_schedule(optimizer, "constant", rounds)
 
-    def personal(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """Every site uses the global network."""
         return net
