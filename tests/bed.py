@@ -90,7 +90,7 @@ def tiny(**changes: Any) -> Federation:
         "dataset": Squares(),
         "partitioner": "iid",
         "model": "cnn",
-        "trainer": FedAvg(learning_rate=0.2, options={"momentum": 0.9}),
+        "trainer": FedAvg(learning_rate=0.2, optimizer_options={"momentum": 0.9}),
         "privatizer": "none",
         "aggregator": "plain",
         "sites": 6,

@@ -33,8 +33,8 @@ def ray_cluster() -> Iterator[None]:
 def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """One torch thread, so that tests side by side do not fight; and no plugin lists."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("COHORTIUM_BLOCK", raising=False)
-    monkeypatch.delenv("COHORTIUM_ONLY", raising=False)
+    monkeypatch.delenv("COHORTIUM_PLUGIN_BLOCK", raising=False)
+    monkeypatch.delenv("COHORTIUM_PLUGIN_ALLOW", raising=False)
     import torch
 
     torch.set_num_threads(1)

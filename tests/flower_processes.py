@@ -64,7 +64,7 @@ def draw_node_key(path: Path) -> Path:
 
 @define(eq=False)
 class Deployment:
-    """The processes of one deployment under `folder`, which `cohortium deal` has made."""
+    """The processes of one deployment under `folder`, which `cohortium rehearse` has made."""
 
     folder: Path
     sites: int

@@ -12,23 +12,23 @@ from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from cohortium.plugin import (
-    SiteRequest,
+    AggregationConfig,
     FederationSpec,
-    KeyDirectory,
-    SigningKey,
     Journal,
-    SiteContext,
+    KeyDirectory,
     MemoryJournal,
     Message,
     MessageError,
     Randomness,
     RefusalError,
-    StageRequests,
     Ring,
     RingSum,
     RingVector,
+    SigningKey,
+    SiteContext,
+    SiteRequest,
     SiteSession,
-    AggregationConfig,
+    StageRequests,
     TooFewSitesError,
     decode_either,
     encode,
@@ -105,16 +105,22 @@ class Network:
     ) -> None:
         self.aggregator = aggregator
         self._secret = Randomness.insecure_from_seed(1)
-        self._identities = [SigningKey.generate(self._secret.derive("identity", k)) for k in range(sites)]
+        self._identities = [
+            SigningKey.generate(self._secret.derive("identity", k)) for k in range(sites)
+        ]
         self._journals: list[Journal] = [MemoryJournal() for _ in range(sites)]
         self.setting = AggregationConfig(
             session=b"sixteen bytes id",
             ring=Ring(bits),
             length=length,
-            cohort=FederationSpec(sites=sites, cohort_size=sites, examples=9, rounds=1 << 20, **terms),
+            cohort=FederationSpec(
+                sites=sites, cohort_size=sites, examples=9, rounds=1 << 20, **terms
+            ),
             directory=KeyDirectory(tuple(identity.public for identity in self._identities)),
         )
-        self.coordinator = aggregator.coordinator_session(self.setting, self._secret.derive("coordinator"))
+        self.coordinator = aggregator.coordinator_session(
+            self.setting, self._secret.derive("coordinator")
+        )
         self._lives, self._over = [0] * sites, [-1] * sites
         self.sites: list[SiteSession] = [self._begun(site) for site in range(sites)]
         self.fresh: list[Letter] = []
@@ -146,7 +152,7 @@ class Network:
     def floor(self) -> int:
         """The least number of sites in a sum, as `docs/secagg.md` has it."""
         cohort, threshold = self.setting.cohort, int(self.rules.threshold)
-        return max(threshold, cohort.min_sites, cohort.colluding + 2)
+        return max(threshold, cohort.min_contributors, cohort.max_colluding + 2)
 
     # --- What parties do ------------------------------------------------------------------------
 
@@ -175,7 +181,9 @@ class Network:
             return False
         assert self.exchanges <= EXCHANGES[self.setting.cohort.adversary], "it never ends."
         for site, own in requests.per_site.items():
-            ask = SiteRequest(round=self.round, attempt=self.attempt, broadcast=requests.broadcast, own=own)
+            ask = SiteRequest(
+                round=self.round, attempt=self.attempt, broadcast=requests.broadcast, own=own
+            )
             self.attempts[self.attempt].sent.add((site, self.round, ask.broadcast, own))
             self.fresh.append(Letter(site, ask))
         return True
@@ -229,7 +237,9 @@ class Network:
             self._forge(site, AskOpening(self.attempt, dict(attempt.signed)))
 
     def _forge(self, site: int, request: Message) -> None:
-        ask = SiteRequest(round=self.round, attempt=self.attempt, broadcast=encode(request), own=b"")
+        ask = SiteRequest(
+            round=self.round, attempt=self.attempt, broadcast=encode(request), own=b""
+        )
         self.deliver(Letter(site, ask))
 
     def _release(self, site: int, ask: SiteRequest) -> RingVector:
@@ -267,7 +277,7 @@ class Network:
         if attempt.is_twisted and not self.is_active:
             return
         cohort = self.setting.cohort
-        for helping in combinations(range(cohort.sites), cohort.colluding):
+        for helping in combinations(range(cohort.sites), cohort.max_colluding):
             colluding = frozenset(helping)
             opened = list(attempt.spoils.openable(colluding))
             assert len(opened) <= 1, "more than one sum can be had."

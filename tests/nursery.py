@@ -30,7 +30,7 @@ from bed import tiny
 from cohortium import Federation, federation
 from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError
-from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult
+from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer
 from cohortium.runs import result as record
 from cohortium.runs import run_state
 from cohortium.runs.run_directory import RunFolder
@@ -56,12 +56,16 @@ class Teacher(FedAvg):
 def study(name: str) -> Federation:
     """A study by its name; each takes a fraction of a second."""
     parts: dict[str, Any] = {"rounds": ROUNDS, "sites": 4, "threads": 1}
-    site_level = Gaussian(unit="site", clip=50.0)
+    site_level = Gaussian(unit="site", clip_norm=50.0)
     more: Mapping[str, dict[str, Any]] = {
         "plain": {"trainer": FedAvg(server_optimizer="adam", server_learning_rate=0.05)},
         "stateful": {"trainer": Teacher(learning_rate=0.1)},
         "active": {"adversary": "active", "aggregator": SecAgg(), "sites": 5},
-        "seeded": {"privatizer": site_level, "seeded_noise": True, "aggregator": SecAgg()},
+        "seeded": {
+            "privatizer": site_level,
+            "insecure_seeded_secrets": True,
+            "aggregator": SecAgg(),
+        },
         "real": {"privatizer": site_level, "aggregator": SecAgg(), "retries": 2},
         "tight": {"privatizer": site_level},
     }

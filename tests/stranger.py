@@ -45,7 +45,9 @@ def clean_python(workload: Path) -> Python:
     for needed in ("hatchling", "pip"):
         pytest.importorskip(needed, reason=f"{needed} is needed to build and install a package")
     venv.create(workload / "env", with_pip=False)
-    python = Python(workload / "env" / ("Scripts" if os.name == "nt" else "bin") / "python", workload)
+    python = Python(
+        workload / "env" / ("Scripts" if os.name == "nt" else "bin") / "python", workload
+    )
     own = Path(python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # `addsitedir` and not the bare path: an editable install of ours is a .pth file in there.
     parent = sysconfig.get_path("purelib")

@@ -28,7 +28,7 @@ name = "fedsgd"
 name = "gaussian"
 epsilon = 50.0
 delta = 1e-3
-clip = 1.0
+clip_norm = 1.0
 [aggregator]
 name = "plain"
 """

@@ -86,7 +86,7 @@ def targets(folder: Path) -> Iterator[Target]:
     run = partial(_site_file, folder / "site.toml")
     yield Target("site file", run, (CohortiumError,), STUDIES, weight=2)
     for adversary in ("honest-but-curious", "active"):
-        run = partial(_attempt, SecAgg(threshold=3, shares=4), adversary)
+        run = partial(_attempt, SecAgg(reconstruction_threshold=3, num_shares=4), adversary)
         yield Target(f"secagg, {adversary}", run, (TooFewSitesError,), SESSIONS, weight=4)
     run = partial(_attempt, Additive(), "honest-but-curious")
     yield Target("additive", run, (TooFewSitesError,), SESSIONS, weight=4)
@@ -311,15 +311,16 @@ STUDY_TOKENS = (
     b" = ", b"\n", b"[", b"]", b"[[", b"{", b"}", b'"', b"'''", b"nan", b"inf", b"-1", b"0",
     b"1e999", b"9" * 5_000, b"0x" + b"f" * 40, b"[" * 2_000, b"{a=" * 2_000, b"a." * 2_000,
     b"\\ud800", b"\x00", b"\xff", b"\r", b"1979-05-27", b"[federation]\n", b"[model]\n",
-    b'name = "', b"sites = ", b"cohort = ", b"options = {momentum = ", b"class_weights = [",
+    b'name = "', b"sites = ", b"cohort_size = ", b"optimizer_options = {momentum = ",
+    b"class_weights = [",
     b"adversary = ", b"true",
 )  # fmt: skip
 
 
 SITE_FILE = b"""
 [site]
-number = 3
-data = "x-rays"
+id = 3
+dataset_id = "x-rays"
 [dataset]
 name = "phantom"
 examples = 240
@@ -328,8 +329,8 @@ epsilon = 6.0
 delta = 1e-5
 unit = "example"
 against = "coordinator"
-contributors = 4
-plugins = ["secagg", "fedsgd"]
+min_contributors = 4
+allowed_plugins = ["secagg", "fedsgd"]
 """
 
 
@@ -360,8 +361,10 @@ def _attempt(aggregator: SecAgg | Additive | Plain, adversary: str, rng: Random)
 
 @cache
 def _ready() -> Ready:
-    changes = {"sites": 4, "rounds": 9, "seeded_noise": True, "partitioner": "iid"}
-    return tiny(aggregator=SecAgg(threshold=3, shares=4), trainer="fedsgd", **changes).prepare()
+    changes = {"sites": 4, "rounds": 9, "insecure_seeded_secrets": True, "partitioner": "iid"}
+    return tiny(
+        aggregator=SecAgg(reconstruction_threshold=3, num_shares=4), trainer="fedsgd", **changes
+    ).prepare()
 
 
 def _federation(rng: Random) -> Outcome:
@@ -370,7 +373,9 @@ def _federation(rng: Random) -> Outcome:
     coordinator, sites = Coordinator(setting), list[Site]()
     for site in range(4):
         examples = _ready().splits.train.select(partition[site][:3])
-        sites.append(SimulatedSiteFactory(setting, site, examples).create(sites[0] if sites else None))
+        sites.append(
+            SimulatedSiteFactory(setting, site, examples).create(sites[0] if sites else None)
+        )
     hit = (rng.choice(("common", "own", "reply")), rng.randrange(4), rng.randrange(4))
     coordinator.begin_attempt(0, 0, range(4))
     for stage in range(5):

@@ -78,12 +78,12 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
     tables = tomllib.loads(text)
     if "policy" in tables:
         key = SigningKey.generate(Randomness.insecure_from_seed(1)).public
-        KeyDirectory((key,)).write(tmp_path / tables["site"]["directory"])
+        KeyDirectory((key,)).write(tmp_path / tables["site"]["key_directory"])
         (tmp_path / "site.toml").write_text(text)
         hospital = Hospital.read(tmp_path / "site.toml")
-        assert hospital.number == tables["site"]["number"]
+        assert hospital.id == tables["site"]["id"]
         records = discover().records
-        for entry in entries(hospital.policy.plugins, where="here"):
+        for entry in entries(hospital.policy.allowed_plugins, where="here"):
             assert any(entry.allows(r.distribution, r.name, r.version) for r in records), entry
         return
     if "project" in tables:

@@ -43,8 +43,9 @@ def test_the_descriptor_without_privacy_is_near_central_training(
     data_root: Path, tmp_path: Path
 ) -> None:
     result = run(
-        tmp_path, *BLOOD, "privatizer.name=none", "trainer.name=fedavg", "trainer.epochs=5",
-        "trainer.learning_rate=0.002", "trainer.options.momentum=0.9", "federation.rounds=20",
+        tmp_path, *BLOOD, "privatizer.name=none", "trainer.name=fedavg", "trainer.local_epochs=5",
+        "trainer.learning_rate=0.002", "trainer.optimizer_options.momentum=0.9",
+        "federation.rounds=20",
     )  # fmt: skip
     assert result["accuracy"] > 0.9
 

@@ -92,10 +92,10 @@ def test_the_papers_grid_is_the_papers() -> None:
         assert federation.rounds == 50
         assert "width = 64" in toml
         assert "batch_size = 32" in toml
-        assert "epochs = 3" in toml
+        assert "local_epochs = 3" in toml
         if cell.place["privacy"] != "off":
-            assert "clip = 7.0\n" in toml
+            assert "clip_norm = 7.0\n" in toml
             assert "epsilon = 6.0\n" in toml
             assert "delta = 0.00019\n" in toml
         if cell.place["secagg"] == "on":
-            assert "threshold = 4\nshares = 5\n" in toml
+            assert "reconstruction_threshold = 4\nnum_shares = 5\n" in toml

@@ -19,7 +19,7 @@ from cohortium.plugin import (
     Observer,
     Partitioner,
     Privatizer,
-    RoundFinished,
+    RoundCompleted,
     Trainer,
 )
 from cohortium_additive import Additive
@@ -62,8 +62,8 @@ def compose() -> Federation:
         partitioner=Dirichlet(alpha=0.5),
         model="descriptor",
         trainer="fedsgd",
-        privatizer=Gaussian(epsilon=6.0, delta=1.9e-4, clip=7.0),
-        aggregator=SecAgg(threshold=4),
+        privatizer=Gaussian(epsilon=6.0, delta=1.9e-4, clip_norm=7.0),
+        aggregator=SecAgg(reconstruction_threshold=4),
         sites=10,
         rounds=60,
         seed=1,
@@ -84,7 +84,7 @@ def run(federation: Federation) -> Result:
     if result.guarantee is not None:
         assert_type(result.guarantee.epsilon, float)
     for event in result.history:
-        assert_type(event, RoundFinished)
+        assert_type(event, RoundCompleted)
     if result.scores is not None:
         assert_type(result.scores.accuracy, float)
     return result

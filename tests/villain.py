@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from cohortium.plugin import (
-    SiteRequest,
+    AggregationConfig,
     FederationSpec,
-    KeyDirectory,
-    SigningKey,
     Journal,
-    SiteContext,
+    KeyDirectory,
     MemoryJournal,
     Message,
     Randomness,
     RefusalError,
     Ring,
     RingVector,
-    AggregationConfig,
+    SigningKey,
+    SiteContext,
+    SiteRequest,
     decode,
     encode,
 )

@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.plugin import (
+    AggregationConfig,
     Aggregator,
-    SiteRequest,
     FederationSpec,
     KeyDirectory,
-    SigningKey,
-    SiteContext,
     MessageError,
     Randomness,
     RefusalError,
     Ring,
     RingSum,
     RingVector,
-    AggregationConfig,
+    SigningKey,
+    SiteContext,
+    SiteRequest,
 )
 
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
@@ -58,7 +58,9 @@ class Ward:
             cohort=FederationSpec(sites=sites, cohort_size=sites, examples=100, rounds=9, **terms),
             directory=KeyDirectory(tuple(identity.public for identity in identities)),
         )
-        self.coordinator = aggregator.coordinator_session(self.setting, secret.derive("coordinator"))
+        self.coordinator = aggregator.coordinator_session(
+            self.setting, secret.derive("coordinator")
+        )
         self.sites = {
             site: aggregator.site_session(
                 self.setting,
@@ -96,7 +98,9 @@ class Ward:
                 if stage >= (lost or {}).get(site, 9):
                     continue
                 for data in tamper("ask", stage, site, own):
-                    ask = SiteRequest(round=round_, attempt=attempt, broadcast=requests.broadcast, own=data)
+                    ask = SiteRequest(
+                        round=round_, attempt=attempt, broadcast=requests.broadcast, own=data
+                    )
                     for reply in self._replies(ask, stage, site, tamper):
                         self._deliver(site, reply)
         raise AssertionError

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
+from cohortium.renamed import KEYS, VALUES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -85,6 +87,10 @@ def keyed(key: str) -> str:
 def near(key: str, known: Iterable[str]) -> str:
     """What to use instead of the unknown `key`, as the end of a sentence."""
     known = sorted(known)
+    new = next((name for name in KEYS.get(key, ()) if name in known), None)
+    if new is not None:
+        values = f"; {VALUES[new]}" if new in VALUES else ""
+        return f"it is called {new} now{values}."
     close = difflib.get_close_matches(key[:MOST_SHOWN], known, n=2, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"

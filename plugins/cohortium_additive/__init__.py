@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.plugin import Aggregator, Offer, AggregationGuarantee, StudyError, hookimpl
+from cohortium.plugin import AggregationGuarantee, Aggregator, Offer, StudyError, hookimpl
 
 if TYPE_CHECKING:
-    from cohortium.plugin import FederationSpec, SiteContext, Randomness, AggregationConfig
+    from cohortium.plugin import AggregationConfig, FederationSpec, Randomness, SiteContext
     from cohortium_additive._coordinator import AdditiveCoordinator
     from cohortium_additive._site import AdditiveSite
 
@@ -46,14 +46,18 @@ class Additive:
                 "additive: nobody signs the keys, so it does not hold against a coordinator that "
                 "lies; use aggregator 'secagg' with adversary 'active'."
             )
-        least = max(2, cohort.colluding + 2)
+        least = max(2, cohort.max_colluding + 2)
         if cohort.cohort_size < least:
             raise StudyError(
                 f"additive: {cohort.cohort_size} sites are asked, but it takes at least {least}, "
                 f"so that "
                 "two of them are left beside those that collude."
             )
-        return AggregationGuarantee(min_contributors=cohort.cohort_size, reconstruction_threshold=cohort.cohort_size - 1, max_dropouts=0)
+        return AggregationGuarantee(
+            min_contributors=cohort.cohort_size,
+            reconstruction_threshold=cohort.cohort_size - 1,
+            max_dropouts=0,
+        )
 
     def coordinator_session(
         self,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.plugin import MessageError, StageRequests, RingSum, TooFewSitesError, decode, encode
+from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError, decode, encode
 from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.plugin import SiteId, AggregationConfig
+    from cohortium.plugin import AggregationConfig, SiteId
 
 PHASES = ("keys", "shares", "sums")
 

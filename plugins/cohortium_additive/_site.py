@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cohortium.plugin import MessageError, RefusalError, KeyStream, decode_either, encode
+from cohortium.plugin import KeyStream, MessageError, RefusalError, decode_either, encode
 from cohortium_additive._messages import KEY_BYTES, AskKey, AskShares, AskSum, Key, Shares
 
 if TYPE_CHECKING:
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.plugin import SiteRequest, SiteContext, Randomness, RingVector, SiteId, AggregationConfig
+    from cohortium.plugin import (
+        AggregationConfig,
+        Randomness,
+        RingVector,
+        SiteContext,
+        SiteId,
+        SiteRequest,
+    )
 
     Words = NDArray[np.unsignedinteger[Any]]
 
@@ -93,7 +100,8 @@ class AdditiveSite:
             raise RefusalError("keys", "its own key is not the one that it sent.")
         if len(sites) != self.setting.cohort.cohort_size:
             raise RefusalError(
-                "too few", f"it sums over {self.setting.cohort.cohort_size} sites, not {len(sites)}."
+                "too few",
+                f"it sums over {self.setting.cohort.cohort_size} sites, not {len(sites)}.",
             )
         others = tuple(site for site in sites if site != me)
         keys = tuple(key for site, key in zip(sites, request.keys, strict=True) if site != me)

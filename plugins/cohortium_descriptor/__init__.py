@@ -16,13 +16,13 @@ from attrs.validators import ge, le
 from cohortium.plugin import (
     Dataset,
     DataSpec,
+    FeatureWhitening,
     Model,
     Offer,
-    FeatureWhitening,
     StudyError,
+    as_channels,
     hookimpl,
     linear_head,
-    as_channels,
     whitened_linear_head,
 )
 
@@ -60,46 +60,49 @@ class Descriptor:
         radii: Outer radii of the rings, ascending; 1 touches the image's sides.
         norm: Euclidean norm of every image's features.  At 70 the customary clip of 7 cuts almost
             every gradient, which is where private training of a linear layer does best.
-        centre: Public or made-up images of the kind, such as `phantom`; what they have in common
+        center_on: Public or made-up images of the kind, such as `phantom`; what they have in common
             is taken off every image's features, before these are brought to their norm.
-        whiten: How far directions in which the features of `centre` vary much are scaled down to
+        whiten: How far directions in which the features of `center_on` vary much are scaled down to
             those in which they vary little: 0 not at all, 1 until all vary alike.
-        floor: Directions with less than this share of the greatest variance count as if they had
-            it: what so few images say of them is chance.
-        beside: Another model whose prepared images are features, too, such as `pretrained`; over
-            `centre` they vary as much as the histograms do.
-        components: Keep so many directions in which the features of `centre` vary most; 0 keeps
+        variance_floor: Directions with less than this share of the greatest variance count as if
+            they had it: what so few images say of them is chance.
+        extra_features: Another model whose prepared images are features, too, such as `pretrained`;
+            over `center_on` they vary as much as the histograms do.
+        components: Keep so many directions in which the features of `center_on` vary most; 0 keeps
             every feature.
-        moments: Whiten once more, by the second moments of the training images, which sites
-            release under the run's privacy in the trainer's rounds of prelude.
-        moment_floor: Directions with less than this share of the whole count as if they had it.
+        private_whitening: Whiten once more, by the second moments of the training images, which
+            sites release under the run's privacy in the trainer's statistics rounds.
+        private_variance_floor: Directions with less than this share of the whole count as if they
+            had it.
 
     Guarantees:
-        The features of an image depend on that image, on these constants and on `centre` alone,
-        so they cost no privacy where the images of `centre` do not.  What `moments` takes from
-        training images reaches the network through clipped gradients alone.
+        The features of an image depend on that image, on these constants and on `center_on` alone,
+        so they cost no privacy where the images of `center_on` do not.  What `private_whitening`
+        takes from training images reaches the network through clipped gradients alone.
     """
 
     bins: int = field(default=14, validator=[ge(2), le(256)])
     edge_bins: int = field(default=8, validator=[ge(2), le(256)])
     radii: tuple[float, ...] = field(default=(0.25, 0.5, 0.75, 1.0), validator=_ascending)
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
-    centre: Dataset | None = None
+    center_on: Dataset | None = None
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
-    floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
-    beside: Model | None = None
+    variance_floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
+    extra_features: Model | None = None
     components: int = field(default=0, validator=[ge(0), le(MOST_FEATURES)])
-    moments: bool = False
-    moment_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
+    private_whitening: bool = False
+    private_variance_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
 
     def __attrs_post_init__(self) -> None:
         """Refuse to whiten by nothing."""
-        if (self.whiten or self.components) and self.centre is None:
+        if (self.whiten or self.components) and self.center_on is None:
             raise ValueError(
-                "whiten and components need a centre, public images to take the variance from."
+                "whiten and components need center_on, public images to take the variance from."
             )
-        if self.beside is not None and not self.components:
-            raise ValueError("beside needs components, the number of features to make of all.")
+        if self.extra_features is not None and not self.components:
+            raise ValueError(
+                "extra_features needs components, the number of features to make of all."
+            )
 
     def dimension(self, channels: int) -> int:
         """D, the number of features of an image with so many channels."""
@@ -123,7 +126,7 @@ class Descriptor:
     def preprocess(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, C, H, W) in [0, 1]."""
         blocks = self._blocks(images)
-        if self.centre is None:
+        if self.center_on is None:
             return blocks[0]
         rows: Tensor = self._reference(images.shape[1])(blocks)
         length: Tensor = rows.norm(dim=1, keepdim=True).clamp_(min=1e-6)
@@ -133,17 +136,21 @@ class Descriptor:
         """Histograms, and what the model beside makes of the images, each (N, …)."""
         from cohortium_descriptor._features import features
 
-        beside = [] if self.beside is None else [self.beside.preprocess(images).flatten(1)]
+        beside = (
+            []
+            if self.extra_features is None
+            else [self.extra_features.preprocess(images).flatten(1)]
+        )
         return [features(images, self), *beside]
 
     def _reference(self, channels: int) -> FeatureWhitening:
-        """The `FeatureWhitening` of `centre`, for images of so many channels; made once."""
-        assert self.centre is not None
+        """The `FeatureWhitening` of `center_on`, for images of so many channels; made once."""
+        assert self.center_on is not None
         if channels not in self._references:
             self._references[channels] = FeatureWhitening.of(
-                self._blocks(as_channels(self.centre.load().train, channels)),
+                self._blocks(as_channels(self.center_on.load().train, channels)),
                 power=self.whiten / 2,
-                floor=self.floor,
+                floor=self.variance_floor,
                 components=self.components,
             )
         return self._references[channels]
@@ -154,11 +161,11 @@ class Descriptor:
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """The linear layer; at zero, it needs no seed."""
-        if self.moments:
+        if self.private_whitening:
             return whitened_linear_head(
                 self.dimension(spec.channels),
                 len(spec.classes),
-                floor=self.moment_floor,
+                floor=self.private_variance_floor,
                 norm=self.norm,
             )
         return linear_head(self.dimension(spec.channels), len(spec.classes))

@@ -1,6 +1,6 @@
 """Writes a run's events as lines of JSON, for programs that follow or compare runs.
 
-Signs of life within a round (`SiteAnswered`) are passed over: they are thousands, and no record.
+Signs of life within a round (`SiteReplied`) are passed over: they are thousands, and no record.
 A run that goes on goes on in its file: a `RunStarted` stands there for every time.
 """
 
@@ -20,10 +20,10 @@ from cohortium.plugin import (
     EVENT_NAMES,
     Observer,
     Offer,
-    RoundFinished,
+    RoundCompleted,
     RunError,
     RunStarted,
-    SiteAnswered,
+    SiteReplied,
     hookimpl,
 )
 
@@ -60,7 +60,7 @@ class EventWriter:
         Raises:
             RunError: The file cannot be written.
         """
-        if isinstance(event, SiteAnswered):
+        if isinstance(event, SiteReplied):
             return
         lines = [_line(event)]
         try:
@@ -90,7 +90,7 @@ def _mended(path: Path) -> set[int]:
     for line in whole[:end].splitlines():
         with contextlib.suppress(ValueError, KeyError):
             event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") == EVENT_NAMES[RoundFinished]:
+            if isinstance(event, dict) and event.get("event") == EVENT_NAMES[RoundCompleted]:
                 found.add(event["round"])
     return found
 

@@ -12,24 +12,24 @@ from cohortium.plugin import (
     MOST_COPIES,
     RATE,
     Augmentation,
-    FederationSpec,
     AugmentedLoss,
+    FederationSpec,
+    LocalResult,
+    LocalTask,
     Offer,
     Schedule,
     SitePrivatizer,
-    LocalTask,
-    LocalResult,
     Trainer,
     Workload,
-    schedule_factor,
+    attach_schedule,
+    attach_weight_averaging,
     hookimpl,
     local_workload,
     make_optimizer,
     parameters,
     reject_statistics_rounds,
+    schedule_factor,
     valid_options,
-    attach_weight_averaging,
-    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -47,44 +47,47 @@ class FedAvg:
     """Sites train for a while on their own; the server moves by the mean of their updates.
 
     Attributes:
-        epochs: Passes over a site's own data each round.
-        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        local_epochs: Passes over a site's own data each round.
+        local_steps: Batches each round instead of whole passes; 0 goes by `local_epochs`.
         batch_size: Examples in a batch.  Under example-level privacy batches are Poisson samples
-            whose rate is this over the *declared* mean size of a site, and `epochs` passes are
-            the number of steps that this makes, alike at every site.
+            whose rate is this over the *declared* mean size of a site, and `local_epochs` passes
+            are the number of steps that this makes, alike at every site.
         optimizer: At the sites, any of `torch.optim`; it starts afresh every round.
         learning_rate: Of that.
-        options: Further arguments of that.
+        optimizer_options: Further arguments of that.
         schedule: Of the sites' learning rate, over the rounds.
         server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
         server_learning_rate: Of that.
-        server_options: Further arguments of that.
-        average: Share of the rounds, the last ones, whose weights are averaged in the end.
+        server_optimizer_options: Further arguments of that.
+        average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
+            end.
         flips: Augment by mirroring.
-        turns: Augment by quarter turns.
-        copies: Augmented copies of an example in one step.
+        rotations: Augment by quarter turns.
+        augmentation_multiplicity: Augmented copies of an example in one step.
         class_weights: A declared factor above 0 for each class; empty for ones.
     """
 
-    epochs: int = field(default=1, validator=[ge(1), le(10_000)])
-    steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
+    local_epochs: int = field(default=1, validator=[ge(1), le(10_000)])
+    local_steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     optimizer: str = "sgd"
     learning_rate: float = field(default=0.05, validator=RATE)
-    options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
+    optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     schedule: Schedule = "constant"
     server_optimizer: str = "sgd"
     server_learning_rate: float = field(default=1.0, validator=RATE)
-    server_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
-    average: float = field(default=0.0, validator=[ge(0), le(1)])
+    server_optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
+    average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
     flips: bool = False
-    turns: bool = False
-    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    rotations: bool = False
+    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def workload(self, cohort: FederationSpec) -> Workload:
         """Poisson steps for private runs, shuffled passes or steps for others."""
-        return local_workload(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
+        return local_workload(
+            cohort, epochs=self.local_epochs, steps=self.local_steps, batch_size=self.batch_size
+        )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Local steps from the global weights; the update counts by the site's examples."""
@@ -93,8 +96,9 @@ class FedAvg:
         optimizer = make_optimizer(
             self.optimizer,
             parameters.trainable(task.net),
-            learning_rate=self.learning_rate * schedule_factor(self.schedule, task.round, task.rounds),
-            options=self.options,
+            learning_rate=self.learning_rate
+            * schedule_factor(self.schedule, task.round, task.rounds),
+            options=self.optimizer_options,
         )
         losses = self._objective.losses(task)
         for batch in privatizer.batches(len(task.labels)):
@@ -112,9 +116,9 @@ class FedAvg:
             self.server_optimizer,
             parameters,
             learning_rate=self.server_learning_rate,
-            options=self.server_options,
+            options=self.server_optimizer_options,
         )
-        attach_weight_averaging(optimizer, rounds=rounds, share=self.average)
+        attach_weight_averaging(optimizer, rounds=rounds, share=self.average_last_fraction)
         return attach_schedule(optimizer, "constant", rounds)
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
@@ -126,7 +130,11 @@ class FedAvg:
 
     @property
     def _objective(self) -> AugmentedLoss:
-        augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
+        augmentation = Augmentation(
+            flips=self.flips,
+            rotations=self.rotations,
+            augmentation_multiplicity=self.augmentation_multiplicity,
+        )
         return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights)
 
 

@@ -11,21 +11,21 @@ from cohortium.plugin import (
     RATE,
     Augmentation,
     FederationSpec,
+    LocalResult,
+    LocalTask,
     Model,
     Offer,
     Schedule,
     SitePrivatizer,
-    LocalTask,
-    LocalResult,
     Trainer,
     Workload,
-    schedule_factor,
+    attach_schedule,
     hookimpl,
     local_workload,
     make_optimizer,
     parameters,
+    schedule_factor,
     valid_options,
-    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -61,42 +61,44 @@ class FedMIC:
     Attributes:
         teacher: The model that teachers are built by, each alike; it takes what the student's
             model makes of an image.  None: a copy of the student.
-        epochs: Passes over a site's own data each round.
-        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        local_epochs: Passes over a site's own data each round.
+        local_steps: Batches each round instead of whole passes; 0 goes by `local_epochs`.
         batch_size: Examples in a batch; see `fedavg`.
         optimizer: At the sites, any of `torch.optim`; it starts afresh every round.
         learning_rate: Of that.
-        options: Further arguments of that.
+        optimizer_options: Further arguments of that.
         schedule: Of the learning rate, over the rounds.
         energy_first: T of the first round: each matrix keeps the fewest singular values whose
             squares make up this share of all squares.
         energy_last: T of the last round; between them it grows evenly.
         server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
         server_learning_rate: Of that.
-        server_options: Further arguments of that.
+        server_optimizer_options: Further arguments of that.
         flips: Augment by mirroring.
-        turns: Augment by quarter turns.
+        rotations: Augment by quarter turns.
     """
 
     teacher: Model | None = None
-    epochs: int = field(default=1, validator=[ge(1), le(10_000)])
-    steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
+    local_epochs: int = field(default=1, validator=[ge(1), le(10_000)])
+    local_steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     optimizer: str = "sgd"
     learning_rate: float = field(default=0.05, validator=RATE)
-    options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
+    optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     schedule: Schedule = "constant"
     energy_first: float = field(default=0.95, validator=and_(gt(0), le(1)))
     energy_last: float = field(default=0.98, validator=and_(gt(0), le(1)))
     server_optimizer: str = "sgd"
     server_learning_rate: float = field(default=1.0, validator=RATE)
-    server_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
+    server_optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     flips: bool = False
-    turns: bool = False
+    rotations: bool = False
 
     def workload(self, cohort: FederationSpec) -> Workload:
         """Poisson steps for private runs, shuffled passes or steps for others."""
-        return local_workload(cohort, epochs=self.epochs, steps=self.steps, batch_size=self.batch_size)
+        return local_workload(
+            cohort, epochs=self.local_epochs, steps=self.local_steps, batch_size=self.batch_size
+        )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Local steps of both networks; the student's update, cut to its largest parts."""
@@ -111,10 +113,11 @@ class FedMIC:
         optimizer = make_optimizer(
             self.optimizer,
             parameters.trainable(pair),
-            learning_rate=self.learning_rate * schedule_factor(self.schedule, task.round, task.rounds),
-            options=self.options,
+            learning_rate=self.learning_rate
+            * schedule_factor(self.schedule, task.round, task.rounds),
+            options=self.optimizer_options,
         )
-        losses = pair.losses(task, Augmentation(flips=self.flips, turns=self.turns))
+        losses = pair.losses(task, Augmentation(flips=self.flips, rotations=self.rotations))
         for batch in privatizer.batches(len(task.labels)):
             privatizer.set_private_gradient(pair, losses, batch)
             optimizer.step()
@@ -135,7 +138,7 @@ class FedMIC:
             self.server_optimizer,
             parameters,
             learning_rate=self.server_learning_rate,
-            options=self.server_options,
+            options=self.server_optimizer_options,
         )
         return attach_schedule(optimizer, "constant", rounds)
 

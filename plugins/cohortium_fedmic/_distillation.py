@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.plugin import Augmentation, Model, LocalTask
+    from cohortium.plugin import Augmentation, LocalTask, Model
 
 LEAST = 1e-2
 """The least A: examples that both have learned would be divided by nothing."""

@@ -12,24 +12,24 @@ from cohortium.plugin import (
     MOST_COPIES,
     RATE,
     Augmentation,
-    FederationSpec,
     AugmentedLoss,
+    FederationSpec,
+    LocalResult,
+    LocalTask,
     Offer,
     Schedule,
     SitePrivatizer,
     StudyError,
-    LocalTask,
-    LocalResult,
     Trainer,
     Workload,
+    attach_schedule,
+    attach_statistics_rounds,
+    attach_weight_averaging,
     hookimpl,
     make_optimizer,
     parameters,
     statistics_losses,
     valid_options,
-    attach_weight_averaging,
-    attach_statistics_rounds,
-    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -52,30 +52,32 @@ class FedSGD:
         sampling_rate: Chance of each example to be in a round's batch.
         optimizer: At the server, any of `torch.optim`.
         learning_rate: Of that.
-        options: Further arguments of that.
+        optimizer_options: Further arguments of that.
         schedule: Of the learning rate, over the rounds.
         flips: Augment by mirroring.
-        turns: Augment by quarter turns.
-        copies: Augmented copies of an example in a batch.
+        rotations: Augment by quarter turns.
+        augmentation_multiplicity: Augmented copies of an example in a batch.
         class_weights: A declared factor above 0 for each class; empty for ones.
-        average: Share of the rounds, the last ones, whose weights are averaged in the end.
-        prelude: Rounds at the start in which the model learns from images without their labels,
-            where it can (`descriptor` with `moments`).  They cost what the others cost.
+        average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
+            end.
+        statistics_rounds: Rounds at the start in which the model learns from images without their
+            labels, where it can (`descriptor` with `private_whitening`).  They cost what the others
+            cost.
     """
 
     sampling_rate: float = field(default=0.4, validator=[ge(1e-9), le(1)])
     optimizer: str = "sgd"
     learning_rate: float = field(default=0.06, validator=RATE)
-    options: dict[str, float | bool] = field(
+    optimizer_options: dict[str, float | bool] = field(
         factory=lambda: {"momentum": 0.9}, validator=valid_options
     )
     schedule: Schedule = "linear"
     flips: bool = False
-    turns: bool = False
-    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    rotations: bool = False
+    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
-    average: float = field(default=0.0, validator=[ge(0), le(1)])
-    prelude: int = field(default=0, validator=[ge(0), le(1_000_000)])
+    average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
+    statistics_rounds: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
     def workload(self, cohort: FederationSpec) -> Workload:  # noqa: ARG002
         """One batch a round."""
@@ -84,7 +86,9 @@ class FedSGD:
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """The gradient of the round's batch; it counts by the examples in it."""
         before = parameters.flatten(task.net)
-        losses = statistics_losses(task) if task.round < self.prelude else self._losses(task)
+        losses = (
+            statistics_losses(task) if task.round < self.statistics_rounds else self._losses(task)
+        )
         (batch,) = privatizer.batches(len(task.labels))
         privatizer.set_private_gradient(task.net, losses, batch)
         gradient = parameters.flatten_gradients(task.net, before=before)
@@ -98,21 +102,33 @@ class FedSGD:
         Raises:
             StudyError: The prelude leaves no round for labels.
         """
-        if self.prelude >= rounds:
+        if self.statistics_rounds >= rounds:
             raise StudyError(
-                f"trainer.prelude = {self.prelude} leaves none of {rounds} rounds for labels."
+                f"trainer.statistics_rounds = {self.statistics_rounds} leaves none of {rounds} "
+                "rounds for labels."
             )
         optimizer = make_optimizer(
-            self.optimizer, parameters, learning_rate=self.learning_rate, options=self.options
+            self.optimizer,
+            parameters,
+            learning_rate=self.learning_rate,
+            options=self.optimizer_options,
         )
-        optimizer, course = attach_schedule(optimizer, self.schedule, rounds, after=self.prelude)
-        attach_statistics_rounds(optimizer, course, self.prelude)
-        attach_weight_averaging(optimizer, rounds=rounds, share=self.average)
+        optimizer, course = attach_schedule(
+            optimizer, self.schedule, rounds, after=self.statistics_rounds
+        )
+        attach_statistics_rounds(optimizer, course, self.statistics_rounds)
+        attach_weight_averaging(optimizer, rounds=rounds, share=self.average_last_fraction)
         return optimizer, course
 
     def _losses(self, task: LocalTask) -> Callable[[NDArray[np.int64]], Tensor]:
-        augmentation = Augmentation(flips=self.flips, turns=self.turns, copies=self.copies)
-        return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights).losses(task)
+        augmentation = Augmentation(
+            flips=self.flips,
+            rotations=self.rotations,
+            augmentation_multiplicity=self.augmentation_multiplicity,
+        )
+        return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights).losses(
+            task
+        )
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         """Every site uses the global network."""

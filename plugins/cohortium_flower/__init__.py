@@ -19,7 +19,7 @@ from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import EngineSession, SiteId, SiteFactory
+    from cohortium.plugin import EngineSession, SiteFactory, SiteId
 
 COHORTIUM_API = 1
 
@@ -29,12 +29,12 @@ class Flower:
     """Hospitals that answer through Flower's SuperNodes.
 
     Attributes:
-        gathering: Seconds for which sites are waited for before the run.
-        poll: Seconds between looks for replies.
+        connect_timeout: Seconds for which sites are waited for before the run.
+        poll_interval: Seconds between looks for replies.
     """
 
-    gathering: float = field(default=120.0, validator=[ge(0), le(1e6)])
-    poll: float = field(default=0.5, validator=[ge(1e-3), le(3600)])
+    connect_timeout: float = field(default=120.0, validator=[ge(0), le(1e6)])
+    poll_interval: float = field(default=0.5, validator=[ge(1e-3), le(3600)])
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
         """Refuse: the coordinator of a deployment is started by Flower.

@@ -13,10 +13,10 @@ from attrs import define, field, frozen
 from flwr.app import Message, MessageType
 
 from cohortium.plugin import (
-    KeyDirectory,
-    MessageError,
     IdentifyReply,
     IdentifyRequest,
+    KeyDirectory,
+    MessageError,
     StudyError,
     decode,
     encode,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-    from cohortium.plugin import Engine, SiteId, SiteFactory
+    from cohortium.plugin import Engine, SiteFactory, SiteId
 
 NodeId = int
 """A Flower node."""
@@ -99,7 +99,9 @@ class FlowerExchange:
             return
         self._gather(per_site)
         there = {self.nodes[site]: site for site in per_site if site in self.nodes}
-        contents = {node: {"common": broadcast, "own": per_site[site]} for node, site in there.items()}
+        contents = {
+            node: {"common": broadcast, "own": per_site[site]} for node, site in there.items()
+        }
         for node, reply in self._ask(contents, within=timeout):
             yield there[node], reply
 
@@ -117,7 +119,7 @@ class FlowerExchange:
         come back, behind its own node or another.
         """
         engine = self.engine
-        until = engine.clock() + (0.0 if self._has_gathered else engine.terms.gathering)
+        until = engine.clock() + (0.0 if self._has_gathered else engine.terms.connect_timeout)
         self._has_gathered = True
         while True:
             alive = {*engine.grid.get_node_ids()}
@@ -133,7 +135,7 @@ class FlowerExchange:
                 self._call(strangers, within=max(left, ROLL_CALL))
             elif left <= 0:
                 return
-            engine.sleep(engine.terms.poll)
+            engine.sleep(engine.terms.poll_interval)
 
     def _call(self, nodes: set[NodeId], *, within: float) -> None:
         """Have nodes say which sites they are.
@@ -196,7 +198,7 @@ class FlowerExchange:
                 alive, look = {*grid.get_node_ids()}, clock() + LIVELINESS
                 waiting = {name: node for name, node in waiting.items() if node in alive}
             if waiting:
-                self.engine.sleep(self.engine.terms.poll)
+                self.engine.sleep(self.engine.terms.poll_interval)
         for node in waiting.values():
             self._complain(node, " has not answered in time.")
 

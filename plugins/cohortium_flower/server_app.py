@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
             raise StudyError("the run's configuration must name a study file and a folder out.")
         found = run_deployed_study(
             Path(study),
-            lambda federation: AtWork.of(federation.engine, federation.directory, grid),
+            lambda federation: AtWork.of(federation.engine, federation.key_directory, grid),
             out=Path(out),
             muster_only=dry,
         )

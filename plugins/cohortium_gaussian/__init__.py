@@ -1,6 +1,6 @@
 """Gaussian noise: DP-SGD for single examples or patients, or noised updates for whole sites.
 
-Each site noises for itself, or all share the noise that their sum needs (`against`).
+Each site noises for itself, or all share the noise that their sum needs (`noise`).
 """
 
 from __future__ import annotations
@@ -43,39 +43,41 @@ class Gaussian:
     Attributes:
         epsilon: ε of the whole run.
         delta: δ of the whole run; keep it below a tenth of one over the number of units.
-        clip: C, the largest ℓ₂ norm of a unit's contribution.
+        clip_norm: C, the largest ℓ₂ norm of a unit's contribution.
         unit: What is protected: "example", "patient" (all examples of one person, of which each
             batch takes at most one) or "site".
         adjacency: "zero-out", or "replace-one", which doubles the sensitivity; the latter with
             Poisson samples of the data is refused.
-        against: "everyone": each site adds all the noise itself.  "coordinator": each adds a
-            share, so that a sum over honest sites carries the noise; that holds for whoever sees
-            sums only, under an aggregator that shows no more, and takes one gradient a round
-            (`fedsgd`) or `unit = "site"`.
-        bound: The largest value of a noised update that can be sent.
-        step: Noised updates are rounded to multiples of it.
+        noise: "local": each site adds all the noise itself, and the guarantee is against everyone.
+            That is not local differential privacy: the unit is hidden among the site's others.
+            "distributed": each site adds a share, so that a sum over honest sites carries the
+            noise (Kairouz et al. 2021).  The guarantee is against whoever sees sums only.  It
+            needs an aggregator that shows no more, and one gradient a round (`fedsgd`) or
+            `unit = "site"`.
+        max_abs_value: The largest value of a noised update that can be sent.
+        quantization_step: Noised updates are rounded to multiples of it.
 
     Guarantees:
         The noise is calibrated before the first step, to all rounds, local steps and retries.
-        Shares are sized for `min_sites` less `colluding` honest sites; a colluding site knows its
-        own share, which is why there must be one at least.
+        Shares are sized for `min_contributors` less `max_colluding` honest sites; a colluding site
+        knows its own share, which is why there must be one at least.
     """
 
     epsilon: float = field(default=6.0, validator=_EPSILON)
     delta: float = field(default=1.9e-4, validator=_DELTA)
     # Beyond, noise times clip over a batch leaves what single precision can hold.
-    clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
+    clip_norm: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient", "site"] = field(
         default="example", validator=in_(("example", "patient", "site"))
     )
     adjacency: Literal["zero-out", "replace-one"] = field(
         default="zero-out", validator=in_(("zero-out", "replace-one"))
     )
-    against: Literal["everyone", "coordinator"] = field(
-        default="everyone", validator=in_(("everyone", "coordinator"))
+    noise: Literal["local", "distributed"] = field(
+        default="local", validator=in_(("local", "distributed"))
     )
-    bound: float = field(default=64.0, validator=[gt(0), le(1e30)])
-    step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
+    max_abs_value: float = field(default=64.0, validator=[gt(0), le(1e30)])
+    quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
         """Calibrate the noise; see `Privatizer.plan`."""
@@ -85,7 +87,9 @@ class Gaussian:
         rate, steps = (1.0, 1) if self.unit == "site" else (workload.sampling_rate, workload.steps)
 
         def attempt(noise: float) -> accounting.GaussianMechanism:
-            return accounting.GaussianMechanism(noise_multiplier=noise, sampling_rate=rate, num_releases=steps)
+            return accounting.GaussianMechanism(
+                noise_multiplier=noise, sampling_rate=rate, num_releases=steps
+            )
 
         noise = accounting.calibrate_noise_multiplier(
             attempt, epsilon=self.epsilon, delta=self.delta, attempts=cohort.attempts
@@ -107,19 +111,20 @@ class Gaussian:
                 "no proven bound is implemented for adjacency 'replace-one' with sampled batches; "
                 "use 'zero-out', or a sampling rate of 1."
             )
-        if self.against == "everyone":
+        if self.noise == "local":
             return
         if self.unit != "site" and (workload.output != "gradient" or workload.steps != 1):
             raise PrivacyError(
                 f"noise shared against the coordinator covers one gradient a round, and the "
                 f"trainer takes {workload.steps} steps before it releases anything; use trainer "
-                "'fedsgd', or against = 'everyone'."
+                "'fedsgd', or noise = 'local'."
             )
         honest = cohort.min_honest_contributors()
         if honest > MOST_HONEST:
             raise PrivacyError(
                 f"noise would be shared among {honest} honest sites, and the argument for rounded "
-                f"shares is made for {MOST_HONEST:,} at most; lower min_sites, or use 'skellam'."
+                f"shares is made for {MOST_HONEST:,} at most; lower min_contributors, or use "
+                "'skellam'."
             )
 
 

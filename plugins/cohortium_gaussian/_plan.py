@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from cohortium.plugin import FederationSpec, FixedPoint, Guarantee, PrivacyError, Workload, accounting
+from cohortium.plugin import (
+    FederationSpec,
+    FixedPoint,
+    Guarantee,
+    PrivacyError,
+    Workload,
+    accounting,
+)
 from cohortium_gaussian._site import GaussianSite
 
 if TYPE_CHECKING:
@@ -67,7 +74,7 @@ class GaussianPlan:
     @property
     def is_shared(self) -> bool:
         """Whether a site adds only its share of the noise."""
-        return self.terms.against == "coordinator"
+        return self.terms.noise == "distributed"
 
     @property
     def honest(self) -> int:
@@ -77,7 +84,9 @@ class GaussianPlan:
     @property
     def expected_batch(self) -> float:
         """The declared number of units that a batch's gradient sum is divided by."""
-        return self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
+        return (
+            self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
+        )
 
     @property
     def largest_sum(self) -> float:
@@ -87,13 +96,15 @@ class GaussianPlan:
         with its whole gradient in that value.  A sum that is cut off at a bound moves no further
         for one unit than it did before, so that noise covers it as well.
         """
-        return self.terms.clip * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
+        return (
+            self.terms.clip_norm * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
+        )
 
     @property
     def deviation(self) -> float:
         """Standard deviation of what a site adds to each value of a clipped sum, or update."""
         doubled = 2 if self.terms.adjacency == "replace-one" else 1
-        whole = self.mechanism.noise_multiplier * doubled * self.terms.clip
+        whole = self.mechanism.noise_multiplier * doubled * self.terms.clip_norm
         return whole / math.sqrt(self.honest)
 
     def guarantee_after(self, attempts: int) -> Guarantee:
@@ -106,20 +117,24 @@ class GaussianPlan:
             epsilon_at_1e_5=strict.epsilon,
             unit=terms.unit,
             adjacency=terms.adjacency,
-            against=terms.against,
-            colluding=cohort.colluding if self.is_shared else 0,
+            against="coordinator" if self.is_shared else "everyone",
+            colluding=cohort.max_colluding if self.is_shared else 0,
             honest=self.honest,
             accountant=spent.accountant,
             bounds=spent.bounds,
             noise_multiplier=self.mechanism.noise_multiplier,
             assumptions=self._assumptions(),
-            simulation=cohort.seeded_noise,
+            simulation=cohort.insecure_seeded_secrets,
         )
 
     def _assumptions(self) -> tuple[str, ...]:
-        key = "the study's public seed" if self.cohort.seeded_noise else "the operating system"
+        key = (
+            "the study's public seed"
+            if self.cohort.insecure_seeded_secrets
+            else "the operating system"
+        )
         shared = (
-            "the aggregator shows sums over min_sites or more sites, and nothing else",
+            "the aggregator shows sums over min_contributors or more sites, and nothing else",
             "all but the colluding sites in a sum have added their share of the noise",
         )
         return (
@@ -131,7 +146,9 @@ class GaussianPlan:
             *(shared if self.is_shared else ()),
         )
 
-    def for_site(self, secret: Randomness, patients: NDArray[np.int64] | None = None) -> GaussianSite:
+    def for_site(
+        self, secret: Randomness, patients: NDArray[np.int64] | None = None
+    ) -> GaussianSite:
         """One attempt at one site, with its own batches and noise."""
         return GaussianSite(self, secret, patients)
 
@@ -145,12 +162,14 @@ class GaussianPlan:
         """The least ring for the sum of all sites' releases."""
         cohort, terms, size = self.cohort, self.terms, self.cohort.cohort_size
         if self.clips_gradients and self.workload.output == "update":
-            return FixedPoint.fitting(size * terms.bound, step=terms.step, terms=size)
+            return FixedPoint.fitting(
+                size * terms.max_abs_value, step=terms.quantization_step, terms=size
+            )
         if self.clips_gradients:
             deviation = self.deviation / self.expected_batch
             signal = size * self.largest_sum / self.expected_batch
         else:
-            deviation, signal = self.deviation, size * terms.clip
+            deviation, signal = self.deviation, size * terms.clip_norm
         draws = 2.0 * self.parameters * cohort.attempts
         tail = math.sqrt(2 * (math.log(draws) + WRAP_BITS * math.log(2)))
         largest = signal + tail * deviation * math.sqrt(size)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import ExampleIndices, Randomness, KeyStream
+    from cohortium.plugin import ExampleIndices, KeyStream, Randomness
     from cohortium_gaussian._plan import GaussianPlan
 
 
@@ -44,7 +44,9 @@ class GaussianSite:
         stream, unit = self.secret.stream("batches"), self.plan.terms.unit
         return sample_batches(self.plan.workload, unit, examples, self.patients, stream)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The clipped sum over the declared batch size, noised unless shared; or the mean."""
         import torch
 
@@ -52,7 +54,7 @@ class GaussianSite:
         if not plan.clips_gradients:
             mean_gradient(net, losses, batch)
             return
-        clipped_sum(net, losses, batch, clip=plan.terms.clip)
+        clipped_sum(net, losses, batch, clip=plan.terms.clip_norm)
         trained = parameters.trainable(net)
         # In double precision, so that the noise's own bits are not lost.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
@@ -76,14 +78,18 @@ class GaussianSite:
         if not math.isfinite(norm):
             raise RefusalError("non-finite", "its update holds NaN or infinity; lower the rate.")
         if not plan.clips_gradients:
-            values *= min(1.0, plan.terms.clip / max(norm, 1e-12))
+            values *= min(1.0, plan.terms.clip_norm / max(norm, 1e-12))
             values += plan.deviation * self._noise.normal(len(values))
         elif plan.is_shared:
             values += plan.deviation / plan.expected_batch * self._noise.normal(len(values))
-        elif plan.workload.output == "update" and np.abs(values).max(initial=0) > plan.terms.bound:
+        elif (
+            plan.workload.output == "update"
+            and np.abs(values).max(initial=0) > plan.terms.max_abs_value
+        ):
             raise RefusalError(
                 "out of range",
-                f"its noised update exceeds {plan.terms.bound:g}; raise privatizer.bound or lower "
+                f"its noised update exceeds {plan.terms.max_abs_value:g}; raise "
+                "privatizer.max_abs_value or lower "
                 "the learning rate.",
             )
         return RingVector(plan.ring, plan.code.encode(values))

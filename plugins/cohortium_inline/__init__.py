@@ -12,7 +12,7 @@ from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from cohortium.plugin import SiteHandle, SiteId, SiteFactory
+    from cohortium.plugin import SiteFactory, SiteHandle, SiteId
 
 COHORTIUM_API = 1
 

@@ -14,9 +14,9 @@ from attrs import define, frozen
 from cohortium.plugin import (
     Observer,
     Offer,
-    RoundFinished,
+    RoundCompleted,
+    RunCompleted,
     RunFailed,
-    RunFinished,
     RunStarted,
     StudyError,
     hookimpl,
@@ -72,10 +72,10 @@ class MLflowWriter:
         match event:
             case RunStarted():
                 self._begin(event)
-            case RoundFinished() if self.client:
+            case RoundCompleted() if self.client:
                 for name, value in event.metrics().items():
                     self.client.log_metric(self.run, name, value, step=event.round + 1)
-            case RunFinished() if self.client:
+            case RunCompleted() if self.client:
                 self.client.set_tag(self.run, "weights_sha256", event.weights_sha256)
                 self.client.set_terminated(self.run, "FINISHED")
             case RunFailed() if self.client:

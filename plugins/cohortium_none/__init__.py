@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import ExampleIndices, Randomness, Ring, RingSum, KeyStream
+    from cohortium.plugin import ExampleIndices, KeyStream, Randomness, Ring, RingSum
 
 COHORTIUM_API = 1
 
@@ -38,27 +38,32 @@ class Unprivate:
     """Sends what was trained, weighted by the examples behind it; promises nothing.
 
     Attributes:
-        bound: The largest value of an update that can be sent; a larger one is an error.
-        step: Updates are rounded to multiples of it.
+        max_abs_value: The largest value of an update that can be sent; a larger one is an error.
+        quantization_step: Updates are rounded to multiples of it.
     """
 
-    bound: float = field(default=64.0, validator=[ge(1e-30), le(1e30)])
-    step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
+    max_abs_value: float = field(default=64.0, validator=[ge(1e-30), le(1e30)])
+    quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> UnprivatePlan:
         """A ring for the weighted sum, with one more element for the sum of the weights.
 
         Weights are in units of the declared mean, so that they add up to the number of sites at
-        most, and a weighted sum to `bound` times that.  A weight alone may be all of it: the sum
-        of the weights fits also where sites have declared too few examples, so that it tells.
+        most, and a weighted sum to `max_abs_value` times that.  A weight alone may be all of it:
+        the sum of the weights fits also where sites have declared too few examples, so that it
+        tells.
         """
         try:
-            weights = cohort.sites + self.step * cohort.cohort_size  # each is rounded, to half a step
-            largest = max(weights * self.bound, weights * cohort.cohort_size)
-            code = FixedPoint.fitting(largest, step=self.step, terms=cohort.cohort_size)
+            weights = (
+                cohort.sites + self.quantization_step * cohort.cohort_size
+            )  # each is rounded, to half a step
+            largest = max(weights * self.max_abs_value, weights * cohort.cohort_size)
+            code = FixedPoint.fitting(
+                largest, step=self.quantization_step, terms=cohort.cohort_size
+            )
         except ValueError as error:
             raise PrivacyError(f"privatizer 'none': {error}") from error
-        return UnprivatePlan(code, self.bound, workload, cohort, parameters)
+        return UnprivatePlan(code, self.max_abs_value, workload, cohort, parameters)
 
 
 @frozen
@@ -144,7 +149,8 @@ class UnprivateSite:
         if largest > self.plan.bound:
             raise RefusalError(
                 "out of range",
-                f"its update exceeds {self.plan.bound:g}; raise privatizer.bound or lower the "
+                f"its update exceeds {self.plan.bound:g}; raise privatizer.max_abs_value or lower "
+                "the "
                 "learning rate.",
             )
         cohort = self.plan.cohort

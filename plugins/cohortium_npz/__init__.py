@@ -106,4 +106,6 @@ class Npz:
 @hookimpl
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `npz`."""
-    return [Offer("npz", Npz, "Any npz file in MedMNIST's array layout.", local_parameters=("path",))]
+    return [
+        Offer("npz", Npz, "Any npz file in MedMNIST's array layout.", local_parameters=("path",))
+    ]

@@ -11,8 +11,8 @@ from cohortium.plugin import (
     MessageError,
     Offer,
     RefusalError,
-    StageRequests,
     RingSum,
+    StageRequests,
     TooFewSitesError,
     hookimpl,
 )
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cohortium.plugin import (
-        SiteRequest,
+        AggregationConfig,
         FederationSpec,
-        SiteContext,
         Randomness,
         RingVector,
+        SiteContext,
         SiteId,
-        AggregationConfig,
+        SiteRequest,
     )
 
 COHORTIUM_API = 1
@@ -89,7 +89,7 @@ class PlainCoordinator:
 
     def sum(self) -> RingSum:
         """The sum over those who answered."""
-        need = max(1, self.setting.cohort.min_sites)
+        need = max(1, self.setting.cohort.min_contributors)
         if len(self._contributors) < need:
             raise TooFewSitesError(f"{len(self._contributors)} sites answered, {need} are needed.")
         return RingSum(self.setting.ring, self._total, tuple(sorted(self._contributors)))

@@ -18,9 +18,9 @@ from attrs.validators import ge, in_, le, lt
 from cohortium.plugin import (
     Dataset,
     DataSpec,
+    FeatureWhitening,
     Model,
     Offer,
-    FeatureWhitening,
     StudyError,
     hookimpl,
     linear_head,
@@ -40,16 +40,15 @@ MOST_REFERENCES = 1500
 class Pretrained:
     """A convolutional network that has been trained on `images` with their labels, once.
 
-    What is learned afterwards is a new linear head, from zero, and what `learn` says beside it.
+    What is learned afterwards is a new linear head, from zero, and what `trainable` says beside it.
 
     Attributes:
         images: Public or made-up images with labels of any kind, such as `phantom`.
         network: The model that is trained, `dpresnet`, `resnet9` or `resnet18`; a small network
             of its own where none is given.
-        learn: "head": the network stays as it is, and the head sees the averages of its last maps
-            over rings and quarter turns, at one norm.  "norms": the head, and the scales and
-            shifts of the normalisation layers.  "everything": the training starts from the
-            network.
+        trainable: "head": the network stays as it is, and the head sees the averages of its last
+            maps over rings and quarter turns, at one norm.  "norms": the head, and the scales and
+            shifts of the normalisation layers.  "everything": the training starts from the network.
         width: Channels of the own network's first convolution; the last has four times as many.
         epochs: Passes over `images`.
         seed: Of the network's training.
@@ -57,24 +56,25 @@ class Pretrained:
         whiten: How far directions in which the features of `images` vary much are scaled down to
             those in which they vary little, after their mean is taken off: 0 not at all, 1 until
             all vary alike.
-        floor: Directions with less than this share of the greatest variance count as if they had
-            it.
-        moments: Whiten once more, by the second moments of the training images, which sites
-            release under the run's privacy in the trainer's rounds of prelude.
-        moment_floor: Directions with less than this share of the whole count as if they had it.
+        variance_floor: Directions with less than this share of the greatest variance count as if
+            they had it.
+        private_whitening: Whiten once more, by the second moments of the training images, which
+            sites release under the run's privacy in the trainer's statistics rounds.
+        private_variance_floor: Directions with less than this share of the whole count as if they
+            had it.
         weights: A file to keep the trained network in, and to take it from where it is there.
             Sites of a deployment must have the same one: other machines' training differs.
 
     Guarantees:
         What the network has learned before depends on these constants and on `images` alone, so it
         costs no privacy where `images` do not; and so do the features of an image, but for the
-        image.  What `moments` takes from training images reaches the head through clipped
+        image.  What `private_whitening` takes from training images reaches the head through clipped
         gradients alone.
     """
 
     images: Dataset
     network: Model | None = None
-    learn: Literal["head", "norms", "everything"] = field(
+    trainable: Literal["head", "norms", "everything"] = field(
         default="head", validator=in_(("head", "norms", "everything"))
     )
     width: int = field(default=32, validator=[ge(1), le(1 << 14)])
@@ -82,16 +82,17 @@ class Pretrained:
     seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
-    floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
-    moments: bool = False
-    moment_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
+    variance_floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
+    private_whitening: bool = False
+    private_variance_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
     weights: str = ""
 
     def __attrs_post_init__(self) -> None:
         """Refuse to whiten what nothing sees."""
-        if (self.whiten or self.moments) and self.learn != "head":
+        if (self.whiten or self.private_whitening) and self.trainable != "head":
             raise ValueError(
-                f"whiten and moments are for features; with learn = '{self.learn}' the network "
+                "whiten and private_whitening are for features; with trainable = "
+                f"'{self.trainable}' the network "
                 "takes images."
             )
 
@@ -100,7 +101,7 @@ class Pretrained:
 
         Images of another number of channels than `images` have are taken grey.
         """
-        if self.learn != "head":
+        if self.trainable != "head":
             return self._inputs(images)
         rows = self._features(images)
         if self.whiten:
@@ -119,15 +120,17 @@ class Pretrained:
         is_bare = torch.empty(0).device.type == "meta"
         trained = self._untrained(spec) if is_bare else self._trained[0]
         features, classes = trained.head.in_features, len(spec.classes)
-        if self.learn == "head":
+        if self.trainable == "head":
             features *= len(RADII)
-        if self.moments:
-            return whitened_linear_head(features, classes, floor=self.moment_floor, norm=self.norm)
+        if self.private_whitening:
+            return whitened_linear_head(
+                features, classes, floor=self.private_variance_floor, norm=self.norm
+            )
         head = linear_head(features, classes)
-        if self.learn == "head":
+        if self.trainable == "head":
             return head
         net: nn.Module = copy.deepcopy(trained)
-        net.requires_grad_(self.learn == "everything")
+        net.requires_grad_(self.trainable == "everything")
         for layer in net.modules():
             if isinstance(layer, nn.GroupNorm):
                 layer.requires_grad_()
@@ -147,7 +150,9 @@ class Pretrained:
 
         pixels = self.images.load().train.images
         some = torch.from_numpy(pixels[:: -(-len(pixels) // MOST_REFERENCES)]).float().div_(255)
-        return FeatureWhitening.of([self._features(some)], power=self.whiten / 2, floor=self.floor)
+        return FeatureWhitening.of(
+            [self._features(some)], power=self.whiten / 2, floor=self.variance_floor
+        )
 
     def _inputs(self, images: Tensor) -> Tensor:
         """What the network takes."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.plugin import RoundFailed, RoundFinished, RunStarted, SiteAnswered
+from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteReplied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,23 +59,23 @@ class Course:
                     self._finish(finished)
                 self.answered = (0, event.sites)
                 self._ends = [self.clock()]
-            case SiteAnswered():
-                self.answered = (event.answered, event.asked)
-                self.exchange = event.exchange
-            case RoundFailed():
+            case SiteReplied():
+                self.answered = (event.num_replied, event.num_asked)
+                self.exchange = event.stage
+            case AttemptFailed():
                 self.failed += 1
                 self.answered = (0, self.answered[1])
-            case RoundFinished():
+            case RoundCompleted():
                 self._finish(event)
 
-    def _finish(self, event: RoundFinished) -> None:
+    def _finish(self, event: RoundCompleted) -> None:
         self.done = event.round + 1
         self.dropped += len(event.dropped)
         present = len(event.contributors)
         self.answered, self.exchange = (present, present + len(event.dropped)), 0
         self._ends = [*self._ends, self.clock()][-RECENT - 1 :]
-        if event.spent is not None:
-            self.spent = event.spent.epsilon
+        if event.guarantee_so_far is not None:
+            self.spent = event.guarantee_so_far.epsilon
         if event.scores is not None:
             self.scores = event.scores
             self.accuracies.append(event.scores.accuracy)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.plugin import RoundFailed, RoundFinished, RunStarted, SiteFailed
+from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteFailed
 from cohortium_progress._course import Course
 
 if TYPE_CHECKING:
@@ -27,21 +27,21 @@ class Lines:
         self.course.take(event)
         for text, style in told(event):
             self.line(text, style)
-        if isinstance(event, RoundFinished):
+        if isinstance(event, RoundCompleted):
             self.line(self._round(event))
 
     def line(self, text: str, style: str | None = None) -> None:
         """Write one line."""
         self.console.print(text, style=style, markup=False)
 
-    def _round(self, event: RoundFinished) -> str:
+    def _round(self, event: RoundCompleted) -> str:
         course = self.course
         parts = [f"{len(event.contributors)} sites"]
         if event.dropped:
             parts.append(f"{len(event.dropped)} dropped")
         if event.scores is not None:
             parts += [f"loss {event.scores.loss:.3f}", f"accuracy {event.scores.accuracy:.1%}"]
-        if event.spent is not None and course.promise is not None:
+        if event.guarantee_so_far is not None and course.promise is not None:
             parts.append(f"ε {course.spent:.2f} of {course.promise.epsilon:.2f}")
         if course.left:
             parts.append(f"{course.left} left")
@@ -60,6 +60,6 @@ def told(event: Event) -> list[tuple[str, str | None]]:
             return [*lines, (more, None)] if done else lines
         case SiteFailed():
             return [(f"round {event.round + 1}: site {event.site}: {event.reason}", "yellow")]
-        case RoundFailed():
+        case AttemptFailed():
             return [(f"round {event.round + 1} failed: {event.reason}", "yellow")]
     return []

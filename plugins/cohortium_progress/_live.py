@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cohortium.plugin import RunFailed, RunFinished, RunStarted
+from cohortium.plugin import RunCompleted, RunFailed, RunStarted
 from cohortium_progress._course import Course
 from cohortium_progress._lines import told
 
@@ -54,7 +54,7 @@ class Live:
                     redirect_stderr=False,
                 )
                 self._view.start()
-            case RunFinished() | RunFailed():
+            case RunCompleted() | RunFailed():
                 self._stop()
 
     def _stop(self) -> None:

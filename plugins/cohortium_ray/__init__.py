@@ -18,7 +18,7 @@ from cohortium.plugin import Engine, Offer, StudyError, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import SiteId, SiteFactory
+    from cohortium.plugin import SiteFactory, SiteId
     from cohortium_ray._exchange import RayExchange
 
 COHORTIUM_API = 1

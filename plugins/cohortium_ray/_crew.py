@@ -25,7 +25,7 @@ from cohortium_ray._worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import SiteId, SiteFactory
+    from cohortium.plugin import SiteFactory, SiteId
 
 LOST = (
     NodeDiedError,

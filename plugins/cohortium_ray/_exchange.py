@@ -16,7 +16,7 @@ from cohortium_ray._crew import AT_ONCE, Crew
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cohortium.plugin import SiteId, SiteFactory
+    from cohortium.plugin import SiteFactory, SiteId
     from cohortium_ray import Ray
 
 

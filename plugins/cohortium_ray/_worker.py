@@ -10,7 +10,7 @@ import ray
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cohortium.plugin import SiteHandle, SiteId, SiteFactory
+    from cohortium.plugin import SiteFactory, SiteHandle, SiteId
 
 TOGETHER = 1 << 20
 """Bytes of replies that are sent as one; a larger reply goes alone."""
@@ -30,7 +30,9 @@ class Worker:
     def open(self, recipes: Mapping[SiteId, SiteFactory]) -> None:
         """Make sites."""
         for site, recipe in recipes.items():
-            self._sites[site] = recipe.create(share_model_with=next(iter(self._sites.values()), None))
+            self._sites[site] = recipe.create(
+                share_model_with=next(iter(self._sites.values()), None)
+            )
         # Sites that compute have loaded it; for others its seconds are not spent.
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._threads)

@@ -1,6 +1,6 @@
 """SecAgg+: the coordinator learns the sum of what the sites release, and nothing of any one site.
 
-    aggregator = SecAgg(threshold=4, shares=5)
+    aggregator = SecAgg(reconstruction_threshold=4, num_shares=5)
 
 Every two neighbours of a random graph agree on a mask that one adds and the other subtracts; every
 site adds one more of its own.  The secrets behind the masks are shared among neighbours, so that
@@ -27,12 +27,12 @@ from cohortium.plugin import Aggregator, Offer, hookimpl
 
 if TYPE_CHECKING:
     from cohortium.plugin import (
-        FederationSpec,
-        CoordinatorSession,
-        SiteContext,
-        Randomness,
-        SiteSession,
         AggregationConfig,
+        CoordinatorSession,
+        FederationSpec,
+        Randomness,
+        SiteContext,
+        SiteSession,
     )
     from cohortium_secagg._sharing import Sharing
 
@@ -43,46 +43,49 @@ COHORTIUM_API = 1
 class SecAgg:
     """Pairwise and own masks with shared secrets, over a random graph of neighbours.
 
-    A secret has `shares` shareholders, its site and the site's neighbours, or all the sites that
-    take part where they are fewer.  (Where a graph of that degree cannot be, with an even number
-    of shares over an odd number of sites, every site has one neighbour more.)  Against an active
-    coordinator all that take part are shareholders of each other.
+    A secret has `num_shares` shareholders, its site and the site's neighbours, or all the sites
+    that take part where they are fewer.  (Where a graph of that degree cannot be, with an even
+    number of shares over an odd number of sites, every site has one neighbour more.)  Against an
+    active coordinator all that take part are shareholders of each other.
 
     Guarantees:
-        An honest-but-curious coordinator and `cohort.colluding` sites together learn the sum over
-        the other contributors, and nothing else about any of them: the graph of contributors is
-        opened only if no `colluding` sites can cut it.  It rests on X25519, HKDF-SHA256, AES-256
-        and ChaCha20-Poly1305.
-        A sum has at least max(threshold, min_sites, colluding + 2) contributors; a site refuses
-        to help open a smaller one.
-        Every dropout is recovered, at any stage, while `threshold` shareholders answer for each
-        secret that is needed; else the attempt fails and nothing is released.
-        An active coordinator and `cohort.colluding` sites together learn, in each attempt, the
-        sum over one set of at least max(threshold, min_sites, colluding + 2) sites, the colluding
-        ones included, which it may choose by pretending that others dropped out; or nothing.  It
-        rests also on Ed25519, and on a directory that is the same and true at every honest site.
-        Dropouts and colluding sites draw on the same neighbours: 4 of 5 shares survive one lost
-        shareholder in a neighbourhood, or three colluding sites, but not both at once.
-        With `dropout`, an attempt survives the loss of that fraction of its sites, at whatever
-        stages, but for one in 2**20.  On a sparse graph the first guarantee then holds for all
-        attempts of the run but with probability 2**-security: it rests on the graph, which is drawn
-        independently of who colludes and who is lost (`_bounds` has the calculation).
+        An honest-but-curious coordinator and `cohort.max_colluding` sites together learn the sum
+        over the other contributors, and nothing else about any of them: the graph of contributors
+        is opened only if no `max_colluding` sites can cut it.  It rests on X25519, HKDF-SHA256,
+        AES-256 and ChaCha20-Poly1305.  A sum has at least max(reconstruction_threshold,
+        min_contributors, max_colluding + 2) contributors; a site refuses to help open a smaller
+        one.  Every dropout is recovered, at any stage, while `reconstruction_threshold`
+        shareholders answer for each secret that is needed; else the attempt fails and nothing is
+        released.  An active coordinator and `cohort.max_colluding` sites together learn, in each
+        attempt, the sum over one set of at least max(reconstruction_threshold, min_contributors,
+        max_colluding + 2) sites, the colluding ones included, which it may choose by pretending
+        that others dropped out; or nothing.  It rests also on Ed25519, and on a directory that is
+        the same and true at every honest site.  Dropouts and colluding sites draw on the same
+        neighbours: 4 of 5 shares survive one lost shareholder in a neighbourhood, or three
+        colluding sites, but not both at once.  With `max_dropout_rate`, an attempt survives the
+        loss of that fraction of its sites, at whatever stages, but for one in 2**20.  On a sparse
+        graph the first guarantee then holds for all attempts of the run but with probability
+        2**-security_bits: it rests on the graph, which is drawn independently of who colludes and
+        who is lost (`_bounds` has the calculation).
 
     Attributes:
-        threshold: Shareholders that recover a secret; fewer learn nothing about it.  0 chooses 4,
-            or the greatest that survives `dropout`, or against an active coordinator the least t
-            with 2t > m + colluding, for m sites.
-        shares: Shareholders of a secret.  0 chooses 5, or the least that survive `dropout`, or all.
-        dropout: The largest fraction of sites that may drop out of an attempt.  0 declares none.
-        security: The sparse graph that `dropout` asks for may fail in one of 2**security runs.
+        reconstruction_threshold: Shareholders that recover a secret; fewer learn nothing about it.
+            0 chooses 4, or the greatest that survives `max_dropout_rate`, or against an active
+            coordinator the least t with 2t > m + max_colluding, for m sites.
+        num_shares: Shareholders of a secret.  0 chooses 5, or the least that survive
+            `max_dropout_rate`, or all.
+        max_dropout_rate: The largest fraction of sites that may drop out of an attempt.  0 declares
+            none.
+        security_bits: The sparse graph that `max_dropout_rate` asks for may fail in one of
+            2**security_bits runs.
         threads: How many mask and sum vectors, at each party for itself.  0 takes one for each
             core that the party's process may use.  The bits are the same whatever the number.
     """
 
-    threshold: int = field(default=0, validator=[ge(0), le(1 << 16)])
-    shares: int = field(default=0, validator=[ge(0), le(1 << 16)])
-    dropout: float = field(default=0.0, validator=[ge(0), lt(1)])
-    security: int = field(default=40, validator=[ge(1), le(256)])
+    reconstruction_threshold: int = field(default=0, validator=[ge(0), le(1 << 16)])
+    num_shares: int = field(default=0, validator=[ge(0), le(1 << 16)])
+    max_dropout_rate: float = field(default=0.0, validator=[ge(0), lt(1)])
+    security_bits: int = field(default=40, validator=[ge(1), le(256)])
     threads: int = field(default=0, validator=[ge(0), le(256)])
 
     def confidentiality(self, cohort: FederationSpec) -> Sharing:
@@ -95,7 +98,9 @@ class SecAgg:
 
         return choose(self, cohort)
 
-    def coordinator_session(self, setting: AggregationConfig, secret: Randomness) -> CoordinatorSession:
+    def coordinator_session(
+        self, setting: AggregationConfig, secret: Randomness
+    ) -> CoordinatorSession:
         """The coordinator's session of a run.
 
         Raises:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.plugin import MessageError, StageRequests, RingSum, TooFewSitesError
+from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from cohortium.plugin import SiteId, KeyStream
+    from cohortium.plugin import KeyStream, SiteId
     from cohortium_secagg._graph import Graph
     from cohortium_secagg._keys import KeyPair
     from cohortium_secagg._rules import Rules, Scope

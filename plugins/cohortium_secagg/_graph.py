@@ -16,7 +16,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from cohortium.plugin import SiteId, KeyStream
+    from cohortium.plugin import KeyStream, SiteId
 
 
 @frozen

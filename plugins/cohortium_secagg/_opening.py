@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.plugin import MessageError, StageRequests, RingSum, TooFewSitesError, decode, encode
+from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError, decode, encode
 from cohortium_secagg._attempt import Finished, Stage, Web, named
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, pairwise

@@ -82,7 +82,9 @@ class Advertised:
         Raises:
             RefusalError: That key is of small order.
         """
-        sealing, masking = (KeyPair(secret.secret_bytes(KEY_BYTES, use)) for use in ("sealing", "masking"))
+        sealing, masking = (
+            KeyPair(secret.secret_bytes(KEY_BYTES, use)) for use in ("sealing", "masking")
+        )
         tagging = sealing.agree(coordinator, party.scope.label("vector", party.site))
         return cls(party, sealing, masking, tagging, secret)
 

@@ -12,7 +12,7 @@ from cohortium.plugin import StudyError
 from cohortium_secagg._sharing import choose
 
 if TYPE_CHECKING:
-    from cohortium.plugin import KeyDirectory, SiteContext, SiteId, AggregationConfig
+    from cohortium.plugin import AggregationConfig, KeyDirectory, SiteContext, SiteId
     from cohortium_secagg import SecAgg
     from cohortium_secagg._sharing import Sharing
 

@@ -14,7 +14,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cohortium.plugin import SiteId, KeyStream
+    from cohortium.plugin import KeyStream, SiteId
 
 PRIME = 2**256 + 297
 """The least prime above every 32-byte number."""

@@ -49,7 +49,11 @@ class Sharing(AggregationGuarantee):
 
     def __str__(self) -> str:
         """One sentence."""
-        chance = "" if self.statistical_security_bits is None else f", but for one run in 2^{self.statistical_security_bits}"
+        chance = (
+            ""
+            if self.statistical_security_bits is None
+            else f", but for one run in 2^{self.statistical_security_bits}"
+        )
         who = "sites that it picks" if self.adversary == "active" else "all that contributed"
         return (
             f"{self.reconstruction_threshold} of {min(self.shares, self.sites)} shares: from an "
@@ -67,66 +71,81 @@ def choose(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """
     if cohort.adversary == "active":
         sharing = _active(wish, cohort)
-    elif wish.dropout:
+    elif wish.max_dropout_rate:
         sharing = _calculated(wish, cohort)
     else:
         sharing = _certain(wish, cohort)
     least = sharing.min_contributors
-    _require("cohort", cohort.cohort_size, least, f"a sum is opened over {least} or more")
+    _require("cohort_size", cohort.cohort_size, least, f"a sum is opened over {least} or more")
     return sharing
 
 
 def _certain(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """A sparse graph that holds whichever sites collude."""
-    threshold, shares = wish.threshold or THRESHOLD, wish.shares or SHARES
+    threshold, shares = wish.reconstruction_threshold or THRESHOLD, wish.num_shares or SHARES
     return _against_any(cohort, threshold, shares)
 
 
 def _active(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """All share with all, and a majority decides."""
-    majority = (cohort.cohort_size + cohort.colluding) // 2 + 1
-    threshold = wish.threshold or majority
+    majority = (cohort.cohort_size + cohort.max_colluding) // 2 + 1
+    threshold = wish.reconstruction_threshold or majority
     # Where all share with all, a cohort that is too small is to be told of its own size.
-    shares = wish.shares or max(cohort.cohort_size, threshold, cohort.colluding + 2)
+    shares = wish.num_shares or max(cohort.cohort_size, threshold, cohort.max_colluding + 2)
     why = f"the coordinator is active, {_against(cohort)}"
-    _require("threshold", threshold, majority, f"{why} (0 chooses it)")
-    _require("shares", shares, cohort.cohort_size, "every site is a shareholder (0 chooses it)")
+    _require("reconstruction_threshold", threshold, majority, f"{why} (0 chooses it)")
+    _require("num_shares", shares, cohort.cohort_size, "every site is a shareholder (0 chooses it)")
     sharing = _against_any(cohort, threshold, shares)
-    if wish.dropout:
+    if wish.max_dropout_rate:
         _require_left(wish, cohort, sharing.min_contributors)
     return sharing
 
 
 def _against_any(cohort: FederationSpec, threshold: int, shares: int) -> Sharing:
-    _require("threshold", threshold, 2, "one shareholder alone must not recover a secret")
-    _require("threshold", threshold, cohort.colluding + 1, _against(cohort))
-    _require("shares", shares, threshold, f"threshold is {threshold}")
-    _require("shares", shares, cohort.colluding + 2, _against(cohort))
+    _require(
+        "reconstruction_threshold", threshold, 2, "one shareholder alone must not recover a secret"
+    )
+    _require("reconstruction_threshold", threshold, cohort.max_colluding + 1, _against(cohort))
+    _require("num_shares", shares, threshold, f"reconstruction_threshold is {threshold}")
+    _require("num_shares", shares, cohort.max_colluding + 2, _against(cohort))
     # With fewer around it than this, all but a site itself might collude, and know its masks.
-    quorum = max(threshold, cohort.colluding + 2)
+    quorum = max(threshold, cohort.max_colluding + 2)
     circle = min(shares, cohort.cohort_size)
     # A sparse graph must stay whole without them and without those that collude.
-    uncut = cohort.cohort_size if circle == cohort.cohort_size else circle - 2 - cohort.colluding
+    uncut = (
+        cohort.cohort_size if circle == cohort.cohort_size else circle - 2 - cohort.max_colluding
+    )
     lost = min(circle - threshold, uncut)
     return _sharing(cohort, threshold, shares, quorum=quorum, contributors=quorum, lost=lost)
 
 
 def _calculated(wish: SecAgg, cohort: FederationSpec) -> Sharing:
     """A sparse random graph that holds against sites that collude wherever it puts them."""
-    _require("threshold", wish.threshold or 2, 2, "one shareholder alone must not recover a secret")
-    _require_left(wish, cohort, max(cohort.colluding + 2, cohort.min_sites, wish.threshold))
+    _require(
+        "reconstruction_threshold",
+        wish.reconstruction_threshold or 2,
+        2,
+        "one shareholder alone must not recover a secret",
+    )
+    _require_left(
+        wish,
+        cohort,
+        max(cohort.max_colluding + 2, cohort.min_contributors, wish.reconstruction_threshold),
+    )
     demands = Demands(
         sites=cohort.cohort_size,
-        colluding=cohort.colluding,
+        colluding=cohort.max_colluding,
         lost=_lost(wish, cohort),
-        odds=Fraction(1, cohort.attempts << wish.security),
+        odds=Fraction(1, cohort.attempts << wish.security_bits),
     )
-    fit = _fit(demands, min(wish.shares, cohort.cohort_size), wish.threshold)
-    why = f"{_against(cohort)} and dropout is {wish.dropout:g}"
-    if wish.shares:
-        _require("shares", min(wish.shares, cohort.cohort_size), fit.degree + 1, why)
-    if wish.threshold:
-        _require("threshold", wish.threshold, fit.least_threshold, why)
+    fit = _fit(demands, min(wish.num_shares, cohort.cohort_size), wish.reconstruction_threshold)
+    why = f"{_against(cohort)} and max_dropout_rate is {wish.max_dropout_rate:g}"
+    if wish.num_shares:
+        _require("num_shares", min(wish.num_shares, cohort.cohort_size), fit.degree + 1, why)
+    if wish.reconstruction_threshold:
+        _require(
+            "reconstruction_threshold", wish.reconstruction_threshold, fit.least_threshold, why
+        )
     return _sharing(
         cohort,
         fit.threshold,
@@ -134,7 +153,7 @@ def _calculated(wish: SecAgg, cohort: FederationSpec) -> Sharing:
         quorum=fit.threshold,
         contributors=max(fit.threshold, fit.contributors),
         lost=demands.lost,
-        security=wish.security,
+        security=wish.security_bits,
     )
 
 
@@ -169,18 +188,18 @@ def _fit(demands: Demands, shares: int, threshold: int) -> Fit:
 
 def _require_left(wish: SecAgg, cohort: FederationSpec, needed: int) -> None:
     """Raise if fewer than `needed` sites are left when all have dropped out that may."""
-    _require("cohort", cohort.cohort_size, needed, f"a sum is opened over {needed} or more")
+    _require("cohort_size", cohort.cohort_size, needed, f"a sum is opened over {needed} or more")
     if cohort.cohort_size - _lost(wish, cohort) < needed:
         most = floor(Fraction(cohort.cohort_size - needed, cohort.cohort_size) * 10_000) / 10_000
         raise StudyError(
-            f"secagg: dropout is {wish.dropout:g}, but must be at most {most:g}: "
+            f"secagg: max_dropout_rate is {wish.max_dropout_rate:g}, but must be at most {most:g}: "
             f"a sum is opened over {needed} or more of {cohort.cohort_size} sites."
         )
 
 
 def _lost(wish: SecAgg, cohort: FederationSpec) -> int:
     """The most sites that may drop out: never fewer than the fraction says."""
-    return ceil(Fraction(str(wish.dropout)) * cohort.cohort_size)
+    return ceil(Fraction(str(wish.max_dropout_rate)) * cohort.cohort_size)
 
 
 def _require(name: str, value: int, least: int, why: str) -> None:
@@ -189,7 +208,7 @@ def _require(name: str, value: int, least: int, why: str) -> None:
 
 
 def _against(cohort: FederationSpec) -> str:
-    return f"colluding is {cohort.colluding}"
+    return f"max_colluding is {cohort.max_colluding}"
 
 
 def _sharing(
@@ -202,10 +221,10 @@ def _sharing(
     lost: int,
     security: int | None = None,
 ) -> Sharing:
-    least = max(contributors, cohort.min_sites)
+    least = max(contributors, cohort.min_contributors)
     return Sharing(
         adversary=cohort.adversary,
-        colluding=cohort.colluding,
+        colluding=cohort.max_colluding,
         sites=cohort.cohort_size,
         reconstruction_threshold=threshold,
         shares=shares,

@@ -46,7 +46,7 @@ from cohortium_secagg._statements import Statements
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.plugin import SiteRequest, SiteContext, Message, RingVector
+    from cohortium.plugin import Message, RingVector, SiteContext, SiteRequest
     from cohortium_secagg._rules import Rules, Scope
 
 

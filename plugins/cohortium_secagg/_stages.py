@@ -85,7 +85,9 @@ class Keying(Stage):
             )
             for site in sorted(self.keys)
         }
-        return Sharing(self.attempt, self.keys, graph, neighbours), StageRequests(b"", each, "shares")
+        return Sharing(self.attempt, self.keys, graph, neighbours), StageRequests(
+            b"", each, "shares"
+        )
 
 
 @frozen(eq=False)

@@ -19,7 +19,7 @@ from cohortium_secagg._masks import apply
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cohortium.plugin import RingBlock, Ring
+    from cohortium.plugin import Ring, RingBlock
     from cohortium_secagg._masks import Mask, Words
 
 
@@ -59,7 +59,9 @@ def unmask(total: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
     _share(work, ring.pieces(len(total)), threads)
 
 
-def _share(work: Callable[[Sequence[RingBlock]], None], pieces: Sequence[RingBlock], threads: int) -> None:
+def _share(
+    work: Callable[[Sequence[RingBlock]], None], pieces: Sequence[RingBlock], threads: int
+) -> None:
     """Have `work` done on all `pieces`, a contiguous run of them by each of `threads`."""
     count = max(1, min(threads, len(pieces)))
     bounds = [len(pieces) * number // count for number in range(count + 1)]

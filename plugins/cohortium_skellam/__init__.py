@@ -42,12 +42,14 @@ class Skellam:
     Attributes:
         epsilon: ε of the whole run.
         delta: δ of the whole run; keep it below a tenth of one over the number of units.
-        clip: C, the largest ℓ₂ norm of an example's gradient.
+        clip_norm: C, the largest ℓ₂ norm of an example's gradient.
         unit: What is protected: "example", or "patient" (all examples of one person, of which
             each batch takes at most one).
-        against: "coordinator": sites share the noise of their sum, sized for `min_sites` less
-            `colluding` honest ones.  "everyone": each site adds all of it.
-        rounding: By what part of C rounding to the grid may enlarge the ℓ₂ sensitivity; less
+        noise: "distributed": sites share the noise of their sum, sized for `min_contributors` less
+            `max_colluding` honest ones (Kairouz et al. 2021), and the guarantee is against the
+            coordinator.  "local": each site adds all of it, against everyone.  That is not local
+            differential privacy: the unit is hidden among the site's others.
+        rounding_slack: By what part of C rounding to the grid may enlarge the ℓ₂ sensitivity; less
             takes more bits to send.
 
     Guarantees:
@@ -58,14 +60,14 @@ class Skellam:
     epsilon: float = field(default=6.0, validator=_EPSILON)
     delta: float = field(default=1.9e-4, validator=_DELTA)
     # Beyond, what a sum decodes to leaves single precision.
-    clip: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
+    clip_norm: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient"] = field(
         default="example", validator=in_(("example", "patient"))
     )
-    against: Literal["everyone", "coordinator"] = field(
-        default="coordinator", validator=in_(("everyone", "coordinator"))
+    noise: Literal["local", "distributed"] = field(
+        default="distributed", validator=in_(("local", "distributed"))
     )
-    rounding: float = field(default=0.01, validator=[ge(1e-6), lt(1)])
+    rounding_slack: float = field(default=0.01, validator=[ge(1e-6), lt(1)])
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> SkellamPlan:
         """Calibrate the noise; see `Privatizer.plan`."""
@@ -83,7 +85,9 @@ class Skellam:
                 "steps before it releases anything; use trainer 'fedsgd', or privatizer 'gaussian'."
             )
         lattice = calibrated(self, workload, cohort, parameters)
-        return SkellamPlan(self, workload=workload, cohort=cohort, parameters=parameters, lattice=lattice)
+        return SkellamPlan(
+            self, workload=workload, cohort=cohort, parameters=parameters, lattice=lattice
+        )
 
 
 @hookimpl

@@ -56,27 +56,29 @@ class Lattice:
         return self.variance / honest
 
 
-def calibrated(terms: Skellam, workload: Workload, cohort: FederationSpec, parameters: int) -> Lattice:
+def calibrated(
+    terms: Skellam, workload: Workload, cohort: FederationSpec, parameters: int
+) -> Lattice:
     """The coarsest grid that the terms allow, and the least noise on it.
 
     Raises:
         PrivacyError: The target cannot be met.
     """
-    grid = terms.rounding * terms.clip / math.sqrt(parameters)
+    grid = terms.rounding_slack * terms.clip_norm / math.sqrt(parameters)
     while True:
         # Rounding moves every value of either sum by half a step at most.
-        l2 = terms.clip / grid + math.sqrt(parameters)
-        l1 = min(math.sqrt(parameters) * terms.clip / grid + parameters, l2**2)
+        l2 = terms.clip_norm / grid + math.sqrt(parameters)
+        l1 = min(math.sqrt(parameters) * terms.clip_norm / grid + parameters, l2**2)
 
         def attempt(
-            noise: float, unit: float = terms.clip / grid, l1: float = l1, l2: float = l2
+            noise: float, unit: float = terms.clip_norm / grid, l1: float = l1, l2: float = l2
         ) -> accounting.RenyiBoundedMechanism:
             return _renyi.mechanism(workload.sampling_rate, (noise * unit) ** 2, l1, l2)
 
         noise = accounting.calibrate_noise_multiplier(
             attempt, epsilon=terms.epsilon, delta=terms.delta, attempts=cohort.attempts
         )
-        variance = (noise * terms.clip / grid) ** 2
+        variance = (noise * terms.clip_norm / grid) ** 2
         lattice = Lattice(grid=grid, variance=variance, mechanism=attempt(noise), noise=noise)
         if lattice.share(honest(terms, cohort)) >= 2 * _draw.LEAST_MEAN:
             return lattice
@@ -85,7 +87,7 @@ def calibrated(terms: Skellam, workload: Workload, cohort: FederationSpec, param
 
 def honest(terms: Skellam, cohort: FederationSpec) -> int:
     """Sites whose shares make up the noise."""
-    return cohort.min_honest_contributors() if terms.against == "coordinator" else 1
+    return cohort.min_honest_contributors() if terms.noise == "distributed" else 1
 
 
 @frozen
@@ -127,7 +129,9 @@ class SkellamPlan:
         with its whole gradient in that value.  A sum that is cut off at a bound moves no further
         for one unit than it did before, so that noise covers it as well.
         """
-        return self.terms.clip * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
+        return (
+            self.terms.clip_norm * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
+        )
 
     @property
     def share(self) -> float:
@@ -152,16 +156,20 @@ class SkellamPlan:
     @property
     def expected_batch(self) -> float:
         """The declared number of units that a batch's gradient sum is divided by."""
-        return self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
+        return (
+            self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
+        )
 
     def guarantee_after(self, attempts: int) -> Guarantee:
         """What `attempts` attempts promise."""
         terms, cohort = self.terms, self.cohort
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
-        key = "the study's public seed" if cohort.seeded_noise else "the operating system"
-        is_shared = terms.against == "coordinator"
+        key = (
+            "the study's public seed" if cohort.insecure_seeded_secrets else "the operating system"
+        )
+        is_shared = terms.noise == "distributed"
         shared = (
-            "the aggregator shows sums over min_sites or more sites, and nothing else",
+            "the aggregator shows sums over min_contributors or more sites, and nothing else",
             "all but the colluding sites in a sum have added their share of the noise",
         )
         return Guarantee(
@@ -170,8 +178,8 @@ class SkellamPlan:
             epsilon_at_1e_5=strict.epsilon,
             unit=terms.unit,
             adjacency="zero-out",
-            against=terms.against,
-            colluding=cohort.colluding if is_shared else 0,
+            against="coordinator" if is_shared else "everyone",
+            colluding=cohort.max_colluding if is_shared else 0,
             honest=honest(terms, cohort),
             accountant=spent.accountant,
             bounds=spent.bounds,
@@ -184,7 +192,7 @@ class SkellamPlan:
                 "refusals, and how long a reply takes, are not covered",
                 *(shared if is_shared else ()),
             ),
-            simulation=cohort.seeded_noise,
+            simulation=cohort.insecure_seeded_secrets,
         )
 
     def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SkellamSite:
@@ -212,11 +220,13 @@ class SkellamSite:
         stream, unit = self.secret.stream("batches"), self.plan.terms.unit
         return sample_batches(self.plan.workload, unit, examples, self.patients, stream)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The clipped sum over the declared batch size; its noise comes with the release."""
         import torch
 
-        clipped_sum(net, losses, batch, clip=self.plan.terms.clip)
+        clipped_sum(net, losses, batch, clip=self.plan.terms.clip_norm)
         for parameter in parameters.trainable(net):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -27,7 +27,9 @@ def skellam(order: int, variance: float, l1: float, l2: float) -> float:
     return gaussian + min(fine, 3 * l1 / (2 * variance))
 
 
-def mechanism(rate: float, variance: float, l1: float, l2: float) -> accounting.RenyiBoundedMechanism:
+def mechanism(
+    rate: float, variance: float, l1: float, l2: float
+) -> accounting.RenyiBoundedMechanism:
     """One release of a Poisson sample's sum with Skellam noise; neighbours differ by one unit.
 
     For R = (1 - q)Q + qP the moment E_Q[(R/Q)^α] is a binomial sum over those of P/Q.  The other

@@ -14,9 +14,9 @@ from attrs import define, frozen
 from cohortium.plugin import (
     Observer,
     Offer,
-    RoundFinished,
+    RoundCompleted,
+    RunCompleted,
     RunFailed,
-    RunFinished,
     RunStarted,
     StudyError,
     hookimpl,
@@ -63,11 +63,11 @@ class TensorBoardWriter:
         if self.file is None:
             return
         match event:
-            case RoundFinished():
+            case RoundCompleted():
                 for name, value in event.metrics().items():
                     self.file.add_scalar(name, value, event.round + 1)
                 self.file.flush()  # a run that is killed keeps its rounds
-            case RunFinished() | RunFailed():
+            case RunCompleted() | RunFailed():
                 self.file.close()
 
 

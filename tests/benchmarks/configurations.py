@@ -47,7 +47,7 @@ class ThrownAway:
         del weight
         plan = self.privatizer.plan
         values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
-        values *= min(1.0, plan.terms.clip / max(float(np.linalg.norm(values)), 1e-12))
+        values *= min(1.0, plan.terms.clip_norm / max(float(np.linalg.norm(values)), 1e-12))
         self.privatizer._noise.normal(len(values))
         return RingVector(plan.ring, plan.code.encode(values))
 
@@ -63,7 +63,7 @@ class PublishedPlan(GaussianPlan):
     def _narrowest(self) -> FixedPoint:
         # It sent floating-point numbers; a grid as coarse as the noise would be another fault.
         size = self.cohort.cohort_size
-        return FixedPoint.fitting(size * self.terms.clip, step=2.0**-17, terms=size)
+        return FixedPoint.fitting(size * self.terms.clip_norm, step=2.0**-17, terms=size)
 
     def for_site(self, secret: Randomness, patients: Any = None) -> Any:
         return ThrownAway(super().for_site(secret, patients))
@@ -76,7 +76,11 @@ class Published(Gaussian):
     def plan(self, workload: Any, cohort: Any, parameters: int) -> PublishedPlan:
         honest = super().plan(workload, cohort, parameters)
         return PublishedPlan(
-            self, workload=workload, cohort=cohort, parameters=parameters, mechanism=honest.mechanism
+            self,
+            workload=workload,
+            cohort=cohort,
+            parameters=parameters,
+            mechanism=honest.mechanism,
         )
 
 
@@ -91,30 +95,30 @@ def rows(data: str) -> dict[str, Federation]:
         "evaluate_every": 0,
     }
     cells = Phantom(examples=2000, validation=0, test=0)
-    linear = Descriptor(centre=cells)
+    linear = Descriptor(center_on=cells)
     local = FedAvg(
-        epochs=5, learning_rate=0.002, options={"momentum": 0.9}, schedule="cosine",
-        server_options={"momentum": 0.8},
+        local_epochs=5, learning_rate=0.002, optimizer_options={"momentum": 0.9}, schedule="cosine",
+        server_optimizer_options={"momentum": 0.8},
     )  # fmt: skip
     step = FedSGD(learning_rate=0.1)
-    shared: dict[str, Any] = {"min_sites": 10, "colluding": 1}
-    against: Any = {"against": "coordinator"}
+    shared: dict[str, Any] = {"min_contributors": 10, "max_colluding": 1}
+    against: Any = {"noise": "distributed"}
     return {
         "the paper's, as published": Federation(
             **parts, model=Descriptor(), trainer=local, rounds=20,
-            privatizer=Published(unit="site", clip=7.0, **CLAIMED),
+            privatizer=Published(unit="site", clip_norm=7.0, **CLAIMED),
         ),
         "local noise": Federation(
             **parts, model=linear, trainer=step, rounds=100,
-            privatizer=Gaussian(clip=7.0, **CLAIMED),
+            privatizer=Gaussian(clip_norm=7.0, **CLAIMED),
         ),
         "shared noise": Federation(
             **parts, **shared, model=linear, trainer=step, rounds=100,
-            privatizer=Gaussian(clip=7.0, **against, **CLAIMED),
+            privatizer=Gaussian(clip_norm=7.0, **against, **CLAIMED),
         ),
         "site level, shared noise": Federation(
             **parts, **shared, model=Descriptor(), trainer=local, rounds=5,
-            privatizer=Gaussian(clip=0.5, unit="site", **against, **CLAIMED),
+            privatizer=Gaussian(clip_norm=0.5, unit="site", **against, **CLAIMED),
         ),
     }  # fmt: skip
 

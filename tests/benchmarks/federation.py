@@ -32,7 +32,7 @@ from attrs import define, field, frozen
 from torch import nn
 
 from cohortium import Federation
-from cohortium.plugin import Engine, Event, Examples, RoundFinished, Splits
+from cohortium.plugin import Engine, Event, Examples, RoundCompleted, Splits
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
 from cohortium_module import Module
@@ -94,7 +94,7 @@ class Clock:
 
     def start_run(self) -> Callable[[Event], None]:
         """Listen to a run."""
-        return lambda event: self.tick() if isinstance(event, RoundFinished) else None
+        return lambda event: self.tick() if isinstance(event, RoundCompleted) else None
 
     def tick(self) -> None:
         """A round is over."""

@@ -86,7 +86,7 @@ def point(over: str, size: int, name: str) -> dict[str, Any]:
         "seconds": statistics.median(cpu for cpu, _ in rounds),
         "wall": statistics.median(wall for _, wall in rounds),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "upload_mb": result.upload_bytes_per_site_per_round / 1e6,
+        "upload_mb": result.max_upload_bytes / 1e6,
     }
 
 

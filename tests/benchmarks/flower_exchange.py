@@ -26,7 +26,9 @@ def main() -> None:
     sites, rounds = (int(n) for n in (*sys.argv[1:3], "5", "6")[:2])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "deployment"
-        study = tiny(sites=sites, rounds=rounds, deadline=300.0, seeded_noise=True, threads=1)
+        study = tiny(
+            sites=sites, rounds=rounds, reply_timeout=300.0, insecure_seeded_secrets=True, threads=1
+        )
         rehearsal.deal(study.prepare(), folder)
         with deployed(folder, sites=sites) as deployment:
             deployment.start_all()
@@ -37,10 +39,10 @@ def main() -> None:
             sys.exit(log[-3000:])
         events = [json.loads(line) for line in record.read_text().splitlines()]
     taken = [
-        phase["seconds"]
+        stage["seconds"]
         for event in events
-        if event["event"] == "RoundFinished"
-        for phase in event["phases"]
+        if event["event"] == "RoundCompleted"
+        for stage in event["stages"]
     ]
     middle = statistics.median(taken)
     print(f"{sites} sites, {len(taken)} exchanges: median {middle:.1f} s,", end=" ")

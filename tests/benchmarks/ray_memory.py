@@ -17,7 +17,7 @@ from attrs import define
 from federation import RATE, RandomImages
 
 from cohortium import Federation
-from cohortium.plugin import Event, RoundFinished
+from cohortium.plugin import Event, RoundCompleted
 from cohortium_fedavg import FedAvg
 from cohortium_module import Module
 from cohortium_ray import Ray
@@ -62,7 +62,7 @@ class Meter:
         """Listen to a run."""
 
         def listen(event: Event) -> None:
-            if isinstance(event, RoundFinished):
+            if isinstance(event, RoundCompleted):
                 cells = (resident(Path("/proc/self")), max(workers()), stored())
                 row = " | ".join(f"{cell:,.0f}" for cell in cells)
                 print(f"| {event.round + 1} | {row} | {len(event.dropped)} |", flush=True)

@@ -30,15 +30,15 @@ import numpy as np
 from attrs import frozen
 
 from cohortium.plugin import (
-    SiteRequest,
+    AggregationConfig,
     FederationSpec,
     FixedPoint,
-    SiteContext,
+    KeyStream,
     Randomness,
     Ring,
     RingVector,
-    KeyStream,
-    AggregationConfig,
+    SiteContext,
+    SiteRequest,
 )
 from cohortium_secagg import SecAgg
 
@@ -103,7 +103,9 @@ class Updates:
 
 def ours(case: Case, threads: int, clock: Clock) -> Turn:
     """One attempt in this process, timed party by party."""
-    aggregator = SecAgg(threshold=case.threshold, shares=case.sites, threads=threads)
+    aggregator = SecAgg(
+        reconstruction_threshold=case.threshold, num_shares=case.sites, threads=threads
+    )
     cohort = FederationSpec(sites=case.sites, cohort_size=case.sites, examples=1, rounds=1)
     setting = AggregationConfig(session=bytes(16), ring=CODE.ring, length=case.size, cohort=cohort)
     coordinator = aggregator.coordinator_session(setting, Randomness.system())

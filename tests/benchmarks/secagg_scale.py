@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from cohortium.plugin import SiteRequest, FederationSpec, SiteContext, Randomness, Ring, RingVector, AggregationConfig
+from cohortium.plugin import (
+    AggregationConfig,
+    FederationSpec,
+    Randomness,
+    Ring,
+    RingVector,
+    SiteContext,
+    SiteRequest,
+)
 from cohortium_secagg import SecAgg
 
 RING = Ring(27)
@@ -48,7 +56,7 @@ class Case:
 def _many(sites: int) -> Case:
     """One in twenty colludes, and one in twenty is lost."""
     lost = tuple((site, place % STAGES) for place, site in enumerate(range(0, sites, 20)))
-    return Case(SecAgg(dropout=0.05), sites, 10_000, colluding=sites // 20, lost=lost)
+    return Case(SecAgg(max_dropout_rate=0.05), sites, 10_000, colluding=sites // 20, lost=lost)
 
 
 CASES = {
@@ -89,12 +97,14 @@ class Meter:
 def attempt(case: Case, meter: Meter) -> dict[int, int]:
     """One attempt; the bytes that each site sent.  The sum is checked."""
     cohort = FederationSpec(
-        sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, colluding=case.colluding
+        sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, max_colluding=case.colluding
     )
     setting = AggregationConfig(session=bytes(16), ring=RING, length=case.size, cohort=cohort)
     coordinator = case.aggregator.coordinator_session(setting, Randomness.system())
     sites = {
-        site: case.aggregator.site_session(setting, SiteContext(site=site, secret=Randomness.system()))
+        site: case.aggregator.site_session(
+            setting, SiteContext(site=site, secret=Randomness.system())
+        )
         for site in range(case.sites)
     }
     lost, upload = dict(case.lost), defaultdict[int, int](int)
@@ -147,7 +157,7 @@ def row(case: Case) -> str:
     tracemalloc.stop()
     whole = [site for site in range(case.sites) if site not in dict(case.lost)]
     cohort = FederationSpec(
-        sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, colluding=case.colluding
+        sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, max_colluding=case.colluding
     )
     confidentiality = case.aggregator.confidentiality(cohort)
     return " | ".join(

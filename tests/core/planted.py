@@ -54,8 +54,10 @@ def forgets_clip(privatizer: SitePrivatizer) -> SitePrivatizer:
     plan = privatizer.plan
     loud = evolve(
         plan,
-        terms=evolve(plan.terms, clip=LOUD * plan.terms.clip),
-        mechanism=accounting.GaussianMechanism(noise_multiplier=plan.mechanism.noise_multiplier / LOUD),
+        terms=evolve(plan.terms, clip_norm=LOUD * plan.terms.clip_norm),
+        mechanism=accounting.GaussianMechanism(
+            noise_multiplier=plan.mechanism.noise_multiplier / LOUD
+        ),
     )
     object.__setattr__(loud, "code", plan.code)
     return evolve(privatizer, plan=loud)
@@ -113,7 +115,9 @@ class ClipsBySize(PublicBatches):
         plan = self.privatizer.plan
         for parameter in net.parameters():
             norm = max(1e-12, float(parameter.grad.norm()))
-            parameter.grad *= len(batch) / plan.expected_batch * min(1.0, plan.terms.clip / norm)
+            parameter.grad *= (
+                len(batch) / plan.expected_batch * min(1.0, plan.terms.clip_norm / norm)
+            )
 
 
 @frozen
@@ -135,7 +139,7 @@ class ReadsBySize(ClipsBySize):
         terms = self.privatizer.plan.terms
         each = torch.einsum(f"{first}o,{first}i->noi", back, rows).flatten(1)
         each = torch.cat([each, torch.einsum(f"{first}o->no", back)], 1)
-        cut = (terms.clip / each.norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
+        cut = (terms.clip_norm / each.norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
         total = (each * cut[:, None]).sum(0) / self.privatizer.plan.expected_batch
         net.layer.weight.grad = total[: net.layer.weight.numel()].view_as(net.layer.weight)
         net.layer.bias.grad = total[net.layer.weight.numel() :]
@@ -168,7 +172,9 @@ class Fixed:
     noise_multiplier: float
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
-        steps, rate = (1, 1.0) if self.terms.unit == "site" else (workload.steps, workload.sampling_rate)
+        steps, rate = (
+            (1, 1.0) if self.terms.unit == "site" else (workload.steps, workload.sampling_rate)
+        )
         return GaussianPlan(
             self.terms,
             workload=workload,

@@ -14,49 +14,49 @@ from cohortium.study import study_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHARED = ["federation.colluding=1", "federation.min_sites=8", "privatizer.name=skellam"]
+SHARED = ["federation.max_colluding=1", "federation.min_contributors=8", "privatizer.name=skellam"]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ["privatizer.clip=1e300"],
-        ["privatizer.clip=1e-300"],
-        ["privatizer.clip=0"],
-        ["privatizer.clip=nan"],
-        ["privatizer.bound=1e300"],
-        ["privatizer.step=1e-300"],
+        ["privatizer.clip_norm=1e300"],
+        ["privatizer.clip_norm=1e-300"],
+        ["privatizer.clip_norm=0"],
+        ["privatizer.clip_norm=nan"],
+        ["privatizer.max_abs_value=1e300"],
+        ["privatizer.quantization_step=1e-300"],
         ["privatizer.delta=1"],
         ["privatizer.epsilon=inf"],
-        [*SHARED, "privatizer.clip=1e300"],
-        [*SHARED, "privatizer.rounding=1e-300"],
+        [*SHARED, "privatizer.clip_norm=1e300"],
+        [*SHARED, "privatizer.rounding_slack=1e-300"],
         ["federation.rounds=1e11"],
         ["federation.rounds=100000000000"],
         ["federation.retries=100000000000"],
         ["federation.sites=100000000000"],
-        ["federation.colluding=100000000000"],
+        ["federation.max_colluding=100000000000"],
         ["dataset.examples=1000000000000"],
-        ["trainer.prelude=1000000000000"],
+        ["trainer.statistics_rounds=1000000000000"],
         *(
             [f"trainer.name={name}", f"trainer.{key}=1000000000000"]
             for name in ("fedavg", "fedprox", "fedmic")
-            for key in ("epochs", "steps", "batch_size")
+            for key in ("local_epochs", "local_steps", "batch_size")
         ),
-        ["aggregator.threshold=1000000000000"],
+        ["aggregator.reconstruction_threshold=1000000000000"],
         ["aggregator.threads=1000000000000"],
         ["engine.name=ray", "engine.workers=1000000000000"],
-        ["engine.name=flower", "engine.gathering=1e300"],
-        ["engine.name=flower", "engine.poll=1e-300"],
-        ["privatizer.name=none", "privatizer.bound=1e300"],
-        ["privatizer.name=none", "privatizer.step=1e-300"],
+        ["engine.name=flower", "engine.connect_timeout=1e300"],
+        ["engine.name=flower", "engine.poll_interval=1e-300"],
+        ["privatizer.name=none", "privatizer.max_abs_value=1e300"],
+        ["privatizer.name=none", "privatizer.quantization_step=1e-300"],
         ["model.name=scatternet", "model.groups=0", "model.scales=1000000000"],
         ["model.name=scatternet", "model.groups=0", "model.angles=1000000000"],
         ["federation.sites=0"],
         ["federation.seed=-1"],
-        ["trainer.copies=100000000"],
-        ["trainer.copies=1024"],
+        ["trainer.augmentation_multiplicity=100000000"],
+        ["trainer.augmentation_multiplicity=1024"],
         ["trainer.sampling_rate=1e-300"],
-        ["trainer.name=fedavg", "trainer.copies=100000000"],
+        ["trainer.name=fedavg", "trainer.augmentation_multiplicity=100000000"],
         ["trainer.name=fedprox", "trainer.mu=1e300"],
         ["model.bins=1000000000"],
         ["model.edge_bins=1000000000"],
@@ -103,8 +103,8 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["run", "--out", "file"], "cannot write to file: Not a directory."),
         (["run", "--out", "file/record"], "cannot write to file/record: Not a directory."),
         (["run", "--out", "."], ". is not empty; give another folder with --out."),
-        (["deal", "--out", "file"], "cannot write to file: Not a directory."),
-        (["deal", "--out", "."], ". is not empty; give another folder with --out."),
+        (["rehearse", "--out", "file"], "cannot write to file: Not a directory."),
+        (["rehearse", "--out", "."], ". is not empty; give another folder with --out."),
         (["audit", "--out", "file"], "file exists already; give another file with --out."),
         (["audit", "--out", "no/found.json"], "cannot write no/found.json: No such file or dir"),
         (["predict", "run", "a.png", "--out", "no/called.csv"], "cannot write no/called.csv: No"),
@@ -171,7 +171,7 @@ def test_what_another_name_leaves_out_is_told(tmp_path: Path) -> None:
     assert not study_file.left_out(None, ["privatizer.name=skellam"])
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "audit", "deal"])
+@pytest.mark.parametrize("command", ["run", "plan", "audit", "rehearse"])
 @pytest.mark.usefixtures("idle")
 def test_every_command_that_reads_a_study_tells_it(
     command: str,
@@ -186,7 +186,9 @@ def test_every_command_that_reads_a_study_tells_it(
     (tmp_path / "study.toml").write_text("[trainer]\nlearning_rate = 0.1\n")
     setting = ["--set", "trainer.name=fedavg"]
     with pytest.raises(SystemExit):
-        main([command, "study.toml", *setting, *(["--out", "new"] if command == "deal" else [])])
+        main(
+            [command, "study.toml", *setting, *(["--out", "new"] if command == "rehearse" else [])]
+        )
     told = "--set trainer.name=fedavg: learning_rate of [trainer] in study.toml were for 'fedsgd', "
     assert capsys.readouterr().err.startswith(told)
 

@@ -196,7 +196,9 @@ def test_sampling_of_patients_is_not_credited_to_their_images() -> None:
 UNSAMPLED = st.builds(price, st.floats(0.5, 100))
 CURVES = st.builds(
     lambda slope: Price(
-        mechanism=RenyiBoundedMechanism(name="curve", bounds=tuple(slope * order for order in ORDERS)),
+        mechanism=RenyiBoundedMechanism(
+            name="curve", bounds=tuple(slope * order for order in ORDERS)
+        ),
         against="everyone",
     ),
     st.floats(0, 1),
@@ -228,7 +230,9 @@ def test_the_order_does_not_matter_and_epsilon_never_shrinks(
 def test_what_fits_is_what_composes_to_no_more(times: int, noise: float, epsilon: float) -> None:
     spends = [(GaussianMechanism(noise_multiplier=noise), times)]
     (spent,) = accounting.compose(spends, 1e-5)
-    assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == (spent.epsilon <= epsilon)
+    assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == (
+        spent.epsilon <= epsilon
+    )
 
 
 def test_sampled_runs_fit_by_the_quick_bound_or_by_the_tight_one() -> None:

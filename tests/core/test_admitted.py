@@ -1,4 +1,4 @@
-"""What `cohortium deal` writes is admitted by the hospitals it is written for."""
+"""What `cohortium rehearse` writes is admitted by the hospitals it is written for."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ from cohortium_skellam import Skellam
 PATIENTS = Phantom(examples=320, test=20, validation=0, images_per_patient=4)
 
 SHARED: dict[str, Any] = {
-    "aggregator": SecAgg(threshold=2), "sites": 3, "min_sites": 3, "colluding": 1,
+    "aggregator": SecAgg(reconstruction_threshold=2), "sites": 3, "min_contributors": 3,
+    "max_colluding": 1,
 }  # fmt: skip
 
 STUDIES: dict[str, dict[str, Any]] = {
     # The numbers of the quick start and of the README's paper.toml, which the accountant sees.
     "quick start": {
         "trainer": "fedsgd", "rounds": 60,
-        "privatizer": Gaussian(epsilon=6.0, delta=1.9e-4, clip=7.0),
+        "privatizer": Gaussian(epsilon=6.0, delta=1.9e-4, clip_norm=7.0),
     },
     "paper": {
         "dataset": Phantom(examples=480, validation=0, test=20), "model": DPResNet(width=4),
-        "trainer": FedAvg(epochs=1, batch_size=32, learning_rate=0.05),
-        "privatizer": Gaussian(epsilon=6.0, delta=1.9e-4, clip=7.0),
+        "trainer": FedAvg(local_epochs=1, batch_size=32, learning_rate=0.05),
+        "privatizer": Gaussian(epsilon=6.0, delta=1.9e-4, clip_norm=7.0),
     },
     "small": {"trainer": "fedsgd", "rounds": 7, "privatizer": Gaussian(epsilon=0.37, delta=1e-6)},
     "tiny": {"trainer": "fedsgd", "rounds": 3, "privatizer": Gaussian(epsilon=1e-3)},
@@ -60,12 +61,12 @@ STUDIES: dict[str, dict[str, Any]] = {
     },
     "sites": {"privatizer": Gaussian(unit="site"), "rounds": 5},
     "retries": {"trainer": "fedsgd", "rounds": 9, "retries": 4, "privatizer": Gaussian()},
-    "shared": {"trainer": "fedsgd", "privatizer": Gaussian(against="coordinator"), **SHARED},
-    "shared sites": {"privatizer": Gaussian(unit="site", against="coordinator"), **SHARED},
+    "shared": {"trainer": "fedsgd", "privatizer": Gaussian(noise="distributed"), **SHARED},
+    "shared sites": {"privatizer": Gaussian(unit="site", noise="distributed"), **SHARED},
     "skellam": {"trainer": "fedsgd", "privatizer": Skellam(), "retries": 2, **SHARED},
     "skellam for everyone": {
         "dataset": PATIENTS, "trainer": "fedsgd",
-        "privatizer": Skellam(unit="patient", against="everyone"),
+        "privatizer": Skellam(unit="patient", noise="local"),
     },
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ def test_what_a_policy_allows(
     entry: str, allowed: list[tuple[str, str]], refused: list[tuple[str, str]]
 ) -> None:
     policy = SitePolicy(
-        epsilon=1.0, delta=1e-5, unit="example", against="everyone", plugins=(entry,)
+        epsilon=1.0, delta=1e-5, unit="example", against="everyone", allowed_plugins=(entry,)
     )
     assert all(policy.allows(record(*own)) for own in allowed)
     assert not any(policy.allows(record(*own)) for own in refused)
@@ -53,7 +53,9 @@ def test_what_is_no_entry_is_refused_in_one_sentence(text: str) -> None:
         Entry.parse(text, where="here")
     assert str(error.value).isprintable()
     with pytest.raises(StudyError, match=r"\[policy\] plugins"):
-        SitePolicy(epsilon=1.0, delta=1e-5, unit="example", against="everyone", plugins=(text,))
+        SitePolicy(
+            epsilon=1.0, delta=1e-5, unit="example", against="everyone", allowed_plugins=(text,)
+        )
 
 
 @pytest.mark.parametrize("name", ["acme_split.x", "ACME-Split-X", "acme--split__x", "gauss_IAN"])
@@ -62,7 +64,9 @@ def test_a_blocked_name_has_no_other_spelling(
 ) -> None:
     nasty.put(tmp_path, {"gauss-ian": "raise SystemExit('imported')"}, "Acme.split-x")
     monkeypatch.syspath_prepend(tmp_path)
-    (found,) = [r for r in discover({"COHORTIUM_BLOCK": name}).records if r.status != "active"]
+    (found,) = [
+        r for r in discover({"COHORTIUM_PLUGIN_BLOCK": name}).records if r.status != "active"
+    ]
     assert (found.name, found.status) == ("gauss-ian", "blocked")
 
 
@@ -74,7 +78,7 @@ def test_a_stranger_of_an_allowed_name_is_not_imported(
 ) -> None:
     nasty.put(tmp_path, {"gaussian": WATCHED})
     monkeypatch.syspath_prepend(tmp_path)
-    catalog = discover({"COHORTIUM_ONLY": only})
+    catalog = discover({"COHORTIUM_PLUGIN_ALLOW": only})
     status = {r.distribution: r.status for r in catalog.records if r.name == "gaussian"}
     assert status["acme"] == "blocked"
     assert "acme_gaussian" not in sys.modules

@@ -22,16 +22,16 @@ from cohortium_skellam import Skellam
 from core.planted import Broken, ClipsBySize, ReadsBySize
 
 FLAT = FedSGD(sampling_rate=1.0)
-TURNED = FedSGD(sampling_rate=1.0, flips=True, copies=2)
+TURNED = FedSGD(sampling_rate=1.0, flips=True, augmentation_multiplicity=2)
 
 
-SHARED = SecAgg(threshold=3, shares=4)
+SHARED = SecAgg(reconstruction_threshold=3, num_shares=4)
 
 
 def ready(**changes: Any) -> Ready:
     parts: dict[str, Any] = {
         "dataset": Squares(examples=60), "trainer": FLAT, "privatizer": Gaussian(epsilon=50.0),
-        "min_sites": 4, "colluding": 1, "sites": 4, "seed": 3,
+        "min_contributors": 4, "max_colluding": 1, "sites": 4, "seed": 3,
     }  # fmt: skip
     return tiny(**(parts | changes)).prepare()
 
@@ -42,9 +42,9 @@ def ready(**changes: Any) -> Ready:
         {},
         {"trainer": TURNED},
         {"model": CNN(width=4)},
-        {"trainer": FedAvg(steps=2, batch_size=8)},
-        {"privatizer": Gaussian(epsilon=50.0, against="coordinator"), "aggregator": SHARED},
-        {"privatizer": Skellam(epsilon=50.0, against="coordinator"), "aggregator": SHARED},
+        {"trainer": FedAvg(local_steps=2, batch_size=8)},
+        {"privatizer": Gaussian(epsilon=50.0, noise="distributed"), "aggregator": SHARED},
+        {"privatizer": Skellam(epsilon=50.0, noise="distributed"), "aggregator": SHARED},
     ],
     ids=str,
 )
@@ -81,7 +81,7 @@ class TokensFirst:
 
 
 def test_tokens_that_are_taken_for_examples_are_caught() -> None:
-    honest = Gaussian(epsilon=50.0, clip=0.01)
+    honest = Gaussian(epsilon=50.0, clip_norm=0.01)
     assert not audit_clip(ready(model=TokensFirst(), privatizer=honest)).is_refuted
     finding = audit_clip(ready(model=TokensFirst(), privatizer=Broken(honest, ReadsBySize)))
     assert finding.is_refuted, finding

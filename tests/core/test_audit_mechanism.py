@@ -14,7 +14,14 @@ from cohortium_skellam import Skellam
 from core.planted import Broken, Fixed, PublicBatches, RestartsAccountant, forgets_clip, with_noise
 
 COHORT = FederationSpec(
-    sites=4, cohort_size=4, min_sites=3, colluding=1, examples=400, patients=200, rounds=4, retries=0
+    sites=4,
+    cohort_size=4,
+    min_contributors=3,
+    max_colluding=1,
+    examples=400,
+    patients=200,
+    rounds=4,
+    retries=0,
 )
 WHOLE = Workload(output="gradient", steps=1, sampling_rate=1.0)
 SAMPLED = Workload(output="gradient", steps=1, sampling_rate=0.25)
@@ -28,20 +35,22 @@ def gaussian(noise_multiplier: float = 0.7, **terms: Any) -> Fixed:
 
 HONEST: dict[str, tuple[Any, Workload]] = {
     "example": (gaussian(), WHOLE),
-    "example-shared": (gaussian(against="coordinator"), WHOLE),
-    "example-replaced": (gaussian(adjacency="replace-one", clip=7.0), WHOLE),
+    "example-shared": (gaussian(noise="distributed"), WHOLE),
+    "example-replaced": (gaussian(adjacency="replace-one", clip_norm=7.0), WHOLE),
     "example-steps": (gaussian(), STEPS),
     "patient": (gaussian(unit="patient"), WHOLE),
-    "patient-shared": (gaussian(unit="patient", against="coordinator"), WHOLE),
+    "patient-shared": (gaussian(unit="patient", noise="distributed"), WHOLE),
     "site": (gaussian(unit="site"), STEPS),
-    "site-shared": (gaussian(unit="site", against="coordinator"), STEPS),
+    "site-shared": (gaussian(unit="site", noise="distributed"), STEPS),
     "sampled": (gaussian(), SAMPLED),
 }
 UNSAMPLED = [name for name in HONEST if name != "sampled"]
 RELEASES = 240
 
 
-def audited(privatizer: Any, workload: Workload, releases: int, cohort: FederationSpec = COHORT) -> Finding:
+def audited(
+    privatizer: Any, workload: Workload, releases: int, cohort: FederationSpec = COHORT
+) -> Finding:
     # A seed in place of the operating system: what is found is found every time.
     secret = Randomness.insecure_from_seed(5)
     return audit_mechanism(privatizer, workload, cohort, releases=releases, secret=secret)
@@ -89,9 +98,9 @@ def test_noise_that_is_halved_is_caught(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("against", ["everyone", "coordinator"])
-def test_integer_noise_is_not_refuted(against: Any) -> None:
-    finding = audited(Skellam(against=against), WHOLE, 4000)
+@pytest.mark.parametrize("noise", ["local", "distributed"])
+def test_integer_noise_is_not_refuted(noise: Any) -> None:
+    finding = audited(Skellam(noise=noise), WHOLE, 4000)
     assert not finding.is_refuted, finding
 
 

@@ -17,7 +17,7 @@ from cohortium.cli import main
 from cohortium.errors import RunError
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.run import Reply
-from cohortium.plugin import Message, Randomness, SitePrivatizer, KeyStream, LocalTask, LocalResult
+from cohortium.plugin import KeyStream, LocalResult, LocalTask, Message, Randomness, SitePrivatizer
 from cohortium.rounds.run_config import RunConfig
 from cohortium.rounds.site import Site
 from cohortium.runs.prepare import Ready
@@ -35,8 +35,8 @@ def ready(**changes: Any) -> Ready:
         "dataset": Squares(examples=60),
         "trainer": WHOLE,
         "privatizer": EVERYONE,
-        "min_sites": 4,
-        "colluding": 1,
+        "min_contributors": 4,
+        "max_colluding": 1,
         "sites": 4,
         "seed": 3,
     }
@@ -94,7 +94,7 @@ class Boasts(FedAvg):
 
 
 def test_a_scalar_that_a_trainer_adds_is_found() -> None:
-    study = ready(trainer=Boasts(steps=1, batch_size=16))
+    study = ready(trainer=Boasts(local_steps=1, batch_size=16))
     finding = audit_transcript(study)
     assert finding.is_refuted
     assert "reply.body of the reply of site 0" in finding.seen
@@ -122,7 +122,7 @@ def test_secrets_that_are_a_function_of_public_values_are_found(
 
 
 def test_a_simulation_is_called_one() -> None:
-    finding = audit_secrets(ready(seeded_noise=True))
+    finding = audit_secrets(ready(insecure_seeded_secrets=True))
     assert not finding.is_refuted
     assert "a simulation" in finding.seen
 
@@ -137,12 +137,12 @@ def test_what_cannot_be_played_is_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
 SMALL: dict[str, dict[str, Any]] = {
     "everyone": {"privatizer": Gaussian(epsilon=0.5, delta=1e-5)},
     "coordinator": {
-        "privatizer": Gaussian(epsilon=0.5, delta=1e-5, against="coordinator"),
+        "privatizer": Gaussian(epsilon=0.5, delta=1e-5, noise="distributed"),
         "aggregator": "secagg",
     },
     "update": {
         "privatizer": Gaussian(epsilon=0.5, delta=1e-5),
-        "trainer": FedAvg(steps=2, batch_size=1000, learning_rate=0.01),
+        "trainer": FedAvg(local_steps=2, batch_size=1000, learning_rate=0.01),
     },
 }
 
@@ -172,7 +172,7 @@ def test_a_run_that_can_refute_nothing_is_left_out() -> None:
 
 STUDY = [
     "--set", "dataset.examples=120", "--set", "federation.sites=4", "--set", "federation.rounds=2",
-    "--set", "privatizer.unit=site", "--releases", "1000",
+    "--set", "privatizer.unit=site", "--samples", "1000",
 ]  # fmt: skip
 
 

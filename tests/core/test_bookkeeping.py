@@ -370,11 +370,13 @@ MODELS = [
     DPResNet(width=4, standardise=True),
     CNN(width=8),
     Descriptor(),
-    Descriptor(moments=True),
+    Descriptor(private_whitening=True),
     Pretrained(images=CELLS, width=2, epochs=1),
-    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, moments=True),
-    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="norms"),
-    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, learn="everything"),
+    Pretrained(
+        images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, private_whitening=True
+    ),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, trainable="norms"),
+    Pretrained(images=CELLS, network=DPResNet(width=4), epochs=1, trainable="everything"),
     ScatterNet(),
     ResNet18(width=4),
     ResNet9(width=4, norm="group"),
@@ -424,7 +426,7 @@ def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
 
 
 # What is whitened looks at its moments' values before it runs, and there are none.
-WITHOUT_MOMENTS = [model for model in MODELS if not getattr(model, "moments", False)]
+WITHOUT_MOMENTS = [model for model in MODELS if not getattr(model, "private_whitening", False)]
 
 
 @pytest.mark.parametrize("model", WITHOUT_MOMENTS, ids=str)
@@ -450,7 +452,7 @@ def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_prelude_is_clipped_and_summed_as_by_opacus() -> None:
-    model = Descriptor(moments=True)
+    model = Descriptor(private_whitening=True)
     net = model.build(SPEC, 0)
     x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
 

@@ -191,7 +191,7 @@ def test_every_number_of_a_site_file(key: str, kind: Any) -> None:
         kind,
         lambda value: construction.call(
             Hospital,
-            {"number": 0, "data": "x", key: value},
+            {"id": 0, "dataset_id": "x", key: value},
             where="test",
             what="the site",
             ready=ready,
@@ -217,8 +217,10 @@ def test_class_weights_are_positive_and_few(weights: list[float], trainer: str) 
 
 def test_an_optimizer_has_few_options() -> None:
     options = {f"a{n}": 1.0 for n in range(17)}
-    with pytest.raises(StudyError, match="'options' has more than 16 entries"):
-        construction.make(CATALOG, "trainer", {"name": "fedsgd", "options": options}, where="test")
+    with pytest.raises(StudyError, match="'optimizer_options' has more than 16 entries"):
+        construction.make(
+            CATALOG, "trainer", {"name": "fedsgd", "optimizer_options": options}, where="test"
+        )
 
 
 @pytest.mark.parametrize(

@@ -104,26 +104,26 @@ def test_two_offers_of_one_name_are_an_error_that_lists_both(install: Install) -
     catalog = discover({})
     assert record_of("noise").status == "conflict"
     assert record_of("dirichlet").status == "conflict"
-    with pytest.raises(PluginError, match=r"acme-noise 1\.5.*COHORTIUM_BLOCK") as error:
+    with pytest.raises(PluginError, match=r"acme-noise 1\.5.*COHORTIUM_PLUGIN_BLOCK") as error:
         catalog.find("partitioner", "dirichlet")
     assert "(cohortium 0" in str(error.value)
-    kept = discover({"COHORTIUM_BLOCK": "acme-noise"})
+    kept = discover({"COHORTIUM_PLUGIN_BLOCK": "acme-noise"})
     assert kept.find("partitioner", "dirichlet").factory.__name__ == "Dirichlet"
 
 
 @pytest.mark.parametrize("name", ["even", "acme-split"])
 def test_a_blocked_plugin_is_never_imported(install: Install, name: str) -> None:
     install("acme-split", even="raise SystemExit('imported')")
-    record = record_of("even", {"COHORTIUM_BLOCK": f"other, {name}"})
-    assert (record.status, record.reason) == ("blocked", "COHORTIUM_BLOCK names it.")
+    record = record_of("even", {"COHORTIUM_PLUGIN_BLOCK": f"other, {name}"})
+    assert (record.status, record.reason) == ("blocked", "COHORTIUM_PLUGIN_BLOCK names it.")
 
 
 def test_an_allow_list_applies_before_import(install: Install) -> None:
     install("acme-split", even="raise SystemExit('imported')")
-    catalog = discover({"COHORTIUM_ONLY": "cohortium"})
+    catalog = discover({"COHORTIUM_PLUGIN_ALLOW": "cohortium"})
     assert {r.name for r in catalog.records if r.status == "blocked"} == {"even"}
     assert catalog.names("partitioner")
-    only = discover({"COHORTIUM_ONLY": "iid"})
+    only = discover({"COHORTIUM_PLUGIN_ALLOW": "iid"})
     assert [o.offer.name for o in only.offerings] == ["iid"]
 
 

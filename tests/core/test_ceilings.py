@@ -25,7 +25,8 @@ from cohortium_resnet9 import ResNet9
 SPEC = DataSpec(channels=1, height=8, width=8, classes=("a", "b", "c"), examples=240)
 
 FLOORS: dict[str, Any] = {
-    "epsilon": 6.0, "delta": 1e-5, "unit": "example", "against": "everyone", "rehearsal": True,
+    "epsilon": 6.0, "delta": 1e-5, "unit": "example", "against": "everyone",
+    "insecure_rehearsal": True,
 }  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_copies_count_in_the_estimate() -> None:
     policy = SitePolicy(**FLOORS, max_memory=2 * one / 2**30)
     agree(policy, model=CNN(), trainer=FedSGD(sampling_rate=1.0))
     with pytest.raises(RefusalError, match="training takes at least"):
-        agree(policy, model=CNN(), trainer=FedSGD(sampling_rate=1.0, copies=128))
+        agree(policy, model=CNN(), trainer=FedSGD(sampling_rate=1.0, augmentation_multiplicity=128))
 
 
 def test_a_floor_is_asked_before_the_network_is_made(allocated: Ledgered) -> None:
@@ -104,8 +105,8 @@ def test_a_size_is_found_without_what_it_is_of(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Phantom, "load", lambda _: pytest.fail("public images were drawn"))
     for model, bare in (
         (Pretrained(images=Phantom(), width=8), None),
-        (Pretrained(images=Phantom(), network=ResNet9(width=4), learn="everything"), None),
-        (Descriptor(centre=Phantom()), None),
+        (Pretrained(images=Phantom(), network=ResNet9(width=4), trainable="everything"), None),
+        (Descriptor(center_on=Phantom()), None),
         (CNN(width=8), CNN(width=8)),
     ):
         found = network_size.parameters_of(model, SPEC)

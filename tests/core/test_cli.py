@@ -67,7 +67,7 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert result["guarantee"]["against"] == "everyone"
     events = [json.loads(line) for line in (record / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == [
-        "RunStarted", "RoundFinished", "RoundFinished", "RunFinished",
+        "RunStarted", "RoundCompleted", "RoundCompleted", "RunCompleted",
     ]  # fmt: skip
     again = cohortium("run", "record/study.toml", "--json", "--out", "again", cwd=tmp_path)
     assert again.returncode == 0
@@ -79,7 +79,7 @@ def test_a_plan_tells_what_the_run_will_promise(tmp_path: Path) -> None:
     done = cohortium("plan", *SMALL, "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "noise / sensitivity" in done.stdout
-    assert "may be missing" in done.stdout
+    assert "max dropouts per round" in done.stdout
     done = cohortium("plan", *SMALL, "--json", "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
     small, large = json.loads(done.stdout)
     assert small["guarantee"]["noise_multiplier"] > large["guarantee"]["noise_multiplier"]
@@ -140,7 +140,7 @@ class Net(nn.Sequential):
         (["--set", "federation.site=3"], "--set federation.site=3: there is no such term; did you"),
         (["study.toml"], "study.toml [federation] sites: expected int, got 'ten'"),
         (["none.toml"], "cannot read the study none.toml: No such file"),
-        (["--set", "federation.sites=3"], "secagg: cohort is 3, but must be at least 4"),
+        (["--set", "federation.sites=3"], "secagg: cohort_size is 3, but must be at least 4"),
         (["--set", "partitioner.name=natural"], "natural"),
         (["--set", "federation.sites=200", "--set", "dataset.examples=300"], "lower sites or min"),
         (["--set", "model.name=module", "--set", "model.module=norm:Net"], "use GroupNorm"),
@@ -153,7 +153,7 @@ class Net(nn.Sequential):
         (["--set", "trainer.class_weights=[1.0,2.0]"], "2 class weights, but 8 classes"),
         (["--set", "trainer.optimizer=sgdd"], "did you mean sgd"),
         (["--set", "engine.name=ray"], "pip install 'cohortium[ray]'"),
-        (["--observe", "tensorboard"], "pip install 'cohortium[tensorboard]'"),
+        (["--observer", "tensorboard"], "pip install 'cohortium[tensorboard]'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -185,7 +185,8 @@ def test_a_run_that_fails_says_why_and_exits_with_one(tmp_path: Path) -> None:
     done = cohortium(
         "run", *SMALL, "--quiet", "--out", "record", "--set", "privatizer.name=none",
         "--set", "model.name=cnn", "--set", "trainer.name=fedavg",
-        "--set", "trainer.learning_rate=1e6", "--set", "trainer.options={weight_decay=1e6}",
+        "--set", "trainer.learning_rate=1e6", "--set",
+        "trainer.optimizer_options={weight_decay=1e6}",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1
@@ -257,7 +258,7 @@ def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         deadline = time.monotonic() + 120
-        while not (folder / "record" / "checkpoint" / "weights.safetensors").exists():
+        while not (folder / "record" / "weights" / "last.safetensors").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -277,7 +278,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) 
     said = re.search(r"stopped after (\d+) of 2000 rounds; go on with `(.*)`\.\n$", errors)
     assert said is not None, errors
     events = (tmp_path / "record" / "events.jsonl").read_text().splitlines()
-    rounds = [event for event in map(json.loads, events) if event["event"] == "RoundFinished"]
+    rounds = [event for event in map(json.loads, events) if event["event"] == "RoundCompleted"]
     assert len(rounds) == int(said[1])
     refused = cohortium("run", *SMALL, "--out", "record", cwd=tmp_path)
     assert refused.returncode == 2
@@ -294,7 +295,7 @@ LONG = [
 @pytest.mark.slow
 def test_a_second_signal_ends_a_round_where_it_stands(tmp_path: Path) -> None:
     # Signals come when a round has just begun, and it takes some seconds.
-    slowly = ["--set", "trainer.name=fedavg", "--set", "trainer.steps=5000"]
+    slowly = ["--set", "trainer.name=fedavg", "--set", "trainer.local_steps=5000"]
     with long_run(tmp_path, *slowly) as process:
         assert process.stderr is not None
         process.send_signal(signal.SIGINT)
@@ -335,19 +336,19 @@ def test_a_run_that_goes_on_tells_whom_it_told_before(tmp_path: Path) -> None:
         source = NOTING.format(kind=name.title(), name=name)
         plugin(tmp_path, f"noting_{name}", f"noting-{name}", source)
     small = [*SMALL, "--set", "privatizer.name=none", "--set", "aggregator.name=plain"]
-    done = cohortium("run", *small, "--out", "run", "--observe", "first", "--quiet", cwd=tmp_path)
+    done = cohortium("run", *small, "--out", "run", "--observer", "first", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert tomllib.loads((tmp_path / "run" / "study.toml").read_text())["federation"][
         "observers"
     ] == ["first"]
-    for options in (["--observe", "second"], []):
+    for options in (["--observer", "second"], []):
         break_off(tmp_path / "run")
         done = cohortium("resume", "run", "--quiet", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "first.txt").read_text() == "started\n" * 3
     assert (tmp_path / "run" / "second.txt").read_text() == "started\n" * 2
     break_off(tmp_path / "run")
-    done = cohortium("resume", "run", "--observe", "third", cwd=tmp_path)
+    done = cohortium("resume", "run", "--observer", "third", cwd=tmp_path)
     assert done.returncode == 2
     assert "no plugin offers the observer 'third'" in done.stderr
 
@@ -360,7 +361,7 @@ def break_off(folder: Path) -> None:
 
 
 def test_a_run_goes_on_by_its_folder_alone(tmp_path: Path) -> None:
-    seeded = [*SMALL, "--set", "federation.seeded_noise=true", "--quiet"]
+    seeded = [*SMALL, "--set", "federation.insecure_seeded_secrets=true", "--quiet"]
     whole = cohortium("run", *seeded, "--json", "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     # As it was after the first round.
@@ -444,8 +445,8 @@ def test_a_runs_ledger_is_shown(tmp_path: Path) -> None:
 
 BUDGET = """
 [site]
-number = 0
-data = "lungs"
+id = 0
+dataset_id = "lungs"
 [dataset]
 name = "phantom"
 [policy]

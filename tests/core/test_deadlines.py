@@ -9,8 +9,8 @@ from attrs import define, field, frozen
 
 from bed import Faulty, tiny
 from cohortium.errors import RunError, StudyError
-from cohortium.plugin import EngineSession, SiteId, SiteFactory
-from cohortium.roles.events import Event, RoundFailed, SiteFailed
+from cohortium.plugin import EngineSession, SiteFactory, SiteId
+from cohortium.roles.events import AttemptFailed, Event, SiteFailed
 from cohortium_gaussian import Gaussian
 from cohortium_inline import Inline, InlineExchange
 from cohortium_secagg import SecAgg
@@ -77,7 +77,7 @@ def lost(exchange: int, site: SiteId) -> Faulty:
 def test_a_late_reply_is_a_lost_one_whenever_it_comes(stage: int, later: int) -> None:
     slow = Postal(lambda count, k: DEADLINE * later + 1 if (count, k) == (stage, 2) else 0)
     study = {"aggregator": SecAgg(), "rounds": 3, "evaluate_every": 0}
-    late = tiny(engine=slow, deadline=DEADLINE, **study).run()
+    late = tiny(engine=slow, reply_timeout=DEADLINE, **study).run()
     gone = tiny(engine=lost(stage, 2), **study).run()
     assert late.weights_sha256 == gone.weights_sha256
     assert [e.contributors for e in late.history] == [e.contributors for e in gone.history]
@@ -88,7 +88,9 @@ def test_a_site_that_is_late_once_takes_part_in_the_next_round(aggregator: str) 
     stages = 1 if aggregator == "plain" else 4
     slow = Postal(lambda count, k: DEADLINE * stages + 1 if (count, k) == (0, 2) else 0)
     recorder = Recorder()
-    result = tiny(engine=slow, deadline=DEADLINE, aggregator=aggregator).run(observers=[recorder])
+    result = tiny(engine=slow, reply_timeout=DEADLINE, aggregator=aggregator).run(
+        observers=[recorder]
+    )
     assert [event.dropped for event in result.history] == [(2,), ()]
     assert not [event for event in recorder.events if isinstance(event, SiteFailed)]
 
@@ -96,7 +98,7 @@ def test_a_site_that_is_late_once_takes_part_in_the_next_round(aggregator: str) 
 def test_who_sent_only_what_was_late_is_said_to_have_failed() -> None:
     slow = Postal(lambda count, k: DEADLINE + 1 if k == 2 else 0)
     recorder = Recorder()
-    result = tiny(engine=slow, deadline=DEADLINE).run(observers=[recorder])
+    result = tiny(engine=slow, reply_timeout=DEADLINE).run(observers=[recorder])
     assert [event.dropped for event in result.history] == [(2,), (2,)]
     (failure,) = [event for event in recorder.events if isinstance(event, SiteFailed)]
     assert (failure.round, failure.site, failure.code) == (1, 2, "stale")
@@ -105,14 +107,18 @@ def test_who_sent_only_what_was_late_is_said_to_have_failed() -> None:
 def test_a_round_of_stragglers_is_tried_again_and_each_attempt_is_charged() -> None:
     slow = Postal(lambda count, k: DEADLINE * 2 + 1 if count == 0 and k < 4 else 0)
     recorder = Recorder()
-    study = {"min_sites": 3, "privatizer": Gaussian(unit="site"), "deadline": DEADLINE}
+    study = {"min_contributors": 3, "privatizer": Gaussian(unit="site"), "reply_timeout": DEADLINE}
     result = tiny(engine=slow, retries=1, **study).run(observers=[recorder])
-    failed = [event for event in recorder.events if isinstance(event, RoundFailed)]
+    failed = [event for event in recorder.events if isinstance(event, AttemptFailed)]
     assert [(event.round, event.attempt) for event in failed] == [(0, 0)]
     assert failed[0].reason.startswith("2 sites answered")
     assert [event.attempt for event in result.history] == [1, 2]
     assert [event.dropped for event in result.history] == [(), ()]
-    spent = [event.spent.epsilon for event in result.history if event.spent is not None]
+    spent = [
+        event.guarantee_so_far.epsilon
+        for event in result.history
+        if event.guarantee_so_far is not None
+    ]
     assert result.guarantee is not None
     assert spent[0] < spent[1] <= result.guarantee.epsilon
     with pytest.raises(RunError, match="round 1 failed: 2 sites answered"):
@@ -169,5 +175,5 @@ def test_inline_gives_each_site_the_whole_time() -> None:
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_deadline_is_a_number_of_seconds(value: float) -> None:
-    with pytest.raises((StudyError, ValueError), match="deadline"):
-        tiny(deadline=value)
+    with pytest.raises((StudyError, ValueError), match="reply_timeout"):
+        tiny(reply_timeout=value)

@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done, text = cohortium("run", "study.toml", "--out", "run", cwd=folder, encoding="cp1252")
     assert done.returncode == 0, done.stderr
     assert "eps = 50 at delta = 0.001" in text
-    done, _ = cohortium("deal", "study.toml", "--out", "dealt", cwd=folder, encoding="cp1252")
+    done, _ = cohortium("rehearse", "study.toml", "--out", "dealt", cwd=folder, encoding="cp1252")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -70,11 +70,11 @@ COMMANDS = [
     ("--help",), ("run", "--help"), ("audit", "--help"), ("--version",),
     ("plan", "study.toml"), ("plugins",), ("plugins", "gaussian"), ("check", "iid"),
     ("resume", "run"), ("report", "run", "--out", "{}/page.html"), ("compare", "run", "run"),
-    ("audit", "study.toml", "--releases", "1000", "--out", "{}/found.json"),
+    ("audit", "study.toml", "--samples", "1000", "--out", "{}/found.json"),
     ("predict", "run", "data.npz"), ("predict", "run", "data.npz", "--out", "{}/called.csv"),
-    ("export", "run", "--to", "{}/export"), ("ledger", "run/ledger.sqlite"),
+    ("export", "run", "--out", "{}/export"), ("ledger", "run/ledger.sqlite"),
     ("site", "dealt/site-0/site.toml", "--check"), ("keygen", "3", "--out", "{}/key.pem"),
-    ("deal", "study.toml", "--out", "{}/dealt"), ("new-plugin", "my-part", "--role", "model",
+    ("rehearse", "study.toml", "--out", "{}/dealt"), ("new-plugin", "my-part", "--role", "model",
      "--out", "{}/part"), ("init", "{}/new.toml", "--yes"), ("run", "grid.toml", "--dry-run"),
     ("run", "grid.toml", "--out", "{}/grid"), ("run", "study.toml", "--set", "model.width=ε"),
     ("run", "study.toml", "--set", "model.name=第三级"), ("run", "missing-第三级.toml"),
@@ -130,9 +130,9 @@ def test_a_name_that_is_no_text_is_printed_and_refused_in_one_sentence(made: Pat
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1"])
 def test_a_study_is_read_or_refused_by_its_bytes_alone(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
-    path.write_bytes("[federation]\ndirectory = 'größer'\n".encode(encoding))
+    path.write_bytes("[federation]\nkey_directory = 'größer'\n".encode(encoding))
     if encoding.startswith("utf-8"):
-        assert toml.read(path, what="the study")["federation"] == {"directory": "größer"}
+        assert toml.read(path, what="the study")["federation"] == {"key_directory": "größer"}
     else:
         with pytest.raises(StudyError, match="is not a text file in UTF-8"):
             toml.read(path, what="the study")

@@ -15,8 +15,8 @@ from torch import nn
 from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
-from cohortium.plugin import FederationSpec, DataSpec, SitePrivatizer, LocalTask, LocalResult
-from cohortium.roles.events import Event, RoundFailed, RoundFinished, SiteAnswered, SiteFailed
+from cohortium.plugin import DataSpec, FederationSpec, LocalResult, LocalTask, SitePrivatizer
+from cohortium.roles.events import AttemptFailed, Event, RoundCompleted, SiteFailed, SiteReplied
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -85,26 +85,38 @@ def test_each_exchange_is_counted() -> None:
         return None if (count, site) in ((1, 4), (3, 2)) else reply
 
     engine = Faulty(tamper)
-    result = tiny(aggregator=SecAgg(threshold=3), engine=engine, rounds=1).run()
-    keys, shares, vectors, unmasking = result.history[0].phases
+    result = tiny(aggregator=SecAgg(reconstruction_threshold=3), engine=engine, rounds=1).run()
+    keys, shares, vectors, unmasking = result.history[0].stages
     assert [keys.name, shares.name, vectors.name, unmasking.name] == [
         "keys", "shares", "vectors", "unmasking",
     ]  # fmt: skip
-    assert (keys.asked, keys.lost, shares.asked, shares.lost) == (6, (), 6, (4,))
-    assert (vectors.asked, vectors.lost, unmasking.asked, unmasking.lost) == (5, (), 5, (2,))
+    assert (keys.num_asked, keys.dropped, shares.num_asked, shares.dropped) == (6, (), 6, (4,))
+    assert (vectors.num_asked, vectors.dropped, unmasking.num_asked, unmasking.dropped) == (
+        5,
+        (),
+        5,
+        (2,),
+    )
     assert result.history[0].dropped == (4,)
-    sent = [len(broadcast) * len(each) + sum(map(len, each.values())) for broadcast, each in engine.log]
-    assert [phase.download_bytes for phase in result.history[0].phases] == sent
+    sent = [
+        len(broadcast) * len(each) + sum(map(len, each.values())) for broadcast, each in engine.log
+    ]
+    assert [stage.download_bytes for stage in result.history[0].stages] == sent
     assert vectors.upload_bytes > keys.upload_bytes > 0
-    trained = sum(phase.seconds for phase in result.history[0].phases)
+    trained = sum(stage.seconds for stage in result.history[0].stages)
     assert trained == pytest.approx(result.seconds.train)
 
 
-@pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(steps=2)])
+@pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(local_steps=2)])
 def test_plain_and_secure_sums_give_the_same_bits_twice_in_a_row(trainer: object) -> None:
     hashes = {
         tiny(trainer=trainer, aggregator=aggregator).run().weights_sha256
-        for aggregator in ("plain", SecAgg(), SecAgg(threshold=5, shares=6), "plain")
+        for aggregator in (
+            "plain",
+            SecAgg(),
+            SecAgg(reconstruction_threshold=5, num_shares=6),
+            "plain",
+        )
     }
     assert len(hashes) == 1
 
@@ -112,7 +124,12 @@ def test_plain_and_secure_sums_give_the_same_bits_twice_in_a_row(trainer: object
 def test_seeded_noise_repeats_and_real_noise_does_not() -> None:
     def weights(*, seeded: bool) -> str:
         return (
-            tiny(privatizer=Gaussian(epsilon=50.0), trainer=FedSGD(), seeded_noise=seeded, rounds=1)
+            tiny(
+                privatizer=Gaussian(epsilon=50.0),
+                trainer=FedSGD(),
+                insecure_seeded_secrets=seeded,
+                rounds=1,
+            )
             .run()
             .weights_sha256
         )
@@ -122,7 +139,7 @@ def test_seeded_noise_repeats_and_real_noise_does_not() -> None:
 
 
 def test_it_equals_a_hand_written_loop() -> None:
-    result = tiny(trainer=FedSGD(sampling_rate=1.0, options={}), rounds=3).run()
+    result = tiny(trainer=FedSGD(sampling_rate=1.0, optimizer_options={}), rounds=3).run()
     ready = tiny(rounds=3).prepare()
     net = ready.setting.network()
     images = torch.from_numpy(ready.splits.train.images).float() / 255
@@ -183,18 +200,18 @@ def test_one_dropout_too_many_is_a_clear_failure(tmp_path: Path, stage: int) -> 
         tiny(aggregator=SecAgg(), engine=engine).run(tmp_path / "run")
     assert error.value.exit_code == 1
     assert not (tmp_path / "run" / "result.json").exists()
-    assert not (tmp_path / "run" / "checkpoint" / "weights.safetensors").exists()
+    assert not (tmp_path / "run" / "weights" / "last.safetensors").exists()
 
 
 def test_a_failed_round_is_retried_as_a_new_attempt_and_charged() -> None:
     engine = Faulty(lambda count, k, reply: None if count == 0 and k < 5 else reply)
     recorder = Recorder()
-    result = tiny(engine=engine, retries=2, min_sites=3, privatizer=Gaussian(unit="site")).run(
-        observers=[recorder]
-    )
-    assert [event.attempt for event in recorder.of(RoundFailed)] == [0]
+    result = tiny(
+        engine=engine, retries=2, min_contributors=3, privatizer=Gaussian(unit="site")
+    ).run(observers=[recorder])
+    assert [event.attempt for event in recorder.of(AttemptFailed)] == [0]
     assert [event.attempt for event in result.history] == [1, 2]
-    spent = [event.spent.epsilon for event in recorder.of(RoundFinished)]
+    spent = [event.guarantee_so_far.epsilon for event in recorder.of(RoundCompleted)]
     assert spent == sorted(spent)
     assert spent[-1] < 6 <= result.guarantee.epsilon * 1.01  # type: ignore[union-attr]
 
@@ -226,7 +243,7 @@ def test_every_answer_of_use_is_told_as_it_comes(aggregator: str, exchanges: int
     engine = Faulty(lambda count, site, reply: None if (count, site) == (0, 2) else reply)
     recorder = Recorder()
     tiny(rounds=1, engine=engine, aggregator=aggregator).run(observers=[recorder])
-    answers = recorder.of(SiteAnswered)
+    answers = recorder.of(SiteReplied)
     assert {(a.round, a.attempt, a.site == 2) for a in answers} == {(0, 0, False)}
     for turn in range(exchanges):
         counts = [(a.answered, a.asked) for a in answers if a.exchange == turn]
@@ -239,7 +256,7 @@ def test_an_answer_that_is_none_is_not_told() -> None:
     engine = Faulty(lambda count, site, reply: reply[:-1] if site == 2 else reply)
     recorder = Recorder()
     tiny(rounds=1, engine=engine).run(observers=[recorder])
-    assert [a.site for a in recorder.of(SiteAnswered)] == [0, 1, 3, 4, 5]
+    assert [a.site for a in recorder.of(SiteReplied)] == [0, 1, 3, 4, 5]
 
 
 def test_a_reply_of_another_stage_is_stale() -> None:
@@ -274,14 +291,14 @@ def test_nan_in_an_update_fails_its_site_loudly_and_the_others_go_on() -> None:
 
 
 def test_nan_everywhere_fails_the_run_with_the_reason() -> None:
-    trainer = FedAvg(learning_rate=1e6, options={"weight_decay": 1e6})
+    trainer = FedAvg(learning_rate=1e6, optimizer_options={"weight_decay": 1e6})
     with pytest.raises(RunError, match=r"Sites 0, 1, 2, 3, 4, 5: its update holds NaN"):
         tiny(trainer=trainer, model="cnn").run()
 
 
 def test_nothing_is_written_before_a_study_is_known_to_run(tmp_path: Path) -> None:
     for changes in (
-        {"aggregator": SecAgg(threshold=7, shares=7)},
+        {"aggregator": SecAgg(reconstruction_threshold=7, num_shares=7)},
         {"model": Norm(), "privatizer": Gaussian()},
         {"partitioner": "natural", "sites": 50},
         {"device": "tpu9"},
@@ -316,7 +333,7 @@ def test_a_bad_deal_is_refused(partition: tuple[tuple[int, ...], ...], words: st
 
 
 def test_a_cohort_is_drawn_anew_each_round() -> None:
-    result = tiny(cohort=3, rounds=6, evaluate_every=0).run()
+    result = tiny(cohort_size=3, rounds=6, evaluate_every=0).run()
     chosen = [event.contributors for event in result.history]
     assert all(len(sites) == 3 for sites in chosen)
     assert len(set(chosen)) > 1
@@ -342,14 +359,14 @@ def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
     assert saved == json.loads(json.dumps(result.as_json()))
     assert set(saved) == {
         "accuracy", "balanced_accuracy", "auc", "loss", "per_class", "confusion", "calibration",
-        "calibration_error", "guarantee", "secrecy", "rounds", "sites", "dropouts",
-        "upload_bytes_per_site_per_round", "seconds", "weights_sha256", "versions", "plugins",
+        "calibration_error", "guarantee", "aggregation", "rounds", "sites", "dropouts",
+        "max_upload_bytes", "seconds", "weights_sha256", "versions", "plugins",
         "history", "data", "is_personal", "own", "majority_share", "majority_class", "images",
         "provenance",
     }  # fmt: skip
     from safetensors.torch import load_file
 
-    weights = load_file(tmp_path / "run" / "checkpoint" / "weights.safetensors")
+    weights = load_file(tmp_path / "run" / "weights" / "last.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in result.weights.items())
     assert "[privatizer]" in (tmp_path / "run" / "study.toml").read_text()
 
@@ -385,10 +402,10 @@ def test_parts_are_values() -> None:
 
 
 SHARED: dict[str, Any] = {
-    "privatizer": Gaussian(against="coordinator"),
+    "privatizer": Gaussian(noise="distributed"),
     "aggregator": "secagg",
-    "min_sites": 5,
-    "colluding": 1,
+    "min_contributors": 5,
+    "max_colluding": 1,
 }
 
 

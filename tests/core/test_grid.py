@@ -71,7 +71,7 @@ def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
     assert [cell.federation(7).sites for cell in cells] == [4, 4, 5, 5]
     assert cells[0].federation(7).seed == 7
     assert cells[0].tables["privatizer"] == {"name": "none"}
-    assert cells[1].tables["privatizer"]["clip"] == 7.0
+    assert cells[1].tables["privatizer"]["clip_norm"] == 7.0
 
 
 def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
@@ -85,15 +85,15 @@ def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
 
 def test_a_combination_sets_what_its_choices_do_not(tmp_path: Path) -> None:
     joint = """
-[[grid.where]]
-cells = { sites = 5, privacy = "on" }
-set = { privatizer.clip = 3.5 }
+[[grid.override]]
+match = { sites = 5, privacy = "on" }
+set = { privatizer.clip_norm = 3.5 }
 """
     path = write(tmp_path, GRID + joint + STUDY)
-    clips = [cell.tables["privatizer"].get("clip") for cell in grids.read(path).cells()]
+    clips = [cell.tables["privatizer"].get("clip_norm") for cell in grids.read(path).cells()]
     assert clips == [None, 7.0, None, 3.5]
-    with pytest.raises(StudyError, match=r"the grid varies privatizer\.clip"):
-        grids.read(path, ["privatizer.clip=2.0"])
+    with pytest.raises(StudyError, match=r"the grid varies privatizer\.clip_norm"):
+        grids.read(path, ["privatizer.clip_norm=2.0"])
 
 
 def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_settings_reach_every_cell_but_not_what_the_grid_varies(tmp_path: Path) 
         ("grid = 3", "must be a table"),
         ("[grid]\nexclude = 3", "a list of tables"),
         ("[grid]\nexclude = [{ sites = 4 }]", "there is no sites = 4"),
-        ("[grid]\nwhere = [{ sites = 4 }]", "must have two tables"),
+        ("[grid]\noverride = [{ sites = 4 }]", "must have two tables"),
         (
-            "[[grid.where]]\ncells = { sites = 4 }\nset = { model.width = 3 }",
+            "[[grid.override]]\ncells = { sites = 4 }\nset = { model.width = 3 }",
             "there is no sites = 4",
         ),
         (
@@ -237,7 +237,7 @@ def test_a_folder_with_another_study_is_left_alone(tmp_path: Path) -> None:
 FAILING = """
 [grid.rate]
 good = { trainer.learning_rate = 0.01 }
-bad = { trainer.learning_rate = 1e6, trainer.options.weight_decay = 1e6 }
+bad = { trainer.learning_rate = 1e6, trainer.optimizer_options.weight_decay = 1e6 }
 fine = { trainer.learning_rate = 0.02 }
 """
 

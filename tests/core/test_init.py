@@ -81,8 +81,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(
         (["init", "--yes", "--data", "gone.npz"], "there is no file"),
         (["init", "--yes", "--data", "npz"], "give the path of a file that ends in .npz"),
         (["init", "--yes", "--data", "bloodmnst"], "MedMNIST has no set 'bloodmnst'"),
-        (["init", "--yes", "--data", str(npz), "--privacy", "low"], "give 'none', or ε"),
-        (["init", "--yes", "--data", str(npz), "--privacy", "-1"], "give 'none', or ε"),
+        (["init", "--yes", "--data", str(npz), "--epsilon", "low"], "give 'none', or ε"),
+        (["init", "--yes", "--data", str(npz), "--epsilon", "-1"], "give 'none', or ε"),
         (["init", "--yes", "--data", str(npz), "--sites", "3"], "at least 4"),
         (["init", "--yes", "--data", str(npz), "--sites", "99"], "lower sites"),
     ):

@@ -69,10 +69,10 @@ def assert_whole(folder: Path, answer: dict[str, Any]) -> None:
     assert result["weights_sha256"] == answer["weights"]
     assert [row["round"] for row in result["history"]] == list(range(1, answer["rounds"] + 1))
     events = events_of(folder)
-    ends = [event["round"] for event in events if event["event"] == "RoundFinished"]
+    ends = [event["round"] for event in events if event["event"] == "RoundCompleted"]
     assert ends == list(range(answer["rounds"]))
     assert events[0]["event"] == "RunStarted"
-    assert events[-1]["event"] == "RunFinished"
+    assert events[-1]["event"] == "RunCompleted"
     assert events[-1]["weights_sha256"] == answer["weights"]
     assert not list(folder.rglob(f"*{UNFINISHED}"))
 

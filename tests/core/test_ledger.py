@@ -48,7 +48,9 @@ def is_intact(ledger: Ledger) -> bool:
 
 def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None:
     strange = Price(
-        mechanism=RenyiBoundedMechanism(name="mine", bounds=(0.5,) * (len(ORDERS) - 1) + (float("inf"),)),
+        mechanism=RenyiBoundedMechanism(
+            name="mine", bounds=(0.5,) * (len(ORDERS) - 1) + (float("inf"),)
+        ),
         unit="patient",
         adjacency="replace-one",
         colluding=3,

@@ -63,7 +63,7 @@ def module(folder: Path, source: str, name: str = "Net", **arguments: Any) -> Mo
 
 
 TRAINERS = [FedAvg(learning_rate=0.1, batch_size=39), FedSGD()]
-PRIVATE = Gaussian(epsilon=50.0, delta=1e-3, clip=1.0)
+PRIVATE = Gaussian(epsilon=50.0, delta=1e-3, clip_norm=1.0)
 
 FAULTS = {
     "frozen": (code("self.requires_grad_(False)"), "all of its parameters have requires_grad"),
@@ -161,11 +161,7 @@ def test_lazy_layers_get_their_shapes_and_equal_weights_from_equal_seeds(tmp_pat
     one, again, other = (build_network(model, spec, seed) for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
     assert parameters.length(one) == 4 * 10 + 64 * 4 + 4
-    assert (
-        parameters.sha256(one)
-        == parameters.sha256(again)
-        != parameters.sha256(other)
-    )
+    assert parameters.sha256(one) == parameters.sha256(again) != parameters.sha256(other)
     for trainer, privatizer in ((TRAINERS[0], "none"), (TRAINERS[1], PRIVATE)):
         done = tiny(model=model, trainer=trainer, privatizer=privatizer).run(
             tmp_path / f"run {type(trainer).__name__}"
@@ -197,7 +193,10 @@ def test_what_can_take_one_image_is_batched_as_ever(tmp_path: Path) -> None:
     for source, trainer in (
         (code(), FedAvg()),
         (spatial, FedAvg()),
-        (BATCH_NORM, FedAvg(flips=True, copies=2)),  # a batch of one is a batch of two
+        (
+            BATCH_NORM,
+            FedAvg(flips=True, augmentation_multiplicity=2),
+        ),  # a batch of one is a batch of two
     ):
         model = module(tmp_path, source)
         assert tiny(model=model, trainer=trainer).prepare().setting.workload.fewest == 1

@@ -117,7 +117,7 @@ def test_every_field_of_every_message_has_its_reason() -> None:
     assert msgspec.structs.fields(run.Reply)[-1].name == "body"
 
 
-TRAINERS = {"fedsgd": FedSGD(sampling_rate=1.0), "fedavg": FedAvg(steps=2, batch_size=1000)}
+TRAINERS = {"fedsgd": FedSGD(sampling_rate=1.0), "fedavg": FedAvg(local_steps=2, batch_size=1000)}
 RUNS: dict[str, dict[str, Any]] = {
     f"{aggregator}-{trainer}-{unit}-{adversary}": {
         "aggregator": aggregator,
@@ -133,9 +133,9 @@ RUNS: dict[str, dict[str, Any]] = {
 RUNS["shared"] = {
     "aggregator": "secagg",
     "trainer": TRAINERS["fedsgd"],
-    "privatizer": Gaussian(epsilon=20.0, against="coordinator"),
-    "colluding": 1,
-    "min_sites": 4,
+    "privatizer": Gaussian(epsilon=20.0, noise="distributed"),
+    "max_colluding": 1,
+    "min_contributors": 4,
 }
 
 
@@ -148,7 +148,9 @@ def test_a_run_sends_what_the_guarantee_covers_and_nothing_else(name: str) -> No
     study = ready(name)
     finding = audit_transcript(study)
     assert not finding.is_refuted, finding
-    partition = {site: study.splits.train.select(indices) for site, indices in enumerate(study.partition)}
+    partition = {
+        site: study.splits.train.select(indices) for site, indices in enumerate(study.partition)
+    }
     play = Play.of(study, study.setting, partition, {site: Tape().recording for site in partition})
     assert len(list(play.rounds(1))) == 1
     for message in play.sent:

@@ -21,9 +21,9 @@ from cohortium.ledger.cost import Price
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either
 from cohortium.messages.run import Refusal, Reply
-from cohortium.plugin import EngineSession, SiteHandle, Randomness, SiteFactory
+from cohortium.plugin import EngineSession, Randomness, SiteFactory, SiteHandle
 from cohortium.privacy.accounting import ORDERS, RenyiBoundedMechanism
-from cohortium.roles.events import Event, RoundFinished, SiteFailed
+from cohortium.roles.events import Event, RoundCompleted, SiteFailed
 from cohortium.rounds.run_config import RunConfig
 from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium.storage.append_log import FileJournal, MemoryJournal
@@ -41,11 +41,11 @@ LENIENT: dict[str, Any] = {
 SITE_LEVEL = Gaussian(epsilon=6.0, delta=1e-3, unit="site")
 EXAMPLE_LEVEL = Gaussian(epsilon=6.0, delta=1e-3)
 SHARED: dict[str, Any] = {
-    "privatizer": Gaussian(epsilon=6.0, delta=1e-3, against="coordinator"),
+    "privatizer": Gaussian(epsilon=6.0, delta=1e-3, noise="distributed"),
     "trainer": FedSGD(sampling_rate=1.0),
     "aggregator": "secagg",
-    "min_sites": 5,
-    "colluding": 1,
+    "min_contributors": 5,
+    "max_colluding": 1,
 }
 
 
@@ -87,7 +87,12 @@ class Homemade:
     ("floors", "asked", "floor", "words"),
     [
         ({}, {"privatizer": "none"}, "epsilon", "promises no privacy"),
-        ({}, {"seeded_noise": True}, "epsilon", "from a public seed, which protects nothing"),
+        (
+            {},
+            {"insecure_seeded_secrets": True},
+            "epsilon",
+            "from a public seed, which protects nothing",
+        ),
         (
             {"epsilon": 3.0},
             {},
@@ -98,15 +103,50 @@ class Homemade:
         ({"unit": "site"}, {}, "unit", "hides one example; this site hides one site"),
         ({"against": "everyone"}, SHARED, "against", "demands one against everyone"),
         ({"adversary": "active"}, {}, "adversary", "honest-but-curious, and this site one that is"),
-        ({"sites": 6}, {"cohort": 5}, "sites", "asks 5 sites a round, and this site demands 6"),
-        ({"colluding": 2}, SHARED, "colluding", "fears that 1 sites collude"),
-        ({"contributors": 6}, SHARED, "contributors", "in a sum of 5, and this site demands 6"),
-        ({"honest": 5}, SHARED, "honest", "honest sites in a sum of 4, and this site demands 5"),
-        ({"threshold": 5}, SHARED, "threshold", "threshold of 4, and this site demands 5"),
-        ({"threshold": 2}, {}, "threshold", "shows every release to the coordinator"),
-        ({"contributors": 2}, {}, "contributors", "shows every release to the coordinator"),
-        ({"plugins": ("fedsgd", "cnn")}, {}, "plugins", r"GaussianPlan of gaussian \(cohortium"),
-        ({"plugins": ("cohortium",)}, {"trainer": Homemade()}, "plugins", "Homemade of no plugin"),
+        (
+            {"min_cohort_size": 6},
+            {"cohort_size": 5},
+            "min_cohort_size",
+            "asks 5 sites a round, and this site demands 6",
+        ),
+        ({"assumed_colluding": 2}, SHARED, "assumed_colluding", "fears that 1 sites collude"),
+        (
+            {"min_contributors": 6},
+            SHARED,
+            "min_contributors",
+            "in a sum of 5, and this site demands 6",
+        ),
+        (
+            {"min_honest_contributors": 5},
+            SHARED,
+            "min_honest_contributors",
+            "honest sites in a sum of 4, and this site demands 5",
+        ),
+        (
+            {"min_reconstruction_threshold": 5},
+            SHARED,
+            "min_reconstruction_threshold",
+            "threshold of 4, and this site demands 5",
+        ),
+        (
+            {"min_reconstruction_threshold": 2},
+            {},
+            "min_reconstruction_threshold",
+            "shows every release to the coordinator",
+        ),
+        ({"min_contributors": 2}, {}, "min_contributors", "shows every release to the coordinator"),
+        (
+            {"allowed_plugins": ("fedsgd", "cnn")},
+            {},
+            "allowed_plugins",
+            r"GaussianPlan of gaussian \(cohortium",
+        ),
+        (
+            {"allowed_plugins": ("cohortium",)},
+            {"trainer": Homemade()},
+            "allowed_plugins",
+            "Homemade of no plugin",
+        ),
         ({}, {"adversary": "active", "aggregator": "secagg"}, "directory", "has pinned none"),
     ],
 )
@@ -128,10 +168,19 @@ def test_a_study_below_a_floor_is_refused_by_its_name(
     ("floors", "asked"),
     [
         ({"epsilon": 6.0}, {}),
-        ({"plugins": ("fedsgd", "cnn", "gaussian", "plain")}, {}),
-        ({"plugins": ("cohortium",)}, {}),
+        ({"allowed_plugins": ("fedsgd", "cnn", "gaussian", "plain")}, {}),
+        ({"allowed_plugins": ("cohortium",)}, {}),
         ({"unit": "site"}, {"privatizer": SITE_LEVEL}),
-        ({"contributors": 5, "honest": 4, "threshold": 4, "colluding": 1, "sites": 6}, SHARED),
+        (
+            {
+                "min_contributors": 5,
+                "min_honest_contributors": 4,
+                "min_reconstruction_threshold": 4,
+                "assumed_colluding": 1,
+                "min_cohort_size": 6,
+            },
+            SHARED,
+        ),
     ],
 )
 def test_a_study_that_meets_a_floor_exactly_is_admitted(
@@ -183,8 +232,8 @@ def test_a_strong_unit_that_proves_nothing_here_is_refused() -> None:
 
 SITE = """
 [site]
-number = 2
-data = "squares of 2024"
+id = 2
+dataset_id = "squares of 2024"
 {site}
 
 [dataset]
@@ -222,7 +271,7 @@ def site_file(
 ) -> Path:
     path = folder / "site.toml"
     text = SITE.format(path=images / f"{number}.npz", policy=policy, site=site)
-    path.write_text(text.replace("number = 2", f"number = {number}"))
+    path.write_text(text.replace("id = 2", f"id = {number}"))
     return path
 
 
@@ -236,12 +285,12 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
         site='ledger = "spent.sqlite"\ndirectory = "sites.txt"\nidentity = "key.pem"',
     )
     hospital = Hospital.read(path)
-    assert (hospital.number, hospital.data) == (2, "squares of 2024")
+    assert (hospital.id, hospital.dataset_id) == (2, "squares of 2024")
     assert hospital.policy == SitePolicy(
         **LENIENT,
         adversary="active",
-        honest=4,
-        plugins=("fedsgd", "secagg"),
+        min_honest_contributors=4,
+        allowed_plugins=("fedsgd", "secagg"),
         directory=KeyDirectory(tuple(key.public for key in keys)),
     )
     account = hospital.account
@@ -260,17 +309,25 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
         ("epsilon = 10.0", "epsilon = true", "epsilon: expected float, got True"),
         ('unit = "example"', 'unit = "image"', "expected 'example' or 'patient' or 'site'"),
         ('against = "coordinator"', "", "the policy needs against"),
-        ("delta = 1e-3", "delta = 1e-3\nhonest = -1", "'honest' must be >= 0"),
-        ("delta = 1e-3", 'delta = 1e-3\nplugins = "all"', "plugins: expected a list"),
+        (
+            "delta = 1e-3",
+            "delta = 1e-3\nmin_honest_contributors = -1",
+            "'min_honest_contributors' must be >= 0",
+        ),
+        (
+            "delta = 1e-3",
+            'delta = 1e-3\nallowed_plugins = "all"',
+            "allowed_plugins: expected a list",
+        ),
         ("delta = 1e-3", 'delta = 1e-3\ndirectory = "x"', "directory: .* no such parameter"),
-        ("number = 2", "", "the site needs number"),
-        ("number = 2", "number = -2", "'number' must be >= 0"),
-        ('data = "squares of 2024"', 'data = ""', "data"),
-        ('data = "squares of 2024"', "", "the site needs data"),
-        ("number = 2", "number = 2\nledgr = 'x'", r"\[site\] ledgr: .* did you mean ledger\?"),
-        ("number = 2", "number = 2\nfolder = '/'", "folder: .* no such parameter"),
-        ("number = 2", "number = 2\ndirectory = 'gone'", "cannot read the directory .*gone"),
-        ("number = 2", "number = 2\ndirectory = 7", "directory: expected str, got 7"),
+        ("id = 2", "", "the site needs id"),
+        ("id = 2", "id = -2", "'id' must be >= 0"),
+        ('dataset_id = "squares of 2024"', 'dataset_id = ""', "dataset_id"),
+        ('dataset_id = "squares of 2024"', "", "the site needs dataset_id"),
+        ("id = 2", "id = 2\nledgr = 'x'", r"\[site\] ledgr: .* did you mean ledger\?"),
+        ("id = 2", "id = 2\nfolder = '/'", "folder: .* no such parameter"),
+        ("id = 2", "id = 2\nkey_directory = 'gone'", "cannot read the directory .*gone"),
+        ("id = 2", "id = 2\nkey_directory = 7", "key_directory: expected str, got 7"),
         ('name = "npz"', 'name = "npy"', "no plugin offers the dataset 'npy'"),
         ("[policy]", "[polcy]", r"has no \[polcy\]; did you mean policy\?"),
         ("[site]", "[dataset.site]", "needs a table \\[site\\]"),
@@ -320,7 +377,7 @@ class Hospitals:
             return recipe.create()
         assert isinstance(recipe, SimulatedSiteFactory)
         hospital = Hospital.read(self.files[site])
-        assert hospital.number == site
+        assert hospital.id == site
         self.journals.append(hospital.open_journal())
         try:
             return hospital.open(recipe.setting, self.journals[-1])
@@ -381,9 +438,17 @@ def replies(engine: Hospitals, site: int) -> list[Reply | Refusal]:
         ("epsilon = 5.0", {}, "come to ε = 6, and this site allows ε = 5 at"),
         ('unit = "site"', {}, "hides one example; this site hides one site"),
         ('against = "everyone"', SHARED, "demands one against everyone"),
-        ("contributors = 7", SHARED, "in a sum of 6, and this site demands 7"),
-        ('plugins = ["cnn", "gaussian", "plain"]', {}, "uses cohortium_fedsgd:FedSGD of fedsgd"),
-        ("epsilon = 6.0", {"retries": 0, "rounds": 2, "seeded_noise": True}, "public seed"),
+        ("min_contributors = 7", SHARED, "in a sum of 6, and this site demands 7"),
+        (
+            'allowed_plugins = ["cnn", "gaussian", "plain"]',
+            {},
+            "uses cohortium_fedsgd:FedSGD of fedsgd",
+        ),
+        (
+            "epsilon = 6.0",
+            {"retries": 0, "rounds": 2, "insecure_seeded_secrets": True},
+            "public seed",
+        ),
     ],
 )
 def test_a_coordinator_that_asks_for_too_much_is_refused_with_the_reason(
@@ -396,7 +461,7 @@ def test_a_coordinator_that_asks_for_too_much_is_refused_with_the_reason(
     Hospital.read(path).account.ledger.create()
     engine = Hospitals({2: path})
     with pytest.raises(RunError, match="round 1 failed") as error:
-        study(engine=engine, **{**asked, "min_sites": 6}).run()
+        study(engine=engine, **{**asked, "min_contributors": 6}).run()
     assert words in str(error.value)
     assert "Site 2: the study" in str(error.value)
     assert all(isinstance(reply, Refusal) for reply in replies(engine, 2))
@@ -407,11 +472,11 @@ def test_another_directory_is_refused_with_the_reason(tmp_path: Path, images: Pa
     keys = [SigningKey.generate(Randomness.insecure_from_seed(1).derive(site)) for site in range(6)]
     KeyDirectory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
     keys[2].create(tmp_path / "key.pem")
-    path = site_file(tmp_path, images, site='directory = "sites.txt"\nidentity = "key.pem"')
+    path = site_file(tmp_path, images, site='key_directory = "sites.txt"\nsigning_key = "key.pem"')
     Hospital.read(path).account.ledger.create()
     engine = Hospitals({2: path})
     with pytest.raises(RunError, match=r"Site 2: the study's directory of keys is .* has pinned"):
-        study(engine=engine, aggregator="secagg", adversary="active", min_sites=6).run()
+        study(engine=engine, aggregator="secagg", adversary="active", min_contributors=6).run()
     assert all(isinstance(reply, Refusal) for reply in replies(engine, 2))
     assert spent(path) == 0
 
@@ -448,7 +513,7 @@ def test_a_run_on_every_hospitals_own_files_is_charged_to_its_end(
         assert spends == pytest.approx(result.guarantee.epsilon)
     # A second run of that size does not fit in ε = 8, and is refused at its start.
     with pytest.raises(RunError, match="2 more attempts would make it"):
-        study(engine=Hospitals({4: paths[4]}), rounds=2, min_sites=6).run()
+        study(engine=Hospitals({4: paths[4]}), rounds=2, min_contributors=6).run()
     assert spent(paths[4]) == 2
 
 
@@ -470,8 +535,8 @@ def test_a_run_that_would_overspend_stops_before_the_round_that_would(
     engine = Hospitals({2: path}, before=another_run)
     recorder = Recorder()
     with pytest.raises(RunError, match=r"Site 2: the site's budget is ε = 7 .* one more attempt"):
-        study(engine=engine, rounds=5, min_sites=6).run(observers=[recorder])
-    finished = [event for event in recorder.events if isinstance(event, RoundFinished)]
+        study(engine=engine, rounds=5, min_contributors=6).run(observers=[recorder])
+    finished = [event for event in recorder.events if isinstance(event, RoundCompleted)]
     assert 0 < len(finished) < 5
     found = replies(engine, 2)
     assert [isinstance(reply, Reply) for reply in found] == [True] * len(finished) + [False]

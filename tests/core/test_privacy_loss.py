@@ -14,7 +14,14 @@ from opacus.accountants.analysis.rdp import compute_rdp
 
 from cohortium.errors import PrivacyError
 from cohortium.privacy import accounting, privacy_loss
-from cohortium.privacy.accounting import ORDERS, GaussianMechanism, Mechanism, calibrate_noise_multiplier, compose, within_budget
+from cohortium.privacy.accounting import (
+    ORDERS,
+    GaussianMechanism,
+    Mechanism,
+    calibrate_noise_multiplier,
+    compose,
+    within_budget,
+)
 from cohortium.privacy.loss_grids import Releases, discretise
 
 DELTAS = (0.3, 1e-2, 1.9e-4, 1e-5, 1e-9, 1e-30)
@@ -184,7 +191,9 @@ def test_a_search_asks_a_few_times(
 
 @pytest.mark.parametrize("rate", [0.4, 1.0])
 def test_a_small_target_can_be_had_with_sampling_as_without(rate: float) -> None:
-    noise = calibrate_noise_multiplier(lambda noise: sampled(rate, noise), epsilon=1e-3, delta=1.9e-4, attempts=60)
+    noise = calibrate_noise_multiplier(
+        lambda noise: sampled(rate, noise), epsilon=1e-3, delta=1.9e-4, attempts=60
+    )
     assert noise < 1e4
 
 
@@ -221,4 +230,6 @@ def test_a_delta_of_nothing_is_one_sentence(delta: float) -> None:
     with pytest.raises(ValueError, match="δ is between"):
         compose([(sampled(0.4, 4.0), 1)], delta)
     with pytest.raises(PrivacyError, match="δ is between"):
-        calibrate_noise_multiplier(lambda noise: sampled(0.4, noise), epsilon=1.0, delta=delta, attempts=3)
+        calibrate_noise_multiplier(
+            lambda noise: sampled(0.4, noise), epsilon=1.0, delta=delta, attempts=3
+        )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cohortium.crypto.randomness import Randomness, Seeds, KeyStream
+from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 
 # NIST SP 800-38A (2001), F.5.5 CTR-AES256.Encrypt uses a counter that starts elsewhere; the
 # stream from counter zero is AES-256 of 0, 1, 2, …  With the all-zero key the first block is the
@@ -23,7 +23,9 @@ def test_a_stream_does_not_depend_on_how_it_is_read() -> None:
 
 
 def test_a_simulated_source_repeats_itself_and_says_so() -> None:
-    one, two = (Randomness.insecure_from_seed(3).derive("a", 1).secret_bytes(8, "x") for _ in range(2))
+    one, two = (
+        Randomness.insecure_from_seed(3).derive("a", 1).secret_bytes(8, "x") for _ in range(2)
+    )
     assert one == two
     assert one != Randomness.insecure_from_seed(3).derive("a", 2).secret_bytes(8, "x")
     assert Randomness.insecure_from_seed(3).is_simulated

@@ -27,7 +27,7 @@ from cohortium.deployment.site_config import Hospital
 from cohortium.deployment.site_server import IDLE, MOST_RUNS, Reception
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
-from cohortium.messages.deployment import Acceptance, Invitation, IdentifyReply, IdentifyRequest
+from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.protocols import Dataset
 from cohortium.rounds.coordinator import Coordinator
@@ -169,7 +169,7 @@ def test_a_whole_deployment_in_one_process_gives_the_simulation_s_weights(
     np.savez(tmp_path / "grey.npz", **arrays)
     monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
     simulated = simulation(
-        dataset=dataset, seeded_noise=True, threads=1, aggregator="secagg", sites=5
+        dataset=dataset, insecure_seeded_secrets=True, threads=1, aggregator="secagg", sites=5
     )
     rehearsal.deal(simulated.prepare(), tmp_path / "reh")
     wards = {n: Ward(tmp_path / "reh" / f"site-{n}") for n in range(5)}
@@ -210,19 +210,19 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
         ({"dataset": {"name": "npz", "path": "/etc/shadow"}}, "tables", "table [dataset]"),
         ({"engine": {"name": "inline"}}, "tables", "table [engine]"),
         ({"partitioner": {"name": "iid"}}, "tables", "table [partitioner]"),
-        ({"federation": {"directory": "/etc/shadow"}}, "tables", "term directory"),
+        ({"federation": {"key_directory": "/etc/shadow"}}, "tables", "term key_directory"),
         ({"federation": {"observers": ["events"]}}, "tables", "term observers"),
         ({"model": None}, "tables", "no table [model]"),
         ({"data": None}, "tables", "no table [data]"),
         (
             {"model": {"name": "module", "module": "os:system", "width": None}},
-            "policy.local",
+            "policy.allowed_local_values",
             "module = 'os:system', which names code",
         ),
         ({"model": {"name": "npz", "path": "/etc/passwd"}}, "plugins", "the model 'npz'"),
         (
-            {"model": {"name": "descriptor", "centre": {"name": "npz", "path": "/etc/passwd"}}},
-            "policy.local",
+            {"model": {"name": "descriptor", "center_on": {"name": "npz", "path": "/etc/passwd"}}},
+            "policy.allowed_local_values",
             "the dataset 'npz' path = '/etc/passwd'",
         ),
         (
@@ -230,11 +230,15 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
                 "model": {
                     "name": "descriptor",
                     "components": 8,
-                    "centre": {"name": "phantom"},
-                    "beside": {"name": "pretrained", "images": "phantom", "weights": "../keys"},
+                    "center_on": {"name": "phantom"},
+                    "extra_features": {
+                        "name": "pretrained",
+                        "images": "phantom",
+                        "weights": "../keys",
+                    },
                 }
             },
-            "policy.local",
+            "policy.allowed_local_values",
             "the model 'pretrained' weights = '../keys'",
         ),
         ({"model": {"name": "no-such"}}, "plugins", "the model 'no-such'"),
@@ -255,7 +259,7 @@ def sentence(ward: Ward, message: Message) -> tuple[str, str]:
             "policy.epsilon",
             "allows",
         ),
-        ({"federation": {"seeded_noise": True}}, "policy.epsilon", "public seed"),
+        ({"federation": {"insecure_seeded_secrets": True}}, "policy.epsilon", "public seed"),
     ],
 )
 def test_what_a_hospital_does_not_take_part_in(
@@ -315,7 +319,7 @@ def test_a_study_without_privacy_is_refused(ward: Ward, invitation: Invitation) 
 def test_code_that_the_policy_names_may_be_used_and_no_other(
     place: Path, invitation: Invitation
 ) -> None:
-    policy(place, local=["bed:Net"])
+    policy(place, allowed_local_values=["bed:Net"])
     ward = Ward(place)
     try:
         bare = changed(invitation, model=None)
@@ -359,7 +363,7 @@ def test_a_network_that_a_site_cannot_make_is_explained_in_its_own_log_alone(
     (tmp_path / "installed" / "planted_net.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path / "installed")
     monkeypatch.delitem(sys.modules, "planted_net", raising=False)
-    policy(place, local=[code])
+    policy(place, allowed_local_values=[code])
     ward = Ward(place)
     try:
         bare = changed(invitation, model=None)
@@ -381,13 +385,13 @@ def test_a_site_searches_no_folder_that_a_study_names(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sent_net.py").write_text("raise AssertionError('it was imported')")
-    policy(place, local=["sent_net:Net"])
+    policy(place, allowed_local_values=["sent_net:Net"])
     ward = Ward(place)
     try:
         bare = changed(invitation, model=None)
         table = {"name": "module", "module": "sent_net:Net", "folder": "."}
         text = bare.study + tomli_w.dumps({"model": table})
-        assert sentence(ward, evolved(bare, text))[0] == "policy.local"
+        assert sentence(ward, evolved(bare, text))[0] == "policy.allowed_local_values"
     finally:
         ward.journal.close()
     assert "sent_net" not in sys.modules
@@ -417,7 +421,7 @@ def test_a_plugin_that_the_policy_does_not_name_is_not_even_made(
 ) -> None:
     import cohortium_cnn
 
-    policy(place, plugins=["fedsgd", "gaussian", "plain", "descriptor"])
+    policy(place, allowed_plugins=["fedsgd", "gaussian", "plain", "descriptor"])
     ward = Ward(place)
 
     def made(self: object) -> None:
@@ -427,7 +431,7 @@ def test_a_plugin_that_the_policy_does_not_name_is_not_even_made(
     monkeypatch.setattr(cohortium_cnn.CNN, "build", made)
     try:
         code, reason = sentence(ward, invitation)
-        assert code == "policy.plugins"
+        assert code == "policy.allowed_plugins"
         assert "cnn" in reason
         assert "descriptor" not in reason
     finally:
@@ -653,7 +657,7 @@ def test_a_full_disk_costs_nothing_and_ends_nothing(
     def charged() -> int:
         hospital = Hospital.read(ward.folder / "site.toml")
         with hospital.account.ledger.reading() as book:
-            return sum(book.prices(hospital.data).values())
+            return sum(book.prices(hospital.dataset_id).values())
 
     for attempt, is_full in enumerate([True, False]):
         coordinator.begin_attempt(attempt, attempt, range(3))
@@ -739,9 +743,9 @@ def test_a_deployment_deals_nothing() -> None:
     spec = Squares().load().spec
     for wrong, words in (
         ({"data": spec}, "has no partitioner"),
-        ({"data": spec, "partitioner": None, "dataset": None, "directory": "x"}, None),
+        ({"data": spec, "partitioner": None, "dataset": None, "key_directory": "x"}, None),
         ({"dataset": None}, "a simulation needs a dataset"),
-        ({"directory": "x"}, "a simulation makes its own keys"),
+        ({"key_directory": "x"}, "a simulation makes its own keys"),
     ):
         if words is None:
             with pytest.raises(StudyError, match="directory of the sites' keys if, and only if"):
@@ -749,8 +753,8 @@ def test_a_deployment_deals_nothing() -> None:
         else:
             with pytest.raises(StudyError, match=words):
                 tiny(**wrong)
-    with pytest.raises(StudyError, match="holdout is for simulated sites"):
-        tiny(data=spec, partitioner=None, dataset=None, holdout=0.2).prepare()
+    with pytest.raises(StudyError, match="holdout_fraction is for simulated sites"):
+        tiny(data=spec, partitioner=None, dataset=None, holdout_fraction=0.2).prepare()
     ready = tiny(data=spec, partitioner=None, dataset=None).prepare()
     assert ready.test is None
     with pytest.raises(StudyError, match="data lie in the hospitals"):

@@ -15,7 +15,7 @@ from torch import nn
 from bed import Net, tiny
 from cohortium import parameters
 from cohortium.errors import CohortiumError, StoppedError, StudyError
-from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult, attach_schedule
+from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer, attach_schedule
 from cohortium.rounds.dry_run import rehearse
 from cohortium.runs.run_directory import LEDGER
 from cohortium_fedavg import FedAvg, FedProx
@@ -107,13 +107,14 @@ def test_numbers_that_cannot_travel_are_refused_before_a_charge(
 @pytest.mark.parametrize(
     "parts",
     [
-        {"trainer": FedAvg(server_optimizer="adam", server_learning_rate=0.05, average=0.5)},
+        {"trainer": FedAvg(server_optimizer="adam", server_learning_rate=0.05,
+                average_last_fraction=0.5)},
         {"trainer": FedProx(mu=0.1), "privatizer": PRIVATE},
-        {"trainer": FedSGD(average=0.5), "privatizer": Gaussian(
-            epsilon=8.0, delta=1e-3, against="coordinator"), "aggregator": "secagg",
-            "min_sites": 5, "colluding": 1},
+        {"trainer": FedSGD(average_last_fraction=0.5), "privatizer": Gaussian(
+            epsilon=8.0, delta=1e-3, noise="distributed"), "aggregator": "secagg",
+            "min_contributors": 5, "max_colluding": 1},
         {"trainer": FedSGD(), "privatizer": Skellam(epsilon=8.0, delta=1e-3),
-            "aggregator": "secagg", "min_sites": 5, "colluding": 1},
+            "aggregator": "secagg", "min_contributors": 5, "max_colluding": 1},
         {"trainer": FedAvg(), "privatizer": Gaussian(epsilon=8.0, unit="site")},
     ],
     ids=["adam", "fedprox", "shared", "skellam", "site"],
@@ -214,7 +215,7 @@ def test_sizes_are_those_of_what_is_written(tmp_path: Path) -> None:
     study = tiny(trainer=FedMIC(), rounds=3)
     sizes = study.prepare().setting.sizes
     study.run(tmp_path / "run")
-    (site, *_) = (tmp_path / "run" / "sites").iterdir()
+    (site, *_) = (tmp_path / "run" / "trainer_state").iterdir()
     server = tmp_path / "run" / "checkpoint" / "state.safetensors"
     assert 0 <= site.stat().st_size - sizes.site < 4096
     assert 0 <= server.stat().st_size - sizes.server < 8192
@@ -222,5 +223,5 @@ def test_sizes_are_those_of_what_is_written(tmp_path: Path) -> None:
 
 def test_values_of_made_up_images_refuse_nothing() -> None:
     # Its updates leave every bound at once; only the run itself may say so.
-    hot = tiny(trainer=FedAvg(learning_rate=1e6, options={"weight_decay": 1e6}))
+    hot = tiny(trainer=FedAvg(learning_rate=1e6, optimizer_options={"weight_decay": 1e6}))
     assert parameters.length(hot.prepare().setting.network()) > 0

@@ -62,7 +62,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
     losing = Faulty(lambda count, site, reply: None if (count, site) in ((2, 1), (7, 3)) else reply)
     tiny(
-        privatizer=Gaussian(unit="site"), aggregator=SecAgg(threshold=3), engine=losing, rounds=3
+        privatizer=Gaussian(unit="site"),
+        aggregator=SecAgg(reconstruction_threshold=3),
+        engine=losing,
+        rounds=3,
     ).run(root / "private")
     tiny(rounds=2).run(root / "open")
     poison(Path(shutil.copytree(root / "private", root / "hostile")))

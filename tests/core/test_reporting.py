@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "run"
     tiny(
         privatizer=Gaussian(unit="site", epsilon=8.0),
-        aggregator=SecAgg(threshold=3),
+        aggregator=SecAgg(reconstruction_threshold=3),
         engine=Faulty(lossy),
         rounds=3,
     ).run(path)
@@ -127,7 +127,7 @@ def test_settings_differ_by_key_and_absence() -> None:
 def test_an_unfinished_run_is_told_of_as_far_as_it_has_come(copy: Path) -> None:
     (copy / "result.json").unlink()
     lines = (copy / "events.jsonl").read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if b"RunFinished" not in line]
+    kept = [line for line in lines if b"RunCompleted" not in line]
     (copy / "events.jsonl").write_bytes(b"".join(kept)[:-20])
     record = reporting.read(copy)
     assert (record.state, len(record.rounds)) == ("unfinished", 2)
@@ -207,8 +207,11 @@ def first_line(**changes: Any) -> Any:
         (spoil("result.json", edited(weights_sha256="00")), "events of one run and the result of"),
         (spoil("events.jsonl", lambda data: b"no\n" + data), "events.jsonl line 1 is damaged"),
         (spoil("events.jsonl", first_line(sites=[1])), "events.jsonl line 1 is damaged"),
-        (spoil("events.jsonl", first_line(sizes=[1])), "label histograms do not fit"),
-        (spoil("events.jsonl", first_line(histograms=[[1, 2], [3]])), "histograms do not fit"),
+        (spoil("events.jsonl", first_line(site_sizes=[1])), "label histograms do not fit"),
+        (
+            spoil("events.jsonl", first_line(label_histograms=[[1, 2], [3]])),
+            "histograms do not fit",
+        ),
     ],
 )
 def test_a_damaged_record_is_one_sentence(copy: Path, act: Any, words: str) -> None:
@@ -286,7 +289,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
     ("facts", "said", "unsaid"),
     [
         (
-            Facts(terms=Terms(sites=10, rounds=2), guarantee=None, secrecy=None),
+            Facts(terms=Terms(sites=10, rounds=2), guarantee=None, aggregation=None),
             [
                 ("Every release of every hospital", "All that its releases tell", "No bound"),
                 ("only the two contribute", "No bound"),
@@ -296,20 +299,20 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
             ["Bounded"],
         ),
         (
-            Facts(terms=Terms(sites=10, rounds=2), guarantee=guarantee(), secrecy=HIDDEN),
+            Facts(terms=Terms(sites=10, rounds=2), guarantee=guarantee(), aggregation=HIDDEN),
             [
                 ("keeps to the protocol", "a sum over 4 hospitals or more.", "any one image"),
                 ("3 or more hospitals beside itself", "Bounded"),
-                ("colluding = 0", "4 holders of shares", "However many they are"),
+                ("max_colluding = 0", "4 holders of shares", "However many they are"),
                 ("those are masked", "Bounded"),
             ],
             ["No bound", "can choose which"],
         ),
         (
             Facts(
-                terms=Terms(sites=10, rounds=2, adversary="active", colluding=2),
+                terms=Terms(sites=10, rounds=2, adversary="active", max_colluding=2),
                 guarantee=SHARED,
-                secrecy=evolve(HIDDEN, min_contributors=7),
+                aggregation=evolve(HIDDEN, min_contributors=7),
             ),
             [
                 ("may lie", "can choose which", "7 hospitals or more"),
@@ -325,9 +328,9 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
         ),
         (
             Facts(
-                terms=Terms(sites=10, rounds=2, seeded_noise=True),
+                terms=Terms(sites=10, rounds=2, insecure_seeded_secrets=True),
                 guarantee=guarantee(simulation=True),
-                secrecy=HIDDEN,
+                aggregation=HIDDEN,
             ),
             [("public seed",)] * 4,
             ["Bounded", "However many"],
@@ -349,7 +352,9 @@ def test_who_can_learn_what_follows_from_the_settings(
 def test_conditions_name_what_the_bound_rests_on() -> None:
     terms = Terms(sites=10, rounds=2)
     promise = guarantee(assumptions=("real-valued noise",))
-    honest = Facts(terms=terms, guarantee=promise, secrecy=evolve(HIDDEN, statistical_security_bits=40))
+    honest = Facts(
+        terms=terms, guarantee=promise, aggregation=evolve(HIDDEN, statistical_security_bits=40)
+    )
     assert any("one of 2^40 runs" in text for text in conditions(honest))
     assert "Real-valued noise." in conditions(honest)
     assert any("n images of one patient" in text for text in conditions(honest))

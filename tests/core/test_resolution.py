@@ -86,16 +86,20 @@ def test_the_order_of_settings_changes_nothing(order: list[str]) -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_names_inside_a_part_come_first_too(order: tuple[int, ...]) -> None:
-    given_ = ["model.centre.examples=30", "model.centre=phantom", "model.whiten=0.5"]
+    given_ = ["model.center_on.examples=30", "model.center_on=phantom", "model.whiten=0.5"]
     federation = Federation.read(None, [given_[n] for n in order])
-    assert federation.model == Descriptor(centre=Phantom(examples=30), whiten=0.5)
+    assert federation.model == Descriptor(center_on=Phantom(examples=30), whiten=0.5)
 
 
 def test_a_setting_reaches_every_cell_or_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, f"[grid]\n{ALGORITHM}algorithm.own = {{ trainer.epochs = 2 }}\n{BASE}")
+    path = write(
+        tmp_path, f"[grid]\n{ALGORITHM}algorithm.own = {{ trainer.local_epochs = 2 }}\n{BASE}"
+    )
     rates = [trainer.learning_rate for trainer in trainers(path, "trainer.learning_rate=0.3")]
     assert rates == [0.3, 0.3]
-    cells = grids.read(path, ["trainer.schedule=cosine", "trainer.steps=5", "model.wide=3"]).cells()
+    cells = grids.read(
+        path, ["trainer.schedule=cosine", "trainer.local_steps=5", "model.wide=3"]
+    ).cells()
     with pytest.raises(StudyError, match=r"algorithm=prox.*--set model\.wide=3: model 'cnn' has"):
         cells[0].federation(1)
 
@@ -115,11 +119,14 @@ def test_a_setting_reaches_every_cell_or_is_refused(tmp_path: Path) -> None:
             r"one = a: trainer\.name = 'fedprox' would not reach the study, where .* two = b",
         ),
         (
-            'loss.a = { trainer.options = { momentum = 0.5 } }\n"trainer.options" = [1, 2]\n',
+            (
+                "loss.a = { trainer.optimizer_options = { momentum = 0.5 } }\n"
+                '"trainer.optimizer_options" = [1, 2]\n'
+            ),
             r"loss = a: trainer\.options\.momentum = 0\.5 would not reach the study",
         ),
         (
-            RATES + "where = [{ cells = { learning_rate = 0.1 }, set = "
+            RATES + "override = [{ match = { learning_rate = 0.1 }, set = "
             "{ trainer.learning_rate = 0.2 } }]\n",
             (
                 r"learning_rate = 0\.1: trainer\.learning_rate = 0\.1 would not reach the study, "
@@ -129,7 +136,7 @@ def test_a_setting_reaches_every_cell_or_is_refused(tmp_path: Path) -> None:
         (  # a combination may replace what the choices that it names set, and no other
             (
                 "speed.slow = { trainer.learning_rate = 0.001 }\nsize.s = { model.width = 3 }\n"
-                'where = [{ cells = { size = "s" }, set = { trainer.learning_rate = 0.2 } }]\n'
+                'override = [{ match = { size = "s" }, set = { trainer.learning_rate = 0.2 } }]\n'
             ),
             r"speed = slow: trainer\.learning_rate = 0\.001 would not reach the study",
         ),
@@ -146,8 +153,8 @@ def test_what_would_not_reach_the_study_is_named(tmp_path: Path, grid: str, word
 def test_a_combination_may_replace_what_the_choices_that_it_names_set(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "[grid]\nnoise.own = { privatizer.clip = 7.0 }\nsize = { s = { model.width = 3 } }\n"
-        '[[grid.where]]\ncells = { noise = "own", size = "s" }\n'
+        "[grid]\nnoise.own = { privatizer.clip_norm = 7.0 }\nsize = { s = { model.width = 3 } }\n"
+        '[[grid.override]]\ncells = { noise = "own", size = "s" }\n'
         'set = { privatizer.name = "none", model.width = 5 }\n'
         + BASE.replace('[privatizer]\nname = "none"\n', ""),
     )
@@ -157,9 +164,14 @@ def test_a_combination_may_replace_what_the_choices_that_it_names_set(tmp_path: 
 
 def test_two_settings_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(StudyError, match=r"--set trainer\.options={.*} sets|would not reach"):
-        Federation.read(None, ["trainer.options.momentum=0.5", "trainer.options={momentum=0.9}"])
+        Federation.read(
+            None,
+            ["trainer.optimizer_options.momentum=0.5", "trainer.optimizer_options={momentum=0.9}"],
+        )
     with pytest.raises(StudyError, match=r"momentum=0\.5: .* would not reach the study, where"):
-        Federation.read(None, ["trainer.options.momentum=0.5", "trainer.options=3"])
+        Federation.read(
+            None, ["trainer.optimizer_options.momentum=0.5", "trainer.optimizer_options=3"]
+        )
 
 
 def test_a_setting_that_a_later_one_replaces_is_told() -> None:
@@ -172,10 +184,10 @@ def test_a_setting_that_a_later_one_replaces_is_told() -> None:
     "axis",
     [
         '"trainer.learning_rate" = [1, 1.0]',
-        "algorithm.a = { trainer.epochs = 1 }\nalgorithm.b = {}",  # 1 is the default
+        "algorithm.a = { trainer.local_epochs = 1 }\nalgorithm.b = {}",  # 1 is the default
         (
-            "algorithm.a = { trainer.epochs = 1, model.width = 3 }\n"
-            "algorithm.b = { model.width = 3, trainer.epochs = 1 }"
+            "algorithm.a = { trainer.local_epochs = 1, model.width = 3 }\n"
+            "algorithm.b = { model.width = 3, trainer.local_epochs = 1 }"
         ),
     ],
 )

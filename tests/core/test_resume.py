@@ -21,8 +21,16 @@ from bed import Faulty, Squares, tiny
 from cohortium import Federation
 from cohortium.errors import CohortiumError, RunError, StoppedError, StudyError
 from cohortium.ledger.ledger import Ledger
-from cohortium.plugin import DataSpec, EngineSession, SiteId, SitePrivatizer, SiteFactory, LocalTask, LocalResult
-from cohortium.roles.events import Event, RoundFailed, RoundFinished, RunFailed, RunStarted
+from cohortium.plugin import (
+    DataSpec,
+    EngineSession,
+    LocalResult,
+    LocalTask,
+    SiteFactory,
+    SiteId,
+    SitePrivatizer,
+)
+from cohortium.roles.events import AttemptFailed, Event, RoundCompleted, RunFailed, RunStarted
 from cohortium.runs.checkpoint import Checkpoint, Origin
 from cohortium.runs.run_directory import RunFolder
 from cohortium.storage.atomic import UNFINISHED
@@ -34,7 +42,7 @@ from cohortium_gaussian import Gaussian
 from cohortium_inline import Inline
 from cohortium_secagg import SecAgg
 
-STATE, JOURNAL = "checkpoint/state.safetensors", "checkpoint/journal"
+STATE, JOURNAL = "checkpoint/state.safetensors", "checkpoint/run.log"
 
 
 class Keeping(FedAvg):
@@ -68,13 +76,13 @@ def stopped(federation: Federation, folder: Path, rounds: int = 1, **more: Any) 
         federation.run(folder, stop=after(rounds), **more)
 
 
-SEEDED: dict[str, Any] = {"privatizer": Gaussian(unit="site"), "seeded_noise": True}
+SEEDED: dict[str, Any] = {"privatizer": Gaussian(unit="site"), "insecure_seeded_secrets": True}
 
 STUDIES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "momentum": {"trainer": FedSGD(schedule="cosine"), "cohort": 4},
+    "momentum": {"trainer": FedSGD(schedule="cosine"), "cohort_size": 4},
     "adam": {"trainer": FedAvg(server_optimizer="adamw", server_learning_rate=0.02)},
-    "stateful": {"trainer": Keeping(learning_rate=0.1), "cohort": 5},
+    "stateful": {"trainer": Keeping(learning_rate=0.1), "cohort_size": 5},
     "secagg": {"aggregator": SecAgg()},
     "active": {"aggregator": SecAgg(), "adversary": "active"},
     "seeded": SEEDED,
@@ -213,7 +221,7 @@ def test_with_real_noise_a_lost_attempt_is_a_retry_and_then_a_round(tmp_path: Pa
     warnings = recorder.of(RunStarted)[0].warnings
     assert any("1 attempt was begun and not finished" in warning for warning in warnings)
     assert any("the run ends after 2 of its 3 rounds" in warning for warning in warnings)
-    spent = result.history[-1].spent
+    spent = result.history[-1].guarantee_so_far
     assert spent is not None
     assert result.guarantee is not None
     assert spent.epsilon <= result.guarantee.epsilon
@@ -223,11 +231,11 @@ def test_with_real_noise_a_lost_attempt_is_a_retry_and_then_a_round(tmp_path: Pa
 
 def test_a_run_that_failed_can_be_tried_again(tmp_path: Path) -> None:
     power = Outage(lost=4)
-    study = tiny(engine=power, min_sites=3, privatizer=Gaussian(unit="site"), retries=2)
+    study = tiny(engine=power, min_contributors=3, privatizer=Gaussian(unit="site"), retries=2)
     recorder = Recorder()
     with pytest.raises(RunError, match="round 1 failed: 2 sites answered"):
         study.run(tmp_path / "run", observers=[recorder])
-    assert [event.attempt for event in recorder.of(RoundFailed)] == [0, 1, 2]
+    assert [event.attempt for event in recorder.of(AttemptFailed)] == [0, 1, 2]
     with Ledger(tmp_path / "run" / "ledger.sqlite").reading() as book:
         assert [sum(book.prices(name).values()) for name in book.names()] == [3] * 6
     power.lost = 0
@@ -291,8 +299,11 @@ REFUSED: list[tuple[Any, str]] = [
     (gone(STATE), "state.safetensors is gone, though the run had begun"),
     (gone("study.toml"), "holds no run: there is no study.toml"),
     (gone("ledger.sqlite"), "ledger.sqlite is gone, though attempts are charged"),
-    (gone("sites/3.safetensors"), "3.safetensors is gone, though a site needs"),
-    (damaged("sites/3.safetensors", lambda data: data[:-1]), "3.safetensors is damaged"),
+    (gone("trainer_state/site-3.safetensors"), "site-3.safetensors is gone, though a site needs"),
+    (
+        damaged("trainer_state/site-3.safetensors", lambda data: data[:-1]),
+        "site-3.safetensors is damaged",
+    ),
 ]
 
 
@@ -364,10 +375,10 @@ def test_a_torn_line_of_events_is_mended_and_what_is_missing_is_written(tmp_path
     study.resume(folder, observers=[Events()])
     events = [json.loads(line) for line in path.read_text().splitlines()]
     assert [e["event"] for e in events] == [
-        "RunStarted", "RoundFinished", "RoundFinished", "RoundFinished", "RunStarted",
-        "RoundFinished", "RunFinished",
+        "RunStarted", "RoundCompleted", "RoundCompleted", "RoundCompleted", "RunStarted",
+        "RoundCompleted", "RunCompleted",
     ]  # fmt: skip
-    assert [e["round"] for e in events if e["event"] == "RoundFinished"] == [0, 1, 2, 3]
+    assert [e["round"] for e in events if e["event"] == "RoundCompleted"] == [0, 1, 2, 3]
     assert "history" not in events[4]
 
 
@@ -466,14 +477,15 @@ def test_memory_does_not_grow_over_five_hundred_rounds(tmp_path: Path) -> None:
             return self.listen
 
         def listen(self, event: Event) -> None:
-            if isinstance(event, RoundFinished) and event.round in (100, 499):
+            if isinstance(event, RoundCompleted) and event.round in (100, 499):
                 gc.collect()
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
                 seen[event.round] = pages * resource.getpagesize(), sys.getallocatedblocks()
 
     study = tiny(
         dataset=Squares(examples=32), model=Wide(), trainer=FedSGD(),
-        aggregator=SecAgg(threshold=3, shares=3), sites=3, rounds=500, evaluate_every=0,
+        aggregator=SecAgg(reconstruction_threshold=3, num_shares=3), sites=3, rounds=500,
+        evaluate_every=0,
     )  # fmt: skip
     study.run(tmp_path / "run", observers=[Events(), Weigh()])
     memory, objects = np.subtract(seen[499], seen[100])

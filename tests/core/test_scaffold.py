@@ -172,7 +172,7 @@ def test_each_passes_its_own_tests(python: Python) -> None:
 @pytest.mark.slow
 def test_a_study_of_them_learns(python: Python) -> None:
     (python.workload / "study.toml").write_text(STUDY, encoding="utf-8")
-    options = ("--out", "record", "--observe", "my-observer", "--json")
+    options = ("--out", "record", "--observer", "my-observer", "--json")
     result = json.loads(python.cohortium("run", "study.toml", *options))
     assert result["accuracy"] > 0.6  # of four classes
     rows = (python.workload / "record" / "my-observer.csv").read_text("utf-8").splitlines()
@@ -187,7 +187,14 @@ def test_what_is_written_is_in_good_form(python: Python) -> None:
         python("-m", *tool, *map(str, folders))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(python.workload / "mypy")),
+            *(
+                sys.executable,
+                "-m",
+                "mypy",
+                "--strict",
+                "--cache-dir",
+                str(python.workload / "mypy"),
+            ),
             *("--python-executable", str(python.path)),
             *(str(folder / "src") for folder in folders),
             *(str(folder / "tests") for folder in folders),

@@ -15,7 +15,7 @@ from cohortium import parameters
 from cohortium.errors import PrivacyError, StudyError
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.run import Refusal, Reply, Request
-from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult
+from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium_fedsgd import FedSGD
@@ -30,7 +30,9 @@ class Pair:
     def __init__(self, **changes: Any) -> None:
         ready = tiny(**changes).prepare()
         self.coordinator = Coordinator(ready.setting)
-        self.site: Site = SimulatedSiteFactory(ready.setting, 0, ready.splits.train.select(ready.partition[0])).create()
+        self.site: Site = SimulatedSiteFactory(
+            ready.setting, 0, ready.splits.train.select(ready.partition[0])
+        ).create()
 
     def request(self, round_: int = 0, attempt: int = 0, **changes: Any) -> bytes:
         self.coordinator.begin_attempt(round_, attempt, range(6))
@@ -165,8 +167,12 @@ class Greedy(FedSGD):
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         everyone = np.arange(len(task.labels))
-        privatizer.set_private_gradient(task.net, lambda batch: task.net(task.images[batch]).sum(1), everyone)
-        return LocalResult(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+        privatizer.set_private_gradient(
+            task.net, lambda batch: task.net(task.images[batch]).sum(1), everyone
+        )
+        return LocalResult(
+            vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0
+        )
 
 
 class Twice(FedSGD):
@@ -175,8 +181,12 @@ class Twice(FedSGD):
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         (batch,) = privatizer.batches(len(task.labels))
         for _ in range(2):
-            privatizer.set_private_gradient(task.net, lambda b: task.net(task.images[b]).sum(1), batch)
-        return LocalResult(vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0)
+            privatizer.set_private_gradient(
+                task.net, lambda b: task.net(task.images[b]).sum(1), batch
+            )
+        return LocalResult(
+            vector=parameters.flatten_gradients(task.net, before=flat(task)), weight=1.0
+        )
 
 
 class Idle(FedSGD):

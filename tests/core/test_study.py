@@ -29,7 +29,7 @@ def test_a_table_changes_the_keys_it_names(tmp_path: Path) -> None:
     file = write(tmp_path, "[privatizer]\nepsilon = 3\n[federation]\nsites = 5\n")
     federation = Federation.read(file)
     assert federation.sites == 5
-    assert federation.privatizer == Gaussian(epsilon=3.0, delta=1.9e-4, clip=7.0)
+    assert federation.privatizer == Gaussian(epsilon=3.0, delta=1.9e-4, clip_norm=7.0)
 
 
 def test_another_name_drops_the_tables_other_defaults(tmp_path: Path) -> None:
@@ -43,11 +43,11 @@ def test_settings_go_over_the_study_in_order() -> None:
     federation = Federation.read(
         None,
         ["model.name=dpresnet", "model.width=16", "federation.rounds=3", "model.width=8",
-         "trainer.options.momentum=0.5", "trainer.options.nesterov=true"],
+         "trainer.optimizer_options.momentum=0.5", "trainer.optimizer_options.nesterov=true"],
     )  # fmt: skip
     assert federation.model == DPResNet(width=8)
     assert federation.rounds == 3
-    assert federation.trainer == FedSGD(options={"momentum": 0.5, "nesterov": True})
+    assert federation.trainer == FedSGD(optimizer_options={"momentum": 0.5, "nesterov": True})
 
 
 def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
@@ -69,7 +69,10 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
             "[privatizer]\nunit = 'person'",
             r"expected 'example' or 'patient' or 'site', got 'person'",
         ),
-        ("[federation]\nsites = 3\nmin_sites = 4", "min_sites = 4 is more than the 3"),
+        (
+            "[federation]\nsites = 3\nmin_contributors = 4",
+            "min_contributors = 4 is more than the 3",
+        ),
         ("federation = 3", "federation must be a table"),
         ("[model]\nname = 'dpresnt'", "no plugin offers the model 'dpresnt'; did you mean"),
         ("[model]\nname = 3", r"\[model\]: name must be a string"),
@@ -132,12 +135,12 @@ def test_a_part_that_fills_no_role_is_refused() -> None:
 
 
 def test_a_part_may_hold_parts_of_its_own(tmp_path: Path) -> None:
-    named = Federation.read(None, ["model.centre=phantom"])
-    assert named.model == Descriptor(centre=Phantom())
+    named = Federation.read(None, ["model.center_on=phantom"])
+    assert named.model == Descriptor(center_on=Phantom())
     path = tmp_path / "study.toml"
-    path.write_text('[model.centre]\nname = "phantom"\nexamples = 30\n')
-    tabled = Federation.read(path, ["model.centre.seed=4"])
-    assert tabled.model == Descriptor(centre=Phantom(examples=30, seed=4))
+    path.write_text('[model.center_on]\nname = "phantom"\nexamples = 30\n')
+    tabled = Federation.read(path, ["model.center_on.seed=4"])
+    assert tabled.model == Descriptor(center_on=Phantom(examples=30, seed=4))
     path.write_text(tabled.as_toml())
     assert Federation.read(path) == tabled
 
@@ -145,10 +148,13 @@ def test_a_part_may_hold_parts_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("model.centre=3", r"--set model.centre=3: name a dataset, or give a table"),
-        ("model.centre=phantim", "offers the dataset 'phantim'; did you mean 'phantom'"),
-        ("model.centre={name='phantom', exmples=2}", r"--set .*} \[dataset\] exmples: .* examples"),
-        ("model.centre={examples=2}", r"--set .*} \[dataset\]: name must be a string"),
+        ("model.center_on=3", r"--set model.center_on=3: name a dataset, or give a table"),
+        ("model.center_on=phantim", "offers the dataset 'phantim'; did you mean 'phantom'"),
+        (
+            "model.center_on={name='phantom', exmples=2}",
+            r"--set .*} \[dataset\] exmples: .* examples",
+        ),
+        ("model.center_on={examples=2}", r"--set .*} \[dataset\]: name must be a string"),
     ],
 )
 def test_errors_in_an_inner_part_say_where(setting: str, words: str) -> None:

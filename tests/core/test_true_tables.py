@@ -180,14 +180,16 @@ def test_a_trainer_that_looks_at_what_a_site_kept_personalises() -> None:
 
 
 def test_where_a_trainer_personalises_the_sites_own_figures_lead(tmp_path: Path) -> None:
-    algorithms = "mic = { trainer = { name = 'fedmic' } }\navg = { trainer.epochs = 2 }"
-    out = ran(tmp_path, f'[grid]\n"federation.holdout" = [0.3]\n[grid.algorithm]\n{algorithms}')
+    algorithms = "mic = { trainer = { name = 'fedmic' } }\navg = { trainer.local_epochs = 2 }"
+    out = ran(
+        tmp_path, f'[grid]\n"federation.holdout_fraction" = [0.3]\n[grid.algorithm]\n{algorithms}'
+    )
     table = (out / "table.md").read_text()
     heads = list(columns(table))
     assert heads[2:6] == ["own at sites", "global at sites", "majority at sites", "global accuracy"]
     assert "no site uses the global one" in table
     assert "accuracy of the sites' own models" in (out / "plot.svg").read_text()
-    folder = out / "holdout=0.3,algorithm=mic" / "seed-1"
+    folder = out / "holdout_fraction=0.3,algorithm=mic" / "seed-1"
     result = json.loads((folder / "result.json").read_text())
     own = result["own"]
     assert result["is_personal"]
@@ -195,7 +197,7 @@ def test_where_a_trainer_personalises_the_sites_own_figures_lead(tmp_path: Path)
     assert f"<title>cnn on phantom: {100 * own['personal_accuracy']:.1f}" in page
     assert page.index('id="own"') < page.index('id="accuracy"')
     assert "Test accuracy of the global network, which no hospital uses" in page
-    other = out / "holdout=0.3,algorithm=avg" / "seed-1"
+    other = out / "holdout_fraction=0.3,algorithm=avg" / "seed-1"
     both = reporting.render([reporting.read(folder), reporting.read(other)])
     assert both.index('id="own"') < both.index('id="accuracy"')
     assert "global; no hospital uses it" in both

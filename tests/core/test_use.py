@@ -92,25 +92,25 @@ def _change(name: str, old: bytes, new: bytes) -> object:
 
 
 def _cut(folder: Path) -> None:
-    path = folder / "checkpoint" / "weights.safetensors"
+    path = folder / "weights" / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
 
 
 def _swap(folder: Path) -> None:
-    shutil.copy(folder / "checkpoint/best.safetensors", folder / "checkpoint/weights.safetensors")
+    shutil.copy(folder / "weights/best.safetensors", folder / "weights/last.safetensors")
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (_remove("study.toml"), "is no record of a run"),
-        (_remove("checkpoint/weights.safetensors"), "no round is complete yet"),
-        (_remove("checkpoint/data.json"), "the run has not begun a round yet"),
+        (_remove("weights/last.safetensors"), "no round is complete yet"),
+        (_remove("dataset.json"), "the run has not begun a round yet"),
         (_cut, "is no whole safetensors file"),
         (_change("study.toml", b"bed:Net", b"bed:Nat"), "has no 'Nat'; did you mean Net"),
         (_change("study.toml", b'"module"', b'"cnn"'), "has no such parameter"),
-        (_change("checkpoint/data.json", b'"d"', b'"d", "e"'), "not of the model"),
-        (_change("checkpoint/data.json", b"1,", b'"one",'), "data.json is damaged"),
+        (_change("dataset.json", b'"d"', b'"d", "e"'), "not of the model"),
+        (_change("dataset.json", b"1,", b'"one",'), "dataset.json is damaged"),
         (_change("result.json", b"{", b"["), "result.json is damaged"),
         (_swap, "are not those of result.json"),
     ],
@@ -346,7 +346,7 @@ def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -
 
     from cohortium import Federation
 
-    centre = ["model.centre={name='phantom',examples=16,validation=0,test=0}"]
+    centre = ["model.center_on={name='phantom',examples=16,validation=0,test=0}"]
     settings = [
         f"model.name={model}", *(centre if model == "descriptor" else ["model.width=4"]),
         "dataset.examples=200", "dataset.validation=0", "dataset.test=40", "federation.rounds=2",

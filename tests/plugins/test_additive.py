@@ -15,7 +15,7 @@ from cohortium.crypto.randomness import Randomness
 from cohortium.errors import MessageError, RefusalError, RunError, StudyError
 from cohortium.messages.codec import decode, encode
 from cohortium.ring.ring import Ring, RingVector
-from cohortium.roles.values import SiteRequest, FederationSpec, SiteContext, AggregationConfig
+from cohortium.roles.values import AggregationConfig, FederationSpec, SiteContext, SiteRequest
 from cohortium_additive import Additive
 from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
 
@@ -34,12 +34,16 @@ class Sums:
         self.coordinator = Additive().coordinator_session(self.setting, Randomness.system())
         secret = Randomness.insecure_from_seed(seed)
         self.sites = [
-            Additive().site_session(self.setting, SiteContext(site=k, secret=secret.derive("site", k)))
+            Additive().site_session(
+                self.setting, SiteContext(site=k, secret=secret.derive("site", k))
+            )
             for k in range(4)
         ]
         rng = np.random.default_rng(seed)
         values = rng.integers(-1000, 1000, (4, self.setting.length))
-        self.vectors = [RingVector(self.setting.ring, self.setting.ring.encode_signed(v)) for v in values]
+        self.vectors = [
+            RingVector(self.setting.ring, self.setting.ring.encode_signed(v)) for v in values
+        ]
         self.wanted = values.sum(0)
 
     def answer(self, site: int, ask: SiteRequest) -> bytes:
@@ -51,7 +55,9 @@ class Sums:
         while asked := self.coordinator.next_requests():
             replies = {}
             for site, own in asked.per_site.items():
-                ask = SiteRequest(round=attempt, attempt=attempt, broadcast=asked.broadcast, own=own)
+                ask = SiteRequest(
+                    round=attempt, attempt=attempt, broadcast=asked.broadcast, own=own
+                )
                 replies[site] = self.answer(site, ask)
                 self.coordinator.receive(site, replies[site])
             seen.append(replies)
@@ -115,7 +121,9 @@ def test_one_lost_site_ends_the_attempt_with_the_remedy() -> None:
         for stage in range(3):
             asked = sums.coordinator.next_requests()
             for site, own in asked.per_site.items():
-                ask = SiteRequest(round=lost_at, attempt=lost_at, broadcast=asked.broadcast, own=own)
+                ask = SiteRequest(
+                    round=lost_at, attempt=lost_at, broadcast=asked.broadcast, own=own
+                )
                 reply = sums.answer(site, ask)
                 if (stage, site) != (lost_at, 2):
                     sums.coordinator.receive(site, reply)
@@ -148,7 +156,8 @@ def test_sites_refuse_what_an_honest_coordinator_would_not_ask() -> None:
     others = tuple(
         decode(
             sums.sites[k].handle(
-                SiteRequest(round=0, attempt=0, broadcast=encode(AskKey()), own=b""), lambda: sums.vectors[0]
+                SiteRequest(round=0, attempt=0, broadcast=encode(AskKey()), own=b""),
+                lambda: sums.vectors[0],
             ),
             Key,
         ).public
@@ -180,5 +189,5 @@ def test_what_it_cannot_hold_against_is_refused() -> None:
     with pytest.raises(StudyError, match="secagg"):
         Additive().confidentiality(evolve(COHORT, adversary="active"))
     with pytest.raises(StudyError, match="at least 5"):
-        Additive().confidentiality(evolve(COHORT, colluding=3))
+        Additive().confidentiality(evolve(COHORT, max_colluding=3))
     assert Additive().confidentiality(COHORT).max_dropouts == 0

@@ -123,7 +123,7 @@ class NoLinear:
 def tiny(**changes: object) -> Federation:
     parts: dict[str, object] = {
         "dataset": "phantom", "model": "cnn", "privatizer": "none", "aggregator": "plain",
-        "trainer": FedMIC(steps=3, learning_rate=0.1), "sites": 4, "rounds": 2, "threads": 1,
+        "trainer": FedMIC(local_steps=3, learning_rate=0.1), "sites": 4, "rounds": 2, "threads": 1,
     }  # fmt: skip
     from cohortium_phantom import Phantom
 
@@ -135,12 +135,12 @@ def test_it_runs_with_and_without_privacy() -> None:
     from cohortium_gaussian import Gaussian
 
     assert tiny().run().accuracy is not None
-    private = tiny(privatizer=Gaussian(epsilon=6.0, delta=1e-3, clip=1.0)).run()
+    private = tiny(privatizer=Gaussian(epsilon=6.0, delta=1e-3, clip_norm=1.0)).run()
     assert private.guarantee is not None
     assert private.guarantee.epsilon == pytest.approx(6, rel=0.01)
-    shared = Gaussian(epsilon=6.0, delta=1e-3, against="coordinator")
+    shared = Gaussian(epsilon=6.0, delta=1e-3, noise="distributed")
     with pytest.raises(PrivacyError, match="one gradient a round"):
-        tiny(privatizer=shared, aggregator="secagg", min_sites=4, colluding=1).prepare()
+        tiny(privatizer=shared, aggregator="secagg", min_contributors=4, max_colluding=1).prepare()
 
 
 def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
@@ -149,7 +149,7 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
     net = setting.network()
     from cohortium.testing.probes import Probe, train
 
-    trainer = FedMIC(steps=2, learning_rate=0.1)
+    trainer = FedMIC(local_steps=2, learning_rate=0.1)
     batches = [np.arange(8), np.arange(8, 16)]
     state: dict[str, torch.Tensor] = {}
     states = []
@@ -170,7 +170,7 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
 def test_a_teacher_may_be_larger_than_the_student() -> None:
     from cohortium.testing.probes import Probe, train
 
-    trainer = FedMIC(steps=2, learning_rate=0.1, teacher=CNN(width=6))
+    trainer = FedMIC(local_steps=2, learning_rate=0.1, teacher=CNN(width=6))
     first = train(trainer, Probe([np.arange(8)], fill=None))
     again = train(trainer, Probe([np.arange(8)], fill=None), round=1, state=first.state)
     student, images = samples.network(), torch.rand(2, 3, samples.SIDE, samples.SIDE)
@@ -199,8 +199,8 @@ def test_a_teacher_that_cannot_be_is_refused_before_the_run(
 
 
 def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
-    trainer = FedMIC(steps=10, learning_rate=0.1)
-    parts = {"holdout": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}
+    trainer = FedMIC(local_steps=10, learning_rate=0.1)
+    parts = {"holdout_fraction": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}
     federation = tiny(trainer=trainer, **parts)
     ready = federation.prepare()
     assert sum(map(len, ready.partition)) == ready.setting.spec.examples < 160
@@ -208,11 +208,11 @@ def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
         assert not set(indices) & set(held)
         assert len(held) == (len(indices) + len(held)) // 4
     federation.run(tmp_path / "run")
-    rows = json.loads((tmp_path / "run" / "simulation" / "sites.json").read_text())
+    rows = json.loads((tmp_path / "run" / "simulation" / "holdout_scores.json").read_text())
     assert [row["images"] for row in rows] == [len(held) for held in ready.held if len(held)]
     assert any(row["accuracy"] != row["personal_accuracy"] for row in rows)
     tiny(trainer="fedavg", **parts).run(tmp_path / "plain")
-    rows = json.loads((tmp_path / "plain" / "simulation" / "sites.json").read_text())
+    rows = json.loads((tmp_path / "plain" / "simulation" / "holdout_scores.json").read_text())
     assert all(row["accuracy"] == row["personal_accuracy"] for row in rows)
     assert not (tiny().prepare().held[0].size)
 
@@ -221,7 +221,7 @@ def test_whole_patients_are_held_out() -> None:
     from cohortium_phantom import Phantom
 
     data = Phantom(examples=240, validation=0, test=20, images_per_patient=4)
-    ready = tiny(dataset=data, holdout=0.3).prepare()
+    ready = tiny(dataset=data, holdout_fraction=0.3).prepare()
     patients = ready.splits.train.patients
     assert patients is not None
     for indices, held in zip(ready.partition, ready.held, strict=True):

@@ -17,7 +17,7 @@ from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import MessageError, StudyError
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
-from cohortium.plugin import SiteHandle, Randomness, SiteFactory
+from cohortium.plugin import Randomness, SiteFactory, SiteHandle
 from cohortium.testing.engines import CHECKS
 from cohortium_flower import Flower
 from cohortium_flower._exchange import AtWork, FlowerExchange

@@ -48,14 +48,14 @@ def simulation() -> Federation:
         dataset=MedMNIST(flag="pneumoniamnist", download=False),
         model=CNN(width=8),
         trainer=FedSGD(sampling_rate=0.1),
-        privatizer=Gaussian(epsilon=6.0, delta=1e-4, clip=1.0),
-        aggregator=SecAgg(threshold=4, shares=5),
+        privatizer=Gaussian(epsilon=6.0, delta=1e-4, clip_norm=1.0),
+        aggregator=SecAgg(reconstruction_threshold=4, num_shares=5),
         sites=5,
         rounds=2,
         threads=1,
-        deadline=300.0,
+        reply_timeout=300.0,
         adversary="active",
-        seeded_noise=True,
+        insecure_seeded_secrets=True,
     )
 
 
@@ -110,7 +110,7 @@ def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) ->
     folder = tmp_path / "deployment"
     rehearsal.deal(simulation().prepare(), folder)
     file = toml.read(folder / "study.toml", what="the study")
-    file["engine"]["gathering"] = 300.0
+    file["engine"]["connect_timeout"] = 300.0
     (folder / "study.toml").write_text(tomli_w.dumps(file))
     with (
         deployed(folder, sites=5) as deployment,
@@ -136,9 +136,9 @@ def test_a_supernode_lost_during_masking_costs_its_site_alone(tmp_path: Path) ->
     assert (folder / "run" / "result.json").exists(), log[-4000:]
     result = json.loads((folder / "run" / "result.json").read_text())
     lines = (folder / "run" / "events.jsonl").read_text().splitlines()
-    rounds = [e for e in map(json.loads, lines) if e.get("event") == "RoundFinished"]
+    rounds = [e for e in map(json.loads, lines) if e.get("event") == "RoundCompleted"]
     assert [event["dropped"] for event in rounds] == [[LOST], [LOST]]
-    lost = [[phase["lost"] for phase in event["phases"]] for event in rounds]
+    lost = [[stage["dropped"] for stage in event["stages"]] for event in rounds]
     assert [phases.index([LOST]) for phases in lost] == [MASKED, 0]
     assert result["dropouts"] == 2
     assert result["guarantee"]["simulation"]
@@ -170,5 +170,5 @@ def test_the_files_of_the_docs_are_what_they_should_be(tmp_path: Path) -> None:
     text = (DEPLOY / "site.toml").read_text()
     (tmp_path / "site.toml").write_text(text.replace("/etc/cohortium/directory.txt", ""))
     hospital = Hospital.read(tmp_path / "site.toml")
-    assert hospital.policy.local == ()
-    assert not hospital.policy.rehearsal
+    assert hospital.policy.allowed_local_values == ()
+    assert not hospital.policy.insecure_rehearsal

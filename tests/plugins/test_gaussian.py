@@ -25,7 +25,7 @@ from cohortium_gaussian import Gaussian
 
 COHORT = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, retries=1)
 GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.25)
-SHARING = evolve(COHORT, min_sites=3, colluding=1)
+SHARING = evolve(COHORT, min_contributors=3, max_colluding=1)
 UPDATE = Workload(output="update", steps=7, sampling_rate=0.1, batch_size=10, epochs=1)
 
 
@@ -50,7 +50,9 @@ def test_the_guarantee_covers_retries_and_never_shrinks() -> None:
 
 
 def test_seeded_noise_is_labelled_a_simulation() -> None:
-    seeded = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, seeded_noise=True)
+    seeded = FederationSpec(
+        sites=4, cohort_size=4, examples=400, rounds=5, insecure_seeded_secrets=True
+    )
     guarantee = Gaussian().plan(UPDATE, seeded, 10).guarantee
     assert guarantee.simulation
     assert str(guarantee).startswith("SIMULATION, not private")
@@ -69,11 +71,13 @@ def test_batches_are_poisson_samples_from_the_secret() -> None:
 
 def one_gradient(plan_secret: Randomness, loss: float) -> tuple[torch.Tensor, float]:
     """The noised gradient of a network with one weight vector whose true gradient is `loss`·1."""
-    plan = Gaussian(clip=0.5).plan(GRADIENT, COHORT, 50_000)
+    plan = Gaussian(clip_norm=0.5).plan(GRADIENT, COHORT, 50_000)
     net = torch.nn.Linear(50_000, 1, bias=False)
     inputs = torch.full((1, 50_000), loss)
     privatizer = plan.for_site(plan_secret)
-    privatizer.set_private_gradient(net, lambda b: net(inputs[torch.from_numpy(b)])[:, 0], np.array([0]))
+    privatizer.set_private_gradient(
+        net, lambda b: net(inputs[torch.from_numpy(b)])[:, 0], np.array([0])
+    )
     assert net.weight.grad is not None
     return net.weight.grad.flatten().double(), plan.deviation / plan.expected_batch
 
@@ -90,7 +94,7 @@ def test_an_examples_influence_is_its_clip() -> None:
 
 
 def test_a_site_level_release_is_clipped_then_noised() -> None:
-    plan = Gaussian(unit="site", clip=2.0, epsilon=50.0).plan(UPDATE, COHORT, 20_000)
+    plan = Gaussian(unit="site", clip_norm=2.0, epsilon=50.0).plan(UPDATE, COHORT, 20_000)
     vector = torch.ones(20_000)
     released = plan.for_site(Randomness.system()).release(vector, weight=1e9)
     values = plan.decode(RingSum(released.ring, released.words, (0,))).double().numpy()
@@ -100,7 +104,7 @@ def test_a_site_level_release_is_clipped_then_noised() -> None:
 
 
 def test_the_mean_of_many_sites_decodes() -> None:
-    plan = Gaussian(unit="site", clip=1.0, epsilon=1e4).plan(UPDATE, COHORT, 100)
+    plan = Gaussian(unit="site", clip_norm=1.0, epsilon=1e4).plan(UPDATE, COHORT, 100)
     vectors = [torch.full((100,), 0.01 * k) for k in range(4)]
     total = plan.ring.zeros(100)
     for vector in vectors:
@@ -116,7 +120,9 @@ def test_a_non_finite_update_is_refused(value: float) -> None:
         plan.for_site(Randomness.system()).release(torch.tensor([0.0, value, 0.0]), 1.0)
 
 
-@pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"delta": 1.0}, {"clip": -1.0}, {"unit": "x"}])
+@pytest.mark.parametrize(
+    "bad", [{"epsilon": 0.0}, {"delta": 1.0}, {"clip_norm": -1.0}, {"unit": "x"}]
+)
 def test_bad_parameters_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Gaussian(**bad)  # type: ignore[arg-type]
@@ -133,7 +139,7 @@ def shared_sum(plan: Any, sites: int, values: float = 0.0) -> NDArray[np.float64
 
 @pytest.mark.parametrize("unit", ["example", "site"])
 def test_the_honest_shares_make_up_the_noise_of_the_sum(unit: Any) -> None:
-    plan = Gaussian(against="coordinator", unit=unit, clip=2.0).plan(GRADIENT, SHARING, 20_000)
+    plan = Gaussian(noise="distributed", unit=unit, clip_norm=2.0).plan(GRADIENT, SHARING, 20_000)
     assert plan.honest == 2
     scale = plan.expected_batch if unit == "example" else 1.0
     whole = plan.mechanism.noise_multiplier * 2.0 / scale
@@ -144,9 +150,9 @@ def test_the_honest_shares_make_up_the_noise_of_the_sum(unit: Any) -> None:
 
 
 def test_a_shared_guarantee_names_whom_it_counts_on() -> None:
-    shared = Gaussian(against="coordinator").plan(GRADIENT, SHARING, 10).guarantee
+    shared = Gaussian(noise="distributed").plan(GRADIENT, SHARING, 10).guarantee
     assert (shared.against, shared.honest, shared.colluding) == ("coordinator", 2, 1)
-    assert any("min_sites" in assumption for assumption in shared.assumptions)
+    assert any("min_contributors" in assumption for assumption in shared.assumptions)
     alone = Gaussian().plan(GRADIENT, SHARING, 10).guarantee
     assert shared.epsilon == alone.epsilon
     assert (alone.against, alone.honest, alone.colluding) == ("everyone", 1, 0)
@@ -157,16 +163,20 @@ def test_a_shared_guarantee_names_whom_it_counts_on() -> None:
     [
         (UPDATE, SHARING, "takes 7 steps before it releases"),
         (evolve(GRADIENT, steps=2), SHARING, "takes 2 steps before it releases"),
-        (GRADIENT, evolve(SHARING, colluding=0), "colluding to 1 or more"),
-        (GRADIENT, evolve(SHARING, min_sites=1), "min_sites is 1 and colluding 1"),
-        (GRADIENT, evolve(SHARING, min_sites=2000), "1999 honest sites.*1,000 at most"),
+        (GRADIENT, evolve(SHARING, max_colluding=0), "max_colluding to 1 or more"),
+        (
+            GRADIENT,
+            evolve(SHARING, min_contributors=1),
+            "min_contributors is 1 and max_colluding 1",
+        ),
+        (GRADIENT, evolve(SHARING, min_contributors=2000), "1999 honest sites.*1,000 at most"),
     ],
 )
 def test_shared_noise_is_refused_where_it_would_not_hold(
     workload: Workload, cohort: FederationSpec, words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):
-        Gaussian(against="coordinator").plan(workload, cohort, 10)
+        Gaussian(noise="distributed").plan(workload, cohort, 10)
 
 
 @given(honest=st.integers(2, 8), steps=st.floats(1.0, 64.0))

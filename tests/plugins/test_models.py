@@ -77,7 +77,9 @@ def test_the_descriptor_does_not_care_for_flips_of_a_cell() -> None:
     images = torch.rand(4, 3, 28, 28)
     model = Descriptor()
     assert torch.allclose(model.preprocess(images), model.preprocess(images.flip(3)), atol=1e-2)
-    assert torch.allclose(model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2)
+    assert torch.allclose(
+        model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2
+    )
 
 
 def test_the_descriptor_starts_at_zero_and_refuses_tiny_images() -> None:
@@ -121,12 +123,12 @@ def test_phantom_is_neither_trivial_nor_hopeless() -> None:
 def test_a_centre_takes_off_what_its_images_have_in_common() -> None:
     cells = Phantom(examples=64, validation=0, test=0)
     images = torch.from_numpy(Phantom(examples=48, seed=5).load().train.images).float() / 255
-    plain, centred = Descriptor().preprocess(images), Descriptor(centre=cells).preprocess(images)
+    plain, centred = Descriptor().preprocess(images), Descriptor(center_on=cells).preprocess(images)
     assert torch.allclose(centred.norm(dim=1), torch.full((48,), 70.0), rtol=1e-4)
     # What all rows share is most of what they are; centred, it is the smaller part.
     assert float(plain.mean(0).norm()) > 50
     assert float(centred.mean(0).norm()) < 20
-    alone = Descriptor(centre=cells).preprocess(images[3:4])
+    alone = Descriptor(center_on=cells).preprocess(images[3:4])
     assert torch.allclose(alone, centred[3:4], atol=1e-3)
 
 
@@ -144,7 +146,7 @@ def _spread(rows: torch.Tensor, directions: int) -> float:
 def test_whitening_makes_other_images_vary_more_alike() -> None:
     images, cells = _cells(200, seed=5), Phantom(examples=200, validation=0, test=0)
     spreads = [
-        _spread(Descriptor(centre=cells, whiten=share).preprocess(images), 20)
+        _spread(Descriptor(center_on=cells, whiten=share).preprocess(images), 20)
         for share in (0.0, 0.5, 1.0)
     ]
     assert spreads[0] > 3 * spreads[1] > 3 * spreads[2]
@@ -152,19 +154,19 @@ def test_whitening_makes_other_images_vary_more_alike() -> None:
 
 def test_components_are_features_of_their_own_number_and_norm() -> None:
     cells = Phantom(examples=60, validation=0, test=0)
-    model = Descriptor(centre=cells, components=30, whiten=0.5)
+    model = Descriptor(center_on=cells, components=30, whiten=0.5)
     rows = model.preprocess(_cells(10, seed=5))
     assert rows.shape == (10, 30)
     assert torch.allclose(rows.norm(dim=1), torch.full((10,), model.norm), rtol=1e-4)
     assert model.build(SPEC, 0)(rows).shape == (10, 8)
     with pytest.raises(ValueError, match="vary in 59 directions only"):
-        Descriptor(centre=cells, components=60).preprocess(_cells(2, seed=5))
+        Descriptor(center_on=cells, components=60).preprocess(_cells(2, seed=5))
     with pytest.raises(ValueError, match="need a centre"):
         Descriptor(components=30)
 
 
 def test_a_centre_in_colour_serves_grey_images() -> None:
-    model = Descriptor(centre=Phantom(examples=40, validation=0, test=0), whiten=0.5)
+    model = Descriptor(center_on=Phantom(examples=40, validation=0, test=0), whiten=0.5)
     assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, model.dimension(1))
     with pytest.raises(ValueError, match="3 channels, and the data's have 4"):
         model.preprocess(torch.rand(2, 4, 28, 28))
@@ -174,9 +176,11 @@ def _learned(noise: str, rounds: int = 6) -> Any:
     return Federation(
         dataset=Phantom(examples=400, validation=0, test=60),
         model=Descriptor(
-            centre=Phantom(examples=100, validation=0, test=0, seed=9), components=24, moments=True
+            center_on=Phantom(examples=100, validation=0, test=0, seed=9),
+            components=24,
+            private_whitening=True,
         ),
-        trainer=FedSGD(sampling_rate=1.0, prelude=2, learning_rate=0.01),
+        trainer=FedSGD(sampling_rate=1.0, statistics_rounds=2, learning_rate=0.01),
         privatizer=noise,
         aggregator="plain",
         sites=2,
@@ -212,7 +216,9 @@ def test_learned_moments_whiten_what_the_head_sees() -> None:
     assert _spread(seen[0], 20) < _spread(rows, 20) / 2
 
 
-@pytest.mark.parametrize("trainer", [FedSGD(average=0.5), FedAvg(average=0.5)])
+@pytest.mark.parametrize(
+    "trainer", [FedSGD(average_last_fraction=0.5), FedAvg(average_last_fraction=0.5)]
+)
 def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer, course = trainer.make_server_optimizer([weight], 4)
@@ -243,8 +249,8 @@ def test_a_prelude_is_private_too() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"trainer": FedSGD(prelude=2), "model": "descriptor"}, "the model has none"),
-        ({"trainer": FedSGD(prelude=6)}, "leaves none of 6 rounds"),
+        ({"trainer": FedSGD(statistics_rounds=2), "model": "descriptor"}, "the model has none"),
+        ({"trainer": FedSGD(statistics_rounds=6)}, "leaves none of 6 rounds"),
         ({"trainer": FedAvg()}, "has no rounds for it"),
     ],
 )
@@ -291,7 +297,7 @@ def test_pretraining_learns_what_its_images_show() -> None:
 )
 def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | None) -> None:
     def model(learn: Any) -> Pretrained:
-        return Pretrained(images=CELLS, network=network, width=4, epochs=1, learn=learn)
+        return Pretrained(images=CELLS, network=network, width=4, epochs=1, trainable=learn)
 
     everything, norms = model("everything").build(SPEC, 0), model("norms").build(SPEC, 0)
     assert len(parameters.trainable(everything)) == len(list(everything.parameters()))
@@ -322,10 +328,10 @@ def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None
     alone = Pretrained(images=CELLS, width=4, epochs=1, whiten=1.0)
     rows = alone.preprocess(images[:5])
     assert torch.allclose(rows[3:4], alone.preprocess(images[3:4]), atol=1e-2)
-    head = Pretrained(images=CELLS, width=4, epochs=1, moments=True).build(SPEC, 0)
+    head = Pretrained(images=CELLS, width=4, epochs=1, private_whitening=True).build(SPEC, 0)
     assert {n for n, _ in head.named_parameters()} == {"moments.weight", "head.weight", "head.bias"}
     with pytest.raises(ValueError, match="with learn = 'norms' the network takes images"):
-        Pretrained(images=CELLS, learn="norms", moments=True)
+        Pretrained(images=CELLS, trainable="norms", private_whitening=True)
 
 
 def test_one_file_serves_whatever_is_learned_afterwards(tmp_path: Path) -> None:
@@ -334,7 +340,7 @@ def test_one_file_serves_whatever_is_learned_afterwards(tmp_path: Path) -> None:
             images=CELLS,
             network=DPResNet(width=width),
             epochs=1,
-            learn=learn,
+            trainable=learn,
             weights=str(tmp_path / "kept.safetensors"),
         )
 
@@ -355,19 +361,21 @@ def test_a_network_without_maps_is_refused() -> None:
 def test_features_do_not_care_for_turns_and_take_grey_images() -> None:
     model = Pretrained(images=CELLS, width=4, epochs=1)
     images = _cells(3, seed=5)
-    assert torch.allclose(model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2)
+    assert torch.allclose(
+        model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2
+    )
     assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, 48)
 
 
 def test_a_model_beside_gives_the_descriptor_features_of_the_same_weight() -> None:
     beside = Pretrained(images=CELLS, width=4, epochs=1)
     images = _cells(40, seed=5)
-    model = Descriptor(centre=CELLS, beside=beside, components=40)
+    model = Descriptor(center_on=CELLS, extra_features=beside, components=40)
     assert model.preprocess(images).shape == (40, 40)
     # Whatever the norm of the features beside, they come to weigh as much.
     longer = Pretrained(images=CELLS, width=4, epochs=1, norm=7.0)
-    same = Descriptor(centre=CELLS, beside=longer, components=40)
+    same = Descriptor(center_on=CELLS, extra_features=longer, components=40)
     gap = model.preprocess(images) - same.preprocess(images)
     assert float(gap.norm(dim=1).max()) < 0.1
-    with pytest.raises(ValueError, match="beside needs components"):
-        Descriptor(beside=beside)
+    with pytest.raises(ValueError, match="extra_features needs components"):
+        Descriptor(extra_features=beside)

@@ -22,7 +22,11 @@ from cohortium_skellam import Skellam
 UPDATE = Workload(output="update", steps=1, sampling_rate=1.0, batch_size=8)
 GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.5)
 
-TERMS = [Unprivate(), Unprivate(bound=0.25), Unprivate(bound=2.0, step=0.01)]
+TERMS = [
+    Unprivate(),
+    Unprivate(max_abs_value=0.25),
+    Unprivate(max_abs_value=2.0, quantization_step=0.01),
+]
 
 
 @given(
@@ -39,16 +43,18 @@ def test_a_weighted_mean_is_right_or_an_error(
     plan = terms.plan(UPDATE, cohort, 1)
     share = data.draw(st.sampled_from([declared // size, declared, declared + 1, 5 * declared]))
     weights = [float(share)] * data.draw(st.integers(1, size))
-    values = [data.draw(st.sampled_from([-1.0, 0.3, 1.0])) * terms.bound for _ in weights]
+    values = [data.draw(st.sampled_from([-1.0, 0.3, 1.0])) * terms.max_abs_value for _ in weights]
     try:
         mean = mean_of(plan, values, weights)
     except (RefusalError, RunError) as error:
         mean, told = None, str(error)
-    if sum(weights) > declared * (1 + 1e-6) + declared * terms.step:
+    if sum(weights) > declared * (1 + 1e-6) + declared * terms.quantization_step:
         assert mean is None
         assert "raise examples under [data]" in told
-    elif mean is not None and sum(weights) * size / declared > 200 * terms.step * len(weights):
-        assert mean == pytest.approx(np.mean(values), abs=0.02 * terms.bound)
+    elif mean is not None and sum(weights) * size / declared > 200 * terms.quantization_step * len(
+        weights
+    ):
+        assert mean == pytest.approx(np.mean(values), abs=0.02 * terms.max_abs_value)
     assert mean is not None or sum(weights) > declared
 
 
@@ -62,10 +68,12 @@ def mean_of(plan: Any, values: list[float], weights: list[float]) -> float:
 
 @cache
 def planned(kind: str) -> Any:
-    cohort = FederationSpec(sites=4, cohort_size=4, examples=40, rounds=1, min_sites=4, colluding=1)
+    cohort = FederationSpec(
+        sites=4, cohort_size=4, examples=40, rounds=1, min_contributors=4, max_colluding=1
+    )
     terms: dict[str, Any] = {
         "everyone": Gaussian(epsilon=50.0),
-        "shared": Gaussian(epsilon=50.0, against="coordinator"),
+        "shared": Gaussian(epsilon=50.0, noise="distributed"),
         "skellam": Skellam(epsilon=50.0),
     }
     return terms[kind].plan(GRADIENT, cohort, 1)

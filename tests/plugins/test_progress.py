@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cohortium.plugin import RoundFinished, RunFinished, RunStarted, SiteAnswered
+from cohortium.plugin import RoundCompleted, RunCompleted, RunStarted, SiteReplied
 from cohortium.testing.observers import SCORES, story
 from cohortium_progress._course import Course
 from cohortium_progress._lines import Lines
@@ -39,7 +39,7 @@ def played(*, full: bool = True, upto: int | None = None) -> Course:
     clock = Clock()
     course = Course(clock)
     for event in story(None, full=full)[:upto]:
-        if isinstance(event, RoundFinished):
+        if isinstance(event, RoundCompleted):
             clock.now += 30
         course.take(event)
     return course
@@ -76,7 +76,7 @@ def test_the_view_shows_what_is_known() -> None:
 
 def test_answers_are_counted_as_they_come() -> None:
     course = played(upto=1)
-    course.take(SiteAnswered(round=0, attempt=0, exchange=1, site=2, answered=2, asked=3))
+    course.take(SiteReplied(round=0, attempt=0, stage=1, site=2, num_replied=2, num_asked=3))
     assert "2 of 3 answered, exchange 2" in "\n".join(drawn(course, width=100))
 
 
@@ -88,8 +88,8 @@ def test_the_time_left_follows_the_last_rounds_and_runs_down() -> None:
     for number in range(20):
         clock.now += 50 if number < 5 else 2
         course.take(
-            RoundFinished(
-                round=number, attempt=number, contributors=(0,), dropped=(), spent=None,
+            RoundCompleted(
+                round=number, attempt=number, contributors=(0,), dropped=(), guarantee_so_far=None,
                 scores=None, upload_bytes_per_site=1, seconds_train=1.0, seconds_aggregate=0.0,
             )
         )  # fmt: skip
@@ -134,13 +134,13 @@ def test_the_view_is_gone_when_the_run_is(monkeypatch: pytest.MonkeyPatch) -> No
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     live = Live(console)
     live(story(None)[0])
-    live(RunFinished(scores=SCORES, guarantee=None, weights_sha256="0" * 64, seconds=1.0))
+    live(RunCompleted(scores=SCORES, guarantee=None, weights_sha256="0" * 64, seconds=1.0))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert text.endswith("\x1b[?25h")  # the cursor is back
     assert not re.search(r"\x1b\[(3|4|9)[0-9]m", text)
     assert (
-        Live(console)(RunFinished(scores=None, guarantee=None, weights_sha256="", seconds=0))
+        Live(console)(RunCompleted(scores=None, guarantee=None, weights_sha256="", seconds=0))
         is None
     )
 

@@ -17,7 +17,7 @@ from attrs import define, field, frozen
 
 from bed import Faulty, Squares, tiny
 from cohortium.errors import RefusalError, StudyError
-from cohortium.plugin import SitePrivatizer, LocalTask, LocalResult
+from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer
 from cohortium.roles.sessions import SiteHandle
 from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
@@ -58,8 +58,8 @@ def mortal(tmp_path: Path) -> Mortal:
 
 
 def test_its_bits_are_those_of_inline() -> None:
-    terms: dict[str, Any] = {"aggregator": SecAgg(), "seeded_noise": True}
-    terms |= {"privatizer": Gaussian(clip=1.0)}
+    terms: dict[str, Any] = {"aggregator": SecAgg(), "insecure_seeded_secrets": True}
+    terms |= {"privatizer": Gaussian(clip_norm=1.0)}
     here = tiny(**terms, threads=1).run()
     there = tiny(**terms, threads=1, engine=Ray()).run()
     assert there.weights_sha256 == here.weights_sha256
@@ -86,7 +86,8 @@ def test_what_a_dead_worker_may_have_released_is_not_released_again(
     mortal: Mortal, tmp_path: Path
 ) -> None:
     study = tiny(
-        aggregator=SecAgg(), privatizer=Gaussian(clip=1.0), trainer=mortal, retries=1, threads=1,
+        aggregator=SecAgg(), privatizer=Gaussian(clip_norm=1.0), trainer=mortal, retries=1,
+        threads=1,
         engine=Ray(workers=2),
     )  # fmt: skip
     with pytest.warns(RuntimeWarning, match="is lost"):

@@ -29,7 +29,9 @@ KEYS, SHARES, VECTOR, UNMASKING = range(4)
 def test_the_sum_is_exact_at_every_size_and_width(
     sites: int, shares: int, bits: int, length: int
 ) -> None:
-    ward = Ward(SecAgg(threshold=2, shares=shares), sites, bits=bits, length=length)
+    ward = Ward(
+        SecAgg(reconstruction_threshold=2, num_shares=shares), sites, bits=bits, length=length
+    )
     total = ward.run()
     assert total.contributors == tuple(range(sites))
     assert ward.is_exact(total)
@@ -55,7 +57,7 @@ def test_any_one_site_may_drop_out_at_any_stage(site: int, stage: int) -> None:
 @pytest.mark.parametrize("stages", itertools.product([KEYS, SHARES, VECTOR, UNMASKING], repeat=3))
 def test_as_many_may_drop_out_as_the_threshold_allows(stages: tuple[int, ...]) -> None:
     lost = dict(zip((1, 4, 6), stages, strict=True))
-    ward = Ward(SecAgg(threshold=5, shares=8), 8)
+    ward = Ward(SecAgg(reconstruction_threshold=5, num_shares=8), 8)
     total = ward.run(lost=lost)
     assert total.contributors == tuple(s for s in range(8) if lost.get(s, UNMASKING) == UNMASKING)
     assert ward.is_exact(total)
@@ -63,7 +65,7 @@ def test_as_many_may_drop_out_as_the_threshold_allows(stages: tuple[int, ...]) -
 
 @pytest.mark.parametrize("stage", [KEYS, SHARES, VECTOR, UNMASKING])
 def test_one_more_dropout_than_that_fails_and_releases_nothing(stage: int) -> None:
-    ward = Ward(SecAgg(threshold=5, shares=8), 8)
+    ward = Ward(SecAgg(reconstruction_threshold=5, num_shares=8), 8)
     with pytest.raises(TooFewSitesError, match=r"^[^.]*\.$"):
         ward.run(lost=dict.fromkeys((0, 1, 4, 6), stage))
     with pytest.raises(TooFewSitesError):
@@ -83,7 +85,7 @@ def test_a_failed_attempt_is_followed_by_a_good_one() -> None:
 def test_sites_that_could_not_be_recovered_are_left_out_before_they_train(
     lost: dict[int, int],
 ) -> None:
-    ward = Ward(SecAgg(threshold=3, shares=5), 12)
+    ward = Ward(SecAgg(reconstruction_threshold=3, num_shares=5), 12)
     try:
         total = ward.run(lost=lost)
     except TooFewSitesError:
@@ -130,7 +132,7 @@ def test_whatever_happens_to_messages_the_sum_is_exact_or_there_is_none(
         }
         return replaced.get(what, [data])
 
-    ward = Ward(SecAgg(threshold=threshold, shares=5), 7)
+    ward = Ward(SecAgg(reconstruction_threshold=threshold, num_shares=5), 7)
     ward.run(tamper=remember)
     try:
         total = ward.run(attempt=1, tamper=damage)
@@ -211,7 +213,12 @@ def test_a_vector_that_its_site_has_not_tagged_would_spoil_the_sum(
 def test_a_transcript_does_not_depend_on_threads() -> None:
     seen = set()
     for threads in (0, 1, 2):
-        ward = Ward(SecAgg(threshold=3, threads=threads), 4, bits=27, length=2 * PACK_BLOCK + 5)
+        ward = Ward(
+            SecAgg(reconstruction_threshold=3, threads=threads),
+            4,
+            bits=27,
+            length=2 * PACK_BLOCK + 5,
+        )
         ward.run(lost={2: UNMASKING})
         seen.add(ward.transcript.hexdigest())
     assert len(seen) == 1
@@ -268,13 +275,13 @@ def test_a_site_uploads_little_more_than_its_packed_vector() -> None:
 def test_colluding_neighbours_must_not_surround_a_contributor() -> None:
     # One neighbour lost (its masks are opened) and three colluding know every mask of the fifth.
     with pytest.raises(TooFewSitesError, match="with 3 colluding sites"):
-        Ward(SecAgg(), 10, colluding=3).run(lost={5: VECTOR})
-    assert Ward(SecAgg(), 10, colluding=3).run().contributors == tuple(range(10))
-    ward = Ward(SecAgg(threshold=6, shares=10), 10, colluding=3)
+        Ward(SecAgg(), 10, max_colluding=3).run(lost={5: VECTOR})
+    assert Ward(SecAgg(), 10, max_colluding=3).run().contributors == tuple(range(10))
+    ward = Ward(SecAgg(reconstruction_threshold=6, num_shares=10), 10, max_colluding=3)
     assert ward.is_exact(ward.run(lost={5: VECTOR, 6: SHARES}))
 
 
 def test_min_sites_is_a_floor() -> None:
-    ward = Ward(SecAgg(), 6, min_sites=6)
+    ward = Ward(SecAgg(), 6, min_contributors=6)
     with pytest.raises(TooFewSitesError, match="at least 6"):
         ward.run(lost={0: VECTOR})

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from bed import tiny
 from cohortium import Federation
 from cohortium.plugin import (
+    AggregationConfig,
     FederationSpec,
-    KeyDirectory,
     FileJournal,
-    SigningKey,
     Journal,
-    SiteContext,
+    KeyDirectory,
     MemoryJournal,
     Randomness,
     RefusalError,
     Ring,
+    SigningKey,
+    SiteContext,
     StudyError,
-    AggregationConfig,
     TooFewSitesError,
 )
 from cohortium_secagg import SecAgg
@@ -135,29 +135,31 @@ def test_the_least_threshold_is_chosen_and_a_smaller_one_is_an_error(
     sites: int, colluding: int, threshold: int
 ) -> None:
     assert 2 * threshold > sites + colluding >= 2 * (threshold - 1)
-    there = ward(sites, colluding=colluding)
+    there = ward(sites, max_colluding=colluding)
     assert there.sites[0]._rules.threshold == threshold  # type: ignore[attr-defined]
     assert there.sites[0]._rules.shares == sites  # type: ignore[attr-defined]
-    ward(sites, SecAgg(threshold=threshold), colluding=colluding)
+    ward(sites, SecAgg(reconstruction_threshold=threshold), max_colluding=colluding)
     if threshold > 2:
         with pytest.raises(StudyError, match=f"must be at least {threshold}: the coordinator is"):
-            ward(sites, SecAgg(threshold=threshold - 1), colluding=colluding)
+            ward(sites, SecAgg(reconstruction_threshold=threshold - 1), max_colluding=colluding)
 
 
 def test_what_else_protects_too_little() -> None:
-    with pytest.raises(StudyError, match="shares is 5, but must be at least 10"):
-        ward(10, SecAgg(shares=5))
-    with pytest.raises(StudyError, match="cohort is 4, but must be at least 5"):
-        ward(4, colluding=3)
-    with pytest.raises(StudyError, match="cohort is 10, but must be at least 12"):
-        ward(10, min_sites=12)
-    with pytest.raises(StudyError, match="cohort is 10, but must be at least 11"):
-        ward(10, SecAgg(threshold=11))
+    with pytest.raises(StudyError, match="num_shares is 5, but must be at least 10"):
+        ward(10, SecAgg(num_shares=5))
+    with pytest.raises(StudyError, match="cohort_size is 4, but must be at least 5"):
+        ward(4, max_colluding=3)
+    with pytest.raises(StudyError, match="cohort_size is 10, but must be at least 12"):
+        ward(10, min_contributors=12)
+    with pytest.raises(StudyError, match="cohort_size is 10, but must be at least 11"):
+        ward(10, SecAgg(reconstruction_threshold=11))
 
 
 def setting(directory: KeyDirectory | None) -> AggregationConfig:
     cohort = FederationSpec(sites=4, cohort_size=4, examples=9, rounds=1, adversary="active")
-    return AggregationConfig(session=bytes(16), ring=Ring(8), length=1, cohort=cohort, directory=directory)
+    return AggregationConfig(
+        session=bytes(16), ring=Ring(8), length=1, cohort=cohort, directory=directory
+    )
 
 
 IDENTITIES = [SigningKey.generate(Randomness.insecure_from_seed(site)) for site in range(5)]

@@ -156,11 +156,11 @@ def split_in_half(villain: Villain) -> list[int]:
 
 
 def test_a_threshold_below_the_floor_would_give_both_kinds_of_share(monkeypatch: Patch) -> None:
-    with pytest.raises(StudyError, match="threshold is 5, but must be at least 6"):
-        Villain(aggregator=SecAgg(threshold=5))
-    is_refused("consent", split_in_half, Villain(aggregator=SecAgg(threshold=6)))
+    with pytest.raises(StudyError, match="reconstruction_threshold is 5, but must be at least 6"):
+        Villain(aggregator=SecAgg(reconstruction_threshold=5))
+    is_refused("consent", split_in_half, Villain(aggregator=SecAgg(reconstruction_threshold=6)))
     monkeypatch.setattr(_sharing, "_require", nothing)
-    villain = Villain(aggregator=SecAgg(threshold=5))
+    villain = Villain(aggregator=SecAgg(reconstruction_threshold=5))
     assert split_in_half(villain) == villain.truth(0)
 
 
@@ -172,9 +172,9 @@ def feign_dropouts(villain: Villain) -> list[int]:
 
 
 def test_survivors_below_the_floor_would_open_a_smaller_sum(monkeypatch: Patch) -> None:
-    is_refused("floor", feign_dropouts, Villain(min_sites=8))
+    is_refused("floor", feign_dropouts, Villain(min_contributors=8))
     monkeypatch.setattr(Rules, "floor", property(lambda rules: rules.threshold))
-    villain = Villain(min_sites=8)
+    villain = Villain(min_contributors=8)
     assert feign_dropouts(villain) == villain.truth(*range(6))
 
 
@@ -188,9 +188,9 @@ def pad_the_survivors(villain: Villain) -> list[int]:
 
 
 def test_survivors_who_never_shared_would_make_a_small_sum_look_large(monkeypatch: Patch) -> None:
-    is_refused("survivors", pad_the_survivors, Villain(12, size=10, min_sites=8))
+    is_refused("survivors", pad_the_survivors, Villain(12, size=10, min_contributors=8))
     monkeypatch.setattr(Masked, "require_acquainted", nothing)
-    villain = Villain(12, size=10, min_sites=8)
+    villain = Villain(12, size=10, min_contributors=8)
     assert pad_the_survivors(villain) == villain.truth(*range(6))
 
 

@@ -118,7 +118,9 @@ def test_what_is_chosen_holds_at_every_number_of_sites_that_may_come(sites: int)
         least = demands.fewest(degree, window.least)
         assert least <= sites - lost
         for came in range(least, sites + 1):
-            graph = Graph.draw(range(came), degree, Randomness.insecure_from_seed(2).stream("graph"))
+            graph = Graph.draw(
+                range(came), degree, Randomness.insecure_from_seed(2).stream("graph")
+            )
             neighbours = graph.neighbours()
             for left in range(least, came + 1):
                 failed = [

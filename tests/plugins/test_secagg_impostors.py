@@ -32,7 +32,10 @@ Patch = pytest.MonkeyPatch
 def fresh_pairs() -> dict[int, tuple[KeyPair, KeyPair]]:
     secret = Randomness.insecure_from_seed(99)
     return {
-        peer: (KeyPair(secret.secret_bytes(32, peer, "a")), KeyPair(secret.secret_bytes(32, peer, "b")))
+        peer: (
+            KeyPair(secret.secret_bytes(32, peer, "a")),
+            KeyPair(secret.secret_bytes(32, peer, "b")),
+        )
         for peer in range(1, 10)
     }
 

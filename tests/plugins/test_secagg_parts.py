@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortium.plugin import Randomness, RefusalError, Ring, KeyStream
+from cohortium.plugin import KeyStream, Randomness, RefusalError, Ring
 from cohortium.ring.ring import PACK_BLOCK
 from cohortium_secagg._graph import Graph, core
 from cohortium_secagg._keys import KeyPair, is_tagged, seal, tag, unseal

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from cohortium.plugin import (
-    SiteRequest,
+    AggregationConfig,
     FederationSpec,
-    SiteContext,
     MessageError,
     Randomness,
     RefusalError,
-    StageRequests,
     Ring,
     RingVector,
-    AggregationConfig,
+    SiteContext,
+    SiteRequest,
+    StageRequests,
     decode,
     encode,
 )

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from cohortium.plugin import Aggregator, FederationSpec, SiteContext, Randomness, Ring, StudyError, AggregationConfig
+from cohortium.plugin import (
+    AggregationConfig,
+    Aggregator,
+    FederationSpec,
+    Randomness,
+    Ring,
+    SiteContext,
+    StudyError,
+)
 from cohortium_secagg import SecAgg, cohortium_aggregators
 
 
 @pytest.mark.parametrize(
     ("aggregator", "cohort", "sentence"),
     [
-        (SecAgg(threshold=1), {}, "threshold is 1, but must be at least 2"),
-        (SecAgg(threshold=6), {}, "shares is 5, but must be at least 6"),
-        (SecAgg(), {"sites": 3, "size": 3}, "cohort is 3, but must be at least 4"),
-        (SecAgg(), {"colluding": 4}, "threshold is 4, but must be at least 5"),
-        (SecAgg(), {"colluding": 3, "size": 4}, "cohort is 4, but must be at least 5"),
-        (SecAgg(shares=4), {"colluding": 3}, "shares is 4, but must be at least 5"),
-        (SecAgg(), {"min_sites": 11}, "cohort is 10, but must be at least 11"),
+        (
+            SecAgg(reconstruction_threshold=1),
+            {},
+            "reconstruction_threshold is 1, but must be at least 2",
+        ),
+        (SecAgg(reconstruction_threshold=6), {}, "num_shares is 5, but must be at least 6"),
+        (SecAgg(), {"sites": 3, "size": 3}, "cohort_size is 3, but must be at least 4"),
+        (SecAgg(), {"max_colluding": 4}, "reconstruction_threshold is 4, but must be at least 5"),
+        (SecAgg(), {"max_colluding": 3, "size": 4}, "cohort_size is 4, but must be at least 5"),
+        (SecAgg(num_shares=4), {"max_colluding": 3}, "num_shares is 4, but must be at least 5"),
+        (SecAgg(), {"min_contributors": 11}, "cohort_size is 10, but must be at least 11"),
     ],
 )
 def test_what_protects_too_little_is_an_error_at_both_sides(
@@ -33,7 +45,9 @@ def test_what_protects_too_little_is_an_error_at_both_sides(
     with pytest.raises(StudyError, match=sentence):
         aggregator.coordinator_session(setting, Randomness.insecure_from_seed(1))
     with pytest.raises(StudyError, match=sentence):
-        aggregator.site_session(setting, SiteContext(site=0, secret=Randomness.insecure_from_seed(1)))
+        aggregator.site_session(
+            setting, SiteContext(site=0, secret=Randomness.insecure_from_seed(1))
+        )
 
 
 def test_it_is_offered_under_its_name() -> None:

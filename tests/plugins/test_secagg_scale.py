@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from cohortium.plugin import SiteRequest, SiteContext, Randomness, RingVector
+from cohortium.plugin import Randomness, RingVector, SiteContext, SiteRequest
 from cohortium_secagg import SecAgg
 from ward import Ward
 
@@ -32,10 +32,14 @@ class Recording(Ward):
             self.replies.append((stage, site, data))
         return [data]
 
-    def coordinate(self, listen: Callable[[SiteRequest, int], None] = lambda _ask, _site: None) -> None:
+    def coordinate(
+        self, listen: Callable[[SiteRequest, int], None] = lambda _ask, _site: None
+    ) -> None:
         """Play the coordinator again; `listen` hears what it asks of whom."""
         secret = Randomness.insecure_from_seed(1)
-        coordinator = self.aggregator.coordinator_session(self.setting, secret.derive("coordinator"))
+        coordinator = self.aggregator.coordinator_session(
+            self.setting, secret.derive("coordinator")
+        )
         coordinator.begin_attempt(0, 0, tuple(self.sites))
         for _, replies in itertools.groupby(self.replies, lambda reply: reply[0]):
             requests = coordinator.next_requests()
@@ -73,7 +77,7 @@ def peak(work: Callable[[], None]) -> int:
 
 def test_the_coordinators_memory_grows_as_sites_times_neighbours() -> None:
     few, dense, many = (
-        peak(Recording(SecAgg(threshold=4, shares=shares), sites).coordinate)
+        peak(Recording(SecAgg(reconstruction_threshold=4, num_shares=shares), sites).coordinate)
         for sites, shares in ((60, 9), (60, 33), (240, 9))
     )
     # Keys, two sealed shares and two hashes for each neighbour of each site, as objects and as
@@ -95,7 +99,9 @@ def test_the_coordinator_holds_one_vector_however_many_sites_send_one(sites: int
 def test_a_sites_memory_is_that_of_its_vector_whatever_its_neighbours() -> None:
     peaks = []
     for shares in (5, 41):
-        recording = Recording(SecAgg(threshold=4, shares=shares), 42, length=200_000)
+        recording = Recording(
+            SecAgg(reconstruction_threshold=4, num_shares=shares), 42, length=200_000
+        )
         asks = recording.asks(7)
         peaks.append(peak(partial(recording.answer, 7, asks)) / (4 * 200_000))
     assert max(peaks) < 3.5
@@ -104,7 +110,9 @@ def test_a_sites_memory_is_that_of_its_vector_whatever_its_neighbours() -> None:
 
 def test_what_a_site_sends_grows_with_its_neighbours_and_not_with_the_sites() -> None:
     few, dense, many = (
-        max(Recording(SecAgg(threshold=4, shares=shares), sites).uploads.values())
+        max(
+            Recording(SecAgg(reconstruction_threshold=4, num_shares=shares), sites).uploads.values()
+        )
         for sites, shares in ((60, 9), (60, 33), (240, 9))
     )
     # Beside the vector: a number above 127 takes a byte more, and 34 entries have one.
@@ -114,7 +122,7 @@ def test_what_a_site_sends_grows_with_its_neighbours_and_not_with_the_sites() ->
 
 @pytest.mark.slow
 def test_a_thousand_sites_of_which_one_in_twenty_is_lost_at_any_stage() -> None:
-    ward = Ward(SecAgg(dropout=0.05), 1_000, bits=27, length=1_000, colluding=50)
+    ward = Ward(SecAgg(max_dropout_rate=0.05), 1_000, bits=27, length=1_000, max_colluding=50)
     gone = random.Random(1).sample(range(1_000), 50)
     lost = {site: place % STAGES for place, site in enumerate(gone)}
     total = ward.run(lost=lost)

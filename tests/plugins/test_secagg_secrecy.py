@@ -19,7 +19,7 @@ KEYS, SHARES, VECTOR, UNMASKING = range(4)
 
 def cohort(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
     numbers: dict[str, object] = {"size": sites, "examples": 9, "rounds": 1, **terms}
-    return FederationSpec(sites=sites, colluding=colluding, **numbers)  # type: ignore[arg-type]
+    return FederationSpec(sites=sites, max_colluding=colluding, **numbers)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def cohort(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
 def test_neighbours_and_threshold_are_calculated(
     sites: int, colluding: int, dropout: float, threshold: int, shares: int
 ) -> None:
-    confidentiality = SecAgg(dropout=dropout).confidentiality(cohort(sites, colluding))
+    confidentiality = SecAgg(max_dropout_rate=dropout).confidentiality(cohort(sites, colluding))
     assert (confidentiality.reconstruction_threshold, confidentiality.shares) == (threshold, shares)
     assert confidentiality.min_contributors <= sites - dropout * sites
     assert confidentiality.statistical_security_bits == 40
@@ -44,7 +44,11 @@ def test_neighbours_and_threshold_are_calculated(
 def test_without_a_dropout_rate_four_of_five_shares_stay_the_default() -> None:
     for sites in (5, 10, 20, 1_000):
         confidentiality = SecAgg().confidentiality(cohort(sites, 1))
-        assert (confidentiality.reconstruction_threshold, confidentiality.shares, confidentiality.statistical_security_bits) == (4, 5, None)
+        assert (
+            confidentiality.reconstruction_threshold,
+            confidentiality.shares,
+            confidentiality.statistical_security_bits,
+        ) == (4, 5, None)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +58,20 @@ def test_without_a_dropout_rate_four_of_five_shares_stay_the_default() -> None:
 def test_against_an_active_coordinator_a_majority_of_all_is_chosen(
     sites: int, colluding: int, threshold: int, dropout: float
 ) -> None:
-    confidentiality = SecAgg(dropout=dropout).confidentiality(cohort(sites, colluding, adversary="active"))
-    assert (confidentiality.reconstruction_threshold, confidentiality.shares, confidentiality.statistical_security_bits) == (threshold, sites, None)
+    confidentiality = SecAgg(max_dropout_rate=dropout).confidentiality(
+        cohort(sites, colluding, adversary="active")
+    )
+    assert (
+        confidentiality.reconstruction_threshold,
+        confidentiality.shares,
+        confidentiality.statistical_security_bits,
+    ) == (threshold, sites, None)
     assert confidentiality.honest == threshold - colluding
 
 
 def test_a_longer_run_and_more_security_take_more() -> None:
     def least(rounds: int, security: int) -> int:
-        wish = SecAgg(dropout=0.05, security=security)
+        wish = SecAgg(max_dropout_rate=0.05, security_bits=security)
         return wish.confidentiality(cohort(1_000, 50, rounds=rounds)).shares
 
     assert least(1, 20) < least(1, 40) < least(1_000, 40) < least(1, 80)
@@ -74,7 +84,7 @@ def test_the_table_in_the_docs_is_what_is_calculated() -> None:
     assert len(rows) == 14
     for sites, colluding, cells in rows:
         asked = cohort(int(sites.replace(",", "")), int(colluding), rounds=100)
-        chosen = [SecAgg(dropout=rate).confidentiality(asked) for rate in rates]
+        chosen = [SecAgg(max_dropout_rate=rate).confidentiality(asked) for rate in rates]
         told = [f"{c.reconstruction_threshold} of {c.shares}; {c.min_contributors}" for c in chosen]
         assert cells.split(" | ") == told
 
@@ -82,23 +92,63 @@ def test_the_table_in_the_docs_is_what_is_calculated() -> None:
 @pytest.mark.parametrize(
     ("wish", "terms", "sentence"),
     [
-        ({"threshold": 11}, {}, "threshold is 11, but must be at least 17: colluding is 50 and "),
-        ({"shares": 11}, {}, "shares is 11, but must be at least 29: colluding is 50 and dropout "),
-        ({"shares": 41, "threshold": 60}, {}, "shares is 41, but must be at least 79: colluding "),
-        ({"shares": 41, "threshold": 12}, {}, "threshold is 12, but must be at least "),
-        ({"threshold": 1}, {}, "threshold is 1, but must be at least 2: one shareholder alone"),
-        ({"threshold": 960}, {}, r"dropout is 0\.05, but must be at most 0\.04: a sum is opened "),
-        ({}, {"min_sites": 951}, r"dropout is 0\.05, but must be at most 0\.049: a sum is opened "),
-        ({"dropout": 0.96}, {}, r"dropout is 0\.96, but must be at most 0\.948: a sum is opened "),
-        ({}, {"size": 51}, "cohort is 51, but must be at least 52: a sum is opened over 52 or "),
-        ({"dropout": 0.6}, {"adversary": "active"}, r"dropout is 0\.6, but must be at most 0\.474"),
+        (
+            {"reconstruction_threshold": 11},
+            {},
+            "reconstruction_threshold is 11, but must be at least 17: max_colluding is 50 and ",
+        ),
+        (
+            {"num_shares": 11},
+            {},
+            "num_shares is 11, but must be at least 29: max_colluding is 50 and max_dropout_rate ",
+        ),
+        (
+            {"num_shares": 41, "reconstruction_threshold": 60},
+            {},
+            "num_shares is 41, but must be at least 79: max_colluding ",
+        ),
+        (
+            {"num_shares": 41, "reconstruction_threshold": 12},
+            {},
+            "reconstruction_threshold is 12, but must be at least ",
+        ),
+        (
+            {"reconstruction_threshold": 1},
+            {},
+            "reconstruction_threshold is 1, but must be at least 2: one shareholder alone",
+        ),
+        (
+            {"reconstruction_threshold": 960},
+            {},
+            r"max_dropout_rate is 0\.05, but must be at most 0\.04: a sum is opened ",
+        ),
+        (
+            {},
+            {"min_contributors": 951},
+            r"max_dropout_rate is 0\.05, but must be at most 0\.049: a sum is opened ",
+        ),
+        (
+            {"max_dropout_rate": 0.96},
+            {},
+            r"max_dropout_rate is 0\.96, but must be at most 0\.948: a sum is opened ",
+        ),
+        (
+            {},
+            {"size": 51},
+            "cohort_size is 51, but must be at least 52: a sum is opened over 52 or ",
+        ),
+        (
+            {"max_dropout_rate": 0.6},
+            {"adversary": "active"},
+            r"max_dropout_rate is 0\.6, but must be at most 0\.474",
+        ),
     ],
 )
 def test_what_protects_too_little_is_an_error_that_names_the_least(
     wish: dict[str, float], terms: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(StudyError, match=rf"^secagg: {sentence}[^\n]*\.$"):
-        SecAgg(**({"dropout": 0.05} | wish)).confidentiality(cohort(1_000, 50, **terms))  # type: ignore[arg-type]
+        SecAgg(**({"max_dropout_rate": 0.05} | wish)).confidentiality(cohort(1_000, 50, **terms))  # type: ignore[arg-type]
 
 
 @given(
@@ -112,30 +162,37 @@ def test_what_protects_too_little_is_an_error_that_names_the_least(
 def test_the_value_that_an_error_names_is_one_that_will_do(
     sites: int, colluding: int, dropout: float, shares: int, threshold: int
 ) -> None:
-    wish = {"shares": shares, "threshold": threshold, "dropout": dropout}
+    wish = {
+        "num_shares": shares,
+        "reconstruction_threshold": threshold,
+        "max_dropout_rate": dropout,
+    }
     for _ in range(6):
         try:
             confidentiality = SecAgg(**wish).confidentiality(cohort(sites, colluding))  # type: ignore[arg-type]
         except StudyError as error:
             words = str(error).split()
             name, least = words[1], float(words[words.index("be") + 3].rstrip(":"))
-            if name == "cohort" or least == 0:
+            if name == "cohort_size" or least == 0:
                 return
-            wish[name] = least if name == "dropout" else int(least)
+            wish[name] = least if name == "max_dropout_rate" else int(least)
         else:
-            assert threshold in (0, confidentiality.reconstruction_threshold) or confidentiality.reconstruction_threshold == wish["threshold"]
+            assert (
+                threshold in (0, confidentiality.reconstruction_threshold)
+                or confidentiality.reconstruction_threshold == wish["reconstruction_threshold"]
+            )
             return
     raise AssertionError(wish)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5])
 def test_a_dropout_rate_that_is_none_is_turned_down(value: float) -> None:
-    with pytest.raises(ValueError, match="dropout"):
-        SecAgg(dropout=value)
+    with pytest.raises(ValueError, match="max_dropout_rate"):
+        SecAgg(max_dropout_rate=value)
 
 
 def test_the_numbers_are_told_in_one_sentence() -> None:
-    assert str(SecAgg(dropout=0.05).confidentiality(cohort(100, 5))) == (
+    assert str(SecAgg(max_dropout_rate=0.05).confidentiality(cohort(100, 5))) == (
         "8 of 13 shares: from an attempt, an honest-but-curious coordinator and 5 colluding sites "
         "learn the sum over all that contributed, at least 94 of 100, and nothing else, but for "
         "one run in 2^40."
@@ -150,7 +207,7 @@ def test_the_numbers_are_told_in_one_sentence() -> None:
 @settings(max_examples=15, deadline=None)
 def test_as_many_as_were_declared_may_drop_out_at_any_stage(seed: int) -> None:
     chance = random.Random(seed)
-    ward = Ward(SecAgg(dropout=0.1), 40, colluding=2)
+    ward = Ward(SecAgg(max_dropout_rate=0.1), 40, max_colluding=2)
     lost = {site: chance.choice([KEYS, SHARES, VECTOR, UNMASKING])
             for site in chance.sample(range(40), 4)}  # fmt: skip
     total = ward.run(lost=lost)
@@ -159,8 +216,8 @@ def test_as_many_as_were_declared_may_drop_out_at_any_stage(seed: int) -> None:
 
 
 def test_below_the_least_sum_nothing_is_opened() -> None:
-    ward = Ward(SecAgg(dropout=0.05), 60, colluding=6)
-    least = SecAgg(dropout=0.05).confidentiality(ward.setting.cohort).min_contributors
+    ward = Ward(SecAgg(max_dropout_rate=0.05), 60, max_colluding=6)
+    least = SecAgg(max_dropout_rate=0.05).confidentiality(ward.setting.cohort).min_contributors
     assert 20 < least <= 57
     with pytest.raises(TooFewSitesError, match=f"but a sum is opened over at least {least}"):
         ward.run(lost=dict.fromkeys(range(61 - least), VECTOR))

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from cohortium.messages import codec
 from cohortium.messages.codec import MAGIC
-from cohortium.plugin import MemoryJournal, StageRequests, Ring, StudyError
+from cohortium.plugin import MemoryJournal, Ring, StageRequests, StudyError
 from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._attempt import Finished, Web
 from cohortium_secagg._consent import Consented
@@ -51,11 +51,13 @@ def terms(draw: st.DrawFn) -> dict[str, Any]:
     threshold = draw(st.sampled_from([least, least, min(sites, least + 1), sites]))
     shares = draw(st.integers(max(threshold, colluding + 2), max(sites, threshold) + 1))
     return {
-        "aggregator": SecAgg(threshold=threshold, shares=0 if adversary == "active" else shares),
+        "aggregator": SecAgg(
+            reconstruction_threshold=threshold, num_shares=0 if adversary == "active" else shares
+        ),
         "sites": sites,
         "adversary": adversary,
-        "colluding": colluding,
-        "min_sites": draw(st.sampled_from([1, 1, sites - 1])),
+        "max_colluding": colluding,
+        "min_contributors": draw(st.sampled_from([1, 1, sites - 1])),
         "bits": draw(st.integers(1, 64)),
         "length": draw(st.sampled_from([1, 4, 32, 70])),
     }
@@ -263,12 +265,12 @@ def test_a_calm_attempt_ends_with_the_sum_over_all(terms: dict[str, Any], attemp
 def borne(net: Network) -> int:
     """How many sites may be lost: any, at any stage."""
     cohort, threshold, shares = net.setting.cohort, int(net.rules.threshold), int(net.rules.shares)
-    quorum = max(threshold, cohort.colluding + 2)
-    over_all = cohort.sites - max(quorum, cohort.min_sites)
+    quorum = max(threshold, cohort.max_colluding + 2)
+    over_all = cohort.sites - max(quorum, cohort.min_contributors)
     if net.is_active or shares >= cohort.sites:
         return over_all
     # On a sparse graph: those lost in one neighbourhood, and those that cut it with the colluding.
-    return max(0, min(over_all, shares - quorum, shares - 2 - cohort.colluding))
+    return max(0, min(over_all, shares - quorum, shares - 2 - cohort.max_colluding))
 
 
 @given(terms=terms(), data=st.data())
@@ -401,7 +403,9 @@ class Small(Misbehaviour):
     @initialize()
     def begin(self) -> None:
         self.everyone = range(5)
-        self.net = Network(SecAgg(threshold=3, shares=5), 5, adversary=self.adversary, length=32)
+        self.net = Network(
+            SecAgg(reconstruction_threshold=3, num_shares=5), 5, adversary=self.adversary, length=32
+        )
 
 
 @pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.__name__)

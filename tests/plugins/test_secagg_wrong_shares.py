@@ -35,7 +35,11 @@ class Outspoken(Ward):
     """A ward that keeps what was complained of; `wrong` says which holder's shares of whom lie."""
 
     def __init__(self, adversary: Adversary, sites: int = SITES, **terms: Any) -> None:
-        shares = {} if adversary == "active" else {"threshold": THRESHOLD, "shares": sites}
+        shares = (
+            {}
+            if adversary == "active"
+            else {"reconstruction_threshold": THRESHOLD, "num_shares": sites}
+        )
         super().__init__(SecAgg(**shares), sites, adversary=adversary, **terms)
         self.complaints: list[str] = []
         self.refusals: list[str] = []
@@ -216,7 +220,7 @@ def test_a_share_that_was_sealed_otherwise_than_committed_to(
 
 
 def test_on_a_sparse_graph_other_neighbours_are_asked_for_nothing_more() -> None:
-    ward = Ward(SecAgg(threshold=3, shares=7), 20)
+    ward = Ward(SecAgg(reconstruction_threshold=3, num_shares=7), 20)
     asked: list[int] = []
 
     def tamper(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:

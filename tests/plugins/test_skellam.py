@@ -11,17 +11,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as distributions
 
-from cohortium.plugin import FederationSpec, PrivacyError, Randomness, RefusalError, RingSum, KeyStream, Workload
+from cohortium.plugin import (
+    FederationSpec,
+    KeyStream,
+    PrivacyError,
+    Randomness,
+    RefusalError,
+    RingSum,
+    Workload,
+)
 from cohortium.privacy import accounting
 from cohortium_skellam import Skellam, _draw, _renyi
 
 COHORT = FederationSpec(
-    sites=6, cohort_size=6, min_sites=4, colluding=1, examples=600, patients=120, rounds=5, retries=1
+    sites=6,
+    cohort_size=6,
+    min_contributors=4,
+    max_colluding=1,
+    examples=600,
+    patients=120,
+    rounds=5,
+    retries=1,
 )
 WORK = Workload(output="gradient", steps=1, sampling_rate=0.25)
 
 
-def planned(workload: Workload = WORK, cohort: FederationSpec = COHORT, parameters: int = 400, **terms: Any) -> Any:
+def planned(
+    workload: Workload = WORK, cohort: FederationSpec = COHORT, parameters: int = 400, **terms: Any
+) -> Any:
     return Skellam(**terms).plan(workload, cohort, parameters)
 
 
@@ -120,7 +137,7 @@ def test_honest_shares_make_up_the_noise_exactly() -> None:
 
 
 def test_a_finer_grid_costs_bits_and_saves_noise() -> None:
-    coarse, fine = planned(rounding=0.2), planned(rounding=0.001)
+    coarse, fine = planned(rounding_slack=0.2), planned(rounding_slack=0.001)
     assert fine.ring.bits > coarse.ring.bits
     assert fine.lattice.noise < coarse.lattice.noise
     assert coarse.guarantee.epsilon <= 6.0
@@ -150,7 +167,7 @@ def test_the_mean_of_many_sites_decodes() -> None:
     [
         (evolve(WORK, steps=3), COHORT, {}, "takes 3 steps"),
         (evolve(WORK, output="update"), COHORT, {}, "use trainer 'fedsgd'"),
-        (WORK, evolve(COHORT, colluding=0), {}, "colluding to 1 or more"),
+        (WORK, evolve(COHORT, max_colluding=0), {}, "max_colluding to 1 or more"),
         (WORK, evolve(COHORT, patients=None), {"unit": "patient"}, "do not say whose"),
         (WORK, COHORT, {"epsilon": 1e-9, "delta": 1e-12}, "cannot be met"),
     ],

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from cohortium.errors import StudyError
-from cohortium.plugin import RoundFinished, RunFailed, RunStarted
+from cohortium.plugin import RoundCompleted, RunFailed, RunStarted
 from cohortium.testing.observers import story
 from cohortium_mlflow import MLflow
 from cohortium_tensorboard import TensorBoard
 
-ROUNDS = [event for event in story(None) if isinstance(event, RoundFinished)]
+ROUNDS = [event for event in story(None) if isinstance(event, RoundCompleted)]
 
 
 def test_tensorboard_reads_back_every_number(tmp_path: Path) -> None:

@@ -13,10 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
-from cohortium.plugin import FederationSpec, SitePrivatizer, LocalTask, LocalResult, Workload, parameters, attach_schedule
+from cohortium.plugin import (
+    FederationSpec,
+    LocalResult,
+    LocalTask,
+    SitePrivatizer,
+    Workload,
+    attach_schedule,
+    parameters,
+)
 from cohortium_fedavg import FedAvg
 
-GOOD = FedAvg(steps=2, batch_size=32, learning_rate=0.1)
+GOOD = FedAvg(local_steps=2, batch_size=32, learning_rate=0.1)
 
 Losses = Callable[[Any], Tensor]
 
@@ -50,7 +58,9 @@ class Local:
         return self.made(task, before)
 
     def made(self, task: LocalTask, before: Tensor) -> LocalResult:
-        return LocalResult(vector=parameters.flatten(task.net) - before, weight=float(len(task.labels)))
+        return LocalResult(
+            vector=parameters.flatten(task.net) - before, weight=float(len(task.labels))
+        )
 
     def make_server_optimizer(self, parameters: Iterable[nn.Parameter], rounds: int) -> Any:
         return GOOD.make_server_optimizer(parameters, rounds)

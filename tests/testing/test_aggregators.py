@@ -8,17 +8,17 @@ import pytest
 from attrs import define, evolve, field, frozen
 
 from cohortium.plugin import (
-    SiteRequest,
+    AggregationConfig,
+    AggregationGuarantee,
     FederationSpec,
     MessageError,
     RefusalError,
-    StageRequests,
     RingSum,
     RingVector,
-    AggregationGuarantee,
     SiteId,
+    SiteRequest,
+    StageRequests,
     StudyError,
-    AggregationConfig,
     TooFewSitesError,
 )
 from cohortium.testing import ConformanceError, aggregators
@@ -52,7 +52,7 @@ class Lead:
         self.held[site] = words
 
     def sum(self) -> RingSum:
-        if len(self.held) < max(1, self.setting.cohort.min_sites):
+        if len(self.held) < max(1, self.setting.cohort.min_contributors):
             raise TooFewSitesError("too few.")
         words = self.setting.ring.zeros(self.setting.length)
         for held in self.held.values():
@@ -127,7 +127,7 @@ class AsksForever(Lead):
 
 class IgnoresTheFloor(Lead):
     def sum(self) -> RingSum:
-        floor = evolve(self.setting.cohort, min_sites=1)
+        floor = evolve(self.setting.cohort, min_contributors=1)
         self.setting = evolve(self.setting, cohort=floor)
         return super().sum()
 
@@ -209,7 +209,7 @@ BAD = [
     (aggregators.check_dropouts, Clear(lead=AsksForever), "still asks after 20"),
     (aggregators.check_dropouts, Clear(lead=NeverFails), r"released over \(\)"),
     (aggregators.check_min_sites, Clear(lead=IgnoresTheFloor), "at least 7 different sites"),
-    (aggregators.check_secrecy, Clear(hides=HIDDEN), "below min_sites"),
+    (aggregators.check_secrecy, Clear(hides=HIDDEN), "below min_contributors"),
     (aggregators.check_secrecy, Clear(hides=evolve(HIDDEN, min_contributors=6)), "one over"),
     (aggregators.check_secrecy, Clear(AllOrNothing, hides=BOASTED), "dropouts are survived"),
     (aggregators.check_garbage_replies, Clear(lead=Pads), "is not the sum of what"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from attrs import define, field, frozen
 
-from cohortium.plugin import EngineSession, SiteHandle, SiteId, SiteFactory, StudyError
+from cohortium.plugin import EngineSession, SiteFactory, SiteHandle, SiteId, StudyError
 from cohortium.testing import ConformanceError, engines
 from cohortium_inline import Inline
 

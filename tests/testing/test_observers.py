@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from attrs import field, frozen
 
-from cohortium.plugin import Event, RoundFinished, RunFinished, RunStarted
+from cohortium.plugin import Event, RoundCompleted, RunCompleted, RunStarted
 from cohortium.testing import ConformanceError, observers
 from cohortium_events import Events, EventWriter
 
@@ -33,7 +33,7 @@ class Picky:
 class WantsScores:
     def start_run(self) -> Any:
         def listen(event: Event) -> None:
-            if isinstance(event, RoundFinished):
+            if isinstance(event, RoundCompleted):
                 assert event.scores is not None
 
         return listen
@@ -74,7 +74,7 @@ class Anew:
             if isinstance(event, RunStarted) and event.folder is not None:
                 paths.append(event.folder / "rounds.csv")
                 paths[0].write_text("round\n")
-            elif isinstance(event, RoundFinished) and paths:
+            elif isinstance(event, RoundCompleted) and paths:
                 with paths[0].open("a") as file:
                     file.write(f"{event.round}\n")
 
@@ -91,8 +91,8 @@ class Forgetful:
         def listen(event: Event) -> None:
             told.append(event)
             folder = told[0].folder if isinstance(told[0], RunStarted) else None
-            if isinstance(event, RunFinished) and folder is not None:
-                rounds = [str(e.round) for e in told if isinstance(e, RoundFinished)]
+            if isinstance(event, RunCompleted) and folder is not None:
+                rounds = [str(e.round) for e in told if isinstance(e, RoundCompleted)]
                 (folder / "rounds.txt").write_text("\n".join([*rounds, ""]))
 
         return listen
@@ -119,7 +119,7 @@ class SharedFolder:
 BAD = [
     (observers.check_takes_every_event, NoListener(), "watch gave a str"),
     (observers.check_takes_every_event, Picky(), "AttributeError .* told RunStarted"),
-    (observers.check_takes_every_event, WantsScores(), "(?s)AssertionError.* told RoundFinished"),
+    (observers.check_takes_every_event, WantsScores(), "(?s)AssertionError.* told RoundCompleted"),
     (observers.check_takes_a_failed_run, WantsAStart(), "hides the run's own error"),
     (observers.check_takes_a_run_that_goes_on, NewFolder(), "FileExistsError .* has a history"),
     (observers.check_takes_a_run_that_goes_on, Anew(), "fewer lines in rounds.csv .* is lost"),

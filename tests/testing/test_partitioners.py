@@ -94,7 +94,11 @@ BAD = [
     (partitioners.check_no_example_twice, OffByOne(), "position outside 0…239"),
     (partitioners.check_deal_is_repeatable, GlobalGenerator(), "gave different partitions"),
     (partitioners.check_examples_untouched, SortsInPlace(), "changed the labels"),
-    (partitioners.check_refuses_too_many_sites, NeverRefuses(), "4 examples were split over 9 sites"),
+    (
+        partitioners.check_refuses_too_many_sites,
+        NeverRefuses(),
+        "4 examples were split over 9 sites",
+    ),
     (partitioners.check_refuses_too_many_sites, RefusesWithAValueError(), "raised ValueError: no."),
 ]
 

@@ -119,7 +119,9 @@ class FixedSizes(ToySite):
 
 class PublicBatches(ToySite):
     def batches(self, examples: int) -> Iterator[Any]:
-        return poisson_batches(self.plan.workload, examples, Randomness.insecure_from_seed(0).stream())
+        return poisson_batches(
+            self.plan.workload, examples, Randomness.insecure_from_seed(0).stream()
+        )
 
 
 class OneStepMore(ToySite):

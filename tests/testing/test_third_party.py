@@ -62,7 +62,7 @@ def test_it_stands_beside_ours(python: Python) -> None:
 
 def test_a_study_of_its_parts_runs(python: Python) -> None:
     (python.workload / "study.toml").write_text(STUDY, encoding="utf-8")
-    options = ("--out", "record", "--observe", "counting", "--json")
+    options = ("--out", "record", "--observer", "counting", "--json")
     result = json.loads(python.cohortium("run", "study.toml", *options))
     assert result["accuracy"] > 0.8
     assert result["guarantee"] is None

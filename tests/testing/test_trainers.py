@@ -28,7 +28,11 @@ BAD = [
     (trainers.check_declared_work, they.OwnBatches(), "called for no examples"),
     (trainers.check_declared_work, they.AsksTwice(), r"called for \[64, 64\] examples"),
     (trainers.check_declared_work, they.Halves(), "declares 2 steps a round, and 4 gradients"),
-    (trainers.check_declared_work, they.Swaps(), "over other batches than privatizer.batches yielded"),
+    (
+        trainers.check_declared_work,
+        they.Swaps(),
+        "over other batches than privatizer.batches yielded",
+    ),
     (trainers.check_declared_work, they.Releases(), "called release"),
     (trainers.check_vector, they.ParametersOnly(), "where vector.flatten gives"),
     (trainers.check_vector, they.Explodes(), "NaN or infinity; lower"),
@@ -49,12 +53,16 @@ BAD = [
 GOOD_ONES: dict[str, Any] = {
     "minimal": they.Local(),
     "fedavg": GOOD,
-    "adamw": FedAvg(optimizer="adamw", learning_rate=1e-3, options={"weight_decay": 0.1}),
+    "adamw": FedAvg(optimizer="adamw", learning_rate=1e-3, optimizer_options={"weight_decay": 0.1}),
     "augmented": FedAvg(
-        steps=2, flips=True, turns=True, copies=2, class_weights=(1.0, 2.0, 1.0, 1.0)
+        local_steps=2,
+        flips=True,
+        rotations=True,
+        augmentation_multiplicity=2,
+        class_weights=(1.0, 2.0, 1.0, 1.0),
     ),
     "fedprox": FedProx(mu=0.5),
-    "fedsgd": FedSGD(copies=3, flips=True),
+    "fedsgd": FedSGD(augmentation_multiplicity=3, flips=True),
 }
 
 

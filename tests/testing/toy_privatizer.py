@@ -120,12 +120,16 @@ class ToyPlan:
             honest=self.terms.honest,
             accountant="none: a toy",
             noise_multiplier=MULTIPLIER,
-            simulation=self.cohort.seeded_noise,
+            simulation=self.cohort.insecure_seeded_secrets,
         )
 
     @property
     def mechanism(self) -> Mechanism | None:
-        return None if self.guarantee is None else accounting.GaussianMechanism(noise_multiplier=MULTIPLIER)
+        return (
+            None
+            if self.guarantee is None
+            else accounting.GaussianMechanism(noise_multiplier=MULTIPLIER)
+        )
 
     def for_site(self, secret: Randomness, patients: Any = None) -> Any:
         del patients

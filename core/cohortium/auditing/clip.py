@@ -166,7 +166,9 @@ class Measure:
         """The first so many, for each of the sizes."""
         yield from (np.arange(min(size, examples)) for size in self.sizes)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """Compare neighbouring batches; then set the gradient of the batch itself."""
         for place in sorted({0, len(batch) // 2, len(batch) - 1}):
             self._replace(net, losses, batch, batch[place])
@@ -179,7 +181,11 @@ class Measure:
         raise NotImplementedError
 
     def _replace(
-        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, row: int
+        self,
+        net: nn.Module,
+        losses: Callable[[ExampleIndices], Tensor],
+        batch: ExampleIndices,
+        row: int,
     ) -> None:
         own = self.images[row].clone()
         found = []
@@ -190,7 +196,11 @@ class Measure:
         self.replaced = max(self.replaced, self._distance(*found))
 
     def _leave_out(
-        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, place: int
+        self,
+        net: nn.Module,
+        losses: Callable[[ExampleIndices], Tensor],
+        batch: ExampleIndices,
+        place: int,
     ) -> None:
         whole = self._gradient(net, losses, batch)
         again = self._gradient(net, losses, batch, seed=1)
@@ -205,7 +215,12 @@ class Measure:
         return float((one - other).norm()) / self._clip
 
     def _gradient(
-        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, *, seed: int = 0
+        self,
+        net: nn.Module,
+        losses: Callable[[ExampleIndices], Tensor],
+        batch: ExampleIndices,
+        *,
+        seed: int = 0,
     ) -> Tensor:
         """The privatizer's gradient, shape (P,), `float64`, with equal draws for equal seeds."""
         import torch

@@ -65,7 +65,9 @@ def audit_mechanism(
     plan = privatizer.plan(workload, cohort, PARAMETERS)
     guarantee = plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
-    probe = Probe(plan=plan, workload=workload, guarantee=guarantee, secret=secret or Randomness.system())
+    probe = Probe(
+        plan=plan, workload=workload, guarantee=guarantee, secret=secret or Randomness.system()
+    )
     steps = workload.steps if Trial(workload, plan).noises_gradients else 1
     samples = max(4, releases // steps)
     ladder = _ladder(samples, cohort.attempts)

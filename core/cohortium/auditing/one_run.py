@@ -104,7 +104,9 @@ class Planter:
         """The study's own."""
         return self.privatizer.batches(examples)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The study's own, of losses among which there are canaries'."""
         import torch
 

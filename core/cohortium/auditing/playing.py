@@ -60,7 +60,9 @@ class Watched:
         """The plan's."""
         return self.plan.guarantee_after(attempts)
 
-    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SitePrivatizer:
+    def for_site(
+        self, secret: Randomness, patients: ExampleIndices | None = None
+    ) -> SitePrivatizer:
         """The plan's, wrapped."""
         return self.wrap(self.plan.for_site(secret, patients))
 
@@ -104,7 +106,9 @@ class _Recorder:
             self.tape.batches.append(batch)
             yield batch
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         self.privatizer.set_private_gradient(net, losses, batch)
         grads = [p.grad for p in parameters.trainable(net)]
         self.tape.gradients.append([None if g is None else g.clone() for g in grads])
@@ -131,7 +135,9 @@ class Player:
         """The site's own."""
         return self.privatizer.batches(examples)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The noted one, after the site's own has been computed."""
         self.privatizer.set_private_gradient(net, losses, batch)
         if self.replaces == "gradients" and self.tape.gradients:

@@ -110,7 +110,7 @@ def audit_secrets(ready: Ready) -> Finding:
         for a, b in zip(one[site].releases, other[site].releases, strict=True)
     ):
         alike.append("noise")
-    is_public = bool(alike) and not setting.cohort.seeded_noise
+    is_public = bool(alike) and not setting.cohort.insecure_seeded_secrets
     return Finding(
         way="secrets",
         tried="the same round, asked twice of sites that were made twice",
@@ -119,7 +119,7 @@ def audit_secrets(ready: Ready) -> Finding:
             "knows them."
             if is_public
             else "they are the study's public seed, as the guarantee says: a simulation."
-            if setting.cohort.seeded_noise
+            if setting.cohort.insecure_seeded_secrets
             else f"{'batches and ' if sampled else ''}noise were drawn anew."
         ),
         power="it finds what is repeated for equal public values, not a weak generator.",
@@ -210,14 +210,15 @@ def _again(
 
 def _seeded(ready: Ready) -> RunConfig:
     """The study's setting with all secrets from the public seed, so that worlds compare."""
-    cohort = attrs.evolve(ready.setting.cohort, seeded_noise=True)
+    cohort = attrs.evolve(ready.setting.cohort, insecure_seeded_secrets=True)
     return attrs.evolve(ready.setting, cohort=cohort)
 
 
 def _partition(ready: Ready) -> dict[SiteId, Examples]:
     """Each site's examples: no more than are needed."""
     return {
-        site: ready.splits.train.select(indices[:MOST_EXAMPLES]) for site, indices in enumerate(ready.partition)
+        site: ready.splits.train.select(indices[:MOST_EXAMPLES])
+        for site, indices in enumerate(ready.partition)
     }
 
 

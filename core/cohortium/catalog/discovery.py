@@ -19,7 +19,8 @@ from attrs import evolve, field, frozen
 
 from cohortium.catalog.allow_list import entries
 from cohortium.catalog.distributions import entry_points_of
-from cohortium.errors import PluginError
+from cohortium.errors import PluginError, StudyError
+from cohortium.renamed import VARIABLES
 from cohortium.roles import ROLES, Role, hooks
 from cohortium.roles.hooks import API, GROUP, Offer, hook_name
 from cohortium.third_party import attempt, brief
@@ -107,7 +108,7 @@ class Catalog:
             both = " and ".join(o.record.label for o in found)
             raise PluginError(
                 f"{role} '{name}' is offered by {both}; "
-                "keep one of them out with COHORTIUM_BLOCK=<distribution>."
+                "keep one of them out with COHORTIUM_PLUGIN_BLOCK=<distribution>."
             )
         raise PluginError(f"no plugin offers the {role} '{name}'{self._hint(role, name)}")
 
@@ -150,14 +151,20 @@ def discover(
     """Find every installed plugin and load those that may be loaded.
 
     Args:
-        environ: Read for `COHORTIUM_BLOCK` and `COHORTIUM_ONLY`, comma-separated entries as
-            `allowing` has them.  A plugin kept out by either is never imported.
+        environ: Read for `COHORTIUM_PLUGIN_BLOCK` and `COHORTIUM_PLUGIN_ALLOW`, comma-separated
+            entries as `allowing` has them.  A plugin kept out by either is never imported.
         points: The entry points to load; by default those that are installed.
 
     Raises:
-        StudyError: An entry of one of the two names no plugin.
+        StudyError: An entry of one of the two names no plugin; or one has its old name.
     """
-    block, only = _listed(environ, "COHORTIUM_BLOCK"), _listed(environ, "COHORTIUM_ONLY")
+    for old, new in VARIABLES.items():
+        if old in environ:
+            raise StudyError(f"{old} is called {new} now; set that instead.")
+    block, only = (
+        _listed(environ, "COHORTIUM_PLUGIN_BLOCK"),
+        _listed(environ, "COHORTIUM_PLUGIN_ALLOW"),
+    )
     found, unreadable = entry_points_of(GROUP) if points is None else (list(points), [])
     records = [
         PluginRecord(
@@ -175,9 +182,11 @@ def discover(
         record = _record(point)
         own = (record.distribution, record.name, record.version)
         if any(entry.blocks(*own) for entry in block):
-            record = evolve(record, status="blocked", reason="COHORTIUM_BLOCK names it.")
+            record = evolve(record, status="blocked", reason="COHORTIUM_PLUGIN_BLOCK names it.")
         elif only and not any(entry.allows(*own) for entry in only):
-            record = evolve(record, status="blocked", reason="COHORTIUM_ONLY does not name it.")
+            record = evolve(
+                record, status="blocked", reason="COHORTIUM_PLUGIN_ALLOW does not name it."
+            )
         elif record.status == "active":
             record, offers = _load(point, record)
             offerings += [Offering(role, offer, record) for role, offer in offers]

@@ -22,7 +22,7 @@ from cohortium.cli._plugins import check, plugins
 from cohortium.cli._promises import audit, plan
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
-from cohortium.cli._site import deal, site
+from cohortium.cli._site import rehearse, site
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
@@ -39,7 +39,7 @@ GROUPS = MappingProxyType(
     {
         "Study": (init, run, resume, plan, report, compare, audit),
         "Model": (predict, export),
-        "Hospital": (site, ledger, keygen, deal),
+        "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }
 )

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
+from cohortium.errors import StudyError
+from cohortium.renamed import COMMANDS, OPTIONS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,6 +20,20 @@ if TYPE_CHECKING:
 
 class Grouped(TyperGroup):
     """Lists the commands under the names of their groups, in the order of their registration."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Look the command up; refuse the old name of one.
+
+        Raises:
+            StudyError: The name is an old one.
+        """
+        if args[0] in COMMANDS:
+            raise StudyError(
+                f"`cohortium {args[0]}` is called `cohortium {COMMANDS[args[0]]}` now."
+            )
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The names of the commands, unsorted."""
@@ -43,6 +60,18 @@ class Worded(TyperCommand):
     From 8.5 on click forgets the help that typer 0.20 gives an argument, and that typer escapes
     brackets for a printer that is not used here.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; refuse the old name of an option.
+
+        Raises:
+            StudyError: The name is an old one.
+        """
+        for arg in args[: args.index("--")] if "--" in args else args:
+            old = arg.partition("=")[0]
+            if new := OPTIONS.get((ctx.info_name or "", old)):
+                raise StudyError(f"{old} is called {new} now.")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what there is to say about each argument and option."""

@@ -23,7 +23,7 @@ def init(
         typer.Option(help="'phantom', an npz file, or a MedMNIST flag such as bloodmnist."),
     ] = None,
     sites: Annotated[int | None, typer.Option(help="Simulated hospitals.", min=1)] = None,
-    privacy: Annotated[
+    epsilon: Annotated[
         str | None, typer.Option(help="'none', or ε of the whole run (1 strong, 6 moderate).")
     ] = None,
     secagg: Annotated[
@@ -38,8 +38,8 @@ def init(
 
     Examples:
       cohortium init
-      cohortium init lungs.toml --data pneumoniamnist --sites 8 --privacy 3
-      cohortium init --data own.npz --privacy none --plain --yes
+      cohortium init lungs.toml --data pneumoniamnist --sites 8 --epsilon 3
+      cohortium init --data own.npz --epsilon none --plain --yes
     """
     from cohortium.scaffold.study_template import Answers, draft, named_data
     from cohortium.storage.atomic import atomic_create
@@ -56,7 +56,7 @@ def init(
         ),
         sites=_answer(sites, "Sites", default=10, yes=yes, read=_sites),
         epsilon=_answer(
-            privacy,
+            epsilon,
             "Privacy ('none', or ε: 1 is strong, 6 moderate)",
             default="6",
             yes=yes,
@@ -87,7 +87,7 @@ def _answer(
     if not sys.stdin.isatty():
         raise StudyError(
             "init asks questions, and there is no terminal to ask them on; give --data, --sites, "
-            "--privacy and --secagg or --plain, or take the defaults with --yes."
+            "--epsilon and --secagg or --plain, or take the defaults with --yes."
         )
     if isinstance(default, bool):
         return typer.confirm(question, default=default)
@@ -112,5 +112,5 @@ def _epsilon(privacy: str) -> float | None:
     except ValueError:
         epsilon = 0.0
     if not 0 < epsilon < float("inf"):
-        raise StudyError(f"--privacy {privacy}: give 'none', or ε as a number above 0.")
+        raise StudyError(f"--epsilon {privacy}: give 'none', or ε as a number above 0.")
     return epsilon

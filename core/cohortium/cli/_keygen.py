@@ -11,12 +11,14 @@ from cohortium.errors import StudyError
 
 
 def keygen(
-    site: Annotated[int, typer.Argument(help="The site's number in the federation.", min=0)],
+    site: Annotated[
+        int, typer.Argument(help="The site's id in the federation.", min=0, metavar="SITE_ID")
+    ],
     *,
     out: Annotated[
         Path | None, typer.Option(help="The new file for the private key; default identity.pem.")
     ] = None,
-    show: Annotated[
+    public: Annotated[
         Path | None, typer.Option(help="A key that is there; none is made.", metavar="FILE")
     ] = None,
 ) -> None:
@@ -26,17 +28,17 @@ def keygen(
 
     Examples:
       cohortium keygen 3 --out site-3.pem
-      cohortium keygen 3 --show site-3.pem
+      cohortium keygen 3 --public site-3.pem
     """
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey, line_of
 
-    if show is not None:
+    if public is not None:
         if out is not None:
             raise StudyError(
-                "--show makes no key, so that --out has nothing to take; leave it out."
+                "--public makes no key, so that --out has nothing to take; leave it out."
             )
-        identity = SigningKey.read(show)
+        identity = SigningKey.read(public)
     else:
         identity = SigningKey.generate(Randomness.system())
         identity.create(out or Path("identity.pem"))

@@ -67,7 +67,7 @@ def audit(
     study: Study = None,
     *,
     settings: Settings = None,
-    releases: Annotated[
+    samples: Annotated[
         int, typer.Option(help="Noised sums in each of two worlds.", min=1000, max=10_000_000)
     ] = 20_000,
     canaries: Annotated[
@@ -95,7 +95,7 @@ def audit(
     with Console(stderr=True).status("audit") as status:
         found = auditing.audit(
             ready,
-            releases=releases,
+            releases=samples,
             canaries=canaries,
             tell=lambda way, share: status.update(f"audit: {way}, {share:.0%}"),
         )

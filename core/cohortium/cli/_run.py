@@ -49,7 +49,7 @@ def run(
     only: Only = None,
     jobs: Jobs = 1,
     dry_run: DryRun = False,
-    observe: Observe = None,
+    observer: Observe = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +62,7 @@ def run(
       cohortium run
       cohortium run study.toml --out runs/first
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
-      cohortium run study.toml --observe tensorboard --json > result.json
+      cohortium run study.toml --observer tensorboard --json > result.json
       cohortium run grid.toml --only sites=10 --jobs 2
     """
     from cohortium import grid as grids
@@ -78,7 +78,7 @@ def run(
             only=only or [],
             jobs=jobs,
             dry_run=dry_run,
-            observe=observe or [],
+            observe=observer or [],
             own=_own(is_quiet=is_quiet),
             as_json=as_json,
         )
@@ -86,7 +86,7 @@ def run(
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = federation_of(study, settings, is_quiet=is_quiet)
-    federation, observers = _watched(federation, observe, is_quiet=is_quiet)
+    federation, observers = _watched(federation, observer, is_quiet=is_quiet)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with _reported(folder), interruptible(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop)
@@ -96,7 +96,7 @@ def run(
 def resume(
     folder: RunFolder,
     *,
-    observe: Observe = None,
+    observer: Observe = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +111,7 @@ def resume(
     from cohortium.runs.run_directory import study_of
 
     federation = Federation.read(study_of(folder))
-    watched, observers = _watched(federation, observe, is_quiet=quiet or as_json)
+    watched, observers = _watched(federation, observer, is_quiet=quiet or as_json)
     with _reported(folder), interruptible(folder) as stop:
         result = watched.resume(folder, observers=observers, stop=stop)
         _tell(result, as_json=as_json)
@@ -137,7 +137,7 @@ def _watched(
         told = tuple(name for name in told if name != "progress")
     catalog = discover()
     for name in wanted or []:
-        construction.make(catalog, "observer", {"name": name}, where="--observe")
+        construction.make(catalog, "observer", {"name": name}, where="--observer")
     told = tuple(dict.fromkeys([*told, *(wanted or [])]))
     own = [
         construction.make(catalog, "observer", {"name": name}, where="the command")
@@ -172,7 +172,7 @@ def _print_result(result: Result) -> None:
     rows = [
         *result.headline(),
         ("guarantee", str(result.guarantee or "none: nothing here is private")),
-        ("uploads", f"{result.upload_bytes_per_site_per_round:,} bytes per site and round at most"),
+        ("uploads", f"{result.max_upload_bytes:,} bytes per site and round at most"),
         ("time", f"{result.seconds.total:.1f} s"),
         ("weights", result.weights_sha256[:16]),
         ("record", str(result.folder)),

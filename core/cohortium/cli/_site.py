@@ -1,4 +1,4 @@
-"""`cohortium site` and `cohortium deal`: a hospital's long-lived process, and a rehearsal of it."""
+"""`cohortium site` and `cohortium rehearse`: a site's server, and a rehearsal of it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def site(
     from cohortium.deployment.unix_socket import Door
 
     hospital = Hospital.read(path)
-    callers = Callers.named(hospital.caller, hospital.group)
+    callers = Callers.named(hospital.client_user, hospital.group)
     with contextlib.ExitStack() as stack:
         journal = hospital.open_journal()
         stack.callback(journal.close)
         reception = Reception(hospital, journal, tell=_tell)
         stack.callback(reception.close)
         reception.try_out()
-        _tell(f"site {hospital.number}: data, keys, ledger and policy are in order")
+        _tell(f"site {hospital.id}: data, keys, ledger and policy are in order")
         if hospital.policy.directory is not None:
             _tell(f"the pinned directory is {hospital.policy.directory.fingerprint.hex()}")
         if check:
@@ -57,7 +57,7 @@ def site(
         )
         with door.open() as listener:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            _tell(f"site {hospital.number} listens at {door.path}")
+            _tell(f"site {hospital.id} listens at {door.path}")
             door.serve(listener)
 
 
@@ -65,7 +65,7 @@ def _tell(sentence: str) -> None:
     typer.echo(told(sentence), err=True)
 
 
-def deal(
+def rehearse(
     study: Study = None,
     *,
     settings: Settings = None,
@@ -76,7 +76,7 @@ def deal(
     Writes a folder for each, and the study of their deployment, to rehearse it.
 
     Examples:
-      cohortium deal study.toml --out rehearsal
+      cohortium rehearse study.toml --out rehearsal
     """
     from cohortium.deployment.rehearsal import deal as write
     from cohortium.runs.run_directory import require_new

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cohortium.inference.classifier import Classifier
 
-Round = Annotated[
+Weights = Annotated[
     Literal["last", "best"],
     typer.Option(
         help="Whose weights: the last round's, or the best's on the public validation images."
@@ -34,7 +34,7 @@ def predict(
         list[Path], typer.Argument(help="npz, PNG or JPEG files, or folders of the latter two.")
     ],
     *,
-    round: Round = "last",  # noqa: A002 - the option's name
+    weights: Weights = "last",
     split: Annotated[
         Literal["train", "val", "test"],
         typer.Option(help="Of an npz file in MedMNIST's layout."),
@@ -58,7 +58,7 @@ def predict(
 
     if out is not None:
         require_new_file(out, remedy="give another file with --out")
-    classifier = Classifier.open(folder, round)
+    classifier = Classifier.open(folder, weights)
     rows: list[dict[str, Any]] = []
     for names, batch in image_files.read(images, classifier.spec, split=split):
         rows += _rows(names, classifier.predict(batch), classifier)
@@ -98,10 +98,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 def export(
     folder: RunFolder,
     *,
-    to: Annotated[
+    out: Annotated[
         Path | None, typer.Option(help="A new folder; default `export` in the run's own.")
     ] = None,
-    round: Round = "last",  # noqa: A002 - the option's name
+    weights: Weights = "last",
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also as ONNX (pip install 'cohortium[onnx]').")
     ] = False,
@@ -113,13 +113,13 @@ def export(
 
     Examples:
       cohortium export runs/first
-      cohortium export runs/first --to model --onnx
-      cohortium export runs/first --to best --round best
+      cohortium export runs/first --out model --onnx
+      cohortium export runs/first --out best --weights best
     """
     from cohortium.inference import export
     from cohortium.inference.classifier import Classifier
 
-    target = folder / "export" if to is None else to
-    written = export.export(Classifier.open(folder, round), target, onnx=onnx)
+    target = folder / "export" if out is None else out
+    written = export.export(Classifier.open(folder, weights), target, onnx=onnx)
     for path in written:
         typer.echo(f"{path}")

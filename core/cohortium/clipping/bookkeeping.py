@@ -179,7 +179,9 @@ class Book:
         self._isolation.__exit__(kind, error, trace)
         self._forget_gradients()
 
-    def take(self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> tuple[list[Share], int]:
+    def take(
+        self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> tuple[list[Share], int]:
         """Run both passes of a physical batch.
 
         Args:

@@ -27,7 +27,9 @@ SMALLEST_FACTOR = 2.0**-126
 """Below, `float32` has fewer digits."""
 
 
-def mean_gradient(net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+def mean_gradient(
+    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+) -> None:
     """Set `.grad` to the mean gradient over `batch`, without privacy; zero if it is empty.
 
     Args:
@@ -48,7 +50,11 @@ def mean_gradient(net: nn.Module, losses: Callable[[ExampleIndices], Tensor], ba
 
 
 def clipped_sum(
-    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, *, clip: float
+    net: nn.Module,
+    losses: Callable[[ExampleIndices], Tensor],
+    batch: ExampleIndices,
+    *,
+    clip: float,
 ) -> None:
     """Set `.grad` to the sum over `batch` of per-example gradients, each clipped to norm `clip`.
 

@@ -137,7 +137,9 @@ class Isolation:
         unpatch(self._patched)
         self.calls.clear()
 
-    def run(self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> list[Copies]:
+    def run(
+        self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> list[Copies]:
         """Take the losses of a batch and their gradients; return the parameters' copies.
 
         Args:
@@ -162,7 +164,9 @@ class Isolation:
             self.calls.clear()
         return [copies for call in calls for copies in call.copies]
 
-    def _passes(self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> list[MappedCall]:
+    def _passes(
+        self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> list[MappedCall]:
         each = losses(batch)
         calls = list(self.calls)
         if each.shape != batch.shape:

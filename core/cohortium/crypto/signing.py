@@ -113,7 +113,7 @@ class SigningKey:
         except FileExistsError:
             raise IdentityError(
                 f"{path} exists, and a key is never overwritten; `cohortium keygen` shows its "
-                "public half with --show."
+                "public half with --public."
             ) from None
         except OSError as error:
             raise IdentityError(f"cannot write the key {path}: {error.strerror}.") from error

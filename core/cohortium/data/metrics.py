@@ -186,7 +186,9 @@ def score(
     )
 
 
-def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[CalibrationBin, ...]:
+def _calibration(
+    confidence: NDArray[np.floating], right: NDArray[np.bool_]
+) -> tuple[CalibrationBin, ...]:
     """`confidence`, shape (N,), beside whether the call was right, in `BINS` bins."""
     place = np.ceil(confidence.clip(0, 1) * BINS).astype(np.int64).clip(1) - 1
     counts = np.bincount(place, minlength=BINS).tolist()

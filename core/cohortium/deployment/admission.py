@@ -82,15 +82,15 @@ def _require_allowed(policy: SitePolicy, offering: Offering, table: Mapping[str,
     what = f"{offering.role} '{offering.offer.name}'"
     if not policy.allows(offering.record):
         _refuse(
-            "policy.plugins",
+            "policy.allowed_plugins",
             f"the study uses the {what} of {offering.record.label}, and this site does not allow "
             "that plugin.",
         )
     for key in offering.offer.local_parameters:
         value = table.get(key)
-        if value not in (None, "", *policy.local):
+        if value not in (None, "", *policy.allowed_local_values):
             _refuse(
-                "policy.local",
+                "policy.allowed_local_values",
                 f"the study gives the {what} {key} = {shown(value)}, which names code or a "
                 "file of this machine, and this site does not allow it.",
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field, frozen
 
 from cohortium.errors import RefusalError, RunError
-from cohortium.storage.atomic import require_room, sweep, atomic_write
+from cohortium.storage.atomic import atomic_write, require_room, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Collection

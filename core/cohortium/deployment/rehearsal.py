@@ -80,7 +80,7 @@ def _study(ready: Ready, engine: str, *, has_public: bool) -> dict[str, Any]:
     if has_public:
         study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
     if ready.setting.cohort.adversary == "active":
-        study["federation"]["directory"] = "directory.txt"
+        study["federation"]["key_directory"] = "directory.txt"
     return study
 
 
@@ -92,10 +92,10 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
     is_rehearsal = guarantee is None or guarantee.simulation
     site_file = {
         "site": {
-            "number": site,
-            "data": f"{ready.splits.name}, site {site}",
-            "identity": "identity.pem",
-            "directory": "directory.txt",
+            "id": site,
+            "dataset_id": f"{ready.splits.name}, site {site}",
+            "signing_key": "identity.pem",
+            "key_directory": "directory.txt",
         },
         "dataset": {"name": "npz", "path": "data.npz", "layout": "channels-last"},
         "policy": {
@@ -106,7 +106,7 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             "against": "everyone" if guarantee is None else guarantee.against,
             "adversary": ready.setting.cohort.adversary,
             **_ceilings(ready),
-            **({"rehearsal": True} if is_rehearsal else {}),
+            **({"insecure_rehearsal": True} if is_rehearsal else {}),
         },
     }
     atomic_create(folder / "site.toml", tomli_w.dumps(site_file).encode())

@@ -50,39 +50,40 @@ class Hospital:
     Paths are relative to the folder of the file; the data set's are looked for there first.
 
     Attributes:
-        number: The site's number in the federation.
-        data: What the hospital calls the data.  All that is ever released from them is charged to
-            this name; images that share a person must not have two.
+        id: The site's number in the federation.
+        dataset_id: What the hospital calls the data.  All that is ever released from them is
+            charged to this name; images that share a person must not have two.
         ledger: The ledger's file.
         journal: What the site's aggregation must not forget over a restart.
-        states: The folder of what trainers keep at the site from round to round, a file for each
+        state_dir: The folder of what trainers keep at the site from round to round, a file for each
             run that keeps something.
-        identity: The file of its signing key; empty where no study asks for one.
-        directory: The file of the directory that it has pinned; empty likewise.
-        runs: The folder of what it keeps of the runs that it takes part in.
+        signing_key: The file of its signing key; empty where no study asks for one.
+        key_directory: The file of the directory that it has pinned; empty likewise.
+        runs_dir: The folder of what it keeps of the runs that it takes part in.
         socket: The file of the socket on which it is spoken to, from this machine alone.
-        caller: The operating system's user, beside its own, who may speak to it; empty for none.
+        client_user: The operating system's user, beside its own, who may speak to it; empty for
+            none.
         group: The group whose members may connect to the socket, the caller among them; empty for
             the caller's own group.
-        examples: How many training examples it declares to have: public, and told to whoever
-            invites it.  0 declares none.
+        declared_examples: How many training examples it declares to have: public, and told to
+            whoever invites it.  0 declares none.
         dataset: Its own images.
         policy: Its floors.
         folder: Where its file lies.
     """
 
-    number: int = field(validator=[ge(0), lt(MOST_SITES)])
-    data: str = field(validator=and_(min_len(1), _can_be_shown))
+    id: int = field(validator=[ge(0), lt(MOST_SITES)])
+    dataset_id: str = field(validator=and_(min_len(1), _can_be_shown))
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
-    states: str = "states"
-    identity: str = ""
-    directory: str = ""
-    runs: str = "runs"
+    state_dir: str = "states"
+    signing_key: str = ""
+    key_directory: str = ""
+    runs_dir: str = "runs"
     socket: str = "site.sock"
-    caller: str = ""
+    client_user: str = ""
     group: str = ""
-    examples: int = field(default=0, validator=[ge(0), le(MOST_EXAMPLES)])
+    declared_examples: int = field(default=0, validator=[ge(0), le(MOST_EXAMPLES)])
     dataset: Dataset
     policy: SitePolicy
     folder: Path
@@ -103,9 +104,11 @@ class Hospital:
                     f"{where}: a site file has no [{keyed(name)}]; {near(name, TABLES)}"
                 )
         site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
-        folder, pinned = path.absolute().parent, site.get("directory")
+        folder, pinned = path.absolute().parent, site.get("key_directory")
         dataset = construction.beside(discover(), "dataset", dataset, folder)
-        directory = KeyDirectory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
+        directory = (
+            KeyDirectory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
+        )
         hospital: Hospital = construction.call(
             cls,
             site,
@@ -128,7 +131,7 @@ class Hospital:
     @property
     def account(self) -> Account:
         """What was spent of its data, and what may be."""
-        return Account(Ledger(self.folder / self.ledger), self.data, self.policy.budget)
+        return Account(Ledger(self.folder / self.ledger), self.dataset_id, self.policy.budget)
 
     def open_journal(self) -> FileJournal:
         """Its journal, which serves every run of this process; to be closed in the end.
@@ -145,7 +148,7 @@ class Hospital:
         Raises:
             IdentityError: It is missing, damaged, or others may read it.
         """
-        return SigningKey.read(self.folder / self.identity) if self.identity else None
+        return SigningKey.read(self.folder / self.signing_key) if self.signing_key else None
 
     def open(self, setting: RunConfig, journal: Journal, examples: Examples | None = None) -> Site:
         """Take part in a run, with `examples`, or else what its data set holds.
@@ -156,14 +159,14 @@ class Hospital:
         """
         return Site(
             setting,
-            self.number,
+            self.id,
             self.dataset.load().train if examples is None else examples,
             Workplace(setting),
             identity=self.key,
             journal=journal,
             policy=self.policy,
             account=self.account,
-            store=StateFile(self.folder / self.states / _name(setting.session), setting.session),
+            store=StateFile(self.folder / self.state_dir / _name(setting.session), setting.session),
         )
 
 

@@ -33,7 +33,7 @@ MOST_PARAMETERS = 1 << 33
 
 
 def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) -> None:
-    entries(plugins, where="[policy] plugins")
+    entries(plugins, where="[policy] allowed_plugins")
 
 
 @frozen(kw_only=True)
@@ -48,21 +48,22 @@ class SitePolicy:
         unit: The least that is protected: "example", "patient" or "site".
         against: From whom, at least: from "coordinator", who sees sums, or "everyone".
         adversary: What the coordinator must be feared to do.
-        contributors: Fewest sites in a sum that is opened.
-        honest: Fewest of them that do not collude.
-        colluding: Fewest sites that must be feared to pool what they know.
-        threshold: Fewest shareholders that would undo a secret.
-        sites: Fewest sites that are asked in a round.
-        plugins: Plugins that a study may be made of, as `allowing` writes them; none named allows
-            any.  `COHORTIUM_ONLY` keeps the others from being loaded at all.
-        local: Values that a study may give to parameters that name code or files of this machine,
-            such as "my_package:Net" for model 'module'.  None named allows none.
+        min_contributors: Fewest sites in a sum that is opened.
+        min_honest_contributors: Fewest of them that do not collude.
+        assumed_colluding: Fewest sites that must be feared to pool what they know.
+        min_reconstruction_threshold: Fewest shareholders that would undo a secret.
+        min_cohort_size: Fewest sites that are asked in a round.
+        allowed_plugins: Plugins that a study may be made of, as `allowing` writes them; none named
+            allows any.  `COHORTIUM_PLUGIN_ALLOW` keeps the others from being loaded at all.
+        allowed_local_values: Values that a study may give to parameters that name code or files of
+            this machine, such as "my_package:Net" for model 'module'.  None named allows none.
         max_rounds: Most attempts of a run, its retries among them.
         max_sites: Most sites of a federation.
         max_parameters: Most values of a model.
         max_memory: Most memory, in GiB, of a training step as it can be estimated beforehand; 0 is
             half of what the machine, or the service's share of it, has left.
-        rehearsal: Ask for no privacy, and keep no budget: for data that are public or made up.
+        insecure_rehearsal: Ask for no privacy, and keep no budget: for data that are public or made
+            up.
         directory: The sites' public keys, as this site has pinned them.
 
     Guarantees:
@@ -75,14 +76,14 @@ class SitePolicy:
     unit: Unit = field(validator=in_(UNITS))
     against: ProtectedAgainst = field(validator=in_(PARTIES))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))
-    contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    honest: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    threshold: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    sites: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
-    local: tuple[str, ...] = ()
-    rehearsal: bool = False
+    min_contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_honest_contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    assumed_colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_reconstruction_threshold: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_cohort_size: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    allowed_plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
+    allowed_local_values: tuple[str, ...] = ()
+    insecure_rehearsal: bool = False
     max_rounds: int = field(default=1000, validator=[ge(1), le(MOST_ROUNDS)])
     max_sites: int = field(default=1000, validator=[ge(1), le(MOST_SITES)])
     max_parameters: int = field(default=100_000_000, validator=[ge(1), le(MOST_PARAMETERS)])
@@ -92,7 +93,7 @@ class SitePolicy:
     @property
     def budget(self) -> Budget | None:
         """What may be spent of the site's data; None in a rehearsal."""
-        return None if self.rehearsal else self._budget
+        return None if self.insecure_rehearsal else self._budget
 
     @property
     def _budget(self) -> Budget:
@@ -150,12 +151,12 @@ class SitePolicy:
 
     def allows(self, record: PluginRecord) -> bool:
         """Whether a study may be made of a plugin."""
-        known = entries(self.plugins, where="plugins")
+        known = entries(self.allowed_plugins, where="allowed_plugins")
         own = (record.distribution, record.name, record.version)
         return not known or any(entry.allows(*own) for entry in known)
 
     def _require_plugins(self, setting: RunConfig) -> None:
-        if not self.plugins:
+        if not self.allowed_plugins:
             return
         catalog = discover()
         for part in (setting.model, setting.trainer, setting.plan, setting.aggregator):
@@ -164,13 +165,13 @@ class SitePolicy:
                 kind = type(part)
                 which = " and ".join(r.label for r in makers) or "no plugin"
                 _refuse(
-                    "plugins",
+                    "allowed_plugins",
                     f"the study uses {kind.__module__}:{kind.__qualname__} of {which}, and this "
-                    f"site allows {', '.join(self.plugins)}.",
+                    f"site allows {', '.join(self.allowed_plugins)}.",
                 )
 
     def _require_privacy(self, setting: RunConfig) -> None:
-        if self.rehearsal:
+        if self.insecure_rehearsal:
             return
         guarantee, price = setting.plan.guarantee, Price.of(setting.plan)
         if guarantee is None or price.mechanism is None:
@@ -208,24 +209,24 @@ class SitePolicy:
                 f"the study fears a coordinator that is {cohort.adversary}, and this site one that "
                 f"is {self.adversary}.",
             )
-        if cohort.cohort_size < self.sites:
+        if cohort.cohort_size < self.min_cohort_size:
             _refuse(
-                "sites",
+                "min_cohort_size",
                 f"the study asks {cohort.cohort_size} sites a round, and this site demands "
-                f"{self.sites}.",
+                f"{self.min_cohort_size}.",
             )
-        if cohort.colluding < self.colluding:
+        if cohort.max_colluding < self.assumed_colluding:
             _refuse(
-                "colluding",
-                f"the study fears that {cohort.colluding} sites collude, and this site that "
-                f"{self.colluding} do.",
+                "assumed_colluding",
+                f"the study fears that {cohort.max_colluding} sites collude, and this site that "
+                f"{self.assumed_colluding} do.",
             )
 
     def _require_secrecy(self, setting: RunConfig) -> None:
         demanded = {
-            "contributors": self.contributors,
-            "honest": self.honest,
-            "threshold": self.threshold,
+            "min_contributors": self.min_contributors,
+            "min_honest_contributors": self.min_honest_contributors,
+            "min_reconstruction_threshold": self.min_reconstruction_threshold,
         }
         if not any(demanded.values()):
             return
@@ -238,9 +239,10 @@ class SitePolicy:
                 f"demands {_SECRECY[floor]} of {least}.",
             )
         asked = {
-            "contributors": confidentiality.min_contributors,
-            "honest": confidentiality.min_contributors - setting.cohort.colluding,
-            "threshold": confidentiality.reconstruction_threshold,
+            "min_contributors": confidentiality.min_contributors,
+            "min_honest_contributors": confidentiality.min_contributors
+            - setting.cohort.max_colluding,
+            "min_reconstruction_threshold": confidentiality.reconstruction_threshold,
         }
         for floor, least in demanded.items():
             if asked[floor] < least:
@@ -265,9 +267,9 @@ class SitePolicy:
 
 
 _SECRECY = {
-    "contributors": "a least number of sites in a sum",
-    "honest": "a least number of honest sites in a sum",
-    "threshold": "a threshold",
+    "min_contributors": "a least number of sites in a sum",
+    "min_honest_contributors": "a least number of honest sites in a sum",
+    "min_reconstruction_threshold": "a threshold",
 }
 
 

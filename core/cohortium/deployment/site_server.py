@@ -30,7 +30,7 @@ from cohortium.errors import (
 )
 from cohortium.learning.evaluation import torch_threads
 from cohortium.messages import codec
-from cohortium.messages.deployment import Acceptance, Invitation, IdentifyReply, IdentifyRequest
+from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.build_run_config import agree
 from cohortium.runs.invite import differing, versions_of
@@ -107,7 +107,7 @@ class Reception:
         self._tell, self._clock = tell, clock
         self._refused = Throttle(tell, "refusals", clock=clock)
         self._identity = hospital.key
-        self._visits = Visits(hospital.folder / hospital.runs)
+        self._visits = Visits(hospital.folder / hospital.runs_dir)
         self._seats: dict[bytes, Seat] = {}
 
     def try_out(self) -> None:
@@ -169,7 +169,7 @@ class Reception:
         return codec.encode(Refusal(0, 0, code, reason[:REASON]))
 
     def _present(self, call: IdentifyRequest) -> bytes:
-        number, key = self._hospital.number, self._identity
+        number, key = self._hospital.id, self._identity
         text = IdentifyReply.statement(call.challenge, number)
         return codec.encode(IdentifyReply(number, b"" if key is None else key.sign(text)))
 
@@ -220,8 +220,8 @@ class Reception:
         federation = study_of(invitation, hospital.policy)
         spec = federation.data
         assert spec is not None
-        if hospital.number >= federation.sites:
-            raise RefusalError("site", f"the study has no site {hospital.number}.")
+        if hospital.id >= federation.sites:
+            raise RefusalError("site", f"the study has no site {hospital.id}.")
         examples = self._data(spec)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
@@ -238,8 +238,8 @@ class Reception:
         ours = versions_of(loads(invitation.study, where="the invitation"))
         accepted = Acceptance(
             session=invitation.session,
-            site=hospital.number,
-            examples=hospital.examples,
+            site=hospital.id,
+            examples=hospital.declared_examples,
             versions=differing(invitation.versions, ours),
         )
         seat = Seat(site, visit, federation.threads, codec.encode(accepted), self._clock())
@@ -282,7 +282,7 @@ class Reception:
         return splits.train
 
     def _require_declared(self, examples: Examples) -> None:
-        declared = self._hospital.examples
+        declared = self._hospital.declared_examples
         if len(examples) < declared:
             raise DataError(
                 f"the site file declares {declared} examples, and there are {len(examples)}."

@@ -71,7 +71,7 @@ class Callers:
         try:
             user = pwd.getpwnam(caller)
         except (KeyError, ValueError):
-            raise StudyError(f"[site] caller: this machine has no user {caller!r}.") from None
+            raise StudyError(f"[site] client_user: this machine has no user {caller!r}.") from None
         try:
             number = grp.getgrnam(group).gr_gid if group else user.pw_gid
         except (KeyError, ValueError):

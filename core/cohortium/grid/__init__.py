@@ -11,9 +11,9 @@ privatizer.name = "none"
 [grid.privacy.on]
 privatizer.epsilon = 6.0
 
-[[grid.where]]                      # what a combination sets beyond that
-cells = { sites = 20, privacy = "on" }
-set = { privatizer.clip = 3.5 }
+[[grid.override]]                      # what a combination sets beyond that
+match = { sites = 20, privacy = "on" }
+set = { privatizer.clip_norm = 3.5 }
 
 [model]                             # the rest is a study
 name = "dpresnet"

@@ -198,7 +198,7 @@ class Grid:
             if each.place.items() <= place.items():
                 yield Layer(
                     changes=each.changes,
-                    where=f"{self.where} [[grid.where]] {_placed(each.place)}",
+                    where=f"{self.where} [[grid.override]] {_placed(each.place)}",
                     overrides=frozenset(each.place),
                 )
 

@@ -61,7 +61,9 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     images = table.pop("images", "test")
     if images not in ("test", "validation"):
         raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
-    exclude, where_cells = table.pop("exclude", []), table.pop("where", [])
+    if "where" in table:
+        raise StudyError(f"{where} [[grid.where]]: {near('where', ['override'])}")
+    exclude, where_cells = table.pop("exclude", []), table.pop("override", [])
     axes = _axes(table, where=where)
     joint = _joint(where_cells, axes, where=where)
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
@@ -127,17 +129,20 @@ def _places(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[st
 
 
 def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Joint, ...]:
-    where = f"{where} [[grid.where]]"
+    where = f"{where} [[grid.override]]"
+    for each in value if isinstance(value, list) else ():
+        if isinstance(each, dict) and "cells" in each:
+            raise StudyError(f"{where} cells: {near('cells', ['match'])}")
     is_list = isinstance(value, list) and all(
-        isinstance(each, dict) and set(each) == {"cells", "set"} and isinstance(each["set"], dict)
+        isinstance(each, dict) and set(each) == {"match", "set"} and isinstance(each["set"], dict)
         for each in value
     )
     if not is_list:
         raise StudyError(
-            f'{where} must have two tables, such as cells = {{ privacy = "on", sites = 20 }} and '
-            "set = { privatizer.clip = 3.5 }."
+            f'{where} must have two tables, such as match = {{ privacy = "on", sites = 20 }} and '
+            "set = { privatizer.clip_norm = 3.5 }."
         )
-    places = _places([each["cells"] for each in value], axes, where=f"{where} cells")
+    places = _places([each["match"] for each in value], axes, where=f"{where} match")
     return tuple(Joint(place, each["set"]) for place, each in zip(places, value, strict=True))
 
 

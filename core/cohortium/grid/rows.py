@@ -122,7 +122,7 @@ class Row:
     @property
     def upload_bytes(self) -> int:
         """The most that one site sent in a round."""
-        return max(int(r["upload_bytes_per_site_per_round"]) for r in self.results.values())
+        return max(int(r["max_upload_bytes"]) for r in self.results.values())
 
     @property
     def guarantee(self) -> Mapping[str, Any] | None:

@@ -143,7 +143,7 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 **{metric: row.figure(seed, metric) for metric in metrics_of(table)},
                 **_terms(result["guarantee"]),
                 "seconds": result["seconds"]["total"],
-                "upload_bytes": result["upload_bytes_per_site_per_round"],
+                "upload_bytes": result["max_upload_bytes"],
                 "dropouts": result["dropouts"],
                 "weights_sha256": result["weights_sha256"],
                 "versions": " ".join(f"{k}={v}" for k, v in sorted(result["versions"].items())),

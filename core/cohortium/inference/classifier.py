@@ -165,7 +165,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.name == Path(result.BEST).name:
             raise StudyError(
                 f"{path.parent.parent} keeps no best round: the run was not scored on validation "
-                "images, which have to be public; use --round last."
+                "images, which have to be public; use --weights last."
             )
         raise StudyError(f"{path.parent.parent} holds no weights: no round is complete yet.")
     try:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices, Workload
 
 
-def poisson_batches(workload: Workload, examples: int, stream: KeyStream) -> Iterator[ExampleIndices]:
+def poisson_batches(
+    workload: Workload, examples: int, stream: KeyStream
+) -> Iterator[ExampleIndices]:
     """Draw `workload.steps` Poisson samples of `examples` at `workload.sampling_rate`.
 
     Guarantees:
@@ -28,7 +30,11 @@ def poisson_batches(workload: Workload, examples: int, stream: KeyStream) -> Ite
 
 
 def sample_batches(
-    workload: Workload, unit: Unit, examples: int, patients: ExampleIndices | None, stream: KeyStream
+    workload: Workload,
+    unit: Unit,
+    examples: int,
+    patients: ExampleIndices | None,
+    stream: KeyStream,
 ) -> Iterator[ExampleIndices]:
     """The batches that hide a `unit`: Poisson samples of examples or of patients.
 
@@ -53,7 +59,9 @@ def sample_batches(
     return poisson_patient_batches(workload, patients, stream)
 
 
-def poisson_patient_batches(workload: Workload, patients: ExampleIndices, stream: KeyStream) -> Iterator[ExampleIndices]:
+def poisson_patient_batches(
+    workload: Workload, patients: ExampleIndices, stream: KeyStream
+) -> Iterator[ExampleIndices]:
     """Draw `workload.steps` Poisson samples of patients at `workload.sampling_rate`.
 
     A patient who is drawn is represented by one example, drawn anew at random each time,
@@ -73,7 +81,9 @@ def poisson_patient_batches(workload: Workload, patients: ExampleIndices, stream
         yield order[chosen]
 
 
-def shuffled_batches(workload: Workload, examples: int, stream: KeyStream) -> Iterator[ExampleIndices]:
+def shuffled_batches(
+    workload: Workload, examples: int, stream: KeyStream
+) -> Iterator[ExampleIndices]:
     """Pass over `examples`, shuffled, in batches of `workload.batch_size`.
 
     The order is drawn from `stream`.  Where the work declares no batch size, these are Poisson

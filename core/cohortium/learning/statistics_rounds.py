@@ -52,8 +52,9 @@ def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
     prelude: Callable[[Tensor], Tensor] | None = getattr(task.net, "prelude", None)
     if prelude is None:
         raise StudyError(
-            "the trainer has rounds of prelude, and the model has none; set trainer.prelude to 0, "
-            "or choose a model with one (descriptor with moments = true)."
+            "the trainer has statistics rounds, and the model has none; set "
+            "trainer.statistics_rounds to 0, "
+            "or choose a model with one (descriptor with private_whitening = true)."
         )
 
     def losses(batch: ExampleIndices) -> Tensor:

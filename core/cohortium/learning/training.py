@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.roles.values import FederationSpec, ExampleIndices, LocalTask
+    from cohortium.roles.values import ExampleIndices, FederationSpec, LocalTask
 
 Schedule = Literal["constant", "linear", "cosine"]
 """How a learning rate moves over the rounds: not at all, or down to zero."""
@@ -55,7 +55,7 @@ MOST_OPTIONS = 16
 def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, float | bool]) -> None:
     """Refuse arguments of an optimizer that are no numbers it could work with.
 
-    A validator of attrs, for tables such as `[trainer.options]`.
+    A validator of attrs, for tables such as `[trainer.optimizer_options]`.
 
     Args:
         _: The instance.
@@ -182,14 +182,15 @@ class Augmentation:
 
     Attributes:
         flips: Mirror left to right, with probability one half.
-        turns: Turn by 0, 90, 180 or 270 degrees, for square images.
-        copies: Copies of an example in a step; its loss is their mean, so that a per-example
-            gradient is taken over all of them (augmentation multiplicity: De et al. 2022).
+        rotations: Turn by 0, 90, 180 or 270 degrees, for square images.
+        augmentation_multiplicity: Copies of an example in a step; its loss is their mean, so that a
+            per-example gradient is taken over all of them (augmentation multiplicity: De et al.
+            2022).
     """
 
     flips: bool = False
-    turns: bool = False
-    copies: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    rotations: bool = False
+    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
 
     def __call__(self, images: Tensor, task: LocalTask) -> Tensor:
         """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.
@@ -199,16 +200,20 @@ class Augmentation:
         """
         import torch
 
-        if not self.flips and not self.turns:
-            return images if self.copies == 1 else images.repeat_interleave(self.copies, 0)
+        if not self.flips and not self.rotations:
+            return (
+                images
+                if self.augmentation_multiplicity == 1
+                else images.repeat_interleave(self.augmentation_multiplicity, 0)
+            )
         if images.ndim != 4:  # noqa: PLR2004
             raise StudyError(
                 "flips and turns need a model whose inputs are images; this one's are features."
             )
-        if self.turns and images.shape[2] != images.shape[3]:
+        if self.rotations and images.shape[2] != images.shape[3]:
             raise StudyError("turns need square images.")
-        images = images.repeat_interleave(self.copies, 0)
-        quarter = 4 if self.turns else 1
+        images = images.repeat_interleave(self.augmentation_multiplicity, 0)
+        quarter = 4 if self.rotations else 1
         symmetry = torch.randint(
             0, quarter * (1 + self.flips), (len(images),), generator=task.generator
         )
@@ -254,7 +259,7 @@ class AugmentedLoss:
             weights = torch.tensor(
                 self.class_weights, device=task.images.device, dtype=torch.float32
             )
-        copies = self.augmentation.copies
+        copies = self.augmentation.augmentation_multiplicity
 
         def losses(batch: ExampleIndices) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)

@@ -16,7 +16,7 @@ import msgspec
 from cohortium.errors import MessageError
 from cohortium.text import printable
 
-MARK = "CHT\x01"
+MARK = "CHT\x02"
 """Marks a message of this format; the last character is its version."""
 
 MAGIC = b"\x92\xa4" + MARK.encode()

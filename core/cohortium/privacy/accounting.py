@@ -31,10 +31,10 @@ __all__ = (
     "LEAST_DELTA",
     "LEAST_EPSILON",
     "ORDERS",
+    "EpsilonBound",
     "GaussianMechanism",
     "Mechanism",
     "RenyiBoundedMechanism",
-    "EpsilonBound",
     "calibrate_noise_multiplier",
     "compose",
     "within_budget",
@@ -96,7 +96,10 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Eps
             raise ValueError(f"δ is between {LEAST_DELTA:g} and 1, not {delta:g}.")
     whole, sampled, curves = _sorted(spends)
     if not sampled and not curves:
-        return [EpsilonBound.tightest(analytic_gaussian=_gaussian_epsilon(whole, delta)) for delta in deltas]
+        return [
+            EpsilonBound.tightest(analytic_gaussian=_gaussian_epsilon(whole, delta))
+            for delta in deltas
+        ]
     curve = _curve(whole, sampled, curves)
     rdp = [_converted(curve, delta) for delta in deltas]
     if curves:
@@ -128,7 +131,11 @@ def _sorted(
 
     The rest stands in one order, whatever that of `spends` is; so rounding is the same, too.
     """
-    whole, sampled, curves = Counter[float](), Counter[GaussianMechanism](), Counter[RenyiBoundedMechanism]()
+    whole, sampled, curves = (
+        Counter[float](),
+        Counter[GaussianMechanism](),
+        Counter[RenyiBoundedMechanism](),
+    )
     for mechanism, times in spends:
         if isinstance(mechanism, RenyiBoundedMechanism):
             curves[mechanism] += times
@@ -147,7 +154,9 @@ def _sorted(
 
 
 def _curve(
-    whole: float, sampled: list[tuple[GaussianMechanism, int]], curves: list[tuple[RenyiBoundedMechanism, int]]
+    whole: float,
+    sampled: list[tuple[GaussianMechanism, int]],
+    curves: list[tuple[RenyiBoundedMechanism, int]],
 ) -> NDArray[np.float64]:
     """Rényi divergence of everything at each of `ORDERS`."""
     total = np.array(ORDERS) * (whole**2 / 2)

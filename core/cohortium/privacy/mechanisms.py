@@ -29,7 +29,9 @@ WINDOW = 12.0
 """Standard deviations around a peak beyond which a normal density is left out: 10⁻³²."""
 
 
-class GaussianMechanism(msgspec.Struct, frozen=True, kw_only=True, tag="gaussian", rename={"num_releases": "releases"}):
+class GaussianMechanism(
+    msgspec.Struct, frozen=True, kw_only=True, tag="gaussian", rename={"num_releases": "releases"}
+):
     """Releases of a sum with Gaussian noise, each of all units or of a Poisson sample of them.
 
     Neighbouring data differ in one unit, which is there or counts as zero.

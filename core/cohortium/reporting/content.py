@@ -13,7 +13,7 @@ from cohortium.data.metrics import interval
 if TYPE_CHECKING:
     from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
     from cohortium.reporting.reading import Record
-    from cohortium.roles.events import Phase
+    from cohortium.roles.events import StageStats
 
 MOST_ROWS = 60
 """Sites, and lost contributions, that are listed one by one."""
@@ -62,7 +62,7 @@ class Loss:
 
     round: int
     site: int
-    phase: str
+    stage: str
     outcome: str
     reason: str
     is_counted: bool
@@ -117,15 +117,15 @@ def bin_rows(scores: Scores) -> tuple[BinRow, ...]:
 def site_rows(record: Record) -> tuple[SiteRow, ...]:
     """A row for each site of a simulation."""
     started = record.started
-    if started is None or started.histograms is None:
+    if started is None or started.label_histograms is None:
         return ()
-    counts = np.array(started.histograms, dtype=np.float64)
+    counts = np.array(started.label_histograms, dtype=np.float64)
     pooled = counts.sum(0) / max(counts.sum(), 1)
     own = counts / counts.sum(1, keepdims=True).clip(1)
     distances = np.abs(own - pooled).sum(1) / 2
     return tuple(
         SiteRow(site=k, size=sum(row), counts=row, distance=float(distances[k]))
-        for k, row in enumerate(started.histograms)
+        for k, row in enumerate(started.label_histograms)
     )
 
 
@@ -141,32 +141,34 @@ def losses(record: Record) -> tuple[Loss, ...]:
     found = []
     for event in record.rounds:
         named = set()
-        for place, phase in enumerate(event.phases):
-            for site in phase.lost:
+        for place, stage in enumerate(event.stages):
+            for site in stage.dropped:
                 named.add(site)
                 reason = reasons.get((event.attempt, site), "no answer")
                 counted = site in event.contributors
-                outcome = _outcome(record, event.phases, place, is_counted=counted)
-                found.append((event.round, site, phase.name, outcome, reason, counted))
+                outcome = _outcome(record, event.stages, place, is_counted=counted)
+                found.append((event.round, site, stage.name, outcome, reason, counted))
         for site in sorted(set(event.dropped) - named):
             reason = reasons.get((event.attempt, site), "no answer")
             found.append((event.round, site, "", "Left out of the sum.", reason, False))
     return tuple(
         Loss(
-            round=number, site=site, phase=phase, outcome=outcome, reason=reason, is_counted=counted
+            round=number, site=site, stage=stage, outcome=outcome, reason=reason, is_counted=counted
         )
-        for number, site, phase, outcome, reason, counted in found
+        for number, site, stage, outcome, reason, counted in found
     )
 
 
-def _outcome(record: Record, phases: tuple[Phase, ...], place: int, *, is_counted: bool) -> str:
-    """What became of a site that was lost in the exchange at `place` of `phases`."""
-    if record.secrecy is None:
+def _outcome(
+    record: Record, stages: tuple[StageStats, ...], place: int, *, is_counted: bool
+) -> str:
+    """What became of a site that was lost in the exchange at `place` of `stages`."""
+    if record.aggregation is None:
         return "Counted." if is_counted else "Left out of the sum; no masks to take off."
-    last = phases[-1].name or f"exchange {len(phases)}"
+    last = stages[-1].name or f"exchange {len(stages)}"
     if is_counted:
         return f"Counted; masks came off in {last} with the others’ shares."
-    names = [phase.name for phase in phases]
+    names = [stage.name for stage in stages]
     if "vectors" in names and place < names.index("vectors"):
         return "Left out before anyone had masked with it."
     return f"Left out; masks that others shared with it came off in {last}."
@@ -174,18 +176,18 @@ def _outcome(record: Record, phases: tuple[Phase, ...], place: int, *, is_counte
 
 def costs(record: Record) -> tuple[Cost, ...]:
     """Where the time and the bytes of a run went, in the order of a round."""
-    attempts = [*(e.phases for e in record.rounds), *(e.phases for e in record.failed_attempts)]
+    attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
     seconds: dict[str, float] = defaultdict(float)
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
     answers: Counter[str] = Counter()
-    for phases in attempts:
-        for place, phase in enumerate(phases):
-            name = phase.name or f"exchange {place + 1}"
-            seconds[name] += phase.seconds
-            up[name] += phase.upload_bytes
-            down[name] += phase.download_bytes
-            answers[name] += phase.asked
+    for stages in attempts:
+        for place, stage in enumerate(stages):
+            name = stage.name or f"exchange {place + 1}"
+            seconds[name] += stage.seconds
+            up[name] += stage.upload_bytes
+            down[name] += stage.download_bytes
+            answers[name] += stage.num_asked
     own = sum(event.seconds_aggregate for event in record.rounds)
     total = sum(seconds.values()) + own
     if record.result is not None:
@@ -210,6 +212,6 @@ def costs(record: Record) -> tuple[Cost, ...]:
 
 def bytes_moved(record: Record) -> tuple[int, int]:
     """All that went up, and all that went down, over the run."""
-    attempts = [*(e.phases for e in record.rounds), *(e.phases for e in record.failed_attempts)]
-    moved = [phase for phases in attempts for phase in phases]
+    attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
+    moved = [stage for stages in attempts for stage in stages]
     return sum(p.upload_bytes for p in moved), sum(p.download_bytes for p in moved)

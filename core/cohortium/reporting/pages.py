@@ -110,7 +110,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "most_at_site": max((row.size for row in sites), default=1) or 1,
         "distance": content.mean_distance(sites),
         "losses": found,
-        "lost_kinds": Counter((loss.phase, loss.outcome) for loss in found).most_common(),
+        "lost_kinds": Counter((loss.stage, loss.outcome) for loss in found).most_common(),
         "lost_asked": sum(len(e.contributors) + len(e.dropped) for e in record.rounds),
         "costs": content.costs(record),
         "moved": content.bytes_moved(record),

@@ -60,22 +60,26 @@ class Facts:
     Attributes:
         terms: The study's.
         guarantee: What the privatizer promises, or None.
-        secrecy: What the aggregator hides, or None.
+        aggregation: What the aggregator hides, or None.
     """
 
     terms: Terms
     guarantee: Guarantee | None
-    secrecy: AggregationGuarantee | None
+    aggregation: AggregationGuarantee | None
 
     @classmethod
     def of(cls, record: Record) -> Facts:
         """Those of a run."""
-        return cls(terms=record.terms, guarantee=record.guarantee, secrecy=record.secrecy)
+        return cls(terms=record.terms, guarantee=record.guarantee, aggregation=record.aggregation)
 
     @property
     def fewest(self) -> int:
         """Sites in the smallest sum that may be opened."""
-        return self.terms.min_sites if self.secrecy is None else self.secrecy.min_contributors
+        return (
+            self.terms.min_contributors
+            if self.aggregation is None
+            else self.aggregation.min_contributors
+        )
 
     @property
     def is_protected(self) -> bool:
@@ -85,7 +89,7 @@ class Facts:
     @property
     def colluding(self) -> int:
         """Sites that may side with the coordinator, as the study declares."""
-        return self.terms.colluding
+        return self.terms.max_colluding
 
 
 def views(facts: Facts) -> tuple[View, ...]:
@@ -95,7 +99,7 @@ def views(facts: Facts) -> tuple[View, ...]:
 
 def conditions(facts: Facts) -> tuple[str, ...]:
     """What has to be true for the answers to hold, and what they do not cover."""
-    guarantee, confidentiality = facts.guarantee, facts.secrecy
+    guarantee, confidentiality = facts.guarantee, facts.aggregation
     found = []
     if confidentiality is not None:
         if facts.terms.adversary == "active":
@@ -124,7 +128,7 @@ def conditions(facts: Facts) -> tuple[str, ...]:
 
 
 def _coordinator(facts: Facts) -> View:
-    confidentiality = facts.secrecy
+    confidentiality = facts.aggregation
     if confidentiality is None:
         sees = "Every release of every hospital, each by itself, in every round."
         hospital = "All that its releases tell."
@@ -178,7 +182,7 @@ def _hospital(facts: Facts) -> View:
 
 
 def _conspiracy(facts: Facts) -> View:
-    k, guarantee, confidentiality = facts.colluding, facts.guarantee, facts.secrecy
+    k, guarantee, confidentiality = facts.colluding, facts.guarantee, facts.aggregation
     who = "Hospitals and the coordinator together"
     if k:
         who = f"{plural(k, 'hospital')} and the coordinator together"
@@ -194,7 +198,8 @@ def _conspiracy(facts: Facts) -> View:
         hospital += _undone(confidentiality)
     else:
         hospital = (
-            "The study declares that none conspires (colluding = 0), so nothing is promised about "
+            "The study declares that none conspires (max_colluding = 0), so nothing is promised "
+            "about "
             "what the sums then tell"
         )
         hospital += _undone(confidentiality)
@@ -225,7 +230,7 @@ def _undone(confidentiality: AggregationGuarantee) -> str:
 
 def _outsider(facts: Facts) -> View:
     sees = "The model, where it is published, and messages on their way if nothing encrypts them"
-    if facts.secrecy is None:
+    if facts.aggregation is None:
         sees += ": then each release."
         hospital = "Its part in the model; from messages that it can read, all that releases tell."
     else:

@@ -14,9 +14,16 @@ from cohortium.errors import RecordError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.reporting.stored import Summary, Terms
 from cohortium.roles import events
-from cohortium.roles.events import RoundFailed, RoundFinished, RunFailed, RunFinished, RunStarted
+from cohortium.roles.events import (
+    AttemptFailed,
+    RoundCompleted,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+)
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
+from cohortium.runs.result import OLDER
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ T = TypeVar("T")
 MOST_BYTES = 1 << 29
 """Of a file of a record: far more than a run of many rounds and classes leaves."""
 
-KINDS = (RunStarted, events.SiteFailed, RoundFailed, RoundFinished, RunFinished, RunFailed)
+KINDS = (RunStarted, events.SiteFailed, AttemptFailed, RoundCompleted, RunCompleted, RunFailed)
 """The events that a record keeps; others are passed over."""
 
 
@@ -64,7 +71,7 @@ class Record:
     started: RunStarted | None = field(default=None, repr=False)
     rounds: History = field(default=History(), repr=False)
     failures: tuple[events.SiteFailed, ...] = field(default=(), repr=False)
-    failed_attempts: tuple[RoundFailed, ...] = field(default=(), repr=False)
+    failed_attempts: tuple[AttemptFailed, ...] = field(default=(), repr=False)
     result: Summary | None = field(default=None, repr=False)
 
     @property
@@ -75,16 +82,16 @@ class Record:
         return None if self.started is None else self.started.guarantee
 
     @property
-    def secrecy(self) -> AggregationGuarantee | None:
+    def aggregation(self) -> AggregationGuarantee | None:
         """What the aggregator hid."""
-        if self.result is not None and self.result.secrecy is not None:
-            return self.result.secrecy
-        return None if self.started is None else self.started.secrecy
+        if self.result is not None and self.result.aggregation is not None:
+            return self.result.aggregation
+        return None if self.started is None else self.started.aggregation
 
     @property
     def is_simulation(self) -> bool:
         """Whether one party dealt the data, and so could see all of it."""
-        return self.started is not None and self.started.sizes is not None
+        return self.started is not None and self.started.site_sizes is not None
 
     @property
     def scores(self) -> Scores | None:
@@ -94,7 +101,7 @@ class Record:
     @property
     def data(self) -> str:
         """What the figures are of; the data set's name in the study where nothing else says."""
-        named = "" if self.started is None else self.started.data
+        named = "" if self.started is None else self.started.dataset
         named = named or ("" if self.result is None else self.result.data)
         return named or str(self.study.get("dataset", {}).get("name", "?"))
 
@@ -139,6 +146,11 @@ def read(folder: Path) -> Record:
             f"{folder} holds no run: there is no study.toml in it; give the folder that "
             "`cohortium run` printed as its record."
         )
+    if (folder / OLDER).exists():
+        raise RecordError(
+            f"{folder} is a run's folder of an older form; use the version of cohortium "
+            "that wrote it."
+        )
     try:
         study = toml.read(path, what="the study")
     except StudyError as error:
@@ -179,9 +191,9 @@ class _Happened:
     def __init__(self) -> None:
         self.started: RunStarted | None = None
         self.began: float | None = None
-        self.rounds: dict[int, RoundFinished] = {}
+        self.rounds: dict[int, RoundCompleted] = {}
         self.failures: list[events.SiteFailed] = []
-        self.failed_attempts: list[RoundFailed] = []
+        self.failed_attempts: list[AttemptFailed] = []
         self.reason = ""
         self.ended: str | None = None
 
@@ -199,13 +211,13 @@ class _Happened:
             case RunStarted():
                 self.began = moment if self.began is None else self.began
                 self.started, self.reason = event, ""
-            case RoundFinished():
+            case RoundCompleted():
                 self.rounds[event.round] = event
             case events.SiteFailed():
                 self.failures.append(event)
-            case RoundFailed():
+            case AttemptFailed():
                 self.failed_attempts.append(event)
-            case RunFinished():
+            case RunCompleted():
                 self.ended = event.weights_sha256
             case RunFailed():
                 self.reason = event.reason or "it does not say why"
@@ -228,7 +240,7 @@ def _events(path: Path) -> Iterator[tuple[float, object]]:
         head = _decode(line, _Line, where=where)
         if head.event in kinds:
             event = _decode(line, kinds[head.event], where=where)
-            if isinstance(event, RoundFinished) and event.scores is not None:
+            if isinstance(event, RoundCompleted) and event.scores is not None:
                 _sound(event.scores, where)
             yield head.time, _fitting(event, where) if isinstance(event, RunStarted) else event
 
@@ -253,11 +265,14 @@ def _sound(scores: Scores, where: str) -> Scores:
 
 def _fitting(started: RunStarted, where: str) -> RunStarted:
     """`started`, if its parts are of one number of sites and classes."""
-    histograms = started.histograms or ()
+    histograms = started.label_histograms or ()
     if (
         any(len(row) != len(started.classes) for row in histograms if started.classes)
         or len({len(row) for row in histograms}) > 1
-        or (started.histograms is not None and len(histograms) != len(started.sizes or ()))
+        or (
+            started.label_histograms is not None
+            and len(histograms) != len(started.site_sizes or ())
+        )
     ):
         raise RecordError(f"{where} is damaged: its label histograms do not fit one another.")
     return started

@@ -9,7 +9,7 @@ from cohortium.data.metrics import Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import Adversary, AggregationGuarantee
 from cohortium.runs.history import Cell
-from cohortium.runs.result import OwnScores, Seconds
+from cohortium.runs.result import OwnScores, Timings
 
 MOST_SITES = 1_000_000
 
@@ -21,17 +21,17 @@ class Terms:
     sites: int = field(validator=and_(ge(1), le(MOST_SITES)))
     rounds: int = field(validator=ge(1))
     seed: int = 1
-    cohort: int = field(default=0, validator=and_(ge(0), le(MOST_SITES)))
-    min_sites: int = 1
+    cohort_size: int = field(default=0, validator=and_(ge(0), le(MOST_SITES)))
+    min_contributors: int = 1
     retries: int = 0
     adversary: Adversary = "honest-but-curious"
-    colluding: int = 0
-    seeded_noise: bool = False
+    max_colluding: int = 0
+    insecure_seeded_secrets: bool = False
 
     @property
     def asked(self) -> int:
         """Sites that are asked each round."""
-        return self.cohort or self.sites
+        return self.cohort_size or self.sites
 
 
 @frozen(kw_only=True)
@@ -40,12 +40,12 @@ class Summary:
 
     scores: Scores | None = None
     guarantee: Guarantee | None
-    secrecy: AggregationGuarantee | None = None
+    aggregation: AggregationGuarantee | None = None
     rounds: int
     sites: int
     dropouts: int
-    upload_bytes_per_site_per_round: int
-    seconds: Seconds
+    max_upload_bytes: int
+    seconds: Timings
     weights_sha256: str
     versions: dict[str, str]
     plugins: dict[str, str] = field(factory=dict)

@@ -27,12 +27,12 @@ class RunStarted:
         guarantee: What the whole run promises, or None.
         warnings: What a careful reader should be told before it starts.
         history: Rounds that were finished before, in order, where the run goes on.
-        data: What the data set is called.
-        source: Whom to cite for it.
+        dataset: What the data set is called.
+        citation: Whom to cite for it.
         classes: Names of the classes.
-        secrecy: What the aggregator hides from the coordinator, or None.
-        sizes: Training examples at each site; the simulator's knowledge, else None.
-        histograms: Examples of each class at each site; the simulator's knowledge, else None.
+        aggregation: What the aggregator hides from the coordinator, or None.
+        site_sizes: Training examples at each site; the simulator's knowledge, else None.
+        label_histograms: Examples of each class at each site; the simulator's knowledge, else None.
         data_sha256: Of all training data; the simulator's knowledge, else None.
         provenance: By part, whose code it is where no plugin answers for it: `class`, and where
             there are such `file`, `sha256` and `package`.
@@ -44,40 +44,40 @@ class RunStarted:
     parameters: int
     guarantee: Guarantee | None
     warnings: tuple[str, ...] = ()
-    history: tuple[RoundFinished, ...] = ()
-    data: str = ""
-    source: str = ""
+    history: tuple[RoundCompleted, ...] = ()
+    dataset: str = ""
+    citation: str = ""
     classes: tuple[str, ...] = ()
-    secrecy: AggregationGuarantee | None = None
-    sizes: tuple[int, ...] | None = None
-    histograms: tuple[tuple[int, ...], ...] | None = None
+    aggregation: AggregationGuarantee | None = None
+    site_sizes: tuple[int, ...] | None = None
+    label_histograms: tuple[tuple[int, ...], ...] | None = None
     data_sha256: str | None = None
     provenance: dict[str, dict[str, str]] = field(factory=dict)
 
 
 @frozen(kw_only=True)
-class Phase:
+class StageStats:
     """One exchange of an attempt: all that were asked, answered or did not.
 
     Attributes:
         name: What the aggregator calls it; empty if it says nothing.
-        asked: Sites that were asked.
-        lost: Those whose answer did not come, or was of no use.
+        num_asked: Sites that were asked.
+        dropped: Those whose answer did not come, or was of no use.
         upload_bytes: That all sites sent together.
         download_bytes: That all sites were sent together.
         seconds: Until the last answer had come; sites train in the exchange that brings vectors.
     """
 
     name: str
-    asked: int
-    lost: tuple[int, ...]
+    num_asked: int
+    dropped: tuple[int, ...]
     upload_bytes: int
     download_bytes: int
     seconds: float
 
 
 @frozen(kw_only=True)
-class SiteAnswered:
+class SiteReplied:
     """A sign of life within a round: one site's answer to one exchange has come and was of use.
 
     It comes for every site and every exchange of an attempt, and says nothing that the round's own
@@ -86,18 +86,18 @@ class SiteAnswered:
     Attributes:
         round: From 0.
         attempt: From 0, over the run.
-        exchange: Of the attempt, from 0; an aggregator may need several.
+        stage: Of the attempt, from 0; an aggregator may need several.
         site: Which.
-        answered: Sites that have answered this exchange so far.
-        asked: Sites that were asked in it.
+        num_replied: Sites that have answered this exchange so far.
+        num_asked: Sites that were asked in it.
     """
 
     round: int
     attempt: int
-    exchange: int
+    stage: int
     site: int
-    answered: int
-    asked: int
+    num_replied: int
+    num_asked: int
 
 
 @frozen(kw_only=True)
@@ -120,24 +120,24 @@ class SiteFailed:
 
 
 @frozen(kw_only=True)
-class RoundFailed:
+class AttemptFailed:
     """Too few sites answered; nothing was released, and a retry is a new attempt.
 
     Attributes:
         round: From 0.
         attempt: From 0, over the run.
         reason: For people.
-        phases: The attempt's exchanges, in order.
+        stages: The attempt's exchanges, in order.
     """
 
     round: int
     attempt: int
     reason: str
-    phases: tuple[Phase, ...] = ()
+    stages: tuple[StageStats, ...] = ()
 
 
 @frozen(kw_only=True)
-class RoundFinished:
+class RoundCompleted:
     """The global weights have moved.
 
     Attributes:
@@ -145,24 +145,24 @@ class RoundFinished:
         attempt: From 0, over the run.
         contributors: Sites in the sum.
         dropped: Sites that were asked and are not in it.
-        spent: What the attempts so far promise, or None without privacy.
+        guarantee_so_far: What the attempts so far promise, or None without privacy.
         scores: On the public validation images, where there are any and it was due.
         upload_bytes_per_site: The largest number of bytes that one site sent.
         seconds_train: Time inside the exchanges, where sites train.
         seconds_aggregate: Time of the coordinator's own work.
-        phases: The exchanges of the attempt that succeeded, in order.
+        stages: The exchanges of the attempt that succeeded, in order.
     """
 
     round: int
     attempt: int
     contributors: tuple[int, ...]
     dropped: tuple[int, ...]
-    spent: Guarantee | None
+    guarantee_so_far: Guarantee | None
     scores: Scores | None
     upload_bytes_per_site: int
     seconds_train: float
     seconds_aggregate: float
-    phases: tuple[Phase, ...] = ()
+    stages: tuple[StageStats, ...] = ()
 
     def row(self) -> dict[str, float | int | None]:
         """The numbers of it, always by the same names; see `History.rows`."""
@@ -175,7 +175,7 @@ class RoundFinished:
             "auc": None if scores is None else scores.auc,
             "loss": None if scores is None else scores.loss,
             "majority_share": None if scores is None else scores.majority_share,
-            "epsilon": None if self.spent is None else self.spent.epsilon,
+            "epsilon": None if self.guarantee_so_far is None else self.guarantee_so_far.epsilon,
             "contributors": len(self.contributors),
             "dropped": len(self.dropped),
             "upload_bytes": self.upload_bytes_per_site,
@@ -190,7 +190,7 @@ class RoundFinished:
 
 
 @frozen(kw_only=True)
-class RunFinished:
+class RunCompleted:
     """The run is complete.
 
     Attributes:
@@ -218,17 +218,23 @@ class RunFailed:
 
 
 Event: TypeAlias = (
-    RunStarted | SiteAnswered | SiteFailed | RoundFailed | RoundFinished | RunFinished | RunFailed
+    RunStarted
+    | SiteReplied
+    | SiteFailed
+    | AttemptFailed
+    | RoundCompleted
+    | RunCompleted
+    | RunFailed
 )
 """What an observer is told: any of these."""
 
 EVENT_NAMES: dict[type[Event], str] = {
     RunStarted: "RunStarted",
-    SiteAnswered: "SiteAnswered",
+    SiteReplied: "SiteReplied",
     SiteFailed: "SiteFailed",
-    RoundFailed: "RoundFailed",
-    RoundFinished: "RoundFinished",
-    RunFinished: "RunFinished",
+    AttemptFailed: "AttemptFailed",
+    RoundCompleted: "RoundCompleted",
+    RunCompleted: "RunCompleted",
     RunFailed: "RunFailed",
 }
 """The name of each event in `events.jsonl`; it stays when a class is renamed."""

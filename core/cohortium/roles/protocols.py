@@ -27,19 +27,19 @@ if TYPE_CHECKING:
         CoordinatorSession,
         EngineSession,
         PrivacyPlan,
-        SitePrivatizer,
         SiteFactory,
+        SitePrivatizer,
         SiteSession,
     )
     from cohortium.roles.values import (
-        FederationSpec,
-        ExampleIndices,
-        SiteContext,
-        AggregationGuarantee,
-        SiteId,
         AggregationConfig,
-        LocalTask,
+        AggregationGuarantee,
+        ExampleIndices,
+        FederationSpec,
         LocalResult,
+        LocalTask,
+        SiteContext,
+        SiteId,
         Workload,
     )
 
@@ -69,7 +69,9 @@ class Partitioner(Protocol):
         No example goes to two sites.  The partition is a function of the arguments and `rng` alone.
     """
 
-    def partition(self, examples: Examples, num_sites: int, rng: np.random.Generator) -> Sequence[ExampleIndices]:
+    def partition(
+        self, examples: Examples, num_sites: int, rng: np.random.Generator
+    ) -> Sequence[ExampleIndices]:
         """Positions for each of `num_sites` sites.
 
         Args:
@@ -196,7 +198,9 @@ class Aggregator(Protocol):
         """
         ...
 
-    def coordinator_session(self, setting: AggregationConfig, secret: Randomness) -> CoordinatorSession:
+    def coordinator_session(
+        self, setting: AggregationConfig, secret: Randomness
+    ) -> CoordinatorSession:
         """The coordinator's session of a run.
 
         Args:
@@ -241,7 +245,7 @@ class Observer(Protocol):
     """Is told of the run's events, and can change nothing.
 
     An error in a listener ends the run, and the run waits while one works: be quick, above all
-    with `SiteAnswered`, which comes for every site in every exchange.
+    with `SiteReplied`, which comes for every site in every exchange.
     """
 
     def start_run(self) -> Callable[[Event], None]:

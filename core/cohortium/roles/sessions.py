@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingSum, RingVector
-    from cohortium.roles.values import SiteRequest, ExampleIndices, StageRequests, SiteId
+    from cohortium.roles.values import ExampleIndices, SiteId, SiteRequest, StageRequests
 
 
 @runtime_checkable
@@ -29,7 +29,9 @@ class SitePrivatizer(Protocol):
         """
         ...
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """Set `.grad` of every trainable parameter of `net`.
 
         Args:
@@ -93,7 +95,9 @@ class PrivacyPlan(Protocol):
         """What `attempts` attempts promise so far."""
         ...
 
-    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SitePrivatizer:
+    def for_site(
+        self, secret: Randomness, patients: ExampleIndices | None = None
+    ) -> SitePrivatizer:
         """The privatizer for one attempt at a site.
 
         Args:

@@ -41,26 +41,27 @@ class FederationSpec:
     Attributes:
         sites: Hospitals in the federation.
         cohort_size: How many of them are asked each round.
-        min_sites: Fewest contributions of which a sum may be released.
+        min_contributors: Fewest contributions of which a sum may be released.
         examples: Declared training examples over all sites.
         patients: Declared patients over all sites, where the data say whose each example is.
         rounds: Rounds of the run.
         retries: Further attempts, over the whole run, at rounds that fail.
         adversary: What the coordinator may do.
-        colluding: How many sites may pool what they know with it.
-        seeded_noise: Secrets come from a public seed: a simulation that protects nothing.
+        max_colluding: How many sites may pool what they know with it.
+        insecure_seeded_secrets: Secrets come from a public seed: a simulation that protects
+            nothing.
     """
 
     sites: int = field(validator=ge(1))
     cohort_size: int = field(validator=ge(1))
-    min_sites: int = field(default=1, validator=ge(1))
+    min_contributors: int = field(default=1, validator=ge(1))
     examples: int = field(validator=ge(1))
     patients: int | None = field(default=None, validator=optional(ge(1)))
     rounds: int = field(validator=ge(1))
     retries: int = field(default=0, validator=ge(0))
     adversary: Adversary = "honest-but-curious"
-    colluding: int = field(default=0, validator=ge(0))
-    seeded_noise: bool = False
+    max_colluding: int = field(default=0, validator=ge(0))
+    insecure_seeded_secrets: bool = False
 
     @property
     def attempts(self) -> int:
@@ -84,13 +85,16 @@ class FederationSpec:
         Raises:
             PrivacyError: There might be none.
         """
-        if not 1 <= self.colluding < self.min_sites:
+        if not 1 <= self.max_colluding < self.min_contributors:
             raise PrivacyError(
-                f"min_sites is {self.min_sites} and colluding {self.colluding}: noise shared "
-                "against the coordinator is sized for min_sites less colluding honest sites, and "
-                "every site knows its own share; set colluding to 1 or more, and min_sites above."
+                f"min_contributors is {self.min_contributors} and max_colluding "
+                f"{self.max_colluding}: noise shared "
+                "against the coordinator is sized for min_contributors less max_colluding honest "
+                "sites, and "
+                "every site knows its own share; set max_colluding to 1 or more, and "
+                "min_contributors above."
             )
-        return self.min_sites - self.colluding
+        return self.min_contributors - self.max_colluding
 
 
 @frozen(kw_only=True)

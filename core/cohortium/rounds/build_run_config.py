@@ -38,22 +38,26 @@ def cohort_of(federation: Study, *, examples: int, patients: int | None = None) 
     """Who takes part in a study on so many examples, of so many patients."""
     return FederationSpec(
         sites=federation.sites,
-        cohort_size=federation.cohort or federation.sites,
-        min_sites=federation.min_sites,
+        cohort_size=federation.cohort_size or federation.sites,
+        min_contributors=federation.min_contributors,
         examples=examples,
         patients=patients,
         rounds=federation.rounds,
         retries=federation.retries,
         adversary=federation.adversary,
-        colluding=federation.colluding,
-        seeded_noise=federation.seeded_noise,
+        max_colluding=federation.max_colluding,
+        insecure_seeded_secrets=federation.insecure_seeded_secrets,
     )
 
 
 def secrets_of(federation: Study) -> Randomness:
     """Where a run's own secrets come from: the operating system, but for seeded noise."""
     seeds = Seeds(federation.seed)
-    return Randomness.insecure_from_seed(seeds.root) if federation.seeded_noise else Randomness.system()
+    return (
+        Randomness.insecure_from_seed(seeds.root)
+        if federation.insecure_seeded_secrets
+        else Randomness.system()
+    )
 
 
 def agree(
@@ -137,7 +141,7 @@ def _asked(
     policy.admit_parameters(parameters)
     setting = planned(parameters)
     policy.admit(setting)
-    copies = getattr(federation.trainer, "copies", 1)
+    copies = getattr(federation.trainer, "augmentation_multiplicity", 1)
     policy.admit_memory(memory_of(federation.model, spec, copies=copies))
     return setting
 

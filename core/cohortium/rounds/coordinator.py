@@ -140,10 +140,10 @@ class Coordinator:
             total = self._session.sum()
         except TooFewSitesError as error:
             raise TooFewSitesError(f"{error}{self._reasons()}") from error
-        need = self._setting.cohort.min_sites
+        need = self._setting.cohort.min_contributors
         if len(total.contributors) < need:
             raise TooFewSitesError(
-                f"{len(total.contributors)} sites contributed, but min_sites is {need}."
+                f"{len(total.contributors)} sites contributed, but min_contributors is {need}."
                 f"{self._reasons()}"
             )
         self._step(self._setting.plan.decode(total))

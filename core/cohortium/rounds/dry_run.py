@@ -90,7 +90,7 @@ class _Stage:
         self._net = net.to(setting.device)
         self._tried = attrs.evolve(
             setting,
-            cohort=attrs.evolve(setting.cohort, min_sites=1),
+            cohort=attrs.evolve(setting.cohort, min_contributors=1),
             model=Built(setting.model, self._net),
             workload=attrs.evolve(setting.workload, steps=1, epochs=None),
             plan=Hushed(setting.plan, setting.workload.batch_size or TRIED),

@@ -53,7 +53,9 @@ class Counted:
             self._yielded.append(batch)
             yield batch
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The privatizer's gradient, of a batch that it yielded and that is not used up."""
         place = next((i for i, one in enumerate(self._yielded) if one is batch), None)
         if place is None:
@@ -73,7 +75,9 @@ class Counted:
         return self.privatizer.release(vector, weight)
 
 
-def guarded(privatizer: SitePrivatizer, guarantee: Guarantee | None, workload: Workload) -> SitePrivatizer:
+def guarded(
+    privatizer: SitePrivatizer, guarantee: Guarantee | None, workload: Workload
+) -> SitePrivatizer:
     """`privatizer` as a trainer gets it: counted where examples or patients are protected."""
     if guarantee is None or guarantee.unit == "site":
         return privatizer

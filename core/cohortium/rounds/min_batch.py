@@ -50,7 +50,9 @@ class _NoPrivacy:
         """Everyone, once."""
         yield np.arange(examples)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """Ask for the losses, and set zeros."""
         import torch
 

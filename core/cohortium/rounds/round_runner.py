@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from attrs import define, frozen
 
 from cohortium.errors import RunError, TooFewSitesError
-from cohortium.roles.events import Phase, RoundFailed, SiteAnswered
+from cohortium.roles.events import AttemptFailed, SiteReplied, StageStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.roles.events import Event
     from cohortium.roles.sessions import EngineSession
-    from cohortium.roles.values import StageRequests, SiteId
+    from cohortium.roles.values import SiteId, StageRequests
     from cohortium.rounds.coordinator import Coordinator, Outcome
     from cohortium.rounds.run_config import RunConfig
 
@@ -26,12 +26,12 @@ class Played:
 
     Attributes:
         outcome: Of the attempt that succeeded.
-        phases: The exchanges of that attempt.
+        stages: The exchanges of that attempt.
         seconds: Inside the exchanges of all attempts at the round.
     """
 
     outcome: Outcome
-    phases: tuple[Phase, ...]
+    stages: tuple[StageStats, ...]
     seconds: float
 
 
@@ -75,59 +75,65 @@ class Rounds:
             sites = asked(self.setting, number, self.attempt)
             self.coordinator.begin_attempt(number, self.attempt, sites)
             self.attempt += 1
-            phases = self._carry(number)
-            seconds += sum(phase.seconds for phase in phases)
+            stages = self._carry(number)
+            seconds += sum(stage.seconds for stage in stages)
             try:
                 outcome = self.coordinator.close()
             except TooFewSitesError as error:
-                self._tell_failures(number, str(error), phases)
+                self._tell_failures(number, str(error), stages)
                 if self.setting.cohort.attempts - self.attempt < self.goal - number:
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:
                 self.tell(failure)
-            return Played(outcome=outcome, phases=phases, seconds=seconds)
+            return Played(outcome=outcome, stages=stages, seconds=seconds)
 
-    def _carry(self, number: int) -> tuple[Phase, ...]:
+    def _carry(self, number: int) -> tuple[StageStats, ...]:
         """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
-        phases: list[Phase] = []
+        stages: list[StageStats] = []
         while requests := self.coordinator.next_requests():
-            phases.append(self._exchange(number, len(phases), requests))
-        return tuple(phases)
+            stages.append(self._exchange(number, len(stages), requests))
+        return tuple(stages)
 
-    def _exchange(self, number: int, turn: int, requests: StageRequests) -> Phase:
+    def _exchange(self, number: int, turn: int, requests: StageRequests) -> StageStats:
         spent, uploaded = 0.0, 0
         answered: set[SiteId] = set()
         began = time.perf_counter()
-        for site, reply in self.exchange.exchange(requests.broadcast, requests.per_site, self.deadline):
+        for site, reply in self.exchange.exchange(
+            requests.broadcast, requests.per_site, self.deadline
+        ):
             spent += time.perf_counter() - began
             uploaded += len(reply)
             if self.coordinator.receive(site, reply):
                 answered.add(site)
                 self.tell(
-                    SiteAnswered(
+                    SiteReplied(
                         round=number,
                         attempt=self.attempt - 1,
-                        exchange=turn,
+                        stage=turn,
                         site=site,
-                        answered=len(answered),
-                        asked=len(requests.per_site),
+                        num_replied=len(answered),
+                        num_asked=len(requests.per_site),
                     )
                 )
             began = time.perf_counter()
-        return Phase(
+        return StageStats(
             name=requests.stage,
-            asked=len(requests.per_site),
-            lost=tuple(sorted(set(requests.per_site) - answered)),
+            num_asked=len(requests.per_site),
+            dropped=tuple(sorted(set(requests.per_site) - answered)),
             upload_bytes=uploaded,
-            download_bytes=sum(len(requests.broadcast) + len(own) for own in requests.per_site.values()),
+            download_bytes=sum(
+                len(requests.broadcast) + len(own) for own in requests.per_site.values()
+            ),
             seconds=spent + time.perf_counter() - began,
         )
 
-    def _tell_failures(self, number: int, reason: str, phases: tuple[Phase, ...]) -> None:
+    def _tell_failures(self, number: int, reason: str, stages: tuple[StageStats, ...]) -> None:
         for failure in self.coordinator.failures:
             self.tell(failure)
-        self.tell(RoundFailed(round=number, attempt=self.attempt - 1, reason=reason, phases=phases))
+        self.tell(
+            AttemptFailed(round=number, attempt=self.attempt - 1, reason=reason, stages=stages)
+        )
 
 
 def asked(setting: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:

@@ -84,7 +84,7 @@ class RunConfig:
                 f"the aggregator opens sums over {confidentiality.min_contributors} sites, and "
                 f"the guarantee "
                 f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
-                "raise min_sites."
+                "raise min_contributors."
             )
 
     @property
@@ -109,7 +109,7 @@ class RunConfig:
         Where nothing is protected (`private` is false), or the study asks for seeded noise, it is
         a function of the public seed: that is what makes such a run repeatable.
         """
-        if private and not self.cohort.seeded_noise:
+        if private and not self.cohort.insecure_seeded_secrets:
             return Randomness.system()
         return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
 

@@ -12,7 +12,7 @@ from cohortium.errors import BrokenNetworkError, MessageError, PrivacyError, Ref
 from cohortium.ledger.cost import Price
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
-from cohortium.roles.values import SiteRequest, SiteContext, LocalTask
+from cohortium.roles.values import LocalTask, SiteContext, SiteRequest
 from cohortium.rounds.guard import guarded
 from cohortium.rounds.shared_model import Workplace
 from cohortium.storage.append_log import MemoryJournal
@@ -299,7 +299,11 @@ class SimulatedSiteFactory:
 
     def create(self, share_model_with: SiteHandle | None = None) -> Site:
         """Make the site, sharing the resident network of `share_model_with`."""
-        place = share_model_with.workplace if isinstance(share_model_with, Site) else Workplace(self.setting)
+        place = (
+            share_model_with.workplace
+            if isinstance(share_model_with, Site)
+            else Workplace(self.setting)
+        )
         return Site(
             self.setting,
             self.site,

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from cohortium.ring.ring import Ring, RingVector, Words
     from cohortium.roles.protocols import Model
     from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
-    from cohortium.roles.values import SiteRequest, FederationSpec, ExampleIndices, SiteContext, AggregationGuarantee, SiteId, AggregationConfig
+    from cohortium.roles.values import (
+        AggregationConfig,
+        AggregationGuarantee,
+        ExampleIndices,
+        FederationSpec,
+        SiteContext,
+        SiteId,
+        SiteRequest,
+    )
 
 
 @frozen
@@ -106,7 +114,9 @@ class Hushed:
         """As in the run."""
         return self.plan.decode(total)
 
-    def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SitePrivatizer:
+    def for_site(
+        self, secret: Randomness, patients: ExampleIndices | None = None
+    ) -> SitePrivatizer:
         """A site's privacy, hushed."""
         return HushedSite(self.plan.for_site(secret, patients), self.most)
 
@@ -123,7 +133,9 @@ class HushedSite:
         next(iter(self.privatizer.batches(examples)), None)
         yield np.arange(min(examples, self.most))
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The privatizer's gradient, and zeros in its place."""
         self.privatizer.set_private_gradient(net, losses, batch)
         for parameter in parameters.trainable(net):

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, field, frozen
 
-from cohortium.storage import tensor_tree
 from cohortium.errors import MessageError, RefusalError, RunError, StudyError
-from cohortium.roles.events import RoundFinished
-from cohortium.storage.atomic import atomic_write
-from cohortium.storage.append_log import FileJournal
 from cohortium.messages.codec import Message, decode_either, encode
+from cohortium.roles import events
+from cohortium.storage import tensor_tree
+from cohortium.storage.append_log import FileJournal
+from cohortium.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 """Of a checkpoint's content."""
 
 
@@ -160,7 +160,7 @@ class Begun(Message, frozen=True, tag="attempt-started"):
 class Finished(Message, frozen=True, tag="round-completed"):
     """A round is over.  It counts once a checkpoint says so: of two for one round, the later."""
 
-    event: RoundFinished
+    event: events.RoundCompleted
 
 
 class Complete(Message, frozen=True, tag="run-completed"):
@@ -186,7 +186,7 @@ class RunLog:
     begun: int = -1
     is_complete: bool = False
     is_opened: bool = False
-    _rounds: dict[int, RoundFinished] = field(factory=dict)
+    _rounds: dict[int, events.RoundCompleted] = field(factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> RunLog:
@@ -227,7 +227,7 @@ class RunLog:
             elif isinstance(line, Complete):
                 self.is_complete = True
 
-    def history(self, rounds: int) -> list[RoundFinished]:
+    def history(self, rounds: int) -> list[events.RoundCompleted]:
         """The first `rounds` rounds, in order.
 
         Raises:
@@ -260,7 +260,7 @@ class RunLog:
         self._append(Begun(attempt))
         self.begun = max(self.begun, attempt)
 
-    def finish(self, event: RoundFinished) -> None:
+    def finish(self, event: events.RoundCompleted) -> None:
         """Note what a round came to, before the checkpoint that counts it.
 
         Raises:

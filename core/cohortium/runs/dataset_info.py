@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import Splits
 
-FACTS = "checkpoint/data.json"
+FACTS = "dataset.json"
 
 MOST_BYTES = 1 << 29
 """Of a file, as of every other of a record: a result has a row for each round."""

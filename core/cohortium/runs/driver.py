@@ -11,33 +11,33 @@ import numpy as np
 import tomli_w
 from attrs import frozen
 
-from cohortium.study import toml
 from cohortium import parameters
-from cohortium.rounds.coordinator import Coordinator
+from cohortium.catalog.provenance import provenance_of
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
-from cohortium.roles.events import RoundFinished, RunFailed, RunFinished, RunStarted
-from cohortium.storage.atomic import atomic_write
-from cohortium.runs.run_directory import STATES, STUDY, RunFolder, ledger_in
+from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
+from cohortium.rounds.coordinator import Coordinator
+from cohortium.rounds.round_runner import Rounds
 from cohortium.runs.history import History
 from cohortium.runs.invite import muster
-from cohortium.runs.site_scores import own_scores, personalises, score_sites
-from cohortium.catalog.provenance import provenance_of
-from cohortium.runs.result import OwnScores, Result, Seconds, versions
-from cohortium.rounds.round_runner import Rounds
+from cohortium.runs.result import OwnScores, Result, Timings, versions
+from cohortium.runs.run_directory import STATES, STUDY, RunFolder, ledger_in
 from cohortium.runs.run_state import Standing, origin_of
+from cohortium.runs.site_scores import own_scores, personalises, score_sites
+from cohortium.storage.atomic import atomic_write
+from cohortium.study import toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from cohortium.data.examples import Examples
-    from cohortium.roles.events import Event
     from cohortium.data.metrics import Predictions, Scores
-    from cohortium.runs.prepare import Ready
+    from cohortium.roles.events import Event
     from cohortium.roles.protocols import Engine, Observer
-    from cohortium.rounds.round_runner import Played
     from cohortium.roles.sessions import EngineSession
+    from cohortium.rounds.round_runner import Played
+    from cohortium.runs.prepare import Ready
 
 
 def begin(
@@ -176,7 +176,7 @@ class Run:
             setting=self.ready.setting,
             coordinator=standing.coordinator,
             exchange=self.exchange,
-            deadline=self.ready.federation.deadline or None,
+            deadline=self.ready.federation.reply_timeout or None,
             goal=standing.goal,
             attempt=standing.attempt,
             begin=self._begin,
@@ -206,17 +206,17 @@ class Run:
         every = self.ready.federation.evaluate_every
         due = every and ((number + 1) % every == 0 or number + 1 == standing.goal)
         scores = watch.score(standing.coordinator.net) if watch is not None and due else None
-        event = RoundFinished(
+        event = RoundCompleted(
             round=number,
             attempt=standing.attempt - 1,
             contributors=outcome.contributors,
             dropped=outcome.dropped,
-            spent=self.ready.setting.plan.guarantee_after(standing.attempt),
+            guarantee_so_far=self.ready.setting.plan.guarantee_after(standing.attempt),
             scores=scores,
             upload_bytes_per_site=outcome.upload_bytes,
             seconds_train=played.seconds,
             seconds_aggregate=time.perf_counter() - began - played.seconds,
-            phases=played.phases,
+            stages=played.stages,
         )
         standing.finish(event)
         self.tell(event)
@@ -230,11 +230,11 @@ class Run:
             parameters=ready.parameters,
             guarantee=setting.plan.guarantee,
             warnings=(*told, *self.standing.warnings()),
-            data=ready.facts.name,
-            source=ready.facts.source,
+            dataset=ready.facts.name,
+            citation=ready.facts.source,
             history=tuple(self.standing.history),
             classes=setting.spec.classes,
-            secrecy=setting.aggregator.confidentiality(setting.cohort),
+            aggregation=setting.aggregator.confidentiality(setting.cohort),
             provenance=provenance_of(ready.federation),
             **({} if ready.is_deployed else _known_of(ready)),
         )
@@ -253,7 +253,7 @@ class Run:
                 self.folder.write_predictions(predictions)
             self.folder.write_result(result)
         self.tell(
-            RunFinished(
+            RunCompleted(
                 scores=scores,
                 guarantee=result.guarantee,
                 weights_sha256=result.weights_sha256,
@@ -266,7 +266,7 @@ class Run:
 
     def _own(self) -> OwnScores | None:
         """What simulated sites found on what they held out; it is kept, too."""
-        if self.folder is None or not self.ready.federation.holdout:
+        if self.folder is None or not self.ready.federation.holdout_fraction:
             return None
         found = score_sites(self.ready, self.standing.coordinator.net, self.folder.states)
         self.folder.write_site_scores(found)
@@ -278,12 +278,12 @@ class Run:
         return Result(
             scores=scores,
             guarantee=setting.plan.guarantee,
-            secrecy=setting.aggregator.confidentiality(setting.cohort),
+            aggregation=setting.aggregator.confidentiality(setting.cohort),
             rounds=len(history),
             sites=setting.cohort.sites,
             dropouts=sum(len(event.dropped) for event in history),
-            upload_bytes_per_site_per_round=max(e.upload_bytes_per_site for e in history),
-            seconds=Seconds(
+            max_upload_bytes=max(e.upload_bytes_per_site for e in history),
+            seconds=Timings(
                 train=sum(event.seconds_train for event in history),
                 aggregate=sum(event.seconds_aggregate for event in history),
                 total=self.standing.seconds,
@@ -310,9 +310,10 @@ def _known_of(ready: Ready) -> dict[str, Any]:
     """What only a simulator knows of the sites."""
     labels, classes = ready.splits.train.labels, len(ready.setting.spec.classes)
     return {
-        "sizes": tuple(len(indices) for indices in ready.partition),
-        "histograms": tuple(
-            tuple(np.bincount(labels[indices], minlength=classes).tolist()) for indices in ready.partition
+        "site_sizes": tuple(len(indices) for indices in ready.partition),
+        "label_histograms": tuple(
+            tuple(np.bincount(labels[indices], minlength=classes).tolist())
+            for indices in ready.partition
         ),
         "data_sha256": ready.splits.train.fingerprint.hex(),
     }

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cohortium.privacy.guarantee import Guarantee
-    from cohortium.runs.prepare import Ready
     from cohortium.roles.protocols import Privatizer
     from cohortium.roles.sessions import PrivacyPlan
-    from cohortium.roles.values import FederationSpec, AggregationGuarantee, Workload
+    from cohortium.roles.values import AggregationGuarantee, FederationSpec, Workload
+    from cohortium.runs.prepare import Ready
 
 QUARTERS = 4
 """How often ε is told over a run."""
@@ -35,7 +35,7 @@ class Outlook:
         parameters: P, of the network.
         bits: That a value takes on its way up.
         vector_bytes: That a site's vector takes each round; keys and shares come on top.
-        secrecy: What the aggregator hides, or None.
+        aggregation: What the aggregator hides, or None.
         dropouts: Sites that may be missing in a round, whichever they are.
         warnings: What a careful reader should be told.
     """
@@ -48,7 +48,7 @@ class Outlook:
     parameters: int
     bits: int
     vector_bytes: int
-    secrecy: AggregationGuarantee | None
+    aggregation: AggregationGuarantee | None
     dropouts: int
     warnings: tuple[str, ...] = ()
 
@@ -58,7 +58,7 @@ class Outlook:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value, for people."""
-        promise, hidden = self.guarantee, self.secrecy
+        promise, hidden = self.guarantee, self.aggregation
         rows = []
         if promise is not None:
             others = str(promise.colluding) if promise.against == "coordinator" else "all"
@@ -70,17 +70,17 @@ class Outlook:
                 ("from", _whom(promise)),
                 ("sites that may conspire", others),
                 ("noise / sensitivity", f"{promise.noise_multiplier:.3f}"),
-                ("made up by honest sites", str(promise.honest)),
+                ("honest noise shares", str(promise.honest)),
                 *((f"ε after {count} rounds", f"{epsilon:.3f}") for count, epsilon in self.spent),
             ]
         rows += [
             ("steps, a round", f"{self.steps:,}"),
             ("batch", f"{self.batch:,.4g}"),
             ("sampling rate", f"{self.sampling_rate:.4g}"),
-            ("bits a value", str(self.bits)),
+            ("bits per value", str(self.bits)),
             ("bytes up, site and round", f"{self.vector_bytes:,}"),
             ("fewest sites in a sum", "1" if hidden is None else str(hidden.min_contributors)),
-            ("may be missing, a round", str(self.dropouts)),
+            ("max dropouts per round", str(self.dropouts)),
         ]
         if hidden is not None:
             rows.append(("sites that undo masks", str(hidden.reconstruction_threshold)))
@@ -129,7 +129,7 @@ def for_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Priv
 def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
     cohort, guarantee = ready.setting.cohort, plan.guarantee
     confidentiality = ready.setting.aggregator.confidentiality(cohort)
-    missing = cohort.cohort_size - cohort.min_sites
+    missing = cohort.cohort_size - cohort.min_contributors
     workload = ready.setting.workload
     return Outlook(
         guarantee=guarantee,
@@ -140,7 +140,7 @@ def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
         parameters=ready.parameters,
         bits=plan.ring.bits,
         vector_bytes=plan.ring.bytes_for(plan.length),
-        secrecy=confidentiality,
+        aggregation=confidentiality,
         dropouts=missing if confidentiality is None else min(missing, confidentiality.max_dropouts),
         warnings=() if guarantee is None else guarantee.warnings(cohort.num_units(guarantee.unit)),
     )

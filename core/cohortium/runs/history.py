@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, TypeAlias
 
-from cohortium.roles.events import RoundFinished
+from cohortium.roles.events import RoundCompleted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Cell: TypeAlias = int | float | None
 """What a table holds: a number, or nothing."""
 
 
-class History(tuple[RoundFinished, ...]):
+class History(tuple[RoundCompleted, ...]):
     """The events of a run's rounds, in order, which show themselves as a table.
 
     `pandas.DataFrame(result.history.rows())` is a data frame, and so is

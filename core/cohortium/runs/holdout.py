@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Examples
     from cohortium.crypto.randomness import Seeds
+    from cohortium.data.examples import Examples
     from cohortium.roles.values import ExampleIndices
 
 

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any, cast
 import tomli_w
 
 from cohortium.catalog import construction
-from cohortium.messages import codec
-from cohortium.study import toml
 from cohortium.catalog.discovery import discover
 from cohortium.errors import MessageError, RefusalError, StudyError
-from cohortium.text import printable, shown
-from cohortium.runs.result import versions
-from cohortium.messages.run import Refusal
+from cohortium.messages import codec
 from cohortium.messages.deployment import AGREED, Acceptance, Invitation
+from cohortium.messages.run import Refusal
+from cohortium.runs.result import versions
+from cohortium.study import toml
+from cohortium.text import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from cohortium.catalog.discovery import Catalog, Offering
     from cohortium.roles import Role
-    from cohortium.runs.prepare import Ready
     from cohortium.roles.sessions import EngineSession
     from cohortium.roles.values import SiteId
+    from cohortium.runs.prepare import Ready
 
 PARTS: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
 """The roles that all parties share."""
@@ -32,8 +32,9 @@ INSIDE: tuple[Role, ...] = (*PARTS, "dataset")
 """Those of parts inside these; a model may be fitted on a public data set, say."""
 
 TERMS = (
-    "sites", "rounds", "seed", "cohort", "min_sites", "retries", "device", "threads", "adversary",
-    "colluding", "seeded_noise",
+    "sites", "rounds", "seed", "cohort_size", "min_contributors", "retries", "device", "threads",
+    "adversary",
+    "max_colluding", "insecure_seeded_secrets",
 )  # fmt: skip
 """The terms that all parties share."""
 
@@ -58,7 +59,7 @@ def muster(exchange: EngineSession, ready: Ready) -> tuple[str, ...]:
     amiss: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
     accepted: dict[SiteId, Acceptance] = {}
     everyone = dict.fromkeys(sites, b"")
-    deadline = max(ready.federation.deadline, PREPARATION)
+    deadline = max(ready.federation.reply_timeout, PREPARATION)
     for site, reply in exchange.exchange(codec.encode(invitation), everyone, deadline):
         try:
             answer = codec.decode_either(reply, Acceptance, Refusal)

@@ -10,25 +10,25 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium import parameters
+from cohortium.crypto.randomness import Seeds
+from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.errors import StudyError
 from cohortium.ledger.account import Account
 from cohortium.rounds.build_run_config import agree, cohort_of, secrets_of
-from cohortium.errors import StudyError
+from cohortium.rounds.site import SimulatedSiteFactory
 from cohortium.runs.dataset_info import DataFacts
 from cohortium.runs.holdout import hold_out
-from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.storage.trainer_state import StateFile
-from cohortium.crypto.randomness import Seeds
-from cohortium.rounds.site import SimulatedSiteFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cohortium.crypto.randomness import Randomness
     from cohortium.data.examples import DataSpec, Examples, Splits
     from cohortium.ledger.ledger import Ledger
-    from cohortium.crypto.randomness import Randomness
+    from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig
     from cohortium.study.study import Study
-    from cohortium.roles.values import ExampleIndices, SiteId
 
 
 @frozen(eq=False, kw_only=True)
@@ -135,7 +135,7 @@ class Ready:
 
     def state_of(self, site: SiteId, states: Path) -> Path:
         """The file in `states` of what the trainer keeps at a simulated site."""
-        return states / f"{site}.safetensors"
+        return states / f"site-{site}.safetensors"
 
     def recipes(
         self, ledger: Ledger | None = None, states: Path | None = None
@@ -157,9 +157,9 @@ def prepare(federation: Study) -> Ready:
     splits.require_learnable()
     seeds, spec = Seeds(federation.seed), splits.spec
     partition, held = hold_out(
-        splits.train, _deal(federation, splits, seeds), federation.holdout, seeds
+        splits.train, _deal(federation, splits, seeds), federation.holdout_fraction, seeds
     )
-    if federation.holdout:
+    if federation.holdout_fraction:
         spec = _declared(splits.train, partition, spec)
     secret = secrets_of(federation)
     identities = _identities(federation, secret)
@@ -211,21 +211,22 @@ def _deployed(federation: Study) -> Ready:
             f"{', '.join(public.classes)}; [data] declares "
             f"{spec.shape} of {', '.join(spec.classes)}."
         )
-    if federation.holdout:
+    if federation.holdout_fraction:
         raise StudyError(
-            "holdout is for simulated sites: what hospitals hold out is not scored; leave it 0."
+            "holdout_fraction is for simulated sites: what hospitals hold out is not scored; leave "
+            "it 0."
         )
     is_active = federation.adversary == "active"
-    if is_active != bool(federation.directory):
+    if is_active != bool(federation.key_directory):
         raise StudyError(
             "a deployment names a directory of the sites' keys if, and only if, its adversary is "
-            "'active'; set both federation.adversary and federation.directory, or neither."
+            "'active'; set both federation.adversary and federation.key_directory, or neither."
         )
     setting = agree(
         federation,
         spec,
         session=secrets_of(federation).secret_bytes(16, "session"),
-        directory=KeyDirectory.read(Path(federation.directory)) if is_active else None,
+        directory=KeyDirectory.read(Path(federation.key_directory)) if is_active else None,
     )
     return Ready(
         federation=federation,
@@ -239,7 +240,9 @@ def _identities(federation: Study, secret: Randomness) -> tuple[SigningKey, ...]
     """A signing key for each simulated site; hospitals make and pin their own."""
     if federation.adversary != "active":
         return None
-    return tuple(SigningKey.generate(secret.derive("identity", site)) for site in range(federation.sites))
+    return tuple(
+        SigningKey.generate(secret.derive("identity", site)) for site in range(federation.sites)
+    )
 
 
 def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndices, ...]:
@@ -248,7 +251,9 @@ def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndic
     examples, whole = _persons(splits.train)
     partition = tuple(federation.partitioner.partition(examples, federation.sites, rng))
     if len(partition) != federation.sites:
-        raise StudyError(f"the partitioner made {len(partition)} parts for {federation.sites} sites.")
+        raise StudyError(
+            f"the partitioner made {len(partition)} parts for {federation.sites} sites."
+        )
     empty = [site for site, indices in enumerate(partition) if len(indices) == 0]
     if empty:
         raise StudyError(

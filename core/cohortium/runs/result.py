@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import frozen
 
+from cohortium.data.metrics import Predictions
 from cohortium.errors import StudyError
 from cohortium.runs.history import html_table
-from cohortium.data.metrics import Predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.privacy.guarantee import Guarantee
-    from cohortium.runs.history import History
     from cohortium.data.metrics import Scores
+    from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.values import AggregationGuarantee
+    from cohortium.runs.history import History
 
 
 RESULT = "result.json"
 
-LAST = "checkpoint/weights.safetensors"
+OLDER = "checkpoint/journal"
+"""A file that only run directories of an older form have."""
+
+LAST = "weights/last.safetensors"
 """The weights after the last round that is complete."""
 
-BEST = "checkpoint/best.safetensors"
+BEST = "weights/best.safetensors"
 """The weights that did best on the public validation images, where there are any."""
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
@@ -47,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 @frozen(kw_only=True)
-class Seconds:
+class Timings:
     """Where a run's time went: in the exchanges, in the coordinator's own work, and in all."""
 
     train: float
@@ -81,11 +84,11 @@ class Result:
     Attributes:
         scores: On the test images, or None where there are none.
         guarantee: What the whole run promises, or None without privacy.
-        secrecy: What the aggregator hides from the coordinator, or None.
+        aggregation: What the aggregator hides from the coordinator, or None.
         rounds: That were completed.
         sites: In the federation.
         dropouts: Contributions that were asked for and did not enter a sum, over the run.
-        upload_bytes_per_site_per_round: The largest that one site sent in a round.
+        max_upload_bytes: The largest that one site sent in a round.
         seconds: Where the time went.
         weights_sha256: Of the final weights; see `parameters.sha256`.
         versions: Of Python and of the packages that the figures depend on.
@@ -103,12 +106,12 @@ class Result:
 
     scores: Scores | None = attrs.field(repr=False)
     guarantee: Guarantee | None
-    secrecy: AggregationGuarantee | None = attrs.field(repr=False)
+    aggregation: AggregationGuarantee | None = attrs.field(repr=False)
     rounds: int
     sites: int
     dropouts: int
-    upload_bytes_per_site_per_round: int
-    seconds: Seconds
+    max_upload_bytes: int
+    seconds: Timings
     weights_sha256: str
     versions: Mapping[str, str] = attrs.field(repr=False)
     plugins: Mapping[str, str] = attrs.field(repr=False)
@@ -145,11 +148,11 @@ class Result:
             "calibration": [attrs.asdict(part) for part in bins],
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
-            "secrecy": None if self.secrecy is None else attrs.asdict(self.secrecy),
+            "aggregation": None if self.aggregation is None else attrs.asdict(self.aggregation),
             "rounds": self.rounds,
             "sites": self.sites,
             "dropouts": self.dropouts,
-            "upload_bytes_per_site_per_round": self.upload_bytes_per_site_per_round,
+            "max_upload_bytes": self.max_upload_bytes,
             "seconds": attrs.asdict(self.seconds),
             "weights_sha256": self.weights_sha256,
             "versions": dict(self.versions),
@@ -167,7 +170,7 @@ class Result:
             told = f"{scores.accuracy:.2%} ({majority})"
         if not self.is_personal:
             return [("test accuracy", told)]
-        own = "not measured; federation.holdout holds images out"
+        own = "not measured; federation.holdout_fraction holds images out"
         if self.own is not None:
             own = (
                 f"{self.own.personal_accuracy:.2%} (each site's most frequent class alone: "
@@ -186,7 +189,7 @@ class Result:
             "sites": self.sites,
             "rounds": self.rounds,
             "contributions lost": self.dropouts,
-            "upload, bytes per site and round": self.upload_bytes_per_site_per_round,
+            "upload, bytes per site and round": self.max_upload_bytes,
             "seconds": self.seconds.total,
             "weights": self.weights_sha256[:16],
             "record": "not kept" if self.folder is None else str(self.folder),
@@ -195,7 +198,7 @@ class Result:
 
 
 PREDICTIONS = "simulation/predictions.npz"
-SITE_SCORES = "simulation/sites.json"
+SITE_SCORES = "simulation/holdout_scores.json"
 """What only a simulator knows."""
 """Where a run's folder has them: beside all else that only a simulator knows."""
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Self
 import attrs
 from attrs import field, frozen
 
-from cohortium.runs.checkpoint import Checkpoint, RunLog
 from cohortium.errors import RunError, StudyError
-from cohortium.runs.dataset_info import FACTS
-from cohortium.storage.atomic import UNFINISHED, require_room, sweep, atomic_write
 from cohortium.ledger.ledger import Ledger
+from cohortium.runs.checkpoint import Checkpoint, RunLog
+from cohortium.runs.dataset_info import FACTS
+from cohortium.runs.result import BEST, LAST, OLDER, PREDICTIONS, RESULT, SITE_SCORES
+from cohortium.storage.atomic import UNFINISHED, atomic_write, require_room, sweep
 from cohortium.storage.writable import require_folder, require_text
-from cohortium.runs.result import BEST, LAST, PREDICTIONS, RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.runs.dataset_info import DataFacts
     from cohortium.data.metrics import Predictions
-    from cohortium.runs.site_scores import SiteScores
+    from cohortium.runs.dataset_info import DataFacts
     from cohortium.runs.result import Result
+    from cohortium.runs.site_scores import SiteScores
 
-LOG, CHECKPOINT = "checkpoint/journal", "checkpoint/state.safetensors"
-STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "sites"
+LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
+STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
 """Where things are in a run's folder."""
 
 
@@ -283,10 +283,15 @@ def study_of(path: Path) -> Path:
     """The study file of the run in `path`.
 
     Raises:
-        StudyError: It holds none.
+        StudyError: It holds none, or one of an older form.
     """
     if not (path / STUDY).is_file():
         raise StudyError(f"{path} holds no run: there is no {STUDY} in it.")
+    if (path / OLDER).exists():
+        raise StudyError(
+            f"{path} is a run's folder of an older form; use the version of cohortium that "
+            "wrote it."
+        )
     return path / STUDY
 
 

@@ -12,16 +12,16 @@ import numpy as np
 from attrs import define, field
 
 from cohortium import parameters
-from cohortium.runs.checkpoint import Checkpoint, Origin
 from cohortium.catalog.provenance import as_versions, provenance_of
-from cohortium.runs.result import versions
 from cohortium.ledger.cost import Price
+from cohortium.runs.checkpoint import Checkpoint, Origin
+from cohortium.runs.result import versions
 
 if TYPE_CHECKING:
+    from cohortium.roles.events import RoundCompleted
     from cohortium.rounds.coordinator import Coordinator
-    from cohortium.roles.events import RoundFinished
-    from cohortium.runs.run_directory import RunFolder
     from cohortium.runs.prepare import Ready
+    from cohortium.runs.run_directory import RunFolder
 
 
 @define(eq=False, kw_only=True)
@@ -53,7 +53,7 @@ class Standing:
     folder: RunFolder | None = None
     origin: Origin | None = None
     goal: int = field(init=False)
-    history: list[RoundFinished] = field(factory=list, init=False)
+    history: list[RoundCompleted] = field(factory=list, init=False)
     attempt: int = field(default=0, init=False)
     lost: int = field(default=0, init=False)
     changes: tuple[str, ...] = field(default=(), init=False)
@@ -73,7 +73,7 @@ class Standing:
     def can_repeat(self) -> bool:
         """Whether an attempt that is made again is the same to the last bit."""
         setting = self.ready.setting
-        is_seeded = setting.plan.guarantee is None or setting.cohort.seeded_noise
+        is_seeded = setting.plan.guarantee is None or setting.cohort.insecure_seeded_secrets
         return bool(self.ready.partition) and is_seeded
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -114,7 +114,7 @@ class Standing:
             self.folder.log.begin(attempt)
         self.attempt = attempt + 1
 
-    def finish(self, event: RoundFinished) -> None:
+    def finish(self, event: RoundCompleted) -> None:
         """Take in what a round has come to.
 
         Raises:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.learning.evaluation import Evaluation
-from cohortium.storage.trainer_state import StateFile
 from cohortium.runs.result import OwnScores
+from cohortium.storage.trainer_state import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.runs.prepare import Ready
     from cohortium.roles.protocols import Trainer
+    from cohortium.runs.prepare import Ready
 
 
 @frozen(kw_only=True)

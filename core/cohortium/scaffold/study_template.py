@@ -163,9 +163,9 @@ _OPEN_TRAINER = """\
 # Sites train on their own for some epochs; the server takes the mean.
 [trainer]
 name = "fedavg"
-epochs = 5
+local_epochs = 5
 learning_rate = 0.002
-options = { momentum = 0.9 }
+optimizer_options = { momentum = 0.9 }
 """
 
 _PRIVATE = """\
@@ -174,9 +174,10 @@ _PRIVATE = """\
 name = "gaussian"
 epsilon = {epsilon}     # smaller is more private: 1 is strong, 6 moderate, beyond 10 weak
 delta = {delta}     # the chance that this fails: below a tenth of one over {examples} images
-clip = 7.0        # the most that one image may weigh in a step
+clip_norm = 7.0        # the most that one image may weigh in a step
 # Sites that share the noise need less of it, where sums alone are seen and not all collude: with
-# `against = "coordinator"` here set `colluding = 1` and `min_sites` under [federation].
+# `noise = "distributed"` here set `max_colluding = 1` and `min_contributors` under
+# [federation].
 """
 
 _OPEN = """\

@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 from cohortium.errors import RunError
 from cohortium.storage import tensor_tree
-from cohortium.storage.atomic import require_room, atomic_write
+from cohortium.storage.atomic import atomic_write, require_room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -98,21 +98,23 @@ class Study:
         sites: Hospitals in the federation.
         rounds: Times that the global weights move.
         seed: Of everything public: initial weights, partition, augmentation.
-        cohort: Sites asked each round, drawn from the seed; 0 asks all.
-        min_sites: Fewest contributions of which a sum may be released.
+        cohort_size: Sites asked each round, drawn from the seed; 0 asks all.
+        min_contributors: Fewest contributions of which a sum may be released.
         retries: Further attempts, over the whole run, at rounds in which too few answered.  The
             privacy budget covers them all.
-        deadline: Seconds that a site has for each of its answers; 0 waits for ever.  What comes
-            later is not looked at: the site has dropped out of the attempt.
+        reply_timeout: Seconds that a site has for each of its answers; 0 waits for ever.  What
+            comes later is not looked at: the site has dropped out of the attempt.
         device: Where torch computes: "auto", "cpu", "cuda", …
         threads: Of torch; 0 leaves torch's own choice.  Equal bits need equal threads.
         adversary: What the coordinator may do: "honest-but-curious" or "active".
-        colluding: How many sites may pool what they know with it.
-        seeded_noise: Draw every secret from the seed: repeatable, and protecting nothing.
-        directory: File of the sites' public keys, in a deployment against an active adversary.
+        max_colluding: How many sites may pool what they know with it.
+        insecure_seeded_secrets: Draw every secret from the seed: repeatable, and protecting
+            nothing.
+        key_directory: File of the sites' public keys, in a deployment against an active adversary.
         evaluate_every: Score on the validation images every so many rounds; 0 never does.
-        holdout: Share of each simulated site's images that it does not train on: in the end the
-            global model and the site's own are scored on them, into `simulation/sites.json`.
+        holdout_fraction: Share of each simulated site's images that it does not train on: in the
+            end the global model and the site's own are scored on them, into
+            `simulation/holdout_scores.json`.
         observers: Names of observers that are told of every run's events.
 
     Raises:
@@ -135,20 +137,20 @@ class Study:
     sites: int = field(default=10, validator=[ge(1), le(MOST_SITES)])
     rounds: int = field(default=60, validator=[ge(1), le(MOST_ROUNDS)])
     seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
-    cohort: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    min_sites: int = field(default=1, validator=[ge(1), le(MOST_SITES)])
+    cohort_size: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_contributors: int = field(default=1, validator=[ge(1), le(MOST_SITES)])
     retries: int = field(default=0, validator=[ge(0), le(MOST_ROUNDS)])
-    deadline: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
+    reply_timeout: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
     device: str = "cpu"
     threads: int = field(default=0, validator=[ge(0), le(MOST_THREADS)])
     adversary: Adversary = field(
         default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
     )
-    colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    seeded_noise: bool = False
-    directory: str = ""
+    max_colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    insecure_seeded_secrets: bool = False
+    key_directory: str = ""
     evaluate_every: int = field(default=1, validator=[ge(0), le(MOST_ROUNDS)])
-    holdout: float = field(default=0.0, validator=[ge(0), lt(1)])
+    holdout_fraction: float = field(default=0.0, validator=[ge(0), lt(1)])
     observers: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
@@ -162,14 +164,17 @@ class Study:
                 "a deployment deals nothing, so it has no partitioner: each hospital's site file "
                 "names its own data."
             )
-        if self.data is None and self.directory:
-            raise StudyError("a simulation makes its own keys; directory is for a deployment.")
-        if self.cohort > self.sites:
-            raise StudyError(f"cohort = {self.cohort} is more than the {self.sites} sites.")
-        asked = self.cohort or self.sites
-        if self.min_sites > asked:
+        if self.data is None and self.key_directory:
+            raise StudyError("a simulation makes its own keys; key_directory is for a deployment.")
+        if self.cohort_size > self.sites:
             raise StudyError(
-                f"min_sites = {self.min_sites} is more than the {asked} sites asked each round."
+                f"cohort_size = {self.cohort_size} is more than the {self.sites} sites."
+            )
+        asked = self.cohort_size or self.sites
+        if self.min_contributors > asked:
+            raise StudyError(
+                f"min_contributors = {self.min_contributors} is more than the {asked} sites asked "
+                "each round."
             )
 
     def as_toml(self) -> str:

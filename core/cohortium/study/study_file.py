@@ -144,9 +144,9 @@ def _beside(tables: Tables, folder: Path) -> Tables:
         found["dataset"] = dict(
             construction.beside(discover(), "dataset", found["dataset"], folder)
         )
-    directory = found["federation"].get("directory")
+    directory = found["federation"].get("key_directory")
     if isinstance(directory, str) and directory and (folder / directory).exists():
-        found["federation"] = {**found["federation"], "directory": str(folder / directory)}
+        found["federation"] = {**found["federation"], "key_directory": str(folder / directory)}
     return found
 
 

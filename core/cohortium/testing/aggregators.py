@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cohortium.roles.protocols import Aggregator
-    from cohortium.roles.values import SiteRequest, SiteId
+    from cohortium.roles.values import SiteId, SiteRequest
     from cohortium.testing.play import Fault
 
 JUNK = np.random.default_rng(0).bytes(61)
@@ -52,25 +52,26 @@ def check_dropouts(aggregator: Aggregator) -> str | None:
 
 
 def check_min_sites(aggregator: Aggregator) -> None:
-    """Below the study's `min_sites` nothing is released."""
-    play = _first_of_eight(aggregator, min_sites=7)
+    """Below the study's `min_contributors` nothing is released."""
+    play = _first_of_eight(aggregator, min_contributors=7)
     who = play.attempt(_losing({0, 3}, since=0))
     ensure(
         who is None,
-        f"min_sites is 7 and a sum over {who} was released; hold it as a floor.",
+        f"min_contributors is 7 and a sum over {who} was released; hold it as a floor.",
     )
 
 
 def check_secrecy(aggregator: Aggregator) -> str | None:
     """What is said to be hidden is: no smaller sum, and every dropout that should be survived."""
-    play = _first_of_eight(aggregator, min_sites=4)
+    play = _first_of_eight(aggregator, min_contributors=4)
     confidentiality = aggregator.confidentiality(play.setting.cohort)
     if confidentiality is None:
         return "not needed: the coordinator sees every release"
     least, sites = confidentiality.min_contributors, list(play.sites)
     ensure(
-        least >= play.setting.cohort.min_sites,
-        f"confidentiality() says that a sum over {least} sites may be opened, below min_sites; "
+        least >= play.setting.cohort.min_contributors,
+        f"confidentiality() says that a sum over {least} sites may be opened, below "
+        "min_contributors; "
         f"hold it.",
     )
     play.attempt()
@@ -126,7 +127,9 @@ def check_garbage_requests(aggregator: Aggregator) -> None:
     play.attempt()
     for stage in range(play.stages):
 
-        def mischief(now: int, site: SiteId, ask: SiteRequest, due: int = stage) -> Sequence[SiteRequest]:
+        def mischief(
+            now: int, site: SiteId, ask: SiteRequest, due: int = stage
+        ) -> Sequence[SiteRequest]:
             if now != due or site > 1:
                 return ()
             return [
@@ -178,11 +181,11 @@ CHECKS: tuple[Check, ...] = (
 """Every check of an aggregator."""
 
 
-def _first_of_eight(aggregator: Aggregator, *, min_sites: int) -> Play:
+def _first_of_eight(aggregator: Aggregator, *, min_contributors: int) -> Play:
     try:
-        return Play.of(aggregator, 8, 27, 100, min_sites=min_sites)
+        return Play.of(aggregator, 8, 27, 100, min_contributors=min_contributors)
     except StudyError:
-        return Play.of(aggregator, 9, 27, 100, min_sites=8)
+        return Play.of(aggregator, 9, 27, 100, min_contributors=8)
 
 
 def _losing(gone: set[SiteId], *, since: int, until: int | None = None) -> Fault:

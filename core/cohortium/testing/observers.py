@@ -14,13 +14,13 @@ import attrs
 from cohortium.data.metrics import ClassScores, Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.events import (
-    RoundFailed,
-    RoundFinished,
+    AttemptFailed,
+    RoundCompleted,
+    RunCompleted,
     RunFailed,
-    RunFinished,
     RunStarted,
-    SiteAnswered,
     SiteFailed,
+    SiteReplied,
 )
 from cohortium.testing.contract import Check, ConformanceError, ensure
 
@@ -106,7 +106,7 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
         started, *rest = story(parted)
         assert isinstance(started, RunStarted)
         broken, again = observer.start_run(), observer.start_run()
-        finished = [event for event in rest if isinstance(event, RoundFinished)]
+        finished = [event for event in rest if isinstance(event, RoundCompleted)]
         try:
             for event in (started, *rest[:-2]):
                 broken(event)
@@ -174,16 +174,16 @@ def story(folder: Path | None, *, full: bool = True) -> list[Event]:
         sites=3,
         parameters=188,
         guarantee=promise,
-        sizes=(2, 3, 4) if full else None,
-        histograms=((1, 1), (1, 2), (0, 4)) if full else None,
+        site_sizes=(2, 3, 4) if full else None,
+        label_histograms=((1, 1), (1, 2), (0, 4)) if full else None,
     )
     rounds = [
-        RoundFinished(
+        RoundCompleted(
             round=number,
             attempt=number + 1,
             contributors=(0, 2),
             dropped=(1,),
-            spent=promise,
+            guarantee_so_far=promise,
             scores=scores,
             upload_bytes_per_site=700,
             seconds_train=0.1,
@@ -193,11 +193,11 @@ def story(folder: Path | None, *, full: bool = True) -> list[Event]:
     ]
     return [
         started,
-        SiteAnswered(round=0, attempt=0, exchange=0, site=0, answered=1, asked=3),
+        SiteReplied(round=0, attempt=0, stage=0, site=0, num_replied=1, num_asked=3),
         SiteFailed(round=0, attempt=0, site=1, code="non-finite", reason="it holds NaN [sic]."),
-        RoundFailed(round=0, attempt=0, reason="too few."),
+        AttemptFailed(round=0, attempt=0, reason="too few."),
         *rounds,
-        RunFinished(scores=scores, guarantee=promise, weights_sha256="0" * 64, seconds=0.2),
+        RunCompleted(scores=scores, guarantee=promise, weights_sha256="0" * 64, seconds=0.2),
     ]
 
 

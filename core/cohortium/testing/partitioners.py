@@ -109,7 +109,9 @@ def check_refuses_too_many_sites(partitioner: Partitioner) -> None:
             f"4 examples for 9 sites raised {type(error).__name__}: {error}; raise a StudyError "
             "whose sentence says what would do."
         ) from error
-    raise ConformanceError("4 examples were split over 9 sites; raise StudyError for what cannot be.")
+    raise ConformanceError(
+        "4 examples were split over 9 sites; raise StudyError for what cannot be."
+    )
 
 
 CHECKS: tuple[Check, ...] = (

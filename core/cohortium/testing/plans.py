@@ -34,13 +34,13 @@ EXAMPLES = 32
 COHORT = FederationSpec(
     sites=6,
     cohort_size=6,
-    min_sites=5,
-    colluding=1,
+    min_contributors=5,
+    max_colluding=1,
     examples=6 * EXAMPLES,
     patients=6 * EXAMPLES,
     rounds=2,
     retries=1,
-    seeded_noise=True,
+    insecure_seeded_secrets=True,
 )
 """Whom the plans are for."""
 
@@ -73,7 +73,9 @@ class Trial:
 
     def site(self, *label: int) -> SitePrivatizer:
         """One attempt at one site; equal labels, equal secrets."""
-        return self.plan.for_site(Randomness.insecure_from_seed(1).derive(*label), np.arange(EXAMPLES))
+        return self.plan.for_site(
+            Randomness.insecure_from_seed(1).derive(*label), np.arange(EXAMPLES)
+        )
 
     def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
         """What the coordinator decodes from the sum of the words of some sites."""

@@ -12,7 +12,14 @@ from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
 from cohortium.ring.ring import Ring, RingVector
-from cohortium.roles.values import Adversary, SiteRequest, FederationSpec, SiteContext, SiteId, AggregationConfig
+from cohortium.roles.values import (
+    Adversary,
+    AggregationConfig,
+    FederationSpec,
+    SiteContext,
+    SiteId,
+    SiteRequest,
+)
 from cohortium.testing.contract import ConformanceError, ensure
 
 if TYPE_CHECKING:
@@ -77,14 +84,14 @@ class Play:
         bits: int,
         length: int,
         *,
-        min_sites: int = 1,
+        min_contributors: int = 1,
         adversary: Adversary = "honest-but-curious",
     ) -> Play:
         """Sessions for random vectors; a `StudyError` of the aggregator goes through."""
         cohort = FederationSpec(
             sites=sites,
             cohort_size=sites,
-            min_sites=min_sites,
+            min_contributors=min_contributors,
             examples=sites,
             rounds=1 << 10,
             adversary=adversary,
@@ -140,7 +147,9 @@ class Play:
         self._vectors = {
             site: RingVector(
                 ring,
-                ring.encode_signed(rng.integers(-(1 << 62), 1 << 62, self.setting.length, dtype=np.int64)),
+                ring.encode_signed(
+                    rng.integers(-(1 << 62), 1 << 62, self.setting.length, dtype=np.int64)
+                ),
             )
             for site in self.sites
         }
@@ -148,7 +157,9 @@ class Play:
 
     def _exchange(self, requests: StageRequests, fault: Fault, mischief: Mischief) -> None:
         for site, own in requests.per_site.items():
-            ask = SiteRequest(round=self._attempt, attempt=self._attempt, broadcast=requests.broadcast, own=own)
+            ask = SiteRequest(
+                round=self._attempt, attempt=self._attempt, broadcast=requests.broadcast, own=own
+            )
             for other in mischief(self.stages, site, ask):
                 self._answer(site, other)
             reply = self._answer(site, ask)
@@ -190,7 +201,7 @@ class Play:
 
     def _ensure_exact(self, total: RingSum) -> None:
         ring, who = self.setting.ring, total.contributors
-        least = max(1, self.setting.cohort.min_sites)
+        least = max(1, self.setting.cohort.min_contributors)
         ensure(
             len(set(who)) == len(who) >= least and set(who) <= set(self.sites),
             f"a sum was released over {who}, where at least {least} different sites of "

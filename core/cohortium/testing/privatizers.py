@@ -72,7 +72,7 @@ def check_spent(privatizer: Privatizer) -> None:
         ensure(
             plan.guarantee.simulation,
             "the noise was seeded, and the guarantee does not say so; set simulation from "
-            "cohort.seeded_noise.",
+            "cohort.insecure_seeded_secrets.",
         )
 
 

@@ -55,7 +55,9 @@ class Probe:
             self.taken += 1
             yield batch
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """Look at the losses, and set `.grad`."""
         import torch
 

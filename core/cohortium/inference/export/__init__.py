@@ -58,7 +58,7 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
     require_folder(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise StudyError(f"{folder} is not empty; give another folder with --to.")
+            raise StudyError(f"{folder} is not empty; give another folder with --out.")
     except OSError as error:
         raise StudyError(f"cannot write to {folder}: {error.strerror}.") from error
     is_scored_anew = scored_anew(classifier)

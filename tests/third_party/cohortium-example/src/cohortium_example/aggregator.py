@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from cohortium.plugin import MessageError, RefusalError, StageRequests, RingSum, TooFewSitesError
+from cohortium.plugin import MessageError, RefusalError, RingSum, StageRequests, TooFewSitesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cohortium.plugin import (
-        SiteRequest,
+        AggregationConfig,
         FederationSpec,
-        SiteContext,
         Randomness,
         RingVector,
+        SiteContext,
         SiteId,
-        AggregationConfig,
+        SiteRequest,
     )
 
 COMMIT, REVEAL = b"commit", b"reveal"
@@ -93,7 +93,7 @@ class CommittedLead:
 
     def sum(self) -> RingSum:
         """The sum over those who revealed what they had committed to."""
-        need = max(1, self.setting.cohort.min_sites)
+        need = max(1, self.setting.cohort.min_contributors)
         if len(self._vectors) < need:
             raise TooFewSitesError(f"{len(self._vectors)} sites revealed, {need} are needed.")
         ring, total = self.setting.ring, self.setting.ring.zeros(self.setting.length)

@@ -13,7 +13,7 @@ from cohortium.plugin import StudyError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cohortium.plugin import SiteHandle, SiteId, SiteFactory
+    from cohortium.plugin import SiteFactory, SiteHandle, SiteId
 
 
 @frozen

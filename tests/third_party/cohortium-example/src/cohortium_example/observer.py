@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from cohortium.plugin import RoundFinished, RunStarted
+from cohortium.plugin import RoundCompleted, RunStarted
 
 if TYPE_CHECKING:
     from cohortium.plugin import Event
@@ -37,7 +37,7 @@ class Tally:
             self.folder = event.folder
             for earlier in event.history:
                 self.counts.update(earlier.contributors)
-        if isinstance(event, RoundFinished):
+        if isinstance(event, RoundCompleted):
             self.counts.update(event.contributors)
             if self.folder is not None:
                 text = json.dumps(self.counts, indent=2)

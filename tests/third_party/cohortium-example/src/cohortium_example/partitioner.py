@@ -34,4 +34,6 @@ class Alternating:
             raise StudyError(
                 f"alternating: {len(examples)} examples are too few for {num_sites} sites."
             )
-        return [np.arange(site, len(examples), num_sites, dtype=np.int64) for site in range(num_sites)]
+        return [
+            np.arange(site, len(examples), num_sites, dtype=np.int64) for site in range(num_sites)
+        ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.plugin import FederationSpec, Randomness, Ring, RingSum, KeyStream, Workload
+    from cohortium.plugin import FederationSpec, KeyStream, Randomness, Ring, RingSum, Workload
 
     ExampleIndices = NDArray[np.int64]
 
@@ -87,7 +87,9 @@ class RoundingSite:
         """As the trainer declared."""
         return shuffled_batches(self.plan.workload, examples, self.stream)
 
-    def set_private_gradient(self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices) -> None:
+    def set_private_gradient(
+        self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    ) -> None:
         """The mean gradient."""
         mean_gradient(net, losses, batch)
 

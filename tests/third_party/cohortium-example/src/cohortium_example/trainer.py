@@ -12,9 +12,9 @@ from cohortium.plugin import (
     AugmentedLoss,
     LocalResult,
     Workload,
+    attach_schedule,
     make_optimizer,
     parameters,
-    attach_schedule,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from cohortium.plugin import FederationSpec, SitePrivatizer, LocalTask
+    from cohortium.plugin import FederationSpec, LocalTask, SitePrivatizer
 
 
 @frozen(kw_only=True)
