@@ -33,7 +33,7 @@ TOKENS = (
 )
 """Pieces of MessagePack that readers have stumbled over."""
 
-MOST_BYTES = 1 << 17
+MAX_BYTES = 1 << 17
 """What is longer is cut, so that a reader's memory can be held to a fixed bound."""
 
 STRANGE: tuple[Builtins, ...] = (
@@ -178,7 +178,7 @@ def made(data: bytes) -> bytes:
     """What is to be read; where memory is measured, it is from here on."""
     if tracemalloc.is_tracing():
         tracemalloc.clear_traces()
-    return data[:MOST_BYTES]
+    return data[:MAX_BYTES]
 
 
 def stranger(

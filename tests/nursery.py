@@ -33,7 +33,7 @@ from cohortium.errors import CohortiumError
 from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer
 from cohortium.runs import result as record
 from cohortium.runs import run_state
-from cohortium.runs.run_directory import RunFolder
+from cohortium.runs.run_directory import RunDirectory
 from cohortium_events import Events
 from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
@@ -78,7 +78,7 @@ def kill_after(calls: int) -> list[int]:
     Counted is from when the run's folder is looked at.
     """
     counted = [0]
-    create, reopen = RunFolder.create, RunFolder.reopen
+    create, reopen = RunDirectory.create, RunDirectory.reopen
 
     def count(_frame: Any, event: str, _argument: Any) -> None:
         if event in ("call", "c_call"):
@@ -93,7 +93,7 @@ def kill_after(calls: int) -> list[int]:
 
         return staticmethod(begin)
 
-    RunFolder.create, RunFolder.reopen = counting(create), counting(reopen)  # type: ignore[method-assign]
+    RunDirectory.create, RunDirectory.reopen = counting(create), counting(reopen)  # type: ignore[method-assign]
     return counted
 
 

@@ -18,14 +18,14 @@ from bed import tiny
 from cohortium import Federation
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.npz import read_npz_splits
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
-from cohortium.rounds.coordinator import Coordinator, Outcome
+from cohortium.rounds.coordinator import Coordinator, AttemptResult
 from cohortium.rounds.site import SimulatedSiteFactory, Site
-from cohortium.runs.prepare import Ready
+from cohortium.runs.prepare import PreparedStudy
 from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file
 from cohortium_additive import Additive
@@ -335,8 +335,8 @@ allowed_plugins = ["secagg", "fedsgd"]
 
 
 def _site_file(path: Path, rng: Random) -> None:
-    hospital = Hospital.read(_put(path, stranger(partial(_same, SITE_FILE), rng, STUDY_TOKENS)))
-    assert hospital.policy.budget
+    site_config = SiteConfig.read(_put(path, stranger(partial(_same, SITE_FILE), rng, STUDY_TOKENS)))
+    assert site_config.policy.budget
 
 
 # --- Whole parties --------------------------------------------------------------------------------
@@ -360,14 +360,14 @@ def _attempt(aggregator: SecAgg | Additive | Plain, adversary: str, rng: Random)
 
 
 @cache
-def _ready() -> Ready:
+def _ready() -> PreparedStudy:
     changes = {"sites": 4, "rounds": 9, "insecure_seeded_secrets": True, "partitioner": "iid"}
     return tiny(
         aggregator=SecAgg(reconstruction_threshold=3, num_shares=4), trainer="fedsgd", **changes
     ).prepare()
 
 
-def _federation(rng: Random) -> Outcome:
+def _federation(rng: Random) -> AttemptResult:
     """A round in which one message is a stranger's: a site answers, a coordinator goes on."""
     setting, partition = _ready().setting, _ready().partition
     coordinator, sites = Coordinator(setting), list[Site]()
@@ -390,7 +390,7 @@ def _federation(rng: Random) -> Outcome:
             if hit == ("reply", stage, site):
                 reply = stranger(partial(_same, reply), rng)
             coordinator.receive(site, reply)
-    return coordinator.close()
+    return coordinator.finish_attempt()
 
 
 def _same(data: bytes, _rng: Random) -> bytes:

@@ -18,11 +18,11 @@ import typer.main
 from typer.testing import CliRunner
 
 from cohortium import Federation, discover, grid
-from cohortium.catalog.allow_list import entries
+from cohortium.catalog.allow_list import parse_patterns
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.roles import ROLES, hooks
 from cohortium.study import study_file
 
@@ -80,10 +80,10 @@ def test_toml_is_a_package_a_site_or_a_study_that_runs(text: str, tmp_path: Path
         key = SigningKey.generate(Randomness.insecure_from_seed(1)).public
         KeyDirectory((key,)).write(tmp_path / tables["site"]["key_directory"])
         (tmp_path / "site.toml").write_text(text)
-        hospital = Hospital.read(tmp_path / "site.toml")
-        assert hospital.id == tables["site"]["id"]
+        site_config = SiteConfig.read(tmp_path / "site.toml")
+        assert site_config.id == tables["site"]["id"]
         records = discover().records
-        for entry in entries(hospital.policy.allowed_plugins, where="here"):
+        for entry in parse_patterns(site_config.policy.allowed_plugins, where="here"):
             assert any(entry.allows(r.distribution, r.name, r.version) for r in records), entry
         return
     if "project" in tables:

@@ -21,7 +21,7 @@ CORE = Path(cohortium.__file__).parent
 
 OURS = {
     f"{offering.offer.factory.__module__}.{offering.offer.factory.__name__}": offering.offer.factory
-    for offering in discover().offerings
+    for offering in discover().entries
     if offering.record.distribution == "cohortium"
 }
 

@@ -12,7 +12,7 @@ from cohortium import discover, plugin, scaffold, testing
 from cohortium.roles import ROLES, Role, hooks
 
 DOCS = Path(__file__).parents[1] / "docs"
-OURS = [o for o in discover().offerings if o.record.distribution == "cohortium"]
+OURS = [o for o in discover().entries if o.record.distribution == "cohortium"]
 
 CONTRACTS: dict[Role, tuple[str, ...]] = {
     "dataset": ("Dataset",),

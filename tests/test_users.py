@@ -20,7 +20,7 @@ def test_every_part_of_ours_is_in_it() -> None:
     for role in ROLES:
         ours = {
             offering.offer.factory
-            for offering in discover().offerings
+            for offering in discover().entries
             if offering.role == role and offering.record.distribution == "cohortium"
         }
         assert {type(part) for part in getattr(users, f"{role.upper()}S")} == ours

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cohortium.text import MOST_CODE, MOST_REASON, printable, told
+from cohortium.text import MAX_CODE_LENGTH, MAX_REASON_LENGTH, escape_control_characters, sanitize
 
 
 class CohortiumError(Exception):
@@ -41,7 +41,7 @@ class CohortiumError(Exception):
 
     def __str__(self) -> str:
         """The sentence."""
-        return told(super().__str__())
+        return sanitize(super().__str__())
 
 
 class StudyError(CohortiumError):
@@ -118,8 +118,8 @@ class RefusalError(CohortiumError):
     def __init__(self, code: str, reason: str) -> None:
         """Keep the machine-readable `code` beside the sentence."""
         super().__init__(reason)
-        self.code = printable(code)[:MOST_CODE]
-        self.reason = printable(reason)[:MOST_REASON]
+        self.code = escape_control_characters(code)[:MAX_CODE_LENGTH]
+        self.reason = escape_control_characters(reason)[:MAX_REASON_LENGTH]
 
     def __reduce__(self) -> tuple[type[RefusalError], tuple[str, str]]:
         """What it is made of again where another process raised it."""

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cohortium.roles.protocols import Engine, Observer
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
     from cohortium.runs.result import Result
 
-RECORDER = "events"
+EVENT_LOG_OBSERVER = "events"
 """The observer that keeps a record's events."""
 
 
-def never() -> bool:
+def _never_stop() -> bool:
     """No, whenever it is asked."""
     return False
 
@@ -64,7 +64,7 @@ class Federation(Study):
         out: str | Path | None = None,
         *,
         observers: Sequence[Observer] = (),
-        stop: Callable[[], bool] = never,
+        stop: Callable[[], bool] = _never_stop,
         engine: Engine | None = None,
     ) -> Result:
         """Run the study to its end.
@@ -80,15 +80,15 @@ class Federation(Study):
             StoppedError: `stop` said so; `resume` goes on.
             CohortiumError: The request was wrong (nothing has started then) or the run failed.
         """
-        from cohortium.runs.run_directory import require_new
+        from cohortium.runs.run_directory import require_empty
 
         if out is not None:
-            require_new(Path(out))
+            require_empty(Path(out))
         from cohortium.learning.evaluation import torch_threads
-        from cohortium.runs.driver import begin
+        from cohortium.runs.driver import start
 
         with torch_threads(self.threads):
-            return begin(
+            return start(
                 self.prepare(),
                 out=None if out is None else Path(out),
                 observers=self._observers(observers, is_kept=out is not None),
@@ -101,7 +101,7 @@ class Federation(Study):
         out: str | Path,
         *,
         observers: Sequence[Observer] = (),
-        stop: Callable[[], bool] = never,
+        stop: Callable[[], bool] = _never_stop,
     ) -> Result:
         """Go on with a run of this study that was stopped, killed or failed.
 
@@ -125,9 +125,9 @@ class Federation(Study):
         """
         from cohortium.learning.evaluation import torch_threads
         from cohortium.runs.driver import resume
-        from cohortium.runs.run_directory import RunFolder
+        from cohortium.runs.run_directory import RunDirectory
 
-        with RunFolder.reopen(Path(out)) as folder, torch_threads(self.threads):
+        with RunDirectory.reopen(Path(out)) as folder, torch_threads(self.threads):
             told = self._observers(observers, is_kept=True)
             return resume(self.prepare(), folder, observers=told, stop=stop)
 
@@ -135,12 +135,12 @@ class Federation(Study):
         """Those that the study names, `others`, and the one that keeps a record."""
         told = [cast("Observer", resolved("observer", name)) for name in self.observers]
         told += others
-        if is_kept and RECORDER in discover().names("observer"):
-            recorder = cast("Observer", resolved("observer", RECORDER))
+        if is_kept and EVENT_LOG_OBSERVER in discover().names("observer"):
+            recorder = cast("Observer", resolved("observer", EVENT_LOG_OBSERVER))
             told += [] if recorder in told else [recorder]
         return told
 
-    def muster(self, engine: Engine | None = None) -> tuple[str, ...]:
+    def check_sites(self, engine: Engine | None = None) -> tuple[str, ...]:
         """Ask every hospital of a deployment whether it would take part, and train nothing.
 
         Args:
@@ -152,18 +152,18 @@ class Federation(Study):
         Raises:
             StudyError: One does not; the sentence says which, and why, for each.
         """
-        from cohortium.runs.invite import muster
+        from cohortium.runs.invite import invite_sites
 
-        ready = self.prepare()
-        if not ready.is_deployed:
+        prepared = self.prepare()
+        if not prepared.is_deployment:
             raise StudyError("a simulation has no hospitals to ask; declare [data] for some.")
         exchange = (engine or self.engine).connect(None)
         try:
-            return muster(exchange, ready)
+            return invite_sites(exchange, prepared)
         finally:
             exchange.close()
 
-    def prepare(self) -> Ready:
+    def prepare(self) -> PreparedStudy:
         """Load, deal and plan, so that all that can be refused is refused; train nothing.
 
         Raises:

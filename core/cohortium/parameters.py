@@ -114,9 +114,9 @@ def sha256(net: nn.Module) -> str:
     """SHA-256 of every trainable parameter and statistic: name, shape and little-endian bytes."""
     digest = hashlib.sha256()
     buffers = {id(buffer) for buffer in statistics(net)}
-    named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    state_dict = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     named_buffers = [(n, b) for n, b in net.named_buffers() if id(b) in buffers]
-    for name, piece in [*named, *named_buffers]:
+    for name, piece in [*state_dict, *named_buffers]:
         array = piece.detach().float().cpu().contiguous().numpy()
         digest.update(f"{name}:{array.shape}:".encode())
         digest.update(array.astype("<f4", copy=False).tobytes())

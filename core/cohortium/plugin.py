@@ -50,7 +50,7 @@ from cohortium.learning.statistics_rounds import (
 )
 from cohortium.learning.training import (
     CLASS_WEIGHTS,
-    MOST_COPIES,
+    MAX_COPIES,
     RATE,
     Augmentation,
     AugmentedLoss,
@@ -116,8 +116,8 @@ from cohortium.roles.values import (
 )
 from cohortium.storage.append_log import FileJournal, Journal, MemoryJournal
 from cohortium.storage.atomic import atomic_write
-from cohortium.text import printable
-from cohortium.third_party import fault_text
+from cohortium.text import escape_control_characters
+from cohortium.third_party import describe_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,11 +145,11 @@ def call_site(
     """
     from cohortium.deployment import unix_socket
 
-    return unix_socket.ask(path, broadcast, own, user=user, patience=patience)
+    return unix_socket.call_site(path, broadcast, own, user=user, patience=patience)
 
 
 def run_deployed_study(
-    path: Path, engine: Callable[[Federation], Engine], *, out: Path, muster_only: bool = False
+    path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
 ) -> Result | tuple[str, ...]:
     """Run a deployment's study over an engine that is at work already.
 
@@ -157,7 +157,7 @@ def run_deployed_study(
         path: The study file.
         engine: Makes, of the study, that engine.
         out: A new or empty folder for the run's record.
-        muster_only: Only ask the hospitals whether they would take part.
+        check_only: Only ask the hospitals whether they would take part.
 
     Returns:
         The result; of a muster its warnings.
@@ -167,14 +167,14 @@ def run_deployed_study(
     """
     from cohortium.deployment import study_lead
 
-    return study_lead.run_deployed_study(path, engine, out=out, muster_only=muster_only)
+    return study_lead.run_deployed_study(path, engine, out=out, check_only=check_only)
 
 
 __all__ = [
     "API",
     "CLASS_WEIGHTS",
     "EVENT_NAMES",
-    "MOST_COPIES",
+    "MAX_COPIES",
     "RATE",
     "Adjacency",
     "Adversary",
@@ -268,7 +268,7 @@ __all__ = [
     "decode",
     "decode_either",
     "encode",
-    "fault_text",
+    "describe_fault",
     "find_batch_mixing_layers",
     "first_existing",
     "hookimpl",
@@ -282,7 +282,7 @@ __all__ = [
     "poisson_batches",
     "poisson_patient_batches",
     "pretrain",
-    "printable",
+    "escape_control_characters",
     "read_npz_splits",
     "reject_statistics_rounds",
     "require_no_batch_mixing",

@@ -1,8 +1,9 @@
 """Text of others within ours: quoted, cut, and without characters that a terminal obeys.
 
 Text from a study, a file or another party may hold escape sequences, line breaks and letters that
-turn a line round.  `shown` quotes a value of theirs within a sentence.  `printable` makes a whole
-text of theirs one line.  An error's own text is always `told`.
+turn a line round.  `truncate` quotes a value of theirs within a sentence.
+`escape_control_characters` makes a whole text of theirs one line.  An error's own text is always
+`sanitize`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from cohortium.renamed import KEYS, VALUES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MOST_SHOWN = 80
+MAX_SHOWN = 80
 """Characters of a value that an error repeats."""
 
-MOST_CODE = 64
+MAX_CODE_LENGTH = 64
 """Characters of a refusal's code, as messages have it."""
 
-MOST_REASON = 1000
+MAX_REASON_LENGTH = 1000
 """Characters of its reason."""
 
 
@@ -33,11 +34,11 @@ def is_printable(text: str) -> bool:
     return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
 
 
-def printable(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""`text` on one line, with an escape for every character that does not show itself.
 
     Examples:
-        >>> printable("Net\x1b[2J\nall is well")
+        >>> escape_control_characters("Net\x1b[2J\nall is well")
         'Net\\x1b[2J\\nall is well'
     """
     if is_printable(text):
@@ -45,53 +46,53 @@ def printable(text: str) -> str:
     return "".join(c if is_printable(c) else ascii(c)[1:-1] for c in text)
 
 
-def told(text: str) -> str:
+def sanitize(text: str) -> str:
     r"""`text` as it may reach a terminal, a log or a page: its own lines, and no other control.
 
     Every line but the first is set in, so that none can be taken for a message of its own.
     """
-    first, *others = (printable(line) for line in text.split("\n"))
+    first, *others = (escape_control_characters(line) for line in text.split("\n"))
     return "\n".join([first, *(o if o.startswith(" ") or not o else f"  {o}" for o in others)])
 
 
-def shown(value: object) -> str:
+def truncate(value: object) -> str:
     r"""The beginning of `value`, which may be of any kind and length, quoted within a sentence.
 
     Examples:
-        >>> shown("cnn\ndata, keys, ledger and policy are in order")
+        >>> truncate("cnn\ndata, keys, ledger and policy are in order")
         "'cnn\\ndata, keys, ledger and policy are in order'"
     """
     try:
-        text = repr(value[:MOST_SHOWN] if isinstance(value, str) else value)
+        text = repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
     except Exception:  # noqa: BLE001 - a number of 5,000 digits, or a class of someone's own
         return f"a value of type {type(value).__name__}"
-    is_cut = isinstance(value, str) and len(value) > MOST_SHOWN
-    if not isinstance(value, str) and len(text) > MOST_SHOWN:
-        text, is_cut = text[:MOST_SHOWN], True
-    return printable(text) + "…" * is_cut
+    is_cut = isinstance(value, str) and len(value) > MAX_SHOWN
+    if not isinstance(value, str) and len(text) > MAX_SHOWN:
+        text, is_cut = text[:MAX_SHOWN], True
+    return escape_control_characters(text) + "…" * is_cut
 
 
-def cut(sentence: str) -> str:
+def elide_middle(sentence: str) -> str:
     """`sentence` without the middle of what may be a list of thousands."""
-    if len(sentence) <= MOST_REASON // 2:
+    if len(sentence) <= MAX_REASON_LENGTH // 2:
         return sentence
-    half = MOST_REASON // 4
+    half = MAX_REASON_LENGTH // 4
     return f"{sentence[:half]} … {sentence[-half:]}"
 
 
-def keyed(key: str) -> str:
-    """A key as an error names it: as it is where it is a plain word, else `shown`."""
-    return key if re.fullmatch(r"[\w.-]{1,80}", key) else shown(key)
+def quote_key(key: str) -> str:
+    """A key as an error names it: as it is where it is a plain word, else `truncate`."""
+    return key if re.fullmatch(r"[\w.-]{1,80}", key) else truncate(key)
 
 
-def near(key: str, known: Iterable[str]) -> str:
+def did_you_mean(key: str, known: Iterable[str]) -> str:
     """What to use instead of the unknown `key`, as the end of a sentence."""
     known = sorted(known)
     new = next((name for name in KEYS.get(key, ()) if name in known), None)
     if new is not None:
         values = f"; {VALUES[new]}" if new in VALUES else ""
         return f"it is called {new} now{values}."
-    close = difflib.get_close_matches(key[:MOST_SHOWN], known, n=2, cutoff=0.6)
+    close = difflib.get_close_matches(key[:MAX_SHOWN], known, n=2, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"there are {', '.join(known)}." if known else "it has none."

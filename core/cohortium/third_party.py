@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cohortium.errors import CohortiumError, PluginError
-from cohortium.text import printable
+from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LONGEST = 400
+MAX_LENGTH = 400
 """Characters of a text of others."""
 
 
-def brief(text: str, most: int = LONGEST) -> str:
-    r"""The beginning of `text` on one line, as `printable` shows it; of a `str` by any class.
+def truncated(text: str, most: int = MAX_LENGTH) -> str:
+    r"""Return the beginning of `text` on one line, escaped; of a `str` by any class.
 
     Examples:
-        >>> brief("even\x1b[2J\nall is well")
+        >>> truncated("even\x1b[2J\nall is well")
         'even\\x1b[2J\\nall is well'
     """
-    return printable(str.__getitem__(text, slice(most))) + "…" * (str.__len__(text) > most)
+    return escape_control_characters(str.__getitem__(text, slice(most))) + "…" * (str.__len__(text) > most)
 
 
-def attempt(act: Callable[[], T]) -> T:
+def call_guarded(act: Callable[[], T]) -> T:
     """The result of `act`, which calls code of others.
 
     Raises:
-        PluginError: It raised anything at all; the sentence is `told_of` it.
+        PluginError: It raised anything at all; see `describe_error` for the sentence.
 
     Guarantees:
         Only a signal that this process was sent (Ctrl-C, a request to end) goes on as what its
@@ -56,7 +56,7 @@ def attempt(act: Callable[[], T]) -> T:
         try:
             result = act()
         except BaseException as error:
-            sentence = told_of(error)
+            sentence = describe_error(error)
             if stopped:
                 raise stopped[0] from None
             raise PluginError(sentence) from error
@@ -65,16 +65,16 @@ def attempt(act: Callable[[], T]) -> T:
     return result
 
 
-def told_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What `error` is, in one line, also where it cannot say so itself."""
     try:
-        text = brief(str(error))
+        text = truncated(str(error))
     except BaseException:  # noqa: BLE001 - its own code
         text = "an error whose text cannot be had"
     if isinstance(error, CohortiumError):
         return text
     kind = type.__dict__["__name__"].__get__(type(error))
-    return brief(f"{kind}: {text}")
+    return truncated(f"{kind}: {text}")
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def _signals() -> Iterator[list[BaseException]]:
     for number in (signal.SIGINT, signal.SIGTERM) if is_main else ():
         handler = signal.getsignal(number)
         if callable(handler):
-            noting = partial(_noting, stopped, handler)
+            noting = partial(_record_signal, stopped, handler)
             placed[number] = (handler, noting)
             signal.signal(number, noting)
     try:
@@ -98,7 +98,7 @@ def _signals() -> Iterator[list[BaseException]]:
                 signal.signal(number, handler)
 
 
-def _noting(
+def _record_signal(
     stopped: list[BaseException], handler: Callable[[int, Any], Any], number: int, frame: Any
 ) -> None:
     try:
@@ -108,15 +108,15 @@ def _noting(
         raise
 
 
-MOST_SHOWN = 300
+MAX_SHOWN = 300
 """Characters of another's text that a sentence repeats."""
 
 
-def fault_text(error: BaseException) -> str:
+def describe_fault(error: BaseException) -> str:
     """What `error` is, says, and where in a user's file it was raised; one line, no full stop.
 
     Examples:
-        >>> fault_text(KeyError("width"))
+        >>> describe_fault(KeyError("width"))
         "KeyError: 'width'"
     """
     name = type(error).__name__
@@ -124,12 +124,12 @@ def fault_text(error: BaseException) -> str:
         lines = [line.strip() for line in str(error).splitlines()]
     except Exception:  # noqa: BLE001 - a user's exception may raise where it is shown
         lines = []
-    text = " ".join(filter(None, lines))[:MOST_SHOWN].rstrip(".")
-    place = "" if isinstance(error, SyntaxError) else place_of(error)
+    text = " ".join(filter(None, lines))[:MAX_SHOWN].rstrip(".")
+    place = "" if isinstance(error, SyntaxError) else source_location(error)
     return f"{name}: {text}{place}" if text else f"{name}{place}"
 
 
-def place_of(error: BaseException) -> str:
+def source_location(error: BaseException) -> str:
     """The last line of a user's own file that `error` came through, as " (file.py, line 3)"."""
     own = [
         (frame.f_code.co_filename, line)
@@ -139,7 +139,7 @@ def place_of(error: BaseException) -> str:
     return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
 
 
-def is_lack_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a number was too large for this machine: torch has no error of its own for that."""
     if isinstance(error, MemoryError):
         return True

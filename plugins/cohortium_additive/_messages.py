@@ -19,11 +19,11 @@ KEY_BYTES = 32
 SEALED_BYTES = KEY_BYTES + 16
 """A seed and its tag."""
 
-MOST_SITES = 1 << 12
+MAX_SITES = 1 << 12
 
 PublicKey = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Sealed = Annotated[bytes, msgspec.Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
-Bounded = msgspec.Meta(max_length=MOST_SITES)
+Bounded = msgspec.Meta(max_length=MAX_SITES)
 
 
 class AskKey(Message, frozen=True, tag="key-request"):

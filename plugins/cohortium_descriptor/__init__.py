@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
-MOST_FEATURES = 1 << 20
+MAX_FEATURES = 1 << 20
 """Of an image; its histograms would hardly have a pixel for each bin."""
 
-MOST_RADII = 32
-LARGEST_RADIUS = 1e3
+MAX_RADII = 32
+MAX_RADIUS = 1e3
 
 
 def _ascending(_: object, __: object, radii: tuple[float, ...]) -> None:
     pairs = zip((0.0, *radii), radii, strict=False)
-    if not 1 <= len(radii) <= MOST_RADII or not all(a < b <= LARGEST_RADIUS for a, b in pairs):
+    if not 1 <= len(radii) <= MAX_RADII or not all(a < b <= MAX_RADIUS for a, b in pairs):
         raise ValueError(
-            f"radii must be positive numbers, ascending, at most {MOST_RADII} of them and up to "
-            f"{LARGEST_RADIUS:g}, not {list(radii[:MOST_RADII])}"
+            f"radii must be positive numbers, ascending, at most {MAX_RADII} of them and up to "
+            f"{MAX_RADIUS:g}, not {list(radii[:MAX_RADII])}"
         )
 
 
@@ -89,7 +89,7 @@ class Descriptor:
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
     variance_floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
     extra_features: Model | None = None
-    components: int = field(default=0, validator=[ge(0), le(MOST_FEATURES)])
+    components: int = field(default=0, validator=[ge(0), le(MAX_FEATURES)])
     private_whitening: bool = False
     private_variance_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
 
@@ -116,10 +116,10 @@ class Descriptor:
         """
         pairs = max(1, math.comb(channels, 2))
         found = len(self.radii) * (pairs * self.bins**2 + 2 * self.edge_bins**2)
-        if found > MOST_FEATURES:
+        if found > MAX_FEATURES:
             raise StudyError(
                 f"model 'descriptor' makes {found:,} features of images with {channels} channels, "
-                f"more than {MOST_FEATURES:,}; lower bins, edge_bins or the number of radii."
+                f"more than {MAX_FEATURES:,}; lower bins, edge_bins or the number of radii."
             )
         return found
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The constants below were chosen at this size; larger images are averaged down towards it.
 SIDE: Final = 28
-LEAST_SIDE: Final = 8
+MIN_SIDE: Final = 8
 # Width of the rings' borders, in units of their radii.
 SOFTNESS: Final = 1 / 14
 PIXELS_AT_ONCE: Final = 50_000
@@ -43,10 +43,10 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
         Features, shape (N, D), D = `terms.described(C)`; every row has the norm `terms.norm`.
 
     Raises:
-        ValueError: A side is shorter than `LEAST_SIDE`.
+        ValueError: A side is shorter than `MIN_SIDE`.
     """
-    if min(images.shape[2:]) < LEAST_SIDE:
-        raise ValueError(f"the descriptor needs images of at least {LEAST_SIDE} pixels a side")
+    if min(images.shape[2:]) < MIN_SIDE:
+        raise ValueError(f"the descriptor needs images of at least {MIN_SIDE} pixels a side")
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images; its caller chooses that.
         return _describe(_coarse(images), terms)

@@ -11,10 +11,10 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_GROUPS = 32
+MAX_GROUPS = 32
 """Groups of a GroupNorm, where there are that many channels."""
 
-LEAST_VARIANCE = 1e-5
+MIN_VARIANCE = 1e-5
 
 
 class Standardised(nn.Module):
@@ -27,7 +27,7 @@ class Standardised(nn.Module):
         """Shape (outputs, inputs, 3, 3), as what comes."""
         rows = kernels.flatten(1)
         variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
-        return ((rows - mean) * (variance + LEAST_VARIANCE).rsqrt()).view_as(kernels)
+        return ((rows - mean) * (variance + MIN_VARIANCE).rsqrt()).view_as(kernels)
 
 
 class Network(nn.Module):
@@ -71,4 +71,4 @@ def _pair(block: Callable[..., nn.Sequential], inputs: int, outputs: int) -> nn.
 
 def _groups(channels: int) -> int:
     """The most groups up to 32 that divide the channels."""
-    return next(g for g in range(min(MOST_GROUPS, channels), 0, -1) if channels % g == 0)
+    return next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)

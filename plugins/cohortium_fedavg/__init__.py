@@ -9,7 +9,7 @@ from attrs.validators import ge, le
 
 from cohortium.plugin import (
     CLASS_WEIGHTS,
-    MOST_COPIES,
+    MAX_COPIES,
     RATE,
     Augmentation,
     AugmentedLoss,
@@ -80,7 +80,7 @@ class FedAvg:
     average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
     flips: bool = False
     rotations: bool = False
-    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def workload(self, cohort: FederationSpec) -> Workload:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import Augmentation, LocalTask, Model
 
-LEAST = 1e-2
+MIN_SCALE = 1e-2
 """The least A: examples that both have learned would be divided by nothing."""
 
 TEACHER = "teacher."
@@ -84,7 +84,7 @@ class Pair(nn.Module):
         mapped = self.map(h_s)
         ce_s = functional.cross_entropy(z_s, labels, reduction="none")
         ce_t = functional.cross_entropy(z_t, labels, reduction="none")
-        scale = (ce_s + ce_t).detach().clamp_min(LEAST)
+        scale = (ce_s + ce_t).detach().clamp_min(MIN_SCALE)
         loss_t = _divergence(z_s, z_t) + (h_t - mapped.detach()).square().mean(1)
         loss_s = _divergence(z_t, z_s) + (h_t.detach() - mapped).square().mean(1)
         total: Tensor = ce_t + ce_s + (loss_t + loss_s) / scale

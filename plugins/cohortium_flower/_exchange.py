@@ -20,7 +20,7 @@ from cohortium.plugin import (
     StudyError,
     decode,
     encode,
-    printable,
+    escape_control_characters,
 )
 from cohortium_flower import Flower
 from cohortium_flower._records import packed, unpacked
@@ -219,4 +219,4 @@ class FlowerExchange:
         if self._complaints.get(node) == what:
             return
         self._complaints[node] = what
-        logging.getLogger("flwr").warning("cohortium: node %d%s", node, printable(what))
+        logging.getLogger("flwr").warning("cohortium: node %d%s", node, escape_control_characters(what))

@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
             Path(study),
             lambda federation: AtWork.of(federation.engine, federation.key_directory, grid),
             out=Path(out),
-            muster_only=dry,
+            check_only=dry,
         )
     except CohortiumError as error:
         raise RuntimeError(f"cohortium: {error}") from None

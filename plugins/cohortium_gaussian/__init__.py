@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
-_EPSILON = (gt(0.0), ge(accounting.LEAST_EPSILON), lt(1e6))
-_DELTA = (gt(0.0), ge(accounting.LEAST_DELTA), lt(1.0))
+_EPSILON = (gt(0.0), ge(accounting.MIN_EPSILON), lt(1e6))
+_DELTA = (gt(0.0), ge(accounting.MIN_DELTA), lt(1.0))
 
-MOST_HONEST = 1000
+MAX_HONEST = 1000
 """Shares of noise that may make up a whole: see "Shared noise" in docs/privacy.md."""
 
 
@@ -120,10 +120,10 @@ class Gaussian:
                 "'fedsgd', or noise = 'local'."
             )
         honest = cohort.min_honest_contributors()
-        if honest > MOST_HONEST:
+        if honest > MAX_HONEST:
             raise PrivacyError(
                 f"noise would be shared among {honest} honest sites, and the argument for rounded "
-                f"shares is made for {MOST_HONEST:,} at most; lower min_contributors, or use "
+                f"shares is made for {MAX_HONEST:,} at most; lower min_contributors, or use "
                 "'skellam'."
             )
 

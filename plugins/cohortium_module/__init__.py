@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs.validators import ge, le, matches_re
 
-from cohortium.plugin import DataSpec, Model, NetworkError, Offer, StudyError, fault_text, hookimpl
+from cohortium.plugin import DataSpec, Model, NetworkError, Offer, StudyError, describe_fault, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class Module:
                 except MemoryError:
                     raise
                 except (Exception, SystemExit) as error:
-                    raise self._refused(fault_text(error)) from error
+                    raise self._refused(describe_fault(error)) from error
         if not isinstance(net, torch.nn.Module):
             raise NetworkError(f"model '{self.module}' gives a {type(net).__name__}, not a module.")
         return net

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from cohortium.plugin import NetworkError, fault_text
+from cohortium.plugin import NetworkError, describe_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +118,7 @@ def _not_imported(package: str, folder: str | None, error: BaseException) -> str
             f"'{package}' needs {missing}, which is not installed here; install it, or put "
             f"{missing.partition('.')[0]}.py beside the study's file."
         )
-    return f"'{package}' cannot be imported: {fault_text(error)}{_mismatch(top)}."
+    return f"'{package}' cannot be imported: {describe_fault(error)}{_mismatch(top)}."
 
 
 def _mismatch(top: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
-MOST_IMAGES = 10_000_000
+MAX_IMAGES = 10_000_000
 """Of a part: drawing more would take days."""
 
 
@@ -43,10 +43,10 @@ class Phantom:
         seed: Equal seeds, equal images.
     """
 
-    examples: int = field(default=6000, validator=[ge(1), le(MOST_IMAGES)])
-    validation: int = field(default=1000, validator=[ge(0), le(MOST_IMAGES)])
-    test: int = field(default=2000, validator=[ge(0), le(MOST_IMAGES)])
-    images_per_patient: int = field(default=0, validator=[ge(0), le(MOST_IMAGES)])
+    examples: int = field(default=6000, validator=[ge(1), le(MAX_IMAGES)])
+    validation: int = field(default=1000, validator=[ge(0), le(MAX_IMAGES)])
+    test: int = field(default=2000, validator=[ge(0), le(MAX_IMAGES)])
+    images_per_patient: int = field(default=0, validator=[ge(0), le(MAX_IMAGES)])
     seed: int = field(default=0, validator=[ge(0), lt(1 << 63)])
 
     def load(self) -> Splits:

@@ -21,7 +21,7 @@ __all__ = ["CELL_TYPES", "draw"]
 
 SIDE: Final = 28
 CHUNK: Final = 256
-MOST_LOBES: Final = 5
+MAX_LOBES: Final = 5
 RED_CELLS: Final = 6
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -99,7 +99,7 @@ def _nucleus(
     x, y = x - shift * np.cos(aside), y - shift * np.sin(aside)
 
     union: Array = np.zeros((n, 1, SIDE, SIDE), dtype=np.float32)
-    for lobe in range(MOST_LOBES):
+    for lobe in range(MAX_LOBES):
         place = lobe / np.maximum(count - 1, 1) - 0.5
         angle = turn + span * place + _normal(rng, 0.08, n)
         out = arc * np.exp(_normal(rng, 0.08, n))

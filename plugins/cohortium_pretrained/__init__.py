@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
-MOST_REFERENCES = 1500
+MAX_REFERENCES = 1500
 """Images whose features tell how features vary; more would tell it little better."""
 
 
@@ -149,7 +149,7 @@ class Pretrained:
         import torch
 
         pixels = self.images.load().train.images
-        some = torch.from_numpy(pixels[:: -(-len(pixels) // MOST_REFERENCES)]).float().div_(255)
+        some = torch.from_numpy(pixels[:: -(-len(pixels) // MAX_REFERENCES)]).float().div_(255)
         return FeatureWhitening.of(
             [self._features(some)], power=self.whiten / 2, floor=self.variance_floor
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-MOST_GROUPS = 32
+MAX_GROUPS = 32
 """Groups of a GroupNorm, where there are that many channels."""
 
 
@@ -73,5 +73,5 @@ def _stage(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
 def _norm(channels: int, norm: str) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
-    groups = next(g for g in range(min(MOST_GROUPS, channels), 0, -1) if channels % g == 0)
+    groups = next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)

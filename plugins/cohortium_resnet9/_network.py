@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-MOST_GROUPS = 32
+MAX_GROUPS = 32
 """Groups of a GroupNorm, where there are that many channels."""
 
 
@@ -48,4 +48,4 @@ def _block(inputs: int, outputs: int, norm: str, *, pool: bool = False) -> nn.Se
 
 def _groups(channels: int) -> int:
     """The most groups up to 32 that divide the channels."""
-    return next(g for g in range(min(MOST_GROUPS, channels), 0, -1) if channels % g == 0)
+    return next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
-MOST_MAPS = 1 << 13
+MAX_MAPS = 1 << 13
 """Of one channel: a hundred times the usual number."""
 
 
@@ -47,15 +47,15 @@ class ScatterNet:
 
     scales: int = field(default=2, validator=[ge(1), le(10)])
     angles: int = field(default=8, validator=[ge(1), le(64)])
-    groups: int = field(default=27, validator=[ge(0), le(MOST_MAPS)])
+    groups: int = field(default=27, validator=[ge(0), le(MAX_MAPS)])
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
 
     def __attrs_post_init__(self) -> None:
         """Refuse more maps than anyone has time for, and groups that do not come out even."""
-        if self.maps > MOST_MAPS:
+        if self.maps > MAX_MAPS:
             raise ValueError(
                 f"{self.scales} scales and {self.angles} angles make {self.maps:,} maps of a "
-                f"channel, more than {MOST_MAPS:,}; lower one of them."
+                f"channel, more than {MAX_MAPS:,}; lower one of them."
             )
         if self.groups and self.maps % self.groups:
             raise ValueError(

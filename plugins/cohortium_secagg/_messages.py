@@ -26,9 +26,9 @@ from cohortium.plugin import Message
 from cohortium_secagg._keys import KEY_BYTES, TAG_BYTES
 from cohortium_secagg._shamir import SHARE_BYTES
 
-_MOST_SITES = 1 << 16
+_MAX_SITES = 1 << 16
 
-Site = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_SITES)]
+Site = Annotated[int, msgspec.Meta(ge=0, lt=_MAX_SITES)]
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -43,7 +43,7 @@ Sealed = Annotated[
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
-_Bounded = msgspec.Meta(max_length=_MOST_SITES)
+_Bounded = msgspec.Meta(max_length=_MAX_SITES)
 
 
 class Request(Message, frozen=True):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cohortium.plugin import SiteId
     from cohortium_secagg._masks import Words
 
-MOST_TRIALS = 256
+MAX_TRIALS = 256
 """Sets of holders tried for one secret, beside the first."""
 
 
@@ -170,5 +170,5 @@ def trials(holders: list[SiteId], threshold: int) -> Iterator[tuple[SiteId, ...]
     first, others = tuple(holders[:threshold]), holders[threshold:]
     yield first
     exchanges = ((place, other) for other in others for place in range(threshold))
-    for place, other in itertools.islice(exchanges, MOST_TRIALS):
+    for place, other in itertools.islice(exchanges, MAX_TRIALS):
         yield tuple(sorted((*first[:place], *first[place + 1 :], other)))

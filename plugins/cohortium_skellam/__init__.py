@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
-_EPSILON = (gt(0.0), ge(accounting.LEAST_EPSILON), lt(1e6))
-_DELTA = (gt(0.0), ge(accounting.LEAST_DELTA), lt(1.0))
+_EPSILON = (gt(0.0), ge(accounting.MIN_EPSILON), lt(1e6))
+_DELTA = (gt(0.0), ge(accounting.MIN_DELTA), lt(1.0))
 
 
 @frozen(kw_only=True)

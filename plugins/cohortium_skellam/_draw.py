@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Reals = NDArray[np.float64]
 
-LEAST_MEAN = 100.0
+MIN_MEAN = 100.0
 """Below it the approximations made here lose digits; noise worth having is far above."""
 
 AT_ONCE = 1 << 16
@@ -38,10 +38,10 @@ def poisson(size: int, mean: float, stream: KeyStream) -> NDArray[np.int64]:
     Transformed rejection with a squeeze (Hörmann 1993, algorithm PTRS), in double precision.
 
     Raises:
-        ValueError: `mean` is below `LEAST_MEAN`.
+        ValueError: `mean` is below `MIN_MEAN`.
     """
-    if mean < LEAST_MEAN:
-        raise ValueError(f"a mean of {mean:g} is below {LEAST_MEAN:g}.")
+    if mean < MIN_MEAN:
+        raise ValueError(f"a mean of {mean:g} is below {MIN_MEAN:g}.")
     out = np.empty(size, dtype=np.int64)
     for start in range(0, size, AT_ONCE):
         piece = out[start : start + AT_ONCE]

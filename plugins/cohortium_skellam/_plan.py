@@ -80,7 +80,7 @@ def calibrated(
         )
         variance = (noise * terms.clip_norm / grid) ** 2
         lattice = Lattice(grid=grid, variance=variance, mechanism=attempt(noise), noise=noise)
-        if lattice.share(honest(terms, cohort)) >= 2 * _draw.LEAST_MEAN:
+        if lattice.share(honest(terms, cohort)) >= 2 * _draw.MIN_MEAN:
             return lattice
         grid /= 2
 

@@ -142,7 +142,7 @@ def main() -> None:
         verdict = "**refuted**" if found.is_refuted else "not refuted"
         print(
             f"| {name} | {result.guarantee.epsilon:.2f}, {whom} | at least {found.bound:.2f}, "
-            f"where {found.claim:.2f} is claimed | {found.ceiling:.2f} | {verdict} "
+            f"where {found.claim:.2f} is claimed | {found.max_detectable_epsilon:.2f} | {verdict} "
             f"| {result.accuracy:.1%} |",
             flush=True,
         )

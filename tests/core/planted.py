@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 
-from cohortium.auditing.playing import Watched
+from cohortium.auditing.playing import InstrumentedPlan
 from cohortium.plugin import (
     FederationSpec,
     Guarantee,
@@ -96,8 +96,8 @@ class Broken:
     honest: Any
     fault: Any
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Watched:
-        return Watched(self.honest.plan(workload, cohort, parameters), self.fault)
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> InstrumentedPlan:
+        return InstrumentedPlan(self.honest.plan(workload, cohort, parameters), self.fault)
 
 
 @frozen
@@ -151,13 +151,13 @@ class RestartsAccountant:
 
     honest: Gaussian
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Watched:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> InstrumentedPlan:
         plan = self.honest.plan(workload, evolve(cohort, rounds=1, retries=0), parameters)
         return Forgetful(plan, lambda privatizer: privatizer)
 
 
 @frozen
-class Forgetful(Watched):
+class Forgetful(InstrumentedPlan):
     """Says of all attempts what it says of one."""
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:

@@ -165,10 +165,10 @@ def test_a_part_that_is_set_like_a_value_is_told_how(capsys: pytest.CaptureFixtu
 def test_what_another_name_leaves_out_is_told(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text('[privatizer]\nname = "gaussian"\nepsilon = 3.0\ndelta = 1e-5\n')
-    (told,) = study_file.left_out(path, ["federation.rounds=3", "privatizer.name=skellam"])
+    (told,) = study_file.ignored_keys(path, ["federation.rounds=3", "privatizer.name=skellam"])
     assert told.startswith("--set privatizer.name=skellam: epsilon, delta of [privatizer] in ")
-    assert not study_file.left_out(path, ["privatizer.name=gaussian", "model.name=cnn"])
-    assert not study_file.left_out(None, ["privatizer.name=skellam"])
+    assert not study_file.ignored_keys(path, ["privatizer.name=gaussian", "model.name=cnn"])
+    assert not study_file.ignored_keys(None, ["privatizer.name=skellam"])
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "audit", "rehearse"])

@@ -13,15 +13,15 @@ import tomli_w
 from bed import tiny
 from cohortium import Federation
 from cohortium.deployment import rehearsal
-from cohortium.deployment.site_config import Hospital
-from cohortium.deployment.site_server import Reception
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.site_server import SiteServer
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal
 from cohortium.privacy import privacy_loss
 from cohortium.privacy.accounting import compose
-from cohortium.runs.forecast import look_ahead
-from cohortium.runs.invite import invitation_of
+from cohortium.runs.forecast import forecast
+from cohortium.runs.invite import build_invitation
 from cohortium.study import toml
 from cohortium_dpresnet import DPResNet
 from cohortium_fedavg import FedAvg
@@ -73,9 +73,9 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
     """What the hospital of a site file says to an invitation."""
-    hospital = Hospital.read(file)
-    with contextlib.closing(hospital.open_journal()) as journal:
-        reply = Reception(hospital, journal).answer(encode(invitation), b"")
+    site_config = SiteConfig.read(file)
+    with contextlib.closing(site_config.open_journal()) as journal:
+        reply = SiteServer(site_config, journal).answer(encode(invitation), b"")
     answer = decode_either(reply, Acceptance, Refusal)
     assert isinstance(answer, Acceptance | Refusal)
     return answer
@@ -86,7 +86,7 @@ def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None
     simulated = tiny(**{"sites": 3, **STUDIES[name]}).prepare()
     rehearsal.deal(simulated, tmp_path / "dealt", engine="inline")
     ready = Federation.read(tmp_path / "dealt" / "study.toml").prepare()
-    invitation = invitation_of(ready)
+    invitation = build_invitation(ready)
     files = [tmp_path / "dealt" / f"site-{site}" / "site.toml" for site in range(3)]
     assert isinstance(answered(files[1], invitation), Acceptance)
     floors = [toml.read(file, what="a site file")["policy"] for file in files]
@@ -106,7 +106,7 @@ def test_plan_guarantee_and_ledger_say_one_epsilon(name: str) -> None:
         assert spent.epsilon == compose([(plan.mechanism, count)], at)[0].epsilon
         assert spent.epsilon_at_1e_5 == compose([(plan.mechanism, count)], strict)[0].epsilon
     assert plan.guarantee == plan.guarantee_after(attempts)
-    (outlook,) = look_ahead(ready)
+    (outlook,) = forecast(ready)
     assert outlook.guarantee == plan.guarantee
     assert dict(outlook.spent)[setting.cohort.rounds] <= plan.guarantee.epsilon
 
@@ -141,7 +141,7 @@ def test_absurd_numbers_cost_a_hospital_little_and_get_one_sentence(
         tmp_path / "dealt",
         engine="inline",
     )
-    invitation = invitation_of(Federation.read(tmp_path / "dealt" / "study.toml").prepare())
+    invitation = build_invitation(Federation.read(tmp_path / "dealt" / "study.toml").prepare())
     shared = toml.loads(invitation.study, where="test")
     for table, values in numbers.items():
         shared[table] |= values
@@ -154,4 +154,4 @@ def test_absurd_numbers_cost_a_hospital_little_and_get_one_sentence(
         assert answer.reason.count(". ") == 0
     # A transform takes some milliseconds: forty are well within two seconds.
     assert len(points) <= 2 * 25
-    assert sum(points) <= 2 * 25 * 1.1 * privacy_loss.MOST_POINTS
+    assert sum(points) <= 2 * 25 * 1.1 * privacy_loss.MAX_POINTS

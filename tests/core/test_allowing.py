@@ -9,7 +9,7 @@ import pytest
 
 import nasty
 from cohortium import discover
-from cohortium.catalog.allow_list import Entry, normal
+from cohortium.catalog.allow_list import PluginPattern, normalize_name
 from cohortium.catalog.discovery import PluginRecord
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
@@ -50,7 +50,7 @@ def test_what_a_policy_allows(
 @pytest.mark.parametrize("text", ["", "*", "a:b:c", "a:", ":b", "a>=1", "a b", "a==", "\x1b[2J:x"])
 def test_what_is_no_entry_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(StudyError, match="names no plugin; write distribution:plugin") as error:
-        Entry.parse(text, where="here")
+        PluginPattern.parse(text, where="here")
     assert str(error.value).isprintable()
     with pytest.raises(StudyError, match=r"\[policy\] plugins"):
         SitePolicy(
@@ -94,5 +94,5 @@ def test_the_first_of_two_copies_on_the_path_counts(
     nasty.put(tmp_path / "first", {"even": GOOD.replace("gaussian", "even")}, "acme-split")
     nasty.put(tmp_path / "second", {"odd": "raise SystemExit"}, "Acme_Split")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second"), *sys.path])
-    names = [r.name for r in discover({}).records if normal(r.distribution) == "acme-split"]
+    names = [r.name for r in discover({}).records if normalize_name(r.distribution) == "acme-split"]
     assert names == ["even"]

@@ -12,14 +12,14 @@ from scipy.stats import binom
 
 from cohortium.auditing.bounds import (
     Counts,
-    ceiling,
-    ceiling_of_one_run,
+    max_detectable_epsilon,
+    max_detectable_epsilon_of_one_run,
     epsilon_bound,
     epsilon_bound_of_one_run,
     p_value,
     p_value_of_one_run,
 )
-from cohortium.auditing.worlds import Claim, Worlds
+from cohortium.auditing.worlds import Claim, HypothesisSamples
 from cohortium.privacy.accounting import GaussianMechanism, compose
 
 
@@ -35,7 +35,7 @@ from cohortium.privacy.accounting import GaussianMechanism, compose
 )
 def test_all_guesses_right_has_a_closed_form(trials: int, factor: float, product: float) -> None:
     found = p_value(
-        Counts(hits=trials, alarms=0, trials=trials), epsilon=math.log(factor), delta=0.0
+        Counts(true_positives=trials, false_positives=0, trials=trials), epsilon=math.log(factor), delta=0.0
     )
     assert found == pytest.approx(product * (1 - math.log(product)), rel=1e-6)
 
@@ -55,7 +55,7 @@ def test_the_worst_chance_of_an_alarm_is_found(
     quiet = binom.cdf(alarms, n, chance)
     loud = binom.sf(hits - 1, n, np.minimum(1.0, math.exp(epsilon) * chance + delta))
     worst = float((quiet * loud).max())
-    found = p_value(Counts(hits=hits, alarms=alarms, trials=n), epsilon=epsilon, delta=delta)
+    found = p_value(Counts(true_positives=hits, false_positives=alarms, trials=n), epsilon=epsilon, delta=delta)
     wanted = worst * (1 - math.log(max(worst, 1e-300)))
     # One where the counts are within the claim; else the maximum, which a grid comes just below.
     assert found >= 0.999 * wanted
@@ -68,7 +68,7 @@ def test_a_claim_that_holds_is_refuted_no_more_often_than_it_says() -> None:
     hits = rng.binomial(n, math.exp(epsilon) * alarm + delta, 4000)
     alarms = rng.binomial(n, alarm, 4000)
     p = [
-        p_value(Counts(hits=int(h), alarms=int(a), trials=n), epsilon=epsilon, delta=delta)
+        p_value(Counts(true_positives=int(h), false_positives=int(a), trials=n), epsilon=epsilon, delta=delta)
         for h, a in zip(hits, alarms, strict=True)
     ]
     for level in (0.2, 0.1, 0.05, 0.01):
@@ -78,12 +78,12 @@ def test_a_claim_that_holds_is_refuted_no_more_often_than_it_says() -> None:
 
 
 def test_the_bound_is_where_the_p_value_meets_alpha() -> None:
-    counts = Counts(hits=900, alarms=20, trials=1000)
+    counts = Counts(true_positives=900, false_positives=20, trials=1000)
     bound = epsilon_bound(counts, delta=1e-5, alpha=0.001)
     assert p_value(counts, epsilon=bound, delta=1e-5) == pytest.approx(0.001, rel=1e-3)
     assert 3.0 < bound < math.log(900 / 20)
-    assert epsilon_bound(Counts(hits=5, alarms=5, trials=10), delta=0.0, alpha=0.001) == 0
-    assert bound < ceiling(1000, delta=1e-5, alpha=0.001)
+    assert epsilon_bound(Counts(true_positives=5, false_positives=5, trials=10), delta=0.0, alpha=0.001) == 0
+    assert bound < max_detectable_epsilon(1000, delta=1e-5, alpha=0.001)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
@@ -115,19 +115,19 @@ def test_what_one_run_cannot_show() -> None:
     # At δ = 1.9e-4 and 95 % confidence no number of canaries takes the bound beyond 5.3, so a
     # claim of ε = 6 stands whatever happens; at 99.9 % nearly every claim does.
     numbers = (20, 40, 60, 100, 200, 300, 500, 1000, 1250, 1500, 1750, 2000, 3000, 5000)
-    most = max(ceiling_of_one_run(m, delta=1.9e-4, alpha=0.05) for m in numbers)
+    most = max(max_detectable_epsilon_of_one_run(m, delta=1.9e-4, alpha=0.05) for m in numbers)
     assert most == pytest.approx(5.3, abs=0.01)
-    assert max(ceiling_of_one_run(m, delta=1.9e-4, alpha=1e-3) for m in numbers) < 1.03
-    assert ceiling_of_one_run(1000, delta=1e-5, alpha=1e-3) == pytest.approx(4.28, abs=0.01)
+    assert max(max_detectable_epsilon_of_one_run(m, delta=1.9e-4, alpha=1e-3) for m in numbers) < 1.03
+    assert max_detectable_epsilon_of_one_run(1000, delta=1e-5, alpha=1e-3) == pytest.approx(4.28, abs=0.01)
     bound = epsilon_bound_of_one_run(95, 100, 100, delta=1e-5, alpha=1e-3)
     assert p_value_of_one_run(95, 100, 100, epsilon=bound, delta=1e-5) == pytest.approx(
         1e-3, rel=1e-2
     )
 
 
-def gaussian_worlds(rng: np.random.Generator, size: int, noise: float) -> Worlds:
+def gaussian_worlds(rng: np.random.Generator, size: int, noise: float) -> HypothesisSamples:
     drawn = noise * rng.standard_normal((2, size))
-    return Worlds(drawn[0], drawn[1] + 1.0)
+    return HypothesisSamples(drawn[0], drawn[1] + 1.0)
 
 
 @pytest.mark.parametrize(("multiplier", "attempts"), [(1.0, 1), (4.0, 4)])

@@ -12,7 +12,7 @@ from torch import nn
 from bed import Squares, tiny
 from cohortium.auditing import audit_clip
 from cohortium.data.examples import DataSpec
-from cohortium.runs.prepare import Ready
+from cohortium.runs.prepare import PreparedStudy
 from cohortium_cnn import CNN
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -28,7 +28,7 @@ TURNED = FedSGD(sampling_rate=1.0, flips=True, augmentation_multiplicity=2)
 SHARED = SecAgg(reconstruction_threshold=3, num_shares=4)
 
 
-def ready(**changes: Any) -> Ready:
+def prepared(**changes: Any) -> PreparedStudy:
     parts: dict[str, Any] = {
         "dataset": Squares(examples=60), "trainer": FLAT, "privatizer": Gaussian(epsilon=50.0),
         "min_contributors": 4, "max_colluding": 1, "sites": 4, "seed": 3,
@@ -49,13 +49,13 @@ def ready(**changes: Any) -> Ready:
     ids=str,
 )
 def test_an_honest_clip_is_not_refuted(changes: dict[str, Any]) -> None:
-    finding = audit_clip(ready(**changes))
+    finding = audit_clip(prepared(**changes))
     assert not finding.is_refuted, finding
-    assert "replaced, by at most" in finding.seen
+    assert "replaced, by at most" in finding.observation
 
 
 def test_a_clip_that_holds_for_small_networks_alone_is_caught() -> None:
-    finding = audit_clip(ready(privatizer=Broken(Gaussian(epsilon=50.0), ClipsBySize)))
+    finding = audit_clip(prepared(privatizer=Broken(Gaussian(epsilon=50.0), ClipsBySize)))
     assert finding.is_refuted, finding
 
 
@@ -82,12 +82,12 @@ class TokensFirst:
 
 def test_tokens_that_are_taken_for_examples_are_caught() -> None:
     honest = Gaussian(epsilon=50.0, clip_norm=0.01)
-    assert not audit_clip(ready(model=TokensFirst(), privatizer=honest)).is_refuted
-    finding = audit_clip(ready(model=TokensFirst(), privatizer=Broken(honest, ReadsBySize)))
+    assert not audit_clip(prepared(model=TokensFirst(), privatizer=honest)).is_refuted
+    finding = audit_clip(prepared(model=TokensFirst(), privatizer=Broken(honest, ReadsBySize)))
     assert finding.is_refuted, finding
 
 
 def test_the_clip_of_whole_sites_is_left_to_the_mechanism() -> None:
-    finding = audit_clip(ready(privatizer=Gaussian(unit="site", epsilon=50.0)))
+    finding = audit_clip(prepared(privatizer=Gaussian(unit="site", epsilon=50.0)))
     assert not finding.is_refuted
-    assert "whole update" in finding.tried
+    assert "whole update" in finding.procedure

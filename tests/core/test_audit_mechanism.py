@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from cohortium.auditing import Finding, audit_books, audit_mechanism
+from cohortium.auditing import Finding, audit_accounting, audit_mechanism
 from cohortium.plugin import FederationSpec, Randomness, Workload
 from cohortium_gaussian import Gaussian
 from cohortium_skellam import Skellam
@@ -86,7 +86,7 @@ def test_noise_that_is_thrown_away_is_caught(name: str) -> None:
     privatizer, workload = HONEST[name]
     finding = audited(Broken(privatizer, with_noise(0.0)), workload, few(name) // 2)
     assert finding.is_refuted, finding
-    assert "if that is so" in finding.seen
+    assert "if that is so" in finding.observation
 
 
 @pytest.mark.parametrize("name", UNSAMPLED)
@@ -94,7 +94,7 @@ def test_noise_that_is_halved_is_caught(name: str) -> None:
     privatizer, workload = HONEST[name]
     finding = audited(Broken(privatizer, with_noise(0.5)), workload, few(name))
     assert finding.is_refuted, finding
-    assert "if that is so" in finding.seen
+    assert "if that is so" in finding.observation
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_an_accountant_that_starts_again_each_round_is_caught() -> None:
     cohort = evolve(COHORT, rounds=16)
     finding = audited(restarts, STEPS, 16_000, cohort)
     assert finding.is_refuted, finding
-    assert "The guarantee says that 16 of them" in finding.seen
+    assert "The guarantee says that 16 of them" in finding.observation
     # One round is what it says; only together do they cost more.
     assert not audited(restarts, STEPS, 4000, evolve(cohort, rounds=1)).is_refuted
 
@@ -141,20 +141,20 @@ def test_an_accountant_that_starts_again_each_round_is_caught() -> None:
 def test_the_books_find_it_at_any_epsilon(epsilon: float) -> None:
     honest = Gaussian(unit="site", epsilon=epsilon)
     cohort = evolve(COHORT, rounds=20)
-    assert audit_books(RestartsAccountant(honest).plan(STEPS, cohort, 2), 20).is_refuted
-    assert not audit_books(honest.plan(STEPS, cohort, 2), 20).is_refuted
+    assert audit_accounting(RestartsAccountant(honest).plan(STEPS, cohort, 2), 20).is_refuted
+    assert not audit_accounting(honest.plan(STEPS, cohort, 2), 20).is_refuted
 
 
 def test_the_books_of_sampled_batches_balance() -> None:
     plan = HONEST["sampled"][0].plan(SAMPLED, COHORT, 2)
-    finding = audit_books(plan, COHORT.attempts)
+    finding = audit_accounting(plan, COHORT.attempts)
     assert not finding.is_refuted, finding
 
 
 def test_what_so_many_releases_can_show_is_said() -> None:
     some, more = (audited(gaussian(3.0, unit="site"), STEPS, n) for n in (60, 3000))
-    assert some.ceiling is not None
-    assert more.ceiling is not None
-    assert some.ceiling < more.ceiling
-    assert "ask for more releases" in some.power
-    assert "of what is claimed was noticed" in more.power
+    assert some.max_detectable_epsilon is not None
+    assert more.max_detectable_epsilon is not None
+    assert some.max_detectable_epsilon < more.max_detectable_epsilon
+    assert "ask for more releases" in some.detection_limit
+    assert "of what is claimed was noticed" in more.detection_limit

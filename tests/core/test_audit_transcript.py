@@ -20,7 +20,7 @@ from cohortium.messages.run import Reply
 from cohortium.plugin import KeyStream, LocalResult, LocalTask, Message, Randomness, SitePrivatizer
 from cohortium.rounds.run_config import RunConfig
 from cohortium.rounds.site import Site
-from cohortium.runs.prepare import Ready
+from cohortium.runs.prepare import PreparedStudy
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -30,7 +30,7 @@ EVERYONE = Gaussian(epsilon=50.0)
 WHOLE = FedSGD(sampling_rate=1.0)
 
 
-def ready(**changes: Any) -> Ready:
+def prepared(**changes: Any) -> PreparedStudy:
     parts: dict[str, Any] = {
         "dataset": Squares(examples=60),
         "trainer": WHOLE,
@@ -74,11 +74,11 @@ def tell(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 def test_a_scalar_that_a_site_adds_is_found_and_named(
     monkeypatch: pytest.MonkeyPatch, what: str, words: str
 ) -> None:
-    study = ready()
+    study = prepared()
     tell(monkeypatch, what)
     finding = audit_transcript(study)
     assert finding.is_refuted
-    assert words in finding.seen
+    assert words in finding.observation
 
 
 @frozen(kw_only=True)
@@ -94,41 +94,41 @@ class Boasts(FedAvg):
 
 
 def test_a_scalar_that_a_trainer_adds_is_found() -> None:
-    study = ready(trainer=Boasts(local_steps=1, batch_size=16))
+    study = prepared(trainer=Boasts(local_steps=1, batch_size=16))
     finding = audit_transcript(study)
     assert finding.is_refuted
-    assert "reply.body of the reply of site 0" in finding.seen
+    assert "reply.body of the reply of site 0" in finding.observation
 
 
 def test_a_weight_that_scales_what_is_sent_is_found() -> None:
-    study = ready(privatizer=Broken(EVERYONE, Weighs))
+    study = prepared(privatizer=Broken(EVERYONE, Weighs))
     finding = audit_transcript(study)
     assert finding.is_refuted
-    assert "left out" in finding.seen
-    assert "replaced" not in finding.seen
+    assert "left out" in finding.observation
+    assert "replaced" not in finding.observation
 
 
 def test_secrets_that_are_a_function_of_public_values_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    study = ready(trainer=FedSGD(sampling_rate=0.5), privatizer=Gaussian(unit="site"))
+    study = prepared(trainer=FedSGD(sampling_rate=0.5), privatizer=Gaussian(unit="site"))
     assert not audit_secrets(study).is_refuted
 
     def public(self: RunConfig, purpose: str, *, privatizer: bool) -> Randomness:
         return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
 
     monkeypatch.setattr(RunConfig, "secret", public)
-    assert "noise came out the same" in audit_secrets(study).seen
+    assert "noise came out the same" in audit_secrets(study).observation
 
 
 def test_a_simulation_is_called_one() -> None:
-    finding = audit_secrets(ready(insecure_seeded_secrets=True))
+    finding = audit_secrets(prepared(insecure_seeded_secrets=True))
     assert not finding.is_refuted
-    assert "a simulation" in finding.seen
+    assert "a simulation" in finding.observation
 
 
 def test_what_cannot_be_played_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    study = ready()
+    study = prepared()
     monkeypatch.setattr(Site, "answer", lambda self, broadcast, own: b"")
     with pytest.raises(RunError, match="cannot be audited"):
         audit_transcript(study)
@@ -150,24 +150,24 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SMALL)
 def test_one_run_catches_missing_noise_and_passes_what_is_honest(name: str) -> None:
     terms = SMALL[name]
-    honest = ready(**terms)
+    honest = prepared(**terms)
     rng = np.random.default_rng(3)
     finding = audit_run(honest, canaries=100, rng=rng)
     assert not finding.is_refuted, finding
     silent = Broken(terms["privatizer"], with_noise(0.0))
-    finding = audit_run(ready(**(terms | {"privatizer": silent})), canaries=100, rng=rng)
+    finding = audit_run(prepared(**(terms | {"privatizer": silent})), canaries=100, rng=rng)
     assert finding.is_refuted, finding
     assert finding.bound is not None
-    assert finding.ceiling is not None
-    assert 0.5 < finding.bound <= finding.ceiling
+    assert finding.max_detectable_epsilon is not None
+    assert 0.5 < finding.bound <= finding.max_detectable_epsilon
 
 
 def test_a_run_that_can_refute_nothing_is_left_out() -> None:
-    finding = audit_run(ready(privatizer=Gaussian(epsilon=6.0)))
-    assert finding.tried.startswith("nothing")
-    assert "no more than 5.3, whatever happens" in finding.power
-    sites = audit_run(ready(privatizer=Gaussian(unit="site", epsilon=0.1)))
-    assert "its canaries would be the sites" in sites.tried
+    finding = audit_run(prepared(privatizer=Gaussian(epsilon=6.0)))
+    assert finding.procedure.startswith("nothing")
+    assert "no more than 5.3, whatever happens" in finding.detection_limit
+    sites = audit_run(prepared(privatizer=Gaussian(unit="site", epsilon=0.1)))
+    assert "its canaries would be the sites" in sites.procedure
 
 
 STUDY = [
@@ -192,8 +192,8 @@ def test_the_command_says_what_it_found(
     assert json.loads(out.read_text("utf-8")) == found
     assert found["refuted"] is False
     assert found["guarantee"]["unit"] == "site"
-    assert [finding["way"] for finding in found["findings"]] == [
-        "books", "mechanism", "clip", "secrets", "transcript", "run",
+    assert [finding["check"] for finding in found["findings"]] == [
+        "accounting", "mechanism", "clip", "secrets", "transcript", "run",
     ]  # fmt: skip
     assert exit_code("--out", str(out)) == 2
     assert "exists already" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from cohortium.clipping import layer_call, linear_conv
-from cohortium.clipping.bookkeeping import Book
+from cohortium.clipping.bookkeeping import GradientRecorder
 from cohortium.clipping.clipped_sum import clipped_sum
 from cohortium.errors import PrivacyError
 from cohortium.parameters import trainable
@@ -114,12 +114,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     elif request.param != "as it is":
         monkeypatch.setattr(layer_call, "HOLD", 0)
         workload = 0.0 if request.param == "ghost" else float("inf")
-        original = linear_conv.ConvolutionUse._gram_work
+        original = linear_conv.ConvolutionCall._gram_work
 
-        def forced(use: linear_conv.ConvolutionUse, positions: int) -> float:
+        def forced(use: linear_conv.ConvolutionCall, positions: int) -> float:
             return max(workload, 0.0 if original(use, positions) < float("inf") else float("inf"))
 
-        monkeypatch.setattr(linear_conv.ConvolutionUse, "_gram_work", forced)
+        monkeypatch.setattr(linear_conv.ConvolutionCall, "_gram_work", forced)
         monkeypatch.setattr(layer_call, "SLICE", 700)
         monkeypatch.setattr("cohortium.clipping.conv.GROUPED", 100)
 
@@ -146,7 +146,7 @@ def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> N
         if forced == "grouped":
             patch.setattr("cohortium.clipping.conv.UNFOLDED", -1)
         if forced == "thrown away":
-            patch.setattr(linear_conv.ConvolutionUse, "_gram_work", lambda *_: float("inf"))
+            patch.setattr(linear_conv.ConvolutionCall, "_gram_work", lambda *_: float("inf"))
         agree(net, torch.randn(3 * copies, 4, 7, 8), copies=copies)
 
 
@@ -436,16 +436,16 @@ def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPa
     net = model.build(SPEC, 0).to("meta")
     x = model.preprocess(torch.rand(6, 3, 28, 28)).to("meta")
     labels = torch.zeros(6, dtype=torch.int64, device="meta")
-    with Book(net) as book:
-        shares, _ = book.take(
+    with GradientRecorder(net) as book:
+        shares, _ = book.record(
             lambda _: functional.cross_entropy(net(x), labels, reduction="none"), np.arange(6)
         )
-        factors = sum((share.squares for share in shares), torch.zeros(6, device="meta"))
+        factors = sum((share.squared_norms for share in shares), torch.zeros(6, device="meta"))
         totals = {
             parameter: total
             for share in shares
             for bad in (None, ~factors.isfinite())
-            for parameter, total in zip(share.parameters, share.totals(factors, bad), strict=True)
+            for parameter, total in zip(share.parameters, share.weighted_sums(factors, bad), strict=True)
         }
     assert totals
     assert all(p.device == t.device and p.shape == t.shape for p, t in totals.items())
@@ -498,8 +498,8 @@ def test_under_bfloat16_a_contribution_stays_within_the_clip() -> None:
 def test_large_layers_keep_no_gradient_for_each_example() -> None:
     net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 16, 200))
     losses = losses_of(net, torch.randn(8, 64, 4, 4))
-    with Book(net) as book:
-        _, floats = book.take(losses, np.arange(8))
+    with GradientRecorder(net) as book:
+        _, floats = book.record(losses, np.arange(8))
     assert floats < 8 * 0.03 * sum(p.numel() for p in trainable(net))
 
 

@@ -16,13 +16,13 @@ from bed import Squares, tiny
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec, Examples
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
 from cohortium.roles.values import FederationSpec, Workload
-from cohortium.rounds.network_size import parameters_of
-from cohortium.study.study import PARTS
+from cohortium.rounds.network_size import count_parameters
+from cohortium.study.study import STUDY_ROLES
 from cohortium.text import is_printable
 
 SPEC = DataSpec(channels=3, height=28, width=28, classes=("a", "b"), examples=300)
@@ -76,7 +76,7 @@ def written(kind: Any, value: float) -> Any:
 
 
 def offered() -> Iterator[Any]:
-    for o in CATALOG.offerings:
+    for o in CATALOG.entries:
         if o.record.distribution != "cohortium" or o.offer.name in ELSEWHERE:
             continue
         for key, kind in construction.parameters(o.offer.factory, what=o.offer.name).items():
@@ -89,7 +89,7 @@ def used(role: str, part: Any) -> object:
     import torch
 
     if role == "model":
-        return parameters_of(part, SPEC)
+        return count_parameters(part, SPEC)
     if role == "trainer":
         part.workload(COHORT)
         return part.make_server_optimizer([torch.nn.Parameter(torch.zeros(2))], COHORT.rounds)
@@ -135,7 +135,7 @@ def test_every_number_of_every_plugin(role: Any, name: str, key: str, kind: Any)
         key,
         kind,
         lambda value: used(
-            role, construction.make(CATALOG, role, {**table, key: value}, where="test")
+            role, construction.build_part(CATALOG, role, {**table, key: value}, where="test")
         ),
     )
 
@@ -148,11 +148,11 @@ def declared(kind: type) -> list[Any]:
 @pytest.mark.parametrize(("key", "kind"), declared(Federation))
 def test_every_term_of_a_federation(key: str, kind: Any) -> None:
     whole = tiny()
-    parts: dict[str, Any] = {role: getattr(whole, role) for role in PARTS}
+    parts: dict[str, Any] = {role: getattr(whole, role) for role in STUDY_ROLES}
     holds(
         key,
         kind,
-        lambda value: construction.call(
+        lambda value: construction.construct(
             Federation, {key: value}, where="test", what="the federation", ready={**parts}
         ),
     )
@@ -164,7 +164,7 @@ def test_every_number_of_the_data(key: str, kind: Any) -> None:
     holds(
         key,
         kind,
-        lambda value: construction.call(
+        lambda value: construction.construct(
             DataSpec, {**base, key: value}, where="test", what="the data"
         ),
     )
@@ -176,21 +176,21 @@ def test_every_number_of_a_policy(key: str, kind: Any) -> None:
     holds(
         key,
         kind,
-        lambda value: construction.call(
+        lambda value: construction.construct(
             SitePolicy, {**base, key: value}, where="test", what="the policy"
         ),
     )
 
 
-@pytest.mark.parametrize(("key", "kind"), declared(Hospital))
+@pytest.mark.parametrize(("key", "kind"), declared(SiteConfig))
 def test_every_number_of_a_site_file(key: str, kind: Any) -> None:
     floors: Any = {"epsilon": 6.0, "delta": 1e-5, "unit": "example", "against": "everyone"}
     ready = {"dataset": Squares(), "policy": SitePolicy(**floors), "folder": Path()}
     holds(
         key,
         kind,
-        lambda value: construction.call(
-            Hospital,
+        lambda value: construction.construct(
+            SiteConfig,
             {"id": 0, "dataset_id": "x", key: value},
             where="test",
             what="the site",
@@ -211,14 +211,14 @@ def test_the_walk_meets_the_numbers_that_it_is_for() -> None:
 def test_class_weights_are_positive_and_few(weights: list[float], trainer: str) -> None:
     table = {"name": trainer, "class_weights": weights}
     with pytest.raises(StudyError, match="class_weights") as error:
-        construction.make(CATALOG, "trainer", table, where="test")
+        construction.build_part(CATALOG, "trainer", table, where="test")
     is_clean(error.value)
 
 
 def test_an_optimizer_has_few_options() -> None:
     options = {f"a{n}": 1.0 for n in range(17)}
     with pytest.raises(StudyError, match="'optimizer_options' has more than 16 entries"):
-        construction.make(
+        construction.build_part(
             CATALOG, "trainer", {"name": "fedsgd", "optimizer_options": options}, where="test"
         )
 
@@ -234,7 +234,7 @@ def test_an_optimizer_has_few_options() -> None:
 def test_numbers_that_are_too_much_together(name: str, values: dict[str, Any], words: str) -> None:
     def build() -> None:
         table = {"name": name, **values}
-        construction.make(CATALOG, "model", table, where="test").build(SPEC, 1)
+        construction.build_part(CATALOG, "model", table, where="test").build(SPEC, 1)
 
     with pytest.raises(StudyError, match=words):
         build()

@@ -124,7 +124,7 @@ def test_an_allow_list_applies_before_import(install: Install) -> None:
     assert {r.name for r in catalog.records if r.status == "blocked"} == {"even"}
     assert catalog.names("partitioner")
     only = discover({"COHORTIUM_PLUGIN_ALLOW": "iid"})
-    assert [o.offer.name for o in only.offerings] == ["iid"]
+    assert [o.offer.name for o in only.entries] == ["iid"]
 
 
 def test_a_failed_lookup_quotes_why_the_plugin_cannot_be_used(install: Install) -> None:

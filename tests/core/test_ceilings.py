@@ -11,7 +11,7 @@ import torch
 from bed import tiny
 from cohortium.data.examples import DataSpec
 from cohortium.deployment import rehearsal
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RefusalError
 from cohortium.rounds import build_run_config, network_size
@@ -54,7 +54,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> Ledgered:
 
 
 def agree(policy: SitePolicy, **changes: Any) -> None:
-    build_run_config.agree(
+    build_run_config.build_run_config(
         tiny(**changes), SPEC, session=b"sixteen bytes id", directory=None, policy=policy
     )
 
@@ -86,7 +86,7 @@ def test_what_is_within_the_ceilings_is_made(allocated: Ledgered) -> None:
 
 
 def test_copies_count_in_the_estimate() -> None:
-    one, many = (network_size.memory_of(CNN(), SPEC, copies=copies) for copies in (1, 128))
+    one, many = (network_size.estimate_memory(CNN(), SPEC, copies=copies) for copies in (1, 128))
     assert many > 20 * one
     policy = SitePolicy(**FLOORS, max_memory=2 * one / 2**30)
     agree(policy, model=CNN(), trainer=FedSGD(sampling_rate=1.0))
@@ -109,7 +109,7 @@ def test_a_size_is_found_without_what_it_is_of(monkeypatch: pytest.MonkeyPatch) 
         (Descriptor(center_on=Phantom()), None),
         (CNN(width=8), CNN(width=8)),
     ):
-        found = network_size.parameters_of(model, SPEC)
+        found = network_size.count_parameters(model, SPEC)
         assert found
         if bare is not None:
             assert found == sum(p.numel() for p in bare.build(SPEC, 1).parameters())
@@ -123,7 +123,7 @@ def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
         def build(self, spec: DataSpec, seed: int) -> torch.nn.Module:
             return torch.nn.Linear(int(torch.ones(1).item()), 3)
 
-    assert network_size.parameters_of(Stubborn(), SPEC) is None
+    assert network_size.count_parameters(Stubborn(), SPEC) is None
     with pytest.raises(RefusalError, match="the study's model has"):
         agree(SitePolicy(**FLOORS, max_parameters=10), model=CNN())
 
@@ -131,7 +131,7 @@ def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
 def test_dealt_sites_take_part_in_what_they_were_dealt_for(tmp_path: Path) -> None:
     ready = tiny(rounds=1500).prepare()
     rehearsal.deal(ready, tmp_path / "new", engine="inline")
-    policy = Hospital.read(tmp_path / "new" / "site-0" / "site.toml").policy
+    policy = SiteConfig.read(tmp_path / "new" / "site-0" / "site.toml").policy
     assert policy.max_rounds == 1500
     assert policy.max_sites == 1000
     policy.admit_terms(sites=ready.setting.cohort.sites, attempts=1500)

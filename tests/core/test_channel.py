@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cohortium.deployment import socket_frames, unix_socket
-from cohortium.deployment.log_throttle import MOST
-from cohortium.deployment.socket_frames import CALL, LARGEST, REPLY
-from cohortium.deployment.unix_socket import Door, ask, peer
+from cohortium.deployment.log_throttle import MAX_SENTENCES
+from cohortium.deployment.socket_frames import CALL, MAX_PART_BYTES, REPLY
+from cohortium.deployment.unix_socket import SiteSocketServer, call_site, peer_uid
 from cohortium.errors import MessageError, RunError, StudyError
 
 
@@ -51,7 +51,7 @@ def echo(tmp_path: Path) -> Iterator[Echo]:
 
 
 def served(echo: Echo) -> Iterator[Echo]:
-    door = Door(
+    door = SiteSocketServer(
         echo.path,
         echo.answer,
         echo.users,
@@ -72,19 +72,19 @@ def served(echo: Echo) -> Iterator[Echo]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(broadcast=st.binary(max_size=300), own=st.binary(max_size=300))
 def test_parts_arrive_as_they_were_sent(echo: Echo, broadcast: bytes, own: bytes) -> None:
-    assert ask(echo.path, broadcast, own) == said(broadcast, own)
+    assert call_site(echo.path, broadcast, own) == said(broadcast, own)
 
 
 def test_large_parts_arrive(echo: Echo) -> None:
     large = os.urandom(5 << 20)
-    assert ask(echo.path, large, b"own") == said(large, b"own")
+    assert call_site(echo.path, large, b"own") == said(large, b"own")
 
 
 def test_many_callers_are_answered_one_at_a_time(echo: Echo) -> None:
     replies: dict[int, bytes] = {}
 
     def call(n: int) -> None:
-        replies[n] = ask(echo.path, b"%d" % n, b"")
+        replies[n] = call_site(echo.path, b"%d" % n, b"")
 
     callers = [threading.Thread(target=call, args=(n,)) for n in range(10)]
     for caller in callers:
@@ -115,7 +115,7 @@ def ended(connection: socket.socket) -> bool:
         b"GET / HTTP/1.1\r\nHost: hospital\r\n\r\n",
         CALL[:-1] + b"2" + bytes(16),
         REPLY + bytes(16),
-        CALL + struct.pack(">2Q", LARGEST + 1, 0),
+        CALL + struct.pack(">2Q", MAX_PART_BYTES + 1, 0),
         CALL + struct.pack(">2Q", 2**64 - 1, 2**64 - 1),
     ],
 )
@@ -124,7 +124,7 @@ def test_what_is_no_frame_is_cut_off_unanswered(echo: Echo, frame: bytes) -> Non
         connection.sendall(frame)
         assert ended(connection)
     assert echo.heard == 0
-    assert ask(echo.path, b"still", b"there") == said(b"still", b"there")
+    assert call_site(echo.path, b"still", b"there") == said(b"still", b"there")
     assert any("cut off" in sentence for sentence in echo.told)
 
 
@@ -133,14 +133,14 @@ def test_a_caller_that_goes_away_harms_nobody(echo: Echo, cut: int) -> None:
     frame = CALL + struct.pack(">2Q", 8, 8) + bytes(16)
     with raw(echo.path) as connection:
         connection.sendall(frame[:cut])
-    assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
+    assert call_site(echo.path, b"x", b"y") == said(b"x", b"y")
     assert echo.heard == 1
 
 
 def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
     with raw(echo.path) as connection:
-        connection.sendall(CALL + struct.pack(">2Q", LARGEST, LARGEST) + b"a little")
-        assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
+        connection.sendall(CALL + struct.pack(">2Q", MAX_PART_BYTES, MAX_PART_BYTES) + b"a little")
+        assert call_site(echo.path, b"x", b"y") == said(b"x", b"y")
 
 
 def test_a_caller_that_stalls_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +164,10 @@ def test_a_call_has_one_deadline_however_often_a_byte_of_it_comes(
 
 
 def test_callers_that_do_not_say_their_call_keep_nobody_out(echo: Echo) -> None:
-    slow = [raw(echo.path) for _ in range(unix_socket.MOST_CALLERS)]
+    slow = [raw(echo.path) for _ in range(unix_socket.MAX_CONNECTIONS)]
     for connection in slow:
         connection.sendall(CALL[:3])
-    assert ask(echo.path, b"x", b"y") == said(b"x", b"y")
+    assert call_site(echo.path, b"x", b"y") == said(b"x", b"y")
     assert ended(slow[0])
     for connection in slow:
         connection.close()
@@ -181,14 +181,14 @@ def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> N
         assert go.wait(60)
         return broadcast + own
 
-    door = Door(tmp_path / "s", answer, {os.getuid()})
+    door = SiteSocketServer(tmp_path / "s", answer, {os.getuid()})
     with door.open() as listener, contextlib.ExitStack() as stack:
         thread = threading.Thread(target=door.serve, args=(listener,))
         thread.start()
         first = stack.enter_context(raw(door.path))
         first.sendall(CALL + struct.pack(">2Q", 1, 1) + b"xy")
         assert begun.wait(60)
-        slow = [stack.enter_context(raw(door.path)) for _ in range(3 * unix_socket.MOST_CALLERS)]
+        slow = [stack.enter_context(raw(door.path)) for _ in range(3 * unix_socket.MAX_CONNECTIONS)]
         assert ended(slow[0])
         go.set()
         assert first.recv(100).startswith(REPLY)
@@ -200,14 +200,14 @@ def test_another_user_is_not_heard(tmp_path: Path) -> None:
     stranger = os.getuid() + 1
     for echo in served(Echo(tmp_path / "s", users={stranger})):
         with pytest.raises(RunError, match="does not answer"):
-            ask(echo.path, b"x", b"y")
+            call_site(echo.path, b"x", b"y")
         assert echo.heard == 0
         assert echo.told == [f"user {os.getuid()} of this machine tried to speak to the site."]
 
 
 def test_nothing_is_sent_to_a_socket_of_another_user(echo: Echo) -> None:
     with pytest.raises(RunError, match="belongs to another user"):
-        ask(echo.path, b"secret", b"", user=os.getuid() + 1)
+        call_site(echo.path, b"secret", b"", user=os.getuid() + 1)
     assert echo.heard == 0
 
 
@@ -223,10 +223,10 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     for echo in served(Echo(path)):
-        assert ask(path, b"x", b"y") == said(b"x", b"y")
+        assert call_site(path, b"x", b"y") == said(b"x", b"y")
         with (
             pytest.raises(StudyError, match="a process listens at"),
-            Door(path, echo.answer, {0}).open(),
+            SiteSocketServer(path, echo.answer, {0}).open(),
         ):
             pass
 
@@ -234,7 +234,7 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
-    with pytest.raises(StudyError, match="is no socket"), Door(path, said, {0}).open():
+    with pytest.raises(StudyError, match="is no socket"), SiteSocketServer(path, said, {0}).open():
         pass
     assert path.read_text() == "precious"
 
@@ -242,29 +242,29 @@ def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
 def test_a_flood_of_strangers_costs_the_log_a_bounded_number_of_lines(tmp_path: Path) -> None:
     told: list[str] = []
     for echo in served(Echo(tmp_path / "s", users={os.getuid() + 1}, told=told)):
-        for _ in range(10 * MOST):
+        for _ in range(10 * MAX_SENTENCES):
             with raw(echo.path) as connection:
                 assert ended(connection)
-    assert len(told) == MOST + 1
-    assert told[-1] == f"{9 * MOST} more callers turned away in the last minute."
+    assert len(told) == MAX_SENTENCES + 1
+    assert told[-1] == f"{9 * MAX_SENTENCES} more callers turned away in the last minute."
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with (
         pytest.raises(StudyError, match="cannot listen at"),
-        Door(tmp_path / "no" / "s", said, {0}).open(),
+        SiteSocketServer(tmp_path / "no" / "s", said, {0}).open(),
     ):
         pass
 
 
 def test_a_site_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not answer: No such file"):
-        ask(tmp_path / "s", b"", b"")
+        call_site(tmp_path / "s", b"", b"")
 
 
 def test_a_site_that_comes_back_is_asked_again(tmp_path: Path) -> None:
     path, replies = tmp_path / "s", list[bytes]()
-    caller = threading.Thread(target=lambda: replies.append(ask(path, b"x", b"y", patience=60)))
+    caller = threading.Thread(target=lambda: replies.append(call_site(path, b"x", b"y", patience=60)))
     caller.start()
     for _ in served(Echo(path)):
         caller.join()
@@ -288,11 +288,11 @@ def test_a_site_that_says_what_is_no_frame(tmp_path: Path) -> None:
         thread = threading.Thread(target=lie)
         thread.start()
         with pytest.raises(MessageError, match="does not begin as a frame"):
-            ask(path, b"x", b"y")
+            call_site(path, b"x", b"y")
         thread.join()
 
 
 def test_the_peer_of_a_pair_is_this_user() -> None:
     one, other = socket.socketpair(socket.AF_UNIX)
     with one, other:
-        assert peer(one) == peer(other) == os.getuid()
+        assert peer_uid(one) == peer_uid(other) == os.getuid()

@@ -514,13 +514,13 @@ def test_plugins_are_not_wrapped_in_a_pipe(tmp_path: Path) -> None:
 
 
 def test_the_keys_of_the_federation_are_listed(tmp_path: Path) -> None:
-    from cohortium.study.study import TERMS
+    from cohortium.study.study import FEDERATION_KEYS
 
     done = cohortium("plugins", "federation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     listed = [line.split()[0] for line in done.stdout.splitlines()[2:]]
-    assert listed == list(TERMS)
+    assert listed == list(FEDERATION_KEYS)
     (told,) = (line for line in done.stdout.splitlines() if line.split()[0] == "rounds")
     assert told.split(None, 3)[1:3] == ["int", "60"]
     (table,) = json.loads(cohortium("plugins", "federation", "--json", cwd=tmp_path).stdout)
-    assert [parameter["name"] for parameter in table["parameters"]] == list(TERMS)
+    assert [parameter["name"] for parameter in table["parameters"]] == list(FEDERATION_KEYS)

@@ -59,11 +59,11 @@ def test_run_folders_are_found_where_they_are(
 
 
 def test_settings_and_observers_are_offered() -> None:
-    assert ("privatizer.", "") in _completion.settings("priv")
-    assert _completion.settings("federation.roun") == [("federation.rounds=", "")]
-    assert _completion.settings("privatizer.eps")[0][0] == "privatizer.epsilon="
-    assert _completion.settings("model.nam") == [("model.name=", "which one")]
-    assert _completion.settings("nothing.") == []
+    assert ("privatizer.", "") in _completion.overrides("priv")
+    assert _completion.overrides("federation.roun") == [("federation.rounds=", "")]
+    assert _completion.overrides("privatizer.eps")[0][0] == "privatizer.epsilon="
+    assert _completion.overrides("model.nam") == [("model.name=", "which one")]
+    assert _completion.overrides("nothing.") == []
     assert ("tensorboard", "observer") in _completion.observer_names("t")
     names = dict(_completion.plugin_names(""))
     assert names["fedprox"] == "trainer"

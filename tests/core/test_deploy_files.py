@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attrs import fields
 
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.study import toml
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
@@ -32,7 +32,7 @@ def test_what_a_site_writes_lies_where_its_unit_may_write() -> None:
         Path("/run") / service["RuntimeDirectory"],
     ]
     site = toml.read(DEPLOY / "site.toml", what="the site file")["site"]
-    assert {each.name for each in fields(Hospital)} >= WRITTEN
+    assert {each.name for each in fields(SiteConfig)} >= WRITTEN
     for key in WRITTEN:
         assert Path(site.get(key, "")).parent in may, f"{key} of site.toml is in no such folder"
 

@@ -7,16 +7,16 @@ from typing import Literal
 import pytest
 from attrs import field, frozen
 
-from cohortium.catalog.discovery import Offering, discover
+from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.catalog.parameters import Parameter, parameters_of
 from cohortium.roles.hooks import Offer
 from cohortium.roles.protocols import Dataset
 
-OURS = [o for o in discover().offerings if o.record.distribution == "cohortium"]
+OURS = [o for o in discover().entries if o.record.distribution == "cohortium"]
 
 
 @pytest.mark.parametrize("offering", OURS, ids=lambda o: f"{o.role} {o.offer.name}")
-def test_every_parameter_of_ours_is_explained(offering: Offering) -> None:
+def test_every_parameter_of_ours_is_explained(offering: CatalogEntry) -> None:
     for parameter in parameters_of(offering.offer):
         assert parameter.type
         assert parameter.meaning, f"{parameter.name} has no line under Attributes:"

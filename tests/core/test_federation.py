@@ -342,7 +342,7 @@ def test_a_cohort_is_drawn_anew_each_round() -> None:
 def test_a_simulated_site_is_given_its_own_signing_key_and_no_other() -> None:
     ready = tiny(adversary="active").prepare()
     directory = ready.setting.directory
-    recipes = [ready.recipe(site) for site in range(6)]
+    recipes = [ready.site_factory(site) for site in range(6)]
     assert directory is not None
     assert directory.keys == tuple(r.identity.public for r in recipes if r.identity)
     privatizer = [recipe.identity.private for recipe in recipes if recipe.identity]

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from bed import tiny
 from cohortium import Federation
 from cohortium.cli import main
-from cohortium.cli._site import _tell
+from cohortium.cli._site import _print_log
 from cohortium.data.examples import DataSpec
 from cohortium.deployment import rehearsal
-from cohortium.deployment.site_config import Hospital
-from cohortium.deployment.site_server import Reception
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import CohortiumError, RefusalError, StudyError
 from cohortium.learning.training import make_optimizer
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import Invitation
 from cohortium.messages.run import Refusal
-from cohortium.runs.invite import invitation_of
+from cohortium.runs.invite import build_invitation
 from cohortium.study import study_file, toml
-from cohortium.text import MOST_REASON, is_printable, keyed, printable, shown, told
+from cohortium.text import MAX_REASON_LENGTH, is_printable, quote_key, escape_control_characters, truncate, sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,22 +62,22 @@ def is_quiet(text: str) -> bool:
 @given(st.text(st.characters(), max_size=60))
 @example("".join(HOSTILE))
 def test_whatever_the_words_are_they_are_shown_on_one_line(text: str) -> None:
-    for safe in (shown(text), printable(text), keyed(text)):
+    for safe in (truncate(text), escape_control_characters(text), quote_key(text)):
         assert is_quiet(safe)
         assert "\n" not in safe
         assert safe.encode().decode() == safe
-    assert shown(text)[0] == shown(text).rstrip("…")[-1]
+    assert truncate(text)[0] == truncate(text).rstrip("…")[-1]
     assert is_quiet(str(CohortiumError(text)))
     # No line of theirs begins where one of ours would.
-    assert all(line.startswith(" ") or not line for line in told(text).split("\n")[1:])
+    assert all(line.startswith(" ") or not line for line in sanitize(text).split("\n")[1:])
 
 
-@given(st.text(st.characters(), max_size=3 * MOST_REASON))
+@given(st.text(st.characters(), max_size=3 * MAX_REASON_LENGTH))
 def test_a_refusal_is_as_short_as_its_message_allows(text: str) -> None:
     refusal = RefusalError(text, text)
     assert is_printable(refusal.reason)
     assert is_printable(refusal.code)
-    assert len(refusal.reason) <= MOST_REASON
+    assert len(refusal.reason) <= MAX_REASON_LENGTH
     assert len(refusal.code) <= 64
 
 
@@ -86,9 +86,9 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_kind() -> None:
         def __repr__(self) -> str:
             raise RuntimeError("no")
 
-    assert shown(Odd()) == "a value of type Odd"
-    assert shown(10**5000) == "a value of type int"
-    assert len(shown([1] * 10_000)) < 100
+    assert truncate(Odd()) == "a value of type Odd"
+    assert truncate(10**5000) == "a value of type int"
+    assert len(truncate([1] * 10_000)) < 100
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -189,14 +189,14 @@ def test_a_traceback_is_quiet_too(
 
 
 @pytest.fixture(scope="module")
-def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reception, Invitation]]:
+def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteServer, Invitation]]:
     folder = tmp_path_factory.mktemp("hospital") / "new"
     rehearsal.deal(tiny().prepare(), folder, engine="inline")
-    hospital = Hospital.read(folder / "site-0" / "site.toml")
-    journal = hospital.open_journal()
+    site_config = SiteConfig.read(folder / "site-0" / "site.toml")
+    journal = site_config.open_journal()
     yield (
-        Reception(hospital, journal, tell=_tell),
-        invitation_of(Federation.read(folder / "study.toml").prepare()),
+        SiteServer(site_config, journal, tell=_print_log),
+        build_invitation(Federation.read(folder / "study.toml").prepare()),
     )
     journal.close()
 
@@ -223,11 +223,11 @@ def invited(invitation: Invitation, change: Callable[[dict[str, Any], str], None
 )
 def test_no_word_of_an_invitation_commands_a_hospitals_terminal(
     change: Callable[[dict[str, Any], str], None],
-    reception: tuple[Reception, Invitation],
+    reception: tuple[SiteServer, Invitation],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    hospital, invitation = reception
-    reply = hospital.answer(encode(invited(invitation, change)), b"")
+    site_config, invitation = reception
+    reply = site_config.answer(encode(invited(invitation, change)), b"")
     refusal = decode(reply, Refusal)
     assert is_printable(refusal.reason)
     log = capfd.readouterr().err
@@ -237,13 +237,13 @@ def test_no_word_of_an_invitation_commands_a_hospitals_terminal(
 
 
 def test_versions_of_a_stranger_are_shown_on_one_line(
-    reception: tuple[Reception, Invitation], capfd: pytest.CaptureFixture[str]
+    reception: tuple[SiteServer, Invitation], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    hospital, invitation = reception
+    site_config, invitation = reception
     words = "".join(HOSTILE).replace("\ud800", "")
     versions = {**invitation.versions, "cohortium": words}
     lying = Invitation(b"a third run's id", invitation.study, "", versions)
-    refusal = decode(hospital.answer(encode(lying), b""), Refusal)
+    refusal = decode(site_config.answer(encode(lying), b""), Refusal)
     assert is_printable(refusal.reason)
     log = capfd.readouterr().err
     assert is_quiet(log)
@@ -254,7 +254,7 @@ def test_what_a_site_tells_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     for text in HOSTILE:
-        _tell(f"refused (study): {text}")
+        _print_log(f"refused (study): {text}")
     lines = log.getvalue().splitlines()
     assert is_quiet(log.getvalue())
     assert all(line.startswith(("refused", "  ")) for line in lines)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
-from cohortium.crypto.signing import KeyDirectory, SigningKey, line_of
+from cohortium.crypto.signing import KeyDirectory, SigningKey, directory_line
 from cohortium.errors import IdentityError, StudyError
 
 SECRET = Randomness.insecure_from_seed(1)
@@ -120,7 +120,7 @@ def test_rotation_and_revocation() -> None:
     assert KeyDirectory.parse(str(revoked)).keys == (None, PUBLIC[1])
 
 
-LINES = [line_of(site, key) for site, key in enumerate(PUBLIC)]
+LINES = [directory_line(site, key) for site, key in enumerate(PUBLIC)]
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ LINES = [line_of(site, key) for site, key in enumerate(PUBLIC)]
         ([], "begins with the line"),
         (["cohortium directory 1", LINES[0], LINES[2]], "does not list site 1"),
         (
-            ["cohortium directory 1", LINES[0], line_of(0, PUBLIC[1])],
+            ["cohortium directory 1", LINES[0], directory_line(0, PUBLIC[1])],
             "line 3 gives site 0 a second",
         ),
-        (["cohortium directory 1", line_of(0, PUBLIC[0]), line_of(1, PUBLIC[0])], "to another too"),
-        (["cohortium directory 1", LINES[0], line_of(0, PUBLIC[0], kind="revoked")], "is revoked"),
+        (["cohortium directory 1", directory_line(0, PUBLIC[0]), directory_line(1, PUBLIC[0])], "to another too"),
+        (["cohortium directory 1", LINES[0], directory_line(0, PUBLIC[0], kind="revoked")], "is revoked"),
         (["cohortium directory 1", LINES[0].upper()], "line 2 is not"),
         (["cohortium directory 1", LINES[0] + " "], "line 2 is not"),
         (["cohortium directory 1", LINES[0][:-2]], "line 2 is not"),

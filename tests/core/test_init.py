@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cohortium import Federation
 from cohortium.cli import main
-from cohortium.scaffold.study_template import Answers, customary_delta, draft
+from cohortium.scaffold.study_template import Answers, customary_delta, render_study
 from cohortium.study import study_file
 
 
@@ -37,7 +37,7 @@ def test_what_is_written_runs(
     npz: Path, tmp_path: Path, epsilon: float | None, secagg: bool
 ) -> None:
     answers = Answers(data=str(npz), sites=5, epsilon=epsilon, secagg=secagg)
-    text, ready = draft(answers)
+    text, ready = render_study(answers)
     path = tmp_path / "study.toml"
     path.write_text(text, "utf-8")
     federation = attrs.evolve(Federation.read(path), rounds=2, threads=1)

@@ -23,10 +23,10 @@ REPEATABLE = ("plain", "stateful", "active", "seeded")
 WINDOWS = (
     ("cohortium.runs.run_directory:RunFolder._write", (1, 2)),
     ("pathlib:Path.replace", (1, 2, 5)),
-    ("cohortium.runs.checkpoint:RunLog.begin", (1, 2)),
-    ("cohortium.runs.checkpoint:RunLog.finish", (1, 3)),
+    ("cohortium.runs.checkpoint:RunLog.log_attempt", (1, 2)),
+    ("cohortium.runs.checkpoint:RunLog.log_round", (1, 3)),
     ("cohortium.runs.checkpoint:Checkpoint.write", (1, 2, 3)),
-    ("cohortium.runs.checkpoint:RunLog.complete", (1,)),
+    ("cohortium.runs.checkpoint:RunLog.log_result", (1,)),
     ("cohortium.runs.run_directory:RunFolder.write_result", (1,)),
     ("cohortium_events:EventWriter.__call__", (1, 2, 4)),
 )
@@ -79,8 +79,8 @@ def assert_whole(folder: Path, answer: dict[str, Any]) -> None:
 
 def charged(folder: Path) -> list[int]:
     """How many attempts stand in the ledger, by site."""
-    with Ledger(folder / "ledger.sqlite").reading() as book:
-        return [sum(book.prices(name).values()) for name in book.names()]
+    with Ledger(folder / "ledger.sqlite").read_transaction() as book:
+        return [sum(book.charge_counts(name).values()) for name in book.names()]
 
 
 @pytest.mark.slow

@@ -18,13 +18,13 @@ import pytest
 
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
-from cohortium.ledger.cost import Budget, Price, Terms
-from cohortium.ledger.ledger import APPLICATION, FIRST, VERSION, Ledger
+from cohortium.ledger.cost import Budget, AttemptCost, PrivacyScope
+from cohortium.ledger.ledger import APPLICATION, INITIAL_SCHEMA, VERSION, Ledger
 from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
 
 RUN = b"sixteen bytes id"
-PRICE = Price(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
-TERMS = Terms(unit="example", against="everyone")
+PRICE = AttemptCost(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
+TERMS = PrivacyScope(unit="example", against="everyone")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def charged(ledger: Ledger, data: str = "ours") -> set[int]:
-    with ledger.reading() as book:
+    with ledger.read_transaction() as book:
         return set(book.attempts(data, RUN))
 
 
@@ -47,7 +47,7 @@ def is_intact(ledger: Ledger) -> bool:
 
 
 def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None:
-    strange = Price(
+    strange = AttemptCost(
         mechanism=RenyiBoundedMechanism(
             name="mine", bounds=(0.5,) * (len(ORDERS) - 1) + (float("inf"),)
         ),
@@ -56,15 +56,15 @@ def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None
         colluding=3,
         simulation=True,
     )
-    for attempt, price in enumerate([PRICE, strange, PRICE, Price()]):
-        Account(ledger, "ours").charge(RUN, attempt // 2, attempt, price)
+    for attempt, cost in enumerate([PRICE, strange, PRICE, AttemptCost()]):
+        Account(ledger, "ours").charge(RUN, attempt // 2, attempt, cost)
     Account(ledger, "theirs").charge(RUN, 0, 0, PRICE)
     again: Ledger = pickle.loads(pickle.dumps(ledger))
-    with again.reading() as book:
+    with again.read_transaction() as book:
         assert book.names() == ["ours", "theirs"]
-        assert book.prices("ours") == Counter({PRICE: 2, strange: 1, Price(): 1})
-        assert book.attempts("ours", RUN) == {0: PRICE, 1: strange, 2: PRICE, 3: Price()}
-        runs = {run.price: run for run in book.runs("ours")}
+        assert book.charge_counts("ours") == Counter({PRICE: 2, strange: 1, AttemptCost(): 1})
+        assert book.attempts("ours", RUN) == {0: PRICE, 1: strange, 2: PRICE, 3: AttemptCost()}
+        runs = {run.cost: run for run in book.runs("ours")}
     assert (runs[PRICE].attempts, runs[PRICE].rounds, runs[PRICE].session) == (2, 2, RUN)
     assert stat.S_IMODE(ledger.path.stat().st_mode) == 0o600
     assert is_intact(ledger)
@@ -72,7 +72,7 @@ def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None
 
 def test_a_ledger_is_made_once_and_never_by_opening_it(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    with pytest.raises(LedgerError, match=r"there is no ledger .* --create"), ledger.reading():
+    with pytest.raises(LedgerError, match=r"there is no ledger .* --create"), ledger.read_transaction():
         pass
     assert not ledger.path.exists()
     ledger.create()
@@ -111,7 +111,7 @@ def test_what_was_spent_stays_spent(ledger: Ledger, statement: str, recursive: i
     with pytest.raises(sqlite3.IntegrityError, match="stays spent"):
         connection.execute(statement.format(run=RUN.hex()))
     connection.close()
-    with ledger.reading() as book:
+    with ledger.read_transaction() as book:
         assert book.attempts("ours", RUN) == {0: PRICE}
 
 
@@ -131,7 +131,7 @@ def test_a_ledger_whose_triggers_are_others_is_refused(ledger: Ledger, script: s
     connection = sqlite3.connect(ledger.path)
     connection.executescript(script)
     connection.close()
-    with pytest.raises(LedgerError, match="was altered: its tables or triggers"), ledger.reading():
+    with pytest.raises(LedgerError, match="was altered: its tables or triggers"), ledger.read_transaction():
         pass
     with pytest.raises(RefusalError, match="ledger cannot be used, so nothing is released"):
         Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
@@ -144,10 +144,10 @@ def test_a_spend_whose_price_is_gone_is_not_forgotten(ledger: Ledger) -> None:
     (put_back,) = trigger.fetchone()
     connection.executescript(f"DROP TRIGGER prices_stay; DELETE FROM price; {put_back}")
     connection.close()
-    for read in ("prices", "runs"):
-        with pytest.raises(LedgerError, match="is gone from it"), ledger.reading() as book:
+    for read in ("charge_counts", "runs"):
+        with pytest.raises(LedgerError, match="is gone from it"), ledger.read_transaction() as book:
             getattr(book, read)("ours")
-    with pytest.raises(LedgerError, match="is gone from it"), ledger.reading() as book:
+    with pytest.raises(LedgerError, match="is gone from it"), ledger.read_transaction() as book:
         book.attempts("ours", RUN)
 
 
@@ -155,7 +155,7 @@ def test_a_ledger_of_the_first_format_goes_on(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     connection = sqlite3.connect(ledger.path)
     connection.executescript(
-        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1; {FIRST}"
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1; {INITIAL_SCHEMA}"
     )
     connection.execute("ANALYZE")
     connection.close()
@@ -233,11 +233,11 @@ def test_what_is_no_ledger_is_one_sentence(ledger: Ledger, spoil: object, words:
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     assert callable(spoil)
     spoil(ledger.path)
-    with pytest.raises(LedgerError, match=words) as error, ledger.reading() as book:
-        book.prices("ours")
+    with pytest.raises(LedgerError, match=words) as error, ledger.read_transaction() as book:
+        book.charge_counts("ours")
     assert "\n" not in str(error.value)
     with pytest.raises(RefusalError) as refusal:
-        Account(ledger, "ours", Budget(epsilon=9.0, delta=1e-5, terms=TERMS)).charge(
+        Account(ledger, "ours", Budget(epsilon=9.0, delta=1e-5, scope=TERMS)).charge(
             RUN, 1, 1, PRICE
         )
     assert refusal.value.code == "ledger"
@@ -251,8 +251,8 @@ def test_a_ledger_cut_short_anywhere_is_never_a_shorter_ledger(ledger: Ledger) -
     whole = ledger.path.read_bytes()
     for size in [*range(0, len(whole), 997), len(whole) - 1]:
         ledger.path.write_bytes(whole[:size])
-        with pytest.raises(LedgerError), ledger.reading() as book:
-            book.prices("ours")
+        with pytest.raises(LedgerError), ledger.read_transaction() as book:
+            book.charge_counts("ours")
     ledger.path.write_bytes(whole)
     assert len(charged(ledger)) == 200
 
@@ -260,9 +260,9 @@ def test_a_ledger_cut_short_anywhere_is_never_a_shorter_ledger(ledger: Ledger) -
 def test_an_attempt_is_charged_once(ledger: Ledger) -> None:
     account = Account(ledger, "ours")
     account.charge(RUN, 0, 0, PRICE)
-    for price in (PRICE, Price()):
+    for cost in (PRICE, AttemptCost()):
         with pytest.raises(RefusalError, match="charged before") as error:
-            account.charge(RUN, 0, 0, price)
+            account.charge(RUN, 0, 0, cost)
         assert error.value.code == "order"
     account.charge(b"another run's id", 0, 0, PRICE)
     Account(ledger, "theirs").charge(RUN, 0, 0, PRICE)
@@ -279,11 +279,11 @@ KILLING = dedent(
     from cohortium.ledger.account import Account
     from cohortium.privacy.accounting import GaussianMechanism
     from cohortium.ledger.ledger import Ledger
-    from cohortium.ledger.cost import Price
+    from cohortium.ledger.cost import AttemptCost
 
     path, window, synced, kills = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     run = b"sixteen bytes id"
-    price = Price(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
+    cost = AttemptCost(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
 
     class Deadly(Ledger):
         is_last = False
@@ -303,14 +303,14 @@ KILLING = dedent(
     ledger = Deadly(path, is_synced=synced == "synced")
 
     def charged():
-        with ledger.reading() as book:
+        with ledger.read_transaction() as book:
             return set(book.attempts("ours", run))
 
     def release(first, pipe):
         account = Account(ledger, "ours")
         for attempt in range(first, first + 100_000):
             Deadly.is_last = attempt == first + 2
-            account.charge(run, 0, attempt, price)
+            account.charge(run, 0, attempt, cost)
             os.write(pipe, b"%d\\n" % attempt)
 
     rng, lives = random.Random(1), []
@@ -400,18 +400,18 @@ RACING = dedent(
     from cohortium.privacy.accounting import GaussianMechanism
     from cohortium.errors import RefusalError
     from cohortium.ledger.ledger import Ledger
-    from cohortium.ledger.cost import Budget, Price, Terms
+    from cohortium.ledger.cost import Budget, AttemptCost, PrivacyScope
 
     budget = Budget(
-        epsilon=1.0, delta=1e-5, terms=Terms(unit="example", against="everyone")
+        epsilon=1.0, delta=1e-5, scope=PrivacyScope(unit="example", against="everyone")
     )
     account = Account(Ledger(Path(sys.argv[1])), "ours", budget)
-    price = Price(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
-    account.admit(sys.argv[2].encode(), price, 2)
+    cost = AttemptCost(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
+    account.check_run(sys.argv[2].encode(), cost, 2)
     sys.stdin.readline()
     try:
         for attempt in range(100):
-            account.charge(sys.argv[2].encode(), 0, attempt, price)
+            account.charge(sys.argv[2].encode(), 0, attempt, cost)
             print(attempt, flush=True)
     except RefusalError as refusal:
         print(refusal.code)
@@ -420,7 +420,7 @@ RACING = dedent(
 
 
 def test_runs_at_once_do_not_spend_the_same_budget(ledger: Ledger) -> None:
-    budget = Budget(epsilon=1.0, delta=1e-5, terms=TERMS)
+    budget = Budget(epsilon=1.0, delta=1e-5, scope=TERMS)
     most = max(n for n in range(100) if budget.holds(Counter({PRICE: n})))
     assert 2 < most < 50
     processes = [
@@ -438,8 +438,8 @@ def test_runs_at_once_do_not_spend_the_same_budget(ledger: Ledger) -> None:
         process.stdin.flush()
     outputs = [process.communicate(timeout=300)[0].splitlines() for process in processes]
     assert [lines[-1] for lines in outputs] == ["budget"] * 3
-    with ledger.reading() as book:
-        spent = book.prices("ours")
+    with ledger.read_transaction() as book:
+        spent = book.charge_counts("ours")
     assert sum(len(lines) - 1 for lines in outputs) == spent[PRICE] == most
     assert TERMS.epsilon(spent, 1e-5) <= 1.0 < TERMS.epsilon(spent + Counter([PRICE]), 1e-5)
 
@@ -453,7 +453,7 @@ FILLING = dedent(
     from cohortium.ledger.account import Account
     from cohortium.errors import RefusalError
     from cohortium.ledger.ledger import Ledger
-    from cohortium.ledger.cost import Price
+    from cohortium.ledger.cost import AttemptCost
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     size = Path(sys.argv[1]).stat().st_size
@@ -461,7 +461,7 @@ FILLING = dedent(
     account = Account(Ledger(Path(sys.argv[1])), "ours")
     for attempt in range(100_000):
         try:
-            account.charge(b"sixteen bytes id", 0, attempt, Price())
+            account.charge(b"sixteen bytes id", 0, attempt, AttemptCost())
         except RefusalError as refusal:
             print(refusal.code, refusal, "|", refusal.__cause__)
             break
@@ -482,7 +482,7 @@ def test_a_full_disk_is_a_refusal_and_loses_nothing(ledger: Ledger) -> None:
     assert "disk" in last.split("|")[1]
     assert released
     assert charged(ledger) == set(map(int, released))
-    Account(ledger, "ours").charge(RUN, 1, len(released), Price())
+    Account(ledger, "ours").charge(RUN, 1, len(released), AttemptCost())
     assert is_intact(ledger)
 
 
@@ -511,7 +511,7 @@ def test_a_file_without_the_right_to_write_can_be_read(ledger: Ledger) -> None:
 def test_the_schema_is_what_version_1_was() -> None:
     # A change of it is another version, with a way from the old one.
     tables = sqlite3.connect(":memory:")
-    tables.executescript(FIRST)
+    tables.executescript(INITIAL_SCHEMA)
     columns = {
         table: [row[1] for row in tables.execute(f"PRAGMA table_info({table})")]
         for table in ("price", "spend", "data")

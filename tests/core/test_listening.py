@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from cohortium.deployment import socket_access
-from cohortium.deployment.socket_access import Callers, bound
-from cohortium.deployment.unix_socket import Door, ask
+from cohortium.deployment.socket_access import AllowedUsers, listening_socket
+from cohortium.deployment.unix_socket import SiteSocketServer, call_site
 from cohortium.errors import RunError, StudyError
 
 as_root = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def test_a_stranger_cannot_even_connect(place: Path) -> None:
         heard.append(broadcast)
         return own
 
-    door = Door(place, answer, {0, CALLER}, GROUP, tell=told.append)
+    door = SiteSocketServer(place, answer, {0, CALLER}, GROUP, tell=told.append)
     with door.open() as listener:
         thread = threading.Thread(target=door.serve, args=(listener,))
         thread.start()
@@ -81,14 +81,14 @@ def test_a_stranger_cannot_even_connect(place: Path) -> None:
 
 def _asked(path: Path) -> int:
     try:
-        return 0 if ask(path, b"x", b"y", user=0) == b"y" else 1
+        return 0 if call_site(path, b"x", b"y", user=0) == b"y" else 1
     except RunError:
         return 7
 
 
 @as_root
 def test_a_member_of_the_group_who_is_not_the_caller_takes_no_place(place: Path) -> None:
-    door = Door(place, lambda _, own: own, {0, CALLER}, GROUP)
+    door = SiteSocketServer(place, lambda _, own: own, {0, CALLER}, GROUP)
     with door.open() as listener:
         thread = threading.Thread(target=door.serve, args=(listener,))
         thread.start()
@@ -131,7 +131,7 @@ def test_the_mode_is_never_wider_than_it_ends(place: Path, monkeypatch: pytest.M
     look("chmod")
     before = os.umask(0)
     try:
-        with bound(place, GROUP):
+        with listening_socket(place, GROUP):
             final = place.lstat()
     finally:
         os.umask(before)
@@ -146,7 +146,7 @@ def test_without_a_group_the_socket_is_its_owners_whatever_the_umask(
 ) -> None:
     before = os.umask(mask)
     try:
-        with bound(place, None):
+        with listening_socket(place, None):
             assert stat.S_IMODE(place.lstat().st_mode) == 0o600
         assert os.umask(mask) == mask
     finally:
@@ -157,7 +157,7 @@ def test_without_a_group_the_socket_is_its_owners_whatever_the_umask(
 def test_a_site_that_is_not_in_the_group_is_told_so(place: Path) -> None:
     def act() -> int:
         try:
-            with bound(place, GROUP):
+            with listening_socket(place, GROUP):
                 return 1
         except StudyError as error:
             return 0 if "is not in it" in str(error) and not place.exists() else 2
@@ -170,7 +170,7 @@ def test_a_site_that_is_not_in_the_group_is_told_so(place: Path) -> None:
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
 def test_a_folder_that_others_may_write_to_is_refused(place: Path, mode: int) -> None:
     place.parent.chmod(mode)
-    with pytest.raises(StudyError, match="may be written to by other users"), bound(place, None):
+    with pytest.raises(StudyError, match="may be written to by other users"), listening_socket(place, None):
         pass
     assert not place.exists()
 
@@ -179,14 +179,14 @@ def test_a_folder_that_others_may_write_to_is_refused(place: Path, mode: int) ->
 def test_a_folder_of_another_user_or_group_is_refused(place: Path) -> None:
     os.chown(place.parent, -1, GROUP)
     place.parent.chmod(0o2750)
-    with bound(place, GROUP):
+    with listening_socket(place, GROUP):
         assert place.lstat().st_gid == GROUP
     place.parent.chmod(0o2770)
-    with pytest.raises(StudyError, match="may be written to by other users"), bound(place, GROUP):
+    with pytest.raises(StudyError, match="may be written to by other users"), listening_socket(place, GROUP):
         pass
     place.parent.chmod(0o750)
     os.chown(place.parent, STRANGER, -1)
-    with pytest.raises(StudyError, match="belongs to another user"), bound(place, None):
+    with pytest.raises(StudyError, match="belongs to another user"), listening_socket(place, None):
         pass
 
 
@@ -195,7 +195,7 @@ def test_a_link_in_the_place_of_the_socket_is_not_followed(place: Path) -> None:
     for target in (elsewhere, place.with_name("nowhere")):
         elsewhere.write_text("precious")
         place.symlink_to(target)
-        with pytest.raises(StudyError, match="symbolic link"), bound(place, None):
+        with pytest.raises(StudyError, match="symbolic link"), listening_socket(place, None):
             pass
         assert elsewhere.read_text() == "precious"
         place.unlink()
@@ -203,11 +203,11 @@ def test_a_link_in_the_place_of_the_socket_is_not_followed(place: Path) -> None:
 
 def test_a_path_that_is_too_long_is_one_sentence(place: Path) -> None:
     path = place.with_name("s" * 120)
-    with pytest.raises(StudyError, match=r"cannot listen at .*too long"), bound(path, None):
+    with pytest.raises(StudyError, match=r"cannot listen at .*too long"), listening_socket(path, None):
         pass
     # And at the other end at once, however patient the caller is.
     with pytest.raises(RunError, match=r"cannot be at .*too long"):
-        ask(path, b"", b"", patience=3600)
+        call_site(path, b"", b"", patience=3600)
 
 
 def test_a_process_too_busy_to_take_a_call_keeps_its_socket(
@@ -221,7 +221,7 @@ def test_a_process_too_busy_to_take_a_call_keeps_its_socket(
         for connection in waiting:
             connection.settimeout(0)
             connection.connect_ex(str(place))
-        with pytest.raises(StudyError, match="a process listens at"), bound(place, None):
+        with pytest.raises(StudyError, match="a process listens at"), listening_socket(place, None):
             pass
         for connection in waiting:
             connection.close()
@@ -230,14 +230,14 @@ def test_a_process_too_busy_to_take_a_call_keeps_its_socket(
 
 def test_who_is_named_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     own = os.getuid()
-    assert Callers.named("") == Callers(frozenset({own}))
+    assert AllowedUsers.named("") == AllowedUsers(frozenset({own}))
     with pytest.raises(StudyError, match="no caller is named"):
-        Callers.named("", "root")
+        AllowedUsers.named("", "root")
     for nobody in ("no such user", "a\0b"):
         with pytest.raises(StudyError, match="has no user"):
-            Callers.named(nobody)
+            AllowedUsers.named(nobody)
     with pytest.raises(StudyError, match="has no group"):
-        Callers.named("root", "no such group")
+        AllowedUsers.named("root", "no such group")
 
 
 @as_root
@@ -247,8 +247,8 @@ def test_the_callers_group_lets_it_in(tmp_path: Path) -> None:
 
     other = next(u for u in pwd.getpwall() if u.pw_uid != 0)
     theirs = set(os.getgrouplist(other.pw_name, other.pw_gid))
-    assert Callers.named(other.pw_name) == Callers(frozenset({0, other.pw_uid}), other.pw_gid)
+    assert AllowedUsers.named(other.pw_name) == AllowedUsers(frozenset({0, other.pw_uid}), other.pw_gid)
     strange = next(g.gr_name for g in grp.getgrall() if g.gr_gid not in theirs)
     with pytest.raises(StudyError, match="is not in the group"):
-        Callers.named(other.pw_name, strange)
-    assert Callers.named("root") == Callers(frozenset({0}))
+        AllowedUsers.named(other.pw_name, strange)
+    assert AllowedUsers.named("root") == AllowedUsers(frozenset({0}))

@@ -13,12 +13,12 @@ import pytest
 
 import nasty
 from cohortium import discover
-from cohortium.catalog.construction import make
+from cohortium.catalog.construction import build_part
 from cohortium.catalog.parameters import parameters_of
 from cohortium.cli import _completion
 from cohortium.errors import PluginError, StudyError
 from cohortium.testing import suite
-from cohortium.third_party import attempt, brief, told_of
+from cohortium.third_party import call_guarded, truncated, describe_error
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def test_each_marks_itself_alone_in_one_sentence(all_of_them: Path) -> None:
         assert record.reason.isprintable()
         assert len(record.reason) < 1000
         assert bool(record.reason) == (record.status != "active")
-    for offering in catalog.offerings:
+    for offering in catalog.entries:
         assert offering.offer.summary.isprintable()
 
 
@@ -85,7 +85,7 @@ def test_what_is_looked_at_does_no_harm(all_of_them: Path, name: str) -> None:
 def test_what_is_made_is_one_sentence(all_of_them: Path, name: str) -> None:
     catalog = discover({})
     with pytest.raises((PluginError, StudyError)):
-        make(catalog, "partitioner", {"name": name}, where="here")
+        build_part(catalog, "partitioner", {"name": name}, where="here")
     done = command(all_of_them, "check", name)
     assert done.returncode not in (0, 130)
     assert "Traceback" not in done.stderr
@@ -94,7 +94,7 @@ def test_what_is_made_is_one_sentence(all_of_them: Path, name: str) -> None:
 
 def test_the_shell_is_offered_words_all_the_same(all_of_them: Path) -> None:
     assert ("gaussian", "privatizer") in _completion.plugin_names("")
-    assert any(key == "partitioner.alpha=" for key, _ in _completion.settings("partitioner.al"))
+    assert any(key == "partitioner.alpha=" for key, _ in _completion.overrides("partitioner.al"))
     with pytest.raises(PluginError):
         parameters_of(discover({}).find("partitioner", "classes"))
 
@@ -105,7 +105,7 @@ def test_a_check_that_ends_the_process_is_a_finding(monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(suite, "checks_for", lambda _: (("ends", check_it),))
-    (verdict,) = suite.examine("model", object())
+    (verdict,) = suite.run_checks("model", object())
     assert verdict.failure == "it raised KeyboardInterrupt: "
 
 
@@ -149,10 +149,10 @@ def test_a_person_s_ctrl_c_is_nobody_s_fault() -> None:
     before = signal.getsignal(signal.SIGINT)
     for act in (swallow, lambda: signal.raise_signal(signal.SIGINT)):
         with pytest.raises(KeyboardInterrupt):
-            attempt(act)
+            call_guarded(act)
         assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(PluginError, match="KeyboardInterrupt"):
-        attempt(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        call_guarded(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 def test_ctrl_c_while_a_plugin_loads_ends_the_command(tmp_path: Path) -> None:
@@ -166,6 +166,6 @@ def test_ctrl_c_while_a_plugin_loads_ends_the_command(tmp_path: Path) -> None:
 
 
 def test_texts_of_others_are_one_line() -> None:
-    assert brief("a\r\n\x1b[2J\u202e\udcff\u00a0ü") == r"a\r\n\x1b[2J\u202e\udcff" + "\u00a0ü"
-    assert len(brief("x" * 10**6)) == 401
-    assert told_of(ValueError("a\nb")) == r"ValueError: a\nb"
+    assert truncated("a\r\n\x1b[2J\u202e\udcff\u00a0ü") == r"a\r\n\x1b[2J\u202e\udcff" + "\u00a0ü"
+    assert len(truncated("x" * 10**6)) == 401
+    assert describe_error(ValueError("a\nb")) == r"ValueError: a\nb"

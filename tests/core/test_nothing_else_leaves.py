@@ -14,11 +14,11 @@ import pytest
 
 from bed import Squares, tiny
 from cohortium.auditing import audit_transcript
-from cohortium.auditing.playing import Play, Tape
+from cohortium.auditing.playing import InProcessRun, Recording
 from cohortium.auditing.transcript import fields
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message
-from cohortium.runs.prepare import Ready
+from cohortium.runs.prepare import PreparedStudy
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -139,21 +139,21 @@ RUNS["shared"] = {
 }
 
 
-def ready(name: str) -> Ready:
+def prepared(name: str) -> PreparedStudy:
     return tiny(dataset=Squares(examples=60), sites=5, **RUNS[name]).prepare()
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_sends_what_the_guarantee_covers_and_nothing_else(name: str) -> None:
-    study = ready(name)
+    study = prepared(name)
     finding = audit_transcript(study)
     assert not finding.is_refuted, finding
     partition = {
         site: study.splits.train.select(indices) for site, indices in enumerate(study.partition)
     }
-    play = Play.of(study, study.setting, partition, {site: Tape().recording for site in partition})
-    assert len(list(play.rounds(1))) == 1
-    for message in play.sent:
+    play = InProcessRun.of(study, study.setting, partition, {site: Recording().record for site in partition})
+    assert len(list(play.run_rounds(1))) == 1
+    for message in play.messages:
         for path, _ in fields(message.data):
             assert not path or set(named(path)) & set(COVERED), path
 

@@ -14,10 +14,10 @@ from attrs import evolve, field, frozen
 from bed import Squares, tiny
 from cohortium import Federation, Guarantee
 from cohortium.crypto.signing import KeyDirectory, SigningKey
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
-from cohortium.ledger.cost import Price
+from cohortium.ledger.cost import AttemptCost
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either
 from cohortium.messages.run import Refusal, Reply
@@ -284,20 +284,20 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
         policy='adversary = "active"\nhonest = 4\nplugins = ["fedsgd", "secagg"]',
         site='ledger = "spent.sqlite"\ndirectory = "sites.txt"\nidentity = "key.pem"',
     )
-    hospital = Hospital.read(path)
-    assert (hospital.id, hospital.dataset_id) == (2, "squares of 2024")
-    assert hospital.policy == SitePolicy(
+    site_config = SiteConfig.read(path)
+    assert (site_config.id, site_config.dataset_id) == (2, "squares of 2024")
+    assert site_config.policy == SitePolicy(
         **LENIENT,
         adversary="active",
         min_honest_contributors=4,
         allowed_plugins=("fedsgd", "secagg"),
         directory=KeyDirectory(tuple(key.public for key in keys)),
     )
-    account = hospital.account
+    account = site_config.account
     assert account.ledger == Ledger(tmp_path / "spent.sqlite")
     assert str(account.budget) == "ε = 10 at δ = 0.001 for one example against the coordinator"
     assert account.ledger.is_synced
-    assert len(hospital.dataset.load().train) == 40
+    assert len(site_config.dataset.load().train) == 40
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_wrong_site_file_is_one_sentence(
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(CohortiumError, match=words) as error:
-        Hospital.read(path)
+        SiteConfig.read(path)
     assert str(path) in str(error.value) or "gone" in str(error.value) or "npy" in words
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
@@ -350,7 +350,7 @@ def test_a_wrong_site_file_is_one_sentence(
 
 def test_a_site_file_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"cannot read the site file .*: No such file"):
-        Hospital.read(tmp_path / "site.toml")
+        SiteConfig.read(tmp_path / "site.toml")
 
 
 # --- A federation of hospitals -------------------------------------------------------------------
@@ -376,11 +376,11 @@ class Hospitals:
         if site not in self.files:
             return recipe.create()
         assert isinstance(recipe, SimulatedSiteFactory)
-        hospital = Hospital.read(self.files[site])
-        assert hospital.id == site
-        self.journals.append(hospital.open_journal())
+        site_config = SiteConfig.read(self.files[site])
+        assert site_config.id == site
+        self.journals.append(site_config.open_journal())
         try:
-            return hospital.open(recipe.setting, self.journals[-1])
+            return site_config.open(recipe.setting, self.journals[-1])
         except RefusalError as refusal:
             return Absent(refusal)
 
@@ -424,8 +424,8 @@ class Recorder:
 
 
 def spent(path: Path) -> int:
-    with Hospital.read(path).account.ledger.reading() as book:
-        return sum(book.prices("squares of 2024").values())
+    with SiteConfig.read(path).account.ledger.read_transaction() as book:
+        return sum(book.charge_counts("squares of 2024").values())
 
 
 def replies(engine: Hospitals, site: int) -> list[Reply | Refusal]:
@@ -458,7 +458,7 @@ def test_a_coordinator_that_asks_for_too_much_is_refused_with_the_reason(
     key = policy.partition(" =")[0]
     kept = [line for line in path.read_text().splitlines() if not line.startswith(f"{key} =")]
     path.write_text("\n".join([*kept, policy]))
-    Hospital.read(path).account.ledger.create()
+    SiteConfig.read(path).account.ledger.create()
     engine = Hospitals({2: path})
     with pytest.raises(RunError, match="round 1 failed") as error:
         study(engine=engine, **{**asked, "min_contributors": 6}).run()
@@ -473,7 +473,7 @@ def test_another_directory_is_refused_with_the_reason(tmp_path: Path, images: Pa
     KeyDirectory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
     keys[2].create(tmp_path / "key.pem")
     path = site_file(tmp_path, images, site='key_directory = "sites.txt"\nsigning_key = "key.pem"')
-    Hospital.read(path).account.ledger.create()
+    SiteConfig.read(path).account.ledger.create()
     engine = Hospitals({2: path})
     with pytest.raises(RunError, match=r"Site 2: the study's directory of keys is .* has pinned"):
         study(engine=engine, aggregator="secagg", adversary="active", min_contributors=6).run()
@@ -483,7 +483,7 @@ def test_another_directory_is_refused_with_the_reason(tmp_path: Path, images: Pa
 
 def test_the_others_go_on_without_the_site_that_refuses(tmp_path: Path, images: Path) -> None:
     path = site_file(tmp_path, images, policy="sites = 9")
-    Hospital.read(path).account.ledger.create()
+    SiteConfig.read(path).account.ledger.create()
     recorder = Recorder()
     result = study(engine=Hospitals({2: path}), rounds=1).run(observers=[recorder])
     assert result.history[0].dropped == (2,)
@@ -498,18 +498,18 @@ def test_a_run_on_every_hospitals_own_files_is_charged_to_its_end(
         (tmp_path / str(site)).mkdir()
         paths[site] = site_file(tmp_path / str(site), images, site)
         paths[site].write_text(paths[site].read_text().replace("epsilon = 10.0", "epsilon = 8.0"))
-        Hospital.read(paths[site]).account.ledger.create()
+        SiteConfig.read(paths[site]).account.ledger.create()
     engine = Hospitals(paths)
     result = study(engine=engine, aggregator=aggregator, rounds=2).run()
     assert all(event.contributors == tuple(range(6)) for event in result.history)
     assert result.guarantee is not None
     for path in paths.values():
-        account = Hospital.read(path).account
-        with account.ledger.reading() as book:
-            prices = book.prices("squares of 2024")
-        assert sum(prices.values()) == 2
+        account = SiteConfig.read(path).account
+        with account.ledger.read_transaction() as book:
+            costs = book.charge_counts("squares of 2024")
+        assert sum(costs.values()) == 2
         assert account.budget is not None
-        spends = account.budget.terms.epsilon(prices, result.guarantee.delta)
+        spends = account.budget.scope.epsilon(costs, result.guarantee.delta)
         assert spends == pytest.approx(result.guarantee.epsilon)
     # A second run of that size does not fit in ε = 8, and is refused at its start.
     with pytest.raises(RunError, match="2 more attempts would make it"):
@@ -522,15 +522,15 @@ def test_a_run_that_would_overspend_stops_before_the_round_that_would(
 ) -> None:
     path = site_file(tmp_path, images)
     path.write_text(path.read_text().replace("epsilon = 10.0", "epsilon = 7.0"))
-    account = Hospital.read(path).account
+    account = SiteConfig.read(path).account
     account.ledger.create()
-    price = Price.of(setting(rounds=5).plan)
+    cost = AttemptCost.from_plan(setting(rounds=5).plan)
     assert account.budget is not None
 
     def another_run(exchange: int) -> None:
         # It was admitted when this one was, and both cannot go to their end.
         with suppress(RefusalError):
-            Hospital.read(path).account.charge(b"another run's id", exchange, exchange, price)
+            SiteConfig.read(path).account.charge(b"another run's id", exchange, exchange, cost)
 
     engine = Hospitals({2: path}, before=another_run)
     recorder = Recorder()
@@ -542,13 +542,13 @@ def test_a_run_that_would_overspend_stops_before_the_round_that_would(
     assert [isinstance(reply, Reply) for reply in found] == [True] * len(finished) + [False]
     (failure,) = [event for event in recorder.events if isinstance(event, SiteFailed)]
     assert (failure.site, failure.code, failure.round) == (2, "budget", len(finished))
-    with account.ledger.reading() as book:
+    with account.ledger.read_transaction() as book:
         others = book.attempts("squares of 2024", b"another run's id")
-        prices = book.prices("squares of 2024")
-    assert sum(prices.values()) == len(finished) + len(others)
+        costs = book.charge_counts("squares of 2024")
+    assert sum(costs.values()) == len(finished) + len(others)
     assert len(others) in (len(finished), len(finished) + 1)
-    assert account.budget.holds(prices)
-    assert not account.budget.holds(prices + type(prices)([price]))
+    assert account.budget.holds(costs)
+    assert not account.budget.holds(costs + type(costs)([cost]))
 
 
 # --- One site ------------------------------------------------------------------------------------
@@ -558,7 +558,7 @@ def recipe(tmp_path: Path, **changes: Any) -> SimulatedSiteFactory:
     ready = study(**changes).prepare()
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.create()
-    return ready.recipe(2, ledger)
+    return ready.site_factory(2, ledger)
 
 
 def first_request(agreed: RunConfig) -> bytes:
@@ -593,7 +593,7 @@ def test_a_refusal_after_training_has_been_paid_for(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
     assert code(made.create().answer(first_request(made.setting), b"")) == "odd"
-    with Ledger(tmp_path / "ledger.sqlite").reading() as book:
+    with Ledger(tmp_path / "ledger.sqlite").read_transaction() as book:
         assert len(book.attempts("site 2", made.setting.session)) == 1
 
 
@@ -607,11 +607,11 @@ def test_what_cannot_be_charged_is_not_trained(tmp_path: Path) -> None:
 
 def test_the_hospital_is_told_when_its_data_have_changed(tmp_path: Path, images: Path) -> None:
     path = site_file(tmp_path, images)
-    Hospital.read(path).account.ledger.create()
+    SiteConfig.read(path).account.ledger.create()
     agreed = setting()
 
     def opened() -> Site:
-        return Hospital.read(path).open(agreed, MemoryJournal())
+        return SiteConfig.read(path).open(agreed, MemoryJournal())
 
     assert opened().warnings == ()
     assert opened().warnings == ()
@@ -623,12 +623,12 @@ def test_the_hospital_is_told_when_its_data_have_changed(tmp_path: Path, images:
 
 def test_a_simulation_keeps_a_ledger_in_its_own_folder(tmp_path: Path) -> None:
     result = study(rounds=2).run(tmp_path / "run")
-    with Ledger(tmp_path / "run" / "ledger.sqlite").reading() as book:
+    with Ledger(tmp_path / "run" / "ledger.sqlite").read_transaction() as book:
         assert book.names() == [f"site {site}" for site in range(6)]
         for name in book.names():
-            ((price, times),) = book.prices(name).items()
+            ((cost, times),) = book.charge_counts(name).items()
             assert times == 2
             assert result.guarantee is not None
-            assert (price.unit, price.against) == ("example", "everyone")
+            assert (cost.unit, cost.against) == ("example", "everyone")
     study(privatizer="none").run(tmp_path / "bare")
     assert not (tmp_path / "bare" / "ledger.sqlite").exists()

@@ -22,7 +22,7 @@ from cohortium.privacy.accounting import (
     compose,
     within_budget,
 )
-from cohortium.privacy.loss_grids import Releases, discretise
+from cohortium.privacy.loss_grids import ReleaseGroup, discretise
 
 DELTAS = (0.3, 1e-2, 1.9e-4, 1e-5, 1e-9, 1e-30)
 
@@ -76,7 +76,7 @@ def test_without_sampling_it_bounds_the_exact_formula_closely(
     mu: float, times: int, delta: float
 ) -> None:
     exact = epsilon((GaussianMechanism(noise_multiplier=math.sqrt(times) / mu), times), delta=delta)
-    bound = privacy_loss.epsilon([Releases(mu / math.sqrt(times), 1.0, times)], delta)
+    bound = privacy_loss.epsilon([ReleaseGroup(mu / math.sqrt(times), 1.0, times)], delta)
     assert exact * (1 - 1e-9) <= bound <= exact * 1.002 + 1e-3 * mu
 
 
@@ -163,7 +163,7 @@ def test_work_is_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
         for rate, noise, releases, delta in ABSURD:
             assert epsilon((sampled(rate, noise, releases), 1), delta=delta) >= 0
     # A transform's length is rounded up to one that is fast.
-    assert max(sizes) <= 1.1 * privacy_loss.MOST_POINTS
+    assert max(sizes) <= 1.1 * privacy_loss.MAX_POINTS
     assert len(sizes) <= 4 * len(ABSURD)
 
 
@@ -177,7 +177,7 @@ def test_a_search_asks_a_few_times(
     asked: list[float] = []
     ask = privacy_loss.epsilon
 
-    def asking(kinds: list[Releases], delta: float) -> float:
+    def asking(kinds: list[ReleaseGroup], delta: float) -> float:
         asked.append(delta)
         return ask(kinds, delta)
 

@@ -21,17 +21,17 @@ from bed import Squares, tiny
 from cohortium import Federation
 from cohortium.data.npz import DATA_FOLDER
 from cohortium.deployment import rehearsal
-from cohortium.deployment.admission import MOST_THREADS, Silent
-from cohortium.deployment.log_throttle import MOST
-from cohortium.deployment.site_config import Hospital
-from cohortium.deployment.site_server import IDLE, MOST_RUNS, Reception
+from cohortium.deployment.admission import MAX_THREADS, NoEngine
+from cohortium.deployment.log_throttle import MAX_SENTENCES
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.site_server import IDLE_TIMEOUT, MAX_ACTIVE_RUNS, SiteServer
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.protocols import Dataset
 from cohortium.rounds.coordinator import Coordinator
-from cohortium.runs.invite import invitation_of, muster, versions_of
+from cohortium.runs.invite import build_invitation, invite_sites, collect_versions
 from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file, toml
 from cohortium_fedsgd import FedSGD
@@ -42,7 +42,7 @@ from studyfiles import PATHS
 SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
 """What no message may hold: where a hospital keeps things."""
 
-TOO_MANY = max(MOST_THREADS, os.cpu_count() or 0) + 1
+TOO_MANY = max(MAX_THREADS, os.cpu_count() or 0) + 1
 
 
 def simulation(**changes: Any) -> Federation:
@@ -81,17 +81,17 @@ class Ward:
     folder: Path
     told: list[str] = field(factory=list)
     now: float = 0.0
-    reception: Reception = field(init=False)
+    reception: SiteServer = field(init=False)
     journal: FileJournal = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        hospital = Hospital.read(self.folder / "site.toml")
-        self.journal = hospital.open_journal()
-        self.reception = Reception(
-            hospital, self.journal, tell=self.told.append, clock=lambda: self.now
+        site_config = SiteConfig.read(self.folder / "site.toml")
+        self.journal = site_config.open_journal()
+        self.reception = SiteServer(
+            site_config, self.journal, tell=self.told.append, clock=lambda: self.now
         )
 
     def hears(self, message: Message | bytes, own: bytes = b"") -> Any:
@@ -119,7 +119,7 @@ def policy(folder: Path, **floors: Any) -> None:
 
 @pytest.fixture(scope="module")
 def invitation(dealt: Path) -> Invitation:
-    return invitation_of(Federation.read(dealt / "study.toml").prepare())
+    return build_invitation(Federation.read(dealt / "study.toml").prepare())
 
 
 def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitation:
@@ -282,7 +282,7 @@ def test_what_a_hospital_does_not_take_part_in(
 def evolved(invitation: Invitation, text: str) -> Invitation:
     shared = toml.loads(text, where="test")
     try:
-        versions = versions_of(shared)
+        versions = collect_versions(shared)
     except RefusalError:
         versions = invitation.versions
     return Invitation(invitation.session, text, invitation.directory, versions)
@@ -409,7 +409,7 @@ def test_where_the_study_leads_code_lies_is_not_sent(dealt: Path, tmp_path: Path
             (tmp_path / name).write_bytes((dealt / name).read_bytes())
     ready = Federation.read(tmp_path / "study.toml").prepare()
     assert str(tmp_path) in ready.federation.as_toml()
-    sent = invitation_of(ready).study
+    sent = build_invitation(ready).study
     assert "lead_net:Net" in sent
     assert str(tmp_path) not in sent
     assert "folder" not in sent
@@ -513,12 +513,12 @@ def test_coordinators_cannot_push_each_other_out(ward: Ward, invitation: Invitat
     def fresh() -> Invitation:
         return Invitation(os.urandom(16), invitation.study, "", invitation.versions)
 
-    runs = [fresh() for _ in range(MOST_RUNS)]
+    runs = [fresh() for _ in range(MAX_ACTIVE_RUNS)]
     for run in runs:
         assert isinstance(ward.hears(run), Acceptance)
     assert sentence(ward, fresh())[0] == "busy"
     assert isinstance(ward.hears(runs[0]), Acceptance)
-    ward.now += IDLE
+    ward.now += IDLE_TIMEOUT
     assert isinstance(ward.hears(fresh()), Acceptance)
 
 
@@ -536,25 +536,25 @@ def test_hostile_bytes_are_answered_with_a_refusal(
 
 def test_a_flood_of_refusals_costs_the_log_a_bounded_number_of_lines(ward: Ward) -> None:
     before = len(ward.told)
-    for _ in range(10 * MOST):
+    for _ in range(10 * MAX_SENTENCES):
         assert isinstance(decode(ward.reception.answer(b"no", b""), Refusal), Refusal)
     ward.reception.close()
     told = ward.told[before:]
-    assert len(told) == MOST + 1
-    assert told[-1] == f"{9 * MOST} more refusals in the last minute."
+    assert len(told) == MAX_SENTENCES + 1
+    assert told[-1] == f"{9 * MAX_SENTENCES} more refusals in the last minute."
 
 
 FIRST = """
 import sys
 from pathlib import Path
-from cohortium.hospital import Hospital
+from cohortium.hospital import SiteConfig
 from cohortium.messages import decode
-from cohortium.reception import Reception
+from cohortium.reception import SiteServer
 from cohortium.wire import Refusal
 
-hospital = Hospital.read(Path(sys.argv[1]))
-reception = Reception(hospital, hospital.open_journal())
-reception.try_out()
+site_config = SiteConfig.read(Path(sys.argv[1]))
+reception = SiteServer(site_config, site_config.open_journal())
+reception.self_check()
 reception.warm_up()
 
 def packages():
@@ -593,7 +593,7 @@ def test_hostile_studies_are_answered_with_a_refusal(
         answer = ward.hears(message)
         # A comment changes nothing.
         assert isinstance(answer, Refusal) or toml.loads(study_text, where="test") == own
-        ward.now += IDLE
+        ward.now += IDLE_TIMEOUT
 
 
 # --- A restart -----------------------------------------------------------------------------------
@@ -602,7 +602,7 @@ def test_hostile_studies_are_answered_with_a_refusal(
 def coordinator_of(invitation: Invitation) -> Coordinator:
     """The other side of a run."""
     shared = toml.loads(invitation.study, where="test")
-    ready = study_file.build(shared, engine=Silent(), into=Federation).prepare()
+    ready = study_file.build(shared, engine=NoEngine(), into=Federation).prepare()
     return Coordinator(evolve(ready.setting, session=invitation.session))
 
 
@@ -655,9 +655,9 @@ def test_a_full_disk_costs_nothing_and_ends_nothing(
     assert isinstance(ward.hears(invitation), Acceptance)
 
     def charged() -> int:
-        hospital = Hospital.read(ward.folder / "site.toml")
-        with hospital.account.ledger.reading() as book:
-            return sum(book.prices(hospital.dataset_id).values())
+        site_config = SiteConfig.read(ward.folder / "site.toml")
+        with site_config.account.ledger.read_transaction() as book:
+            return sum(book.charge_counts(site_config.dataset_id).values())
 
     for attempt, is_full in enumerate([True, False]):
         coordinator.begin_attempt(attempt, attempt, range(3))
@@ -707,7 +707,7 @@ def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
         1: encode(Refusal(0, 0, "data", "the site's have\x1b[31m another shape.")),
     }
     with pytest.raises(StudyError) as error:
-        muster(Line(answers), ready)
+        invite_sites(Line(answers), ready)
     assert str(error.value) == (
         "2 of 3 sites do not take part:\n"
         "  site 1: the site's have\\x1b[31m another shape.\n"
@@ -719,7 +719,7 @@ def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
         2: b"garbage",
     }
     with pytest.raises(StudyError, match="3 of 3"):
-        muster(Line(lies), ready)
+        invite_sites(Line(lies), ready)
 
 
 def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
@@ -732,10 +732,10 @@ def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
             {n: encode(Acceptance(session, n, examples, versions.get(n, {}))) for n in range(3)}
         )
 
-    sizes, versions = muster(answers(70), ready)
+    sizes, versions = invite_sites(answers(70), ready)
     assert sizes.startswith("the sites declare 210 examples together, and the study 240:")
     with pytest.raises(StudyError, match="declare 270 examples together, and the study 240: sums"):
-        muster(answers(90), ready)
+        invite_sites(answers(90), ready)
     assert versions == "site 2 has torch 1\\n2: equal bits need equal versions."
 
 
@@ -760,4 +760,4 @@ def test_a_deployment_deals_nothing() -> None:
     with pytest.raises(StudyError, match="data lie in the hospitals"):
         _ = ready.splits
     with pytest.raises(StudyError, match="no hospitals to ask"):
-        tiny().muster()
+        tiny().check_sites()

@@ -16,7 +16,7 @@ from bed import Net, tiny
 from cohortium import parameters
 from cohortium.errors import CohortiumError, StoppedError, StudyError
 from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer, attach_schedule
-from cohortium.rounds.dry_run import rehearse
+from cohortium.rounds.dry_run import dry_run
 from cohortium.runs.run_directory import LEDGER
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedmic import FedMIC
@@ -205,7 +205,7 @@ def test_a_rehearsal_leaves_the_setting_and_torch_as_they_were() -> None:
     before = torch.get_rng_state()
     setting = tiny(trainer=FedAvg(flips=True)).prepare().setting
     untouched, weights = copy.copy(setting), parameters.flatten(setting.network())
-    rehearse(setting, setting.network())
+    dry_run(setting, setting.network())
     assert untouched == setting
     assert torch.equal(weights, parameters.flatten(setting.network()))
     assert torch.equal(before, torch.get_rng_state())

@@ -12,11 +12,11 @@ import typer
 from cohortium import discover, study
 from cohortium import grid as grids
 from cohortium.cli import app, main
-from cohortium.deployment.site_config import Hospital
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
 from cohortium.renamed import COMMANDS, KEYS, OPTIONS, VARIABLES
-from cohortium.study.study import TERMS
+from cohortium.study.study import FEDERATION_KEYS
 
 GRID = """
 [grid.size]
@@ -94,8 +94,8 @@ def test_new_names_exist() -> None:
     catalog = discover()
     known = {new for news in KEYS.values() for new in news}
     known -= {"override", "match"}
-    have = {*TERMS, *signature(Hospital).parameters, *signature(SitePolicy).parameters}
-    for offering in catalog.offerings:
+    have = {*FEDERATION_KEYS, *signature(SiteConfig).parameters, *signature(SitePolicy).parameters}
+    for offering in catalog.entries:
         have |= {*signature(offering.offer.factory).parameters}
     assert known <= have
     group = typer.main.get_command(app)

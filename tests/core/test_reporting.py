@@ -20,11 +20,11 @@ from bed import Faulty, tiny
 from cohortium import reporting
 from cohortium.errors import RecordError
 from cohortium.privacy.guarantee import Guarantee
-from cohortium.reporting.differing import differing
-from cohortium.reporting.figures import LEAST_GAP, Axis, Line, Plot
-from cohortium.reporting.parties import Facts, conditions, views
+from cohortium.reporting.differing import study_differences
+from cohortium.reporting.figures import MIN_GAP, Axis, Line, Plot
+from cohortium.reporting.parties import PartyInputs, conditions, party_views
 from cohortium.reporting.stored import Terms
-from cohortium.reporting.wording import chance, detected, odds_factor
+from cohortium.reporting.wording import one_in, max_detection_rate, max_likelihood_ratio
 from cohortium.roles.values import AggregationGuarantee
 from cohortium_gaussian import Gaussian
 from cohortium_secagg import SecAgg
@@ -117,7 +117,7 @@ def test_several_runs_show_where_their_studies_differ(folder: Path, tmp_path: Pa
 def test_settings_differ_by_key_and_absence() -> None:
     one = {"model": {"name": "a", "width": 4, "options": {"x": True}}, "engine": {"name": "e"}}
     two = {"model": {"name": "b", "options": {"x": False}}, "engine": {"name": "e"}}
-    assert differing([one, two]) == {
+    assert study_differences([one, two]) == {
         "model.name": ("a", "b"),
         "model.width": ("4", ""),
         "model.options.x": ("true", "false"),
@@ -289,7 +289,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
     ("facts", "said", "unsaid"),
     [
         (
-            Facts(terms=Terms(sites=10, rounds=2), guarantee=None, aggregation=None),
+            PartyInputs(terms=Terms(sites=10, rounds=2), guarantee=None, aggregation=None),
             [
                 ("Every release of every hospital", "All that its releases tell", "No bound"),
                 ("only the two contribute", "No bound"),
@@ -299,7 +299,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
             ["Bounded"],
         ),
         (
-            Facts(terms=Terms(sites=10, rounds=2), guarantee=guarantee(), aggregation=HIDDEN),
+            PartyInputs(terms=Terms(sites=10, rounds=2), guarantee=guarantee(), aggregation=HIDDEN),
             [
                 ("keeps to the protocol", "a sum over 4 hospitals or more.", "any one image"),
                 ("3 or more hospitals beside itself", "Bounded"),
@@ -309,7 +309,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
             ["No bound", "can choose which"],
         ),
         (
-            Facts(
+            PartyInputs(
                 terms=Terms(sites=10, rounds=2, adversary="active", max_colluding=2),
                 guarantee=SHARED,
                 aggregation=evolve(HIDDEN, min_contributors=7),
@@ -327,7 +327,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
             ["However many", "No bound"],
         ),
         (
-            Facts(
+            PartyInputs(
                 terms=Terms(sites=10, rounds=2, insecure_seeded_secrets=True),
                 guarantee=guarantee(simulation=True),
                 aggregation=HIDDEN,
@@ -338,9 +338,9 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
     ],
 )
 def test_who_can_learn_what_follows_from_the_settings(
-    facts: Facts, said: list[tuple[str, ...]], unsaid: list[str]
+    facts: PartyInputs, said: list[tuple[str, ...]], unsaid: list[str]
 ) -> None:
-    found = views(facts)
+    found = party_views(facts)
     for view, phrases in zip(found, said, strict=True):
         text = f"{view.who} {view.role} {view.sees} {view.hospital} {view.person}"
         for phrase in phrases:
@@ -352,7 +352,7 @@ def test_who_can_learn_what_follows_from_the_settings(
 def test_conditions_name_what_the_bound_rests_on() -> None:
     terms = Terms(sites=10, rounds=2)
     promise = guarantee(assumptions=("real-valued noise",))
-    honest = Facts(
+    honest = PartyInputs(
         terms=terms, guarantee=promise, aggregation=evolve(HIDDEN, statistical_security_bits=40)
     )
     assert any("one of 2^40 runs" in text for text in conditions(honest))
@@ -367,14 +367,14 @@ def test_conditions_name_what_the_bound_rests_on() -> None:
 @given(epsilon=st.floats(0, 800), delta=st.sampled_from([0.0, 1e-9, 1e-5, 1.9e-4, 0.27, 0.3]))
 def test_bounds_in_words_hold_as_they_stand(epsilon: float, delta: float) -> None:
     promise = guarantee(epsilon=epsilon, delta=delta)
-    factor = odds_factor(promise)
+    factor = max_likelihood_ratio(promise)
     if not factor.startswith("e^"):
         assert float(factor.replace(",", "")) >= math.exp(epsilon) * (1 - 1e-12)
-    most = float(detected(promise)[:-2]) / 100
+    most = float(max_detection_rate(promise)[:-2]) / 100
     shift = math.exp(min(epsilon, 700))
     assert most >= min(shift * 0.01 + delta, 1 - (1 - delta - 0.01) / shift, 1) - 1e-12
     if delta:
-        assert 1 / float(chance(delta).removeprefix("1 in ").replace(",", "")) >= delta * (
+        assert 1 / float(one_in(delta).removeprefix("1 in ").replace(",", "")) >= delta * (
             1 - 1e-12
         )
 
@@ -401,7 +401,7 @@ def test_labels_do_not_lie_on_one_another(levels: list[float]) -> None:
     axis = Axis(low=0, high=1, ticks=(0.0, 1.0))
     plot = Plot(title="", summary="", x=Axis.rounds(5), y=axis, lines=lines)
     places = [label.y for label in plot.labels()]
-    assert all(b - a >= LEAST_GAP - 1e-9 for a, b in pairwise(places))
+    assert all(b - a >= MIN_GAP - 1e-9 for a, b in pairwise(places))
     assert max(places) <= plot.height - plot.bottom
 
 

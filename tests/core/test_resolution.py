@@ -175,7 +175,7 @@ def test_two_settings_that_exclude_each_other_are_refused() -> None:
 
 
 def test_a_setting_that_a_later_one_replaces_is_told() -> None:
-    (told,) = study_file.left_out(None, ["federation.sites=4", "federation.sites=5"])
+    (told,) = study_file.ignored_keys(None, ["federation.sites=4", "federation.sites=5"])
     assert told == "--set federation.sites=4 is replaced by --set federation.sites=5."
     assert Federation.read(None, ["federation.sites=4", "federation.sites=5"]).sites == 5
 

@@ -31,10 +31,10 @@ from cohortium.plugin import (
     SitePrivatizer,
 )
 from cohortium.roles.events import AttemptFailed, Event, RoundCompleted, RunFailed, RunStarted
-from cohortium.runs.checkpoint import Checkpoint, Origin
-from cohortium.runs.run_directory import RunFolder
+from cohortium.runs.checkpoint import Checkpoint, RunFingerprint
+from cohortium.runs.run_directory import RunDirectory
 from cohortium.storage.atomic import UNFINISHED
-from cohortium.storage.trainer_state import Kept, StateFile
+from cohortium.storage.trainer_state import TrainerState, TrainerStateFile
 from cohortium_events import Events
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -201,8 +201,8 @@ def test_broken_off_within_a_round_it_goes_on_from_the_round_before(
     assert recorder.of(RunFailed)
     result = study.resume(tmp_path / "run")
     assert result.weights_sha256 == tiny(rounds=3, **SEEDED).run().weights_sha256
-    with Ledger(tmp_path / "run" / "ledger.sqlite").reading() as book:
-        assert [sum(book.prices(name).values()) for name in book.names()] == [3] * 6
+    with Ledger(tmp_path / "run" / "ledger.sqlite").read_transaction() as book:
+        assert [sum(book.charge_counts(name).values()) for name in book.names()] == [3] * 6
 
 
 def test_with_real_noise_a_lost_attempt_is_a_retry_and_then_a_round(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_with_real_noise_a_lost_attempt_is_a_retry_and_then_a_round(tmp_path: Pa
     assert spent is not None
     assert result.guarantee is not None
     assert spent.epsilon <= result.guarantee.epsilon
-    with Ledger(folder / "ledger.sqlite").reading() as book:
-        assert max(sum(book.prices(name).values()) for name in book.names()) == 4
+    with Ledger(folder / "ledger.sqlite").read_transaction() as book:
+        assert max(sum(book.charge_counts(name).values()) for name in book.names()) == 4
 
 
 def test_a_run_that_failed_can_be_tried_again(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_run_that_failed_can_be_tried_again(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="round 1 failed: 2 sites answered"):
         study.run(tmp_path / "run", observers=[recorder])
     assert [event.attempt for event in recorder.of(AttemptFailed)] == [0, 1, 2]
-    with Ledger(tmp_path / "run" / "ledger.sqlite").reading() as book:
-        assert [sum(book.prices(name).values()) for name in book.names()] == [3] * 6
+    with Ledger(tmp_path / "run" / "ledger.sqlite").read_transaction() as book:
+        assert [sum(book.charge_counts(name).values()) for name in book.names()] == [3] * 6
     power.lost = 0
     result = study.resume(tmp_path / "run")
     assert [event.attempt for event in result.history] == [3]
@@ -325,7 +325,7 @@ def test_what_is_not_as_it_was_is_refused_and_nothing_is_lost(
 
 
 def test_another_plan_of_the_same_study_is_refused() -> None:
-    origin = Origin(study="a", data="b", plan="c", versions={"torch": "2", "old": "1"})
+    origin = RunFingerprint(study="a", data="b", plan="c", versions={"torch": "2", "old": "1"})
     now = evolve(origin, plan="d", versions={"torch": "3", "new": "1"})
     with pytest.raises(StudyError, match=r"plans this study's privacy otherwise .*torch 3 in pl"):
         origin.require(now)
@@ -337,9 +337,9 @@ def test_another_plan_of_the_same_study_is_refused() -> None:
 def test_one_process_at_a_time_drives_a_run(tmp_path: Path) -> None:
     study, folder = tiny(), tmp_path / "run"
     stopped(study, folder)
-    with RunFolder.reopen(folder), pytest.raises(StudyError, match="another process is driving"):
+    with RunDirectory.reopen(folder), pytest.raises(StudyError, match="another process is driving"):
         study.resume(folder)
-    with RunFolder.reopen(folder), pytest.raises(StudyError, match="is not finished"):
+    with RunDirectory.reopen(folder), pytest.raises(StudyError, match="is not finished"):
         study.run(folder)
     assert study.resume(folder).rounds == 2
 
@@ -419,24 +419,24 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_one_before
 
 def test_state_is_of_its_run_and_survives(tmp_path: Path) -> None:
     path = tmp_path / "states" / "file"
-    store, stranger = StateFile(path, b"a" * 16), StateFile(path, b"b" * 16)
+    store, stranger = TrainerStateFile(path, b"a" * 16), TrainerStateFile(path, b"b" * 16)
     assert store.read().round == -1
-    kept = Kept.of(3, {"x": torch.ones(2)}, {"x": torch.zeros(2)})
+    kept = TrainerState.of(3, {"x": torch.ones(2)}, {"x": torch.zeros(2)})
     store.write(kept)
     found = store.read()
     assert found.round == 3
-    assert torch.equal(found.entering(3)["x"], torch.ones(2))
-    assert torch.equal(found.entering(4)["x"], torch.zeros(2))
-    assert stranger.read().entering(4) == {}
+    assert torch.equal(found.state_for(3)["x"], torch.ones(2))
+    assert torch.equal(found.state_for(4)["x"], torch.zeros(2))
+    assert stranger.read().state_for(4) == {}
 
 
 def test_what_a_trainer_keeps_is_not_what_the_network_becomes() -> None:
     net = torch.nn.Linear(2, 2)
-    kept = Kept.of(0, {}, {"weight": net.weight})
+    kept = TrainerState.of(0, {}, {"weight": net.weight})
     before = net.weight.detach().clone()
     with torch.no_grad():
         net.weight.add_(1)
-    assert torch.equal(kept.after["weight"], before)
+    assert torch.equal(kept.at_round_end["weight"], before)
 
 
 class Odd(FedAvg):

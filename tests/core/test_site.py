@@ -84,7 +84,7 @@ def test_what_an_honest_coordinator_would_not_ask_is_refused(
 
 
 def test_weights_that_are_not_finite_are_refused(pair: Pair) -> None:
-    weights = memoryview(b"\xff" * (4 * pair.site.workplace.length))
+    weights = memoryview(b"\xff" * (4 * pair.site.shared_model.length))
     assert code(pair.ask(pair.request(weights=weights))) == "malformed"
 
 

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from cohortium.ledger.cost import Price
+from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message, decode, encode
 from cohortium.privacy.mechanisms import GaussianMechanism, RenyiBoundedMechanism
@@ -89,7 +89,7 @@ def test_messages_keep_their_tags_and_fields() -> None:
 def test_prices_keep_their_tags_and_fields() -> None:
     found = {
         kind.__struct_config__.tag: " ".join(kind.__struct_encode_fields__)
-        for kind in (Price, GaussianMechanism, RenyiBoundedMechanism)
+        for kind in (AttemptCost, GaussianMechanism, RenyiBoundedMechanism)
     }
     assert found == PRICES
 

@@ -48,9 +48,9 @@ def test_a_key_of_many_parts_never_reaches_the_parser(
 @given(st.lists(st.sampled_from([*PARTS.values(), "a-b", "'x.y.z'"]), min_size=1, max_size=40))
 def test_what_is_parsed_has_few_parts(parts: list[str]) -> None:
     text = ".".join(parts) + " = 1"
-    if len(parts) < toml.MOST_LEVELS:
+    if len(parts) < toml.MAX_LEVELS:
         assert toml.loads(text, where="test") == tomllib.loads(text)
-    elif len(parts) > toml.MOST_LEVELS:
+    elif len(parts) > toml.MAX_LEVELS:
         with pytest.raises(StudyError, match="deeper than 16 levels"):
             toml.loads(text, where="test")
 

@@ -8,7 +8,7 @@ from attrs import define
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohortium.deployment.log_throttle import LONGEST, Throttle
+from cohortium.deployment.log_throttle import MAX_LENGTH, Throttle
 
 
 @define
@@ -26,7 +26,7 @@ class Clock:
 def test_every_sentence_is_passed_on_or_counted(gaps: list[float], most: int) -> None:
     clock, told = Clock(), list[tuple[float, str]]()
     throttle = Throttle(
-        lambda s: told.append((clock.now, s)), "refused", most=most, span=60.0, clock=clock
+        lambda s: told.append((clock.now, s)), "refused", limit=most, span=60.0, clock=clock
     )
     for gap in gaps:
         clock.now += gap
@@ -41,7 +41,7 @@ def test_every_sentence_is_passed_on_or_counted(gaps: list[float], most: int) ->
 
 def test_a_summary_says_how_long_it_speaks_of() -> None:
     clock, told = Clock(), list[str]()
-    throttle = Throttle(told.append, "refused", most=1, clock=clock)
+    throttle = Throttle(told.append, "refused", limit=1, clock=clock)
     for _ in range(3):
         throttle("no.")
     clock.now = 59.0
@@ -55,4 +55,4 @@ def test_a_summary_says_how_long_it_speaks_of() -> None:
 def test_a_long_sentence_is_cut() -> None:
     told = Counter[int]()
     Throttle(lambda s: told.update([len(s)]), "refused")("x" * 10_000_000)
-    assert told == {LONGEST: 1}
+    assert told == {MAX_LENGTH: 1}

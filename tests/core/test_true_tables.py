@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cohortium import Federation, reporting
-from cohortium.catalog.provenance import provenance_of
+from cohortium.catalog.provenance import collect_provenance
 from cohortium.cli import app
 from cohortium.data.metrics import Scores
 from cohortium.grid.paired import Difference
@@ -145,7 +145,7 @@ def test_under_three_seeds_nothing_is_told_apart(number: int, *, is_told: bool) 
     clear = Difference(
         metric="accuracy", mean=0.3, low=0.2, high=0.4, seeds=tuple(range(number)), images=900
     )
-    assert clear.is_told_apart == is_told
+    assert clear.is_significant == is_told
     assert ("interval +20.00 to +40.00" in str(clear)) == is_told
 
 
@@ -272,6 +272,6 @@ def test_a_network_of_a_package_is_recorded_with_its_version() -> None:
         dataset="phantom", model=Module(module="torch.nn:LazyLinear"), trainer="fedavg",
         privatizer="none", aggregator="plain",
     )  # fmt: skip
-    told = provenance_of(study)["model"]
+    told = collect_provenance(study)["model"]
     assert told["class"] == "torch.nn.modules.linear:LazyLinear"
     assert told["package"] == f"torch {version('torch')}"

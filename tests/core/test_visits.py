@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortium.deployment.participation import MOST_KEPT, Visits
+from cohortium.deployment.participation import MAX_STORED_RUNS, ParticipationStore
 from cohortium.errors import RefusalError
 from cohortium.storage.atomic import UNFINISHED
 
@@ -15,8 +15,8 @@ def session(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def begin(visits: Visits, number: int) -> None:
-    visits.begin(visits.of(session(number)), b"an invitation", keep=())
+def begin(participations: ParticipationStore, number: int) -> None:
+    participations.add(participations.for_session(session(number)), b"an invitation", keep=())
 
 
 def test_the_oldest_runs_go_and_nothing_of_anybody_else_s(tmp_path: Path) -> None:
@@ -31,33 +31,33 @@ def test_the_oldest_runs_go_and_nothing_of_anybody_else_s(tmp_path: Path) -> Non
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     (tmp_path / ("cd" * 16)).symlink_to(tmp_path / "elsewhere")
-    visits = Visits(tmp_path)
-    begin(visits, 0)
-    visits.of(session(0)).keep(bytes(32), b"a reply")
-    begin(visits, 1)
+    participations = ParticipationStore(tmp_path)
+    begin(participations, 0)
+    participations.for_session(session(0)).save_reply(bytes(32), b"a reply")
+    begin(participations, 1)
     (tmp_path / session(1).hex() / "notes.txt").write_text("ours")
-    for number in range(2, 2 * MOST_KEPT + 2):
-        begin(visits, number)
+    for number in range(2, 2 * MAX_STORED_RUNS + 2):
+        begin(participations, number)
     assert {path: path.read_bytes() for path in mine} == mine
     assert not (tmp_path / session(0).hex()).exists()
     assert [path.name for path in (tmp_path / session(1).hex()).iterdir()] == ["notes.txt"]
-    kept = [n for n in range(100) if visits.of(session(n)).invitation() is not None]
-    assert len(kept) == MOST_KEPT
+    kept = [n for n in range(100) if participations.for_session(session(n)).invitation() is not None]
+    assert len(kept) == MAX_STORED_RUNS
 
 
 def test_a_run_goes_with_what_was_half_written_in_it(tmp_path: Path) -> None:
-    visits = Visits(tmp_path)
-    begin(visits, 0)
+    participations = ParticipationStore(tmp_path)
+    begin(participations, 0)
     (tmp_path / session(0).hex() / f".reply.abc{UNFINISHED}").write_bytes(b"half")
-    visits.of(session(0)).forget()
+    participations.for_session(session(0)).delete()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_answer_that_would_not_fit_is_refused_before_it_is_made(tmp_path: Path) -> None:
-    visit = Visits(tmp_path).of(session(0))
+    visit = ParticipationStore(tmp_path).for_session(session(0))
     with pytest.raises(RefusalError, match="folder of runs cannot be used"):
         visit.require_room(10)
-    begin(Visits(tmp_path), 0)
+    begin(ParticipationStore(tmp_path), 0)
     visit.require_room(10)
     with pytest.raises(RefusalError, match="folder of runs cannot be used"):
         visit.require_room(1 << 60)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cohortium.catalog.discovery import Offering, discover
+from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.roles import ROLES
 from cohortium.testing import Check, checks_for, suite
 
 CATALOG = discover()
 
-OURS = [offering for offering in CATALOG.offerings if offering.record.distribution == "cohortium"]
+OURS = [offering for offering in CATALOG.entries if offering.record.distribution == "cohortium"]
 
 SMALL: dict[tuple[str, str], list[str]] = {
     ("dataset", "phantom"): ["examples=24", "validation=8", "test=8"],
@@ -115,10 +115,10 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
+def make(npz: Path) -> Callable[[CatalogEntry, list[str]], Any]:
     """An offer's instance; equal ones are equal, so that their plans are calibrated once."""
 
-    def make(offering: Offering, settings: list[str]) -> Any:
+    def make(offering: CatalogEntry, settings: list[str]) -> Any:
         own = [f"path={npz}"] if offering.offer.name == "npz" else []
         if offering.offer.name == "medmnist" and not os.environ.get("COHORTIUM_DATA"):
             pytest.skip("COHORTIUM_DATA names no folder of real images")
@@ -129,7 +129,7 @@ def make(npz: Path) -> Callable[[Offering, list[str]], Any]:
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
 def test_ours(
-    offering: Offering, settings: list[str], check: Check, make: Any, request: pytest.FixtureRequest
+    offering: CatalogEntry, settings: list[str], check: Check, make: Any, request: pytest.FixtureRequest
 ) -> None:
     if offering.offer.name == "ray":
         request.getfixturevalue("ray_cluster")

@@ -21,7 +21,7 @@ from cohortium.testing import samples
 from cohortium_cnn import CNN
 from cohortium_fedmic import FedMIC
 from cohortium_fedmic._decomposition import lowered, truncated
-from cohortium_fedmic._distillation import LEAST, Pair
+from cohortium_fedmic._distillation import MIN_SCALE, Pair
 from cohortium_resnet9 import ResNet9
 
 
@@ -83,7 +83,7 @@ def test_losses_are_those_of_the_formulas() -> None:
         p_s, p_t = z_s.softmax(0), z_t.softmax(0)
         ce_s, ce_t = -p_s[labels[i]].log(), -p_t[labels[i]].log()
         mse = (h_t - pair.map.weight @ h_s).square().mean()
-        scale = max(float(ce_s + ce_t), LEAST)
+        scale = max(float(ce_s + ce_t), MIN_SCALE)
         kl_ts = (p_t * (p_t.log() - p_s.log())).sum()
         kl_st = (p_s * (p_s.log() - p_t.log())).sum()
         l_t = ce_t + kl_st / scale + mse / scale
@@ -147,14 +147,14 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
     ready = tiny().prepare()
     setting = ready.setting
     net = setting.network()
-    from cohortium.testing.probes import Probe, train
+    from cohortium.testing.probes import ProbePrivatizer, train
 
     trainer = FedMIC(local_steps=2, learning_rate=0.1)
     batches = [np.arange(8), np.arange(8, 16)]
     state: dict[str, torch.Tensor] = {}
     states = []
     for round_ in range(2):
-        trained = train(trainer, Probe(batches, fill=None), round=round_, state=state)
+        trained = train(trainer, ProbePrivatizer(batches, fill=None), round=round_, state=state)
         state = dict(trained.state)
         states.append(state)
     changed = [k for k in states[0] if not torch.equal(states[0][k], states[1][k])]
@@ -168,11 +168,11 @@ def test_a_teacher_stays_learns_and_is_the_sites_own() -> None:
 
 
 def test_a_teacher_may_be_larger_than_the_student() -> None:
-    from cohortium.testing.probes import Probe, train
+    from cohortium.testing.probes import ProbePrivatizer, train
 
     trainer = FedMIC(local_steps=2, learning_rate=0.1, teacher=CNN(width=6))
-    first = train(trainer, Probe([np.arange(8)], fill=None))
-    again = train(trainer, Probe([np.arange(8)], fill=None), round=1, state=first.state)
+    first = train(trainer, ProbePrivatizer([np.arange(8)], fill=None))
+    again = train(trainer, ProbePrivatizer([np.arange(8)], fill=None), round=1, state=first.state)
     student, images = samples.network(), torch.rand(2, 3, samples.SIDE, samples.SIDE)
     assert len(again.vector) == parameters.length(student)
     own = trainer.personalize(student, again.state)
@@ -204,17 +204,17 @@ def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
     federation = tiny(trainer=trainer, **parts)
     ready = federation.prepare()
     assert sum(map(len, ready.partition)) == ready.setting.spec.examples < 160
-    for indices, held in zip(ready.partition, ready.held, strict=True):
+    for indices, held in zip(ready.partition, ready.holdout, strict=True):
         assert not set(indices) & set(held)
         assert len(held) == (len(indices) + len(held)) // 4
     federation.run(tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "simulation" / "holdout_scores.json").read_text())
-    assert [row["images"] for row in rows] == [len(held) for held in ready.held if len(held)]
+    assert [row["images"] for row in rows] == [len(held) for held in ready.holdout if len(held)]
     assert any(row["accuracy"] != row["personal_accuracy"] for row in rows)
     tiny(trainer="fedavg", **parts).run(tmp_path / "plain")
     rows = json.loads((tmp_path / "plain" / "simulation" / "holdout_scores.json").read_text())
     assert all(row["accuracy"] == row["personal_accuracy"] for row in rows)
-    assert not (tiny().prepare().held[0].size)
+    assert not (tiny().prepare().holdout[0].size)
 
 
 def test_whole_patients_are_held_out() -> None:
@@ -224,7 +224,7 @@ def test_whole_patients_are_held_out() -> None:
     ready = tiny(dataset=data, holdout_fraction=0.3).prepare()
     patients = ready.splits.train.patients
     assert patients is not None
-    for indices, held in zip(ready.partition, ready.held, strict=True):
+    for indices, held in zip(ready.partition, ready.holdout, strict=True):
         assert len(held)
         assert not set(patients[indices]) & set(patients[held])
     assert ready.setting.spec.patients == len(set(patients[np.concatenate(ready.partition)]))

@@ -273,13 +273,13 @@ def test_the_client_app_hands_over_and_tells_nothing_of_its_machine(tmp_path: Pa
     import socket
     import threading
 
-    from cohortium.deployment.unix_socket import Door
+    from cohortium.deployment.unix_socket import SiteSocketServer
     from cohortium_flower.client_app import app
 
     context = Context(1, 2, {"socket": str(tmp_path / "s"), "patience": 0.0}, RecordDict(), {})
     message = Message(packed({"common": b"c", "own": b"o"}), 2, "query")
     message.metadata.__dict__["_message_id"] = "m"
-    door = Door(tmp_path / "s", lambda broadcast, own: broadcast + own, {os.getuid()})
+    door = SiteSocketServer(tmp_path / "s", lambda broadcast, own: broadcast + own, {os.getuid()})
     with door.open() as listener:
         thread = threading.Thread(target=door.serve, args=(listener,))
         thread.start()

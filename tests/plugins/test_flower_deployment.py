@@ -19,8 +19,8 @@ from bed import Faulty
 from cohortium import Federation
 from cohortium.data.npz import data_dir
 from cohortium.deployment import rehearsal
-from cohortium.deployment.site_config import Hospital
-from cohortium.deployment.unix_socket import Door, ask
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.unix_socket import SiteSocketServer, call_site
 from cohortium.messages.codec import decode_either
 from cohortium.messages.deployment import Acceptance, IdentifyReply
 from cohortium.messages.run import Refusal, Reply
@@ -72,12 +72,12 @@ def severed(deployment: Deployment, site: int) -> Iterator[Path]:
     """
 
     def answer(broadcast: bytes, own: bytes) -> bytes:
-        reply = ask(deployment.folder / f"site-{site}" / "site.sock", broadcast, own, patience=60.0)
+        reply = call_site(deployment.folder / f"site-{site}" / "site.sock", broadcast, own, patience=60.0)
         if is_masked_vector(reply):
             deployment.kill(f"node-{site}")
         return reply
 
-    door = Door(deployment.folder / "severed.sock", answer, {os.getuid()})
+    door = SiteSocketServer(deployment.folder / "severed.sock", answer, {os.getuid()})
     with door.open() as listener:
         threading.Thread(target=door.serve, args=(listener,), daemon=True).start()
         yield door.path
@@ -169,6 +169,6 @@ def test_the_files_of_the_docs_are_what_they_should_be(tmp_path: Path) -> None:
     }
     text = (DEPLOY / "site.toml").read_text()
     (tmp_path / "site.toml").write_text(text.replace("/etc/cohortium/directory.txt", ""))
-    hospital = Hospital.read(tmp_path / "site.toml")
-    assert hospital.policy.allowed_local_values == ()
-    assert not hospital.policy.insecure_rehearsal
+    site_config = SiteConfig.read(tmp_path / "site.toml")
+    assert site_config.policy.allowed_local_values == ()
+    assert not site_config.policy.insecure_rehearsal

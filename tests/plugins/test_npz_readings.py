@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cohortium import Federation, discover
 from cohortium.data.npz import read_images
-from cohortium.data.pixels import pixels
+from cohortium.data.pixels import to_channels_first
 from cohortium.errors import DataError, StudyError
 from cohortium_npz import Npz
 
@@ -81,9 +81,9 @@ def test_two_readings_are_an_error_that_names_both(
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
 def test_a_declared_layout_is_what_is_read(first: int, second: int, last: int) -> None:
     array = images(2, first, second, last)
-    np.testing.assert_array_equal(pixels(array, "it", layout="channels-first"), array)
+    np.testing.assert_array_equal(to_channels_first(array, "it", layout="channels-first"), array)
     np.testing.assert_array_equal(
-        pixels(array, "it", layout="channels-last"), array.transpose(0, 3, 1, 2)
+        to_channels_first(array, "it", layout="channels-last"), array.transpose(0, 3, 1, 2)
     )
 
 

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from cohortium.plugin import RoundCompleted, RunCompleted, RunStarted, SiteReplied
-from cohortium.testing.observers import SCORES, story
+from cohortium.testing.observers import SCORES, sample_events
 from cohortium_progress._course import Course
 from cohortium_progress._lines import Lines
 from cohortium_progress._live import Live, sparkline, view
@@ -38,7 +38,7 @@ def played(*, full: bool = True, upto: int | None = None) -> Course:
     """A course two rounds long, each of which took 30 seconds."""
     clock = Clock()
     course = Course(clock)
-    for event in story(None, full=full)[:upto]:
+    for event in sample_events(None, full=full)[:upto]:
         if isinstance(event, RoundCompleted):
             clock.now += 30
         course.take(event)
@@ -104,7 +104,7 @@ def test_the_time_left_follows_the_last_rounds_and_runs_down() -> None:
 def test_a_log_has_one_plain_line_a_round() -> None:
     console = Console(file=io.StringIO(), soft_wrap=True, width=20)
     lines = Lines(console, Course(Clock()))
-    for event in story(None):
+    for event in sample_events(None):
         lines(event)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
@@ -133,7 +133,7 @@ def test_the_view_is_gone_when_the_run_is(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("NO_COLOR", "1")
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     live = Live(console)
-    live(story(None)[0])
+    live(sample_events(None)[0])
     live(RunCompleted(scores=SCORES, guarantee=None, weights_sha256="0" * 64, seconds=1.0))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()

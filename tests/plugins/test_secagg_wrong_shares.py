@@ -16,7 +16,7 @@ from cohortium.plugin import MessageError, RefusalError, RingSum, TooFewSitesErr
 from cohortium.roles.events import Event, SiteFailed
 from cohortium_secagg import SecAgg, _party, _shamir
 from cohortium_secagg._messages import Shares, Unmasking, most_bytes
-from cohortium_secagg._opening import MOST_TRIALS, trials
+from cohortium_secagg._opening import MAX_TRIALS, trials
 from cohortium_secagg._party import Channel
 from ward import Ward
 
@@ -259,7 +259,7 @@ def test_trials_are_bounded_and_cover_one_slip() -> None:
         assert {len(set(s)) for s in sets} == {threshold}
         if holders > threshold:
             assert all(any(slip not in s for s in sets) for slip in range(holders))
-    assert sum(1 for _ in trials(list(range(4000)), 2000)) == MOST_TRIALS + 1
+    assert sum(1 for _ in trials(list(range(4000)), 2000)) == MAX_TRIALS + 1
 
 
 def test_a_run_goes_on_and_its_record_says_who_was_wrong() -> None:

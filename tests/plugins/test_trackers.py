@@ -11,18 +11,18 @@ import pytest
 
 from cohortium.errors import StudyError
 from cohortium.plugin import RoundCompleted, RunFailed, RunStarted
-from cohortium.testing.observers import story
+from cohortium.testing.observers import sample_events
 from cohortium_mlflow import MLflow
 from cohortium_tensorboard import TensorBoard
 
-ROUNDS = [event for event in story(None) if isinstance(event, RoundCompleted)]
+ROUNDS = [event for event in sample_events(None) if isinstance(event, RoundCompleted)]
 
 
 def test_tensorboard_reads_back_every_number(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     writer = TensorBoard().start_run()
-    for event in story(tmp_path):
+    for event in sample_events(tmp_path):
         writer(event)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
@@ -42,7 +42,7 @@ MLFLOW = """
 import json, sys
 from pathlib import Path
 from cohortium.plugin import RunFailed
-from cohortium.testing.observers import story
+from cohortium.testing.observers import sample_events
 from cohortium_mlflow import MLflow
 
 class NoNetwork:
@@ -52,7 +52,7 @@ socket.socket = NoNetwork
 
 folder, uri = Path(sys.argv[1]), sys.argv[2]
 failed = RunFailed(reason="no.")
-for events in (story(folder), [story(folder)[0], failed], [failed]):
+for events in (sample_events(folder), [sample_events(folder)[0], failed], [failed]):
     writer = MLflow(uri=uri, experiment="lungs").start_run()
     for event in events:
         writer(event)
@@ -124,8 +124,8 @@ def test_a_run_without_a_folder_is_not_written(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     writer = observer.start_run()
-    for event in story(None):
+    for event in sample_events(None):
         writer(event)
     writer(RunFailed(reason="no."))
-    assert isinstance(story(None)[0], RunStarted)
+    assert isinstance(sample_events(None)[0], RunStarted)
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import frozen
 
-from cohortium.catalog.discovery import Catalog, Offering, PluginRecord
+from cohortium.catalog.discovery import Catalog, CatalogEntry, PluginRecord
 from cohortium.cli import main
 from cohortium.roles import ROLES
 from cohortium.roles.hooks import Offer
@@ -43,7 +43,7 @@ def installed(status: Any = "active", reason: str = "") -> Catalog:
         name="quiet", target="q", distribution="d", version="1", status=status, reason=reason
     )
     offers = (Offer("silent", Silent, "Says nothing."), Offer("strict", Strict, "Asks."))
-    return Catalog((record,), tuple(Offering("observer", offer, record) for offer in offers))
+    return Catalog((record,), tuple(CatalogEntry("observer", offer, record) for offer in offers))
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def test_a_plugin_that_cannot_be_used_says_why(run: Any) -> None:
 
 
 def test_an_exception_of_the_plugin_is_a_finding() -> None:
-    failures = {v.check: v.failure for v in suite.examine("observer", Strict(loud=True))}
+    failures = {v.check: v.failure for v in suite.run_checks("observer", Strict(loud=True))}
     assert failures["listeners are independent"] == ""
-    failures = {v.check: v.failure for v in suite.examine("dataset", Broken())}
+    failures = {v.check: v.failure for v in suite.run_checks("dataset", Broken())}
     assert failures["loads splits"] == "it raised KeyError: 'no'"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.auditing.books import audit_books
+from cohortium.auditing.books import audit_accounting
 from cohortium.auditing.clip import audit_clip
 from cohortium.auditing.findings import Audit, Finding
 from cohortium.auditing.mechanism import audit_mechanism
@@ -25,13 +25,13 @@ from cohortium.learning.evaluation import torch_threads
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 __all__ = [
     "Audit",
     "Finding",
     "audit",
-    "audit_books",
+    "audit_accounting",
     "audit_clip",
     "audit_mechanism",
     "audit_run",
@@ -44,7 +44,7 @@ RELEASES = 20_000
 
 
 def audit(
-    ready: Ready,
+    prepared: PreparedStudy,
     *,
     releases: int = RELEASES,
     canaries: int = 0,
@@ -53,7 +53,7 @@ def audit(
     """Try every way of refuting what a study claims.
 
     Args:
-        ready: The study; its own parts and numbers are what is tried.
+        prepared: The study; its own parts and numbers are what is tried.
         releases: Noised sums in each of the two worlds of the mechanism.
         canaries: In the run; 0 takes the most telling number, and leaves the run out where no
             outcome could refute the claim.
@@ -63,27 +63,27 @@ def audit(
         PrivacyError: The study claims nothing.
         RunError: Something failed before it could be judged.
     """
-    ready.require_simulated()
-    setting = ready.setting
+    prepared.require_simulated()
+    setting = prepared.setting
     guarantee = setting.plan.guarantee
     if guarantee is None:
         raise PrivacyError(
             "the study's privatizer promises nothing, so there is nothing to audit; choose one "
             "with a guarantee, such as 'gaussian'."
         )
-    with torch_threads(ready.federation.threads or 1):
+    with torch_threads(prepared.federation.threads or 1):
         findings = (
-            audit_books(setting.plan, setting.cohort.attempts),
+            audit_accounting(setting.plan, setting.cohort.attempts),
             audit_mechanism(
-                ready.federation.privatizer,
+                prepared.federation.privatizer,
                 setting.workload,
                 setting.cohort,
                 releases=releases,
                 tell=lambda share: tell("mechanism", share),
             ),
-            audit_clip(ready),
-            audit_secrets(ready),
-            audit_transcript(ready),
-            audit_run(ready, canaries=canaries, tell=lambda share: tell("run", share)),
+            audit_clip(prepared),
+            audit_secrets(prepared),
+            audit_transcript(prepared),
+            audit_run(prepared, canaries=canaries, tell=lambda share: tell("run", share)),
         )
     return Audit(guarantee=guarantee, findings=findings)

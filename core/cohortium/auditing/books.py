@@ -18,7 +18,7 @@ ROUNDING = 0.01
 """By how much, besides: numerical accountants are given an absolute error."""
 
 
-def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
+def audit_accounting(plan: PrivacyPlan, attempts: int) -> Finding:
     """Hold the guarantee to what the plan's own mechanism costs over all attempts.
 
     Measurement at a large ε has little power over a whole run, and much over one attempt; what
@@ -38,14 +38,14 @@ def audit_books(plan: PrivacyPlan, attempts: int) -> Finding:
     spent = compose([(mechanism, attempts)], *claims)
     is_exact = isinstance(mechanism, GaussianMechanism)
     return Finding(
-        way="books",
-        tried=f"{attempts} attempts of the mechanism that the plan names, composed anew",
-        seen="; ".join(
+        check="accounting",
+        procedure=f"{attempts} attempts of the mechanism that the plan names, composed anew",
+        observation="; ".join(
             f"ε = {point.epsilon:.4g} at δ = {delta:.3g}, where the guarantee says {epsilon:.4g}"
             for point, (delta, epsilon) in zip(spent, claims.items(), strict=True)
         )
         + ".",
-        power=(
+        detection_limit=(
             "it is arithmetic: it finds a budget that was counted for fewer attempts than the run "
             "has, at any ε; whether the mechanism is what the plan says is the other ways' matter."
             if is_exact

@@ -1,6 +1,7 @@
 """What counts of right and wrong guesses refute, exactly: no normal approximation anywhere.
 
-    epsilon_bound(Counts(hits=900, alarms=20, trials=1000), delta=1e-5, alpha=0.001)
+    epsilon_bound(Counts(true_positives=900, false_positives=20, trials=1000), delta=1e-5,
+    alpha=0.001)
 
 An adversary who guesses the world from what it saw must, under (ε, δ)-differential privacy, satisfy
 
@@ -19,7 +20,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_EPSILON = 50.0
+MAX_EPSILON = 50.0
 """Beyond it nothing that can be counted says anything."""
 
 _TINY = 1e-150
@@ -31,13 +32,13 @@ class Counts:
     """How often the adversary guessed "there".
 
     Attributes:
-        hits: Where the unit was.
-        alarms: Where it was not.
+        true_positives: Where the unit was.
+        false_positives: Where it was not.
         trials: In each of the two worlds.
     """
 
-    hits: int
-    alarms: int
+    true_positives: int
+    false_positives: int
     trials: int
 
 
@@ -53,15 +54,15 @@ def p_value(counts: Counts, *, epsilon: float, delta: float) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import bdtr, bdtrc
 
-    n, factor = counts.trials, math.exp(min(epsilon, MOST_EPSILON))
-    if counts.hits <= factor * counts.alarms + delta * n:
+    n, factor = counts.trials, math.exp(min(epsilon, MAX_EPSILON))
+    if counts.true_positives <= factor * counts.false_positives + delta * n:
         return 1.0  # what was seen is within the claim: no need to say how far
 
     def quiet(chance: float) -> float:
-        return float(bdtr(counts.alarms, n, chance))
+        return float(bdtr(counts.false_positives, n, chance))
 
     def loud(chance: float) -> float:
-        return float(bdtrc(counts.hits - 1, n, min(1.0, factor * chance + delta)))
+        return float(bdtrc(counts.true_positives - 1, n, min(1.0, factor * chance + delta)))
 
     # `quiet` falls and `loud` rises; where they meet, at v, their product is v², and where either
     # is below v² the product is smaller than that.
@@ -105,9 +106,9 @@ def epsilon_bound(counts: Counts, *, delta: float, alpha: float) -> float:
     return _largest(lambda epsilon: p_value(counts, epsilon=epsilon, delta=delta), alpha)
 
 
-def ceiling(trials: int, *, delta: float, alpha: float) -> float:
+def max_detectable_epsilon(trials: int, *, delta: float, alpha: float) -> float:
     """What `epsilon_bound` comes to if every guess is right: more can never be shown."""
-    return epsilon_bound(Counts(hits=trials, alarms=0, trials=trials), delta=delta, alpha=alpha)
+    return epsilon_bound(Counts(true_positives=trials, false_positives=0, trials=trials), delta=delta, alpha=alpha)
 
 
 def p_value_of_one_run(
@@ -124,7 +125,7 @@ def p_value_of_one_run(
 
     if right == 0:
         return 1.0
-    chance = 1.0 / (1.0 + math.exp(-min(epsilon, MOST_EPSILON)))
+    chance = 1.0 / (1.0 + math.exp(-min(epsilon, MAX_EPSILON)))
     below = np.cumsum(binom.pmf(np.arange(right - 1, -1, -1), guesses, chance))
     slope = float((below / np.arange(1, right + 1)).max())
     return float(min(1.0, binom.sf(right - 1, guesses, chance) + 2 * canaries * delta * slope))
@@ -140,7 +141,7 @@ def epsilon_bound_of_one_run(
     )
 
 
-def ceiling_of_one_run(canaries: int, *, delta: float, alpha: float) -> float:
+def max_detectable_epsilon_of_one_run(canaries: int, *, delta: float, alpha: float) -> float:
     """What one run comes to if all canaries are guessed, and every guess is right."""
     return epsilon_bound_of_one_run(canaries, canaries, canaries, delta=delta, alpha=alpha)
 
@@ -148,7 +149,7 @@ def ceiling_of_one_run(canaries: int, *, delta: float, alpha: float) -> float:
 def _largest(p: Callable[[float], float], alpha: float) -> float:
     if p(0.0) > alpha:
         return 0.0
-    low, high = 0.0, MOST_EPSILON
+    low, high = 0.0, MAX_EPSILON
     for _ in range(24):
         middle = (low + high) / 2
         low, high = (middle, high) if p(middle) <= alpha else (low, middle)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cohortium.ring.ring import RingVector
     from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import ExampleIndices
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 SIZES = (64, 49, 16, 9, 8, 2)
 """Of batches: some divide a network's inner axes, which code that goes by sizes may confuse."""
@@ -43,26 +43,26 @@ TOLERANCE = 1e-2
 """Above one clip: rounding in single precision."""
 
 
-def audit_clip(ready: Ready) -> Finding:
+def audit_clip(prepared: PreparedStudy) -> Finding:
     """Leave single examples out of batches, or replace them, under the study's own parts."""
     import torch
 
-    setting = ready.setting
+    setting = prepared.setting
     guarantee = setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     if guarantee.unit == "site":
         return Finding(
-            way="clip",
-            tried="nothing: what is clipped is a site's whole update, which the mechanism shows",
-            seen="nothing.",
-            power="none.",
+            check="clip",
+            procedure="nothing: it is a site's whole update that is clipped, see the mechanism",
+            observation="nothing.",
+            detection_limit="none.",
             is_refuted=False,
         )
-    train = ready.splits.train
-    rows = np.sort(np.concatenate(list(ready.partition)))[: max(SIZES)]
+    train = prepared.splits.train
+    rows = np.sort(np.concatenate(list(prepared.partition)))[: max(SIZES)]
     examples = train.select(rows)
     images = setting.model.preprocess(torch.from_numpy(examples.images).float().div_(255))
-    measure = Measure(privatizer=_private(ready, np.arange(len(rows))), images=images)
+    measure = ClipProbe(privatizer=_private(prepared, np.arange(len(rows))), images=images)
     for moved in (0.0, MOVED):
         net = setting.network()
         generator = torch.Generator().manual_seed(0)
@@ -85,25 +85,25 @@ def audit_clip(ready: Ready) -> Finding:
             )
             with torch.random.fork_rng(devices=[]):
                 setting.trainer.train(task, measure)
-    return _finding(measure, ready)
+    return _finding(measure, prepared)
 
 
-def _finding(measure: Measure, ready: Ready) -> Finding:
+def _finding(measure: ClipProbe, prepared: PreparedStudy) -> Finding:
     left, replaced = measure.left_out, measure.replaced
     is_refuted = left > 1 + TOLERANCE or replaced > 2 * (1 + TOLERANCE)
-    net = type(ready.setting.network()).__name__
+    net = type(prepared.setting.network()).__name__
     out = f"left out, by at most {left:.3g}" if measure.is_steady else "left out, not tried"
     return Finding(
-        way="clip",
-        tried=(
+        check="clip",
+        procedure=(
             f"{measure.pairs} pairs of batches of {net} that differ in one example, with equal "
             "draws and equal noise, at the first weights and at others"
         ),
-        seen=(
+        observation=(
             f"in units of what the clip lets through, an example moved the sum: {out}; replaced, "
             f"by at most {replaced:.3g}."
         ),
-        power=(
+        detection_limit=(
             "1 and 2 are promised; it finds a network whose examples are not clipped each for "
             "itself at these weights and images, and nothing about the noise."
         ),
@@ -111,13 +111,13 @@ def _finding(measure: Measure, ready: Ready) -> Finding:
     )
 
 
-def _private(ready: Ready, patients: ExampleIndices) -> Callable[[], SitePrivatizer]:
+def _private(prepared: PreparedStudy, patients: ExampleIndices) -> Callable[[], SitePrivatizer]:
     secret = Randomness.insecure_from_seed(0)
-    return lambda: ready.setting.plan.for_site(secret, patients)
+    return lambda: prepared.setting.plan.for_site(secret, patients)
 
 
 @define(eq=False)
-class Measure:
+class ClipProbe:
     """Stands in for a site's privacy, and measures instead of releasing.
 
     Attributes:

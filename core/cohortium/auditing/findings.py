@@ -19,30 +19,30 @@ class Finding:
     """What one way of auditing came to.
 
     Attributes:
-        way: Its name.
-        tried: What was done.
-        seen: What came out.
-        power: What this way could have shown, and what it cannot.
+        check: Its name.
+        procedure: What was done.
+        observation: What came out.
+        detection_limit: What this way could have shown, and what it cannot.
         is_refuted: Whether the claim is false, at 99.9 % confidence where chance is involved.
         bound: The empirical lower bound on ε, where one is measured.
-        ceiling: The largest that `bound` could have come to.
+        max_detectable_epsilon: The largest that `bound` could have come to.
         claim: The ε that `bound` stands against.
     """
 
-    way: str
-    tried: str
-    seen: str
-    power: str
+    check: str
+    procedure: str
+    observation: str
+    detection_limit: str
     is_refuted: bool
     bound: float | None = None
-    ceiling: float | None = None
+    max_detectable_epsilon: float | None = None
     claim: float | None = None
 
     def __str__(self) -> str:
         """A paragraph for people."""
         verdict = "REFUTED" if self.is_refuted else "not refuted"
-        parts = {"tried": self.tried, "seen": self.seen, "power": self.power}
-        return "\n".join([f"{self.way}: {verdict}", *(f"  {k}: {v}" for k, v in parts.items())])
+        parts = {"procedure": self.procedure, "observation": self.observation, "detection limit": self.detection_limit}
+        return "\n".join([f"{self.check}: {verdict}", *(f"  {k}: {v}" for k, v in parts.items())])
 
 
 @frozen(kw_only=True)

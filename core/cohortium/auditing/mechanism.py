@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.auditing.bounds import ceiling
+from cohortium.auditing.bounds import max_detectable_epsilon
 from cohortium.auditing.findings import ALPHA, Finding
 from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
-from cohortium.auditing.worlds import Claim, Worlds, testable
+from cohortium.auditing.worlds import Claim, HypothesisSamples, testable
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import RunError
 from cohortium.privacy.accounting import GaussianMechanism, compose
-from cohortium.testing.plans import Trial
+from cohortium.testing.plans import PrivacyProbe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cohortium.auditing.worlds import Reals, Tested
+    from cohortium.auditing.worlds import Reals, ClaimTest
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Privatizer
@@ -34,7 +34,7 @@ GROWTH = 4
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the claimed noise: which of them would have been noticed is told."""
 
-FEWEST = 250
+MIN_SAMPLES = 250
 """Samples below which adding up attempts is given up."""
 
 
@@ -68,15 +68,15 @@ def audit_mechanism(
     probe = Probe(
         plan=plan, workload=workload, guarantee=guarantee, secret=secret or Randomness.system()
     )
-    steps = workload.steps if Trial(workload, plan).noises_gradients else 1
+    steps = workload.steps if PrivacyProbe(workload, plan).noises_gradients else 1
     samples = max(4, releases // steps)
-    ladder = _ladder(samples, cohort.attempts)
+    ladder = _attempt_counts(samples, cohort.attempts)
     claims = {attempts: _claims(plan, guarantee, attempts) for attempts in ladder}
     worlds = sample(probe, samples, tell)
     return _finding(worlds, claims, plan.mechanism, steps)
 
 
-def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> Worlds:
+def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> HypothesisSamples:
     """The adversary's numbers in the two worlds, in turns."""
     scales = probe.absent, HUGE
     found: Reals = np.empty((2, samples))
@@ -87,12 +87,12 @@ def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> Worlds:
             tell(n / samples)
     if not np.isfinite(found).all():
         raise RunError("the privatizer let out a value that is NaN or infinite.")
-    return Worlds(found[0], found[1])
+    return HypothesisSamples(found[0], found[1])
 
 
-def _ladder(samples: int, attempts: int) -> list[int]:
+def _attempt_counts(samples: int, attempts: int) -> list[int]:
     """How many attempts are added up."""
-    most = max(1, min(attempts, samples // FEWEST))
+    most = max(1, min(attempts, samples // MIN_SAMPLES))
     return [GROWTH**n for n in range(10) if GROWTH**n <= most]
 
 
@@ -111,10 +111,10 @@ def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Clai
     return [Claim(attempts=attempts, epsilon=e, delta=d, says=who) for e, d, who in said]
 
 
-def _tested(worlds: Worlds, claims: Mapping[int, Sequence[Claim]]) -> list[Tested]:
+def _test_claims(worlds: HypothesisSamples, claims: Mapping[int, Sequence[Claim]]) -> list[ClaimTest]:
     """Every claim that so many samples could refute, against them."""
     alpha = ALPHA / len(claims)
-    found: list[Tested] = []
+    found: list[ClaimTest] = []
     for attempts, said in claims.items():
         summed = worlds.summed(attempts)
         found += summed.test(testable(said, summed.tested, alpha), alpha)
@@ -122,17 +122,17 @@ def _tested(worlds: Worlds, claims: Mapping[int, Sequence[Claim]]) -> list[Teste
 
 
 def _finding(
-    worlds: Worlds,
+    worlds: HypothesisSamples,
     claims: Mapping[int, Sequence[Claim]],
     mechanism: Mechanism | None,
     steps: int,
 ) -> Finding:
     samples, alpha = len(worlds.absent), ALPHA / len(claims)
-    tested = _tested(worlds, claims)
+    tested = _test_claims(worlds, claims)
     broken = sorted((t for t in tested if t.is_refuted), key=lambda t: t.p / t.alpha)
     bounds = {k: worlds.summed(k).bound(said[0], alpha) for k, said in claims.items()}
     most = {
-        k: ceiling(worlds.summed(k).tested, delta=said[0].delta, alpha=alpha / 2)
+        k: max_detectable_epsilon(worlds.summed(k).tested, delta=said[0].delta, alpha=alpha / 2)
         for k, said in claims.items()
     }
     largest = max(bounds, key=lambda k: bounds[k])
@@ -150,25 +150,25 @@ def _finding(
             f"chance below {max(worst.p, 1e-99):.1g} if that is so"
         )
     return Finding(
-        way="mechanism",
-        tried=(
+        check="mechanism",
+        procedure=(
             f"{samples * steps:,} noised sums in each of two worlds that differ in one unit, "
             f"{len(tested)} claims at δ from {min(t.claim.delta for t in tested):.2g} to "
             f"{max(t.claim.delta for t in tested):.2g}, {1 - ALPHA:.1%} confidence over all"
             if tested
             else f"{samples * steps:,} noised sums in each of two worlds, too few for any claim"
         ),
-        seen=f"at δ = {delta:.3g}, {seen}.",
-        power=_power(worlds, claims, mechanism, steps, most[largest]),
+        observation=f"at δ = {delta:.3g}, {seen}.",
+        detection_limit=_detection_limit(worlds, claims, mechanism, steps, most[largest]),
         is_refuted=bool(broken),
         bound=bounds[largest],
-        ceiling=most[largest],
+        max_detectable_epsilon=most[largest],
         claim=claims[largest][0].epsilon,
     )
 
 
-def _power(
-    worlds: Worlds,
+def _detection_limit(
+    worlds: HypothesisSamples,
     claims: Mapping[int, Sequence[Claim]],
     mechanism: Mechanism | None,
     steps: int,
@@ -184,7 +184,7 @@ def _power(
         (
             share
             for share in SHARES
-            if any(t.is_refuted for t in _tested(_imitated(mechanism, share, shape, rng), claims))
+            if any(t.is_refuted for t in _test_claims(_simulated_mechanism(mechanism, share, shape, rng), claims))
         ),
         None,
     )
@@ -196,9 +196,9 @@ def _power(
     )
 
 
-def _imitated(
+def _simulated_mechanism(
     mechanism: GaussianMechanism, share: float, shape: tuple[int, int], rng: np.random.Generator
-) -> Worlds:
+) -> HypothesisSamples:
     """What a Gaussian mechanism with `share` of the noise would have shown."""
     noise = share * mechanism.noise_multiplier * rng.standard_normal((2, *shape)).sum(axis=2)
-    return Worlds(noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1))
+    return HypothesisSamples(noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1))

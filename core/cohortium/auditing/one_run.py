@@ -16,12 +16,12 @@ from attrs import frozen
 
 from cohortium import parameters
 from cohortium.auditing.bounds import (
-    ceiling_of_one_run,
+    max_detectable_epsilon_of_one_run,
     epsilon_bound_of_one_run,
     p_value_of_one_run,
 )
 from cohortium.auditing.findings import ALPHA, Finding
-from cohortium.auditing.playing import Play, Tape
+from cohortium.auditing.playing import InProcessRun, Recording
 from cohortium.data.examples import Examples
 from cohortium.errors import RunError, StudyError
 from cohortium.ring.ring import RingSum
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Dataset
     from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import ExampleIndices, SiteId
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
     Reals = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ SHARES = (1.0, 0.25)
 
 
 @frozen
-class Planted:
+class CanaryDataset:
     """A data set with blank examples at its end, which stand for canaries.
 
     Attributes:
@@ -86,7 +86,7 @@ class Planted:
 
 
 @frozen(eq=False)
-class Planter:
+class CanaryPrivatizer:
     """A site's privacy in which some examples' losses are canaries'.
 
     Attributes:
@@ -131,7 +131,7 @@ class Planter:
 
 
 @frozen(eq=False, kw_only=True)
-class Canaries:
+class CanaryPlacement:
     """Who is there, and how it shows.
 
     Attributes:
@@ -146,7 +146,7 @@ class Canaries:
 
 
 def audit_run(
-    ready: Ready,
+    prepared: PreparedStudy,
     *,
     canaries: int = 0,
     rng: np.random.Generator | None = None,
@@ -155,7 +155,7 @@ def audit_run(
     """Train once with canaries, and hold the claim to how well their coins are guessed.
 
     Args:
-        ready: The study.
+        prepared: The study.
         canaries: How many; 0 takes the most telling number.
         rng: Of coins and coordinates; drawn by the operating system unless a test repeats itself.
         tell: Told of the share that is done.
@@ -164,91 +164,91 @@ def audit_run(
         RunError: A round failed.
         StudyError: The network is too small for so many canaries.
     """
-    guarantee = ready.setting.plan.guarantee
+    guarantee = prepared.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
     if guarantee.unit == "site":
-        return _left_out(guarantee, claims, ready.setting.cohort.sites)
-    many = canaries or _telling(claims, ready.parameters)
-    if not canaries and _reach(many, claims) <= 0:
-        return _left_out(guarantee, claims, many)
-    dataset = ready.federation.dataset
+        return _not_run(guarantee, claims, prepared.setting.cohort.sites)
+    many = canaries or _most_powerful_count(claims, prepared.parameters)
+    if not canaries and _margin(many, claims) <= 0:
+        return _not_run(guarantee, claims, many)
+    dataset = prepared.federation.dataset
     assert dataset is not None
-    planted = prepare(attrs.evolve(ready.federation, dataset=Planted(dataset, many)))
-    found, scores = _play(planted, many, rng or np.random.default_rng(), tell)
+    planted = prepare(attrs.evolve(prepared.federation, dataset=CanaryDataset(dataset, many)))
+    found, scores = _run_with_canaries(planted, many, rng or np.random.default_rng(), tell)
     return _finding(guarantee, claims, found.coins, scores)
 
 
-def _reach(many: int, claims: Mapping[float, float]) -> float:
+def _margin(many: int, claims: Mapping[float, float]) -> float:
     """How far beyond a claim `many` canaries could take the bound, if all is guessed rightly."""
     alpha = ALPHA / (len(SHARES) * len(claims))
     return max(
-        ceiling_of_one_run(many, delta=delta, alpha=alpha) - epsilon
+        max_detectable_epsilon_of_one_run(many, delta=delta, alpha=alpha) - epsilon
         for delta, epsilon in claims.items()
     )
 
 
-def _telling(claims: Mapping[float, float], parameters: int) -> int:
+def _most_powerful_count(claims: Mapping[float, float], parameters: int) -> int:
     """The number of canaries with which most could be shown."""
     possible = [n for n in NUMBERS if n <= max(parameters, NUMBERS[0])]
-    return max(possible, key=lambda many: _reach(many, claims))
+    return max(possible, key=lambda many: _margin(many, claims))
 
 
-def _play(
-    ready: Ready, many: int, rng: np.random.Generator, tell: Callable[[float], None]
-) -> tuple[Canaries, Reals]:
+def _run_with_canaries(
+    prepared: PreparedStudy, many: int, rng: np.random.Generator, tell: Callable[[float], None]
+) -> tuple[CanaryPlacement, Reals]:
     """The whole run; each canary's score is the sum of what is seen of its coordinate."""
-    partition, first = ready.partition, len(ready.splits.train) - many
-    found = _dealt(ready, many, rng)
-    tapes = {site: Tape() for site in range(len(partition))}
+    partition, first = prepared.partition, len(prepared.splits.train) - many
+    found = _place_canaries(prepared, many, rng)
+    tapes = {site: Recording() for site in range(len(partition))}
 
     def wrap(site: SiteId) -> Callable[[SitePrivatizer], SitePrivatizer]:
         indices = partition[site]
         is_canary, which = indices >= first, np.maximum(indices - first, 0)
         gradients = np.where(is_canary, np.where(found.coins[which], HUGE, 0.0), np.nan)
         coordinates = found.coordinates[which]
-        return lambda privatizer: tapes[site].recording(Planter(privatizer, gradients, coordinates))
+        return lambda privatizer: tapes[site].record(CanaryPrivatizer(privatizer, gradients, coordinates))
 
-    examples = {site: ready.splits.train.select(indices) for site, indices in enumerate(partition)}
-    play = Play.of(ready, ready.setting, examples, {site: wrap(site) for site in tapes})
+    examples = {site: prepared.splits.train.select(indices) for site, indices in enumerate(partition)}
+    play = InProcessRun.of(prepared, prepared.setting, examples, {site: wrap(site) for site in tapes})
     scores = np.zeros(many)
-    rounds = ready.setting.cohort.rounds
-    for number, (_, contributors) in enumerate(play.rounds(rounds)):
-        scores += _seen(ready, found, tapes, contributors)
+    rounds = prepared.setting.cohort.rounds
+    for number, (_, contributors) in enumerate(play.run_rounds(rounds)):
+        scores += _canary_scores(prepared, found, tapes, contributors)
         for tape in tapes.values():
             tape.clear()
-        play.sent.clear()
+        play.messages.clear()
         tell((number + 1) / rounds)
     if play.failure is not None:
         raise RunError(f"the run with canaries failed: {play.failure}")
     return found, scores
 
 
-def _dealt(ready: Ready, many: int, rng: np.random.Generator) -> Canaries:
-    first = len(ready.splits.train) - many
+def _place_canaries(prepared: PreparedStudy, many: int, rng: np.random.Generator) -> CanaryPlacement:
+    first = len(prepared.splits.train) - many
     sites = np.zeros(many, dtype=np.int64)
-    for site, indices in enumerate(ready.partition):
+    for site, indices in enumerate(prepared.partition):
         sites[indices[indices >= first] - first] = site
-    trainable = sum(p.numel() for p in parameters.trainable(ready.setting.network()))
+    trainable = sum(p.numel() for p in parameters.trainable(prepared.setting.network()))
     if many > trainable:
         raise StudyError(
             f"the network has {trainable} numbers, too few for {many} canaries; ask for fewer."
         )
-    return Canaries(
+    return CanaryPlacement(
         coins=rng.random(many) < 0.5,  # noqa: PLR2004
         coordinates=rng.choice(trainable, many, replace=False),
         sites=sites,
     )
 
 
-def _seen(
-    ready: Ready,
-    found: Canaries,
-    tapes: Mapping[SiteId, Tape],
+def _canary_scores(
+    prepared: PreparedStudy,
+    found: CanaryPlacement,
+    tapes: Mapping[SiteId, Recording],
     contributors: tuple[SiteId, ...],
 ) -> Reals:
     """What the guarantee's adversary sees of each canary's coordinate in a round."""
-    setting, guarantee = ready.setting, ready.setting.plan.guarantee
+    setting, guarantee = prepared.setting, prepared.setting.plan.guarantee
     assert guarantee is not None
     sign = 1.0 if setting.workload.output == "gradient" else -1.0
     scores = np.zeros(len(found.coins))
@@ -284,28 +284,28 @@ def _finding(
         margins.append((bound - epsilon, bound, delta, epsilon, n))
         refuted |= p_value_of_one_run(right[n], n, many, epsilon=epsilon, delta=delta) <= alpha
     _, bound, delta, epsilon, n = max(margins)
-    most = ceiling_of_one_run(many, delta=delta, alpha=alpha)
+    most = max_detectable_epsilon_of_one_run(many, delta=delta, alpha=alpha)
     return Finding(
-        way="run",
-        tried=(
+        check="run",
+        procedure=(
             f"the whole run once, with {many} canaries, each there by a fair coin, and "
             f"{', '.join(map(str, sorted(guesses)))} guesses"
         ),
-        seen=(
+        observation=(
             f"{right[n]} of {n} guesses were right: ε ≥ {bound:.3g} at δ = {delta:.3g}, where the "
             f"claim is {epsilon:.3g}."
         ),
-        power=_limits(guarantee.delta, many, most, delta),
+        detection_limit=_detection_limit(guarantee.delta, many, most, delta),
         is_refuted=refuted,
         bound=bound,
-        ceiling=most,
+        max_detectable_epsilon=most,
         claim=epsilon,
     )
 
 
-def _limits(claimed: float, many: int, most: float, delta: float) -> str:
+def _detection_limit(claimed: float, many: int, most: float, delta: float) -> str:
     """What one run cannot show, however well everything is guessed."""
-    best = max(ceiling_of_one_run(n, delta=claimed, alpha=0.05) for n in (*NUMBERS, 1500, 2000))
+    best = max(max_detectable_epsilon_of_one_run(n, delta=claimed, alpha=0.05) for n in (*NUMBERS, 1500, 2000))
     return (
         f"with {many} canaries one run cannot show more than ε = {most:.3g} at δ = {delta:.3g} and "
         f"{1 - ALPHA:.1%} confidence, and at δ = {claimed:.3g} with up to 2,000 canaries and 95 % "
@@ -313,17 +313,17 @@ def _limits(claimed: float, many: int, most: float, delta: float) -> str:
     )
 
 
-def _left_out(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> Finding:
+def _not_run(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> Finding:
     """Nothing is tried, where no outcome could refute the claim."""
     alpha = ALPHA / (len(SHARES) * len(claims))
-    most, delta = max((ceiling_of_one_run(many, delta=d, alpha=alpha), d) for d in claims)
+    most, delta = max((max_detectable_epsilon_of_one_run(many, delta=d, alpha=alpha), d) for d in claims)
     whose = "its canaries would be the sites; " if guarantee.unit == "site" else ""
     return Finding(
-        way="run",
-        tried=f"nothing: {whose}whatever came out of one run, it would not refute such a claim",
-        seen="nothing.",
-        power=_limits(guarantee.delta, many, most, delta),
+        check="run",
+        procedure=f"nothing: {whose}whatever came out of one run, it would not refute such a claim",
+        observation="nothing.",
+        detection_limit=_detection_limit(guarantee.delta, many, most, delta),
         is_refuted=False,
-        ceiling=most,
+        max_detectable_epsilon=most,
         claim=claims[delta],
     )

@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from cohortium import parameters
 from cohortium.errors import TooFewSitesError
 from cohortium.rounds.coordinator import Coordinator
-from cohortium.rounds.round_runner import asked
+from cohortium.rounds.round_runner import select_cohort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig
     from cohortium.rounds.site import Site
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 
 @frozen
-class Watched:
+class InstrumentedPlan:
     """A plan whose sites' privacy is wrapped; else the plan as it is."""
 
     plan: PrivacyPlan
@@ -72,7 +72,7 @@ class Watched:
 
 
 @define(eq=False)
-class Tape:
+class Recording:
     """A site's privacy that notes what passes through, or plays back what was noted.
 
     Attributes:
@@ -85,9 +85,9 @@ class Tape:
     gradients: list[list[Tensor | None]] = field(factory=list)
     releases: list[RingVector] = field(factory=list)
 
-    def recording(self, privatizer: SitePrivatizer) -> SitePrivatizer:
+    def record(self, privatizer: SitePrivatizer) -> SitePrivatizer:
         """`privatizer`, noted."""
-        return _Recorder(privatizer, self)
+        return _RecordingPrivatizer(privatizer, self)
 
     def clear(self) -> None:
         """Forget what was noted."""
@@ -97,9 +97,9 @@ class Tape:
 
 
 @frozen(eq=False)
-class _Recorder:
+class _RecordingPrivatizer:
     privatizer: SitePrivatizer
-    tape: Tape
+    tape: Recording
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         for batch in self.privatizer.batches(examples):
@@ -120,7 +120,7 @@ class _Recorder:
 
 
 @frozen(eq=False)
-class Player:
+class ReplayPrivatizer:
     """A site's privacy that puts what was noted in another world in place of what it covers.
 
     Where gradients are clipped, all that is sent follows from them, and they are replaced; where
@@ -128,7 +128,7 @@ class Player:
     """
 
     privatizer: SitePrivatizer
-    tape: Tape
+    tape: Recording
     replaces: Literal["gradients", "releases"]
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
@@ -154,7 +154,7 @@ class Player:
 
 
 @frozen
-class Sent:
+class CapturedMessage:
     """One message, and where it stood.
 
     Attributes:
@@ -173,62 +173,62 @@ class Sent:
 
 
 @define(eq=False, kw_only=True)
-class Play:
+class InProcessRun:
     """A coordinator and its sites, joined by function calls.
 
     Attributes:
         setting: What every party knows.
         sites: Each ready to answer.
-        sent: Every message.
+        messages: Every message.
         failure: Why the rounds came to an end before their time, if they did.
     """
 
     setting: RunConfig
     sites: Mapping[SiteId, Site]
-    sent: list[Sent] = field(factory=list)
+    messages: list[CapturedMessage] = field(factory=list)
     failure: str | None = None
 
     @classmethod
     def of(
         cls,
-        ready: Ready,
+        prepared: PreparedStudy,
         setting: RunConfig,
         partition: Mapping[SiteId, Examples],
         wrap: Mapping[SiteId, Callable[[SitePrivatizer], SitePrivatizer]],
-    ) -> Play:
+    ) -> InProcessRun:
         """The sites of a study with these examples, each site's privacy wrapped by its own."""
         sites: dict[SiteId, Site] = {}
         for number, examples in partition.items():
-            own = attrs.evolve(setting, plan=Watched(setting.plan, wrap[number]))
-            recipe = attrs.evolve(ready.recipe(number), setting=own, examples=examples)
+            own = attrs.evolve(setting, plan=InstrumentedPlan(setting.plan, wrap[number]))
+            recipe = attrs.evolve(prepared.site_factory(number), setting=own, examples=examples)
             sites[number] = recipe.create(share_model_with=next(iter(sites.values()), None))
         return cls(setting=setting, sites=sites)
 
-    def rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
+    def run_rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
         """Play `number` rounds; yields the network at the end of each, and who contributed.
 
         They end early, with `failure` set, where too few sites answer.
         """
         coordinator = Coordinator(self.setting)
         for at in range(number):
-            coordinator.begin_attempt(at, at, asked(self.setting, at, at))
-            self._carry(coordinator, at)
+            coordinator.begin_attempt(at, at, select_cohort(self.setting, at, at))
+            self._run_stages(coordinator, at)
             try:
-                outcome = coordinator.close()
+                outcome = coordinator.finish_attempt()
             except TooFewSitesError as error:
                 self.failure = str(error)
                 return
             yield coordinator.net, outcome.contributors
 
-    def _carry(self, coordinator: Coordinator, at: int) -> None:
+    def _run_stages(self, coordinator: Coordinator, at: int) -> None:
         stage = 0
         while requests := coordinator.next_requests():
-            self.sent.append(Sent(at, stage, None, "request", requests.broadcast))
+            self.messages.append(CapturedMessage(at, stage, None, "request", requests.broadcast))
             for site, own in requests.per_site.items():
                 reply = self.sites[site].answer(requests.broadcast, own)
-                self.sent += [
-                    Sent(at, stage, site, "request", own),
-                    Sent(at, stage, site, "reply", reply),
+                self.messages += [
+                    CapturedMessage(at, stage, site, "request", own),
+                    CapturedMessage(at, stage, site, "reply", reply),
                 ]
                 coordinator.receive(site, reply)
             stage += 1

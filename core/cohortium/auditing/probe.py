@@ -15,8 +15,8 @@ from attrs import field, frozen
 
 from cohortium import parameters
 from cohortium.crypto.randomness import Randomness
-from cohortium.rounds.guard import guarded
-from cohortium.testing.plans import Trial
+from cohortium.rounds.guard import guard
+from cohortium.testing.plans import PrivacyProbe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,7 @@ PARAMETERS = 2
 HUGE = 1e6
 """The probed unit's gradient, or the probed site's update; a clip must bring it down."""
 
-MOST_EXAMPLES = 1024
+MAX_EXAMPLES = 1024
 """At a probing site."""
 
 
@@ -50,13 +50,13 @@ class Probe:
     workload: Workload
     guarantee: Guarantee
     secret: Randomness = field(factory=Randomness.system)
-    _trial: Trial = field(init=False)
+    _trial: PrivacyProbe = field(init=False)
     _net: nn.Module = field(init=False)
     _patients: ExampleIndices = field(init=False)
 
     @_trial.default
-    def _make_trial(self) -> Trial:
-        return Trial(self.workload, self.plan)
+    def _make_trial(self) -> PrivacyProbe:
+        return PrivacyProbe(self.workload, self.plan)
 
     @_net.default
     def _make_net(self) -> nn.Module:
@@ -67,7 +67,7 @@ class Probe:
     @_patients.default
     def _make_patients(self) -> ExampleIndices:
         # Enough for batches that hold a few; two images of each patient.
-        size = min(MOST_EXAMPLES, max(8, math.ceil(4 / self.workload.sampling_rate)))
+        size = min(MAX_EXAMPLES, max(8, math.ceil(4 / self.workload.sampling_rate)))
         return np.arange(size, dtype=np.int64) // (2 if self.guarantee.unit == "patient" else 1)
 
     @property
@@ -99,7 +99,7 @@ class Probe:
 
     def _site(self, *label: int) -> SitePrivatizer:
         privatizer = self.plan.for_site(self.secret.derive(*label), self._patients)
-        return guarded(privatizer, self.guarantee, self.workload)
+        return guard(privatizer, self.guarantee, self.workload)
 
     def _steps(self, privatizer: SitePrivatizer, features: Tensor) -> list[Tensor]:
         """Each gradient of an attempt, shape (2,)."""

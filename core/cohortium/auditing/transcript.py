@@ -15,25 +15,25 @@ import msgspec
 import numpy as np
 
 from cohortium.auditing.findings import Finding
-from cohortium.auditing.playing import Play, Player, Tape
+from cohortium.auditing.playing import InProcessRun, ReplayPrivatizer, Recording
 from cohortium.errors import RunError
 from cohortium.messages.codec import MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from cohortium.auditing.playing import Sent
+    from cohortium.auditing.playing import CapturedMessage
     from cohortium.data.examples import Examples
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 ROUNDS = 2
 """That are played: the second begins with what the first did to the weights."""
 
-MOST_EXAMPLES = 32
+MAX_EXAMPLES = 32
 """At a site."""
 
 LIKELY = 1e-9
@@ -43,35 +43,35 @@ QUOTED = 60
 """Letters of a value that are shown."""
 
 
-def audit_transcript(ready: Ready) -> Finding:
+def audit_transcript(prepared: PreparedStudy) -> Finding:
     """Look for what leaves a site beside what the guarantee covers.
 
     Raises:
         RunError: No round could be played.
     """
-    guarantee = ready.setting.plan.guarantee
+    guarantee = prepared.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
-    first, tapes = _first(ready)
+    first, tapes = _first(prepared)
     escaped: list[str] = []
-    for what, examples in _neighbours(ready, guarantee):
-        other = _again(ready, guarantee, tapes, examples)
-        escaped += [f"with {what}, {one}" for one in differences(first.sent, other.sent)[:3]]
+    for what, examples in _neighbours(prepared, guarantee):
+        other = _again(prepared, guarantee, tapes, examples)
+        escaped += [f"with {what}, {one}" for one in differences(first.messages, other.messages)[:3]]
     if first.failure is not None and not escaped:
         raise RunError(f"the transcript cannot be audited: {first.failure}")
-    names = {name for one in first.sent for name, _ in fields(one.data)}
+    names = {name for one in first.messages for name, _ in fields(one.data)}
     kinds = {part for name in names for part in name.split(".") if part[:1].isupper()}
     return Finding(
-        way="transcript",
-        tried=(
-            f"{len(first.sent)} messages of {ROUNDS} rounds, with equal secrets: as dealt, and "
+        check="transcript",
+        procedure=(
+            f"{len(first.messages)} messages of {ROUNDS} rounds, with equal secrets: as dealt, and "
             f"with one {guarantee.unit} of site 0 replaced, or left out"
         ),
-        seen="; ".join(escaped) + "."
+        observation="; ".join(escaped) + "."
         if escaped
         else "but for what the guarantee covers, all of them ("
         + ", ".join(sorted(kinds))
         + ") are equal to the last bit.",
-        power=(
+        detection_limit=(
             "it finds what this unit changes in a message, be it one bit; not what only other data "
             "would change, and not how long a reply takes."
         ),
@@ -79,23 +79,23 @@ def audit_transcript(ready: Ready) -> Finding:
     )
 
 
-def audit_secrets(ready: Ready) -> Finding:
+def audit_secrets(prepared: PreparedStudy) -> Finding:
     """Look for batches and noise that are a function of public values: a round is played twice."""
-    setting, guarantee = ready.setting, ready.setting.plan.guarantee
+    setting, guarantee = prepared.setting, prepared.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
-    tapes: list[dict[SiteId, Tape]] = []
+    tapes: list[dict[SiteId, Recording]] = []
     for _ in range(2):
-        partition = _partition(ready)
-        tape = {site: Tape() for site in partition}
-        wrap = {site: tape[site].recording for site in partition}
-        play = Play.of(ready, setting, partition, wrap)
-        list(play.rounds(1))
+        partition = _partition(prepared)
+        tape = {site: Recording() for site in partition}
+        wrap = {site: tape[site].record for site in partition}
+        play = InProcessRun.of(prepared, setting, partition, wrap)
+        list(play.run_rounds(1))
         if play.failure is not None:
             raise RunError(f"the sites' secrets cannot be audited: {play.failure}")
         tapes.append(tape)
     one, other = tapes
     alike = []
-    rate, examples = setting.workload.sampling_rate, sum(map(len, _partition(ready).values()))
+    rate, examples = setting.workload.sampling_rate, sum(map(len, _partition(prepared).values()))
     sampled = guarantee.unit != "site" and rate < 1
     chance = (rate**2 + (1 - rate) ** 2) ** (examples * setting.workload.steps)
     if (
@@ -112,9 +112,9 @@ def audit_secrets(ready: Ready) -> Finding:
         alike.append("noise")
     is_public = bool(alike) and not setting.cohort.insecure_seeded_secrets
     return Finding(
-        way="secrets",
-        tried="the same round, asked twice of sites that were made twice",
-        seen=(
+        check="secrets",
+        procedure="the same round, asked twice of sites that were made twice",
+        observation=(
             f"the {' and the '.join(alike)} came out the same, so that whoever replays the round "
             "knows them."
             if is_public
@@ -122,12 +122,12 @@ def audit_secrets(ready: Ready) -> Finding:
             if setting.cohort.insecure_seeded_secrets
             else f"{'batches and ' if sampled else ''}noise were drawn anew."
         ),
-        power="it finds what is repeated for equal public values, not a weak generator.",
+        detection_limit="it finds what is repeated for equal public values, not a weak generator.",
         is_refuted=is_public,
     )
 
 
-def differences(one: Sequence[Sent], other: Sequence[Sent]) -> list[str]:
+def differences(one: Sequence[CapturedMessage], other: Sequence[CapturedMessage]) -> list[str]:
     """Where two transcripts are not the same: the message, the field and the two values."""
     found = []
     for a, b in zip(one, other, strict=False):
@@ -182,53 +182,53 @@ def _short(value: object) -> str:
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}… ({len(text)} letters)"
 
 
-def _first(ready: Ready) -> tuple[Play, dict[SiteId, Tape]]:
-    partition = _partition(ready)
-    tapes = {site: Tape() for site in partition}
-    play = Play.of(ready, _seeded(ready), partition, {s: tapes[s].recording for s in partition})
-    list(play.rounds(ROUNDS))
+def _first(prepared: PreparedStudy) -> tuple[InProcessRun, dict[SiteId, Recording]]:
+    partition = _partition(prepared)
+    tapes = {site: Recording() for site in partition}
+    play = InProcessRun.of(prepared, _seeded(prepared), partition, {s: tapes[s].record for s in partition})
+    list(play.run_rounds(ROUNDS))
     return play, tapes
 
 
 def _again(
-    ready: Ready, guarantee: Guarantee, tapes: Mapping[SiteId, Tape], examples: Examples
-) -> Play:
+    prepared: PreparedStudy, guarantee: Guarantee, tapes: Mapping[SiteId, Recording], examples: Examples
+) -> InProcessRun:
     """Played once more, with these examples at site 0."""
     replaces: Literal["gradients", "releases"] = (
         "releases" if guarantee.unit == "site" else "gradients"
     )
 
     def wrap(site: SiteId) -> Callable[[SitePrivatizer], SitePrivatizer]:
-        noted = Tape(gradients=list(tapes[site].gradients), releases=list(tapes[site].releases))
-        return lambda privatizer: Player(privatizer, noted, replaces)
+        noted = Recording(gradients=list(tapes[site].gradients), releases=list(tapes[site].releases))
+        return lambda privatizer: ReplayPrivatizer(privatizer, noted, replaces)
 
-    partition = {**_partition(ready), 0: examples}
-    play = Play.of(ready, _seeded(ready), partition, {site: wrap(site) for site in partition})
-    list(play.rounds(ROUNDS))
+    partition = {**_partition(prepared), 0: examples}
+    play = InProcessRun.of(prepared, _seeded(prepared), partition, {site: wrap(site) for site in partition})
+    list(play.run_rounds(ROUNDS))
     return play
 
 
-def _seeded(ready: Ready) -> RunConfig:
+def _seeded(prepared: PreparedStudy) -> RunConfig:
     """The study's setting with all secrets from the public seed, so that worlds compare."""
-    cohort = attrs.evolve(ready.setting.cohort, insecure_seeded_secrets=True)
-    return attrs.evolve(ready.setting, cohort=cohort)
+    cohort = attrs.evolve(prepared.setting.cohort, insecure_seeded_secrets=True)
+    return attrs.evolve(prepared.setting, cohort=cohort)
 
 
-def _partition(ready: Ready) -> dict[SiteId, Examples]:
+def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
     """Each site's examples: no more than are needed."""
     return {
-        site: ready.splits.train.select(indices[:MOST_EXAMPLES])
-        for site, indices in enumerate(ready.partition)
+        site: prepared.splits.train.select(indices[:MAX_EXAMPLES])
+        for site, indices in enumerate(prepared.partition)
     }
 
 
-def _neighbours(ready: Ready, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
+def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
     """Site 0's examples with one unit replaced, and with it left out."""
-    own = _partition(ready)[0]
+    own = _partition(prepared)[0]
     unit = _first_unit(own, guarantee)
     images, labels = own.images.copy(), own.labels.copy()
     images[unit] = 255 - images[unit]
-    labels[unit] = (labels[unit] + 1) % len(ready.setting.spec.classes)
+    labels[unit] = (labels[unit] + 1) % len(prepared.setting.spec.classes)
     article = f"one {guarantee.unit}"
     yield f"{article} replaced", attrs.evolve(own, images=images, labels=labels)
     # Of a whole site something stays, for a trainer to train on.

@@ -43,7 +43,7 @@ class Claim:
 
 
 @frozen(kw_only=True)
-class Tested:
+class ClaimTest:
     """A claim, and what the samples say of it.
 
     Attributes:
@@ -63,17 +63,17 @@ class Tested:
 
 
 @frozen(eq=False)
-class Worlds:
+class HypothesisSamples:
     """Samples of the adversary's number, shape (n,), without the unit and with it."""
 
     absent: Reals
     present: Reals
 
-    def summed(self, attempts: int) -> Worlds:
+    def summed(self, attempts: int) -> HypothesisSamples:
         """What `attempts` attempts at a time show together: the sums of their numbers."""
         size = len(self.absent) // attempts
         cut = size * attempts
-        return Worlds(
+        return HypothesisSamples(
             self.absent[:cut].reshape(size, attempts).sum(axis=1),
             self.present[:cut].reshape(size, attempts).sum(axis=1),
         )
@@ -83,7 +83,7 @@ class Worlds:
         """Samples of each world that claims are tested on."""
         return len(self.absent) - len(self.absent) // 4
 
-    def test(self, claims: Sequence[Claim], alpha: float) -> list[Tested]:
+    def test(self, claims: Sequence[Claim], alpha: float) -> list[ClaimTest]:
         """Each claim against the samples, all of them together at confidence 1 - `alpha`.
 
         Both ways of telling the worlds apart are tried: "there" of what is large, "not there" of
@@ -91,7 +91,7 @@ class Worlds:
         """
         each = alpha / (2 * max(1, len(claims)))
         return [
-            Tested(
+            ClaimTest(
                 claim=claim,
                 p=min(
                     p_value(counts, epsilon=claim.epsilon, delta=claim.delta)
@@ -119,7 +119,7 @@ class Worlds:
 
 def testable(claims: Sequence[Claim], samples: int, alpha: float) -> list[Claim]:
     """Those claims that `samples` samples of each world could refute."""
-    perfect = Counts(hits=samples, alarms=0, trials=samples)
+    perfect = Counts(true_positives=samples, false_positives=0, trials=samples)
     return [
         claim
         for claim in claims
@@ -131,8 +131,8 @@ def _counts(low: Reals, high: Reals, claim: Claim, cut: int) -> Counts:
     """Counts beyond the threshold that the first `cut` samples choose."""
     threshold = _threshold(low[:cut], high[:cut], claim)
     return Counts(
-        hits=int((high[cut:] > threshold).sum()),
-        alarms=int((low[cut:] > threshold).sum()),
+        true_positives=int((high[cut:] > threshold).sum()),
+        false_positives=int((low[cut:] > threshold).sum()),
         trials=len(low) - cut,
     )
 

@@ -18,9 +18,9 @@ import re
 from attrs import frozen
 
 from cohortium.errors import StudyError
-from cohortium.third_party import brief
+from cohortium.third_party import truncated
 
-OURS = "cohortium"
+OWN_DISTRIBUTION = "cohortium"
 """The distribution that this module comes with."""
 
 _FORM = re.compile(
@@ -29,17 +29,17 @@ _FORM = re.compile(
 )
 
 
-def normal(name: str) -> str:
+def normalize_name(name: str) -> str:
     """The one form of a distribution's name (PEP 503).
 
-    >>> normal("Acme_Split.tools")
+    >>> normalize_name("Acme_Split.tools")
     'acme-split-tools'
     """
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @frozen
-class Entry:
+class PluginPattern:
     """One entry of a list of plugins.
 
     Attributes:
@@ -53,7 +53,7 @@ class Entry:
     version: str = ""
 
     @classmethod
-    def parse(cls, text: str, *, where: str) -> Entry:
+    def parse(cls, text: str, *, where: str) -> PluginPattern:
         """The entry that `text` writes.
 
         Raises:
@@ -62,18 +62,18 @@ class Entry:
         found = _FORM.fullmatch(text.strip())
         if found is None or (found["plugin"] == "*" and not found["distribution"]):
             raise StudyError(
-                f"{where}: {brief(text, 80)!r} names no plugin; write distribution:plugin or "
+                f"{where}: {truncated(text, 80)!r} names no plugin; write distribution:plugin or "
                 "distribution:plugin==version, as in cohortium:gaussian, or distribution:* for all "
                 "of one."
             )
-        return cls(normal(found["distribution"] or ""), found["plugin"], found["version"] or "")
+        return cls(normalize_name(found["distribution"] or ""), found["plugin"], found["version"] or "")
 
     def allows(self, distribution: str, plugin: str, version: str) -> bool:
         """Whether it names this plugin: a bare name is one of ours, or ours as a whole."""
-        if not self.distribution and normal(self.plugin) == OURS:
-            return self._is(distribution, OURS, version)
+        if not self.distribution and normalize_name(self.plugin) == OWN_DISTRIBUTION:
+            return self._is(distribution, OWN_DISTRIBUTION, version)
         return self.plugin in ("*", plugin) and self._is(
-            distribution, self.distribution or OURS, version
+            distribution, self.distribution or OWN_DISTRIBUTION, version
         )
 
     def blocks(self, distribution: str, plugin: str, version: str) -> bool:
@@ -82,17 +82,17 @@ class Entry:
             return self.plugin in ("*", plugin) and self._is(
                 distribution, self.distribution, version
             )
-        named = {normal(plugin), normal(distribution)}
-        return normal(self.plugin) in named and self.version in ("", version)
+        named = {normalize_name(plugin), normalize_name(distribution)}
+        return normalize_name(self.plugin) in named and self.version in ("", version)
 
     def _is(self, distribution: str, wanted: str, version: str) -> bool:
-        return normal(distribution) == wanted and self.version in ("", version)
+        return normalize_name(distribution) == wanted and self.version in ("", version)
 
 
-def entries(texts: tuple[str, ...] | list[str], *, where: str) -> tuple[Entry, ...]:
+def parse_patterns(texts: tuple[str, ...] | list[str], *, where: str) -> tuple[PluginPattern, ...]:
     """The entries of a list.
 
     Raises:
         StudyError: One is none.
     """
-    return tuple(Entry.parse(text, where=where) for text in texts)
+    return tuple(PluginPattern.parse(text, where=where) for text in texts)

@@ -14,8 +14,8 @@ import msgspec
 from cohortium.errors import CohortiumError, PluginError, StudyError
 from cohortium.roles import ROLES, protocols
 from cohortium.storage.writable import require_text
-from cohortium.text import cut, keyed, near, printable, shown
-from cohortium.third_party import attempt, told_of
+from cohortium.text import elide_middle, quote_key, did_you_mean, escape_control_characters, truncate
+from cohortium.third_party import call_guarded, describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from cohortium.roles import Role
 
 
-def make(
+def build_part(
     catalog: Catalog,
     role: Role,
     table: Mapping[str, Any],
     *,
     where: str,
-    settings: Mapping[str, str] = MappingProxyType({}),
+    overrides: Mapping[str, str] = MappingProxyType({}),
     folder: Path | None = None,
 ) -> Any:
     """The instance that `table` describes: the offer's `name`, and its own parameters.
@@ -41,7 +41,7 @@ def make(
         role: What is wanted.
         table: As parsed from TOML.
         where: How an error names the table's place.
-        settings: How an error names the keys that were written somewhere else.
+        overrides: How an error names the keys that were written somewhere else.
         folder: Where the study lies, which is told to whatever names a user's code that is there;
             None tells nothing.
 
@@ -51,7 +51,7 @@ def make(
     """
     name = table.get("name")
     if not isinstance(name, str):
-        place = settings.get("name", f"{where} [{role}]")
+        place = overrides.get("name", f"{where} [{role}]")
         raise StudyError(f"{place}: name must be a string that says which one.")
     offer = catalog.find(role, name)
     factory = offer.factory
@@ -61,26 +61,26 @@ def make(
         given.setdefault("folder", str(folder))
     place, what = f"{where} [{role}]", f"{role} '{name}'"
     inner = {
-        key: _inner(
+        key: _build_inner(
             catalog,
             inside,
             given.pop(key),
-            where=settings.get(key, f"{place} {key}"),
+            where=overrides.get(key, f"{place} {key}"),
             folder=folder,
         )
         for key, inside in roles_of(factory, what=what).items()
         if key in given
     }
-    part = call(factory, given, where=place, what=what, ready=inner, settings=settings)
-    return require(role, part)
+    part = construct(factory, given, where=place, what=what, ready=inner, overrides=overrides)
+    return require_role(role, part)
 
 
-def beside(
+def resolve_paths(
     catalog: Catalog, role: Role, table: Mapping[str, Any], folder: Path
 ) -> Mapping[str, Any]:
     """`table`, with the files that it names found in `folder` where they are there."""
     found = [
-        o.offer for o in catalog.offerings if (o.role, o.offer.name) == (role, table.get("name"))
+        o.offer for o in catalog.entries if (o.role, o.offer.name) == (role, table.get("name"))
     ]
     places = {
         key: str(folder / table[key])
@@ -97,14 +97,14 @@ def _lies_in(folder: Path, code: object) -> bool:
     return bool(top) and ((folder / top).is_dir() or (folder / f"{top}.py").is_file())
 
 
-def _inner(catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None) -> Any:
+def _build_inner(catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None) -> Any:
     """A part inside a part: named by a string, or described by a table of its own."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
         raise StudyError(
-            f"{where}: name a {role}, or give a table with its name, not {shown(value)}."
+            f"{where}: name a {role}, or give a table with its name, not {truncate(value)}."
         )
-    return make(catalog, role, table, where=where, folder=folder)
+    return build_part(catalog, role, table, where=where, folder=folder)
 
 
 def roles_of(factory: Callable[..., Any], *, what: str) -> dict[str, Role]:
@@ -118,14 +118,14 @@ def roles_of(factory: Callable[..., Any], *, what: str) -> dict[str, Role]:
     return found
 
 
-def call(
+def construct(
     factory: Callable[..., Any],
     given: Mapping[str, Any],
     *,
     where: str,
     what: str,
     ready: Mapping[str, Any] = MappingProxyType({}),
-    settings: Mapping[str, str] = MappingProxyType({}),
+    overrides: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """`factory` called with `given`, each value strictly converted to its annotated type.
 
@@ -135,7 +135,7 @@ def call(
         where: How an error names their place.
         what: How an error names what is being made.
         ready: Arguments that are passed on as they are.
-        settings: How an error names the keys that were written somewhere else.
+        overrides: How an error names the keys that were written somewhere else.
 
     Raises:
         StudyError: A key is unknown or missing, or a value does not fit.
@@ -144,8 +144,8 @@ def call(
     types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
     for key in given:
         if key not in types:
-            place = settings.get(key, f"{where} {keyed(key)}")
-            raise StudyError(f"{place}: {what} has no such parameter; {near(key, types)}")
+            place = overrides.get(key, f"{where} {quote_key(key)}")
+            raise StudyError(f"{place}: {what} has no such parameter; {did_you_mean(key, types)}")
     absent = [key for key in _required(factory) if key in types and key not in given]
     if absent:
         raise StudyError(f"{where}: {what} needs {' and '.join(absent)}.")
@@ -157,24 +157,24 @@ def call(
             expected = _plain(error)
             if typing.get_origin(types[key]) is Literal:
                 expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
-            place = settings.get(key, f"{where} {key}")
-            raise StudyError(f"{place}: {expected}, got {shown(value)}.") from error
+            place = overrides.get(key, f"{where} {key}")
+            raise StudyError(f"{place}: {expected}, got {truncate(value)}.") from error
     try:
-        return _made(factory, {**arguments, **ready}, where=f"{where}: {what}")
+        return _construct(factory, {**arguments, **ready}, where=f"{where}: {what}")
     except CohortiumError:
         raise
     except (TypeError, ValueError) as error:
-        sentence = printable(_sentence(error))
+        sentence = escape_control_characters(_sentence(error))
         # attrs begins with the parameter that it refuses, in quotes.
         named = re.match(r"'(\w+)'", sentence)
-        place = settings.get(named[1], where) if named else where
-        raise StudyError(f"{place}: {what}: {cut(sentence).rstrip('.')}.") from error
+        place = overrides.get(named[1], where) if named else where
+        raise StudyError(f"{place}: {what}: {elide_middle(sentence).rstrip('.')}.") from error
 
 
-def _made(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
+def _construct(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
     """What `factory` makes; that it would end the process is its own fault."""
     try:
-        return attempt(lambda: factory(**arguments))
+        return call_guarded(lambda: factory(**arguments))
     except PluginError as error:
         cause = error.__cause__
         if isinstance(cause, Exception):
@@ -185,9 +185,9 @@ def _made(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: s
 def _sentence(error: Exception) -> str:
     """What a constructor says; a plugin's error may be unable to say anything."""
     try:
-        return attempt(lambda: str(error.args[0]) if error.args else str(error))
+        return call_guarded(lambda: str(error.args[0]) if error.args else str(error))
     except PluginError:
-        return told_of(error)
+        return describe_error(error)
 
 
 def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
             `name`, which is the key that says whose table it is.
     """
     try:
-        types = attempt(lambda: _types(factory, what=what))
+        types = call_guarded(lambda: _types(factory, what=what))
     except PluginError as error:
         reason = str(error)
         raise PluginError(
@@ -226,14 +226,14 @@ def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
 
 def _required(factory: Callable[..., Any]) -> list[str]:
     """The parameters of `factory` that have no default."""
-    known = attempt(lambda: inspect.signature(factory)).parameters.values()
+    known = call_guarded(lambda: inspect.signature(factory)).parameters.values()
     return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
 
 
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def require(role: Role, instance: object) -> Any:
+def require_role(role: Role, instance: object) -> Any:
     """`instance`, if it has the methods of `role`.
 
     Raises:
@@ -251,11 +251,11 @@ def require(role: Role, instance: object) -> Any:
     return instance
 
 
-def describe(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
-    """The table from which `make` makes an equal instance, as plain TOML values.
+def to_table(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
+    """The table from which `build_part` makes an equal instance, as plain TOML values.
 
     An instance whose class no plugin offers is named "package:Class"; such a record can be read
-    by people, and by `make` once a plugin offers the class.
+    by people, and by `build_part` once a plugin offers the class.
     """
     kind = type(instance)
     name = catalog.name_of(role, instance) or f"{kind.__module__}:{kind.__qualname__}"
@@ -267,18 +267,18 @@ def describe(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
     except PluginError:  # composed in Python, where annotations need not be importable
         inner = {}
     values = {
-        key: describe(catalog, inner[key], value) if key in inner and value else plain(value)
+        key: to_table(catalog, inner[key], value) if key in inner and value else to_toml_value(value)
         for key, value in fields.items()
     }
     return {"name": name, **{key: value for key, value in values.items() if value is not None}}
 
 
-def plain(value: Any) -> Any:
+def to_toml_value(value: Any) -> Any:
     """`value` as TOML can hold it; what it cannot is written as Python would show it."""
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [to_toml_value(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_toml_value(item) for key, item in value.items()}
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 

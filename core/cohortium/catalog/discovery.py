@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import pluggy
 from attrs import evolve, field, frozen
 
-from cohortium.catalog.allow_list import entries
-from cohortium.catalog.distributions import entry_points_of
+from cohortium.catalog.allow_list import parse_patterns
+from cohortium.catalog.distributions import entry_points_in
 from cohortium.errors import PluginError, StudyError
 from cohortium.renamed import VARIABLES
 from cohortium.roles import ROLES, Role, hooks
 from cohortium.roles.hooks import API, GROUP, Offer, hook_name
-from cohortium.third_party import attempt, brief
+from cohortium.third_party import call_guarded, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from importlib.metadata import EntryPoint
 
-    from cohortium.catalog.allow_list import Entry
+    from cohortium.catalog.allow_list import PluginPattern
 
 Status = Literal["active", "blocked", "broken", "conflict", "incompatible"]
 """What became of a plugin: usable; kept out by a list; failed to load; offers a name that another
@@ -38,7 +38,7 @@ plugin offers too; written for another version of the contracts."""
 NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 """The form of an offer's name."""
 
-MOST_OFFERS = 256
+MAX_OFFERS = 256
 """Offers of one plugin for one role."""
 
 
@@ -71,7 +71,7 @@ class PluginRecord:
 
 
 @frozen
-class Offering:
+class CatalogEntry:
     """An offer, and the plugin that makes it."""
 
     role: Role
@@ -85,15 +85,15 @@ class Catalog:
 
     Attributes:
         records: One for every entry point, by name.
-        offerings: All that loaded plugins offer.
+        entries: All that loaded plugins offer.
     """
 
     records: tuple[PluginRecord, ...]
-    offerings: tuple[Offering, ...] = field(repr=False)
+    entries: tuple[CatalogEntry, ...] = field(repr=False)
 
     def names(self, role: Role) -> list[str]:
         """The names that can be looked up for `role`."""
-        return sorted({o.offer.name for o in self.offerings if o.role == role})
+        return sorted({o.offer.name for o in self.entries if o.role == role})
 
     def find(self, role: Role, name: str) -> Offer[Any]:
         """The one offer of `name` for `role`.
@@ -101,7 +101,7 @@ class Catalog:
         Raises:
             PluginError: No usable plugin offers it, or two do.
         """
-        found = [o for o in self.offerings if o.role == role and o.offer.name == name]
+        found = [o for o in self.entries if o.role == role and o.offer.name == name]
         if len(found) == 1:
             return found[0].offer
         if found:
@@ -114,12 +114,12 @@ class Catalog:
 
     def name_of(self, role: Role, instance: object) -> str | None:
         """The name under which the class of `instance` is offered for `role`, or None."""
-        for offering in self.offerings:
+        for offering in self.entries:
             if offering.role == role and offering.offer.factory is type(instance):
                 return offering.offer.name
         return None
 
-    def owner(self, error: BaseException) -> PluginRecord | None:
+    def plugin_in_traceback(self, error: BaseException) -> PluginRecord | None:
         """The plugin in whose code, or in a call from it, `error` was raised; None if in none."""
         owners = {record.target.partition(".")[0]: record for record in self.records}
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -127,7 +127,7 @@ class Catalog:
         found = [owners[package] for package in packages if package in owners]
         return found[-1] if found else None
 
-    def makers_of(self, instance: object) -> list[PluginRecord]:
+    def plugins_defining(self, instance: object) -> list[PluginRecord]:
         """The plugins whose package holds the class of `instance`; usually one, or none."""
         package = str(type(instance).__module__).split(".")[0]
         return [record for record in self.records if record.target.split(".")[0] == package]
@@ -165,19 +165,19 @@ def discover(
         _listed(environ, "COHORTIUM_PLUGIN_BLOCK"),
         _listed(environ, "COHORTIUM_PLUGIN_ALLOW"),
     )
-    found, unreadable = entry_points_of(GROUP) if points is None else (list(points), [])
+    found, unreadable = entry_points_in(GROUP) if points is None else (list(points), [])
     records = [
         PluginRecord(
-            name=brief(damaged.distribution),
+            name=truncated(damaged.distribution),
             target="",
-            distribution=brief(damaged.distribution),
+            distribution=truncated(damaged.distribution),
             version="0",
             status="broken",
             reason=damaged.reason,
         )
         for damaged in unreadable
     ]
-    offerings: list[Offering] = []
+    offerings: list[CatalogEntry] = []
     for point in sorted(found, key=lambda p: (p.name, p.value)):
         record = _record(point)
         own = (record.distribution, record.name, record.version)
@@ -189,15 +189,15 @@ def discover(
             )
         elif record.status == "active":
             record, offers = _load(point, record)
-            offerings += [Offering(role, offer, record) for role, offer in offers]
+            offerings += [CatalogEntry(role, offer, record) for role, offer in offers]
         records.append(record)
     records.sort(key=lambda r: (r.name, r.target))
     return _mark_conflicts(records, offerings)
 
 
-def _listed(environ: Mapping[str, str], key: str) -> tuple[Entry, ...]:
+def _listed(environ: Mapping[str, str], key: str) -> tuple[PluginPattern, ...]:
     names = [name for name in environ.get(key, "").split(",") if name.strip()]
-    return entries(names, where=key)
+    return parse_patterns(names, where=key)
 
 
 def _record(point: EntryPoint) -> PluginRecord:
@@ -206,12 +206,12 @@ def _record(point: EntryPoint) -> PluginRecord:
     try:
         if point.dist:
             dist = point.dist
-            found["distribution"] = attempt(lambda: str(dist.metadata["Name"] or "unknown"))
-            found["version"] = attempt(lambda: str(dist.version or "0"))
+            found["distribution"] = call_guarded(lambda: str(dist.metadata["Name"] or "unknown"))
+            found["version"] = call_guarded(lambda: str(dist.version or "0"))
     except PluginError as error:
         reason = f"its metadata cannot be read: {error}"
     texts = {"name": point.name, "target": point.value, **found}
-    shown = {key: brief(text) for key, text in texts.items()}
+    shown = {key: truncated(text) for key, text in texts.items()}
     if not reason and shown != texts:
         reason = "its metadata hold characters that no name has."
     return PluginRecord(**shown, status="broken" if reason else "active", reason=reason)
@@ -228,11 +228,11 @@ def _load(
         if type(version) is int and version == API:
             return record, _offers(plugin)
         stated = "states no COHORTIUM_API" if version is None else f"is for API {version!r}"
-        reason = brief(f"it {stated}, and this is API {API}.")
+        reason = truncated(f"it {stated}, and this is API {API}.")
         return evolve(record, status="incompatible", reason=reason), []
 
     try:
-        return attempt(load)
+        return call_guarded(load)
     except PluginError as error:
         return evolve(record, status="broken", reason=str(error)), []
 
@@ -259,9 +259,9 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
 def _asked(manager: pluggy.PluginManager, role: Role) -> Iterator[Offer[Any]]:
     """What the hook of `role` answers, if it comes to an end."""
     for answer in getattr(manager.hook, hook_name(role))():
-        some = list(itertools.islice(answer, MOST_OFFERS + 1))
-        if len(some) > MOST_OFFERS:
-            raise PluginError(f"{hook_name(role)} gave more than {MOST_OFFERS} offers.")
+        some = list(itertools.islice(answer, MAX_OFFERS + 1))
+        if len(some) > MAX_OFFERS:
+            raise PluginError(f"{hook_name(role)} gave more than {MAX_OFFERS} offers.")
         yield from (_checked(role, offer) for offer in some)
 
 
@@ -292,10 +292,10 @@ def _checked(role: Role, offer: object) -> Offer[Any]:
     if not isinstance(code, str):
         raise PluginError(f"{hook_name(role)} offers '{name}' with a `code` that is no name.")
     keys = tuple(str.__str__(key) for key in local)
-    return Offer(str.__str__(name), factory, brief(summary), keys, str.__str__(code))
+    return Offer(str.__str__(name), factory, truncated(summary), keys, str.__str__(code))
 
 
-def _mark_conflicts(records: list[PluginRecord], offerings: list[Offering]) -> Catalog:
+def _mark_conflicts(records: list[PluginRecord], offerings: list[CatalogEntry]) -> Catalog:
     makers: dict[tuple[Role, str], list[PluginRecord]] = {}
     for offering in offerings:
         makers.setdefault((offering.role, offering.offer.name), []).append(offering.record)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.catalog.allow_list import normal
+from cohortium.catalog.allow_list import normalize_name
 from cohortium.errors import PluginError
-from cohortium.third_party import attempt
+from cohortium.third_party import call_guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Unreadable:
+class UnreadableDistribution:
     """A distribution that seems to have entry points of the group, and cannot be read.
 
     Attributes:
@@ -29,29 +29,29 @@ class Unreadable:
     reason: str
 
 
-def entry_points_of(group: str) -> tuple[list[EntryPoint], list[Unreadable]]:
+def entry_points_in(group: str) -> tuple[list[EntryPoint], list[UnreadableDistribution]]:
     """The entry points of `group`, of each distribution the first that is on the path.
 
     `importlib.metadata.entry_points` stops at the first damaged one.
     """
     points: list[EntryPoint] = []
-    unreadable: list[Unreadable] = []
+    unreadable: list[UnreadableDistribution] = []
     seen: set[str] = set()
     for distribution in _with_group(group):
         name = _name(distribution)
-        if normal(name) in seen:
+        if normalize_name(name) in seen:
             continue
-        seen.add(normal(name))
+        seen.add(normalize_name(name))
         try:
-            first = attempt(lambda name=name: metadata.distribution(name))  # type: ignore[misc]
+            first = call_guarded(lambda name=name: metadata.distribution(name))  # type: ignore[misc]
         except PluginError:
             first = distribution
         try:
-            points += attempt(
+            points += call_guarded(
                 lambda first=first: list(first.entry_points.select(group=group))  # type: ignore[misc]
             )
         except PluginError as error:
-            unreadable.append(Unreadable(name, f"its metadata cannot be read: {error}"))
+            unreadable.append(UnreadableDistribution(name, f"its metadata cannot be read: {error}"))
     return points, unreadable
 
 
@@ -69,6 +69,6 @@ def _with_group(group: str) -> Iterator[Distribution]:
 
 def _name(distribution: Distribution) -> str:
     try:
-        return attempt(lambda: distribution.metadata["Name"]) or "unknown"
+        return call_guarded(lambda: distribution.metadata["Name"]) or "unknown"
     except PluginError:
         return "unknown"

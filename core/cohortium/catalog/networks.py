@@ -1,7 +1,7 @@
 """A study's network, which may be anybody's code: made alike everywhere, tried out, and named.
 
 Everything that makes a network for a study goes through `build_network`, and everything that calls
-one for a study is inside `blamed`, so that a fault of it is a sentence that names it.
+one for a study is inside `blame_network`, so that a fault of it is a sentence that names it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cohortium.catalog.discovery import discover
 from cohortium.errors import BrokenNetworkError, CohortiumError, NetworkError
-from cohortium.third_party import fault_text, is_lack_of_memory
+from cohortium.third_party import describe_fault, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def name_of(model: Model) -> str:
     """How a sentence names a model: by the code that its study names, its plugin, or its class."""
     kind = type(model)
-    for offering in discover().offerings:
+    for offering in discover().entries:
         offer = offering.offer
         if offering.role == "model" and offer.factory is kind:
             code = getattr(model, offer.code, "") if offer.code else ""
@@ -73,7 +73,7 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
 
     for mode in (False, True):
         if _lazy(net):
-            with as_it_was(net), blamed(model, net, "cannot take", blank), torch.no_grad():
+            with restored_after(net), blame_network(model, net, "cannot take", blank), torch.no_grad():
                 net.train(mode)
                 net(blank)
     if left := _lazy(net):
@@ -83,7 +83,7 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
         )
 
 
-def try_out(model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]) -> None:
+def check_output_shape(model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]) -> None:
     """Refuse a network that cannot be trained on the study's images, by showing it made-up ones.
 
     Args:
@@ -101,13 +101,13 @@ def try_out(model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]
     name = name_of(model)
     _require_trainable(name, net)
     _require_called_with_images(name, net)
-    with as_it_was(net), torch.random.fork_rng(devices=[]):
+    with restored_after(net), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for mode in (False, True):
             if net.train(mode) is not net:
                 raise NetworkError(f"{name} has a train() that gives None; end it in return self.")
             shown = images if mode else images[:2]
-            with blamed(model, net, "cannot take", shown):
+            with blame_network(model, net, "cannot take", shown):
                 found = net(shown)
                 _require_logits(name, found, len(shown), classes)
         if not found.requires_grad:
@@ -116,7 +116,7 @@ def try_out(model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]
                 "detach() or no_grad() out of its forward."
             )
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        with blamed(model, net, "has no gradient for", images):
+        with blame_network(model, net, "has no gradient for", images):
             torch.autograd.backward(functional.cross_entropy(found, labels))
     net.zero_grad(set_to_none=True)
 
@@ -135,7 +135,7 @@ def require_rows(model: Model, logits: Tensor, number: int) -> None:
         )
 
 
-def takes_one(net: nn.Module, images: Tensor, classes: int) -> bool:
+def accepts_single_image(net: nn.Module, images: Tensor, classes: int) -> bool:
     """Whether `net` can be trained on a batch of one of the prepared `images`, shape (B, …).
 
     Batch normalisation cannot where it sees one value a channel, nor can a network that squeezes
@@ -143,18 +143,18 @@ def takes_one(net: nn.Module, images: Tensor, classes: int) -> bool:
     """
     import torch
 
-    with as_it_was(net), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with restored_after(net), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         net.train()
         try:
             found = net(images[:1])
-        except Exception:  # noqa: BLE001 - it takes more: `try_out` has shown it some
+        except Exception:  # noqa: BLE001 - it takes more: `check_output_shape` has shown it some
             return False
     return tuple(found.shape) == (1, classes)
 
 
 @contextlib.contextmanager
-def as_it_was(net: nn.Module) -> Iterator[None]:
+def restored_after(net: nn.Module) -> Iterator[None]:
     """Put the modes and buffers of `net` back at the end of the block, replaced ones as well."""
     from torch.nn.parameter import is_lazy
 
@@ -176,7 +176,7 @@ def as_it_was(net: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def blamed(
+def blame_network(
     model: Model, net: nn.Module, fails: str, images: Tensor | None = None
 ) -> Iterator[None]:
     """Turn what comes out of `net` in the block into a sentence that names it.
@@ -197,9 +197,9 @@ def blamed(
     except (CohortiumError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        if is_lack_of_memory(error) or (images is None and not _is_own(error, net)):
+        if is_out_of_memory(error) or (images is None and not _is_own(error, net)):
             raise
-        name, why = name_of(model), fault_text(error)
+        name, why = name_of(model), describe_fault(error)
         if images is None:
             raise BrokenNetworkError(f"{name} {fails}: {why}.") from error
         raise NetworkError(

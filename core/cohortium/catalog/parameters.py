@@ -20,7 +20,7 @@ import attrs
 from attrs import frozen
 
 from cohortium.catalog import construction
-from cohortium.third_party import attempt, brief
+from cohortium.third_party import call_guarded, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
     Raises:
         PluginError: They cannot be read, whatever its class does when it is looked at.
     """
-    return attempt(lambda: _parameters_of(offer))
+    return call_guarded(lambda: _parameters_of(offer))
 
 
 def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
@@ -64,7 +64,7 @@ def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
     return tuple(
         Parameter(
             *map(
-                brief,
+                truncated,
                 (name, _worded(kind), defaults.get(name, ""), meanings.get(name, "")),
             )
         )

@@ -21,14 +21,14 @@ from cohortium.roles import ROLES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-MOST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 """Of a source file that is hashed; none is so large."""
 
-Told = dict[str, str]
+CodeOrigin = dict[str, str]
 """`class`, and where there are such `file`, `sha256` and `package`."""
 
 
-def provenance_of(study: object) -> dict[str, Told]:
+def collect_provenance(study: object) -> dict[str, CodeOrigin]:
     """By part, such as "model" or "model.network", the code that no plugin answers for.
 
     Args:
@@ -41,20 +41,20 @@ def provenance_of(study: object) -> dict[str, Told]:
         for name, inner in _inside(role, part):
             code = getattr(inner, "code", None)
             if callable(code):
-                found[name] = told_of(code())
-            elif name == role and part is not None and not catalog.makers_of(inner):
-                found[name] = told_of(type(inner))
+                found[name] = describe_code(code())
+            elif name == role and part is not None and not catalog.plugins_defining(inner):
+                found[name] = describe_code(type(inner))
     return found
 
 
-def told_of(code: Any) -> Told:
+def describe_code(code: Any) -> CodeOrigin:
     """The class or function `code`, its source file, and its package where there is one."""
     told = {"class": f"{code.__module__}:{code.__qualname__}"}
     try:
         file = inspect.getsourcefile(code)
     except TypeError:
         file = None
-    digest = "" if file is None else digest_of(Path(file))
+    digest = "" if file is None else file_digest(Path(file))
     if file is not None and digest:
         told |= {"file": file, "sha256": digest}
     package = _package_of(code.__module__.partition(".")[0], file or "")
@@ -75,17 +75,17 @@ def _package_of(top: str, file: str) -> str:
     return ""
 
 
-def digest_of(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """SHA-256 of a source file; empty where there is none that can be read."""
     try:
-        if not file.is_file() or file.stat().st_size > MOST_BYTES:
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
             return ""
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError:
         return ""
 
 
-def as_versions(found: Mapping[str, Told]) -> dict[str, str]:
+def as_versions(found: Mapping[str, CodeOrigin]) -> dict[str, str]:
     """The same as versions, for whoever goes on with a run to see what is another."""
     return {
         f"{part} {told['class']}": ", ".join(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._grid import compare
-from cohortium.cli._help import Grouped, Worded, help_of
+from cohortium.cli._help import Grouped, Worded, help_text
 from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
@@ -26,8 +26,8 @@ from cohortium.cli._site import rehearse, site
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
-from cohortium.text import printable, told
-from cohortium.third_party import is_lack_of_memory
+from cohortium.text import escape_control_characters, sanitize
+from cohortium.third_party import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def _root(
 
 for group, commands in GROUPS.items():
     for command in commands:
-        app.command(cls=Worded, help=help_of(command), rich_help_panel=group)(command)
+        app.command(cls=Worded, help=help_text(command), rich_help_panel=group)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,14 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except CohortiumError as error:
-        typer.echo(told(f"cohortium: {error}"), err=True)
+        typer.echo(sanitize(f"cohortium: {error}"), err=True)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - told in full
-        if is_lack_of_memory(error):
+        if is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
             typer.echo(
                 "cohortium: there is not enough memory for what was asked "
-                f"({printable(reason)}); ask for "
+                f"({escape_control_characters(reason)}); ask for "
                 "fewer or smaller images, sites or layers.",
                 err=True,
             )
@@ -101,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
         from cohortium.catalog.discovery import discover
 
-        typer.echo(told(traceback.format_exc()), err=True)
-        owner = discover().owner(error)
+        typer.echo(sanitize(traceback.format_exc()), err=True)
+        owner = discover().plugin_in_traceback(error)
         fault = "Cohortium, or of a library" if owner is None else f"the plugin {owner.label}"
         typer.echo(
             f"cohortium: that is a fault of {fault}; please report the lines above.", err=True

@@ -17,7 +17,7 @@ def plugin_names(incomplete: str) -> Words:
     from cohortium.catalog.discovery import discover
 
     found = {record.name: f"plugin, {record.status}" for record in discover().records}
-    found |= {o.offer.name: o.role for o in discover().offerings}
+    found |= {o.offer.name: o.role for o in discover().entries}
     return _beginning(incomplete, found | {"federation": "terms of a study"})
 
 
@@ -35,20 +35,20 @@ def roles(incomplete: str) -> Words:
     return _beginning(incomplete, dict.fromkeys(ROLES, ""))
 
 
-def settings(incomplete: str) -> Words:
+def overrides(incomplete: str) -> Words:
     """Keys of a study as `table.key=`; of a table, those of all that could fill its role."""
     from cohortium.catalog.discovery import discover
     from cohortium.catalog.parameters import parameters_of
     from cohortium.errors import PluginError
-    from cohortium.study.study import PARTS, TERMS
+    from cohortium.study.study import STUDY_ROLES, FEDERATION_KEYS
 
     table, dot, _ = incomplete.partition(".")
     if not dot:
-        return _beginning(incomplete, {f"{name}.": "" for name in ("federation", *PARTS)})
+        return _beginning(incomplete, {f"{name}.": "" for name in ("federation", *STUDY_ROLES)})
     if table == "federation":
-        return _beginning(incomplete, {f"federation.{term}=": "" for term in TERMS})
-    found = {f"{table}.name=": "which one"} if table in PARTS else {}
-    for offering in discover().offerings:
+        return _beginning(incomplete, {f"federation.{term}=": "" for term in FEDERATION_KEYS})
+    found = {f"{table}.name=": "which one"} if table in STUDY_ROLES else {}
+    for offering in discover().entries:
         if offering.role == table:
             try:
                 parameters = parameters_of(offering.offer)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._streams import json_text
-from cohortium.storage.writable import require_folder
-from cohortium.text import told
+from cohortium.storage.writable import check_directory_writable
+from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cohortium.grid import Foresight, Grid, Outcome, Run
+    from cohortium.grid import CellForecast, Grid, GridRunResult, GridRun
 
 
 def run_grid(
@@ -34,12 +34,12 @@ def run_grid(
     folder = out or Path("runs") / grid.name
     runs = grids.plan(grid, folder, only)
     if dry_run:
-        _try_out(runs)
+        _dry_run(runs)
         return
-    require_folder(folder)
+    check_directory_writable(folder)
     failed = []
     for count, outcome in enumerate(grids.run(runs, jobs=jobs, observe=observe, own=own), 1):
-        _tell(outcome, f"[{count}/{len(runs)}]")
+        _print_outcome(outcome, f"[{count}/{len(runs)}]")
         if outcome.failure:
             failed.append(outcome)
     table = grids.rows(grid, folder)
@@ -53,24 +53,24 @@ def run_grid(
         typer.echo(f"\ntable, plot, and a link to each run's report: {folder / 'table.md'}")
     if failed:
         for outcome in failed:
-            typer.echo(told(f"cohortium: {outcome.run.name} failed: {outcome.failure}"), err=True)
+            typer.echo(sanitize(f"cohortium: {outcome.run.name} failed: {outcome.failure}"), err=True)
         raise typer.Exit(1)
 
 
-def tell_left_out(grid: Grid, only: Sequence[str]) -> None:
+def warn_ignored_keys(grid: Grid, only: Sequence[str]) -> None:
     """Say which keys of the file, and of the settings, the chosen cells leave out."""
     cells = {cell.name: cell for cell, _ in grid.select(only)}
-    told = [sentence for cell in cells.values() for sentence in cell.left_out]
-    for sentence in dict.fromkeys([*grid.left_out, *told]):
+    sanitize = [sentence for cell in cells.values() for sentence in cell.ignored_keys]
+    for sentence in dict.fromkeys([*grid.ignored_keys, *sanitize]):
         typer.echo(sentence, err=True)
 
 
-def _try_out(runs: Sequence[Run]) -> None:
+def _dry_run(runs: Sequence[GridRun]) -> None:
     """List the runs, and prepare each cell that has any to do; exit with 2 if one is refused."""
     from cohortium import grid as grids
 
     waiting = [(each.cell, each.seed) for each in runs if each.state != "finished"]
-    found = {each.cell.name: each for each in grids.look_ahead(waiting) if each.refusal}
+    found = {each.cell.name: each for each in grids.forecast_cells(waiting) if each.refusal}
     for each in runs:
         is_refused = each.cell.name in found and each.state != "finished"
         typer.echo(f"{'refused' if is_refused else each.state:>10}  {each.name}")
@@ -83,34 +83,34 @@ def plan_grid(grid: Grid, *, only: Sequence[str], epsilons: Sequence[float], as_
     from cohortium.catalog.discovery import discover
 
     if not as_json:
-        tell_left_out(grid, only)
+        warn_ignored_keys(grid, only)
     grid.require_distinct(discover())
-    found = list(grids.look_ahead(grid.select(only), epsilons))
-    rows = [(each.cell, outlook) for each in found for outlook in each.outlooks]
+    found = list(grids.forecast_cells(grid.select(only), epsilons))
+    rows = [(each.cell, outlook) for each in found for outlook in each.forecasts]
     if as_json:
         lines = [{"cell": dict(cell.place), "outlook": o.as_json()} for cell, o in rows]
         typer.echo(json_text(lines))
     else:
-        typer.echo(grids.outlook_table(rows), nl=False)
+        typer.echo(grids.forecast_table(rows), nl=False)
         for warning in dict.fromkeys(w for _, outlook in rows for w in outlook.warnings):
             typer.echo(warning)
     _end_refused([each for each in found if each.refusal])
 
 
-def _end_refused(found: Iterable[Foresight]) -> None:
+def _end_refused(found: Iterable[CellForecast]) -> None:
     refused = list(found)
     for each in refused:
-        if each.fault:
-            typer.echo(each.fault, err=True)
+        if each.traceback:
+            typer.echo(each.traceback, err=True)
         typer.echo(f"cohortium: {each.cell.name} is refused: {each.refusal}", err=True)
     if refused:
         raise typer.Exit(2)
 
 
-def _tell(outcome: Outcome, count: str) -> None:
+def _print_outcome(outcome: GridRunResult, count: str) -> None:
     """One line for each run, on the way."""
-    if outcome.fault:
-        typer.echo(told(outcome.fault), err=True)
+    if outcome.traceback:
+        typer.echo(sanitize(outcome.traceback), err=True)
     if outcome.failure:
         word = "failed"
     else:

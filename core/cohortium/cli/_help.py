@@ -101,6 +101,6 @@ def _notes(hint: object) -> tuple[object, ...]:
     return getattr(hint, "__metadata__", ())
 
 
-def help_of(command: Callable[..., None]) -> str:
+def help_text(command: Callable[..., None]) -> str:
     """The docstring of `command` as click shows it: its examples stay one a line."""
     return (inspect.getdoc(command) or "").replace("\nExamples:\n", "\n\b\nExamples:\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cohortium.errors import RunError, StudyError
-from cohortium.text import told
+from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,18 +41,18 @@ def init(
       cohortium init lungs.toml --data pneumoniamnist --sites 8 --epsilon 3
       cohortium init --data own.npz --epsilon none --plain --yes
     """
-    from cohortium.scaffold.study_template import Answers, draft, named_data
+    from cohortium.scaffold.study_template import Answers, render_study, validate_dataset_name
     from cohortium.storage.atomic import atomic_create
-    from cohortium.storage.writable import require_new_file
+    from cohortium.storage.writable import check_new_file
 
-    require_new_file(path, remedy="name another file")
+    check_new_file(path, remedy="name another file")
     answers = Answers(
         data=_answer(
             data,
             "Images ('phantom', an npz file, or a MedMNIST flag)",
             default="phantom",
             yes=yes,
-            read=named_data,
+            read=validate_dataset_name,
         ),
         sites=_answer(sites, "Sites", default=10, yes=yes, read=_sites),
         epsilon=_answer(
@@ -64,7 +64,7 @@ def init(
         ),
         secagg=_answer(secagg, "Secure aggregation: only sums are seen", default=True, yes=yes),
     )
-    text, ready = draft(answers)
+    text, ready = render_study(answers)
     try:
         atomic_create(path, text.encode())
     except OSError as error:
@@ -95,7 +95,7 @@ def _answer(
         try:
             return read(typer.prompt(question, default=default, type=type(default)))
         except StudyError as error:
-            typer.echo(told(f"cohortium: {error}"), err=True)
+            typer.echo(sanitize(f"cohortium: {error}"), err=True)
 
 
 def _sites(sites: int) -> int:

@@ -31,7 +31,7 @@ def keygen(
       cohortium keygen 3 --public site-3.pem
     """
     from cohortium.crypto.randomness import Randomness
-    from cohortium.crypto.signing import SigningKey, line_of
+    from cohortium.crypto.signing import SigningKey, directory_line
 
     if public is not None:
         if out is not None:
@@ -42,4 +42,4 @@ def keygen(
     else:
         identity = SigningKey.generate(Randomness.system())
         identity.create(out or Path("identity.pem"))
-    typer.echo(line_of(site, identity.public))
+    typer.echo(directory_line(site, identity.public))

@@ -14,7 +14,7 @@ from cohortium.errors import StudyError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.ledger.report import Statement
+    from cohortium.ledger.report import LedgerReport
 
 
 def ledger(
@@ -38,19 +38,19 @@ def ledger(
       cohortium ledger site.toml --create
       cohortium ledger runs/one/ledger.sqlite --delta 1e-6
     """
-    from cohortium.deployment.site_config import Hospital
+    from cohortium.deployment.site_config import SiteConfig
     from cohortium.ledger.ledger import Ledger
-    from cohortium.ledger.report import select, statements
-    from cohortium.privacy.guarantee import LEAST_DELTA
+    from cohortium.ledger.report import select_dataset, build_reports
+    from cohortium.privacy.guarantee import MIN_DELTA
 
-    if delta is not None and not LEAST_DELTA <= delta < 1:
-        raise StudyError(f"--delta {delta:g}: δ lies between {LEAST_DELTA:g} and 1.")
-    account = Hospital.read(path).account if path.suffix == ".toml" else None
+    if delta is not None and not MIN_DELTA <= delta < 1:
+        raise StudyError(f"--delta {delta:g}: δ lies between {MIN_DELTA:g} and 1.")
+    account = SiteConfig.read(path).account if path.suffix == ".toml" else None
     book = Ledger(path) if account is None else account.ledger
     if create:
         book.create()
     budgets = {account.data: account.budget} if account and account.budget else {}
-    found = select(statements(book, budgets=budgets, delta=delta), data)
+    found = select_dataset(build_reports(book, budgets=budgets, delta=delta), data)
     if as_json:
         rows = [statement.as_json() for statement in found]
         typer.echo(json_text(rows, allow_nan=False))
@@ -58,20 +58,20 @@ def ledger(
         _print_statements(found)
 
 
-def _print_statements(found: Sequence[Statement]) -> None:
+def _print_statements(found: Sequence[LedgerReport]) -> None:
     from rich.table import Table
 
-    from cohortium.ledger.report import described, shown
+    from cohortium.ledger.report import describe_cost, format_epsilon
 
     console = _printing.console()
     for statement in found:
         table = Table("run", "last", "attempts", "each", "ε", box=None, pad_edge=False)
-        for line in statement.lines:
-            run, attempts = line.run, f"{line.run.attempts:,}"
+        for line in statement.runs:
+            run, attempts = line.charges, f"{line.charges.attempts:,}"
             name = run.session.hex()[:8]
-            table.add_row(name, run.last[:10], attempts, described(run.price), shown(line.epsilon))
+            table.add_row(name, run.last[:10], attempts, describe_cost(run.cost), format_epsilon(line.epsilon))
         console.print(f"{statement}", markup=False, highlight=False)
-        if statement.lines:
+        if statement.runs:
             console.print(table)
     if not found:
         console.print("nothing has been spent")

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli import _completion
-from cohortium.text import told
+from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from cohortium.federation import Federation
 
 Study = Annotated[Path | None, typer.Argument(help="A study file; none: the quick start.")]
-Settings = Annotated[
+Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         help="table.key=value, over the study; may be repeated.",
-        autocompletion=_completion.settings,
+        autocompletion=_completion.overrides,
     ),
 ]
 Only = Annotated[
@@ -37,13 +37,13 @@ RunFolder = Annotated[
 
 
 def federation_of(
-    study: Path | None, settings: list[str] | None, *, is_quiet: bool = False
+    study: Path | None, overrides: list[str] | None, *, is_quiet: bool = False
 ) -> Federation:
     """The study that a command is given; see `Federation.read`.
 
     Args:
         study: The argument `Study`.
-        settings: The option `Settings`.
+        overrides: The option `Overrides`.
         is_quiet: Say nothing of what they leave out of the file.
 
     Raises:
@@ -51,15 +51,15 @@ def federation_of(
     """
     from cohortium.federation import Federation
 
-    federation = Federation.read(study, settings or [])
+    federation = Federation.read(study, overrides or [])
     if not is_quiet:
-        tell_left_out(study, settings)
+        warn_ignored_keys(study, overrides)
     return federation
 
 
-def tell_left_out(study: Path | None, settings: list[str] | None) -> None:
+def warn_ignored_keys(study: Path | None, overrides: list[str] | None) -> None:
     """Say which keys of the study's file the settings leave out, a sentence for each setting."""
     from cohortium.study import study_file as studies
 
-    for sentence in studies.left_out(study, settings or []):
-        typer.echo(told(sentence), err=True)
+    for sentence in studies.ignored_keys(study, overrides or []):
+        typer.echo(sanitize(sentence), err=True)

@@ -14,7 +14,7 @@ from cohortium.errors import PluginError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cohortium.catalog.discovery import Catalog, Offering
+    from cohortium.catalog.discovery import Catalog, CatalogEntry
     from cohortium.catalog.parameters import Parameter
 
 TERMS_TABLE = "federation"
@@ -61,7 +61,7 @@ def plugins(
         rows = [
             {
                 **asdict(record),
-                "offers": [_described(o) for o in catalog.offerings if o.record == record],
+                "offers": [_described(o) for o in catalog.entries if o.record == record],
             }
             for record in catalog.records
         ]
@@ -77,7 +77,7 @@ def _print_catalog(catalog: Catalog) -> None:
     from rich.text import Text
 
     table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
-    for o in sorted(catalog.offerings, key=lambda o: (o.role, o.offer.name)):
+    for o in sorted(catalog.entries, key=lambda o: (o.role, o.offer.name)):
         cells = (o.role, o.offer.name, o.record.label, o.offer.summary)
         table.add_row(*(Text(cell) for cell in cells))
     console = _printing.console()
@@ -87,7 +87,7 @@ def _print_catalog(catalog: Catalog) -> None:
             console.print(f"{record.label} is {record.status}: {record.reason}")
 
 
-def _described(offering: Offering) -> dict[str, Any]:
+def _described(offering: CatalogEntry) -> dict[str, Any]:
     """An offer and its parameters, as plain values; a plugin's unreadable ones are its own."""
     from cohortium.catalog.parameters import parameters_of
 
@@ -104,7 +104,7 @@ def _described(offering: Offering) -> dict[str, Any]:
     }
 
 
-def _print_details(offering: Offering) -> None:
+def _print_details(offering: CatalogEntry) -> None:
     from cohortium.catalog.parameters import explanation_of, parameters_of
 
     console, offer = _printing.console(), offering.offer
@@ -123,11 +123,11 @@ def _print_terms(*, as_json: bool) -> None:
     """The keys of a study's [federation]."""
     from cohortium.catalog.parameters import parameters_of
     from cohortium.roles.hooks import Offer
-    from cohortium.study.study import TERMS, Study
+    from cohortium.study.study import FEDERATION_KEYS, Study
 
     summary = "The terms on which the parts of a study meet."
     known = parameters_of(Offer(TERMS_TABLE, Study, summary))
-    terms = tuple(parameter for parameter in known if parameter.name in TERMS)
+    terms = tuple(parameter for parameter in known if parameter.name in FEDERATION_KEYS)
     if as_json:
         parameters = [asdict(parameter) for parameter in terms]
         _print_json([{"name": TERMS_TABLE, "summary": summary, "parameters": parameters}])
@@ -160,7 +160,7 @@ def check(
         ),
     ],
     *,
-    settings: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value, a parameter to make it with; may be repeated."),
     ] = None,
@@ -179,9 +179,9 @@ def check(
 
     catalog, broken = discover(), False
     for offering in suite.select(catalog, name):
-        instance = suite.instance_of(catalog, offering, settings or [])
+        instance = suite.instance_of(catalog, offering, overrides or [])
         typer.echo(f"{offering.role} '{offering.offer.name}' of {offering.record.label}")
-        for verdict in suite.examine(offering.role, instance):
+        for verdict in suite.run_checks(offering.role, instance):
             typer.echo(f"  {verdict}")
             broken |= bool(verdict.failure)
     if broken:

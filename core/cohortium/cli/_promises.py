@@ -10,17 +10,17 @@ import typer
 
 from cohortium.cli import _printing
 from cohortium.cli._grid import plan_grid
-from cohortium.cli._options import Only, Settings, Study, federation_of
+from cohortium.cli._options import Only, Overrides, Study, federation_of
 from cohortium.cli._streams import json_text
 from cohortium.errors import RunError, StudyError
 from cohortium.storage.atomic import atomic_write
-from cohortium.storage.writable import require_new_file
+from cohortium.storage.writable import check_new_file
 
 
 def plan(
     study: Study = None,
     *,
-    settings: Settings = None,
+    overrides: Overrides = None,
     epsilon: Annotated[
         list[float] | None, typer.Option(help="A budget to plan for; may be repeated.")
     ] = None,
@@ -42,15 +42,15 @@ def plan(
     from cohortium.runs import forecast
 
     if study is not None and grids.is_grid(study):
-        grid = grids.read(study, settings or [])
+        grid = grids.read(study, overrides or [])
         plan_grid(grid, only=only or [], epsilons=epsilon or [], as_json=as_json)
         return
     if only:
         raise StudyError("--only is for a study file with a [grid].")
-    federation = federation_of(study, settings, is_quiet=as_json)
+    federation = federation_of(study, overrides, is_quiet=as_json)
     # Before anything is loaded.
-    forecast.for_budgets(federation.privatizer, epsilon or [])
-    outlooks = forecast.look_ahead(federation.prepare(), epsilon or [])
+    forecast.with_budgets(federation.privatizer, epsilon or [])
+    outlooks = forecast.forecast(federation.prepare(), epsilon or [])
     if as_json:
         typer.echo(json_text([o.as_json() for o in outlooks]))
         return
@@ -66,7 +66,7 @@ def plan(
 def audit(
     study: Study = None,
     *,
-    settings: Settings = None,
+    overrides: Overrides = None,
     samples: Annotated[
         int, typer.Option(help="Noised sums in each of two worlds.", min=1000, max=10_000_000)
     ] = 20_000,
@@ -90,8 +90,8 @@ def audit(
     from cohortium import auditing
 
     if out is not None:
-        require_new_file(out, remedy="give another file with --out")
-    ready = federation_of(study, settings, is_quiet=as_json).prepare()
+        check_new_file(out, remedy="give another file with --out")
+    ready = federation_of(study, overrides, is_quiet=as_json).prepare()
     with Console(stderr=True).status("audit") as status:
         found = auditing.audit(
             ready,

@@ -11,9 +11,9 @@ import attrs
 import typer
 
 from cohortium.cli import _completion
-from cohortium.cli._grid import run_grid, tell_left_out
-from cohortium.cli._options import Only, RunFolder, Settings, Study, federation_of
-from cohortium.cli._stopping import interruptible
+from cohortium.cli._grid import run_grid, warn_ignored_keys
+from cohortium.cli._options import Only, RunFolder, Overrides, Study, federation_of
+from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
 from cohortium.errors import CohortiumError, RunError, StudyError
 
@@ -41,7 +41,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 def run(
     study: Study = None,
     *,
-    settings: Settings = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the record; default runs/DATE-TIME, of a grid runs/NAME."),
@@ -69,9 +69,9 @@ def run(
 
     is_quiet = quiet or as_json
     if study is not None and grids.is_grid(study):
-        grid = grids.read(study, settings or [])
+        grid = grids.read(study, overrides or [])
         if not is_quiet:
-            tell_left_out(grid, only or [])
+            warn_ignored_keys(grid, only or [])
         run_grid(
             grid,
             out=out,
@@ -79,18 +79,18 @@ def run(
             jobs=jobs,
             dry_run=dry_run,
             observe=observer or [],
-            own=_own(is_quiet=is_quiet),
+            own=_own_observers(is_quiet=is_quiet),
             as_json=as_json,
         )
         return
     if only or dry_run or jobs != 1:
         raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
-    federation = federation_of(study, settings, is_quiet=is_quiet)
-    federation, observers = _watched(federation, observer, is_quiet=is_quiet)
+    federation = federation_of(study, overrides, is_quiet=is_quiet)
+    federation, observers = _with_observers(federation, observer, is_quiet=is_quiet)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    with _reported(folder), interruptible(folder) as stop:
+    with _write_report_after(folder), stop_on_signal(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop)
-        _tell(result, as_json=as_json)
+        _print_outcome(result, as_json=as_json)
 
 
 def resume(
@@ -108,21 +108,21 @@ def resume(
       cohortium resume runs/first
     """
     from cohortium.federation import Federation
-    from cohortium.runs.run_directory import study_of
+    from cohortium.runs.run_directory import study_path
 
-    federation = Federation.read(study_of(folder))
-    watched, observers = _watched(federation, observer, is_quiet=quiet or as_json)
-    with _reported(folder), interruptible(folder) as stop:
+    federation = Federation.read(study_path(folder))
+    watched, observers = _with_observers(federation, observer, is_quiet=quiet or as_json)
+    with _write_report_after(folder), stop_on_signal(folder) as stop:
         result = watched.resume(folder, observers=observers, stop=stop)
-        _tell(result, as_json=as_json)
+        _print_outcome(result, as_json=as_json)
 
 
-def _own(*, is_quiet: bool) -> list[str]:
+def _own_observers(*, is_quiet: bool) -> list[str]:
     """Names of the command's own observers."""
     return [] if is_quiet else ["progress"]
 
 
-def _watched(
+def _with_observers(
     federation: Federation, wanted: list[str] | None, *, is_quiet: bool
 ) -> tuple[Federation, list[Observer]]:
     """The study, quiet where that is asked for, and the observers that are the command's own.
@@ -132,23 +132,23 @@ def _watched(
     from cohortium.catalog import construction
     from cohortium.catalog.discovery import discover
 
-    told = federation.observers
+    names = federation.observers
     if is_quiet:  # also where the study itself asks for it
-        told = tuple(name for name in told if name != "progress")
+        names = tuple(name for name in names if name != "progress")
     catalog = discover()
     for name in wanted or []:
-        construction.make(catalog, "observer", {"name": name}, where="--observer")
-    told = tuple(dict.fromkeys([*told, *(wanted or [])]))
+        construction.build_part(catalog, "observer", {"name": name}, where="--observer")
+    names = tuple(dict.fromkeys([*names, *(wanted or [])]))
     own = [
-        construction.make(catalog, "observer", {"name": name}, where="the command")
-        for name in _own(is_quiet=is_quiet)
-        if name not in told
+        construction.build_part(catalog, "observer", {"name": name}, where="the command")
+        for name in _own_observers(is_quiet=is_quiet)
+        if name not in names
     ]
-    return attrs.evolve(federation, observers=told), own
+    return attrs.evolve(federation, observers=names), own
 
 
 @contextlib.contextmanager
-def _reported(folder: Path) -> Iterator[None]:
+def _write_report_after(folder: Path) -> Iterator[None]:
     """Write the report of the run in `folder` once the body is over, also where the run failed."""
     from cohortium import reporting
 
@@ -161,7 +161,7 @@ def _reported(folder: Path) -> Iterator[None]:
     reporting.write([folder])
 
 
-def _tell(result: Result, *, as_json: bool) -> None:
+def _print_outcome(result: Result, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result.as_json()))
     else:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from cohortium.cli._options import Settings, Study, federation_of
-from cohortium.text import told
+from cohortium.cli._options import Overrides, Study, federation_of
+from cohortium.text import sanitize
 
 
 def site(
@@ -29,46 +29,46 @@ def site(
       cohortium site site.toml --check
       cohortium site site.toml
     """
-    from cohortium.deployment.site_config import Hospital
-    from cohortium.deployment.site_server import Reception
-    from cohortium.deployment.socket_access import Callers
-    from cohortium.deployment.unix_socket import Door
+    from cohortium.deployment.site_config import SiteConfig
+    from cohortium.deployment.site_server import SiteServer
+    from cohortium.deployment.socket_access import AllowedUsers
+    from cohortium.deployment.unix_socket import SiteSocketServer
 
-    hospital = Hospital.read(path)
-    callers = Callers.named(hospital.client_user, hospital.group)
+    site_config = SiteConfig.read(path)
+    callers = AllowedUsers.named(site_config.client_user, site_config.group)
     with contextlib.ExitStack() as stack:
-        journal = hospital.open_journal()
+        journal = site_config.open_journal()
         stack.callback(journal.close)
-        reception = Reception(hospital, journal, tell=_tell)
+        reception = SiteServer(site_config, journal, tell=_print_log)
         stack.callback(reception.close)
-        reception.try_out()
-        _tell(f"site {hospital.id}: data, keys, ledger and policy are in order")
-        if hospital.policy.directory is not None:
-            _tell(f"the pinned directory is {hospital.policy.directory.fingerprint.hex()}")
+        reception.self_check()
+        _print_log(f"site {site_config.id}: data, keys, ledger and policy are in order")
+        if site_config.policy.directory is not None:
+            _print_log(f"the pinned directory is {site_config.policy.directory.fingerprint.hex()}")
         if check:
             return
         reception.warm_up()
-        door = Door(
-            hospital.folder / hospital.socket,
+        door = SiteSocketServer(
+            site_config.folder / site_config.socket,
             reception.answer,
             callers.users,
             callers.group,
-            tell=_tell,
+            tell=_print_log,
         )
         with door.open() as listener:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            _tell(f"site {hospital.id} listens at {door.path}")
+            _print_log(f"site {site_config.id} listens at {door.path}")
             door.serve(listener)
 
 
-def _tell(sentence: str) -> None:
-    typer.echo(told(sentence), err=True)
+def _print_log(sentence: str) -> None:
+    typer.echo(sanitize(sentence), err=True)
 
 
 def rehearse(
     study: Study = None,
     *,
-    settings: Settings = None,
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
 ) -> None:
     """Deal a study's data to hospitals on paper.
@@ -79,9 +79,9 @@ def rehearse(
       cohortium rehearse study.toml --out rehearsal
     """
     from cohortium.deployment.rehearsal import deal as write
-    from cohortium.runs.run_directory import require_new
+    from cohortium.runs.run_directory import require_empty
 
-    require_new(out)
-    ready = federation_of(study, settings).prepare()
+    require_empty(out)
+    ready = federation_of(study, overrides).prepare()
     write(ready, out)
     typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")

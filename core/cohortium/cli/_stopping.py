@@ -21,7 +21,7 @@ NOTICE = b"cohortium: stopping after this round; once more to stop at once.\n"
 
 
 @contextlib.contextmanager
-def interruptible(folder: Path) -> Iterator[Callable[[], bool]]:
+def stop_on_signal(folder: Path) -> Iterator[Callable[[], bool]]:
     """Whether somebody has asked this process to end, while the body drives the run in `folder`.
 
     The first signal lets the attempt that is under way be finished, since it is paid for; a
@@ -30,12 +30,12 @@ def interruptible(folder: Path) -> Iterator[Callable[[], bool]]:
     Raises:
         StoppedError: It was ended; the sentence says how the run goes on.
     """
-    from cohortium.runs.run_directory import how_to_resume, is_begun
+    from cohortium.runs.run_directory import resume_command, has_checkpoint
 
     asked = threading.Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set() or not is_begun(folder):
+        if asked.is_set() or not has_checkpoint(folder):
             raise KeyboardInterrupt
         asked.set()
         # Not by way of a buffer, which the signal may have interrupted.
@@ -45,9 +45,9 @@ def interruptible(folder: Path) -> Iterator[Callable[[], bool]]:
     try:
         yield asked.is_set
     except KeyboardInterrupt:
-        if is_begun(folder):
+        if has_checkpoint(folder):
             raise StoppedError(
-                f"stopped within a round; go on with {how_to_resume(folder)}."
+                f"stopped within a round; go on with {resume_command(folder)}."
             ) from None
         raise StoppedError("stopped before the first round; nothing was trained.") from None
     finally:

@@ -12,7 +12,7 @@ from cohortium.cli._options import RunFolder
 from cohortium.cli._streams import json_text
 from cohortium.errors import RunError
 from cohortium.storage import csv_rows
-from cohortium.storage.writable import require_new_file
+from cohortium.storage.writable import check_new_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def predict(
     from cohortium.storage.atomic import atomic_create
 
     if out is not None:
-        require_new_file(out, remedy="give another file with --out")
+        check_new_file(out, remedy="give another file with --out")
     classifier = Classifier.open(folder, weights)
     rows: list[dict[str, Any]] = []
     for names, batch in image_files.read(images, classifier.spec, split=split):

@@ -16,10 +16,10 @@ import torch
 from attrs import Factory, define, evolve, frozen
 from torch.nn.utils.parametrize import cached
 
-from cohortium.clipping.layer_call import Use, squared_norms
-from cohortium.clipping.mapped_forward import Isolation
+from cohortium.clipping.layer_call import LayerCall, squared_norms
+from cohortium.clipping.mapped_forward import PerExamplePass
 from cohortium.clipping.module_state import ModuleState
-from cohortium.clipping.pass_checks import UnaccountedError, UsedElsewhereError
+from cohortium.clipping.pass_checks import UntrackedGradientError, SharedParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ SMALL = 1 << 12
 """Numbers of a parameter up to which its gradients are put beside those of others."""
 
 
-class Share(Protocol):
+class Contribution(Protocol):
     """What examples contribute to some parameters."""
 
     @property
@@ -43,22 +43,22 @@ class Share(Protocol):
         """Those."""
 
     @property
-    def squares(self) -> Tensor:
+    def squared_norms(self) -> Tensor:
         """‖gradient‖² by example, shape (B,), `float64`."""
 
-    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+    def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
         """The weighted sums, without the examples that are `bad`, (B,)."""
 
 
 @frozen
-class Held:
+class StoredGradients:
     """Per-example gradients of parameters, side by side, (B, P)."""
 
     parameters: list[nn.Parameter]
     rows: Tensor
-    squares: Tensor
+    squared_norms: Tensor
 
-    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+    def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
         """One product, taken apart."""
         rows = self.rows if bad is None else self.rows.masked_fill(bad.unsqueeze(1), 0.0)
         total = factors.to(rows.dtype) @ rows
@@ -67,29 +67,29 @@ class Held:
 
 
 @frozen
-class Called:
+class DeferredGradients:
     """A layer's call, from which the weighted sum of one parameter is formed."""
 
     parameters: list[nn.Parameter]
     name: str
-    use: Use
-    squares: Tensor
+    call: LayerCall
+    squared_norms: Tensor
 
-    def totals(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
+    def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
         """By the layer's rule."""
-        use: Any = self.use if bad is None else _without(self.use, bad)
-        return [use.weighted(self.name, factors)]
+        call: Any = self.call if bad is None else _without(self.call, bad)
+        return [call.weighted_sum(self.name, factors)]
 
 
-def _without(use: Any, bad: Tensor) -> Any:
+def _without(call: Any, bad: Tensor) -> Any:
     """The same call with zeros for some examples: a factor of zero would not remove a NaN."""
-    rows = bad.repeat_interleave(use.copies)
-    x, g = (t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0) for t in (use.x, use.g))
-    return evolve(use, x=x, g=g)
+    rows = bad.repeat_interleave(call.copies)
+    x, g = (t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0) for t in (call.x, call.g))
+    return evolve(call, x=x, g=g)
 
 
 @define
-class _Page:
+class _BatchRecord:
     """The book of one physical batch.
 
     Attributes:
@@ -102,18 +102,18 @@ class _Page:
 
     examples: int
     calls: dict[int, int] = Factory(dict)
-    kept: dict[int, Called] = Factory(dict)
+    kept: dict[int, DeferredGradients] = Factory(dict)
     rows: dict[int, tuple[nn.Parameter, Tensor, Tensor | None]] = Factory(dict)
     floats: int = 0
 
-    def add(self, parameter: nn.Parameter, name: str, use: Use) -> bool:
+    def add(self, parameter: nn.Parameter, name: str, call: LayerCall) -> bool:
         """Enter one call's contribution to one parameter; return whether the call is kept."""
         once = self.calls[id(parameter)] == 1
-        squares = use.squares(name) if once else None
+        squares = call.squared_norms(name) if once else None
         if squares is not None:
-            self.kept[id(parameter)] = Called([parameter], name, use, squares)
+            self.kept[id(parameter)] = DeferredGradients([parameter], name, call, squares)
             return True
-        self.add_rows(parameter, use.rows(name), is_last=once)
+        self.add_rows(parameter, call.grad_sample(name), is_last=once)
         return False
 
     def add_rows(self, parameter: nn.Parameter, rows: Tensor, *, is_last: bool = False) -> None:
@@ -121,7 +121,7 @@ class _Page:
         key = id(parameter)
         if key in self.kept:
             called = self.kept.pop(key)
-            rows = rows + called.use.rows(called.name)
+            rows = rows + called.call.grad_sample(called.name)
         if key in self.rows:
             rows = rows + self.rows[key][1]
         else:
@@ -130,24 +130,24 @@ class _Page:
         squares = squared_norms(rows) if is_last and parameter.numel() > SMALL else None
         self.rows[key] = (parameter, rows, squares)
 
-    def close(self) -> list[Share]:
+    def close(self) -> list[Contribution]:
         """All contributions; a network's many small parameters are one."""
-        shares: list[Share] = list(self.kept.values())
+        contributions: list[Contribution] = list(self.kept.values())
         small = []
         for parameter, rows, squares in self.rows.values():
             if parameter.numel() <= SMALL:
                 small.append((parameter, rows.reshape(self.examples, -1)))
                 continue
             found = squared_norms(rows) if squares is None else squares
-            shares.append(Held([parameter], rows.flatten(1), found))
+            contributions.append(StoredGradients([parameter], rows.flatten(1), found))
         if small:
             together = torch.cat([rows for _, rows in small], 1)
             squares = together.double().square().sum(1)
-            shares.append(Held([parameter for parameter, _ in small], together, squares))
-        return shares
+            contributions.append(StoredGradients([parameter for parameter, _ in small], together, squares))
+        return contributions
 
 
-class Book:
+class GradientRecorder:
     """A network whose examples are kept apart and booked, for the time of a `with` block."""
 
     def __init__(
@@ -162,9 +162,9 @@ class Book:
         """
         state = ModuleState.of(net) if state is None else state
         self._parameters = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
-        self._page: _Page | None = None
-        self._isolation = Isolation(
-            net, self._enter, self._count, state.rewind, has_copies=has_copies
+        self._batch: _BatchRecord | None = None
+        self._isolation = PerExamplePass(
+            net, self._record_call, self._count_call, state.rewind, has_copies=has_copies
         )
 
     def __enter__(self) -> Self:
@@ -179,9 +179,9 @@ class Book:
         self._isolation.__exit__(kind, error, trace)
         self._forget_gradients()
 
-    def take(
+    def record(
         self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
-    ) -> tuple[list[Share], int]:
+    ) -> tuple[list[Contribution], int]:
         """Run both passes of a physical batch.
 
         Args:
@@ -196,42 +196,42 @@ class Book:
             UsedElsewhereError: They would if the parameters of known layers were copied, too.
             PrivacyError: An example's output is another one alone.
         """
-        page = self._page = _Page(len(batch))
+        record = self._batch = _BatchRecord(len(batch))
         for copies in self._isolation.run(losses, batch):
             if copies.rows.grad is not None:
-                page.add_rows(copies.parameter, _by_example(copies.rows.grad, page.examples))
+                record.add_rows(copies.parameter, _by_example(copies.rows.grad, record.examples))
                 copies.rows.grad = None
         for name, parameter in self._parameters:
             if parameter.grad is not None:
-                raise UsedElsewhereError(f"parameter '{name}' is used outside its layer's calls")
+                raise SharedParameterError(f"parameter '{name}' is used outside its layer's calls")
         with torch.no_grad():
-            return page.close(), page.floats
+            return record.close(), record.floats
 
     def _forget_gradients(self) -> None:
         for _, parameter in self._parameters:
             parameter.grad = None
 
-    def _count(self, layer: Layer) -> None:
-        assert self._page is not None
+    def _count_call(self, layer: Layer) -> None:
+        assert self._batch is not None
         for _, parameter in layer.parameters:
             key = id(parameter)
-            self._page.calls[key] = self._page.calls.get(key, 0) + 1
+            self._batch.calls[key] = self._batch.calls.get(key, 0) + 1
 
-    def _enter(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
+    def _record_call(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
         """Book one call of a layer, when the gradient of its output is there."""
-        page = self._page
-        assert page is not None
+        record = self._batch
+        assert record is not None
         assert layer.kind is not None
         dtype = layer.parameters[0][1].dtype
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False), cached():
             x = x.to(dtype) if x.is_floating_point() else x
-            use = layer.kind(layer.module, x, g.to(dtype), page.examples, saved)
+            call = layer.kind(layer.module, x, g.to(dtype), record.examples, saved)
             try:
-                kept = [page.add(p, n, use) for n, p in layer.parameters if p.requires_grad]
+                kept = [record.add(p, n, call) for n, p in layer.parameters if p.requires_grad]
             except RuntimeError as error:
                 kind = type(layer.module).__name__
-                raise UnaccountedError(f"a layer {kind} resists: {error}") from error
-        page.floats += any(kept) * (x.numel() + g.numel())
+                raise UntrackedGradientError(f"a layer {kind} resists: {error}") from error
+        record.floats += any(kept) * (x.numel() + g.numel())
 
 
 def _by_example(rows: Tensor, examples: int) -> Tensor:

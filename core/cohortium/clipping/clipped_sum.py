@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from cohortium.clipping.bookkeeping import Share
+    from cohortium.clipping.bookkeeping import Contribution
     from cohortium.clipping.module_state import ModuleState
-    from cohortium.clipping.pass_checks import UnaccountedError
+    from cohortium.clipping.pass_checks import UntrackedGradientError
     from cohortium.roles.values import ExampleIndices
 
 GRADIENT_FLOATS = 1 << 26
@@ -86,7 +86,7 @@ def clipped_sum(
     import torch
 
     from cohortium.clipping.module_state import ModuleState
-    from cohortium.clipping.pass_checks import UnaccountedError
+    from cohortium.clipping.pass_checks import UntrackedGradientError
 
     parameters = trainable(net)
     for name, parameter in net.named_parameters():
@@ -104,10 +104,10 @@ def clipped_sum(
     state = ModuleState.of(net)
     with _uncompiled():
         totals = reason = _mapped(net, losses, batch, clip, state)
-        if isinstance(totals, UnaccountedError):
+        if isinstance(totals, UntrackedGradientError):
             state.restore()
             totals = _one_by_one(net, losses, batch, clip, state)
-    if isinstance(reason, UnaccountedError):
+    if isinstance(reason, UntrackedGradientError):
         # Said when it has worked: a fault of the network is not one of the mapping.
         warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
     state.require_same()
@@ -128,19 +128,19 @@ def _uncompiled() -> AbstractContextManager[None]:
 def _mapped(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
-) -> dict[nn.Parameter, Tensor] | UnaccountedError:  # fmt: skip
+) -> dict[nn.Parameter, Tensor] | UntrackedGradientError:  # fmt: skip
     """Clipped sums by parameter, or the reason why the passes do not show them."""
-    from cohortium.clipping.pass_checks import UnaccountedError, UsedElsewhereError
+    from cohortium.clipping.pass_checks import UntrackedGradientError, SharedParameterError
 
     try:
         return _from_one_pass(net, losses, batch, clip, state)
-    except UsedElsewhereError:
+    except SharedParameterError:
         state.restore()
-    except UnaccountedError as reason:
+    except UntrackedGradientError as reason:
         return reason
     try:
         return _from_one_pass(net, losses, batch, clip, state, has_copies=True)
-    except UnaccountedError as reason:
+    except UntrackedGradientError as reason:
         return reason
 
 
@@ -149,36 +149,36 @@ def _from_one_pass(
     state: ModuleState, *, has_copies: bool = False,
 ) -> dict[nn.Parameter, Tensor]:  # fmt: skip
     """Clipped sums by parameter, a physical batch at a time."""
-    from cohortium.clipping.bookkeeping import Book
+    from cohortium.clipping.bookkeeping import GradientRecorder
 
     totals: dict[nn.Parameter, Tensor] = {}
     # At first no more examples than if every gradient of each were held; then what is seen to fit.
     size = max(1, sum(parameter.numel() for parameter in trainable(net)))
     start, step = 0, max(1, GRADIENT_FLOATS // size)
-    with Book(net, state, has_copies=has_copies) as book:
+    with GradientRecorder(net, state, has_copies=has_copies) as book:
         while start < len(batch):
             part = batch[start : start + step]
-            shares, floats = book.take(losses, part)
+            contributions, floats = book.record(losses, part)
             state.restore()
-            if shares:
-                _add_clipped(totals, shares, clip)
+            if contributions:
+                _add_clipped(totals, contributions, clip)
             start += step
             step = max(1, GRADIENT_FLOATS * len(part) // max(1, floats))
     return totals
 
 
-def _add_clipped(totals: dict[nn.Parameter, Tensor], shares: list[Share], clip: float) -> None:
+def _add_clipped(totals: dict[nn.Parameter, Tensor], contributions: list[Contribution], clip: float) -> None:
     """Add a physical batch's clipped sums; what a share keeps is let go when it has been used."""
     import torch
     from torch.nn.utils.parametrize import cached
 
-    squares = sum((share.squares for share in shares[1:]), shares[0].squares)
+    squares = sum((contribution.squared_norms for contribution in contributions[1:]), contributions[0].squared_norms)
     factors = _factors(squares, clip)
     bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
     with torch.no_grad(), torch.autocast(factors.device.type, enabled=False), cached():
-        while shares:
-            share = shares.pop()
-            for parameter, total in zip(share.parameters, share.totals(factors, bad), strict=True):
+        while contributions:
+            contribution = contributions.pop()
+            for parameter, total in zip(contribution.parameters, contribution.weighted_sums(factors, bad), strict=True):
                 totals[parameter] = totals[parameter] + total if parameter in totals else total
 
 

@@ -31,7 +31,7 @@ SLICE = 1 << 19
 
 
 @frozen
-class Use:
+class LayerCall:
     """One call of a layer in a batch, after its backward pass.
 
     Attributes:
@@ -39,7 +39,7 @@ class Use:
         x: What went in, shape (N, …).
         g: Gradient of the sum of all losses by what came out, shape (N, …).
         examples: B.
-        saved: What `saved_by` found.
+        saved: What `reused_tensors` found.
     """
 
     layer: Any
@@ -49,8 +49,8 @@ class Use:
     saved: tuple[Tensor, ...] = ()
 
     @staticmethod
-    def saved_by(node: Any) -> tuple[Tensor, ...]:  # noqa: ARG004
-        """What torch saved of the call, at its `node`, and `rows` would compute anew."""
+    def reused_tensors(node: Any) -> tuple[Tensor, ...]:  # noqa: ARG004
+        """What torch saved of the call, at its `node`, and `grad_sample` would compute anew."""
         return ()
 
     @staticmethod
@@ -66,7 +66,7 @@ class Use:
         """K, copies of an example."""
         return len(self.g) // self.examples
 
-    def rows(self, name: str) -> Tensor:
+    def grad_sample(self, name: str) -> Tensor:
         """Per-example gradients of the parameter `name`, shape (B, …)."""
         raise NotImplementedError(name)
 
@@ -77,8 +77,8 @@ class Use:
         size: int = self.layer.weight.numel()
         return size <= HOLD * room
 
-    def squares(self, name: str) -> Tensor | None:  # noqa: ARG002
-        """Squared norms of `rows`, shape (B,), or None where `rows` is the better way to them."""
+    def squared_norms(self, name: str) -> Tensor | None:  # noqa: ARG002
+        """Return the squared norms (B,), or None where `grad_sample` is the better way to them."""
         return None
 
     def rounding(self, terms: int) -> Tensor:
@@ -95,22 +95,22 @@ class Use:
         norms: Tensor = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64)
         return norms
 
-    def weighted(self, name: str, factors: Tensor) -> Tensor:
-        """The sum of `rows` with `factors` (B,); asked for only where `squares` gave them."""
+    def weighted_sum(self, name: str, factors: Tensor) -> Tensor:
+        """Return the sum with `factors` (B,); asked for only where `squared_norms` are given."""
         raise NotImplementedError(name)
 
-    def part(self, examples: slice) -> Self:
+    def select(self, examples: slice) -> Self:
         """The same of some examples alone."""
         rows = slice(examples.start * self.copies, examples.stop * self.copies)
         x, g = self.x[rows], self.g[rows]
         return evolve(self, x=x, g=g, examples=len(g) // self.copies)
 
-    def by_example(self, rows: Tensor) -> Tensor:
+    def sum_per_example(self, rows: Tensor) -> Tensor:
         """The sum over copies and positions, shape (B, E), of (N, …, E)."""
         rows = rows.reshape(self.examples, -1, rows.shape[-1])
         return rows.sum(1) if rows.shape[1] > 1 else rows.squeeze(1)
 
-    def weigh(self, factors: Tensor) -> Tensor:
+    def scale_by_example(self, factors: Tensor) -> Tensor:
         """The output gradient with each example's factor, shape (N, …)."""
         each = factors.to(self.g.dtype).repeat_interleave(self.copies)
         return self.g * each.view(-1, *[1] * (self.g.ndim - 1))
@@ -122,7 +122,7 @@ class Use:
             yield slice(start, start + step)
 
 
-def gram(rows: Tensor) -> Tensor:
+def gram_matrix(rows: Tensor) -> Tensor:
     """Products of all pairs of (B, T, D), shape (B, T, T), in double precision.
 
     The ghost norm cancels: in `float32` it may come out too small by any factor, where the

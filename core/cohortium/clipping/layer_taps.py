@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
-from cohortium.clipping.pass_checks import UnaccountedError, is_row
+from cohortium.clipping.pass_checks import UntrackedGradientError, is_vmap_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ _VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackwar
 
 
 @frozen
-class KnownCall:
+class VectorizedCall:
     """A layer that takes the rows of a batch apart by its very class, to be called for all rows.
 
     Attributes:
@@ -56,28 +56,28 @@ class KnownCall:
         def on_gradient(gradient: Tensor) -> None:
             if not self.is_last():
                 if torch.is_grad_enabled():  # the layer's own weight would be missing in it
-                    raise UnaccountedError("a gradient is taken of a gradient")
+                    raise UntrackedGradientError("a gradient is taken of a gradient")
                 return
             x = held.pop()  # the hook itself outlives the backward pass
             if x._version != version:  # noqa: SLF001
                 kind = type(self.layer.module).__name__
-                raise UnaccountedError(f"the input of a layer {kind} was altered in place")
+                raise UntrackedGradientError(f"the input of a layer {kind} was altered in place")
             self.enter(x, gradient, saved)
 
         if not output.requires_grad:
             output = output.clone() if output is x or output._is_view() else output  # noqa: SLF001
-            anchored: Tensor = _Anchor.apply(
+            anchored: Tensor = _BackwardHook.apply(
                 output, torch.empty(0, requires_grad=True), on_gradient
             )  # type: ignore[no-untyped-call]
             return anchored
-        node, place = _source(output)
-        saved = self.layer.saved_by(node)
+        node, place = _producing_node(output)
+        saved = self.layer.reused_tensors(node)
         # Of the node that computed it: a hook on the tensor would miss a later change in place.
         node.register_prehook(lambda gradients: on_gradient(gradients[place].view_as(output)))
         return output
 
 
-def _source(output: Tensor) -> tuple[Any, int]:
+def _producing_node(output: Tensor) -> tuple[Any, int]:
     """The node of autograd that computed a tensor's numbers, and which of its outputs they are."""
     node, place = output.grad_fn, output.output_nr
     while node is not None and type(node).__name__ in _VIEWS:
@@ -89,9 +89,9 @@ class AllRows(torch.autograd.Function):
     """A known layer's call, taken out of the mapping."""
 
     @staticmethod
-    def forward(x: Tensor, known: KnownCall) -> Tensor:  # noqa: ARG004
+    def forward(x: Tensor, known: VectorizedCall) -> Tensor:  # noqa: ARG004
         """Refuse a call outside the mapping."""
-        raise UnaccountedError("a layer is called without a row")
+        raise UntrackedGradientError("a layer is called without a row")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -102,16 +102,16 @@ class AllRows(torch.autograd.Function):
         info: Any,  # noqa: ARG004
         in_dims: tuple[int | None, None],
         x: Tensor,
-        known: KnownCall,
+        known: VectorizedCall,
     ) -> tuple[Tensor, int]:
         """Outside the mapping, which says along which axis of `x` the rows lie."""
         axis = in_dims[0]
-        if axis is None or is_row(x):
-            raise UnaccountedError("a layer is called within another mapping")
+        if axis is None or is_vmap_row(x):
+            raise UntrackedGradientError("a layer is called within another mapping")
         return known.for_rows(x.movedim(axis, 0)), 0
 
 
-class _Anchor(torch.autograd.Function):
+class _BackwardHook(torch.autograd.Function):
     """Nothing, except that autograd follows its output even where it would not the input's."""
 
     @staticmethod

@@ -16,7 +16,7 @@ from attrs import frozen
 from torch import nn
 
 from cohortium.clipping.conv import convolution_gradient, patch_grams
-from cohortium.clipping.layer_call import Use, gram, squared_norms
+from cohortium.clipping.layer_call import LayerCall, gram_matrix, squared_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 
 @frozen
-class LinearUse(Use):
+class LinearCall(LayerCall):
     """Of `nn.Linear`, with any number of dimensions between batch and features."""
 
-    def rows(self, name: str) -> Tensor:
+    def grad_sample(self, name: str) -> Tensor:
         """Sums over T positions of outer products."""
         if name == "bias":
-            return self.by_example(self.g)
+            return self.sum_per_example(self.g)
         x, g = self._flat()
         return torch.bmm(g.transpose(1, 2), x)  # (B, E, D)
 
-    def squares(self, name: str) -> Tensor | None:
+    def squared_norms(self, name: str) -> Tensor | None:
         """‖Σ_t g_t x_tᵀ‖² = Σ_tu ⟨g_t, g_u⟩⟨x_t, x_u⟩."""
         if name == "bias" or self.is_small:
             return None
         x, g = self._flat()
-        pieces = [gram(x[s]).mul_(gram(g[s])).sum((1, 2)) for s in self.slices(x.shape[1] ** 2)]
+        pieces = [gram_matrix(x[s]).mul_(gram_matrix(g[s])).sum((1, 2)) for s in self.slices(x.shape[1] ** 2)]
         return torch.cat(pieces).clamp(min=0).add_(self.rounding(1))
 
-    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+    def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One matrix product."""
-        return self.weigh(factors).flatten(0, -2).T @ self.x.flatten(0, -2)
+        return self.scale_by_example(factors).flatten(0, -2).T @ self.x.flatten(0, -2)
 
     def _flat(self) -> tuple[Tensor, Tensor]:
         x = self.x.reshape(self.examples, -1, self.x.shape[-1])  # (B, T, D)
@@ -53,7 +53,7 @@ class LinearUse(Use):
 
 
 @frozen
-class ConvolutionUse(Use):
+class ConvolutionCall(LayerCall):
     """Of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, with any stride, padding, dilation, groups."""
 
     @staticmethod
@@ -61,13 +61,13 @@ class ConvolutionUse(Use):
         """Each row is an image (N, D, …), or a batch of them (N, T, D, …)."""
         return rows.flatten(0, -2 - len(layer.kernel_size))
 
-    def rows(self, name: str) -> Tensor:
+    def grad_sample(self, name: str) -> Tensor:
         """Weight gradients, each of one example's copies; of the bias, sums."""
         if name == "bias":
-            return self.by_example(self.g.flatten(2).transpose(1, 2))
+            return self.sum_per_example(self.g.flatten(2).transpose(1, 2))
         return convolution_gradient(self.layer, self.x, self.g, self.examples)
 
-    def squares(self, name: str) -> Tensor | None:
+    def squared_norms(self, name: str) -> Tensor | None:
         """Gram matrices where the map is small, else gradients that are thrown away at once."""
         if name == "bias" or self.is_small:
             return None
@@ -75,9 +75,9 @@ class ConvolutionUse(Use):
         positions = self.copies * self.g[0, 0].numel()  # K·T
         if self._gram_work(positions) < positions * size:
             each = positions * self.copies * self.x[0, 0].numel()
-            pieces = [self._squares_by_gram(s) for s in self.slices(each)]
+            pieces = [self._squared_norms_by_gram(s) for s in self.slices(each)]
         else:
-            pieces = [squared_norms(self.part(s).rows(name)) for s in self.slices(size)]
+            pieces = [squared_norms(self.select(s).grad_sample(name)) for s in self.slices(size)]
         return torch.cat(pieces).clamp(min=0).add_(self.rounding(self.taps))
 
     @property
@@ -86,9 +86,9 @@ class ConvolutionUse(Use):
         taps: int = self.layer.weight[0, 0].numel()
         return taps
 
-    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+    def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One weight gradient of the whole batch."""
-        return convolution_gradient(self.layer, self.x, self.weigh(factors), 1)[0]
+        return convolution_gradient(self.layer, self.x, self.scale_by_example(factors), 1)[0]
 
     def _gram_work(self, positions: int) -> float:
         """Multiplications of the Gram way for one example, doubled: it is done in `float64`."""
@@ -101,15 +101,15 @@ class ConvolutionUse(Use):
         channels: int = layer.in_channels * phases + layer.out_channels
         return 2.0 * positions**2 * (channels + self.taps)
 
-    def _squares_by_gram(self, part: slice) -> Tensor:
-        use = self.part(part)
+    def _squared_norms_by_gram(self, part: slice) -> Tensor:
+        use = self.select(part)
         g = use.g.view(use.examples, self.copies, use.g.shape[1], -1)  # (b, K, E, T)
         patches = patch_grams(self.layer, use.x, use.g.shape[2:], use.examples)  # (b, KT, KT)
-        return patches.mul_(gram(g.transpose(2, 3).flatten(1, 2))).sum((1, 2))
+        return patches.mul_(gram_matrix(g.transpose(2, 3).flatten(1, 2))).sum((1, 2))
 
 
 @frozen
-class ParametrizedUse(Use):
+class ParametrizedCall(LayerCall):
     """Of a linear layer or a convolution whose weight is computed from another, its original.
 
     That is how a kernel is standardised, say (`torch.nn.utils.parametrize`).  The gradient by the
@@ -119,18 +119,18 @@ class ParametrizedUse(Use):
     @staticmethod
     def fold(layer: Any, rows: Tensor) -> Tensor:
         """As the layer does whose weight is computed."""
-        return rows if isinstance(layer, nn.Linear) else ConvolutionUse.fold(layer, rows)
+        return rows if isinstance(layer, nn.Linear) else ConvolutionCall.fold(layer, rows)
 
-    def rows(self, name: str) -> Tensor:
+    def grad_sample(self, name: str) -> Tensor:
         """Weight gradients pulled back, one by one; of the bias, the layer's own."""
         if name == "bias":
-            return self._inner.rows(name)
-        rows, pull = self._inner.rows("weight"), torch.func.vmap(self._pull)
+            return self._inner.grad_sample(name)
+        rows, pull = self._inner.grad_sample("weight"), torch.func.vmap(self._pull)
         for part in self._slices:
             rows[part] = pull(rows[part])
         return rows
 
-    def squares(self, name: str) -> Tensor | None:
+    def squared_norms(self, name: str) -> Tensor | None:
         """None where the gradients are small, else they are thrown away at once."""
         if name == "bias" or self._inner.is_small:
             return None
@@ -138,17 +138,17 @@ class ParametrizedUse(Use):
         taps = 1 if isinstance(self.layer, nn.Linear) else self.layer.weight[0, 0].numel()
         pieces = []
         for part in self._slices:
-            inner = self._inner.part(part)
-            rows = inner.rows("weight")
+            inner = self._inner.select(part)
+            rows = inner.grad_sample("weight")
             before, after = squared_norms(rows), squared_norms(pull(rows))
             # Rounding is pulled back, too, and by the same factor.
             gain = after / before.clamp(min=1e-300)
             pieces.append(after + inner.rounding(taps) * gain)
         return torch.cat(pieces)
 
-    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+    def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """The weight's own, pulled back."""
-        return self._pull(self._inner.weighted("weight", factors))
+        return self._pull(self._inner.weighted_sum("weight", factors))
 
     @property
     def _slices(self) -> Iterator[slice]:
@@ -156,8 +156,8 @@ class ParametrizedUse(Use):
         return self.slices(self.layer.weight.numel() // 2)
 
     @cached_property
-    def _inner(self) -> Use:
-        kind = LinearUse if isinstance(self.layer, nn.Linear) else ConvolutionUse
+    def _inner(self) -> LayerCall:
+        kind = LinearCall if isinstance(self.layer, nn.Linear) else ConvolutionCall
         return kind(self.layer, self.x, self.g, self.examples)
 
     def _pull(self, gradient: Tensor) -> Tensor:

@@ -21,18 +21,18 @@ from attrs import Factory, define, frozen
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cohortium.clipping.layer_taps import AllRows, KnownCall
+from cohortium.clipping.layer_taps import AllRows, VectorizedCall
 from cohortium.clipping.pass_checks import (
     Alone,
-    ScaleCheck,
-    UnaccountedError,
+    LossScalingCheck,
+    UntrackedGradientError,
     Watch,
-    draws,
+    generator_states,
     has_seeded,
     is_row,
 )
 from cohortium.clipping.recording import Settings, unpatch
-from cohortium.clipping.registry import Layer, using_parameters
+from cohortium.clipping.registry import Layer, find_parameter_layers
 from cohortium.errors import CohortiumError, PrivacyError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Copies:
+class ParameterCopies:
     """A parameter as a mapped pass has it: one copy for each row.
 
     Attributes:
@@ -58,7 +58,7 @@ class Copies:
 
 
 @frozen
-class MappedCall:
+class VmappedCall:
     """One mapped call of a network.
 
     Attributes:
@@ -67,11 +67,11 @@ class MappedCall:
     """
 
     output: list[Tensor]
-    copies: list[Copies]
+    copies: list[ParameterCopies]
 
 
 @define
-class Isolation:
+class PerExamplePass:
     """A network whose calls are mapped over the rows of their inputs, for the time of a `with`.
 
     Attributes:
@@ -89,7 +89,7 @@ class Isolation:
     on_layer_call: Callable[[Layer], None]
     restore: Callable[[], None]
     has_copies: bool = False
-    calls: list[MappedCall] = Factory(list)
+    calls: list[VmappedCall] = Factory(list)
     _examples: int = 0
     _is_mapping: bool = False
     _is_last: bool = False
@@ -101,7 +101,7 @@ class Isolation:
     _copied: list[nn.Parameter] = Factory(list)
 
     def __enter__(self) -> Self:
-        layers = using_parameters(self.net)
+        layers = find_parameter_layers(self.net)
         for layer in layers:
             _require_constant_weights(layer)
         _require_no_hook(self.net)
@@ -139,7 +139,7 @@ class Isolation:
 
     def run(
         self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
-    ) -> list[Copies]:
+    ) -> list[ParameterCopies]:
         """Take the losses of a batch and their gradients; return the parameters' copies.
 
         Args:
@@ -155,10 +155,10 @@ class Isolation:
         self._examples = len(batch)
         try:
             calls = self._passes(losses, batch)
-        except (CohortiumError, UnaccountedError):
+        except (CohortiumError, UntrackedGradientError):
             raise
         except Exception as error:
-            raise UnaccountedError(f"the passes cannot be mapped ({error})") from error
+            raise UntrackedGradientError(f"the passes cannot be mapped ({error})") from error
         finally:
             self._examples = 0
             self.calls.clear()
@@ -166,13 +166,13 @@ class Isolation:
 
     def _passes(
         self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
-    ) -> list[MappedCall]:
+    ) -> list[VmappedCall]:
         each = losses(batch)
         calls = list(self.calls)
         if each.shape != batch.shape:
-            raise UnaccountedError(f"the losses have the shape {tuple(each.shape)}")
+            raise UntrackedGradientError(f"the losses have the shape {tuple(each.shape)}")
         if each.requires_grad:
-            check = ScaleCheck(each, [t for call in calls for t in call.output])
+            check = LossScalingCheck(each, [t for call in calls for t in call.output])
             total = each.sum()
             self._forget_gradients(calls)
             self._is_last = True
@@ -183,7 +183,7 @@ class Isolation:
             check.require()
         return calls
 
-    def _forget_gradients(self, calls: list[MappedCall]) -> None:
+    def _forget_gradients(self, calls: list[VmappedCall]) -> None:
         """Drop what the losses' own code has taken, such as the direction of an attack."""
         for parameter in self.net.parameters():
             parameter.grad = None
@@ -234,12 +234,12 @@ class Isolation:
         rows = [flat[i] for i in places]
         kind = type(module).__name__
         if not rows or any(t.ndim == 0 or len(t) != len(rows[0]) for t in rows):
-            raise UnaccountedError(f"{kind} is called with tensors of different lengths")
+            raise UntrackedGradientError(f"{kind} is called with tensors of different lengths")
         if len(rows[0]) % self._examples:
-            raise UnaccountedError(f"{kind} is not called with as many rows for each example")
+            raise UntrackedGradientError(f"{kind} is not called with as many rows for each example")
         own = {id(p) for p in module.parameters()} if torch.is_grad_enabled() else set()
         copies = [
-            Copies(p, p.detach().expand(len(rows[0]), *p.shape).requires_grad_())
+            ParameterCopies(p, p.detach().expand(len(rows[0]), *p.shape).requires_grad_())
             for p in self._copied
             if id(p) in own
         ]
@@ -255,19 +255,19 @@ class Isolation:
         def call() -> list[Tensor]:
             self.restore()
             inputs, options = arguments([t.clone() for t in kept])
-            return _rows_of(original(*inputs, **options), kind)[0]
+            return _output_tensors(original(*inputs, **options), kind)[0]
 
         def alone(rows: list[Tensor], values: list[Tensor]) -> list[Tensor]:
             inputs, options = arguments([row.unsqueeze(0) for row in rows])
             pairs = zip(copies, values, strict=True)
             self._given = {id(c.parameter): value for c, value in pairs}
-            with _Given(module, self._given), Watch(AllRows), _no_saving():
+            with _SubstitutedParameters(module, self._given), Watch(AllRows), _no_saving():
                 output = inner(*inputs, **options)
-            tensors, shape[:] = _rows_of(output, kind)
+            tensors, shape[:] = _output_tensors(output, kind)
             return tensors
 
         shape: list[Any] = []
-        before = draws(rows[0].device)
+        before = generator_states(rows[0].device)
         self._is_mapping = True
         try:
             with warnings.catch_warnings():
@@ -279,29 +279,29 @@ class Isolation:
             self._given = {}
         self._require_same_alone(
             Alone(kind, call, [t[middle].detach() for t in output]),
-            has_drawn=before != draws(rows[0].device), device=rows[0].device,
+            has_drawn=before != generator_states(rows[0].device), device=rows[0].device,
         )  # fmt: skip
-        self.calls.append(MappedCall(output, copies))
+        self.calls.append(VmappedCall(output, copies))
         return pytree.tree_unflatten(output, shape[0])
 
     def _require_same_alone(self, alone: Alone, *, has_drawn: bool, device: torch.device) -> None:
         """Compare a row's output; where the network draws, ask once whether it seeds."""
         with self._paused():
             if not has_drawn and not alone.is_same():
-                raise UnaccountedError(
+                raise UntrackedGradientError(
                     f"{alone.kind} gives an example another output alone than beside others"
                 )
             if has_drawn and not self._is_tried and has_seeded(alone.call, device):
-                raise UnaccountedError(f"{alone.kind} seeds the generator that it draws from")
+                raise UntrackedGradientError(f"{alone.kind} seeds the generator that it draws from")
         self.restore()
         self._is_tried = True
 
     def _known(self, layer: Layer, original: Callable[..., Any], x: Tensor) -> Tensor:
         """Call a layer with its own parameters, for all rows at once."""
         self.on_layer_call(layer)
-        with _Given(layer.module, {}, detached=dict(layer.trained)):
+        with _SubstitutedParameters(layer.module, {}, detached=dict(layer.trained)):
             enter = partial(self._enter, layer)
-            return KnownCall(layer, original, enter, lambda: self._is_last).for_row(x)
+            return VectorizedCall(layer, original, enter, lambda: self._is_last).for_row(x)
 
     def _enter(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
         """Tell of a layer's call; its rule may compute the layer's weight anew, unmapped."""
@@ -338,7 +338,7 @@ def _require_no_hook(net: nn.Module) -> None:
     """Leave a network whose parameters' gradients are altered by hooks to single passes."""
     for name, parameter in net.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # noqa: SLF001
-            raise UnaccountedError(f"parameter '{name}' has a hook on its gradient")
+            raise UntrackedGradientError(f"parameter '{name}' has a hook on its gradient")
 
 
 def _require_constant_weights(layer: Layer) -> None:
@@ -350,18 +350,18 @@ def _require_constant_weights(layer: Layer) -> None:
         )
 
 
-def _rows_of(output: Any, kind: str) -> tuple[list[Tensor], list[Any]]:
+def _output_tensors(output: Any, kind: str) -> tuple[list[Tensor], list[Any]]:
     """The tensors of one row's output, without the axis of length one, and their structure."""
     tensors, structure = pytree.tree_flatten(output)
     if not tensors:
-        raise UnaccountedError(f"{kind} gives nothing")
+        raise UntrackedGradientError(f"{kind} gives nothing")
     for tensor in tensors:
         if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != 1:
-            raise UnaccountedError(f"{kind} gives something else than one row for each row")
+            raise UntrackedGradientError(f"{kind} gives something else than one row for each row")
     return [tensor.squeeze(0) for tensor in tensors], [structure]
 
 
-class _Given:
+class _SubstitutedParameters:
     """Values in the place of a module's parameters, for the time of a `with`."""
 
     def __init__(

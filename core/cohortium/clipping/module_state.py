@@ -108,7 +108,7 @@ class ModuleState:
             if container:
                 container.clear()
         for container, before in self._containers:
-            _refill(container, before)
+            _restore_container(container, before)
         for value, before in self._slots:
             _refill_slots(value, before)
         for cell, before in self._cells:
@@ -295,7 +295,7 @@ def _refill_slots(value: Any, before: dict[str, Any]) -> None:
                 object.__setattr__(value, name, item)
 
 
-def _refill(container: Any, before: Any) -> None:
+def _restore_container(container: Any, before: Any) -> None:
     """Give a container its earlier content."""
     if isinstance(container, np.ndarray):
         container[...] = before

@@ -9,14 +9,14 @@ import torch
 from attrs import evolve, frozen
 from torch.nn import functional
 
-from cohortium.clipping.layer_call import Use, gram
+from cohortium.clipping.layer_call import LayerCall, gram_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @frozen
-class GroupNormUse(Use):
+class GroupNormCall(LayerCall):
     """Of `nn.GroupNorm`."""
 
     @staticmethod
@@ -25,13 +25,13 @@ class GroupNormUse(Use):
         return rows.flatten(0, 1)
 
     @staticmethod
-    def saved_by(node: Any) -> tuple[Tensor, ...]:
+    def reused_tensors(node: Any) -> tuple[Tensor, ...]:
         """Mean and inverse deviation of each group, shapes (N, groups)."""
         if type(node).__name__ != "NativeGroupNormBackward0":
             return ()
         return node._saved_result1.detach(), node._saved_result2.detach()  # noqa: SLF001
 
-    def rows(self, name: str) -> Tensor:
+    def grad_sample(self, name: str) -> Tensor:
         """Torch's own backward pass, told that each example's channels are channels of one."""
         return self._both[0 if name == "weight" else 1]
 
@@ -49,14 +49,14 @@ class GroupNormUse(Use):
             g.view(1, n * c, t), x.view(1, n * c, t), mean.view(1, -1), inverse.view(1, -1),
             ones, 1, n * c, t, n * groups, [False, True, True],
         )  # fmt: skip
-        return self.by_example(weight.view(n, c)), self.by_example(bias.view(n, c))
+        return self.sum_per_example(weight.view(n, c)), self.sum_per_example(bias.view(n, c))
 
 
 @frozen
-class LayerNormUse(Use):
+class LayerNormCall(LayerCall):
     """Of `nn.LayerNorm`."""
 
-    def rows(self, name: str) -> Tensor:
+    def grad_sample(self, name: str) -> Tensor:
         """Sums over positions of g·x̂ and of g."""
         shape = self.layer.normalized_shape
         g = self.g
@@ -66,29 +66,29 @@ class LayerNormUse(Use):
 
 
 @frozen
-class EmbeddingUse(Use):
+class EmbeddingCall(LayerCall):
     """Of `nn.Embedding`."""
 
-    def rows(self, name: str) -> Tensor:  # noqa: ARG002
+    def grad_sample(self, name: str) -> Tensor:  # noqa: ARG002
         """A table for each example, of which most is zero."""
         x, g = self._flat()
         table = g.new_zeros(self.examples, *self.layer.weight.shape)
         return table.scatter_add_(1, x.unsqueeze(2).expand_as(g), g)
 
-    def squares(self, name: str) -> Tensor | None:  # noqa: ARG002
+    def squared_norms(self, name: str) -> Tensor | None:  # noqa: ARG002
         """Σ_tu ⟨g_t, g_u⟩ over positions t and u that look up the same entry."""
         if self.is_small:
             return None
         x, g = self._flat()
         pieces = [
-            gram(g[s]).mul_(x[s].unsqueeze(1) == x[s].unsqueeze(2)).sum((1, 2))
+            gram_matrix(g[s]).mul_(x[s].unsqueeze(1) == x[s].unsqueeze(2)).sum((1, 2))
             for s in self.slices(x.shape[1] ** 2)
         ]
         return torch.cat(pieces).clamp(min=0).add_(self.rounding(x.shape[1]))
 
-    def weighted(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
+    def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
         """One table for all examples."""
-        x, g = evolve(self, g=self.weigh(factors))._flat()  # noqa: SLF001
+        x, g = evolve(self, g=self.scale_by_example(factors))._flat()  # noqa: SLF001
         return torch.zeros_like(self.layer.weight).index_add_(0, x.flatten(), g.flatten(0, 1))
 
     def _flat(self) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class UnaccountedError(Exception):
+class UntrackedGradientError(Exception):
     """A forward or backward pass that does not show each example's own gradient."""
 
 
-class UsedElsewhereError(UnaccountedError):
+class SharedParameterError(UntrackedGradientError):
     """A parameter of a known layer is used outside that layer's calls."""
 
 
@@ -39,7 +39,7 @@ ALONE_FLOOR = 1e-3
 """Outputs smaller than this are compared as if they were as large."""
 
 
-class ScaleCheck:
+class LossScalingCheck:
     """A second look at the losses: weights on them must scale the rows of their own examples.
 
     A trainer that puts the rows of examples in another order than it takes them from the batch
@@ -75,7 +75,7 @@ class ScaleCheck:
                 continue
             gap = (wanted - scaled).abs().nan_to_num(0.0, 0.0, 0.0).max()
             if not bool(gap <= SCALE_TOLERANCE * scaled.abs().nan_to_num(0.0, 0.0, 0.0).max()):
-                raise UnaccountedError("a loss depends on the rows of another example")
+                raise UntrackedGradientError("a loss depends on the rows of another example")
 
 
 def _getter(name: str) -> Any:
@@ -121,15 +121,15 @@ class Watch(TorchFunctionMode):
                 value = torch._C._functorch.get_unwrapped(value)  # noqa: SLF001
             return value.requires_grad
         if torch._C._len_torch_dispatch_stack() > self._modes:  # noqa: SLF001
-            raise UnaccountedError("a mode of torch looks at the network's operations")
+            raise UntrackedGradientError("a mode of torch looks at the network's operations")
         if func in _GRADIENT_HOOKS:
-            raise UnaccountedError("a gradient is looked at within the network")
+            raise UntrackedGradientError("a gradient is looked at within the network")
         if func is custom_function_call:
             kind = args[0]
             if kind is not self._own and kind.vmap is not torch.autograd.Function.vmap:
-                raise UnaccountedError(f"the function {kind.__name__} has its own rule for vmap")
+                raise UntrackedGradientError(f"the function {kind.__name__} has its own rule for vmap")
         elif isinstance(func, torch._ops.OpOverload) and func.namespace not in _NAMESPACES:  # noqa: SLF001
-            raise UnaccountedError(f"the operation {func} may have its own rule for vmap")
+            raise UntrackedGradientError(f"the operation {func} may have its own rule for vmap")
         return func(*args, **(kwargs or {}))
 
 
@@ -141,9 +141,9 @@ def has_seeded(call: Callable[[], object], device: torch.device) -> bool:
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         call()
-        first = draws(device)
+        first = generator_states(device)
         call()
-        second = draws(device)
+        second = generator_states(device)
     torch.random.set_rng_state(states[0])
     random.setstate(states[1])
     np.random.set_state(states[2])  # noqa: NPY002
@@ -199,7 +199,7 @@ def _is_near(mapped: Tensor, single: Tensor) -> bool:
     return not bool((gap > room).any())
 
 
-def draws(device: torch.device) -> tuple[Any, ...]:
+def generator_states(device: torch.device) -> tuple[Any, ...]:
     """The states of the generators that a network's own code may draw from."""
     numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     found: tuple[Any, ...] = (

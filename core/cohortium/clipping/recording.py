@@ -10,7 +10,7 @@ from attrs import Factory, define, frozen
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cohortium.clipping.pass_checks import Alone, draws
+from cohortium.clipping.pass_checks import Alone, generator_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +55,12 @@ class Recording:
             with torch.set_grad_enabled(has_gradients), _Parameters(module, values):
                 return _tensors(original(*args, **kwargs))
 
-        before, self._is_inside = draws(device), True
+        before, self._is_inside = generator_states(device), True
         try:
             output = original(*args, **kwargs)
         finally:
             self._is_inside = False
-        if before == draws(device):
+        if before == generator_states(device):
             found = [t.detach().clone() for t in _tensors(output)]
             self.calls.append(Alone(type(module).__name__, again, found))
         return output

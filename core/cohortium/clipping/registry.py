@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from torch import nn
 
-from cohortium.clipping.linear_conv import ConvolutionUse, LinearUse, ParametrizedUse
-from cohortium.clipping.norm_embedding import EmbeddingUse, GroupNormUse, LayerNormUse
+from cohortium.clipping.linear_conv import ConvolutionCall, LinearCall, ParametrizedCall
+from cohortium.clipping.norm_embedding import EmbeddingCall, GroupNormCall, LayerNormCall
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohortium.clipping.layer_call import Use
+    from cohortium.clipping.layer_call import LayerCall
 
 
 @frozen
@@ -30,7 +30,7 @@ class Layer:
     name: str
     module: nn.Module
     parameters: list[tuple[str, nn.Parameter]]
-    kind: type[Use] | None
+    kind: type[LayerCall] | None
 
     @property
     def trained(self) -> list[tuple[str, nn.Parameter]]:
@@ -42,12 +42,12 @@ class Layer:
         assert self.kind is not None
         return self.kind.fold(self.module, rows)
 
-    def saved_by(self, node: Any) -> tuple[Tensor, ...]:
+    def reused_tensors(self, node: Any) -> tuple[Tensor, ...]:
         """What torch saved of a call at its node of autograd, as the rule wants it."""
-        return () if self.kind is None else self.kind.saved_by(node)
+        return () if self.kind is None else self.kind.reused_tensors(node)
 
 
-def using_parameters(net: nn.Module) -> list[Layer]:
+def find_parameter_layers(net: nn.Module) -> list[Layer]:
     """The layers of a network that use trainable parameters."""
     named = dict(net.named_modules())
     inner = [f"{n}.parametrizations".lstrip(".") for n, layer in named.items()
@@ -56,23 +56,23 @@ def using_parameters(net: nn.Module) -> list[Layer]:
         Layer(name, layer, parameters, _kind_of(layer, parameters))
         for name, layer in named.items()
         if not any(name == i or name.startswith(f"{i}.") for i in inner)
-        for parameters in [owned(layer)]
+        for parameters in [own_parameters(layer)]
         if any(p.requires_grad for _, p in parameters)
     ]
 
 
-def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[Use] | None:
+def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[LayerCall] | None:
     """The rule for a layer's very class, since a subclass may do other things."""
-    weighing: dict[type[nn.Module], type[Use]] = {
-        nn.Linear: LinearUse,
-        nn.Conv1d: ConvolutionUse,
-        nn.Conv2d: ConvolutionUse,
-        nn.Conv3d: ConvolutionUse,
+    weighing: dict[type[nn.Module], type[LayerCall]] = {
+        nn.Linear: LinearCall,
+        nn.Conv1d: ConvolutionCall,
+        nn.Conv2d: ConvolutionCall,
+        nn.Conv3d: ConvolutionCall,
     }
     kinds = weighing | {
-        nn.GroupNorm: GroupNormUse,
-        nn.LayerNorm: LayerNormUse,
-        nn.Embedding: EmbeddingUse,
+        nn.GroupNorm: GroupNormCall,
+        nn.LayerNorm: LayerNormCall,
+        nn.Embedding: EmbeddingCall,
     }
     names = {name for name, _ in parameters}
     if names <= {"weight", "bias"}:
@@ -81,7 +81,7 @@ def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> ty
         # What keeps buffers, such as a spectral norm, would move them once more when it is asked.
         is_pure = not list(layer.parametrizations.buffers())  # type: ignore[union-attr]
         if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in weighing:
-            return ParametrizedUse
+            return ParametrizedCall
     return None
 
 
@@ -90,7 +90,7 @@ def _mixes_gradients(layer: nn.Module) -> bool:
     return bool(getattr(layer, "scale_grad_by_freq", False))
 
 
-def owned(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that a layer itself uses: its own, and what its own are computed from."""
     own = [(n, p) for n, p in layer._parameters.items() if p is not None]  # noqa: SLF001
     if nn.utils.parametrize.is_parametrized(layer):

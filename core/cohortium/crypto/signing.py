@@ -53,7 +53,7 @@ REMEMBERED = 4
 
 _HEADER = "cohortium directory 1"
 _LINE = re.compile(r"(site|revoked) (0|[1-9][0-9]{0,4}) ed25519 ([0-9a-f]{64})")
-_MOST_BYTES = 1 << 23
+_MAX_BYTES = 1 << 23
 """More than the lines of 2¹⁶ sites take."""
 
 
@@ -229,8 +229,8 @@ class KeyDirectory:
             raise IdentityError(f"cannot write {path}: {error.strerror}.") from error
 
     def __str__(self) -> str:
-        lines = [line_of(site, key) for site, key in enumerate(self.keys) if key is not None]
-        lines += [line_of(site, key, kind="revoked") for site, key in sorted(self.revoked)]
+        lines = [directory_line(site, key) for site, key in enumerate(self.keys) if key is not None]
+        lines += [directory_line(site, key, kind="revoked") for site, key in sorted(self.revoked)]
         return "\n".join([_HEADER, *lines, ""])
 
     def verify(self, site: int, signature: bytes, text: bytes) -> bool:
@@ -251,7 +251,7 @@ class KeyDirectory:
         return True
 
 
-def line_of(site: int, key: bytes, *, kind: str = "site") -> str:
+def directory_line(site: int, key: bytes, *, kind: str = "site") -> str:
     """The line of a directory that gives `site` the public key `key`."""
     return f"{kind} {site} ed25519 {key.hex()}"
 
@@ -267,7 +267,7 @@ def _in_order(keys: dict[int, bytes], revoked: set[tuple[int, bytes]]) -> tuple[
 def _contents(path: Path) -> bytes:
     with path.open("rb") as file:
         # As many bytes as are asked for are set aside before one is read.
-        data = file.read(min(os.fstat(file.fileno()).st_size, _MOST_BYTES) + 1)
-    if len(data) > _MOST_BYTES:
-        raise IdentityError(f"{path} is larger than {_MOST_BYTES} bytes.")
+        data = file.read(min(os.fstat(file.fileno()).st_size, _MAX_BYTES) + 1)
+    if len(data) > _MAX_BYTES:
+        raise IdentityError(f"{path} is larger than {_MAX_BYTES} bytes.")
     return data

@@ -11,35 +11,36 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, le, max_len, min_len, optional
 
 from cohortium.errors import DataError
-from cohortium.text import is_printable, shown
+from cohortium.text import is_printable, truncate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-MOST_EXAMPLES = 10_000_000_000
+MAX_EXAMPLES = 10_000_000_000
 """Declared by all sites together: more were surely mistyped."""
 
 
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 
-MOST_NAME = 200
+MAX_NAME_LENGTH = 200
 """Characters of a class' name."""
 
-MOST_PIXELS = 1 << 27
+MAX_PIXELS = 1 << 27
 """Values of one image: half a gibibyte once they are numbers that torch computes with."""
 
 
 def _can_be_shown(_: object, __: object, names: tuple[str, ...]) -> None:
     for name in names:
-        if not is_printable(name) or len(name) > MOST_NAME:
+        if not is_printable(name) or len(name) > MAX_NAME_LENGTH:
             raise ValueError(
-                f"the class name {shown(name)} cannot be shown: it is longer than {MOST_NAME} "
+                f"the class name {truncate(name)} cannot be shown: it is longer than "
+                f"{MAX_NAME_LENGTH} "
                 "characters, or has some that do not show themselves; rename it"
             )
 
 
-def laid_out(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def to_c_order(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The same images in C order, with the strides that this order alone has.
 
     Where there is one channel NumPy calls every stride of it C order.  Torch reads the stride:
@@ -67,15 +68,15 @@ class DataSpec:
     channels: int = field(validator=[ge(1), le(1 << 10)])
     height: int = field(validator=[ge(1), le(1 << 15)])
     width: int = field(validator=[ge(1), le(1 << 15)])
-    classes: tuple[str, ...] = field(validator=[min_len(1), max_len(MOST_CLASSES), _can_be_shown])
-    examples: int = field(validator=[ge(1), le(MOST_EXAMPLES)])
-    patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MOST_EXAMPLES))))
+    classes: tuple[str, ...] = field(validator=[min_len(1), max_len(MAX_CLASSES), _can_be_shown])
+    examples: int = field(validator=[ge(1), le(MAX_EXAMPLES)])
+    patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MAX_EXAMPLES))))
 
     def __attrs_post_init__(self) -> None:
         """Refuse images that no network could take."""
-        if self.channels * self.height * self.width > MOST_PIXELS:
+        if self.channels * self.height * self.width > MAX_PIXELS:
             raise ValueError(
-                f"an image of shape {self.shape} has more than {MOST_PIXELS:,} values; cut it into "
+                f"an image of shape {self.shape} has more than {MAX_PIXELS:,} values; cut it into "
                 "smaller ones"
             )
 
@@ -100,7 +101,7 @@ class Examples:
         DataError: The arrays do not fit one another.
     """
 
-    images: NDArray[np.uint8] = field(repr=False, converter=laid_out)
+    images: NDArray[np.uint8] = field(repr=False, converter=to_c_order)
     labels: NDArray[np.int64] = field(repr=False)
     clients: NDArray[np.int64] | None = field(default=None, repr=False)
     patients: NDArray[np.int64] | None = field(default=None, repr=False)
@@ -166,7 +167,7 @@ class Splits:
         """Refuse splits that do not belong together."""
         for text in (self.name, self.source):
             if not is_printable(text):
-                raise DataError(f"the title or source {shown(text)} cannot be shown; rename it.")
+                raise DataError(f"the title or source {truncate(text)} cannot be shown; rename it.")
         for name in ("train", "validation", "test"):
             part: Examples | None = getattr(self, name)
             if part is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data.examples import MOST_CLASSES
+from cohortium.data.examples import MAX_CLASSES
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MOST_SHOWN: Final = 6
+MAX_SHOWN: Final = 6
 """Labels that an error lists."""
 
 
-def column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
+def integer_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
     """Integers of shape (N,) or (N, 1) as (N,).
 
     Raises:
@@ -31,7 +31,8 @@ def column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
     """
     if values.dtype.kind not in "iu":
         raise DataError(
-            f"{where} is {values.dtype}; save whole numbers, such as uint8{_kind(values, where)}."
+            f"{where} is {values.dtype}; save whole numbers, such as "
+            f"uint8{_dtype_advice(values, where)}."
         )
     if values.shape not in {(length,), (length, 1)}:
         flat = ": reshape(-1)" if values.size == length else ""
@@ -52,20 +53,21 @@ def label_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.in
     """
     if values.ndim == 2 and values.shape[1] > 1 and len(values) == length:  # noqa: PLR2004 - (N, K)
         raise DataError(
-            f"{where} has shape {values.shape}, several values for each image{_many(values)}."
+            f"{where} has shape {values.shape}, several values for each "
+            f"image{_multilabel_advice(values)}."
         )
-    labels = column(values, length, where)
+    labels = integer_column(values, length, where)
     low, high = labels.min(initial=0), labels.max(initial=0)
-    if low < 0 or high >= MOST_CLASSES:
+    if low < 0 or high >= MAX_CLASSES:
         marks = "; a negative one often marks an image without a class: leave those out"
         raise DataError(
             f"{where} has values from {labels.min()} to {labels.max()}; number the classes from 0, "
-            f"at most {MOST_CLASSES} of them{marks if low < 0 else ''}."
+            f"at most {MAX_CLASSES} of them{marks if low < 0 else ''}."
         )
     return labels
 
 
-def names_of(
+def class_names(
     parts: Mapping[str, NDArray[np.int64]], named: Sequence[str], where: str
 ) -> tuple[str, ...]:
     """Names of the classes: those given, or else the numbers that the labels are.
@@ -85,14 +87,14 @@ def names_of(
             if labels.max() >= len(named):
                 raise DataError(
                     f"{where}: {split}_labels must lie in 0…{len(named) - 1}, found "
-                    f"{labels.min()}…{labels.max()}; {_beyond(labels, len(named))}."
+                    f"{labels.min()}…{labels.max()}; {_out_of_range_advice(labels, len(named))}."
                 )
         return tuple(named)
     found = sorted({int(label) for labels in held.values() for label in np.unique(labels)})
     # One hospital may lack some classes; whether a whole study does is seen once it is loaded.
     begins_at_one = found == list(range(1, len(found) + 1))
     if len(found) > 1 and (begins_at_one or found[-1] + 1 > 2 * len(found)):
-        raise DataError(f"{where}: its labels are {_listed(found)}; {_gap(found)}.")
+        raise DataError(f"{where}: its labels are {_format_labels(found)}; {_numbering_advice(found)}.")
     if len(found) == 1 and "train" in held:
         raise DataError(
             f"{where}: all its labels are {found[0]}, and of one class alone every answer is "
@@ -101,7 +103,7 @@ def names_of(
     return tuple(str(label) for label in range(max(found, default=0) + 1))
 
 
-def _kind(values: NDArray[Any], where: str) -> str:
+def _dtype_advice(values: NDArray[Any], where: str) -> str:
     """What to do with a column that holds no whole numbers."""
     kind = values.dtype.kind
     if kind == "b":
@@ -119,7 +121,7 @@ def _kind(values: NDArray[Any], where: str) -> str:
     return ""
 
 
-def _many(values: NDArray[Any]) -> str:
+def _multilabel_advice(values: NDArray[Any]) -> str:
     """What to do with several values for each image."""
     single = "only one class for each image can be learned"
     if values.dtype.kind not in "biuf":
@@ -136,17 +138,17 @@ def _many(values: NDArray[Any]) -> str:
     return f"{several} {single}, so choose one column"
 
 
-def _beyond(labels: NDArray[np.int64], named: int) -> str:
+def _out_of_range_advice(labels: NDArray[np.int64], named: int) -> str:
     """What to do with labels beyond the names."""
     beyond = np.unique(labels[labels >= named])
     if labels.min() > 0 and labels.max() == named:
         return "they begin at 1, so subtract 1, in all splits"
     if len(beyond) == 1 and beyond[0] > named:
-        return f"{_code(int(beyond[0]))}, or name every class up to it"
+        return f"{_sentinel_advice(int(beyond[0]))}, or name every class up to it"
     return "give as many names as there are classes"
 
 
-def _gap(found: Sequence[int]) -> str:
+def _numbering_advice(found: Sequence[int]) -> str:
     """What to do with labels that are not numbered from 0 without gaps."""
     *others, top = found
     remedy = "number the classes from 0 without gaps, or name all of them ('classes')"
@@ -156,18 +158,18 @@ def _gap(found: Sequence[int]) -> str:
             "('classes') where there is a class 0"
         )
     if others == list(range(len(others))) and len(others) > 1:
-        return f"{_code(top)}; else {remedy}"
+        return f"{_sentinel_advice(top)}; else {remedy}"
     return remedy
 
 
-def _code(label: int) -> str:
+def _sentinel_advice(label: int) -> str:
     return (
         f"{label} stands apart, as a code for 'ungraded' would: leave those images out if it is one"
     )
 
 
-def _listed(labels: Sequence[int]) -> str:
+def _format_labels(labels: Sequence[int]) -> str:
     shown = list(map(str, labels))
-    if len(shown) > MOST_SHOWN:
-        shown = [*shown[: MOST_SHOWN - 2], "…", shown[-1]]
+    if len(shown) > MAX_SHOWN:
+        shown = [*shown[: MAX_SHOWN - 2], "…", shown[-1]]
     return ", ".join(shown)

@@ -8,7 +8,8 @@ Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C)
 `train_labels` of shape (N,) or (N, 1), integers from 0 without gaps; the same for `val_` and
 `test_` where there is one; `train_clients` (N,), integers, where the data have a grouping of their
 own (by hospital, say), and `train_patients` (N,) where it is known whose each image is; and
-`classes`, the names of the classes, as text.  See `pixels` and `labels` for what is refused.
+`classes`, the names of the classes, as text.  See `to_channels_first` and `labels` for what is
+refused.
 
 The file may come from anyone.  Nothing in it is ever unpickled, and its size is checked before
 it is unpacked.
@@ -29,11 +30,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cohortium.data.examples import Examples, Splits
-from cohortium.data.labels import column, label_column, names_of
+from cohortium.data.labels import integer_column, label_column, class_names
 from cohortium.data.memory import available
-from cohortium.data.pixels import Layout, pixels
+from cohortium.data.pixels import Layout, to_channels_first
 from cohortium.errors import DataError
-from cohortium.text import is_printable, shown
+from cohortium.text import is_printable, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 DATA_FOLDER: Final = "COHORTIUM_DATA"
 """The environment variable that names the folder in which data files are looked for."""
 
-LARGEST: Final = 1 << 34
+MAX_ARRAY_BYTES: Final = 1 << 34
 """Bytes that a file may unpack to: 16 GiB, just above the largest set of MedMNIST."""
 
 _ARRAYS: Final = (
@@ -129,7 +130,7 @@ def read_npz_splits(
     if train is None:
         raise DataError(f"{path} holds no array 'train_images'; {_LAYOUT}.")
     labels = {split: part.labels for split, part in parts.items() if part is not None}
-    names = names_of(labels, tuple(classes) or _names(arrays, path), str(path))
+    names = class_names(labels, tuple(classes) or _names(arrays, path), str(path))
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two classes have one name ({', '.join(names)}); rename one.")
     return Splits(
@@ -160,7 +161,7 @@ def read_images(path: Path, *, split: str, shape: tuple[int, int, int]) -> NDArr
     arrays = _read(path, names)
     for name in names:
         if name in arrays:
-            return pixels(arrays[name], f"{path}: {name}", shape=shape)
+            return to_channels_first(arrays[name], f"{path}: {name}", shape=shape)
     raise DataError(f"{path} holds neither an array 'images' nor '{split}_images'; save one.")
 
 
@@ -174,7 +175,7 @@ def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]
         found = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
         size = sum(held[member] for member in found.values())
         # Images are held twice for a moment: as they were read, and in the order that torch wants.
-        most = min(LARGEST, available() // 2)
+        most = min(MAX_ARRAY_BYTES, available() // 2)
         if size > most:
             raise DataError(
                 f"{path} unpacks to {size / 2**30:.1f} GiB, and at most {most / 2**30:.1f} GiB can "
@@ -234,9 +235,9 @@ def _examples(
             raise DataError(f"{path} holds no array '{split}_{what}'; {_LAYOUT}.")
     assert images is not None
     assert labels is not None
-    taken = pixels(images, f"{path}: {split}_images", layout=layout)
+    taken = to_channels_first(images, f"{path}: {split}_images", layout=layout)
     columns = {
-        name: None if group is None else column(group, len(taken), f"{path}: {split}_{name}")
+        name: None if group is None else integer_column(group, len(taken), f"{path}: {split}_{name}")
         for name, group in groups.items()
     }
     classes = label_column(labels, len(taken), f"{path}: {split}_labels")
@@ -257,5 +258,5 @@ def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
         texts = tuple(str(name) for name in names)
     for text in texts:
         if not is_printable(text):
-            raise DataError(f"{path}: the class name {shown(text)} cannot be shown; rename it.")
+            raise DataError(f"{path}: the class name {truncate(text)} cannot be shown; rename it.")
     return texts

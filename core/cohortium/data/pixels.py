@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from attrs import frozen
 
-from cohortium.data.examples import laid_out
+from cohortium.data.examples import to_c_order
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Layout = Literal["auto", "channels-last", "channels-first"]
 """How the axes of an array of images follow one another; "auto" reads what can be read one way."""
 
-MOST_CHANNELS: Final = 16
+MAX_CHANNELS: Final = 16
 
 _PLAIN: Final = (1, 3)
 """Channels that need no word: grey and colour."""
@@ -28,7 +28,7 @@ _WITH_ALPHA: Final = {2: "grey", 4: "colour"}
 
 
 @frozen
-class Reading:
+class ArrayLayout:
     """One way to read an array of images.
 
     Attributes:
@@ -47,7 +47,7 @@ class Reading:
         return f"images of {height} × {width} with {many} ({place})"
 
 
-def pixels(
+def to_channels_first(
     images: NDArray[Any],
     where: str,
     *,
@@ -66,31 +66,31 @@ def pixels(
         DataError: They are not `uint8`, or of a shape that can be read in several ways, or in none.
     """
     if images.dtype != np.uint8:
-        raise DataError(f"{where} is {images.dtype}; {_advice(images)}.")
+        raise DataError(f"{where} is {images.dtype}; {_uint8_advice(images)}.")
     if images.ndim == 3 and 0 not in images.shape[1:]:  # noqa: PLR2004 - (N, H, W)
-        return laid_out(images[:, None])
+        return to_c_order(images[:, None])
     if images.ndim != 4 or 0 in images.shape[1:]:  # noqa: PLR2004 - with channels
         flat = "; volumes are not read" if images.ndim > 4 else ""  # noqa: PLR2004
         raise DataError(
             f"{where} has shape {images.shape}; save it as (N, H, W) for grey, or (N, H, W, C) "
-            f"with at most {MOST_CHANNELS} channels last{flat}."
+            f"with at most {MAX_CHANNELS} channels last{flat}."
         )
-    chosen = _reading(images.shape, where, layout, shape)
-    return laid_out(images if chosen == "channels-first" else images.transpose(0, 3, 1, 2))
+    chosen = _choose_layout(images.shape, where, layout, shape)
+    return to_c_order(images if chosen == "channels-first" else images.transpose(0, 3, 1, 2))
 
 
-def _reading(
+def _choose_layout(
     shape: tuple[int, ...], where: str, layout: Layout, wanted: tuple[int, int, int] | None
 ) -> Layout:
     """The layout in which an array of four axes is to be read."""
     _, first, _, last = shape
-    known = list(_readings(shape))
+    known = list(_possible_layouts(shape))
     if layout != "auto":
         if layout not in {reading.layout for reading in known}:
             channels = last if layout == "channels-last" else first
             raise DataError(
                 f'{where} has shape {shape}, which layout = "{layout}" reads as {channels} '
-                f"channels, and at most {MOST_CHANNELS} are read; declare the other layout."
+                f"channels, and at most {MAX_CHANNELS} are read; declare the other layout."
             )
         return layout
     fitting = [reading for reading in known if reading.shape == wanted]
@@ -99,18 +99,18 @@ def _reading(
     is_plain = last in _PLAIN and first not in _PLAIN
     if is_plain or shape[1:] == (1, 1, 1):
         return "channels-last"
-    raise DataError(f"{where} has shape {shape}, {_ways(shape, known, wanted)}.")
+    raise DataError(f"{where} has shape {shape}, {_describe_ambiguity(shape, known, wanted)}.")
 
 
-def _readings(shape: tuple[int, ...]) -> Iterator[Reading]:
+def _possible_layouts(shape: tuple[int, ...]) -> Iterator[ArrayLayout]:
     _, first, second, last = shape
-    if last <= MOST_CHANNELS:
-        yield Reading("channels-last", (last, first, second))
-    if first <= MOST_CHANNELS:
-        yield Reading("channels-first", (first, second, last))
+    if last <= MAX_CHANNELS:
+        yield ArrayLayout("channels-last", (last, first, second))
+    if first <= MAX_CHANNELS:
+        yield ArrayLayout("channels-first", (first, second, last))
 
 
-def _ways(shape: tuple[int, ...], known: list[Reading], wanted: tuple[int, int, int] | None) -> str:
+def _describe_ambiguity(shape: tuple[int, ...], known: list[ArrayLayout], wanted: tuple[int, int, int] | None) -> str:
     """In which ways `shape` can be read, and what to do."""
     volumes = f"grey volumes of {' × '.join(map(str, shape[1:]))}"
     if not known:
@@ -136,7 +136,7 @@ def _ways(shape: tuple[int, ...], known: list[Reading], wanted: tuple[int, int, 
     return f"which can be read as {listed}: {remedy}"
 
 
-def _advice(images: NDArray[Any]) -> str:
+def _uint8_advice(images: NDArray[Any]) -> str:
     """How to make `uint8` of other values."""
     advice = "save brightness from 0 to 255 as uint8"
     if images.dtype == np.bool_:

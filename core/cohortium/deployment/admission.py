@@ -1,7 +1,7 @@
 """What a hospital makes of an invitation: a study, of parts that its policy allows.
 
 Guarantees:
-    Nothing but the tables of `run.AGREED`, and of [federation] the terms of `invite.TERMS`,
+    Nothing but the tables of `run.AGREED`, and of [federation] the terms of `invite.SHARED_KEYS`,
     is accepted: an invitation cannot name a data set, an engine, an observer or a file.
     No plugin is called, and no class of it is made, before the hospital's policy has been asked by
     name, for parts inside parts too.
@@ -20,15 +20,15 @@ from attrs import frozen
 from cohortium.catalog.discovery import discover
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.deployment import AGREED
-from cohortium.runs.invite import PARTS, TERMS, differing, named_parts, versions_of
+from cohortium.runs.invite import SHARED_ROLES, SHARED_KEYS, version_differences, iter_parts, collect_versions
 from cohortium.study import study_file, toml
 from cohortium.study.study import Study
-from cohortium.text import keyed, shown
+from cohortium.text import quote_key, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.catalog.discovery import Offering
+    from cohortium.catalog.discovery import CatalogEntry
     from cohortium.deployment.site_policy import SitePolicy
     from cohortium.messages.deployment import Invitation
     from cohortium.roles.sessions import EngineSession, SiteFactory
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """What torch may be asked to compute on."""
 
-MOST_THREADS = 32
+MAX_THREADS = 32
 """Of torch, on a machine of fewer processors.  Many more than there are take most of their time."""
 
 
-def study_of(invitation: Invitation, policy: SitePolicy) -> Study:
+def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
     """The study that a hospital is invited to.
 
     Raises:
@@ -53,24 +53,24 @@ def study_of(invitation: Invitation, policy: SitePolicy) -> Study:
     toml.require_text(shared, where=where)
     for name in shared:
         if name not in AGREED:
-            _refuse("tables", f"the study has a table [{keyed(name)}], which no site is sent.")
+            _refuse("tables", f"the study has a table [{quote_key(name)}], which no site is sent.")
     for name in AGREED:
         if not isinstance(shared.get(name), dict):
             _refuse("tables", f"the study has no table [{name}].")
     for key in shared["federation"]:
-        if key not in TERMS:
-            _refuse("tables", f"the study has a term {keyed(key)}, which no site is sent.")
+        if key not in SHARED_KEYS:
+            _refuse("tables", f"the study has a term {quote_key(key)}, which no site is sent.")
     _require_bounds(shared["federation"], policy)
     catalog = discover()
-    for role in PARTS:
-        for offering, table in named_parts(catalog, role, shared[role]):
+    for role in SHARED_ROLES:
+        for offering, table in iter_parts(catalog, role, shared[role]):
             _require_allowed(policy, offering, table)
-    _require_versions(invitation.versions, versions_of(shared))
-    return study_file.build(shared, where=where, engine=Silent(), catalog=catalog, into=Study)
+    _require_versions(invitation.versions, collect_versions(shared))
+    return study_file.build(shared, where=where, engine=NoEngine(), catalog=catalog, into=Study)
 
 
 @frozen
-class Silent:
+class NoEngine:
     """The engine at a hospital: it sends nothing of itself."""
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:  # noqa: ARG002
@@ -78,7 +78,7 @@ class Silent:
         raise StudyError("a hospital's side of a study cannot be run.")
 
 
-def _require_allowed(policy: SitePolicy, offering: Offering, table: Mapping[str, Any]) -> None:
+def _require_allowed(policy: SitePolicy, offering: CatalogEntry, table: Mapping[str, Any]) -> None:
     what = f"{offering.role} '{offering.offer.name}'"
     if not policy.allows(offering.record):
         _refuse(
@@ -91,18 +91,18 @@ def _require_allowed(policy: SitePolicy, offering: Offering, table: Mapping[str,
         if value not in (None, "", *policy.allowed_local_values):
             _refuse(
                 "policy.allowed_local_values",
-                f"the study gives the {what} {key} = {shown(value)}, which names code or a "
+                f"the study gives the {what} {key} = {truncate(value)}, which names code or a "
                 "file of this machine, and this site does not allow it.",
             )
 
 
 def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
     """Refuse another version of cohortium, or of a plugin; other packages may differ."""
-    for name, version in differing(theirs, ours).items():
+    for name, version in version_differences(theirs, ours).items():
         if name == "cohortium" or name.startswith("plugin "):
             _refuse(
                 "versions",
-                f"the coordinator has {name} {keyed(theirs.get(name, 'none'))}, and this site "
+                f"the coordinator has {name} {quote_key(theirs.get(name, 'none'))}, and this site "
                 f"{version}; install the same.",
             )
 
@@ -114,8 +114,8 @@ def _require_bounds(terms: Mapping[str, Any], policy: SitePolicy) -> None:
     policy.admit_terms(sites=numbers.get("sites", 0), attempts=attempts)
     device, threads = terms.get("device", "cpu"), numbers.get("threads", 0)
     if str(device).partition(":")[0] not in DEVICES:
-        _refuse("device", f"the study asks for the device {shown(device)}.")
-    most = max(MOST_THREADS, os.cpu_count() or 0)
+        _refuse("device", f"the study asks for the device {truncate(device)}.")
+    most = max(MAX_THREADS, os.cpu_count() or 0)
     if threads > most:
         _refuse("threads", f"the study asks for {threads} threads, more than {most}.")
 

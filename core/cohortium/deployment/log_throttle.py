@@ -11,36 +11,36 @@ from attrs import define, field
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST = 20
+MAX_SENTENCES = 20
 """Sentences of a span."""
 
-SPAN = 60.0
+SPAN_SECONDS = 60.0
 """Seconds."""
 
-LONGEST = 4000
+MAX_LENGTH = 4000
 """Characters of a sentence."""
 
 
 @define(eq=False)
 class Throttle:
-    """Passes sentences on to `tell`, as many as `most` in a span, and then says how many more came.
+    """Passes at most `limit` sentences in a span on to `tell`, and counts the others.
 
     Guarantees:
-        In any run of spans at most `most` + 1 sentences are passed on for each, of at most
-        `LONGEST` characters.  None is dropped uncounted, once `close` was called.
+        In any run of spans at most `limit` + 1 sentences are passed on for each, of at most
+        `MAX_LENGTH` characters.  None is dropped uncounted, once `close` was called.
 
     Attributes:
         tell: Told of what is passed on.
         what: The kind of sentence, for the summary: "refused" in "12 more refused …".
-        most: Sentences of a span.
+        limit: Sentences of a span.
         span: Seconds.
         clock: Seconds, from anywhere.
     """
 
     tell: Callable[[str], None]
     what: str
-    most: int = MOST
-    span: float = SPAN
+    limit: int = MAX_SENTENCES
+    span: float = SPAN_SECONDS
     clock: Callable[[], float] = time.monotonic
     _begun: float | None = field(default=None, init=False)
     _said: int = field(default=0, init=False)
@@ -54,8 +54,8 @@ class Throttle:
                 self._summarise(now)
                 self._begun, self._said = now, 0
             self._said += 1
-            if self._said <= self.most:
-                self.tell(sentence[:LONGEST])
+            if self._said <= self.limit:
+                self.tell(sentence[:MAX_LENGTH])
 
     def close(self) -> None:
         """Say how many were held back since the last summary."""
@@ -64,7 +64,7 @@ class Throttle:
             self._begun = None
 
     def _summarise(self, now: float) -> None:
-        held = self._said - self.most
+        held = self._said - self.limit
         if self._begun is not None and held > 0:
             minutes = max(1, round((now - self._begun) / 60))
             last = "minute" if minutes == 1 else f"{minutes:,} minutes"

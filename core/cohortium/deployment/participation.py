@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-MOST_KEPT = 16
+MAX_STORED_RUNS = 16
 """Runs that are kept on the disk; older ones go."""
 
 DIGEST_BYTES = 32
@@ -31,11 +31,11 @@ _BEYOND = 1 << 20
 
 
 @define
-class Visit:
+class Participation:
     """One run, in a folder of its own: the invitation, and the last answer that left.
 
     Guarantees:
-        `keep` and `Visits.begin` return when what they were given is durable.
+        `save_reply` and `ParticipationStore.add` return when what they were given is durable.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Visit:
             self._last = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
         return self._last[1] if self._last[0] == digest else None
 
-    def keep(self, digest: bytes, reply: bytes) -> None:
+    def save_reply(self, digest: bytes, reply: bytes) -> None:
         """Keep an answer before it leaves, in place of the one before.
 
         Raises:
@@ -72,7 +72,7 @@ class Visit:
         except OSError as error:
             raise _unusable() from error
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove the run's own files, and its folder if nothing else is in it.
 
         Raises:
@@ -86,7 +86,7 @@ class Visit:
 
 
 @frozen
-class Visits:
+class ParticipationStore:
     """The runs that a hospital takes part in, in one folder that only its owner can read.
 
     Guarantees:
@@ -108,31 +108,31 @@ class Visits:
         except OSError as error:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}.") from error
 
-    def of(self, session: bytes) -> Visit:
+    def for_session(self, session: bytes) -> Participation:
         """The run's, whether or not there is anything yet."""
-        return Visit(self.folder / session.hex())
+        return Participation(self.folder / session.hex())
 
-    def begin(self, visit: Visit, invitation: bytes, *, keep: Collection[bytes]) -> None:
+    def add(self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]) -> None:
         """Keep an invitation; of other runs than those of `keep`, the oldest go.
 
         Raises:
             RefusalError: It could not be kept.
         """
         try:
-            visit.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            others = [path for path in self.folder.iterdir() if path != visit.folder]
+            participation.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            others = [path for path in self.folder.iterdir() if path != participation.folder]
             others = sorted(filter(_is_run, others), key=lambda path: path.stat().st_mtime)
             names = {session.hex() for session in keep}
-            for path in others[: max(0, len(others) + 1 - MOST_KEPT)]:
+            for path in others[: max(0, len(others) + 1 - MAX_STORED_RUNS)]:
                 if path.name not in names:
-                    Visit(path).forget()
+                    Participation(path).delete()
         except OSError as error:
             raise _unusable() from error
-        _put(visit.folder / INVITATION, invitation)
+        _put(participation.folder / INVITATION, invitation)
 
 
 def _is_run(path: Path) -> bool:
-    """Whether `path` is a folder that `Visits.begin` has made."""
+    """Whether `path` is a folder that `ParticipationStore.add` has made."""
     return (
         _NAME.fullmatch(path.name) is not None
         and not path.is_symlink()

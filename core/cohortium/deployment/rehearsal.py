@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.data.examples import Examples
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 
-def deal(ready: Ready, folder: Path, *, engine: str = "flower") -> None:
+def deal(prepared: PreparedStudy, folder: Path, *, engine: str = "flower") -> None:
     """Write the files of a deployment that is like a simulation.
 
     Args:
-        ready: The simulation.
+        prepared: The simulation.
         folder: New or empty.
         engine: Of the deployment.
 
@@ -49,51 +49,51 @@ def deal(ready: Ready, folder: Path, *, engine: str = "flower") -> None:
         StudyError: The folder is not empty, or the study is of a deployment already.
         RunError: It cannot be written.
     """
-    ready.require_simulated()
-    sites = range(ready.setting.cohort.sites)
+    prepared.require_simulated()
+    sites = range(prepared.setting.cohort.sites)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise StudyError(f"{folder} is not empty; give another folder with --out.")
-        drawn = ready.identities or tuple(SigningKey.generate(Randomness.system()) for _ in sites)
+        drawn = prepared.identities or tuple(SigningKey.generate(Randomness.system()) for _ in sites)
         directory = KeyDirectory(tuple(identity.public for identity in drawn))
         for site in sites:
             place = folder / f"site-{site}"
             place.mkdir(mode=0o700)
             drawn[site].create(place / "identity.pem")
             directory.write(place / "directory.txt")
-            _write_site(place, site, ready)
+            _write_site(place, site, prepared)
         directory.write(folder / "directory.txt")
-        has_public = _write_public(folder / "public.npz", ready)
-        study = _study(ready, engine, has_public=has_public)
+        has_public = _write_public(folder / "public.npz", prepared)
+        study = _study(prepared, engine, has_public=has_public)
         atomic_create(folder / "study.toml", tomli_w.dumps(study).encode())
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
 
 
-def _study(ready: Ready, engine: str, *, has_public: bool) -> dict[str, Any]:
-    study = toml.loads(ready.federation.as_toml(), where="the study")
+def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[str, Any]:
+    study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
-    spec = attrs.asdict(ready.setting.spec, filter=lambda _, value: value is not None)
-    study["data"] = {**spec, "classes": list(ready.setting.spec.classes)}
+    spec = attrs.asdict(prepared.setting.spec, filter=lambda _, value: value is not None)
+    study["data"] = {**spec, "classes": list(prepared.setting.spec.classes)}
     study["engine"] = {"name": engine}
     if has_public:
         study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
-    if ready.setting.cohort.adversary == "active":
+    if prepared.setting.cohort.adversary == "active":
         study["federation"]["key_directory"] = "directory.txt"
     return study
 
 
-def _write_site(folder: Path, site: int, ready: Ready) -> None:
-    guarantee, spec = ready.setting.plan.guarantee, ready.setting.spec
-    indices = ready.splits.train.select(ready.partition[site])
+def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
+    guarantee, spec = prepared.setting.plan.guarantee, prepared.setting.spec
+    indices = prepared.splits.train.select(prepared.partition[site])
     atomic_create(folder / "data.npz", _archive(spec.classes, train=indices))
     Ledger(folder / "ledger.sqlite").create()
     is_rehearsal = guarantee is None or guarantee.simulation
     site_file = {
         "site": {
             "id": site,
-            "dataset_id": f"{ready.splits.name}, site {site}",
+            "dataset_id": f"{prepared.splits.name}, site {site}",
             "signing_key": "identity.pem",
             "key_directory": "directory.txt",
         },
@@ -104,36 +104,36 @@ def _write_site(folder: Path, site: int, ready: Ready) -> None:
             "delta": 1e-5 if guarantee is None else guarantee.delta,
             "unit": "example" if guarantee is None else guarantee.unit,
             "against": "everyone" if guarantee is None else guarantee.against,
-            "adversary": ready.setting.cohort.adversary,
-            **_ceilings(ready),
+            "adversary": prepared.setting.cohort.adversary,
+            **_ceilings(prepared),
             **({"insecure_rehearsal": True} if is_rehearsal else {}),
         },
     }
     atomic_create(folder / "site.toml", tomli_w.dumps(site_file).encode())
 
 
-def _ceilings(ready: Ready) -> dict[str, int]:
+def _ceilings(prepared: PreparedStudy) -> dict[str, int]:
     """What a study as large as this one may ask of a machine, and hardly more."""
     asked = {
-        "max_rounds": ready.setting.cohort.attempts,
-        "max_sites": ready.setting.cohort.sites,
-        "max_parameters": ready.setting.plan.length,
+        "max_rounds": prepared.setting.cohort.attempts,
+        "max_sites": prepared.setting.cohort.sites,
+        "max_parameters": prepared.setting.plan.length,
     }
     usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
     return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
 
 
-def _write_public(path: Path, ready: Ready) -> bool:
-    if ready.validation is None and ready.test is None:
+def _write_public(path: Path, prepared: PreparedStudy) -> bool:
+    if prepared.validation is None and prepared.test is None:
         return False
     # The layout wants training images too; the coordinator's go unused, and one is a public one.
-    first = ready.test or ready.validation
+    first = prepared.test or prepared.validation
     assert first is not None
     data = _archive(
-        ready.setting.spec.classes,
+        prepared.setting.spec.classes,
         train=first.select(np.arange(1)),
-        val=ready.validation,
-        test=ready.test,
+        val=prepared.validation,
+        test=prepared.test,
     )
     atomic_create(path, data)
     return True

@@ -11,19 +11,19 @@ from attrs.validators import and_, ge, le, lt, min_len
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import KeyDirectory, SigningKey
-from cohortium.data.examples import MOST_EXAMPLES
+from cohortium.data.examples import MAX_EXAMPLES
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
 from cohortium.ledger.account import Account
 from cohortium.ledger.ledger import Ledger
 from cohortium.roles.protocols import Dataset
-from cohortium.rounds.shared_model import Workplace
+from cohortium.rounds.shared_model import SharedModel
 from cohortium.rounds.site import Site
 from cohortium.storage.append_log import FileJournal
-from cohortium.storage.trainer_state import StateFile
+from cohortium.storage.trainer_state import TrainerStateFile
 from cohortium.study import toml
-from cohortium.study.study import MOST_SITES
-from cohortium.text import is_printable, keyed, near, shown
+from cohortium.study.study import MAX_SITES
+from cohortium.text import is_printable, quote_key, did_you_mean, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,11 +40,11 @@ TABLES = ("site", "dataset", "policy")
 
 def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
     if not is_printable(value):
-        raise ValueError(f"'{attribute.name}' has characters that cannot be shown: {shown(value)}")
+        raise ValueError(f"'{attribute.name}' has characters that cannot be shown: {truncate(value)}")
 
 
 @frozen(kw_only=True)
-class Hospital:
+class SiteConfig:
     """What a hospital says of itself; no study can change it.
 
     Paths are relative to the folder of the file; the data set's are looked for there first.
@@ -72,7 +72,7 @@ class Hospital:
         folder: Where its file lies.
     """
 
-    id: int = field(validator=[ge(0), lt(MOST_SITES)])
+    id: int = field(validator=[ge(0), lt(MAX_SITES)])
     dataset_id: str = field(validator=and_(min_len(1), _can_be_shown))
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
@@ -83,13 +83,13 @@ class Hospital:
     socket: str = "site.sock"
     client_user: str = ""
     group: str = ""
-    declared_examples: int = field(default=0, validator=[ge(0), le(MOST_EXAMPLES)])
+    declared_examples: int = field(default=0, validator=[ge(0), le(MAX_EXAMPLES)])
     dataset: Dataset
     policy: SitePolicy
     folder: Path
 
     @classmethod
-    def read(cls, path: Path) -> Hospital:
+    def read(cls, path: Path) -> SiteConfig:
         """The hospital that a site file describes.
 
         Raises:
@@ -101,22 +101,22 @@ class Hospital:
         for name in tables:
             if name not in TABLES:
                 raise StudyError(
-                    f"{where}: a site file has no [{keyed(name)}]; {near(name, TABLES)}"
+                    f"{where}: a site file has no [{quote_key(name)}]; {did_you_mean(name, TABLES)}"
                 )
         site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
         folder, pinned = path.absolute().parent, site.get("key_directory")
-        dataset = construction.beside(discover(), "dataset", dataset, folder)
+        dataset = construction.resolve_paths(discover(), "dataset", dataset, folder)
         directory = (
             KeyDirectory.read(folder / pinned) if pinned and isinstance(pinned, str) else None
         )
-        hospital: Hospital = construction.call(
+        site_config: SiteConfig = construction.construct(
             cls,
             site,
             where=f"{where} [site]",
             what="the site",
             ready={
-                "dataset": construction.make(discover(), "dataset", dataset, where=where),
-                "policy": construction.call(
+                "dataset": construction.build_part(discover(), "dataset", dataset, where=where),
+                "policy": construction.construct(
                     SitePolicy,
                     policy,
                     where=f"{where} [policy]",
@@ -126,7 +126,7 @@ class Hospital:
                 "folder": folder,
             },
         )
-        return hospital
+        return site_config
 
     @property
     def account(self) -> Account:
@@ -161,12 +161,12 @@ class Hospital:
             setting,
             self.id,
             self.dataset.load().train if examples is None else examples,
-            Workplace(setting),
+            SharedModel(setting),
             identity=self.key,
             journal=journal,
             policy=self.policy,
             account=self.account,
-            store=StateFile(self.folder / self.state_dir / _name(setting.session), setting.session),
+            store=TrainerStateFile(self.folder / self.state_dir / _name(setting.session), setting.session),
         )
 
 

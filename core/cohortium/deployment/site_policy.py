@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, le, lt
 
-from cohortium.catalog.allow_list import entries
+from cohortium.catalog.allow_list import parse_patterns
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import KeyDirectory
 from cohortium.data.memory import available
 from cohortium.errors import RefusalError
-from cohortium.ledger.cost import PARTIES, UNITS, Budget, Price, Terms
-from cohortium.privacy.guarantee import LEAST_DELTA, ProtectedAgainst, Unit, rounded_up
+from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, Budget, AttemptCost, PrivacyScope
+from cohortium.privacy.guarantee import MIN_DELTA, ProtectedAgainst, Unit, rounded_up
 from cohortium.roles.values import Adversary
-from cohortium.study.study import MOST_ROUNDS, MOST_SITES
+from cohortium.study.study import MAX_ROUNDS, MAX_SITES
 
 if TYPE_CHECKING:
     from cohortium.catalog.discovery import PluginRecord
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
 """From the weaker to the stronger."""
 
-MOST_PARAMETERS = 1 << 33
+MAX_PARAMETERS = 1 << 33
 
 
 def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) -> None:
-    entries(plugins, where="[policy] allowed_plugins")
+    parse_patterns(plugins, where="[policy] allowed_plugins")
 
 
 @frozen(kw_only=True)
@@ -72,21 +72,21 @@ class SitePolicy:
     """
 
     epsilon: float = field(validator=[gt(0.0), lt(1e6)])
-    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
+    delta: float = field(validator=[gt(0.0), ge(MIN_DELTA), lt(1.0)])
     unit: Unit = field(validator=in_(UNITS))
-    against: ProtectedAgainst = field(validator=in_(PARTIES))
+    against: ProtectedAgainst = field(validator=in_(ADVERSARY_ORDER))
     adversary: Adversary = field(default="honest-but-curious", validator=in_(ADVERSARIES))
-    min_contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    min_honest_contributors: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    assumed_colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    min_reconstruction_threshold: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    min_cohort_size: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    min_contributors: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
+    min_honest_contributors: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
+    assumed_colluding: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
+    min_reconstruction_threshold: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
+    min_cohort_size: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
     allowed_plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
     allowed_local_values: tuple[str, ...] = ()
     insecure_rehearsal: bool = False
-    max_rounds: int = field(default=1000, validator=[ge(1), le(MOST_ROUNDS)])
-    max_sites: int = field(default=1000, validator=[ge(1), le(MOST_SITES)])
-    max_parameters: int = field(default=100_000_000, validator=[ge(1), le(MOST_PARAMETERS)])
+    max_rounds: int = field(default=1000, validator=[ge(1), le(MAX_ROUNDS)])
+    max_sites: int = field(default=1000, validator=[ge(1), le(MAX_SITES)])
+    max_parameters: int = field(default=100_000_000, validator=[ge(1), le(MAX_PARAMETERS)])
     max_memory: float = field(default=0.0, validator=[ge(0), le(1 << 20)])
     directory: KeyDirectory | None = field(default=None, repr=False)
 
@@ -97,8 +97,8 @@ class SitePolicy:
 
     @property
     def _budget(self) -> Budget:
-        terms = Terms(unit=self.unit, against=self.against)
-        return Budget(epsilon=self.epsilon, delta=self.delta, terms=terms)
+        scope = PrivacyScope(unit=self.unit, against=self.against)
+        return Budget(epsilon=self.epsilon, delta=self.delta, scope=scope)
 
     def admit(self, setting: RunConfig) -> None:
         """Refuse a run below a floor.
@@ -112,7 +112,7 @@ class SitePolicy:
         self._require_plugins(setting)
         self.admit_terms(sites=setting.cohort.sites, attempts=setting.cohort.attempts)
         self._require_privacy(setting)
-        self._require_company(setting)
+        self._require_cohort(setting)
         self._require_secrecy(setting)
         self._require_directory(setting)
         self.admit_parameters(setting.plan.length)
@@ -151,7 +151,7 @@ class SitePolicy:
 
     def allows(self, record: PluginRecord) -> bool:
         """Whether a study may be made of a plugin."""
-        known = entries(self.allowed_plugins, where="allowed_plugins")
+        known = parse_patterns(self.allowed_plugins, where="allowed_plugins")
         own = (record.distribution, record.name, record.version)
         return not known or any(entry.allows(*own) for entry in known)
 
@@ -160,7 +160,7 @@ class SitePolicy:
             return
         catalog = discover()
         for part in (setting.model, setting.trainer, setting.plan, setting.aggregator):
-            makers = catalog.makers_of(part)
+            makers = catalog.plugins_defining(part)
             if not makers or not all(self.allows(record) for record in makers):
                 kind = type(part)
                 which = " and ".join(r.label for r in makers) or "no plugin"
@@ -173,8 +173,8 @@ class SitePolicy:
     def _require_privacy(self, setting: RunConfig) -> None:
         if self.insecure_rehearsal:
             return
-        guarantee, price = setting.plan.guarantee, Price.of(setting.plan)
-        if guarantee is None or price.mechanism is None:
+        guarantee, cost = setting.plan.guarantee, AttemptCost.from_plan(setting.plan)
+        if guarantee is None or cost.mechanism is None:
             _refuse("epsilon", f"the study promises no privacy; this site allows {self._budget}.")
         if guarantee.simulation:
             _refuse("epsilon", "the study's noise is from a public seed, which protects nothing.")
@@ -183,25 +183,25 @@ class SitePolicy:
                 "unit",
                 f"the study hides one {guarantee.unit}; this site hides one {self.unit}.",
             )
-        if PARTIES.index(guarantee.against) < PARTIES.index(self.against):
+        if ADVERSARY_ORDER.index(guarantee.against) < ADVERSARY_ORDER.index(self.against):
             _refuse(
                 "against",
                 "the study's guarantee is against the coordinator, and this site demands one "
                 "against everyone.",
             )
-        objection = self._budget.terms.objection(price)
+        objection = self._budget.scope.incompatibility(cost)
         if objection:
             _refuse("unit", f"{objection}, and this site allows {self._budget}.")
-        run = Counter({price: setting.cohort.attempts})
+        run = Counter({cost: setting.cohort.attempts})
         if not self._budget.holds(run):
-            asked = rounded_up(self._budget.terms.epsilon(run, self.delta))
+            asked = rounded_up(self._budget.scope.epsilon(run, self.delta))
             _refuse(
                 "epsilon",
                 f"the study's {setting.cohort.attempts:,} attempts come to ε = {asked}, and this "
                 f"site allows {self._budget}.",
             )
 
-    def _require_company(self, setting: RunConfig) -> None:
+    def _require_cohort(self, setting: RunConfig) -> None:
         cohort = setting.cohort
         if ADVERSARIES.index(cohort.adversary) < ADVERSARIES.index(self.adversary):
             _refuse(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from cohortium.crypto.signing import KeyDirectory
-from cohortium.deployment.admission import study_of
+from cohortium.deployment.admission import invited_study
 from cohortium.deployment.log_throttle import Throttle
-from cohortium.deployment.participation import Visit, Visits
+from cohortium.deployment.participation import Participation, ParticipationStore
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
@@ -32,25 +32,25 @@ from cohortium.learning.evaluation import torch_threads
 from cohortium.messages import codec
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
-from cohortium.rounds.build_run_config import agree
-from cohortium.runs.invite import differing, versions_of
+from cohortium.rounds.build_run_config import build_run_config
+from cohortium.runs.invite import version_differences, collect_versions
 from cohortium.study.toml import loads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.data.examples import DataSpec, Examples
-    from cohortium.deployment.site_config import Hospital
+    from cohortium.deployment.site_config import SiteConfig
     from cohortium.rounds.site import Site
     from cohortium.storage.append_log import Journal
 
-MOST_RUNS = 4
+MAX_ACTIVE_RUNS = 4
 """Runs that a hospital takes part in at a time."""
 
-IDLE = 3600.0
+IDLE_TIMEOUT = 3600.0
 """Seconds without a request after which a run gives its place to another."""
 
-REASON = 1000
+MAX_REASON_LENGTH = 1000
 """Characters of a refusal."""
 
 HEAVY = ("torch", "scipy.fft", "scipy.optimize", "scipy.special")
@@ -58,17 +58,17 @@ HEAVY = ("torch", "scipy.fft", "scipy.optimize", "scipy.special")
 
 
 @define(eq=False)
-class Seat:
+class ActiveRun:
     """A hospital's place in one run."""
 
     site: Site
-    visit: Visit
+    participation: Participation
     threads: int
     acceptance: bytes
-    heard: float
+    last_request_at: float
 
 
-class Reception:
+class SiteServer:
     """A hospital at work: everything that reaches it from outside ends here.
 
     Guarantees:
@@ -86,13 +86,13 @@ class Reception:
         An answer to a request is durable before it leaves.  The same request again gets the same
         bytes, also after a restart; every other request of an attempt that was cut short is
         refused, by the ledger, the journal, or because its secrets are gone.
-        At most `MOST_RUNS` runs are open: one coordinator cannot push out the run of another that
-        has been heard of within `IDLE` seconds.
+        At most `MAX_ACTIVE_RUNS` runs are open: one coordinator cannot push out the run of another
+        that has been heard of within `IDLE_TIMEOUT` seconds.
     """
 
     def __init__(
         self,
-        hospital: Hospital,
+        site_config: SiteConfig,
         journal: Journal,
         *,
         tell: Callable[[str], None] = lambda _sentence: None,
@@ -103,23 +103,23 @@ class Reception:
         Raises:
             CohortiumError: They do not serve.
         """
-        self._hospital, self._journal = hospital, journal
-        self._tell, self._clock = tell, clock
-        self._refused = Throttle(tell, "refusals", clock=clock)
-        self._identity = hospital.key
-        self._visits = Visits(hospital.folder / hospital.runs_dir)
-        self._seats: dict[bytes, Seat] = {}
+        self._config, self._journal = site_config, journal
+        self._log, self._clock = tell, clock
+        self._log_refusal = Throttle(tell, "refusals", clock=clock)
+        self._identity = site_config.key
+        self._participations = ParticipationStore(site_config.folder / site_config.runs_dir)
+        self._active_runs: dict[bytes, ActiveRun] = {}
 
-    def try_out(self) -> None:
+    def self_check(self) -> None:
         """See, before anyone asks, that the hospital's own files serve.
 
         Raises:
             CohortiumError: One does not; the sentence is for the hospital's own people.
         """
-        self._require_declared(self._hospital.dataset.load().train)
-        with self._hospital.account.ledger.reading():
+        self._require_declared(self._config.dataset.load().train)
+        with self._config.account.ledger.read_transaction():
             pass
-        self._visits.require_usable()
+        self._participations.require_usable()
 
     @staticmethod
     def warm_up() -> None:
@@ -134,20 +134,20 @@ class Reception:
         except CohortiumError as error:
             return self._refuse(*self._reason(error))
         except Exception:  # noqa: BLE001 - a hospital outlives a fault of a plugin
-            self._refused(traceback.format_exc())
+            self._log_refusal(traceback.format_exc())
             return self._refuse("fault", "the site failed; its log says why.")
 
     def close(self) -> None:
         """Tell of the refusals that the log was spared."""
-        self._refused.close()
+        self._log_refusal.close()
 
     def _answer(self, broadcast: bytes, own: bytes) -> bytes:
         message = codec.decode_either(broadcast, Request, Invitation, IdentifyRequest)
         if isinstance(message, IdentifyRequest):
-            return self._present(message)
+            return self._identify(message)
         if isinstance(message, Invitation):
-            return self._accept(message, broadcast)
-        return self._serve(message, broadcast, own)
+            return self._handle_invitation(message, broadcast)
+        return self._handle_request(message, broadcast, own)
 
     def _reason(self, error: CohortiumError) -> tuple[str, str]:
         """The code and sentence of a refusal; what no coordinator is to know goes to the log."""
@@ -157,114 +157,114 @@ class Reception:
             return "malformed", str(error)
         # What an import says may name files and packages of this machine.
         if isinstance(error, NetworkError | BrokenNetworkError):
-            self._refused(str(error))
+            self._log_refusal(str(error))
             return "network", "the site cannot make or train the network; its log says why."
         if isinstance(error, StudyError | PrivacyError):
             return "study", str(error)
-        self._refused(str(error))
+        self._log_refusal(str(error))
         return "site", "the site's own files do not serve; its log says why."
 
     def _refuse(self, code: str, reason: str) -> bytes:
-        self._refused(f"refused ({code}): {reason}")
-        return codec.encode(Refusal(0, 0, code, reason[:REASON]))
+        self._log_refusal(f"refused ({code}): {reason}")
+        return codec.encode(Refusal(0, 0, code, reason[:MAX_REASON_LENGTH]))
 
-    def _present(self, call: IdentifyRequest) -> bytes:
-        number, key = self._hospital.id, self._identity
+    def _identify(self, call: IdentifyRequest) -> bytes:
+        number, key = self._config.id, self._identity
         text = IdentifyReply.statement(call.challenge, number)
         return codec.encode(IdentifyReply(number, b"" if key is None else key.sign(text)))
 
-    def _accept(self, invitation: Invitation, broadcast: bytes) -> bytes:
-        seat = self._seats.get(invitation.session)
-        visit = self._visits.of(invitation.session)
-        known = visit.invitation()
+    def _handle_invitation(self, invitation: Invitation, broadcast: bytes) -> bytes:
+        active_run = self._active_runs.get(invitation.session)
+        participation = self._participations.for_session(invitation.session)
+        known = participation.invitation()
         if known is not None and known != broadcast:
             raise RefusalError("session", "the run was begun here with another setting.")
-        if seat is None:
-            seat = self._seat(invitation, visit)
+        if active_run is None:
+            active_run = self._join(invitation, participation)
             if known is None:
-                self._visits.begin(visit, broadcast, keep=self._seats)
-            self._tell(f"takes part in the run {invitation.session.hex()[:8]}")
-        return seat.acceptance
+                self._participations.add(participation, broadcast, keep=self._active_runs)
+            self._log(f"takes part in the run {invitation.session.hex()[:8]}")
+        return active_run.acceptance
 
-    def _serve(self, request: Request, broadcast: bytes, own: bytes) -> bytes:
-        seat = self._seats.get(request.session) or self._return(request.session)
-        seat.heard = self._clock()
+    def _handle_request(self, request: Request, broadcast: bytes, own: bytes) -> bytes:
+        active_run = self._active_runs.get(request.session) or self._rejoin(request.session)
+        active_run.last_request_at = self._clock()
         digest = hashlib.sha256(hashlib.sha256(broadcast).digest() + own).digest()
-        known = seat.visit.reply(digest)
+        known = active_run.participation.reply(digest)
         if known is not None:
             return known
         # An answer that cannot be kept must not leave, and may have been paid for.
-        seat.visit.require_room(seat.site.vector_bytes)
-        with torch_threads(seat.threads):
-            reply = seat.site.answer(broadcast, own)
+        active_run.participation.require_room(active_run.site.vector_bytes)
+        with torch_threads(active_run.threads):
+            reply = active_run.site.answer(broadcast, own)
         said = codec.decode_either(reply, Reply, Refusal)
         if isinstance(said, Refusal):
-            self._refused(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
+            self._log_refusal(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
         else:
-            seat.visit.keep(digest, reply)
+            active_run.participation.save_reply(digest, reply)
         return reply
 
-    def _return(self, session: bytes) -> Seat:
+    def _rejoin(self, session: bytes) -> ActiveRun:
         """Take part again in a run that a restart has cut short."""
-        visit = self._visits.of(session)
-        known = visit.invitation()
+        participation = self._participations.for_session(session)
+        known = participation.invitation()
         if known is None:
             raise RefusalError("session", "this site has not been invited to the run.")
-        self._tell(f"takes part again in the run {session.hex()[:8]}")
-        return self._seat(codec.decode(known, Invitation), visit)
+        self._log(f"takes part again in the run {session.hex()[:8]}")
+        return self._join(codec.decode(known, Invitation), participation)
 
-    def _seat(self, invitation: Invitation, visit: Visit) -> Seat:
+    def _join(self, invitation: Invitation, participation: Participation) -> ActiveRun:
         """Make the site of a run, if all of it is as the hospital demands."""
-        self._make_room()
-        hospital = self._hospital
-        federation = study_of(invitation, hospital.policy)
+        self._evict_idle()
+        site_config = self._config
+        federation = invited_study(invitation, site_config.policy)
         spec = federation.data
         assert spec is not None
-        if hospital.id >= federation.sites:
-            raise RefusalError("site", f"the study has no site {hospital.id}.")
-        examples = self._data(spec)
+        if site_config.id >= federation.sites:
+            raise RefusalError("site", f"the study has no site {site_config.id}.")
+        examples = self._load_examples(spec)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
-            setting = agree(
+            setting = build_run_config(
                 federation,
                 spec,
                 session=invitation.session,
                 directory=directory,
-                policy=hospital.policy,
+                policy=site_config.policy,
             )
-            site = hospital.open(setting, self._journal, examples)
+            site = site_config.open(setting, self._journal, examples)
         for warning in site.warnings:
-            self._tell(warning)
-        ours = versions_of(loads(invitation.study, where="the invitation"))
+            self._log(warning)
+        ours = collect_versions(loads(invitation.study, where="the invitation"))
         accepted = Acceptance(
             session=invitation.session,
-            site=hospital.id,
-            examples=hospital.declared_examples,
-            versions=differing(invitation.versions, ours),
+            site=site_config.id,
+            examples=site_config.declared_examples,
+            versions=version_differences(invitation.versions, ours),
         )
-        seat = Seat(site, visit, federation.threads, codec.encode(accepted), self._clock())
-        self._seats[invitation.session] = seat
-        return seat
+        active_run = ActiveRun(site, participation, federation.threads, codec.encode(accepted), self._clock())
+        self._active_runs[invitation.session] = active_run
+        return active_run
 
-    def _make_room(self) -> None:
+    def _evict_idle(self) -> None:
         """Forget a run that nobody goes on with, where there is no place left.
 
         Raises:
             RefusalError: All are at work.
         """
-        if len(self._seats) < MOST_RUNS:
+        if len(self._active_runs) < MAX_ACTIVE_RUNS:
             return
-        session, oldest = min(self._seats.items(), key=lambda item: item[1].heard)
-        if self._clock() - oldest.heard < IDLE:
-            raise RefusalError("busy", f"the site takes part in {MOST_RUNS} other runs.")
-        del self._seats[session]
+        session, oldest = min(self._active_runs.items(), key=lambda item: item[1].last_request_at)
+        if self._clock() - oldest.last_request_at < IDLE_TIMEOUT:
+            raise RefusalError("busy", f"the site takes part in {MAX_ACTIVE_RUNS} other runs.")
+        del self._active_runs[session]
 
-    def _data(self, spec: DataSpec) -> Examples:
+    def _load_examples(self, spec: DataSpec) -> Examples:
         """The hospital's own images, if they are what the study declares."""
-        splits = self._hospital.dataset.load()
+        splits = self._config.dataset.load()
         declared, found = (spec.shape, spec.classes), (splits.spec.shape, splits.classes)
         if declared != found:
-            self._refused(
+            self._log_refusal(
                 f"this site's images have shape {splits.spec.shape} and {len(splits.classes)} "
                 f"classes ({', '.join(splits.classes)[:200]}); its data set must name every class "
                 "of the study, those of which it has no image too."
@@ -282,7 +282,7 @@ class Reception:
         return splits.train
 
     def _require_declared(self, examples: Examples) -> None:
-        declared = self._hospital.declared_examples
+        declared = self._config.declared_examples
         if len(examples) < declared:
             raise DataError(
                 f"the site file declares {declared} examples, and there are {len(examples)}."

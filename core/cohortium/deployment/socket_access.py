@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 _BACKLOG = 128
 
-_PATIENCE = 5.0
+_CONNECT_TIMEOUT = 5.0
 """Seconds for which a process that listens at the place already is given to answer."""
 
 
 @frozen
-class Callers:
+class AllowedUsers:
     """Who may speak to a site.
 
     Attributes:
@@ -47,7 +47,7 @@ class Callers:
     group: int | None = None
 
     @classmethod
-    def named(cls, caller: str, group: str = "") -> Callers:
+    def named(cls, caller: str, group: str = "") -> AllowedUsers:
         """This process's user, and the user `caller` by way of `group`.
 
         Args:
@@ -87,7 +87,7 @@ class Callers:
 
 
 @contextlib.contextmanager
-def bound(path: Path, group: int | None) -> Iterator[socket.socket]:
+def listening_socket(path: Path, group: int | None) -> Iterator[socket.socket]:
     """A socket that listens at `path`, for its owner and `group`; its file is gone in the end.
 
     Raises:
@@ -96,7 +96,7 @@ def bound(path: Path, group: int | None) -> Iterator[socket.socket]:
     if not hasattr(socket, "AF_UNIX"):
         raise StudyError("a site process needs Unix sockets, which this system has not.")
     _require_safe(path.parent)
-    _clear(path)
+    _remove_stale_socket(path)
     with socket.socket(socket.AF_UNIX) as listener:
         # The file must never be there with a wider mode than it is meant to have.
         before = os.umask(0o177)
@@ -107,7 +107,7 @@ def bound(path: Path, group: int | None) -> Iterator[socket.socket]:
         finally:
             os.umask(before)
         try:
-            _let_in(path, group)
+            _grant_group(path, group)
             listener.listen(_BACKLOG)
             yield listener
         finally:
@@ -146,7 +146,7 @@ def _require_safe(folder: Path) -> None:
         )
 
 
-def _let_in(path: Path, group: int | None) -> None:
+def _grant_group(path: Path, group: int | None) -> None:
     """Open a new socket, which is its owner's alone, to `group`."""
     if group is None:
         return
@@ -161,7 +161,7 @@ def _let_in(path: Path, group: int | None) -> None:
     path.chmod(0o660)
 
 
-def _clear(path: Path) -> None:
+def _remove_stale_socket(path: Path) -> None:
     """Take away a socket that a process has left behind.
 
     Raises:
@@ -178,7 +178,7 @@ def _clear(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         raise StudyError(f"{path} is there already and is no socket; name another.")
     with socket.socket(socket.AF_UNIX) as trial:
-        trial.settimeout(_PATIENCE)
+        trial.settimeout(_CONNECT_TIMEOUT)
         try:
             found = trial.connect_ex(str(path))
         except OSError as error:

@@ -20,20 +20,20 @@ CALL = b"CHT-call"
 REPLY = b"CHT-rply"
 """What a frame begins with; a version would have others."""
 
-LARGEST = 1 << 32
+MAX_PART_BYTES = 1 << 32
 """Bytes of a part."""
 
-PATIENCE = 30.0
+IO_TIMEOUT = 30.0
 """Seconds within which a frame has to come whole, or be taken, beside the time of its bytes."""
 
-SLOWEST = 1 << 24
+MIN_BYTES_PER_SECOND = 1 << 24
 """Bytes a second that a frame is given time for."""
 
 _PIECE = 1 << 20
 
 
 @define(eq=False)
-class Line:
+class DeadlineSocket:
     """A connection on which a frame is to pass, whole, before a deadline.
 
     However little comes at a time, and however often, the deadline stays where it is.
@@ -45,11 +45,11 @@ class Line:
 
     @_deadline.default
     def _begun(self) -> float:
-        return self.clock() + PATIENCE
+        return self.clock() + IO_TIMEOUT
 
     def allow(self, length: int) -> None:
-        """Give `length` bytes the time that they take at `SLOWEST`."""
-        self._deadline += length / SLOWEST
+        """Give `length` bytes the time that they take at `MIN_BYTES_PER_SECOND`."""
+        self._deadline += length / MIN_BYTES_PER_SECOND
 
     def peek(self) -> bytes:
         """The next byte, which stays; none where the other end has closed."""
@@ -73,7 +73,7 @@ class Line:
         self.connection.settimeout(left)
 
 
-def send(line: Line, mark: bytes, *parts: bytes) -> None:
+def send(line: DeadlineSocket, mark: bytes, *parts: bytes) -> None:
     """Send a frame.
 
     Raises:
@@ -88,7 +88,7 @@ def send(line: Line, mark: bytes, *parts: bytes) -> None:
             line.send(view[start : start + _PIECE])
 
 
-def receive(line: Line, mark: bytes, *, parts: int) -> list[bytes]:
+def receive(line: DeadlineSocket, mark: bytes, *, parts: int) -> list[bytes]:
     """The parts of the next frame.
 
     Raises:
@@ -99,13 +99,13 @@ def receive(line: Line, mark: bytes, *, parts: int) -> list[bytes]:
     if head[: len(mark)] != mark:
         raise MessageError("what came over the channel does not begin as a frame does.")
     lengths = struct.unpack(f">{parts}Q", head[len(mark) :])
-    if max(lengths) > LARGEST:
-        raise MessageError(f"a part of a frame may take {LARGEST} bytes, not {max(lengths)}.")
+    if max(lengths) > MAX_PART_BYTES:
+        raise MessageError(f"a part of a frame may take {MAX_PART_BYTES} bytes, not {max(lengths)}.")
     line.allow(sum(lengths))
     return [_exactly(line, length) for length in lengths]
 
 
-def _exactly(line: Line, length: int) -> bytes:
+def _exactly(line: DeadlineSocket, length: int) -> bytes:
     data = bytearray()
     while len(data) < length:
         piece = line.receive(min(_PIECE, length - len(data)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_deployed_study(
-    path: Path, engine: Callable[[Federation], Engine], *, out: Path, muster_only: bool = False
+    path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
 ) -> Result | tuple[str, ...]:
     """Run the study in a file to its end, or only ask the hospitals whether they would take part.
 
@@ -24,7 +24,7 @@ def run_deployed_study(
         path: The study file.  What it names is looked for beside it first.
         engine: Makes, of the study, the engine that is at work already.
         out: A new or empty folder for the run's record.
-        muster_only: Train nothing.
+        check_only: Train nothing.
 
     Returns:
         The result; of a muster its warnings.
@@ -35,6 +35,6 @@ def run_deployed_study(
     federation = Federation.read(path)
     if federation.data is None:
         raise StudyError(f"{path}: the study of a deployment declares its [data].")
-    if muster_only:
-        return federation.muster(engine(federation))
+    if check_only:
+        return federation.check_sites(engine(federation))
     return federation.run(out, engine=engine(federation))

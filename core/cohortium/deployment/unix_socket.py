@@ -13,10 +13,10 @@ Guarantees:
     not even connect (`listening`); a member of that group who is not the caller is turned away
     before a place or a thread is spent on it.
     A part is at most `LARGEST` bytes, and memory is set aside as bytes arrive, not as they are
-    announced.  A call has to come whole within `PATIENCE` seconds, and the time that its bytes take
-    at `SLOWEST`; a reply has to be taken likewise.  A frame that breaks the form, or comes too
+    announced.  A call has to come whole within `IO_TIMEOUT` seconds, and the time that its bytes
+    take at `SLOWEST`; a reply has to be taken likewise.  A frame that breaks the form, or comes too
     slowly, costs its own connection and nothing else.
-    Each user has at most `MOST_CALLERS` connections open, of which those that are not whole give
+    Each user has at most `MAX_CONNECTIONS` connections open, of which those that are not whole give
     way to new ones; calls are answered one at a time.
     The log has a bounded number of sentences a minute about callers (`throttling`).
 """
@@ -36,22 +36,22 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from cohortium.deployment.log_throttle import Throttle
-from cohortium.deployment.socket_access import bound
-from cohortium.deployment.socket_frames import CALL, PATIENCE, REPLY, Line, receive, send
+from cohortium.deployment.socket_access import listening_socket
+from cohortium.deployment.socket_frames import CALL, IO_TIMEOUT, REPLY, DeadlineSocket, receive, send
 from cohortium.errors import MessageError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-MOST_CALLERS = 16
+MAX_CONNECTIONS = 16
 """Connections of a user."""
 
 _PAUSE = 0.1
 """Seconds after which callers are heard again where the system had no room for one."""
 
 
-def ask(
+def call_site(
     path: Path, broadcast: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
 ) -> bytes:
     """The reply of the site process that listens at `path`.
@@ -71,7 +71,7 @@ def ask(
     deadline = time.monotonic() + patience
     while True:
         try:
-            return _ask(path, broadcast, own, os.getuid() if user is None else user)
+            return _call_once(path, broadcast, own, os.getuid() if user is None else user)
         except OSError as error:
             # Without a number it is Python's own: the path is longer than an address may be.
             if error.errno is None and not isinstance(error, ConnectionError | TimeoutError):
@@ -89,22 +89,22 @@ def _hint(error: OSError) -> str:
     return ""
 
 
-def _ask(path: Path, broadcast: bytes, own: bytes, user: int) -> bytes:
+def _call_once(path: Path, broadcast: bytes, own: bytes, user: int) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(IO_TIMEOUT)
         connection.connect(str(path))
-        if peer(connection) != user:
+        if peer_uid(connection) != user:
             raise RunError("the site's socket belongs to another user; nothing was sent to it.")
-        send(Line(connection, time.monotonic), CALL, broadcast, own)
+        send(DeadlineSocket(connection, time.monotonic), CALL, broadcast, own)
         # The site may train for as long as it takes; if it ends, the connection does.
         connection.settimeout(None)
         connection.recv(1, socket.MSG_PEEK)
-        (reply,) = receive(Line(connection, time.monotonic), REPLY, parts=1)
+        (reply,) = receive(DeadlineSocket(connection, time.monotonic), REPLY, parts=1)
         return reply
 
 
 @define(eq=False)
-class _Places:
+class _ConnectionSlots:
     """The connections that are open: for each user so many.
 
     A caller that has not said all of its call gives way to the next of the same user, the one that
@@ -118,7 +118,7 @@ class _Places:
         """Whether there is a place."""
         with self._lock:
             theirs = self._open.setdefault(user, {})
-            if len(theirs) >= MOST_CALLERS:
+            if len(theirs) >= MAX_CONNECTIONS:
                 slowest = next((c for c, is_whole in theirs.items() if not is_whole), None)
                 if slowest is None:
                     return False
@@ -146,7 +146,7 @@ class _Places:
 
 
 @define(eq=False)
-class Door:
+class SiteSocketServer:
     """A site process's end of the channel.
 
     Attributes:
@@ -165,7 +165,7 @@ class Door:
     tell: Callable[[str], None] = lambda _sentence: None
     clock: Callable[[], float] = time.monotonic
     _turn: threading.Lock = field(factory=threading.Lock, init=False)
-    _places: _Places = field(factory=_Places, init=False)
+    _places: _ConnectionSlots = field(factory=_ConnectionSlots, init=False)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[socket.socket]:
@@ -174,7 +174,7 @@ class Door:
         Raises:
             StudyError: The socket cannot be made there, or a process listens at it already.
         """
-        with bound(self.path, self.group) as listener:
+        with listening_socket(self.path, self.group) as listener:
             yield listener
 
     def serve(self, listener: socket.socket) -> None:
@@ -196,7 +196,7 @@ class Door:
 
     def _let_in(self, connection: socket.socket, tell: Callable[[str], None]) -> None:
         """Give a caller a thread of its own, if it is one that may call and there is a place."""
-        user = peer(connection)
+        user = peer_uid(connection)
         if user not in self.users:
             tell(f"user {user} of this machine tried to speak to the site.")
             connection.close()
@@ -217,7 +217,7 @@ class Door:
                 self._places.keep(user, connection)
                 with self._turn:
                     reply = self.answer(*parts)
-                send(Line(connection, self.clock), REPLY, reply)
+                send(DeadlineSocket(connection, self.clock), REPLY, reply)
         except (OSError, MessageError) as error:
             tell(f"a caller was cut off: {error}")
         finally:
@@ -225,14 +225,14 @@ class Door:
 
     def _next(self, connection: socket.socket) -> tuple[bytes, bytes] | None:
         """The call's parts; None where the caller has closed without one."""
-        line = Line(connection, self.clock)
+        line = DeadlineSocket(connection, self.clock)
         if not line.peek():
             return None
         broadcast, own = receive(line, CALL, parts=2)
         return broadcast, own
 
 
-def peer(connection: socket.socket) -> int:
+def peer_uid(connection: socket.socket) -> int:
     """The number of the user at the other end, as the operating system has it."""
     if sys.platform == "linux":
         size = struct.calcsize("3i")

@@ -22,12 +22,12 @@ name = "dpresnet"
 
 from __future__ import annotations
 
-from cohortium.grid.cells import Axis, Cell, Choice, Grid, Joint
-from cohortium.grid.foresight import Foresight, look_ahead, outlook_table
+from cohortium.grid.cells import Axis, Cell, Choice, Grid, Override
+from cohortium.grid.foresight import CellForecast, forecast_cells, forecast_table
 from cohortium.grid.paired import Comparison, Difference, compare, contrast
 from cohortium.grid.reading import is_grid, read
 from cohortium.grid.rows import Row, rows
-from cohortium.grid.running import Outcome, Run, plan, run
+from cohortium.grid.running import GridRunResult, GridRun, plan, run
 from cohortium.grid.summary import figures, markdown, write
 
 __all__ = [
@@ -36,19 +36,19 @@ __all__ = [
     "Choice",
     "Comparison",
     "Difference",
-    "Foresight",
+    "CellForecast",
     "Grid",
-    "Joint",
-    "Outcome",
+    "Override",
+    "GridRunResult",
     "Row",
-    "Run",
+    "GridRun",
     "compare",
     "contrast",
     "figures",
     "is_grid",
-    "look_ahead",
+    "forecast_cells",
     "markdown",
-    "outlook_table",
+    "forecast_table",
     "plan",
     "read",
     "rows",

@@ -11,7 +11,7 @@ from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
 from cohortium.study import study_file
 from cohortium.study.resolution import Layer, resolve
-from cohortium.text import near
+from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cohortium.catalog.discovery import Catalog
     from cohortium.study.resolution import Tables
 
-MOST_NAME = 200
+MAX_NAME_LENGTH = 200
 """Characters of a cell's folder name; file systems take 255 bytes."""
 
 Images = Literal["test", "validation"]
@@ -59,7 +59,7 @@ class Axis:
 
 
 @frozen
-class Joint:
+class Override:
     """What some combinations of choices set, beyond what each choice sets by itself.
 
     Attributes:
@@ -80,16 +80,16 @@ class Cell:
         tables: The study that it is, without a seed.
         where: How an error names it.
         folder: Of the grid's file.
-        settings: What the command line sets, in all cells.
-        left_out: A sentence for each choice that leaves keys of the file out.
+        cli_overrides: What the command line sets, in all cells.
+        ignored_keys: A sentence for each choice that leaves keys of the file out.
     """
 
     place: Mapping[str, str]
     tables: Tables
     where: str
     folder: Path | None = None
-    settings: tuple[Layer, ...] = ()
-    left_out: tuple[str, ...] = ()
+    cli_overrides: tuple[Layer, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -107,7 +107,7 @@ class Cell:
             return study_file.build(
                 tables,
                 where=self.where,
-                settings=study_file.places_of(self.settings),
+                overrides=study_file.override_locations(self.cli_overrides),
                 catalog=catalog,
                 folder=self.folder,
                 into=Federation,
@@ -128,13 +128,13 @@ class Grid:
         seeds: Every cell is run once with each.
         images: Which its table is of.
         exclude: Combinations that are no cells: labels on some of the axes.
-        joint: What combinations set, in the file's order, after their choices.
-        settings: What the command line sets, in all cells.
+        overrides: What combinations set, in the file's order, after their choices.
+        cli_overrides: What the command line sets, in all cells.
         base: What all cells share, the defaults included.
         written: The part of that which the file says.
         where: How an error names the file.
         folder: Where the file lies.
-        left_out: A sentence for each setting that leaves another one out.
+        ignored_keys: A sentence for each setting that leaves another one out.
     """
 
     name: str
@@ -142,13 +142,13 @@ class Grid:
     seeds: tuple[int, ...]
     images: Images
     exclude: tuple[Mapping[str, str], ...]
-    joint: tuple[Joint, ...]
-    settings: tuple[Layer, ...]
+    overrides: tuple[Override, ...]
+    cli_overrides: tuple[Layer, ...]
     base: Tables
     written: Tables
     where: str
     folder: Path | None = None
-    left_out: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
 
     def cells(self) -> tuple[Cell, ...]:
         """Every combination, the first axis slowest.
@@ -165,8 +165,8 @@ class Grid:
         return tuple(found)
 
     def _cell(self, place: Mapping[str, str], chosen: Sequence[Choice]) -> Cell:
-        where = f"{self.where} {_placed(place)}".rstrip()
-        layers = [*self._layers(place, chosen), *self.settings]
+        where = f"{self.where} {_format_place(place)}".rstrip()
+        layers = [*self._layers(place, chosen), *self.cli_overrides]
         resolved = resolve(self.base, layers, written=self.written, path=self.where)
         if self.images == "validation" and resolved.tables["federation"].get("evaluate_every") == 0:
             raise StudyError(
@@ -178,10 +178,10 @@ class Grid:
             tables=resolved.tables,
             where=where,
             folder=self.folder,
-            settings=self.settings,
-            left_out=resolved.left_out,
+            cli_overrides=self.cli_overrides,
+            ignored_keys=resolved.ignored_keys,
         )
-        if len(cell.name) > MOST_NAME:
+        if len(cell.name) > MAX_NAME_LENGTH:
             raise StudyError(f"{where}: its name is too long for a folder; shorten the labels.")
         return cell
 
@@ -194,11 +194,11 @@ class Grid:
                 # A row's label says the value: nothing else may take its place.
                 source="" if axis.is_of_values else axis.name,
             )
-        for each in self.joint:
+        for each in self.overrides:
             if each.place.items() <= place.items():
                 yield Layer(
                     changes=each.changes,
-                    where=f"{self.where} [[grid.override]] {_placed(each.place)}",
+                    where=f"{self.where} [[grid.override]] {_format_place(each.place)}",
                     overrides=frozenset(each.place),
                 )
 
@@ -242,7 +242,8 @@ class Grid:
             for key, among in ((axis, known), (label, known.get(axis, ()))):
                 if key not in among:
                     raise StudyError(
-                        f"--only {text}: {self.where} has no {key!r} there; {near(key, among)}"
+                        f"--only {text}: {self.where} has no {key!r} there; "
+                        f"{did_you_mean(key, among)}"
                     )
             wanted.setdefault(axis, set()).add(label)
         return tuple(
@@ -256,5 +257,5 @@ class Grid:
         )
 
 
-def _placed(place: Mapping[str, str]) -> str:
+def _format_place(place: Mapping[str, str]) -> str:
     return ", ".join(f"{axis}={label}" for axis, label in place.items())

@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
     from cohortium.federation import Federation
     from cohortium.grid.cells import Cell
-    from cohortium.runs.forecast import Outlook
+    from cohortium.runs.forecast import Forecast
 
 
 @frozen(kw_only=True)
-class Foresight:
+class CellForecast:
     """What a cell would come to.
 
     Attributes:
         cell: Which.
-        outlooks: One for each budget; none where it is refused.
+        forecasts: One for each budget; none where it is refused.
         refusal: Why it cannot be run, in a sentence; empty if it can.
-        fault: The traceback, where that was no user's mistake.
+        traceback: The traceback, where that was no user's mistake.
     """
 
     cell: Cell
-    outlooks: tuple[Outlook, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
     refusal: str = ""
-    fault: str = ""
+    traceback: str = ""
 
 
-def look_ahead(
+def forecast_cells(
     runs: Iterable[tuple[Cell, int]], epsilons: Sequence[float] = ()
-) -> Iterator[Foresight]:
+) -> Iterator[CellForecast]:
     """Prepare and plan each cell, as `cohortium plan` does a study; a refusal stops no other.
 
     Args:
@@ -50,34 +50,34 @@ def look_ahead(
     catalog = discover()
     for cell, seed in first.values():
         try:
-            outlooks = _outlooks(cell.federation(seed, catalog), epsilons)
+            outlooks = _forecasts(cell.federation(seed, catalog), epsilons)
         except CohortiumError as error:
-            yield Foresight(cell=cell, refusal=str(error))
+            yield CellForecast(cell=cell, refusal=str(error))
         except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full
             sentence = f"{type(error).__name__}: {error}"
-            yield Foresight(cell=cell, refusal=sentence, fault=traceback.format_exc())
+            yield CellForecast(cell=cell, refusal=sentence, traceback=traceback.format_exc())
         else:
-            yield Foresight(cell=cell, outlooks=outlooks)
+            yield CellForecast(cell=cell, forecasts=outlooks)
 
 
-def _outlooks(study: Federation, epsilons: Sequence[float]) -> tuple[Outlook, ...]:
+def _forecasts(study: Federation, epsilons: Sequence[float]) -> tuple[Forecast, ...]:
     from cohortium.runs import forecast
 
     # Before anything is loaded.
-    forecast.for_budgets(study.privatizer, epsilons)
-    return forecast.look_ahead(study.prepare(), epsilons)
+    forecast.with_budgets(study.privatizer, epsilons)
+    return forecast.forecast(study.prepare(), epsilons)
 
 
-def outlook_table(rows: Sequence[tuple[Cell, Outlook]]) -> str:
+def forecast_table(rows: Sequence[tuple[Cell, Forecast]]) -> str:
     """A Markdown table with a row for each cell and budget.
 
     How ε grows is left out: cells of other rounds would each have columns of their own.
     """
-    lines = [{**cell.place, **_figures(outlook)} for cell, outlook in rows]
+    lines = [{**cell.place, **_columns(outlook)} for cell, outlook in rows]
     head = list(dict.fromkeys(key for line in lines for key in line))
     table = [head, ["---"] * len(head), *([line.get(key, "–") for key in head] for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in table if head)
 
 
-def _figures(outlook: Outlook) -> dict[str, str]:
+def _columns(outlook: Forecast) -> dict[str, str]:
     return {label: value for label, value in outlook.rows() if not label.startswith("ε after")}

@@ -23,7 +23,7 @@ DRAWS = 10_000
 COVERAGE = 0.95
 
 
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 """Fewer tell nothing of how much a seed matters: two can only disagree or not."""
 
 
@@ -50,16 +50,16 @@ class Difference:
     @property
     def is_firm(self) -> bool:
         """Whether there are enough seeds for the interval to stand."""
-        return len(self.seeds) >= FEWEST_SEEDS
+        return len(self.seeds) >= MIN_SEEDS
 
     @property
-    def is_told_apart(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval stands, and leaves 0 out."""
         return self.is_firm and (self.low > 0 or self.high < 0)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without an interval that does not stand."""
-        told = {**attrs.asdict(self), "is_told_apart": self.is_told_apart}
+        told = {**attrs.asdict(self), "is_told_apart": self.is_significant}
         return told if self.is_firm else {**told, "low": None, "high": None}
 
     def __str__(self) -> str:
@@ -68,10 +68,10 @@ class Difference:
         told = f"{self.metric}: {100 * self.mean:+.2f} points"
         if not self.is_firm:
             return (
-                f"{told}, no interval ({of}; not told apart: that takes {FEWEST_SEEDS} seeds or "
+                f"{told}, no interval ({of}; not told apart: that takes {MIN_SEEDS} seeds or "
                 "more)"
             )
-        verdict = "" if self.is_told_apart else "; not told apart"
+        verdict = "" if self.is_significant else "; not told apart"
         return (
             f"{told}, {COVERAGE:.0%} interval {100 * self.low:+.2f} to {100 * self.high:+.2f} "
             f"({of}{verdict})"
@@ -144,7 +144,7 @@ def contrast(first: Path, second: Path) -> Comparison:
     A paired bootstrap: seeds and images are drawn with replacement, independently of one another
     and alike for both cells, so that what both find hard does not widen the interval.  Drawing
     along both ways at once errs on the side of too wide (Owen 2007, "The pigeonhole bootstrap").
-    Under `FEWEST_SEEDS` seeds no interval stands: it would know of the images alone.
+    Under `MIN_SEEDS` seeds no interval stands: it would know of the images alone.
 
     Args:
         first: A cell's folder, or one run's.

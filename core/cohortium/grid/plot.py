@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from cohortium.grid.cells import Grid
     from cohortium.grid.rows import Row
 
-FEWEST = 3
+MIN_POINTS = 3
 """Numbers on an axis that make a line worth drawing."""
 
 
 MAJORITY = "most frequent class alone"
 """What the level of whoever names it is called."""
 
-MOST_TICKS = 8
+MAX_TICKS = 8
 """Values of an axis that are all written below it."""
 
 
@@ -41,7 +41,7 @@ def draw(grid: Grid, table: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure
 
     metric, majority = headline_of(table)
-    panels = _panels([row for row in table if row.spread(metric) is not None], majority)
+    panels = _panels([row for row in table if row.summary(metric) is not None], majority)
     heights = [4.2 if _numbers(grid, rows) else 1.2 + 0.32 * max(len(rows), 1) for rows in panels]
     with mpl.rc_context({"svg.hashsalt": "cohortium", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
@@ -63,7 +63,7 @@ def _panels(table: Sequence[Row], majority: str) -> list[list[Row]]:
     """The rows of each data set; sets of one name differ in how their images are spread."""
     found: dict[tuple[str, float | None], list[Row]] = {}
     for row in table:
-        spread = row.spread(majority) if majority == "majority_share" else None
+        spread = row.summary(majority) if majority == "majority_share" else None
         share = None if spread is None else round(spread.mean, 9)
         found.setdefault((row.data, share), []).append(row)
     return list(found.values()) or [[]]
@@ -76,7 +76,7 @@ def _numbers(grid: Grid, table: Sequence[Row]) -> str:
         labels = {row.cell.place[axis.name] for row in table}
         counts[axis.name] = sum(_number(label) is not None for label in labels)
     best = max(counts, key=lambda name: counts[name], default="")
-    return best if counts.get(best, 0) >= FEWEST else ""
+    return best if counts.get(best, 0) >= MIN_POINTS else ""
 
 
 def _number(label: str) -> float | None:
@@ -126,14 +126,14 @@ class _Panel:
 
     def _accuracies(self, row: Row) -> tuple[float, float, list[float]]:
         """Mean, standard deviation and every run's, in percent."""
-        spread = row.spread(self.metric)
+        spread = row.summary(self.metric)
         assert spread is not None
-        each = [100 * (row.figure(seed, self.metric) or 0.0) for seed in row.results]
-        return 100 * spread.mean, 100 * (spread.deviation or 0.0), each
+        each = [100 * (row.metric(seed, self.metric) or 0.0) for seed in row.results]
+        return 100 * spread.mean, 100 * (spread.standard_deviation or 0.0), each
 
     def _level(self) -> float | None:
         """Of the most frequent class, in percent."""
-        known = [spread.mean for row in self.rows if (spread := row.spread(self.majority))]
+        known = [spread.mean for row in self.rows if (spread := row.summary(self.majority))]
         return 100 * sum(known) / len(known) if known else None
 
     def _draw_cells(self) -> None:
@@ -166,7 +166,7 @@ class _Panel:
             axes.legend(fontsize="small")
         labels = [row.cell.place[along] for row in self.rows]
         ticks = {x: label for label in labels if (x := _number(label)) is not None}
-        if len(ticks) <= MOST_TICKS:
+        if len(ticks) <= MAX_TICKS:
             axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel(along)
         axes.set_ylabel(self.title)

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from cohortium.errors import StudyError
-from cohortium.grid.cells import Axis, Choice, Grid, Joint
+from cohortium.grid.cells import Axis, Choice, Grid, Override
 from cohortium.study import study_file, toml
 from cohortium.study.resolution import merge
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cohortium.study.resolution import Layer, Tables
 
-MOST_RUNS = 10_000
+MAX_RUNS = 10_000
 """Of one grid: beyond it a list of values was surely mistyped."""
 
 COLUMNS = ("seed", "seeds", "data_set", "images", "accuracy", "auc", "seconds")
@@ -37,12 +37,12 @@ def is_grid(path: Path) -> bool:
     return "grid" in toml.read(path, what="the study")
 
 
-def read(path: Path, settings: Sequence[str] = ()) -> Grid:
+def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """The grid that a file describes.
 
     Args:
         path: A study file with a `[grid]`.
-        settings: Changes to the study as `table.key=value`, for all cells.
+        overrides: Changes to the study as `table.key=value`, for all cells.
 
     Raises:
         StudyError: The file cannot be read, or its grid is none; or a setting changes what the
@@ -67,9 +67,9 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
     axes = _axes(table, where=where)
     joint = _joint(where_cells, axes, where=where)
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
-    if count > MOST_RUNS:
-        raise StudyError(f"{where} [grid] makes {count} runs, more than {MOST_RUNS}; shorten it.")
-    layers, replaced = study_file.layers_of(settings)
+    if count > MAX_RUNS:
+        raise StudyError(f"{where} [grid] makes {count} runs, more than {MAX_RUNS}; shorten it.")
+    layers, replaced = study_file.override_layers(overrides)
     _require_not_varied(layers, axes, joint, where=where)
     return Grid(
         name=path.stem,
@@ -77,18 +77,18 @@ def read(path: Path, settings: Sequence[str] = ()) -> Grid:
         seeds=seeds,
         images=images,
         exclude=_places(exclude, axes, where=f"{where} [grid] exclude"),
-        joint=joint,
-        settings=layers,
+        overrides=joint,
+        cli_overrides=layers,
         base=base,
         written=tables,
         where=where,
         folder=path.absolute().parent,
-        left_out=(*told, *replaced),
+        ignored_keys=(*told, *replaced),
     )
 
 
 def _require_not_varied(
-    layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Joint], *, where: str
+    layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Override], *, where: str
 ) -> None:
     """Refuse settings of what the grid varies, and a grid that varies its own seed."""
     setters = [choice for axis in axes for choice in axis.choices] + list(joint)
@@ -128,7 +128,7 @@ def _places(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[st
     return tuple({axis: _label(_text(label)) for axis, label in each.items()} for each in value)
 
 
-def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Joint, ...]:
+def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Override, ...]:
     where = f"{where} [[grid.override]]"
     for each in value if isinstance(value, list) else ():
         if isinstance(each, dict) and "cells" in each:
@@ -143,7 +143,7 @@ def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Joint, ...]
             "set = { privatizer.clip_norm = 3.5 }."
         )
     places = _places([each["match"] for each in value], axes, where=f"{where} match")
-    return tuple(Joint(place, each["set"]) for place, each in zip(places, value, strict=True))
+    return tuple(Override(place, each["set"]) for place, each in zip(places, value, strict=True))
 
 
 def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 METRICS = ("accuracy", "balanced_accuracy", "auc")
 """As `result.json` calls them."""
 
-OWN = ("personal_accuracy", "site_accuracy", "site_majority_share")
+HOLDOUT_METRICS = ("personal_accuracy", "site_accuracy", "site_majority_share")
 """On what the sites held out, where they did: of each site's own model, of the global one, and of
 whoever calls all images of a site one class."""
 
@@ -39,29 +39,29 @@ HEADS = MappingProxyType(
 
 
 @frozen(kw_only=True)
-class Spread:
+class Summary:
     """One figure over seeds.
 
     Attributes:
         mean: Over the runs.
-        deviation: Standard deviation over the runs, with n - 1; None for one run.
+        standard_deviation: Standard deviation over the runs, with n - 1; None for one run.
     """
 
     mean: float
-    deviation: float | None
+    standard_deviation: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Summary:
         """Of at least one value."""
         several = len(values) > 1
         return cls(
             mean=statistics.fmean(values),
-            deviation=statistics.stdev(values) if several else None,
+            standard_deviation=statistics.stdev(values) if several else None,
         )
 
     def percent(self) -> str:
         """Such as `93.51 ± 0.32`."""
-        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        spread = "" if self.standard_deviation is None else f" ± {100 * self.standard_deviation:.2f}"
         return f"{100 * self.mean:.2f}{spread}"
 
 
@@ -72,24 +72,24 @@ class Row:
     Attributes:
         cell: Which.
         images: Which its figures are of.
-        results: Each run's `result.json`, and what `OWN` names, by seed.
+        results: Each run's `result.json`, and what `HOLDOUT_METRICS` names, by seed.
     """
 
     cell: Cell
     images: Images
     results: Mapping[int, Mapping[str, Any]]
 
-    def figure(self, seed: int, metric: str) -> float | None:
+    def metric(self, seed: int, metric: str) -> float | None:
         """Of one run; None if it has none."""
         result = self.results[seed]
-        if metric in OWN:
+        if metric in HOLDOUT_METRICS:
             own: float | None = result.get(metric)
             return own
         # A round's figures are of the validation images.
         scores = result if self.images == "test" else result["history"][-1]
         value: float | None = scores.get(metric)
         if value is None and metric == "majority_share" and self.images == "test":
-            return _majority(result.get("confusion"))
+            return _majority_share(result.get("confusion"))
         return value
 
     @property
@@ -108,11 +108,11 @@ class Row:
         """Whether sites use networks of their own, and the global one is nobody's."""
         return any(result.get("is_personal") for result in self.results.values())
 
-    def spread(self, metric: str) -> Spread | None:
+    def summary(self, metric: str) -> Summary | None:
         """Over the runs; None where a run has none."""
-        values = [self.figure(seed, metric) for seed in self.results]
+        values = [self.metric(seed, metric) for seed in self.results]
         known = [value for value in values if value is not None]
-        return Spread.of(known) if len(known) == len(values) else None
+        return Summary.of(known) if len(known) == len(values) else None
 
     @property
     def seconds(self) -> float:
@@ -139,13 +139,13 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
         for seed in grid.seeds:
             path = out / cell.name / f"seed-{seed}" / "result.json"
             if path.exists():
-                results[seed] = json.loads(path.read_text("utf-8")) | _own(path.parent)
+                results[seed] = json.loads(path.read_text("utf-8")) | _holdout_means(path.parent)
         if results:
             found.append(Row(cell=cell, images=grid.images, results=results))
     return tuple(found)
 
 
-def _own(folder: Path) -> dict[str, float]:
+def _holdout_means(folder: Path) -> dict[str, float]:
     """Means over all images that the sites of a run held out."""
     path = folder / SITE_SCORES
     if not path.exists():
@@ -154,12 +154,12 @@ def _own(folder: Path) -> dict[str, float]:
     images = sum(site["images"] for site in sites)
     return {
         name: sum(site["images"] * site[key] for site in sites) / images
-        for name, key in zip(OWN, ("personal_accuracy", "accuracy", "majority_share"), strict=True)
+        for name, key in zip(HOLDOUT_METRICS, ("personal_accuracy", "accuracy", "majority_share"), strict=True)
         if images and all(key in site for site in sites)
     }
 
 
-def _majority(confusion: Sequence[Sequence[int]] | None) -> float | None:
+def _majority_share(confusion: Sequence[Sequence[int]] | None) -> float | None:
     """The share of the most frequent class, where a result does not say it itself."""
     counts = [sum(row) for row in confusion or ()]
     return max(counts) / sum(counts) if sum(counts) else None
@@ -168,9 +168,9 @@ def _majority(confusion: Sequence[Sequence[int]] | None) -> float | None:
 def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
     """What the table tells of; what sites use themselves comes first where a trainer makes that."""
     figures = (*METRICS, "majority_share")
-    if not any(row.spread(OWN[0]) for row in table):
+    if not any(row.summary(HOLDOUT_METRICS[0]) for row in table):
         return figures
-    return (*OWN, *figures) if any(row.is_personal for row in table) else (*figures, *OWN)
+    return (*HOLDOUT_METRICS, *figures) if any(row.is_personal for row in table) else (*figures, *HOLDOUT_METRICS)
 
 
 def headline_of(table: Sequence[Row]) -> tuple[str, str]:
@@ -179,5 +179,5 @@ def headline_of(table: Sequence[Row]) -> tuple[str, str]:
     The sites' own where a trainer makes those, provided that all rows have them: figures on the
     test images and on what sites held out are not of the same images.
     """
-    is_own = any(row.is_personal for row in table) and all(row.spread(OWN[0]) for row in table)
-    return (OWN[0], OWN[2]) if is_own else ("accuracy", "majority_share")
+    is_own = any(row.is_personal for row in table) and all(row.summary(HOLDOUT_METRICS[0]) for row in table)
+    return (HOLDOUT_METRICS[0], HOLDOUT_METRICS[2]) if is_own else ("accuracy", "majority_share")

@@ -26,7 +26,7 @@ State = Literal["to run", "unfinished", "finished"]
 
 
 @frozen(kw_only=True)
-class Run:
+class GridRun:
     """One cell with one seed.
 
     Attributes:
@@ -50,21 +50,21 @@ class Run:
 
 
 @frozen(kw_only=True)
-class Outcome:
+class GridRunResult:
     """How a run went.
 
     Attributes:
         run: Which.
         failure: What went wrong, in a sentence; empty if nothing.
-        fault: The traceback, where it was no user's mistake.
+        traceback: The traceback, where it was no user's mistake.
     """
 
-    run: Run
+    run: GridRun
     failure: str = ""
-    fault: str = ""
+    traceback: str = ""
 
 
-def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[Run, ...]:
+def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[GridRun, ...]:
     """The runs that are asked for, and what is there of them.
 
     Raises:
@@ -77,7 +77,7 @@ def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[Run, ...]:
         federation = cell.federation(seed, catalog)
         folder = out / cell.name / f"seed-{seed}"
         state = _state(folder, federation, catalog)
-        runs.append(Run(cell=cell, seed=seed, federation=federation, folder=folder, state=state))
+        runs.append(GridRun(cell=cell, seed=seed, federation=federation, folder=folder, state=state))
     return tuple(runs)
 
 
@@ -106,8 +106,8 @@ def _read(record: Path, catalog: Catalog) -> Federation | None:
 
 
 def run(
-    runs: Sequence[Run], *, jobs: int = 1, observe: Sequence[str] = (), own: Sequence[str] = ()
-) -> Iterator[Outcome]:
+    runs: Sequence[GridRun], *, jobs: int = 1, observe: Sequence[str] = (), own: Sequence[str] = ()
+) -> Iterator[GridRunResult]:
     """Do what is not finished, and yield every outcome as it comes; one failure stops no other.
 
     Args:
@@ -119,53 +119,53 @@ def run(
     waiting = []
     for each in runs:
         if each.state == "finished":
-            yield Outcome(run=each)
+            yield GridRunResult(run=each)
         else:
             waiting.append(each)
     if jobs == 1 or len(waiting) < 2:  # noqa: PLR2004
         for each in waiting:
-            yield _do(each, tuple(observe), tuple(own))
+            yield _execute(each, tuple(observe), tuple(own))
         return
-    yield from _do_beside(waiting, jobs, tuple(observe), tuple(own))
+    yield from _execute_in_parallel(waiting, jobs, tuple(observe), tuple(own))
 
 
-def _do_beside(
-    runs: Sequence[Run], jobs: int, observe: tuple[str, ...], own: tuple[str, ...]
-) -> Iterator[Outcome]:
+def _execute_in_parallel(
+    runs: Sequence[GridRun], jobs: int, observe: tuple[str, ...], own: tuple[str, ...]
+) -> Iterator[GridRunResult]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     # Forking a process in which torch has threads can hang it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = {pool.submit(_do, each, observe, own): each for each in runs}
+        futures = {pool.submit(_execute, each, observe, own): each for each in runs}
         try:
             for future in as_completed(futures):
                 error = future.exception()
                 if error is None:
                     yield future.result()
                 else:  # the process itself died, of memory perhaps
-                    yield Outcome(run=futures[future], failure=f"its process ended: {error}")
+                    yield GridRunResult(run=futures[future], failure=f"its process ended: {error}")
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _do(each: Run, observe: tuple[str, ...], own: tuple[str, ...]) -> Outcome:
+def _execute(each: GridRun, observe: tuple[str, ...], own: tuple[str, ...]) -> GridRunResult:
     try:
         catalog, is_begun = discover(), each.state == "unfinished"
         begun = _read(each.folder / "study.toml", catalog) if is_begun else None
         told = (*each.federation.observers, *(begun.observers if begun else ()), *observe)
         federation = attrs.evolve(each.federation, observers=tuple(dict.fromkeys(told)))
         watching = [
-            construction.make(catalog, "observer", {"name": name}, where="the command")
+            construction.build_part(catalog, "observer", {"name": name}, where="the command")
             for name in own
             if name not in told
         ]
         (federation.resume if is_begun else federation.run)(each.folder, observers=watching)
         reporting.write([each.folder])
     except CohortiumError as error:
-        return Outcome(run=each, failure=str(error))
+        return GridRunResult(run=each, failure=str(error))
     except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full
         sentence = f"{type(error).__name__}: {error}"
-        return Outcome(run=each, failure=sentence, fault=traceback.format_exc())
-    return Outcome(run=each)
+        return GridRunResult(run=each, failure=sentence, traceback=traceback.format_exc())
+    return GridRunResult(run=each)

@@ -76,11 +76,11 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
 
 
 def _shown(row: Row, metric: str) -> str:
-    spread = row.spread(metric)
+    spread = row.summary(metric)
     if spread is None:
         return "–"
     # Of the images, which are the same for every seed.
-    if metric == "majority_share" and not spread.deviation:
+    if metric == "majority_share" and not spread.standard_deviation:
         return f"{100 * spread.mean:.2f}"
     return spread.percent()
 
@@ -116,9 +116,9 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
         line |= dict(zip(("rounds_min", "rounds_max"), row.rounds, strict=True))
         line["is_personal"] = row.is_personal
         for metric in metrics_of(table):
-            spread = row.spread(metric)
+            spread = row.summary(metric)
             line[f"{metric}_mean"] = None if spread is None else spread.mean
-            line[f"{metric}_sd"] = None if spread is None else spread.deviation
+            line[f"{metric}_sd"] = None if spread is None else spread.standard_deviation
         yield (
             line
             | _terms(row.guarantee)
@@ -140,7 +140,7 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 "images": row.images,
                 "rounds_finished": result["rounds"],
                 "is_personal": bool(result.get("is_personal")),
-                **{metric: row.figure(seed, metric) for metric in metrics_of(table)},
+                **{metric: row.metric(seed, metric) for metric in metrics_of(table)},
                 **_terms(result["guarantee"]),
                 "seconds": result["seconds"]["total"],
                 "upload_bytes": result["max_upload_bytes"],

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Model
-    from cohortium.runs.dataset_info import DataFacts
+    from cohortium.runs.dataset_info import DatasetInfo
 
 Round = Literal["last", "best"]
 """Whose weights: those after the last round, or those that did best on the public validation
@@ -43,7 +43,7 @@ class Classifier:
 
     Attributes:
         folder: Of the run's record.
-        facts: What is public about the data that it was trained on.
+        dataset_info: What is public about the data that it was trained on.
         model: Prepares images.
         net: In evaluation mode, on the CPU.
         rounds: After how many rounds its weights were taken.
@@ -53,7 +53,7 @@ class Classifier:
     """
 
     folder: Path
-    facts: DataFacts
+    dataset_info: DatasetInfo
     model: Model
     net: nn.Module = field(repr=False)
     rounds: int
@@ -76,8 +76,8 @@ class Classifier:
                 "`cohortium run` named last."
             )
         study = toml.read(folder / "study.toml", what="the study")
-        known, record = dataset_info.read_facts(folder), dataset_info.read_result(folder)
-        model = construction.make(
+        known, record = dataset_info.read_dataset_info(folder), dataset_info.read_result(folder)
+        model = construction.build_part(
             discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
         )
         net = build_network(model, known.spec, _weights_seed(study))
@@ -98,7 +98,7 @@ class Classifier:
             raise DataError(f"{path} does not say after which round it was written.") from error
         return cls(
             folder=folder,
-            facts=known,
+            dataset_info=known,
             model=model,
             net=net.eval(),
             rounds=rounds,
@@ -110,7 +110,7 @@ class Classifier:
     @property
     def spec(self) -> DataSpec:
         """Shape of an image, and the classes."""
-        return self.facts.spec
+        return self.dataset_info.spec
 
     @property
     def sha256(self) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from cohortium.data.examples import laid_out
+from cohortium.data.examples import to_c_order
 from cohortium.data.npz import read_images
 from cohortium.errors import DataError
-from cohortium.text import printable
+from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ MODES: Final = {1: "L", 3: "RGB"}
 BATCH: Final = 512
 """Picture files that are held at a time."""
 
-MOST_HELD: Final = 1 << 28
+MAX_LOADED_BYTES: Final = 1 << 28
 """Bytes of them."""
 
 ORIENTATION: Final = 0x0112
@@ -92,11 +92,11 @@ def _of_archive(path: Path, spec: DataSpec, *, split: str) -> Batch:
 
 
 def _of_files(files: Sequence[Path], spec: DataSpec) -> Iterator[Batch]:
-    step = max(1, min(BATCH, MOST_HELD // math.prod(spec.shape)))
+    step = max(1, min(BATCH, MAX_LOADED_BYTES // math.prod(spec.shape)))
     for start in range(0, len(files), step):
         part = files[start : start + step]
         pixels = np.stack([_picture(path, spec) for path in part])
-        yield [printable(str(path)) for path in part], laid_out(pixels)
+        yield [escape_control_characters(str(path)) for path in part], to_c_order(pixels)
 
 
 def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:

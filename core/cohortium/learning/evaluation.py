@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from cohortium.catalog.networks import blamed, require_rows
+from cohortium.catalog.networks import blame_network, require_rows
 from cohortium.data.metrics import Predictions, Scores
 from cohortium.errors import StudyError
 
@@ -75,7 +75,7 @@ def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.fl
 
     training, parts = net.training, []
     net.eval()
-    with torch.no_grad(), blamed(model, net, "cannot be scored"):
+    with torch.no_grad(), blame_network(model, net, "cannot be scored"):
         for batch in torch.split(images, BATCH):
             logits = net(batch.clone())
             require_rows(model, logits, len(batch))

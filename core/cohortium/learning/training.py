@@ -10,7 +10,7 @@ from attrs.validators import and_, deep_iterable, ge, le, max_len
 
 from cohortium.errors import BrokenNetworkError, StudyError
 from cohortium.roles.values import Workload
-from cohortium.text import keyed, near, printable, shown
+from cohortium.text import quote_key, did_you_mean, escape_control_characters, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +40,7 @@ def schedule_factor(schedule: Schedule, round: int, rounds: int) -> float:  # no
     return 1.0
 
 
-MOST_COPIES = 128
+MAX_COPIES = 128
 """Augmented copies of an example: what has been tried in the field, several times over."""
 
 RATE: Any = (ge(1e-12), le(1e6))
@@ -49,7 +49,7 @@ RATE: Any = (ge(1e-12), le(1e6))
 CLASS_WEIGHTS: Any = (max_len(10_000), deep_iterable(and_(ge(1e-6), le(1e6))))
 """What declared factors of classes have to be; beyond, single precision has nothing left."""
 
-MOST_OPTIONS = 16
+MAX_OPTIONS = 16
 
 
 def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, float | bool]) -> None:
@@ -65,17 +65,17 @@ def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, floa
     Raises:
         ValueError: They are too many, or one is no such number.
     """
-    if len(given) > MOST_OPTIONS:
-        raise ValueError(f"'{attribute.name}' has more than {MOST_OPTIONS} entries")
+    if len(given) > MAX_OPTIONS:
+        raise ValueError(f"'{attribute.name}' has more than {MAX_OPTIONS} entries")
     for key, value in given.items():
-        if not abs(value) <= MOST_OPTION:
+        if not abs(value) <= MAX_OPTION:
             raise ValueError(
-                f"'{attribute.name}' has {keyed(key)} = {value!r}; give a number from "
-                f"-{MOST_OPTION:g} to {MOST_OPTION:g}"
+                f"'{attribute.name}' has {quote_key(key)} = {value!r}; give a number from "
+                f"-{MAX_OPTION:g} to {MAX_OPTION:g}"
             )
 
 
-MOST_OPTION = 1e6
+MAX_OPTION = 1e6
 
 
 def make_optimizer(
@@ -106,12 +106,12 @@ def make_optimizer(
     kinds.pop("optimizer", None)
     kind = kinds.get(name.lower())
     if kind is None:
-        raise StudyError(f"torch.optim has no optimizer {shown(name)}; {near(name.lower(), kinds)}")
+        raise StudyError(f"torch.optim has no optimizer {truncate(name)}; {did_you_mean(name.lower(), kinds)}")
     arguments: dict[str, Any] = {"lr": learning_rate, **options}
     try:
         return kind(parameters, **arguments)
     except (TypeError, ValueError) as error:
-        raise StudyError(f"optimizer {shown(name)}: {printable(str(error))}.") from error
+        raise StudyError(f"optimizer {truncate(name)}: {escape_control_characters(str(error))}.") from error
 
 
 def attach_schedule(
@@ -190,7 +190,7 @@ class Augmentation:
 
     flips: bool = False
     rotations: bool = False
-    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MOST_COPIES)])
+    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
 
     def __call__(self, images: Tensor, task: LocalTask) -> Tensor:
         """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.

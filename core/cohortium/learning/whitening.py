@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import Examples
 
-LEAST_SHARE = 1e-10
+MIN_SHARE = 1e-10
 """Directions with less than this share of the largest variance are round-off, and left alone."""
 
 
@@ -76,7 +76,7 @@ class FeatureWhitening:
         # Of the N×N products of rows: there are fewer rows than features.
         variances, turns = torch.linalg.eigh(centred @ centred.T)  # (N,), (N, N)
         variances, turns = variances.flip(0), turns.flip(1)
-        many = int((variances > LEAST_SHARE * variances[0]).sum())
+        many = int((variances > MIN_SHARE * variances[0]).sum())
         if components > many:
             raise ValueError(
                 f"the features of centre vary in {many} directions only; ask for that many "

@@ -11,7 +11,7 @@ from cohortium.errors import LedgerError, RefusalError
 from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
-    from cohortium.ledger.cost import Budget, Price
+    from cohortium.ledger.cost import Budget, AttemptCost
     from cohortium.ledger.ledger import Ledger
 
 
@@ -34,16 +34,16 @@ class Account:
     data: str
     budget: Budget | None = None
     # What was shown to fit; so does whatever is part of it.
-    _proven: Counter[Price] = field(factory=Counter, init=False, eq=False, repr=False)
+    _known_to_fit: Counter[AttemptCost] = field(factory=Counter, init=False, eq=False, repr=False)
 
-    def admit(self, session: bytes, price: Price, attempts: int) -> None:
+    def check_run(self, session: bytes, cost: AttemptCost, attempts: int) -> None:
         """Refuse a run that could not be paid to its end, as things stand; charge nothing.
 
         Without a budget there is nothing to refuse, and the ledger need not be there yet.
 
         Args:
             session: Names the run; of one that goes on after a restart, what is charged counts.
-            price: Of one attempt.
+            cost: Of one attempt.
             attempts: The most that there will be.
 
         Raises:
@@ -52,16 +52,16 @@ class Account:
         if self.budget is None:
             return
         try:
-            with self.ledger.reading() as book:
-                spent = book.prices(self.data)
+            with self.ledger.read_transaction() as book:
+                spent = book.charge_counts(self.data)
                 charged = book.attempts(self.data, session)
         except LedgerError as error:
             raise _unusable() from error
         left = attempts - len(charged)
         if left > 0:
-            self._require_room(spent, price, left)
+            self._require_room(spent, cost, left)
 
-    def charge(self, session: bytes, round_: int, attempt: int, price: Price) -> None:
+    def charge(self, session: bytes, round_: int, attempt: int, cost: AttemptCost) -> None:
         """Write down an attempt, before anything of it is released.
 
         An attempt is charged once.  Whoever asks to charge it again has forgotten what it sent,
@@ -72,27 +72,27 @@ class Account:
             session: Names the run.
             round_: From 0.
             attempt: From 0 over the run.
-            price: What it costs.
+            cost: What it costs.
 
         Raises:
             RefusalError: It would overspend, was charged before, or cannot be written down; it
                 must not go on.
         """
         try:
-            with self.ledger.writing() as book:
+            with self.ledger.write_transaction() as book:
                 is_charged = book.is_charged(self.data, session, attempt)
-                if is_charged and price.simulation:
+                if is_charged and cost.simulation:
                     return
                 if is_charged:
                     raise RefusalError(
                         "order", "this attempt has been charged before; it may have been released."
                     )
-                self._require_room(book.prices(self.data), price, 1)
-                book.insert(self.data, session, attempt, round_, price)
+                self._require_room(book.charge_counts(self.data), cost, 1)
+                book.add_charge(self.data, session, attempt, round_, cost)
         except LedgerError as error:
             raise _unusable() from error
 
-    def drift(self, fingerprint: bytes) -> str:
+    def data_changed(self, fingerprint: bytes) -> str:
         """Whether the data are not what they were: one sentence for the hospital, or none.
 
         Args:
@@ -101,11 +101,11 @@ class Account:
         Raises:
             LedgerError: The ledger cannot be used.
         """
-        with self.ledger.writing() as book:
+        with self.ledger.write_transaction() as book:
             known = book.fingerprint(self.data)
             if known is not None and known[0] == fingerprint:
                 return ""
-            book.note_fingerprint(self.data, fingerprint)
+            book.record_fingerprint(self.data, fingerprint)
         if known is None:
             return ""
         return (
@@ -113,29 +113,29 @@ class Account:
             "before stay on this account, and only data of other people may have another name."
         )
 
-    def _require_room(self, spent: Counter[Price], price: Price, times: int) -> None:
-        """Refuse `times` attempts at `price` beyond what is spent, if they do not fit."""
+    def _require_room(self, spent: Counter[AttemptCost], cost: AttemptCost, times: int) -> None:
+        """Refuse `times` attempts at `cost` beyond what is spent, if they do not fit."""
         if self.budget is None:
             return
-        wanted = spent + Counter({price: times})
-        if wanted <= self._proven:
+        wanted = spent + Counter({cost: times})
+        if wanted <= self._known_to_fit:
             return
         if not self.budget.holds(wanted):
-            raise RefusalError("budget", self._excess(spent, price, wanted, times))
-        self._proven = wanted
+            raise RefusalError("budget", self._overspending(spent, cost, wanted, times))
+        self._known_to_fit = wanted
 
-    def _excess(
-        self, spent: Counter[Price], price: Price, wanted: Counter[Price], times: int
+    def _overspending(
+        self, spent: Counter[AttemptCost], cost: AttemptCost, wanted: Counter[AttemptCost], times: int
     ) -> str:
         budget = self.budget
         assert budget is not None
-        objection = budget.terms.objection(price)
+        objection = budget.scope.incompatibility(cost)
         if objection:
             return f"the site's budget is {budget}, and {objection}."
-        before = budget.terms.epsilon(spent, budget.delta)
+        before = budget.scope.epsilon(spent, budget.delta)
         if before == float("inf"):
             return f"the site's budget is {budget}, and what was spent before has no bound."
-        after = budget.terms.epsilon(wanted, budget.delta)
+        after = budget.scope.epsilon(wanted, budget.delta)
         more = "one more attempt" if times == 1 else f"{times:,} more attempts"
         return (
             f"the site's budget is {budget}; {rounded_up(before)} is spent, and {more} would make "

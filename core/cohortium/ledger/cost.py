@@ -13,7 +13,7 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
 
 from cohortium.privacy import accounting
-from cohortium.privacy.guarantee import LEAST_DELTA, Adjacency, ProtectedAgainst, Unit
+from cohortium.privacy.guarantee import MIN_DELTA, Adjacency, ProtectedAgainst, Unit
 from cohortium.privacy.mechanisms import NOISES, Mechanism, RenyiBoundedMechanism
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 UNITS: tuple[Unit, ...] = ("example", "patient", "site")
 """From the weakest protection to the strongest: all that one unit holds, the next holds too."""
 
-PARTIES: tuple[ProtectedAgainst, ...] = ("coordinator", "everyone")
+ADVERSARY_ORDER: tuple[ProtectedAgainst, ...] = ("coordinator", "everyone")
 """Likewise: whoever is everyone includes those that see sums alone."""
 
 
-class Price(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptCost(msgspec.Struct, frozen=True, kw_only=True):
     """What one attempt costs a site, with the terms on which that holds.
 
     Attributes:
@@ -48,23 +48,23 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     simulation: bool = False
 
     @classmethod
-    def of(cls, plan: PrivacyPlan) -> Price:
+    def from_plan(cls, plan: PrivacyPlan) -> AttemptCost:
         """The price of one attempt under `plan`."""
-        terms = plan.guarantee
-        if terms is None or plan.mechanism is None:
+        scope = plan.guarantee
+        if scope is None or plan.mechanism is None:
             return cls()
         return cls(
             mechanism=plan.mechanism,
-            unit=terms.unit,
-            adjacency=terms.adjacency,
-            against=terms.against,
-            colluding=terms.colluding,
-            simulation=terms.simulation,
+            unit=scope.unit,
+            adjacency=scope.adjacency,
+            against=scope.against,
+            colluding=scope.colluding,
+            simulation=scope.simulation,
         )
 
 
 @frozen(kw_only=True)
-class Terms:
+class PrivacyScope:
     """What an ε is said of.
 
     Attributes:
@@ -73,18 +73,18 @@ class Terms:
     """
 
     unit: Unit = field(validator=in_(UNITS))
-    against: ProtectedAgainst = field(validator=in_(PARTIES))
+    against: ProtectedAgainst = field(validator=in_(ADVERSARY_ORDER))
 
     @classmethod
-    def of(cls, prices: Mapping[Price, int]) -> Terms:
-        """The strongest terms that hold for all of `prices`."""
+    def of(cls, costs: Mapping[AttemptCost, int]) -> PrivacyScope:
+        """The strongest terms that hold for all of `costs`."""
         return cls(
-            unit=min((p.unit for p in prices), key=UNITS.index, default="site"),
-            against=min((p.against for p in prices), key=PARTIES.index, default="everyone"),
+            unit=min((p.unit for p in costs), key=UNITS.index, default="site"),
+            against=min((p.against for p in costs), key=ADVERSARY_ORDER.index, default="everyone"),
         )
 
-    def counted(self, price: Price) -> Mechanism | None:
-        """The mechanism of `price` as it counts on these terms; None if it has no bound on them.
+    def effective_mechanism(self, cost: AttemptCost) -> Mechanism | None:
+        """The mechanism of `cost` as it counts on these terms; None if it has no bound on them.
 
         Neighbours are those of the ledger: one unit is there, or counts as zero.
 
@@ -97,37 +97,37 @@ class Terms:
         that the noise counts as half.  Sampling, the same on either side, is not credited:
         mixtures with equal weights are no further apart than what is mixed.
         """
-        mechanism = price.mechanism
-        if mechanism is None or self.objection(price):
+        mechanism = cost.mechanism
+        if mechanism is None or self.incompatibility(cost):
             return None
-        if price.unit == self.unit or price.adjacency == "replace-one":
+        if cost.unit == self.unit or cost.adjacency == "replace-one":
             return mechanism
         return _halved(mechanism)
 
-    def objection(self, price: Price) -> str:
-        """Why `price` has no bound on these terms, as the end of a sentence; empty if it has."""
-        if price.mechanism is None:
+    def incompatibility(self, cost: AttemptCost) -> str:
+        """Why `cost` has no bound on these terms, as the end of a sentence; empty if it has."""
+        if cost.mechanism is None:
             return "releases without any privacy have no bound"
-        if price.simulation:
+        if cost.simulation:
             return "noise from a public seed protects nothing"
-        if UNITS.index(price.unit) < UNITS.index(self.unit):
-            return f"hiding one {price.unit} does not hide one {self.unit}"
-        if PARTIES.index(price.against) < PARTIES.index(self.against):
+        if UNITS.index(cost.unit) < UNITS.index(self.unit):
+            return f"hiding one {cost.unit} does not hide one {self.unit}"
+        if ADVERSARY_ORDER.index(cost.against) < ADVERSARY_ORDER.index(self.against):
             return "what holds against the coordinator does not hold against everyone"
-        inside = price.unit != self.unit and price.adjacency != "replace-one"
-        if inside and _halved(price.mechanism) is None:
-            return f"what is known of one {price.unit} gives no bound for one {self.unit}"
+        inside = cost.unit != self.unit and cost.adjacency != "replace-one"
+        if inside and _halved(cost.mechanism) is None:
+            return f"what is known of one {cost.unit} gives no bound for one {self.unit}"
         return ""
 
-    def mechanisms(self, prices: Mapping[Price, int]) -> list[tuple[Mechanism, int]] | None:
-        """All of `prices` as they count, for `accounting`; None if one of them has no bound."""
-        counted = [(self.counted(price), times) for price, times in prices.items()]
+    def mechanisms(self, costs: Mapping[AttemptCost, int]) -> list[tuple[Mechanism, int]] | None:
+        """All of `costs` as they count, for `accounting`; None if one of them has no bound."""
+        counted = [(self.effective_mechanism(cost), times) for cost, times in costs.items()]
         found = [(mechanism, times) for mechanism, times in counted if mechanism is not None]
         return found if len(found) == len(counted) else None
 
-    def epsilon(self, prices: Mapping[Price, int], delta: float) -> float:
-        """ε at `delta` of all of `prices` together; infinity where there is no bound."""
-        mechanisms = self.mechanisms(prices)
+    def epsilon(self, costs: Mapping[AttemptCost, int], delta: float) -> float:
+        """ε at `delta` of all of `costs` together; infinity where there is no bound."""
+        mechanisms = self.mechanisms(costs)
         if mechanisms is None:
             return float("inf")
         (spent,) = accounting.compose(mechanisms, delta)
@@ -154,19 +154,19 @@ class Budget:
     Attributes:
         epsilon: ε.
         delta: δ at which it is meant.
-        terms: What it is said of.
+        scope: What it is said of.
     """
 
     epsilon: float = field(validator=gt(0))
-    delta: float = field(validator=[gt(0.0), ge(LEAST_DELTA), lt(1.0)])
-    terms: Terms
+    delta: float = field(validator=[gt(0.0), ge(MIN_DELTA), lt(1.0)])
+    scope: PrivacyScope
 
-    def holds(self, prices: Mapping[Price, int]) -> bool:
-        """Whether all of `prices` together stay within."""
-        mechanisms = self.terms.mechanisms(prices)
+    def holds(self, costs: Mapping[AttemptCost, int]) -> bool:
+        """Whether all of `costs` together stay within."""
+        mechanisms = self.scope.mechanisms(costs)
         return mechanisms is not None and accounting.within_budget(
             mechanisms, epsilon=self.epsilon, delta=self.delta
         )
 
     def __str__(self) -> str:
-        return f"ε = {self.epsilon:g} at δ = {self.delta:g} for {self.terms}"
+        return f"ε = {self.epsilon:g} at δ = {self.delta:g} for {self.scope}"

@@ -20,7 +20,7 @@ import msgspec
 from attrs import frozen
 
 from cohortium.errors import LedgerError
-from cohortium.ledger.cost import Price
+from cohortium.ledger.cost import AttemptCost
 from cohortium.storage.atomic import atomic_create
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ APPLICATION = 0x436F6874
 """What SQLite's header calls the file: "Coht"."""
 
 VERSION = 2
-"""Of the schema.  The first one had no `ADDED`; a ledger of it gets them when it is written to."""
+"""Of the schema.  The first had no `SCHEMA_ADDITIONS`; its ledgers get them when written."""
 
-PATIENCE = 60.0
+LOCK_TIMEOUT = 60.0
 """Seconds for which an operation waits until another process is done with the file."""
 
-FIRST = """
+INITIAL_SCHEMA = """
 CREATE TABLE price (id INTEGER PRIMARY KEY, body BLOB NOT NULL UNIQUE);
 CREATE TABLE spend (
     data TEXT NOT NULL,
@@ -58,7 +58,7 @@ CREATE TRIGGER prices_stay_as_they_are BEFORE UPDATE ON price
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 """
 
-ADDED = (
+SCHEMA_ADDITIONS = (
     """CREATE TRIGGER spends_are_new BEFORE INSERT ON spend
     WHEN EXISTS (SELECT 1 FROM spend
         WHERE data = NEW.data AND session = NEW.session AND attempt = NEW.attempt)
@@ -71,12 +71,12 @@ ADDED = (
 
 
 @frozen(kw_only=True)
-class Run:
+class RunCharges:
     """The attempts of one run that had one price.
 
     Attributes:
         session: 16 bytes that name the run.
-        price: Of each attempt.
+        cost: Of each attempt.
         attempts: How many were charged.
         rounds: In how many rounds.
         first: When the first was charged, UTC.
@@ -84,7 +84,7 @@ class Run:
     """
 
     session: bytes
-    price: Price
+    cost: AttemptCost
     attempts: int
     rounds: int
     first: str
@@ -99,8 +99,8 @@ class Ledger:
     from many processes.
 
     Guarantees:
-        An entry stands once `writing` has returned, whatever becomes of the process, and of the
-        machine's power where `is_synced`.  What has not been committed is not there at all.
+        An entry stands once `write_transaction` has returned, whatever becomes of the process, and
+        of the machine's power where `is_synced`.  What has not been committed is not there at all.
         What one transaction reads, no other changes before it is over.
         No statement of SQL, REPLACE and UPSERT included, takes an entry back while the triggers are
         there, and a file without them is refused.
@@ -109,8 +109,8 @@ class Ledger:
 
     Attributes:
         path: The file, of mode 0600.
-        is_synced: Each entry is on the disk before `writing` returns.  Without, power that fails
-            may cost entries, or the file; a process that is killed costs none.
+        is_synced: Each entry is on the disk before `write_transaction` returns.  Without, power
+            that fails may cost entries, or the file; a process that is killed costs none.
     """
 
     path: Path
@@ -124,7 +124,7 @@ class Ledger:
         """
         # In memory first: a crash must not leave half a schema, and an empty file is no ledger.
         with contextlib.closing(sqlite3.connect(":memory:")) as blank:
-            _lay_out(blank, VERSION)
+            _create_schema(blank, VERSION)
             content = blank.serialize()
         try:
             atomic_create(self.path, content)
@@ -134,7 +134,7 @@ class Ledger:
             raise LedgerError(f"cannot write the ledger {self.path}: {error.strerror}.") from error
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Book]:
+    def read_transaction(self) -> Iterator[LedgerTransaction]:
         """The ledger's entries at one moment.
 
         Raises:
@@ -144,33 +144,33 @@ class Ledger:
             yield book
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Book]:
+    def write_transaction(self) -> Iterator[LedgerTransaction]:
         """The ledger's entries, which nobody else changes meanwhile; kept unless the body raises.
 
         Raises:
             LedgerError: The file is missing, is no ledger, or cannot be written.
         """
-        with self._transaction("BEGIN IMMEDIATE", prepare=_bring_up_to_date) as book:
+        with self._transaction("BEGIN IMMEDIATE", prepare=_migrate) as book:
             yield book
 
     @contextlib.contextmanager
     def _transaction(
         self, begin: str, prepare: Callable[[sqlite3.Connection], None] = lambda _: None
-    ) -> Iterator[Book]:
+    ) -> Iterator[LedgerTransaction]:
         try:
             with contextlib.closing(self._connect()) as connection:
                 connection.execute(begin)
                 self._require_ledger(connection)
                 prepare(connection)
-                yield Book(connection)
+                yield LedgerTransaction(connection)
                 connection.execute("COMMIT")
         except (sqlite3.Error, msgspec.DecodeError) as error:
-            raise LedgerError(self._trouble(error)) from error
+            raise LedgerError(self._explain(error)) from error
 
     def _connect(self) -> sqlite3.Connection:
         # Never made here: where a ledger has gone, an empty one would give the whole budget again.
         where = f"{self.path.resolve().as_uri()}?mode=rw"
-        connection = sqlite3.connect(where, uri=True, timeout=PATIENCE, isolation_level=None)
+        connection = sqlite3.connect(where, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
         # Beyond FULL, EXTRA makes the end of the rollback journal durable, and with it the commit.
         connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.is_synced else 'OFF'}")
         connection.execute(f"PRAGMA fullfsync = {int(self.is_synced)}")
@@ -197,7 +197,7 @@ class Ledger:
         if self.path.stat().st_size < pages * page:
             raise LedgerError(f"the ledger {self.path} is damaged: its end is missing.")
 
-    def _trouble(self, error: Exception) -> str:
+    def _explain(self, error: Exception) -> str:
         if not self.path.exists():
             return (
                 f"there is no ledger {self.path}; put it back, or make the first one with "
@@ -209,7 +209,7 @@ class Ledger:
 
 
 @frozen
-class Book:
+class LedgerTransaction:
     """A ledger's entries within one transaction."""
 
     _connection: sqlite3.Connection
@@ -219,16 +219,16 @@ class Book:
         rows = self._connection.execute("SELECT DISTINCT data FROM spend ORDER BY data")
         return [name for (name,) in rows]
 
-    def prices(self, data: str) -> Counter[Price]:
+    def charge_counts(self, data: str) -> Counter[AttemptCost]:
         """How many attempts were charged to `data` at each price, in an order of their own."""
         rows = self._connection.execute(
             "SELECT body, COUNT(*) FROM spend LEFT JOIN price ON price.id = spend.price "
             "WHERE data = ? GROUP BY spend.price ORDER BY body",
             (data,),
         )
-        return Counter({_price(body): times for body, times in rows})
+        return Counter({_decode_cost(body): times for body, times in rows})
 
-    def runs(self, data: str) -> list[Run]:
+    def runs(self, data: str) -> list[RunCharges]:
         """What was charged to `data`, by run, the oldest first."""
         rows = self._connection.execute(
             "SELECT session, body, COUNT(*), COUNT(DISTINCT round), MIN(made), MAX(made) "
@@ -237,18 +237,18 @@ class Book:
             (data,),
         )
         return [
-            Run(session=s, price=_price(body), attempts=n, rounds=rounds, first=a, last=b)
+            RunCharges(session=s, cost=_decode_cost(body), attempts=n, rounds=rounds, first=a, last=b)
             for s, body, n, rounds, a, b in rows
         ]
 
-    def attempts(self, data: str, session: bytes) -> dict[int, Price]:
+    def attempts(self, data: str, session: bytes) -> dict[int, AttemptCost]:
         """The attempts of a run that were charged to `data`, each with its price."""
         rows = self._connection.execute(
             "SELECT attempt, body FROM spend LEFT JOIN price ON price.id = spend.price "
             "WHERE data = ? AND session = ?",
             (data, session),
         )
-        return {attempt: _price(body) for attempt, body in rows}
+        return {attempt: _decode_cost(body) for attempt, body in rows}
 
     def is_charged(self, data: str, session: bytes, attempt: int) -> bool:
         """Whether an attempt of a run was charged to `data`."""
@@ -256,9 +256,9 @@ class Book:
         found = "SELECT 1 FROM spend WHERE data = ? AND session = ? AND attempt = ?"
         return self._connection.execute(found, key).fetchone() is not None
 
-    def insert(self, data: str, session: bytes, attempt: int, round_: int, price: Price) -> None:
+    def add_charge(self, data: str, session: bytes, attempt: int, round_: int, cost: AttemptCost) -> None:
         """Charge an attempt of a run to `data`; it was not charged before."""
-        body = msgspec.msgpack.encode(price)
+        body = msgspec.msgpack.encode(cost)
         self._connection.execute(
             "INSERT INTO price (body) SELECT ? "
             "WHERE NOT EXISTS (SELECT 1 FROM price WHERE body = ?)",
@@ -276,18 +276,19 @@ class Book:
         ).fetchone()
         return None if row is None else (row[0], row[1])
 
-    def note_fingerprint(self, data: str, fingerprint: bytes) -> None:
+    def record_fingerprint(self, data: str, fingerprint: bytes) -> None:
         """Note what `data` looks like now."""
         self._connection.execute(
             "INSERT OR REPLACE INTO data VALUES (?, ?, ?)", (data, fingerprint, _now())
         )
 
 
-def _lay_out(connection: sqlite3.Connection, version: int) -> None:
+def _create_schema(connection: sqlite3.Connection, version: int) -> None:
     """Make of an empty file a ledger of the format `version`."""
-    added = "".join(f"{statement};\n" for statement in ADDED) if version > 1 else ""
+    added = "".join(f"{statement};\n" for statement in SCHEMA_ADDITIONS) if version > 1 else ""
     connection.executescript(
-        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version};{FIRST}{added}"
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = "
+        f"{version};{INITIAL_SCHEMA}{added}"
     )
 
 
@@ -295,7 +296,7 @@ def _lay_out(connection: sqlite3.Connection, version: int) -> None:
 def _schema(version: int) -> tuple[tuple[str | None, ...], ...]:
     """What `_schema_of` says of a ledger of the format `version`."""
     with contextlib.closing(sqlite3.connect(":memory:")) as blank:
-        _lay_out(blank, version)
+        _create_schema(blank, version)
         return _schema_of(blank)
 
 
@@ -310,19 +311,19 @@ def _schema_of(connection: sqlite3.Connection) -> tuple[tuple[str | None, ...], 
     )
 
 
-def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+def _migrate(connection: sqlite3.Connection) -> None:
     """Give a ledger of the first format what it lacks."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < VERSION:
-        for statement in ADDED:
+        for statement in SCHEMA_ADDITIONS:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _price(body: bytes | None) -> Price:
+def _decode_cost(body: bytes | None) -> AttemptCost:
     if body is None:
         raise LedgerError("the ledger is damaged: a price that was charged is gone from it.")
-    return msgspec.msgpack.decode(body, type=Price)
+    return msgspec.msgpack.decode(body, type=AttemptCost)
 
 
 def _now() -> str:

@@ -11,47 +11,47 @@ import msgspec
 from attrs import frozen
 
 from cohortium.errors import LedgerError
-from cohortium.ledger.cost import Budget, Terms
+from cohortium.ledger.cost import Budget, PrivacyScope
 from cohortium.privacy.accounting import GaussianMechanism
 from cohortium.privacy.guarantee import rounded_up
-from cohortium.text import near
+from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.ledger.cost import Price
-    from cohortium.ledger.ledger import Ledger, Run
+    from cohortium.ledger.cost import AttemptCost
+    from cohortium.ledger.ledger import Ledger, RunCharges
 
 DELTA = 1e-5
 """δ at which ε is given where no budget says another."""
 
 
 @frozen(kw_only=True)
-class Line:
+class RunEntry:
     """One run's attempts at one price, and their ε; infinity where they have no bound."""
 
-    run: Run
+    charges: RunCharges
     epsilon: float
 
 
 @frozen(kw_only=True)
-class Statement:
+class LedgerReport:
     """What was spent of some data.
 
     Attributes:
         data: What the hospital calls them.
-        terms: What ε is said of: the budget's, or else the strongest that hold for all runs.
+        scope: What ε is said of: the budget's, or else the strongest that hold for all runs.
         delta: δ at which ε is given.
         epsilon: Of everything together; infinity where something has no bound.
-        lines: By run, the oldest first.
+        runs: By run, the oldest first.
         budget: What may be spent, where that is known.
     """
 
     data: str
-    terms: Terms
+    scope: PrivacyScope
     delta: float
     epsilon: float
-    lines: tuple[Line, ...]
+    runs: tuple[RunEntry, ...]
     budget: Budget | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -60,31 +60,31 @@ class Statement:
             "data": self.data,
             "epsilon": _finite(self.epsilon),
             "delta": self.delta,
-            **attrs.asdict(self.terms),
+            **attrs.asdict(self.scope),
             "budget": None if self.budget is None else attrs.asdict(self.budget),
             "runs": [
                 {
-                    "run": line.run.session.hex(),
-                    "attempts": line.run.attempts,
-                    "rounds": line.run.rounds,
-                    "first": line.run.first,
-                    "last": line.run.last,
+                    "run": line.charges.session.hex(),
+                    "attempts": line.charges.attempts,
+                    "rounds": line.charges.rounds,
+                    "first": line.charges.first,
+                    "last": line.charges.last,
                     "epsilon": _finite(line.epsilon),
-                    **msgspec.to_builtins(line.run.price),
+                    **msgspec.to_builtins(line.charges.cost),
                 }
-                for line in self.lines
+                for line in self.runs
             ],
         }
 
     def __str__(self) -> str:
         limit = "" if self.budget is None else f", of a budget of {self.budget}"
-        spent = f"ε = {shown(self.epsilon)} at δ = {self.delta:g} for {self.terms}"
-        return f"{self.data}: {spent}{limit}" if self.lines else f"{self.data}: ε = 0{limit}"
+        spent = f"ε = {format_epsilon(self.epsilon)} at δ = {self.delta:g} for {self.scope}"
+        return f"{self.data}: {spent}{limit}" if self.runs else f"{self.data}: ε = 0{limit}"
 
 
-def statements(
+def build_reports(
     ledger: Ledger, *, budgets: Mapping[str, Budget] | None = None, delta: float | None = None
-) -> list[Statement]:
+) -> list[LedgerReport]:
     """What `ledger` comes to, for each data identity in it or with a budget.
 
     Args:
@@ -96,31 +96,31 @@ def statements(
         LedgerError: The ledger cannot be used.
     """
     budgets = budgets or {}
-    with ledger.reading() as book:
+    with ledger.read_transaction() as book:
         kept = {name: book.runs(name) for name in sorted({*book.names(), *budgets})}
-    known: dict[tuple[Terms, float, frozenset[tuple[Price, int]]], float] = {}
+    known: dict[tuple[PrivacyScope, float, frozenset[tuple[AttemptCost, int]]], float] = {}
 
-    def epsilon(terms: Terms, at: float, prices: Counter[Price]) -> float:
+    def epsilon(scope: PrivacyScope, at: float, costs: Counter[AttemptCost]) -> float:
         # Simulated sites have spent alike, and a bound takes a second.
-        key = (terms, at, frozenset(prices.items()))
+        key = (scope, at, frozenset(costs.items()))
         if key not in known:
-            known[key] = terms.epsilon(prices, at)
+            known[key] = scope.epsilon(costs, at)
         return known[key]
 
-    def statement(name: str, runs: list[Run]) -> Statement:
+    def statement(name: str, runs: list[RunCharges]) -> LedgerReport:
         budget = budgets.get(name)
-        prices: Counter[Price] = Counter()
+        costs: Counter[AttemptCost] = Counter()
         for run in runs:
-            prices[run.price] += run.attempts
-        terms = Terms.of(prices) if budget is None else budget.terms
+            costs[run.cost] += run.attempts
+        scope = PrivacyScope.of(costs) if budget is None else budget.scope
         at = delta or (DELTA if budget is None else budget.delta)
-        return Statement(
+        return LedgerReport(
             data=name,
-            terms=terms,
+            scope=scope,
             delta=at,
-            epsilon=epsilon(terms, at, prices),
-            lines=tuple(
-                Line(run=run, epsilon=epsilon(terms, at, Counter({run.price: run.attempts})))
+            epsilon=epsilon(scope, at, costs),
+            runs=tuple(
+                RunEntry(charges=run, epsilon=epsilon(scope, at, Counter({run.cost: run.attempts})))
                 for run in runs
             ),
             budget=budget,
@@ -129,9 +129,9 @@ def statements(
     return [statement(name, runs) for name, runs in kept.items()]
 
 
-def described(price: Price) -> str:
+def describe_cost(cost: AttemptCost) -> str:
     """The mechanism of a price, with what qualifies it, for people."""
-    mechanism = price.mechanism
+    mechanism = cost.mechanism
     if mechanism is None:
         return "no privacy"
     if isinstance(mechanism, GaussianMechanism):
@@ -142,11 +142,11 @@ def described(price: Price) -> str:
             words += f", {mechanism.num_releases:,} times"
     else:
         words = mechanism.name
-    terms = f"one {price.unit} ({price.adjacency}) against {price.against}"
-    return f"{words}; {terms}{'; SIMULATION' if price.simulation else ''}"
+    scope = f"one {cost.unit} ({cost.adjacency}) against {cost.against}"
+    return f"{words}; {scope}{'; SIMULATION' if cost.simulation else ''}"
 
 
-def select(found: list[Statement], data: str | None) -> list[Statement]:
+def select_dataset(found: list[LedgerReport], data: str | None) -> list[LedgerReport]:
     """The statement of `data`, or all if it is None.
 
     Raises:
@@ -155,11 +155,11 @@ def select(found: list[Statement], data: str | None) -> list[Statement]:
     chosen = [statement for statement in found if data in (None, statement.data)]
     if data is not None and not chosen:
         names = (statement.data for statement in found)
-        raise LedgerError(f"the ledger has nothing of '{data}'; {near(data, names)}")
+        raise LedgerError(f"the ledger has nothing of '{data}'; {did_you_mean(data, names)}")
     return chosen
 
 
-def shown(epsilon: float) -> str:
+def format_epsilon(epsilon: float) -> str:
     """ε to three digits, rounded up; "no bound" where there is none."""
     return rounded_up(epsilon) if math.isfinite(epsilon) else "no bound"
 

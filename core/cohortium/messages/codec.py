@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cohortium.errors import MessageError
-from cohortium.text import printable
+from cohortium.text import escape_control_characters
 
 MARK = "CHT\x02"
 """Marks a message of this format; the last character is its version."""
@@ -22,7 +22,7 @@ MARK = "CHT\x02"
 MAGIC = b"\x92\xa4" + MARK.encode()
 """What every message begins with: the head of a pair, and the mark."""
 
-LARGEST = 1 << 32
+MAX_MESSAGE_BYTES = 1 << 32
 """Bytes that no message may exceed, where its reader sets no tighter limit."""
 
 WELL_FORMED_BYTES = 64
@@ -57,7 +57,7 @@ def encode(message: Message) -> bytes:
     return msgspec.msgpack.encode((MARK, message))
 
 
-def decode(data: bytes | memoryview, kind: type[M], *, limit: int = LARGEST) -> M:
+def decode(data: bytes | memoryview, kind: type[M], *, limit: int = MAX_MESSAGE_BYTES) -> M:
     """The message of class `kind` in `data`.
 
     Args:
@@ -73,7 +73,7 @@ def decode(data: bytes | memoryview, kind: type[M], *, limit: int = LARGEST) -> 
     return message
 
 
-def decode_either(data: bytes | memoryview, *kinds: type[Message], limit: int = LARGEST) -> Any:
+def decode_either(data: bytes | memoryview, *kinds: type[Message], limit: int = MAX_MESSAGE_BYTES) -> Any:
     """The message in `data`, which must be of one of `kinds` and within `limit` bytes.
 
     Raises:
@@ -105,5 +105,5 @@ def _decode(data: bytes | memoryview, kind: Any, wanted: str, limit: int) -> Any
     try:
         return msgspec.msgpack.decode(view[len(MAGIC) :], type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = printable(str(error)[:WELL_FORMED_BYTES])
+        what = escape_control_characters(str(error)[:WELL_FORMED_BYTES])
         raise MessageError(f"not a well-formed {wanted} message: {what}.") from error

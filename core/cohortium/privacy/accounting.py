@@ -18,8 +18,8 @@ from attrs import frozen
 
 from cohortium.errors import PrivacyError
 from cohortium.privacy import privacy_loss
-from cohortium.privacy.guarantee import LEAST_DELTA, LEAST_EPSILON, rounded_up
-from cohortium.privacy.loss_grids import Releases
+from cohortium.privacy.guarantee import MIN_DELTA, MIN_EPSILON, rounded_up
+from cohortium.privacy.loss_grids import ReleaseGroup
 from cohortium.privacy.mechanisms import ORDERS, GaussianMechanism, Mechanism, RenyiBoundedMechanism
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = (
-    "LEAST_DELTA",
-    "LEAST_EPSILON",
+    "MIN_DELTA",
+    "MIN_EPSILON",
     "ORDERS",
     "EpsilonBound",
     "GaussianMechanism",
@@ -40,13 +40,13 @@ __all__ = (
     "within_budget",
 )
 
-LEAST_NOISE, MOST_NOISE = 1e-2, 1e6
+MIN_NOISE, MAX_NOISE = 1e-2, 1e6
 """Noise multipliers between which a target is looked for."""
 
 TOLERANCE = 1e-3
 """Relative width at which the search for the noise multiplier stops, on the safe side."""
 
-LARGEST = 2e4
+MAX_RENYI_EPSILON = 2e4
 """ε by Rényi divergence beyond which the losses' distribution is not looked at: none protects."""
 
 ROUGH = 1e3
@@ -92,8 +92,8 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Eps
         nor the order, nor how equal mechanisms are counted together changes a bit of it.
     """
     for delta in deltas:
-        if not LEAST_DELTA <= delta < 1:
-            raise ValueError(f"δ is between {LEAST_DELTA:g} and 1, not {delta:g}.")
+        if not MIN_DELTA <= delta < 1:
+            raise ValueError(f"δ is between {MIN_DELTA:g} and 1, not {delta:g}.")
     whole, sampled, curves = _sorted(spends)
     if not sampled and not curves:
         return [
@@ -105,7 +105,7 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Eps
     if curves:
         return [EpsilonBound.tightest(rdp=epsilon) for epsilon in rdp]
     prv = [
-        privacy_loss.epsilon(_kinds(whole, sampled), delta) if bound <= LARGEST else math.inf
+        privacy_loss.epsilon(_kinds(whole, sampled), delta) if bound <= MAX_RENYI_EPSILON else math.inf
         for delta, bound in zip(deltas, rdp, strict=True)
     ]
     return [EpsilonBound.tightest(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]
@@ -166,9 +166,9 @@ def _curve(
     return total
 
 
-def _kinds(whole: float, sampled: list[tuple[GaussianMechanism, int]]) -> list[Releases]:
-    kinds = [Releases(1 / m.noise_multiplier, m.sampling_rate, times) for m, times in sampled]
-    return [*kinds, Releases(whole, 1.0, 1)] if whole else kinds
+def _kinds(whole: float, sampled: list[tuple[GaussianMechanism, int]]) -> list[ReleaseGroup]:
+    kinds = [ReleaseGroup(1 / m.noise_multiplier, m.sampling_rate, times) for m, times in sampled]
+    return [*kinds, ReleaseGroup(whole, 1.0, 1)] if whole else kinds
 
 
 def _gaussian_epsilon(mu: float, delta: float) -> float:
@@ -234,12 +234,12 @@ def calibrate_noise_multiplier(
         high = 0.0
         while excess(high) > 0:
             high += math.log(2)
-            if high > math.log(MOST_NOISE):
-                raise PrivacyError(_unreachable(mechanism(MOST_NOISE), epsilon, delta))
+            if high > math.log(MAX_NOISE):
+                raise PrivacyError(_unreachable(mechanism(MAX_NOISE), epsilon, delta))
         low = high - math.log(2)
         while excess(low) <= 0:
             high, low = low, low - math.log(2)
-            if low < math.log(LEAST_NOISE):
+            if low < math.log(MIN_NOISE):
                 return math.exp(high)
         found: float = brentq(excess, low, high, xtol=TOLERANCE / 3)
         while excess(found) > 0:
@@ -260,5 +260,5 @@ def _unreachable(mechanism: Mechanism, epsilon: float, delta: float) -> str:
         )
     return (
         f"ε = {epsilon:g} at δ = {delta:g} cannot be met with any noise up to "
-        f"{MOST_NOISE:g} times the sensitivity; ask for fewer rounds or a larger ε."
+        f"{MAX_NOISE:g} times the sensitivity; ask for fewer rounds or a larger ε."
     )

@@ -9,10 +9,10 @@ from typing import Literal
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, in_, lt
 
-LEAST_EPSILON = 1e-9
+MIN_EPSILON = 1e-9
 """The smallest ε that can be asked for."""
 
-LEAST_DELTA = 1e-100
+MIN_DELTA = 1e-100
 """The smallest δ, but for 0, that anything is said at."""
 
 ROUNDING_UP = Context(prec=3, rounding=ROUND_CEILING)
@@ -35,8 +35,8 @@ def rounded_up(number: float) -> str:
 
 def _possible(_guarantee: object, _attribute: Attribute[float], delta: float) -> None:
     """Refuse a δ that is neither 0 nor one that anything is said at."""
-    if delta != 0 and not delta >= LEAST_DELTA:
-        raise ValueError(f"'delta' must be 0, or {LEAST_DELTA:g} or more, not {delta:g}")
+    if delta != 0 and not delta >= MIN_DELTA:
+        raise ValueError(f"'delta' must be 0, or {MIN_DELTA:g} or more, not {delta:g}")
 
 
 @frozen(kw_only=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Releases:
+class ReleaseGroup:
     """Releases of one kind: noise μ = sensitivity over deviation, sampling rate, and how many."""
 
     mu: float
@@ -31,7 +31,7 @@ class Releases:
 
 
 @frozen
-class Sketch:
+class LossSketch:
     """Losses of one kind of release, and the logarithms of their chances where a unit is there.
 
     It is good enough to choose λ and a grid by: no bound rests on it.
@@ -42,7 +42,7 @@ class Sketch:
     times: int
 
     @classmethod
-    def of(cls, kind: Releases, reach: float) -> Sketch:
+    def of(cls, kind: ReleaseGroup, reach: float) -> LossSketch:
         """Of a release, up to noises `reach` standard deviations from what is likely."""
         from scipy.special import logsumexp
 
@@ -51,21 +51,21 @@ class Sketch:
         logs = loss - z**2 / 2
         return cls(loss, logs - logsumexp(logs), kind.times)
 
-    def snapped(self, mesh: float) -> Sketch:
+    def snapped(self, mesh: float) -> LossSketch:
         """On a grid, as `discretise` puts a loss on it."""
         low = np.floor(self.loss / mesh) * mesh
         share = np.expm1(low - self.loss) / math.expm1(-mesh)
         with np.errstate(divide="ignore"):
             logs = [self.logs + np.log1p(-share), self.logs + np.log(share)]
-        return Sketch(np.concatenate([low, low + mesh]), np.concatenate(logs), self.times)
+        return LossSketch(np.concatenate([low, low + mesh]), np.concatenate(logs), self.times)
 
-    def turned(self) -> Sketch:
+    def turned(self) -> LossSketch:
         """The other direction: the loss is minus this one, with its chances where no unit is."""
-        return Sketch(-self.loss, self.logs - self.loss, self.times)
+        return LossSketch(-self.loss, self.logs - self.loss, self.times)
 
 
 @frozen
-class Grid:
+class LossDistribution:
     """One release's loss on a grid: `chances` at (first + n) · mesh, and beyond all bounds."""
 
     first: int
@@ -73,7 +73,7 @@ class Grid:
     lost: float
 
 
-def discretise(kind: Releases, mesh: float, reach: float) -> tuple[Grid, Grid]:
+def discretise(kind: ReleaseGroup, mesh: float, reach: float) -> tuple[LossDistribution, LossDistribution]:
     """A release's loss where a unit is there and goes, and where it comes.
 
     Both are of one pair of distributions.  Of what lies between the losses a and b with chances P
@@ -93,12 +93,12 @@ def discretise(kind: Releases, mesh: float, reach: float) -> tuple[Grid, Grid]:
     there = chances.copy()
     there[0] += (1 - rate) * _below(z[0]) + rate * _below(z[0] - mu)
     lost = (1 - rate) * _below(-z[-1]) + rate * _below(mu - z[-1])
-    grid = Grid(first, there, lost)
+    grid = LossDistribution(first, there, lost)
     if rate == 1:  # the loss is normal in either direction
         return grid, grid
     back = chances * np.exp(-loss)
     back[-1] += _below(-z[-1])
-    return grid, Grid(-last, back[::-1].copy(), _below(z[0]))
+    return grid, LossDistribution(-last, back[::-1].copy(), _below(z[0]))
 
 
 def _log_ratios(rate: float, loss: Reals) -> Reals:
@@ -128,7 +128,7 @@ def _between(z: Reals) -> Reals:
     return np.where(z[:-1] >= 0, a - b, np.where(z[1:] <= 0, b - a, 1 - a - b))
 
 
-def _weighted(kind: Releases, loss: Reals, z: Reals, gone: Reals) -> Reals:
+def _weighted(kind: ReleaseGroup, loss: Reals, z: Reals, gone: Reals) -> Reals:
     """Each interval's chance where the unit is gone, times the ratio r at its lower end."""
     from scipy.special import erfcx
 

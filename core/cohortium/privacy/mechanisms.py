@@ -19,10 +19,10 @@ ORDERS = (1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, *range(4, 65), 80, 96, 128, 192,
 NOISES = 1e-3, 1e9
 """Noise multipliers that a mechanism may have: the accountants' work is bounded between them."""
 
-LEAST_RATE = 1e-12
+MIN_RATE = 1e-12
 """The smallest sampling rate that a mechanism may have."""
 
-MOST_RELEASES = 10**12
+MAX_RELEASES = 10**12
 """The most releases that a mechanism may have."""
 
 WINDOW = 12.0
@@ -38,9 +38,9 @@ class GaussianMechanism(
 
     Attributes:
         noise_multiplier: Standard deviation of the noise over the sensitivity, within `NOISES`.
-        sampling_rate: Chance q of a unit to be in a release, `LEAST_RATE` or more; 1 where there
+        sampling_rate: Chance q of a unit to be in a release, `MIN_RATE` or more; 1 where there
             is no sampling.
-        num_releases: How many; `MOST_RELEASES` at most.
+        num_releases: How many; `MAX_RELEASES` at most.
     """
 
     noise_multiplier: float
@@ -55,12 +55,12 @@ class GaussianMechanism(
                 f"a noise multiplier is between {least:g} and {most:g}, not "
                 f"{self.noise_multiplier:g}."
             )
-        if not LEAST_RATE <= self.sampling_rate <= 1:
+        if not MIN_RATE <= self.sampling_rate <= 1:
             raise ValueError(
-                f"a sampling rate is between {LEAST_RATE:g} and 1, not {self.sampling_rate:g}."
+                f"a sampling rate is between {MIN_RATE:g} and 1, not {self.sampling_rate:g}."
             )
-        if not 1 <= self.num_releases <= MOST_RELEASES:
-            raise ValueError(f"a mechanism has between 1 and {MOST_RELEASES:,} releases.")
+        if not 1 <= self.num_releases <= MAX_RELEASES:
+            raise ValueError(f"a mechanism has between 1 and {MAX_RELEASES:,} releases.")
 
     @property
     def rdp_curve(self) -> Reals:

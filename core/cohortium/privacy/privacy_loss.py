@@ -12,7 +12,7 @@ Guarantees:
     What is returned is an upper bound, whatever the grid: a coarse one only makes it larger.  What
     is left out at either end counts as a loss without bound; what the transform may have rounded
     away is added.
-    Work and memory are bounded by `MOST_POINTS`, whatever the noise, rates and numbers are.
+    Work and memory are bounded by `MAX_POINTS`, whatever the noise, rates and numbers are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from attrs import frozen
 
-from cohortium.privacy.loss_grids import Grid, Releases, Sketch, discretise
+from cohortium.privacy.loss_grids import LossDistribution, ReleaseGroup, LossSketch, discretise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 SPREAD = 1e-4
 """By what part of itself the grid may enlarge the variance of the loss; ε grows by less."""
 
-MOST_POINTS = 1 << 17
+MAX_POINTS = 1 << 17
 """Points of a grid; where more were needed it is made coarser."""
 
-FEWEST_POINTS = 1 << 12
-"""Of each grid, where there are so many mechanisms that they share `MOST_POINTS`."""
+MIN_POINTS = 1 << 12
+"""Of each grid, where there are so many mechanisms that they share `MAX_POINTS`."""
 
 TAIL = 1e-9
 """The part of δ that may go to losses which are left out."""
@@ -57,7 +57,7 @@ FARTHEST = 600.0
 """Exponents beyond which nothing is untilted, as it would overflow."""
 
 
-def epsilon(kinds: Sequence[Releases], delta: float) -> float:
+def epsilon(kinds: Sequence[ReleaseGroup], delta: float) -> float:
     """An upper bound on ε at `delta` of all releases together; infinity where none is found.
 
     It is the larger of the two directions: a unit is there and goes, or comes.
@@ -68,11 +68,11 @@ def epsilon(kinds: Sequence[Releases], delta: float) -> float:
     if _rounding(total) > ROUGHEST:
         return math.inf
     reach = -float(ndtri(TAIL * delta / total))
-    sketches = [Sketch.of(kind, reach) for kind in kinds]
+    sketches = [LossSketch.of(kind, reach) for kind in kinds]
     variance = _cumulants(sketches, 0.0)[2]
     # A power of two, so that every point is exact.
     mesh = 2.0 ** math.floor(math.log2(math.sqrt(6 * SPREAD * variance / total)))
-    most = max(FEWEST_POINTS, MOST_POINTS // len(kinds))
+    most = max(MIN_POINTS, MAX_POINTS // len(kinds))
     while True:
         there = [each.snapped(mesh) for each in sketches]
         frames = [_frame(way, delta, mesh) for way in (there, [each.turned() for each in there])]
@@ -92,7 +92,7 @@ def _rounding(releases: int) -> float:
     return 8 * releases * ROUNDING
 
 
-def _cumulants(sketches: Sequence[Sketch], tilt: float) -> tuple[float, float, float]:
+def _cumulants(sketches: Sequence[LossSketch], tilt: float) -> tuple[float, float, float]:
     """The log of E[exp(tilt · loss)] over all releases; mean and variance of the tilted loss."""
     whole, mean, variance = 0.0, 0.0, 0.0
     for sketch in sketches:
@@ -127,7 +127,7 @@ class _Frame:
     theta: float
 
 
-def _frame(sketches: Sequence[Sketch], delta: float, mesh: float) -> _Frame:
+def _frame(sketches: Sequence[LossSketch], delta: float, mesh: float) -> _Frame:
     """λ by bisection, where P[loss > its tilted mean] is `delta` by Chernoff's bound."""
     low, high = 1e-6 / max(math.sqrt(_cumulants(sketches, 0.0)[2]), mesh), 10 / mesh
     while high > 1.1 * low:
@@ -147,7 +147,7 @@ def _frame(sketches: Sequence[Sketch], delta: float, mesh: float) -> _Frame:
 
 
 def _bound(
-    grids: Sequence[Grid], kinds: Sequence[Releases], mesh: float, frame: _Frame, delta: float
+    grids: Sequence[LossDistribution], kinds: Sequence[ReleaseGroup], mesh: float, frame: _Frame, delta: float
 ) -> float:
     """ε at `delta` of the grids' sum, in one direction."""
     first = math.floor(frame.bottom / mesh)
@@ -190,7 +190,7 @@ class _Composed:
 
 
 def _compose(
-    grids: Sequence[Grid], kinds: Sequence[Releases], mesh: float, frame: _Frame, first: int
+    grids: Sequence[LossDistribution], kinds: Sequence[ReleaseGroup], mesh: float, frame: _Frame, first: int
 ) -> _Composed:
     """Convolve the tilted grids, on a circle of as many points as the frame has."""
     from scipy import fft

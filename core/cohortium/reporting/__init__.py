@@ -16,7 +16,7 @@ from cohortium.errors import RunError, StudyError
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
 from cohortium.storage.atomic import atomic_write
-from cohortium.storage.writable import require_file
+from cohortium.storage.writable import check_file_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         RunError: The file cannot be written.
     """
     if out is not None:
-        require_file(out)
+        check_file_writable(out)
         _require_ours(out)
     page = render([read(folder) for folder in folders])
     target = folders[0] / "report.html" if out is None else out

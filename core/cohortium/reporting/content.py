@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cohortium.reporting.reading import Record
     from cohortium.roles.events import StageStats
 
-MOST_ROWS = 60
+MAX_ROWS = 60
 """Sites, and lost contributions, that are listed one by one."""
 
 
@@ -57,7 +57,7 @@ class SiteRow:
 
 
 @frozen(kw_only=True)
-class Loss:
+class LostContribution:
     """A contribution that was asked for, and what became of it."""
 
     round: int
@@ -135,7 +135,7 @@ def mean_distance(rows: tuple[SiteRow, ...]) -> float:
     return sum(row.size * row.distance for row in rows) / total
 
 
-def losses(record: Record) -> tuple[Loss, ...]:
+def lost_contributions(record: Record) -> tuple[LostContribution, ...]:
     """Every contribution or answer that was lost, by round and site."""
     reasons = {(f.attempt, f.site): f.reason for f in record.failures}
     found = []
@@ -152,7 +152,7 @@ def losses(record: Record) -> tuple[Loss, ...]:
             reason = reasons.get((event.attempt, site), "no answer")
             found.append((event.round, site, "", "Left out of the sum.", reason, False))
     return tuple(
-        Loss(
+        LostContribution(
             round=number, site=site, stage=stage, outcome=outcome, reason=reason, is_counted=counted
         )
         for number, site, stage, outcome, reason, counted in found

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 
-def differing(studies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+def study_differences(studies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """By key, as `--set` would name it, what each study has there; empty where it has nothing.
 
     Keys on which all agree are left out.  Where a part is another one altogether, its name comes

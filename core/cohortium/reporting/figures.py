@@ -15,10 +15,10 @@ Point = tuple[float, float]
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 """Distances between ticks, times a power of ten."""
 
-LEAST_GAP = 15.0
+MIN_GAP = 15.0
 """Between the lines of two labels."""
 
-MOST_HINTS = 240
+MAX_HINTS = 240
 """Rounds up to which each has a hint of its own under the pointer."""
 
 
@@ -162,16 +162,16 @@ class Plot:
         )
         floor = self.height - self.bottom
         for k, label in enumerate(found):
-            least = found[k - 1].y + LEAST_GAP if k else self.top
+            least = found[k - 1].y + MIN_GAP if k else self.top
             found[k] = evolve(label, y=max(label.at, least))
         for k in reversed(range(len(found))):
-            most = found[k + 1].y - LEAST_GAP if k + 1 < len(found) else floor
+            most = found[k + 1].y - MIN_GAP if k + 1 < len(found) else floor
             found[k] = evolve(found[k], y=min(found[k].y, most))
         return tuple(found)
 
     def columns(self) -> tuple[tuple[float, float, str], ...]:
         """Left edge, width and words of each hint."""
-        if len(self.hints) > MOST_HINTS:
+        if len(self.hints) > MAX_HINTS:
             return ()
         wide = round((self.width - self.left - self.right) / max(self.x.high - self.x.low, 1), 2)
         return tuple((round(self.px(x) - wide / 2, 2), wide, text) for x, text in self.hints)

@@ -9,17 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cohortium.catalog.provenance import digest_of
+from cohortium.catalog.provenance import file_digest
 from cohortium.reporting import content, plots, wording
-from cohortium.reporting.differing import differing
-from cohortium.reporting.parties import Facts, conditions, views
+from cohortium.reporting.differing import study_differences
+from cohortium.reporting.parties import PartyInputs, conditions, party_views
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from jinja2 import Environment
 
-    from cohortium.reporting.parties import View
+    from cohortium.reporting.parties import PartyView
     from cohortium.reporting.reading import Record
 
 
@@ -34,7 +34,7 @@ def render(records: Sequence[Record]) -> str:
         run["label"] = label
     return environment.get_template("runs.html").render(
         runs=runs,
-        settings=differing([record.study for record in records]),
+        settings=study_differences([record.study for record in records]),
         accuracies=plots.accuracies(records, names),
         epsilon=plots.side_by_side(records, names, "epsilon"),
         classes=_classes(records),
@@ -59,7 +59,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural", "chance"):
+    for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural", "one_in"):
         environment.filters[name] = getattr(wording, name)
     environment.filters["tick"] = "{:g}".format
     environment.filters["groupby_views"] = _by_views
@@ -81,9 +81,9 @@ def _is_control(letter: str) -> bool:
 
 def _run(record: Record, name: str) -> dict[str, Any]:
     """What the templates show of a run."""
-    scores, guarantee, facts = record.scores, record.guarantee, Facts.of(record)
+    scores, guarantee, facts = record.scores, record.guarantee, PartyInputs.of(record)
     sites = content.site_rows(record)
-    found = content.losses(record)
+    found = content.lost_contributions(record)
     return {
         "name": name,
         "record": record,
@@ -99,9 +99,9 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "bins": () if scores is None else content.bin_rows(scores),
         "guarantee": guarantee,
         "unit": None if guarantee is None else wording.UNITS[guarantee.unit],
-        "factor": None if guarantee is None else wording.odds_factor(guarantee),
-        "detected": None if guarantee is None else wording.detected(guarantee),
-        "views": views(facts),
+        "factor": None if guarantee is None else wording.max_likelihood_ratio(guarantee),
+        "max_detection_rate": None if guarantee is None else wording.max_detection_rate(guarantee),
+        "views": party_views(facts),
         "conditions": conditions(facts),
         "learning": plots.learning(record),
         "spending": plots.spending(record),
@@ -109,12 +109,12 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "most_in_cell": max((n for row in sites for n in row.counts), default=1) or 1,
         "most_at_site": max((row.size for row in sites), default=1) or 1,
         "distance": content.mean_distance(sites),
-        "losses": found,
+        "lost_contributions": found,
         "lost_kinds": Counter((loss.stage, loss.outcome) for loss in found).most_common(),
         "lost_asked": sum(len(e.contributors) + len(e.dropped) for e in record.rounds),
         "costs": content.costs(record),
         "moved": content.bytes_moved(record),
-        "most_rows": content.MOST_ROWS,
+        "most_rows": content.MAX_ROWS,
         "command": _command(record),
         "parts": _parts(record),
         "codes": _codes(record),
@@ -141,7 +141,7 @@ def _codes(record: Record) -> list[tuple[str, Mapping[str, str], str]]:
     found = []
     for part, told in record.provenance.items():
         was, file = told.get("sha256", ""), told.get("file", "")
-        now = digest_of(Path(file)) if was and file else ""
+        now = file_digest(Path(file)) if was and file else ""
         state = "unknown" if not was else "gone" if not now else "same" if now == was else "changed"
         found.append((part, told, state))
     return found
@@ -174,9 +174,9 @@ def _parts(record: Record) -> list[tuple[str, str, str]]:
 
 def _by_views(
     runs: Sequence[dict[str, Any]],
-) -> list[tuple[tuple[View, ...], list[dict[str, Any]]]]:
+) -> list[tuple[tuple[PartyView, ...], list[dict[str, Any]]]]:
     """Runs of which the same can be said, together."""
-    groups: dict[tuple[tuple[View, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
+    groups: dict[tuple[tuple[PartyView, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["views"], run["conditions"]), []).append(run)
     return [(found, group) for (found, _), group in groups.items()]

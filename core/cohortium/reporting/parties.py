@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
-from cohortium.reporting.wording import UNITS, pair, plural
+from cohortium.reporting.wording import UNITS, format_guarantee, plural
 
 if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee, Unit
@@ -33,7 +33,7 @@ Verdict = Literal["bounded", "open"]
 
 
 @frozen(kw_only=True)
-class View:
+class PartyView:
     """One party's.
 
     Attributes:
@@ -54,7 +54,7 @@ class View:
 
 
 @frozen(kw_only=True)
-class Facts:
+class PartyInputs:
     """What the answers follow from.
 
     Attributes:
@@ -68,12 +68,12 @@ class Facts:
     aggregation: AggregationGuarantee | None
 
     @classmethod
-    def of(cls, record: Record) -> Facts:
+    def of(cls, record: Record) -> PartyInputs:
         """Those of a run."""
         return cls(terms=record.terms, guarantee=record.guarantee, aggregation=record.aggregation)
 
     @property
-    def fewest(self) -> int:
+    def min_contributors(self) -> int:
         """Sites in the smallest sum that may be opened."""
         return (
             self.terms.min_contributors
@@ -92,12 +92,12 @@ class Facts:
         return self.terms.max_colluding
 
 
-def views(facts: Facts) -> tuple[View, ...]:
+def party_views(facts: PartyInputs) -> tuple[PartyView, ...]:
     """The coordinator, another hospital, hospitals that conspire, and an outsider."""
-    return (_coordinator(facts), _hospital(facts), _conspiracy(facts), _outsider(facts))
+    return (_coordinator(facts), _hospital(facts), _colluding_sites(facts), _outsider(facts))
 
 
-def conditions(facts: Facts) -> tuple[str, ...]:
+def conditions(facts: PartyInputs) -> tuple[str, ...]:
     """What has to be true for the answers to hold, and what they do not cover."""
     guarantee, confidentiality = facts.guarantee, facts.aggregation
     found = []
@@ -127,7 +127,7 @@ def conditions(facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _coordinator(facts: Facts) -> View:
+def _coordinator(facts: PartyInputs) -> PartyView:
     confidentiality = facts.aggregation
     if confidentiality is None:
         sees = "Every release of every hospital, each by itself, in every round."
@@ -142,7 +142,7 @@ def _coordinator(facts: Facts) -> View:
         )
         hospital = f"Its part in sums over {fewest} or more; never a release by itself."
     verdict, person = _bound(facts)
-    return View(
+    return PartyView(
         who="The coordinator",
         role=(
             "runs the study, and may lie"
@@ -156,8 +156,8 @@ def _coordinator(facts: Facts) -> View:
     )
 
 
-def _hospital(facts: Facts) -> View:
-    others = max(1, facts.fewest - 1)
+def _hospital(facts: PartyInputs) -> PartyView:
+    others = max(1, facts.min_contributors - 1)
     hospital = f"Its part in sums over {others} or more hospitals beside itself."
     if others == 1:
         hospital = "Its whole release, in a round in which only the two contribute."
@@ -168,7 +168,7 @@ def _hospital(facts: Facts) -> View:
             " It knows its own share of the noise, which the bound leaves out: "
             f"{plural(guarantee.honest, 'other hospital')} make up the whole."
         )
-    return View(
+    return PartyView(
         who="Another hospital",
         role="takes part, and is curious",
         sees=(
@@ -181,7 +181,7 @@ def _hospital(facts: Facts) -> View:
     )
 
 
-def _conspiracy(facts: Facts) -> View:
+def _colluding_sites(facts: PartyInputs) -> PartyView:
     k, guarantee, confidentiality = facts.colluding, facts.guarantee, facts.aggregation
     who = "Hospitals and the coordinator together"
     if k:
@@ -210,7 +210,7 @@ def _conspiracy(facts: Facts) -> View:
             if guarantee.against == "everyone"
             else f" It holds up to {plural(guarantee.colluding, 'hospital')}, and no further."
         )
-    return View(
+    return PartyView(
         who=who,
         role="pool all that they know" if k else "none is declared",
         sees=sees,
@@ -228,7 +228,7 @@ def _undone(confidentiality: AggregationGuarantee) -> str:
     )
 
 
-def _outsider(facts: Facts) -> View:
+def _outsider(facts: PartyInputs) -> PartyView:
     sees = "The model, where it is published, and messages on their way if nothing encrypts them"
     if facts.aggregation is None:
         sees += ": then each release."
@@ -240,7 +240,7 @@ def _outsider(facts: Facts) -> View:
     guarantee = facts.guarantee
     if guarantee is not None and guarantee.against == "coordinator" and facts.is_protected:
         person += " It sees sums and models only."
-    return View(
+    return PartyView(
         who="An outsider",
         role="has the model, or taps the line",
         sees=sees,
@@ -250,11 +250,11 @@ def _outsider(facts: Facts) -> View:
     )
 
 
-def _bound(facts: Facts) -> tuple[Verdict, str]:
+def _bound(facts: PartyInputs) -> tuple[Verdict, str]:
     guarantee = facts.guarantee
     if guarantee is None:
         return "open", "No bound. Nothing limits what can be worked out about an image."
     if guarantee.simulation:
         return "open", "No bound. The noise came from a public seed, and anyone can take it off."
     unit = UNITS[guarantee.unit]
-    return "bounded", f"Bounded for {unit}: {pair(guarantee)}, over the whole run."
+    return "bounded", f"Bounded for {unit}: {format_guarantee(guarantee)}, over the whole run."

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MOST_BYTES = 1 << 29
+MAX_BYTES = 1 << 29
 """Of a file of a record: far more than a run of many rounds and classes leaves."""
 
 KINDS = (RunStarted, events.SiteFailed, AttemptFailed, RoundCompleted, RunCompleted, RunFailed)
@@ -281,13 +281,13 @@ def _fitting(started: RunStarted, where: str) -> RunStarted:
 def _bytes(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}.") from error
-    if len(data) > MOST_BYTES:
-        raise RecordError(f"{path} is larger than {MOST_BYTES} bytes.")
+    if len(data) > MAX_BYTES:
+        raise RecordError(f"{path} is larger than {MAX_BYTES} bytes.")
     return data
 
 

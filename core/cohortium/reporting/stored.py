@@ -11,17 +11,17 @@ from cohortium.roles.values import Adversary, AggregationGuarantee
 from cohortium.runs.history import Cell
 from cohortium.runs.result import OwnScores, Timings
 
-MOST_SITES = 1_000_000
+MAX_SITES = 1_000_000
 
 
 @frozen(kw_only=True)
 class Terms:
     """What a report must know of a study's `[federation]` table; see `Federation`."""
 
-    sites: int = field(validator=and_(ge(1), le(MOST_SITES)))
+    sites: int = field(validator=and_(ge(1), le(MAX_SITES)))
     rounds: int = field(validator=ge(1))
     seed: int = 1
-    cohort_size: int = field(default=0, validator=and_(ge(0), le(MOST_SITES)))
+    cohort_size: int = field(default=0, validator=and_(ge(0), le(MAX_SITES)))
     min_contributors: int = 1
     retries: int = 0
     adversary: Adversary = "honest-but-curious"

@@ -15,7 +15,7 @@ THIN = "\N{NARROW NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
 """What stands where there is no number."""
 
-MOST_FACTOR = 1e6
+MAX_FACTOR = 1e6
 """Beyond this a factor is written as a power."""
 
 UNITS: dict[Unit, str] = {
@@ -76,15 +76,15 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def odds_factor(guarantee: Guarantee) -> str:
+def max_likelihood_ratio(guarantee: Guarantee) -> str:
     """e^ε, rounded up."""
     factor = math.exp(min(guarantee.epsilon, 700.0))
-    if factor > MOST_FACTOR:
+    if factor > MAX_FACTOR:
         return f"e^{rounded_up(guarantee.epsilon)}"
     return f"{math.ceil(factor):,}" if factor >= 10 else rounded_up(factor)  # noqa: PLR2004
 
 
-def chance(delta: float) -> str:
+def one_in(delta: float) -> str:
     """A probability as one in so many, to three digits, rounded up."""
     if delta <= 0:
         return "0"
@@ -93,7 +93,7 @@ def chance(delta: float) -> str:
     return f"1 in {int(times):,}"
 
 
-def detected(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
+def max_detection_rate(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
     """The most that any test finds of those that took part, at a rate of false alarms.
 
     What (ε, δ) says of every test (Wasserman and Zhou 2010; Kairouz, Oh and Viswanath 2015):
@@ -108,7 +108,7 @@ def detected(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
     return f"{math.ceil(most * 1000) / 10:.1f}{THIN}%"
 
 
-def pair(guarantee: Guarantee) -> str:
+def format_guarantee(guarantee: Guarantee) -> str:
     """ε and δ."""
     epsilon, delta = rounded_up(guarantee.epsilon), rounded_up(guarantee.delta)
     return f"ε = {epsilon}, δ = {delta}".replace(" = ", f"{THIN}={THIN}")

@@ -18,9 +18,9 @@ from cohortium.crypto.randomness import Randomness, Seeds
 from cohortium.errors import PrivacyError
 from cohortium.learning.evaluation import resolve_device
 from cohortium.roles.values import FederationSpec
-from cohortium.rounds.dry_run import rehearse, require_carried
-from cohortium.rounds.min_batch import with_fewest
-from cohortium.rounds.network_size import TRIED, memory_of, parameters_of
+from cohortium.rounds.dry_run import dry_run, require_transmittable
+from cohortium.rounds.min_batch import with_min_batch_size
+from cohortium.rounds.network_size import PROBE_IMAGES, estimate_memory, count_parameters
 from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cohortium.study.study import Study
 
 
-def cohort_of(federation: Study, *, examples: int, patients: int | None = None) -> FederationSpec:
+def federation_spec(federation: Study, *, examples: int, patients: int | None = None) -> FederationSpec:
     """Who takes part in a study on so many examples, of so many patients."""
     return FederationSpec(
         sites=federation.sites,
@@ -50,7 +50,7 @@ def cohort_of(federation: Study, *, examples: int, patients: int | None = None) 
     )
 
 
-def secrets_of(federation: Study) -> Randomness:
+def run_randomness(federation: Study) -> Randomness:
     """Where a run's own secrets come from: the operating system, but for seeded noise."""
     seeds = Seeds(federation.seed)
     return (
@@ -60,7 +60,7 @@ def secrets_of(federation: Study) -> Randomness:
     )
 
 
-def agree(
+def build_run_config(
     federation: Study,
     spec: DataSpec,
     *,
@@ -88,7 +88,7 @@ def agree(
 
     device = resolve_device(federation.device)
     seeds = Seeds(federation.seed)
-    cohort = cohort_of(federation, examples=spec.examples, patients=spec.patients)
+    cohort = federation_spec(federation, examples=spec.examples, patients=spec.patients)
     # The cheapest refusal first: noise is sought for seconds.
     federation.aggregator.confidentiality(cohort)
     workload = federation.trainer.workload(cohort)
@@ -108,27 +108,27 @@ def agree(
             device=device,
         )
 
-    expected = None if policy is None else parameters_of(federation.model, spec)
-    setting = None if expected is None else _asked(federation, spec, planned, expected, policy)
+    expected = None if policy is None else count_parameters(federation.model, spec)
+    setting = None if expected is None else _admitted_config(federation, spec, planned, expected, policy)
     net = networks.build_network(federation.model, spec, seeds.integer("weights"))
-    require_carried(net)
-    shape = (TRIED, *spec.shape)
+    require_transmittable(net)
+    shape = (PROBE_IMAGES, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
     made_up = federation.model.preprocess(made_up)
-    networks.try_out(federation.model, net, made_up, spec.classes)
-    if not networks.takes_one(net, made_up, len(spec.classes)):
-        workload, setting = with_fewest(federation, net, made_up, workload), None
+    networks.check_output_shape(federation.model, net, made_up, spec.classes)
+    if not networks.accepts_single_image(net, made_up, len(spec.classes)):
+        workload, setting = with_min_batch_size(federation, net, made_up, workload), None
     if setting is None or parameters.length(net) != expected:
-        setting = _asked(federation, spec, planned, parameters.length(net), policy)
+        setting = _admitted_config(federation, spec, planned, parameters.length(net), policy)
     guarantee = setting.plan.guarantee
     if guarantee is not None and guarantee.unit != "site":
-        _require_apart(federation, net, made_up, workload)
+        _require_private_network(federation, net, made_up, workload)
     # Refuses a cohort that the aggregator cannot serve, before anything is started.
-    setting.aggregator.coordinator_session(setting.sum, secrets_of(federation))
-    return attrs.evolve(setting, sizes=rehearse(setting, net))
+    setting.aggregator.coordinator_session(setting.sum, run_randomness(federation))
+    return attrs.evolve(setting, sizes=dry_run(setting, net))
 
 
-def _asked(
+def _admitted_config(
     federation: Study,
     spec: DataSpec,
     planned: Callable[[int], RunConfig],
@@ -142,11 +142,11 @@ def _asked(
     setting = planned(parameters)
     policy.admit(setting)
     copies = getattr(federation.trainer, "augmentation_multiplicity", 1)
-    policy.admit_memory(memory_of(federation.model, spec, copies=copies))
+    policy.admit_memory(estimate_memory(federation.model, spec, copies=copies))
     return setting
 
 
-def _require_apart(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
+def _require_private_network(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
     """Refuse a network whose examples' gradients cannot be told apart, by its name."""
     name = networks.name_of(federation.model)
     try:

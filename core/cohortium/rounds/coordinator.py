@@ -17,7 +17,7 @@ from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
 from cohortium.roles.values import StageRequests
-from cohortium.text import printable
+from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @frozen(kw_only=True)
-class Outcome:
+class AttemptResult:
     """What one attempt came to.
 
     Attributes:
@@ -72,14 +72,14 @@ class Coordinator:
         self._round = self._attempt = self._stage = 0
         self._asked: tuple[SiteId, ...] = ()
         self._failures: dict[SiteId, SiteFailed] = {}
-        self._strays: dict[SiteId, SiteFailed] = {}
+        self._late_replies: dict[SiteId, SiteFailed] = {}
         self._answered: set[SiteId] = set()
         self._uploads: dict[SiteId, int] = {}
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin `attempt` at `round` among `sites`."""
         self._round, self._attempt, self._stage = round, attempt, 0
-        self._asked, self._failures, self._strays = tuple(sites), {}, {}
+        self._asked, self._failures, self._late_replies = tuple(sites), {}, {}
         self._uploads = dict.fromkeys(sites, 0)
         self._session.begin_attempt(round, attempt, sites)
 
@@ -117,10 +117,10 @@ class Coordinator:
             return False
         if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
             stray = self._failure(site, "stale", "its reply belongs to another attempt or stage.")
-            self._strays[site] = stray
+            self._late_replies[site] = stray
             return False
         self._answered.add(site)
-        self._strays.pop(site, None)
+        self._late_replies.pop(site, None)
         if isinstance(message, Refusal):
             self._fail(site, message.code, message.reason)
         else:
@@ -130,7 +130,7 @@ class Coordinator:
                 self._fail(site, "malformed", str(error))
         return site not in self._failures
 
-    def close(self) -> Outcome:
+    def finish_attempt(self) -> AttemptResult:
         """End the attempt and move the weights.
 
         Raises:
@@ -147,7 +147,7 @@ class Coordinator:
                 f"{self._reasons()}"
             )
         self._step(self._setting.plan.decode(total))
-        return Outcome(
+        return AttemptResult(
             contributors=total.contributors,
             dropped=tuple(s for s in self._asked if s not in total.contributors),
             failures=self.failures,
@@ -182,7 +182,7 @@ class Coordinator:
     def failures(self) -> tuple[SiteFailed, ...]:
         """What the sites that failed in this attempt said."""
         # Whoever sent only what came too late has failed as well.
-        return tuple((self._strays | self._failures).values())
+        return tuple((self._late_replies | self._failures).values())
 
     def _step(self, mean: Tensor) -> None:
         """A step of the server optimizer on the pseudo-gradient; statistics move by their mean."""
@@ -211,8 +211,8 @@ class Coordinator:
             round=self._round,
             attempt=self._attempt,
             site=site,
-            code=printable(code),
-            reason=printable(reason),
+            code=escape_control_characters(code),
+            reason=escape_control_characters(reason),
         )
 
     def _reasons(self) -> str:

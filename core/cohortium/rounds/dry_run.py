@@ -18,11 +18,11 @@ from cohortium.data.examples import Examples
 from cohortium.errors import CohortiumError, RunError, StudyError
 from cohortium.learning.evaluation import probabilities
 from cohortium.rounds.coordinator import Coordinator
-from cohortium.rounds.network_size import TRIED
+from cohortium.rounds.network_size import PROBE_IMAGES
 from cohortium.rounds.run_config import Sizes
-from cohortium.rounds.shared_model import Workplace
+from cohortium.rounds.shared_model import SharedModel
 from cohortium.rounds.site import Site
-from cohortium.rounds.stand_ins import Alone, Built, Hushed, Scale
+from cohortium.rounds.stand_ins import SingleSiteAggregator, PrebuiltModel, ZeroGradientPlan, StateSizeRecorder
 from cohortium.storage import tensor_tree
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cohortium.rounds.run_config import RunConfig
 
 
-def require_carried(net: nn.Module) -> None:
+def require_transmittable(net: nn.Module) -> None:
     """Refuse a network whose trainable parameters a round would round, or drop parts of.
 
     Weights and updates travel as `float32`.  A network in `float64` takes them in as they are.
@@ -53,7 +53,7 @@ def require_carried(net: nn.Module) -> None:
             )
 
 
-def rehearse(setting: RunConfig, net: nn.Module) -> Sizes:
+def dry_run(setting: RunConfig, net: nn.Module) -> Sizes:
     """Play the first round and the last with one made-up site, from the weights to new weights.
 
     The site, the coordinator, the trainer, the privatizer, the server optimizer, the evaluation
@@ -78,11 +78,11 @@ def rehearse(setting: RunConfig, net: nn.Module) -> Sizes:
 
     rounds = setting.cohort.rounds
     with torch.random.fork_rng(devices=[]):
-        stage = _Stage(setting, net)
+        stage = _DryRun(setting, net)
         return stage.play([0] if rounds == 1 else [0, rounds - 1])
 
 
-class _Stage:
+class _DryRun:
     """Both parties of a rehearsal, which take turns with one network."""
 
     def __init__(self, setting: RunConfig, net: nn.Module) -> None:
@@ -91,15 +91,15 @@ class _Stage:
         self._tried = attrs.evolve(
             setting,
             cohort=attrs.evolve(setting.cohort, min_contributors=1),
-            model=Built(setting.model, self._net),
+            model=PrebuiltModel(setting.model, self._net),
             workload=attrs.evolve(setting.workload, steps=1, epochs=None),
-            plan=Hushed(setting.plan, setting.workload.batch_size or TRIED),
-            aggregator=Alone(setting.aggregator.confidentiality(setting.cohort)),
+            plan=ZeroGradientPlan(setting.plan, setting.workload.batch_size or PROBE_IMAGES),
+            aggregator=SingleSiteAggregator(setting.aggregator.confidentiality(setting.cohort)),
             seeds=Seeds(setting.seeds.integer("rehearsal")),
             directory=None,
         )
-        self._examples = _made_up(setting)
-        self._scale = Scale()
+        self._examples = _probe_examples(setting)
+        self._scale = StateSizeRecorder()
 
     def play(self, rounds: Sequence[int]) -> Sizes:
         """Play `rounds`, each from the initial weights."""
@@ -107,12 +107,12 @@ class _Stage:
         with self._saying("the server optimizer"):
             coordinator = Coordinator(self._tried)
         with self._saying("a site's preparation"):
-            place = Workplace(self._tried)
+            place = SharedModel(self._tried)
             site = Site(self._tried, 0, self._examples, place, store=self._scale)
         for attempt, number in enumerate(rounds):
             parameters.load(self._net, initial)
             self._round(coordinator, site, number, attempt)
-        state = tensor_tree.dump(coordinator.state())
+        state = tensor_tree.dumps(coordinator.state())
         return Sizes(site=self._scale.bytes, server=len(state))
 
     def _round(self, coordinator: Coordinator, site: Site, number: int, attempt: int) -> None:
@@ -122,13 +122,13 @@ class _Stage:
             reply = site.answer(requests.broadcast, requests.per_site[0])
         if not coordinator.receive(0, reply):
             raise StudyError(f"every site would refuse its round: {coordinator.failures[0].reason}")
-        site.workplace.reset()
+        site.shared_model.load_global_weights()
         with self._saying("the server's step"):
-            coordinator.close()
+            coordinator.finish_attempt()
         with self._saying("the evaluation"):
             self._evaluate()
         with self._saying("the checkpoint"):
-            tensor_tree.dump(coordinator.state())
+            tensor_tree.dumps(coordinator.state())
             coordinator.restore(coordinator.state())
 
     def _evaluate(self) -> None:
@@ -163,10 +163,10 @@ class _Stage:
             ) from error
 
 
-def _made_up(setting: RunConfig) -> Examples:
+def _probe_examples(setting: RunConfig) -> Examples:
     """A few images of the declared shape, each of a patient of its own."""
     spec = setting.spec
-    count = min(TRIED, spec.examples)
+    count = min(PROBE_IMAGES, spec.examples)
     rng = setting.seeds.generator("trial")
     return Examples(
         images=rng.integers(0, 256, (count, *spec.shape), dtype=np.uint8),

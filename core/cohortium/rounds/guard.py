@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @define(eq=False)
-class Counted:
+class GuardedPrivatizer:
     """A site's privacy at example level, which counts.
 
     Guarantees:
@@ -40,15 +40,15 @@ class Counted:
     steps: int
     is_noised_late: bool = False
     _gradient: Tensor | None = None
-    _is_drawn: bool = False
+    _has_yielded_batches: bool = False
     _yielded: list[ExampleIndices] = field(factory=list)
-    _taken: int = 0
+    _num_taken: int = 0
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """The privatizer's batches, once."""
-        if self._is_drawn:
-            raise _broken("draws batches twice in a round")
-        self._is_drawn = True
+        if self._has_yielded_batches:
+            raise _contract_violation("draws batches twice in a round")
+        self._has_yielded_batches = True
         for batch in self.privatizer.batches(examples):
             self._yielded.append(batch)
             yield batch
@@ -59,30 +59,30 @@ class Counted:
         """The privatizer's gradient, of a batch that it yielded and that is not used up."""
         place = next((i for i, one in enumerate(self._yielded) if one is batch), None)
         if place is None:
-            raise _broken("takes the gradient of a batch that was not drawn for it, or twice")
+            raise _contract_violation("takes the gradient of a batch that was not drawn for it, or twice")
         del self._yielded[place]
-        self._taken += 1
+        self._num_taken += 1
         self.privatizer.set_private_gradient(net, losses, batch)
         if self.is_noised_late:
             self._gradient = flatten_gradients(net, before=flatten(net))
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The privatizer's release, if all went as declared."""
-        if self._taken != self.steps:
-            raise _broken(f"took {self._taken} gradients where {self.steps} were declared")
+        if self._num_taken != self.steps:
+            raise _contract_violation(f"took {self._num_taken} gradients where {self.steps} were declared")
         if self._gradient is not None and not self._gradient.equal(vector.to(self._gradient)):
-            raise _broken("releases something else than the gradient that was clipped")
+            raise _contract_violation("releases something else than the gradient that was clipped")
         return self.privatizer.release(vector, weight)
 
 
-def guarded(
+def guard(
     privatizer: SitePrivatizer, guarantee: Guarantee | None, workload: Workload
 ) -> SitePrivatizer:
     """`privatizer` as a trainer gets it: counted where examples or patients are protected."""
     if guarantee is None or guarantee.unit == "site":
         return privatizer
-    return Counted(privatizer, workload.steps, is_noised_late=guarantee.against == "coordinator")
+    return GuardedPrivatizer(privatizer, workload.steps, is_noised_late=guarantee.against == "coordinator")
 
 
-def _broken(what: str) -> RefusalError:
+def _contract_violation(what: str) -> RefusalError:
     return RefusalError("trainer", f"the trainer {what}, which its guarantee does not cover.")

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from cohortium.study.study import Study
 
 
-def with_fewest(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> Workload:
+def with_min_batch_size(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> Workload:
     """`workload` for a network that cannot be trained on one image, unless its trainer copies that.
 
     Raises:
         NetworkError: The work asks for batches of one.
     """
     try:
-        with networks.as_it_was(net):
-            _train_on(federation, net, images[:1], workload)
+        with networks.restored_after(net):
+            _dry_run_trainer(federation, net, images[:1], workload)
     except Exception:  # noqa: BLE001 - copies of the one do not help
         if workload.batch_size == 1:
             raise NetworkError(
@@ -43,7 +43,7 @@ def with_fewest(federation: Study, net: nn.Module, images: Tensor, workload: Wor
 
 
 @frozen
-class _NoPrivacy:
+class _DryRunPrivatizer:
     """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
@@ -65,7 +65,7 @@ class _NoPrivacy:
         raise NotImplementedError
 
 
-def _train_on(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
+def _dry_run_trainer(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
     """Let the trainer go through a round with `images`."""
     import torch
 
@@ -82,4 +82,4 @@ def _train_on(federation: Study, net: nn.Module, images: Tensor, workload: Workl
     )
     net.train()
     with torch.random.fork_rng(devices=[]):
-        federation.trainer.train(task, _NoPrivacy())
+        federation.trainer.train(task, _DryRunPrivatizer())

@@ -23,11 +23,11 @@ BYTES_A_PARAMETER = 32
 BYTES_AN_ACTIVATION = 16
 """A value of a layer, its gradient, and copies that layers make."""
 
-TRIED = 4
+PROBE_IMAGES = 4
 """Made-up images on which a network is tried before a run."""
 
 
-def parameters_of(model: Model, spec: DataSpec) -> int | None:
+def count_parameters(model: Model, spec: DataSpec) -> int | None:
     """P of the network that `model` would build, or None where it cannot be built without content.
 
     A user's own network may do what no tensor without content can do.
@@ -41,8 +41,8 @@ def parameters_of(model: Model, spec: DataSpec) -> int | None:
         return None
 
 
-def memory_of(model: Model, spec: DataSpec, *, copies: int) -> int:
-    """About the fewest bytes with which a site can train: for a batch of `TRIED` examples.
+def estimate_memory(model: Model, spec: DataSpec, *, copies: int) -> int:
+    """About the fewest bytes with which a site can train: for a batch of `PROBE_IMAGES` examples.
 
     Args:
         model: What is trained.
@@ -50,8 +50,8 @@ def memory_of(model: Model, spec: DataSpec, *, copies: int) -> int:
         copies: Of each example of a batch.
     """
     values = _activations(model, spec) or math.prod(spec.shape)
-    parameters = parameters_of(model, spec) or 0
-    return BYTES_A_PARAMETER * parameters + BYTES_AN_ACTIVATION * values * TRIED * copies
+    parameters = count_parameters(model, spec) or 0
+    return BYTES_A_PARAMETER * parameters + BYTES_AN_ACTIVATION * values * PROBE_IMAGES * copies
 
 
 def _activations(model: Model, spec: DataSpec) -> int | None:

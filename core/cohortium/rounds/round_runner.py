@@ -16,54 +16,55 @@ if TYPE_CHECKING:
     from cohortium.roles.events import Event
     from cohortium.roles.sessions import EngineSession
     from cohortium.roles.values import SiteId, StageRequests
-    from cohortium.rounds.coordinator import Coordinator, Outcome
+    from cohortium.rounds.coordinator import Coordinator, AttemptResult
     from cohortium.rounds.run_config import RunConfig
 
 
 @frozen(kw_only=True)
-class Played:
+class RoundResult:
     """What a round came to.
 
     Attributes:
         outcome: Of the attempt that succeeded.
         stages: The exchanges of that attempt.
-        seconds: Inside the exchanges of all attempts at the round.
+        exchange_seconds: Inside the exchanges of all attempts at the round.
     """
 
-    outcome: Outcome
+    outcome: AttemptResult
     stages: tuple[StageStats, ...]
-    seconds: float
+    exchange_seconds: float
 
 
 @define(eq=False, kw_only=True)
-class Rounds:
+class RoundRunner:
     """Moves the weights once a round, with as many attempts as the study has left.
 
     Guarantees:
-        No two attempts have one number, `begin` is called before anyone is asked anything for an
-        attempt, and there are never more of them than privacy was planned for.
+        No two attempts have one number, `start_attempt` is called before anyone is asked anything
+        for an attempt, and there are never more of them than privacy was planned for.
 
     Attributes:
         setting: What every party knows.
         coordinator: Holds the weights.
         exchange: Carries messages.
         deadline: Seconds that a site has for each answer, or None.
-        goal: Rounds that are to be completed.
+        target_rounds: Rounds that are to be completed.
         attempt: Number of the next attempt.
-        begin: Told the round and the attempt that is about to begin; it may raise, to stop it.
-        tell: Tells observers.
+        start_attempt: Told the round and the attempt that is about to begin; it may raise, to stop
+            it.
+        notify: Tells observers.
     """
 
     setting: RunConfig
     coordinator: Coordinator
     exchange: EngineSession
     deadline: float | None
-    goal: int
+    target_rounds: int
     attempt: int
-    begin: Callable[[int, int], None]
-    tell: Callable[[Event], None]
+    start_attempt: Callable[[int, int], None]
+    notify: Callable[[Event], None]
 
-    def play(self, number: int) -> Played:
+    def run_round(self, number: int) -> RoundResult:
         """Round `number`, from 0.
 
         Raises:
@@ -71,24 +72,24 @@ class Rounds:
         """
         seconds = 0.0
         while True:
-            self.begin(number, self.attempt)
-            sites = asked(self.setting, number, self.attempt)
+            self.start_attempt(number, self.attempt)
+            sites = select_cohort(self.setting, number, self.attempt)
             self.coordinator.begin_attempt(number, self.attempt, sites)
             self.attempt += 1
-            stages = self._carry(number)
+            stages = self._run_stages(number)
             seconds += sum(stage.seconds for stage in stages)
             try:
-                outcome = self.coordinator.close()
+                outcome = self.coordinator.finish_attempt()
             except TooFewSitesError as error:
                 self._tell_failures(number, str(error), stages)
-                if self.setting.cohort.attempts - self.attempt < self.goal - number:
+                if self.setting.cohort.attempts - self.attempt < self.target_rounds - number:
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:
-                self.tell(failure)
-            return Played(outcome=outcome, stages=stages, seconds=seconds)
+                self.notify(failure)
+            return RoundResult(outcome=outcome, stages=stages, exchange_seconds=seconds)
 
-    def _carry(self, number: int) -> tuple[StageStats, ...]:
+    def _run_stages(self, number: int) -> tuple[StageStats, ...]:
         """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
         stages: list[StageStats] = []
         while requests := self.coordinator.next_requests():
@@ -106,7 +107,7 @@ class Rounds:
             uploaded += len(reply)
             if self.coordinator.receive(site, reply):
                 answered.add(site)
-                self.tell(
+                self.notify(
                     SiteReplied(
                         round=number,
                         attempt=self.attempt - 1,
@@ -130,13 +131,13 @@ class Rounds:
 
     def _tell_failures(self, number: int, reason: str, stages: tuple[StageStats, ...]) -> None:
         for failure in self.coordinator.failures:
-            self.tell(failure)
-        self.tell(
+            self.notify(failure)
+        self.notify(
             AttemptFailed(round=number, attempt=self.attempt - 1, reason=reason, stages=stages)
         )
 
 
-def asked(setting: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:
+def select_cohort(setting: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:
     """The sites that an attempt at round `number` asks: a public choice, and no amplification."""
     cohort = setting.cohort
     if cohort.cohort_size == cohort.sites:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cohortium.rounds.run_config import RunConfig
 
 
-class Workplace:
+class SharedModel:
     """One resident network, shared by all the sites of a process, which take turns with it."""
 
     def __init__(self, setting: RunConfig) -> None:
@@ -32,7 +32,7 @@ class Workplace:
         self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []
 
-    def read(self, broadcast: bytes) -> Request:
+    def decode_request(self, broadcast: bytes) -> Request:
         """Decode the part of a request that all sites share; once, however many sites there are.
 
         Raises:
@@ -61,7 +61,7 @@ class Workplace:
             torch.from_numpy(array.copy()).to(self._device), parameters.tensors(self.net)
         )
 
-    def reset(self) -> None:
+    def load_global_weights(self) -> None:
         """Put the round's global weights into the network."""
         import torch
 
@@ -76,7 +76,7 @@ class Workplace:
         self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
         self.net.train()
 
-    def has_moved(self) -> bool:
-        """Whether any floating-point buffer has changed since `reset`."""
+    def buffers_changed(self) -> bool:
+        """Whether any floating-point buffer has changed since `load_global_weights`."""
         now = [b for b in self.net.buffers() if b.is_floating_point()]
         return not all(old.equal(new) for old, new in zip(self._begun, now, strict=True))

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.catalog.networks import blamed
+from cohortium.catalog.networks import blame_network
 from cohortium.errors import BrokenNetworkError, MessageError, PrivacyError, RefusalError, RunError
-from cohortium.ledger.cost import Price
+from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
 from cohortium.roles.values import LocalTask, SiteContext, SiteRequest
-from cohortium.rounds.guard import guarded
-from cohortium.rounds.shared_model import Workplace
+from cohortium.rounds.guard import guard
+from cohortium.rounds.shared_model import SharedModel
 from cohortium.storage.append_log import MemoryJournal
-from cohortium.storage.trainer_state import Kept
+from cohortium.storage.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cohortium.roles.values import FederationSpec, SiteId
     from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
     from cohortium.storage.append_log import Journal
-    from cohortium.storage.trainer_state import StateFile, Store
+    from cohortium.storage.trainer_state import TrainerStateFile, TrainerStateStore
 
 
 def _seed(secret: Randomness, purpose: str) -> int:
@@ -54,7 +54,7 @@ class Site:
         With a policy, no message is answered of a run that is below one of its floors.
 
     Attributes:
-        workplace: Where it computes.
+        shared_model: Where it computes.
         warnings: What the hospital's own people should be told; never sent.
     """
 
@@ -63,13 +63,13 @@ class Site:
         setting: RunConfig,
         site: SiteId,
         examples: Examples,
-        workplace: Workplace,
+        shared_model: SharedModel,
         *,
         identity: SigningKey | None = None,
         journal: Journal | None = None,
         policy: AdmissionPolicy | None = None,
         account: Account | None = None,
-        store: Store | None = None,
+        store: TrainerStateStore | None = None,
     ) -> None:
         """Refuse what the site does not allow, and prepare its images.
 
@@ -77,7 +77,7 @@ class Site:
             setting: What every party knows.
             site: Its number.
             examples: Its data.
-            workplace: Where it computes.
+            shared_model: Where it computes.
             identity: Signs for it; None without a directory.
             journal: What it must not forget over a restart; one in memory if None.
             policy: Its floors.
@@ -92,18 +92,18 @@ class Site:
         """
         import torch
 
-        self._account, self._price = account, Price.of(setting.plan)
+        self._account, self._cost = account, AttemptCost.from_plan(setting.plan)
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(setting)
         if account is not None:
-            account.admit(setting.session, self._price, setting.cohort.attempts)
+            account.check_run(setting.session, self._cost, setting.cohort.attempts)
             if account.budget is not None:
-                self.warnings = tuple(filter(None, [account.drift(examples.fingerprint)]))
+                self.warnings = tuple(filter(None, [account.data_changed(examples.fingerprint)]))
         _require_declared(examples, setting.cohort)
         self._setting = setting
         self._site = site
-        self.workplace = workplace
+        self.shared_model = shared_model
         images = torch.from_numpy(examples.images).float().div_(255)
         self._images = setting.model.preprocess(images).to(setting.device)
         self._labels = torch.from_numpy(examples.labels).to(setting.device)
@@ -112,9 +112,9 @@ class Site:
         self._journal = journal or MemoryJournal()
         if journal is not None:
             # A simulated site has no files yet.
-            self._require_place()
-        self._kept = Kept() if store is None else store.read().on(setting.device)
-        self._round = self._kept.round
+            self._require_state_room()
+        self._trainer_state = TrainerState() if store is None else store.read().to_device(setting.device)
+        self._round = self._trainer_state.round
         self._attempt = self._released = -1
         member = SiteContext(
             site=site,
@@ -135,7 +135,7 @@ class Site:
         """
         attempt = stage = 0
         try:
-            request = self.workplace.read(broadcast)
+            request = self.shared_model.decode_request(broadcast)
             attempt, stage = request.attempt, request.stage
             self._admit(request)
             ask = SiteRequest(round=request.round, attempt=attempt, broadcast=request.body, own=own)
@@ -175,14 +175,14 @@ class Site:
         secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
         secret = secret.derive(request.round, request.attempt, self._site)
         privatizer = setting.plan.for_site(secret, self._patients)
-        privatizer = guarded(privatizer, setting.plan.guarantee, setting.workload)
+        privatizer = guard(privatizer, setting.plan.guarantee, setting.workload)
         # As secret as the batches: an example's flips depend on who else was drawn before it, so
         # whoever knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
-        self.workplace.reset()
-        before = self._kept.entering(request.round)
+        self.shared_model.load_global_weights()
+        before = self._trainer_state.state_for(request.round)
         task = LocalTask(
-            net=self.workplace.net,
+            net=self.shared_model.net,
             images=self._images,
             labels=self._labels,
             classes=len(setting.spec.classes),
@@ -194,7 +194,7 @@ class Site:
         )
         if self._account is not None:
             # Before training: a refusal after it tells something of the data, and is paid for.
-            self._account.charge(setting.session, request.round, request.attempt, self._price)
+            self._account.charge(setting.session, request.round, request.attempt, self._cost)
         with torch.random.fork_rng(devices=[]):
             # Layers such as Dropout draw from torch's global generator.  Without an accelerator
             # torch.manual_seed would keep, for each kind there is, a call to make should one come.
@@ -202,12 +202,12 @@ class Site:
             seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
             seed(_seed(secret, "layers"))
             try:
-                with blamed(setting.model, task.net, f"failed in round {request.round + 1}"):
+                with blame_network(setting.model, task.net, f"failed in round {request.round + 1}"):
                     trained = setting.trainer.train(task, privatizer)
             except PrivacyError as error:  # of the data at hand, so its words must not leave
                 raise BrokenNetworkError(str(error)) from error
-        self._require_still()
-        self._keep(Kept.of(request.round, before, trained.state))
+        self._require_unchanged_buffers()
+        self._save_state(TrainerState.of(request.round, before, trained.state))
         released = privatizer.release(trained.vector, trained.weight)
         if len(released.words) != setting.plan.length:
             raise RefusalError(
@@ -226,11 +226,11 @@ class Site:
         """Refuse, while nothing is charged, what could not be kept afterwards."""
         self._journal.try_out()
         try:
-            self._require_place()
+            self._require_state_room()
         except RunError as error:
             raise RefusalError("state", "the site's state cannot be written.") from error
 
-    def _require_place(self) -> None:
+    def _require_state_room(self) -> None:
         """See that what the trainer keeps has a place; twice the room, as it may grow.
 
         Raises:
@@ -247,21 +247,21 @@ class Site:
                 f"states does not take them: {error.strerror}; see `states` in the site file."
             ) from error
 
-    def _keep(self, kept: Kept) -> None:
+    def _save_state(self, kept: TrainerState) -> None:
         """Keep the trainer's state for the next round, durable before anything leaves."""
-        if self._store is not None and (kept.before or kept.after):
+        if self._store is not None and (kept.at_round_start or kept.at_round_end):
             try:
                 self._store.write(kept)
             except OSError as error:
                 raise RefusalError("state", "the site's state cannot be written.") from error
-        self._kept = kept
+        self._trainer_state = kept
 
-    def _require_still(self) -> None:
+    def _require_unchanged_buffers(self) -> None:
         """Refuse buffers that moved under example-level privacy: no noise covers them."""
         guarantee = self._setting.plan.guarantee
         if guarantee is None or guarantee.unit == "site":
             return
-        if self.workplace.has_moved():
+        if self.shared_model.buffers_changed():
             raise RefusalError(
                 "statistics", "the model keeps statistics of the data, which no noise covers."
             )
@@ -295,14 +295,14 @@ class SimulatedSiteFactory:
     identity: SigningKey | None = None
     policy: AdmissionPolicy | None = None
     account: Account | None = None
-    store: StateFile | None = None
+    store: TrainerStateFile | None = None
 
     def create(self, share_model_with: SiteHandle | None = None) -> Site:
         """Make the site, sharing the resident network of `share_model_with`."""
         place = (
-            share_model_with.workplace
+            share_model_with.shared_model
             if isinstance(share_model_with, Site)
-            else Workplace(self.setting)
+            else SharedModel(self.setting)
         )
         return Site(
             self.setting,

@@ -15,7 +15,7 @@ from cohortium import parameters
 from cohortium.errors import RefusalError
 from cohortium.ring.ring import RingSum
 from cohortium.roles.values import StageRequests
-from cohortium.storage.trainer_state import Kept, content_of
+from cohortium.storage.trainer_state import TrainerState, encode_trainer_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Built:
+class PrebuiltModel:
     """A model whose network is there already."""
 
     model: Model
@@ -57,34 +57,34 @@ class Built:
 
 
 @define(eq=False)
-class Scale:
+class StateSizeRecorder:
     """Takes what a trainer would keep at a site, and keeps its size."""
 
     bytes: int = 0
 
-    def read(self) -> Kept:
+    def read(self) -> TrainerState:
         """Nothing is there yet."""
-        return Kept()
+        return TrainerState()
 
-    def write(self, kept: Kept) -> None:
+    def write(self, kept: TrainerState) -> None:
         """Weigh it."""
-        self.bytes = max(self.bytes, len(content_of(b"", kept)))
+        self.bytes = max(self.bytes, len(encode_trainer_state(b"", kept)))
 
     def require_room(self, size: int) -> None:
         """There is room for all."""
 
 
 @frozen
-class Hushed:
+class ZeroGradientPlan:
     """A plan whose sites set gradients of zeros, with one batch: types count, and values do not.
 
     Attributes:
         plan: The run's.
-        most: Examples of the batch.
+        max_examples: Examples of the batch.
     """
 
     plan: PrivacyPlan
-    most: int
+    max_examples: int
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -118,20 +118,20 @@ class Hushed:
         self, secret: Randomness, patients: ExampleIndices | None = None
     ) -> SitePrivatizer:
         """A site's privacy, hushed."""
-        return HushedSite(self.plan.for_site(secret, patients), self.most)
+        return ZeroGradientPrivatizer(self.plan.for_site(secret, patients), self.max_examples)
 
 
 @frozen
-class HushedSite:
+class ZeroGradientPrivatizer:
     """A site's privacy that does all that it would, and then takes the values off."""
 
     privatizer: SitePrivatizer
-    most: int
+    max_examples: int
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """One batch, of everybody up to `most`: a sample at a small rate would be empty."""
+        """One batch, of everybody up to `max_examples`: a sample at a small rate would be empty."""
         next(iter(self.privatizer.batches(examples)), None)
-        yield np.arange(min(examples, self.most))
+        yield np.arange(min(examples, self.max_examples))
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
@@ -151,7 +151,7 @@ class HushedSite:
 
 
 @frozen
-class Alone:
+class SingleSiteAggregator:
     """An aggregation of one site: what it releases is the sum."""
 
     secret: AggregationGuarantee | None
@@ -164,17 +164,17 @@ class Alone:
         self,
         setting: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
-    ) -> _Passing:
+    ) -> _SingleSiteSession:
         """The coordinator's session."""
-        return _Passing(setting)
+        return _SingleSiteSession(setting)
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> _Passing:  # noqa: ARG002
+    def site_session(self, setting: AggregationConfig, member: SiteContext) -> _SingleSiteSession:  # noqa: ARG002
         """The site's session."""
-        return _Passing(setting)
+        return _SingleSiteSession(setting)
 
 
 @define(eq=False)
-class _Passing:
+class _SingleSiteSession:
     """Either side of it: packs a release, or unpacks it."""
 
     setting: AggregationConfig

@@ -28,7 +28,7 @@ FORMAT = 2
 
 
 @frozen(kw_only=True)
-class Origin:
+class RunFingerprint:
     """What a run was begun with, and must go on with: digests, and who was there.
 
     Attributes:
@@ -43,13 +43,13 @@ class Origin:
     plan: str
     versions: Mapping[str, str]
 
-    def changes(self, now: Origin) -> tuple[str, ...]:
+    def changes(self, now: RunFingerprint) -> tuple[str, ...]:
         """What is of another version `now`, one entry each."""
         names = sorted({*self.versions, *now.versions})
         pairs = [(n, self.versions.get(n, "none"), now.versions.get(n, "none")) for n in names]
         return tuple(f"{name} {new} in place of {old}" for name, old, new in pairs if old != new)
 
-    def require(self, now: Origin) -> None:
+    def require(self, now: RunFingerprint) -> None:
         """Refuse to go on with what the run was not begun with.
 
         Raises:
@@ -86,7 +86,7 @@ class Checkpoint:
         rounds: That were complete.
         attempt: The number of the next attempt, if none has been begun since.
         seconds: That the run had taken.
-        origin: What it was begun with.
+        fingerprint: What it was begun with.
         states: Names of the files of what simulated sites keep.
         server: The coordinator's own; see `Coordinator.state`.
     """
@@ -95,7 +95,7 @@ class Checkpoint:
     rounds: int
     attempt: int
     seconds: float
-    origin: Origin
+    fingerprint: RunFingerprint
     states: tuple[str, ...] = ()
     server: Mapping[str, Any] = field(repr=False)
 
@@ -106,7 +106,7 @@ class Checkpoint:
             OSError: It cannot be written; the one before stands.
             RunError: The server optimizer keeps something that cannot be written down.
         """
-        origin = {**attrs.asdict(self.origin), "versions": dict(self.origin.versions)}
+        origin = {**attrs.asdict(self.fingerprint), "versions": dict(self.fingerprint.versions)}
         content = {
             "format": FORMAT,
             "session": self.session.hex(),
@@ -117,7 +117,7 @@ class Checkpoint:
             "states": self.states,
             "server": self.server,
         }
-        atomic_write(path, tensor_tree.dump(content))
+        atomic_write(path, tensor_tree.dumps(content))
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint | None:
@@ -141,29 +141,29 @@ class Checkpoint:
             rounds=content["rounds"],
             attempt=content["attempt"],
             seconds=content["seconds"],
-            origin=Origin(**content["origin"]),
+            fingerprint=RunFingerprint(**content["origin"]),
             states=content["states"],
             server=content["server"],
         )
 
 
-class Opened(Message, frozen=True, tag="log-opened"):
+class LogOpened(Message, frozen=True, tag="log-opened"):
     """A run's log begins: one that is empty was lost."""
 
 
-class Begun(Message, frozen=True, tag="attempt-started"):
+class AttemptLogged(Message, frozen=True, tag="attempt-started"):
     """An attempt's number is taken: whatever becomes of it, no other may have it."""
 
     attempt: int
 
 
-class Finished(Message, frozen=True, tag="round-completed"):
+class RoundLogged(Message, frozen=True, tag="round-completed"):
     """A round is over.  It counts once a checkpoint says so: of two for one round, the later."""
 
     event: events.RoundCompleted
 
 
-class Complete(Message, frozen=True, tag="run-completed"):
+class ResultLogged(Message, frozen=True, tag="run-completed"):
     """The run has its result."""
 
 
@@ -172,18 +172,18 @@ class RunLog:
     """The log of a run, open in this process and in no other.
 
     Guarantees:
-        What `begin`, `finish` and `complete` have noted outlives a power cut.
+        What `log_attempt`, `log_round` and `log_result` have noted outlives a power cut.
         On POSIX one process at a time has it open.
 
     Attributes:
-        begun: The highest number of an attempt that was begun; -1 before the first.
+        last_attempt: The highest number of an attempt that was begun; -1 before the first.
         is_complete: Whether the run has its result.
         is_opened: Whether it has its first line.
     """
 
     _path: Path
     _journal: FileJournal
-    begun: int = -1
+    last_attempt: int = -1
     is_complete: bool = False
     is_opened: bool = False
     _rounds: dict[int, events.RoundCompleted] = field(factory=dict)
@@ -216,15 +216,15 @@ class RunLog:
     def _load(self) -> None:
         for entry in self._journal.entries():
             try:
-                line: Message = decode_either(entry, Opened, Begun, Finished, Complete)
+                line: Message = decode_either(entry, LogOpened, AttemptLogged, RoundLogged, ResultLogged)
             except MessageError as error:
                 raise RunError(f"{self._path} is not the log of a run: {error}") from error
             self.is_opened = True
-            if isinstance(line, Begun):
-                self.begun = max(self.begun, line.attempt)
-            elif isinstance(line, Finished):
+            if isinstance(line, AttemptLogged):
+                self.last_attempt = max(self.last_attempt, line.attempt)
+            elif isinstance(line, RoundLogged):
                 self._rounds[line.event.round] = line.event
-            elif isinstance(line, Complete):
+            elif isinstance(line, ResultLogged):
                 self.is_complete = True
 
     def history(self, rounds: int) -> list[events.RoundCompleted]:
@@ -241,40 +241,40 @@ class RunLog:
             )
         return [self._rounds[number] for number in range(rounds)]
 
-    def open_for_run(self) -> None:
+    def log_opening(self) -> None:
         """Note, once, that there is a run.
 
         Raises:
             RunError: It cannot be noted.
         """
         if not self.is_opened:
-            self._append(Opened())
+            self._append(LogOpened())
             self.is_opened = True
 
-    def begin(self, attempt: int) -> None:
+    def log_attempt(self, attempt: int) -> None:
         """Note that an attempt begins, before anyone is asked anything.
 
         Raises:
             RunError: It cannot be noted, so the attempt must not begin.
         """
-        self._append(Begun(attempt))
-        self.begun = max(self.begun, attempt)
+        self._append(AttemptLogged(attempt))
+        self.last_attempt = max(self.last_attempt, attempt)
 
-    def finish(self, event: events.RoundCompleted) -> None:
+    def log_round(self, event: events.RoundCompleted) -> None:
         """Note what a round came to, before the checkpoint that counts it.
 
         Raises:
             RunError: It cannot be noted.
         """
-        self._append(Finished(event))
+        self._append(RoundLogged(event))
 
-    def complete(self) -> None:
+    def log_result(self) -> None:
         """Note that the run has its result.
 
         Raises:
             RunError: It cannot be noted.
         """
-        self._append(Complete())
+        self._append(ResultLogged())
         self.is_complete = True
 
     def close(self) -> None:

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import Splits
 
-FACTS = "dataset.json"
+DATASET_INFO = "dataset.json"
 
-MOST_BYTES = 1 << 29
+MAX_BYTES = 1 << 29
 """Of a file, as of every other of a record: a result has a row for each round."""
 
 _Read = TypeVar("_Read")
 
 
 @frozen(kw_only=True)
-class DataFacts:
+class DatasetInfo:
     """What is public about the data of a run: whoever uses its model needs it, and no more.
 
     Attributes:
@@ -42,7 +42,7 @@ class DataFacts:
     test: int
 
     @classmethod
-    def of(cls, splits: Splits) -> DataFacts:
+    def of(cls, splits: Splits) -> DatasetInfo:
         """The facts of a data set."""
         parts = (splits.validation, splits.test)
         validation, test = (0 if part is None else len(part) for part in parts)
@@ -55,17 +55,17 @@ class DataFacts:
         )
 
 
-def read_facts(folder: Path) -> DataFacts:
+def read_dataset_info(folder: Path) -> DatasetInfo:
     """What the run in `folder` kept of its data.
 
     Raises:
         StudyError: Nothing: it has not begun its first round.
         DataError: It is damaged.
     """
-    path = folder / FACTS
+    path = folder / DATASET_INFO
     if not path.is_file():
         raise StudyError(f"{folder} holds no checkpoint: the run has not begun a round yet.")
-    return _decoded(path, DataFacts)
+    return _decoded(path, DatasetInfo)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -81,9 +81,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def _decoded(path: Path, kind: type[_Read]) -> _Read:
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise DataError(f"{path} is larger than {MOST_BYTES} bytes; copy it anew from the run.")
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise DataError(f"{path} is larger than {MAX_BYTES} bytes; copy it anew from the run.")
         return msgspec.json.decode(data, type=kind)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}.") from error

@@ -12,17 +12,17 @@ import tomli_w
 from attrs import frozen
 
 from cohortium import parameters
-from cohortium.catalog.provenance import provenance_of
+from cohortium.catalog.provenance import collect_provenance
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
 from cohortium.rounds.coordinator import Coordinator
-from cohortium.rounds.round_runner import Rounds
+from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
-from cohortium.runs.invite import muster
+from cohortium.runs.invite import invite_sites
 from cohortium.runs.result import OwnScores, Result, Timings, versions
-from cohortium.runs.run_directory import STATES, STUDY, RunFolder, ledger_in
-from cohortium.runs.run_state import Standing, origin_of
+from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, run_ledger
+from cohortium.runs.run_state import RunState, run_fingerprint
 from cohortium.runs.site_scores import own_scores, personalises, score_sites
 from cohortium.storage.atomic import atomic_write
 from cohortium.study import toml
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from cohortium.roles.events import Event
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.roles.sessions import EngineSession
-    from cohortium.rounds.round_runner import Played
-    from cohortium.runs.prepare import Ready
+    from cohortium.rounds.round_runner import RoundResult
+    from cohortium.runs.prepare import PreparedStudy
 
 
-def begin(
-    ready: Ready,
+def start(
+    prepared: PreparedStudy,
     *,
     out: Path | None,
     observers: Sequence[Observer],
@@ -49,43 +49,43 @@ def begin(
     engine: Engine | None = None,
 ) -> Result:
     """Run a study that is ready; see `Federation.run`."""
-    coordinator = Coordinator(ready.setting)
+    coordinator = Coordinator(prepared.setting)
     listeners = [observer.start_run() for observer in observers]
     # The folder last: whoever has a say may refuse until then, and nothing is there to clear away.
-    with _at_work(ready, out, engine) as (exchange, told):
+    with _engine_session(prepared, out, engine) as (exchange, site_warnings):
         if out is None:
-            standing = Standing(ready=ready, coordinator=coordinator)
-            return Run(standing, exchange, listeners, stop).carry_out(told)
-        with RunFolder.create(out, ready.federation.as_toml()) as folder:
-            standing = Standing(
-                ready=ready, coordinator=coordinator, folder=folder, origin=origin_of(ready)
+            run_state = RunState(prepared=prepared, coordinator=coordinator)
+            return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
+        with RunDirectory.create(out, prepared.federation.as_toml()) as folder:
+            run_state = RunState(
+                prepared=prepared, coordinator=coordinator, folder=folder, fingerprint=run_fingerprint(prepared)
             )
-            return Run(standing, exchange, listeners, stop).carry_out(told)
+            return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
 
 
 def resume(
-    ready: Ready, folder: RunFolder, *, observers: Sequence[Observer], stop: Callable[[], bool]
+    prepared: PreparedStudy, folder: RunDirectory, *, observers: Sequence[Observer], stop: Callable[[], bool]
 ) -> Result:
     """Go on with the run in `folder`; see `Federation.resume`."""
     checkpoint = folder.read_checkpoint()
     if checkpoint is not None:
-        setting = attrs.evolve(ready.setting, session=checkpoint.session)
-        ready = attrs.evolve(ready, setting=setting)
-    standing = Standing(
-        ready=ready,
-        coordinator=Coordinator(ready.setting),
+        setting = attrs.evolve(prepared.setting, session=checkpoint.session)
+        prepared = attrs.evolve(prepared, setting=setting)
+    run_state = RunState(
+        prepared=prepared,
+        coordinator=Coordinator(prepared.setting),
         folder=folder,
-        origin=origin_of(ready),
+        fingerprint=run_fingerprint(prepared),
     )
     if checkpoint is not None:
-        standing.restore(checkpoint)
-    _remember_observers(ready, folder)
+        run_state.restore(checkpoint)
+    _remember_observers(prepared, folder)
     listeners = [observer.start_run() for observer in observers]
-    with _at_work(ready, folder.path) as (exchange, told):
-        return Run(standing, exchange, listeners, stop).carry_out(told)
+    with _engine_session(prepared, folder.path) as (exchange, site_warnings):
+        return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
 
 
-def _remember_observers(ready: Ready, folder: RunFolder) -> None:
+def _remember_observers(prepared: PreparedStudy, folder: RunDirectory) -> None:
     """Keep the names of observers with the run, so that it tells them whenever it goes on.
 
     Raises:
@@ -94,9 +94,9 @@ def _remember_observers(ready: Ready, folder: RunFolder) -> None:
     path = folder.path / STUDY
     study = toml.read(path, what="the study")
     known = study["federation"].get("observers", [])
-    told = [*dict.fromkeys([*known, *ready.federation.observers])]
-    if told != known:
-        study["federation"]["observers"] = told
+    names = [*dict.fromkeys([*known, *prepared.federation.observers])]
+    if names != known:
+        study["federation"]["observers"] = names
         try:
             atomic_write(path, tomli_w.dumps(study).encode())
         except OSError as error:
@@ -104,144 +104,144 @@ def _remember_observers(ready: Ready, folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def _at_work(
-    ready: Ready, out: Path | None, engine: Engine | None = None
+def _engine_session(
+    prepared: PreparedStudy, out: Path | None, engine: Engine | None = None
 ) -> Iterator[tuple[EngineSession, tuple[str, ...]]]:
     """The engine with its sites, and what hospitals have warned of; nothing is written for it.
 
     Args:
-        ready: The study.
+        prepared: The study.
         out: Where simulated sites will find their ledger, and what their trainer keeps.
         engine: One that is at work already, in place of the study's.
     """
-    ledger = ledger_in(out) if out is not None and ready.is_charged else None
+    ledger = run_ledger(out) if out is not None and prepared.uses_run_ledger else None
     states = None if out is None else out / STATES
-    exchange = (engine or ready.federation.engine).connect(ready.recipes(ledger, states))
+    exchange = (engine or prepared.federation.engine).connect(prepared.site_factories(ledger, states))
     try:
-        yield exchange, muster(exchange, ready) if ready.is_deployed else ()
+        yield exchange, invite_sites(exchange, prepared) if prepared.is_deployment else ()
     finally:
         exchange.close()
 
 
 @frozen(eq=False)
-class Run:
+class RunDriver:
     """One run under way, in this process.
 
     Attributes:
-        standing: How far it is.
+        run_state: How far it is.
         exchange: Reaches the sites.
         listeners: Observers, of this run.
         stop: Whether somebody has asked for its end; looked at before each attempt.
     """
 
-    standing: Standing
+    run_state: RunState
     exchange: EngineSession
     listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
 
     @property
-    def ready(self) -> Ready:
+    def prepared(self) -> PreparedStudy:
         """The study."""
-        return self.standing.ready
+        return self.run_state.prepared
 
     @property
-    def folder(self) -> RunFolder | None:
+    def folder(self) -> RunDirectory | None:
         """Where it is kept, or None."""
-        return self.standing.folder
+        return self.run_state.folder
 
-    def carry_out(self, told: tuple[str, ...]) -> Result:
+    def execute(self, site_warnings: tuple[str, ...]) -> Result:
         """Drive every round that is left, and score what comes out.
 
         Args:
-            told: What hospitals have warned of.
+            site_warnings: What hospitals have warned of.
         """
-        if self.folder is not None and self.ready.is_charged:
+        if self.folder is not None and self.prepared.uses_run_ledger:
             self.folder.require_ledger()
         try:
-            return self._to_end(told)
+            return self._to_end(site_warnings)
         except BaseException as error:
             # What an observer makes of it must not hide what it was.
             with contextlib.suppress(Exception):
-                self.tell(RunFailed(reason=str(error) or type(error).__name__))
+                self.notify(RunFailed(reason=str(error) or type(error).__name__))
             raise
 
-    def _to_end(self, told: tuple[str, ...]) -> Result:
-        standing = self.standing
+    def _to_end(self, site_warnings: tuple[str, ...]) -> Result:
+        run_state = self.run_state
         if self.folder is not None:
-            self.folder.write_facts(self.ready.facts)
-        standing.keep()
-        self.tell(self._start(told))
-        watch = self._evaluation(self.ready.validation)
-        rounds = Rounds(
-            setting=self.ready.setting,
-            coordinator=standing.coordinator,
+            self.folder.write_dataset_info(self.prepared.dataset_info)
+        run_state.checkpoint()
+        self.notify(self._start(site_warnings))
+        watch = self._evaluation(self.prepared.validation)
+        rounds = RoundRunner(
+            setting=self.prepared.setting,
+            coordinator=run_state.coordinator,
             exchange=self.exchange,
-            deadline=self.ready.federation.reply_timeout or None,
-            goal=standing.goal,
-            attempt=standing.attempt,
-            begin=self._begin,
-            tell=self.tell,
+            deadline=self.prepared.federation.reply_timeout or None,
+            target_rounds=run_state.target_rounds,
+            attempt=run_state.attempt,
+            start_attempt=self._begin,
+            notify=self.notify,
         )
-        for number in range(len(standing.history), standing.goal):
+        for number in range(len(run_state.history), run_state.target_rounds):
             began = time.perf_counter()
-            self._finish(number, rounds.play(number), watch, began)
-        test = self._evaluation(self.ready.test)
-        return self._end(None if test is None else test.predict(standing.coordinator.net))
+            self._finish(number, rounds.run_round(number), watch, began)
+        test = self._evaluation(self.prepared.test)
+        return self._end(None if test is None else test.predict(run_state.coordinator.net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
-        setting = self.ready.setting
+        setting = self.prepared.setting
         return Evaluation.of(examples, setting.spec.classes, setting.model, setting.device)
 
     def _begin(self, number: int, attempt: int) -> None:
         """Before an attempt: note it, unless the run is to stop."""
         if self.stop():
             folder = self.folder
-            how = "nothing is kept" if folder is None else f"go on with {folder.how_to_resume}"
-            raise StoppedError(f"stopped after {number} of {self.standing.goal} rounds; {how}.")
-        self.standing.begin(attempt)
+            how = "nothing is kept" if folder is None else f"go on with {folder.resume_command}"
+            raise StoppedError(f"stopped after {number} of {self.run_state.target_rounds} rounds; {how}.")
+        self.run_state.start_attempt(attempt)
 
-    def _finish(self, number: int, played: Played, watch: Evaluation | None, began: float) -> None:
+    def _finish(self, number: int, played: RoundResult, watch: Evaluation | None, began: float) -> None:
         """After a round: keep what it came to, and tell."""
-        standing, outcome = self.standing, played.outcome
-        every = self.ready.federation.evaluate_every
-        due = every and ((number + 1) % every == 0 or number + 1 == standing.goal)
-        scores = watch.score(standing.coordinator.net) if watch is not None and due else None
+        run_state, outcome = self.run_state, played.outcome
+        every = self.prepared.federation.evaluate_every
+        due = every and ((number + 1) % every == 0 or number + 1 == run_state.target_rounds)
+        scores = watch.score(run_state.coordinator.net) if watch is not None and due else None
         event = RoundCompleted(
             round=number,
-            attempt=standing.attempt - 1,
+            attempt=run_state.attempt - 1,
             contributors=outcome.contributors,
             dropped=outcome.dropped,
-            guarantee_so_far=self.ready.setting.plan.guarantee_after(standing.attempt),
+            guarantee_so_far=self.prepared.setting.plan.guarantee_after(run_state.attempt),
             scores=scores,
             upload_bytes_per_site=outcome.upload_bytes,
-            seconds_train=played.seconds,
-            seconds_aggregate=time.perf_counter() - began - played.seconds,
+            seconds_train=played.exchange_seconds,
+            seconds_aggregate=time.perf_counter() - began - played.exchange_seconds,
             stages=played.stages,
         )
-        standing.finish(event)
-        self.tell(event)
+        run_state.complete_round(event)
+        self.notify(event)
 
-    def _start(self, told: tuple[str, ...]) -> RunStarted:
-        ready, setting = self.ready, self.ready.setting
+    def _start(self, site_warnings: tuple[str, ...]) -> RunStarted:
+        prepared, setting = self.prepared, self.prepared.setting
         return RunStarted(
             folder=None if self.folder is None else self.folder.path,
-            rounds=self.standing.goal,
+            rounds=self.run_state.target_rounds,
             sites=setting.cohort.sites,
-            parameters=ready.parameters,
+            parameters=prepared.parameters,
             guarantee=setting.plan.guarantee,
-            warnings=(*told, *self.standing.warnings()),
-            dataset=ready.facts.name,
-            citation=ready.facts.source,
-            history=tuple(self.standing.history),
+            warnings=(*site_warnings, *self.run_state.warnings()),
+            dataset=prepared.dataset_info.name,
+            citation=prepared.dataset_info.source,
+            history=tuple(self.run_state.history),
             classes=setting.spec.classes,
             aggregation=setting.aggregator.confidentiality(setting.cohort),
-            provenance=provenance_of(ready.federation),
-            **({} if ready.is_deployed else _known_of(ready)),
+            provenance=collect_provenance(prepared.federation),
+            **({} if prepared.is_deployment else _simulation_info(prepared)),
         )
 
     def _end(self, predictions: Predictions | None) -> Result:
         """After the last round: keep the result, and tell."""
-        if not self.standing.history:
+        if not self.run_state.history:
             raise RunError(
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
@@ -249,10 +249,10 @@ class Run:
         scores = None if predictions is None else predictions.scores
         result = self._result(scores, self._own())
         if self.folder is not None:
-            if predictions is not None and not self.ready.is_deployed:
+            if predictions is not None and not self.prepared.is_deployment:
                 self.folder.write_predictions(predictions)
             self.folder.write_result(result)
-        self.tell(
+        self.notify(
             RunCompleted(
                 scores=scores,
                 guarantee=result.guarantee,
@@ -261,20 +261,20 @@ class Run:
             )
         )
         if self.folder is not None:
-            self.folder.log.complete()
+            self.folder.log.log_result()
         return result
 
     def _own(self) -> OwnScores | None:
         """What simulated sites found on what they held out; it is kept, too."""
-        if self.folder is None or not self.ready.federation.holdout_fraction:
+        if self.folder is None or not self.prepared.federation.holdout_fraction:
             return None
-        found = score_sites(self.ready, self.standing.coordinator.net, self.folder.states)
+        found = score_sites(self.prepared, self.run_state.coordinator.net, self.folder.state_dir)
         self.folder.write_site_scores(found)
         return own_scores(found)
 
     def _result(self, scores: Scores | None, own: OwnScores | None) -> Result:
-        setting, history = self.ready.setting, History(self.standing.history)
-        net = self.standing.coordinator.net
+        setting, history = self.prepared.setting, History(self.run_state.history)
+        net = self.run_state.coordinator.net
         return Result(
             scores=scores,
             guarantee=setting.plan.guarantee,
@@ -286,34 +286,34 @@ class Run:
             seconds=Timings(
                 train=sum(event.seconds_train for event in history),
                 aggregate=sum(event.seconds_aggregate for event in history),
-                total=self.standing.seconds,
+                total=self.run_state.seconds,
             ),
             weights_sha256=parameters.sha256(net),
             versions=versions(),
-            plugins=self.ready.federation.plugins(),
+            plugins=self.prepared.federation.plugins(),
             history=history,
             weights=parameters.state_dict(net),
             folder=None if self.folder is None else self.folder.path,
-            data=self.ready.facts.name,
+            data=self.prepared.dataset_info.name,
             is_personal=personalises(setting.trainer, net),
             own=own,
-            provenance=provenance_of(self.ready.federation),
+            provenance=collect_provenance(self.prepared.federation),
         )
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         """Tell every observer."""
         for listener in self.listeners:
             listener(event)
 
 
-def _known_of(ready: Ready) -> dict[str, Any]:
+def _simulation_info(prepared: PreparedStudy) -> dict[str, Any]:
     """What only a simulator knows of the sites."""
-    labels, classes = ready.splits.train.labels, len(ready.setting.spec.classes)
+    labels, classes = prepared.splits.train.labels, len(prepared.setting.spec.classes)
     return {
-        "site_sizes": tuple(len(indices) for indices in ready.partition),
+        "site_sizes": tuple(len(indices) for indices in prepared.partition),
         "label_histograms": tuple(
             tuple(np.bincount(labels[indices], minlength=classes).tolist())
-            for indices in ready.partition
+            for indices in prepared.partition
         ),
-        "data_sha256": ready.splits.train.fingerprint.hex(),
+        "data_sha256": prepared.splits.train.fingerprint.hex(),
     }

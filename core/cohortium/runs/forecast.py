@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Privatizer
     from cohortium.roles.sessions import PrivacyPlan
     from cohortium.roles.values import AggregationGuarantee, FederationSpec, Workload
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
-QUARTERS = 4
+REPORTED_POINTS = 4
 """How often ε is told over a run."""
 
 
 @frozen(kw_only=True)
-class Outlook:
+class Forecast:
     """What one budget would come to.
 
     Attributes:
@@ -91,7 +91,7 @@ def _whom(guarantee: Guarantee) -> str:
     return "everyone" if guarantee.against == "everyone" else "who sees sums"
 
 
-def look_ahead(ready: Ready, epsilons: Sequence[float] = ()) -> tuple[Outlook, ...]:
+def forecast(prepared: PreparedStudy, epsilons: Sequence[float] = ()) -> tuple[Forecast, ...]:
     """The outlook of a prepared study, for each of several budgets, or for its own.
 
     Raises:
@@ -99,16 +99,16 @@ def look_ahead(ready: Ready, epsilons: Sequence[float] = ()) -> tuple[Outlook, .
         PrivacyError: A budget cannot be met.
     """
     if not epsilons:
-        return (_outlook(ready, ready.setting.plan),)
-    setting = ready.setting
+        return (_forecast_plan(prepared, prepared.setting.plan),)
+    setting = prepared.setting
     plans: list[PrivacyPlan] = [
-        privatizer.plan(setting.workload, setting.cohort, ready.parameters)
-        for privatizer in for_budgets(ready.federation.privatizer, epsilons)
+        privatizer.plan(setting.workload, setting.cohort, prepared.parameters)
+        for privatizer in with_budgets(prepared.federation.privatizer, epsilons)
     ]
-    return tuple(_outlook(ready, plan) for plan in plans)
+    return tuple(_forecast_plan(prepared, plan) for plan in plans)
 
 
-def for_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Privatizer, ...]:
+def with_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Privatizer, ...]:
     """The same privatizer for each of several budgets.
 
     Raises:
@@ -126,18 +126,18 @@ def for_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Priv
         raise StudyError(f"--epsilon: {error}; give an ε above 0, such as 6.") from error
 
 
-def _outlook(ready: Ready, plan: PrivacyPlan) -> Outlook:
-    cohort, guarantee = ready.setting.cohort, plan.guarantee
-    confidentiality = ready.setting.aggregator.confidentiality(cohort)
+def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
+    cohort, guarantee = prepared.setting.cohort, plan.guarantee
+    confidentiality = prepared.setting.aggregator.confidentiality(cohort)
     missing = cohort.cohort_size - cohort.min_contributors
-    workload = ready.setting.workload
-    return Outlook(
+    workload = prepared.setting.workload
+    return Forecast(
         guarantee=guarantee,
-        spent=_course(plan, cohort),
+        spent=_epsilon_by_round(plan, cohort),
         steps=workload.steps,
         batch=_batch(workload, cohort, guarantee),
         sampling_rate=workload.sampling_rate,
-        parameters=ready.parameters,
+        parameters=prepared.parameters,
         bits=plan.ring.bits,
         vector_bytes=plan.ring.bytes_for(plan.length),
         aggregation=confidentiality,
@@ -153,7 +153,7 @@ def _batch(workload: Workload, cohort: FederationSpec, guarantee: Guarantee | No
     return workload.sampling_rate * cohort.num_units(guarantee.unit) / cohort.sites
 
 
-def _course(plan: PrivacyPlan, cohort: FederationSpec) -> tuple[tuple[int, float], ...]:
-    counts = {1, *(cohort.rounds * n // QUARTERS for n in range(1, QUARTERS + 1))} - {0}
+def _epsilon_by_round(plan: PrivacyPlan, cohort: FederationSpec) -> tuple[tuple[int, float], ...]:
+    counts = {1, *(cohort.rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1))} - {0}
     spent = [(count, plan.guarantee_after(count)) for count in sorted(counts)]
     return tuple((count, promise.epsilon) for count, promise in spent if promise is not None)

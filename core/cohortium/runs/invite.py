@@ -14,24 +14,24 @@ from cohortium.messages.deployment import AGREED, Acceptance, Invitation
 from cohortium.messages.run import Refusal
 from cohortium.runs.result import versions
 from cohortium.study import toml
-from cohortium.text import printable, shown
+from cohortium.text import escape_control_characters, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cohortium.catalog.discovery import Catalog, Offering
+    from cohortium.catalog.discovery import Catalog, CatalogEntry
     from cohortium.roles import Role
     from cohortium.roles.sessions import EngineSession
     from cohortium.roles.values import SiteId
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
-PARTS: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
+SHARED_ROLES: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
 """The roles that all parties share."""
 
-INSIDE: tuple[Role, ...] = (*PARTS, "dataset")
+NESTABLE_ROLES: tuple[Role, ...] = (*SHARED_ROLES, "dataset")
 """Those of parts inside these; a model may be fitted on a public data set, say."""
 
-TERMS = (
+SHARED_KEYS = (
     "sites", "rounds", "seed", "cohort_size", "min_contributors", "retries", "device", "threads",
     "adversary",
     "max_colluding", "insecure_seeded_secrets",
@@ -39,11 +39,11 @@ TERMS = (
 """The terms that all parties share."""
 
 
-PREPARATION = 600.0
+MIN_INVITATION_TIMEOUT = 600.0
 """Seconds that a site has at least to answer an invitation: it reads its data and plans the run."""
 
 
-def muster(exchange: EngineSession, ready: Ready) -> tuple[str, ...]:
+def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str, ...]:
     """Invite every site, before anything is trained.
 
     Returns:
@@ -53,29 +53,29 @@ def muster(exchange: EngineSession, ready: Ready) -> tuple[str, ...]:
         StudyError: A site does not answer, or does not take part; the sentence says which, and
             why, for each.  Or the sites have more examples than the study declares.
     """
-    setting = ready.setting
+    setting = prepared.setting
     sites = range(setting.cohort.sites)
-    invitation = invitation_of(ready)
-    amiss: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
+    invitation = build_invitation(prepared)
+    failures: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
     accepted: dict[SiteId, Acceptance] = {}
     everyone = dict.fromkeys(sites, b"")
-    deadline = max(ready.federation.reply_timeout, PREPARATION)
+    deadline = max(prepared.federation.reply_timeout, MIN_INVITATION_TIMEOUT)
     for site, reply in exchange.exchange(codec.encode(invitation), everyone, deadline):
         try:
             answer = codec.decode_either(reply, Acceptance, Refusal)
         except MessageError as error:
-            amiss[site] = str(error)
+            failures[site] = str(error)
             continue
         if isinstance(answer, Refusal):
-            amiss[site] = printable(answer.reason)
+            failures[site] = escape_control_characters(answer.reason)
         elif (answer.session, answer.site) != (setting.session, site):
-            amiss[site] = "it answers for another site, or another run."
+            failures[site] = "it answers for another site, or another run."
         else:
             accepted[site] = answer
-            del amiss[site]
-    if amiss:
-        listed = "".join(f"\n  site {site}: {reason}" for site, reason in sorted(amiss.items()))
-        raise StudyError(f"{len(amiss)} of {len(sites)} sites do not take part:{listed}")
+            del failures[site]
+    if failures:
+        listed = "".join(f"\n  site {site}: {reason}" for site, reason in sorted(failures.items()))
+        raise StudyError(f"{len(failures)} of {len(sites)} sites do not take part:{listed}")
     return _warnings(accepted, setting.spec.examples)
 
 
@@ -95,53 +95,56 @@ def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str
     for site, answer in sorted(accepted.items()):
         if answer.versions:
             others = ", ".join(f"{name} {version}" for name, version in answer.versions.items())
-            found.append(f"site {site} has {printable(others)}: equal bits need equal versions.")
+            found.append(
+                f"site {site} has {escape_control_characters(others)}: equal bits "
+                "need equal versions."
+            )
     return tuple(found)
 
 
-def invitation_of(ready: Ready) -> Invitation:
+def build_invitation(prepared: PreparedStudy) -> Invitation:
     """What the sites of a deployment are sent."""
-    whole = toml.loads(ready.federation.as_toml(), where="the study")
+    whole = toml.loads(prepared.federation.as_toml(), where="the study")
     shared = {name: dict(whole[name]) for name in AGREED}
-    shared["federation"] = {key: whole["federation"][key] for key in TERMS}
-    _keep_folders(shared)
-    directory = ready.setting.directory
+    shared["federation"] = {key: whole["federation"][key] for key in SHARED_KEYS}
+    _remove_folders(shared)
+    directory = prepared.setting.directory
     return Invitation(
-        session=ready.setting.session,
+        session=prepared.setting.session,
         study=tomli_w.dumps(shared),
         directory="" if directory is None else str(directory),
-        versions=versions_of(shared),
+        versions=collect_versions(shared),
     )
 
 
-def _keep_folders(shared: Mapping[str, Any]) -> None:
+def _remove_folders(shared: Mapping[str, Any]) -> None:
     """Take out where a user's code lies on this machine: hospitals have it installed, or refuse."""
     catalog = discover()
-    for role in PARTS:
-        for offering, table in named_parts(catalog, role, shared[role]):
+    for role in SHARED_ROLES:
+        for offering, table in iter_parts(catalog, role, shared[role]):
             if offering.offer.code:
                 cast("dict[str, Any]", table).pop("folder", None)
 
 
-def versions_of(shared: Mapping[str, Any]) -> dict[str, str]:
+def collect_versions(shared: Mapping[str, Any]) -> dict[str, str]:
     """Of Python, of packages, and of the plugins that the tables of a study name."""
     catalog = discover()
     found = {
         offering.record.name: offering.record.version
-        for role in PARTS
-        for offering, _ in named_parts(catalog, role, shared.get(role, {}))
+        for role in SHARED_ROLES
+        for offering, _ in iter_parts(catalog, role, shared.get(role, {}))
     }
     return {**versions(), **{f"plugin {name}": version for name, version in found.items()}}
 
 
-def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+def version_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
     """The versions in `ours` that are others in `theirs`."""
     return {name: version for name, version in ours.items() if theirs.get(name) != version}
 
 
-def named_parts(
+def iter_parts(
     catalog: Catalog, role: Role, table: object
-) -> Iterator[tuple[Offering, Mapping[str, Any]]]:
+) -> Iterator[tuple[CatalogEntry, Mapping[str, Any]]]:
     """The offering that `table` names, and those of the parts inside it, each with its table.
 
     Nothing is made, and no plugin called.
@@ -151,14 +154,14 @@ def named_parts(
     """
     inside = {"name": table} if isinstance(table, str) else table
     name = inside.get("name") if isinstance(inside, dict) else None
-    found = [o for o in catalog.offerings if (o.role, o.offer.name) == (role, name)]
-    if len(found) != 1 or found[0].record.status != "active" or role not in INSIDE:
+    found = [o for o in catalog.entries if (o.role, o.offer.name) == (role, name)]
+    if len(found) != 1 or found[0].record.status != "active" or role not in NESTABLE_ROLES:
         raise RefusalError(
-            "plugins", f"no usable plugin here offers the {role} {shown(name)} to a study."
+            "plugins", f"no usable plugin here offers the {role} {truncate(name)} to a study."
         )
     described = cast("dict[str, Any]", inside)
     yield found[0], described
     known = construction.roles_of(found[0].offer.factory, what=f"{role} '{name}'")
     for key, inner in known.items():
         if described.get(key):
-            yield from named_parts(catalog, inner, described[key])
+            yield from iter_parts(catalog, inner, described[key])

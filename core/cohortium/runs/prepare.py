@@ -14,11 +14,11 @@ from cohortium.crypto.randomness import Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import StudyError
 from cohortium.ledger.account import Account
-from cohortium.rounds.build_run_config import agree, cohort_of, secrets_of
+from cohortium.rounds.build_run_config import build_run_config, federation_spec, run_randomness
 from cohortium.rounds.site import SimulatedSiteFactory
-from cohortium.runs.dataset_info import DataFacts
+from cohortium.runs.dataset_info import DatasetInfo
 from cohortium.runs.holdout import hold_out
-from cohortium.storage.trainer_state import StateFile
+from cohortium.storage.trainer_state import TrainerStateFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
 
 
 @frozen(eq=False, kw_only=True)
-class Ready:
+class PreparedStudy:
     """A study that can be run: loaded and planned, and in a simulation dealt.
 
     Attributes:
         federation: The study.
         setting: What every party will know.
         parameters: P, the length of the update.
-        loaded: What the coordinator has of data: all of a simulation's, a deployment's public
-            images, or nothing.
+        loaded_splits: What the coordinator has of data: all of a simulation's, a deployment's
+            public images, or nothing.
         partition: Positions of each simulated site's training examples.
-        held: Positions of what each simulated site holds out, to be scored on.
+        holdout: Positions of what each simulated site holds out, to be scored on.
         identities: Each simulated site's signing key, where the study fears an active coordinator.
     """
 
     federation: Study
     setting: RunConfig
     parameters: int
-    loaded: Splits | None
+    loaded_splits: Splits | None
     partition: tuple[ExampleIndices, ...] = ()
-    held: tuple[ExampleIndices, ...] = ()
+    holdout: tuple[ExampleIndices, ...] = ()
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
 
     @property
-    def is_deployed(self) -> bool:
+    def is_deployment(self) -> bool:
         """Whether the sites are hospitals, which make themselves."""
         return self.federation.data is not None
 
@@ -67,13 +67,13 @@ class Ready:
             StudyError: It is a deployment, whose data lie in the hospitals.
         """
         self.require_simulated()
-        assert self.loaded is not None
-        return self.loaded
+        assert self.loaded_splits is not None
+        return self.loaded_splits
 
     @property
-    def is_charged(self) -> bool:
+    def uses_run_ledger(self) -> bool:
         """Whether attempts stand in the run's own ledger: hospitals keep theirs themselves."""
-        return self.setting.plan.mechanism is not None and not self.is_deployed
+        return self.setting.plan.mechanism is not None and not self.is_deployment
 
     def require_simulated(self) -> None:
         """Refuse a deployment.
@@ -81,7 +81,7 @@ class Ready:
         Raises:
             StudyError: It is one.
         """
-        if self.is_deployed:
+        if self.is_deployment:
             raise StudyError(
                 "the study is of a deployment, whose data lie in the hospitals; to try it out, "
                 "give it a [dataset] and a [partitioner] in place of [data]."
@@ -90,29 +90,29 @@ class Ready:
     @property
     def validation(self) -> Examples | None:
         """Public images to watch the run by."""
-        return None if self.loaded is None else self.loaded.validation
+        return None if self.loaded_splits is None else self.loaded_splits.validation
 
     @property
     def test(self) -> Examples | None:
         """Public images that the result is scored on."""
-        return None if self.loaded is None else self.loaded.test
+        return None if self.loaded_splits is None else self.loaded_splits.test
 
     @property
-    def facts(self) -> DataFacts:
+    def dataset_info(self) -> DatasetInfo:
         """What is public about the data: a deployment's are as its study declares them."""
         declared = self.federation.data
         if declared is None:
-            return DataFacts.of(self.splits)
+            return DatasetInfo.of(self.splits)
         validation, test = (0 if p is None else len(p) for p in (self.validation, self.test))
-        return DataFacts(
-            name="the hospitals' own" if self.loaded is None else self.loaded.name,
-            source="" if self.loaded is None else self.loaded.source,
+        return DatasetInfo(
+            name="the hospitals' own" if self.loaded_splits is None else self.loaded_splits.name,
+            source="" if self.loaded_splits is None else self.loaded_splits.source,
             spec=declared,
             validation=validation,
             test=test,
         )
 
-    def recipe(
+    def site_factory(
         self, site: SiteId, ledger: Ledger | None = None, states: Path | None = None
     ) -> SimulatedSiteFactory:
         """How to make a simulated site, with its data and its key alone.
@@ -123,65 +123,65 @@ class Ready:
             states: The folder where what its trainer keeps outlives this process.
         """
         session = self.setting.session
-        state = None if states is None else self.state_of(site, states)
+        state = None if states is None else self.trainer_state_path(site, states)
         return SimulatedSiteFactory(
             self.setting,
             site,
             self.splits.train.select(self.partition[site]),
             identity=None if self.identities is None else self.identities[site],
             account=None if ledger is None else Account(ledger, f"site {site}"),
-            store=None if state is None else StateFile(state, session),
+            store=None if state is None else TrainerStateFile(state, session),
         )
 
-    def state_of(self, site: SiteId, states: Path) -> Path:
+    def trainer_state_path(self, site: SiteId, states: Path) -> Path:
         """The file in `states` of what the trainer keeps at a simulated site."""
         return states / f"site-{site}.safetensors"
 
-    def recipes(
+    def site_factories(
         self, ledger: Ledger | None = None, states: Path | None = None
     ) -> dict[SiteId, SimulatedSiteFactory] | None:
         """One for each simulated site; None in a deployment, where sites make themselves."""
-        if self.is_deployed:
+        if self.is_deployment:
             return None
-        return {site: self.recipe(site, ledger, states) for site in range(len(self.partition))}
+        return {site: self.site_factory(site, ledger, states) for site in range(len(self.partition))}
 
 
-def prepare(federation: Study) -> Ready:
+def prepare(federation: Study) -> PreparedStudy:
     """Load, deal and plan; see `Federation.prepare`."""
     # The study alone decides this: torch and the data are not loaded for a refusal.
-    federation.aggregator.confidentiality(cohort_of(federation, examples=federation.sites))
+    federation.aggregator.confidentiality(federation_spec(federation, examples=federation.sites))
     if federation.data is not None:
-        return _deployed(federation)
+        return _prepare_deployment(federation)
     assert federation.dataset is not None
     splits = federation.dataset.load()
     splits.require_learnable()
     seeds, spec = Seeds(federation.seed), splits.spec
     partition, held = hold_out(
-        splits.train, _deal(federation, splits, seeds), federation.holdout_fraction, seeds
+        splits.train, _partition(federation, splits, seeds), federation.holdout_fraction, seeds
     )
     if federation.holdout_fraction:
-        spec = _declared(splits.train, partition, spec)
-    secret = secrets_of(federation)
-    identities = _identities(federation, secret)
-    setting = agree(
+        spec = _declared_sizes(splits.train, partition, spec)
+    secret = run_randomness(federation)
+    identities = _signing_keys(federation, secret)
+    setting = build_run_config(
         federation,
         spec,
         session=secret.secret_bytes(16, "session"),
         directory=None if identities is None else KeyDirectory(tuple(i.public for i in identities)),
     )
     _require_enough(partition, setting.workload.fewest)
-    return Ready(
+    return PreparedStudy(
         federation=federation,
         setting=setting,
         parameters=parameters.length(setting.network()),
-        loaded=splits,
+        loaded_splits=splits,
         partition=partition,
-        held=held,
+        holdout=held,
         identities=identities,
     )
 
 
-def _declared(train: Examples, partition: tuple[ExampleIndices, ...], spec: DataSpec) -> DataSpec:
+def _declared_sizes(train: Examples, partition: tuple[ExampleIndices, ...], spec: DataSpec) -> DataSpec:
     """`spec` with the sizes that are left to train on."""
     kept = np.concatenate(partition)
     patients = None if train.patients is None else len(np.unique(train.patients[kept]))
@@ -200,7 +200,7 @@ def _require_enough(partition: tuple[ExampleIndices, ...], fewest: int) -> None:
             )
 
 
-def _deployed(federation: Study) -> Ready:
+def _prepare_deployment(federation: Study) -> PreparedStudy:
     """Plan a deployment from what the study declares; no hospital's data are here."""
     spec = federation.data
     assert spec is not None
@@ -222,21 +222,21 @@ def _deployed(federation: Study) -> Ready:
             "a deployment names a directory of the sites' keys if, and only if, its adversary is "
             "'active'; set both federation.adversary and federation.key_directory, or neither."
         )
-    setting = agree(
+    setting = build_run_config(
         federation,
         spec,
-        session=secrets_of(federation).secret_bytes(16, "session"),
+        session=run_randomness(federation).secret_bytes(16, "session"),
         directory=KeyDirectory.read(Path(federation.key_directory)) if is_active else None,
     )
-    return Ready(
+    return PreparedStudy(
         federation=federation,
         setting=setting,
         parameters=parameters.length(setting.network()),
-        loaded=public,
+        loaded_splits=public,
     )
 
 
-def _identities(federation: Study, secret: Randomness) -> tuple[SigningKey, ...] | None:
+def _signing_keys(federation: Study, secret: Randomness) -> tuple[SigningKey, ...] | None:
     """A signing key for each simulated site; hospitals make and pin their own."""
     if federation.adversary != "active":
         return None
@@ -245,10 +245,10 @@ def _identities(federation: Study, secret: Randomness) -> tuple[SigningKey, ...]
     )
 
 
-def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndices, ...]:
+def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndices, ...]:
     assert federation.partitioner is not None
     rng = seeds.generator("partition")
-    examples, whole = _persons(splits.train)
+    examples, whole = _partition_units(splits.train)
     partition = tuple(federation.partitioner.partition(examples, federation.sites, rng))
     if len(partition) != federation.sites:
         raise StudyError(
@@ -267,7 +267,7 @@ def _deal(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndic
     return tuple(whole(indices) for indices in partition)
 
 
-def _persons(train: Examples) -> tuple[Examples, Callable[[ExampleIndices], ExampleIndices]]:
+def _partition_units(train: Examples) -> tuple[Examples, Callable[[ExampleIndices], ExampleIndices]]:
     """What is dealt: an example of each patient, where patients are named, and who has which.
 
     All images of a patient go to one site: what is hidden is a patient's part at one site.

@@ -14,10 +14,10 @@ from attrs import field, frozen
 from cohortium.errors import RunError, StudyError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
-from cohortium.runs.dataset_info import FACTS
+from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.result import BEST, LAST, OLDER, PREDICTIONS, RESULT, SITE_SCORES
 from cohortium.storage.atomic import UNFINISHED, atomic_write, require_room, sweep
-from cohortium.storage.writable import require_folder, require_text
+from cohortium.storage.writable import check_directory_writable, require_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.data.metrics import Predictions
-    from cohortium.runs.dataset_info import DataFacts
+    from cohortium.runs.dataset_info import DatasetInfo
     from cohortium.runs.result import Result
     from cohortium.runs.site_scores import SiteScores
 
@@ -36,7 +36,7 @@ STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
 
 
 @frozen(eq=False)
-class RunFolder:
+class RunDirectory:
     """Where a run's record goes, open in this process and in no other.
 
     Guarantees:
@@ -52,7 +52,7 @@ class RunFolder:
     log: RunLog = field(repr=False)
 
     @classmethod
-    def create(cls, path: Path, study: str) -> RunFolder:
+    def create(cls, path: Path, study: str) -> RunDirectory:
         """A folder for a new run of `study`, which is kept as it was resolved.
 
         Raises:
@@ -60,30 +60,30 @@ class RunFolder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _require_blank(path)
+            _require_no_run(path)
             (path / LOG).parent.mkdir(exist_ok=True)
             folder = cls(path, RunLog.open(path / LOG))
         except OSError as error:
             raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
         try:
             # Once more: another process may have had the same folder in mind.
-            _require_blank(path)
+            _require_no_run(path)
             folder._write(STUDY, study.encode())
-            folder.log.open_for_run()
+            folder.log.log_opening()
         except BaseException:
             folder.close()
             raise
         return folder
 
     @classmethod
-    def reopen(cls, path: Path) -> RunFolder:
+    def reopen(cls, path: Path) -> RunDirectory:
         """The folder of a run that was broken off.
 
         Raises:
             StudyError: It holds no run, or one that is finished or under way.
             RunError: It is damaged, or cannot be written.
         """
-        study_of(path)
+        study_path(path)
         require_text(str(path), where="the folder")
         has_log = (path / LOG).exists()
         if has_log or not (path / RESULT).exists():
@@ -93,14 +93,14 @@ class RunFolder:
             except OSError as error:
                 raise RunError(f"cannot write to {path}: {error.strerror}.") from error
             if not folder.log.is_complete:
-                folder.sweep()
-                if not is_begun(path):
-                    folder.log.open_for_run()
+                folder.remove_partial_files()
+                if not has_checkpoint(path):
+                    folder.log.log_opening()
                 return folder
             folder.close()
         raise StudyError(f"the run in {path} is finished; its result is {path / RESULT}.")
 
-    def sweep(self) -> None:
+    def remove_partial_files(self) -> None:
         """Remove what a process that was killed has left half written.
 
         Raises:
@@ -123,29 +123,30 @@ class RunFolder:
         self.close()
 
     @property
-    def states(self) -> Path:
+    def state_dir(self) -> Path:
         """The folder of what simulated sites keep from round to round."""
         return self.path / STATES
 
     @property
-    def how_to_resume(self) -> str:
+    def resume_command(self) -> str:
         """The command with which the run goes on."""
-        return how_to_resume(self.path)
+        return resume_command(self.path)
 
-    def kept_states(self) -> tuple[str, ...]:
-        """Names of the files in `states`."""
-        return tuple(sorted(path.name for path in self.states.glob("*.safetensors")))
+    def state_files(self) -> tuple[str, ...]:
+        """Names of the files in `state_dir`."""
+        return tuple(sorted(path.name for path in self.state_dir.glob("*.safetensors")))
 
-    def require_states(self, names: Collection[str]) -> None:
+    def require_state_files(self, names: Collection[str]) -> None:
         """Refuse to go on without what sites have kept.
 
         Raises:
             RunError: Some of `names` are gone.
         """
-        gone = sorted({*names} - {*self.kept_states()})
+        gone = sorted({*names} - {*self.state_files()})
         if gone:
             raise RunError(
-                f"{self.states / gone[0]} is gone, though a site needs what it kept there; put the "
+                f"{self.state_dir / gone[0]} is gone, though a site needs what it kept there; put "
+                "the "
                 "whole folder back as it was, or begin another run."
             )
 
@@ -156,10 +157,10 @@ class RunFolder:
             RunError: It is gone.
             LedgerError: It cannot be made.
         """
-        ledger = ledger_in(self.path)
+        ledger = run_ledger(self.path)
         if ledger.path.exists():
             return
-        if self.log.begun >= 0:
+        if self.log.last_attempt >= 0:
             raise RunError(
                 f"{ledger.path} is gone, though attempts are charged there; put the whole "
                 "folder back as it was, or begin another run."
@@ -174,7 +175,7 @@ class RunFolder:
         """
         checkpoint = Checkpoint.read(self.path / CHECKPOINT)
         gone = None
-        if checkpoint is None and self.log.begun >= 0:
+        if checkpoint is None and self.log.last_attempt >= 0:
             gone = self.path / CHECKPOINT
         elif checkpoint is not None and not self.log.is_opened:
             gone = self.path / LOG
@@ -215,14 +216,14 @@ class RunFolder:
         """
         self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
 
-    def write_facts(self, facts: DataFacts) -> None:
+    def write_dataset_info(self, facts: DatasetInfo) -> None:
         """Keep what a user of the weights needs to know of the data.
 
         Raises:
             RunError: It cannot be written.
         """
         text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
-        self._write(FACTS, text.encode() + b"\n")
+        self._write(DATASET_INFO, text.encode() + b"\n")
 
     def write_predictions(self, predictions: Predictions) -> None:
         """Keep what was said of each test image, so that runs can be compared image by image.
@@ -279,7 +280,7 @@ class RunFolder:
             raise RunError(f"cannot write {target}: {error.strerror}.") from error
 
 
-def study_of(path: Path) -> Path:
+def study_path(path: Path) -> Path:
     """The study file of the run in `path`.
 
     Raises:
@@ -295,7 +296,7 @@ def study_of(path: Path) -> Path:
     return path / STUDY
 
 
-def ledger_in(path: Path) -> Ledger:
+def run_ledger(path: Path) -> Ledger:
     """Of what the simulated sites of the run in `path` spend; the file need not be there yet.
 
     Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process: waiting
@@ -304,30 +305,30 @@ def ledger_in(path: Path) -> Ledger:
     return Ledger(path / LEDGER, is_synced=False)
 
 
-def require_new(path: Path) -> None:
-    """Refuse early what `RunFolder.create` would: before data are loaded and noise calibrated.
+def require_empty(path: Path) -> None:
+    """Refuse early what `RunDirectory.create` would: before data are loaded and noise calibrated.
 
     Raises:
         StudyError: A run's folder cannot be made there, or something is in it.
     """
-    require_folder(path)
+    check_directory_writable(path)
     try:
-        _require_blank(path)
+        _require_no_run(path)
     except OSError as error:
         raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
 
 
-def how_to_resume(path: Path) -> str:
+def resume_command(path: Path) -> str:
     """The command with which the run in `path` goes on."""
     return f"`cohortium resume {shlex.quote(str(path))}`"
 
 
-def is_begun(path: Path) -> bool:
+def has_checkpoint(path: Path) -> bool:
     """Whether `path` holds a run from which there is something to go on with."""
     return (path / CHECKPOINT).exists()
 
 
-def _require_blank(path: Path) -> None:
+def _require_no_run(path: Path) -> None:
     """Refuse a folder that holds anything but what a process left that was killed at once."""
     left = {path / LOG, (path / LOG).parent}
     found = [p for p in path.rglob("*") if p not in left and p.suffix != UNFINISHED]
@@ -337,7 +338,7 @@ def _require_blank(path: Path) -> None:
         raise StudyError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
         raise StudyError(
-            f"{path} holds a run that is not finished: go on with {how_to_resume(path)}, or give "
+            f"{path} holds a run that is not finished: go on with {resume_command(path)}, or give "
             "another folder with --out."
         )
     raise StudyError(f"{path} is not empty; give another folder with --out.")

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from cohortium.learning.evaluation import Evaluation
 from cohortium.runs.result import OwnScores
-from cohortium.storage.trainer_state import StateFile
+from cohortium.storage.trainer_state import TrainerStateFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.roles.protocols import Trainer
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 
 @frozen(kw_only=True)
@@ -88,29 +88,29 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
     return OwnScores(sites=len(found), images=images, **means)
 
 
-def score_sites(ready: Ready, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:
+def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:
     """The scores of every site that has held images out.
 
     Args:
-        ready: The study.
+        prepared: The study.
         net: The final global network; left as it was.
         states: Where simulated sites keep what their trainers have learned.
 
     Raises:
         RunError: A site's state is damaged.
     """
-    setting, found = ready.setting, []
-    for site, held in enumerate(ready.held):
+    setting, found = prepared.setting, []
+    for site, held in enumerate(prepared.holdout):
         watch = Evaluation.of(
-            ready.splits.train.select(held) if len(held) else None,
+            prepared.splits.train.select(held) if len(held) else None,
             setting.spec.classes,
             setting.model,
             setting.device,
         )
         if watch is None:
             continue
-        kept = StateFile(ready.state_of(site, states), setting.session).read().on(setting.device)
-        own = setting.trainer.personalize(net, kept.after)
+        kept = TrainerStateFile(prepared.trainer_state_path(site, states), setting.session).read().to_device(setting.device)
+        own = setting.trainer.personalize(net, kept.at_round_end)
         globally = watch.score(net)
         found.append(
             SiteScores(

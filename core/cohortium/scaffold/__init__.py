@@ -18,7 +18,7 @@ from attrs import frozen
 
 from cohortium.errors import PluginError
 from cohortium.roles import ROLES
-from cohortium.text import near
+from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
     from cohortium.catalog.discovery import Catalog
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 """Of a plugin's name, which becomes a distribution, a package, a class and an offer."""
 
-LONGEST = 30
+MAX_NAME_LENGTH = 30
 """Letters of a name: a table of plugins has to hold it."""
 
 
@@ -124,11 +124,12 @@ def plan(name: str, role: str, catalog: Catalog) -> Skeleton:
         PluginError: There is no such role, or the name cannot be used; the sentence says why.
     """
     if role not in ROLES:
-        raise PluginError(f"--role {role}: there is no such role; {near(role, ROLES)}")
-    if not FORM.fullmatch(name) or len(name) > LONGEST:
+        raise PluginError(f"--role {role}: there is no such role; {did_you_mean(role, ROLES)}")
+    if not FORM.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
         raise PluginError(
             f"'{name}' cannot name a plugin: a name is lower-case letters and digits, words are "
-            f"joined by single hyphens, it begins with a letter, and has at most {LONGEST} signs."
+            f"joined by single hyphens, it begins with a letter, and has at most {MAX_NAME_LENGTH} "
+            "signs."
         )
     if name == "cohortium" or name.startswith("cohortium-"):
         raise PluginError(f"'{name}': leave out 'cohortium', which is put before it anyway.")
@@ -136,7 +137,7 @@ def plan(name: str, role: str, catalog: Catalog) -> Skeleton:
     for record in catalog.records:
         if record.name == name or record.target == skeleton.package:
             raise PluginError(f"'{name}': {record.label} is installed; choose another name.")
-    for offering in catalog.offerings:
+    for offering in catalog.entries:
         if (offering.role, offering.offer.name) == (role, name):
             raise PluginError(
                 f"'{name}': {offering.record.label} offers that {role}; choose another name."

@@ -22,7 +22,7 @@ from cohortium.study.study import Study
 
 if TYPE_CHECKING:
     from cohortium.data.examples import Splits
-    from cohortium.runs.prepare import Ready
+    from cohortium.runs.prepare import PreparedStudy
 
 
 @frozen(kw_only=True)
@@ -43,7 +43,7 @@ class Answers:
 
 
 @frozen
-class Given:
+class LoadedDataset:
     """Images that are loaded already, in the place of their data set."""
 
     splits: Splits
@@ -53,28 +53,28 @@ class Given:
         return self.splits
 
 
-def draft(answers: Answers) -> tuple[str, Ready]:
+def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
     """A study file's text, and the study as it would run.
 
     Raises:
         CohortiumError: The data cannot be loaded, or what was asked for cannot be had together.
     """
     table = _dataset(answers.data)
-    splits = construction.make(discover(), "dataset", table, where="--data").load()
+    splits = construction.build_part(discover(), "dataset", table, where="--data").load()
     text = _text(answers, table, splits)
     tables = merge(study_file.quick_start(), tomllib.loads(text), where="the new study")
     drafted = study_file.build(tables, where="the new study", into=Study)
-    return text, prepare(attrs.evolve(drafted, dataset=Given(splits)))
+    return text, prepare(attrs.evolve(drafted, dataset=LoadedDataset(splits)))
 
 
-def named_data(data: str) -> str:
+def validate_dataset_name(data: str) -> str:
     """`data`, where it names some; nothing is loaded.
 
     Raises:
         CohortiumError: There is no such data set, or no such file.
     """
     table = _dataset(data)
-    construction.make(discover(), "dataset", table, where="--data")
+    construction.build_part(discover(), "dataset", table, where="--data")
     if table["name"] == "npz" and not Path(data).is_file() and "COHORTIUM_DATA" not in os.environ:
         raise StudyError(f"--data: there is no file {data}.")
     return data

@@ -46,7 +46,7 @@ def atomic_create(path: Path, data: bytes) -> None:
         make_durable(path.parent)
 
 
-def require_place(path: Path, *, is_folder: bool = False) -> None:
+def check_path_writable(path: Path, *, is_folder: bool = False) -> None:
     """Raise what writing to `path` would, before the work whose outcome is to lie there.
 
     Args:

@@ -39,7 +39,7 @@ def write(rows: Iterable[Sequence[object]]) -> str:
         No cell begins a formula, in a program that parts cells at commas, semicolons or tabs.
         `read` gives every cell's text back.
     """
-    cells = [[_safe(value) for value in row] for row in rows]
+    cells = [[_escape(value) for value in row] for row in rows]
     parted = any(isinstance(c, str) and _SEPARATORS.search(c) for row in cells for c in row)
     text = io.StringIO()
     if parted:
@@ -52,19 +52,19 @@ def write(rows: Iterable[Sequence[object]]) -> str:
 def read(text: str) -> list[list[str]]:
     """The rows of what `write` wrote, every cell as its text was."""
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    return [[cell[1:] if _is_marked(cell) else cell for cell in row] for row in rows]
+    return [[cell[1:] if _is_escaped(cell) else cell for cell in row] for row in rows]
 
 
-def _safe(value: object) -> object:
-    if isinstance(value, str) and _begins_formula(value):
+def _escape(value: object) -> object:
+    if isinstance(value, str) and _is_formula(value):
         return f"'{value}"
     return value
 
 
-def _begins_formula(text: str) -> bool:
+def _is_formula(text: str) -> bool:
     """Whether `text` would be a formula, also where apostrophes stand before it already."""
     return bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text)
 
 
-def _is_marked(cell: str) -> bool:
-    return cell.startswith("'") and _begins_formula(cell)
+def _is_escaped(cell: str) -> bool:
+    return cell.startswith("'") and _is_formula(cell)

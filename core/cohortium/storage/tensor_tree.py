@@ -24,7 +24,7 @@ _TREE = "cohortium"
 _DIGEST_LETTERS = 64
 
 
-def dump(tree: Any) -> bytes:
+def dumps(tree: Any) -> bytes:
     """The content of a file that holds `tree`; equal trees give equal bytes.
 
     Raises:
@@ -39,7 +39,7 @@ def dump(tree: Any) -> bytes:
 
 
 def read(path: Path) -> Any:
-    """The tree in a file that `dump` made.
+    """The tree in a file that `dumps` made.
 
     Guarantees:
         It is the tree that was written, to the last bit, or an error: no part of a damaged file

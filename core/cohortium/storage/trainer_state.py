@@ -20,46 +20,46 @@ FORMAT = 1
 
 
 @frozen(eq=False, kw_only=True)
-class Kept:
+class TrainerState:
     """A site's state in its latest round.
 
     Attributes:
         round: From 0; -1 before the first.
-        before: The state with which the round began, whichever attempt at it is made.
-        after: The state after the latest attempt; the next round begins with it.
+        at_round_start: The state with which the round began, whichever attempt at it is made.
+        at_round_end: The state after the latest attempt; the next round begins with it.
     """
 
     round: int = -1
-    before: Mapping[str, Tensor] = field(factory=dict, repr=False)
-    after: Mapping[str, Tensor] = field(factory=dict, repr=False)
+    at_round_start: Mapping[str, Tensor] = field(factory=dict, repr=False)
+    at_round_end: Mapping[str, Tensor] = field(factory=dict, repr=False)
 
     @classmethod
-    def of(cls, round_: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Kept:
+    def of(cls, round_: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> TrainerState:
         """What a trainer hands back after `round_`; copied, for the network is another's next."""
         copies = {name: tensor.detach().clone() for name, tensor in after.items()}
-        return cls(round=round_, before=before, after=copies)
+        return cls(round=round_, at_round_start=before, at_round_end=copies)
 
-    def on(self, device: str) -> Kept:
+    def to_device(self, device: str) -> TrainerState:
         """The same on `device`."""
         before, after = (
             {name: tensor.to(device) for name, tensor in part.items()}
-            for part in (self.before, self.after)
+            for part in (self.at_round_start, self.at_round_end)
         )
-        return Kept(round=self.round, before=before, after=after)
+        return TrainerState(round=self.round, at_round_start=before, at_round_end=after)
 
-    def entering(self, round_: int) -> Mapping[str, Tensor]:
+    def state_for(self, round_: int) -> Mapping[str, Tensor]:
         """The state with which `round_`, this one or a later one, begins."""
-        return self.after if round_ > self.round else self.before
+        return self.at_round_end if round_ > self.round else self.at_round_start
 
 
-class Store(Protocol):
+class TrainerStateStore(Protocol):
     """Where a site's state goes."""
 
-    def read(self) -> Kept:
+    def read(self) -> TrainerState:
         """What was kept last; nothing at first."""
         ...
 
-    def write(self, kept: Kept) -> None:
+    def write(self, kept: TrainerState) -> None:
         """Keep `kept`, in place of what was kept before."""
         ...
 
@@ -68,25 +68,25 @@ class Store(Protocol):
         ...
 
 
-def content_of(session: bytes, kept: Kept) -> bytes:
+def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
     """What a file holds that keeps `kept` for a run.
 
     Raises:
         RunError: It holds something else than tensors.
     """
-    return tensor_tree.dump(
+    return tensor_tree.dumps(
         {
             "format": FORMAT,
             "session": session.hex(),
             "round": kept.round,
-            "before": dict(kept.before),
-            "after": dict(kept.after),
+            "before": dict(kept.at_round_start),
+            "after": dict(kept.at_round_end),
         }
     )
 
 
 @frozen
-class StateFile:
+class TrainerStateFile:
     """A site's own file for it; what is in it is never sent.
 
     Guarantees:
@@ -101,7 +101,7 @@ class StateFile:
     path: Path
     session: bytes
 
-    def read(self) -> Kept:
+    def read(self) -> TrainerState:
         """What was kept last; nothing where nothing was, or only by another run.
 
         Raises:
@@ -110,21 +110,21 @@ class StateFile:
         try:
             content = tensor_tree.read(self.path)
         except FileNotFoundError:
-            return Kept()
+            return TrainerState()
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise RunError(f"{self.path} is no site's state of format {FORMAT}.")
         if content["session"] != self.session.hex():
-            return Kept()
-        return Kept(round=content["round"], before=content["before"], after=content["after"])
+            return TrainerState()
+        return TrainerState(round=content["round"], at_round_start=content["before"], at_round_end=content["after"])
 
-    def write(self, kept: Kept) -> None:
+    def write(self, kept: TrainerState) -> None:
         """Keep `kept`, in place of what was kept before.
 
         Raises:
             OSError: It cannot be written; what was kept before stands.
             RunError: It holds something else than tensors.
         """
-        data = content_of(self.session, kept)
+        data = encode_trainer_state(self.session, kept)
         self.path.parent.mkdir(exist_ok=True)
         atomic_write(self.path, data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cohortium.errors import StudyError
-from cohortium.storage.atomic import require_place
+from cohortium.storage.atomic import check_path_writable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def require_text(text: str, *, where: str) -> None:
         ) from error
 
 
-def require_folder(path: Path) -> None:
+def check_directory_writable(path: Path) -> None:
     """Refuse early what making the folder `path`, if it is not there, and a file in it would.
 
     Raises:
@@ -34,12 +34,12 @@ def require_folder(path: Path) -> None:
     """
     require_text(str(path), where="the folder")
     try:
-        require_place(path, is_folder=True)
+        check_path_writable(path, is_folder=True)
     except OSError as error:
         raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
 
 
-def require_new_file(path: Path, *, remedy: str) -> None:
+def check_new_file(path: Path, *, remedy: str) -> None:
     """Refuse early what creating a file at `path` would, before the work whose outcome it is for.
 
     Args:
@@ -51,16 +51,16 @@ def require_new_file(path: Path, *, remedy: str) -> None:
     """
     if path.exists():
         raise StudyError(f"{path} exists already; {remedy}.")
-    require_file(path)
+    check_file_writable(path)
 
 
-def require_file(path: Path) -> None:
+def check_file_writable(path: Path) -> None:
     """Refuse early what writing a file at `path`, in place of one that is there, would.
 
     Raises:
         StudyError: Nothing can be written there.
     """
     try:
-        require_place(path)
+        check_path_writable(path)
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror}.") from error

@@ -16,8 +16,8 @@ from attrs import field, frozen
 
 from cohortium.errors import StudyError
 from cohortium.study import toml
-from cohortium.study.study import PARTS
-from cohortium.text import keyed, near, shown
+from cohortium.study.study import STUDY_ROLES
+from cohortium.text import quote_key, did_you_mean, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Tables = dict[str, dict[str, Any]]
 """A study as parsed: `federation`, then one table for each role."""
 
-TABLES = ("federation", "data", *PARTS)
+TABLES = ("federation", "data", *STUDY_ROLES)
 """The tables of a study file."""
 
 Path = tuple[str, ...]
@@ -65,11 +65,11 @@ class Resolved:
 
     Attributes:
         tables: What it consists of.
-        left_out: A sentence for each name that leaves keys of the file out.
+        ignored_keys: A sentence for each name that leaves keys of the file out.
     """
 
     tables: Tables
-    left_out: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
 
 
 @frozen
@@ -104,7 +104,7 @@ def resolve(
     Raises:
         StudyError: A value of a layer does not reach the study, since another one took its place.
     """
-    entries = _standing([_Entry(*leaf, layer) for layer in layers for leaf in layer.leaves()])
+    entries = _remaining([_Entry(*leaf, layer) for layer in layers for leaf in layer.leaves()])
     settled: Tables = {name: dict(table) for name, table in tables.items()}
     told = []
     for entry in {e.path: e for e in entries if e.is_name}.values():
@@ -113,22 +113,22 @@ def resolve(
         if entry.value != old:
             given = {other.path[1] for other in entries if other.path[0] == table}
             lost = [key for key in written.get(table, {}) if key not in given | {"name"}]
-            told += [_told(entry, lost, f"[{table}] in {path}", old)] if lost else []
+            told += [_describe_ignored(entry, lost, f"[{table}] in {path}", old)] if lost else []
             settled[table] = {"name": entry.value}
     inside = [e for e in entries if not e.is_name]
     for entry in sorted(inside, key=lambda e: not _names_inner(e, inside)):
-        old = _at(settled, entry.path)
+        old = _get(settled, entry.path)
         if isinstance(old, dict) and isinstance(entry.value, str):
-            lost = [key for key in _at(written, entry.path) or () if key != "name"]
+            lost = [key for key in _get(written, entry.path) or () if key != "name"]
             place = f"[{'.'.join(entry.path)}] in {path}"
-            told += [_told(entry, lost, place, old.get("name"))] if lost else []
-        _put(settled, entry.path, entry.value)
+            told += [_describe_ignored(entry, lost, place, old.get("name"))] if lost else []
+        _set(settled, entry.path, entry.value)
     for entry in entries:
         _require_reached(entry, settled, entries)
-    return Resolved(tables=settled, left_out=tuple(dict.fromkeys(told)))
+    return Resolved(tables=settled, ignored_keys=tuple(dict.fromkeys(told)))
 
 
-def _told(entry: _Entry, lost: Sequence[str], place: str, old: object) -> str:
+def _describe_ignored(entry: _Entry, lost: Sequence[str], place: str, old: object) -> str:
     end = f"; {entry.layer.advice}" if entry.layer.advice else ""
     return (
         f"{entry.layer.where}: {', '.join(lost)} of {place} were for {old!r}, and are left "
@@ -136,7 +136,7 @@ def _told(entry: _Entry, lost: Sequence[str], place: str, old: object) -> str:
     )
 
 
-def _standing(entries: Sequence[_Entry]) -> list[_Entry]:
+def _remaining(entries: Sequence[_Entry]) -> list[_Entry]:
     """`entries` without those that a layer above may replace, and does."""
     return [
         entry
@@ -163,7 +163,7 @@ def _names_inner(entry: _Entry, entries: Sequence[_Entry]) -> bool:
 
 
 def _require_reached(entry: _Entry, tables: Tables, entries: Sequence[_Entry]) -> None:
-    found = _at(tables, entry.path)
+    found = _get(tables, entry.path)
     if isinstance(found, dict) and isinstance(entry.value, str):
         found = found.get("name")
     if (
@@ -181,9 +181,9 @@ def _require_reached(entry: _Entry, tables: Tables, entries: Sequence[_Entry]) -
     )
     key, taken = ".".join(entry.path), ".".join(winner.path)
     raise StudyError(
-        f"{entry.layer.where}: {key} = {shown(entry.value)} would not reach the "
+        f"{entry.layer.where}: {key} = {truncate(entry.value)} would not reach the "
         f"study, where {winner.layer.where} sets {taken} = "
-        f"{shown(winner.value)}; let one of them set it."
+        f"{truncate(winner.value)}; let one of them set it."
     )
 
 
@@ -193,17 +193,18 @@ def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
     Raises:
         StudyError: There is no such table, or it is not one, or it is too deep.
     """
-    toml.require_modest(changes, where=where)
+    toml.limit_nesting(changes, where=where)
     for table, values in changes.items():
         if table == "grid":
             raise StudyError(
                 f"{where} is a grid of studies: only `cohortium run` and `cohortium plan` take it."
             )
         if table not in TABLES:
-            raise StudyError(f"{where}: a study has no [{keyed(table)}]; {near(table, TABLES)}")
+            raise StudyError(f"{where}: a study has no [{quote_key(table)}]; {did_you_mean(table, TABLES)}")
         if not isinstance(values, dict):
             raise StudyError(
-                f"{where}: {keyed(table)} must be a table of keys, such as {keyed(table)}.name."
+                f"{where}: {quote_key(table)} must be a table of keys, such as "
+                f"{quote_key(table)}.name."
             )
 
 
@@ -241,7 +242,7 @@ def _leaves(table: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, A
             yield (*path, key), value
 
 
-def _at(tables: Mapping[str, Any], path: Path) -> Any:
+def _get(tables: Mapping[str, Any], path: Path) -> Any:
     """The value at `path`, or None."""
     found: Any = tables
     for key in path:
@@ -251,7 +252,7 @@ def _at(tables: Mapping[str, Any], path: Path) -> Any:
     return found
 
 
-def _put(tables: dict[str, Any], path: Path, value: Any) -> None:
+def _set(tables: dict[str, Any], path: Path, value: Any) -> None:
     """Set the value at `path`; a part that is named by a string alone becomes a table."""
     table = tables
     for key in path[:-1]:

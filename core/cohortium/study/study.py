@@ -25,28 +25,28 @@ from cohortium.roles.protocols import (
 )
 from cohortium.roles.values import Adversary
 
-MOST_SITES = 1 << 16
+MAX_SITES = 1 << 16
 """As a directory holds, and a graph of shareholders is made for."""
 
-MOST_ROUNDS = 1_000_000
+MAX_ROUNDS = 1_000_000
 """Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
 
-MOST_THREADS = 4096
+MAX_THREADS = 4096
 """Beyond any machine; more would have OpenMP end the process rather than say so."""
 
-PARTS: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
+STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
 """The roles that a federation fills, in the order in which a study file names them."""
 
 
-LONGEST = 1e7
+MAX_TIMEOUT = 1e7
 """Seconds that a deadline stays below: what every clock and lock can wait."""
 
 
 def resolved(role: Role, value: object) -> object:
     """The part `value`, or the part that an installed plugin offers by that name."""
     if isinstance(value, str):
-        return construction.make(discover(), role, {"name": value}, where="Federation")
-    return construction.require(role, value)
+        return construction.build_part(discover(), role, {"name": value}, where="Federation")
+    return construction.require_role(role, value)
 
 
 def _dataset(value: Dataset | str | None) -> Dataset | None:
@@ -134,22 +134,22 @@ class Study:
     aggregator: Aggregator = field(converter=_aggregator)
     engine: Engine = field(factory=lambda: _engine("inline"), converter=_engine)
 
-    sites: int = field(default=10, validator=[ge(1), le(MOST_SITES)])
-    rounds: int = field(default=60, validator=[ge(1), le(MOST_ROUNDS)])
+    sites: int = field(default=10, validator=[ge(1), le(MAX_SITES)])
+    rounds: int = field(default=60, validator=[ge(1), le(MAX_ROUNDS)])
     seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
-    cohort_size: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
-    min_contributors: int = field(default=1, validator=[ge(1), le(MOST_SITES)])
-    retries: int = field(default=0, validator=[ge(0), le(MOST_ROUNDS)])
-    reply_timeout: float = field(default=0.0, validator=[ge(0), lt(LONGEST)])
+    cohort_size: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
+    min_contributors: int = field(default=1, validator=[ge(1), le(MAX_SITES)])
+    retries: int = field(default=0, validator=[ge(0), le(MAX_ROUNDS)])
+    reply_timeout: float = field(default=0.0, validator=[ge(0), lt(MAX_TIMEOUT)])
     device: str = "cpu"
-    threads: int = field(default=0, validator=[ge(0), le(MOST_THREADS)])
+    threads: int = field(default=0, validator=[ge(0), le(MAX_THREADS)])
     adversary: Adversary = field(
         default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
     )
-    max_colluding: int = field(default=0, validator=[ge(0), le(MOST_SITES)])
+    max_colluding: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
     insecure_seeded_secrets: bool = False
     key_directory: str = ""
-    evaluate_every: int = field(default=1, validator=[ge(0), le(MOST_ROUNDS)])
+    evaluate_every: int = field(default=1, validator=[ge(0), le(MAX_ROUNDS)])
     holdout_fraction: float = field(default=0.0, validator=[ge(0), lt(1)])
     observers: tuple[str, ...] = ()
 
@@ -181,26 +181,26 @@ class Study:
         """The study file that describes this federation, every parameter spelled out."""
         catalog = discover()
         tables: dict[str, Any] = {
-            "federation": {term: construction.plain(getattr(self, term)) for term in TERMS}
+            "federation": {term: construction.to_toml_value(getattr(self, term)) for term in FEDERATION_KEYS}
         }
         if self.data is not None:
             declared = attrs.asdict(self.data, filter=lambda _, value: value is not None)
-            tables["data"] = {key: construction.plain(value) for key, value in declared.items()}
-        for role in PARTS:
+            tables["data"] = {key: construction.to_toml_value(value) for key, value in declared.items()}
+        for role in STUDY_ROLES:
             if getattr(self, role) is not None:
-                tables[role] = construction.describe(catalog, role, getattr(self, role))
+                tables[role] = construction.to_table(catalog, role, getattr(self, role))
         return tomli_w.dumps(tables)
 
     def plugins(self) -> dict[str, str]:
         """By role, the plugin that its part is of, or the part's class where it is of none."""
         catalog = discover()
-        parts = {role: part for role in PARTS if (part := getattr(self, role)) is not None}
+        parts = {role: part for role in STUDY_ROLES if (part := getattr(self, role)) is not None}
         return {
-            role: " or ".join(record.label for record in catalog.makers_of(part))
+            role: " or ".join(record.label for record in catalog.plugins_defining(part))
             or f"{type(part).__module__}:{type(part).__qualname__}"
             for role, part in parts.items()
         }
 
 
-TERMS = tuple(f.name for f in attrs.fields(Study) if f.name not in ("data", *PARTS))
+FEDERATION_KEYS = tuple(f.name for f in attrs.fields(Study) if f.name not in ("data", *STUDY_ROLES))
 """The keys of a study file's `[federation]` table."""

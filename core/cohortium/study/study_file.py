@@ -25,8 +25,8 @@ from cohortium.errors import StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
-from cohortium.study.study import PARTS, TERMS, Study
-from cohortium.text import MOST_SHOWN, keyed, near, printable
+from cohortium.study.study import STUDY_ROLES, FEDERATION_KEYS, Study
+from cohortium.text import MAX_SHOWN, quote_key, did_you_mean, escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ __all__ = [
     "TABLES",
     "Tables",
     "build",
-    "layers_of",
-    "left_out",
+    "override_layers",
+    "ignored_keys",
     "merge",
-    "parse_setting",
-    "places_of",
+    "parse_override",
+    "override_locations",
     "quick_start",
     "read",
 ]
@@ -60,37 +60,37 @@ def quick_start() -> Tables:
     return tomllib.loads(files("cohortium.study").joinpath("quickstart.toml").read_text("utf-8"))
 
 
-def read(path: Path | None, settings: Sequence[str] = (), *, into: type[S]) -> S:
+def read(path: Path | None, overrides: Sequence[str] = (), *, into: type[S]) -> S:
     """The study that a file describes.
 
     Args:
         path: The file; None for the quick start.
-        settings: Changes as `table.key=value`, the value in TOML, or else taken as a string.
+        overrides: Changes as `table.key=value`, the value in TOML, or else taken as a string.
         into: The class of the value: `Study`, or `Federation`, which can run it.
 
     Raises:
         StudyError: The file cannot be read, or asks for something that cannot be.
         PluginError: It names a plugin that cannot be used.
     """
-    resolved, written = _resolve(path, settings)
+    resolved, written = _resolve(path, overrides)
     where = "the quick start" if path is None else str(path)
     folder = Path.cwd() if path is None else path.absolute().parent
-    return build(resolved.tables, where=where, settings=written, folder=folder, into=into)
+    return build(resolved.tables, where=where, overrides=written, folder=folder, into=into)
 
 
-def left_out(path: Path | None, settings: Sequence[str]) -> tuple[str, ...]:
+def ignored_keys(path: Path | None, overrides: Sequence[str]) -> tuple[str, ...]:
     """A sentence for each setting that leaves keys of the file, or another setting, out.
 
     Raises:
         StudyError: The file cannot be read, or a setting is none.
     """
-    return _resolve(path, settings)[0].left_out
+    return _resolve(path, overrides)[0].ignored_keys
 
 
 def _resolve(
-    path: Path | None, settings: Sequence[str]
+    path: Path | None, overrides: Sequence[str]
 ) -> tuple[Resolved, dict[str, dict[str, str]]]:
-    """The study, and how an error names the keys that `settings` give."""
+    """The study, and how an error names the keys that `overrides` give."""
     tables, written = quick_start(), {}
     if path is not None:
         written = toml.read(path, what="the study")
@@ -99,12 +99,12 @@ def _resolve(
         tables = merge(tables, written, where=str(path))
         if "data" in written:
             tables = _beside(tables, path.absolute().parent)
-    layers, told = layers_of(settings)
+    layers, told = override_layers(overrides)
     resolved = resolve(tables, layers, written=written, path=str(path))
-    return evolve(resolved, left_out=(*told, *resolved.left_out)), places_of(layers)
+    return evolve(resolved, ignored_keys=(*told, *resolved.ignored_keys)), override_locations(layers)
 
 
-def places_of(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
+def override_locations(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
     """How an error names the keys of each table that `layers` give; see `build`."""
     places: dict[str, dict[str, str]] = {}
     for layer in layers:
@@ -113,18 +113,18 @@ def places_of(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
     return places
 
 
-def layers_of(settings: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-    """What `settings` give, and a sentence for each that a later one of the same key replaces.
+def override_layers(overrides: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """What `overrides` give, and a sentence for each that a later one of the same key replaces.
 
     Raises:
         StudyError: One is not of the form `table.key=value`, or names no table of a study.
     """
     layers: dict[tuple[str, ...], Layer] = {}
     told = []
-    for setting in settings:
+    for setting in overrides:
         where = f"--set {_cut(setting)}"
         layer = Layer(
-            changes=parse_setting(setting), where=where, advice="give them again with --set"
+            changes=parse_override(setting), where=where, advice="give them again with --set"
         )
         key = tuple(setting.partition("=")[0].strip().split("."))
         before = layers.pop(key, None)
@@ -142,7 +142,7 @@ def _beside(tables: Tables, folder: Path) -> Tables:
     found = dict(tables)
     if "dataset" in found:
         found["dataset"] = dict(
-            construction.beside(discover(), "dataset", found["dataset"], folder)
+            construction.resolve_paths(discover(), "dataset", found["dataset"], folder)
         )
     directory = found["federation"].get("key_directory")
     if isinstance(directory, str) and directory and (folder / directory).exists():
@@ -154,7 +154,7 @@ def build(
     tables: Mapping[str, Mapping[str, Any]],
     *,
     where: str = "study",
-    settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    overrides: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     catalog: Catalog | None = None,
     engine: Engine | None = None,
     folder: Path | None = None,
@@ -165,7 +165,7 @@ def build(
     Args:
         tables: By name.
         where: How an error names them.
-        settings: How an error names those keys of a table that were written somewhere else.
+        overrides: How an error names those keys of a table that were written somewhere else.
         catalog: Where names are looked up; discovered anew if None.
         engine: In place of one that the tables describe.
         folder: Where a user's own code is looked for, beside what is installed; None where the
@@ -176,40 +176,40 @@ def build(
     is_deployed = "data" in tables
     optional = (SIMULATED if is_deployed else ()) + (("engine",) if engine else ())
     roles: dict[str, Any] = {
-        role: construction.make(
+        role: construction.build_part(
             catalog,
             role,
             tables.get(role, {}),
             where=where,
-            settings=settings.get(role, {}),
+            overrides=overrides.get(role, {}),
             folder=folder,
         )
-        for role in PARTS
+        for role in STUDY_ROLES
         if role in tables or role not in optional
     }
     if engine is not None:
         roles["engine"] = engine
     if is_deployed:
-        roles["data"] = construction.call(
+        roles["data"] = construction.construct(
             DataSpec, tables["data"], where=f"{where} [data]", what="the data"
         )
-    terms, own = tables.get("federation", {}), settings.get("federation", {})
+    terms, own = tables.get("federation", {}), overrides.get("federation", {})
     for key in terms:
-        if key not in TERMS:
-            place = own.get(key, f"{where} [federation] {keyed(key)}")
-            raise StudyError(f"{place}: there is no such term; {near(key, TERMS)}")
-    study: S = construction.call(
+        if key not in FEDERATION_KEYS:
+            place = own.get(key, f"{where} [federation] {quote_key(key)}")
+            raise StudyError(f"{place}: there is no such term; {did_you_mean(key, FEDERATION_KEYS)}")
+    study: S = construction.construct(
         into,
         terms,
         where=f"{where} [federation]",
         what="the federation",
         ready=roles,
-        settings=own,
+        overrides=own,
     )
     return study
 
 
-def parse_setting(setting: str) -> dict[str, Any]:
+def parse_override(setting: str) -> dict[str, Any]:
     """The change that `table.key=value` asks for.
 
     Raises:
@@ -219,7 +219,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
         # `--set model=cnn` is what a part's name is most easily taken for.
-        meant = f"{table}.name={text}" if equals and table in PARTS else "model.width=16"
+        meant = f"{table}.name={text}" if equals and table in STUDY_ROLES else "model.width=16"
         raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
     require_text(setting, where="--set")
     value = toml.parse(text)
@@ -230,4 +230,4 @@ def parse_setting(setting: str) -> dict[str, Any]:
 
 def _cut(setting: str) -> str:
     """A setting as an error repeats it: whoever typed it knows it again."""
-    return printable(setting if len(setting) <= MOST_SHOWN else f"{setting[:MOST_SHOWN]}…")
+    return escape_control_characters(setting if len(setting) <= MAX_SHOWN else f"{setting[:MAX_SHOWN]}…")

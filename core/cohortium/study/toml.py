@@ -11,26 +11,26 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from cohortium.errors import StudyError
-from cohortium.text import is_printable, printable, shown
+from cohortium.text import is_printable, escape_control_characters, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-MOST_BYTES = 1 << 16
-MOST_LEVELS = 16
+MAX_BYTES = 1 << 16
+MAX_LEVELS = 16
 """Far more than any plugin's parameters need."""
 
-MOST_VALUES = 1 << 14
+MAX_VALUES = 1 << 14
 """Keys and values of all tables together."""
 
-MOST_KEY = 200
+MAX_KEY_LENGTH = 200
 """Characters of a key."""
 
-LARGEST_INTEGER = (1 << 63) - 1
+MAX_INTEGER = (1 << 63) - 1
 """TOML promises no more than 64 bits with a sign."""
 
-_DEEP_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){{{MOST_LEVELS}}}")
+_DEEP_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){{{MAX_LEVELS}}}")
 """A run of words with dots between them, wherever it stands: words of a key, or of a text.
 
 A parser's work, and its memory, grow with the square of a key's parts.
@@ -39,7 +39,7 @@ A parser's work, and its memory, grow with the square of a key's parts.
 _QUOTED_PART = re.compile(r"""["'][ \t]*+\.""")
 """What a key has to hold for each of its parts that is no bare word."""
 
-_MOST_QUOTED_PARTS = 64
+_MAX_QUOTED_PARTS = 64
 
 
 def read(path: Path, *, what: str) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise StudyError(f"{what} {path} is larger than {MOST_BYTES} bytes.")
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise StudyError(f"{what} {path} is larger than {MAX_BYTES} bytes.")
         # Some editors of Windows begin a file with a mark that TOML does not know.
         text = data.decode("utf-8-sig")
     except OSError as error:
@@ -73,15 +73,15 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
         StudyError: It is not TOML, or is too large or too deep, or has a key or a number that no
             study can need.
     """
-    if len(text) > MOST_BYTES:
-        raise StudyError(f"{where} is larger than {MOST_BYTES} bytes.")
+    if len(text) > MAX_BYTES:
+        raise StudyError(f"{where} is larger than {MAX_BYTES} bytes.")
     _require_short_keys(text, where=where)
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Beside its own error tomllib lets through what Python says of a number of 5,000 digits.
-        raise StudyError(f"{where} is not valid TOML: {printable(str(error))}.") from error
-    require_modest(tables, where=where)
+        raise StudyError(f"{where} is not valid TOML: {escape_control_characters(str(error))}.") from error
+    limit_nesting(tables, where=where)
     return tables
 
 
@@ -91,8 +91,8 @@ def parse(text: str) -> Any:
     Raises:
         StudyError: It is too large or too deep, or has a key that no study can need.
     """
-    if len(text) > MOST_BYTES:
-        raise StudyError(f"a value on the command line is larger than {MOST_BYTES} characters.")
+    if len(text) > MAX_BYTES:
+        raise StudyError(f"a value on the command line is larger than {MAX_BYTES} characters.")
     _require_short_keys(text, where="--set")
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -100,7 +100,7 @@ def parse(text: str) -> Any:
         return text.strip()
 
 
-def require_modest(changes: Mapping[str, Any], *, where: str) -> None:
+def limit_nesting(changes: Mapping[str, Any], *, where: str) -> None:
     """Refuse what is nested so deeply, or is so much, that work with it would cost or fail.
 
     Raises:
@@ -108,21 +108,21 @@ def require_modest(changes: Mapping[str, Any], *, where: str) -> None:
     """
     level: list[Any] = [changes]
     count = 0
-    for _ in range(MOST_LEVELS):
+    for _ in range(MAX_LEVELS):
         inside: list[Any] = []
         for outer in level:
             for key in outer if isinstance(outer, dict) else ():
                 _require_key(key, where=where)
             inside += outer.values() if isinstance(outer, dict) else outer
         count += len(inside)
-        if count > MOST_VALUES:
-            raise StudyError(f"{where} holds more than {MOST_VALUES:,} values.")
+        if count > MAX_VALUES:
+            raise StudyError(f"{where} holds more than {MAX_VALUES:,} values.")
         for value in inside:
-            if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            if isinstance(value, int) and abs(value) > MAX_INTEGER:
                 raise StudyError(f"{where}: a whole number has more than 64 bits; use a float.")
         level = [value for value in inside if isinstance(value, dict | list)]
     if level:
-        raise StudyError(f"{where}: tables are nested deeper than {MOST_LEVELS} levels.")
+        raise StudyError(f"{where}: tables are nested deeper than {MAX_LEVELS} levels.")
 
 
 def require_text(changes: Mapping[str, Any], *, where: str) -> None:
@@ -139,17 +139,17 @@ def require_text(changes: Mapping[str, Any], *, where: str) -> None:
         elif isinstance(value, list):
             level += value
         elif isinstance(value, str) and not is_printable(value):
-            raise StudyError(f"{where}: {shown(value)} has characters that cannot be shown.")
+            raise StudyError(f"{where}: {truncate(value)} has characters that cannot be shown.")
 
 
 def _require_short_keys(text: str, *, where: str) -> None:
     quoted = sum(1 for _ in _QUOTED_PART.finditer(text))
-    if _DEEP_KEY.search(text) or quoted > _MOST_QUOTED_PARTS:
-        raise StudyError(f"{where}: tables are nested deeper than {MOST_LEVELS} levels.")
+    if _DEEP_KEY.search(text) or quoted > _MAX_QUOTED_PARTS:
+        raise StudyError(f"{where}: tables are nested deeper than {MAX_LEVELS} levels.")
 
 
 def _require_key(key: str, *, where: str) -> None:
-    if len(key) > MOST_KEY:
-        raise StudyError(f"{where}: the key {shown(key)} has more than {MOST_KEY} characters.")
+    if len(key) > MAX_KEY_LENGTH:
+        raise StudyError(f"{where}: the key {truncate(key)} has more than {MAX_KEY_LENGTH} characters.")
     if not is_printable(key):
-        raise StudyError(f"{where}: the key {shown(key)} has characters that cannot be shown.")
+        raise StudyError(f"{where}: the key {truncate(key)} has characters that cannot be shown.")

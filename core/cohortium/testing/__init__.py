@@ -28,7 +28,7 @@ from cohortium.testing.classes import (
     TrainerConformance,
 )
 from cohortium.testing.contract import Check, ConformanceError
-from cohortium.testing.suite import Verdict, checks_for, examine
+from cohortium.testing.suite import CheckResult, checks_for, run_checks
 
 __all__ = [
     "AggregatorConformance",
@@ -41,7 +41,7 @@ __all__ = [
     "PartitionerConformance",
     "PrivatizerConformance",
     "TrainerConformance",
-    "Verdict",
+    "CheckResult",
     "checks_for",
-    "examine",
+    "run_checks",
 ]

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from cohortium.errors import StudyError
 from cohortium.testing.contract import Check, ensure
-from cohortium.testing.play import Play, plays
+from cohortium.testing.play import AggregationHarness, harnesses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ JUNK = np.random.default_rng(0).bytes(61)
 
 def check_exact_sum(aggregator: Aggregator) -> None:
     """If all sites answer, all are in the sum, and each was made to train once."""
-    for play in plays(aggregator):
+    for play in harnesses(aggregator):
         who = play.attempt()
         ensure(
             who is not None and set(who) == set(play.sites),
@@ -40,7 +40,7 @@ def check_exact_sum(aggregator: Aggregator) -> None:
 
 def check_dropouts(aggregator: Aggregator) -> str | None:
     """Whoever drops out, and at whichever stage: an exact sum, or `TooFewSitesError`."""
-    play = plays(aggregator)[-1]
+    play = harnesses(aggregator)[-1]
     play.attempt()
     sites, survived = list(play.sites), 0
     for stage in range(play.stages):
@@ -95,7 +95,7 @@ def check_secrecy(aggregator: Aggregator) -> str | None:
 
 def check_garbage_replies(aggregator: Aggregator) -> None:
     """A reply that is damaged drops its site, and never makes a wrong sum or an exception."""
-    play = plays(aggregator)[-1]
+    play = harnesses(aggregator)[-1]
     play.attempt()
     for stage in range(play.stages):
         for damage in (b"", JUNK), (JUNK,), ("cut",), ("longer",):
@@ -104,13 +104,13 @@ def check_garbage_replies(aggregator: Aggregator) -> None:
 
 def check_repeated_replies(aggregator: Aggregator) -> None:
     """A reply that arrives twice counts once."""
-    play = plays(aggregator)[-1]
+    play = harnesses(aggregator)[-1]
     play.attempt(lambda _stage, _site, reply: (reply, reply))
 
 
 def check_unasked_replies(aggregator: Aggregator) -> None:
     """A reply of a site that nobody asked is not counted."""
-    play = plays(aggregator)[-1]
+    play = harnesses(aggregator)[-1]
     stranger: SiteId = 10_000
 
     def fault(_stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:
@@ -123,7 +123,7 @@ def check_unasked_replies(aggregator: Aggregator) -> None:
 
 def check_garbage_requests(aggregator: Aggregator) -> None:
     """A damaged request is refused, or answered; the site's session stands."""
-    play = plays(aggregator)[-1]
+    play = harnesses(aggregator)[-1]
     play.attempt()
     for stage in range(play.stages):
 
@@ -144,7 +144,7 @@ def check_garbage_requests(aggregator: Aggregator) -> None:
 
 def check_repeated_requests(aggregator: Aggregator) -> None:
     """However often it is asked, a site trains and releases once an attempt."""
-    play = plays(aggregator)[-1]
+    play = harnesses(aggregator)[-1]
     play.attempt(mischief=lambda _stage, _site, ask: (ask,))
     ensure(
         max(play.calls.values()) <= 1,
@@ -155,7 +155,7 @@ def check_repeated_requests(aggregator: Aggregator) -> None:
 
 def check_sessions_last(aggregator: Aggregator) -> None:
     """Sessions serve attempt after attempt, failed ones between."""
-    for play in plays(aggregator):
+    for play in harnesses(aggregator):
         every = set(play.sites)
         for fault in (None, _losing(every, since=0), None, _losing({1}, since=0), None):
             who = play.attempt() if fault is None else play.attempt(fault)
@@ -181,11 +181,11 @@ CHECKS: tuple[Check, ...] = (
 """Every check of an aggregator."""
 
 
-def _first_of_eight(aggregator: Aggregator, *, min_contributors: int) -> Play:
+def _first_of_eight(aggregator: Aggregator, *, min_contributors: int) -> AggregationHarness:
     try:
-        return Play.of(aggregator, 8, 27, 100, min_contributors=min_contributors)
+        return AggregationHarness.of(aggregator, 8, 27, 100, min_contributors=min_contributors)
     except StudyError:
-        return Play.of(aggregator, 9, 27, 100, min_contributors=8)
+        return AggregationHarness.of(aggregator, 9, 27, 100, min_contributors=8)
 
 
 def _losing(gone: set[SiteId], *, since: int, until: int | None = None) -> Fault:

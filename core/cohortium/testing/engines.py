@@ -25,7 +25,7 @@ SITES = 5
 DEADLINE = 0.1
 """Seconds that a site is given by the check of deadlines."""
 
-TARDY = 5 * DEADLINE
+SLOW_SECONDS = 5 * DEADLINE
 """Seconds that a late site takes."""
 
 AWKWARD = (b"", bytes(range(256)), b"\x00" * 3, b"\r\n\xff", bytes(1 << 20))
@@ -47,7 +47,7 @@ class EchoSite:
 
 
 @frozen
-class EchoRecipe:
+class EchoSiteFactory:
     """Makes an `EchoSite`, in any process."""
 
     site: SiteId
@@ -64,23 +64,23 @@ class EchoRecipe:
 
 
 @define
-class LateSite(EchoSite):
+class SlowSite(EchoSite):
     """An `EchoSite` that takes its time over the first request."""
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """Say what an `EchoSite` says, too late."""
         if not self.asked:
-            time.sleep(TARDY)
+            time.sleep(SLOW_SECONDS)
         return EchoSite.answer(self, broadcast, own)
 
 
 @frozen
-class LateRecipe(EchoRecipe):
-    """Makes a `LateSite`, in any process."""
+class SlowSiteFactory(EchoSiteFactory):
+    """Makes a `SlowSite`, in any process."""
 
-    def create(self, share_model_with: SiteHandle | None = None) -> LateSite:
+    def create(self, share_model_with: SiteHandle | None = None) -> SlowSite:
         """Make the site, whatever stands beside it."""
-        return LateSite(self.site, share_model_with is not None)
+        return SlowSite(self.site, share_model_with is not None)
 
 
 def echo(site: SiteId, asked: int, broadcast: bytes, own: bytes) -> bytes:
@@ -136,7 +136,7 @@ def check_asks_no_one_else(engine: Engine) -> str | None:
 def check_keeps_deadlines(engine: Engine) -> str | None:
     """A reply that comes after the deadline is not yielded, then or ever; the site is not lost."""
     late = 1
-    recipes = {site: EchoRecipe(site) for site in range(SITES)} | {late: LateRecipe(late)}
+    recipes = {site: EchoSiteFactory(site) for site in range(SITES)} | {late: SlowSiteFactory(late)}
     try:
         exchange = engine.connect(recipes)
     except StudyError:
@@ -147,7 +147,8 @@ def check_keeps_deadlines(engine: Engine) -> str | None:
         found = {site for site, _ in exchange.exchange(b"in a hurry", each, DEADLINE)}
         ensure(
             late not in found,
-            f"site {late} took {TARDY} s over its answer, and the reply was yielded although the "
+            f"site {late} took {SLOW_SECONDS} s over its answer, and the reply was yielded "
+            "although the "
             f"deadline was {DEADLINE} s; leave out what comes later.",
         )
         _ensure_echoes(exchange, b"at leisure", each, asked=2, unless_lost=1)
@@ -159,8 +160,8 @@ def check_keeps_deadlines(engine: Engine) -> str | None:
 def check_takes_pickled_recipes(engine: Engine) -> str | None:
     """Recipes work after pickling, and any site numbers will do."""
     sites = (7, 2)
-    recipes: dict[SiteId, EchoRecipe] = pickle.loads(  # noqa: S301 - what was just dumped
-        pickle.dumps({site: EchoRecipe(site) for site in sites})
+    recipes: dict[SiteId, EchoSiteFactory] = pickle.loads(  # noqa: S301 - what was just dumped
+        pickle.dumps({site: EchoSiteFactory(site) for site in sites})
     )
     try:
         exchange = engine.connect(recipes)
@@ -206,7 +207,7 @@ CHECKS: tuple[Check, ...] = (
 def _opened(engine: Engine, sites: Iterable[SiteId]) -> EngineSession | None:
     """The engine at work; None if it takes no simulated sites."""
     try:
-        return engine.connect({site: EchoRecipe(site) for site in sites})
+        return engine.connect({site: EchoSiteFactory(site) for site in sites})
     except StudyError:
         return None
 

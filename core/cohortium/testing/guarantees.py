@@ -16,7 +16,7 @@ import numpy as np
 
 from cohortium.errors import RefusalError
 from cohortium.testing.contract import Check, ConformanceError, ensure
-from cohortium.testing.plans import EXAMPLES, PARAMETERS, Scene, Trial, trials
+from cohortium.testing.plans import EXAMPLES, PARAMETERS, ProbeNetwork, PrivacyProbe, privacy_probes
 
 if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
@@ -84,7 +84,7 @@ def check_noise_is_fresh(privatizer: Privatizer) -> str | None:
     private = [(t, g) for t, g in _guaranteed(privatizer) if t.noises_gradients]
     for trial, _ in private:
         site = trial.site(0, 0, 0)
-        one, other = (Scene().gradient(site, _all()[:0]).double().numpy() for _ in range(2))
+        one, other = (ProbeNetwork().gradient(site, _all()[:0]).double().numpy() for _ in range(2))
         ensure(
             np.count_nonzero(one) and np.count_nonzero(other),
             "an empty batch gave a gradient without noise, which tells that it was empty; add the "
@@ -103,8 +103,8 @@ def check_non_finite_examples_count_as_zero(privatizer: Privatizer) -> str | Non
     """Under example-level privacy, an example with an undefined gradient is left out."""
     private = [(t, g) for t, g in _guaranteed(privatizer) if g.unit != "site"]
     for trial, _ in private:
-        broken = Scene().with_scale(0, math.nan).gradient(trial.site(0, 0, 0), _all())
-        without = Scene().gradient(trial.site(0, 0, 0), _all()[1:])
+        broken = ProbeNetwork().with_scale(0, math.nan).gradient(trial.site(0, 0, 0), _all())
+        without = ProbeNetwork().gradient(trial.site(0, 0, 0), _all()[1:])
         gap = float((broken - without).abs().max())
         ensure(
             gap <= 1e-4 * (1 + float(without.abs().max())),
@@ -123,12 +123,12 @@ CHECKS: tuple[Check, ...] = (
 """Every check of what a privatizer guarantees."""
 
 
-def _guaranteed(privatizer: Privatizer) -> list[tuple[Trial, Guarantee]]:
-    found = [(trial, trial.plan.guarantee) for trial in trials(privatizer)]
+def _guaranteed(privatizer: Privatizer) -> list[tuple[PrivacyProbe, Guarantee]]:
+    found = [(trial, trial.plan.guarantee) for trial in privacy_probes(privatizer)]
     return [(trial, guarantee) for trial, guarantee in found if guarantee is not None]
 
 
-def _output(trial: Trial, guarantee: Guarantee) -> Output:
+def _output(trial: PrivacyProbe, guarantee: Guarantee) -> Output:
     """What the adversary named by `guarantee` sees: sums over the honest, or one site alone."""
     import torch
 
@@ -138,7 +138,7 @@ def _output(trial: Trial, guarantee: Guarantee) -> Output:
     def gradient(scale: float, draw: int) -> Reals:
         batch = _all() if scale else _all()[1:]
         private = trial.site(draw, 0)
-        return Scene().with_scale(0, scale).gradient(private, batch).double().numpy()
+        return ProbeNetwork().with_scale(0, scale).gradient(private, batch).double().numpy()
 
     def released_gradients(scale: float, draw: int) -> Reals:
         words = []
@@ -146,7 +146,7 @@ def _output(trial: Trial, guarantee: Guarantee) -> Output:
             private = trial.site(draw, site)
             probed = site == 0 and scale != 0
             batch = _all() if probed or site else _all()[1:]
-            scene = Scene().with_scale(0, scale) if probed else Scene()
+            scene = ProbeNetwork().with_scale(0, scale) if probed else ProbeNetwork()
             words.append(private.release(scene.gradient(private, batch), float(EXAMPLES)).words)
         return trial.decoded(words)
 

@@ -65,7 +65,7 @@ def check_takes_every_event(observer: Observer) -> None:
                 f"watch gave a {type(listener).__name__}, which cannot be called; return a "
                 "function of one event.",
             )
-            for event in story(told, full=full):
+            for event in sample_events(told, full=full):
                 try:
                     listener(event)
                 except Exception as error:
@@ -79,7 +79,7 @@ def check_takes_every_event(observer: Observer) -> None:
 def check_takes_a_failed_run(observer: Observer) -> None:
     """A run may fail before its first round, and before it has begun."""
     with _aside() as folder:
-        for events in ([story(folder)[0], RunFailed(reason="no.")], [RunFailed(reason="no.")]):
+        for events in ([sample_events(folder)[0], RunFailed(reason="no.")], [RunFailed(reason="no.")]):
             listener = observer.start_run()
             try:
                 for event in events:
@@ -101,9 +101,9 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
         for path in (whole, parted):
             path.mkdir()
         listener = observer.start_run()
-        for event in story(whole):
+        for event in sample_events(whole):
             listener(event)
-        started, *rest = story(parted)
+        started, *rest = sample_events(parted)
         assert isinstance(started, RunStarted)
         broken, again = observer.start_run(), observer.start_run()
         finished = [event for event in rest if isinstance(event, RoundCompleted)]
@@ -142,11 +142,11 @@ def check_listeners_are_independent(observer: Observer) -> None:
             "watch gave one listener twice, and two runs at a time would be taken for one; make a "
             "new one at every call.",
         )
-        for pair in zip(story(first), story(second), strict=True):
+        for pair in zip(sample_events(first), sample_events(second), strict=True):
             one(pair[0])
             other(pair[1])
         only = observer.start_run()
-        for event in story(alone):
+        for event in sample_events(alone):
             only(event)
         wanted = _lines(alone)
         ensure(
@@ -165,7 +165,7 @@ CHECKS: tuple[Check, ...] = (
 """Every check of an observer."""
 
 
-def story(folder: Path | None, *, full: bool = True) -> list[Event]:
+def sample_events(folder: Path | None, *, full: bool = True) -> list[Event]:
     """The events of a run of two rounds, of which the first had to be tried twice."""
     promise, scores = (GUARANTEE, SCORES) if full else (None, None)
     started = RunStarted(

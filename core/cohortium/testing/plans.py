@@ -54,7 +54,7 @@ SAMPLED_UPDATE = Workload(output="update", steps=2, sampling_rate=0.5, batch_siz
 
 
 @frozen
-class Trial:
+class PrivacyProbe:
     """A plan, and the work that it was made for."""
 
     workload: Workload
@@ -93,7 +93,7 @@ class Trial:
         )
 
 
-def trials(privatizer: Privatizer) -> tuple[Trial, ...]:
+def privacy_probes(privatizer: Privatizer) -> tuple[PrivacyProbe, ...]:
     """Plans for the kinds of work that `privatizer` does not refuse.
 
     Raises:
@@ -101,19 +101,19 @@ def trials(privatizer: Privatizer) -> tuple[Trial, ...]:
     """
     key: Any = privatizer
     try:
-        return _remembered(key)
+        return _cached_plans(key)
     except TypeError:  # a parameter of it cannot be hashed
-        return _planned(privatizer)
+        return _plans(privatizer)
 
 
-def _planned(privatizer: Privatizer) -> tuple[Trial, ...]:
-    found: list[Trial] = []
+def _plans(privatizer: Privatizer) -> tuple[PrivacyProbe, ...]:
+    found: list[PrivacyProbe] = []
     refusals: list[str] = []
     for workload in (GRADIENT, SAMPLED_UPDATE, SAMPLED_GRADIENT):
         if workload is SAMPLED_GRADIENT and len(found) > 1:
             break
         try:
-            found.append(Trial(workload, privatizer.plan(workload, COHORT, PARAMETERS)))
+            found.append(PrivacyProbe(workload, privatizer.plan(workload, COHORT, PARAMETERS)))
         except PrivacyError as error:
             refusals.append(str(error))
     ensure(
@@ -125,11 +125,11 @@ def _planned(privatizer: Privatizer) -> tuple[Trial, ...]:
 
 
 # A plan is a value, and takes seconds to calibrate; every check wants the same ones.
-_remembered = lru_cache(maxsize=4)(_planned)
+_cached_plans = lru_cache(maxsize=4)(_plans)
 
 
 @frozen
-class Scene:
+class ProbeNetwork:
     """Examples at one site, some with enormous or undefined losses.
 
     Attributes:
@@ -138,11 +138,11 @@ class Scene:
 
     scale: Reals = field(factory=lambda: np.ones(EXAMPLES))
 
-    def with_scale(self, example: int, scale: float) -> Scene:
+    def with_scale(self, example: int, scale: float) -> ProbeNetwork:
         """The scene with another factor for one example."""
         changed = self.scale.copy()
         changed[example] = scale
-        return Scene(changed)
+        return ProbeNetwork(changed)
 
     def gradient(self, privatizer: SitePrivatizer, batch: ExampleIndices) -> Tensor:
         """What `privatizer` makes of a batch, shape (P,)."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
 """What arrives of a reply, by stage and site: the reply, nothing, something else, or it twice."""
 
-Mischief: TypeAlias = Callable[[int, SiteId, SiteRequest], Sequence[SiteRequest]]
+RequestTampering: TypeAlias = Callable[[int, SiteId, SiteRequest], Sequence[SiteRequest]]
 """Requests that reach a site before the genuine one."""
 
 SIZES: tuple[tuple[int, int, int, Adversary], ...] = (
@@ -44,22 +44,22 @@ SIZES: tuple[tuple[int, int, int, Adversary], ...] = (
 )
 """Sites, bits of the ring, length of the vectors and adversary that sums are tried with."""
 
-MOST_STAGES = 20
+MAX_STAGES = 20
 """Exchanges after which an attempt counts as endless."""
 
 
-def faultless(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:  # noqa: ARG001
+def no_faults(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:  # noqa: ARG001
     """Every reply arrives."""
     return (reply,)
 
 
-def honest(stage: int, site: SiteId, ask: SiteRequest) -> Sequence[SiteRequest]:  # noqa: ARG001
+def no_tampering(stage: int, site: SiteId, ask: SiteRequest) -> Sequence[SiteRequest]:  # noqa: ARG001
     """Nothing but genuine requests is sent."""
     return ()
 
 
 @define(eq=False)
-class Play:
+class AggregationHarness:
     """Sessions of a coordinator and its sites, for a run.
 
     Attributes:
@@ -86,7 +86,7 @@ class Play:
         *,
         min_contributors: int = 1,
         adversary: Adversary = "honest-but-curious",
-    ) -> Play:
+    ) -> AggregationHarness:
         """Sessions for random vectors; a `StudyError` of the aggregator goes through."""
         cohort = FederationSpec(
             sites=sites,
@@ -117,7 +117,7 @@ class Play:
         )
 
     def attempt(
-        self, fault: Fault = faultless, mischief: Mischief = honest
+        self, fault: Fault = no_faults, mischief: RequestTampering = no_tampering
     ) -> tuple[SiteId, ...] | None:
         """Play one attempt; who contributed, or None if it was refused for want of sites.
 
@@ -127,8 +127,8 @@ class Play:
         self._begin()
         while requests := self.coordinator.next_requests():
             ensure(
-                self.stages < MOST_STAGES,
-                f"the coordinator still asks after {MOST_STAGES} exchanges; end the attempt when "
+                self.stages < MAX_STAGES,
+                f"the coordinator still asks after {MAX_STAGES} exchanges; end the attempt when "
                 "replies no longer come.",
             )
             self._exchange(requests, fault, mischief)
@@ -155,7 +155,7 @@ class Play:
         }
         self.coordinator.begin_attempt(self._attempt, self._attempt, tuple(self.sites))
 
-    def _exchange(self, requests: StageRequests, fault: Fault, mischief: Mischief) -> None:
+    def _exchange(self, requests: StageRequests, fault: Fault, mischief: RequestTampering) -> None:
         for site, own in requests.per_site.items():
             ask = SiteRequest(
                 round=self._attempt, attempt=self._attempt, broadcast=requests.broadcast, own=own
@@ -219,7 +219,7 @@ class Play:
         )
 
 
-def plays(aggregator: Aggregator) -> list[Play]:
+def harnesses(aggregator: Aggregator) -> list[AggregationHarness]:
     """Sessions for every size and adversary that `aggregator` does not refuse.
 
     Raises:
@@ -228,7 +228,7 @@ def plays(aggregator: Aggregator) -> list[Play]:
     found, refusals = [], []
     for sites, bits, length, adversary in SIZES:
         try:
-            found.append(Play.of(aggregator, sites, bits, length, adversary=adversary))
+            found.append(AggregationHarness.of(aggregator, sites, bits, length, adversary=adversary))
         except StudyError as error:
             refusals.append(str(error))
     ensure(

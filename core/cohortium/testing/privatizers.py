@@ -18,17 +18,17 @@ from cohortium.testing.plans import (
     COHORT,
     EXAMPLES,
     PARAMETERS,
-    Scene,
-    trials,
+    ProbeNetwork,
+    privacy_probes,
 )
-from cohortium.testing.probes import Probe
+from cohortium.testing.probes import ProbePrivatizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.roles.protocols import Privatizer
     from cohortium.roles.values import ExampleIndices
-    from cohortium.testing.plans import Reals, Trial
+    from cohortium.testing.plans import Reals, PrivacyProbe
 
 MECHANISM_SLACK = 0.98
 """By how much the accountant of a mechanism may do better than the one of the guarantee."""
@@ -39,7 +39,7 @@ DRAWS = 32
 
 def check_plan_is_repeatable(privatizer: Privatizer) -> None:
     """Equal arguments give every party the same plan."""
-    first = trials(privatizer)[0]
+    first = privacy_probes(privatizer)[0]
     again = privatizer.plan(first.workload, COHORT, PARAMETERS)
     for name in ("guarantee", "ring", "length"):
         ensure(
@@ -51,7 +51,7 @@ def check_plan_is_repeatable(privatizer: Privatizer) -> None:
 
 def check_spent(privatizer: Privatizer) -> None:
     """What is spent grows with the attempts, up to the guarantee."""
-    for plan in (trial.plan for trial in trials(privatizer)):
+    for plan in (trial.plan for trial in privacy_probes(privatizer)):
         spent = [plan.guarantee_after(n) for n in range(1, COHORT.attempts + 1)]
         if plan.guarantee is None:
             ensure(
@@ -78,7 +78,7 @@ def check_spent(privatizer: Privatizer) -> None:
 
 def check_mechanism(privatizer: Privatizer) -> str | None:
     """What a ledger would keep of the run costs no less than its guarantee says."""
-    plans = [trial.plan for trial in trials(privatizer)]
+    plans = [trial.plan for trial in privacy_probes(privatizer)]
     for plan in plans:
         guarantee, mechanism = plan.guarantee, plan.mechanism
         ensure(
@@ -99,7 +99,7 @@ def check_mechanism(privatizer: Privatizer) -> str | None:
 
 def check_batches(privatizer: Privatizer) -> None:
     """Batches are positions at the site, a function of the secret."""
-    for trial in trials(privatizer):
+    for trial in privacy_probes(privatizer):
         one, other = (list(trial.site(0, 0, 0).batches(EXAMPLES)) for _ in range(2))
         ensure(
             len(one) == len(other) and all(map(np.array_equal, one, other)),
@@ -120,7 +120,7 @@ def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
     """Under example-level privacy each example is in each batch by a secret coin of its own."""
     sampled = [
         t
-        for t in trials(privatizer)
+        for t in privacy_probes(privatizer)
         if t.workload.sampling_rate < 1 and t.unit in ("example", "patient")
     ]
     if not sampled:
@@ -158,9 +158,9 @@ def check_gradient(privatizer: Privatizer) -> None:
     """`gradient` sets finite gradients, for an empty batch too; without noise, their mean."""
     import torch
 
-    for trial in trials(privatizer):
+    for trial in privacy_probes(privatizer):
         for batch in (_all(), _all()[:0]):
-            found = Scene().gradient(trial.site(0, 0, 0), batch)
+            found = ProbeNetwork().gradient(trial.site(0, 0, 0), batch)
             ensure(
                 torch.isfinite(found).all(),
                 f"a batch of {len(batch)} gave gradients that are not finite; divide by declared "
@@ -172,7 +172,7 @@ def check_gradient(privatizer: Privatizer) -> None:
 
 def check_release(privatizer: Privatizer) -> None:
     """A release is `length` words of the plan's ring, a function of vector and secret."""
-    for trial in trials(privatizer):
+    for trial in privacy_probes(privatizer):
         one, other = (
             trial.site(0, 0, 0).release(_direction(0) * 0.01, float(EXAMPLES)) for _ in range(2)
         )
@@ -193,7 +193,7 @@ def check_release(privatizer: Privatizer) -> None:
 
 def check_refuses_non_finite(privatizer: Privatizer) -> None:
     """A vector with NaN or infinity is refused, loudly."""
-    for trial, bad in itertools.product(trials(privatizer), (math.nan, math.inf, -math.inf)):
+    for trial, bad in itertools.product(privacy_probes(privatizer), (math.nan, math.inf, -math.inf)):
         vector = _direction(0) * 0.01
         vector[3] = bad
         try:
@@ -208,7 +208,7 @@ def check_refuses_non_finite(privatizer: Privatizer) -> None:
 
 def check_refuses_out_of_range(privatizer: Privatizer) -> str | None:
     """Without noise, a value that the ring has no room for is refused, and never wraps."""
-    exact = [trial for trial in trials(privatizer) if trial.unit is None]
+    exact = [trial for trial in privacy_probes(privatizer) if trial.unit is None]
     for trial in exact:
         large = _direction(0) * 1e9
         try:
@@ -228,7 +228,7 @@ def check_round_trip(privatizer: Privatizer) -> None:
 
     Equal secrets make equal noise, which therefore cancels between vectors and zeros.
     """
-    for trial in trials(privatizer):
+    for trial in privacy_probes(privatizer):
         vectors = [_direction(k) * _scale(trial) for k in range(COHORT.cohort_size)]
         wanted = np.mean([v.double().numpy() for v in vectors], axis=0)
         blank = [v * 0 for v in vectors]
@@ -252,7 +252,7 @@ def check_round_trip(privatizer: Privatizer) -> None:
 
 def check_weight_is_ignored(privatizer: Privatizer) -> str | None:
     """Under a guarantee, how many examples a site trained on does not show in its release."""
-    private = [trial for trial in trials(privatizer) if trial.unit is not None]
+    private = [trial for trial in privacy_probes(privatizer) if trial.unit is not None]
     if not private:
         return "not needed: nothing is guaranteed"
     for trial in private:
@@ -294,7 +294,7 @@ def _direction(seed: int) -> Tensor:
     return torch.from_numpy((drawn / np.linalg.norm(drawn)).astype(np.float32))
 
 
-def _scale(trial: Trial) -> float:
+def _scale(trial: PrivacyProbe) -> float:
     """A norm that no clipping touches: half of what a huge vector is clipped to, or 0.1."""
     if trial.unit != "site":
         return 0.1
@@ -302,11 +302,11 @@ def _scale(trial: Trial) -> float:
     return 0.5 * float(np.linalg.norm(trial.released([huge]) - trial.released([zero])))
 
 
-def _ensure_mean(trial: Trial) -> None:
+def _ensure_mean(trial: PrivacyProbe) -> None:
     import torch
 
-    found = Scene().gradient(trial.site(0, 0, 0), _all())
-    wanted = Scene().gradient(Probe([], fill=None), _all())
+    found = ProbeNetwork().gradient(trial.site(0, 0, 0), _all())
+    wanted = ProbeNetwork().gradient(ProbePrivatizer([], fill=None), _all())
     ensure(
         torch.allclose(found, wanted, rtol=1e-3, atol=1e-6),
         "without a guarantee, gradient must be the mean of the batch's gradients; use "

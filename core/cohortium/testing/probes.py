@@ -31,7 +31,7 @@ COHORT = FederationSpec(sites=4, cohort_size=4, examples=4 * EXAMPLES, rounds=2)
 
 
 @define(eq=False)
-class Probe:
+class ProbePrivatizer:
     """A `SitePrivatizer` that yields given batches, sets given gradients, and looks.
 
     Attributes:
@@ -85,12 +85,12 @@ class Probe:
         )
 
 
-def declared(trainer: Trainer) -> Workload:
+def declared_workload(trainer: Trainer) -> Workload:
     """What `trainer` declares for the sample cohort."""
     return trainer.workload(COHORT)
 
 
-def sampled(workload: Workload, *, always: int | None = None) -> list[ExampleIndices]:
+def poisson_batches(workload: Workload, *, always: int | None = None) -> list[ExampleIndices]:
     """`workload.steps` Poisson batches, with example `always` in each."""
     rng = np.random.default_rng(0)
     drawn = [
@@ -102,7 +102,7 @@ def sampled(workload: Workload, *, always: int | None = None) -> list[ExampleInd
 
 def train(
     trainer: Trainer,
-    probe: Probe,
+    probe: ProbePrivatizer,
     *,
     net: nn.Module | None = None,
     data: Examples | None = None,
@@ -121,7 +121,7 @@ def train(
         classes=len(samples.CLASSES),
         round=round,
         rounds=COHORT.rounds,
-        workload=declared(trainer),
+        workload=declared_workload(trainer),
         generator=torch.Generator().manual_seed(round),
         state={} if state is None else state,
     )

@@ -26,12 +26,12 @@ from cohortium.testing import (
     values,
 )
 from cohortium.testing.contract import Check, ConformanceError
-from cohortium.third_party import attempt
+from cohortium.third_party import call_guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cohortium.catalog.discovery import Catalog, Offering
+    from cohortium.catalog.discovery import Catalog, CatalogEntry
     from cohortium.roles import Role
 
 
@@ -66,7 +66,7 @@ def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:
 
 
 @frozen
-class Verdict:
+class CheckResult:
     """What a check found.
 
     Attributes:
@@ -88,21 +88,21 @@ class Verdict:
         return f"✓ {self.promise}" + (f" ({self.note})" if self.note else "")
 
 
-def examine(role: Role, instance: object) -> Iterator[Verdict]:
+def run_checks(role: Role, instance: object) -> Iterator[CheckResult]:
     """Hold `instance` to every check of `role`, each to its end."""
     for name, check in checks_for(role):
         try:
-            note = attempt(lambda check=check: check(instance) or "")  # type: ignore[misc]
-            verdict = Verdict(name, _promise_of(check), note=note)
+            note = call_guarded(lambda check=check: check(instance) or "")  # type: ignore[misc]
+            verdict = CheckResult(name, _promise_of(check), note=note)
         except PluginError as error:
             # A plugin's fault is a finding, whatever it raised.
             is_finding = isinstance(error.__cause__, ConformanceError)
             failure = str(error.__cause__) if is_finding else f"it raised {error}"
-            verdict = Verdict(name, _promise_of(check), failure=failure)
+            verdict = CheckResult(name, _promise_of(check), failure=failure)
         yield verdict
 
 
-def select(catalog: Catalog, name: str) -> list[Offering]:
+def select(catalog: Catalog, name: str) -> list[CatalogEntry]:
     """What the plugin `name` offers, or else what is offered as `name`.
 
     Raises:
@@ -111,25 +111,25 @@ def select(catalog: Catalog, name: str) -> list[Offering]:
     for record in catalog.records:
         if record.name == name and record.status != "active":
             raise PluginError(f"{record.label} is {record.status}: {record.reason}")
-    of_plugin = [o for o in catalog.offerings if o.record.name == name]
-    found = of_plugin or [o for o in catalog.offerings if o.offer.name == name]
+    of_plugin = [o for o in catalog.entries if o.record.name == name]
+    found = of_plugin or [o for o in catalog.entries if o.offer.name == name]
     if found:
         return found
-    known = {o.record.name for o in catalog.offerings} | {o.offer.name for o in catalog.offerings}
+    known = {o.record.name for o in catalog.entries} | {o.offer.name for o in catalog.entries}
     close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "see `cohortium plugins`."
     raise PluginError(f"no plugin is called '{name}', and none offers it; {hint}")
 
 
-def instance_of(catalog: Catalog, offering: Offering, settings: Sequence[str]) -> Any:
-    """What `offering` makes of `settings`, each a parameter as `key=value`.
+def instance_of(catalog: Catalog, offering: CatalogEntry, overrides: Sequence[str]) -> Any:
+    """What `offering` makes of `overrides`, each a parameter as `key=value`.
 
     Raises:
         StudyError: A parameter is missing, unknown or out of its range.
     """
     role, offer = offering.role, offering.offer
-    given = dict(map(_parsed, settings))
-    known = attempt(lambda: inspect.signature(offer.factory)).parameters.values()
+    given = dict(map(_parsed, overrides))
+    known = call_guarded(lambda: inspect.signature(offer.factory)).parameters.values()
     missing = [p.name for p in known if p.default is p.empty and p.name not in given]
     if missing:
         raise StudyError(
@@ -137,7 +137,7 @@ def instance_of(catalog: Catalog, offering: Offering, settings: Sequence[str]) -
             f"as in --set {missing[0]}=…."
         )
     table = {"name": offer.name, **given}
-    return construction.make(catalog, role, table, where="--set", folder=Path.cwd())
+    return construction.build_part(catalog, role, table, where="--set", folder=Path.cwd())
 
 
 def _parsed(setting: str) -> tuple[str, Any]:

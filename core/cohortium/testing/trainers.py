@@ -11,7 +11,7 @@ from cohortium import parameters
 from cohortium.data.examples import Examples
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ensure
-from cohortium.testing.probes import COHORT, EXAMPLES, Probe, declared, sampled, train
+from cohortium.testing.probes import COHORT, EXAMPLES, ProbePrivatizer, declared_workload, poisson_batches, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,11 +40,11 @@ def check_no_leak(trainer: Trainer) -> None:
     One example's image and label are replaced.  The vector, the state and the loss of every
     *other* example must stay as they were, in the first round and in one that begins with a state.
     """
-    batches = sampled(declared(trainer), always=REPLACED)
+    batches = poisson_batches(declared_workload(trainer), always=REPLACED)
     data = samples.examples(EXAMPLES)
     states: list[Mapping[str, Tensor]] = [{}, {}]
     for round_ in range(COHORT.rounds):
-        probes = Probe(batches), Probe(batches)
+        probes = ProbePrivatizer(batches), ProbePrivatizer(batches)
         one, other = (
             train(trainer, probe, data=which, round=round_, state=state)
             for probe, which, state in zip(probes, (data, _replaced(data)), states, strict=True)
@@ -66,8 +66,8 @@ def check_no_leak(trainer: Trainer) -> None:
 
 def check_declared_work(trainer: Trainer) -> None:
     """Batches come from `privatizer.batches`, and as many gradients are taken as were declared."""
-    workload = declared(trainer)
-    probe = Probe(sampled(workload))
+    workload = declared_workload(trainer)
+    probe = ProbePrivatizer(poisson_batches(workload))
     train(trainer, probe)
     ensure(
         probe.asked == [EXAMPLES],
@@ -96,7 +96,7 @@ def check_vector(trainer: Trainer) -> None:
     for batch_norm in (False, True):
         net = samples.network(batch_norm=batch_norm)
         wanted = parameters.length(net)
-        trained = train(trainer, Probe(sampled(declared(trainer)), fill=None), net=net)
+        trained = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None), net=net)
         found = trained.vector
         ensure(
             tuple(found.shape) == (wanted,) and found.dtype == torch.float32,
@@ -119,7 +119,7 @@ def check_empty_batches(trainer: Trainer) -> None:
     import torch
 
     nothing: ExampleIndices = np.zeros(0, dtype=np.int64)
-    trained = train(trainer, Probe([nothing] * declared(trainer).steps, fill=None))
+    trained = train(trainer, ProbePrivatizer([nothing] * declared_workload(trainer).steps, fill=None))
     ensure(
         torch.isfinite(trained.vector).all(),
         "a round of empty batches made NaN or infinity; a Poisson batch may be empty, so divide by "
@@ -133,7 +133,7 @@ def check_still_without_gradients(trainer: Trainer) -> None:
 
     net = samples.network()
     parameters.load(net, torch.zeros(parameters.length(net)))
-    moved = train(trainer, Probe(sampled(declared(trainer))), net=net).vector
+    moved = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer))), net=net).vector
     ensure(
         float(moved.abs().max()) <= CLOSE,
         f"with zero weights and zero gradients a value of the vector is {float(moved.abs().max())}"
@@ -145,12 +145,12 @@ def check_direction(trainer: Trainer) -> None:
     """An update goes against the gradient and is a change of weights; a gradient goes along it."""
     import torch
 
-    releases = declared(trainer).output
+    releases = declared_workload(trainer).output
     sign = -1.0 if releases == "update" else 1.0
     net = samples.network()
     # Weights that point the wrong way: who returns them instead of their change is seen.
     parameters.load(net, torch.full((parameters.length(net),), -sign))
-    found = train(trainer, Probe(sampled(declared(trainer)), fill=0.01), net=net).vector
+    found = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=0.01), net=net).vector
     ensure(
         sign * float(found.sum()) > 0,
         f"work() declares that {releases}s are released, but under a gradient of ones the vector "
@@ -163,8 +163,8 @@ def check_training_is_repeatable(trainer: Trainer) -> None:
     """Equal tasks and batches give equal bits."""
     import torch
 
-    batches = sampled(declared(trainer))
-    one, other = (train(trainer, Probe(batches, fill=None)).vector for _ in range(2))
+    batches = poisson_batches(declared_workload(trainer))
+    one, other = (train(trainer, ProbePrivatizer(batches, fill=None)).vector for _ in range(2))
     ensure(
         torch.equal(one, other),
         "training twice with equal data, batches and seeds gave two vectors; draw augmentation "
@@ -214,7 +214,7 @@ def check_personal(trainer: Trainer) -> None:
     from torch import nn
 
     net = samples.network()
-    trained = train(trainer, Probe(sampled(declared(trainer)), fill=None), net=net)
+    trained = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None), net=net)
     own: nn.Module = trainer.personalize(net, trained.state)
     ensure(
         isinstance(own, nn.Module),
@@ -250,7 +250,7 @@ def _replaced(data: Examples) -> Examples:
     return Examples(images, labels)
 
 
-def _ensure_same_losses(one: Probe, other: Probe) -> None:
+def _ensure_same_losses(one: ProbePrivatizer, other: ProbePrivatizer) -> None:
     ensure(
         len(one.seen) == len(other.seen)
         and all(np.array_equal(a, b) for (a, _), (b, _) in zip(one.seen, other.seen, strict=True)),

@@ -35,7 +35,7 @@ else:
 def check_methods(instance: object, role: Role) -> None:
     """It has the methods of its role."""
     try:
-        construction.require(role, instance)
+        construction.require_role(role, instance)
     except StudyError as error:
         raise ConformanceError(f"{error} Add those that are missing.") from error
 
@@ -111,8 +111,8 @@ def check_study_round_trip(instance: object, role: Role) -> None:
     )
     catalog: Any = _OnlyThis(type(instance))
     try:
-        table = tomllib.loads(tomli_w.dumps(construction.describe(catalog, role, instance)))
-        again = construction.make(catalog, role, table, where="its own study")
+        table = tomllib.loads(tomli_w.dumps(construction.to_table(catalog, role, instance)))
+        again = construction.build_part(catalog, role, table, where="its own study")
     except (CohortiumError, TypeError, ValueError) as error:
         raise ConformanceError(
             f"{kind} does not survive a study file: {error} Annotate every parameter with the "

@@ -14,9 +14,9 @@ import attrs
 
 from cohortium.errors import RunError, StudyError
 from cohortium.inference.export.card import Exported, model_card
-from cohortium.inference.export.scores import scored_anew
+from cohortium.inference.export.scores import recompute_scores
 from cohortium.storage.atomic import atomic_write
-from cohortium.storage.writable import require_folder
+from cohortium.storage.writable import check_directory_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,13 +55,13 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
     missing = [name for name in ONNX_PACKAGES if onnx and importlib.util.find_spec(name) is None]
     if missing:
         raise StudyError(f"ONNX needs {' and '.join(missing)}; pip install 'cohortium[onnx]'.")
-    require_folder(folder)
+    check_directory_writable(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder} is not empty; give another folder with --out.")
     except OSError as error:
         raise StudyError(f"cannot write to {folder}: {error.strerror}.") from error
-    is_scored_anew = scored_anew(classifier)
+    is_scored_anew = recompute_scores(classifier)
     files, exported = _files(classifier, onnx=onnx)
     exported = attrs.evolve(exported, is_scored_anew=is_scored_anew)
     return _write(folder, {**files, CARD: model_card(classifier, exported).encode()})

@@ -39,7 +39,7 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
     """
     assert classifier.result is not None, "only a complete run's model has a card"
     sections = (
-        [f"# Model card: {_plain(classifier.facts.name)}", *_summary(classifier)],
+        [f"# Model card: {_plain(classifier.dataset_info.name)}", *_summary(classifier)],
         ["## Use", *_use(classifier, exported)],
         ["## Privacy", *_privacy(classifier)],
         ["## Data", *_data(classifier)],
@@ -66,7 +66,8 @@ def _summary(classifier: Classifier) -> Iterator[str]:
     yield (
         f"These are the weights after round {classifier.rounds} of {terms.get('rounds', '?')}. "
         f"**A choice was made:** of all rounds that were scored, this one did best on "
-        f"{classifier.facts.validation:,} validation images (accuracy {classifier.chosen:.2%}, "
+        f"{classifier.dataset_info.validation:,} validation images (accuracy "
+        f"{classifier.chosen:.2%}, "
         "which flatters it, having been chosen by that). The guarantee below covers the weights of "
         "every round, and so the choice among them, with regard to the training images. It says "
         "nothing about the validation images, which the data set declares to be public: if they "
@@ -145,7 +146,7 @@ def _whom(guarantee: Guarantee) -> str:
 
 
 def _data(classifier: Classifier) -> Iterator[str]:
-    facts, spec = classifier.facts, classifier.spec
+    facts, spec = classifier.dataset_info, classifier.spec
     patients = f" of {spec.patients:,} patients" if spec.patients else ""
     yield (
         f"{_plain(facts.name)}: {spec.examples:,} training images{patients} (as declared), "
@@ -173,7 +174,8 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
         yield "**These are of the run's last round, not of the round that was chosen here.**"
     auc = "–" if result.get("auc") is None else f"{result['auc']:.4f}"
     yield (
-        f"On {classifier.facts.test:,} test images: accuracy {result['accuracy']:.2%}, balanced "
+        f"On {classifier.dataset_info.test:,} test images: accuracy {result['accuracy']:.2%}, "
+        "balanced "
         f"accuracy {result['balanced_accuracy']:.2%}, AUC {auc}.{_majority(result)}"
     )
     if result.get("is_personal"):
@@ -213,7 +215,7 @@ that the model treats groups of people alike."""
 
 
 def _limits(classifier: Classifier) -> Iterator[str]:
-    unmeasured = "" if classifier.facts.test else "- Its accuracy was never measured.\n"
+    unmeasured = "" if classifier.dataset_info.test else "- Its accuracy was never measured.\n"
     yield unmeasured + LIMITS
 
 

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from cohortium.inference.classifier import Classifier
 
-TRIED = (1, 2, 5)
+PROBE_BATCH_SIZES = (1, 2, 5)
 """Numbers of made-up images on which a program is tried."""
 
 TOLERANCE = 1e-4
 """The most that a probability may differ: other libraries add in another order."""
 
 
-class Deployed(nn.Module):
+class ExportableClassifier(nn.Module):
     """Raw images (N, C, H, W), `uint8`, to probabilities (N, classes)."""
 
     def __init__(self, classifier: Classifier) -> None:
@@ -47,28 +47,28 @@ class Deployed(nn.Module):
 
 
 @frozen(eq=False)
-class Traced:
+class TracedProgram:
     """A program, and how many images it takes at once; None for any number."""
 
     program: ExportedProgram
     most: int | None
 
 
-def trace(classifier: Classifier) -> Traced:
+def trace(classifier: Classifier) -> TracedProgram:
     """The classifier as a program: for any number of images, or where that fails for one.
 
     Raises:
         RunError: torch.export cannot follow what the model does.
     """
-    deployed = Deployed(classifier).eval()
+    deployed = ExportableClassifier(classifier).eval()
     reason = ""
     for most in (None, 1):
-        images = torch.from_numpy(_made_up(classifier, most or 3))
+        images = torch.from_numpy(_probe_images(classifier, most or 3))
         shapes = {"images": {0: torch.export.Dim("batch")} if most is None else None}
         try:
             with torch.no_grad(), _quiet():
                 deployed(images)  # what is computed once should be there before it is traced
-                return Traced(torch.export.export(deployed, (images,), dynamic_shapes=shapes), most)
+                return TracedProgram(torch.export.export(deployed, (images,), dynamic_shapes=shapes), most)
         except Exception as error:  # noqa: BLE001 - torch.export raises whatever its parts raise
             reason = _first_line(error)
     raise RunError(
@@ -77,7 +77,7 @@ def trace(classifier: Classifier) -> Traced:
     )
 
 
-def as_torch(traced: Traced, classifier: Classifier) -> bytes:
+def as_torch(traced: TracedProgram, classifier: Classifier) -> bytes:
     """The content of a `.pt2` file.
 
     Raises:
@@ -94,11 +94,11 @@ def as_torch(traced: Traced, classifier: Classifier) -> bytes:
             called: NDArray[Any] = module(torch.from_numpy(images)).numpy()
             return called
 
-    _require_alike(call, traced, classifier, what="the exported program")
+    _require_equal_outputs(call, traced, classifier, what="the exported program")
     return data
 
 
-def as_onnx(traced: Traced, classifier: Classifier) -> bytes:
+def as_onnx(traced: TracedProgram, classifier: Classifier) -> bytes:
     """The content of an `.onnx` file.
 
     Raises:
@@ -111,7 +111,7 @@ def as_onnx(traced: Traced, classifier: Classifier) -> bytes:
         with _quiet():
             made: Any = torch.onnx.export(
                 traced.program.run_decompositions(_decompositions()),
-                (torch.from_numpy(_made_up(classifier, traced.most or 3)),),
+                (torch.from_numpy(_probe_images(classifier, traced.most or 3)),),
                 input_names=["images"],
                 output_names=["probabilities"],
                 dynamo=True,
@@ -131,7 +131,7 @@ def as_onnx(traced: Traced, classifier: Classifier) -> bytes:
         called: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: images})[0]
         return called
 
-    _require_alike(call, traced, classifier, what="the ONNX file")
+    _require_equal_outputs(call, traced, classifier, what="the ONNX file")
     return data
 
 
@@ -147,16 +147,16 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def _require_alike(
+def _require_equal_outputs(
     call: Callable[[NDArray[np.uint8]], NDArray[Any]],
-    traced: Traced,
+    traced: TracedProgram,
     classifier: Classifier,
     *,
     what: str,
 ) -> None:
-    numbers: Sequence[int] = TRIED if traced.most is None else (traced.most,)
+    numbers: Sequence[int] = PROBE_BATCH_SIZES if traced.most is None else (traced.most,)
     for number in numbers:
-        images = _made_up(classifier, number)
+        images = _probe_images(classifier, number)
         apart = float(np.abs(call(images) - classifier.predict(images)).max())
         if not apart <= TOLERANCE:
             raise RunError(
@@ -165,7 +165,7 @@ def _require_alike(
             )
 
 
-def _made_up(classifier: Classifier, number: int) -> NDArray[np.uint8]:
+def _probe_images(classifier: Classifier, number: int) -> NDArray[np.uint8]:
     """Images of noise, and the first of them black."""
     spec = classifier.spec
     shape = (number, spec.channels, spec.height, spec.width)

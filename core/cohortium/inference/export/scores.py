@@ -19,7 +19,7 @@ CLOSE = 5e-5
 """Less than a card shows; predictions are kept in single precision."""
 
 
-def scored_anew(classifier: Classifier) -> bool:
+def recompute_scores(classifier: Classifier) -> bool:
     """Whether the run kept its predictions, so that its scores could be taken of them again.
 
     That finds a figure that was altered or comes from another run.  It is no signature: whoever can
