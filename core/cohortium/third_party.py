@@ -39,7 +39,9 @@ def truncated(text: str, most: int = MAX_LENGTH) -> str:
         >>> truncated("even\x1b[2J\nall is well")
         'even\\x1b[2J\\nall is well'
     """
-    return escape_control_characters(str.__getitem__(text, slice(most))) + "…" * (str.__len__(text) > most)
+    return escape_control_characters(str.__getitem__(text, slice(most))) + "…" * (
+        str.__len__(text) > most
+    )
 
 
 def call_guarded(act: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError, decode, encode
-from cohortium_additive._messages import AskKey, AskShares, AskSum, Key, Shares
+from cohortium_additive._messages import Key, KeyRequest, Shares, SharesRequest, SumRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,11 +52,11 @@ class AdditiveCoordinator:
 
     def _common(self) -> bytes:
         if self._stage == 0:
-            return encode(AskKey())
+            return encode(KeyRequest())
         if self._stage == 1:
             keys = tuple(self._keys[site] for site in self._sites)
-            return encode(AskShares(sites=self._sites, keys=keys))
-        return encode(AskSum())
+            return encode(SharesRequest(sites=self._sites, keys=keys))
+        return encode(SumRequest())
 
     def _parts(self) -> dict[SiteId, bytes]:
         """Nothing, or in the last exchange the seeds that others have sealed for each site."""

@@ -1,8 +1,8 @@
 """The three exchanges, in order.
 
-    AskKey     → Key      a public key for this attempt
-    AskShares  → Shares   a seed for each other site, sealed
-    AskSum     → (bytes)  the packed sum of the shares that the site holds
+    KeyRequest    → Key      a public key for this attempt
+    SharesRequest → Shares   a seed for each other site, sealed
+    SumRequest    → (bytes)  the packed sum of the shares that the site holds
 
 The common part says what is asked; the shares for a site are its own part.
 """
@@ -26,7 +26,7 @@ Sealed = Annotated[bytes, msgspec.Meta(min_length=SEALED_BYTES, max_length=SEALE
 Bounded = msgspec.Meta(max_length=MAX_SITES)
 
 
-class AskKey(Message, frozen=True, tag="key-request"):
+class KeyRequest(Message, frozen=True, tag="key-request"):
     """Begin an attempt."""
 
 
@@ -36,7 +36,7 @@ class Key(Message, frozen=True, tag="key"):
     public: PublicKey
 
 
-class AskShares(Message, frozen=True, tag="shares-request"):
+class SharesRequest(Message, frozen=True, tag="shares-request"):
     """Share among these sites, ascending, whose keys are these."""
 
     sites: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)], ...], Bounded]
@@ -49,5 +49,5 @@ class Shares(Message, frozen=True, tag="sealed-seeds"):
     sealed: Annotated[tuple[Sealed, ...], Bounded]
 
 
-class AskSum(Message, frozen=True, tag="sum-request"):
+class SumRequest(Message, frozen=True, tag="sum-request"):
     """Train, and add up what you hold."""

@@ -13,7 +13,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cohortium.plugin import KeyStream, MessageError, RefusalError, decode_either, encode
-from cohortium_additive._messages import KEY_BYTES, AskKey, AskShares, AskSum, Key, Shares
+from cohortium_additive._messages import (
+    KEY_BYTES,
+    Key,
+    KeyRequest,
+    Shares,
+    SharesRequest,
+    SumRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,33 +81,33 @@ class AdditiveSite:
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """A key, sealed seeds, or a sum."""
-        message = decode_either(request.broadcast, AskKey, AskShares, AskSum)
-        if isinstance(message, AskSum):
+        message = decode_either(request.broadcast, KeyRequest, SharesRequest, SumRequest)
+        if isinstance(message, SumRequest):
             return self._sum(self._current(request), decode_either(request.own, Shares), release)
         if request.own:
             raise MessageError("this request has no part for one site alone.")
-        if isinstance(message, AskKey):
+        if isinstance(message, KeyRequest):
             return self._begin(request)
         return self._share(self._current(request), message)
 
     def _begin(self, ask: SiteRequest) -> bytes:
         if self._attempts and ask.attempt <= self._attempts[-1].number:
-            raise RefusalError("order", "this attempt has begun already.")
+            raise RefusalError("out-of-order", "this attempt has begun already.")
         secret = self._secret(ask.attempt).secret_bytes(KEY_BYTES, "key")
         self._attempts[:] = [Attempt(ask.attempt, X25519PrivateKey.from_private_bytes(secret))]
         return encode(Key(public=self._public))
 
-    def _share(self, now: Attempt, request: AskShares) -> bytes:
+    def _share(self, now: Attempt, request: SharesRequest) -> bytes:
         sites, me = request.sites, self.member.site
         if now.given:
-            raise RefusalError("order", "seeds have been shared in this attempt already.")
+            raise RefusalError("out-of-order", "seeds have been shared in this attempt already.")
         if len(sites) != len(request.keys) or list(sites) != sorted(set(sites)):
             raise MessageError("sites must be ascending, with one key each.")
         if me not in sites or request.keys[sites.index(me)] != self._public:
             raise RefusalError("keys", "its own key is not the one that it sent.")
         if len(sites) != self.setting.cohort.cohort_size:
             raise RefusalError(
-                "too few",
+                "too-few",
                 f"it sums over {self.setting.cohort.cohort_size} sites, not {len(sites)}.",
             )
         others = tuple(site for site in sites if site != me)
@@ -116,7 +123,7 @@ class AdditiveSite:
 
     def _sum(self, now: Attempt, shares: Shares, vector: Callable[[], RingVector]) -> bytes:
         if not now.given or now.is_over:
-            raise RefusalError("order", "a sum is due once, after the seeds.")
+            raise RefusalError("out-of-order", "a sum is due once, after the seeds.")
         if len(shares.sealed) != len(now.others):
             raise MessageError(f"{len(now.others)} sealed seeds are due, not {len(shares.sealed)}.")
         me = self.member.site
@@ -137,7 +144,7 @@ class AdditiveSite:
 
     def _current(self, ask: SiteRequest) -> Attempt:
         if not self._attempts or self._attempts[-1].number != ask.attempt:
-            raise RefusalError("order", "the attempt has not begun here.")
+            raise RefusalError("out-of-order", "the attempt has not begun here.")
         return self._attempts[-1]
 
     @property

@@ -104,12 +104,14 @@ class FedMIC:
         """Local steps of both networks; the student's update, cut to its largest parts."""
         import torch
 
-        from cohortium_fedmic._decomposition import lowered
-        from cohortium_fedmic._distillation import SHAPE, Pair, teacher_of
+        from cohortium_fedmic._decomposition import low_rank_update
+        from cohortium_fedmic._distillation import SHAPE, TeacherStudentPair, teacher_of
 
         before = parameters.flatten(task.net)
         shape = tuple(task.images.shape[1:])
-        pair = Pair.of(task.net, task.state, teacher_of(task.net, task.state, self.teacher, shape))
+        pair = TeacherStudentPair.of(
+            task.net, task.state, teacher_of(task.net, task.state, self.teacher, shape)
+        )
         optimizer = make_optimizer(
             self.optimizer,
             parameters.trainable(pair),
@@ -125,7 +127,7 @@ class FedMIC:
         share = task.round / max(1, task.rounds - 1)
         energy = self.energy_first + share * (self.energy_last - self.energy_first)
         return LocalResult(
-            vector=lowered(update, task.net, energy=energy),
+            vector=low_rank_update(update, task.net, energy=energy),
             weight=float(len(task.labels)),
             state={**pair.state(), SHAPE: torch.tensor(shape)},
         )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def lowered(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
+def low_rank_update(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
     """`update` with each matrix cut to rank K, shape (P,).
 
     K is the least with Σ_{i≤K} σᵢ² ≥ `energy`·Σ σᵢ² (Wu et al. 2022, FedKD).  A convolution's
@@ -23,12 +23,12 @@ def lowered(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
         piece = update[position : position + parameter.numel()]
         position += parameter.numel()
         if parameter.ndim > 1:
-            piece = truncated(piece.view(len(parameter), -1), energy=energy).flatten()
+            piece = truncated_svd(piece.view(len(parameter), -1), energy=energy).flatten()
         pieces.append(piece)
     return torch.cat([*pieces, update[position:]])
 
 
-def truncated(matrix: Tensor, *, energy: float) -> Tensor:
+def truncated_svd(matrix: Tensor, *, energy: float) -> Tensor:
     """`matrix` with the fewest singular values that keep `energy` of its squares."""
     if not torch.isfinite(matrix).all():
         return matrix  # the privatizer refuses it, with the reason

@@ -41,7 +41,7 @@ SHAPE = "shape"
 """Of an image, (C, H, W); kept, so that a teacher of another architecture can be built again."""
 
 
-class Pair(nn.Module):
+class TeacherStudentPair(nn.Module):
     """The student, which is the site's resident network, the teacher, and the map between them."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -52,7 +52,9 @@ class Pair(nn.Module):
         nn.init.eye_(self.map.weight)
 
     @classmethod
-    def of(cls, net: nn.Module, state: Mapping[str, Tensor], teacher: nn.Module) -> Pair:
+    def of(
+        cls, net: nn.Module, state: Mapping[str, Tensor], teacher: nn.Module
+    ) -> TeacherStudentPair:
         """`net` as the student and `teacher`, with the teacher's weights and the map of `state`."""
         pair = cls(net, teacher).to(next(net.parameters()).device)
         if state:

@@ -23,7 +23,7 @@ from cohortium.plugin import (
     escape_control_characters,
 )
 from cohortium_flower import Flower
-from cohortium_flower._records import packed, unpacked
+from cohortium_flower._records import from_record, to_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +43,7 @@ LIVELINESS = 5.0
 
 
 @frozen
-class AtWork:
+class ConnectedEngine:
     """The engine of one run, inside its ServerApp."""
 
     terms: Flower
@@ -53,7 +53,7 @@ class AtWork:
     sleep: Callable[[float], None] = time.sleep
 
     @classmethod
-    def of(cls, engine: Engine, directory: str, grid: Grid) -> AtWork:
+    def of(cls, engine: Engine, directory: str, grid: Grid) -> ConnectedEngine:
         """What the study's own engine and directory come to here."""
         terms = engine if isinstance(engine, Flower) else Flower()
         return cls(terms, KeyDirectory.read(Path(directory)) if directory else None, grid)
@@ -83,13 +83,13 @@ class FlowerExchange:
         Without a deadline a site is waited for as long as Flower believes its node to be there.
     """
 
-    engine: AtWork
+    engine: ConnectedEngine
     nodes: dict[SiteId, NodeId] = field(factory=dict)
-    _has_gathered: bool = False
-    _called: set[NodeId] = field(factory=set)
+    _has_waited: bool = False
+    _asked: set[NodeId] = field(factory=set)
     _heard: set[NodeId] = field(factory=set)
     # A node that is asked again and again is complained of once.
-    _complaints: dict[NodeId, str] = field(factory=dict)
+    _logged: dict[NodeId, str] = field(factory=dict)
 
     def exchange(
         self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
@@ -97,7 +97,7 @@ class FlowerExchange:
         """Send to every site that is there, and yield what comes before the deadline."""
         if not per_site:
             return
-        self._gather(per_site)
+        self._wait_for_sites(per_site)
         there = {self.nodes[site]: site for site in per_site if site in self.nodes}
         contents = {
             node: {"common": broadcast, "own": per_site[site]} for node, site in there.items()
@@ -108,10 +108,10 @@ class FlowerExchange:
     def close(self) -> None:
         """Forget the nodes; Flower keeps the connections."""
         self.nodes = {}
-        self._called, self._heard, self._complaints = set(), set(), {}
-        self._has_gathered = False
+        self._asked, self._heard, self._logged = set(), set(), {}
+        self._has_waited = False
 
-    def _gather(self, wanted: Mapping[SiteId, bytes]) -> None:
+    def _wait_for_sites(self, wanted: Mapping[SiteId, bytes]) -> None:
         """Find the sites that are wanted; wait for them if it is the first time.
 
         A node is asked once, but that one which was silent is asked again while sites are waited
@@ -119,31 +119,31 @@ class FlowerExchange:
         come back, behind its own node or another.
         """
         engine = self.engine
-        until = engine.clock() + (0.0 if self._has_gathered else engine.terms.connect_timeout)
-        self._has_gathered = True
+        until = engine.clock() + (0.0 if self._has_waited else engine.terms.connect_timeout)
+        self._has_waited = True
         while True:
             alive = {*engine.grid.get_node_ids()}
             self.nodes = {site: node for site, node in self.nodes.items() if node in alive}
             # Who was lost and is back has to say anew which site it is.
-            self._called &= alive
+            self._asked &= alive
             self._heard &= alive
             if all(site in self.nodes for site in wanted):
                 return
             left = until - engine.clock()
-            strangers = alive - (self._heard if left > 0 else self._called)
+            strangers = alive - (self._heard if left > 0 else self._asked)
             if strangers:
-                self._call(strangers, within=max(left, ROLL_CALL))
+                self._identify(strangers, within=max(left, ROLL_CALL))
             elif left <= 0:
                 return
             engine.sleep(engine.terms.poll_interval)
 
-    def _call(self, nodes: set[NodeId], *, within: float) -> None:
+    def _identify(self, nodes: set[NodeId], *, within: float) -> None:
         """Have nodes say which sites they are.
 
         Raises:
             StudyError: Two say the same.
         """
-        self._called |= nodes
+        self._asked |= nodes
         challenges = {node: secrets.token_bytes(32) for node in sorted(nodes)}
         contents = {
             node: {"common": encode(IdentifyRequest(challenge)), "own": b""}
@@ -151,7 +151,7 @@ class FlowerExchange:
         }
         for node, reply in self._ask(contents, within=within):
             self._heard.add(node)
-            site = self._believed(node, reply, challenges[node])
+            site = self._verified_site(node, reply, challenges[node])
             if site is None:
                 continue
             if self.nodes.setdefault(site, node) != node:
@@ -160,16 +160,16 @@ class FlowerExchange:
                     f"{site}; see which hospital has the wrong number, or the other's key."
                 )
 
-    def _believed(self, node: NodeId, reply: bytes, challenge: bytes) -> SiteId | None:
+    def _verified_site(self, node: NodeId, reply: bytes, challenge: bytes) -> SiteId | None:
         """The site that a node has shown itself to be, or None."""
         try:
             present = decode(reply, IdentifyReply, limit=1 << 10)
         except MessageError as error:
-            self._complain(node, f" says nothing of which site it is: {error}")
+            self._log_once(node, f" says nothing of which site it is: {error}")
             return None
         directory, text = self.engine.directory, IdentifyReply.statement(challenge, present.site)
         if directory and not directory.verify(present.site, present.signature, text):
-            self._complain(
+            self._log_once(
                 node, f" says that it is site {present.site}, and has not that site's key."
             )
             return None
@@ -182,7 +182,7 @@ class FlowerExchange:
         grid, clock = self.engine.grid, self.engine.clock
         until = math.inf if within is None else clock() + within
         messages = [
-            Message(packed(parts), node, MessageType.QUERY, ttl=within)
+            Message(to_record(parts), node, MessageType.QUERY, ttl=within)
             for node, parts in contents.items()
         ]
         pushed = zip(grid.push_messages(messages), contents, strict=False)
@@ -200,23 +200,25 @@ class FlowerExchange:
             if waiting:
                 self.engine.sleep(self.engine.terms.poll_interval)
         for node in waiting.values():
-            self._complain(node, " has not answered in time.")
+            self._log_once(node, " has not answered in time.")
 
     def _bytes_of(self, node: NodeId, reply: Message) -> bytes | None:
         if reply.has_error():
-            self._complain(node, f": {reply.error.reason}")
+            self._log_once(node, f": {reply.error.reason}")
             return None
         try:
-            (answer,) = unpacked(reply.content, "reply")
+            (answer,) = from_record(reply.content, "reply")
         except MessageError as error:
-            self._complain(node, f": {error}")
+            self._log_once(node, f": {error}")
             return None
-        self._complaints.pop(node, None)
+        self._logged.pop(node, None)
         return answer
 
-    def _complain(self, node: NodeId, what: str) -> None:
+    def _log_once(self, node: NodeId, what: str) -> None:
         """Log what is amiss with a node, unless that was said of it last."""
-        if self._complaints.get(node) == what:
+        if self._logged.get(node) == what:
             return
-        self._complaints[node] = what
-        logging.getLogger("flwr").warning("cohortium: node %d%s", node, escape_control_characters(what))
+        self._logged[node] = what
+        logging.getLogger("flwr").warning(
+            "cohortium: node %d%s", node, escape_control_characters(what)
+        )

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 KEY = "bytes"
 
 
-def packed(parts: Mapping[str, bytes]) -> RecordDict:
+def to_record(parts: Mapping[str, bytes]) -> RecordDict:
     """A record for each part: Flower keeps equal records once, however many nodes get them."""
     return RecordDict({name: ConfigRecord({KEY: part}) for name, part in parts.items()})
 
 
-def unpacked(content: RecordDict, *names: str) -> list[bytes]:
+def from_record(content: RecordDict, *names: str) -> list[bytes]:
     """The parts called `names`.
 
     Raises:

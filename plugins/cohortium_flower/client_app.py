@@ -22,7 +22,7 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from cohortium.plugin import CohortiumError, StudyError, call_site
-from cohortium_flower._records import packed, unpacked
+from cohortium_flower._records import from_record, to_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,7 @@ app = ClientApp()
 
 
 @app.query()
-def hand_over(message: Message, context: Context) -> Message:
+def forward(message: Message, context: Context) -> Message:
     """Ask the site process, and reply with its bytes.
 
     Guarantees:
@@ -49,13 +49,13 @@ def hand_over(message: Message, context: Context) -> Message:
         path or a cause; these go to the SuperNode's log.
     """
     try:
-        broadcast, own = unpacked(message.content, "common", "own")
+        broadcast, own = from_record(message.content, "common", "own")
         path, user, patience = _site(context.node_config)
         reply = call_site(path, broadcast, own, user=user, patience=patience)
     except CohortiumError as error:
         logging.getLogger("flwr").warning("cohortium: %s", error)
         return Message(ABSENT, reply_to=message)
-    return Message(packed({"reply": reply}), reply_to=message)
+    return Message(to_record({"reply": reply}), reply_to=message)
 
 
 def _site(config: Mapping[str, UserConfigValue]) -> tuple[Path, int, float]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from flwr.serverapp import ServerApp
 
 from cohortium.plugin import CohortiumError, StudyError, run_deployed_study
-from cohortium_flower._exchange import AtWork
+from cohortium_flower._exchange import ConnectedEngine
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -41,7 +41,9 @@ def main(grid: Grid, context: Context) -> None:
             raise StudyError("the run's configuration must name a study file and a folder out.")
         found = run_deployed_study(
             Path(study),
-            lambda federation: AtWork.of(federation.engine, federation.key_directory, grid),
+            lambda federation: ConnectedEngine.of(
+                federation.engine, federation.key_directory, grid
+            ),
             out=Path(out),
             check_only=dry,
         )

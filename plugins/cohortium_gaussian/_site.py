@@ -87,7 +87,7 @@ class GaussianSite:
             and np.abs(values).max(initial=0) > plan.terms.max_abs_value
         ):
             raise RefusalError(
-                "out of range",
+                "out-of-range",
                 f"its noised update exceeds {plan.terms.max_abs_value:g}; raise "
                 "privatizer.max_abs_value or lower "
                 "the learning rate.",

@@ -26,7 +26,7 @@ from cohortium.plugin import (
     hookimpl,
     read_npz_splits,
 )
-from cohortium_medmnist._fetch import FetchError, Published
+from cohortium_medmnist._fetch import FetchError, RemoteFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,10 +101,8 @@ class MedMNIST:
         """
         info = _table()[self.flag]
         suffix = "" if self.size == SIZES[0] else f"_{self.size}"
-        published = Published(
-            f"{self.flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"]
-        )
-        path = self._file(published)
+        remote = RemoteFile(f"{self.flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"])
+        path = self._file(remote)
         return read_npz_splits(
             path,
             name=f"{info['python_class']} {self.size}×{self.size}",
@@ -116,36 +114,36 @@ class MedMNIST:
             layout="channels-last",
         )
 
-    def _file(self, published: Published) -> Path:
+    def _file(self, remote: RemoteFile) -> Path:
         """Where the official file lies; it is there afterwards."""
         own = Path(self.root).expanduser() if self.root else None
         cache = Path.home() / ".medmnist"
         folders = [folder for folder in (own, data_dir(), cache) if folder is not None]
-        found = first_existing(*(folder / published.name for folder in folders))
+        found = first_existing(*(folder / remote.name for folder in folders))
         if found is not None:
-            return _checked(found, published)
+            return _checked(found, remote)
         if not self.download:
             failure = "download is false"
         else:
             try:
-                return published.fetch(own or cache)
+                return remote.fetch(own or cache)
             except FetchError as error:
                 failure = f"downloading it failed: {error}"
         raise DataError(
-            f"{published.name} is not in {' or '.join(map(str, folders))}, and {failure}; get it "
-            f"from {published.url} and put it in {folders[0]}."
+            f"{remote.name} is not in {' or '.join(map(str, folders))}, and {failure}; get it "
+            f"from {remote.url} and put it in {folders[0]}."
         )
 
 
-def _checked(path: Path, published: Published) -> Path:
+def _checked(path: Path, remote: RemoteFile) -> Path:
     try:
-        official = published.matches(path)
+        official = remote.matches(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}); check who may read it.") from error
     if not official:
         raise DataError(
-            f"{path} is not the official file, whose MD5 is {published.md5}; replace it by "
-            f"{published.url}, or read it under a name of its own with the data set 'npz'."
+            f"{path} is not the official file, whose MD5 is {remote.md5}; replace it by "
+            f"{remote.url}, or read it under a name of its own with the data set 'npz'."
         )
     return path
 

@@ -24,7 +24,7 @@ class FetchError(Exception):
 
 
 @frozen
-class Published:
+class RemoteFile:
     """A file as its publisher describes it.
 
     Attributes:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs.validators import ge, le, matches_re
 
-from cohortium.plugin import DataSpec, Model, NetworkError, Offer, StudyError, describe_fault, hookimpl
+from cohortium.plugin import (
+    DataSpec,
+    Model,
+    NetworkError,
+    Offer,
+    StudyError,
+    describe_fault,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -34,7 +34,7 @@ COHORTIUM_API = 1
 
 
 @frozen
-class Unprivate:
+class NoPrivacy:
     """Sends what was trained, weighted by the examples behind it; promises nothing.
 
     Attributes:
@@ -148,7 +148,7 @@ class UnprivateSite:
             )
         if largest > self.plan.bound:
             raise RefusalError(
-                "out of range",
+                "out-of-range",
                 f"its update exceeds {self.plan.bound:g}; raise privatizer.max_abs_value or lower "
                 "the "
                 "learning rate.",
@@ -170,4 +170,4 @@ class UnprivateSite:
 @hookimpl
 def cohortium_privatizers() -> list[Offer[Privatizer]]:
     """Offer `none`."""
-    return [Offer("none", Unprivate, "No privacy: exact weighted updates in fixed point.")]
+    return [Offer("none", NoPrivacy, "No privacy: exact weighted updates in fixed point.")]

@@ -105,7 +105,7 @@ class PlainSite:
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """The packed vector."""
         if request.attempt <= self._answered:
-            raise RefusalError("order", "this attempt's vector has been sent already.")
+            raise RefusalError("out-of-order", "this attempt's vector has been sent already.")
         self._answered = request.attempt
         return self.setting.ring.pack(release().words)
 

@@ -197,7 +197,7 @@ class Pretrained:
         import torch
 
         from cohortium.plugin import build_network
-        from cohortium_pretrained._network import Network, as_mapped
+        from cohortium_pretrained._network import Network, require_feature_maps
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -205,7 +205,7 @@ class Pretrained:
                 net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
             else:
                 net = build_network(self.network, spec, self.seed)
-        as_mapped(net)
+        require_feature_maps(net)
         return net
 
     @property

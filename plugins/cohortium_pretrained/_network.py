@@ -45,7 +45,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     ]
 
 
-class Mapped(Protocol):
+class FeatureMapNetwork(Protocol):
     """A network whose logits are `head` of what its last maps come to."""
 
     head: nn.Linear
@@ -55,21 +55,21 @@ class Mapped(Protocol):
         ...
 
 
-def as_mapped(net: nn.Module) -> Mapped:
+def require_feature_maps(net: nn.Module) -> FeatureMapNetwork:
     """`net`, if it has maps and a linear head.
 
     Raises:
         StudyError: It has not.
     """
     if callable(getattr(net, "maps", None)) and isinstance(getattr(net, "head", None), nn.Linear):
-        return cast("Mapped", net)
+        return cast("FeatureMapNetwork", net)
     raise StudyError(
         "model 'pretrained': its network has no method 'maps' and no linear layer 'head'; use "
         "'dpresnet', 'resnet9' or 'resnet18', or leave network out."
     )
 
 
-def pooled(net: Mapped, images: Tensor) -> Tensor:
+def pooled(net: FeatureMapNetwork, images: Tensor) -> Tensor:
     """Square roots of the last maps' means over R rings, and over quarter turns, (N, R·D)."""
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images; its caller chooses that.
@@ -79,7 +79,7 @@ def pooled(net: Mapped, images: Tensor) -> Tensor:
     return torch.cat(parts) if parts else images.new_empty(0, len(RADII) * net.head.in_features)
 
 
-def _pooled(net: Mapped, images: Tensor) -> Tensor:
+def _pooled(net: FeatureMapNetwork, images: Tensor) -> Tensor:
     total = images.new_zeros(())
     turns = TURNS if images.shape[2] == images.shape[3] else 1
     for turn in range(turns):

@@ -34,15 +34,15 @@ class Progress:
 
         from rich.console import Console
 
-        from cohortium_progress._lines import Lines
-        from cohortium_progress._live import Live
+        from cohortium_progress._lines import PlainView
+        from cohortium_progress._live import LiveView
 
         console = Console(stderr=True, highlight=False)
         # Not what FORCE_COLOR makes rich believe: a log file is no terminal.
         if sys.stderr.isatty() and not console.is_dumb_terminal:
-            return Live(console)
+            return LiveView(console)
         console.soft_wrap = True
-        return Lines(console)
+        return PlainView(console)
 
 
 @hookimpl

@@ -20,7 +20,7 @@ RECENT = 10
 
 
 @define
-class Course:
+class RunProgress:
     """What is known of a run so far.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteFailed
-from cohortium_progress._course import Course
+from cohortium_progress._course import RunProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 @define
-class Lines:
+class PlainView:
     """Turns a run's events into lines."""
 
     console: Console
-    course: Course = field(factory=Course)
+    progress: RunProgress = field(factory=RunProgress)
 
     def __call__(self, event: Event) -> None:
         """Show `event`."""
-        self.course.take(event)
-        for text, style in told(event):
+        self.progress.take(event)
+        for text, style in format_event(event):
             self.line(text, style)
         if isinstance(event, RoundCompleted):
             self.line(self._round(event))
@@ -35,20 +35,20 @@ class Lines:
         self.console.print(text, style=style, markup=False)
 
     def _round(self, event: RoundCompleted) -> str:
-        course = self.course
+        progress = self.progress
         parts = [f"{len(event.contributors)} sites"]
         if event.dropped:
             parts.append(f"{len(event.dropped)} dropped")
         if event.scores is not None:
             parts += [f"loss {event.scores.loss:.3f}", f"accuracy {event.scores.accuracy:.1%}"]
-        if event.guarantee_so_far is not None and course.promise is not None:
-            parts.append(f"ε {course.spent:.2f} of {course.promise.epsilon:.2f}")
-        if course.left:
-            parts.append(f"{course.left} left")
-        return f"round {course.done}/{course.rounds}: {', '.join(parts)}"
+        if event.guarantee_so_far is not None and progress.promise is not None:
+            parts.append(f"ε {progress.spent:.2f} of {progress.promise.epsilon:.2f}")
+        if progress.left:
+            parts.append(f"{progress.left} left")
+        return f"round {progress.done}/{progress.rounds}: {', '.join(parts)}"
 
 
-def told(event: Event) -> list[tuple[str, str | None]]:
+def format_event(event: Event) -> list[tuple[str, str | None]]:
     """The lines, and their styles, that are told once whatever the view."""
     match event:
         case RunStarted():

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium.plugin import RunCompleted, RunFailed, RunStarted
-from cohortium_progress._course import Course
-from cohortium_progress._lines import told
+from cohortium_progress._course import RunProgress
+from cohortium_progress._lines import format_event
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -32,22 +32,22 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 @define
-class Live:
+class LiveView:
     """Redraws what is known of a run a few times a second; telling it something draws nothing."""
 
     console: Console
-    course: Course = field(factory=Course)
+    progress: RunProgress = field(factory=RunProgress)
     _view: live.Live | None = None
 
     def __call__(self, event: Event) -> None:
         """Take `event` into the view."""
-        self.course.take(event)
-        for text, style in told(event):
+        self.progress.take(event)
+        for text, style in format_event(event):
             self.console.print(Text(text, style=style or ""))
         match event:
             case RunStarted():
                 self._view = live.Live(
-                    get_renderable=lambda: view(self.course, self.console),
+                    get_renderable=lambda: view(self.progress, self.console),
                     console=self.console,
                     refresh_per_second=REFRESHES,
                     redirect_stdout=False,
@@ -64,13 +64,13 @@ class Live:
             self._view = None
 
 
-def view(course: Course, console: Console) -> RenderableType:
+def view(progress: RunProgress, console: Console) -> RenderableType:
     """What is known, each row on one line of the console."""
-    rows = [_round(course), _sites(course)]
-    if course.scores is not None:
-        rows.append(_scores(course, console))
-    if course.promise is not None:
-        rows.append(_privacy(course))
+    rows = [_round(progress), _sites(progress)]
+    if progress.scores is not None:
+        rows.append(_scores(progress, console))
+    if progress.promise is not None:
+        rows.append(_privacy(progress))
     is_wide = console.width >= NARROW
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="bold", min_width=LABEL)
@@ -83,40 +83,40 @@ def view(course: Course, console: Console) -> RenderableType:
     return table
 
 
-def _round(course: Course) -> tuple[str, float | None, str]:
-    left = "" if course.left is None else f", about {course.left} left"
-    if course.done == course.rounds:
+def _round(progress: RunProgress) -> tuple[str, float | None, str]:
+    left = "" if progress.left is None else f", about {progress.left} left"
+    if progress.done == progress.rounds:
         left = ""
-    number = f"{course.done} of {course.rounds}{left}"
-    return "rounds", course.done / max(1, course.rounds), number
+    number = f"{progress.done} of {progress.rounds}{left}"
+    return "rounds", progress.done / max(1, progress.rounds), number
 
 
-def _sites(course: Course) -> tuple[str, float | None, str]:
-    answered, asked = course.answered
+def _sites(progress: RunProgress) -> tuple[str, float | None, str]:
+    answered, asked = progress.answered
     parts = [f"{answered} of {asked} answered"]
-    if course.exchange:
-        parts.append(f"exchange {course.exchange + 1}")
-    if course.dropped:
-        parts.append(f"{course.dropped} dropped so far")
-    if course.failed:
-        parts.append(f"{course.failed} tried again")
+    if progress.exchange:
+        parts.append(f"exchange {progress.exchange + 1}")
+    if progress.dropped:
+        parts.append(f"{progress.dropped} dropped so far")
+    if progress.failed:
+        parts.append(f"{progress.failed} tried again")
     return "sites", answered / max(1, asked), ", ".join(parts)
 
 
-def _scores(course: Course, console: Console) -> tuple[str, float | None, str]:
-    assert course.scores is not None
-    text = f"accuracy {course.scores.accuracy:.1%}, loss {course.scores.loss:.3f}"
+def _scores(progress: RunProgress, console: Console) -> tuple[str, float | None, str]:
+    assert progress.scores is not None
+    text = f"accuracy {progress.scores.accuracy:.1%}, loss {progress.scores.loss:.3f}"
     if console.encoding.startswith("utf"):
-        text += f"  {sparkline(course.accuracies)}"
-    return "scores", course.scores.accuracy, text
+        text += f"  {sparkline(progress.accuracies)}"
+    return "scores", progress.scores.accuracy, text
 
 
-def _privacy(course: Course) -> tuple[str, float | None, str]:
-    assert course.promise is not None
-    whole = course.promise.epsilon
-    text = f"ε {course.spent:.2f} of {whole:.2f} at δ {course.promise.delta:.2g}"
-    label = ", a simulation" if course.promise.simulation else ""
-    return "privacy", min(1.0, course.spent / whole) if whole else None, text + label
+def _privacy(progress: RunProgress) -> tuple[str, float | None, str]:
+    assert progress.promise is not None
+    whole = progress.promise.epsilon
+    text = f"ε {progress.spent:.2f} of {whole:.2f} at δ {progress.promise.delta:.2g}"
+    label = ", a simulation" if progress.promise.simulation else ""
+    return "privacy", min(1.0, progress.spent / whole) if whole else None, text + label
 
 
 def sparkline(values: list[float], width: int = 16) -> str:

@@ -41,7 +41,7 @@ AT_ONCE = 16
 
 
 @define(eq=False)
-class Crew:
+class WorkerProxy:
     """A worker and the sites that are dealt to it for the run.
 
     Attributes:
@@ -68,13 +68,13 @@ class Crew:
         """A reference to what the worker is doing, if it is."""
         return self._busy
 
-    def hire(self) -> None:
+    def start(self) -> None:
         """Start a worker, if there is none, and have it make the sites."""
         if self._worker is None:
             self._worker = ray.remote(Worker).options(**self.options).remote(self.threads, sys.path)
             self._busy = self._worker.open.remote(dict(self.recipes))
 
-    def hand(self, exchange: int, broadcast: Any, *, most: int) -> None:
+    def submit(self, exchange: int, broadcast: Any, *, most: int) -> None:
         """Ask the next sites that are waiting, at `most` so many."""
         each = dict(itertools.islice(self.waiting.items(), most))
         self.handed = tuple(each)
@@ -95,7 +95,7 @@ class Crew:
         try:
             found = ray.get(done)
         except LOST as error:
-            self._bury(error)
+            self._mark_dead(error)
             return []
         except RayError as error:
             raise _raised(error) from error
@@ -104,19 +104,19 @@ class Crew:
             del self.waiting[site]
         return replies
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Leave out those that are late: who was handed a request, or all who wait for a turn."""
         for site in self.handed or tuple(self.waiting):
             del self.waiting[site]
         self.handed = ()
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """End the worker."""
         if self._worker is not None:
             ray.kill(self._worker)
         self._worker = self._busy = None
 
-    def _bury(self, error: RayError) -> None:
+    def _mark_dead(self, error: RayError) -> None:
         self._worker = None
         self.waiting = {}
         sites = ", ".join(map(str, self.recipes))

@@ -11,7 +11,7 @@ import ray
 from attrs import define, field
 
 from cohortium.plugin import StudyError
-from cohortium_ray._crew import AT_ONCE, Crew
+from cohortium_ray._crew import AT_ONCE, WorkerProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,11 +25,11 @@ class RayExchange:
     """Workers that keep their sites over the run.
 
     Attributes:
-        crews: The workers, each with its sites.
+        workers: Each with its sites.
         is_own: Whether the connection was made for this run.
     """
 
-    crews: list[Crew]
+    workers: list[WorkerProxy]
     is_own: bool
     _count: int = field(default=0, init=False)
 
@@ -46,12 +46,12 @@ class RayExchange:
         try:
             count = min(_workers(engine.workers, threads), len(sites))
             options = {"num_cpus": threads, "num_gpus": engine.gpus, "max_restarts": 0}
-            dealt = [dict(list(sites.items())[place::count]) for place in range(count)]
-            exchange.crews = [Crew(hand, options, threads) for hand in dealt]
-            for crew in exchange.crews:
-                crew.hire()
-            for crew in exchange.crews:
-                crew.result()
+            chunks = [dict(list(sites.items())[place::count]) for place in range(count)]
+            exchange.workers = [WorkerProxy(chunk, options, threads) for chunk in chunks]
+            for worker in exchange.workers:
+                worker.start()
+            for worker in exchange.workers:
+                worker.result()
         except BaseException:
             exchange.close()
             raise
@@ -63,51 +63,51 @@ class RayExchange:
         """Workers side by side, the sites of one in turn; replies as they come."""
         self._count += 1
         exchange, shared = self._count, ray.put(broadcast)
-        crews = [crew for crew in self.crews if crew.recipes.keys() & per_site.keys()]
+        workers = [worker for worker in self.workers if worker.recipes.keys() & per_site.keys()]
         patience = float("inf") if timeout is None else timeout
 
-        def hand(crew: Crew) -> None:
+        def submit_next(worker: WorkerProxy) -> None:
             """The next request, or the wait for a worker that is still busy."""
-            crew.due = time.monotonic() + patience
-            if crew.busy is None and crew.waiting:
-                crew.hand(exchange, shared, most=AT_ONCE if timeout is None else 1)
+            worker.due = time.monotonic() + patience
+            if worker.busy is None and worker.waiting:
+                worker.submit(exchange, shared, most=AT_ONCE if timeout is None else 1)
 
-        for crew in crews:
-            crew.waiting = {site: per_site[site] for site in crew.recipes if site in per_site}
-            crew.hire()
-            hand(crew)
+        for worker in workers:
+            worker.waiting = {site: per_site[site] for site in worker.recipes if site in per_site}
+            worker.start()
+            submit_next(worker)
         try:
-            while crews := [crew for crew in crews if crew.waiting]:
-                done = _first(crews)
+            while workers := [worker for worker in workers if worker.waiting]:
+                done = _first(workers)
                 if done is not None:
                     replies = done.result()
                     # Its next request is out before these are dealt with.
-                    hand(done)
+                    submit_next(done)
                     yield from replies
-                for crew in crews:
-                    if crew.waiting and time.monotonic() >= crew.due:
-                        crew.give_up()
-                        hand(crew)
+                for worker in workers:
+                    if worker.waiting and time.monotonic() >= worker.due:
+                        worker.cancel()
+                        submit_next(worker)
         finally:
-            for crew in crews:
-                crew.waiting, crew.handed = {}, ()
+            for worker in workers:
+                worker.waiting, worker.handed = {}, ()
 
     def close(self) -> None:
         """End the workers, and the cluster if it was started for them."""
-        crews, self.crews = self.crews, []
-        for crew in crews:
-            crew.dismiss()
+        workers, self.workers = self.workers, []
+        for worker in workers:
+            worker.stop()
         if self.is_own:
             self.is_own = False
             ray.shutdown()
 
 
-def _first(crews: list[Crew]) -> Crew | None:
+def _first(workers: list[WorkerProxy]) -> WorkerProxy | None:
     """The first that is done with what it does; None if one is late before."""
-    left = min(crew.due for crew in crews) - time.monotonic()
+    left = min(worker.due for worker in workers) - time.monotonic()
     timeout = None if left == float("inf") else max(0.0, left)
-    done, _ = ray.wait([crew.busy for crew in crews], num_returns=1, timeout=timeout)
-    return next((crew for crew in crews if crew.busy in done), None)
+    done, _ = ray.wait([worker.busy for worker in workers], num_returns=1, timeout=timeout)
+    return next((worker for worker in workers if worker.busy in done), None)
 
 
 def _connect(address: str, processors: int) -> None:

@@ -90,11 +90,11 @@ class ScatterNet:
         return {}
 
     def _bank(self, height: int, width: int) -> Any:
-        from cohortium_scatternet._scattering import bank
+        from cohortium_scatternet._scattering import filter_bank
 
         grid = height, width
         if grid not in self._banks:
-            self._banks[grid] = bank(*grid, self.scales, self.angles)
+            self._banks[grid] = filter_bank(*grid, self.scales, self.angles)
         return self._banks[grid]
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002

@@ -26,7 +26,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Banks = Callable[[int, int], "Bank"]
+    Banks = Callable[[int, int], "FilterBank"]
 
 IMAGES_AT_ONCE = 16
 WRAPS = 3
@@ -34,7 +34,7 @@ WRAPS = 3
 
 
 @frozen(eq=False)
-class Bank:
+class FilterBank:
     """Filters on a periodic grid.
 
     Attributes:
@@ -66,7 +66,7 @@ def scattering(images: Tensor, *, scales: int, angles: int, banks: Banks | None 
         images: Real; no side shorter than 2^(scales + 1) pixels.
         scales: J.
         angles: L.
-        banks: What `bank` gives for a grid's height and width, from somebody who keeps it.
+        banks: What `filter_bank` gives for a grid's height and width, from somebody who keeps it.
 
     Raises:
         ValueError: The images are too small.
@@ -80,7 +80,7 @@ def scattering(images: Tensor, *, scales: int, angles: int, banks: Banks | None 
     margin = 2**scales
     # In whole steps, and mirrored by one at each end.
     height, width = ((coarse(side, scales) + 2) * margin for side in images.shape[2:])
-    filters = bank(height, width, scales, angles) if banks is None else banks(height, width)
+    filters = filter_bank(height, width, scales, angles) if banks is None else banks(height, width)
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images; its caller chooses that.
         return _scattering(images, filters, scales)
@@ -92,7 +92,7 @@ def scattering(images: Tensor, *, scales: int, angles: int, banks: Banks | None 
     return torch.cat([_scattering(part, filters, scales) for part in parts])
 
 
-def _scattering(images: Tensor, filters: Bank, scales: int) -> Tensor:
+def _scattering(images: Tensor, filters: FilterBank, scales: int) -> Tensor:
     margin, (height, width) = 2**scales, images.shape[2:]
     steps = coarse(height, scales), coarse(width, scales)
     more = steps[0] * margin - height, steps[1] * margin - width  # to whole steps
@@ -118,7 +118,7 @@ def _scattering(images: Tensor, filters: Bank, scales: int) -> Tensor:
     return torch.cat([*out, *second], 2)
 
 
-def bank(height: int, width: int, scales: int, angles: int) -> Bank:
+def filter_bank(height: int, width: int, scales: int, angles: int) -> FilterBank:
     """Filters for a grid of this size, in single precision."""
     low = _gaussian(height, scales), _gaussian(width, scales)
     passed = torch.outer(*(torch.fft.fft(side).real for side in low))
@@ -133,7 +133,7 @@ def bank(height: int, width: int, scales: int, angles: int) -> Bank:
     # Where a band has hardly anything, round-off must not decide.
     matters = strength > 1e-6 * strength.max()
     factor = (room[matters] / strength[matters]).min().sqrt()
-    return Bank((low[0].float(), low[1].float()), (bands * factor).float())
+    return FilterBank((low[0].float(), low[1].float()), (bands * factor).float())
 
 
 def _periodic(height: int, width: int, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

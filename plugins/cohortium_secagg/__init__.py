@@ -94,9 +94,9 @@ class SecAgg:
         Raises:
             StudyError: It protects too little, or the cohort cannot meet it.
         """
-        from cohortium_secagg._sharing import choose
+        from cohortium_secagg._sharing import choose_parameters
 
-        return choose(self, cohort)
+        return choose_parameters(self, cohort)
 
     def coordinator_session(
         self, setting: AggregationConfig, secret: Randomness
@@ -108,11 +108,11 @@ class SecAgg:
                 that would do), or the directory does not list the sites.
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
-        from cohortium_secagg._rules import Rules
-        from cohortium_secagg._vectors import cores
+        from cohortium_secagg._rules import ProtocolParameters
+        from cohortium_secagg._vectors import available_cpus
 
-        rules = Rules.agreed(self, setting)
-        return SecAggCoordinator(rules, secret, threads=self.threads or cores())
+        protocol = ProtocolParameters.agreed(self, setting)
+        return SecAggCoordinator(protocol, secret, threads=self.threads or available_cpus())
 
     def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
         """One site's session of a run.
@@ -121,12 +121,12 @@ class SecAgg:
             StudyError: As for the coordinator: no site lends itself to what protects too little.
                 Or the site's key is not the one that the directory lists.
         """
-        from cohortium_secagg._rules import Rules
+        from cohortium_secagg._rules import ProtocolParameters
         from cohortium_secagg._site import SecAggSite
-        from cohortium_secagg._vectors import cores
+        from cohortium_secagg._vectors import available_cpus
 
-        rules = Rules.agreed(self, setting)
-        return SecAggSite(rules, member, threads=self.threads or cores())
+        protocol = ProtocolParameters.agreed(self, setting)
+        return SecAggSite(protocol, member, threads=self.threads or available_cpus())
 
 
 @hookimpl

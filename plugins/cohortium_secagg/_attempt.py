@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cohortium.plugin import KeyStream, SiteId
     from cohortium_secagg._graph import Graph
     from cohortium_secagg._keys import KeyPair
-    from cohortium_secagg._rules import Rules, Scope
+    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
 
 
 @frozen(eq=False)
@@ -23,29 +23,29 @@ class Attempt:
     """One attempt.
 
     Attributes:
-        rules: Of the run.
+        protocol: Of the run.
         scope: What this attempt's keys are bound to.
         sites: Those that are asked.
         shuffle: Draws the graph.
-        tagging: Agrees with each site on the key of its vector's tag.
+        mac_key: Agrees with each site on the key of its vector's tag.
         threads: How many sum vectors and take masks off.
     """
 
-    rules: Rules
-    scope: Scope
+    protocol: ProtocolParameters
+    scope: AttemptLabel
     sites: frozenset[SiteId]
     shuffle: KeyStream
-    tagging: KeyPair
+    mac_key: KeyPair
     threads: int
 
     @property
     def statements(self) -> Statements:
         """What sites sign in it, where the coordinator may lie."""
-        return Statements(self.rules.directory, self.scope)
+        return Statements(self.protocol.directory, self.scope)
 
     def require(self, sites: Collection[SiteId], did: str) -> None:
         """Raise if `sites`, which alone `did` what was asked, are too few for a sum."""
-        floor = self.rules.floor
+        floor = self.protocol.floor
         if len(sites) < floor:
             raise TooFewSitesError(
                 f"{len(sites)} of {len(self.sites)} sites {did}, "
@@ -56,15 +56,15 @@ class Attempt:
         self, site: SiteId, holders: Collection[SiteId], wrong: Collection[SiteId] = ()
     ) -> None:
         """Raise if `holders` cannot recover a secret of `site`, of which `wrong` sent others."""
-        if len(holders) < self.rules.threshold:
+        if len(holders) < self.protocol.threshold:
             lies = (
                 f": the shares that {named(wrong)} sent are not those that it had committed to"
                 if wrong
                 else ""
             )
             raise TooFewSitesError(
-                f"the masks of site {site} come off with {self.rules.threshold} of their shares, "
-                f"but only {len(holders)} of its shareholders are left{lies}."
+                f"the masks of site {site} come off with {self.protocol.threshold} of their "
+                f"shares, but only {len(holders)} of its shareholders are left{lies}."
             )
 
     def require_whole(self, graph: Graph, sites: Collection[SiteId]) -> None:
@@ -73,12 +73,12 @@ class Attempt:
         A survivor whose neighbours are all lost or colluding is alone behind masks that the
         coordinator can take off.
         """
-        removable = self.rules.removable
-        if not graph.stays_whole(sites, without=removable):
+        tolerated_colluders = self.protocol.tolerated_colluders
+        if not graph.is_connected_after_removing(sites, without=tolerated_colluders):
             raise TooFewSitesError(
                 f"{len(self.sites) - len(sites)} of {len(self.sites)} sites are lost, and with "
-                f"{removable} colluding sites the coordinator could open the sum of the others in "
-                "parts; more shares prevent that."
+                f"{tolerated_colluders} colluding sites the coordinator could open the sum of the "
+                "others in parts; more shares prevent that."
             )
 
 
@@ -122,7 +122,7 @@ class Finished(Stage):
 
 
 @frozen(eq=False, kw_only=True)
-class Web:
+class MaskingGraph:
     """Who masks with whom, settled before the first vector.
 
     Attributes:

@@ -35,7 +35,7 @@ A failed attempt is tried again and reveals nothing, so this is not a matter of 
 
 
 @frozen
-class Draw:
+class Hypergeometric:
     """How many of the `marked` are among `drawn`, taken from `population` at random."""
 
     population: int
@@ -69,7 +69,7 @@ class Draw:
             ways //= (self.marked - number) * (self.drawn - number)
 
 
-def gaps(places: int, removed: int, reach: int) -> Fraction:
+def gap_probability(places: int, removed: int, reach: int) -> Fraction:
     """At least the probability that a circle without `removed` of its `places` falls apart.
 
     Sites at most `reach` places apart are joined.  To fall apart it must lose `reach` in a row, at
@@ -79,7 +79,7 @@ def gaps(places: int, removed: int, reach: int) -> Fraction:
     return pairs * Fraction(perm(removed, 2 * reach), perm(places, 2 * reach))
 
 
-class Window(NamedTuple):
+class ThresholdRange(NamedTuple):
     """The thresholds that do for one degree: from `least` they hide, up to `most` they recover."""
 
     least: int
@@ -87,7 +87,7 @@ class Window(NamedTuple):
 
 
 @frozen
-class Demands:
+class GraphRequirements:
     """What a graph is to hold against.
 
     Attributes:
@@ -107,11 +107,11 @@ class Demands:
         yield from range(2, self.sites - 1, 2)
         yield self.sites - 1
 
-    def window(self, degree: int) -> Window | None:
+    def window(self, degree: int) -> ThresholdRange | None:
         """The thresholds that do for a graph of `degree`, if any do."""
-        if not self.hangs_together(degree, self.sites - self.lost):
+        if not self.is_connected(degree, self.sites - self.lost):
             return None
-        window = Window(self.hides(degree, self.sites - self.lost), self._recovers(degree))
+        window = ThresholdRange(self.hides(degree, self.sites - self.lost), self._recovers(degree))
         return window if window.least <= window.most else None
 
     def hides(self, degree: int, least: int) -> int:
@@ -123,10 +123,10 @@ class Demands:
         # An odd degree over an odd number of sites is rounded up (`Graph.draw`).
         others, degree = least - 1, degree + degree % 2
         honest = max(1, self.sites - self.colluding)
-        draw = Draw(others, min(self.colluding, others), min(degree, others))
+        draw = Hypergeometric(others, min(self.colluding, others), min(degree, others))
         return max(2, draw.rare(self.odds / 2 / honest))
 
-    def hangs_together(self, degree: int, least: int) -> bool:
+    def is_connected(self, degree: int, least: int) -> bool:
         """Whether the honest among `least` contributors or more are not split.
 
         The more sites sent keys, the more of them have been lost since, and the likelier it is.
@@ -134,14 +134,14 @@ class Demands:
         if degree >= self.sites - 1:
             return True
         removed = self.colluding + self.sites - least
-        return gaps(self.sites, removed, degree // 2) <= self.odds / 2
+        return gap_probability(self.sites, removed, degree // 2) <= self.odds / 2
 
     def fewest(self, degree: int, threshold: int) -> int:
         """The least number of contributors over which a sum may be opened."""
         low, high = self.colluding + 2, self.sites - self.lost
         while low < high:
             middle = (low + high) // 2
-            if self.hides(degree, middle) <= threshold and self.hangs_together(degree, middle):
+            if self.hides(degree, middle) <= threshold and self.is_connected(degree, middle):
                 high = middle
             else:
                 low = middle + 1
@@ -152,7 +152,7 @@ class Demands:
         others, degree = self.sites - 1, min(degree, self.sites - 1)
         if not self.lost:
             return degree + 1
-        gone = Draw(others, self.lost, degree).rare(UNRECOVERED / 2 / self.sites) - 1
-        beside = Draw(others, self.lost - 1, degree).rare(UNRECOVERED / 2 / self.lost) - 1
+        gone = Hypergeometric(others, self.lost, degree).rare(UNRECOVERED / 2 / self.sites) - 1
+        beside = Hypergeometric(others, self.lost - 1, degree).rare(UNRECOVERED / 2 / self.lost) - 1
         # A site that is lost holds nothing of its own secrets any more.
         return min(degree + 1 - gone, degree - beside)

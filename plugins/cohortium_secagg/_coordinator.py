@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from cohortium.plugin import MessageError, StageRequests, TooFewSitesError
 from cohortium_secagg._attempt import Attempt, Failed, Finished
 from cohortium_secagg._keys import KEY_BYTES, KeyPair
-from cohortium_secagg._stages import Opened
+from cohortium_secagg._stages import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cohortium.plugin import Randomness, RingSum, SiteId
     from cohortium_secagg._attempt import Stage
-    from cohortium_secagg._rules import Rules
+    from cohortium_secagg._rules import ProtocolParameters
 
 
 class SecAggCoordinator:
@@ -26,9 +26,9 @@ class SecAggCoordinator:
         dropped out; of shares among which are wrong ones, the others are kept.
     """
 
-    def __init__(self, rules: Rules, secret: Randomness, *, threads: int) -> None:
+    def __init__(self, protocol: ProtocolParameters, secret: Randomness, *, threads: int) -> None:
         """Take the run's rules, the source of its random graphs and keys, and its threads."""
-        self._rules = rules
+        self._protocol = protocol
         self._secret = secret
         self._threads = threads
         self._stage: Stage = Failed("no attempt has been opened.")
@@ -36,11 +36,11 @@ class SecAggCoordinator:
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002 - the contract's name
         """Begin an attempt among `sites`, forgetting any earlier one."""
-        scope = self._rules.scope(round, attempt)
+        scope = self._protocol.scope(round, attempt)
         shuffle = self._secret.stream("graph", round, attempt)
-        tagging = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
+        mac_key = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
         asked = frozenset(sites)
-        self._stage = Opened(Attempt(self._rules, scope, asked, shuffle, tagging, self._threads))
+        self._stage = Setup(Attempt(self._protocol, scope, asked, shuffle, mac_key, self._threads))
         self._waiting = set()
 
     def next_requests(self) -> StageRequests:

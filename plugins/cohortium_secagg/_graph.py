@@ -65,7 +65,7 @@ class Graph:
             for place, site in enumerate(self.circle)
         }
 
-    def stays_whole(self, present: Collection[SiteId], *, without: int) -> bool:
+    def is_connected_after_removing(self, present: Collection[SiteId], *, without: int) -> bool:
         """Whether `present` hang together however up to `without` of them are taken away.
 
         Guarantees:
@@ -102,7 +102,7 @@ class Graph:
         return True
 
 
-def core(
+def k_core(
     neighbours: Mapping[SiteId, frozenset[SiteId]], sites: Collection[SiteId], quorum: int
 ) -> frozenset[SiteId]:
     """The largest part of `sites` in which each has, with itself, `quorum` in its neighbourhood."""

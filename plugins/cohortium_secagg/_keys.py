@@ -91,7 +91,7 @@ def tag(key: bytes, data: memoryview) -> bytes:
     return Poly1305.generate_tag(key, data)
 
 
-def is_tagged(key: bytes, data: memoryview, tag: bytes) -> bool:
+def verify_tag(key: bytes, data: memoryview, tag: bytes) -> bool:
     """Whether `tag` was made with `key` for just these `data`."""
     try:
         Poly1305.verify_tag(key, data, tag)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import SiteId
     from cohortium_secagg._keys import KeyPair
-    from cohortium_secagg._rules import Scope
+    from cohortium_secagg._rules import AttemptLabel
 
     Words = NDArray[np.unsignedinteger[Any]]
 
@@ -50,7 +50,7 @@ class Mask(NamedTuple):
     subtract: bool = False
 
 
-def pairwise(pair: KeyPair, public: bytes, scope: Scope, site: SiteId, peer: SiteId) -> Mask:
+def pairwise(pair: KeyPair, public: bytes, scope: AttemptLabel, site: SiteId, peer: SiteId) -> Mask:
     """The mask of `site`, whose pair it is, for `peer`; it cancels that of `peer` for `site`.
 
     Raises:

@@ -1,17 +1,17 @@
 """The requests and their replies.
 
-    AskKeys       → Keys        public keys of this attempt
-    AskShares     → Shares      the site's secrets in shares, one sealed for each neighbour
-    AskVector     → Vector      the masked vector
-    AskUnmasking  → Unmasking   shares that take the masks off the sum
+    AdvertiseKeysRequest → Keys       public keys of this attempt
+    ShareKeysRequest     → Shares     the site's secrets in shares, one sealed for each neighbour
+    MaskedVectorRequest  → Vector     the masked vector
+    UnmaskRequest        → Unmasking  shares that take the masks off the sum
 
 Against a coordinator that lies, there is one exchange more:
 
-    AskKeys         → SignedKeys
-    AskSharesAmong  → Shares      all sites are neighbours, and their keys are signed
-    AskVector       → Vector
-    AskConsent      → Consent     a signature for one set of survivors
-    AskOpening      → Unmasking   once enough have signed
+    AdvertiseKeysRequest     → SignedKeys
+    ShareKeysAmongAllRequest → Shares            all sites are neighbours, and their keys are signed
+    MaskedVectorRequest      → Vector
+    ConsistencyRequest       → ConsistencyCheck  a signature for one set of survivors
+    ConfirmedUnmaskRequest   → Unmasking         once enough have signed
 
 A request that is alike for all sites is the common part; one that is not is each site's own part.
 """
@@ -52,7 +52,7 @@ class Request(Message, frozen=True):
     attempt: Number
 
 
-class AskKeys(Request, frozen=True, tag="advertise-keys-request"):
+class AdvertiseKeysRequest(Request, frozen=True, tag="advertise-keys-request"):
     """Begin an attempt.
 
     Attributes:
@@ -76,13 +76,13 @@ class SignedKeys(Keys, frozen=True, tag="signed-keys"):
     signature: Signature
 
 
-class AskShares(Request, frozen=True, tag="share-keys-request"):
+class ShareKeysRequest(Request, frozen=True, tag="share-keys-request"):
     """Share your secrets among yourself and these neighbours."""
 
     neighbours: Annotated[dict[Site, Keys], _Bounded]
 
 
-class AskSharesAmong(Request, frozen=True, tag="share-keys-among-all-request"):
+class ShareKeysAmongAllRequest(Request, frozen=True, tag="share-keys-among-all-request"):
     """Share your secrets among all on this roster; you are on it yourself."""
 
     roster: Annotated[dict[Site, SignedKeys], _Bounded]
@@ -106,7 +106,7 @@ class Shares(Message, frozen=True, tag="sealed-shares"):
     keys: Annotated[dict[Site, Digest], _Bounded]
 
 
-class AskVector(Request, frozen=True, tag="masked-vector-request"):
+class MaskedVectorRequest(Request, frozen=True, tag="masked-vector-request"):
     """Send your vector, masked with those neighbours that shared their secrets with you.
 
     Attributes:
@@ -130,7 +130,7 @@ class Vector(Message, frozen=True, tag="masked-vector"):
     tag: Tag
 
 
-class AskUnmasking(Request, frozen=True, tag="unmask-request"):
+class UnmaskRequest(Request, frozen=True, tag="unmask-request"):
     """Open the sum over `survivors`, in rising order.
 
     A neighbour either survived or did not, so no request can ask for both of its secrets.
@@ -139,19 +139,19 @@ class AskUnmasking(Request, frozen=True, tag="unmask-request"):
     survivors: Annotated[tuple[Site, ...], _Bounded]
 
 
-class AskConsent(Request, frozen=True, tag="consistency-request"):
+class ConsistencyRequest(Request, frozen=True, tag="consistency-request"):
     """Sign that you will open the sum over `survivors`, in rising order, and no other."""
 
     survivors: Annotated[tuple[Site, ...], _Bounded]
 
 
-class Consent(Message, frozen=True, tag="consistency-check"):
+class ConsistencyCheck(Message, frozen=True, tag="consistency-check"):
     """A site's signature for the survivors it was named."""
 
     signature: Signature
 
 
-class AskOpening(Request, frozen=True, tag="confirmed-unmask-request"):
+class ConfirmedUnmaskRequest(Request, frozen=True, tag="confirmed-unmask-request"):
     """Open the sum that you have signed for: these have signed for it too."""
 
     signatures: Annotated[dict[Site, Signature], _Bounded]
@@ -164,7 +164,7 @@ class Unmasking(Message, frozen=True, tag="unmasking-shares"):
     keys: Annotated[dict[Site, Share], _Bounded]
 
 
-class Done(Message, frozen=True, tag="completed-stage"):
+class CompletedStage(Message, frozen=True, tag="completed-stage"):
     """An entry of a site's journal: something that it must not do again."""
 
     session: Session
@@ -173,13 +173,24 @@ class Done(Message, frozen=True, tag="completed-stage"):
     what: Literal["masked", "unmasked"]
 
 
-TRUSTING: tuple[type[Request], ...] = (AskKeys, AskShares, AskVector, AskUnmasking)
+HONEST_BUT_CURIOUS_REQUESTS: tuple[type[Request], ...] = (
+    AdvertiseKeysRequest,
+    ShareKeysRequest,
+    MaskedVectorRequest,
+    UnmaskRequest,
+)
 """What a site answers where the coordinator is taken to follow the protocol."""
 
-WARY: tuple[type[Request], ...] = (AskKeys, AskSharesAmong, AskVector, AskConsent, AskOpening)
+ACTIVE_REQUESTS: tuple[type[Request], ...] = (
+    AdvertiseKeysRequest,
+    ShareKeysAmongAllRequest,
+    MaskedVectorRequest,
+    ConsistencyRequest,
+    ConfirmedUnmaskRequest,
+)
 """What a site answers where it may lie."""
 
 
-def most_bytes(entries: int) -> int:
+def max_message_bytes(entries: int) -> int:
     """More than any message with `entries` entries takes, vectors aside."""
     return 512 + 256 * entries

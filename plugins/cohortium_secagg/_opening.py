@@ -9,12 +9,17 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError, decode, encode
-from cohortium_secagg._attempt import Finished, Stage, Web, named
+from cohortium_secagg._attempt import Finished, MaskingGraph, Stage, named
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, pairwise
-from cohortium_secagg._messages import AskOpening, Consent, Unmasking, most_bytes
+from cohortium_secagg._messages import (
+    ConfirmedUnmaskRequest,
+    ConsistencyCheck,
+    Unmasking,
+    max_message_bytes,
+)
 from cohortium_secagg._party import KEY_SHARE, SEED_SHARE
-from cohortium_secagg._shamir import Interpolation
+from cohortium_secagg._shamir import LagrangeInterpolation
 from cohortium_secagg._vectors import unmask
 
 if TYPE_CHECKING:
@@ -28,35 +33,37 @@ MAX_TRIALS = 256
 
 
 @frozen(eq=False)
-class Consenting(Stage):
+class ConsistencyChecking(Stage):
     """Signatures come in, for the one set of survivors that was named to all."""
 
-    opening: Opening
+    unmask_stage: Unmask
     signatures: dict[SiteId, bytes] = field(factory=dict, init=False)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's signature."""
-        web, survivors = self.opening.web, self.opening.survivors
-        signature = decode(reply, Consent, limit=most_bytes(0)).signature
-        statements = web.attempt.statements
-        if not statements.believes_survivors(site, web.roster, survivors, signature):
+        masking_graph, survivors = self.unmask_stage.masking_graph, self.unmask_stage.survivors
+        signature = decode(reply, ConsistencyCheck, limit=max_message_bytes(0)).signature
+        statements = masking_graph.attempt.statements
+        if not statements.verify_survivors(site, masking_graph.roster, survivors, signature):
             raise MessageError(f"site {site} has not signed for the survivors it was named.")
         self.signatures[site] = signature
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Show the signatures to those who gave them, and ask for shares."""
-        attempt, signed = self.opening.web.attempt, sorted(self.signatures)
-        if len(signed) < attempt.rules.threshold:
+        attempt, signed = self.unmask_stage.masking_graph.attempt, sorted(self.signatures)
+        if len(signed) < attempt.protocol.threshold:
             raise TooFewSitesError(
-                f"{len(signed)} of {len(self.opening.survivors)} survivors signed for the sum, "
-                f"but it takes {attempt.rules.threshold}."
+                f"{len(signed)} of {len(self.unmask_stage.survivors)} survivors signed for the "
+                f"sum, but it takes {attempt.protocol.threshold}."
             )
-        broadcast = encode(AskOpening(attempt.scope.attempt, dict(sorted(self.signatures.items()))))
-        return self.opening, StageRequests(broadcast, dict.fromkeys(signed, b""), "unmasking")
+        broadcast = encode(
+            ConfirmedUnmaskRequest(attempt.scope.attempt, dict(sorted(self.signatures.items())))
+        )
+        return self.unmask_stage, StageRequests(broadcast, dict.fromkeys(signed, b""), "unmasking")
 
 
 @frozen(eq=False)
-class Opening(Stage):
+class Unmask(Stage):
     """Shares come in: of a survivor's mask seed, of the masking key of a site that is lost.
 
     Guarantees:
@@ -67,23 +74,25 @@ class Opening(Stage):
         No more is asked of anyone for that.
     """
 
-    web: Web
+    masking_graph: MaskingGraph
     total: Words
     survivors: frozenset[SiteId]
     held: dict[SiteId, dict[SiteId, bytes]] = field(factory=dict, init=False)
     wrong: dict[SiteId, set[SiteId]] = field(factory=dict, init=False)
-    _interpolations: dict[tuple[SiteId, ...], Interpolation] = field(factory=dict, init=False)
+    _interpolations: dict[tuple[SiteId, ...], LagrangeInterpolation] = field(
+        factory=dict, init=False
+    )
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's shares, but for the wrong ones."""
-        neighbours = self.web.neighbours[site]
-        shares = decode(reply, Unmasking, limit=most_bytes(len(neighbours)))
+        neighbours = self.masking_graph.neighbours[site]
+        shares = decode(reply, Unmasking, limit=max_message_bytes(len(neighbours)))
         survived = (neighbours | {site}) & self.survivors
         if shares.seeds.keys() != survived or shares.keys.keys() != neighbours - survived:
             raise MessageError(f"site {site} sent other shares than those it was asked for.")
         wrong = {
-            *self._keep(SEED_SHARE, site, shares.seeds, self.web.seeds),
-            *self._keep(KEY_SHARE, site, shares.keys, self.web.keys),
+            *self._keep(SEED_SHARE, site, shares.seeds, self.masking_graph.seeds),
+            *self._keep(KEY_SHARE, site, shares.keys, self.masking_graph.keys),
         }
         if wrong:
             raise MessageError(
@@ -99,7 +108,7 @@ class Opening(Stage):
         commitments: Mapping[SiteId, Mapping[SiteId, bytes]],
     ) -> Iterator[SiteId]:
         """Keep shares that are as their dealers had committed to; the dealers of the others."""
-        scope = self.web.attempt.scope
+        scope = self.masking_graph.attempt.scope
         for dealer, share in shares.items():
             if scope.digest(kind, share, dealer, holder) == commitments[dealer][holder]:
                 self.held.setdefault(dealer, {})[holder] = share
@@ -110,8 +119,8 @@ class Opening(Stage):
     def close(self) -> tuple[Stage, StageRequests]:
         """Take the masks off."""
         masks = [*self._own_masks(), *self._masks_for_the_lost()]
-        attempt = self.web.attempt
-        ring = attempt.rules.setting.ring
+        attempt = self.masking_graph.attempt
+        ring = attempt.protocol.setting.ring
         unmask(self.total, masks, ring, threads=attempt.threads)
         low = self.total.dtype.type((1 << ring.bits) - 1)
         np.bitwise_and(self.total, low, out=self.total)
@@ -123,19 +132,19 @@ class Opening(Stage):
 
     def _masks_for_the_lost(self) -> Iterator[Mask]:
         """The masks that survivors put on for sites whose vectors never came."""
-        scope, masking = self.web.attempt.scope, self.web.masking
-        for site in self.web.lost(self.survivors):
+        scope, masking = self.masking_graph.attempt.scope, self.masking_graph.masking
+        for site in self.masking_graph.lost(self.survivors):
             pair = KeyPair(self._recover(site, self._is_key))
-            for peer in sorted(self.web.neighbours[site] & self.survivors):
+            for peer in sorted(self.masking_graph.neighbours[site] & self.survivors):
                 # What the lost site would have sent is just what takes its neighbours' masks off.
                 yield pairwise(pair, masking[peer], scope, site, peer)
 
     def _is_seed(self, site: SiteId, secret: bytes) -> bool:
-        digest = self.web.attempt.scope.digest("seed", secret, site)
-        return digest == self.web.commitments[site]
+        digest = self.masking_graph.attempt.scope.digest("seed", secret, site)
+        return digest == self.masking_graph.commitments[site]
 
     def _is_key(self, site: SiteId, secret: bytes) -> bool:
-        return KeyPair(secret).public == self.web.masking[site]
+        return KeyPair(secret).public == self.masking_graph.masking[site]
 
     def _recover(self, site: SiteId, fits: Callable[[SiteId, bytes], bool]) -> bytes:
         """The secret of `site` of which shares were asked: the one that `fits`.
@@ -145,11 +154,11 @@ class Opening(Stage):
                 these are of no secret that had been: the site itself dealt wrong ones.
         """
         shares = self.held.get(site, {})
-        attempt = self.web.attempt
+        attempt = self.masking_graph.attempt
         attempt.require_holders(site, shares, self.wrong.get(site, ()))
-        for holders in trials(sorted(shares), attempt.rules.threshold):
+        for holders in trials(sorted(shares), attempt.protocol.threshold):
             if holders not in self._interpolations:
-                self._interpolations[holders] = Interpolation(holders)
+                self._interpolations[holders] = LagrangeInterpolation(holders)
             try:
                 secret = self._interpolations[holders].secret(shares)
             except ValueError:

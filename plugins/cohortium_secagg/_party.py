@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import Randomness, RingVector, SiteId
     from cohortium_secagg._masks import Words
-    from cohortium_secagg._messages import AskUnmasking, AskVector
-    from cohortium_secagg._rules import Rules, Scope
+    from cohortium_secagg._messages import MaskedVectorRequest, UnmaskRequest
+    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
 
 SEED_SHARE, KEY_SHARE = "seed share", "masking key share"
 """What hashes of shares are labelled with."""
@@ -29,27 +29,27 @@ Pair: TypeAlias = tuple[bytes, bytes]
 
 
 @frozen(eq=False)
-class Party:
+class SiteAttempt:
     """A site in one attempt.
 
     Attributes:
-        rules: Of the run.
+        protocol: Of the run.
         scope: The attempt.
         site: Its number.
         roster: A hash of all sites' keys as it was told them; empty where nobody signs.
         threads: How many mask and pack its vector.
     """
 
-    rules: Rules
-    scope: Scope
+    protocol: ProtocolParameters
+    scope: AttemptLabel
     site: SiteId
     roster: bytes = b""
     threads: int = 1
 
     def check_neighbours(self, peers: Mapping[SiteId, object]) -> None:
         """Refuse neighbours that no honest graph would give this site."""
-        cohort = self.rules.setting.cohort
-        least, most = self.rules.quorum - 1, self.rules.most_neighbours
+        cohort = self.protocol.setting.cohort
+        least, most = self.protocol.quorum - 1, self.protocol.most_neighbours
         if self.site in peers or not all(peer < cohort.sites for peer in peers):
             raise RefusalError("neighbourhood", "a neighbour is no other site of this federation.")
         if not least <= len(peers) <= most:
@@ -63,20 +63,22 @@ class Advertised:
     """Its public keys are out.
 
     Attributes:
-        party: The site, and the attempt.
+        site_attempt: The site, and the attempt.
         sealing: Agrees on the keys that seal shares.
         masking: Agrees on masks.
-        tagging: The key of its vector's tag, which only the coordinator can derive as well.
+        mac_key: The key of its vector's tag, which only the coordinator can derive as well.
     """
 
-    party: Party
+    site_attempt: SiteAttempt
     sealing: KeyPair
     masking: KeyPair
-    tagging: bytes = field(repr=False)
+    mac_key: bytes = field(repr=False)
     _secret: Randomness = field(repr=False)
 
     @classmethod
-    def fresh(cls, party: Party, secret: Randomness, *, coordinator: bytes) -> Advertised:
+    def fresh(
+        cls, site_attempt: SiteAttempt, secret: Randomness, *, coordinator: bytes
+    ) -> Advertised:
         """Draw new keys, for an attempt of which `coordinator` is the coordinator's public key.
 
         Raises:
@@ -85,32 +87,34 @@ class Advertised:
         sealing, masking = (
             KeyPair(secret.secret_bytes(KEY_BYTES, use)) for use in ("sealing", "masking")
         )
-        tagging = sealing.agree(coordinator, party.scope.label("vector", party.site))
-        return cls(party, sealing, masking, tagging, secret)
+        mac_key = sealing.agree(coordinator, site_attempt.scope.label("vector", site_attempt.site))
+        return cls(site_attempt, sealing, masking, mac_key, secret)
 
     @property
     def keys(self) -> Keys:
         """What is told to everyone."""
         return Keys(self.sealing.public, self.masking.public)
 
-    def share(self, party: Party, neighbours: Mapping[SiteId, Keys]) -> tuple[Shared, Shares]:
+    def share(
+        self, site_attempt: SiteAttempt, neighbours: Mapping[SiteId, Keys]
+    ) -> tuple[Shared, Shares]:
         """Draw a mask seed; share it and the masking key among this site and its neighbours."""
-        party.check_neighbours(neighbours)
-        site, threshold = party.site, party.rules.threshold
+        site_attempt.check_neighbours(neighbours)
+        site, threshold = site_attempt.site, site_attempt.protocol.threshold
         seed = self._secret.secret_bytes(SECRET_BYTES, "seed")
         holders = [site, *neighbours]
         seeds, keys = (
             split(secret, holders, threshold=threshold, stream=self._secret.stream("shares", use))
             for use, secret in (("seed", seed), ("masking", self.masking.private))
         )
-        channel = Channel(party, self.sealing, self.keys)
+        channel = Channel(site_attempt, self.sealing, self.keys)
         sealed = {
             peer: channel.seal(peer, theirs, seeds[peer] + keys[peer])
             for peer, theirs in neighbours.items()
         }
         own = (seeds[site], keys[site])
-        state = Shared(channel, self.masking, self.tagging, seed, own, neighbours)
-        scope = party.scope
+        state = Shared(channel, self.masking, self.mac_key, seed, own, neighbours)
+        scope = site_attempt.scope
         return state, Shares(
             sealed,
             scope.digest("seed", seed, site),
@@ -120,7 +124,7 @@ class Advertised:
 
 
 def committed(
-    scope: Scope, kind: str, dealer: SiteId, shares: Mapping[SiteId, bytes]
+    scope: AttemptLabel, kind: str, dealer: SiteId, shares: Mapping[SiteId, bytes]
 ) -> dict[SiteId, bytes]:
     """A hash of each of the `shares` that `dealer` has dealt, by holder.
 
@@ -143,19 +147,19 @@ class Channel:
         before either masks.
     """
 
-    party: Party
+    site_attempt: SiteAttempt
     sealing: KeyPair
     keys: Keys
 
     def seal(self, peer: SiteId, theirs: Keys, plain: bytes) -> bytes:
         """Encrypt for `peer`."""
-        label = self.party.scope.label("shares", self.party.site, peer)
+        label = self.site_attempt.scope.label("shares", self.site_attempt.site, peer)
         key = self.sealing.agree(theirs.sealing, label)
         return seal(key, plain, bound_to=label + self._joined(self.keys, theirs))
 
     def unseal(self, peer: SiteId, theirs: Keys, sealed: bytes) -> bytes:
         """Decrypt what `peer` sealed for this site."""
-        label = self.party.scope.label("shares", peer, self.party.site)
+        label = self.site_attempt.scope.label("shares", peer, self.site_attempt.site)
         key = self.sealing.agree(theirs.sealing, label)
         try:
             return unseal(key, sealed, bound_to=label + self._joined(theirs, self.keys))
@@ -165,7 +169,7 @@ class Channel:
 
     def _joined(self, sender: Keys, receiver: Keys) -> bytes:
         keys = sender.sealing + sender.masking + receiver.sealing + receiver.masking
-        return keys + self.party.roster
+        return keys + self.site_attempt.roster
 
 
 @frozen(eq=False)
@@ -175,7 +179,7 @@ class Shared:
     Attributes:
         channel: To its neighbours.
         masking: Agrees on masks.
-        tagging: The key of its vector's tag.
+        mac_key: The key of its vector's tag.
         seed: Of its own mask.
         own: Its own shares of its secrets.
         neighbours: Those it shared with.
@@ -183,32 +187,38 @@ class Shared:
 
     channel: Channel
     masking: KeyPair
-    tagging: bytes = field(repr=False)
+    mac_key: bytes = field(repr=False)
     seed: bytes = field(repr=False)
     own: Pair = field(repr=False)
     neighbours: Mapping[SiteId, Keys]
 
-    def mask(self, request: AskVector, vector: Callable[[], RingVector]) -> tuple[Masked, Vector]:
+    def mask(
+        self, request: MaskedVectorRequest, vector: Callable[[], RingVector]
+    ) -> tuple[Masked, Vector]:
         """Mask the vector with every neighbour whose shares have come, and with the own seed."""
-        party, sealed = self.channel.party, request.sealed
-        party.check_neighbours(sealed)
+        site_attempt, sealed = self.channel.site_attempt, request.sealed
+        site_attempt.check_neighbours(sealed)
         if not sealed.keys() <= self.neighbours.keys():
             raise RefusalError("neighbourhood", "a share comes from a site that is no neighbour.")
-        shares = {party.site: self.own}
+        shares = {site_attempt.site: self.own}
         masks = [Mask(self.seed)]
         for peer, text in sealed.items():
             keys = self.neighbours[peer]
             plain = self.channel.unseal(peer, keys, text)
             shares[peer] = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
-            masks.append(pairwise(self.masking, keys.masking, party.scope, party.site, peer))
-        ring = party.rules.setting.ring
-        packed = masked(self._released(vector), masks, ring, threads=party.threads)
-        strangers = frozenset(self.neighbours.keys() - sealed.keys())
-        return Masked(party, shares, strangers), Vector(packed, tag(self.tagging, packed))
+            masks.append(
+                pairwise(self.masking, keys.masking, site_attempt.scope, site_attempt.site, peer)
+            )
+        ring = site_attempt.protocol.setting.ring
+        packed = masked(self._released(vector), masks, ring, threads=site_attempt.threads)
+        unmasked_neighbours = frozenset(self.neighbours.keys() - sealed.keys())
+        return Masked(site_attempt, shares, unmasked_neighbours), Vector(
+            packed, tag(self.mac_key, packed)
+        )
 
     def _released(self, vector: Callable[[], RingVector]) -> Words:
         """What the site releases."""
-        setting = self.channel.party.rules.setting
+        setting = self.channel.site_attempt.protocol.setting
         words = vector().words
         if words.dtype != setting.ring.dtype or words.shape != (setting.length,):
             raise RefusalError("vector", "the release is not of the ring and length agreed on.")
@@ -220,16 +230,16 @@ class Masked:
     """Its masked vector is out.
 
     Attributes:
-        party: The site, and the attempt.
+        site_attempt: The site, and the attempt.
         shares: What it holds of its own secrets, and of those of each neighbour it masked with.
-        strangers: Neighbours it did not mask with.
+        unmasked_neighbours: Neighbours it did not mask with.
     """
 
-    party: Party
+    site_attempt: SiteAttempt
     shares: Mapping[SiteId, Pair] = field(repr=False)
-    strangers: frozenset[SiteId]
+    unmasked_neighbours: frozenset[SiteId]
 
-    def unmask(self, request: AskUnmasking) -> Unmasking:
+    def unmask(self, request: UnmaskRequest) -> Unmasking:
         """Give shares of the mask seeds of survivors, of the masking keys of the others."""
         self.check(request.survivors)
         return self.shares_for(frozenset(request.survivors))
@@ -242,25 +252,25 @@ class Masked:
 
     def check(self, listed: tuple[SiteId, ...]) -> None:
         """Refuse survivors that cannot be, or are too few."""
-        rules, survivors = self.party.rules, frozenset(listed)
-        cohort = rules.setting.cohort
+        protocol, survivors = self.site_attempt.protocol, frozenset(listed)
+        cohort = protocol.setting.cohort
         if len(survivors) != len(listed) or len(survivors) > cohort.cohort_size:
             raise RefusalError("survivors", "sites are listed twice, or more than were asked.")
-        if max(listed, default=0) >= cohort.sites or survivors & self.strangers:
+        if max(listed, default=0) >= cohort.sites or survivors & self.unmasked_neighbours:
             raise RefusalError("survivors", "a site that cannot have sent a vector is listed.")
-        if rules.is_active:
+        if protocol.is_active:
             self.require_acquainted(survivors)
-        if self.party.site not in survivors:
+        if self.site_attempt.site not in survivors:
             raise RefusalError("survivors", "this site sent its vector, but is not listed.")
-        if len(survivors) < rules.floor:
+        if len(survivors) < protocol.floor:
             raise RefusalError(
                 "floor",
-                f"a sum over {len(survivors)} sites is not opened, only over {rules.floor}.",
+                f"a sum over {len(survivors)} sites is not opened, only over {protocol.floor}.",
             )
         near = len(survivors & self.shares.keys())
-        if near < rules.quorum:
+        if near < protocol.quorum:
             raise RefusalError(
-                "floor", f"{near} survivors here are too few; it takes {rules.quorum}."
+                "floor", f"{near} survivors here are too few; it takes {protocol.quorum}."
             )
 
     def require_acquainted(self, survivors: frozenset[SiteId]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.plugin import StudyError
-from cohortium_secagg._sharing import choose
+from cohortium_secagg._sharing import choose_parameters
 
 if TYPE_CHECKING:
     from cohortium.plugin import AggregationConfig, KeyDirectory, SiteContext, SiteId
@@ -21,7 +21,7 @@ PROTOCOL = b"cohortium secagg 2\x00"
 
 
 @frozen
-class Scope:
+class AttemptLabel:
     """One attempt of one run.
 
     Guarantees:
@@ -46,7 +46,7 @@ class Scope:
 
 
 @frozen
-class Rules:
+class ProtocolParameters:
     """The numbers of a run, checked.
 
     Attributes:
@@ -58,7 +58,7 @@ class Rules:
     setting: AggregationConfig
 
     @classmethod
-    def agreed(cls, wish: SecAgg, setting: AggregationConfig) -> Rules:
+    def agreed(cls, config: SecAgg, setting: AggregationConfig) -> ProtocolParameters:
         """The rules of a run.
 
         Raises:
@@ -66,7 +66,7 @@ class Rules:
         """
         if setting.cohort.adversary == "active":
             _require_directory(setting)
-        return cls(choose(wish, setting.cohort), setting)
+        return cls(choose_parameters(config, setting.cohort), setting)
 
     @property
     def threshold(self) -> int:
@@ -123,7 +123,7 @@ class Rules:
         return self.sharing.min_contributors
 
     @property
-    def removable(self) -> int:
+    def tolerated_colluders(self) -> int:
         """How many contributors may be taken from the graph, whichever, without cutting it.
 
         Where the graph was calculated to hold against sites that collude wherever it put them,
@@ -131,9 +131,9 @@ class Rules:
         """
         return 0 if self.sharing.statistical_security_bits is not None else self.sharing.colluding
 
-    def scope(self, round_: int, attempt: int) -> Scope:
+    def scope(self, round_: int, attempt: int) -> AttemptLabel:
         """The attempt that keys are bound to."""
-        return Scope(self.setting.session, round_, attempt)
+        return AttemptLabel(self.setting.session, round_, attempt)
 
 
 def _require_directory(setting: AggregationConfig) -> None:

@@ -40,7 +40,7 @@ def split(
 
 
 @frozen
-class Interpolation:
+class LagrangeInterpolation:
     """Recovers secrets from the shares of one set of holders; made once, used for many secrets."""
 
     holders: tuple[SiteId, ...]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrs import frozen
 
 from cohortium.plugin import AggregationGuarantee, StudyError
-from cohortium_secagg._bounds import Demands
+from cohortium_secagg._bounds import GraphRequirements
 
 if TYPE_CHECKING:
     from cohortium.plugin import FederationSpec
@@ -63,41 +63,41 @@ class Sharing(AggregationGuarantee):
         )
 
 
-def choose(wish: SecAgg, cohort: FederationSpec) -> Sharing:
+def choose_parameters(config: SecAgg, cohort: FederationSpec) -> Sharing:
     """What `wish` comes to in `cohort`.
 
     Raises:
         StudyError: It protects too little, or the cohort cannot meet it.
     """
     if cohort.adversary == "active":
-        sharing = _active(wish, cohort)
-    elif wish.max_dropout_rate:
-        sharing = _calculated(wish, cohort)
+        sharing = _active(config, cohort)
+    elif config.max_dropout_rate:
+        sharing = _calculated(config, cohort)
     else:
-        sharing = _certain(wish, cohort)
+        sharing = _certain(config, cohort)
     least = sharing.min_contributors
     _require("cohort_size", cohort.cohort_size, least, f"a sum is opened over {least} or more")
     return sharing
 
 
-def _certain(wish: SecAgg, cohort: FederationSpec) -> Sharing:
+def _certain(config: SecAgg, cohort: FederationSpec) -> Sharing:
     """A sparse graph that holds whichever sites collude."""
-    threshold, shares = wish.reconstruction_threshold or THRESHOLD, wish.num_shares or SHARES
+    threshold, shares = config.reconstruction_threshold or THRESHOLD, config.num_shares or SHARES
     return _against_any(cohort, threshold, shares)
 
 
-def _active(wish: SecAgg, cohort: FederationSpec) -> Sharing:
+def _active(config: SecAgg, cohort: FederationSpec) -> Sharing:
     """All share with all, and a majority decides."""
     majority = (cohort.cohort_size + cohort.max_colluding) // 2 + 1
-    threshold = wish.reconstruction_threshold or majority
+    threshold = config.reconstruction_threshold or majority
     # Where all share with all, a cohort that is too small is to be told of its own size.
-    shares = wish.num_shares or max(cohort.cohort_size, threshold, cohort.max_colluding + 2)
+    shares = config.num_shares or max(cohort.cohort_size, threshold, cohort.max_colluding + 2)
     why = f"the coordinator is active, {_against(cohort)}"
     _require("reconstruction_threshold", threshold, majority, f"{why} (0 chooses it)")
     _require("num_shares", shares, cohort.cohort_size, "every site is a shareholder (0 chooses it)")
     sharing = _against_any(cohort, threshold, shares)
-    if wish.max_dropout_rate:
-        _require_left(wish, cohort, sharing.min_contributors)
+    if config.max_dropout_rate:
+        _require_left(config, cohort, sharing.min_contributors)
     return sharing
 
 
@@ -119,32 +119,34 @@ def _against_any(cohort: FederationSpec, threshold: int, shares: int) -> Sharing
     return _sharing(cohort, threshold, shares, quorum=quorum, contributors=quorum, lost=lost)
 
 
-def _calculated(wish: SecAgg, cohort: FederationSpec) -> Sharing:
+def _calculated(config: SecAgg, cohort: FederationSpec) -> Sharing:
     """A sparse random graph that holds against sites that collude wherever it puts them."""
     _require(
         "reconstruction_threshold",
-        wish.reconstruction_threshold or 2,
+        config.reconstruction_threshold or 2,
         2,
         "one shareholder alone must not recover a secret",
     )
     _require_left(
-        wish,
+        config,
         cohort,
-        max(cohort.max_colluding + 2, cohort.min_contributors, wish.reconstruction_threshold),
+        max(cohort.max_colluding + 2, cohort.min_contributors, config.reconstruction_threshold),
     )
-    demands = Demands(
+    requirements = GraphRequirements(
         sites=cohort.cohort_size,
         colluding=cohort.max_colluding,
-        lost=_lost(wish, cohort),
-        odds=Fraction(1, cohort.attempts << wish.security_bits),
+        lost=_lost(config, cohort),
+        odds=Fraction(1, cohort.attempts << config.security_bits),
     )
-    fit = _fit(demands, min(wish.num_shares, cohort.cohort_size), wish.reconstruction_threshold)
-    why = f"{_against(cohort)} and max_dropout_rate is {wish.max_dropout_rate:g}"
-    if wish.num_shares:
-        _require("num_shares", min(wish.num_shares, cohort.cohort_size), fit.degree + 1, why)
-    if wish.reconstruction_threshold:
+    fit = _fit(
+        requirements, min(config.num_shares, cohort.cohort_size), config.reconstruction_threshold
+    )
+    why = f"{_against(cohort)} and max_dropout_rate is {config.max_dropout_rate:g}"
+    if config.num_shares:
+        _require("num_shares", min(config.num_shares, cohort.cohort_size), fit.degree + 1, why)
+    if config.reconstruction_threshold:
         _require(
-            "reconstruction_threshold", wish.reconstruction_threshold, fit.least_threshold, why
+            "reconstruction_threshold", config.reconstruction_threshold, fit.least_threshold, why
         )
     return _sharing(
         cohort,
@@ -152,12 +154,12 @@ def _calculated(wish: SecAgg, cohort: FederationSpec) -> Sharing:
         fit.degree + 1,
         quorum=fit.threshold,
         contributors=max(fit.threshold, fit.contributors),
-        lost=demands.lost,
-        security=wish.security_bits,
+        lost=requirements.lost,
+        security=config.security_bits,
     )
 
 
-class Fit(NamedTuple):
+class ChosenParameters(NamedTuple):
     """A graph that meets its demands, if its threshold is not below the least."""
 
     degree: int
@@ -168,38 +170,40 @@ class Fit(NamedTuple):
 
 # It is a pure function, and a simulation asks for it at every site.
 @lru_cache(maxsize=8)
-def _fit(demands: Demands, shares: int, threshold: int) -> Fit:
+def _fit(requirements: GraphRequirements, shares: int, threshold: int) -> ChosenParameters:
     """The least degree; where no threshold is given, the greatest that survives the dropouts.
 
     Where `shares` are given, their degree if it will do, else the least above it that does.
     """
-    degrees = demands.degrees()
+    degrees = requirements.degrees()
     if shares:
         degrees = chain([shares - 1], (degree for degree in degrees if degree >= shares))
     # With all for neighbours every threshold up to the sites that are left does.
     degree, window = next(
         (degree, window)
         for degree in degrees
-        if (window := demands.window(degree)) and threshold <= window.most
+        if (window := requirements.window(degree)) and threshold <= window.most
     )
     chosen = threshold or window.most
-    return Fit(degree, window.least, chosen, demands.fewest(degree, max(chosen, window.least)))
+    return ChosenParameters(
+        degree, window.least, chosen, requirements.fewest(degree, max(chosen, window.least))
+    )
 
 
-def _require_left(wish: SecAgg, cohort: FederationSpec, needed: int) -> None:
+def _require_left(config: SecAgg, cohort: FederationSpec, needed: int) -> None:
     """Raise if fewer than `needed` sites are left when all have dropped out that may."""
     _require("cohort_size", cohort.cohort_size, needed, f"a sum is opened over {needed} or more")
-    if cohort.cohort_size - _lost(wish, cohort) < needed:
+    if cohort.cohort_size - _lost(config, cohort) < needed:
         most = floor(Fraction(cohort.cohort_size - needed, cohort.cohort_size) * 10_000) / 10_000
         raise StudyError(
-            f"secagg: max_dropout_rate is {wish.max_dropout_rate:g}, but must be at most {most:g}: "
+            f"secagg: max_dropout_rate is {config.max_dropout_rate:g}, but must be at most {most:g}: "
             f"a sum is opened over {needed} or more of {cohort.cohort_size} sites."
         )
 
 
-def _lost(wish: SecAgg, cohort: FederationSpec) -> int:
+def _lost(config: SecAgg, cohort: FederationSpec) -> int:
     """The most sites that may drop out: never fewer than the fraction says."""
-    return ceil(Fraction(str(wish.max_dropout_rate)) * cohort.cohort_size)
+    return ceil(Fraction(str(config.max_dropout_rate)) * cohort.cohort_size)
 
 
 def _require(name: str, value: int, least: int, why: str) -> None:

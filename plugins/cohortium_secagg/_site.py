@@ -2,7 +2,7 @@
 
 A refusal carries one of these codes:
 
-    order          a stage out of its order, or a second time
+    out-of-order   a stage out of its order, or a second time
     attempt        an own part, or a whole request, of another attempt
     neighbourhood  too few neighbours, too many, the site itself, or a site that cannot be
     small-order    a public key of small order
@@ -23,41 +23,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from cohortium.plugin import RefusalError, decode_either, encode
-from cohortium_secagg._consent import Consented, Witness
-from cohortium_secagg._memory import Memory
+from cohortium_secagg._consent import Confirmed, SurvivorSigner
+from cohortium_secagg._memory import AnsweredAttempts
 from cohortium_secagg._messages import (
-    TRUSTING,
-    WARY,
-    AskConsent,
-    AskKeys,
-    AskOpening,
-    AskShares,
-    AskSharesAmong,
-    AskUnmasking,
-    AskVector,
+    ACTIVE_REQUESTS,
+    HONEST_BUT_CURIOUS_REQUESTS,
+    AdvertiseKeysRequest,
+    ConfirmedUnmaskRequest,
+    ConsistencyRequest,
+    MaskedVectorRequest,
     Request,
+    ShareKeysAmongAllRequest,
+    ShareKeysRequest,
     Unmasking,
+    UnmaskRequest,
     Vector,
-    most_bytes,
+    max_message_bytes,
 )
-from cohortium_secagg._party import Advertised, Masked, Party, Shared
+from cohortium_secagg._party import Advertised, Masked, Shared, SiteAttempt
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.plugin import Message, RingVector, SiteContext, SiteRequest
-    from cohortium_secagg._rules import Rules, Scope
+    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
 
 
-State: TypeAlias = Advertised | Shared | Masked | Consented
+State: TypeAlias = Advertised | Shared | Masked | Confirmed
 """What a site holds after a request: of each kind, one answer can come."""
 
 DUE = (
-    (Advertised, AskShares | AskSharesAmong),
-    (Shared, AskVector),
-    (Masked, AskUnmasking | AskConsent),
-    (Consented, AskOpening),
+    (Advertised, ShareKeysRequest | ShareKeysAmongAllRequest),
+    (Shared, MaskedVectorRequest),
+    (Masked, UnmaskRequest | ConsistencyRequest),
+    (Confirmed, ConfirmedUnmaskRequest),
 )
 """Which requests are due in which state."""
 
@@ -76,14 +76,14 @@ class SecAggSite:
         masking key, never both.
     """
 
-    def __init__(self, rules: Rules, member: SiteContext, *, threads: int) -> None:
+    def __init__(self, protocol: ProtocolParameters, member: SiteContext, *, threads: int) -> None:
         """Take the run's rules, what this site has to itself, and its threads."""
-        self._rules = rules
+        self._protocol = protocol
         self._threads = threads
-        rules.require_identity(member)
+        protocol.require_identity(member)
         self._member = member
-        self._memory = Memory(member.journal, rules.setting.session)
-        self._latest = self._memory.latest
+        self._answered = AnsweredAttempts(member.journal, protocol.setting.session)
+        self._latest = self._answered.latest
         self._state: State | None = None
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
@@ -93,12 +93,12 @@ class SecAggSite:
             RefusalError: An honest coordinator would not have sent it.
             MessageError: It is malformed.
         """
-        limit = most_bytes(self._rules.setting.cohort.sites)
-        kinds = WARY if self._rules.is_active else TRUSTING
+        limit = max_message_bytes(self._protocol.setting.cohort.sites)
+        kinds = ACTIVE_REQUESTS if self._protocol.is_active else HONEST_BUT_CURIOUS_REQUESTS
         message: Request = decode_either(request.own or request.broadcast, *kinds, limit=limit)
         if message.attempt != request.attempt:
             raise RefusalError("attempt", "the aggregator's request is of another attempt.")
-        if isinstance(message, AskKeys):
+        if isinstance(message, AdvertiseKeysRequest):
             return encode(self._begin(request, message))
         if (request.attempt, request.round) != self._latest:
             raise RefusalError("attempt", "the request is of an attempt that was not begun here.")
@@ -107,32 +107,32 @@ class SecAggSite:
     def _require_later(self, ask: SiteRequest) -> None:
         """Refuse to begin an attempt again, or an older one."""
         if ask.attempt <= self._latest[0]:
-            raise RefusalError("order", "the attempt has begun already.")
+            raise RefusalError("out-of-order", "the attempt has begun already.")
 
-    def _begin(self, ask: SiteRequest, request: AskKeys) -> Message:
+    def _begin(self, ask: SiteRequest, request: AdvertiseKeysRequest) -> Message:
         self._require_later(ask)
         self._latest = (ask.attempt, ask.round)
-        scope, site = self._rules.scope(ask.round, ask.attempt), self._member.site
-        party = Party(self._rules, scope, site, threads=self._threads)
+        scope, site = self._protocol.scope(ask.round, ask.attempt), self._member.site
+        site_attempt = SiteAttempt(self._protocol, scope, site, threads=self._threads)
         secret = self._member.secret.derive(ask.round, ask.attempt, site)
         self._state = None
-        self._state = Advertised.fresh(party, secret, coordinator=request.tagging)
-        if not self._rules.is_active:
+        self._state = Advertised.fresh(site_attempt, secret, coordinator=request.tagging)
+        if not self._protocol.is_active:
             return self._state.keys
-        return self._witness(party.scope).sign(self._state)
+        return self._signer(site_attempt.scope).sign(self._state)
 
-    def _witness(self, scope: Scope) -> Witness:
+    def _signer(self, scope: AttemptLabel) -> SurvivorSigner:
         """What signs and judges for this site, where the coordinator may lie."""
         assert self._member.identity is not None
-        return Witness(self._member.identity, Statements(self._rules.directory, scope))
+        return SurvivorSigner(self._member.identity, Statements(self._protocol.directory, scope))
 
     def _go_on(self, request: Request, vector: Callable[[], RingVector]) -> Message:
         state, reply = self._step(self._take(request), request, vector)
-        scope = self._rules.scope(self._latest[1], self._latest[0])
+        scope = self._protocol.scope(self._latest[1], self._latest[0])
         if isinstance(reply, Vector):
-            self._memory.keep(scope, "masked")
+            self._answered.keep(scope, "masked")
         elif isinstance(reply, Unmasking):
-            self._memory.keep(scope, "unmasked")
+            self._answered.keep(scope, "unmasked")
         self._state = state
         return reply
 
@@ -143,22 +143,22 @@ class SecAggSite:
             if isinstance(state, due) and isinstance(request, kinds):
                 self._state = None
                 return state
-        raise RefusalError("order", f"{type(request).__name__} is not due now.")
+        raise RefusalError("out-of-order", f"{type(request).__name__} is not due now.")
 
     def _step(
         self, state: State, request: Request, vector: Callable[[], RingVector]
     ) -> tuple[State | None, Message]:
         match state, request:
-            case Advertised(), AskShares():
-                return state.share(state.party, request.neighbours)
-            case Advertised(), AskSharesAmong():
-                return state.share(*self._witness(state.party.scope).admit(state, request))
-            case Shared(), AskVector():
+            case Advertised(), ShareKeysRequest():
+                return state.share(state.site_attempt, request.neighbours)
+            case Advertised(), ShareKeysAmongAllRequest():
+                return state.share(*self._signer(state.site_attempt.scope).admit(state, request))
+            case Shared(), MaskedVectorRequest():
                 return state.mask(request, vector)
-            case Masked(), AskUnmasking():
+            case Masked(), UnmaskRequest():
                 return None, state.unmask(request)
-            case Masked(), AskConsent():
-                return self._witness(state.party.scope).consent(state, request)
-            case Consented(), AskOpening():
+            case Masked(), ConsistencyRequest():
+                return self._signer(state.site_attempt.scope).consent(state, request)
+            case Confirmed(), ConfirmedUnmaskRequest():
                 return None, state.open(request)
         raise AssertionError(state, request)

@@ -1,10 +1,11 @@
 """The stages of an attempt at the coordinator.
 
-    Opened → Keying → Sharing → Masking → Opening → Finished
+    Setup → AdvertiseKeys → ShareKeys → CollectVectors → Unmask → Finished
 
 Where sites are wary of it, it passes signatures on:
 
-    Opened → SignedKeying → Sharing → Masking → Consenting → Opening → Finished
+    Setup → AdvertiseSignedKeys → ShareKeys
+        → CollectVectors → ConsistencyChecking → Unmask → Finished
 
 A stage takes in replies; `close` ends it, and gives the next stage and what to ask for it.
 What later stages do not need is left behind.
@@ -17,23 +18,23 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from cohortium.plugin import MessageError, StageRequests, decode, encode
-from cohortium_secagg._attempt import Attempt, Stage, Web
-from cohortium_secagg._graph import Graph, core
-from cohortium_secagg._keys import is_tagged
+from cohortium_secagg._attempt import Attempt, MaskingGraph, Stage
+from cohortium_secagg._graph import Graph, k_core
+from cohortium_secagg._keys import verify_tag
 from cohortium_secagg._messages import (
-    AskConsent,
-    AskKeys,
-    AskShares,
-    AskSharesAmong,
-    AskUnmasking,
-    AskVector,
+    AdvertiseKeysRequest,
+    ConsistencyRequest,
     Keys,
+    MaskedVectorRequest,
+    ShareKeysAmongAllRequest,
+    ShareKeysRequest,
     Shares,
     SignedKeys,
+    UnmaskRequest,
     Vector,
-    most_bytes,
+    max_message_bytes,
 )
-from cohortium_secagg._opening import Consenting, Opening
+from cohortium_secagg._opening import ConsistencyChecking, Unmask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @frozen(eq=False)
-class Opened(Stage):
+class Setup(Stage):
     """Nothing has been asked yet."""
 
     attempt: Attempt
@@ -52,13 +53,15 @@ class Opened(Stage):
         """Ask for keys."""
         self.attempt.require(self.attempt.sites, "are asked")
         attempt = self.attempt
-        broadcast = encode(AskKeys(attempt.scope.attempt, attempt.tagging.public))
-        stage = SignedKeying(attempt) if attempt.rules.is_active else Keying(attempt)
+        broadcast = encode(AdvertiseKeysRequest(attempt.scope.attempt, attempt.mac_key.public))
+        stage = (
+            AdvertiseSignedKeys(attempt) if attempt.protocol.is_active else AdvertiseKeys(attempt)
+        )
         return stage, StageRequests(broadcast, dict.fromkeys(sorted(attempt.sites), b""), "keys")
 
 
 @frozen(eq=False)
-class Keying(Stage):
+class AdvertiseKeys(Stage):
     """Public keys come in; a site without them is no one's neighbour."""
 
     attempt: Attempt
@@ -66,32 +69,32 @@ class Keying(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
-        keys = decode(reply, Keys, limit=most_bytes(1))
+        keys = decode(reply, Keys, limit=max_message_bytes(1))
         _require_sound(self.attempt, site, keys)
         self.keys[site] = keys
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Draw the graph, and tell each site its neighbours."""
         self.attempt.require(self.keys, "sent keys")
-        degree = self.attempt.rules.shares - 1
+        degree = self.attempt.protocol.shares - 1
         graph = Graph.draw(sorted(self.keys), degree, self.attempt.shuffle)
         neighbours = graph.neighbours()
         each = {
             site: encode(
-                AskShares(
+                ShareKeysRequest(
                     self.attempt.scope.attempt,
                     {peer: self.keys[peer] for peer in sorted(neighbours[site])},
                 )
             )
             for site in sorted(self.keys)
         }
-        return Sharing(self.attempt, self.keys, graph, neighbours), StageRequests(
+        return ShareKeys(self.attempt, self.keys, graph, neighbours), StageRequests(
             b"", each, "shares"
         )
 
 
 @frozen(eq=False)
-class SignedKeying(Stage):
+class AdvertiseSignedKeys(Stage):
     """Signed public keys come in; everyone is told all of them, and shares with all."""
 
     attempt: Attempt
@@ -99,9 +102,9 @@ class SignedKeying(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
-        keys = decode(reply, SignedKeys, limit=most_bytes(1))
+        keys = decode(reply, SignedKeys, limit=max_message_bytes(1))
         _require_sound(self.attempt, site, keys)
-        if not self.attempt.statements.believes_keys(site, keys):
+        if not self.attempt.statements.verify_keys(site, keys):
             raise MessageError(f"site {site} sent keys that it has not signed for this attempt.")
         self.keys[site] = keys
 
@@ -111,20 +114,20 @@ class SignedKeying(Stage):
         attempt.require(sites, "sent keys")
         graph = Graph.draw(sites, len(sites) - 1, attempt.shuffle)
         roster = {site: self.keys[site] for site in sites}
-        broadcast = encode(AskSharesAmong(attempt.scope.attempt, roster))
+        broadcast = encode(ShareKeysAmongAllRequest(attempt.scope.attempt, roster))
         digest = attempt.statements.roster(roster)
-        stage = Sharing(attempt, self.keys, graph, graph.neighbours(), digest)
+        stage = ShareKeys(attempt, self.keys, graph, graph.neighbours(), digest)
         return stage, StageRequests(broadcast, dict.fromkeys(sites, b""), "shares")
 
 
 def _require_sound(attempt: Attempt, site: SiteId, keys: Keys) -> None:
     """Turn down keys for which the neighbours would refuse, and drop out in the site's place."""
-    if not all(map(attempt.tagging.can_agree, (keys.sealing, keys.masking))):
+    if not all(map(attempt.mac_key.can_agree, (keys.sealing, keys.masking))):
         raise MessageError(f"site {site} sent a public key of small order.")
 
 
 @frozen(eq=False)
-class Sharing(Stage):
+class ShareKeys(Stage):
     """Sealed shares come in.
 
     A site that too few neighbours have shared with could not be recovered.  It is left out before
@@ -140,7 +143,7 @@ class Sharing(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's sealed shares."""
-        shares = decode(reply, Shares, limit=most_bytes(len(self.neighbours[site])))
+        shares = decode(reply, Shares, limit=max_message_bytes(len(self.neighbours[site])))
         neighbours = self.neighbours[site]
         holders = neighbours | {site}
         if shares.sealed.keys() != neighbours or not (
@@ -151,20 +154,20 @@ class Sharing(Stage):
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Pass the sealed shares on, and ask for vectors."""
-        sites = core(self.neighbours, self.shares, self.attempt.rules.quorum)
+        sites = k_core(self.neighbours, self.shares, self.attempt.protocol.quorum)
         self.attempt.require(sites, "shared their secrets with enough neighbours")
         self.attempt.require_whole(self.graph, sites)
         neighbours = {site: self.neighbours[site] & sites for site in sorted(sites)}
         each = {
             site: encode(
-                AskVector(
+                MaskedVectorRequest(
                     self.attempt.scope.attempt,
                     {peer: self.shares[peer].sealed[site] for peer in sorted(peers)},
                 )
             )
             for site, peers in neighbours.items()
         }
-        web = Web(
+        masking_graph = MaskingGraph(
             attempt=self.attempt,
             graph=self.graph,
             neighbours=neighbours,
@@ -175,31 +178,33 @@ class Sharing(Stage):
             keys={site: self.shares[site].keys for site in sites},
             roster=self.roster,
         )
-        return Masking(web), StageRequests(b"", each, "vectors")
+        return CollectVectors(masking_graph), StageRequests(b"", each, "vectors")
 
 
 @frozen(eq=False)
-class Masking(Stage):
+class CollectVectors(Stage):
     """Masked vectors come in, each added to the one running total and dropped."""
 
-    web: Web
+    masking_graph: MaskingGraph
     total: Words = field(init=False)
     survivors: set[SiteId] = field(factory=set, init=False)
 
     @total.default
     def _nothing(self) -> Words:
-        setting = self.web.attempt.rules.setting
+        setting = self.masking_graph.attempt.protocol.setting
         return setting.ring.zeros(setting.length)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Fold a site's masked vector in."""
-        attempt = self.web.attempt
-        setting = attempt.rules.setting
-        limit = setting.ring.bytes_for(setting.length) + most_bytes(0)
+        attempt = self.masking_graph.attempt
+        setting = attempt.protocol.setting
+        limit = setting.ring.bytes_for(setting.length) + max_message_bytes(0)
         vector = decode(reply, Vector, limit=limit)
         setting.ring.require_length(vector.packed, setting.length)
-        key = attempt.tagging.agree(self.web.sealing[site], attempt.scope.label("vector", site))
-        if not is_tagged(key, vector.packed, vector.tag):
+        key = attempt.mac_key.agree(
+            self.masking_graph.sealing[site], attempt.scope.label("vector", site)
+        )
+        if not verify_tag(key, vector.packed, vector.tag):
             raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
         # On one thread: NumPy's loops are so short here that two would wait for each other.
         setting.ring.add(vector.packed, self.total)
@@ -207,17 +212,17 @@ class Masking(Stage):
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Ask the survivors for what takes the masks off."""
-        attempt, survivors = self.web.attempt, frozenset(self.survivors)
+        attempt, survivors = self.masking_graph.attempt, frozenset(self.survivors)
         attempt.require(survivors, "sent vectors")
-        for site in (*survivors, *self.web.lost(survivors)):
-            holders = (self.web.neighbours[site] | {site}) & survivors
+        for site in (*survivors, *self.masking_graph.lost(survivors)):
+            holders = (self.masking_graph.neighbours[site] | {site}) & survivors
             attempt.require_holders(site, holders)
-        attempt.require_whole(self.web.graph, survivors)
+        attempt.require_whole(self.masking_graph.graph, survivors)
         listed, each = tuple(sorted(survivors)), dict.fromkeys(sorted(survivors), b"")
-        opening = Opening(self.web, self.total, survivors)
-        if attempt.rules.is_active:
-            broadcast = encode(AskConsent(attempt.scope.attempt, listed))
-            return Consenting(opening), StageRequests(broadcast, each, "consent")
-        return opening, StageRequests(
-            encode(AskUnmasking(attempt.scope.attempt, listed)), each, "unmasking"
+        unmask_stage = Unmask(self.masking_graph, self.total, survivors)
+        if attempt.protocol.is_active:
+            broadcast = encode(ConsistencyRequest(attempt.scope.attempt, listed))
+            return ConsistencyChecking(unmask_stage), StageRequests(broadcast, each, "consent")
+        return unmask_stage, StageRequests(
+            encode(UnmaskRequest(attempt.scope.attempt, listed)), each, "unmasking"
         )

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium_secagg._messages import Consent, SignedKeys
+from cohortium_secagg._messages import ConsistencyCheck, SignedKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cohortium.plugin import KeyDirectory, SigningKey, SiteId
     from cohortium_secagg._messages import Keys
-    from cohortium_secagg._rules import Scope
+    from cohortium_secagg._rules import AttemptLabel
 
 
 @frozen(eq=False)
@@ -35,7 +35,7 @@ class Statements:
     """
 
     directory: KeyDirectory
-    scope: Scope
+    scope: AttemptLabel
 
     def of_keys(self, site: SiteId, keys: Keys) -> bytes:
         """What a site signs to say: these are my keys."""
@@ -51,15 +51,15 @@ class Statements:
 
     def sign_survivors(
         self, identity: SigningKey, site: SiteId, roster: bytes, survivors: Iterable[SiteId]
-    ) -> Consent:
+    ) -> ConsistencyCheck:
         """A site's consent to open the sum over `survivors`."""
-        return Consent(identity.sign(self.of_survivors(site, roster, survivors)))
+        return ConsistencyCheck(identity.sign(self.of_survivors(site, roster, survivors)))
 
-    def believes_keys(self, site: SiteId, keys: SignedKeys) -> bool:
+    def verify_keys(self, site: SiteId, keys: SignedKeys) -> bool:
         """Whether `site` signed `keys` for this attempt."""
         return self.directory.verify(site, keys.signature, self.of_keys(site, keys))
 
-    def believes_survivors(
+    def verify_survivors(
         self, site: SiteId, roster: bytes, survivors: Iterable[SiteId], signature: bytes
     ) -> bool:
         """Whether `site` signed that it opens the sum over `survivors`."""

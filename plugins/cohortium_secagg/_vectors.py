@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cohortium_secagg._masks import Mask, Words
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -84,9 +84,9 @@ class Skellam:
                 f"{workload.steps} "
                 "steps before it releases anything; use trainer 'fedsgd', or privatizer 'gaussian'."
             )
-        lattice = calibrated(self, workload, cohort, parameters)
+        integer_grid = calibrated(self, workload, cohort, parameters)
         return SkellamPlan(
-            self, workload=workload, cohort=cohort, parameters=parameters, lattice=lattice
+            self, workload=workload, cohort=cohort, parameters=parameters, integer_grid=integer_grid
         )
 
 

@@ -36,7 +36,7 @@ WRAP_BITS = 40
 
 
 @frozen(kw_only=True)
-class Lattice:
+class IntegerGrid:
     """Where sums are taken, in whole numbers of a grid.
 
     Attributes:
@@ -58,7 +58,7 @@ class Lattice:
 
 def calibrated(
     terms: Skellam, workload: Workload, cohort: FederationSpec, parameters: int
-) -> Lattice:
+) -> IntegerGrid:
     """The coarsest grid that the terms allow, and the least noise on it.
 
     Raises:
@@ -79,9 +79,11 @@ def calibrated(
             attempt, epsilon=terms.epsilon, delta=terms.delta, attempts=cohort.attempts
         )
         variance = (noise * terms.clip_norm / grid) ** 2
-        lattice = Lattice(grid=grid, variance=variance, mechanism=attempt(noise), noise=noise)
-        if lattice.share(honest(terms, cohort)) >= 2 * _draw.MIN_MEAN:
-            return lattice
+        integer_grid = IntegerGrid(
+            grid=grid, variance=variance, mechanism=attempt(noise), noise=noise
+        )
+        if integer_grid.share(honest(terms, cohort)) >= 2 * _draw.MIN_MEAN:
+            return integer_grid
         grid /= 2
 
 
@@ -98,22 +100,22 @@ class SkellamPlan:
     workload: Workload = field(kw_only=True)
     cohort: FederationSpec = field(kw_only=True)
     parameters: int = field(kw_only=True)
-    lattice: Lattice = field(kw_only=True)
+    integer_grid: IntegerGrid = field(kw_only=True)
     code: FixedPoint = field(init=False)
     guarantee: Guarantee = field(init=False)
 
     @code.default
     def _make_code(self) -> FixedPoint:
-        cohort, lattice = self.cohort, self.lattice
+        cohort, integer_grid = self.cohort, self.integer_grid
         signal = self.largest_sum * cohort.cohort_size
-        deviation = math.sqrt(self.share * cohort.cohort_size) * lattice.grid
+        deviation = math.sqrt(self.share * cohort.cohort_size) * integer_grid.grid
         draws = 2.0 * self.parameters * cohort.attempts
         # Bernstein's bound for Poisson variables: the tail is normal but for a term that is
         # linear in its logarithm.
         tail = math.log(draws) + WRAP_BITS * math.log(2)
-        largest = signal + deviation * math.sqrt(2 * tail) + tail * lattice.grid
+        largest = signal + deviation * math.sqrt(2 * tail) + tail * integer_grid.grid
         try:
-            return FixedPoint.fitting(largest, step=lattice.grid, terms=cohort.cohort_size)
+            return FixedPoint.fitting(largest, step=integer_grid.grid, terms=cohort.cohort_size)
         except ValueError as error:
             raise PrivacyError(f"privatizer 'skellam': {error}") from error
 
@@ -136,12 +138,12 @@ class SkellamPlan:
     @property
     def share(self) -> float:
         """Variance of what a site adds to each value, in units of the grid squared."""
-        return self.lattice.share(honest(self.terms, self.cohort))
+        return self.integer_grid.share(honest(self.terms, self.cohort))
 
     @property
     def mechanism(self) -> accounting.RenyiBoundedMechanism:
         """One attempt."""
-        return self.lattice.mechanism
+        return self.integer_grid.mechanism
 
     @property
     def ring(self) -> Ring:
@@ -183,7 +185,7 @@ class SkellamPlan:
             honest=honest(terms, cohort),
             accountant=spent.accountant,
             bounds=spent.bounds,
-            noise_multiplier=self.lattice.noise,
+            noise_multiplier=self.integer_grid.noise,
             assumptions=(
                 "gradients are summed in single precision, and Skellam variables drawn in double",
                 f"noise from AES-256-CTR keyed by {key}",

@@ -36,7 +36,7 @@ from cohortium.plugin import Engine, Event, Examples, RoundCompleted, Splits
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
 from cohortium_module import Module
-from cohortium_none import Unprivate
+from cohortium_none import NoPrivacy
 from cohortium_plain import Plain
 from cohortium_ray import Ray
 from cohortium_secagg import SecAgg
@@ -145,7 +145,7 @@ def ours(
         partitioner="iid",
         model=Module(module=f"{Path(__file__).stem}:network"),
         trainer=FedAvg(batch_size=BATCH, learning_rate=RATE),
-        privatizer=Unprivate(),
+        privatizer=NoPrivacy(),
         aggregator=aggregator,
         engine=engine,
         sites=case.clients,

@@ -14,11 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bed import tiny
 from cohortium.deployment import rehearsal
-from flower_processes import deployed
+from tests.support.federations import tiny_federation
+from tests.support.flower_processes import deployed
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     sites, rounds = (int(n) for n in (*sys.argv[1:3], "5", "6")[:2])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "deployment"
-        study = tiny(
+        study = tiny_federation(
             sites=sites, rounds=rounds, reply_timeout=300.0, insecure_seeded_secrets=True, threads=1
         )
         rehearsal.deal(study.prepare(), folder)

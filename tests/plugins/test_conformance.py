@@ -25,7 +25,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "cnn"): ["width=4"],
     ("model", "resnet9"): ["width=4"],
     ("model", "resnet18"): ["width=4"],
-    ("model", "module"): ["module=bed:Net"],
+    ("model", "module"): ["module=tests.support.federations:SmallConvNet"],
     ("model", "pretrained"): [
         "images={name='phantom',examples=32,validation=0,test=0}",
         "width=4",
@@ -129,7 +129,11 @@ def make(npz: Path) -> Callable[[CatalogEntry, list[str]], Any]:
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
 def test_ours(
-    offering: CatalogEntry, settings: list[str], check: Check, make: Any, request: pytest.FixtureRequest
+    offering: CatalogEntry,
+    settings: list[str],
+    check: Check,
+    make: Any,
+    request: pytest.FixtureRequest,
 ) -> None:
     if offering.offer.name == "ray":
         request.getfixturevalue("ray_cluster")

@@ -33,7 +33,7 @@ def test_dpresnet_takes_any_width(width: int) -> None:
     assert net(torch.zeros(2, 3, 28, 28)).shape == (2, 8)
 
 
-def test_dpresnet_is_the_network_of_the_paper_layer_by_layer() -> None:
+def test_dpresnet_matches_paper_layers() -> None:
     net = DPResNet(width=64).build(SPEC, seed=0)
     convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions] == [
@@ -50,7 +50,7 @@ def test_dpresnet_is_the_network_of_the_paper_layer_by_layer() -> None:
 
 
 @torch.no_grad()
-def test_standardised_kernels_have_neither_offset_nor_scale_of_their_own() -> None:
+def test_standardised_kernels_ignore_offset_and_scale() -> None:
     nets = [DPResNet(width=4, standardise=s).build(SPEC, seed=0) for s in (False, True)]
     sizes = [[p.shape for p in net.parameters()] for net in nets]
     assert sizes[0] == sizes[1]
@@ -72,7 +72,7 @@ def test_the_descriptor_takes_any_channels_and_size(channels: int, size: int) ->
     assert torch.allclose(rows.norm(dim=1), torch.full((3,), model.norm), rtol=1e-4)
 
 
-def test_the_descriptor_does_not_care_for_flips_of_a_cell() -> None:
+def test_descriptor_is_invariant_to_flips() -> None:
     # Rings and radial gradients are symmetric, so the features are those of the mirrored image.
     images = torch.rand(4, 3, 28, 28)
     model = Descriptor()
@@ -189,7 +189,7 @@ def _learned(noise: str, rounds: int = 6) -> Any:
     )
 
 
-def test_a_prelude_learns_the_second_moments_and_nothing_else() -> None:
+def test_prelude_learns_second_moments_only() -> None:
     study = _learned("none", rounds=3)
     weights = study.run().weights
     rows = study.model.preprocess(
@@ -254,9 +254,7 @@ def test_a_prelude_is_private_too() -> None:
         ({"trainer": FedAvg()}, "has no rounds for it"),
     ],
 )
-def test_a_prelude_needs_a_model_and_a_trainer_that_have_one(
-    changes: dict[str, Any], sentence: str
-) -> None:
+def test_prelude_without_support_is_refused(changes: dict[str, Any], sentence: str) -> None:
     from attrs import evolve
 
     with pytest.raises(StudyError, match=sentence):
@@ -367,7 +365,7 @@ def test_features_do_not_care_for_turns_and_take_grey_images() -> None:
     assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, 48)
 
 
-def test_a_model_beside_gives_the_descriptor_features_of_the_same_weight() -> None:
+def test_extra_features_weigh_as_much_as_descriptor() -> None:
     beside = Pretrained(images=CELLS, width=4, epochs=1)
     images = _cells(40, seed=5)
     model = Descriptor(center_on=CELLS, extra_features=beside, components=40)

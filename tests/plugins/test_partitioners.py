@@ -64,7 +64,7 @@ SKEWED = st.builds(Dirichlet, alpha=ALPHAS, min_size=SIZES) | st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(SKEWED, LABELS, st.integers(1, 40), st.integers(0, 99))
-def test_skewed_deals_are_complete_disjoint_large_enough_and_repeatable(
+def test_skewed_partitions_are_complete_disjoint_and_repeatable(
     partitioner: Dirichlet | Quantity, labels: list[int], sites: int, seed: int
 ) -> None:
     data, least = examples(labels), partitioner.min_size
@@ -95,7 +95,7 @@ def test_plain_deals_are_complete_disjoint_and_repeatable(
     assert_equal(parts, deal(partitioner, data, sites, seed))
 
 
-def test_iid_sizes_differ_by_one_at_most_and_seeds_differ() -> None:
+def test_iid_sizes_differ_by_at_most_one() -> None:
     data = examples(np.arange(1000) % 8)
     parts = deal(IID(), data, 7)
     assert {len(part) for part in parts} == {142, 143}

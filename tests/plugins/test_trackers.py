@@ -109,7 +109,7 @@ def test_mlflow_reads_back_every_number_from_a_file_store(tmp_path: Path, named:
 @pytest.mark.parametrize(
     ("observer", "package"), [(TensorBoard(), "tensorboard"), (MLflow(), "mlflow.tracking")]
 )
-def test_without_its_package_a_tracker_says_what_to_install(
+def test_tracker_without_package_names_install_command(
     observer: TensorBoard | MLflow, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -108,7 +108,9 @@ def epsilon_bound(counts: Counts, *, delta: float, alpha: float) -> float:
 
 def max_detectable_epsilon(trials: int, *, delta: float, alpha: float) -> float:
     """What `epsilon_bound` comes to if every guess is right: more can never be shown."""
-    return epsilon_bound(Counts(true_positives=trials, false_positives=0, trials=trials), delta=delta, alpha=alpha)
+    return epsilon_bound(
+        Counts(true_positives=trials, false_positives=0, trials=trials), delta=delta, alpha=alpha
+    )
 
 
 def p_value_of_one_run(

@@ -41,7 +41,11 @@ class Finding:
     def __str__(self) -> str:
         """A paragraph for people."""
         verdict = "REFUTED" if self.is_refuted else "not refuted"
-        parts = {"procedure": self.procedure, "observation": self.observation, "detection limit": self.detection_limit}
+        parts = {
+            "procedure": self.procedure,
+            "observation": self.observation,
+            "detection limit": self.detection_limit,
+        }
         return "\n".join([f"{self.check}: {verdict}", *(f"  {k}: {v}" for k, v in parts.items())])
 
 

@@ -18,7 +18,7 @@ from cohortium.testing.plans import PrivacyProbe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cohortium.auditing.worlds import Reals, ClaimTest
+    from cohortium.auditing.worlds import ClaimTest, Reals
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Privatizer
@@ -111,7 +111,9 @@ def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Clai
     return [Claim(attempts=attempts, epsilon=e, delta=d, says=who) for e, d, who in said]
 
 
-def _test_claims(worlds: HypothesisSamples, claims: Mapping[int, Sequence[Claim]]) -> list[ClaimTest]:
+def _test_claims(
+    worlds: HypothesisSamples, claims: Mapping[int, Sequence[Claim]]
+) -> list[ClaimTest]:
     """Every claim that so many samples could refute, against them."""
     alpha = ALPHA / len(claims)
     found: list[ClaimTest] = []
@@ -184,7 +186,10 @@ def _detection_limit(
         (
             share
             for share in SHARES
-            if any(t.is_refuted for t in _test_claims(_simulated_mechanism(mechanism, share, shape, rng), claims))
+            if any(
+                t.is_refuted
+                for t in _test_claims(_simulated_mechanism(mechanism, share, shape, rng), claims)
+            )
         ),
         None,
     )
@@ -201,4 +206,6 @@ def _simulated_mechanism(
 ) -> HypothesisSamples:
     """What a Gaussian mechanism with `share` of the noise would have shown."""
     noise = share * mechanism.noise_multiplier * rng.standard_normal((2, *shape)).sum(axis=2)
-    return HypothesisSamples(noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1))
+    return HypothesisSamples(
+        noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1)
+    )

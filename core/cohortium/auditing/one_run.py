@@ -16,8 +16,8 @@ from attrs import frozen
 
 from cohortium import parameters
 from cohortium.auditing.bounds import (
-    max_detectable_epsilon_of_one_run,
     epsilon_bound_of_one_run,
+    max_detectable_epsilon_of_one_run,
     p_value_of_one_run,
 )
 from cohortium.auditing.findings import ALPHA, Finding
@@ -207,10 +207,16 @@ def _run_with_canaries(
         is_canary, which = indices >= first, np.maximum(indices - first, 0)
         gradients = np.where(is_canary, np.where(found.coins[which], HUGE, 0.0), np.nan)
         coordinates = found.coordinates[which]
-        return lambda privatizer: tapes[site].record(CanaryPrivatizer(privatizer, gradients, coordinates))
+        return lambda privatizer: tapes[site].record(
+            CanaryPrivatizer(privatizer, gradients, coordinates)
+        )
 
-    examples = {site: prepared.splits.train.select(indices) for site, indices in enumerate(partition)}
-    play = InProcessRun.of(prepared, prepared.setting, examples, {site: wrap(site) for site in tapes})
+    examples = {
+        site: prepared.splits.train.select(indices) for site, indices in enumerate(partition)
+    }
+    play = InProcessRun.of(
+        prepared, prepared.setting, examples, {site: wrap(site) for site in tapes}
+    )
     scores = np.zeros(many)
     rounds = prepared.setting.cohort.rounds
     for number, (_, contributors) in enumerate(play.run_rounds(rounds)):
@@ -224,7 +230,9 @@ def _run_with_canaries(
     return found, scores
 
 
-def _place_canaries(prepared: PreparedStudy, many: int, rng: np.random.Generator) -> CanaryPlacement:
+def _place_canaries(
+    prepared: PreparedStudy, many: int, rng: np.random.Generator
+) -> CanaryPlacement:
     first = len(prepared.splits.train) - many
     sites = np.zeros(many, dtype=np.int64)
     for site, indices in enumerate(prepared.partition):
@@ -305,7 +313,10 @@ def _finding(
 
 def _detection_limit(claimed: float, many: int, most: float, delta: float) -> str:
     """What one run cannot show, however well everything is guessed."""
-    best = max(max_detectable_epsilon_of_one_run(n, delta=claimed, alpha=0.05) for n in (*NUMBERS, 1500, 2000))
+    best = max(
+        max_detectable_epsilon_of_one_run(n, delta=claimed, alpha=0.05)
+        for n in (*NUMBERS, 1500, 2000)
+    )
     return (
         f"with {many} canaries one run cannot show more than ε = {most:.3g} at δ = {delta:.3g} and "
         f"{1 - ALPHA:.1%} confidence, and at δ = {claimed:.3g} with up to 2,000 canaries and 95 % "
@@ -316,7 +327,9 @@ def _detection_limit(claimed: float, many: int, most: float, delta: float) -> st
 def _not_run(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> Finding:
     """Nothing is tried, where no outcome could refute the claim."""
     alpha = ALPHA / (len(SHARES) * len(claims))
-    most, delta = max((max_detectable_epsilon_of_one_run(many, delta=d, alpha=alpha), d) for d in claims)
+    most, delta = max(
+        (max_detectable_epsilon_of_one_run(many, delta=d, alpha=alpha), d) for d in claims
+    )
     whose = "its canaries would be the sites; " if guarantee.unit == "site" else ""
     return Finding(
         check="run",

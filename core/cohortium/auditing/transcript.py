@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from cohortium.auditing.findings import Finding
-from cohortium.auditing.playing import InProcessRun, ReplayPrivatizer, Recording
+from cohortium.auditing.playing import InProcessRun, Recording, ReplayPrivatizer
 from cohortium.errors import RunError
 from cohortium.messages.codec import MAGIC
 
@@ -55,7 +55,9 @@ def audit_transcript(prepared: PreparedStudy) -> Finding:
     escaped: list[str] = []
     for what, examples in _neighbours(prepared, guarantee):
         other = _again(prepared, guarantee, tapes, examples)
-        escaped += [f"with {what}, {one}" for one in differences(first.messages, other.messages)[:3]]
+        escaped += [
+            f"with {what}, {one}" for one in differences(first.messages, other.messages)[:3]
+        ]
     if first.failure is not None and not escaped:
         raise RunError(f"the transcript cannot be audited: {first.failure}")
     names = {name for one in first.messages for name, _ in fields(one.data)}
@@ -185,13 +187,18 @@ def _short(value: object) -> str:
 def _first(prepared: PreparedStudy) -> tuple[InProcessRun, dict[SiteId, Recording]]:
     partition = _partition(prepared)
     tapes = {site: Recording() for site in partition}
-    play = InProcessRun.of(prepared, _seeded(prepared), partition, {s: tapes[s].record for s in partition})
+    play = InProcessRun.of(
+        prepared, _seeded(prepared), partition, {s: tapes[s].record for s in partition}
+    )
     list(play.run_rounds(ROUNDS))
     return play, tapes
 
 
 def _again(
-    prepared: PreparedStudy, guarantee: Guarantee, tapes: Mapping[SiteId, Recording], examples: Examples
+    prepared: PreparedStudy,
+    guarantee: Guarantee,
+    tapes: Mapping[SiteId, Recording],
+    examples: Examples,
 ) -> InProcessRun:
     """Played once more, with these examples at site 0."""
     replaces: Literal["gradients", "releases"] = (
@@ -199,11 +206,15 @@ def _again(
     )
 
     def wrap(site: SiteId) -> Callable[[SitePrivatizer], SitePrivatizer]:
-        noted = Recording(gradients=list(tapes[site].gradients), releases=list(tapes[site].releases))
+        noted = Recording(
+            gradients=list(tapes[site].gradients), releases=list(tapes[site].releases)
+        )
         return lambda privatizer: ReplayPrivatizer(privatizer, noted, replaces)
 
     partition = {**_partition(prepared), 0: examples}
-    play = InProcessRun.of(prepared, _seeded(prepared), partition, {site: wrap(site) for site in partition})
+    play = InProcessRun.of(
+        prepared, _seeded(prepared), partition, {site: wrap(site) for site in partition}
+    )
     list(play.run_rounds(ROUNDS))
     return play
 

@@ -66,7 +66,9 @@ class PluginPattern:
                 "distribution:plugin==version, as in cohortium:gaussian, or distribution:* for all "
                 "of one."
             )
-        return cls(normalize_name(found["distribution"] or ""), found["plugin"], found["version"] or "")
+        return cls(
+            normalize_name(found["distribution"] or ""), found["plugin"], found["version"] or ""
+        )
 
     def allows(self, distribution: str, plugin: str, version: str) -> bool:
         """Whether it names this plugin: a bare name is one of ours, or ours as a whole."""

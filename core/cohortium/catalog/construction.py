@@ -14,7 +14,13 @@ import msgspec
 from cohortium.errors import CohortiumError, PluginError, StudyError
 from cohortium.roles import ROLES, protocols
 from cohortium.storage.writable import require_text
-from cohortium.text import elide_middle, quote_key, did_you_mean, escape_control_characters, truncate
+from cohortium.text import (
+    did_you_mean,
+    elide_middle,
+    escape_control_characters,
+    quote_key,
+    truncate,
+)
 from cohortium.third_party import call_guarded, describe_error
 
 if TYPE_CHECKING:
@@ -97,7 +103,9 @@ def _lies_in(folder: Path, code: object) -> bool:
     return bool(top) and ((folder / top).is_dir() or (folder / f"{top}.py").is_file())
 
 
-def _build_inner(catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None) -> Any:
+def _build_inner(
+    catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None
+) -> Any:
     """A part inside a part: named by a string, or described by a table of its own."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
@@ -267,7 +275,9 @@ def to_table(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
     except PluginError:  # composed in Python, where annotations need not be importable
         inner = {}
     values = {
-        key: to_table(catalog, inner[key], value) if key in inner and value else to_toml_value(value)
+        key: to_table(catalog, inner[key], value)
+        if key in inner and value
+        else to_toml_value(value)
         for key, value in fields.items()
     }
     return {"name": name, **{key: value for key, value in values.items() if value is not None}}

@@ -73,7 +73,11 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
 
     for mode in (False, True):
         if _lazy(net):
-            with restored_after(net), blame_network(model, net, "cannot take", blank), torch.no_grad():
+            with (
+                restored_after(net),
+                blame_network(model, net, "cannot take", blank),
+                torch.no_grad(),
+            ):
                 net.train(mode)
                 net(blank)
     if left := _lazy(net):
@@ -83,7 +87,9 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
         )
 
 
-def check_output_shape(model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]) -> None:
+def check_output_shape(
+    model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]
+) -> None:
     """Refuse a network that cannot be trained on the study's images, by showing it made-up ones.
 
     Args:

@@ -40,7 +40,7 @@ def overrides(incomplete: str) -> Words:
     from cohortium.catalog.discovery import discover
     from cohortium.catalog.parameters import parameters_of
     from cohortium.errors import PluginError
-    from cohortium.study.study import STUDY_ROLES, FEDERATION_KEYS
+    from cohortium.study.study import FEDERATION_KEYS, STUDY_ROLES
 
     table, dot, _ = incomplete.partition(".")
     if not dot:

@@ -14,7 +14,7 @@ from cohortium.text import sanitize
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cohortium.grid import CellForecast, Grid, GridRunResult, GridRun
+    from cohortium.grid import CellForecast, Grid, GridRun, GridRunResult
 
 
 def run_grid(
@@ -53,7 +53,9 @@ def run_grid(
         typer.echo(f"\ntable, plot, and a link to each run's report: {folder / 'table.md'}")
     if failed:
         for outcome in failed:
-            typer.echo(sanitize(f"cohortium: {outcome.run.name} failed: {outcome.failure}"), err=True)
+            typer.echo(
+                sanitize(f"cohortium: {outcome.run.name} failed: {outcome.failure}"), err=True
+            )
         raise typer.Exit(1)
 
 

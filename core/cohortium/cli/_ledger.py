@@ -40,7 +40,7 @@ def ledger(
     """
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.ledger.ledger import Ledger
-    from cohortium.ledger.report import select_dataset, build_reports
+    from cohortium.ledger.report import build_reports, select_dataset
     from cohortium.privacy.guarantee import MIN_DELTA
 
     if delta is not None and not MIN_DELTA <= delta < 1:
@@ -69,7 +69,9 @@ def _print_statements(found: Sequence[LedgerReport]) -> None:
         for line in statement.runs:
             run, attempts = line.charges, f"{line.charges.attempts:,}"
             name = run.session.hex()[:8]
-            table.add_row(name, run.last[:10], attempts, describe_cost(run.cost), format_epsilon(line.epsilon))
+            table.add_row(
+                name, run.last[:10], attempts, describe_cost(run.cost), format_epsilon(line.epsilon)
+            )
         console.print(f"{statement}", markup=False, highlight=False)
         if statement.runs:
             console.print(table)

@@ -12,7 +12,7 @@ import typer
 
 from cohortium.cli import _completion
 from cohortium.cli._grid import run_grid, warn_ignored_keys
-from cohortium.cli._options import Only, RunFolder, Overrides, Study, federation_of
+from cohortium.cli._options import Only, Overrides, RunFolder, Study, federation_of
 from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
 from cohortium.errors import CohortiumError, RunError, StudyError

@@ -30,7 +30,7 @@ def stop_on_signal(folder: Path) -> Iterator[Callable[[], bool]]:
     Raises:
         StoppedError: It was ended; the sentence says how the run goes on.
     """
-    from cohortium.runs.run_directory import resume_command, has_checkpoint
+    from cohortium.runs.run_directory import has_checkpoint, resume_command
 
     asked = threading.Event()
 

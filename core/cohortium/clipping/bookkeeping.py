@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import cached
 from cohortium.clipping.layer_call import LayerCall, squared_norms
 from cohortium.clipping.mapped_forward import PerExamplePass
 from cohortium.clipping.module_state import ModuleState
-from cohortium.clipping.pass_checks import UntrackedGradientError, SharedParameterError
+from cohortium.clipping.pass_checks import SharedParameterError, UntrackedGradientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,9 @@ class _BatchRecord:
         if small:
             together = torch.cat([rows for _, rows in small], 1)
             squares = together.double().square().sum(1)
-            contributions.append(StoredGradients([parameter for parameter, _ in small], together, squares))
+            contributions.append(
+                StoredGradients([parameter for parameter, _ in small], together, squares)
+            )
         return contributions
 
 

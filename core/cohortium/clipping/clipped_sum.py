@@ -130,7 +130,7 @@ def _mapped(
     state: ModuleState,
 ) -> dict[nn.Parameter, Tensor] | UntrackedGradientError:  # fmt: skip
     """Clipped sums by parameter, or the reason why the passes do not show them."""
-    from cohortium.clipping.pass_checks import UntrackedGradientError, SharedParameterError
+    from cohortium.clipping.pass_checks import SharedParameterError, UntrackedGradientError
 
     try:
         return _from_one_pass(net, losses, batch, clip, state)
@@ -167,18 +167,25 @@ def _from_one_pass(
     return totals
 
 
-def _add_clipped(totals: dict[nn.Parameter, Tensor], contributions: list[Contribution], clip: float) -> None:
+def _add_clipped(
+    totals: dict[nn.Parameter, Tensor], contributions: list[Contribution], clip: float
+) -> None:
     """Add a physical batch's clipped sums; what a share keeps is let go when it has been used."""
     import torch
     from torch.nn.utils.parametrize import cached
 
-    squares = sum((contribution.squared_norms for contribution in contributions[1:]), contributions[0].squared_norms)
+    squares = sum(
+        (contribution.squared_norms for contribution in contributions[1:]),
+        contributions[0].squared_norms,
+    )
     factors = _factors(squares, clip)
     bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
     with torch.no_grad(), torch.autocast(factors.device.type, enabled=False), cached():
         while contributions:
             contribution = contributions.pop()
-            for parameter, total in zip(contribution.parameters, contribution.weighted_sums(factors, bad), strict=True):
+            for parameter, total in zip(
+                contribution.parameters, contribution.weighted_sums(factors, bad), strict=True
+            ):
                 totals[parameter] = totals[parameter] + total if parameter in totals else total
 
 

@@ -40,7 +40,10 @@ class LinearCall(LayerCall):
         if name == "bias" or self.is_small:
             return None
         x, g = self._flat()
-        pieces = [gram_matrix(x[s]).mul_(gram_matrix(g[s])).sum((1, 2)) for s in self.slices(x.shape[1] ** 2)]
+        pieces = [
+            gram_matrix(x[s]).mul_(gram_matrix(g[s])).sum((1, 2))
+            for s in self.slices(x.shape[1] ** 2)
+        ]
         return torch.cat(pieces).clamp(min=0).add_(self.rounding(1))
 
     def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002

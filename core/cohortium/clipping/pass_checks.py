@@ -127,7 +127,9 @@ class Watch(TorchFunctionMode):
         if func is custom_function_call:
             kind = args[0]
             if kind is not self._own and kind.vmap is not torch.autograd.Function.vmap:
-                raise UntrackedGradientError(f"the function {kind.__name__} has its own rule for vmap")
+                raise UntrackedGradientError(
+                    f"the function {kind.__name__} has its own rule for vmap"
+                )
         elif isinstance(func, torch._ops.OpOverload) and func.namespace not in _NAMESPACES:  # noqa: SLF001
             raise UntrackedGradientError(f"the operation {func} may have its own rule for vmap")
         return func(*args, **(kwargs or {}))

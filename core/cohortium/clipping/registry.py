@@ -61,7 +61,9 @@ def find_parameter_layers(net: nn.Module) -> list[Layer]:
     ]
 
 
-def _kind_of(layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> type[LayerCall] | None:
+def _kind_of(
+    layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]
+) -> type[LayerCall] | None:
     """The rule for a layer's very class, since a subclass may do other things."""
     weighing: dict[type[nn.Module], type[LayerCall]] = {
         nn.Linear: LinearCall,

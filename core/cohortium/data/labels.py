@@ -94,7 +94,9 @@ def class_names(
     # One hospital may lack some classes; whether a whole study does is seen once it is loaded.
     begins_at_one = found == list(range(1, len(found) + 1))
     if len(found) > 1 and (begins_at_one or found[-1] + 1 > 2 * len(found)):
-        raise DataError(f"{where}: its labels are {_format_labels(found)}; {_numbering_advice(found)}.")
+        raise DataError(
+            f"{where}: its labels are {_format_labels(found)}; {_numbering_advice(found)}."
+        )
     if len(found) == 1 and "train" in held:
         raise DataError(
             f"{where}: all its labels are {found[0]}, and of one class alone every answer is "

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cohortium.data.examples import Examples, Splits
-from cohortium.data.labels import integer_column, label_column, class_names
+from cohortium.data.labels import class_names, integer_column, label_column
 from cohortium.data.memory import available
 from cohortium.data.pixels import Layout, to_channels_first
 from cohortium.errors import DataError
@@ -237,7 +237,9 @@ def _examples(
     assert labels is not None
     taken = to_channels_first(images, f"{path}: {split}_images", layout=layout)
     columns = {
-        name: None if group is None else integer_column(group, len(taken), f"{path}: {split}_{name}")
+        name: None
+        if group is None
+        else integer_column(group, len(taken), f"{path}: {split}_{name}")
         for name, group in groups.items()
     }
     classes = label_column(labels, len(taken), f"{path}: {split}_labels")

@@ -110,7 +110,9 @@ def _possible_layouts(shape: tuple[int, ...]) -> Iterator[ArrayLayout]:
         yield ArrayLayout("channels-first", (first, second, last))
 
 
-def _describe_ambiguity(shape: tuple[int, ...], known: list[ArrayLayout], wanted: tuple[int, int, int] | None) -> str:
+def _describe_ambiguity(
+    shape: tuple[int, ...], known: list[ArrayLayout], wanted: tuple[int, int, int] | None
+) -> str:
     """In which ways `shape` can be read, and what to do."""
     volumes = f"grey volumes of {' × '.join(map(str, shape[1:]))}"
     if not known:

@@ -20,7 +20,13 @@ from attrs import frozen
 from cohortium.catalog.discovery import discover
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.deployment import AGREED
-from cohortium.runs.invite import SHARED_ROLES, SHARED_KEYS, version_differences, iter_parts, collect_versions
+from cohortium.runs.invite import (
+    SHARED_KEYS,
+    SHARED_ROLES,
+    collect_versions,
+    iter_parts,
+    version_differences,
+)
 from cohortium.study import study_file, toml
 from cohortium.study.study import Study
 from cohortium.text import quote_key, truncate

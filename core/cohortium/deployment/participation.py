@@ -112,7 +112,9 @@ class ParticipationStore:
         """The run's, whether or not there is anything yet."""
         return Participation(self.folder / session.hex())
 
-    def add(self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]) -> None:
+    def add(
+        self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]
+    ) -> None:
         """Keep an invitation; of other runs than those of `keep`, the oldest go.
 
         Raises:

@@ -55,7 +55,9 @@ def deal(prepared: PreparedStudy, folder: Path, *, engine: str = "flower") -> No
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise StudyError(f"{folder} is not empty; give another folder with --out.")
-        drawn = prepared.identities or tuple(SigningKey.generate(Randomness.system()) for _ in sites)
+        drawn = prepared.identities or tuple(
+            SigningKey.generate(Randomness.system()) for _ in sites
+        )
         directory = KeyDirectory(tuple(identity.public for identity in drawn))
         for site in sites:
             place = folder / f"site-{site}"

@@ -23,7 +23,7 @@ from cohortium.storage.append_log import FileJournal
 from cohortium.storage.trainer_state import TrainerStateFile
 from cohortium.study import toml
 from cohortium.study.study import MAX_SITES
-from cohortium.text import is_printable, quote_key, did_you_mean, truncate
+from cohortium.text import did_you_mean, is_printable, quote_key, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,9 @@ TABLES = ("site", "dataset", "policy")
 
 def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
     if not is_printable(value):
-        raise ValueError(f"'{attribute.name}' has characters that cannot be shown: {truncate(value)}")
+        raise ValueError(
+            f"'{attribute.name}' has characters that cannot be shown: {truncate(value)}"
+        )
 
 
 @frozen(kw_only=True)
@@ -166,7 +168,9 @@ class SiteConfig:
             journal=journal,
             policy=self.policy,
             account=self.account,
-            store=TrainerStateFile(self.folder / self.state_dir / _name(setting.session), setting.session),
+            store=TrainerStateFile(
+                self.folder / self.state_dir / _name(setting.session), setting.session
+            ),
         )
 
 

@@ -17,7 +17,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import KeyDirectory
 from cohortium.data.memory import available
 from cohortium.errors import RefusalError
-from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, Budget, AttemptCost, PrivacyScope
+from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, AttemptCost, Budget, PrivacyScope
 from cohortium.privacy.guarantee import MIN_DELTA, ProtectedAgainst, Unit, rounded_up
 from cohortium.roles.values import Adversary
 from cohortium.study.study import MAX_ROUNDS, MAX_SITES

@@ -33,7 +33,7 @@ from cohortium.messages import codec
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.build_run_config import build_run_config
-from cohortium.runs.invite import version_differences, collect_versions
+from cohortium.runs.invite import collect_versions, version_differences
 from cohortium.study.toml import loads
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class SiteServer:
             return self._refuse(*self._reason(error))
         except Exception:  # noqa: BLE001 - a hospital outlives a fault of a plugin
             self._log_refusal(traceback.format_exc())
-            return self._refuse("fault", "the site failed; its log says why.")
+            return self._refuse("internal-error", "the site failed; its log says why.")
 
     def close(self) -> None:
         """Tell of the refusals that the log was spared."""
@@ -162,7 +162,7 @@ class SiteServer:
         if isinstance(error, StudyError | PrivacyError):
             return "study", str(error)
         self._log_refusal(str(error))
-        return "site", "the site's own files do not serve; its log says why."
+        return "site-error", "the site's own files do not serve; its log says why."
 
     def _refuse(self, code: str, reason: str) -> bytes:
         self._log_refusal(f"refused ({code}): {reason}")
@@ -221,7 +221,7 @@ class SiteServer:
         spec = federation.data
         assert spec is not None
         if site_config.id >= federation.sites:
-            raise RefusalError("site", f"the study has no site {site_config.id}.")
+            raise RefusalError("site-error", f"the study has no site {site_config.id}.")
         examples = self._load_examples(spec)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
@@ -242,7 +242,9 @@ class SiteServer:
             examples=site_config.declared_examples,
             versions=version_differences(invitation.versions, ours),
         )
-        active_run = ActiveRun(site, participation, federation.threads, codec.encode(accepted), self._clock())
+        active_run = ActiveRun(
+            site, participation, federation.threads, codec.encode(accepted), self._clock()
+        )
         self._active_runs[invitation.session] = active_run
         return active_run
 

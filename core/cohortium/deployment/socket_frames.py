@@ -100,7 +100,9 @@ def receive(line: DeadlineSocket, mark: bytes, *, parts: int) -> list[bytes]:
         raise MessageError("what came over the channel does not begin as a frame does.")
     lengths = struct.unpack(f">{parts}Q", head[len(mark) :])
     if max(lengths) > MAX_PART_BYTES:
-        raise MessageError(f"a part of a frame may take {MAX_PART_BYTES} bytes, not {max(lengths)}.")
+        raise MessageError(
+            f"a part of a frame may take {MAX_PART_BYTES} bytes, not {max(lengths)}."
+        )
     line.allow(sum(lengths))
     return [_exactly(line, length) for length in lengths]
 

@@ -37,7 +37,14 @@ from attrs import define, field
 
 from cohortium.deployment.log_throttle import Throttle
 from cohortium.deployment.socket_access import listening_socket
-from cohortium.deployment.socket_frames import CALL, IO_TIMEOUT, REPLY, DeadlineSocket, receive, send
+from cohortium.deployment.socket_frames import (
+    CALL,
+    IO_TIMEOUT,
+    REPLY,
+    DeadlineSocket,
+    receive,
+    send,
+)
 from cohortium.errors import MessageError, RunError
 
 if TYPE_CHECKING:

@@ -27,28 +27,28 @@ from cohortium.grid.foresight import CellForecast, forecast_cells, forecast_tabl
 from cohortium.grid.paired import Comparison, Difference, compare, contrast
 from cohortium.grid.reading import is_grid, read
 from cohortium.grid.rows import Row, rows
-from cohortium.grid.running import GridRunResult, GridRun, plan, run
+from cohortium.grid.running import GridRun, GridRunResult, plan, run
 from cohortium.grid.summary import figures, markdown, write
 
 __all__ = [
     "Axis",
     "Cell",
+    "CellForecast",
     "Choice",
     "Comparison",
     "Difference",
-    "CellForecast",
     "Grid",
-    "Override",
-    "GridRunResult",
-    "Row",
     "GridRun",
+    "GridRunResult",
+    "Override",
+    "Row",
     "compare",
     "contrast",
     "figures",
-    "is_grid",
     "forecast_cells",
-    "markdown",
     "forecast_table",
+    "is_grid",
+    "markdown",
     "plan",
     "read",
     "rows",

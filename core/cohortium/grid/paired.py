@@ -68,8 +68,7 @@ class Difference:
         told = f"{self.metric}: {100 * self.mean:+.2f} points"
         if not self.is_firm:
             return (
-                f"{told}, no interval ({of}; not told apart: that takes {MIN_SEEDS} seeds or "
-                "more)"
+                f"{told}, no interval ({of}; not told apart: that takes {MIN_SEEDS} seeds or more)"
             )
         verdict = "" if self.is_significant else "; not told apart"
         return (

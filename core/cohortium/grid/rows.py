@@ -61,7 +61,9 @@ class Summary:
 
     def percent(self) -> str:
         """Such as `93.51 ± 0.32`."""
-        spread = "" if self.standard_deviation is None else f" ± {100 * self.standard_deviation:.2f}"
+        spread = (
+            "" if self.standard_deviation is None else f" ± {100 * self.standard_deviation:.2f}"
+        )
         return f"{100 * self.mean:.2f}{spread}"
 
 
@@ -154,7 +156,9 @@ def _holdout_means(folder: Path) -> dict[str, float]:
     images = sum(site["images"] for site in sites)
     return {
         name: sum(site["images"] * site[key] for site in sites) / images
-        for name, key in zip(HOLDOUT_METRICS, ("personal_accuracy", "accuracy", "majority_share"), strict=True)
+        for name, key in zip(
+            HOLDOUT_METRICS, ("personal_accuracy", "accuracy", "majority_share"), strict=True
+        )
         if images and all(key in site for site in sites)
     }
 
@@ -170,7 +174,11 @@ def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
     figures = (*METRICS, "majority_share")
     if not any(row.summary(HOLDOUT_METRICS[0]) for row in table):
         return figures
-    return (*HOLDOUT_METRICS, *figures) if any(row.is_personal for row in table) else (*figures, *HOLDOUT_METRICS)
+    return (
+        (*HOLDOUT_METRICS, *figures)
+        if any(row.is_personal for row in table)
+        else (*figures, *HOLDOUT_METRICS)
+    )
 
 
 def headline_of(table: Sequence[Row]) -> tuple[str, str]:
@@ -179,5 +187,7 @@ def headline_of(table: Sequence[Row]) -> tuple[str, str]:
     The sites' own where a trainer makes those, provided that all rows have them: figures on the
     test images and on what sites held out are not of the same images.
     """
-    is_own = any(row.is_personal for row in table) and all(row.summary(HOLDOUT_METRICS[0]) for row in table)
+    is_own = any(row.is_personal for row in table) and all(
+        row.summary(HOLDOUT_METRICS[0]) for row in table
+    )
     return (HOLDOUT_METRICS[0], HOLDOUT_METRICS[2]) if is_own else ("accuracy", "majority_share")

@@ -77,7 +77,9 @@ def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[GridRun, ...]
         federation = cell.federation(seed, catalog)
         folder = out / cell.name / f"seed-{seed}"
         state = _state(folder, federation, catalog)
-        runs.append(GridRun(cell=cell, seed=seed, federation=federation, folder=folder, state=state))
+        runs.append(
+            GridRun(cell=cell, seed=seed, federation=federation, folder=folder, state=state)
+        )
     return tuple(runs)
 
 

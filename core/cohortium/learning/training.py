@@ -10,7 +10,7 @@ from attrs.validators import and_, deep_iterable, ge, le, max_len
 
 from cohortium.errors import BrokenNetworkError, StudyError
 from cohortium.roles.values import Workload
-from cohortium.text import quote_key, did_you_mean, escape_control_characters, truncate
+from cohortium.text import did_you_mean, escape_control_characters, quote_key, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -106,12 +106,16 @@ def make_optimizer(
     kinds.pop("optimizer", None)
     kind = kinds.get(name.lower())
     if kind is None:
-        raise StudyError(f"torch.optim has no optimizer {truncate(name)}; {did_you_mean(name.lower(), kinds)}")
+        raise StudyError(
+            f"torch.optim has no optimizer {truncate(name)}; {did_you_mean(name.lower(), kinds)}"
+        )
     arguments: dict[str, Any] = {"lr": learning_rate, **options}
     try:
         return kind(parameters, **arguments)
     except (TypeError, ValueError) as error:
-        raise StudyError(f"optimizer {truncate(name)}: {escape_control_characters(str(error))}.") from error
+        raise StudyError(
+            f"optimizer {truncate(name)}: {escape_control_characters(str(error))}."
+        ) from error
 
 
 def attach_schedule(

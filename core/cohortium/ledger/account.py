@@ -11,7 +11,7 @@ from cohortium.errors import LedgerError, RefusalError
 from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
-    from cohortium.ledger.cost import Budget, AttemptCost
+    from cohortium.ledger.cost import AttemptCost, Budget
     from cohortium.ledger.ledger import Ledger
 
 
@@ -85,7 +85,8 @@ class Account:
                     return
                 if is_charged:
                     raise RefusalError(
-                        "order", "this attempt has been charged before; it may have been released."
+                        "out-of-order",
+                        "this attempt has been charged before; it may have been released.",
                     )
                 self._require_room(book.charge_counts(self.data), cost, 1)
                 book.add_charge(self.data, session, attempt, round_, cost)
@@ -125,7 +126,11 @@ class Account:
         self._known_to_fit = wanted
 
     def _overspending(
-        self, spent: Counter[AttemptCost], cost: AttemptCost, wanted: Counter[AttemptCost], times: int
+        self,
+        spent: Counter[AttemptCost],
+        cost: AttemptCost,
+        wanted: Counter[AttemptCost],
+        times: int,
     ) -> str:
         budget = self.budget
         assert budget is not None

@@ -237,7 +237,9 @@ class LedgerTransaction:
             (data,),
         )
         return [
-            RunCharges(session=s, cost=_decode_cost(body), attempts=n, rounds=rounds, first=a, last=b)
+            RunCharges(
+                session=s, cost=_decode_cost(body), attempts=n, rounds=rounds, first=a, last=b
+            )
             for s, body, n, rounds, a, b in rows
         ]
 
@@ -256,7 +258,9 @@ class LedgerTransaction:
         found = "SELECT 1 FROM spend WHERE data = ? AND session = ? AND attempt = ?"
         return self._connection.execute(found, key).fetchone() is not None
 
-    def add_charge(self, data: str, session: bytes, attempt: int, round_: int, cost: AttemptCost) -> None:
+    def add_charge(
+        self, data: str, session: bytes, attempt: int, round_: int, cost: AttemptCost
+    ) -> None:
         """Charge an attempt of a run to `data`; it was not charged before."""
         body = msgspec.msgpack.encode(cost)
         self._connection.execute(

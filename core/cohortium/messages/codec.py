@@ -73,7 +73,9 @@ def decode(data: bytes | memoryview, kind: type[M], *, limit: int = MAX_MESSAGE_
     return message
 
 
-def decode_either(data: bytes | memoryview, *kinds: type[Message], limit: int = MAX_MESSAGE_BYTES) -> Any:
+def decode_either(
+    data: bytes | memoryview, *kinds: type[Message], limit: int = MAX_MESSAGE_BYTES
+) -> Any:
     """The message in `data`, which must be of one of `kinds` and within `limit` bytes.
 
     Raises:

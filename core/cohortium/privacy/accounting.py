@@ -105,7 +105,9 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Eps
     if curves:
         return [EpsilonBound.tightest(rdp=epsilon) for epsilon in rdp]
     prv = [
-        privacy_loss.epsilon(_kinds(whole, sampled), delta) if bound <= MAX_RENYI_EPSILON else math.inf
+        privacy_loss.epsilon(_kinds(whole, sampled), delta)
+        if bound <= MAX_RENYI_EPSILON
+        else math.inf
         for delta, bound in zip(deltas, rdp, strict=True)
     ]
     return [EpsilonBound.tightest(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]

@@ -73,7 +73,9 @@ class LossDistribution:
     lost: float
 
 
-def discretise(kind: ReleaseGroup, mesh: float, reach: float) -> tuple[LossDistribution, LossDistribution]:
+def discretise(
+    kind: ReleaseGroup, mesh: float, reach: float
+) -> tuple[LossDistribution, LossDistribution]:
     """A release's loss where a unit is there and goes, and where it comes.
 
     Both are of one pair of distributions.  Of what lies between the losses a and b with chances P

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from attrs import frozen
 
-from cohortium.privacy.loss_grids import LossDistribution, ReleaseGroup, LossSketch, discretise
+from cohortium.privacy.loss_grids import LossDistribution, LossSketch, ReleaseGroup, discretise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,11 @@ def _frame(sketches: Sequence[LossSketch], delta: float, mesh: float) -> _Frame:
 
 
 def _bound(
-    grids: Sequence[LossDistribution], kinds: Sequence[ReleaseGroup], mesh: float, frame: _Frame, delta: float
+    grids: Sequence[LossDistribution],
+    kinds: Sequence[ReleaseGroup],
+    mesh: float,
+    frame: _Frame,
+    delta: float,
 ) -> float:
     """ε at `delta` of the grids' sum, in one direction."""
     first = math.floor(frame.bottom / mesh)
@@ -190,7 +194,11 @@ class _Composed:
 
 
 def _compose(
-    grids: Sequence[LossDistribution], kinds: Sequence[ReleaseGroup], mesh: float, frame: _Frame, first: int
+    grids: Sequence[LossDistribution],
+    kinds: Sequence[ReleaseGroup],
+    mesh: float,
+    frame: _Frame,
+    first: int,
 ) -> _Composed:
     """Convolve the tilted grids, on a circle of as many points as the frame has."""
     from scipy import fft

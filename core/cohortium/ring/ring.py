@@ -255,7 +255,7 @@ class FixedPoint:
             # NaN is in no range.  The highest integer is left out with what lies beyond it.
             if len(scaled) and not (-half <= scaled.min() and scaled.max() < half):
                 raise RefusalError(
-                    "out of range",
+                    "out-of-range",
                     f"a value of its release is not finite, or beyond {half * self.step:g}, where "
                     "it would wrap.",
                 )

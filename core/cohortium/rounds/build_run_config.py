@@ -20,7 +20,7 @@ from cohortium.learning.evaluation import resolve_device
 from cohortium.roles.values import FederationSpec
 from cohortium.rounds.dry_run import dry_run, require_transmittable
 from cohortium.rounds.min_batch import with_min_batch_size
-from cohortium.rounds.network_size import PROBE_IMAGES, estimate_memory, count_parameters
+from cohortium.rounds.network_size import PROBE_IMAGES, count_parameters, estimate_memory
 from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from cohortium.study.study import Study
 
 
-def federation_spec(federation: Study, *, examples: int, patients: int | None = None) -> FederationSpec:
+def federation_spec(
+    federation: Study, *, examples: int, patients: int | None = None
+) -> FederationSpec:
     """Who takes part in a study on so many examples, of so many patients."""
     return FederationSpec(
         sites=federation.sites,
@@ -109,7 +111,9 @@ def build_run_config(
         )
 
     expected = None if policy is None else count_parameters(federation.model, spec)
-    setting = None if expected is None else _admitted_config(federation, spec, planned, expected, policy)
+    setting = (
+        None if expected is None else _admitted_config(federation, spec, planned, expected, policy)
+    )
     net = networks.build_network(federation.model, spec, seeds.integer("weights"))
     require_transmittable(net)
     shape = (PROBE_IMAGES, *spec.shape)
@@ -146,7 +150,9 @@ def _admitted_config(
     return setting
 
 
-def _require_private_network(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
+def _require_private_network(
+    federation: Study, net: nn.Module, images: Tensor, workload: Workload
+) -> None:
     """Refuse a network whose examples' gradients cannot be told apart, by its name."""
     name = networks.name_of(federation.model)
     try:

@@ -22,7 +22,12 @@ from cohortium.rounds.network_size import PROBE_IMAGES
 from cohortium.rounds.run_config import Sizes
 from cohortium.rounds.shared_model import SharedModel
 from cohortium.rounds.site import Site
-from cohortium.rounds.stand_ins import SingleSiteAggregator, PrebuiltModel, ZeroGradientPlan, StateSizeRecorder
+from cohortium.rounds.stand_ins import (
+    PrebuiltModel,
+    SingleSiteAggregator,
+    StateSizeRecorder,
+    ZeroGradientPlan,
+)
 from cohortium.storage import tensor_tree
 
 if TYPE_CHECKING:

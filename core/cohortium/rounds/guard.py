@@ -59,7 +59,9 @@ class GuardedPrivatizer:
         """The privatizer's gradient, of a batch that it yielded and that is not used up."""
         place = next((i for i, one in enumerate(self._yielded) if one is batch), None)
         if place is None:
-            raise _contract_violation("takes the gradient of a batch that was not drawn for it, or twice")
+            raise _contract_violation(
+                "takes the gradient of a batch that was not drawn for it, or twice"
+            )
         del self._yielded[place]
         self._num_taken += 1
         self.privatizer.set_private_gradient(net, losses, batch)
@@ -69,7 +71,9 @@ class GuardedPrivatizer:
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """The privatizer's release, if all went as declared."""
         if self._num_taken != self.steps:
-            raise _contract_violation(f"took {self._num_taken} gradients where {self.steps} were declared")
+            raise _contract_violation(
+                f"took {self._num_taken} gradients where {self.steps} were declared"
+            )
         if self._gradient is not None and not self._gradient.equal(vector.to(self._gradient)):
             raise _contract_violation("releases something else than the gradient that was clipped")
         return self.privatizer.release(vector, weight)
@@ -81,7 +85,9 @@ def guard(
     """`privatizer` as a trainer gets it: counted where examples or patients are protected."""
     if guarantee is None or guarantee.unit == "site":
         return privatizer
-    return GuardedPrivatizer(privatizer, workload.steps, is_noised_late=guarantee.against == "coordinator")
+    return GuardedPrivatizer(
+        privatizer, workload.steps, is_noised_late=guarantee.against == "coordinator"
+    )
 
 
 def _contract_violation(what: str) -> RefusalError:

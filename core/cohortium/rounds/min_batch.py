@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from cohortium.study.study import Study
 
 
-def with_min_batch_size(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> Workload:
+def with_min_batch_size(
+    federation: Study, net: nn.Module, images: Tensor, workload: Workload
+) -> Workload:
     """`workload` for a network that cannot be trained on one image, unless its trainer copies that.
 
     Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium.roles.events import Event
     from cohortium.roles.sessions import EngineSession
     from cohortium.roles.values import SiteId, StageRequests
-    from cohortium.rounds.coordinator import Coordinator, AttemptResult
+    from cohortium.rounds.coordinator import AttemptResult, Coordinator
     from cohortium.rounds.run_config import RunConfig
 
 

@@ -113,7 +113,9 @@ class Site:
         if journal is not None:
             # A simulated site has no files yet.
             self._require_state_room()
-        self._trainer_state = TrainerState() if store is None else store.read().to_device(setting.device)
+        self._trainer_state = (
+            TrainerState() if store is None else store.read().to_device(setting.device)
+        )
         self._round = self._trainer_state.round
         self._attempt = self._released = -1
         member = SiteContext(
@@ -160,7 +162,7 @@ class Site:
                 raise RefusalError("stale", "an attempt cannot move to another round.")
             return
         if request.weights is None:
-            raise RefusalError("weights", "an attempt must begin with the global weights.")
+            raise RefusalError("missing-weights", "an attempt must begin with the global weights.")
         self._round, self._attempt = request.round, request.attempt
 
     def _release(self, request: Request) -> RingVector:
@@ -168,7 +170,7 @@ class Site:
         import torch
 
         if self._released == request.attempt:
-            raise RefusalError("order", "this attempt's vector has been released already.")
+            raise RefusalError("out-of-order", "this attempt's vector has been released already.")
         self._released = request.attempt
         setting = self._setting
         self._require_ready()
@@ -263,7 +265,7 @@ class Site:
             return
         if self.shared_model.buffers_changed():
             raise RefusalError(
-                "statistics", "the model keeps statistics of the data, which no noise covers."
+                "buffers-changed", "the model keeps statistics of the data, which no noise covers."
             )
 
 

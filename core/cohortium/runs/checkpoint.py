@@ -216,7 +216,9 @@ class RunLog:
     def _load(self) -> None:
         for entry in self._journal.entries():
             try:
-                line: Message = decode_either(entry, LogOpened, AttemptLogged, RoundLogged, ResultLogged)
+                line: Message = decode_either(
+                    entry, LogOpened, AttemptLogged, RoundLogged, ResultLogged
+                )
             except MessageError as error:
                 raise RunError(f"{self._path} is not the log of a run: {error}") from error
             self.is_opened = True

@@ -58,13 +58,20 @@ def start(
             return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
         with RunDirectory.create(out, prepared.federation.as_toml()) as folder:
             run_state = RunState(
-                prepared=prepared, coordinator=coordinator, folder=folder, fingerprint=run_fingerprint(prepared)
+                prepared=prepared,
+                coordinator=coordinator,
+                folder=folder,
+                fingerprint=run_fingerprint(prepared),
             )
             return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
 
 
 def resume(
-    prepared: PreparedStudy, folder: RunDirectory, *, observers: Sequence[Observer], stop: Callable[[], bool]
+    prepared: PreparedStudy,
+    folder: RunDirectory,
+    *,
+    observers: Sequence[Observer],
+    stop: Callable[[], bool],
 ) -> Result:
     """Go on with the run in `folder`; see `Federation.resume`."""
     checkpoint = folder.read_checkpoint()
@@ -116,7 +123,9 @@ def _engine_session(
     """
     ledger = run_ledger(out) if out is not None and prepared.uses_run_ledger else None
     states = None if out is None else out / STATES
-    exchange = (engine or prepared.federation.engine).connect(prepared.site_factories(ledger, states))
+    exchange = (engine or prepared.federation.engine).connect(
+        prepared.site_factories(ledger, states)
+    )
     try:
         yield exchange, invite_sites(exchange, prepared) if prepared.is_deployment else ()
     finally:
@@ -197,10 +206,14 @@ class RunDriver:
         if self.stop():
             folder = self.folder
             how = "nothing is kept" if folder is None else f"go on with {folder.resume_command}"
-            raise StoppedError(f"stopped after {number} of {self.run_state.target_rounds} rounds; {how}.")
+            raise StoppedError(
+                f"stopped after {number} of {self.run_state.target_rounds} rounds; {how}."
+            )
         self.run_state.start_attempt(attempt)
 
-    def _finish(self, number: int, played: RoundResult, watch: Evaluation | None, began: float) -> None:
+    def _finish(
+        self, number: int, played: RoundResult, watch: Evaluation | None, began: float
+    ) -> None:
         """After a round: keep what it came to, and tell."""
         run_state, outcome = self.run_state, played.outcome
         every = self.prepared.federation.evaluate_every

@@ -154,6 +154,8 @@ def _batch(workload: Workload, cohort: FederationSpec, guarantee: Guarantee | No
 
 
 def _epsilon_by_round(plan: PrivacyPlan, cohort: FederationSpec) -> tuple[tuple[int, float], ...]:
-    counts = {1, *(cohort.rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1))} - {0}
+    counts = {1, *(cohort.rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1))} - {
+        0
+    }
     spent = [(count, plan.guarantee_after(count)) for count in sorted(counts)]
     return tuple((count, promise.epsilon) for count, promise in spent if promise is not None)

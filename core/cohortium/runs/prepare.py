@@ -143,7 +143,9 @@ class PreparedStudy:
         """One for each simulated site; None in a deployment, where sites make themselves."""
         if self.is_deployment:
             return None
-        return {site: self.site_factory(site, ledger, states) for site in range(len(self.partition))}
+        return {
+            site: self.site_factory(site, ledger, states) for site in range(len(self.partition))
+        }
 
 
 def prepare(federation: Study) -> PreparedStudy:
@@ -181,7 +183,9 @@ def prepare(federation: Study) -> PreparedStudy:
     )
 
 
-def _declared_sizes(train: Examples, partition: tuple[ExampleIndices, ...], spec: DataSpec) -> DataSpec:
+def _declared_sizes(
+    train: Examples, partition: tuple[ExampleIndices, ...], spec: DataSpec
+) -> DataSpec:
     """`spec` with the sizes that are left to train on."""
     kept = np.concatenate(partition)
     patients = None if train.patients is None else len(np.unique(train.patients[kept]))
@@ -267,7 +271,9 @@ def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Example
     return tuple(whole(indices) for indices in partition)
 
 
-def _partition_units(train: Examples) -> tuple[Examples, Callable[[ExampleIndices], ExampleIndices]]:
+def _partition_units(
+    train: Examples,
+) -> tuple[Examples, Callable[[ExampleIndices], ExampleIndices]]:
     """What is dealt: an example of each patient, where patients are named, and who has which.
 
     All images of a patient go to one site: what is hidden is a patient's part at one site.

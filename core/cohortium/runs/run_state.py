@@ -187,7 +187,12 @@ def run_fingerprint(prepared: PreparedStudy) -> RunFingerprint:
 
     plan, federation = prepared.setting.plan, prepared.federation
     dealt = [np.ascontiguousarray(indices, dtype="<i8").tobytes() for indices in prepared.partition]
-    terms = (AttemptCost.from_plan(plan), prepared.setting.cohort.attempts, plan.ring.bits, plan.length)
+    terms = (
+        AttemptCost.from_plan(plan),
+        prepared.setting.cohort.attempts,
+        plan.ring.bits,
+        plan.length,
+    )
     return RunFingerprint(
         study=_digest(attrs.evolve(federation, observers=()).as_toml().encode()),
         data=_digest(_dataset_fingerprint(prepared), *dealt),

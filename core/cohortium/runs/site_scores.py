@@ -109,7 +109,11 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
         )
         if watch is None:
             continue
-        kept = TrainerStateFile(prepared.trainer_state_path(site, states), setting.session).read().to_device(setting.device)
+        kept = (
+            TrainerStateFile(prepared.trainer_state_path(site, states), setting.session)
+            .read()
+            .to_device(setting.device)
+        )
         own = setting.trainer.personalize(net, kept.at_round_end)
         globally = watch.score(net)
         found.append(

@@ -34,7 +34,9 @@ class TrainerState:
     at_round_end: Mapping[str, Tensor] = field(factory=dict, repr=False)
 
     @classmethod
-    def of(cls, round_: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> TrainerState:
+    def of(
+        cls, round_: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+    ) -> TrainerState:
         """What a trainer hands back after `round_`; copied, for the network is another's next."""
         copies = {name: tensor.detach().clone() for name, tensor in after.items()}
         return cls(round=round_, at_round_start=before, at_round_end=copies)
@@ -115,7 +117,9 @@ class TrainerStateFile:
             raise RunError(f"{self.path} is no site's state of format {FORMAT}.")
         if content["session"] != self.session.hex():
             return TrainerState()
-        return TrainerState(round=content["round"], at_round_start=content["before"], at_round_end=content["after"])
+        return TrainerState(
+            round=content["round"], at_round_start=content["before"], at_round_end=content["after"]
+        )
 
     def write(self, kept: TrainerState) -> None:
         """Keep `kept`, in place of what was kept before.

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from cohortium.errors import StudyError
 from cohortium.study import toml
 from cohortium.study.study import STUDY_ROLES
-from cohortium.text import quote_key, did_you_mean, truncate
+from cohortium.text import did_you_mean, quote_key, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -200,7 +200,9 @@ def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
                 f"{where} is a grid of studies: only `cohortium run` and `cohortium plan` take it."
             )
         if table not in TABLES:
-            raise StudyError(f"{where}: a study has no [{quote_key(table)}]; {did_you_mean(table, TABLES)}")
+            raise StudyError(
+                f"{where}: a study has no [{quote_key(table)}]; {did_you_mean(table, TABLES)}"
+            )
         if not isinstance(values, dict):
             raise StudyError(
                 f"{where}: {quote_key(table)} must be a table of keys, such as "

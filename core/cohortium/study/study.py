@@ -181,11 +181,15 @@ class Study:
         """The study file that describes this federation, every parameter spelled out."""
         catalog = discover()
         tables: dict[str, Any] = {
-            "federation": {term: construction.to_toml_value(getattr(self, term)) for term in FEDERATION_KEYS}
+            "federation": {
+                term: construction.to_toml_value(getattr(self, term)) for term in FEDERATION_KEYS
+            }
         }
         if self.data is not None:
             declared = attrs.asdict(self.data, filter=lambda _, value: value is not None)
-            tables["data"] = {key: construction.to_toml_value(value) for key, value in declared.items()}
+            tables["data"] = {
+                key: construction.to_toml_value(value) for key, value in declared.items()
+            }
         for role in STUDY_ROLES:
             if getattr(self, role) is not None:
                 tables[role] = construction.to_table(catalog, role, getattr(self, role))

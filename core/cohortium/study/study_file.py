@@ -25,8 +25,8 @@ from cohortium.errors import StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
-from cohortium.study.study import STUDY_ROLES, FEDERATION_KEYS, Study
-from cohortium.text import MAX_SHOWN, quote_key, did_you_mean, escape_control_characters
+from cohortium.study.study import FEDERATION_KEYS, STUDY_ROLES, Study
+from cohortium.text import MAX_SHOWN, did_you_mean, escape_control_characters, quote_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ __all__ = [
     "TABLES",
     "Tables",
     "build",
-    "override_layers",
     "ignored_keys",
     "merge",
-    "parse_override",
+    "override_layers",
     "override_locations",
+    "parse_override",
     "quick_start",
     "read",
 ]
@@ -101,7 +101,9 @@ def _resolve(
             tables = _beside(tables, path.absolute().parent)
     layers, told = override_layers(overrides)
     resolved = resolve(tables, layers, written=written, path=str(path))
-    return evolve(resolved, ignored_keys=(*told, *resolved.ignored_keys)), override_locations(layers)
+    return evolve(resolved, ignored_keys=(*told, *resolved.ignored_keys)), override_locations(
+        layers
+    )
 
 
 def override_locations(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
@@ -197,7 +199,9 @@ def build(
     for key in terms:
         if key not in FEDERATION_KEYS:
             place = own.get(key, f"{where} [federation] {quote_key(key)}")
-            raise StudyError(f"{place}: there is no such term; {did_you_mean(key, FEDERATION_KEYS)}")
+            raise StudyError(
+                f"{place}: there is no such term; {did_you_mean(key, FEDERATION_KEYS)}"
+            )
     study: S = construction.construct(
         into,
         terms,
@@ -230,4 +234,6 @@ def parse_override(setting: str) -> dict[str, Any]:
 
 def _cut(setting: str) -> str:
     """A setting as an error repeats it: whoever typed it knows it again."""
-    return escape_control_characters(setting if len(setting) <= MAX_SHOWN else f"{setting[:MAX_SHOWN]}…")
+    return escape_control_characters(
+        setting if len(setting) <= MAX_SHOWN else f"{setting[:MAX_SHOWN]}…"
+    )

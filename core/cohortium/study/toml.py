@@ -11,7 +11,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from cohortium.errors import StudyError
-from cohortium.text import is_printable, escape_control_characters, truncate
+from cohortium.text import escape_control_characters, is_printable, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,9 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Beside its own error tomllib lets through what Python says of a number of 5,000 digits.
-        raise StudyError(f"{where} is not valid TOML: {escape_control_characters(str(error))}.") from error
+        raise StudyError(
+            f"{where} is not valid TOML: {escape_control_characters(str(error))}."
+        ) from error
     limit_nesting(tables, where=where)
     return tables
 
@@ -150,6 +152,8 @@ def _require_short_keys(text: str, *, where: str) -> None:
 
 def _require_key(key: str, *, where: str) -> None:
     if len(key) > MAX_KEY_LENGTH:
-        raise StudyError(f"{where}: the key {truncate(key)} has more than {MAX_KEY_LENGTH} characters.")
+        raise StudyError(
+            f"{where}: the key {truncate(key)} has more than {MAX_KEY_LENGTH} characters."
+        )
     if not is_printable(key):
         raise StudyError(f"{where}: the key {truncate(key)} has characters that cannot be shown.")

@@ -33,6 +33,7 @@ from cohortium.testing.suite import CheckResult, checks_for, run_checks
 __all__ = [
     "AggregatorConformance",
     "Check",
+    "CheckResult",
     "ConformanceError",
     "DatasetConformance",
     "EngineConformance",
@@ -41,7 +42,6 @@ __all__ = [
     "PartitionerConformance",
     "PrivatizerConformance",
     "TrainerConformance",
-    "CheckResult",
     "checks_for",
     "run_checks",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 
 from cohortium.errors import RefusalError
 from cohortium.testing.contract import Check, ConformanceError, ensure
-from cohortium.testing.plans import EXAMPLES, PARAMETERS, ProbeNetwork, PrivacyProbe, privacy_probes
+from cohortium.testing.plans import EXAMPLES, PARAMETERS, PrivacyProbe, ProbeNetwork, privacy_probes
 
 if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee

@@ -79,7 +79,10 @@ def check_takes_every_event(observer: Observer) -> None:
 def check_takes_a_failed_run(observer: Observer) -> None:
     """A run may fail before its first round, and before it has begun."""
     with _aside() as folder:
-        for events in ([sample_events(folder)[0], RunFailed(reason="no.")], [RunFailed(reason="no.")]):
+        for events in (
+            [sample_events(folder)[0], RunFailed(reason="no.")],
+            [RunFailed(reason="no.")],
+        ):
             listener = observer.start_run()
             try:
                 for event in events:

@@ -228,7 +228,9 @@ def harnesses(aggregator: Aggregator) -> list[AggregationHarness]:
     found, refusals = [], []
     for sites, bits, length, adversary in SIZES:
         try:
-            found.append(AggregationHarness.of(aggregator, sites, bits, length, adversary=adversary))
+            found.append(
+                AggregationHarness.of(aggregator, sites, bits, length, adversary=adversary)
+            )
         except StudyError as error:
             refusals.append(str(error))
     ensure(

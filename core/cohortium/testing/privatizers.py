@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cohortium.roles.protocols import Privatizer
     from cohortium.roles.values import ExampleIndices
-    from cohortium.testing.plans import Reals, PrivacyProbe
+    from cohortium.testing.plans import PrivacyProbe, Reals
 
 MECHANISM_SLACK = 0.98
 """By how much the accountant of a mechanism may do better than the one of the guarantee."""
@@ -193,7 +193,9 @@ def check_release(privatizer: Privatizer) -> None:
 
 def check_refuses_non_finite(privatizer: Privatizer) -> None:
     """A vector with NaN or infinity is refused, loudly."""
-    for trial, bad in itertools.product(privacy_probes(privatizer), (math.nan, math.inf, -math.inf)):
+    for trial, bad in itertools.product(
+        privacy_probes(privatizer), (math.nan, math.inf, -math.inf)
+    ):
         vector = _direction(0) * 0.01
         vector[3] = bad
         try:

@@ -11,7 +11,14 @@ from cohortium import parameters
 from cohortium.data.examples import Examples
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ensure
-from cohortium.testing.probes import COHORT, EXAMPLES, ProbePrivatizer, declared_workload, poisson_batches, train
+from cohortium.testing.probes import (
+    COHORT,
+    EXAMPLES,
+    ProbePrivatizer,
+    declared_workload,
+    poisson_batches,
+    train,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +103,11 @@ def check_vector(trainer: Trainer) -> None:
     for batch_norm in (False, True):
         net = samples.network(batch_norm=batch_norm)
         wanted = parameters.length(net)
-        trained = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None), net=net)
+        trained = train(
+            trainer,
+            ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None),
+            net=net,
+        )
         found = trained.vector
         ensure(
             tuple(found.shape) == (wanted,) and found.dtype == torch.float32,
@@ -119,7 +130,9 @@ def check_empty_batches(trainer: Trainer) -> None:
     import torch
 
     nothing: ExampleIndices = np.zeros(0, dtype=np.int64)
-    trained = train(trainer, ProbePrivatizer([nothing] * declared_workload(trainer).steps, fill=None))
+    trained = train(
+        trainer, ProbePrivatizer([nothing] * declared_workload(trainer).steps, fill=None)
+    )
     ensure(
         torch.isfinite(trained.vector).all(),
         "a round of empty batches made NaN or infinity; a Poisson batch may be empty, so divide by "
@@ -133,7 +146,9 @@ def check_still_without_gradients(trainer: Trainer) -> None:
 
     net = samples.network()
     parameters.load(net, torch.zeros(parameters.length(net)))
-    moved = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer))), net=net).vector
+    moved = train(
+        trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer))), net=net
+    ).vector
     ensure(
         float(moved.abs().max()) <= CLOSE,
         f"with zero weights and zero gradients a value of the vector is {float(moved.abs().max())}"
@@ -150,7 +165,9 @@ def check_direction(trainer: Trainer) -> None:
     net = samples.network()
     # Weights that point the wrong way: who returns them instead of their change is seen.
     parameters.load(net, torch.full((parameters.length(net),), -sign))
-    found = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=0.01), net=net).vector
+    found = train(
+        trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=0.01), net=net
+    ).vector
     ensure(
         sign * float(found.sum()) > 0,
         f"work() declares that {releases}s are released, but under a gradient of ones the vector "
@@ -214,7 +231,9 @@ def check_personal(trainer: Trainer) -> None:
     from torch import nn
 
     net = samples.network()
-    trained = train(trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None), net=net)
+    trained = train(
+        trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None), net=net
+    )
     own: nn.Module = trainer.personalize(net, trained.state)
     ensure(
         isinstance(own, nn.Module),

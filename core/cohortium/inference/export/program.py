@@ -68,7 +68,9 @@ def trace(classifier: Classifier) -> TracedProgram:
         try:
             with torch.no_grad(), _quiet():
                 deployed(images)  # what is computed once should be there before it is traced
-                return TracedProgram(torch.export.export(deployed, (images,), dynamic_shapes=shapes), most)
+                return TracedProgram(
+                    torch.export.export(deployed, (images,), dynamic_shapes=shapes), most
+                )
         except Exception as error:  # noqa: BLE001 - torch.export raises whatever its parts raise
             reason = _first_line(error)
     raise RunError(

@@ -120,11 +120,11 @@ class CommittedSite:
         if request.own or request.broadcast not in (COMMIT, REVEAL):
             raise MessageError("the request is neither to commit nor to reveal.")
         if (request.broadcast == COMMIT) != (request.attempt > self._attempt):
-            raise RefusalError("order", f"to {request.broadcast.decode()} is not due.")
+            raise RefusalError("out-of-order", f"to {request.broadcast.decode()} is not due.")
         if request.broadcast == COMMIT:
             self._attempt, self._packed = request.attempt, b""
             self._packed = self.setting.ring.pack(release().words)
             return hashlib.sha256(self._packed).digest()
         if request.attempt != self._attempt or not self._packed:
-            raise RefusalError("order", "there is nothing to reveal for this attempt.")
+            raise RefusalError("out-of-order", "there is nothing to reveal for this attempt.")
         return self._packed

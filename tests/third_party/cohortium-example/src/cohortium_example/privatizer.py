@@ -101,5 +101,5 @@ class RoundingSite:
         """
         values = vector.cpu().double().numpy()
         if not (np.abs(values) <= self.plan.bound).all():
-            raise RefusalError("out of range", f"its update is not within {self.plan.bound:g}.")
+            raise RefusalError("out-of-range", f"its update is not within {self.plan.bound:g}.")
         return RingVector(self.plan.ring, self.plan.code.encode(values))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cohortium.testing import ConformanceError, trainers
+from cohortium_fedavg import FedAvg, FedProx
+from cohortium_fedsgd import FedSGD
+from tests.conformance import bad_trainers as they
+from tests.conformance.bad_trainers import GOOD
+
+BAD = [
+    (trainers.check_no_leak, they.Decorrelated(), "loss of other examples changed"),
+    (trainers.check_no_leak, they.Taught(), "loss of other examples changed"),
+    (trainers.check_no_leak, they.Weighted(), "loss of other examples changed"),
+    (trainers.check_no_leak, they.Normalised(), "loss of other examples changed"),
+    (trainers.check_no_leak, they.StandardisesTheSite(), "loss of other examples changed"),
+    (trainers.check_no_leak, they.SkipsHardOnes(), "which gradients were taken depends"),
+    (
+        trainers.check_no_leak,
+        they.TrainsBeside(),
+        "the vector changed when one example was replaced",
+    ),
+    (trainers.check_no_leak, they.KeepsAMean(), "the state changed"),
+    (trainers.check_no_leak, they.UsesAnOldMean(), "the state changed"),
+    (trainers.check_no_leak, they.OneLoss(), r"losses gave shape \(\)"),
+    (trainers.check_declared_work, they.OwnBatches(), "called for no examples"),
+    (trainers.check_declared_work, they.AsksTwice(), r"called for \[64, 64\] examples"),
+    (trainers.check_declared_work, they.Halves(), "declares 2 steps a round, and 4 gradients"),
+    (
+        trainers.check_declared_work,
+        they.Swaps(),
+        "over other batches than privatizer.batches yielded",
+    ),
+    (trainers.check_declared_work, they.Releases(), "called release"),
+    (trainers.check_vector, they.ParametersOnly(), "where vector.flatten gives"),
+    (trainers.check_vector, they.Explodes(), "NaN or infinity; lower"),
+    (trainers.check_vector, they.Weightless(), "the weight is -1.0"),
+    (trainers.check_vector, they.WorksInPlace(), "changed the site's images"),
+    (trainers.check_empty_batches, they.DividesByTheBatch(), "empty batches made NaN"),
+    (trainers.check_still_without_gradients, they.Jitters(), "Noise is the privatizer's"),
+    (trainers.check_direction, they.SendsWeights(), "an update is new weights minus old"),
+    (trainers.check_direction, they.SendsBackwards(), "declares that updates are released"),
+    (trainers.check_training_is_repeatable, they.Remembers(), "gave two vectors"),
+    (trainers.check_server, they.NoSchedule(), "a torch optimizer and a learning-rate schedule"),
+    (trainers.check_server, they.HalfTheParameters(), "exactly the parameters"),
+    (trainers.check_server, they.Climbs(), "did not go against the pseudo-gradient"),
+    (trainers.check_personal, they.PersonalState(), "personal gave a dict"),
+    (trainers.check_personal, they.PersonalBody(), r"gives shape \(2, 16\)"),
+]
+
+GOOD_ONES: dict[str, Any] = {
+    "minimal": they.Local(),
+    "fedavg": GOOD,
+    "adamw": FedAvg(optimizer="adamw", learning_rate=1e-3, optimizer_options={"weight_decay": 0.1}),
+    "augmented": FedAvg(
+        local_steps=2,
+        flips=True,
+        rotations=True,
+        augmentation_multiplicity=2,
+        class_weights=(1.0, 2.0, 1.0, 1.0),
+    ),
+    "fedprox": FedProx(mu=0.5),
+    "fedsgd": FedSGD(augmentation_multiplicity=3, flips=True),
+}
+
+
+@pytest.mark.parametrize(("check", "bad", "words"), BAD)
+def test_a_bad_trainer_fails(check: Any, bad: Any, words: str) -> None:
+    with pytest.raises(ConformanceError, match=words):
+        check(bad)
+
+
+@pytest.mark.parametrize("trainer", GOOD_ONES.values(), ids=GOOD_ONES)
+@pytest.mark.parametrize("check", trainers.CHECKS)
+def test_a_good_one_passes(check: Any, trainer: Any) -> None:
+    assert check(trainer) is None
+
+
+def test_every_check_is_proved() -> None:
+    assert {check for check, _, _ in BAD} == set(trainers.CHECKS)

@@ -1,0 +1,101 @@
+"""Every study file under docs/studies is one: all cells build, and of every choice one plans."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from cohortium import Federation, discover
+from cohortium import grid as grids
+
+STUDIES = sorted((Path(__file__).parents[2] / "docs" / "studies").glob("*.toml"))
+
+MADE_UP = [
+    "dataset.name=phantom", "dataset.examples=800", "dataset.validation=10", "dataset.test=10",
+]  # fmt: skip
+"""In place of real images, which are not everywhere."""
+
+
+def one_of_each(cells: tuple[grids.Cell, ...]) -> list[grids.Cell]:
+    """Few cells in which every choice occurs."""
+    chosen, seen = [], set[tuple[str, str]]()
+    for cell in cells:
+        if not set(cell.place.items()) <= seen:
+            chosen.append(cell)
+            seen |= set(cell.place.items())
+    return chosen
+
+
+def plannable() -> list[object]:
+    found: list[object] = []
+    for path in STUDIES:
+        if not grids.is_grid(path):
+            found.append(pytest.param(path, None, id=path.stem))
+            continue
+        grid = grids.read(path, MADE_UP)
+        found += [
+            pytest.param(path, cell, id=f"{path.stem} {cell.name}")
+            for cell in one_of_each(grid.cells())
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_cell_of_a_study_is_a_federation(path: Path) -> None:
+    if not grids.is_grid(path):
+        Federation.read(path)
+        return
+    grid, catalog = grids.read(path), discover()
+    for cell in grid.cells():
+        assert cell.federation(grid.seeds[0], catalog).seed == grid.seeds[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "cell"), plannable())
+def test_every_choice_of_a_study_can_be_prepared(path: Path, cell: grids.Cell | None) -> None:
+    if "weights =" in path.read_text("utf-8"):
+        pytest.skip("it trains a network for minutes before it can plan")
+    federation = Federation.read(path, MADE_UP) if cell is None else cell.federation(1)
+    ready = federation.prepare()
+    guarantee = ready.setting.plan.guarantee
+    if guarantee is not None:
+        assert guarantee.epsilon <= federation.privatizer.epsilon * 1.001  # type: ignore[attr-defined]
+
+
+TABLES = sorted((STUDIES[0].parent / "results").glob("*/table.md"))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.parent.name)
+def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
+    page = "".join(p.read_text("utf-8") for p in sorted(STUDIES[0].parent.glob("*.md")))
+    assert table.read_text("utf-8") in page
+    # A search is told in words; every question has its picture.
+    if not table.parent.name.startswith("search-"):
+        assert f"results/{table.parent.name}/plot.svg" in page
+    assert (table.parent / "plot.svg").exists()
+    lines = (table.parent / "runs.csv").read_text("utf-8").splitlines()
+    runs = list(csv.DictReader(lines))
+    assert runs
+    assert all(run["versions"] and run["weights_sha256"] and run["seed"] for run in runs)
+
+
+def test_the_papers_grid_is_the_papers() -> None:
+    path = next(p for p in STUDIES if p.stem == "paper")
+    cells = [c for c in grids.read(path).cells() if c.place["scale"] == "full"]
+    assert {c.place["sites"] for c in cells} == {"5", "10", "20"}
+    assert {c.place["secagg"] for c in cells} == {"on", "off"}
+    for cell in cells:
+        federation = cell.federation(1)
+        toml = federation.as_toml()
+        assert federation.rounds == 50
+        assert "width = 64" in toml
+        assert "batch_size = 32" in toml
+        assert "local_epochs = 3" in toml
+        if cell.place["privacy"] != "off":
+            assert "clip_norm = 7.0\n" in toml
+            assert "epsilon = 6.0\n" in toml
+            assert "delta = 0.00019\n" in toml
+        if cell.place["secagg"] == "on":
+            assert "reconstruction_threshold = 4\nnum_shares = 5\n" in toml

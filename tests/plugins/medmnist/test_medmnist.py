@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import pytest
+
+import cohortium_medmnist
+from cohortium.plugin import DataError, Dataset, StudyError
+from cohortium_medmnist import ORIGINS, SIZES, MedMNIST, cohortium_datasets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without data, on a machine without a network."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.delenv("COHORTIUM_DATA", raising=False)
+
+    def unplugged(*_: object, **__: object) -> NoReturn:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unplugged)
+    return home
+
+
+def stand_in() -> bytes:
+    """A file in the layout of BreastMNIST, small."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {}
+    for split, size in (("train", 6), ("val", 2), ("test", 4)):
+        arrays[f"{split}_images"] = np.full((size, 28, 28), size, dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(size) % 2).astype(np.uint8).reshape(size, 1)
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def remote(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> bytes:
+    """The stand-in, declared official and served over a pretended network."""
+    body = stand_in()
+    table = cohortium_medmnist._table()
+    entry = dict(table["breastmnist"]) | {"MD5": hashlib.md5(body).hexdigest()}
+    monkeypatch.setattr(cohortium_medmnist, "_table", lambda: {"breastmnist": entry})
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(body))
+    return body
+
+
+@pytest.mark.usefixtures("home")
+def test_offered_sets_are_flat_and_single_label() -> None:
+    table = cohortium_medmnist._table()
+    flat = {
+        flag
+        for flag, entry in table.items()
+        if f"MD5_{SIZES[-1]}" in entry and "multi-label" not in entry["task"]
+    }
+    assert set(ORIGINS) == flat
+    for flag in flat:
+        assert all(f"MD5_{size}" in table[flag] for size in SIZES[1:])
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("chestmnist", "several labels at once"),
+        ("organmnist3d", "volumes"),
+        ("bloodminst", "MedMNIST has no set 'bloodminst'; let flag be one of bloodmnist, "),
+    ],
+)
+def test_other_sets_are_refused_when_they_are_named(flag: str, sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        MedMNIST(flag=flag)
+
+
+def test_other_sizes_are_refused() -> None:
+    with pytest.raises(StudyError, match="no images of size 32; choose one of 28, 64, 128, 224"):
+        MedMNIST(size=32)
+
+
+def test_missing_file_without_network_error_names_remedy(home: Path, tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    with pytest.raises(DataError) as caught:
+        MedMNIST(root=str(root), size=64).load()
+    said = str(caught.value)
+    assert said.startswith(f"bloodmnist_64.npz is not in {root} or {home / '.medmnist'}, and")
+    assert "downloading it failed: <urlopen error no network>; get it from https://zenodo" in said
+    assert said.endswith(f"put it in {root}.")
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.usefixtures("remote")
+def test_without_leave_nothing_is_downloaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
+    with pytest.raises(DataError, match=r"breastmnist\.npz is not in .*, and download is false"):
+        MedMNIST(flag="breastmnist", download=False).load()
+    assert not (home / ".medmnist" / "breastmnist.npz").exists()
+
+
+def test_a_download_is_kept_and_not_repeated(
+    remote: bytes, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = MedMNIST(flag="breastmnist").load()
+    assert splits.name == "BreastMNIST 28×28"
+    assert splits.classes == ("malignant", "normal, benign")
+    assert "Yang et al." in splits.source
+    assert "Al-Dhabyani" in splits.source
+    assert splits.source.endswith("CC BY 4.0")
+    kept = home / ".medmnist" / "breastmnist.npz"
+    assert kept.read_bytes() == remote
+    assert list(kept.parent.iterdir()) == [kept]
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
+    assert len(MedMNIST(flag="breastmnist").load().train) == 6
+
+
+def test_folder_with_file_needs_no_network(
+    remote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "breastmnist.npz").write_bytes(remote)
+    assert len(MedMNIST(flag="breastmnist", root=str(folder)).load().train) == 6
+    monkeypatch.setenv("COHORTIUM_DATA", str(folder))
+    assert len(MedMNIST(flag="breastmnist").load().train) == 6
+
+
+def test_a_damaged_download_leaves_nothing(
+    remote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = io.BytesIO(remote[:-7])
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: cut)
+    with pytest.raises(DataError, match="does not have its published MD5"):
+        MedMNIST(flag="breastmnist", root=str(tmp_path / "new" / "root")).load()
+    assert list((tmp_path / "new" / "root").iterdir()) == []
+
+
+def test_a_connection_lost_half_way_leaves_nothing(
+    remote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise TimeoutError("timed out")
+            return super().read(size and 100)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Lost(remote))
+    with pytest.raises(DataError, match="downloading it failed: timed out"):
+        MedMNIST(flag="breastmnist", root=str(tmp_path)).load()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"downloading it failed: .*File exists"):
+        MedMNIST(flag="breastmnist", root=str(tmp_path / "file")).load()
+
+
+@pytest.mark.usefixtures("home")
+def test_unofficial_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bloodmnist.npz").write_bytes(stand_in())
+    with pytest.raises(DataError, match=r"not the official file, whose MD5 is 7053d0359d879ad8"):
+        MedMNIST(root=str(tmp_path)).load()
+
+
+@pytest.mark.usefixtures("home")
+def test_making_one_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from cohortium_medmnist import MedMNIST, _table; MedMNIST(); _table()\n"
+        "print([m for m in ('torch', 'pandas', 'sklearn', 'medmnist') if m in sys.modules])"
+    )
+    environ: dict[str, Any] = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_it_is_offered_as_a_dataset() -> None:
+    (offer,) = cohortium_datasets()
+    assert offer.name == "medmnist"
+    assert isinstance(offer.factory(), Dataset)
+
+
+@pytest.mark.data
+def test_the_official_pneumonia_images() -> None:
+    if not os.environ.get("COHORTIUM_DATA"):
+        pytest.skip("COHORTIUM_DATA names no folder of real images")
+    splits = MedMNIST(flag="pneumoniamnist", download=False).load()
+    assert splits.name == "PneumoniaMNIST 28×28"
+    assert splits.train.images.shape == (4708, 1, 28, 28)
+    assert splits.validation is not None
+    assert splits.test is not None
+    assert (len(splits.validation), len(splits.test)) == (524, 624)
+    assert splits.classes == ("normal", "pneumonia")
+    assert np.bincount(splits.train.labels).tolist() == [1214, 3494]

@@ -1,0 +1,239 @@
+"""Attacks that are really tried: each is refused, and succeeds once its check is taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cohortium.plugin import FileJournal, StudyError
+from cohortium_secagg import SecAgg, _sharing
+from cohortium_secagg._consent import Confirmed
+from cohortium_secagg._messages import (
+    AdvertiseKeysRequest,
+    ConfirmedUnmaskRequest,
+    ConsistencyRequest,
+    MaskedVectorRequest,
+    ShareKeysAmongAllRequest,
+)
+from cohortium_secagg._party import Masked, SiteAttempt
+from cohortium_secagg._rules import ProtocolParameters
+from cohortium_secagg._site import DUE, SecAggSite
+from tests.support.malicious_coordinator import (
+    COORDINATOR,
+    MaliciousCoordinator,
+    is_refused,
+    nothing,
+)
+
+Patch = pytest.MonkeyPatch
+
+
+def difference(larger: list[int], smaller: list[int]) -> list[int]:
+    return [(a - b) % (1 << 20) for a, b in zip(larger, smaller, strict=True)]
+
+
+# --- One sum an attempt ---------------------------------------------------------------------------
+
+
+def open_twice(attacker: MaliciousCoordinator) -> list[int]:
+    """Open the sum over all, then take the victim's masking key for that of a dropout."""
+    attacker.up_to_vectors()
+    attacker.agree_and_open(attacker.all_sites)
+    attacker.agree_and_open(range(1, 10))
+    return attacker.recovered_sum(0)
+
+
+def test_second_unmasking_is_refused(monkeypatch: Patch) -> None:
+    is_refused("out-of-order", open_twice, MaliciousCoordinator())
+
+    def keep(self: Any, request: object) -> object:
+        kept = self.__dict__.setdefault("kept", {})
+        kept[type(self._state)] = self._state
+        return next(kept[due] for due, kinds in DUE if isinstance(request, kinds))
+
+    monkeypatch.setattr(SecAggSite, "_take", keep)
+    attacker = MaliciousCoordinator()
+    assert open_twice(attacker) == attacker.true_sum(0)
+
+
+def begin_again(attacker: MaliciousCoordinator) -> list[int]:
+    """Have the same attempt twice, over sets that differ in the victim."""
+    sums = []
+    for chosen in (range(10), range(1, 10)):
+        attacker.begin(0)
+        attacker.up_to_vectors()
+        attacker.agree_and_open(chosen)
+        sums.append(attacker.recovered_sum(*chosen))
+    return difference(*sums)
+
+
+def test_stale_attempt_is_refused(monkeypatch: Patch) -> None:
+    is_refused("out-of-order", begin_again, MaliciousCoordinator())
+    monkeypatch.setattr(SecAggSite, "_require_later", nothing)
+    attacker = MaliciousCoordinator()
+    assert begin_again(attacker) == attacker.true_sum(0)
+
+
+def cut_the_power(attacker: MaliciousCoordinator) -> list[int]:
+    """As before, but let every site restart in between."""
+    attacker.up_to_vectors()
+    attacker.agree_and_open(range(10))
+    first = attacker.recovered_sum(*range(10))
+    for site in attacker.sites.values():
+        site._member.journal.close()
+    attacker.restart()
+    attacker.begin(0)
+    attacker.up_to_vectors()
+    attacker.agree_and_open(range(1, 10))
+    return difference(first, attacker.recovered_sum(*range(1, 10)))
+
+
+def test_restart_without_journal_reopens_attempt(monkeypatch: Patch, tmp_path: Path) -> None:
+    def attacker(folder: str) -> MaliciousCoordinator:
+        (tmp_path / folder).mkdir()
+        return MaliciousCoordinator(journal=lambda site: FileJournal(tmp_path / folder / f"{site}"))
+
+    is_refused("out-of-order", cut_the_power, attacker("kept"))
+    monkeypatch.setattr(FileJournal, "entries", lambda _journal: ())
+    there = attacker("lost")
+    assert cut_the_power(there) == there.true_sum(0)
+
+
+@pytest.mark.parametrize("end", ["masked", "consented", "unmasked"])
+def test_site_restarted_after_masking_leaves_attempt(end: str) -> None:
+    journals = [MaliciousCoordinator().sites[0]._member.journal for _ in range(10)]
+    attacker = MaliciousCoordinator(journal=lambda site: journals[site])
+    attacker.up_to_vectors()
+    signatures = attacker.consent(dict.fromkeys(range(10), range(10))) if end != "masked" else {}
+    if end == "unmasked":
+        attacker.open(0, signatures)
+    attacker.restart()
+    for request in (
+        AdvertiseKeysRequest(0, COORDINATOR),
+        ShareKeysAmongAllRequest(0, attacker.keys),
+        MaskedVectorRequest(0, {}),
+        ConsistencyRequest(0, tuple(range(10))),
+        ConfirmedUnmaskRequest(0, signatures),
+    ):
+        is_refused("out-of-order", lambda v, request=request: v.ask(0, request), attacker)  # type: ignore[misc]
+    attacker.begin(1)
+    attacker.up_to_vectors()
+    attacker.agree_and_open(range(10))
+    assert attacker.recovered_sum(*range(10)) == attacker.true_sum(*range(10))
+
+
+# --- The set of survivors -------------------------------------------------------------------------
+
+
+def tell_each_another(attacker: MaliciousCoordinator) -> list[int]:
+    """Declare the others dead to some of their shareholders each: nobody sees fewer than six."""
+    attacker.up_to_vectors()
+    dead = {site: {4 + (site - 4 + step) % 6 for step in (1, 2, 3, 4)} for site in range(4, 10)}
+    dead |= {0: {4, 5, 6, 7}, 1: {8, 9, 4, 5}, 2: {6, 7, 8, 9}, 3: {4, 5, 6, 7}}
+    sets = {site: set(range(10)) - gone for site, gone in dead.items()}
+    signatures = attacker.consent(sets)
+    for site in range(10):
+        attacker.open(site, signatures)
+    return attacker.recovered_sum(0, 1, 2, 3)
+
+
+def test_differing_survivor_sets_are_refused(
+    monkeypatch: Patch,
+) -> None:
+    is_refused("consent", tell_each_another, MaliciousCoordinator())
+    monkeypatch.setattr(Confirmed, "check_signatures", nothing)
+    attacker = MaliciousCoordinator()
+    assert attacker.protocol.floor == 6
+    assert tell_each_another(attacker) == attacker.true_sum(0, 1, 2, 3)
+
+
+def split_in_half(attacker: MaliciousCoordinator) -> list[int]:
+    """One half opens the sum over all; to the other half the victim has dropped out."""
+    attacker.up_to_vectors()
+    attacker.agree_and_open(range(10), sites=range(5))
+    attacker.agree_and_open(range(1, 10), sites=range(5, 10))
+    return attacker.recovered_sum(0)
+
+
+def test_threshold_below_floor_reveals_both_share_kinds(monkeypatch: Patch) -> None:
+    with pytest.raises(StudyError, match="reconstruction_threshold is 5, but must be at least 6"):
+        MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=5))
+    is_refused(
+        "consent",
+        split_in_half,
+        MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=6)),
+    )
+    monkeypatch.setattr(_sharing, "_require", nothing)
+    attacker = MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=5))
+    assert split_in_half(attacker) == attacker.true_sum(0)
+
+
+def feign_dropouts(attacker: MaliciousCoordinator) -> list[int]:
+    """Pretend that four of ten dropped out, where eight must be in a sum."""
+    attacker.up_to_vectors()
+    attacker.agree_and_open(range(6))
+    return attacker.recovered_sum(*range(6))
+
+
+def test_survivors_below_floor_are_refused(monkeypatch: Patch) -> None:
+    is_refused("floor", feign_dropouts, MaliciousCoordinator(min_contributors=8))
+    monkeypatch.setattr(ProtocolParameters, "floor", property(lambda protocol: protocol.threshold))
+    attacker = MaliciousCoordinator(min_contributors=8)
+    assert feign_dropouts(attacker) == attacker.true_sum(*range(6))
+
+
+def pad_the_survivors(attacker: MaliciousCoordinator) -> list[int]:
+    """The same, with two for survivors that were never asked."""
+    roster = attacker.advertise(range(10))
+    attacker.share(roster)
+    attacker.collect(range(10))
+    attacker.agree_and_open([*range(6), 10, 11], sites=range(6))
+    return attacker.recovered_sum(*range(6))
+
+
+def test_survivors_without_shares_are_refused(monkeypatch: Patch) -> None:
+    is_refused(
+        "survivors", pad_the_survivors, MaliciousCoordinator(12, size=10, min_contributors=8)
+    )
+    monkeypatch.setattr(Masked, "require_acquainted", nothing)
+    attacker = MaliciousCoordinator(12, size=10, min_contributors=8)
+    assert pad_the_survivors(attacker) == attacker.true_sum(*range(6))
+
+
+def isolate(attacker: MaliciousCoordinator) -> list[int]:
+    """Let the victim mask with those alone who are said to drop out."""
+    attacker.share(attacker.advertise())
+    attacker.collect(range(1, 10))
+    attacker.collect_one(0, {peer: attacker.sealed[peer][0] for peer in (7, 8, 9)})
+    attacker.agree_and_open(range(7), sites=range(1, 7))
+    return attacker.recovered_sum(0)
+
+
+def test_withheld_shares_would_leave_a_survivor_alone(monkeypatch: Patch) -> None:
+    is_refused("neighbourhood", isolate, MaliciousCoordinator())
+    monkeypatch.setattr(SiteAttempt, "check_neighbours", nothing)
+    attacker = MaliciousCoordinator()
+    assert isolate(attacker) == attacker.true_sum(0)
+
+
+FORGERIES: dict[str, Callable[[dict[int, bytes]], dict[int, bytes]]] = {
+    "one too few": lambda given: dict(list(given.items())[:5]),
+    "one for all": lambda given: dict.fromkeys(given, given[0]),
+    "exchanged": lambda given: {site: given[(site + 1) % 10] for site in given},
+    "none": lambda _given: {},
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_signature_counts_for_its_signer_only(forgery: str) -> None:
+    attacker = MaliciousCoordinator()
+    attacker.up_to_vectors()
+    signatures = attacker.consent(dict.fromkeys(range(10), range(10)))
+    is_refused("consent", lambda v: v.open(0, FORGERIES[forgery](signatures)), attacker)
+    assert not attacker.seeds
+    # Enough others will do.
+    attacker.open(1, {site: signatures[site] for site in range(4, 10)})
+    assert attacker.seeds

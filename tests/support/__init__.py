@@ -1,0 +1,1 @@
+"""Federations, adversaries and environments that several tests use."""

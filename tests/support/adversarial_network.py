@@ -1,0 +1,335 @@
+"""A federation whose network may do anything, and what must hold of it whatever it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import combinations
+from typing import Any, TypeAlias
+
+import numpy as np
+from attrs import evolve, field, frozen
+from numpy.typing import NDArray
+
+from cohortium.plugin import (
+    AggregationConfig,
+    FederationSpec,
+    Journal,
+    KeyDirectory,
+    MemoryJournal,
+    Message,
+    MessageError,
+    Randomness,
+    RefusalError,
+    Ring,
+    RingSum,
+    RingVector,
+    SigningKey,
+    SiteContext,
+    SiteRequest,
+    SiteSession,
+    StageRequests,
+    TooFewSitesError,
+    decode_either,
+    encode,
+)
+from cohortium_secagg import SecAgg
+from cohortium_secagg._messages import (
+    ACTIVE_REQUESTS,
+    HONEST_BUT_CURIOUS_REQUESTS,
+    ConfirmedUnmaskRequest,
+    ConsistencyCheck,
+    ConsistencyRequest,
+    Keys,
+    Shares,
+    SignedKeys,
+    Unmasking,
+    UnmaskRequest,
+    Vector,
+)
+from cohortium_secagg._rules import AttemptLabel
+from tests.support.adversary_view import AdversaryView
+
+Words: TypeAlias = NDArray[np.unsignedinteger[Any]]
+
+EXCHANGES = {"honest-but-curious": 4, "active": 5}
+"""How often an attempt asks, at most."""
+
+REMEMBERED = 120
+"""Envelopes that may come again."""
+
+
+@frozen(eq=False)
+class Envelope:
+    """A message on its way: a request to `site`, or its reply to one.
+
+    Attributes:
+        site: Whom it goes to, or whom it is said to come from.
+        ask: The request; of a reply, the one that it answers.
+        reply: None for a request.
+    """
+
+    site: int
+    ask: SiteRequest
+    reply: bytes | None = None
+
+
+@frozen(eq=False)
+class Attempt:
+    """What has happened in an attempt.
+
+    Attributes:
+        sites: Those that are asked.
+        view: What a curious coordinator has seen of it.
+        sent: The requests that the coordinator made, by site.
+        released: The vectors that left their sites' trainers.
+        unmasked: Sites that have given shares.
+        signed: Signatures for survivors.
+        is_twisted: Whether a site answered what the coordinator had not asked it.
+    """
+
+    sites: frozenset[int]
+    view: AdversaryView
+    sent: set[tuple[int, int, bytes, bytes]] = field(factory=set)
+    released: dict[int, Words] = field(factory=dict)
+    unmasked: set[int] = field(factory=set)
+    signed: dict[int, bytes] = field(factory=dict)
+    is_twisted: list[bool] = field(factory=list)
+
+
+class AdversarialNetwork:
+    """A coordinator and sites that keep to the protocol, and envelopes between them."""
+
+    def __init__(
+        self, aggregator: SecAgg, sites: int, *, bits: int = 20, length: int = 2, **terms: Any
+    ) -> None:
+        self.aggregator = aggregator
+        self._secret = Randomness.insecure_from_seed(1)
+        self._identities = [
+            SigningKey.generate(self._secret.derive("identity", k)) for k in range(sites)
+        ]
+        self._journals: list[Journal] = [MemoryJournal() for _ in range(sites)]
+        self.setting = AggregationConfig(
+            session=b"sixteen bytes id",
+            ring=Ring(bits),
+            length=length,
+            cohort=FederationSpec(
+                sites=sites, cohort_size=sites, examples=9, rounds=1 << 20, **terms
+            ),
+            directory=KeyDirectory(tuple(identity.public for identity in self._identities)),
+        )
+        self.coordinator = aggregator.coordinator_session(
+            self.setting, self._secret.derive("coordinator")
+        )
+        self._lives, self._over = [0] * sites, [-1] * sites
+        self.sites: list[SiteSession] = [self._begun(site) for site in range(sites)]
+        self.fresh: list[Envelope] = []
+        self.seen: list[Envelope] = []
+        self.attempts: dict[int, Attempt] = {}
+        self.round, self.attempt, self.exchanges = 0, -1, 0
+        self.total: RingSum | None = None
+        self.is_over = True
+
+    def _begun(self, site: int) -> SiteSession:
+        secret = self._secret.derive(site, self._lives[site])
+        member = SiteContext(
+            site=site,
+            secret=secret,
+            identity=self._identities[site],
+            journal=self._journals[site],
+        )
+        return self.aggregator.site_session(self.setting, member)
+
+    @property
+    def is_active(self) -> bool:
+        return self.setting.cohort.adversary == "active"
+
+    @property
+    def protocol(self) -> Any:
+        return self.sites[0]._protocol  # type: ignore[attr-defined]
+
+    @property
+    def floor(self) -> int:
+        """The least number of sites in a sum, as `docs/secagg.md` has it."""
+        cohort, threshold = self.setting.cohort, int(self.protocol.threshold)
+        return max(threshold, cohort.min_contributors, cohort.max_colluding + 2)
+
+    # --- What parties do ------------------------------------------------------------------------
+
+    def open(self, sites: Iterable[int], *, rounds: int = 0) -> None:
+        """Begin an attempt, whatever has become of the one before."""
+        self.round, self.attempt, self.exchanges = self.round + rounds, self.attempt + 1, 0
+        self.total, self.is_over = None, False
+        asked = sorted(sites)
+        self.attempts[self.attempt] = Attempt(
+            frozenset(asked),
+            AdversaryView(
+                scope=AttemptLabel(self.setting.session, self.round, self.attempt),
+                ring=self.setting.ring,
+                length=self.setting.length,
+                threshold=self.protocol.threshold,
+            ),
+        )
+        self.coordinator.begin_attempt(self.round, self.attempt, asked)
+
+    def move_on(self) -> bool:
+        """Let the coordinator ask what comes next; whether it asks anything."""
+        requests: StageRequests = self.coordinator.next_requests()
+        self.exchanges += bool(requests)
+        if not requests:
+            self._conclude()
+            return False
+        assert self.exchanges <= EXCHANGES[self.setting.cohort.adversary], "it never ends."
+        for site, own in requests.per_site.items():
+            ask = SiteRequest(
+                round=self.round, attempt=self.attempt, broadcast=requests.broadcast, own=own
+            )
+            self.attempts[self.attempt].sent.add((site, self.round, ask.broadcast, own))
+            self.fresh.append(Envelope(site, ask))
+        return True
+
+    def deliver(self, envelope: Envelope) -> None:
+        """Bring a envelope to its reader, who may turn it down."""
+        self.seen.append(envelope)
+        del self.seen[:-REMEMBERED]
+        if envelope.reply is not None:
+            with suppress(MessageError):
+                self.coordinator.receive(envelope.site, envelope.reply)
+            return
+        ask = envelope.ask
+        try:
+            reply = self.sites[envelope.site].handle(ask, lambda: self._release(envelope.site, ask))
+        except (MessageError, RefusalError):
+            return
+        self._note(envelope.site, ask, reply)
+        self.fresh.append(Envelope(envelope.site, ask, reply))
+
+    def deliver_requests(self, lost: Iterable[int] = ()) -> None:
+        """Bring the requests that are on their way, and keep the replies back."""
+        envelopes, self.fresh = self.fresh, []
+        for envelope in envelopes:
+            if envelope.reply is not None:
+                self.fresh.append(envelope)
+            elif envelope.site not in lost:
+                self.deliver(envelope)
+
+    def deliver_all(self, lost: Iterable[int] = ()) -> None:
+        """Bring every envelope that is on its way, and the replies, but for those of `lost`."""
+        while self.fresh:
+            envelope = self.fresh.pop(0)
+            if envelope.site not in lost:
+                self.deliver(envelope)
+
+    def restart(self, site: int) -> None:
+        """A site loses all but its identity and its journal."""
+        self._lives[site] += 1
+        masked = [k for k, attempt in self.attempts.items() if site in attempt.view.masked]
+        self._over[site] = max(masked, default=-1)
+        self.sites[site] = self._begun(site)
+
+    def lie(self, told: Mapping[int, Iterable[int]]) -> None:
+        """Name each site survivors of its own; show it every signature that there is."""
+        attempt = self.attempts[self.attempt]
+        for site, survivors in told.items():
+            kind = ConsistencyRequest if self.is_active else UnmaskRequest
+            self._forge(site, kind(self.attempt, tuple(sorted(survivors))))
+        for site in told if self.is_active else ():
+            self._forge(site, ConfirmedUnmaskRequest(self.attempt, dict(attempt.signed)))
+
+    def _forge(self, site: int, request: Message) -> None:
+        ask = SiteRequest(
+            round=self.round, attempt=self.attempt, broadcast=encode(request), own=b""
+        )
+        self.deliver(Envelope(site, ask))
+
+    def _release(self, site: int, ask: SiteRequest) -> RingVector:
+        released = self.attempts[ask.attempt].released
+        assert site not in released, "a site released two vectors in an attempt."
+        stream = self._secret.stream("vector", site, ask.attempt)
+        ring = self.setting.ring
+        data = stream.bytes(self.setting.length * ring.dtype.itemsize)
+        released[site] = np.frombuffer(data, ring.dtype)
+        return RingVector(ring, released[site])
+
+    # --- What must hold -------------------------------------------------------------------------
+
+    def _note(self, site: int, ask: SiteRequest, reply: bytes) -> None:
+        attempt = self.attempts[ask.attempt]
+        assert ask.attempt > self._over[site], "a site took part again in what its journal ended."
+        if (site, ask.round, ask.broadcast, ask.own) not in attempt.sent:
+            attempt.is_twisted.append(True)
+        request = decode_either(
+            ask.own or ask.broadcast,
+            *(ACTIVE_REQUESTS if self.is_active else HONEST_BUT_CURIOUS_REQUESTS),
+        )
+        message = decode_either(
+            reply, Keys, SignedKeys, Shares, Vector, ConsistencyCheck, Unmasking
+        )
+        attempt.view.note(site, request, message)
+        if isinstance(message, ConsistencyCheck):
+            attempt.signed[site] = message.signature
+        if isinstance(message, Unmasking):
+            assert not message.seeds.keys() & message.keys.keys(), "both kinds of share of one."
+            assert site not in attempt.unmasked, "a site gave shares twice in an attempt."
+            attempt.unmasked.add(site)
+            self._check_secrecy(attempt)
+
+    def _check_secrecy(self, attempt: Attempt) -> None:
+        """Nothing but one sum can be had, over as many sites as the rules say.
+
+        A trusted coordinator that learns from forged requests is not in the model.
+        """
+        if attempt.is_twisted and not self.is_active:
+            return
+        cohort = self.setting.cohort
+        for helping in combinations(range(cohort.sites), cohort.max_colluding):
+            colluding = frozenset(helping)
+            opened = list(attempt.view.openable(colluding))
+            assert len(opened) <= 1, "more than one sum can be had."
+            for group in opened:
+                assert len(group) >= 2, "a site's vector can be had."
+                assert len(group | colluding) >= self.floor, "a sum over too few can be had."
+
+    def _conclude(self) -> None:
+        try:
+            total = self.coordinator.sum()
+        except TooFewSitesError:
+            assert self.total is None, "a sum was taken back."
+        else:
+            self._check_sum(total)
+            self.total = total
+        self.is_over = True
+
+    def _check_sum(self, total: RingSum) -> None:
+        attempt = self.attempts[self.attempt]
+        assert set(total.contributors) <= attempt.sites & attempt.released.keys()
+        assert len(total.contributors) >= self.floor, "a sum over too few."
+        assert total.words.tolist() == self._sum(total.contributors), "a wrong sum."
+        assert self.total is None or total.contributors == self.total.contributors
+
+    def _sum(self, sites: Iterable[int]) -> list[int]:
+        ring, released = self.setting.ring, self.attempts[self.attempt].released
+        words = sum((released[site] for site in sites), ring.zeros(self.setting.length))
+        return [word % (1 << ring.bits) for word in words.tolist()]
+
+    def check_attack(self) -> None:
+        """The attacker is no straw man: alone, it has the very sum that the coordinator has."""
+        assert self.total is not None
+        view = self.attempts[self.attempt].view
+        assert list(view.openable()) == [frozenset(self.total.contributors)]
+        assert view.sum_over(self.total.contributors) == self._sum(self.total.contributors)
+
+
+def elsewhere(envelope: Envelope, *, site: int | None = None, later: int = 0) -> Envelope:
+    """The same bytes, said to be for or from another, or of another round."""
+    ask = evolve(envelope.ask, round=max(0, envelope.ask.round + later))
+    return Envelope(envelope.site if site is None else site, ask, envelope.reply)
+
+
+def damaged(envelope: Envelope, change: Any, *, whole: bool = False) -> Envelope:
+    """The envelope with its bytes changed: of a request, the part that is the site's own if any."""
+    if envelope.reply is not None:
+        return Envelope(envelope.site, envelope.ask, change(envelope.reply))
+    if envelope.ask.own and not whole:
+        return Envelope(envelope.site, evolve(envelope.ask, own=change(envelope.ask.own)))
+    return Envelope(envelope.site, evolve(envelope.ask, broadcast=change(envelope.ask.broadcast)))

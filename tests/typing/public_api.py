@@ -1,0 +1,136 @@
+"""What users write, for type checkers: mypy and pyright read it as they read a user's program.
+
+`tests/typing/test_public_typing.py` holds that it leaves nothing public out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_type
+
+import cohortium
+from cohortium import Catalog, CohortiumError, Federation, Guarantee, PluginRecord, Result, discover
+from cohortium.plugin import (
+    Aggregator,
+    Dataset,
+    Engine,
+    Event,
+    Model,
+    Observer,
+    Partitioner,
+    Privatizer,
+    RoundCompleted,
+    Trainer,
+)
+from cohortium_additive import Additive
+from cohortium_cnn import CNN
+from cohortium_descriptor import Descriptor
+from cohortium_dirichlet import Dirichlet
+from cohortium_dpresnet import DPResNet
+from cohortium_events import Events
+from cohortium_fedavg import FedAvg, FedProx
+from cohortium_fedmic import FedMIC
+from cohortium_fedsgd import FedSGD
+from cohortium_flower import Flower
+from cohortium_gaussian import Gaussian
+from cohortium_iid import IID
+from cohortium_inline import Inline
+from cohortium_medmnist import MedMNIST
+from cohortium_mlflow import MLflow
+from cohortium_module import Module
+from cohortium_natural import Natural
+from cohortium_none import NoPrivacy
+from cohortium_npz import Npz
+from cohortium_phantom import Phantom
+from cohortium_plain import Plain
+from cohortium_pretrained import Pretrained
+from cohortium_progress import Progress
+from cohortium_quantity import Quantity, QuantityPairs
+from cohortium_ray import Ray
+from cohortium_resnet9 import ResNet9
+from cohortium_resnet18 import ResNet18
+from cohortium_scatternet import ScatterNet
+from cohortium_secagg import SecAgg
+from cohortium_skellam import Skellam
+from cohortium_tensorboard import TensorBoard
+
+
+def compose() -> Federation:
+    """Instances, names and numbers, as the README has them."""
+    return Federation(
+        dataset="phantom",
+        partitioner=Dirichlet(alpha=0.5),
+        model="descriptor",
+        trainer="fedsgd",
+        privatizer=Gaussian(epsilon=6.0, delta=1.9e-4, clip_norm=7.0),
+        aggregator=SecAgg(reconstruction_threshold=4),
+        sites=10,
+        rounds=60,
+        seed=1,
+    )
+
+
+def run(federation: Federation) -> Result:
+    """A run, and what can be asked of its result."""
+    try:
+        result = federation.run(Path("record"), observers=[Progress()])
+    except CohortiumError as error:
+        assert_type(error.exit_code, int)
+        raise SystemExit(error.exit_code) from error
+    assert_type(result, Result)
+    assert_type(result.accuracy, float | None)
+    assert_type(result.guarantee, Guarantee | None)
+    assert_type(result.rounds, int)
+    if result.guarantee is not None:
+        assert_type(result.guarantee.epsilon, float)
+    for event in result.history:
+        assert_type(event, RoundCompleted)
+    if result.scores is not None:
+        assert_type(result.scores.accuracy, float)
+    return result
+
+
+def look() -> Catalog:
+    """What is installed."""
+    catalog = discover()
+    assert_type(catalog.records, tuple[PluginRecord, ...])
+    assert_type(catalog.names("model"), list[str])
+    assert_type(cohortium.__version__, str)
+    return catalog
+
+
+class Counter:
+    """An observer by its methods alone."""
+
+    def __init__(self) -> None:
+        """Start from nothing."""
+        self.events = 0
+
+    def start_run(self) -> Counter:
+        """Be the listener too."""
+        return self
+
+    def __call__(self, event: Event) -> None:
+        """Count."""
+        self.events += 1
+
+
+OBSERVER: Observer = Counter()
+
+DATASETS: list[Dataset] = [MedMNIST(), Npz(path="images.npz"), Phantom()]
+PARTITIONERS: list[Partitioner] = [Dirichlet(), IID(), Natural(), Quantity(), QuantityPairs()]
+MODELS: list[Model] = [
+    CNN(),
+    Descriptor(),
+    DPResNet(),
+    Module(module="package:Class"),
+    Pretrained(images=Phantom()),
+    ResNet9(),
+    ResNet18(),
+    ScatterNet(),
+]
+TRAINERS: list[Trainer] = [FedAvg(), FedMIC(), FedProx(), FedSGD()]
+PRIVATIZERS: list[Privatizer] = [Gaussian(), NoPrivacy(), Skellam()]
+AGGREGATORS: list[Aggregator] = [Additive(), Plain(), SecAgg()]
+ENGINES: list[Engine] = [Flower(), Inline(), Ray()]
+OBSERVERS: list[Observer] = [Events(), MLflow(), Progress(), TensorBoard()]

@@ -1,0 +1,783 @@
+"""A hospital's reception: what it takes part in, what it refuses, and what it never says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import tomli_w
+from attrs import define, evolve, field
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from cohortium import Federation
+from cohortium.data.npz import DATA_FOLDER
+from cohortium.deployment import rehearsal
+from cohortium.deployment.admission import MAX_THREADS, NoEngine
+from cohortium.deployment.log_throttle import MAX_SENTENCES
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.site_server import IDLE_TIMEOUT, MAX_ACTIVE_RUNS, SiteServer
+from cohortium.errors import RefusalError, StudyError
+from cohortium.messages.codec import Message, decode, decode_either, encode
+from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
+from cohortium.messages.run import Refusal, Reply, Request
+from cohortium.roles.protocols import Dataset
+from cohortium.rounds.coordinator import Coordinator
+from cohortium.runs.invite import build_invitation, collect_versions, invite_sites
+from cohortium.storage.append_log import FileJournal
+from cohortium.study import study_file, toml
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+from cohortium_npz import Npz
+from tests.support.federations import QuadrantImages, tiny_federation
+from tests.support.study_files import PATHS
+
+SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-")
+"""What no message may hold: where a hospital keeps things."""
+
+TOO_MANY = max(MAX_THREADS, os.cpu_count() or 0) + 1
+
+
+def simulation(**changes: Any) -> Federation:
+    parts: dict[str, Any] = {
+        "privatizer": Gaussian(epsilon=6.0, delta=1e-3),
+        "trainer": FedSGD(sampling_rate=1.0),
+        "sites": 3,
+        "rounds": 2,
+    }
+    return tiny_federation(**(parts | changes))
+
+
+@pytest.fixture(scope="module")
+def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dealt") / "reh"
+    rehearsal.deal(simulation().prepare(), folder, engine="inline")
+    return folder
+
+
+@pytest.fixture
+def place(dealt: Path, tmp_path: Path) -> Path:
+    """A copy of hospital 1 that a test may spoil."""
+    own = tmp_path / "site-1"
+    own.mkdir()
+    for path in (dealt / "site-1").iterdir():
+        if path.is_file():
+            (own / path.name).write_bytes(path.read_bytes())
+            (own / path.name).chmod(0o600)
+    return own
+
+
+@define(eq=False)
+class SiteServerFixture:
+    """A hospital at work, and what it told its own people."""
+
+    folder: Path
+    log: list[str] = field(factory=list)
+    now: float = 0.0
+    reception: SiteServer = field(init=False)
+    journal: FileJournal = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        site_config = SiteConfig.read(self.folder / "site.toml")
+        self.journal = site_config.open_journal()
+        self.reception = SiteServer(
+            site_config, self.journal, tell=self.log.append, clock=lambda: self.now
+        )
+
+    def send(self, message: Message | bytes, own: bytes = b"") -> Any:
+        data = message if isinstance(message, bytes) else encode(message)
+        reply = self.reception.answer(data, own)
+        for word in SECRET_WORDS:
+            assert word.encode() not in reply
+        return decode_either(reply, Acceptance, Refusal, Reply, IdentifyReply)
+
+
+@pytest.fixture
+def server(place: Path) -> Iterator[SiteServerFixture]:
+    made = SiteServerFixture(place)
+    yield made
+    made.journal.close()
+
+
+def policy(folder: Path, **floors: Any) -> None:
+    """Change the policy of a hospital."""
+    path = folder / "site.toml"
+    file = toml.read(path, what="the site file")
+    file["policy"] |= floors
+    path.write_text(tomli_w.dumps(file))
+
+
+@pytest.fixture(scope="module")
+def invitation(dealt: Path) -> Invitation:
+    return build_invitation(Federation.read(dealt / "study.toml").prepare())
+
+
+def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitation:
+    """An invitation to a study with other tables; None takes one away."""
+    shared = toml.loads(invitation.study, where="test")
+    for name, values in changes.items():
+        if values is None:
+            del shared[name]
+        else:
+            shared[name] = {**shared.get(name, {}), **values}
+    text = tomli_w.dumps(shared)
+    return Invitation(os.urandom(16), text, invitation.directory, invitation.versions)
+
+
+# --- Taking part ---------------------------------------------------------------------------------
+
+
+def test_a_hospital_says_who_it_is(server: SiteServerFixture, dealt: Path) -> None:
+    from cohortium.crypto.signing import KeyDirectory
+
+    challenge = os.urandom(32)
+    present = server.send(IdentifyRequest(challenge))
+    assert present.site == 1
+    directory = KeyDirectory.read(dealt / "directory.txt")
+    text = IdentifyReply.statement(challenge, 1)
+    assert directory.verify(1, present.signature, text)
+    assert not directory.verify(1, present.signature, IdentifyReply.statement(os.urandom(32), 1))
+    assert not directory.verify(2, present.signature, IdentifyReply.statement(challenge, 2))
+
+
+def test_a_hospital_takes_part(server: SiteServerFixture, invitation: Invitation) -> None:
+    accepted = server.send(invitation)
+    assert accepted == Acceptance(invitation.session, 1, 0, {})
+    assert server.send(invitation) == accepted
+
+
+@pytest.mark.parametrize(
+    "dataset", [QuadrantImages(), Npz(path="grey.npz")], ids=["squares", "npz"]
+)
+def test_deployment_in_process_matches_simulation(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Grey images as MedMNIST lays them, large enough for torch to have several ways to convolve.
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", 200), ("test", 50)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 2, (count, 1), np.uint8)
+    np.savez(tmp_path / "grey.npz", **arrays)
+    monkeypatch.setenv(DATA_FOLDER, str(tmp_path))
+    simulated = simulation(
+        dataset=dataset, insecure_seeded_secrets=True, threads=1, aggregator="secagg", sites=5
+    )
+    rehearsal.deal(simulated.prepare(), tmp_path / "reh")
+    servers = {n: SiteServerFixture(tmp_path / "reh" / f"site-{n}") for n in range(5)}
+
+    class Corridor:
+        def connect(self, sites: object) -> Any:
+            assert sites is None
+            return self
+
+        def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Any:
+            for number, own in per_site.items():
+                yield number, servers[number].reception.answer(broadcast, own)
+
+        def close(self) -> None:
+            for server in servers.values():
+                server.journal.close()
+
+    deployed = Federation.read(tmp_path / "reh" / "study.toml")
+    result = deployed.run(engine=Corridor())
+    assert result.weights_sha256 == simulated.run().weights_sha256
+    assert result.accuracy is not None
+    assert Federation.read(tmp_path / "reh" / "study.toml") == deployed
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+def sentence(server: SiteServerFixture, message: Message) -> tuple[str, str]:
+    refusal = server.send(message)
+    assert isinstance(refusal, Refusal), refusal
+    assert len(refusal.reason) <= 1000
+    return refusal.code, refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"dataset": {"name": "npz", "path": "/etc/shadow"}}, "tables", "table [dataset]"),
+        ({"engine": {"name": "inline"}}, "tables", "table [engine]"),
+        ({"partitioner": {"name": "iid"}}, "tables", "table [partitioner]"),
+        ({"federation": {"key_directory": "/etc/shadow"}}, "tables", "term key_directory"),
+        ({"federation": {"observers": ["events"]}}, "tables", "term observers"),
+        ({"model": None}, "tables", "no table [model]"),
+        ({"data": None}, "tables", "no table [data]"),
+        (
+            {"model": {"name": "module", "module": "os:system", "width": None}},
+            "policy.allowed_local_values",
+            "module = 'os:system', which names code",
+        ),
+        ({"model": {"name": "npz", "path": "/etc/passwd"}}, "plugins", "the model 'npz'"),
+        (
+            {"model": {"name": "descriptor", "center_on": {"name": "npz", "path": "/etc/passwd"}}},
+            "policy.allowed_local_values",
+            "the dataset 'npz' path = '/etc/passwd'",
+        ),
+        (
+            {
+                "model": {
+                    "name": "descriptor",
+                    "components": 8,
+                    "center_on": {"name": "phantom"},
+                    "extra_features": {
+                        "name": "pretrained",
+                        "images": "phantom",
+                        "weights": "../keys",
+                    },
+                }
+            },
+            "policy.allowed_local_values",
+            "the model 'pretrained' weights = '../keys'",
+        ),
+        ({"model": {"name": "no-such"}}, "plugins", "the model 'no-such'"),
+        ({"model": {"name": ["cnn"]}}, "plugins", "the model"),
+        ({"model": {"width": "wide"}}, "study", "width: expected int"),
+        ({"model": {"widht": 3}}, "study", "no such parameter"),
+        ({"federation": {"device": "meta"}}, "device", "device 'meta'"),
+        ({"federation": {"threads": 4096}}, "threads", "threads"),
+        ({"federation": {"threads": TOO_MANY}}, "threads", f"asks for {TOO_MANY} threads"),
+        ({"federation": {"sites": 1}}, "site-error", "no site 1"),
+        ({"data": {"height": 9}}, "data", "another shape or classes"),
+        ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
+        ({"data": {"patients": 3}}, "data", "patients"),
+        ({"data": {"examples": 10}}, "examples", "declares 10 examples over all sites together"),
+        ({"privatizer": {"epsilon": 60.0}}, "policy.epsilon", "this site allows"),
+        (
+            {"federation": {"retries": 3}, "privatizer": {"epsilon": 9.0}},
+            "policy.epsilon",
+            "allows",
+        ),
+        ({"federation": {"insecure_seeded_secrets": True}}, "policy.epsilon", "public seed"),
+    ],
+)
+def test_what_a_hospital_does_not_take_part_in(
+    server: SiteServerFixture,
+    invitation: Invitation,
+    changes: dict[str, Any],
+    code: str,
+    words: str,
+) -> None:
+    if changes.get("model", {}) and "name" in changes["model"]:
+        bare = changed(invitation, model=None)
+        shared = toml.loads(bare.study, where="test")
+        model = {k: v for k, v in changes["model"].items() if v is not None}
+        text = tomli_w.dumps({**shared, "model": model})
+        message = evolved(bare, text)
+    else:
+        message = changed(invitation, **changes)
+    found, reason = sentence(server, message)
+    assert found == code
+    assert words in reason
+    assert not list((server.folder / "runs").glob("*"))
+
+
+def evolved(invitation: Invitation, text: str) -> Invitation:
+    shared = toml.loads(text, where="test")
+    try:
+        versions = collect_versions(shared)
+    except RefusalError:
+        versions = invitation.versions
+    return Invitation(invitation.session, text, invitation.directory, versions)
+
+
+def test_a_class_that_a_hospital_lacks_is_explained_in_its_own_log_alone(
+    place: Path, invitation: Invitation
+) -> None:
+    with np.load(place / "data.npz") as stored:
+        held = {name: stored[name] for name in stored.files}
+    held["classes"] = held["classes"][:-1]
+    kept = held["train_labels"].ravel() < len(held["classes"])
+    for name in ("train_images", "train_labels"):
+        held[name] = held[name][kept]
+    np.savez(place / "data.npz", **held)
+    server = SiteServerFixture(place)
+    try:
+        code, reason = sentence(server, invitation)
+    finally:
+        server.journal.close()
+    assert (code, "another shape or classes" in reason) == ("data", True)
+    why, refused = server.log
+    assert refused == f"refused (data): {reason}"
+    assert "3 classes (a, b, c); its data set must name every class" in why
+    assert "(a, b, c)" not in reason
+
+
+def test_a_study_without_privacy_is_refused(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
+    bare = changed(invitation, privatizer=None)
+    text = bare.study + '\n[privatizer]\nname = "none"\n'
+    assert sentence(server, evolved(bare, text))[0] == "policy.epsilon"
+
+
+def test_only_code_named_by_policy_is_used(place: Path, invitation: Invitation) -> None:
+    policy(place, allowed_local_values=["tests.support.federations:SmallConvNet"])
+    server = SiteServerFixture(place)
+    try:
+        bare = changed(invitation, model=None)
+        for module, accepted in (
+            ("tests.support.federations:SmallConvNet", True),
+            ("tests.support.federations:tiny_federation", False),
+            ("subprocess:run", False),
+        ):
+            text = bare.study + f'\n[model]\nname = "module"\nmodule = "{module}"\n'
+            answer = server.send(evolved(changed(bare), text))
+            assert isinstance(answer, Acceptance) == accepted
+    finally:
+        server.journal.close()
+
+
+BROKEN = """
+from torch import nn
+class Net(nn.Linear):
+    def __init__(self, channels, classes):
+        {}["width"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "source", "words"),
+    [
+        ("no_such_file:Net", "", "there is no module 'no_such_file' among what is installed here"),
+        (
+            "tests.support.federations:SmallConvNat",
+            "",
+            "has no 'SmallConvNat'; did you mean SmallConvNet?",
+        ),
+        ("planted_net:Net", BROKEN, "cannot be made: KeyError: 'width' (planted_net.py, line 5)"),
+        ("planted_net:Net", "1 / 0", "ZeroDivisionError: division by zero (planted_net.py, line"),
+        ("planted_net:Net", "import not_there_at_all", "needs not_there_at_all"),
+        ("planted_net:Net", "raise SystemExit", "cannot be imported: SystemExit"),
+    ],
+)
+def test_unbuildable_network_is_explained_in_log_only(
+    code: str,
+    source: str,
+    words: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, tmp_path = request.getfixturevalue("place"), request.getfixturevalue("tmp_path")
+    invitation = request.getfixturevalue("invitation")
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "planted_net.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    monkeypatch.delitem(sys.modules, "planted_net", raising=False)
+    policy(place, allowed_local_values=[code])
+    server = SiteServerFixture(place)
+    try:
+        bare = changed(invitation, model=None)
+        text = bare.study + f'\n[model]\nname = "module"\nmodule = "{code}"\n'
+        answer = sentence(server, evolved(bare, text))
+        assert answer == (
+            "network", "the site cannot make or train the network; its log says why.",
+        )  # fmt: skip
+        told, refused = server.log
+        assert refused.startswith("refused (network): ")
+        assert words in told
+        assert "\n" not in told
+    finally:
+        server.journal.close()
+
+
+def test_a_site_searches_no_folder_that_a_study_names(
+    place: Path, invitation: Invitation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sent_net.py").write_text("raise AssertionError('it was imported')")
+    policy(place, allowed_local_values=["sent_net:Net"])
+    server = SiteServerFixture(place)
+    try:
+        bare = changed(invitation, model=None)
+        table = {"name": "module", "module": "sent_net:Net", "folder": "."}
+        text = bare.study + tomli_w.dumps({"model": table})
+        assert sentence(server, evolved(bare, text))[0] == "policy.allowed_local_values"
+    finally:
+        server.journal.close()
+    assert "sent_net" not in sys.modules
+
+
+def test_where_the_study_leads_code_lies_is_not_sent(dealt: Path, tmp_path: Path) -> None:
+    (tmp_path / "lead_net.py").write_text("from tests.support.federations import SmallConvNet\n")
+    text = (dealt / "study.toml").read_text()
+    head, _, rest = text.partition("[model]")
+    table = '[model]\nname = "module"\nmodule = "lead_net:SmallConvNet"\n'
+    tail = rest[rest.index("\n[") :]
+    (tmp_path / "study.toml").write_text(head + table + tail)
+    for name in ("public.npz", "directory.txt"):
+        if (dealt / name).exists():
+            (tmp_path / name).write_bytes((dealt / name).read_bytes())
+    ready = Federation.read(tmp_path / "study.toml").prepare()
+    assert str(tmp_path) in ready.federation.as_toml()
+    sent = build_invitation(ready).study
+    assert "lead_net:SmallConvNet" in sent
+    assert str(tmp_path) not in sent
+    assert "folder" not in sent
+    sys.modules.pop("lead_net", None)
+
+
+def test_plugin_outside_policy_is_never_built(
+    place: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cohortium_cnn
+
+    policy(place, allowed_plugins=["fedsgd", "gaussian", "plain", "descriptor"])
+    server = SiteServerFixture(place)
+
+    def made(self: object) -> None:
+        raise AssertionError("made")
+
+    monkeypatch.setattr(cohortium_cnn.CNN, "__attrs_post_init__", made, raising=False)
+    monkeypatch.setattr(cohortium_cnn.CNN, "build", made)
+    try:
+        code, reason = sentence(server, invitation)
+        assert code == "policy.allowed_plugins"
+        assert "cnn" in reason
+        assert "descriptor" not in reason
+    finally:
+        server.journal.close()
+
+
+def test_another_version_is_refused_or_told(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
+    for name in ("cohortium", "plugin fedsgd"):
+        other = Invitation(
+            os.urandom(16), invitation.study, "", {**invitation.versions, name: "0.0.1"}
+        )
+        code, reason = sentence(server, other)
+        assert code == "versions"
+        assert f"the coordinator has {name} 0.0.1" in reason
+    other = Invitation(os.urandom(16), invitation.study, "", {**invitation.versions, "torch": "1"})
+    assert server.send(other).versions == {"torch": invitation.versions["torch"]}
+
+
+def test_a_directory_that_is_not_the_pinned_one_is_refused(
+    place: Path, invitation: Invitation
+) -> None:
+    from cohortium.crypto.signing import KeyDirectory, SigningKey
+    from cohortium.plugin import Randomness
+
+    theirs = KeyDirectory(tuple(SigningKey.generate(Randomness.system()).public for _ in range(3)))
+    server = SiteServerFixture(place)
+    try:
+        message = Invitation(os.urandom(16), invitation.study, str(theirs), invitation.versions)
+        assert sentence(server, message)[0] == "policy.directory"
+        garbage = Invitation(os.urandom(16), invitation.study, "hello", invitation.versions)
+        assert server.send(garbage).code == "site-error"
+    finally:
+        server.journal.close()
+
+
+def test_the_hospital_s_own_trouble_stays_its_own(place: Path, invitation: Invitation) -> None:
+    server = SiteServerFixture(place)
+    try:
+        (place / "data.npz").write_bytes(b"garbage")
+        assert sentence(server, invitation) == (
+            "site-error",
+            "the site's own files do not serve; its log says why.",
+        )
+        assert any("data.npz" in told for told in server.log)
+    finally:
+        server.journal.close()
+
+
+def test_a_ledger_that_has_gone_stops_it(place: Path, invitation: Invitation) -> None:
+    server = SiteServerFixture(place)
+    try:
+        (place / "ledger.sqlite").unlink()
+        assert sentence(server, invitation)[0] == "ledger"
+        assert not (place / "ledger.sqlite").exists()
+    finally:
+        server.journal.close()
+
+
+# --- Who else speaks -----------------------------------------------------------------------------
+
+
+def test_a_run_has_one_setting(server: SiteServerFixture, invitation: Invitation) -> None:
+    assert isinstance(server.send(invitation), Acceptance)
+    other = changed(invitation, federation={"rounds": 1})
+    same = Invitation(invitation.session, other.study, "", invitation.versions)
+    assert sentence(server, same)[0] == "session"
+    server.journal.close()
+    server.restart()
+    assert sentence(server, same)[0] == "session"
+    assert isinstance(server.send(invitation), Acceptance)
+
+
+def test_request_without_invitation_is_refused(server: SiteServerFixture) -> None:
+    code, reason = sentence(server, Request(os.urandom(16), 0, 0, 0, memoryview(b""), b""))
+    assert (code, reason) == ("session", "this site has not been invited to the run.")
+
+
+def test_coordinators_cannot_push_each_other_out(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
+    def fresh() -> Invitation:
+        return Invitation(os.urandom(16), invitation.study, "", invitation.versions)
+
+    runs = [fresh() for _ in range(MAX_ACTIVE_RUNS)]
+    for run in runs:
+        assert isinstance(server.send(run), Acceptance)
+    assert sentence(server, fresh())[0] == "busy"
+    assert isinstance(server.send(runs[0]), Acceptance)
+    server.now += IDLE_TIMEOUT
+    assert isinstance(server.send(fresh()), Acceptance)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
+)
+@given(broadcast=st.binary(max_size=200), own=st.binary(max_size=50), cut=st.integers(0, 400))
+def test_hostile_bytes_are_answered_with_a_refusal(
+    server: SiteServerFixture, invitation: Invitation, broadcast: bytes, own: bytes, cut: int
+) -> None:
+    whole = encode(invitation)
+    assert isinstance(server.send(broadcast, own), Refusal)
+    assert isinstance(server.send(whole[: cut % len(whole)] + broadcast, own), Refusal)
+
+
+def test_refusal_flood_writes_bounded_log(server: SiteServerFixture) -> None:
+    before = len(server.log)
+    for _ in range(10 * MAX_SENTENCES):
+        assert isinstance(decode(server.reception.answer(b"no", b""), Refusal), Refusal)
+    server.reception.close()
+    told = server.log[before:]
+    assert len(told) == MAX_SENTENCES + 1
+    assert told[-1] == f"{9 * MAX_SENTENCES} more refusals in the last minute."
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from cohortium.hospital import SiteConfig
+from cohortium.messages import decode
+from cohortium.reception import SiteServer
+from cohortium.wire import Refusal
+
+site_config = SiteConfig.read(Path(sys.argv[1]))
+reception = SiteServer(site_config, site_config.open_journal())
+reception.self_check()
+reception.warm_up()
+
+def packages():
+    return {name.partition(".")[0] for name in sys.modules}
+
+before = packages()
+refusal = decode(reception.answer(Path(sys.argv[2]).read_bytes(), b""), Refusal)
+print(refusal.code, *sorted(packages() - before))
+"""
+
+
+def test_the_first_invitation_of_a_process_waits_for_no_import(
+    place: Path, invitation: Invitation, tmp_path: Path
+) -> None:
+    hostile = changed(invitation, privatizer={"epsilon": 999_999.0})
+    (tmp_path / "invitation").write_bytes(encode(hostile))
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, place / "site.toml", tmp_path / "invitation"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, PATHS))},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["policy.epsilon"]
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100
+)
+@given(text=st.text(max_size=200))
+@example(text="# none")
+def test_hostile_studies_are_answered_with_a_refusal(
+    server: SiteServerFixture, invitation: Invitation, text: str
+) -> None:
+    own = toml.loads(invitation.study, where="test")
+    for study_text in (text, invitation.study + text):
+        message = Invitation(os.urandom(16), study_text, "", invitation.versions)
+        answer = server.send(message)
+        # A comment changes nothing.
+        assert isinstance(answer, Refusal) or toml.loads(study_text, where="test") == own
+        server.now += IDLE_TIMEOUT
+
+
+# --- A restart -----------------------------------------------------------------------------------
+
+
+def coordinator_of(invitation: Invitation) -> Coordinator:
+    """The other side of a run."""
+    shared = toml.loads(invitation.study, where="test")
+    ready = study_file.build(shared, engine=NoEngine(), into=Federation).prepare()
+    return Coordinator(evolve(ready.setting, session=invitation.session))
+
+
+def begun(server: SiteServerFixture, invitation: Invitation) -> tuple[bytes, bytes]:
+    """The first request of the run, and the hospital's answer."""
+    coordinator = coordinator_of(invitation)
+    coordinator.begin_attempt(0, 0, range(3))
+    requests = coordinator.next_requests()
+    assert isinstance(server.send(invitation), Acceptance)
+    return requests.broadcast, server.reception.answer(requests.broadcast, requests.per_site[1])
+
+
+def test_restarted_site_repeats_same_bytes(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
+    request, reply = begun(server, invitation)
+    assert isinstance(decode_either(reply, Reply, Refusal), Reply)
+    assert server.reception.answer(request, b"") == reply
+    server.journal.close()
+    server.restart()
+    assert server.reception.answer(request, b"") == reply
+    assert any("takes part again" in told for told in server.log)
+
+
+def test_after_a_restart_an_attempt_is_not_made_twice(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
+    request, reply = begun(server, invitation)
+    folder = server.folder / "runs" / invitation.session.hex()
+    (folder / "reply").unlink()  # as if the machine had gone down before it was kept
+    server.journal.close()
+    server.restart()
+    refusal = decode_either(server.reception.answer(request, b""), Reply, Refusal)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "out-of-order"
+    assert reply
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def filled(*_: object) -> NoReturn:
+    """What a full disk answers to whoever writes."""
+    raise FULL
+
+
+@pytest.mark.parametrize("call", ["write", "posix_fallocate"])
+def test_a_full_disk_costs_nothing_and_ends_nothing(
+    server: SiteServerFixture, invitation: Invitation, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    coordinator = coordinator_of(invitation)
+    assert isinstance(server.send(invitation), Acceptance)
+
+    def charged() -> int:
+        site_config = SiteConfig.read(server.folder / "site.toml")
+        with site_config.account.ledger.read_transaction() as book:
+            return sum(book.charge_counts(site_config.dataset_id).values())
+
+    for attempt, is_full in enumerate([True, False]):
+        coordinator.begin_attempt(attempt, attempt, range(3))
+        broadcast = coordinator.next_requests().broadcast
+        with monkeypatch.context() as patch:
+            if is_full:
+                patch.setattr(os, call, filled)
+            answer = server.send(broadcast)
+        assert isinstance(answer, Refusal) == is_full, answer
+        assert not is_full or "cannot be" in answer.reason
+        assert charged() == attempt
+
+
+def test_unwritable_trainer_state_is_found_before_charge(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
+    shared = toml.loads(invitation.study, where="test") | {"trainer": {"name": "fedmic"}}
+    keeping = evolved(invitation, tomli_w.dumps(shared))
+    # The folder of states is a file; under the unit of docs/deploy it may be one to read only.
+    (server.folder / "states").write_text("mine")
+    code, _ = sentence(server, keeping)
+    assert code == "site-error"
+    assert "the folder of states does not take them: File exists" in server.log[0]
+    assert (server.folder / "states").read_text() == "mine"
+
+
+# --- The coordinator's side ----------------------------------------------------------------------
+
+
+@define
+class Line:
+    """An exchange with given answers."""
+
+    answers: dict[int, bytes]
+
+    def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Iterator[Any]:
+        yield from self.answers.items()
+
+    def close(self) -> None: ...
+
+
+def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
+    ready = Federation.read(dealt / "study.toml").prepare()
+    session = ready.setting.session
+    answers = {
+        0: encode(Acceptance(session, 0, 0, {})),
+        1: encode(Refusal(0, 0, "data", "the site's have\x1b[31m another shape.")),
+    }
+    with pytest.raises(StudyError) as error:
+        invite_sites(Line(answers), ready)
+    assert str(error.value) == (
+        "2 of 3 sites do not take part:\n"
+        "  site 1: the site's have\\x1b[31m another shape.\n"
+        "  site 2: no answer came."
+    )
+    lies = {
+        0: encode(Acceptance(os.urandom(16), 0, 0, {})),
+        1: encode(Acceptance(session, 2, 0, {})),
+        2: b"garbage",
+    }
+    with pytest.raises(StudyError, match="3 of 3"):
+        invite_sites(Line(lies), ready)
+
+
+def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
+    ready = Federation.read(dealt / "study.toml").prepare()
+    session = ready.setting.session
+
+    def answers(examples: int) -> Line:
+        versions = {2: {"torch": "1\n2"}}
+        return Line(
+            {n: encode(Acceptance(session, n, examples, versions.get(n, {}))) for n in range(3)}
+        )
+
+    sizes, versions = invite_sites(answers(70), ready)
+    assert sizes.startswith("the sites declare 210 examples together, and the study 240:")
+    with pytest.raises(StudyError, match="declare 270 examples together, and the study 240: sums"):
+        invite_sites(answers(90), ready)
+    assert versions == "site 2 has torch 1\\n2: equal bits need equal versions."
+
+
+def test_a_deployment_deals_nothing() -> None:
+    spec = QuadrantImages().load().spec
+    for wrong, words in (
+        ({"data": spec}, "has no partitioner"),
+        ({"data": spec, "partitioner": None, "dataset": None, "key_directory": "x"}, None),
+        ({"dataset": None}, "a simulation needs a dataset"),
+        ({"key_directory": "x"}, "a simulation makes its own keys"),
+    ):
+        if words is None:
+            with pytest.raises(StudyError, match="directory of the sites' keys if, and only if"):
+                tiny_federation(**wrong).prepare()
+        else:
+            with pytest.raises(StudyError, match=words):
+                tiny_federation(**wrong)
+    with pytest.raises(StudyError, match="holdout_fraction is for simulated sites"):
+        tiny_federation(data=spec, partitioner=None, dataset=None, holdout_fraction=0.2).prepare()
+    ready = tiny_federation(data=spec, partitioner=None, dataset=None).prepare()
+    assert ready.test is None
+    with pytest.raises(StudyError, match="data lie in the hospitals"):
+        _ = ready.splits
+    with pytest.raises(StudyError, match="no hospitals to ask"):
+        tiny_federation().check_sites()

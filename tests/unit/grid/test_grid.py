@@ -1,0 +1,344 @@
+"""Grids: cells and names, going on, failures, tables, and the difference of two cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cohortium import grid as grids
+from cohortium import reporting
+from cohortium.cli import app
+from cohortium.errors import RecordError, StoppedError, StudyError
+from cohortium.grid.paired import bootstrap
+from cohortium.runs.result import predictions_of
+
+STUDY = """
+[federation]
+rounds = 1
+threads = 1
+[dataset]
+examples = 120
+validation = 16
+test = 40
+[model]
+name = "cnn"
+width = 2
+[trainer]
+name = "fedavg"
+learning_rate = 0.01
+"""
+
+GRID = """
+[grid]
+seeds = [1, 2]
+"federation.sites" = [4, 5]
+[grid.privacy.off]
+privatizer.name = "none"
+[grid.privacy.on]
+privatizer.epsilon = 6.0
+"""
+
+
+def write(folder: Path, text: str, name: str = "small.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def cohortium(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
+    grid = grids.read(write(tmp_path, GRID + STUDY))
+    cells = grid.cells()
+    assert [cell.name for cell in cells] == [
+        "sites=4,privacy=off", "sites=4,privacy=on", "sites=5,privacy=off", "sites=5,privacy=on",
+    ]  # fmt: skip
+    assert [cell.federation(7).sites for cell in cells] == [4, 4, 5, 5]
+    assert cells[0].federation(7).seed == 7
+    assert cells[0].tables["privatizer"] == {"name": "none"}
+    assert cells[1].tables["privatizer"]["clip_norm"] == 7.0
+
+
+def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
+    exclude = '[grid]\nexclude = [{ sites = 4, privacy = "off" }, { sites = 5, privacy = "on" }]\n'
+    grid = grids.read(write(tmp_path, exclude + GRID.replace("[grid]\n", "", 1) + STUDY))
+    assert [cell.name for cell in grid.cells()] == ["sites=4,privacy=on", "sites=5,privacy=off"]
+    flips = '[grid]\n"trainer.flips" = [true, false]\nexclude = [{ flips = true }]\n'
+    (cell,) = grids.read(write(tmp_path, flips + STUDY)).cells()
+    assert cell.name == "flips=false"
+
+
+def test_a_combination_sets_what_its_choices_do_not(tmp_path: Path) -> None:
+    joint = """
+[[grid.override]]
+match = { sites = 5, privacy = "on" }
+set = { privatizer.clip_norm = 3.5 }
+"""
+    path = write(tmp_path, GRID + joint + STUDY)
+    clips = [cell.tables["privatizer"].get("clip_norm") for cell in grids.read(path).cells()]
+    assert clips == [None, 7.0, None, 3.5]
+    with pytest.raises(StudyError, match=r"the grid varies privatizer\.clip_norm"):
+        grids.read(path, ["privatizer.clip_norm=2.0"])
+
+
+def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
+    grid = grids.read(write(tmp_path, GRID + STUDY))
+    chosen = grid.select(["sites=4", "sites=5", "privacy=on", "seed=2"])
+    assert [(cell.name, seed) for cell, seed in chosen] == [
+        ("sites=4,privacy=on", 2), ("sites=5,privacy=on", 2),
+    ]  # fmt: skip
+
+
+def test_overrides_reach_cells_except_grid_axes(tmp_path: Path) -> None:
+    path = write(tmp_path, GRID + STUDY)
+    cells = grids.read(path, ["model.width=3", "federation.rounds=2"]).cells()
+    assert {(c.tables["model"]["width"], c.tables["federation"]["rounds"]) for c in cells} == {
+        (3, 2)
+    }
+    for setting in ("federation.sites=3", "federation.seed=3", "privatizer.epsilon=1.0"):
+        with pytest.raises(StudyError, match="the grid varies"):
+            grids.read(path, [setting])
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("[grid]\nseeds = []", "different whole numbers"),
+        ("[grid]\nseeds = [1, 1]", "different whole numbers"),
+        ("[grid]\nseeds = [true]", "different whole numbers"),
+        ('[grid]\nimages = "train"', '"test" or "validation"'),
+        (
+            '[grid]\nimages = "validation"\n"federation.evaluate_every" = [0, 1]',
+            "evaluate_every = 0 never scores",
+        ),
+        ("[grid]\nsites = [1, 2]", 'write the key as "table.key"'),
+        ('[grid]\n"federation.sites" = []', "a list of numbers or strings"),
+        ('[grid]\n"federation.observers" = [["events"]]', "need a name each"),
+        ('[grid]\n"federation.sites" = [4, 4]', "two of its choices have one name"),
+        ('[grid]\n"federation.seed" = [1, 2]', "seeds go into"),
+        ("[grid.privacy]\noff = 1", "a choice is a table"),
+        ("[grid]\nprivacy = 3", "a list of values, or a table"),
+        ("[grid.privacy.on]\nprivatiser.epsilon = 1.0", "no [privatiser]; did you mean privatiz"),
+        ("grid = 3", "must be a table"),
+        ("[grid]\nexclude = 3", "a list of tables"),
+        ("[grid]\nexclude = [{ sites = 4 }]", "there is no sites = 4"),
+        ("[grid]\noverride = [{ sites = 4 }]", "must have two tables"),
+        (
+            "[[grid.override]]\ncells = { sites = 4 }\nset = { model.width = 3 }",
+            "there is no sites = 4",
+        ),
+        (
+            "\n".join(["[grid]", *(f'"model.k{n}" = {list(range(11))}' for n in range(4))]),
+            "more than 10000",
+        ),
+    ],
+)
+def test_a_grid_that_is_none_is_refused_in_a_sentence(
+    tmp_path: Path, table: str, words: str
+) -> None:
+    with pytest.raises(StudyError) as caught:
+        grids.read(write(tmp_path, table)).cells()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ("sites", "axis=choice"),
+        ("site=4", "did you mean sites"),
+        ("sites=6", "there are 4, 5"),
+    ],
+)
+def test_a_filter_that_names_nothing_is_refused(tmp_path: Path, only: str, words: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        grids.read(write(tmp_path, GRID + STUDY)).select([only])
+    assert words in str(caught.value)
+
+
+def test_a_dry_run_lists_and_leaves_nothing(tmp_path: Path) -> None:
+    path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
+    code, stdout, _ = cohortium("run", str(path), "--out", str(out), "--dry-run")
+    assert code == 0
+    assert stdout.count("to run") == 8
+    assert not out.exists()
+
+
+def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
+    run = ["run", str(path), "--out", str(out), "--quiet", "--only", "privacy=off"]
+    code, stdout, stderr = cohortium(*run, "--only", "sites=4")
+    assert code == 0, stderr
+    assert stdout.startswith("| sites | privacy | accuracy |")
+    first = out / "sites=4,privacy=off" / "seed-1"
+    before = (first / "result.json").stat().st_mtime_ns
+    cut_short = out / "sites=5,privacy=off" / "seed-2"
+    cell = next(c for c in grids.read(path).cells() if c.name == cut_short.parent.name)
+    with pytest.raises(StoppedError):
+        cell.federation(2).run(cut_short, stop=lambda: True)
+    assert "unfinished  sites=5,privacy=off seed 2" in cohortium(*run, "--dry-run")[1]
+    code, stdout, stderr = cohortium(*run)
+    assert code == 0, stderr
+    assert stderr.count("already finished") == 2
+    assert (cut_short / "result.json").exists()
+    assert (first / "result.json").stat().st_mtime_ns == before
+    # The table on disk leads to each run's page.
+    links = re.findall(r"\(<(.+?)>\)", (out / "table.md").read_text("utf-8"))
+    assert links == [
+        f"sites={sites},privacy=off/seed-{seed}/report.html" for sites in (4, 5) for seed in (1, 2)
+    ]
+    assert all("<html" in (out / link).read_text("utf-8") for link in links)
+    assert "report.html" not in stdout
+    with pytest.raises(
+        RecordError, match=r"holds a grid; give folders of runs, such as .*seed-1\.$"
+    ):
+        reporting.read(out)
+    # The table is of everything that is there, in all three forms.
+    assert stdout.count("| off |") == 2
+    lines = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
+    runs = list(csv.DictReader(io.StringIO((out / "runs.csv").read_text())))
+    assert [line["seeds"] for line in lines] == ["2", "2"]
+    for line in lines:
+        each = [float(r["accuracy"]) for r in runs if r["sites"] == line["sites"]]
+        assert float(line["accuracy_mean"]) == pytest.approx(np.mean(each))
+        assert float(line["accuracy_sd"]) == pytest.approx(np.std(each, ddof=1))
+    assert {len(r["weights_sha256"]) for r in runs} == {64}
+    assert ET.parse(out / "plot.svg").getroot().tag.endswith("svg")
+
+
+def test_a_folder_with_another_study_is_left_alone(tmp_path: Path) -> None:
+    path, out = write(tmp_path, '[grid]\n"federation.sites" = [4]\n' + STUDY), tmp_path / "out"
+    assert cohortium("run", str(path), "--out", str(out), "--quiet")[0] == 0
+    record = out / "sites=4" / "seed-1" / "result.json"
+    before = record.read_bytes()
+    with pytest.raises(StudyError, match="holds something else"):
+        cohortium("run", str(path), "--out", str(out), "--set", "model.width=3")
+    assert record.read_bytes() == before
+    (out / "sites=4" / "seed-1" / "study.toml").write_text("not a study")
+    with pytest.raises(StudyError, match="holds something else"):
+        cohortium("run", str(path), "--out", str(out))
+
+
+FAILING = """
+[grid.rate]
+good = { trainer.learning_rate = 0.01 }
+bad = { trainer.learning_rate = 1e6, trainer.optimizer_options.weight_decay = 1e6 }
+fine = { trainer.learning_rate = 0.02 }
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_failing_cell_is_reported_and_others_finish(tmp_path: Path, jobs: int) -> None:
+    text = FAILING + STUDY + '[privatizer]\nname = "none"\n'
+    path, out = write(tmp_path, text), tmp_path / "out"
+    run = ["run", str(path), "--out", str(out), "--quiet", "--jobs", str(jobs)]
+    code, stdout, stderr = cohortium(*run)
+    assert code == 1
+    assert stderr.splitlines()[-1].startswith("cohortium: rate=bad seed 1 failed: round 1 failed")
+    assert "| good |" in stdout
+    assert "| fine |" in stdout
+    assert "| bad |" not in stdout
+    code, _, stderr = cohortium(*run)
+    assert code == 1
+    assert stderr.count("already finished") == 2
+
+
+def test_one_study_takes_no_options_of_grids(tmp_path: Path) -> None:
+    path = write(tmp_path, STUDY)
+    for option in (["--only", "sites=3"], ["--jobs", "2"], ["--dry-run"]):
+        with pytest.raises(StudyError, match=r"with a \[grid\]"):
+            cohortium("run", str(path), *option)
+    with pytest.raises(StudyError, match="is a grid of studies"):
+        cohortium("audit", str(write(tmp_path, GRID + STUDY)))
+    path = write(tmp_path, STUDY)
+    with pytest.raises(StudyError, match=r"with a \[grid\]"):
+        cohortium("plan", str(path), "--only", "sites=3")
+
+
+def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:
+    text = '[grid]\nimages = "validation"\n"federation.sites" = [4]\n' + STUDY
+    path, out = write(tmp_path, text), tmp_path / "out"
+    code, stdout, _ = cohortium("run", str(path), "--out", str(out), "--quiet", "--json")
+    assert code == 0
+    result = json.loads((out / "sites=4" / "seed-1" / "result.json").read_text())
+    (line,) = json.loads(stdout)
+    assert line["images"] == "validation"
+    assert line["accuracy_mean"] == result["history"][-1]["accuracy"]
+    assert line["auc_mean"] == result["history"][-1]["auc"] != result["auc"]
+
+
+def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
+    path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
+    assert cohortium("run", str(path), "--out", str(out), "--quiet", "--only", "sites=4")[0] == 0
+    off, on = out / "sites=4,privacy=off", out / "sites=4,privacy=on"
+    result = json.loads((off / "seed-1" / "result.json").read_text())
+    said = predictions_of(off / "seed-1")
+    assert said.probabilities.shape == (40, 8)
+    assert said.scores.accuracy == result["accuracy"]
+    forth, back = grids.compare(off, on)[0], grids.compare(on, off)[0]
+    assert forth.mean == pytest.approx(-back.mean)
+    assert (forth.seeds, forth.images) == ((1, 2), 40)
+    assert forth.low <= forth.mean <= forth.high
+    same = grids.compare(off, off)[0]
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    code, stdout, _ = cohortium("compare", str(off / "seed-1"), str(on))
+    assert code == 0
+    assert "1 seed, 40 images" in stdout
+    for wrong, words in ((tmp_path / "none", "no finished run"), (tmp_path, "no finished run")):
+        with pytest.raises(StudyError, match=words):
+            grids.compare(off, wrong)
+    (on / "seed-1" / "simulation" / "predictions.npz").write_bytes(b"PK damaged")
+    with pytest.raises(StudyError, match="is damaged"):
+        grids.compare(off, on)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(0.0, 0.2))
+def test_the_interval_holds_the_difference_it_is_of(seed: int, seeds: int, gain: float) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(300) % 3
+    first = rng.random((seeds, 300)) < 0.6 + gain
+    second = rng.random((seeds, 300)) < 0.6
+    gains = first.astype(float) - second
+    found = bootstrap(gains, labels, rng, draws=400)
+    mean, low, high = found["accuracy"]
+    assert mean == pytest.approx(gains.mean())
+    assert low <= mean <= high
+    assert found["balanced accuracy"][0] == pytest.approx(mean)  # classes of one size
+
+
+def test_the_interval_is_as_wide_as_theory_says() -> None:
+    """With one seed it is the paired test's: 1.96 standard errors each way."""
+    rng = np.random.default_rng(3)
+    gains = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.8, 0.15], size=(1, 949))
+    _, low, high = bootstrap(gains, np.arange(949) % 8, rng)["accuracy"]
+    expected = 2 * 1.96 * gains.std() / np.sqrt(949)
+    assert high - low == pytest.approx(expected, rel=0.04)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.arange(200) % 2
+    alike = np.tile(rng.choice([0.0, 1.0], p=[0.9, 0.1], size=200), (4, 1))
+    apart = alike.copy()
+    apart[:2], apart[2:] = -0.5, 0.7
+    widths = []
+    for gains in (alike, apart):
+        _, low, high = bootstrap(gains, labels, np.random.default_rng(5), draws=2000)["accuracy"]
+        widths.append(high - low)
+    assert widths[1] > 5 * widths[0]

@@ -1,0 +1,381 @@
+"""The trained model in use: what it predicts, what is refused, and what an export holds."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cohortium.cli import app
+from cohortium.data.examples import DataSpec
+from cohortium.data.metrics import score
+from cohortium.errors import CohortiumError, DataError, StudyError
+from cohortium.inference import export, image_files
+from cohortium.inference.classifier import Classifier
+from cohortium.inference.export import card
+from cohortium.runs.result import Result
+from cohortium.storage import csv_rows
+from cohortium_fedavg import FedAvg
+from cohortium_module import Module
+from cohortium_npz import Npz
+from tests.support.federations import QuadrantImages, tiny_federation
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    # At this rate the validation accuracy goes down as well as up.
+    return tiny_federation(
+        rounds=6,
+        trainer=FedAvg(learning_rate=0.4),
+        model=Module(module="tests.support.federations:SmallConvNet"),
+    ).run(folder)
+
+
+@pytest.fixture
+def folder(run: Result, tmp_path: Path) -> Path:
+    assert run.folder is not None
+    return Path(shutil.copytree(run.folder, tmp_path / "run"))
+
+
+def test_it_predicts_what_the_result_was_scored_on(run: Result) -> None:
+    assert run.folder is not None
+    classifier = Classifier.open(run.folder)
+    test = QuadrantImages().load().test
+    assert test is not None
+    assert score(classifier.predict(test.images), test.labels, classifier.spec.classes) == (
+        run.scores
+    )
+    assert (classifier.rounds, classifier.chosen) == (6, None)
+    assert classifier.sha256 == run.weights_sha256
+
+
+def test_best_round_is_first_with_best_validation(run: Result) -> None:
+    assert run.folder is not None
+    accuracies = [event.scores.accuracy for event in run.history if event.scores is not None]
+    best = Classifier.open(run.folder, "best")
+    assert best.rounds == 1 + int(np.argmax(accuracies))
+    assert best.chosen == max(accuracies)
+    validation = QuadrantImages().load().validation
+    assert validation is not None
+    called = best.predict(validation.images).argmax(1)
+    assert (called == validation.labels).mean() == best.chosen
+
+
+def test_without_scored_rounds_there_is_no_best(tmp_path: Path) -> None:
+    tiny_federation(
+        rounds=1, evaluate_every=0, model=Module(module="tests.support.federations:SmallConvNet")
+    ).run(tmp_path / "run")
+    with pytest.raises(StudyError, match="keeps no best round"):
+        Classifier.open(tmp_path / "run", "best")
+
+
+def _remove(name: str) -> object:
+    return lambda folder: (folder / name).unlink()
+
+
+def _change(name: str, old: bytes, new: bytes) -> object:
+    def change(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        assert old in data
+        (folder / name).write_bytes(data.replace(old, new))
+
+    return change
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "weights" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _swap(folder: Path) -> None:
+    shutil.copy(folder / "weights/best.safetensors", folder / "weights/last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_remove("study.toml"), "is no record of a run"),
+        (_remove("weights/last.safetensors"), "no round is complete yet"),
+        (_remove("dataset.json"), "the run has not begun a round yet"),
+        (_cut, "is no whole safetensors file"),
+        (
+            _change(
+                "study.toml",
+                b"tests.support.federations:SmallConvNet",
+                b"tests.support.federations:SmallConvNat",
+            ),
+            "has no 'SmallConvNat'; did you mean SmallConvNet",
+        ),
+        (_change("study.toml", b'"module"', b'"cnn"'), "has no such parameter"),
+        (_change("dataset.json", b'"d"', b'"d", "e"'), "not of the model"),
+        (_change("dataset.json", b"1,", b'"one",'), "dataset.json is damaged"),
+        (_change("result.json", b"{", b"["), "result.json is damaged"),
+        (_swap, "are not those of result.json"),
+    ],
+)
+def test_a_record_that_does_not_hold_together_is_refused(
+    folder: Path, spoil: object, words: str
+) -> None:
+    spoil(folder)  # type: ignore[operator]
+    with pytest.raises(CohortiumError, match=re.escape(words)) as caught:
+        Classifier.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_kind_are_refused(run: Result) -> None:
+    assert run.folder is not None
+    classifier = Classifier.open(run.folder)
+    for images in (np.zeros((2, 1, 8, 8)), np.zeros((2, 3, 8, 8), np.uint8)):
+        with pytest.raises(DataError, match="takes uint8 images of shape"):
+            classifier.predict(images)  # type: ignore[arg-type]
+
+
+def test_names_of_classes_are_no_formulas_in_a_table_of_predictions(tmp_path: Path) -> None:
+    classes = ("=1+1", "+a", "-b", "@c")
+    images, labels = _noise(40, 8, 8), np.arange(40) % 4
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=images, train_labels=labels, test_images=images, test_labels=labels,
+    )  # fmt: skip
+    tiny_federation(dataset=Npz(path=str(tmp_path / "own.npz"), classes=classes)).run(
+        tmp_path / "run"
+    )
+    command = ["predict", str(tmp_path / "run"), str(tmp_path / "own.npz"), "--split", "test"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0
+    cells = [cell for row in csv.reader(io.StringIO(done.stdout)) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    head, first, *_ = csv_rows.read(done.stdout)
+    assert head[2:] == list(classes)
+    assert first[1] in classes
+
+
+GREY = DataSpec(channels=1, height=6, width=4, classes=("a", "b"), examples=1)
+COLOUR = DataSpec(channels=3, height=6, width=4, classes=("a", "b"), examples=1)
+
+
+def _noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_pictures_come_as_they_are_and_in_order(tmp_path: Path) -> None:
+    grey, colour = _noise(3, 6, 4), _noise(3, 6, 4, 3)
+    for spec, images in ((GREY, grey), (COLOUR, colour)):
+        place = tmp_path / str(spec.channels)
+        place.mkdir()
+        (place / "notes.txt").touch()
+        for name, image in zip(("c.png", "a.PNG", "b.png"), images, strict=True):
+            Image.fromarray(image).save(place / name)
+        np.savez(place / "own.npz", images=images)
+        np.savez(place / "split.npz", val_images=images, test_images=images[:1])
+        wanted = images.reshape(3, 6, 4, -1).transpose(0, 3, 1, 2)
+        ((names, found),) = image_files.read([place], spec, split="test")
+        assert [Path(name).name for name in names] == ["a.PNG", "b.png", "c.png"]
+        assert np.array_equal(found, wanted[[1, 2, 0]])
+        batches = list(
+            image_files.read(
+                [place / "c.png", place / "own.npz", place / "split.npz"], spec, split="val"
+            )
+        )
+        assert [len(found) for _, found in batches] == [1, 3, 3]
+        assert batches[1][0] == ["own.npz#0", "own.npz#1", "own.npz#2"]
+        assert all(np.array_equal(found, wanted[: len(found)]) for _, found in batches)
+
+
+def _spoiled(tmp_path: Path) -> dict[str, Path]:
+    """Files that cannot be taken for colour images of 6 by 4 pixels."""
+    colour = Image.fromarray(_noise(6, 4, 3))
+    places = {name: tmp_path / f"{name}.png" for name in ("grey", "alpha", "large", "text", "cut")}
+    Image.fromarray(_noise(6, 4)).save(places["grey"])
+    colour.convert("RGBA").save(places["alpha"])
+    Image.fromarray(_noise(12, 8, 3)).save(places["large"])
+    places["text"].write_text("no picture")
+    colour.save(places["cut"])
+    places["cut"].write_bytes(places["cut"].read_bytes()[:60])
+    exif = Image.Exif()
+    exif[image_files.ORIENTATION] = 6
+    colour.save(tmp_path / "turned.jpg", exif=exif)
+    colour.save(tmp_path / "other.png", format="GIF")
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "none.npz", images=np.zeros((0, 6, 4, 3), np.uint8))
+    np.savez(tmp_path / "float.npz", images=np.zeros((1, 6, 4, 3)))
+    np.savez(tmp_path / "wrong.npz", train_images=_noise(1, 6, 4, 3))
+    names = ("turned.jpg", "other.png", "empty", "none.npz", "float.npz", "wrong.npz", "gone.png")
+    return places | {name: tmp_path / name for name in (*names, "slide.tiff")}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("grey", "has 1 channel of 6 × 4 pixels, and the model takes 3 channels of 6 × 4"),
+        ("alpha", "4 channels"),
+        ("large", "has 3 channels of 12 × 8 pixels"),
+        ("text", "no PNG or JPEG file, whatever its name says"),
+        ("cut", "cannot read"),
+        ("turned.jpg", "asks its viewer to turn it"),
+        ("other.png", "no PNG or JPEG file"),
+        ("empty", "holds no PNG or JPEG file"),
+        ("none.npz", "holds no images"),
+        ("float.npz", "is float64"),
+        ("wrong.npz", "holds neither an array 'images' nor 'test_images'"),
+        ("gone.png", "cannot read"),
+        ("slide.tiff", "is no image that can be read here"),
+    ],
+)
+def test_image_of_wrong_format_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        list(image_files.read([_spoiled(tmp_path)[name]], COLOUR, split="test"))
+    assert "\n" not in str(caught.value)
+
+
+WITHOUT = """
+import sys
+sys.modules["cohortium"] = None  # whoever imports it fails
+import numpy, torch
+classify = torch.export.load(sys.argv[1]).module()
+images = torch.from_numpy(numpy.load(sys.argv[2]))
+numpy.save(sys.argv[3], classify(images).detach().numpy())
+"""
+
+
+def _program_says(model: Path, images: np.ndarray, aside: Path) -> np.ndarray:
+    np.save(aside / "images.npy", images)
+    names = [str(model), str(aside / "images.npy"), str(aside / "called.npy")]
+    subprocess.run([sys.executable, "-c", WITHOUT, *names], check=True, cwd=aside)
+    called: np.ndarray = np.load(aside / "called.npy")
+    return called
+
+
+def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
+    assert run.folder is not None
+    classifier = Classifier.open(run.folder)
+    paths = export.export(classifier, tmp_path / "model")
+    assert [path.name for path in paths] == ["weights.safetensors", "model.pt2", "README.md"]
+    test = QuadrantImages().load().test
+    assert test is not None
+    called = _program_says(paths[1], test.images, tmp_path)
+    assert np.allclose(called, classifier.predict(test.images), atol=1e-6)
+    with pytest.raises(StudyError, match="is not empty"):
+        export.export(classifier, tmp_path / "model")
+    with pytest.raises(StudyError, match="cannot write to"):
+        export.export(classifier, paths[0] / "model")
+
+
+def test_a_card_says_what_the_result_says(run: Result, tmp_path: Path) -> None:
+    assert run.folder is not None
+    paths = export.export(Classifier.open(run.folder, "best"), tmp_path / "model")
+    text = paths[-1].read_text("utf-8")
+    assert "**None.** These weights may give training images away" in text
+    assert "**A choice was made:**" in text
+    assert "40 validation images" in text
+    assert f"accuracy {run.accuracy:.2%}" in text
+    assert "those of the run's predictions for each test image" in text
+    for path in paths[:-1]:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in text
+    for name, version in run.versions.items():
+        assert f"{name} {version}" in text
+
+
+@pytest.mark.parametrize("place", [("accuracy",), ("per_class", 1, "sensitivity")])
+def test_scores_differing_from_predictions_are_refused(
+    folder: Path, place: tuple[Any, ...]
+) -> None:
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    inner = result
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = 0.999
+    path.write_text(json.dumps(result))
+    with pytest.raises(DataError, match="are not those of the predictions"):
+        export.export(Classifier.open(folder), folder / "export")
+    assert not (folder / "export").exists()
+
+
+def test_card_without_predictions_marks_scores_unverified(folder: Path) -> None:
+    shutil.rmtree(folder / "simulation")
+    text = export.export(Classifier.open(folder), folder / "export")[-1].read_text("utf-8")
+    assert "nothing that it kept can show whether they are so" in text
+
+
+def test_a_card_states_the_whole_guarantee(folder: Path) -> None:
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    result["guarantee"] = {
+        "epsilon": 6.0, "delta": 1.9e-4, "epsilon_at_1e_5": 7.2, "unit": "patient",
+        "adjacency": "zero-out", "against": "coordinator", "colluding": 3, "honest": 5,
+        "accountant": "prv", "bounds": {}, "noise_multiplier": 1.25,
+        "assumptions": ["a | b <script>"], "simulation": True,
+    }  # fmt: skip
+    path.write_text(json.dumps(result))
+    text = card.model_card(Classifier.open(folder), card.Exported({"model.pt2": "00"}, 1))
+    assert "**None: a simulation.**" in text
+    assert (
+        "ε = 6 at δ = 0.00019 (7.2 at 1e-5) for one patient (zero-out) against the coordin" in text
+    )
+    assert "| colluding sites, at most | 3 |" in text
+    assert "| honest sites, at least | 5 |" in text
+    assert "- a \\| b &lt;script>" in text
+    assert "1 image at a time" in text
+    result["guarantee"] |= {"against": "everyone", "colluding": 0, "honest": 1}
+    path.write_text(json.dumps(result))
+    text = card.model_card(Classifier.open(folder), card.Exported({}, None))
+    assert "| other sites that may collude | all |" in text
+    result["guarantee"]["unit"] = "nobody"
+    path.write_text(json.dumps(result))
+    with pytest.raises(DataError, match="a guarantee that is none"):
+        card.model_card(Classifier.open(folder), card.Exported({}, None))
+
+
+def test_incomplete_run_refuses_predict_and_export(folder: Path) -> None:
+    (folder / "result.json").unlink()
+    classifier = Classifier.open(folder)
+    assert classifier.result is None
+    assert classifier.predict(_noise(2, 1, 8, 8)).shape == (2, 4)
+    with pytest.raises(StudyError, match="the run is not complete"):
+        export.export(classifier, folder / "export")
+    assert not (folder / "export").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["descriptor", "dpresnet", "cnn"])
+def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    from cohortium import Federation
+
+    centre = ["model.center_on={name='phantom',examples=16,validation=0,test=0}"]
+    settings = [
+        f"model.name={model}", *(centre if model == "descriptor" else ["model.width=4"]),
+        "dataset.examples=200", "dataset.validation=0", "dataset.test=40", "federation.rounds=2",
+        "federation.sites=4", "privatizer.name=none", "trainer.name=fedavg",
+        "aggregator.name=plain", "partitioner.name=iid",
+    ]  # fmt: skip
+    Federation.read(None, settings).run(tmp_path / "run")
+    classifier = Classifier.open(tmp_path / "run")
+    export.export(classifier, tmp_path / "model", onnx=True)
+    # From black to noise: a network that has hardly learned calls all noise alike.
+    images = (_noise(70, 3, 28, 28) * np.linspace(0, 1, 70).reshape(-1, 1, 1, 1)).astype(np.uint8)
+    wanted = classifier.predict(images)
+    assert np.ptp(wanted, axis=0).max() > 0.005
+    called = _program_says(tmp_path / "model" / "model.pt2", images, tmp_path)
+    assert np.allclose(called, wanted, atol=1e-5)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model" / "model.onnx"))
+    (found,) = session.run(["probabilities"], {"images": images})
+    assert np.allclose(found, wanted, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(
+        classifier.spec.classes
+    )

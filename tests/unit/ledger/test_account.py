@@ -1,0 +1,305 @@
+"""What spends come to together, on which terms, and when a budget ends them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortium.data.examples import Examples
+from cohortium.errors import LedgerError, RefusalError
+from cohortium.ledger.account import Account
+from cohortium.ledger.cost import AttemptCost, Budget, PrivacyScope
+from cohortium.ledger.ledger import Ledger
+from cohortium.privacy import accounting
+from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
+from cohortium.privacy.guarantee import Adjacency, ProtectedAgainst, Unit
+
+RUN, OTHER = b"sixteen bytes id", b"another run's id"
+EVERYONE = PrivacyScope(unit="example", against="everyone")
+CURVE = RenyiBoundedMechanism(name="curve", bounds=tuple(0.01 * order for order in ORDERS))
+
+
+def cost(
+    noise: float = 10.0,
+    unit: Unit = "example",
+    adjacency: Adjacency = "zero-out",
+    against: ProtectedAgainst = "everyone",
+    **changes: bool,
+) -> AttemptCost:
+    mechanism = GaussianMechanism(noise_multiplier=noise)
+    return AttemptCost(
+        mechanism=mechanism, unit=unit, adjacency=adjacency, against=against, **changes
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    made = Ledger(tmp_path / "ledger.sqlite", is_synced=False)
+    made.create()
+    return made
+
+
+def refusal(account: Account, attempt: int, charged: AttemptCost, session: bytes = RUN) -> str:
+    with pytest.raises(RefusalError) as error:
+        account.charge(session, 0, attempt, charged)
+    assert error.value.code == "budget"
+    return error.value.reason
+
+
+def test_it_ends_before_the_attempt_that_would_overspend(ledger: Ledger) -> None:
+    # ε of four releases with σ = 10 are one with σ = 5.
+    (four,) = accounting.compose([(GaussianMechanism(noise_multiplier=5.0), 1)], 1e-5)
+    budget = Budget(epsilon=four.epsilon * 1.0001, delta=1e-5, scope=EVERYONE)
+    account = Account(ledger, "ours", budget)
+    for attempt in range(4):
+        account.charge(RUN, attempt, attempt, cost())
+    sentence = refusal(account, 4, cost())
+    assert sentence == (
+        f"the site's budget is ε = {budget.epsilon:g} at δ = 1e-05 for one example against "
+        f"everyone; 0.726 is spent, and one more attempt would make it 0.82."
+    )
+    with ledger.read_transaction() as book:
+        assert book.charge_counts("ours") == Counter({cost(): 4})
+    Account(ledger, "theirs", budget).charge(RUN, 0, 0, cost())
+
+
+def test_unaffordable_run_is_refused_at_start(ledger: Ledger) -> None:
+    account = Account(ledger, "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE))
+    with pytest.raises(RefusalError, match="0 is spent, and 60 more attempts would make it 3"):
+        account.check_run(RUN, cost(), 60)
+    account.check_run(RUN, cost(), 5)
+    for attempt in range(3):
+        account.charge(RUN, attempt, attempt, cost())
+    # It goes on after a restart: what it has spent it need not find again.
+    again = Account(ledger, "ours", account.budget)
+    again.check_run(RUN, cost(), 5)
+    with pytest.raises(RefusalError, match="is spent, and 5 more attempts"):
+        again.check_run(OTHER, cost(), 5)
+
+
+def test_two_runs_share_one_budget(ledger: Ledger) -> None:
+    budget = Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE)
+    accounts = {RUN: Account(ledger, "ours", budget), OTHER: Account(ledger, "ours", budget)}
+    for session, account in accounts.items():
+        account.check_run(session, cost(), 5)
+    made, codes = 0, set()
+    for attempt in range(5):
+        for session, account in accounts.items():
+            try:
+                account.charge(session, attempt, attempt, cost())
+                made += 1
+            except RefusalError as error:
+                codes.add(error.code)
+    assert (made, codes) == (7, {"budget"})  # seven releases with σ = 10 come to ε = 0.97
+    with ledger.read_transaction() as book:
+        assert EVERYONE.epsilon(book.charge_counts("ours"), 1e-5) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("terms", "charged", "words"),
+    [
+        (EVERYONE, AttemptCost(), "releases without any privacy have no bound"),
+        (EVERYONE, cost(simulation=True), "noise from a public seed protects nothing"),
+        (
+            EVERYONE,
+            cost(against="coordinator"),
+            "what holds against the coordinator does not hold against everyone",
+        ),
+        (
+            PrivacyScope(unit="patient", against="everyone"),
+            cost(),
+            "hiding one example does not hide one patient",
+        ),
+        (
+            PrivacyScope(unit="site", against="coordinator"),
+            cost(unit="patient"),
+            "hiding one patient does not hide one site",
+        ),
+        (
+            EVERYONE,
+            AttemptCost(mechanism=CURVE, unit="site", against="everyone"),
+            "what is known of one site gives no bound for one example",
+        ),
+    ],
+)
+def test_what_has_no_bound_on_the_budgets_terms_is_refused(
+    ledger: Ledger, terms: PrivacyScope, charged: AttemptCost, words: str
+) -> None:
+    account = Account(ledger, "ours", Budget(epsilon=1e6, delta=1e-5, scope=terms))
+    assert refusal(account, 0, charged).endswith(f"and {words}.")
+    with pytest.raises(RefusalError, match=words):
+        account.check_run(RUN, charged, 1)
+    # Where it has been released all the same, nothing more is: nobody can say what is left.
+    Account(ledger, "ours").charge(OTHER, 0, 0, charged)
+    good = cost(unit=terms.unit)
+    assert "what was spent before has no bound" in refusal(account, 0, good)
+    assert terms.epsilon(Counter([charged]), 1e-5) == math.inf
+
+
+# A site's update of norm at most 1, with one example less, is another of norm at most 1: they are
+# up to 2 apart.  So site-level noise of σ hides one example like noise of σ/2, unless it was made
+# for another update in its place: then σ is already measured by 2.
+@pytest.mark.parametrize(
+    ("terms", "charged", "noise"),
+    [
+        (EVERYONE, cost(8.0), 8.0),
+        (EVERYONE, cost(8.0, unit="site"), 4.0),
+        (EVERYONE, cost(8.0, unit="patient"), 4.0),
+        (EVERYONE, cost(8.0, unit="site", adjacency="replace-one"), 8.0),
+        (EVERYONE, cost(8.0, adjacency="replace-one"), 8.0),
+        (PrivacyScope(unit="site", against="coordinator"), cost(8.0, unit="site"), 8.0),
+    ],
+)
+def test_a_stronger_promise_counts_as_what_it_proves(
+    terms: PrivacyScope, charged: AttemptCost, noise: float
+) -> None:
+    (expected,) = accounting.compose([(GaussianMechanism(noise_multiplier=noise), 3)], 1e-5)
+    assert terms.epsilon(Counter({charged: 3}), 1e-5) == expected.epsilon
+
+
+def test_example_epsilon_of_site_price_is_tight() -> None:
+    # The worst site: its update is +1 with the example and -1 without.  The likelihood ratio of
+    # its noised update bounds ε from below, by the exact curve of two normals that are 2 apart.
+    sigma, delta = 3.0, 1e-3
+    terms = PrivacyScope(unit="example", against="everyone")
+    claimed = terms.epsilon(Counter([cost(sigma, unit="site")]), delta)
+    from scipy.stats import norm
+
+    def lost(epsilon: float) -> float:
+        mu = 2 / sigma
+        return float(
+            norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
+        )
+
+    assert lost(claimed) == pytest.approx(delta, rel=1e-6)
+    naive = PrivacyScope(unit="site", against="everyone").epsilon(
+        Counter([cost(sigma, unit="site")]), delta
+    )
+    assert lost(naive) > 5 * delta
+
+
+def test_sampling_of_patients_is_not_credited_to_their_images() -> None:
+    sampled = AttemptCost(
+        mechanism=GaussianMechanism(noise_multiplier=8.0, sampling_rate=0.1, num_releases=5),
+        unit="patient",
+        against="everyone",
+    )
+    (expected,) = accounting.compose([(GaussianMechanism(noise_multiplier=4.0), 5)], 1e-5)
+    assert EVERYONE.epsilon(Counter([sampled]), 1e-5) == expected.epsilon
+
+
+UNSAMPLED = st.builds(cost, st.floats(0.5, 100))
+CURVES = st.builds(
+    lambda slope: AttemptCost(
+        mechanism=RenyiBoundedMechanism(
+            name="curve", bounds=tuple(slope * order for order in ORDERS)
+        ),
+        against="everyone",
+    ),
+    st.floats(0, 1),
+)
+
+
+@given(costs=st.lists(st.one_of(UNSAMPLED, CURVES), max_size=6), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_order_does_not_matter_and_epsilon_never_shrinks(
+    costs: list[AttemptCost], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    ledger = Ledger(tmp_path_factory.mktemp("any") / "ledger.sqlite", is_synced=False)
+    ledger.create()
+    shuffled = data.draw(st.permutations(costs))
+    before = 0.0
+    for attempt, (one, other) in enumerate(zip(costs, shuffled, strict=True)):
+        Account(ledger, "one").charge(RUN, 0, attempt, one)
+        Account(ledger, "other").charge(RUN, 0, attempt, other)
+        with ledger.read_transaction() as book:
+            now = EVERYONE.epsilon(book.charge_counts("one"), 1e-5)
+        assert now >= before * (1 - 1e-9)
+        before = now
+    with ledger.read_transaction() as book:
+        assert list(book.charge_counts("one").items()) == list(book.charge_counts("other").items())
+
+
+@given(times=st.integers(1, 40), noise=st.floats(0.5, 50), epsilon=st.floats(0.1, 20))
+@settings(max_examples=60, deadline=None)
+def test_what_fits_is_what_composes_to_no_more(times: int, noise: float, epsilon: float) -> None:
+    spends = [(GaussianMechanism(noise_multiplier=noise), times)]
+    (spent,) = accounting.compose(spends, 1e-5)
+    assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == (
+        spent.epsilon <= epsilon
+    )
+
+
+def test_sampled_run_fits_by_quick_or_tight_bound() -> None:
+    spends = [(GaussianMechanism(noise_multiplier=4.0, sampling_rate=0.4), 60)]
+    (tight,) = accounting.compose(spends, 1e-5)
+    for epsilon, expected in ((tight.epsilon * 3, True), (tight.epsilon, True), (1.0, False)):
+        assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == expected
+
+
+def test_fitting_run_is_not_recomputed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = Account(ledger, "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE))
+    account.check_run(RUN, cost(), 7)
+    calls = []
+    fits = accounting.within_budget
+
+    def counting(spends: object, **numbers: float) -> bool:
+        calls.append(spends)
+        return fits(spends, **numbers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(accounting, "fits", counting)
+    for attempt in range(4):
+        account.charge(RUN, attempt, attempt, cost())
+    assert not calls
+    # Nor is it when another run has taken of what was found for this one.
+    for attempt in range(3):
+        Account(ledger, "ours").charge(OTHER, attempt, attempt, cost())
+    assert "one more attempt would make it 1.0" in refusal(account, 4, cost())
+    assert len(calls) == 1
+
+
+def test_data_that_changed_are_pointed_out_once(ledger: Ledger) -> None:
+    def fingerprint(**changes: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> bytes:
+        columns: Mapping[str, object] = {
+            "images": np.zeros((3, 1, 4, 4), np.uint8),
+            "labels": np.zeros(3, np.int64),
+            **changes,
+        }
+        return Examples(**columns).fingerprint  # type: ignore[arg-type]
+
+    account = Account(ledger, "ours")
+    assert account.data_changed(fingerprint()) == ""
+    assert account.data_changed(fingerprint()) == ""
+    changed = [
+        fingerprint(labels=np.array([0, 0, 1])),
+        fingerprint(patients=np.zeros(3, np.int64)),
+        fingerprint(clients=np.zeros(3, np.int64)),
+    ]
+    assert len({fingerprint(), *changed}) == 4
+    for other in changed:
+        assert "the data called 'ours' have changed since 2" in account.data_changed(other)
+        assert account.data_changed(other) == ""
+    assert Account(ledger, "theirs").data_changed(fingerprint()) == ""
+
+
+def test_a_missing_ledger_is_no_fresh_budget(tmp_path: Path) -> None:
+    account = Account(
+        Ledger(tmp_path / "gone.sqlite"), "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE)
+    )
+    tries: list[Callable[[], None]] = [
+        lambda: account.check_run(RUN, cost(), 1),
+        lambda: account.charge(RUN, 0, 0, cost()),
+    ]
+    for attempt in tries:
+        with pytest.raises(RefusalError) as error:
+            attempt()
+        assert error.value.code == "ledger"
+        assert isinstance(error.value.__cause__, LedgerError)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,128 @@
+"""A first study: from a few answers to a file that runs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cohortium import Federation
+from cohortium.cli import main
+from cohortium.scaffold.study_template import Answers, customary_delta, render_study
+from cohortium.study import study_file
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    images = (rng.integers(0, 60, (240, 12, 12)) + 60 * labels[:, None, None]).astype(np.uint8)
+    path = tmp_path / 'own "best" \\ file.npz'
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    return path
+
+
+@pytest.mark.parametrize("epsilon", [None, 2.5])
+@pytest.mark.parametrize("secagg", [True, False])
+def test_what_is_written_runs(
+    npz: Path, tmp_path: Path, epsilon: float | None, secagg: bool
+) -> None:
+    answers = Answers(data=str(npz), sites=5, epsilon=epsilon, secagg=secagg)
+    text, ready = render_study(answers)
+    path = tmp_path / "study.toml"
+    path.write_text(text, "utf-8")
+    federation = attrs.evolve(Federation.read(path), rounds=2, threads=1)
+    result = federation.run()
+    assert (result.sites, result.rounds) == (5, 2)
+    guarantee = ready.setting.plan.guarantee
+    assert (result.guarantee is None) == (guarantee is None) == (epsilon is None)
+    if guarantee is not None:
+        assert guarantee.epsilon == pytest.approx(2.5, rel=0.01)
+        assert guarantee.delta == 1e-4
+        assert not guarantee.warnings(240)
+    assert (federation.aggregator.confidentiality(ready.setting.cohort) is None) != secagg
+    tables = tomllib.loads(text)
+    assert list(tables) == [name for name in study_file.TABLES if name in tables]
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(comments) > 10
+
+
+@given(st.integers(1, 10**9))
+def test_suggested_delta_is_near_tenth_of_inverse(units: int) -> None:
+    assert 0.0099 / units < customary_delta(units) < 0.1 / units
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    return told.err
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    for arguments, words in (
+        (["init"], "no terminal to ask them on"),
+        (["init", "--yes", "--data", "gone.npz"], "there is no file"),
+        (["init", "--yes", "--data", "npz"], "give the path of a file that ends in .npz"),
+        (["init", "--yes", "--data", "bloodmnst"], "MedMNIST has no set 'bloodmnst'"),
+        (["init", "--yes", "--data", str(npz), "--epsilon", "low"], "give 'none', or ε"),
+        (["init", "--yes", "--data", str(npz), "--epsilon", "-1"], "give 'none', or ε"),
+        (["init", "--yes", "--data", str(npz), "--sites", "3"], "at least 4"),
+        (["init", "--yes", "--data", str(npz), "--sites", "99"], "lower sites"),
+    ):
+        assert words in refused(arguments, capsys)
+    assert set(tmp_path.iterdir()) == before
+    (tmp_path / "study.toml").write_text("mine")
+    assert "study.toml exists already" in refused(["init", "--yes"], capsys)
+    assert (tmp_path / "study.toml").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_person_is_asked_four_questions(npz: Path, tmp_path: Path) -> None:
+    person, side = pty.openpty()
+    # What is no answer is asked for again, and what was answered is kept.
+    os.write(person, f"no-such-set\n{npz.name}\n0\n4\nsome\nnone\nn\n".encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "cohortium", "init", "mine.toml"],
+        cwd=tmp_path, stdin=side, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    os.close(person)
+    os.close(side)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("]: ") == 7
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["cohortium"] * 3
+    assert "MedMNIST has no set 'no-such-set'" in done.stderr
+    assert done.stdout.endswith("run it: cohortium run mine.toml\n")
+    federation = Federation.read(tmp_path / "mine.toml")
+    assert federation.sites == 4
+
+
+@pytest.mark.slow
+def test_the_default_answers_run_from_the_command_line(tmp_path: Path) -> None:
+    small = [
+        "--set", "dataset.examples=600", "--set", "dataset.validation=50",
+        "--set", "dataset.test=80", "--set", "federation.rounds=2",
+    ]  # fmt: skip
+    for command in (["init", "--yes"], ["run", "study.toml", *small, "--out", "record"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "cohortium", *command],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "record" / "result.json").exists()
