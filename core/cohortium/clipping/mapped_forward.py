@@ -29,7 +29,7 @@ from cohortium.clipping.pass_checks import (
     Watch,
     generator_states,
     has_seeded,
-    is_row,
+    is_vmap_row,
 )
 from cohortium.clipping.recording import Settings, unpatch
 from cohortium.clipping.registry import Layer, find_parameter_layers
@@ -208,7 +208,7 @@ class PerExamplePass:
             inner = partial(self._forward, module, original)
             return self._mapped(module, original, inner, args, kwargs)
         layer = self._layers.get(id(module))
-        if layer is None or kwargs or len(args) != 1 or not is_row(args[0]):
+        if layer is None or kwargs or len(args) != 1 or not is_vmap_row(args[0]):
             return original(*args, **kwargs)
         if not torch.is_grad_enabled() or not self._is_as_before(layer):
             return original(*args, **kwargs)

@@ -117,7 +117,7 @@ class Watch(TorchFunctionMode):
         """
         if func == _REQUIRES_GRAD:  # a row says that it does not, and a hook would be left out
             value = args[0]
-            if is_row(value):
+            if is_vmap_row(value):
                 value = torch._C._functorch.get_unwrapped(value)  # noqa: SLF001
             return value.requires_grad
         if torch._C._len_torch_dispatch_stack() > self._modes:  # noqa: SLF001
@@ -152,7 +152,7 @@ def has_seeded(call: Callable[[], object], device: torch.device) -> bool:
     return first == second
 
 
-def is_row(value: Any) -> bool:
+def is_vmap_row(value: Any) -> bool:
     """Whether a value is one row of a mapped call."""
     is_mapped = torch._C._functorch.is_batchedtensor  # noqa: SLF001
     return type(value) is torch.Tensor and is_mapped(value)

@@ -10,6 +10,7 @@ from cohortium.errors import StudyError
 from cohortium.grid.cells import Axis, Choice, Grid, Override
 from cohortium.study import study_file, toml
 from cohortium.study.resolution import merge
+from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
     if images not in ("test", "validation"):
         raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
     if "where" in table:
-        raise StudyError(f"{where} [[grid.where]]: {near('where', ['override'])}")
+        raise StudyError(f"{where} [[grid.where]]: {did_you_mean('where', ['override'])}")
     exclude, where_cells = table.pop("exclude", []), table.pop("override", [])
     axes = _axes(table, where=where)
     joint = _joint(where_cells, axes, where=where)
@@ -132,7 +133,7 @@ def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Override, .
     where = f"{where} [[grid.override]]"
     for each in value if isinstance(value, list) else ():
         if isinstance(each, dict) and "cells" in each:
-            raise StudyError(f"{where} cells: {near('cells', ['match'])}")
+            raise StudyError(f"{where} cells: {did_you_mean('cells', ['match'])}")
     is_list = isinstance(value, list) and all(
         isinstance(each, dict) and set(each) == {"match", "set"} and isinstance(each["set"], dict)
         for each in value

@@ -9,7 +9,7 @@ import click
 import pytest
 import typer
 
-from cohortium import discover, study
+from cohortium import Federation, discover
 from cohortium import grid as grids
 from cohortium.cli import app, main
 from cohortium.deployment.site_config import SiteConfig
@@ -47,14 +47,14 @@ def test_study_refuses_old_key_with_new_name(tmp_path: Path, text: str, sentence
     path = tmp_path / "study.toml"
     path.write_text(text)
     with pytest.raises(StudyError, match=sentence):
-        study.read(path)
+        Federation.read(path)
 
 
 def test_setting_refuses_old_key_with_new_name() -> None:
     with pytest.raises(
         StudyError, match=r"--set trainer\.prelude=3: .*called statistics_rounds now"
     ):
-        study.read(None, ["trainer.prelude=3"])
+        Federation.read(None, ["trainer.prelude=3"])
 
 
 @pytest.mark.parametrize(
