@@ -196,8 +196,8 @@ def _require_left(config: SecAgg, cohort: FederationSpec, needed: int) -> None:
     if cohort.cohort_size - _lost(config, cohort) < needed:
         most = floor(Fraction(cohort.cohort_size - needed, cohort.cohort_size) * 10_000) / 10_000
         raise StudyError(
-            f"secagg: max_dropout_rate is {config.max_dropout_rate:g}, but must be at most {most:g}: "
-            f"a sum is opened over {needed} or more of {cohort.cohort_size} sites."
+            f"secagg: max_dropout_rate is {config.max_dropout_rate:g}, but must be at most "
+            f"{most:g}: a sum is opened over {needed} or more of {cohort.cohort_size} sites."
         )
 
 
