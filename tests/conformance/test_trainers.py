@@ -34,7 +34,7 @@ BAD = [
         "over other batches than privatizer.batches yielded",
     ),
     (trainers.check_declared_work, they.Releases(), "called release"),
-    (trainers.check_vector, they.ParametersOnly(), "where vector.flatten gives"),
+    (trainers.check_vector, they.ParametersOnly(), "where parameters.flatten gives"),
     (trainers.check_vector, they.Explodes(), "NaN or infinity; lower"),
     (trainers.check_vector, they.Weightless(), "the weight is -1.0"),
     (trainers.check_vector, they.WorksInPlace(), "changed the site's images"),

@@ -96,7 +96,7 @@ class TakesTheName(Methods):
 
 
 BAD = [
-    (values.check_methods, NoBuild(), "no model: a model has the methods build, prepare"),
+    (values.check_methods, NoBuild(), "no model: a model has the methods build, preprocess"),
     (values.check_frozen_value, NoValue(), "not an attrs class"),
     (values.check_frozen_value, Changeable(), "can be changed after it was made"),
     (values.check_plain_parameters, HoldsAPath(), "folder of HoldsAPath is a PosixPath"),

@@ -44,4 +44,4 @@ def test_only_the_callers_group_may_enter_the_folder_of_the_socket() -> None:
     assert Path(site["socket"]).parent == Path("/run") / service["RuntimeDirectory"]
     # Its group is the one that the caller is in, and no group of the site's own.
     assert service["Group"] != service["User"]
-    assert site["caller"]
+    assert site["client_user"]

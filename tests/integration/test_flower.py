@@ -166,7 +166,7 @@ def test_docs_deploy_files_match_deployment(tmp_path: Path) -> None:
     assert deployment.partitioner is None
     file = toml.read(DEPLOY / "site.toml", what="the site file")
     assert os.path.isabs(file["dataset"]["path"])  # noqa: PTH117
-    assert set(file["policy"]["plugins"]) == {
+    assert set(file["policy"]["allowed_plugins"]) == {
         f"cohortium:{name}" for name in ("descriptor", "fedsgd", "gaussian", "secagg")
     }
     text = (DEPLOY / "site.toml").read_text()

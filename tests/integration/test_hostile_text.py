@@ -12,7 +12,7 @@ import tomli_w
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cohortium import Federation
+from cohortium import Federation, federation
 from cohortium.cli import main
 from cohortium.cli._site import _print_log
 from cohortium.data.examples import DataSpec
@@ -186,7 +186,7 @@ def test_a_traceback_is_quiet_too(
     def fails(*_: object) -> None:
         raise RuntimeError("".join(HOSTILE))
 
-    monkeypatch.setattr(study_file, "read", fails)
+    monkeypatch.setattr(federation, "read", fails)
     with pytest.raises(SystemExit):
         main(["plan"])
     heard = capsys.readouterr().err

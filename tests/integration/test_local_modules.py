@@ -125,7 +125,7 @@ def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     ready = Federation.read(write(tmp_path / "mine")).prepare()
     code = (
         "import pickle, sys\nfrom cohortium import parameters\n"
-        "print(parameters.fingerprint(pickle.load(sys.stdin.buffer).network()))"
+        "print(parameters.sha256(pickle.load(sys.stdin.buffer).network()))"
     )
     where = os.pathsep.join(map(os.path.abspath, PATHS))
     done = subprocess.run(

@@ -321,7 +321,7 @@ class Hands:
 
 
 @pytest.mark.parametrize(
-    ("hands", "words"),
+    ("partition", "words"),
     [
         (((0, 1), (2,), ()), "site 2 has no data"),
         (((0, 1), (2,), (1,)), "one example to two sites"),

@@ -155,7 +155,7 @@ def test_data_sets_share_no_axis(tmp_path: Path) -> None:
     folders = [out / f"cells={name}" / "seed-1" for name in ("phantom", "odd")]
     rewrite(folders[1] / "result.json", data="other cells")
     events = folders[1] / "events.jsonl"
-    renamed = re.sub(r'"data": ?"phantom"', '"data":"other cells"', events.read_text())
+    renamed = re.sub(r'"dataset": ?"phantom"', '"dataset":"other cells"', events.read_text())
     events.write_text(renamed)
     table = columns(again(out))
     assert table["data set"] == ["phantom", "other cells"]
@@ -249,7 +249,7 @@ def test_own_network_is_recorded_and_change_detected(
     # As it was after the first round, and then with another file.
     broken = shutil.copytree(tmp_path / "run", tmp_path / "broken")
     (broken / "result.json").unlink()
-    journal = broken / "checkpoint" / "journal"
+    journal = broken / "checkpoint" / "run.log"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
     source.write_text(NET + "# another\n")
     page = reporting.render([reporting.read(tmp_path / "run")])

@@ -52,7 +52,7 @@ def test_what_is_no_entry_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(StudyError, match="names no plugin; write distribution:plugin") as error:
         PluginPattern.parse(text, where="here")
     assert str(error.value).isprintable()
-    with pytest.raises(StudyError, match=r"\[policy\] plugins"):
+    with pytest.raises(StudyError, match=r"\[policy\] allowed_plugins"):
         SitePolicy(
             epsilon=1.0, delta=1e-5, unit="example", against="everyone", allowed_plugins=(text,)
         )

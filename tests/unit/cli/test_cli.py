@@ -356,7 +356,7 @@ def test_a_run_that_goes_on_tells_whom_it_told_before(tmp_path: Path) -> None:
 def break_off(folder: Path) -> None:
     """Leave a run as it was after its last round, without its end."""
     (folder / "result.json").unlink()
-    journal = folder / "checkpoint" / "journal"
+    journal = folder / "checkpoint" / "run.log"
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
 
 
