@@ -13,7 +13,7 @@ from hypothesis import settings
 
 # The same draws at each run, so that a failure is of the change that it stands beside;
 # `--hypothesis-profile=explore` draws new ones.
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("repeatable", derandomize=True, max_examples=50)
 settings.register_profile("explore", derandomize=False)
 settings.register_profile("long", max_examples=5_000)  # for state machines: minutes to an hour
 settings.load_profile("repeatable")

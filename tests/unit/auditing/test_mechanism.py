@@ -84,7 +84,7 @@ def test_an_honest_one_is_not_refuted(name: str) -> None:
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_one_is_not_refuted_by_many_releases(name: str) -> None:
     privatizer, workload = HONEST[name]
-    finding = audit_mechanism(privatizer, workload, COHORT, releases=5000)
+    finding = audit_mechanism(privatizer, workload, COHORT, releases=3000)
     assert not finding.is_refuted, finding
 
 
@@ -107,7 +107,7 @@ def test_noise_that_is_halved_is_caught(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["local", "distributed"])
 def test_integer_noise_is_not_refuted(noise: Any) -> None:
-    finding = audited(Skellam(noise=noise), WHOLE, 4000)
+    finding = audited(Skellam(noise=noise), WHOLE, 2500)
     assert not finding.is_refuted, finding
 
 
