@@ -1,4 +1,4 @@
-"""The contracts: seven roles, the values that they exchange, and the hooks that offer them."""
+"""The contracts of plugins: seven roles, their values, and their hooks."""
 
 from __future__ import annotations
 
