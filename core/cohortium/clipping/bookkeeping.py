@@ -203,7 +203,7 @@ class GradientRecorder:
             batch: Positions of examples, shape (B,).
 
         Returns:
-            The parameters' contributions, and how many numbers they store.
+            The parameters' contributions, and the count of stored numbers.
 
         Raises:
             UntrackedGradientError: The passes do not show each example's own gradient.

@@ -67,7 +67,7 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Partitioner(Protocol):
-    """Splits one data set over sites, in a simulation.
+    """A rule that splits one data set over sites, in a simulation.
 
     Guarantees:
         No example is at two sites.  The partition is a function of the arguments and `rng` alone.
@@ -120,7 +120,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """Trains at a site in each round, and makes the server's optimizer.
+    """Training at a site in each round, and the server's optimizer.
 
     Guarantees:
         All training data reaches the update through `SitePrivatizer.set_private_gradient` alone.
@@ -173,7 +173,7 @@ class Trainer(Protocol):
 
 @runtime_checkable
 class Privatizer(Protocol):
-    """Decides what may leave a site, and states the guarantee.
+    """Rule for the data that may leave a site, with its guarantee.
 
     Guarantees:
         The plan's guarantee covers everything that `SitePrivatizer.release` returns over
@@ -196,16 +196,17 @@ class Privatizer(Protocol):
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """Sums ring vectors over sites.
+    """A protocol that sums ring vectors over sites.
 
     Guarantees:
         `CoordinatorSession.sum` returns the exact sum over its contributors or raises an error.
         It never returns a wrong sum.
-        The plugin must state what the coordinator and colluding sites learn in addition to the sum.
+        The plugin must state everything that the coordinator and colluding sites learn in addition
+        to the sum.
     """
 
     def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:
-        """Return what is hidden from the coordinator that `cohort` declares.
+        """Return the confidentiality guarantee against the coordinator that `cohort` declares.
 
         None means that the coordinator sees each release.
 
@@ -244,7 +245,9 @@ class Aggregator(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Carries messages between the coordinator and the sites, and does nothing else.
+    """A carrier of messages between the coordinator and the sites.
+
+    It does nothing else.
 
     Guarantees:
         It neither reads nor changes a message.  Replies may come in any order, or not at all.
@@ -263,7 +266,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """Receives the run's events, and can change nothing.
+    """A recipient of the run's events, which can change nothing.
 
     An error in a listener ends the run.  The run waits while a listener works, so be quick.  This
     matters most for `SiteReplied`, which comes for every site in every stage.
