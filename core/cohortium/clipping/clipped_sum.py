@@ -71,9 +71,9 @@ def clipped_sum(
         clip: C, the largest ℓ₂ norm of one example's contribution over all parameters.
 
     Guarantees:
-        Another value of one example's data changes the result by at most 2·C in ℓ₂ norm, up to
-        `float32` rounding.
-        Removal of one example changes it by at most C, up to `float32` rounding.
+        Replacing one example's data by any other data changes the result by at most 2·C in ℓ₂ norm,
+        up to `float32` rounding.
+        Leaving one example out changes it by at most C, up to `float32` rounding.
         Both bounds assume that `losses` itself uses no example's data for another's loss.
         They hold for any network and any weights: its code runs with each example by itself, mapped
         over the batch (`mapped_forward`).

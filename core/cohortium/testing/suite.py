@@ -106,7 +106,11 @@ def run_checks(role: Role, instance: object) -> Iterator[CheckResult]:
 
 
 def select(catalog: Catalog, name: str) -> list[CatalogEntry]:
-    """Return the offers of the plugin `name`, or those called `name`."""
+    """Return the offers of the plugin `name`, or those called `name`.
+
+    Raises:
+        PluginError: There is neither, or the plugin cannot be used.
+    """
     for record in catalog.records:
         if record.name == name and record.status != "active":
             raise PluginError(f"{record.label} is {record.status}: {record.reason}")
