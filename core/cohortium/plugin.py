@@ -1,6 +1,7 @@
-"""The one door for plugin authors: everything a plugin needs, and nothing it must not touch.
+"""The API for plugin authors.
 
-`from cohortium.plugin import Model, Offer, hookimpl` is how a plugin begins.
+A plugin starts with `from cohortium.plugin import Model, Offer, hookimpl`.  Everything that a
+plugin needs is here, and nothing else is.
 """
 
 from __future__ import annotations
@@ -130,18 +131,18 @@ if TYPE_CHECKING:
 def call_site(
     path: Path, broadcast: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
 ) -> bytes:
-    """The reply of a hospital's site process on this machine.
+    """Return the reply of a site's process on this machine.
 
     Args:
         path: The process' socket.
-        broadcast: The part that all sites are sent.
-        own: The part for this one alone.
-        user: The number of the user that it runs as; None is this process's own.
-        patience: Seconds for which a site that is not there is tried again with the same bytes.
+        broadcast: The part for all sites.
+        own: The part for this site alone.
+        user: Number of the user that the site runs as.  None is this process's own user.
+        patience: Seconds for which the call retries an absent site with the same bytes.
 
     Raises:
-        RunError: It is not there, or is not who it should be.
-        MessageError: What it says is no frame.
+        RunError: The site is absent, or runs as another user.
+        MessageError: Its reply is not a frame.
     """
     from cohortium.deployment import unix_socket
 
@@ -151,19 +152,19 @@ def call_site(
 def run_deployed_study(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
 ) -> Result | tuple[str, ...]:
-    """Run a deployment's study over an engine that is at work already.
+    """Run a deployment's study over an engine that has already started.
 
     Args:
         path: The study file.
-        engine: Makes, of the study, that engine.
+        engine: Makes the engine from the study.
         out: A new or empty folder for the run's record.
-        check_only: Only ask the hospitals whether they would take part.
+        check_only: Only ask the sites whether they would take part.
 
     Returns:
-        The result; of a muster its warnings.
+        The result.  With `check_only`, the warnings.
 
     Raises:
-        CohortiumError: The request was wrong, or a hospital does not take part, or the run failed.
+        CohortiumError: The request was wrong, a site does not take part, or the run failed.
     """
     from cohortium.deployment import study_lead
 

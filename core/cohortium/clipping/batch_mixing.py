@@ -1,7 +1,8 @@
-"""Refusal of networks in which the examples of a batch see one another.
+"""Refusal of networks that mix the examples of a batch.
 
-The clip holds without it (`clipped_sum.clipped_sum`): under privacy each example runs by itself.
-Such a network would then learn something else than it is used for, and is better refused.
+The clip does not depend on this refusal (`clipped_sum.clipped_sum`): under privacy each example
+runs by itself.  Such a network would be trained differently from its later use, so a refusal is
+better.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices
 
 BATCHES = (5, 8)
-"""Sizes of batches in which an example's output is compared with its own alone."""
+"""Sizes of batches for the comparison with single examples."""
 
 TOLERANCE = 1e-2
-"""How far it may be, relative to the largest output."""
+"""Largest difference, relative to the largest output."""
 
 
 def find_batch_mixing_layers(net: nn.Module) -> list[str]:
-    """Layers that let the examples of a batch see one another in training, as "name (kind)".
+    """Return the layers that mix the examples of a batch in training.
 
-    A layer that stays in evaluation mode when `net` is told to train normalises by constants: it
+    Each is given as "name (kind)".
+
+    A layer may stay in evaluation mode when `net` is set to train.  It normalises by constants and
     is not among them.
 
     Args:
-        net: Left in the mode that it has.
+        net: The network, whose mode stays unchanged.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.nn.modules.instancenorm import _InstanceNorm
@@ -57,10 +60,10 @@ def find_batch_mixing_layers(net: nn.Module) -> list[str]:
 
 
 def require_no_batch_mixing(net: nn.Module) -> None:
-    """Refuse `net` if it has a layer in which the examples of a batch see one another.
+    """Refuse `net` if a layer mixes the examples of a batch.
 
     Raises:
-        PrivacyError: It has such a layer; the sentence names the first and the remedy.
+        PrivacyError: It has such a layer.  The sentence names the first one and the remedy.
     """
     layers = find_batch_mixing_layers(net)
     if layers:
@@ -71,11 +74,11 @@ def require_no_batch_mixing(net: nn.Module) -> None:
 
 
 def require_per_example_gradients(net: nn.Module, inputs: Tensor) -> None:
-    """Refuse a network whose examples see one another, or that cannot take a private step.
+    """Refuse a network that mixes examples or cannot take a private step.
 
     Args:
-        net: Left as it was, but for its gradients.
-        inputs: A few different prepared inputs, shape (B, …).
+        net: The network, which stays unchanged except for its gradients.
+        inputs: A few different preprocessed inputs, shape (B, …).
 
     Raises:
         PrivacyError: It is such a network.
@@ -111,7 +114,7 @@ def require_per_example_gradients(net: nn.Module, inputs: Tensor) -> None:
 
 
 def _batches(inputs: Tensor) -> Iterator[Tensor]:
-    """Batches of several sizes, of inputs and of weaker ones."""
+    """Yield batches of several sizes, of inputs and of weaker ones."""
     import torch
 
     pool = torch.cat([inputs, inputs * 0.5, inputs * 0.25])
@@ -120,7 +123,10 @@ def _batches(inputs: Tensor) -> Iterator[Tensor]:
 
 
 def _require_apart(net: nn.Module, rows: Tensor) -> None:
-    """Refuse other outputs in a batch than alone, unless the network draws random numbers."""
+    """Refuse a network whose outputs differ between a batch and single examples.
+
+    A network that draws random numbers is not compared.
+    """
     import torch
 
     before = torch.random.get_rng_state()

@@ -1,11 +1,11 @@
 """Clipped sums from one forward and one backward pass.
 
-Book-keeping (Bu et al. 2023, arXiv 2210.00038, section 3): each layer's input and output gradient
-are kept, or its per-example gradients where these are smaller.  When the backward pass has ended
-and every example's norm is known, the clipped sum is formed from them.  Autograd itself takes no
-parameter's gradient.
+The method is book-keeping (Bu et al. 2023, arXiv 2210.00038, section 3).  It stores each layer's
+input and output gradient, or the layer's per-example gradients where these are smaller.  After the
+backward pass it knows every example's norm, and computes the clipped sum from the stored tensors.
+Autograd itself computes no parameter's gradient.
 
-`mapped_forward` sees to it that the rows of one example hold nothing of another.
+`mapped_forward` ensures that the rows of one example contain nothing of another.
 """
 
 from __future__ import annotations
@@ -32,34 +32,37 @@ if TYPE_CHECKING:
 
 
 SMALL = 1 << 12
-"""Numbers of a parameter up to which its gradients are put beside those of others."""
+"""Most numbers of a small parameter.
+
+The gradients of all small parameters are concatenated.
+"""
 
 
 class Contribution(Protocol):
-    """What examples contribute to some parameters."""
+    """Contribution of examples to some parameters."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Those."""
+        """The parameters."""
 
     @property
     def squared_norms(self) -> Tensor:
         """‖gradient‖² by example, shape (B,), `float64`."""
 
     def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
-        """The weighted sums, without the examples that are `bad`, (B,)."""
+        """Return the weighted sums, without the examples that are `bad`, (B,)."""
 
 
 @frozen
 class StoredGradients:
-    """Per-example gradients of parameters, side by side, (B, P)."""
+    """Per-example gradients of parameters, concatenated, (B, P)."""
 
     parameters: list[nn.Parameter]
     rows: Tensor
     squared_norms: Tensor
 
     def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
-        """One product, taken apart."""
+        """Return one product, split by parameter."""
         rows = self.rows if bad is None else self.rows.masked_fill(bad.unsqueeze(1), 0.0)
         total = factors.to(rows.dtype) @ rows
         parts = torch.split(total, [p.numel() for p in self.parameters])
@@ -68,7 +71,7 @@ class StoredGradients:
 
 @frozen
 class DeferredGradients:
-    """A layer's call, from which the weighted sum of one parameter is formed."""
+    """A layer's call, for the weighted sum of one parameter."""
 
     parameters: list[nn.Parameter]
     name: str
@@ -76,13 +79,16 @@ class DeferredGradients:
     squared_norms: Tensor
 
     def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
-        """By the layer's rule."""
+        """Return the sum by the layer's rule."""
         call: Any = self.call if bad is None else _without(self.call, bad)
         return [call.weighted_sum(self.name, factors)]
 
 
 def _without(call: Any, bad: Tensor) -> Any:
-    """The same call with zeros for some examples: a factor of zero would not remove a NaN."""
+    """Return the same call with zeros for some examples.
+
+    A factor of zero would not remove a NaN.
+    """
     rows = bad.repeat_interleave(call.copies)
     x, g = (t.masked_fill(rows.view(-1, *[1] * (t.ndim - 1)), 0) for t in (call.x, call.g))
     return evolve(call, x=x, g=g)
@@ -90,14 +96,14 @@ def _without(call: Any, bad: Tensor) -> Any:
 
 @define
 class _BatchRecord:
-    """The book of one physical batch.
+    """Record of one physical batch.
 
     Attributes:
         examples: B.
-        calls: How often known layers use each parameter, by its id.
-        kept: Calls from which a parameter's sum is formed in the end, by its id.
+        calls: Number of uses of each parameter by known layers, by its id.
+        kept: Calls from which a parameter's sum is computed in the end, by its id.
         rows: Per-example gradients, (B, …), by the parameter's id.
-        floats: Numbers kept.
+        floats: Stored numbers.
     """
 
     examples: int
@@ -107,7 +113,10 @@ class _BatchRecord:
     floats: int = 0
 
     def add(self, parameter: nn.Parameter, name: str, call: LayerCall) -> bool:
-        """Enter one call's contribution to one parameter; return whether the call is kept."""
+        """Add one call's contribution to one parameter.
+
+        Return whether the call is stored.
+        """
         once = self.calls[id(parameter)] == 1
         squares = call.squared_norms(name) if once else None
         if squares is not None:
@@ -117,7 +126,7 @@ class _BatchRecord:
         return False
 
     def add_rows(self, parameter: nn.Parameter, rows: Tensor, *, is_last: bool = False) -> None:
-        """Enter per-example gradients; they are added to those that are there."""
+        """Add per-example gradients to those already recorded."""
         key = id(parameter)
         if key in self.kept:
             called = self.kept.pop(key)
@@ -126,12 +135,12 @@ class _BatchRecord:
             rows = rows + self.rows[key][1]
         else:
             self.floats += rows.numel()
-        # The norms of a large parameter are taken while its rows are in the caches.
+        # The norms of a large parameter are computed while its rows are in the caches.
         squares = squared_norms(rows) if is_last and parameter.numel() > SMALL else None
         self.rows[key] = (parameter, rows, squares)
 
     def close(self) -> list[Contribution]:
-        """All contributions; a network's many small parameters are one."""
+        """Return all contributions.  All small parameters of a network form one."""
         contributions: list[Contribution] = list(self.kept.values())
         small = []
         for parameter, rows, squares in self.rows.values():
@@ -150,16 +159,19 @@ class _BatchRecord:
 
 
 class GradientRecorder:
-    """A network whose examples are kept apart and booked, for the time of a `with` block."""
+    """Recorder of per-example gradients within a `with` block.
+
+    It runs the examples of a network apart.
+    """
 
     def __init__(
         self, net: nn.Module, state: ModuleState | None = None, *, has_copies: bool = False
     ) -> None:
-        """Book a network's passes.
+        """Record a network's passes.
 
         Args:
             net: The network.
-            state: The state that every call begins with; today's if None.
+            state: The state at the start of every call, or None for the current state.
             has_copies: Whether parameters may be used outside their layers' calls.
         """
         state = ModuleState.of(net) if state is None else state
@@ -187,16 +199,16 @@ class GradientRecorder:
         """Run both passes of a physical batch.
 
         Args:
-            losses: The loss of each example at some positions, shape (B,).
+            losses: Returns the loss of each example at some positions, shape (B,).
             batch: Positions of examples, shape (B,).
 
         Returns:
-            The parameters' contributions, and how many numbers they keep.
+            The parameters' contributions, and the count of stored numbers.
 
         Raises:
-            UnaccountedError: The passes do not show each example's own gradient.
-            UsedElsewhereError: They would if the parameters of known layers were copied, too.
-            PrivacyError: An example's output is another one alone.
+            UntrackedGradientError: The passes do not show each example's own gradient.
+            SharedParameterError: They would, with copies of the parameters of known layers.
+            PrivacyError: An example's output differs from its output alone.
         """
         record = self._batch = _BatchRecord(len(batch))
         for copies in self._isolation.run(losses, batch):
@@ -220,7 +232,7 @@ class GradientRecorder:
             self._batch.calls[key] = self._batch.calls.get(key, 0) + 1
 
     def _record_call(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
-        """Book one call of a layer, when the gradient of its output is there."""
+        """Record one call of a layer, given its output's gradient."""
         record = self._batch
         assert record is not None
         assert layer.kind is not None
@@ -237,7 +249,7 @@ class GradientRecorder:
 
 
 def _by_example(rows: Tensor, examples: int) -> Tensor:
-    """The sums over the copies of each example, shape (B, …), of (N, …)."""
+    """Return sums over the copies of each example, shape (B, …)."""
     if len(rows) == examples:
         return rows
     return rows.reshape(examples, -1, *rows.shape[1:]).sum(1)

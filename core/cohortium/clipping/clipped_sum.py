@@ -1,4 +1,4 @@
-"""Per-example gradients, clipped and summed: the step on which example-level privacy rests."""
+"""Clipped sums of per-example gradients, on which example-level privacy relies."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices
 
 GRADIENT_FLOATS = 1 << 26
-"""Numbers kept of a physical batch for its clipped sum: 256 MiB."""
+"""Numbers stored of a physical batch for its clipped sum: 256 MiB."""
 
 SMALLEST_FACTOR = 2.0**-126
-"""Below, `float32` has fewer digits."""
+"""Smallest factor.  Below it, `float32` has fewer digits."""
 
 
 def mean_gradient(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
 ) -> None:
-    """Set `.grad` to the mean gradient over `batch`, without privacy; zero if it is empty.
+    """Set `.grad` to the mean gradient over `batch`, without privacy.
+
+    An empty batch gives zero.
 
     Args:
         net: The network inside `losses`.
-        losses: The loss of each example at some positions, shape (B,).
+        losses: Returns the loss of each example at some positions, shape (B,).
         batch: Positions of examples, shape (B,).
     """
     import torch
@@ -42,7 +44,7 @@ def mean_gradient(
     net.zero_grad(set_to_none=True)
     if len(batch):
         each = losses(batch)
-        # Their mean would go through three more operations, there and back.
+        # Their mean would take three more operations in each direction.
         each.backward(torch.full_like(each, 1 / len(each)))  # type: ignore[no-untyped-call]
         return
     for parameter in trainable(net):
@@ -56,32 +58,37 @@ def clipped_sum(
     *,
     clip: float,
 ) -> None:
-    """Set `.grad` to the sum over `batch` of per-example gradients, each clipped to norm `clip`.
+    """Set `.grad` to the sum of clipped per-example gradients over `batch`.
+
+    Each per-example gradient is clipped to norm `clip`.
 
     Args:
         net: The network inside `losses`.
-        losses: The loss of each example at some positions, shape (B,).  It calls modules of the
-            network, or their `prelude`, and gives them tensors with a row for each example.
-            Where an example stands K times in them, its copies lie together.
-        batch: Positions of examples, shape (B,); may be empty.
+        losses: Returns the loss of each example at some positions, shape (B,).  It calls modules of
+            the network, or their `prelude`, and gives them tensors with a row for each example.
+            If an example occurs K times in them, its copies must be adjacent.
+        batch: Positions of examples, shape (B,).  May be empty.
         clip: C, the largest ℓ₂ norm of one example's contribution over all parameters.
 
     Guarantees:
-        Replacing one example's data by any other changes the result by at most 2·C in ℓ₂ norm,
-        and leaving it out by at most C, up to `float32` rounding, if `losses` itself takes no
-        example's data for another's loss.  That holds for any network and any weights: its code
-        runs with each example by itself, mapped over the batch (`mapped_forward`).  Code that
-        cannot be mapped is called for one example after another, with a warning.  Every pass
-        begins with the state that the network had before.  Random draws are independent for each
-        example.
+        Replacing one example's data by any other data changes the result by at most 2·C in ℓ₂ norm,
+        up to `float32` rounding.
+        Leaving one example out changes it by at most C, up to `float32` rounding.
+        Both bounds assume that `losses` itself uses no example's data for another's loss.
+        They hold for any network and any weights: its code runs with each example by itself, mapped
+        over the batch (`mapped_forward`).
+        Code that cannot be mapped runs for one example after another, with a warning.
+        Every pass begins with the state that the network had before.
+        Random draws are independent for each example.
         An example whose gradient is not finite contributes zero.
-        Memory that the network keeps outside its modules (in a module's globals, say) is not seen
-        in every case: one output in each pass is compared with that of its example alone.
+        Memory that the network keeps outside its modules (in a module's globals, say) is not always
+        detected.
+        In each pass, one output is compared with the output of its example alone.
 
     Raises:
-        PrivacyError: A parameter is complex, of less than single precision or lazy; the network
-            alters its parameters, keeps a memory of its inputs or a generator, gives another
-            output to an example alone, or cannot be run with one alone.
+        PrivacyError: A parameter is complex, of less than single precision or lazy.  Or the network
+            alters its parameters, keeps a memory of its inputs or keeps a generator.  Or its output
+            for an example alone differs, or it cannot run with one example alone.
     """
     import torch
 
@@ -108,7 +115,7 @@ def clipped_sum(
             state.restore()
             totals = _one_by_one(net, losses, batch, clip, state)
     if isinstance(reason, UntrackedGradientError):
-        # Said when it has worked: a fault of the network is not one of the mapping.
+        # The warning waits for success: a fault of the network is not one of the mapping.
         warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
     state.require_same()
     for parameter in parameters:
@@ -117,8 +124,11 @@ def clipped_sum(
 
 
 def _uncompiled() -> AbstractContextManager[None]:
-    """Run compiled code as it was written: it was compiled for a batch, and maps rows wrongly."""
-    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+    """Run compiled code as it was written.
+
+    The code was compiled for a batch, and maps rows wrongly.
+    """
+    if "torch._dynamo" not in sys.modules:  # so nothing has been compiled
         return nullcontext()
     import torch
 
@@ -129,7 +139,7 @@ def _mapped(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
 ) -> dict[nn.Parameter, Tensor] | UntrackedGradientError:  # fmt: skip
-    """Clipped sums by parameter, or the reason why the passes do not show them."""
+    """Return clipped sums by parameter, or the reason for their absence."""
     from cohortium.clipping.pass_checks import SharedParameterError, UntrackedGradientError
 
     try:
@@ -148,11 +158,11 @@ def _from_one_pass(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState, *, has_copies: bool = False,
 ) -> dict[nn.Parameter, Tensor]:  # fmt: skip
-    """Clipped sums by parameter, a physical batch at a time."""
+    """Return clipped sums by parameter, one physical batch at a time."""
     from cohortium.clipping.bookkeeping import GradientRecorder
 
     totals: dict[nn.Parameter, Tensor] = {}
-    # At first no more examples than if every gradient of each were held; then what is seen to fit.
+    # The first batch fits even if every gradient is stored.  Later ones use the measured size.
     size = max(1, sum(parameter.numel() for parameter in trainable(net)))
     start, step = 0, max(1, GRADIENT_FLOATS // size)
     with GradientRecorder(net, state, has_copies=has_copies) as book:
@@ -170,7 +180,10 @@ def _from_one_pass(
 def _add_clipped(
     totals: dict[nn.Parameter, Tensor], contributions: list[Contribution], clip: float
 ) -> None:
-    """Add a physical batch's clipped sums; what a share keeps is let go when it has been used."""
+    """Add a physical batch's clipped sums.
+
+    The memory of each contribution is freed after its use.
+    """
     import torch
     from torch.nn.utils.parametrize import cached
 
@@ -193,7 +206,7 @@ def _one_by_one(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
 ) -> dict[nn.Parameter, Tensor]:  # fmt: skip
-    """The same by its definition: as many backward passes as there are examples."""
+    """Return the same sums by definition: one backward pass for each example."""
     import torch
 
     from cohortium.clipping.recording import Recording
@@ -238,9 +251,10 @@ def _one_by_one(
 
 
 def _factors(squares: Tensor, clip: float) -> Tensor:
-    """What brings gradients of these squared norms down to `clip`; zero where not finite.
+    """Return factors that scale gradients of these squared norms down to `clip`.
 
-    Zero, too, where single precision would round the factor by more than numbers of usual sizes.
+    A factor is zero where the norm is not finite.  It is also zero where single precision would
+    round the factor by more than numbers of usual sizes.
     """
     norms = squares.sqrt()
     factors = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)

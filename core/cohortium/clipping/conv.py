@@ -1,7 +1,7 @@
-"""A convolution's weight gradients by example, and the Gram matrices of its patches.
+"""Weight gradients by example and Gram matrices, for convolutions.
 
-The patches of an image are what the kernel sees at each position; their Gram matrix is put
-together from that of the image's pixels, which is as many times smaller as the kernel has taps.
+The patches of an image are the kernel's inputs at each position.  Their Gram matrix is computed
+from that of the image's pixels.  The latter is as many times smaller as the kernel has taps.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUPED = 1 << 22
-"""Weights taken in one grouped convolution: with more, it falls out of the caches."""
+"""Most weights in one grouped convolution.
+
+More weights do not fit the caches.
+"""
 
 
 UNFOLDED = 1 << 15
-"""Numbers of an example's patches up to which its weight gradient is taken as their product with
-the output gradient: with more, and more than weights, copying them costs more than a convolution
-in as many groups as there are examples."""
+"""Most numbers of an example's patches for a product of matrices.
+
+Up to this limit, the weight gradient is the product of the patches and the output gradient.  Above
+it, and above the number of weights, copies of patches cost too much.  A convolution in as many
+groups as examples then costs less.
+"""
 
 
 def _inside(layer: Any, x: Tensor) -> tuple[Tensor, Sequence[int]]:
-    """What the kernel slides over, and how many zeros it finds around that on each side."""
+    """Return the kernel's input, and the zeros of padding by side."""
     padding: Sequence[int] | str = layer.padding
     if layer.padding_mode == "zeros" and not isinstance(padding, str):
         return x, padding
@@ -39,7 +45,10 @@ def _inside(layer: Any, x: Tensor) -> tuple[Tensor, Sequence[int]]:
 
 
 def convolution_gradient(layer: Any, x: Tensor, g: Tensor, examples: int) -> Tensor:
-    """Weight gradients (B, E, D/groups, …) of inputs (N, D, …) and output gradients (N, E, …)."""
+    """Return weight gradients (B, E, D/groups, …).
+
+    The inputs have shape (N, D, …) and the output gradients (N, E, …).
+    """
     x, padding = _inside(layer, x)
     numbers = layer.weight[0].numel() * g[0, 0].numel() * (len(x) // examples)
     if examples > 1 and layer.groups == 1 and numbers <= max(UNFOLDED, layer.weight.numel()):
@@ -53,7 +62,7 @@ def convolution_gradient(layer: Any, x: Tensor, g: Tensor, examples: int) -> Ten
 
 
 def _by_patches(layer: Any, x: Tensor, g: Tensor, padding: Sequence[int], examples: int) -> Tensor:
-    """Weight gradients (B, …), as products of output gradients and patches."""
+    """Return weight gradients (B, …), as products of output gradients and patches."""
     x = functional.pad(x, [side for around in reversed(padding) for side in (around, around)])
     x, g = (t.reshape(examples, -1, *t.shape[1:]) for t in (x, g))  # (B, K, D, …)
     example, copy, channel, *places = x.stride()
@@ -71,7 +80,7 @@ def _by_patches(layer: Any, x: Tensor, g: Tensor, padding: Sequence[int], exampl
 
 
 def _side_by_side(rows: Tensor, examples: int) -> Tensor:
-    """Copies as the batch and all examples' channels next to each other, (K, B·D, …)."""
+    """Return copies as the batch, with all examples' channels, (K, B·D, …)."""
     if examples == 1:
         return rows
     apart = rows.view(examples, -1, *rows.shape[1:])
@@ -79,9 +88,12 @@ def _side_by_side(rows: Tensor, examples: int) -> Tensor:
 
 
 def _gradient(layer: Any, x: Tensor, g: Tensor, padding: Sequence[int], examples: int) -> Tensor:
-    """Weight gradients (B, …), as one gradient of a convolution in B times as many groups."""
+    """Return weight gradients (B, …), from one grouped convolution.
+
+    It has B times as many groups as the layer.
+    """
     shape = (examples * layer.out_channels, *layer.weight.shape[1:])
-    weights = layer.weight.detach().new_empty(1).expand(shape)  # only its shape matters
+    weights = layer.weight.detach().new_empty(1).expand(shape)  # because only its shape matters
     not_transposed = False
     _, rows, _ = torch.ops.aten.convolution_backward(
         _side_by_side(g, examples), _side_by_side(x, examples), weights, None, layer.stride,
@@ -93,17 +105,21 @@ def _gradient(layer: Any, x: Tensor, g: Tensor, padding: Sequence[int], examples
 
 
 def patch_grams(layer: Any, x: Tensor, out: Sequence[int], examples: int) -> Tensor:
-    """Products of all pairs of patches, shape (B, K·T, K·T), in double precision.
+    """Return products of all pairs of patches, shape (B, K·T, K·T).
 
-    Positions t and u see taps at s·t + a and s·u + a, for stride s and offset a: so the patches'
-    products are sums of the pixels' own, over offsets, and only pixels of one phase a mod s meet.
-    In a flattened grid an offset moves t and u alike, so it moves the flattened matrix of products
-    as a whole; products with the zeros of a padding are not taken.
+    The products are in double precision.
+
+    Positions t and u see taps at s·t + a and s·u + a, for stride s and offset a.  So the patches'
+    products are sums of the pixels' products, over offsets.  Only pixels of one phase a mod s are
+    multiplied with one another.
+
+    In a flattened grid an offset moves t and u equally.  So it moves the flattened matrix of
+    products as a whole.  Products with the zeros of a padding are not computed.
 
     Args:
         layer: A convolution in one group, of images or sequences.
-        x: What went in, shape (N, D, H, W) or (N, D, W).
-        out: The output map's sides.
+        x: Input, shape (N, D, H, W) or (N, D, W).
+        out: Sides of the output map.
         examples: B.
     """
     x, around = _inside(layer, x)
@@ -130,12 +146,12 @@ def patch_grams(layer: Any, x: Tensor, out: Sequence[int], examples: int) -> Ten
 
 @frozen
 class _Phase:
-    """Along one axis, the pixels that some taps of a kernel see, in a grid of their own.
+    """Grid of the pixels that some taps see, along one axis.
 
     Attributes:
-        pixels: Where they are in the image.
-        first: How many places of the grid come before them, in the padding.
-        shifts: How far into the grid each of the taps is at the first position.
+        pixels: Their positions in the image.
+        first: Number of positions of the grid before them, in the padding.
+        shifts: Position in the grid of each of the taps, for the first position of the kernel.
     """
 
     pixels: slice
@@ -146,7 +162,10 @@ class _Phase:
 def _phases(
     taps: int, stride: int, dilation: int, around: int, out: int
 ) -> tuple[int, list[_Phase]]:
-    """The places of a grid, and one grid for each remainder of the taps' offsets by the stride."""
+    """Return the length of a grid, and one grid for each phase.
+
+    A phase is a remainder of the taps' offsets by the stride.
+    """
     offsets = [i * dilation for i in range(taps)]
     places = out + offsets[-1] // stride
     found = []
@@ -160,7 +179,7 @@ def _phases(
 
 
 def _moved(flat: Tensor, shifts: Sequence[int], step: int) -> Tensor:
-    """The sum of `flat` (B, n) moved by each of some `shifts`, in steps."""
+    """Return the sum of `flat` (B, n), moved by each of `shifts`."""
     length = flat.shape[1] - max(shifts) * step
     parts = [flat[:, shift * step : shift * step + length] for shift in shifts]
     return sum(parts[1:], parts[0])

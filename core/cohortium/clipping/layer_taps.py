@@ -1,4 +1,7 @@
-"""Known layers in a mapped pass: called for all rows at once, with their gradients by row."""
+"""Known layers in a mapped pass.
+
+They are called once for all rows, with gradients by row.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,22 @@ if TYPE_CHECKING:
     from cohortium.clipping.registry import Layer
 
 _VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"})
-"""Nodes that change a tensor's shape alone."""
+"""Nodes that change only a tensor's shape."""
 
 
 @frozen
 class VectorizedCall:
-    """A layer that takes the rows of a batch apart by its very class, to be called for all rows.
+    """Call of a layer for all rows at once.
+
+    The layer's class keeps the rows of a batch apart.
 
     Attributes:
-        layer: The layer; while it is called, its parameters are detached.
+        layer: The layer.  While it is called, its parameters are detached.
         call: Its own forward pass.
-        enter: Told in the backward pass of all rows of the input (N, …), of the gradient of all
-            rows of the output (N, …), both as the layer's rule takes them, and of tensors that
-            torch saved of the call.
-        is_last: Whether the backward pass under way is that of the losses.
+        enter: Callback of the backward pass.  It receives all rows of the input (N, …), the
+            gradient of all rows of the output (N, …), and tensors that torch saved of the call.
+            The rows have the form that the layer's rule takes.
+        is_last: Whether the current backward pass is that of the losses.
     """
 
     layer: Layer
@@ -39,12 +44,18 @@ class VectorizedCall:
     is_last: Callable[[], bool]
 
     def for_row(self, x: Tensor) -> Tensor:
-        """The output for one row of a mapped call, computed for all rows at once."""
+        """Return the output for one row of a mapped call.
+
+        It is computed for all rows at once.
+        """
         output: Tensor = AllRows.apply(x, self)  # type: ignore[no-untyped-call]
         return output
 
     def for_rows(self, x: Tensor) -> Tensor:
-        """The output (N, …) for rows (N, …), whose gradient is asked for."""
+        """Return the output (N, …) for rows (N, …).
+
+        A hook reports its gradient.
+        """
         rows = self.layer.fold(x)
         output = self._asked(rows, self.call(rows))
         return output if rows.ndim == x.ndim else output.view(len(x), -1, *output.shape[1:])
@@ -55,10 +66,10 @@ class VectorizedCall:
 
         def on_gradient(gradient: Tensor) -> None:
             if not self.is_last():
-                if torch.is_grad_enabled():  # the layer's own weight would be missing in it
+                if torch.is_grad_enabled():  # because it would lack the layer's own weight
                     raise UntrackedGradientError("a gradient is taken of a gradient")
                 return
-            x = held.pop()  # the hook itself outlives the backward pass
+            x = held.pop()  # because the hook itself outlives the backward pass
             if x._version != version:  # noqa: SLF001
                 kind = type(self.layer.module).__name__
                 raise UntrackedGradientError(f"the input of a layer {kind} was altered in place")
@@ -72,13 +83,16 @@ class VectorizedCall:
             return anchored
         node, place = _producing_node(output)
         saved = self.layer.reused_tensors(node)
-        # Of the node that computed it: a hook on the tensor would miss a later change in place.
+        # The hook is on the node: a hook on the tensor would miss a later change in place.
         node.register_prehook(lambda gradients: on_gradient(gradients[place].view_as(output)))
         return output
 
 
 def _producing_node(output: Tensor) -> tuple[Any, int]:
-    """The node of autograd that computed a tensor's numbers, and which of its outputs they are."""
+    """Return a tensor's node of autograd, and the index of its output.
+
+    The node computed the tensor's numbers.
+    """
     node, place = output.grad_fn, output.output_nr
     while node is not None and type(node).__name__ in _VIEWS:
         node, place = node.next_functions[0]
@@ -86,7 +100,7 @@ def _producing_node(output: Tensor) -> tuple[Any, int]:
 
 
 class AllRows(torch.autograd.Function):
-    """A known layer's call, taken out of the mapping."""
+    """Call of a known layer outside the mapping."""
 
     @staticmethod
     def forward(x: Tensor, known: VectorizedCall) -> Tensor:  # noqa: ARG004
@@ -95,7 +109,7 @@ class AllRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is kept: `vmap` calls the layer itself."""
+        """Keep nothing, because `vmap` calls the layer itself."""
 
     @staticmethod
     def vmap(
@@ -104,7 +118,10 @@ class AllRows(torch.autograd.Function):
         x: Tensor,
         known: VectorizedCall,
     ) -> tuple[Tensor, int]:
-        """Outside the mapping, which says along which axis of `x` the rows lie."""
+        """Call the layer outside the mapping, for all rows.
+
+        `in_dims` says along which axis of `x` the rows lie.
+        """
         axis = in_dims[0]
         if axis is None or is_vmap_row(x):
             raise UntrackedGradientError("a layer is called within another mapping")
@@ -112,7 +129,7 @@ class AllRows(torch.autograd.Function):
 
 
 class _BackwardHook(torch.autograd.Function):
-    """Nothing, except that autograd follows its output even where it would not the input's."""
+    """Identity function whose output autograd follows, even if not its input."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, start: Tensor, enter: Any) -> Tensor:  # noqa: ARG004

@@ -1,8 +1,10 @@
-"""Per-example gradients of layers that multiply by a weight; shapes as in `layer_call`.
+"""Per-example gradients of layers that multiply by a weight.
 
-Sources: Goodfellow 2015 (arXiv 1510.01799) for the norms of a linear layer without its gradients;
+The shapes are those of `layer_call`.
+
+Sources: Goodfellow 2015 (arXiv 1510.01799) for the norms of a linear layer without its gradients.
 Rochette et al. 2019 (arXiv 1912.06015) for per-example gradients of a convolution as one grouped
-convolution; Li et al. 2022 (arXiv 2110.05679, section 4) and Bu et al. 2022 (arXiv 2205.10683)
+convolution.  Li et al. 2022 (arXiv 2110.05679, section 4) and Bu et al. 2022 (arXiv 2205.10683)
 for the products of Gram matrices, the "ghost" norm.
 """
 
@@ -26,17 +28,17 @@ if TYPE_CHECKING:
 
 @frozen
 class LinearCall(LayerCall):
-    """Of `nn.Linear`, with any number of dimensions between batch and features."""
+    """Call of `nn.Linear`, with any number of dimensions between batch and features."""
 
     def grad_sample(self, name: str) -> Tensor:
-        """Sums over T positions of outer products."""
+        """Return sums over T positions of outer products."""
         if name == "bias":
             return self.sum_per_example(self.g)
         x, g = self._flat()
         return torch.bmm(g.transpose(1, 2), x)  # (B, E, D)
 
     def squared_norms(self, name: str) -> Tensor | None:
-        """‖Σ_t g_t x_tᵀ‖² = Σ_tu ⟨g_t, g_u⟩⟨x_t, x_u⟩."""
+        """Return ‖Σ_t g_t x_tᵀ‖² = Σ_tu ⟨g_t, g_u⟩⟨x_t, x_u⟩."""
         if name == "bias" or self.is_small:
             return None
         x, g = self._flat()
@@ -47,7 +49,7 @@ class LinearCall(LayerCall):
         return torch.cat(pieces).clamp(min=0).add_(self.rounding(1))
 
     def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
-        """One matrix product."""
+        """Return one matrix product."""
         return self.scale_by_example(factors).flatten(0, -2).T @ self.x.flatten(0, -2)
 
     def _flat(self) -> tuple[Tensor, Tensor]:
@@ -57,21 +59,33 @@ class LinearCall(LayerCall):
 
 @frozen
 class ConvolutionCall(LayerCall):
-    """Of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, with any stride, padding, dilation, groups."""
+    """Call of `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`.
+
+    It may have any stride, padding, dilation and groups.
+    """
 
     @staticmethod
     def fold(layer: Any, rows: Tensor) -> Tensor:
-        """Each row is an image (N, D, …), or a batch of them (N, T, D, …)."""
+        """Return the rows as images.
+
+        Each row is an image (N, D, …), or a batch of them (N, T, D, …).
+        """
         return rows.flatten(0, -2 - len(layer.kernel_size))
 
     def grad_sample(self, name: str) -> Tensor:
-        """Weight gradients, each of one example's copies; of the bias, sums."""
+        """Return weight gradients, each of one example's copies.
+
+        The gradients of the bias are sums.
+        """
         if name == "bias":
             return self.sum_per_example(self.g.flatten(2).transpose(1, 2))
         return convolution_gradient(self.layer, self.x, self.g, self.examples)
 
     def squared_norms(self, name: str) -> Tensor | None:
-        """Gram matrices where the map is small, else gradients that are thrown away at once."""
+        """Return norms by Gram matrices where the map is small.
+
+        Otherwise they come from gradients that are discarded at once.
+        """
         if name == "bias" or self.is_small:
             return None
         size = self.layer.weight.numel()
@@ -85,16 +99,19 @@ class ConvolutionCall(LayerCall):
 
     @property
     def taps(self) -> int:
-        """Places of the kernel."""
+        """Positions of the kernel."""
         taps: int = self.layer.weight[0, 0].numel()
         return taps
 
     def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
-        """One weight gradient of the whole batch."""
+        """Return one weight gradient of the whole batch."""
         return convolution_gradient(self.layer, self.x, self.scale_by_example(factors), 1)[0]
 
     def _gram_work(self, positions: int) -> float:
-        """Multiplications of the Gram way for one example, doubled: it is done in `float64`."""
+        """Return the multiplications of the Gram method for one example, doubled.
+
+        The factor of two accounts for `float64`.
+        """
         layer = self.layer
         if layer.groups != 1 or self.x.ndim > 4:  # noqa: PLR2004
             return float("inf")
@@ -113,19 +130,23 @@ class ConvolutionCall(LayerCall):
 
 @frozen
 class ParametrizedCall(LayerCall):
-    """Of a linear layer or a convolution whose weight is computed from another, its original.
+    """Call of a linear layer or convolution with a parametrized weight.
 
-    That is how a kernel is standardised, say (`torch.nn.utils.parametrize`).  The gradient by the
-    weight is pulled back through what it is computed by, example by example or once for their sum.
+    The weight is computed from another one, its original.  An example is a standardised kernel
+    (`torch.nn.utils.parametrize`).  The gradient by the weight is pulled back through the
+    computation of the weight, by example or once for their sum.
     """
 
     @staticmethod
     def fold(layer: Any, rows: Tensor) -> Tensor:
-        """As the layer does whose weight is computed."""
+        """Return rows as the layer with the computed weight takes them."""
         return rows if isinstance(layer, nn.Linear) else ConvolutionCall.fold(layer, rows)
 
     def grad_sample(self, name: str) -> Tensor:
-        """Weight gradients pulled back, one by one; of the bias, the layer's own."""
+        """Return weight gradients, each pulled back.
+
+        The bias has the layer's own gradients.
+        """
         if name == "bias":
             return self._inner.grad_sample(name)
         rows, pull = self._inner.grad_sample("weight"), torch.func.vmap(self._pull)
@@ -134,7 +155,10 @@ class ParametrizedCall(LayerCall):
         return rows
 
     def squared_norms(self, name: str) -> Tensor | None:
-        """None where the gradients are small, else they are thrown away at once."""
+        """Return None where the gradients are small.
+
+        Otherwise the norms come from gradients that are discarded at once.
+        """
         if name == "bias" or self._inner.is_small:
             return None
         pull = torch.func.vmap(self._pull)
@@ -144,18 +168,21 @@ class ParametrizedCall(LayerCall):
             inner = self._inner.select(part)
             rows = inner.grad_sample("weight")
             before, after = squared_norms(rows), squared_norms(pull(rows))
-            # Rounding is pulled back, too, and by the same factor.
+            # The pullback scales the rounding errors by the same factor.
             gain = after / before.clamp(min=1e-300)
             pieces.append(after + inner.rounding(taps) * gain)
         return torch.cat(pieces)
 
     def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
-        """The weight's own, pulled back."""
+        """Return the weight's own sum, pulled back."""
         return self._pull(self._inner.weighted_sum("weight", factors))
 
     @property
     def _slices(self) -> Iterator[slice]:
-        """Larger ones than caches hold: to map takes a while, however little there is to map."""
+        """Slices larger than caches.
+
+        A mapping costs time even for few rows.
+        """
         return self.slices(self.layer.weight.numel() // 2)
 
     @cached_property
@@ -164,11 +191,11 @@ class ParametrizedCall(LayerCall):
         return kind(self.layer, self.x, self.g, self.examples)
 
     def _pull(self, gradient: Tensor) -> Tensor:
-        """From a gradient by the weight to one by its original.
+        """Return the gradient by the original from a gradient by the weight.
 
         Raises:
-            RuntimeError: Mapped over, if the weight is computed by chance: another draw than that
-                of the call would tell of other gradients.
+            RuntimeError: The computation of the weight is random and mapped.  Another draw than the
+                call's would give other gradients.
         """
         steps = self.layer.parametrizations.weight
 

@@ -1,12 +1,12 @@
-"""A network's forward pass with every example by itself, in one pass for all of them.
+"""One forward pass with every example by itself.
 
 `torch.func.vmap` maps the network's own code, written for a batch, over batches of one example.
-So one example cannot enter another's output, whatever the code does with its first axis.
+So one example cannot enter another's output, whichever way the code uses its first axis.
 
-A parameter is given to the code as as many copies as there are rows.  The gradient of a copy is
-the gradient of its row alone, however the code used the parameter.  A layer whose rule is known
-takes the parameter itself instead, which is faster: its input and output gradient are kept by row,
-and the position of the row's axis comes from `vmap`, not from a shape.
+The code receives one copy of a parameter for each row.  The gradient of a copy is the gradient of
+its row alone, however the code used the parameter.  A layer with a known rule takes the parameter
+itself instead, which is faster.  Its input and output gradient are stored by row.  The position of
+the row's axis comes from `vmap`, not from a shape.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 @frozen
 class ParameterCopies:
-    """A parameter as a mapped pass has it: one copy for each row.
+    """A parameter in a mapped pass: one copy for each row.
 
     Attributes:
         parameter: The parameter, shape S.
-        rows: The copies, shape (N, *S); their `.grad` is by row.
+        rows: The copies, shape (N, *S).  Their `.grad` is by row.
     """
 
     parameter: nn.Parameter
@@ -72,16 +72,19 @@ class VmappedCall:
 
 @define
 class PerExamplePass:
-    """A network whose calls are mapped over the rows of their inputs, for the time of a `with`.
+    """A network with calls mapped over rows, within a `with`.
+
+    The rows are those of the inputs.
 
     Attributes:
         net: The network.
-        on_layer_gradient: Told of a known layer's call in the backward pass: the layer, its input
-            (N, …), the gradient of its output (N, …), and tensors that torch saved of the call.
-        on_layer_call: Told of a known layer's call in the forward pass.
-        restore: Gives the network's modules the state that they had before the pass.
+        on_layer_gradient: Callback for a known layer's call in the backward pass.  It receives the
+            layer, its input (N, …), the gradient of its output (N, …), and tensors that torch saved
+            of the call.
+        on_layer_call: Callback for a known layer's call in the forward pass.
+        restore: Restores the state of the network's modules before the pass.
         has_copies: Whether known layers' parameters are copied, too, outside their calls.
-        calls: The mapped calls of the batch under way.
+        calls: The mapped calls of the current batch.
     """
 
     net: nn.Module
@@ -121,7 +124,7 @@ class PerExamplePass:
             for name in ("forward", "prelude"):
                 if callable(original := getattr(module, name, None)):
                     self._patch(module, name, partial(self._forward, module, original))
-            if _has_hooks(module):  # its hooks are the network's code, too
+            if _has_hooks(module):  # because its hooks are the network's code, too
                 call = partial(self._call, module, module._call_impl)  # noqa: SLF001
                 self._patch(module, "_call_impl", call)
         return self
@@ -140,16 +143,18 @@ class PerExamplePass:
     def run(
         self, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> list[ParameterCopies]:
-        """Take the losses of a batch and their gradients; return the parameters' copies.
+        """Compute the losses of a batch and their gradients.
+
+        Returns the parameters' copies.
 
         Args:
-            losses: The loss of each example at some positions, shape (B,).
+            losses: Returns the loss of each example at some positions, shape (B,).
             batch: Positions of examples, shape (B,).
 
         Raises:
-            UnaccountedError: A pass cannot be mapped, or a row's gradient does not scale as its
-                example's loss does.
-            PrivacyError: An output is another one alone.
+            UntrackedGradientError: A pass cannot be mapped, or a row's gradient does not scale as
+                its example's loss does.
+            PrivacyError: An output differs from the output of its example alone.
         """
         self.calls.clear()
         self._examples = len(batch)
@@ -184,7 +189,10 @@ class PerExamplePass:
         return calls
 
     def _forget_gradients(self, calls: list[VmappedCall]) -> None:
-        """Drop what the losses' own code has taken, such as the direction of an attack."""
+        """Drop gradients that the losses' own code has computed.
+
+        An example is the direction of an adversarial attack.
+        """
         for parameter in self.net.parameters():
             parameter.grad = None
         for call in calls:
@@ -215,7 +223,7 @@ class PerExamplePass:
         return self._known(layer, original, args[0])
 
     def _is_as_before(self, layer: Layer) -> bool:
-        """Whether a layer's own parameters and settings are those that its rule will find."""
+        """Return whether the layer's rule will find the same parameters and settings."""
         for name, parameter in layer.parameters:
             holder, _, key = name.rpartition(".")
             place = layer.module.get_submodule(holder) if holder else layer.module
@@ -244,7 +252,7 @@ class PerExamplePass:
             if id(p) in own
         ]
         middle = len(rows[0]) // 2
-        kept = [t[middle : middle + 1].clone() for t in rows]  # before the code alters it
+        kept = [t[middle : middle + 1].clone() for t in rows]  # before the code alters them
 
         def arguments(rows: list[Tensor]) -> Any:
             given = list(flat)
@@ -285,7 +293,10 @@ class PerExamplePass:
         return pytree.tree_unflatten(output, shape[0])
 
     def _require_same_alone(self, alone: Alone, *, has_drawn: bool, device: torch.device) -> None:
-        """Compare a row's output; where the network draws, ask once whether it seeds."""
+        """Compare a row's output with its output alone.
+
+        Where the network draws, check once whether it seeds.
+        """
         with self._paused():
             if not has_drawn and not alone.is_same():
                 raise UntrackedGradientError(
@@ -304,13 +315,16 @@ class PerExamplePass:
             return VectorizedCall(layer, original, enter, lambda: self._is_last).for_row(x)
 
     def _enter(self, layer: Layer, x: Tensor, g: Tensor, saved: tuple[Tensor, ...]) -> None:
-        """Tell of a layer's call; its rule may compute the layer's weight anew, unmapped."""
+        """Report a layer's call.
+
+        Its rule may compute the layer's weight again, unmapped.
+        """
         with self._paused():
             self.on_layer_gradient(layer, x, g, saved)
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
-        """Leave the network's calls as they are."""
+        """Leave the network's calls unmapped."""
         examples, self._examples = self._examples, 0
         try:
             yield
@@ -319,7 +333,10 @@ class PerExamplePass:
 
 
 def _no_saving() -> contextlib.AbstractContextManager[None]:
-    """Refuse hooks on what is saved, which would be given the rows of all examples."""
+    """Refuse hooks on saved tensors.
+
+    They would receive the rows of all examples.
+    """
     return torch.autograd.graph.disable_saved_tensors_hooks(
         "what is saved for the backward pass is replaced"
     )
@@ -335,14 +352,17 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _require_no_hook(net: nn.Module) -> None:
-    """Leave a network whose parameters' gradients are altered by hooks to single passes."""
+    """Refuse a network with hooks that alter its parameters' gradients.
+
+    The caller then runs its examples one by one.
+    """
     for name, parameter in net.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # noqa: SLF001
             raise UntrackedGradientError(f"parameter '{name}' has a hook on its gradient")
 
 
 def _require_constant_weights(layer: Layer) -> None:
-    """Refuse a layer that alters its own weights by what it sees."""
+    """Refuse a layer that alters its own weights by its inputs."""
     if getattr(layer.module, "max_norm", None) is not None:
         raise PrivacyError(
             f"layer '{layer.name}' rescales its weights by what the examples look up, which no "
@@ -351,7 +371,10 @@ def _require_constant_weights(layer: Layer) -> None:
 
 
 def _output_tensors(output: Any, kind: str) -> tuple[list[Tensor], list[Any]]:
-    """The tensors of one row's output, without the axis of length one, and their structure."""
+    """Return the tensors of one row's output, and their structure.
+
+    The tensors lack the axis of length one.
+    """
     tensors, structure = pytree.tree_flatten(output)
     if not tensors:
         raise UntrackedGradientError(f"{kind} gives nothing")
@@ -362,7 +385,7 @@ def _output_tensors(output: Any, kind: str) -> tuple[list[Tensor], list[Any]]:
 
 
 class _SubstitutedParameters:
-    """Values in the place of a module's parameters, for the time of a `with`."""
+    """Substitutes for a module's parameters, within a `with`."""
 
     def __init__(
         self, module: nn.Module, values: dict[int, Tensor],
@@ -382,7 +405,7 @@ class _SubstitutedParameters:
             for name, held in module._parameters.items():  # noqa: SLF001
                 if id(held) in self._values:
                     self._put(module._parameters, name, self._values[id(held)])  # noqa: SLF001
-            if isinstance(module, nn.RNNBase):  # it keeps its parameters a second time
+            if isinstance(module, nn.RNNBase):  # because it keeps its parameters a second time
                 flat: Any = module._flat_weights  # noqa: SLF001
                 given = [self._values.get(id(weight), weight) for weight in flat]
                 self._put(vars(module), "_flat_weights", given)

@@ -1,4 +1,4 @@
-"""State that a network keeps beside its gradients, and its restoration after a forward pass.
+"""State that a network keeps apart from its gradients, and its restoration.
 
 One example must not reach another through the network's memory.  So every pass of a private step
 starts from the state that the network had before the step.
@@ -24,31 +24,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _PATCHED = frozenset({"forward", "prelude", "_call_impl"})
-"""The methods that `mapped_forward` replaces for a pass."""
+"""Methods that `mapped_forward` replaces for a pass."""
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules"})
-"""Recorded by themselves: parameters and buffers, and layers, which have names of their own."""
+"""Attributes that are recorded separately: parameters, buffers and layers.
+
+Layers have names of their own.
+"""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 _DEPTH = 6
-"""Containers and objects within one another that are looked into."""
+"""Largest depth of nested containers and objects that are recorded."""
 
 _ABSENT = object()
 
 
 @frozen
 class _Held:
-    """A tensor as it was.
+    """A tensor at the time of the record.
 
     Attributes:
         place: Its name.
         tensor: The tensor.
         version: How often it had been altered in place.
-        values: A copy.  Code that goes by `.data` alters a tensor and not its version.
-        is_parameter: Whether it is one.
+        values: A copy.  Code that uses `.data` alters a tensor without a change of its version.
+        is_parameter: Whether it is a parameter.
     """
 
     place: str
@@ -63,10 +66,12 @@ class ModuleState:
     """The parameters, buffers and attributes of a network at one moment.
 
     Guarantees:
-        `restore` undoes the assignments of a pass to the network's modules, and to the lists,
-        dictionaries, sets, arrays, plain objects, closures and unregistered modules that they
-        hold.  A tensor that was altered in place or replaced is refused, and `require_same`
-        compares its values.  Memory elsewhere, in a global or a class, is not seen here.
+        `restore` undoes the assignments of a pass to the network's modules.  It also undoes those
+        to the lists, dictionaries, sets, arrays, plain objects, closures and unregistered modules
+        that they hold.
+        It refuses a tensor that was altered in place or replaced, and `require_same` compares its
+        values.
+        Memory elsewhere, in a global or a class, is not recorded.
     """
 
     _net: nn.Module
@@ -88,17 +93,20 @@ class ModuleState:
         return state
 
     def restore(self) -> None:
-        """Bring the attributes back, after a pass.
+        """Restore the attributes after a pass.
 
         Raises:
-            PrivacyError: A tensor was altered or replaced; the sentence names it.
+            PrivacyError: A tensor was altered or replaced.  The sentence names it.
         """
         self.rewind()
         for place, is_parameter in self._moved():
             self._refuse(place, is_parameter=is_parameter)
 
     def rewind(self) -> None:
-        """Bring the attributes back, within a pass: others' values may stand for parameters."""
+        """Restore the attributes within a pass.
+
+        Other values may replace the parameters at this time.
+        """
         for own, before in self._attributes:
             if len(own) != len(before):
                 for key in [k for k in own if k not in _PATCHED and k not in before]:
@@ -118,7 +126,7 @@ class ModuleState:
         """Compare values, after the last pass.
 
         Raises:
-            PrivacyError: Those of a tensor are others, or a generator of the network's own drew.
+            PrivacyError: The values of a tensor differ, or a generator of the network's own drew.
         """
         for held in self._tensors:
             if not _is_same(held.tensor.detach(), held.values):
@@ -171,7 +179,7 @@ class ModuleState:
         for child_name, child in module.named_children():
             self._record_module(f"{name}.{child_name}", child, depth)
         for places in (module._parameters, module._buffers):  # noqa: SLF001
-            if isinstance(places, dict):  # a script's are made anew whenever one asks
+            if isinstance(places, dict):  # a script module's are made again on each access
                 self._places.append((name, places, dict(places)))
             for key, tensor in places.items():
                 if tensor is not None:
@@ -204,7 +212,10 @@ class ModuleState:
                 self._record(place, item, depth - 1)
 
     def _inside(self, value: Any) -> Iterable[Any]:  # noqa: PLR0911 - one for each kind
-        """Record what can be changed of a value; give what it holds."""
+        """Record the mutable parts of a value.
+
+        Return the values that it holds.
+        """
         if isinstance(value, FunctionType):
             return [*self._cells_of(value), *(value.__defaults__ or ()), value.__kwdefaults__]
         if isinstance(value, MethodType):
@@ -212,7 +223,7 @@ class ModuleState:
         if isinstance(value, partial):
             return (value.func, value.args, value.keywords)
         if type(value).__module__.partition(".")[0] in {"torch", "logging"}:
-            return ()  # a graph, say: their own changes are none of the network's
+            return ()  # for example a graph, whose changes are not the network's
         if isinstance(value, dict):
             self._containers.append((value, dict(value)))
             return value.values()
@@ -241,7 +252,7 @@ class ModuleState:
         for cell in function.__closure__ or ():
             try:
                 contents = cell.cell_contents
-            except ValueError:  # not filled yet
+            except ValueError:  # the cell is not filled yet
                 continue
             self._cells.append((cell, contents))
             yield contents
@@ -252,18 +263,18 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 def _is_same(now: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether two tensors have the same values, NaN included."""
+    """Return whether two tensors have the same values, NaN included."""
     if now.shape != before.shape or now.dtype != before.dtype:
         return False
     if now.is_meta or now.layout != torch.strided or now.is_quantized:
-        return True  # their versions are all that can be compared
+        return True  # because only their versions can be compared
     if torch.equal(now, before):
         return True
     return bool(((now == before) | ((now != now) & (before != before))).all())  # noqa: PLR0124
 
 
 def _drawn(generator: Any) -> bytes:
-    """The state of a generator."""
+    """Return the state of a generator."""
     if isinstance(generator, torch.Generator):
         return generator.get_state().numpy().tobytes()
     if isinstance(generator, random.Random):
@@ -274,7 +285,7 @@ def _drawn(generator: Any) -> bytes:
 
 
 def _slots_of(value: Any) -> dict[str, Any]:
-    """The attributes that a value has by `__slots__`."""
+    """Return the attributes of a value that `__slots__` declares."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         names = vars(kind).get("__slots__", ())
@@ -296,7 +307,7 @@ def _refill_slots(value: Any, before: dict[str, Any]) -> None:
 
 
 def _restore_container(container: Any, before: Any) -> None:
-    """Give a container its earlier content."""
+    """Restore the earlier content of a container."""
     if isinstance(container, np.ndarray):
         container[...] = before
     elif isinstance(container, list | bytearray):

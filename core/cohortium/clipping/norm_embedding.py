@@ -1,4 +1,7 @@
-"""Per-example gradients of the other layers; shapes as in `layer_call`."""
+"""Per-example gradients of normalisations and embeddings.
+
+The shapes are those of `layer_call`.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,28 @@ if TYPE_CHECKING:
 
 @frozen
 class GroupNormCall(LayerCall):
-    """Of `nn.GroupNorm`."""
+    """Call of `nn.GroupNorm`."""
 
     @staticmethod
     def fold(layer: Any, rows: Tensor) -> Tensor:  # noqa: ARG004
-        """Each row is a batch, (N, T, C, …)."""
+        """Return the rows as one batch.
+
+        Each row is a batch (N, T, C, …).
+        """
         return rows.flatten(0, 1)
 
     @staticmethod
     def reused_tensors(node: Any) -> tuple[Tensor, ...]:
-        """Mean and inverse deviation of each group, shapes (N, groups)."""
+        """Return mean and inverse deviation of each group, shapes (N, groups)."""
         if type(node).__name__ != "NativeGroupNormBackward0":
             return ()
         return node._saved_result1.detach(), node._saved_result2.detach()  # noqa: SLF001
 
     def grad_sample(self, name: str) -> Tensor:
-        """Torch's own backward pass, told that each example's channels are channels of one."""
+        """Return gradients by torch's own backward pass.
+
+        The pass takes the channels of all examples as the channels of one example.
+        """
         return self._both[0 if name == "weight" else 1]
 
     @cached_property
@@ -54,10 +63,10 @@ class GroupNormCall(LayerCall):
 
 @frozen
 class LayerNormCall(LayerCall):
-    """Of `nn.LayerNorm`."""
+    """Call of `nn.LayerNorm`."""
 
     def grad_sample(self, name: str) -> Tensor:
-        """Sums over positions of g·x̂ and of g."""
+        """Return sums over positions of g·x̂ and of g."""
         shape = self.layer.normalized_shape
         g = self.g
         if name == "weight":
@@ -67,16 +76,19 @@ class LayerNormCall(LayerCall):
 
 @frozen
 class EmbeddingCall(LayerCall):
-    """Of `nn.Embedding`."""
+    """Call of `nn.Embedding`."""
 
     def grad_sample(self, name: str) -> Tensor:  # noqa: ARG002
-        """A table for each example, of which most is zero."""
+        """Return a table for each example.  Most entries are zero."""
         x, g = self._flat()
         table = g.new_zeros(self.examples, *self.layer.weight.shape)
         return table.scatter_add_(1, x.unsqueeze(2).expand_as(g), g)
 
     def squared_norms(self, name: str) -> Tensor | None:  # noqa: ARG002
-        """Σ_tu ⟨g_t, g_u⟩ over positions t and u that look up the same entry."""
+        """Return Σ_tu ⟨g_t, g_u⟩ over some pairs of positions.
+
+        These are the positions t and u that look up the same entry.
+        """
         if self.is_small:
             return None
         x, g = self._flat()
@@ -87,7 +99,7 @@ class EmbeddingCall(LayerCall):
         return torch.cat(pieces).clamp(min=0).add_(self.rounding(x.shape[1]))
 
     def weighted_sum(self, name: str, factors: Tensor) -> Tensor:  # noqa: ARG002
-        """One table for all examples."""
+        """Return one table for all examples."""
         x, g = evolve(self, g=self.scale_by_example(factors))._flat()  # noqa: SLF001
         return torch.zeros_like(self.layer.weight).index_add_(0, x.flatten(), g.flatten(0, 1))
 

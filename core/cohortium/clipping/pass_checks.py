@@ -1,4 +1,7 @@
-"""Checks of a private pass on its own data, for what `mapped_forward` cannot see."""
+"""Checks of a private pass on its own data.
+
+They find the faults that `mapped_forward` cannot see.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class UntrackedGradientError(Exception):
-    """A forward or backward pass that does not show each example's own gradient."""
+    """A pass that does not show each example's own gradient.
+
+    It is a forward or a backward pass.
+    """
 
 
 class SharedParameterError(UntrackedGradientError):
@@ -29,27 +35,33 @@ class SharedParameterError(UntrackedGradientError):
 
 
 SCALE_TOLERANCE = 1e-3
-"""How far a gradient may be from its loss's weight times itself, relative to the largest."""
+"""Largest gap between a scaled loss's gradient and the scaled gradient.
+
+It is relative to the largest gradient.
+"""
 
 ALONE_TOLERANCE = 1e-2
-"""How far an output may be from the same row's alone, relative to the largest."""
+"""Largest gap between a row's output and its output alone.
+
+It is relative to the largest output.
+"""
 
 
 ALONE_FLOOR = 1e-3
-"""Outputs smaller than this are compared as if they were as large."""
+"""Smallest output of a comparison: smaller outputs count as this large."""
 
 
 class LossScalingCheck:
-    """A second look at the losses: weights on them must scale the rows of their own examples.
+    """Check that weights on losses scale the rows of their own examples.
 
-    A trainer that puts the rows of examples in another order than it takes them from the batch
-    would have each clipped for another.
+    A trainer may reorder the rows of examples, compared with the batch.  Then each example would be
+    clipped as if it were another one.
     """
 
     def __init__(self, losses: Tensor, outputs: list[Tensor]) -> None:
         self._outputs = [t for t in outputs if t.requires_grad]
         steps = torch.arange(len(losses), device=losses.device)
-        # Powers of two, so that scaling is exact; neighbours differ.
+        # Powers of two make the scaling exact.  Neighbours differ.
         self._weights = torch.tensor([1.0, -0.5, 2.0, -4.0, 0.25], device=losses.device)[steps % 5]
         self._scaled = torch.autograd.grad(
             losses, self._outputs, self._weights.to(losses.dtype), retain_graph=True,
@@ -60,10 +72,10 @@ class LossScalingCheck:
             output.register_hook(partial(self._plain.__setitem__, i))  # type: ignore[no-untyped-call]
 
     def require(self) -> None:
-        """Compare, after the backward pass.
+        """Compare the gradients after the backward pass.
 
         Raises:
-            UnaccountedError: They differ.
+            UntrackedGradientError: They differ.
         """
         for i, scaled in enumerate(self._scaled):
             plain = self._plain.get(i)
@@ -79,7 +91,7 @@ class LossScalingCheck:
 
 
 def _getter(name: str) -> Any:
-    """The function by which an attribute of a tensor is read."""
+    """Return the function that reads an attribute of a tensor."""
     return vars(torch._C.TensorBase)[name].__get__  # noqa: SLF001
 
 
@@ -89,17 +101,18 @@ _GRADIENT_HOOKS = frozenset({
 })  # fmt: skip
 _REQUIRES_GRAD = _getter("requires_grad")
 _NAMESPACES = frozenset({"aten", "prim", "prims", "torchvision"})
-"""Of operations whose rules for rows are not a stranger's."""
+"""Namespaces of operations without third parties' rules for rows."""
 
 
 class Watch(TorchFunctionMode):
-    """Sees the calls of a mapped pass in which code is given the rows of all examples at once.
+    """Monitor that refuses calls with the rows of all examples.
 
-    A function with its own rule for `vmap` is given them, and a hook on a gradient.
+    It watches a mapped pass.  A function with its own rule for `vmap` receives them, and so does a
+    hook on a gradient.
     """
 
     def __init__(self, own: type[torch.autograd.Function]) -> None:
-        """Allow one function, our own, its rule."""
+        """Allow only our own function to have its own rule."""
         super().__init__()
         self._own, self._modes = own, torch._C._len_torch_dispatch_stack()  # noqa: SLF001
 
@@ -113,9 +126,9 @@ class Watch(TorchFunctionMode):
         """Call `func`, or refuse it.
 
         Raises:
-            UnaccountedError: It would be given the rows of all examples.
+            UntrackedGradientError: It would receive the rows of all examples.
         """
-        if func == _REQUIRES_GRAD:  # a row says that it does not, and a hook would be left out
+        if func == _REQUIRES_GRAD:  # a row says no, and then a hook would be left out
             value = args[0]
             if is_vmap_row(value):
                 value = torch._C._functorch.get_unwrapped(value)  # noqa: SLF001
@@ -136,9 +149,10 @@ class Watch(TorchFunctionMode):
 
 
 def has_seeded(call: Callable[[], object], device: torch.device) -> bool:
-    """Whether a call that draws leaves the generators in one state, whatever theirs was before.
+    """Return whether a call that draws seeds the generators.
 
-    Rows that are mapped would draw different numbers from a seed, by their place in the batch.
+    Such a call leaves them in one state, which does not depend on their state before.  With a seed,
+    mapped rows would draw different numbers, by their place in the batch.
     """
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -153,7 +167,7 @@ def has_seeded(call: Callable[[], object], device: torch.device) -> bool:
 
 
 def is_vmap_row(value: Any) -> bool:
-    """Whether a value is one row of a mapped call."""
+    """Return whether a value is one row of a mapped call."""
     is_mapped = torch._C._functorch.is_batchedtensor  # noqa: SLF001
     return type(value) is torch.Tensor and is_mapped(value)
 
@@ -164,8 +178,8 @@ class Alone:
 
     Attributes:
         kind: The network's name.
-        call: Gives the outputs of a call with that example.
-        output: Those that it had before.
+        call: Returns the outputs of a call with that example.
+        output: The outputs of the call before.
     """
 
     kind: str
@@ -173,15 +187,18 @@ class Alone:
     output: list[Tensor]
 
     def is_same(self) -> bool:
-        """Whether it has the same outputs now."""
+        """Return whether the outputs are the same now."""
         found = [t.detach() for t in self.call()]
         return len(found) == len(self.output) and all(map(_is_near, self.output, found))
 
     def require(self) -> None:
-        """Compare, twice: the second call is the first with this example before it.
+        """Compare twice.
+
+        The second call follows a call with the same example.
 
         Raises:
-            PrivacyError: They are others; the network has a memory that its modules do not show.
+            PrivacyError: The outputs differ.  The network has a memory that its modules do not
+                show.
         """
         if not (self.is_same() and self.is_same()):
             raise PrivacyError(
@@ -202,7 +219,7 @@ def _is_near(mapped: Tensor, single: Tensor) -> bool:
 
 
 def generator_states(device: torch.device) -> tuple[Any, ...]:
-    """The states of the generators that a network's own code may draw from."""
+    """Return the states of the generators that a network may use."""
     numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     found: tuple[Any, ...] = (
         torch.random.get_rng_state().numpy().tobytes(),

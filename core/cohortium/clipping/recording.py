@@ -1,4 +1,4 @@
-"""Calls of a network that are made again later, and settings of a layer that are compared."""
+"""Recorded calls of a network, and compared settings of a layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @define
 class Recording:
-    """The outermost calls of a network, for the time of a `with`, to be made again later."""
+    """Recorder of a network's outermost calls within a `with`, for repetition."""
 
     net: nn.Module
     restore: Callable[[], None]
@@ -67,7 +67,7 @@ class Recording:
 
 
 class _Parameters:
-    """The parameters that modules had at a call, others' values among them."""
+    """The parameters that modules had at a call, substituted values included."""
 
     def __init__(self, module: nn.Module, values: dict[int, dict[str, Any]]) -> None:
         self._places = [
@@ -91,17 +91,17 @@ class _Parameters:
 
 @frozen
 class Settings:
-    """The attributes of a layer and of what its weight is computed by."""
+    """The attributes of a layer and of its weight's parametrizations."""
 
     _before: list[tuple[dict[str, Any], dict[str, Any]]]
 
     @classmethod
     def of(cls, layer: nn.Module) -> Self:
-        """Those that it has now."""
+        """Record the current attributes of `layer`."""
         return cls([(vars(m), _attributes(m)) for m in layer.modules()])
 
     def are_same(self) -> bool:
-        """Whether it has the same now."""
+        """Return whether the attributes are unchanged."""
         return all(
             own.get(key) is value or (isinstance(value, _COMPARED) and own.get(key) == value)
             for own, before in self._before
@@ -126,7 +126,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def unpatch(patched: list[tuple[nn.Module, str, Any]]) -> None:
-    """Give modules their own methods back."""
+    """Restore the own methods of modules."""
     for module, name, own in patched:
         if own is None:
             del vars(module)[name]

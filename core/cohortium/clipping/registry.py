@@ -1,4 +1,4 @@
-"""The layers of a network that use trainable parameters, and which rule holds for each."""
+"""Layers of a network with trainable parameters, and their rules."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Layer:
     """A layer that uses trainable parameters.
 
     Attributes:
-        name: In its network.
+        name: Name in its network.
         module: The layer.
-        parameters: What it uses itself, by name.
-        kind: The rule that holds for it, or None where there is none.
+        parameters: Parameters that it uses itself, by name.
+        kind: The rule for it, or None where there is none.
     """
 
     name: str
@@ -34,21 +34,25 @@ class Layer:
 
     @property
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Those of its parameters that are trained."""
+        """Its trainable parameters."""
         return [(name, p) for name, p in self.parameters if p.requires_grad]
 
     def fold(self, rows: Tensor) -> Tensor:
-        """Rows as the layer's own batch, as the rule takes them."""
+        """Return rows as the layer's own batch, for the rule."""
         assert self.kind is not None
         return self.kind.fold(self.module, rows)
 
     def reused_tensors(self, node: Any) -> tuple[Tensor, ...]:
-        """What torch saved of a call at its node of autograd, as the rule wants it."""
+        """Return torch's saved tensors of a call that the rule reuses.
+
+        Args:
+            node: The call's node of autograd.
+        """
         return () if self.kind is None else self.kind.reused_tensors(node)
 
 
 def find_parameter_layers(net: nn.Module) -> list[Layer]:
-    """The layers of a network that use trainable parameters."""
+    """Return the layers of a network that use trainable parameters."""
     named = dict(net.named_modules())
     inner = [f"{n}.parametrizations".lstrip(".") for n, layer in named.items()
              if nn.utils.parametrize.is_parametrized(layer)]  # fmt: skip
@@ -64,7 +68,10 @@ def find_parameter_layers(net: nn.Module) -> list[Layer]:
 def _kind_of(
     layer: nn.Module, parameters: list[tuple[str, nn.Parameter]]
 ) -> type[LayerCall] | None:
-    """The rule for a layer's very class, since a subclass may do other things."""
+    """Return the rule for a layer's exact class.
+
+    A subclass may behave differently.
+    """
     weighing: dict[type[nn.Module], type[LayerCall]] = {
         nn.Linear: LinearCall,
         nn.Conv1d: ConvolutionCall,
@@ -80,7 +87,7 @@ def _kind_of(
     if names <= {"weight", "bias"}:
         return None if _mixes_gradients(layer) else kinds.get(type(layer))
     if names <= {"parametrizations.weight.original", "bias"}:
-        # What keeps buffers, such as a spectral norm, would move them once more when it is asked.
+        # A parametrization with buffers, such as a spectral norm, would update them once more.
         is_pure = not list(layer.parametrizations.buffers())  # type: ignore[union-attr]
         if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in weighing:
             return ParametrizedCall
@@ -88,12 +95,15 @@ def _kind_of(
 
 
 def _mixes_gradients(layer: nn.Module) -> bool:
-    """Whether an option scales gradients by counts over the batch."""
+    """Return whether an option scales gradients by counts over the batch."""
     return bool(getattr(layer, "scale_grad_by_freq", False))
 
 
 def own_parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that a layer itself uses: its own, and what its own are computed from."""
+    """Return the parameters that a layer itself uses.
+
+    These are its own, and those from which its own are computed.
+    """
     own = [(n, p) for n, p in layer._parameters.items() if p is not None]  # noqa: SLF001
     if nn.utils.parametrize.is_parametrized(layer):
         parts = layer.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]

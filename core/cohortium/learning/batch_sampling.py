@@ -1,4 +1,7 @@
-"""Batches of a round: Poisson samples, which amplify privacy, or shuffled passes, which do not."""
+"""Batches of a round: Poisson samples or shuffled passes.
+
+Poisson samples amplify privacy.  Shuffled passes do not.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ def poisson_batches(
     """Draw `workload.steps` Poisson samples of `examples` at `workload.sampling_rate`.
 
     Guarantees:
-        The draws are independent, and as secret as `stream`; a published seed for them would
-        void amplification by sampling.
+        The draws are independent, and as secret as `stream`.
+        A published seed for them would void amplification by sampling.
     """
     for _ in range(workload.steps):
         yield np.flatnonzero(stream.uniform(examples) < workload.sampling_rate)
@@ -36,19 +39,22 @@ def sample_batches(
     patients: ExampleIndices | None,
     stream: KeyStream,
 ) -> Iterator[ExampleIndices]:
-    """The batches that hide a `unit`: Poisson samples of examples or of patients.
+    """Return the batches that hide a `unit`.
 
-    With unit "site" a batch hides nothing, and is drawn as the work declares.
+    These are Poisson samples of examples or of patients.
+
+    With unit "site" a batch hides nothing, and is drawn as the workload declares.
 
     Args:
-        workload: The number of batches, and the rate.
-        unit: What is to be hidden.
-        examples: How many the site has.
-        patients: Whose each of them is, shape (N,); None where the data do not say.
-        stream: As secret as the batches are to be.
+        workload: The number of batches, and the sampling rate.
+        unit: The unit that the batches hide.
+        examples: Number of the site's examples.
+        patients: The patient of each example, shape (N,).  None where the data do not name them.
+        stream: As secret as the batches must be.
 
     Raises:
-        RefusalError: Patients are to be hidden, and the data do not say whose each image is.
+        RefusalError: The batches must hide patients, and the data do not name the patient of each
+            image.
     """
     if unit == "site":
         return shuffled_batches(workload, examples, stream)
@@ -64,13 +70,13 @@ def poisson_patient_batches(
 ) -> Iterator[ExampleIndices]:
     """Draw `workload.steps` Poisson samples of patients at `workload.sampling_rate`.
 
-    A patient who is drawn is represented by one example, drawn anew at random each time,
-    so that none has more in a batch than another, however many the examples.
+    One example represents each drawn patient.  It is drawn at random each time.  So no patient has
+    more examples in a batch than another, however many the patient's examples.
 
     Args:
-        workload: The number of batches, and the rate.
-        patients: Whose each example is, shape (N,).
-        stream: As secret as the batches are to be.
+        workload: The number of batches, and the sampling rate.
+        patients: The patient of each example, shape (N,).
+        stream: As secret as the batches must be.
     """
     _, owner, held = np.unique(patients, return_inverse=True, return_counts=True)
     order = np.argsort(owner, kind="stable")  # examples, patient by patient
@@ -86,12 +92,15 @@ def shuffled_batches(
 ) -> Iterator[ExampleIndices]:
     """Pass over `examples`, shuffled, in batches of `workload.batch_size`.
 
-    The order is drawn from `stream`.  Where the work declares no batch size, these are Poisson
-    samples too.  Batches hide nothing here, so that none need have fewer than `workload.fewest`:
-    what a pass leaves over is joined to the batch before it, and such a sample is taken as empty.
+    The order is drawn from `stream`.  Where the workload declares no batch size, the batches are
+    Poisson samples too.
+
+    Batches hide nothing here.  So none needs to have fewer than `workload.fewest` examples.  If
+    fewer are left at the end of a pass, they join the batch before.  A Poisson sample with fewer
+    counts as empty.
 
     Raises:
-        RefusalError: The site has fewer examples than that.
+        RefusalError: The site has fewer examples than `workload.fewest`.
     """
     if examples < workload.fewest:
         raise RefusalError(

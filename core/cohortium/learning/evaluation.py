@@ -1,4 +1,4 @@
-"""Scoring a network on public images, and where torch computes."""
+"""Scores of a network on public images, and torch's device."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Model
 
 BATCH = 512
-"""Images that are scored at a time."""
+"""Number of images that are scored at a time."""
 
 
 @frozen(eq=False)
 class Evaluation:
-    """Public images, prepared once, to score networks on.
+    """Public images, preprocessed once, to score networks on.
 
     Attributes:
-        model: What prepared them, and is scored.
-        images: Prepared, shape (N, …).
-        examples: What they were prepared from.
+        model: The model that preprocessed the images and is scored.
+        images: Preprocessed images, shape (N, …).
+        examples: The examples before preprocessing.
         classes: Names of the classes.
     """
 
@@ -45,7 +45,7 @@ class Evaluation:
     def of(
         cls, examples: Examples | None, classes: tuple[str, ...], model: Model, device: str
     ) -> Evaluation | None:
-        """Prepare `examples`; None where there are none."""
+        """Preprocess `examples`.  Return None where there are none."""
         import torch
 
         if examples is None:
@@ -54,22 +54,22 @@ class Evaluation:
         return cls(model, model.preprocess(images).to(device), examples, classes)
 
     def score(self, net: nn.Module) -> Scores:
-        """The scores of `net`, which is left as it was."""
+        """Return the scores of `net`, and leave `net` unchanged."""
         return self.predict(net).scores
 
     def predict(self, net: nn.Module) -> Predictions:
-        """What `net`, which is left as it was, says of each image."""
+        """Return the predictions of `net` for each image, and leave `net` unchanged."""
         called = probabilities(self.model, net, self.images)
         return Predictions(called, self.examples.labels, self.classes)
 
 
 def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """What `net`, of `model`, makes of prepared images, shape (N, classes).
+    """Return the probabilities of `net`, of `model`, shape (N, classes).
 
-    The network and the images are left as they were, whatever the network does in place.
+    The network and the preprocessed images stay unchanged, even if the network works in place.
 
     Raises:
-        BrokenNetworkError: It fails on them.
+        BrokenNetworkError: The network fails on the images.
     """
     import torch
 
@@ -86,7 +86,7 @@ def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.fl
 
 
 def resolve_device(device: str) -> str:
-    """`device`, or the best there is for "auto".
+    """Return `device`, or the best available device for "auto".
 
     Raises:
         StudyError: torch has no such device here.
@@ -109,8 +109,8 @@ def resolve_device(device: str) -> str:
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Give torch `threads` threads for the time of a block; 0 leaves it be."""
-    if not threads:  # and torch need not be loaded for it
+    """Give torch `threads` threads within a block.  0 changes nothing."""
+    if not threads:  # so that torch is not loaded for nothing
         yield
         return
     import torch

@@ -1,4 +1,7 @@
-"""What a model with fixed features learns: linear layers from zero, which need no seed."""
+"""Linear layers from zero, for models with fixed features.
+
+They need no seed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def linear_head(features: int, classes: int) -> nn.Linear:
-    """A linear layer from zero; nothing is drawn for it from torch's generator.
+    """Build a linear layer whose weights are zero.
+
+    It draws nothing from torch's generator.
 
     Args:
         features: D, the number of inputs.
@@ -26,14 +31,16 @@ def linear_head(features: int, classes: int) -> nn.Linear:
 
 
 def whitened_linear_head(features: int, classes: int, *, floor: float, norm: float) -> nn.Module:
-    """A linear layer from zero, behind a whitening that is learned, privately, in a prelude.
+    """Build a linear layer from zero, behind a privately learned whitening.
+
+    The statistics rounds learn the whitening.
 
     Args:
         features: D, the number of inputs.
         classes: The number of logits.
-        floor: Directions with less than this share of the whole second moment count as if they
-            had it.
-        norm: Of the inputs.
+        floor: Lower limit of a direction's share of the whole second moment.  A direction with a
+            smaller share counts as if it had this one.
+        norm: Norm of the inputs.
     """
     from cohortium.learning.private_whitening import PrivateWhiteningHead
 

@@ -1,8 +1,8 @@
-"""Training on public or made-up images, before a study: it costs no privacy.
+"""Training on public or synthetic images before a study.
 
-Plain mini-batch training in one process.  What comes of it depends on the arguments and on this
-build of torch, device and thread count; elsewhere other bits come of it, so that parties who need
-equal weights pass them on in a file.
+It costs no privacy.  It is plain mini-batch training in one process.  The result depends on the
+arguments and on this build of torch, the device and the thread count.  Elsewhere its bits differ.
+So parties that need equal weights must exchange them in a file.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ def pretrain(
     seed: int,
     learning_rate: float = 4e-3,
 ) -> None:
-    """Train `net` in place with AdamW, one cycle of the learning rate (Smith and Topin 2018).
+    """Train `net` in place with AdamW.
+
+    The learning rate runs through one cycle (Smith and Topin 2018).
 
     Args:
-        net: From prepared images to logits; left in evaluation mode.
-        images: Shape (N, C, H, W), in [0, 1]; H = W where they are to be turned.
+        net: From preprocessed images to logits.  It ends in evaluation mode.
+        images: Shape (N, C, H, W), in [0, 1].  H = W where the training turns them.
         labels: Shape (N,).
-        prepare: What is done to images that have been altered (`augment`).
-        epochs: Passes over them.
-        seed: Of the order and the alterations.
-        learning_rate: At its highest.
+        prepare: Preprocessing of the altered images (`augment`).
+        epochs: Passes over the images.
+        seed: Seed of the order and the alterations.
+        learning_rate: The highest learning rate.
     """
     import torch
     from torch.nn import functional
@@ -60,9 +62,10 @@ def pretrain(
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (N, C, H, W) turned, mirrored, and stained, lit and exposed otherwise.
+    """Return images (N, C, H, W) with random turns, mirroring and colours.
 
-    Made-up images are all of one kind; what is learned should not hang on it.
+    The colours change as under another stain, light and exposure.  Synthetic images are all of one
+    kind, and the learned weights should not depend on it.
     """
     import torch
 

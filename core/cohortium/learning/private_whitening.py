@@ -1,4 +1,4 @@
-"""A linear layer behind a whitening that is learned, privately, before it."""
+"""A linear layer behind a whitening that statistics rounds learn privately."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from cohortium.learning.statistics_rounds import mark_statistics_parameters
 
 
 class PrivateWhiteningHead(nn.Module):
-    """Logits (N, classes) from features (N, D) of one norm.
+    """Layer from features (N, D) of one norm to logits (N, classes).
 
-    The prelude learns S, which tends to a multiple of the features' second moment E[x xᵀ]: the
-    loss -xᵀSx/‖x‖ has the gradient -x xᵀ/‖x‖, of the features' norm for every example.  They then
-    go through (S/tr S + floor)^(-1/2), and back to their norm.
+    The statistics rounds learn S, which tends to a multiple of the features' second moment E[x xᵀ].
+    The loss -xᵀSx/‖x‖ has the gradient -x xᵀ/‖x‖, whose norm is the features' norm for every
+    example.  The layer multiplies features by (S/tr S + floor)^(-1/2) and scales them back to their
+    norm.
 
     Attributes:
         moments: S, a linear layer from features to features, zero at first.
@@ -32,12 +33,15 @@ class PrivateWhiteningHead(nn.Module):
         self._made: tuple[Tensor, Tensor] | None = None
 
     def prelude(self, inputs: Tensor) -> Tensor:
-        """A loss for each input, shape (N,)."""
+        """Return a loss for each input, shape (N,)."""
         products: Tensor = self.moments(inputs) * inputs
         return products.sum(1) / -self._norm
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits; unwhitened while there are no moments."""
+        """Return the logits.
+
+        While there are no moments, the inputs are not whitened.
+        """
         with torch.no_grad():
             inputs = inputs @ self._map().to(inputs)
             inputs = inputs * (self._norm / inputs.norm(dim=1, keepdim=True).clamp(min=1e-6))
@@ -45,10 +49,13 @@ class PrivateWhiteningHead(nn.Module):
         return logits
 
     def _map(self) -> Tensor:
-        """The whitening, shape (D, D); made anew when S has changed."""
+        """Return the whitening, shape (D, D).
+
+        It is computed again only when S has changed.
+        """
         moments = self.moments.weight.detach()
         if self._made is not None and (
-            # A traced program takes the map as it is: S does not change any more.
+            # A traced program uses the current map, because S no longer changes.
             torch.compiler.is_compiling() or torch.equal(self._made[0], moments)
         ):
             return self._made[1]
@@ -57,7 +64,10 @@ class PrivateWhiteningHead(nn.Module):
 
 
 def _whitening(moments: Tensor, floor: float) -> Tensor:
-    """(S/tr S + floor)^(-1/2), symmetric; variances that noise has made negative count as none."""
+    """Return (S/tr S + floor)^(-1/2), which is symmetric.
+
+    Variances that noise has made negative count as zero.
+    """
     second = moments.double()
     second = (second + second.T) / 2
     trace = second.trace()

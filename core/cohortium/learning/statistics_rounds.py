@@ -1,12 +1,14 @@
-"""Rounds before labels: what a network learns from images alone, under the same privacy.
+"""Statistics rounds: private training on images without labels, before the labels.
 
-A network may have a **prelude**: a method `prelude(inputs)` that gives a loss for each input, with
-no regard to its label, and parameters of its own that lower it.  Statistics of the data can be had
-so: with the loss -wᵀφ(x), a mean gradient is minus the mean of φ, clipped, noised and summed like
-any other, and paid for as one.
+A network may have a **prelude**: a method `prelude(inputs)` that returns a loss for each input and
+ignores its label.  Parameters of its own lower this loss.
 
-A trainer spends its first rounds on it.  What the server learns in them is the mean of these
-rounds' steps; the other parameters wait, and when they move, those of the prelude stand still.
+Statistics of the data can be computed in this way.  With the loss -wᵀφ(x), a mean gradient is
+minus the mean of φ.  It is clipped, noised, summed and paid for like any other gradient.
+
+A trainer spends its first rounds on the prelude.  The server's result for these parameters is the
+mean of the steps of these rounds.  The other parameters do not move in these rounds.  Afterwards
+only the other parameters move.
 """
 
 from __future__ import annotations
@@ -28,21 +30,23 @@ _MARK = "cohortium_prelude"
 
 
 def mark_statistics_parameters(layer: nn.Module) -> None:
-    """Mark the parameters of `layer` as the prelude's."""
+    """Mark the parameters of `layer` as parameters of the prelude."""
     for parameter in layer.parameters():
         setattr(parameter, _MARK, True)
 
 
 def is_statistics_parameter(parameter: nn.Parameter) -> bool:
-    """Whether `parameter` is learned in the prelude, and only there."""
+    """Return whether only statistics rounds train `parameter`."""
     return getattr(parameter, _MARK, False) is True
 
 
 def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
-    """The prelude's loss of each example at some positions, shape (B,).
+    """Return a function for the prelude's loss of each example.
+
+    The function takes positions, and returns losses of shape (B,).
 
     Args:
-        task: A site's round.
+        task: A site's task in one round.
 
     Raises:
         StudyError: The network has no prelude.
@@ -65,14 +69,16 @@ def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
 
 
 def reject_statistics_rounds(parameters: Iterable[nn.Parameter], trainer: str) -> None:
-    """Refuse a network with a prelude, for a trainer that would noise and move it all the time.
+    """Refuse a network with a prelude, for a trainer without statistics rounds.
+
+    Such a trainer would add noise to the prelude's parameters and move them in every round.
 
     Args:
-        parameters: The network's.
-        trainer: How the error names the trainer.
+        parameters: Parameters of the network.
+        trainer: Name of the trainer in the error.
 
     Raises:
-        StudyError: It has one.
+        StudyError: The network has a prelude.
     """
     if any(map(is_statistics_parameter, parameters)):
         raise StudyError(
@@ -81,15 +87,15 @@ def reject_statistics_rounds(parameters: Iterable[nn.Parameter], trainer: str) -
 
 
 def attach_statistics_rounds(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None:
-    """Give the first `rounds` of the server's `optimizer` to the prelude.
+    """Reserve the first `rounds` of the server's `optimizer` for the prelude.
 
-    In them the prelude's parameters take steps of 1/rounds, without momentum, and nothing else
-    moves; later the prelude's do not.
+    In these rounds the prelude's parameters take steps of 1/rounds, without momentum, and no other
+    parameter moves.  Later the prelude's parameters do not move.
 
     Args:
-        optimizer: The server's.
-        course: Of its learning rate, which counts the rounds.
-        rounds: Of prelude.
+        optimizer: The server's optimizer.
+        course: Schedule of its learning rate, which counts the rounds.
+        rounds: Number of statistics rounds.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What trainers have in common: losses with augmentation, optimizers by name, schedules."""
+"""Common parts of trainers: augmented losses, optimizers by name, schedules."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices, FederationSpec, LocalTask
 
 Schedule = Literal["constant", "linear", "cosine"]
-"""How a learning rate moves over the rounds: not at all, or down to zero."""
+"""Course of a learning rate over the rounds.
+
+It stays constant, or falls to zero.
+"""
 
 
 def schedule_factor(schedule: Schedule, round: int, rounds: int) -> float:  # noqa: A002
-    """What `schedule` multiplies the learning rate by in `round` of `rounds`.
+    """Return the learning rate's factor by `schedule` in `round` of `rounds`.
 
     Examples:
         >>> schedule_factor("linear", 15, 60)
@@ -41,19 +44,25 @@ def schedule_factor(schedule: Schedule, round: int, rounds: int) -> float:  # no
 
 
 MAX_COPIES = 128
-"""Augmented copies of an example: what has been tried in the field, several times over."""
+"""Most augmented copies of an example.
+
+It is several times the largest number that the literature has tried.
+"""
 
 RATE: Any = (ge(1e-12), le(1e6))
-"""What a learning rate has to be, as validators of attrs."""
+"""Validators of attrs for a learning rate."""
 
 CLASS_WEIGHTS: Any = (max_len(10_000), deep_iterable(and_(ge(1e-6), le(1e6))))
-"""What declared factors of classes have to be; beyond, single precision has nothing left."""
+"""Validators of attrs for declared factors of classes.
+
+Beyond these limits, single precision has no precision left.
+"""
 
 MAX_OPTIONS = 16
 
 
 def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, float | bool]) -> None:
-    """Refuse arguments of an optimizer that are no numbers it could work with.
+    """Refuse arguments of an optimizer that are not usable numbers.
 
     A validator of attrs, for tables such as `[trainer.optimizer_options]`.
 
@@ -63,7 +72,7 @@ def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, floa
         given: Its value.
 
     Raises:
-        ValueError: They are too many, or one is no such number.
+        ValueError: There are too many, or one is not such a number.
     """
     if len(given) > MAX_OPTIONS:
         raise ValueError(f"'{attribute.name}' has more than {MAX_OPTIONS} entries")
@@ -85,16 +94,16 @@ def make_optimizer(
     learning_rate: float,
     options: Mapping[str, float | bool],
 ) -> Optimizer:
-    """The optimizer of `torch.optim` called `name`, in any case of letters.
+    """Make the optimizer of `torch.optim` called `name`, in upper or lower case.
 
     Args:
-        name: Of its class.
-        parameters: What it moves.
+        name: Name of its class.
+        parameters: Parameters that it moves.
         learning_rate: Its `lr`.
         options: Its other keyword arguments.
 
     Raises:
-        StudyError: There is none of that name, or it has no such option.
+        StudyError: There is no optimizer of that name, or it has no such option.
     """
     import torch
 
@@ -121,9 +130,9 @@ def make_optimizer(
 def attach_schedule(
     optimizer: Optimizer, schedule: Schedule, rounds: int, *, after: int = 0
 ) -> tuple[Optimizer, LRScheduler]:
-    """`optimizer`, and the course that `schedule` gives its learning rate.
+    """Return `optimizer`, and the schedule of its learning rate that `schedule` names.
 
-    Over `rounds` steps in all, of which the first `after` have the full rate.
+    The schedule covers `rounds` steps in all.  The first `after` of them have the full rate.
     """
     import torch
 
@@ -134,12 +143,16 @@ def attach_schedule(
 
 
 def attach_weight_averaging(optimizer: Optimizer, *, rounds: int, share: float) -> None:
-    """End a run with the mean of its last weights instead of the very last ones.
+    """End a run with the mean of its last weights.
 
-    After step `rounds` of the server's `optimizer` every parameter is the mean of what it was
-    after each of the last `share` of the steps (Polyak and Juditsky 1992).  It looks at nothing
-    but weights that sites have had before, so it costs no privacy; under noise it takes off some.
-    The mean so far is in the optimizer's state.
+    Without this, a run ends with the last weights.
+
+    After step `rounds` of the server's `optimizer`, every parameter becomes a mean of its own
+    values.  The mean covers the values after each of the last `share` of the steps (Polyak and
+    Juditsky 1992).
+
+    The mean uses only weights that sites have received before, so it costs no privacy.  It removes
+    some of the noise of private training.  The optimizer's state holds the mean so far.
     """
     import torch
 
@@ -162,12 +175,15 @@ def attach_weight_averaging(optimizer: Optimizer, *, rounds: int, share: float) 
 
 
 def local_workload(cohort: FederationSpec, *, epochs: int, steps: int, batch_size: int) -> Workload:
-    """What a trainer declares that steps at the site and releases an update.
+    """Return the workload of a trainer that releases an update.
+
+    The trainer takes steps at the site.
 
     Args:
-        cohort: Whose declared mean size of a site makes a batch size a sampling rate.
+        cohort: The federation.  Its declared mean size of a site turns a batch size into a sampling
+            rate.
         epochs: Passes over a site's own data each round.
-        steps: Batches each round instead of whole passes; 0 goes by `epochs`.
+        steps: Batches each round instead of whole passes.  0 means that `epochs` applies.
         batch_size: Examples in a batch.
     """
     rate = min(1.0, batch_size / cohort.examples_per_site)
@@ -182,14 +198,14 @@ def local_workload(cohort: FederationSpec, *, epochs: int, steps: int, batch_siz
 
 @frozen(kw_only=True)
 class Augmentation:
-    """Random symmetries of images, drawn anew for each copy of each example.
+    """Random symmetries of images, drawn again for each copy of each example.
 
     Attributes:
         flips: Mirror left to right, with probability one half.
         rotations: Turn by 0, 90, 180 or 270 degrees, for square images.
-        augmentation_multiplicity: Copies of an example in a step; its loss is their mean, so that a
-            per-example gradient is taken over all of them (augmentation multiplicity: De et al.
-            2022).
+        augmentation_multiplicity: Copies of an example in a step.  The example's loss is the mean
+            over its copies, so a per-example gradient covers all of them (augmentation
+            multiplicity: De et al. 2022).
     """
 
     flips: bool = False
@@ -197,7 +213,9 @@ class Augmentation:
     augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
 
     def __call__(self, images: Tensor, task: LocalTask) -> Tensor:
-        """Copies of `images` (B, C, H, W), shape (B·copies, C, H, W), those of one together.
+        """Return augmented copies of images, shape (B·copies, C, H, W).
+
+        `images` has shape (B, C, H, W).  The copies of one image follow one another.
 
         Raises:
             StudyError: The model's inputs are not images, or not square ones.
@@ -234,7 +252,7 @@ class AugmentedLoss:
     """Cross-entropy of augmented images, one value an example.
 
     Attributes:
-        augmentation: Applied to each example anew every time.
+        augmentation: Augmentation of each example, drawn again every time.
         class_weights: A *declared* factor for each class, or empty for ones.  It is never
             counted from a site's labels, which the privacy guarantee would not cover.
     """
@@ -243,9 +261,10 @@ class AugmentedLoss:
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def losses(self, task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
-        """The loss of each example of `task` at some positions, shape (B,).
+        """Return a function for the loss of each example of `task`.
 
-        It is what `SitePrivatizer.set_private_gradient` takes.
+        The function takes positions, and returns losses of shape (B,).
+        `SitePrivatizer.set_private_gradient` takes this function.
 
         Raises:
             StudyError: There are class weights, but not one for each class.
@@ -267,7 +286,7 @@ class AugmentedLoss:
 
         def losses(batch: ExampleIndices) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)
-            # Faster than indexing, by more than a small network's layer takes.
+            # Faster than indexing: it saves more time than a layer of a small network takes.
             images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)
             if copies > 1:
                 labels = labels.repeat_interleave(copies)

@@ -1,8 +1,9 @@
-"""What the features of public images have in common, and how they vary.
+"""Mean and variation of the features of public images, for whitening.
 
-Private training makes little headway along directions in which features hardly vary, and noise
-hides what is left of it.  Whitening makes the directions more alike.  Its numbers come from images
-that are public or made up, so it costs no privacy.  `private_whitening` has them from private ones.
+Private training makes little progress along directions in which features hardly vary, and noise
+hides the rest.  Whitening makes the variances of the directions more alike.  It uses public or
+synthetic images, so it costs no privacy.  `private_whitening` learns a whitening from private
+images.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ if TYPE_CHECKING:
     from cohortium.data.examples import Examples
 
 MIN_SHARE = 1e-10
-"""Directions with less than this share of the largest variance are round-off, and left alone."""
+"""Smallest share of the largest variance that counts.
+
+A direction with less variance is round-off, and whitening does not change it.
+"""
 
 
 @frozen(eq=False)
 class FeatureWhitening:
-    """The mean of some features, and a linear map that makes them vary more alike.
+    """Mean of features, and a linear map that evens out variances.
 
-    The map is (C/λ + floor)^(-power), relative to what it is where C is zero, with C the features'
-    covariance and λ its largest eigenvalue: a function of the whole matrix, so that it does not
-    hang on the signs and the order that some machine's arithmetic gives to single eigenvectors.
-    With `components` it is followed by the projection on the first of these, whose signs are
-    fixed.
+    The map is (C/λ + floor)^(-power), relative to its value where C is zero.  C is the features'
+    covariance and λ is its largest eigenvalue.  It is a function of the whole matrix.  So it does
+    not depend on the signs and the order of single eigenvectors, which differ between machines.
+    With `components`, a projection on the first of the eigenvectors follows, with fixed signs.
 
     Attributes:
         mean: Shape (D,).
-        scale: Brings each block of features to the first one's variance, shape (D,).
+        scale: Scales each block of features to the first one's variance, shape (D,).
         basis: Orthonormal directions in which the features vary, shape (D, K).
-        gains: What the map does along these, from 0 to 1, shape (K,).
+        gains: Factors of the map along these directions, from 0 to 1, shape (K,).
         is_projected: Whether only these directions are kept.
     """
 
@@ -50,16 +53,18 @@ class FeatureWhitening:
     def of(
         cls, blocks: Sequence[Tensor], *, power: float, floor: float, components: int = 0
     ) -> Self:
-        """Of blocks of features (N, …), D in all, in double precision.
+        """Compute the whitening of blocks of features (N, …), in double precision.
+
+        The blocks have D features in all.
 
         Args:
-            blocks: Each of its own kind of features, of the same N images.
-            power: Of the map; a half makes all directions vary alike, but for `floor`.
+            blocks: One block for each kind of features, all of the same N images.
+            power: Exponent of the map.  One half makes all variances equal, apart from `floor`.
             floor: Added to the variances, as a share of the largest.
-            components: K, of the projection; 0 for none.
+            components: K, the number of directions of the projection.  0 for no projection.
 
         Raises:
-            ValueError: They do not vary in so many directions as there are to be components.
+            ValueError: The features vary in fewer directions than `components`.
         """
         import torch
 
@@ -73,7 +78,7 @@ class FeatureWhitening:
         if not power and not components:
             none = centred.new_empty(len(mean), 0)
             return cls(*fixed, none.float(), none[0].float(), is_projected=False)
-        # Of the N×N products of rows: there are fewer rows than features.
+        # Decompose the N×N products of rows, because there are fewer rows than features.
         variances, turns = torch.linalg.eigh(centred @ centred.T)  # (N,), (N, N)
         variances, turns = variances.flip(0), turns.flip(1)
         many = int((variances > MIN_SHARE * variances[0]).sum())
@@ -89,7 +94,7 @@ class FeatureWhitening:
         return cls(*fixed, basis.float(), gains.float(), is_projected=components > 0)
 
     def __call__(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Features (N, D or K) without the mean and through the map."""
+        """Return features (N, D or K), centred and mapped."""
         import torch
 
         rows = torch.cat(tuple(blocks), dim=1)
@@ -102,14 +107,16 @@ class FeatureWhitening:
 
 
 def as_channels(examples: Examples, channels: int) -> Tensor:
-    """Images (N, C, H, W) in [0, 1], their channels' mean where `channels` is 1.
+    """Return images (N, C, H, W) in [0, 1] with `channels` channels.
+
+    Where `channels` is 1, the result is the mean of the channels.
 
     Args:
-        examples: Public ones.
-        channels: C, of the images that they are to be compared with.
+        examples: Public examples.
+        channels: C, the number of channels of the images to compare with.
 
     Raises:
-        ValueError: They have another number of channels, which cannot be made up.
+        ValueError: The images have another number of channels, which no rule can convert.
     """
     import torch
 

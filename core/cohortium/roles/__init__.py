@@ -1,4 +1,4 @@
-"""The contracts: seven roles, the values that they exchange, and the hooks that offer them."""
+"""The contracts of plugins: seven roles, their values, and their hooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 Role = Literal[
     "dataset", "partitioner", "model", "trainer", "privatizer", "aggregator", "engine", "observer"
 ]
-"""What a plugin can be, in the words of a study file."""
+"""The roles of a plugin, as a study file names them."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 """Every role, in the order in which a study names them."""

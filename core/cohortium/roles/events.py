@@ -1,6 +1,7 @@
-"""What happens in a run, as values that observers are told of and the run record keeps.
+"""Events of a run, for observers and the run record.
 
-Where a field is the simulator's knowledge (a real coordinator would not have it), it says so.
+A real coordinator would not have some of these values, only the simulator has them.  The
+docstring of such a field says so.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ from cohortium.roles.values import AggregationGuarantee
 
 @frozen(kw_only=True)
 class RunStarted:
-    """A run begins, or goes on after it was broken off.
+    """Start of a run, or its resumption after an interruption.
 
     Attributes:
-        folder: Where its record goes, or None.
-        rounds: Of the whole run.
-        sites: In the federation.
+        folder: Folder of the run's record, or None.
+        rounds: Rounds of the whole run.
+        sites: Sites in the federation.
         parameters: P, the length of the update.
-        guarantee: What the whole run promises, or None.
-        warnings: What a careful reader should be told before it starts.
-        history: Rounds that were finished before, in order, where the run goes on.
-        dataset: What the data set is called.
-        citation: Whom to cite for it.
+        guarantee: Guarantee of the whole run, or None.
+        warnings: Warnings that a careful reader needs before the run starts.
+        history: Rounds that were complete before, in order, where the run resumes.
+        dataset: Name of the data set.
+        citation: Citation for the data set.
         classes: Names of the classes.
         aggregation: What the aggregator hides from the coordinator, or None.
-        site_sizes: Training examples at each site; the simulator's knowledge, else None.
-        label_histograms: Examples of each class at each site; the simulator's knowledge, else None.
-        data_sha256: Of all training data; the simulator's knowledge, else None.
-        provenance: By part, whose code it is where no plugin answers for it: `class`, and where
-            there are such `file`, `sha256` and `package`.
+        site_sizes: Training examples at each site.  The simulator's knowledge, else None.
+        label_histograms: Examples of each class at each site.  The simulator's knowledge, else
+            None.
+        data_sha256: Hash of all training data.  The simulator's knowledge, else None.
+        provenance: By part, the origin of code that comes from no plugin: `class`, and where they
+            exist `file`, `sha256` and `package`.
     """
 
     folder: Path | None
@@ -57,15 +59,15 @@ class RunStarted:
 
 @frozen(kw_only=True)
 class StageStats:
-    """One exchange of an attempt: all that were asked, answered or did not.
+    """Statistics of one stage of an attempt, over all asked sites.
 
     Attributes:
-        name: What the aggregator calls it; empty if it says nothing.
+        name: The aggregator's name for the stage, or empty if it gives none.
         num_asked: Sites that were asked.
-        dropped: Those whose answer did not come, or was of no use.
-        upload_bytes: That all sites sent together.
-        download_bytes: That all sites were sent together.
-        seconds: Until the last answer had come; sites train in the exchange that brings vectors.
+        dropped: Sites whose reply did not come or was not usable.
+        upload_bytes: Bytes that all sites sent together.
+        download_bytes: Bytes that all sites were sent together.
+        seconds: Time until the last reply had come.  Sites train in the stage that brings vectors.
     """
 
     name: str
@@ -78,18 +80,21 @@ class StageStats:
 
 @frozen(kw_only=True)
 class SiteReplied:
-    """A sign of life within a round: one site's answer to one exchange has come and was of use.
+    """Progress within a round: one usable reply has come.
 
-    It comes for every site and every exchange of an attempt, and says nothing that the round's own
-    event does not: show it or pass over it, and keep it in no record.
+    One site has replied to one stage.  The event comes for every site and every stage of an
+    attempt.
+
+    It adds nothing to the round's own event.
+    Display or ignore it, and keep it in no record.
 
     Attributes:
         round: From 0.
         attempt: From 0, over the run.
-        stage: Of the attempt, from 0; an aggregator may need several.
-        site: Which.
-        num_replied: Sites that have answered this exchange so far.
-        num_asked: Sites that were asked in it.
+        stage: Stage of the attempt, from 0.  An aggregator may need several.
+        site: The site that replied.
+        num_replied: Sites that have replied in this stage so far.
+        num_asked: Sites that were asked in this stage.
     """
 
     round: int
@@ -102,12 +107,14 @@ class SiteReplied:
 
 @frozen(kw_only=True)
 class SiteFailed:
-    """A site refused, or sent something that is not an answer, and counts as dropped.
+    """Failure of one site, which counts as dropped.
+
+    The site refused, or sent something that is not a reply.
 
     Attributes:
         round: From 0.
         attempt: From 0, over the run.
-        site: Which.
+        site: The site that failed.
         code: For programs: "non-finite", "malformed", …
         reason: For people.
     """
@@ -121,13 +128,15 @@ class SiteFailed:
 
 @frozen(kw_only=True)
 class AttemptFailed:
-    """Too few sites answered; nothing was released, and a retry is a new attempt.
+    """Failure of an attempt, because too few sites replied.
+
+    Nothing was released, and a retry is a new attempt.
 
     Attributes:
         round: From 0.
         attempt: From 0, over the run.
         reason: For people.
-        stages: The attempt's exchanges, in order.
+        stages: The attempt's stages, in order.
     """
 
     round: int
@@ -138,19 +147,19 @@ class AttemptFailed:
 
 @frozen(kw_only=True)
 class RoundCompleted:
-    """The global weights have moved.
+    """Completion of a round: the global weights have moved.
 
     Attributes:
         round: From 0.
         attempt: From 0, over the run.
         contributors: Sites in the sum.
-        dropped: Sites that were asked and are not in it.
-        guarantee_so_far: What the attempts so far promise, or None without privacy.
-        scores: On the public validation images, where there are any and it was due.
+        dropped: Sites that were asked and are not in the sum.
+        guarantee_so_far: Guarantee of the attempts so far, or None without privacy.
+        scores: Scores on the public validation images, where there are any and they were due.
         upload_bytes_per_site: The largest number of bytes that one site sent.
-        seconds_train: Time inside the exchanges, where sites train.
+        seconds_train: Time spent waiting for sites, which train meanwhile.
         seconds_aggregate: Time of the coordinator's own work.
-        stages: The exchanges of the attempt that succeeded, in order.
+        stages: The stages of the attempt that succeeded, in order.
     """
 
     round: int
@@ -165,7 +174,10 @@ class RoundCompleted:
     stages: tuple[StageStats, ...] = ()
 
     def row(self) -> dict[str, float | int | None]:
-        """The numbers of it, always by the same names; see `History.rows`."""
+        """Return the round's numbers, always by the same names.
+
+        See `History.rows`.
+        """
         scores = self.scores
         return {
             "round": self.round + 1,
@@ -184,20 +196,20 @@ class RoundCompleted:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Those numbers that are known, beside the round itself: what a tracker draws."""
+        """Return the known numbers, without the round itself, for an experiment tracker."""
         known = {name: value for name, value in self.row().items() if value is not None}
         return {name: float(value) for name, value in known.items() if name != "round"}
 
 
 @frozen(kw_only=True)
 class RunCompleted:
-    """The run is complete.
+    """Completion of a run.
 
     Attributes:
-        scores: On the test images, or None where there are none.
-        guarantee: What the whole run promises, or None.
-        weights_sha256: Of the final weights.
-        seconds: From start to end.
+        scores: Scores on the test images, or None where there are none.
+        guarantee: Guarantee of the whole run, or None.
+        weights_sha256: Hash of the final weights.
+        seconds: Time from start to end.
     """
 
     scores: Scores | None
@@ -208,7 +220,7 @@ class RunCompleted:
 
 @frozen(kw_only=True)
 class RunFailed:
-    """The run had started and ended without a result.
+    """End without a result of a run that had started.
 
     Attributes:
         reason: For people.
@@ -226,7 +238,7 @@ Event: TypeAlias = (
     | RunCompleted
     | RunFailed
 )
-"""What an observer is told: any of these."""
+"""Any event that an observer receives."""
 
 EVENT_NAMES: dict[type[Event], str] = {
     RunStarted: "RunStarted",
@@ -237,4 +249,7 @@ EVENT_NAMES: dict[type[Event], str] = {
     RunCompleted: "RunCompleted",
     RunFailed: "RunFailed",
 }
-"""The name of each event in `events.jsonl`; it stays when a class is renamed."""
+"""Name of each event in `events.jsonl`.
+
+It stays when a class is renamed.
+"""

@@ -1,6 +1,8 @@
-"""Where a plugin says what it offers: one hook per role, each returning typed values.
+"""Hooks through which a plugin offers its parts.
 
-A whole plugin package is a frozen attrs class and this:
+There is one hook per role, and each returns typed values.
+
+A whole plugin package is a frozen attrs class and this code:
 
     from cohortium.plugin import Model, Offer, hookimpl
 
@@ -10,7 +12,7 @@ A whole plugin package is a frozen attrs class and this:
     def cohortium_models() -> list[Offer[Model]]:
         return [Offer("mlp", MLP, "Two linear layers.")]
 
-with one line in its `pyproject.toml`:
+It needs one entry in its `pyproject.toml`:
 
     [project.entry-points.cohortium]
     mlp = "cohortium_mlp"
@@ -42,14 +44,14 @@ API = 1
 """The version of the contracts.  A plugin states the one it was written for as `COHORTIUM_API`."""
 
 GROUP = "cohortium"
-"""The entry-point group that plugins stand in."""
+"""Name of the entry-point group of plugins."""
 
 
 R_co = TypeVar("R_co", covariant=True)
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
-"""Marks a plugin's hook function."""
+"""Decorator of a plugin's hook functions."""
 
 
 @frozen
@@ -57,14 +59,15 @@ class Offer(Generic[R_co]):
     """One implementation that a plugin offers.
 
     Attributes:
-        name: What a study calls it: lower case, digits and hyphens.
-        factory: Makes it from plain keyword parameters, each annotated; usually its class.
+        name: Name in a study file: lower case, digits and hyphens.
+        factory: Makes it from plain keyword parameters, each annotated.  Usually its class.
         summary: One line for `cohortium plugins`.
-        local_parameters: Its parameters whose values name code or files of the machine.  A study
-            may come from elsewhere: a hospital allows each such value by name, or it is refused.
-        code: The one of them that names a user's own code as "package:Class", if one does.  Its
-            factory has a parameter `folder` beside it, also local: where the study's file lies
-            that names the code, so that it is found there.  It is never sent to a hospital.
+        local_parameters: Parameters whose values name code or files of the machine.  A study may
+            come from another party.  A site refuses each such value unless its policy lists it by
+            name.
+        code: The one local parameter that names a user's own code as "package:Class", if any.  Its
+            factory also has a local parameter `folder`: the folder of the study file that names
+            the code.  Cohortium looks for the code there.  The folder is never sent to a site.
     """
 
     name: str
@@ -76,54 +79,57 @@ class Offer(Generic[R_co]):
 
 @hookspec
 def cohortium_datasets() -> Iterable[Offer[Dataset]]:
-    """Data sets that this plugin offers."""
+    """Return the data sets that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_partitioners() -> Iterable[Offer[Partitioner]]:
-    """Partitioners that this plugin offers."""
+    """Return the partitioners that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_models() -> Iterable[Offer[Model]]:
-    """Models that this plugin offers."""
+    """Return the models that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_trainers() -> Iterable[Offer[Trainer]]:
-    """Trainers that this plugin offers."""
+    """Return the trainers that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_privatizers() -> Iterable[Offer[Privatizer]]:
-    """Privatizers that this plugin offers."""
+    """Return the privatizers that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_aggregators() -> Iterable[Offer[Aggregator]]:
-    """Aggregators that this plugin offers."""
+    """Return the aggregators that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_engines() -> Iterable[Offer[Engine]]:
-    """Engines that this plugin offers."""
+    """Return the engines that this plugin offers."""
     return ()
 
 
 @hookspec
 def cohortium_observers() -> Iterable[Offer[Observer]]:
-    """Observers that this plugin offers; a study asks for them by name."""
+    """Return the observers that this plugin offers.
+
+    A study selects them by name.
+    """
     return ()
 
 
 def hook_name(role: Role) -> str:
-    """The name of the hook through which `role` is offered.
+    """Return the name of the hook through which a plugin offers `role`.
 
     >>> hook_name("model")
     'cohortium_models'

@@ -1,11 +1,13 @@
-"""The seven roles.  A plugin fills one by having its methods: no base class, no registration call.
+"""The seven roles.  A plugin fills one by having its methods.
 
-    A **Partitioner** splits a **Dataset** over *sites*; each site trains a **Model** with a
-    **Trainer** under a **Privatizer**; an **Aggregator** sums what the sites release; an
-    **Engine** carries the messages.  An **Observer** is told what happened.
+A plugin needs no base class and no registration call.
+
+    A **Partitioner** splits a **Dataset** over *sites*.  Each site trains a **Model** with a
+    **Trainer** under a **Privatizer**.  An **Aggregator** sums the releases of the sites.  An
+    **Engine** carries the messages.  An **Observer** receives the events of the run.
 
 Every role instance is a frozen attrs value of plain parameters, cheap to make, to compare, to
-pickle and to write as TOML.  Heavy libraries are imported inside methods, never on import.
+pickle and to write as TOML.  Its methods import heavy libraries.  Its module imports none.
 """
 
 from __future__ import annotations
@@ -53,78 +55,84 @@ class Dataset(Protocol):
     """
 
     def load(self) -> Splits:
-        """Read, or draw, the data, into arrays of the caller's own.
+        """Read or draw the data into new arrays.
+
+        The caller may change them.
 
         Raises:
-            DataError: It is missing or damaged: one sentence that names the file and the remedy.
+            DataError: The data are missing or damaged.  One sentence names the file and the remedy.
         """
         ...
 
 
 @runtime_checkable
 class Partitioner(Protocol):
-    """Splits one data set over sites, in a simulation.
+    """A rule that splits one data set over sites, in a simulation.
 
     Guarantees:
-        No example goes to two sites.  The partition is a function of the arguments and `rng` alone.
+        No example is at two sites.  The partition is a function of the arguments and `rng` alone.
     """
 
     def partition(
         self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> Sequence[ExampleIndices]:
-        """Positions for each of `num_sites` sites.
+        """Return the positions of the examples of each of `num_sites` sites.
 
         Args:
-            examples: The data set, to be left as it is.
-            num_sites: How many parts.
+            examples: The data set, which the method must not change.
+            num_sites: Number of sites.
             rng: The only source of chance.
 
         Raises:
-            StudyError: It cannot be split so; nothing was.
+            StudyError: The data set cannot be split in this way.  Nothing was split.
         """
         ...
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A network, and what is done to an image before it.
+    """A network and the preprocessing of its images.
 
     Guarantees:
-        `preprocess` is fixed, public and per image: example i of the result depends on image i
-        alone. `build` gives equal weights for equal arguments, and leaves torch's global generator
-        be.
+        `preprocess` is fixed, public and per image.  Example i of the result depends on image i
+        alone.
+        `build` gives equal weights for equal arguments, and leaves torch's global generator
+        unchanged.
     """
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """`images` (N, C, H, W), `float32` in [0, 1], as the network's input, shape (N, …)."""
+        """Return the network's input for `images`, shape (N, …).
+
+        Args:
+            images: Shape (N, C, H, W), `float32` in [0, 1].
+        """
         ...
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """A network that maps prepared images to logits, shape (N, classes).
+        """Build a network that maps preprocessed images to logits, shape (N, classes).
 
         Args:
             spec: Shapes and classes, which are public.
-            seed: Of the initial weights.
+            seed: Seed of the initial weights.
         """
         ...
 
 
 @runtime_checkable
 class Trainer(Protocol):
-    """What a site does with its data in a round, and the server with the mean of what they send.
+    """Training at a site in each round, and the server's optimizer.
 
     Guarantees:
-        All training data reaches the update through `SitePrivatizer.set_private_gradient`, and only
-        so: with zero gradients, `parameters`, `state` and every *other* example's loss are the same
-            whatever
-        any one example is.  The conformance kit checks exactly that.
+        All training data reaches the update through `SitePrivatizer.set_private_gradient` alone.
+        With zero gradients, `parameters`, `state` and every *other* example's loss are the same for
+        any value of any one example.  The conformance kit checks exactly that.
     """
 
     def workload(self, cohort: FederationSpec) -> Workload:
-        """The declaration that privacy is planned by.
+        """Return the declaration by which the privatizer plans privacy.
 
         Args:
-            cohort: Who takes part, as declared.
+            cohort: The federation, as declared.
 
         Raises:
             StudyError: The parameters contradict one another.
@@ -134,120 +142,139 @@ class Trainer(Protocol):
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Train `task.net` for one round.
 
-        `privatizer` yields the batches and sets `.grad` on the network's parameters: its `gradient`
-        is called once for each batch that its `batches` yields, and `workload().steps` times in all
-        where batches are Poisson samples.  That is what the privacy is planned for.
+        `privatizer` yields the batches and sets `.grad` on the network's parameters.  Call its
+        `set_private_gradient` once for each batch that its `batches` yields.  Where batches are
+        Poisson samples, that is `workload().steps` calls in all.  The privacy plan covers exactly
+        these calls.
         """
         ...
 
     def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer that takes a step a round on the pseudo-gradient, and its schedule.
+        """Make the server's optimizer and its schedule.
 
-        The pseudo-gradient is minus the mean update, or the mean gradient.
+        The optimizer takes one step a round on the pseudo-gradient.  The pseudo-gradient is minus
+        the mean update, or the mean gradient.
 
         Args:
-            parameters: Of the global network.
-            rounds: Steps that will be taken.
+            parameters: Parameters of the global network.
+            rounds: Number of steps that the optimizer will take.
         """
         ...
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-        """The network a site would use itself, given its `state`: by default `net`, the global."""
+        """Return the network that a site would use itself, given its `state`.
+
+        By default this is `net`, the global network.
+        """
         ...
 
 
 @runtime_checkable
 class Privatizer(Protocol):
-    """Decides what may leave a site, and what that promises.
+    """Rule for the data that may leave a site, with its guarantee.
 
     Guarantees:
-        The plan's guarantee covers everything `SitePrivatizer.release` lets out over
-        `cohort.attempts` attempts, for whoever the guarantee says it is against.
+        The plan's guarantee covers everything that `SitePrivatizer.release` returns over
+        `cohort.attempts` attempts, against the adversary that the guarantee names.
     """
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> PrivacyPlan:
         """Calibrate noise for the whole run, before its first step.
 
         Args:
-            workload: What the trainer declared.
-            cohort: Who takes part.
-            parameters: P, the length of the vector that will be released.
+            workload: The trainer's declaration.
+            cohort: The federation, as declared.
+            parameters: P, the length of the vector that a site will release.
 
         Raises:
-            PrivacyError: The target cannot be met for this work.
+            PrivacyError: The target cannot be met for this workload.
         """
         ...
 
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """Sums ring vectors over sites.
+    """A protocol that sums ring vectors over sites.
 
     Guarantees:
-        `total` is the exact sum over its contributors, or an error; never a wrong sum.
-        What the coordinator and colluding sites learn beside it is the plugin's to state.
+        `CoordinatorSession.sum` returns the exact sum over its contributors or raises an error.
+        It never returns a wrong sum.
+        The plugin must state everything that the coordinator and colluding sites learn in addition
+        to the sum.
     """
 
     def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:
-        """What is hidden from a coordinator as `cohort` declares it; None: it sees each release.
+        """Return the confidentiality guarantee against the coordinator that `cohort` declares.
+
+        None means that the coordinator sees each release.
 
         Raises:
-            StudyError: As for the coordinator.
+            StudyError: As for the coordinator's session.
         """
         ...
 
     def coordinator_session(
         self, setting: AggregationConfig, secret: Randomness
     ) -> CoordinatorSession:
-        """The coordinator's session of a run.
+        """Return the coordinator's session of a run.
 
         Args:
-            setting: What all parties agree on.
+            setting: The configuration on which all parties agree.
             secret: The coordinator's own secrets.
 
         Raises:
-            StudyError: The cohort is too small, or a threshold does not hold what it should; the
+            StudyError: The cohort is too small, or a threshold breaks a required bound.  The
                 sentence names the least value.
         """
         ...
 
     def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
-        """The session of a run at the site that `member` is.
+        """Return the session of a run at the site `member`.
 
         Args:
-            setting: What all parties agree on.
-            member: What the site has to itself.
+            setting: The configuration on which all parties agree.
+            member: The site's number and private state.
 
         Raises:
-            StudyError: As for the coordinator.
+            StudyError: As for the coordinator's session.
         """
         ...
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Carries messages between the coordinator and the sites, and nothing else.
+    """A carrier of messages between the coordinator and the sites.
+
+    It does nothing else.
 
     Guarantees:
         It neither reads nor changes a message.  Replies may come in any order, or not at all.
-        It keeps deadlines; see `EngineSession.exchange`.
+        It keeps deadlines, as `EngineSession.exchange` states.
     """
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
-        """Get ready.  `sites` is None in a deployment, where the sites build themselves."""
+        """Connect to the sites, or start them.
+
+        Args:
+            sites: Factories of simulated sites.  None in a deployment, where the sites build
+                themselves.
+        """
         ...
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """Is told of the run's events, and can change nothing.
+    """A recipient of the run's events, which can change nothing.
 
-    An error in a listener ends the run, and the run waits while one works: be quick, above all
-    with `SiteReplied`, which comes for every site in every exchange.
+    An error in a listener ends the run.  The run waits while a listener works, so be quick.  This
+    matters most for `SiteReplied`, which comes for every site in every stage.
     """
 
     def start_run(self) -> Callable[[Event], None]:
-        """A listener for one run, which passes over the events that it has no use for."""
+        """Return a listener for one run.
+
+        It ignores the events that it does not need.
+        """
         ...

@@ -1,4 +1,7 @@
-"""What the roles make for one run: plans, sessions, exchanges.  These may hold state."""
+"""Objects that the roles make for one run: plans, sessions, exchanges.
+
+They may hold state.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ class SitePrivatizer(Protocol):
     """A privatizer at one site, for one attempt at one round."""
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """The round's batches over the site's `examples`.
+        """Yield the round's batches over the site's `examples`.
 
-        Under example-level privacy each is a Poisson sample from the site's secret generator:
-        its size varies, and it may be empty.  Under patient-level privacy it is a Poisson sample
-        of patients, one example of each.
+        Under example-level privacy each is a Poisson sample from the site's secret generator.  Its
+        size varies, and it may be empty.  Under patient-level privacy it is a Poisson sample of
+        patients, with one example of each.
         """
         ...
 
@@ -36,149 +39,171 @@ class SitePrivatizer(Protocol):
 
         Args:
             net: The network inside `losses`.
-            losses: The loss of each example at some positions, shape (B,), differentiable.  The
-                copies of an augmented example lie inside its one value.
+            losses: Returns the loss of each example at some positions, shape (B,), differentiable.
+                The copies of an augmented example lie inside its one value.
             batch: A batch that `batches` yielded.
 
         Guarantees:
-            Without privacy it is the mean gradient.  With it, what the privatizer's plan was
-            made for: a sum of per-example gradients clipped to norm C, with noise where this
-            site noises for itself, over a *declared* number of examples.  A non-finite
-            per-example gradient counts as zero.
+            Without privacy, `.grad` is the mean gradient.
+            With privacy, it is the quantity for which the privatizer made its plan.
+            That is a sum of per-example gradients clipped to norm C, over a *declared* number of
+            examples.
+            The sum includes noise where this site adds noise for itself.
+            A non-finite per-example gradient counts as zero.
         """
         ...
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """The only thing that leaves the site: clipped, noised and encoded, in that order.
+        """Return the release: clipped, noised and encoded, in that order.
+
+        Nothing else leaves the site.
 
         Args:
-            vector: What the trainer hands back, shape (P,).
-            weight: The examples behind it; a privatizer with a guarantee ignores it.
+            vector: The trainer's result, shape (P,).
+            weight: The number of examples behind it.  A privatizer with a guarantee ignores it.
 
         Raises:
-            RefusalError: A value is NaN or infinite, or outside what the ring was sized for.
+            RefusalError: A value is NaN, infinite, or outside the range for which the ring was
+                sized.
         """
         ...
 
 
 @runtime_checkable
 class PrivacyPlan(Protocol):
-    """The numbers of a run's privacy: public, alike at every party, fixed before it starts."""
+    """The numbers of a run's privacy.
+
+    They are public, the same at every party, and fixed before the run starts.
+    """
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """What the whole run promises, all attempts included; None without privacy."""
+        """Guarantee of the whole run, all attempts included.  None without privacy."""
         ...
 
     @property
     def mechanism(self) -> Mechanism | None:
-        """What one attempt costs a site; None without privacy.
+        """Mechanism that one attempt applies at a site.  None without privacy.
 
-        A hospital's ledger keeps it, and composes it with those of other runs.
+        A site's ledger stores it, and composes it with the mechanisms of other runs.
         """
         ...
 
     @property
     def ring(self) -> Ring:
-        """The narrowest in which the sum fits.
+        """The narrowest ring in which the sum fits.
 
-        Under noise a wrap is less likely than 2⁻⁴⁰ over the run.
+        Under noise, the sum wraps with probability less than 2⁻⁴⁰ over the run.
         """
         ...
 
     @property
     def length(self) -> int:
-        """Elements of a release."""
+        """Number of elements of a release."""
         ...
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """What `attempts` attempts promise so far."""
+        """Return the guarantee of the first `attempts` attempts."""
         ...
 
     def for_site(
         self, secret: Randomness, patients: ExampleIndices | None = None
     ) -> SitePrivatizer:
-        """The privatizer for one attempt at a site.
+        """Return the privatizer for one attempt at a site.
 
         Args:
             secret: That attempt's own secrets.
-            patients: Whose each of the site's examples is, shape (N,), if the data say so.
+            patients: The patient of each of the site's examples, shape (N,), if the data name them.
         """
         ...
 
     def decode(self, total: RingSum) -> Tensor:
-        """The mean that `total` encodes, shape (P,), `float32`."""
+        """Return the mean that `total` encodes, shape (P,), `float32`."""
         ...
 
 
 @runtime_checkable
 class CoordinatorSession(Protocol):
-    """The coordinator's side of an aggregation; a state machine that lives for the run.
+    """The coordinator's side of an aggregation.
 
-    For each attempt: `open`, then ask `requests` and `receive` replies until there are no more
-    requests, then `total`.  A reply that has not come when `requests` is asked again is a
-    dropout, whatever its cause.
+    It is a state machine that lives for the run.
+
+    For each attempt, call `begin_attempt`.  Then send `next_requests` and `receive` the replies
+    until there are no more requests.  Then call `sum`.  If a reply has not come by the next call of
+    `next_requests`, its site is a dropout.  The cause does not matter.
     """
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
-        """Begin `attempt`, at `round`, among `sites`, forgetting any earlier one."""
+        """Begin `attempt`, at `round`, among `sites`, and forget any earlier one."""
         ...
 
     def next_requests(self) -> StageRequests:
-        """What to send now; empty when the attempt is complete, or cannot be."""
+        """Return the next requests.
+
+        They are empty when the attempt is complete, or cannot be completed.
+        """
         ...
 
     def receive(self, site: SiteId, reply: bytes) -> None:
-        """Take in the `reply` of one `site`; vectors are folded into the sum and dropped.
+        """Take in the `reply` of one `site`.
 
-        A site's first reply to a request stands; a further one is an error and changes nothing.
+        Adds a vector to the sum and drops it.  A site's first reply to a request counts.  A further
+        reply is an error and changes nothing.
 
         Raises:
-            MessageError: `reply` is not what was asked; the site counts as dropped.
+            MessageError: `reply` does not answer the request.  The site counts as dropped.
         """
         ...
 
     def sum(self) -> RingSum:
-        """The exact sum over the contributors.
+        """Return the exact sum over the contributors.
 
         Raises:
-            TooFewSitesError: Too few answered; nothing is released.
+            TooFewSitesError: Too few sites replied.  Nothing is released.
         """
         ...
 
 
 @runtime_checkable
 class SiteSession(Protocol):
-    """A site's side of an aggregation; a state machine that lives for the run."""
+    """A site's side of an aggregation.
+
+    It is a state machine that lives for the run.
+    """
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
-        """The reply to one request.
+        """Return the reply to one request.
 
         Args:
-            request: The request; the site has checked that it is of this run and not of an attempt
-                that is over.
-            release: Trains and releases.  Called at most once an attempt, when a vector is due.
+            request: The request.  The site has checked that it belongs to this run, and not to an
+                attempt that is over.
+            release: Trains and releases.  The session calls it at most once an attempt, when a
+                vector is due.
 
         Raises:
-            RefusalError: The request is one that an honest coordinator would not make.
+            RefusalError: An honest coordinator would not make this request.
             MessageError: It is not a well-formed request.
         """
         ...
 
 
 class SiteHandle(Protocol):
-    """A site ready to answer."""
+    """A site that is ready to answer."""
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
-        """The reply to one exchange, of a part `broadcast` to all and its `own`.
+        """Return the reply to one exchange.
 
-        A refusal, too, is a message.
+        A refusal is also a message.
+
+        Args:
+            broadcast: The part for all sites.
+            own: The part for this site alone.
         """
         ...
 
 
 class SiteFactory(Protocol):
-    """How to make a simulated site in any process; it can be pickled."""
+    """Factory of a simulated site in any process.  It can be pickled."""
 
     def create(self, share_model_with: SiteHandle | None = None) -> SiteHandle:
         """Make the site, which shares the resident network of `share_model_with`."""
@@ -186,31 +211,33 @@ class SiteFactory(Protocol):
 
 
 class EngineSession(Protocol):
-    """An engine at work."""
+    """The connection of an engine to its sites."""
 
     def exchange(
         self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """Send `broadcast` and each site's own part, and yield replies as they come.
+        """Send the requests of one exchange, and yield replies as they come.
 
-        It ends when every site has replied, or has failed to; a site that has not is left out.
+        It ends when every site has replied or has failed to reply.  It yields nothing for a site
+        that has failed.
 
         Args:
-            broadcast: For all.
-            per_site: For one site each.
-            timeout: Seconds that every site has, from when it is handed its request; None gives
-                it for ever.  Sites that take turns at one processor are handed theirs in turn.
+            broadcast: The part for all sites.
+            per_site: The part for each site.
+            timeout: Seconds that each site has, from the time when it receives its request.  None
+                sets no limit.  Sites that share one processor receive their requests in turn.
 
         Guarantees:
-            With a deadline the exchange ends once it is over for the site that was asked last,
-            whatever becomes of the sites; an engine that computes in its caller's own thread
-            ends when the site that it is in has.
-            A reply that comes later is not yielded, neither here nor in an exchange that follows.
-            A site is asked one thing at a time: one that is still busy with an earlier request is
-            handed the next when it is done.
+            With a timeout, the exchange ends once the time is over for the site that was asked
+            last.
+            This does not depend on the state of the sites.
+            An engine that computes in its caller's own thread ends when its current site has ended.
+            A later reply is not yielded, neither here nor in a following exchange.
+            A site works on one request at a time.  If it is still busy with an earlier request, it
+            receives the next one afterwards.
         """
         ...
 
     def close(self) -> None:
-        """Let go of processes and connections."""
+        """Release processes and connections."""
         ...

@@ -1,4 +1,7 @@
-"""What the roles say to one another: frozen values, public unless the docstring says otherwise."""
+"""Values that the roles exchange.
+
+They are frozen, and public unless the docstring says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -31,25 +34,30 @@ SiteId: TypeAlias = int
 """A site's number in the federation, from 0."""
 
 Adversary: TypeAlias = Literal["honest-but-curious", "active"]
-"""What the coordinator may do: follow the protocol and look, or also lie."""
+"""Behaviour of the coordinator.
+
+It follows the protocol and looks, or it may also lie.
+"""
 
 
 @frozen(kw_only=True)
 class FederationSpec:
-    """Who takes part, as declared by the study: public, and alike at every party.
+    """The federation, as the study declares it.
+
+    It is public, and the same at every party.
 
     Attributes:
-        sites: Hospitals in the federation.
-        cohort_size: How many of them are asked each round.
+        sites: Sites in the federation.
+        cohort_size: Sites that are asked in each round.
         min_contributors: Fewest contributions of which a sum may be released.
         examples: Declared training examples over all sites.
-        patients: Declared patients over all sites, where the data say whose each example is.
+        patients: Declared patients over all sites, where the data name the patient of each example.
         rounds: Rounds of the run.
         retries: Further attempts, over the whole run, at rounds that fail.
         adversary: What the coordinator may do.
-        max_colluding: How many sites may pool what they know with it.
-        insecure_seeded_secrets: Secrets come from a public seed: a simulation that protects
-            nothing.
+        max_colluding: Sites that may share their knowledge with the coordinator.
+        insecure_seeded_secrets: Whether secrets come from a public seed.  Such a simulation
+            protects nothing.
     """
 
     sites: int = field(validator=ge(1))
@@ -65,25 +73,33 @@ class FederationSpec:
 
     @property
     def attempts(self) -> int:
-        """The most rounds that any site may ever be asked to answer."""
+        """Largest number of attempts that any site may be asked for."""
         return self.rounds + self.retries
 
     @property
     def examples_per_site(self) -> float:
-        """The declared mean, which stands for a site's own number wherever that must not show."""
+        """The declared mean.
+
+        It replaces a site's own number wherever that number must not show.
+        """
         return self.examples / self.sites
 
     def num_units(self, unit: Unit) -> int:
-        """How many of a `unit` there are, as declared; 0 patients where none are named."""
+        """Return the declared number of a `unit`.
+
+        It is 0 for patients where the data name none.
+        """
         if unit == "patient":
             return self.patients or 0
         return self.sites if unit == "site" else self.examples
 
     def min_honest_contributors(self) -> int:
-        """The fewest honest sites in a sum, who can share the noise that it needs.
+        """Return the fewest honest sites in a sum.
+
+        They share the noise that the sum needs.
 
         Raises:
-            PrivacyError: There might be none.
+            PrivacyError: There might be no honest site.
         """
         if not 1 <= self.max_colluding < self.min_contributors:
             raise PrivacyError(
@@ -99,18 +115,18 @@ class FederationSpec:
 
 @frozen(kw_only=True)
 class Workload:
-    """What a site's trainer will do each round, declared before it starts.
+    """A trainer's declaration of each round's work, made before the run starts.
 
     Attributes:
         output: "update" (new weights minus old) or "gradient" (of one batch).
-        steps: Batches a round.  Under example-level privacy it is alike at every site.
-        sampling_rate: Chance q of each example (or patient) to be in a batch, where batches are
-            drawn by Poisson sampling.
+        steps: Batches a round.  Under example-level privacy it is the same at every site.
+        sampling_rate: Probability q of each example (or patient) to be in a batch, where batches
+            are drawn by Poisson sampling.
         batch_size: Examples in a batch, where batches are drawn by shuffling instead.
-        epochs: Shuffled passes a round; replaces `steps` where batches are shuffled.
-        fewest: Examples that a batch needs where it hides nothing: 2 where the network cannot be
-            trained on one, as batch normalisation cannot.  No trainer need declare it: it is found
-            by trying the network.
+        epochs: Shuffled passes a round.  Replaces `steps` where batches are shuffled.
+        fewest: Examples that a batch needs where it hides nothing.  It is 2 where the network
+            cannot train on one example, as with batch normalisation.  A trainer need not declare
+            it: Cohortium finds it by a trial of the network.
     """
 
     output: Literal["update", "gradient"]
@@ -123,19 +139,19 @@ class Workload:
 
 @frozen(eq=False, kw_only=True)
 class LocalTask:
-    """One round's work at one site.
+    """One round's task at one site.
 
     Attributes:
-        net: The resident network with the round's global weights loaded; trained in place.
-        images: Prepared inputs of the site's examples, shape (N, …), on the network's device.
+        net: The resident network with the round's global weights loaded.  Trained in place.
+        images: Preprocessed inputs of the site's examples, shape (N, …), on the network's device.
         labels: Shape (N,), `int64`.
-        classes: How many there are.
+        classes: Number of classes.
         round: From 0.
-        rounds: In the whole run.
-        workload: What the trainer declared.
-        generator: For augmentation, on the CPU.  Under example-level privacy it is secret: what
-            happens to one example depends on which others were drawn.
-        state: What the trainer kept at this site after its last round; empty at first.
+        rounds: Rounds of the whole run.
+        workload: The trainer's declaration.
+        generator: Generator for augmentation, on the CPU.  Under example-level privacy it is
+            secret, because the treatment of one example depends on the other examples drawn.
+        state: The trainer's state at this site after its last round.  Empty at first.
     """
 
     net: nn.Module
@@ -151,13 +167,13 @@ class LocalTask:
 
 @frozen(eq=False, kw_only=True)
 class LocalResult:
-    """What a trainer hands back.
+    """Result of a trainer's round at one site.
 
     Attributes:
         vector: The update or gradient, in `flatten`'s order, shape (P,), `float32`.
-        weight: How much it counts in the mean: the examples behind it.  A privatizer with a
-            guarantee ignores it and uses the declared one.
-        state: Stays at the site, durable, never sent.
+        weight: Weight in the mean: the number of examples behind it.  A privatizer with a guarantee
+            ignores it and uses the declared number.
+        state: State that stays at the site.  It is durable and never sent.
     """
 
     vector: Tensor
@@ -167,14 +183,15 @@ class LocalResult:
 
 @frozen(eq=False)
 class StageRequests:
-    """What a coordinator sends at once: a part for every site, and one for each that must answer.
+    """Requests of a coordinator in one stage.
 
-    False when there is nothing left to ask.
+    A part goes to every site, and a part to each site that must answer.  The value is false when
+    there is nothing left to ask.
 
     Attributes:
         broadcast: The part for every site.
         per_site: The part for each site that must answer.
-        stage: What people call this exchange: "keys", "vectors", …
+        stage: Name of the stage, for people: "keys", "vectors", …
     """
 
     broadcast: bytes = b""
@@ -182,17 +199,19 @@ class StageRequests:
     stage: str = ""
 
     def __bool__(self) -> bool:
-        """Whether anyone is asked anything."""
+        """Return whether any site is asked anything."""
         return bool(self.per_site)
 
 
 @frozen(eq=False, kw_only=True)
 class SiteRequest:
-    """One request as it reaches a site's session; all of it is untrusted.
+    """One request as a site's session receives it.
+
+    All of it is untrusted.
 
     Attributes:
         round: From 0.
-        attempt: From 0 over the run; every attempt has keys, masks, batches and noise of its own.
+        attempt: From 0 over the run.  Every attempt has keys, masks, batches and noise of its own.
         broadcast: The part that all sites were sent.
         own: The part for this site alone.
     """
@@ -205,15 +224,17 @@ class SiteRequest:
 
 @frozen(kw_only=True)
 class AggregationGuarantee:
-    """What an aggregation hides in each attempt: all of a release but its part in one sum.
+    """Confidentiality guarantee of an aggregator.
+
+    In each attempt, the coordinator learns one sum and nothing else about any single release.
 
     Attributes:
-        min_contributors: Fewest sites in a sum that is opened.
-        reconstruction_threshold: Shareholders of a secret, on the coordinator's side, that would
-            undo it.
-        max_dropouts: Sites that may be lost, whichever they are, with the sum still to be had.
-        statistical_security_bits: It fails in at most one of 2**statistical_security_bits runs;
-            None where it never does.
+        min_contributors: Fewest sites in a sum that the coordinator opens.
+        reconstruction_threshold: Number of shareholders of a secret that must side with the
+            coordinator to unmask a release.
+        max_dropouts: Number of sites, any of them, that may drop out without loss of the sum.
+        statistical_security_bits: The guarantee fails in at most one of
+            2**statistical_security_bits runs.  None where it never fails.
     """
 
     min_contributors: int = field(validator=ge(2))
@@ -224,15 +245,17 @@ class AggregationGuarantee:
 
 @frozen(kw_only=True)
 class AggregationConfig:
-    """What both sides of an aggregation agree on for the whole run.
+    """Configuration of an aggregation.
+
+    Both sides agree on it for the whole run.
 
     Attributes:
-        session: 16 bytes that name the run; every derived key is bound to them.
-        ring: Where the sum is taken.
+        session: 16 bytes that name the run.  Every derived key is bound to them.
+        ring: Ring in which the sum is computed.
         length: Elements of a release.
-        cohort: Who takes part.
-        directory: The sites' public keys, as every party has pinned them; None where nobody
-            signs, because the coordinator is trusted to pass messages on as they are.
+        cohort: The federation, as declared.
+        directory: The sites' public keys, as every party has pinned them.  None where nobody
+            signs, because the coordinator is trusted to forward messages unchanged.
     """
 
     session: bytes
@@ -244,13 +267,13 @@ class AggregationConfig:
 
 @frozen(eq=False, kw_only=True)
 class SiteContext:
-    """One site, as its own session of an aggregation sees it: what it has to itself.
+    """A site's number and private state, for its aggregation session.
 
     Attributes:
         site: Its number.
         secret: Its source of secrets.
-        identity: Signs for it; None where the setting has no directory.
-        journal: What its session must not forget over a restart.
+        identity: Key that signs for the site.  None where the configuration has no directory.
+        journal: Durable record that the session needs after a restart.
     """
 
     site: SiteId

@@ -1,4 +1,4 @@
-"""The conformance kit: is a plugin what its role promises?
+"""Conformance kit: checks that a plugin keeps the contract of its role.
 
 A plugin's author subclasses the class of the role and gives it one fixture:
 
@@ -11,8 +11,9 @@ A plugin's author subclasses the class of the role and gives it one fixture:
         def model(self):
             return Mine()
 
-`cohortium check NAME` holds an installed plugin to the same checks.  Each is a plain function in
-the module of its role; none needs pytest.  A check that passes has found nothing: it is no proof.
+`cohortium check NAME` runs the same checks on an installed plugin.  Each is a plain function in
+the module of its role.  None needs pytest.  A check that passes has found no fault.  It is not a
+proof.
 """
 
 from __future__ import annotations

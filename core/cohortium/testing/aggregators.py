@@ -1,4 +1,4 @@
-"""The contract of an `Aggregator`: the exact sum over its contributors, or an error."""
+"""The contract of an `Aggregator`: its contributors' exact sum, or an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ JUNK = np.random.default_rng(0).bytes(61)
 
 
 def check_exact_sum(aggregator: Aggregator) -> None:
-    """If all sites answer, all are in the sum, and each was made to train once."""
+    """If all sites reply, all are in the sum.
+
+    Each site trains once.
+    """
     for play in harnesses(aggregator):
         who = play.attempt()
         ensure(
@@ -39,7 +42,7 @@ def check_exact_sum(aggregator: Aggregator) -> None:
 
 
 def check_dropouts(aggregator: Aggregator) -> str | None:
-    """Whoever drops out, and at whichever stage: an exact sum, or `TooFewSitesError`."""
+    """Dropouts at any stage give an exact sum, or `TooFewSitesError`."""
     play = harnesses(aggregator)[-1]
     play.attempt()
     sites, survived = list(play.sites), 0
@@ -62,7 +65,10 @@ def check_min_sites(aggregator: Aggregator) -> None:
 
 
 def check_secrecy(aggregator: Aggregator) -> str | None:
-    """What is said to be hidden is: no smaller sum, and every dropout that should be survived."""
+    """The declared bounds on sums and dropouts hold.
+
+    The coordinator opens no smaller sum, and every dropout within the bound leaves a sum.
+    """
     play = _first_of_eight(aggregator, min_contributors=4)
     confidentiality = aggregator.confidentiality(play.setting.cohort)
     if confidentiality is None:
@@ -94,7 +100,7 @@ def check_secrecy(aggregator: Aggregator) -> str | None:
 
 
 def check_garbage_replies(aggregator: Aggregator) -> None:
-    """A reply that is damaged drops its site, and never makes a wrong sum or an exception."""
+    """A damaged reply drops its site, without a wrong sum or exception."""
     play = harnesses(aggregator)[-1]
     play.attempt()
     for stage in range(play.stages):
@@ -109,20 +115,23 @@ def check_repeated_replies(aggregator: Aggregator) -> None:
 
 
 def check_unasked_replies(aggregator: Aggregator) -> None:
-    """A reply of a site that nobody asked is not counted."""
+    """A reply of a site that was not asked does not count."""
     play = harnesses(aggregator)[-1]
     stranger: SiteId = 10_000
 
     def fault(_stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:
         if site == 0:
-            play._receive(stranger, reply)  # noqa: SLF001 - the play is ours
+            play._receive(stranger, reply)  # noqa: SLF001 - the harness is ours
         return (reply,)
 
     play.attempt(fault)
 
 
 def check_garbage_requests(aggregator: Aggregator) -> None:
-    """A damaged request is refused, or answered; the site's session stands."""
+    """A site refuses or answers a damaged request.
+
+    Its session stays usable.
+    """
     play = harnesses(aggregator)[-1]
     play.attempt()
     for stage in range(play.stages):
@@ -143,7 +152,10 @@ def check_garbage_requests(aggregator: Aggregator) -> None:
 
 
 def check_repeated_requests(aggregator: Aggregator) -> None:
-    """However often it is asked, a site trains and releases once an attempt."""
+    """A site trains and releases at most once an attempt.
+
+    This holds for any number of requests.
+    """
     play = harnesses(aggregator)[-1]
     play.attempt(mischief=lambda _stage, _site, ask: (ask,))
     ensure(
@@ -154,7 +166,7 @@ def check_repeated_requests(aggregator: Aggregator) -> None:
 
 
 def check_sessions_last(aggregator: Aggregator) -> None:
-    """Sessions serve attempt after attempt, failed ones between."""
+    """Sessions serve attempt after attempt, even after failed ones."""
     for play in harnesses(aggregator):
         every = set(play.sites)
         for fault in (None, _losing(every, since=0), None, _losing({1}, since=0), None):
@@ -189,7 +201,10 @@ def _first_of_eight(aggregator: Aggregator, *, min_contributors: int) -> Aggrega
 
 
 def _losing(gone: set[SiteId], *, since: int, until: int | None = None) -> Fault:
-    """Replies of `gone` are lost from one stage on, or up to another."""
+    """Return a fault that loses replies of `gone`.
+
+    The loss lasts from one stage on, or up to another.
+    """
 
     def fault(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:
         lost = site in gone and since <= stage and (until is None or stage <= until)
@@ -199,7 +214,10 @@ def _losing(gone: set[SiteId], *, since: int, until: int | None = None) -> Fault
 
 
 def _damaging(site: SiteId, stage: int, damage: tuple[bytes | str, ...]) -> Fault:
-    """One reply arrives as `damage`: other bytes, or itself "cut" or "longer"."""
+    """Return a fault that replaces one reply by `damage`.
+
+    These are other bytes, or the reply itself, "cut" or "longer".
+    """
 
     def fault(now: int, who: SiteId, reply: bytes) -> Sequence[bytes]:
         if (now, who) != (stage, site):

@@ -1,4 +1,7 @@
-"""The kit as pytest classes: subclass the one of your role, and give it one fixture."""
+"""The conformance kit as pytest classes.
+
+Subclass the class of your role, and give it one fixture.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Conformance:
-    """Base of the classes below: one test for every check of the role."""
+    """Base of the conformance classes, with one test for every check."""
 
     role: ClassVar[Role]
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Called by pytest when it collects a test that takes a `check`."""
+        """Parametrize a test that takes a `check`.  pytest calls this at collection."""
         if "check" in metafunc.fixturenames:
             checks = checks_for(self.role)
             metafunc.parametrize(
@@ -36,80 +39,80 @@ class Conformance:
 
 
 class DatasetConformance(Conformance):
-    """Needs a fixture `dataset`."""
+    """Tests of a data set.  They need a fixture `dataset`."""
 
     role = "dataset"
 
     def test_contract(self, dataset: Dataset, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the data set."""
         check(dataset)
 
 
 class PartitionerConformance(Conformance):
-    """Needs a fixture `partitioner`."""
+    """Tests of a partitioner.  They need a fixture `partitioner`."""
 
     role = "partitioner"
 
     def test_contract(self, partitioner: Partitioner, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the partitioner."""
         check(partitioner)
 
 
 class ModelConformance(Conformance):
-    """Needs a fixture `model`."""
+    """Tests of a model.  They need a fixture `model`."""
 
     role = "model"
 
     def test_contract(self, model: Model, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the model."""
         check(model)
 
 
 class TrainerConformance(Conformance):
-    """Needs a fixture `trainer`."""
+    """Tests of a trainer.  They need a fixture `trainer`."""
 
     role = "trainer"
 
     def test_contract(self, trainer: Trainer, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the trainer."""
         check(trainer)
 
 
 class PrivatizerConformance(Conformance):
-    """Needs a fixture `privatizer`."""
+    """Tests of a privatizer.  They need a fixture `privatizer`."""
 
     role = "privatizer"
 
     def test_contract(self, privatizer: Privatizer, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the privatizer."""
         check(privatizer)
 
 
 class AggregatorConformance(Conformance):
-    """Needs a fixture `aggregator`."""
+    """Tests of an aggregator.  They need a fixture `aggregator`."""
 
     role = "aggregator"
 
     def test_contract(self, aggregator: Aggregator, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the aggregator."""
         check(aggregator)
 
 
 class EngineConformance(Conformance):
-    """Needs a fixture `engine`."""
+    """Tests of an engine.  They need a fixture `engine`."""
 
     role = "engine"
 
     def test_contract(self, engine: Engine, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the engine."""
         check(engine)
 
 
 class ObserverConformance(Conformance):
-    """Needs a fixture `observer`."""
+    """Tests of an observer.  They need a fixture `observer`."""
 
     role = "observer"
 
     def test_contract(self, observer: Observer, check: Check) -> None:
-        """Hold it to one check."""
+        """Run one check on the observer."""
         check(observer)

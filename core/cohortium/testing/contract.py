@@ -1,4 +1,4 @@
-"""What a check is, and how it fails: in one sentence that an author can act on."""
+"""Checks and their failures, each in one sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 Check: TypeAlias = Callable[[Any], str | None]
-"""Takes a role instance, raises `ConformanceError`, and may return a note worth telling."""
+"""Function that takes a role instance and raises `ConformanceError`.
+
+It may return a note for the report.
+"""
 
 
 class ConformanceError(AssertionError):
-    """A broken contract: which one, how it was seen, and what to do."""
+    """A broken contract: the rule, the observation, and the remedy."""
 
 
 def ensure(condition: object, sentence: str) -> None:
-    """Go on if `condition` holds.
+    """Raise an error unless `condition` is true.
 
     Raises:
-        ConformanceError: It does not; `sentence` says what that means.
+        ConformanceError: `condition` is false.  `sentence` explains the failure.
     """
     __tracebackhide__ = True
     if not condition:

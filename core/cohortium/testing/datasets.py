@@ -31,7 +31,7 @@ def check_loads_splits(dataset: Dataset) -> None:
 
 
 def check_names_its_classes(dataset: Dataset) -> None:
-    """The data has a name, and two or more classes with names of their own."""
+    """The data set has a name, and two or more distinct classes."""
     splits = dataset.load()
     ensure(splits.name, "the data set has no name; figures that come from it could not be told.")
     names = splits.classes
@@ -44,7 +44,7 @@ def check_names_its_classes(dataset: Dataset) -> None:
 
 
 def check_load_is_repeatable(dataset: Dataset) -> None:
-    """Loading twice gives equal arrays, whatever NumPy's global generator is at."""
+    """Loading twice gives equal arrays, for any state of NumPy's global generator."""
     state = np.random.get_state()  # noqa: NPY002 - the check is that nobody uses it
     try:
         np.random.seed(1)  # noqa: NPY002
@@ -63,7 +63,7 @@ def check_load_is_repeatable(dataset: Dataset) -> None:
 
 
 def check_load_is_fresh(dataset: Dataset) -> None:
-    """What a caller does to the arrays is not seen by the next one."""
+    """A caller's changes to the arrays do not reach the next caller."""
     first = dataset.load().train
     kept = first.images.copy(), first.labels.copy()
     for array in (first.images, first.labels):

@@ -1,4 +1,7 @@
-"""The contract of an `Engine`: bytes go to the right site and its bytes come back, unread."""
+"""The contract of an `Engine`: it delivers bytes and replies unchanged.
+
+Bytes reach the right site, and the bytes of the site come back.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
     from cohortium.roles.values import SiteId
 
 SITES = 5
-"""How many sites an engine is tried with."""
+"""Number of sites on which an engine is tried."""
 
 DEADLINE = 0.1
-"""Seconds that a site is given by the check of deadlines."""
+"""Seconds that a site has in the check of deadlines."""
 
 SLOW_SECONDS = 5 * DEADLINE
 """Seconds that a late site takes."""
@@ -34,26 +37,29 @@ AWKWARD = (b"", bytes(range(256)), b"\x00" * 3, b"\r\n\xff", bytes(1 << 20))
 
 @define
 class EchoSite:
-    """Says which site it is, how often it was asked, and what it was sent."""
+    """Site that reports its number, its count of requests, and each request."""
 
     site: SiteId
     is_beside_a_site: bool
     asked: int = 0
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
-        """Everything that came, and digests that tell where one part ends."""
+        """Return the whole request, with digests that separate its parts."""
         self.asked += 1
         return echo(self.site, self.asked, broadcast, own)
 
 
 @frozen
 class EchoSiteFactory:
-    """Makes an `EchoSite`, in any process."""
+    """Factory of an `EchoSite`, in any process."""
 
     site: SiteId
 
     def create(self, share_model_with: SiteHandle | None = None) -> EchoSite:
-        """Make the site; it will not stand beside something that is no site."""
+        """Make the site.
+
+        It refuses to share a model with an object that is not a site.
+        """
         if share_model_with is not None and not isinstance(share_model_with, EchoSite):
             raise ConformanceError(
                 f"a recipe was opened beside a {type(share_model_with).__name__}; give it an open "
@@ -65,10 +71,10 @@ class EchoSiteFactory:
 
 @define
 class SlowSite(EchoSite):
-    """An `EchoSite` that takes its time over the first request."""
+    """An `EchoSite` that replies slowly to the first request."""
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
-        """Say what an `EchoSite` says, too late."""
+        """Return the reply of an `EchoSite`, too late."""
         if not self.asked:
             time.sleep(SLOW_SECONDS)
         return EchoSite.answer(self, broadcast, own)
@@ -76,21 +82,24 @@ class SlowSite(EchoSite):
 
 @frozen
 class SlowSiteFactory(EchoSiteFactory):
-    """Makes a `SlowSite`, in any process."""
+    """Factory of a `SlowSite`, in any process."""
 
     def create(self, share_model_with: SiteHandle | None = None) -> SlowSite:
-        """Make the site, whatever stands beside it."""
+        """Make the site, and accept any `share_model_with`."""
         return SlowSite(self.site, share_model_with is not None)
 
 
 def echo(site: SiteId, asked: int, broadcast: bytes, own: bytes) -> bytes:
-    """What an `EchoSite` says when it is asked for the `asked`-th time."""
+    """Return the reply of an `EchoSite` to its request number `asked`."""
     digest = hashlib.sha256(broadcast).digest() + hashlib.sha256(own).digest()
     return bytes([site, asked]) + digest + broadcast + own
 
 
 def check_delivers(engine: Engine) -> str | None:
-    """Each request reaches its own site, and each reply is yielded once, with its site."""
+    """Each request reaches its own site, and each reply comes once.
+
+    The engine yields it with its site.
+    """
     exchange = _opened(engine, range(SITES))
     if exchange is None:
         return "serves no simulated sites, so that nothing was tried"
@@ -104,7 +113,7 @@ def check_delivers(engine: Engine) -> str | None:
 
 
 def check_alters_no_byte(engine: Engine) -> str | None:
-    """Messages arrive as they were sent, empty and large ones too."""
+    """Messages arrive as they were sent, even empty and large ones."""
     exchange = _opened(engine, range(SITES))
     if exchange is None:
         return "not tried"
@@ -134,7 +143,10 @@ def check_asks_no_one_else(engine: Engine) -> str | None:
 
 
 def check_keeps_deadlines(engine: Engine) -> str | None:
-    """A reply that comes after the deadline is not yielded, then or ever; the site is not lost."""
+    """A reply after the deadline is never yielded.
+
+    The site is not lost.
+    """
     late = 1
     recipes = {site: EchoSiteFactory(site) for site in range(SITES)} | {late: SlowSiteFactory(late)}
     try:
@@ -143,7 +155,7 @@ def check_keeps_deadlines(engine: Engine) -> str | None:
         return "not tried"
     each = {site: f"for {site}".encode() for site in recipes}
     try:
-        # How many of the others are in time is the machine's to say.
+        # The machine's speed decides how many of the others reply in time.
         found = {site for site, _ in exchange.exchange(b"in a hurry", each, DEADLINE)}
         ensure(
             late not in found,
@@ -158,7 +170,7 @@ def check_keeps_deadlines(engine: Engine) -> str | None:
 
 
 def check_takes_pickled_recipes(engine: Engine) -> str | None:
-    """Recipes work after pickling, and any site numbers will do."""
+    """Site factories work after pickling, with any site numbers."""
     sites = (7, 2)
     recipes: dict[SiteId, EchoSiteFactory] = pickle.loads(  # noqa: S301 - what was just dumped
         pickle.dumps({site: EchoSiteFactory(site) for site in sites})
@@ -175,7 +187,10 @@ def check_takes_pickled_recipes(engine: Engine) -> str | None:
 
 
 def check_closes(engine: Engine) -> str | None:
-    """`close` may come in the middle of an exchange, and twice; the engine can be opened again."""
+    """`close` may come twice or during an exchange.
+
+    The engine can connect again.
+    """
     for _ in range(2):
         exchange = _opened(engine, range(SITES))
         if exchange is None:
@@ -205,7 +220,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _opened(engine: Engine, sites: Iterable[SiteId]) -> EngineSession | None:
-    """The engine at work; None if it takes no simulated sites."""
+    """Connect the engine, or return None if it takes no simulated sites."""
     try:
         return engine.connect({site: EchoSiteFactory(site) for site in sites})
     except StudyError:
@@ -220,14 +235,15 @@ def _ensure_echoes(
     asked: int,
     unless_lost: int = 0,
 ) -> None:
-    """Make an exchange, and see that it is answered rightly.
+    """Make an exchange, and require the right replies.
 
     Args:
-        exchange: The engine at work.
-        broadcast: For all.
-        each: For one each.
-        asked: How often every site has been asked by then.
-        unless_lost: How many of these requests may have been given up before the site saw them.
+        exchange: The connected engine.
+        broadcast: The part for all sites.
+        each: The part for each site.
+        asked: Number of requests that every site has received by then.
+        unless_lost: Number of these requests that the engine may have given up before the site saw
+            them.
     """
     try:
         replies = list(exchange.exchange(broadcast, each))

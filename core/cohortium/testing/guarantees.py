@@ -1,10 +1,10 @@
-"""Whether a privatizer's noise keeps what its guarantee says, by measurement.
+"""Measurement of a privatizer's noise against its guarantee.
 
     influence ≤ standard deviation of the noise / noise multiplier
 
-Equal secrets make equal noise.  So what two neighbouring inputs release under one secret differs
-by exactly the influence of the unit in which they differ, and what one input releases under many
-secrets scatters by exactly the noise.
+Equal secrets make equal noise.  So two neighbouring inputs, released under one secret, differ by
+exactly the influence of the unit in which they differ.  One input, released under many secrets,
+scatters by exactly the noise.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ if TYPE_CHECKING:
     from cohortium.testing.plans import Reals
 
 DRAWS = 24
-"""Secrets under which something is measured."""
+"""Secrets for each measurement."""
 
 SLACK = 1.1
-"""How far a measured ratio may exceed the declared one."""
+"""Largest factor by which a measured ratio may exceed the declared one."""
 
 HUGE = 1e6
-"""What the probing example's loss, or the probing site's update, is multiplied by."""
+"""Factor of the probing example's loss, or of the probing site's update."""
 
 NOTHING = "not needed: nothing is guaranteed"
 
 
 class Output(Protocol):
-    """What an adversary sees of one attempt, by the factor of the one unit that is probed."""
+    """An adversary's view of one attempt, given the probed unit's factor."""
 
     def __call__(self, scale: float, draw: int) -> Reals:
-        """The output under secret number `draw`; a factor of 0 leaves the unit out."""
+        """Return the output under secret number `draw`.
+
+        A factor `scale` of 0 leaves the unit out.
+        """
         ...
 
 
 def check_influence_is_bounded(privatizer: Privatizer) -> str | None:
-    """One unit moves what is seen by no more than the noise is calibrated to."""
+    """One unit moves the visible output at most as the noise allows."""
     private = _guaranteed(privatizer)
     for trial, guarantee in private:
         output = _output(trial, guarantee)
         away = -HUGE if guarantee.adjacency == "replace-one" else 0.0
         apart = np.stack([output(HUGE, n) - output(away, n) for n in range(DRAWS)])
-        # What rounding leaves of the noise would count as influence; its share is taken off.
+        # Rounding leaves some noise that would count as influence, so its share is subtracted.
         rounding = float(apart.var(axis=0).sum()) / DRAWS
         influence = math.sqrt(max(0.0, float(np.square(apart.mean(axis=0)).sum()) - rounding))
         noise = _deviation(output).mean()
@@ -66,7 +69,7 @@ def check_influence_is_bounded(privatizer: Privatizer) -> str | None:
 
 
 def check_noise_is_everywhere(privatizer: Privatizer) -> str | None:
-    """Every value that is seen carries noise."""
+    """Every visible value carries noise."""
     private = _guaranteed(privatizer)
     for trial, guarantee in private:
         each = _deviation(_output(trial, guarantee))
@@ -80,7 +83,10 @@ def check_noise_is_everywhere(privatizer: Privatizer) -> str | None:
 
 
 def check_noise_is_fresh(privatizer: Privatizer) -> str | None:
-    """Where gradients are noised, every step has noise of its own, and so has an empty batch."""
+    """Each step has its own noise where gradients are noised.
+
+    An empty batch has noise, too.
+    """
     private = [(t, g) for t, g in _guaranteed(privatizer) if t.noises_gradients]
     for trial, _ in private:
         site = trial.site(0, 0, 0)
@@ -120,7 +126,7 @@ CHECKS: tuple[Check, ...] = (
     check_noise_is_fresh,
     check_non_finite_examples_count_as_zero,
 )
-"""Every check of what a privatizer guarantees."""
+"""Every check of a privatizer's guarantee."""
 
 
 def _guaranteed(privatizer: Privatizer) -> list[tuple[PrivacyProbe, Guarantee]]:
@@ -129,7 +135,10 @@ def _guaranteed(privatizer: Privatizer) -> list[tuple[PrivacyProbe, Guarantee]]:
 
 
 def _output(trial: PrivacyProbe, guarantee: Guarantee) -> Output:
-    """What the adversary named by `guarantee` sees: sums over the honest, or one site alone."""
+    """Return the view of the adversary that `guarantee` names.
+
+    It is a sum over the honest sites, or one site alone.
+    """
     import torch
 
     sites = guarantee.honest if guarantee.against == "coordinator" else 1
@@ -166,7 +175,7 @@ def _output(trial: PrivacyProbe, guarantee: Guarantee) -> Output:
 
 
 def _deviation(output: Output) -> Reals:
-    """Standard deviation of each value that is seen, over secrets."""
+    """Return the standard deviation of each visible value, over secrets."""
     deviation: Reals = np.stack([output(0.0, n) for n in range(DRAWS)]).std(axis=0, ddof=1)
     return deviation
 

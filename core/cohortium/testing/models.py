@@ -1,4 +1,4 @@
-"""The contract of a `Model`: a fixed view of each image, and a network drawn from a seed."""
+"""The contract of a `Model`: fixed preprocessing, and networks from seeds."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices
 
 SPEC = samples.spec(3, 28, 28)
-"""The images that most checks use, of MedMNIST's usual shape."""
+"""The images of most checks, of MedMNIST's usual shape."""
 
 SHAPES = ((1, 28, 28), (3, 28, 28), (3, 32, 40), (2, 64, 64))
-"""Channels, height and width of images that a network is tried on."""
+"""Channels, height and width of the images for trials of a network."""
 
 CLOSE = 1e-4
-"""How far results may lie apart, over their scale, where only the order of additions differs."""
+"""Largest gap of results, over their scale, for another order of additions."""
 
 
 def check_prepare_is_per_image(model: Model) -> None:
-    """Image i of the result depends on image i alone: not on the others, nor on their order."""
+    """Image i of the result depends on image i alone.
+
+    It depends neither on the other images nor on their order.
+    """
     images = samples.images(6, SPEC)
     whole = model.preprocess(images.clone())
     others = images.clone()
@@ -53,7 +56,7 @@ def check_prepare_is_per_image(model: Model) -> None:
 
 
 def check_prepare_is_repeatable(model: Model) -> None:
-    """Equal images give equal results, and stay as they were."""
+    """Equal images give equal results, and stay unchanged."""
     import torch
 
     images = samples.images(4, SPEC)
@@ -90,7 +93,7 @@ def check_prepare_is_finite(model: Model) -> None:
 
 
 def check_build_is_repeatable(model: Model) -> str | None:
-    """Equal seeds give equal weights, whatever torch's global generator is at."""
+    """Equal seeds give equal weights, for any state of torch's global generator."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -108,7 +111,7 @@ def check_build_is_repeatable(model: Model) -> str | None:
 
 
 def check_build_leaves_the_generator(model: Model) -> None:
-    """`build` leaves torch's global generator as it was."""
+    """`build` leaves torch's global generator unchanged."""
     import torch
 
     state = torch.get_rng_state()
@@ -121,7 +124,10 @@ def check_build_leaves_the_generator(model: Model) -> None:
 
 
 def check_logits(model: Model) -> str | None:
-    """The network maps prepared images to one finite logit a class, for images of many shapes."""
+    """The network gives one finite logit a class, for many image shapes.
+
+    It takes preprocessed images.
+    """
     import torch
 
     refused = {}
@@ -152,7 +158,7 @@ def check_logits(model: Model) -> str | None:
 
 
 def check_scores_one_image_at_a_time(model: Model) -> None:
-    """In evaluation mode an image's logits do not depend on the rest of the batch."""
+    """In evaluation mode, an image's logits do not depend on its batch."""
     net, inputs = _built(model, SPEC)
     ensure(
         not _mixes(net.eval(), inputs),
@@ -162,9 +168,10 @@ def check_scores_one_image_at_a_time(model: Model) -> None:
 
 
 def check_mixing_is_visible(model: Model) -> str | None:
-    """A network whose training mixes the examples of a batch does so in layers known for it.
+    """Only layers known for it mix the examples of a batch.
 
-    Example-level privacy refuses a network by those layers; without it, mixing is allowed.
+    This is about training.  Example-level privacy refuses a network by those layers.  Without it,
+    mixing is allowed.
     """
     net, inputs = _built(model, SPEC)
     layers = find_batch_mixing_layers(net)
@@ -177,7 +184,10 @@ def check_mixing_is_visible(model: Model) -> str | None:
 
 
 def check_per_example_gradients(model: Model) -> str | None:
-    """Per-example gradients add up to the gradient, so that clipping them is sound."""
+    """Per-example gradients add up to the gradient.
+
+    So clipping them is sound.
+    """
     net, inputs = _built(model, SPEC)
     if find_batch_mixing_layers(net):
         return "not tried: the network mixes examples"
@@ -221,7 +231,10 @@ def _built(model: Model, spec: DataSpec) -> tuple[nn.Module, Tensor]:
 
 
 def _logits(net: nn.Module, inputs: Tensor) -> Tensor:
-    """What the network gives, which has to be a tensor before anything is said of it."""
+    """Return the network's output, which must be a tensor.
+
+    This check comes before any other check of the output.
+    """
     import torch
 
     found = net(inputs)
@@ -234,7 +247,10 @@ def _logits(net: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[ExampleIndices], Tensor]:
-    """Each example's loss, with the same Dropout at every call."""
+    """Return a function for each example's loss.
+
+    Dropout is the same at every call.
+    """
     import torch
     from torch.nn import functional
 
@@ -250,7 +266,7 @@ def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[ExampleIndices],
 
 
 def _mixes(net: nn.Module, inputs: Tensor) -> bool:
-    """Whether the first example's logits change with the others."""
+    """Return whether the first example's logits change with the others."""
     import torch
 
     others = inputs.clone()
@@ -258,11 +274,11 @@ def _mixes(net: nn.Module, inputs: Tensor) -> bool:
     found = []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for batch in (inputs, others):
-            torch.manual_seed(0)  # Dropout drops the same
+            torch.manual_seed(0)  # so that Dropout drops the same values
             found.append(_logits(net, batch)[0])
     return _gap(found[0], found[1]) > CLOSE
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
-    """The largest difference, over the scale of what is compared."""
+    """Return the largest difference, over the scale of the compared values."""
     return float((one - other).abs().max() / (1e-6 + other.abs().max()))

@@ -1,4 +1,4 @@
-"""The contract of an `Observer`: a listener for every run, and for every kind of event."""
+"""The contract of an `Observer`: a listener for every run and event."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ SCORES = Scores(
     ),
     confusion=((1, 1), (0, 2)),
 )
-"""Something to tell."""
+"""Sample scores for the events."""
 
 
 def check_takes_every_event(observer: Observer) -> None:
-    """A listener takes every kind of event, with and without privacy, scores and a folder."""
+    """A listener takes every kind of event, complete or not.
+
+    The events come with and without privacy, scores and a folder.
+    """
     with _aside() as folder:
         for told, full in ((folder, True), (None, False)):
             listener = observer.start_run()
@@ -77,7 +80,7 @@ def check_takes_every_event(observer: Observer) -> None:
 
 
 def check_takes_a_failed_run(observer: Observer) -> None:
-    """A run may fail before its first round, and before it has begun."""
+    """A run may fail before its first round or its start."""
     with _aside() as folder:
         for events in (
             [sample_events(folder)[0], RunFailed(reason="no.")],
@@ -95,9 +98,10 @@ def check_takes_a_failed_run(observer: Observer) -> None:
 
 
 def check_takes_a_run_that_goes_on(observer: Observer) -> None:
-    """A run may break off without a word, and go on with another listener in the same folder.
+    """An interrupted run may resume with another listener in the same folder.
 
-    What the first listener has written of the first round is still there in the end.
+    No event reports the interruption.  The lines that the first listener has written of the first
+    round are still there in the end.
     """
     with _aside() as folder:
         whole, parted = folder / "whole", folder / "parted"
@@ -134,7 +138,7 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
 
 
 def check_listeners_are_independent(observer: Observer) -> None:
-    """Two runs at a time are told apart: each has a listener, and writes to its own folder."""
+    """Two concurrent runs have separate listeners and folders."""
     with _aside() as folder:
         alone, first, second = (folder / name for name in ("alone", "first", "second"))
         for path in (alone, first, second):
@@ -169,7 +173,10 @@ CHECKS: tuple[Check, ...] = (
 
 
 def sample_events(folder: Path | None, *, full: bool = True) -> list[Event]:
-    """The events of a run of two rounds, of which the first had to be tried twice."""
+    """Return the events of a run of two rounds.
+
+    The first round needs two attempts.
+    """
     promise, scores = (GUARANTEE, SCORES) if full else (None, None)
     started = RunStarted(
         folder=folder,
@@ -206,7 +213,7 @@ def sample_events(folder: Path | None, *, full: bool = True) -> list[Event]:
 
 @contextlib.contextmanager
 def _aside() -> Iterator[Path]:
-    """A folder for a while, in which nothing reaches the terminal."""
+    """Yield a temporary folder, and keep all output from the terminal."""
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
@@ -216,10 +223,10 @@ def _aside() -> Iterator[Path]:
 
 
 def _lines(folder: Path) -> dict[str, list[int]]:
-    """The kinds of files in `folder`, and how many lines each file has.
+    """Return the kinds of files in `folder`, with their numbers of lines.
 
-    A tracker names its files by the time or by chance, and fills them with times: of a name only
-    the letters count, and of a file that is not text only that it is there.
+    A tracker names its files by the time or by chance, and fills them with times.  So only the
+    letters of a name count, and of a file that is not text only its existence.
     """
     found: dict[str, list[int]] = {}
     for path in sorted(folder.rglob("*")):

@@ -1,4 +1,7 @@
-"""The contract of a `Partitioner`: no overlap, a function of its arguments alone."""
+"""The contract of a `Partitioner`: no overlap, and no hidden input.
+
+The partition is a function of its arguments alone.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices
 
 EXAMPLES = 240
-"""How many are dealt."""
+"""Number of examples that are partitioned."""
 
 SITES = (1, 3, 6)
-"""To how many sites."""
+"""Numbers of sites."""
 
 
 def check_honours_the_number_of_sites(partitioner: Partitioner) -> None:
@@ -45,7 +48,10 @@ def check_honours_the_number_of_sites(partitioner: Partitioner) -> None:
 
 
 def check_no_example_twice(partitioner: Partitioner) -> str | None:
-    """No example goes to two sites, or twice to one; whether some go to none is told."""
+    """No example goes to two sites, or twice to one.
+
+    A note tells whether some examples go to no site.
+    """
     left = 0
     for sites, partition in _deals(partitioner):
         dealt = np.concatenate(list(partition))
@@ -63,7 +69,10 @@ def check_no_example_twice(partitioner: Partitioner) -> str | None:
 
 
 def check_deal_is_repeatable(partitioner: Partitioner) -> None:
-    """It is a function of the arguments and `rng`; NumPy's global generator has no part."""
+    """The partition depends on the arguments and `rng` alone.
+
+    NumPy's global generator has no influence.
+    """
     state = np.random.get_state()  # noqa: NPY002 - the check is that nobody uses it
     try:
         np.random.seed(1)  # noqa: NPY002
@@ -87,7 +96,7 @@ def check_deal_is_repeatable(partitioner: Partitioner) -> None:
 
 
 def check_examples_untouched(partitioner: Partitioner) -> None:
-    """What it is shown is as it was."""
+    """The given examples stay unchanged."""
     data, kept = samples.examples(EXAMPLES), samples.examples(EXAMPLES)
     for _ in _deals(partitioner, data):
         pass
@@ -99,7 +108,10 @@ def check_examples_untouched(partitioner: Partitioner) -> None:
 
 
 def check_refuses_too_many_sites(partitioner: Partitioner) -> None:
-    """More sites than examples is a `StudyError`, not an empty part or another exception."""
+    """More sites than examples raise a `StudyError`.
+
+    The partition has no empty part, and no other exception is raised.
+    """
     try:
         partitioner.partition(samples.examples(4), 9, np.random.default_rng(0))
     except StudyError:
@@ -127,7 +139,7 @@ CHECKS: tuple[Check, ...] = (
 def _deals(
     partitioner: Partitioner, data: Examples | None = None
 ) -> Iterator[tuple[int, Sequence[ExampleIndices]]]:
-    """The deals to several numbers of sites that it does not refuse."""
+    """Yield the partitions for the numbers of sites that are not refused."""
     data = samples.examples(EXAMPLES) if data is None else data
     refusals = []
     for sites in SITES:

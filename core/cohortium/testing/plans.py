@@ -1,4 +1,4 @@
-"""Plans of a privatizer for small work, and what they let out in one attempt."""
+"""Plans of a privatizer for small workloads, and releases of one attempt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Reals = NDArray[np.float64]
 
 EXAMPLES = 32
-"""Declared for each site."""
+"""Declared examples of each site."""
 
 COHORT = FederationSpec(
     sites=6,
@@ -42,7 +42,7 @@ COHORT = FederationSpec(
     retries=1,
     insecure_seeded_secrets=True,
 )
-"""Whom the plans are for."""
+"""The cohort of the plans."""
 
 PARAMETERS = 188
 """P of the sample network."""
@@ -50,35 +50,41 @@ PARAMETERS = 188
 GRADIENT = Workload(output="gradient", steps=1, sampling_rate=1.0)
 SAMPLED_GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.5)
 SAMPLED_UPDATE = Workload(output="update", steps=2, sampling_rate=0.5, batch_size=16)
-"""What the plans are for.  The first is whole batches, whose accounting is exact and quick."""
+"""Workloads of the plans.
+
+The first has whole batches, whose accounting is exact and quick.
+"""
 
 
 @frozen
 class PrivacyProbe:
-    """A plan, and the work that it was made for."""
+    """A plan, and the workload for which it was made."""
 
     workload: Workload
     plan: PrivacyPlan
 
     @property
     def unit(self) -> str | None:
-        """What is protected, or None."""
+        """The protected unit, or None."""
         guarantee = self.plan.guarantee
         return None if guarantee is None else guarantee.unit
 
     @property
     def noises_gradients(self) -> bool:
-        """Whether privacy must hold after every step, as an update shows what became of all."""
+        """Whether privacy must hold after every step.
+
+        An update shows all steps.
+        """
         return self.unit in ("example", "patient") and self.workload.output == "update"
 
     def site(self, *label: int) -> SitePrivatizer:
-        """One attempt at one site; equal labels, equal secrets."""
+        """Return one attempt at one site.  Equal labels give equal secrets."""
         return self.plan.for_site(
             Randomness.insecure_from_seed(1).derive(*label), np.arange(EXAMPLES)
         )
 
     def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
-        """What the coordinator decodes from the sum of the words of some sites."""
+        """Return the coordinator's decoding of the sum of some sites' words."""
         ring = self.plan.ring
         words = ring.zeros(self.plan.length)
         for release in releases:
@@ -87,14 +93,14 @@ class PrivacyProbe:
         return self.plan.decode(total).double().numpy()
 
     def released(self, vectors: Sequence[Tensor], *label: int) -> Reals:
-        """What the coordinator decodes when site k releases `vectors[k]`."""
+        """Return the coordinator's decoding when site k releases `vectors[k]`."""
         return self.decoded(
             [self.site(*label, k).release(v, float(EXAMPLES)).words for k, v in enumerate(vectors)]
         )
 
 
 def privacy_probes(privatizer: Privatizer) -> tuple[PrivacyProbe, ...]:
-    """Plans for the kinds of work that `privatizer` does not refuse.
+    """Return plans for the kinds of workload that `privatizer` does not refuse.
 
     Raises:
         ConformanceError: It refuses all of them.
@@ -102,7 +108,7 @@ def privacy_probes(privatizer: Privatizer) -> tuple[PrivacyProbe, ...]:
     key: Any = privatizer
     try:
         return _cached_plans(key)
-    except TypeError:  # a parameter of it cannot be hashed
+    except TypeError:  # because a parameter of it cannot be hashed
         return _plans(privatizer)
 
 
@@ -124,7 +130,7 @@ def _plans(privatizer: Privatizer) -> tuple[PrivacyProbe, ...]:
     return tuple(found)
 
 
-# A plan is a value, and takes seconds to calibrate; every check wants the same ones.
+# A plan is a value, and takes seconds to calibrate.  Every check needs the same plans.
 _cached_plans = lru_cache(maxsize=4)(_plans)
 
 
@@ -133,19 +139,19 @@ class ProbeNetwork:
     """Examples at one site, some with enormous or undefined losses.
 
     Attributes:
-        scale: What each example's loss is multiplied by, shape (N,).
+        scale: Factor of each example's loss, shape (N,).
     """
 
     scale: Reals = field(factory=lambda: np.ones(EXAMPLES))
 
     def with_scale(self, example: int, scale: float) -> ProbeNetwork:
-        """The scene with another factor for one example."""
+        """Return a copy with another factor for one example."""
         changed = self.scale.copy()
         changed[example] = scale
         return ProbeNetwork(changed)
 
     def gradient(self, privatizer: SitePrivatizer, batch: ExampleIndices) -> Tensor:
-        """What `privatizer` makes of a batch, shape (P,)."""
+        """Return the gradient that `privatizer` sets for a batch, shape (P,)."""
         import torch
         from torch.nn import functional
 

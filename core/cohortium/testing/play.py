@@ -1,4 +1,7 @@
-"""Plays an aggregation in one process, and does to its messages what networks and people do."""
+"""Harness that runs an aggregation in one process, with message faults.
+
+The faults are those that networks and people cause.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
     from cohortium.roles.values import StageRequests
 
 Fault: TypeAlias = Callable[[int, SiteId, bytes], Sequence[bytes]]
-"""What arrives of a reply, by stage and site: the reply, nothing, something else, or it twice."""
+"""Arrivals for a reply, by stage and site.
+
+They are the reply, nothing, other bytes, or the reply twice.
+"""
 
 RequestTampering: TypeAlias = Callable[[int, SiteId, SiteRequest], Sequence[SiteRequest]]
 """Requests that reach a site before the genuine one."""
@@ -42,19 +48,22 @@ SIZES: tuple[tuple[int, int, int, Adversary], ...] = (
     (8, 27, 100, "honest-but-curious"),
     (9, 64, 33, "honest-but-curious"),
 )
-"""Sites, bits of the ring, length of the vectors and adversary that sums are tried with."""
+"""Sizes and adversaries of the sums.
+
+Each has the number of sites, bits of the ring, length of the vectors and adversary.
+"""
 
 MAX_STAGES = 20
-"""Exchanges after which an attempt counts as endless."""
+"""Number of stages after which an attempt counts as endless."""
 
 
 def no_faults(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:  # noqa: ARG001
-    """Every reply arrives."""
+    """Return every reply unchanged."""
     return (reply,)
 
 
 def no_tampering(stage: int, site: SiteId, ask: SiteRequest) -> Sequence[SiteRequest]:  # noqa: ARG001
-    """Nothing but genuine requests is sent."""
+    """Return no request, so that a site receives only genuine ones."""
     return ()
 
 
@@ -63,9 +72,9 @@ class AggregationHarness:
     """Sessions of a coordinator and its sites, for a run.
 
     Attributes:
-        setting: Agreed by all.
-        calls: How often each site was made to train, in the latest attempt.
-        stages: Exchanges of the latest attempt.
+        setting: The configuration on which all agree.
+        calls: Number of times that each site trained, in the latest attempt.
+        stages: Stages of the latest attempt.
     """
 
     setting: AggregationConfig
@@ -87,7 +96,10 @@ class AggregationHarness:
         min_contributors: int = 1,
         adversary: Adversary = "honest-but-curious",
     ) -> AggregationHarness:
-        """Sessions for random vectors; a `StudyError` of the aggregator goes through."""
+        """Build sessions for random vectors.
+
+        It passes on a `StudyError` of the aggregator.
+        """
         cohort = FederationSpec(
             sites=sites,
             cohort_size=sites,
@@ -119,10 +131,13 @@ class AggregationHarness:
     def attempt(
         self, fault: Fault = no_faults, mischief: RequestTampering = no_tampering
     ) -> tuple[SiteId, ...] | None:
-        """Play one attempt; who contributed, or None if it was refused for want of sites.
+        """Run one attempt.
+
+        Returns:
+            The contributors, or None if the attempt was refused for too few sites.
 
         Raises:
-            ConformanceError: The sum is wrong, or somebody raised what they must not.
+            ConformanceError: The sum is wrong, or a session raised an error that it must not raise.
         """
         self._begin()
         while requests := self.coordinator.next_requests():
@@ -167,7 +182,7 @@ class AggregationHarness:
                 self._receive(site, arrived)
 
     def _answer(self, site: SiteId, ask: SiteRequest) -> bytes | None:
-        """A site's reply; None if it refused."""
+        """Return a site's reply, or None if it refused."""
 
         def vector() -> RingVector:
             self.calls[site] += 1
@@ -220,7 +235,7 @@ class AggregationHarness:
 
 
 def harnesses(aggregator: Aggregator) -> list[AggregationHarness]:
-    """Sessions for every size and adversary that `aggregator` does not refuse.
+    """Return sessions for every size and adversary that `aggregator` does not refuse.
 
     Raises:
         ConformanceError: It refuses all of them.

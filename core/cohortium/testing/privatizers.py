@@ -1,6 +1,6 @@
-"""The contract of a `Privatizer`'s bookkeeping: plans, batches, and what is encoded and decoded.
+"""The contract of a `Privatizer`'s bookkeeping: plans, batches, encoding and decoding.
 
-Whether the noise keeps what the guarantee says is measured in `testing.guarantees`.
+`testing.guarantees` measures whether the noise keeps the guarantee.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from cohortium.testing.plans import PrivacyProbe, Reals
 
 MECHANISM_SLACK = 0.98
-"""By how much the accountant of a mechanism may do better than the one of the guarantee."""
+"""Smallest ratio of the mechanism's ε to the guarantee's ε.
+
+The accountant of a mechanism may be tighter than the one of the guarantee.
+"""
 
 DRAWS = 32
-"""How often something random is drawn."""
+"""Number of random draws."""
 
 
 def check_plan_is_repeatable(privatizer: Privatizer) -> None:
@@ -50,7 +53,7 @@ def check_plan_is_repeatable(privatizer: Privatizer) -> None:
 
 
 def check_spent(privatizer: Privatizer) -> None:
-    """What is spent grows with the attempts, up to the guarantee."""
+    """The guarantee's ε grows with the attempts, up to the run's guarantee."""
     for plan in (trial.plan for trial in privacy_probes(privatizer)):
         spent = [plan.guarantee_after(n) for n in range(1, COHORT.attempts + 1)]
         if plan.guarantee is None:
@@ -77,7 +80,10 @@ def check_spent(privatizer: Privatizer) -> None:
 
 
 def check_mechanism(privatizer: Privatizer) -> str | None:
-    """What a ledger would keep of the run costs no less than its guarantee says."""
+    """The mechanism costs a ledger no less than the guarantee says.
+
+    The check composes the mechanism over all attempts.
+    """
     plans = [trial.plan for trial in privacy_probes(privatizer)]
     for plan in plans:
         guarantee, mechanism = plan.guarantee, plan.mechanism
@@ -117,7 +123,10 @@ def check_batches(privatizer: Privatizer) -> None:
 
 
 def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
-    """Under example-level privacy each example is in each batch by a secret coin of its own."""
+    """Under example-level privacy, each example enters batches by its own coin.
+
+    The coin is secret, and independent for each batch.
+    """
     sampled = [
         t
         for t in privacy_probes(privatizer)
@@ -155,7 +164,10 @@ def check_batches_are_poisson(privatizer: Privatizer) -> str | None:
 
 
 def check_gradient(privatizer: Privatizer) -> None:
-    """`gradient` sets finite gradients, for an empty batch too; without noise, their mean."""
+    """Gradients are finite, and without noise they are the mean.
+
+    They are finite for an empty batch, too.
+    """
     import torch
 
     for trial in privacy_probes(privatizer):
@@ -171,7 +183,10 @@ def check_gradient(privatizer: Privatizer) -> None:
 
 
 def check_release(privatizer: Privatizer) -> None:
-    """A release is `length` words of the plan's ring, a function of vector and secret."""
+    """A release depends on vector and secret alone, in the plan's ring.
+
+    It has `length` words.
+    """
     for trial in privacy_probes(privatizer):
         one, other = (
             trial.site(0, 0, 0).release(_direction(0) * 0.01, float(EXAMPLES)) for _ in range(2)
@@ -192,7 +207,7 @@ def check_release(privatizer: Privatizer) -> None:
 
 
 def check_refuses_non_finite(privatizer: Privatizer) -> None:
-    """A vector with NaN or infinity is refused, loudly."""
+    """A vector with NaN or infinity raises an error."""
     for trial, bad in itertools.product(
         privacy_probes(privatizer), (math.nan, math.inf, -math.inf)
     ):
@@ -209,7 +224,10 @@ def check_refuses_non_finite(privatizer: Privatizer) -> None:
 
 
 def check_refuses_out_of_range(privatizer: Privatizer) -> str | None:
-    """Without noise, a value that the ring has no room for is refused, and never wraps."""
+    """Without noise, a value outside the ring's range is refused.
+
+    It never wraps.
+    """
     exact = [trial for trial in privacy_probes(privatizer) if trial.unit is None]
     for trial in exact:
         large = _direction(0) * 1e9
@@ -226,7 +244,7 @@ def check_refuses_out_of_range(privatizer: Privatizer) -> str | None:
 
 
 def check_round_trip(privatizer: Privatizer) -> None:
-    """The sum of releases decodes to the mean of the vectors, noise aside.
+    """The sum of releases decodes to the vectors' mean, apart from noise.
 
     Equal secrets make equal noise, which therefore cancels between vectors and zeros.
     """
@@ -253,7 +271,7 @@ def check_round_trip(privatizer: Privatizer) -> None:
 
 
 def check_weight_is_ignored(privatizer: Privatizer) -> str | None:
-    """Under a guarantee, how many examples a site trained on does not show in its release."""
+    """Under a guarantee, a release hides the site's number of examples."""
     private = [trial for trial in privacy_probes(privatizer) if trial.unit is not None]
     if not private:
         return "not needed: nothing is guaranteed"
@@ -289,7 +307,7 @@ def _all() -> ExampleIndices:
 
 
 def _direction(seed: int) -> Tensor:
-    """A unit vector, shape (P,), `float32`."""
+    """Return a unit vector, shape (P,), `float32`."""
     import torch
 
     drawn: Reals = np.random.default_rng(seed).standard_normal(PARAMETERS)
@@ -297,7 +315,10 @@ def _direction(seed: int) -> Tensor:
 
 
 def _scale(trial: PrivacyProbe) -> float:
-    """A norm that no clipping touches: half of what a huge vector is clipped to, or 0.1."""
+    """Return a norm that no clipping affects.
+
+    It is half of the norm to which a huge vector is clipped, or 0.1.
+    """
     if trial.unit != "site":
         return 0.1
     huge, zero = _direction(0) * 1e6, _direction(0) * 0

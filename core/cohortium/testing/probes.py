@@ -1,4 +1,4 @@
-"""A stand-in for a site's privacy, and one round of training under it."""
+"""A substitute for a site's privatizer, and a training round under it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices, LocalResult, Workload
 
 EXAMPLES = 64
-"""How many the probed site has, and every site is declared to have."""
+"""Number of examples of the probed site, and declared number of every site."""
 
 COHORT = FederationSpec(sites=4, cohort_size=4, examples=4 * EXAMPLES, rounds=2)
-"""The cohort that a trainer declares its work for."""
+"""The cohort for which a trainer declares its workload."""
 
 
 @define(eq=False)
 class ProbePrivatizer:
-    """A `SitePrivatizer` that yields given batches, sets given gradients, and looks.
+    """A `SitePrivatizer` that yields given batches, sets gradients, and records.
 
     Attributes:
         yields: The round's batches.
-        fill: What every value of the gradient is; None for the mean gradient.
+        fill: Value of every element of the gradient.  None for the mean gradient.
         asked: The number of examples in each call of `batches`.
-        taken: Batches that were handed out.
-        seen: Every batch that came to `gradient`, with its losses.
+        taken: Number of batches yielded.
+        seen: Every batch passed to `set_private_gradient`, with its losses.
     """
 
     yields: Sequence[ExampleIndices]
@@ -49,7 +49,7 @@ class ProbePrivatizer:
     seen: list[tuple[ExampleIndices, Tensor]] = field(factory=list)
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """The given batches."""
+        """Yield the given batches."""
         self.asked.append(examples)
         for batch in self.yields:
             self.taken += 1
@@ -58,7 +58,7 @@ class ProbePrivatizer:
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """Look at the losses, and set `.grad`."""
+        """Record the losses, and set `.grad`."""
         import torch
 
         if len(batch):
@@ -78,7 +78,7 @@ class ProbePrivatizer:
             parameter.grad = torch.full_like(parameter, self.fill)
 
     def release(self, vector: Tensor, weight: float) -> NoReturn:  # noqa: ARG002
-        """A trainer has no business here."""
+        """Refuse the call, because a trainer must not release."""
         raise ConformanceError(
             "the trainer called release, which draws noise and spends privacy; return the vector "
             "in LocalResult, and the site releases it once."
@@ -86,12 +86,12 @@ class ProbePrivatizer:
 
 
 def declared_workload(trainer: Trainer) -> Workload:
-    """What `trainer` declares for the sample cohort."""
+    """Return the workload that `trainer` declares for the sample cohort."""
     return trainer.workload(COHORT)
 
 
 def poisson_batches(workload: Workload, *, always: int | None = None) -> list[ExampleIndices]:
-    """`workload.steps` Poisson batches, with example `always` in each."""
+    """Return `workload.steps` Poisson batches, with example `always` in each."""
     rng = np.random.default_rng(0)
     drawn = [
         np.flatnonzero(rng.random(EXAMPLES) < workload.sampling_rate).astype(np.int64)
@@ -109,7 +109,7 @@ def train(
     round: int = 0,  # noqa: A002
     state: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
-    """One round at one site, under the conditions that the site state machine makes."""
+    """Train one round at one site, as the site's state machine does."""
     import torch
 
     data = samples.examples(EXAMPLES) if data is None else data

@@ -1,4 +1,4 @@
-"""Small things to try a plugin on, drawn from fixed seeds: images, networks, cohorts."""
+"""Small samples for checks, from fixed seeds: images, networks, cohorts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SIDE = 8
 
 
 def examples(number: int, *, seed: int = 0) -> Examples:
-    """Noise images of 3 channels, with labels and a client column, none of them sorted."""
+    """Return noise images of 3 channels, with labels and a client column.
+
+    None of them is sorted.
+    """
     rng = np.random.default_rng(seed)
     return Examples(
         rng.integers(0, 256, (number, 3, SIDE, SIDE), dtype=np.uint8),
@@ -29,7 +32,10 @@ def examples(number: int, *, seed: int = 0) -> Examples:
 
 
 def images(number: int, spec: DataSpec, *, seed: int = 0) -> Tensor:
-    """Noise images as a model's `prepare` is given them, shape (N, C, H, W), in [0, 1]."""
+    """Return noise images for a model's `preprocess`.
+
+    They have shape (N, C, H, W), and values in [0, 1].
+    """
     import torch
 
     rng = np.random.default_rng(seed)
@@ -38,12 +44,15 @@ def images(number: int, spec: DataSpec, *, seed: int = 0) -> Tensor:
 
 
 def spec(channels: int, height: int, width: int) -> DataSpec:
-    """What is public about sample images of another shape."""
+    """Return the public description of sample images of another shape."""
     return DataSpec(channels=channels, height=height, width=width, classes=CLASSES, examples=256)
 
 
 def network(*, batch_norm: bool = False) -> nn.Module:
-    """A network of 188 parameters for the sample images; with equal weights every time."""
+    """Build a network of 188 parameters for the sample images.
+
+    Its weights are equal every time.
+    """
     import torch
     from torch import nn
 

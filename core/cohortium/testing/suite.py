@@ -1,4 +1,4 @@
-"""Every check of a role, and their use on what installed plugins offer."""
+"""Every check of a role, and its use on installed offers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:
-    """Every check that an instance of `role` has to pass, by name.
+    """Return every check that an instance of `role` must pass, by name.
 
     Examples:
         >>> "refuses too many sites" in dict(checks_for("partitioner"))
@@ -67,13 +67,13 @@ def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:
 
 @frozen
 class CheckResult:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         check: Its name.
-        promise: What it looked for, in one line.
-        failure: What is wrong; empty if it passed.
-        note: What is worth telling though it passed.
+        promise: The property that it tests, in one line.
+        failure: The fault.  Empty if the check passed.
+        note: A remark of a check that passed.
     """
 
     check: str
@@ -82,20 +82,23 @@ class CheckResult:
     note: str = ""
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line."""
         if self.failure:
             return f"✗ {self.check}: {self.failure}"
         return f"✓ {self.promise}" + (f" ({self.note})" if self.note else "")
 
 
 def run_checks(role: Role, instance: object) -> Iterator[CheckResult]:
-    """Hold `instance` to every check of `role`, each to its end."""
+    """Run every check of `role` on `instance`, and yield each result.
+
+    A failure does not end the run.
+    """
     for name, check in checks_for(role):
         try:
             note = call_guarded(lambda check=check: check(instance) or "")  # type: ignore[misc]
             verdict = CheckResult(name, _promise_of(check), note=note)
         except PluginError as error:
-            # A plugin's fault is a finding, whatever it raised.
+            # A plugin's fault is a finding, for any exception that it raised.
             is_finding = isinstance(error.__cause__, ConformanceError)
             failure = str(error.__cause__) if is_finding else f"it raised {error}"
             verdict = CheckResult(name, _promise_of(check), failure=failure)
@@ -103,7 +106,7 @@ def run_checks(role: Role, instance: object) -> Iterator[CheckResult]:
 
 
 def select(catalog: Catalog, name: str) -> list[CatalogEntry]:
-    """What the plugin `name` offers, or else what is offered as `name`.
+    """Return the offers of the plugin `name`, or those called `name`.
 
     Raises:
         PluginError: There is neither, or the plugin cannot be used.
@@ -122,7 +125,7 @@ def select(catalog: Catalog, name: str) -> list[CatalogEntry]:
 
 
 def instance_of(catalog: Catalog, offering: CatalogEntry, overrides: Sequence[str]) -> Any:
-    """What `offering` makes of `overrides`, each a parameter as `key=value`.
+    """Build the part that `offering` makes with `overrides`, each as `key=value`.
 
     Raises:
         StudyError: A parameter is missing, unknown or out of its range.
@@ -157,6 +160,9 @@ def _name_of(check: Check) -> str:
 
 
 def _promise_of(check: Check) -> str:
-    """The first line of its docstring, or its name where docstrings were stripped."""
+    """Return the first line of its docstring, or its name.
+
+    The name serves where docstrings were stripped.
+    """
     text: str = _function(check).__doc__ or _name_of(check)
     return text.splitlines()[0].rstrip(".")

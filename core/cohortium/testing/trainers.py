@@ -1,4 +1,7 @@
-"""The contract of a `Trainer`: training data reaches the update through `gradient`, and only so."""
+"""The contract of a `Trainer`: data reaches updates through one method alone.
+
+This method is `SitePrivatizer.set_private_gradient`.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices
 
 REPLACED = 5
-"""The example that is replaced by another."""
+"""Position of the example that the checks replace."""
 
 CLOSE = 1e-6
-"""How far numbers that do not depend on an example may lie apart."""
+"""Largest gap of numbers that do not depend on an example."""
 
 WHAT_ELSE = (
     "Let nothing but the losses inside privatizer.set_private_gradient see the data: no "
@@ -42,10 +45,11 @@ WHAT_ELSE = (
 
 
 def check_no_leak(trainer: Trainer) -> None:
-    """With zero gradients, nothing that leaves `train` depends on what an example is.
+    """With zero gradients, nothing that `train` returns depends on one example.
 
-    One example's image and label are replaced.  The vector, the state and the loss of every
-    *other* example must stay as they were, in the first round and in one that begins with a state.
+    The check replaces one example's image and label.  The vector, the state and the loss of every
+    *other* example must stay unchanged.  This holds in the first round and in one that begins with
+    a state.
     """
     batches = poisson_batches(declared_workload(trainer), always=REPLACED)
     data = samples.examples(EXAMPLES)
@@ -72,7 +76,7 @@ def check_no_leak(trainer: Trainer) -> None:
 
 
 def check_declared_work(trainer: Trainer) -> None:
-    """Batches come from `privatizer.batches`, and as many gradients are taken as were declared."""
+    """Batches come from `privatizer.batches`, with the declared number of gradients."""
     workload = declared_workload(trainer)
     probe = ProbePrivatizer(poisson_batches(workload))
     train(trainer, probe)
@@ -97,7 +101,7 @@ def check_declared_work(trainer: Trainer) -> None:
 
 
 def check_vector(trainer: Trainer) -> None:
-    """The vector is finite and as `flatten` orders it, BatchNorm's statistics included."""
+    """The vector is finite and in `flatten`'s order, BatchNorm's statistics included."""
     import torch
 
     for batch_norm in (False, True):
@@ -126,7 +130,7 @@ def check_vector(trainer: Trainer) -> None:
 
 
 def check_empty_batches(trainer: Trainer) -> None:
-    """A round whose Poisson batches are all empty still gives a finite vector."""
+    """A round of empty Poisson batches gives a finite vector."""
     import torch
 
     nothing: ExampleIndices = np.zeros(0, dtype=np.int64)
@@ -141,7 +145,10 @@ def check_empty_batches(trainer: Trainer) -> None:
 
 
 def check_still_without_gradients(trainer: Trainer) -> None:
-    """Where weights and gradients are zero the vector is zero, pulls on the weights included."""
+    """With zero weights and gradients the vector is zero.
+
+    This includes any pull on the weights, such as weight decay.
+    """
     import torch
 
     net = samples.network()
@@ -157,13 +164,16 @@ def check_still_without_gradients(trainer: Trainer) -> None:
 
 
 def check_direction(trainer: Trainer) -> None:
-    """An update goes against the gradient and is a change of weights; a gradient goes along it."""
+    """An update points against the gradient, and a gradient along it.
+
+    An update is a change of weights.
+    """
     import torch
 
     releases = declared_workload(trainer).output
     sign = -1.0 if releases == "update" else 1.0
     net = samples.network()
-    # Weights that point the wrong way: who returns them instead of their change is seen.
+    # The weights point the wrong way, so a trainer that returns them is detected.
     parameters.load(net, torch.full((parameters.length(net),), -sign))
     found = train(
         trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=0.01), net=net
@@ -190,7 +200,10 @@ def check_training_is_repeatable(trainer: Trainer) -> None:
 
 
 def check_server(trainer: Trainer) -> None:
-    """`server` gives an optimizer over the parameters it was given, and its schedule."""
+    """The server's optimizer covers exactly its given parameters.
+
+    It has a schedule.
+    """
     import torch
 
     net = samples.network()
@@ -226,7 +239,7 @@ def check_server(trainer: Trainer) -> None:
 
 
 def check_personal(trainer: Trainer) -> None:
-    """`personal` gives a network for the same inputs and classes."""
+    """The personal network takes the same inputs and gives the same classes."""
     import torch
     from torch import nn
 

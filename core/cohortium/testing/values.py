@@ -1,4 +1,7 @@
-"""What every role instance is: a frozen value of plain parameters, light to import."""
+"""The contract of every role instance: a frozen value, light to import.
+
+It has plain parameters.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ def check_frozen_value(instance: object) -> None:
 
 
 def check_plain_parameters(instance: object) -> None:
-    """Its parameters are text, numbers, booleans, lists and tables of them, or parts."""
+    """Its parameters are parts, or values that a study file can hold.
+
+    Such values are text, numbers, booleans, and lists and tables of them.
+    """
     parts = construction.roles_of(type(instance), what=type(instance).__name__)
     for name, value in _parameters(instance).items():
         ensure(
@@ -71,7 +77,7 @@ def check_plain_parameters(instance: object) -> None:
 
 
 def check_equality(instance: object) -> None:
-    """Two that were made with equal parameters are equal, and hash alike."""
+    """Two instances with equal parameters are equal, and have equal hashes."""
     kind = type(instance)
     other = kind(**_parameters(instance))
     ensure(
@@ -80,7 +86,7 @@ def check_equality(instance: object) -> None:
     )
     try:
         hashes = hash(instance), hash(other)
-    except TypeError:  # of a parameter that is a table
+    except TypeError:  # because a parameter is a table
         return
     ensure(
         hashes[0] == hashes[1],
@@ -89,7 +95,7 @@ def check_equality(instance: object) -> None:
 
 
 def check_pickles(instance: object) -> None:
-    """It survives the way to another process."""
+    """It is unchanged after pickling, as on the way to another process."""
     kind = type(instance).__name__
     try:
         copy = pickle.loads(pickle.dumps(instance))  # noqa: S301 - what was just dumped
@@ -102,7 +108,7 @@ def check_pickles(instance: object) -> None:
 
 
 def check_study_round_trip(instance: object, role: Role) -> None:
-    """The table that a study file keeps of it makes an equal instance."""
+    """Its table in a study file makes an equal instance."""
     kind = type(instance).__name__
     ensure(
         "name" not in _parameters(instance),
@@ -126,7 +132,10 @@ def check_study_round_trip(instance: object, role: Role) -> None:
 
 
 def check_plugin_import(instance: object) -> str | None:
-    """Importing its module does not import torch, so that discovery stays fast."""
+    """The import of its module does not import torch.
+
+    So discovery stays fast.
+    """
     module = type(instance).__module__
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(  # noqa: S603 - this interpreter, and a module already imported here
@@ -150,7 +159,7 @@ def check_plugin_import(instance: object) -> str | None:
 
 @attrs.frozen
 class _OnlyThis:
-    """A catalog that offers one class, as "it", and beside it what is installed."""
+    """Catalog of one class, "it", and of the installed offers."""
 
     kind: type
 
