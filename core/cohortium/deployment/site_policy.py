@@ -60,8 +60,8 @@ class SitePolicy:
         max_rounds: Most attempts of a run, its retries among them.
         max_sites: Most sites of a federation.
         max_parameters: Most values of a model.
-        max_memory: Most memory of a training step in GiB, as estimated beforehand. With 0, it is half
-            of the free memory of the machine, or of the service's share of it.
+        max_memory: Most memory of a training step in GiB, as estimated beforehand. With 0, it is
+            half of the free memory of the machine, or of the service's share of it.
         insecure_rehearsal: Whether to demand no privacy and keep no budget. Only for data that are
             public or made up.
         directory: The sites' public keys, as this site has pinned them.
