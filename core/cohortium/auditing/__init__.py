@@ -1,4 +1,4 @@
-"""Tests of a study's claimed guarantee by measurement, as `cohortium audit` runs them.
+"""Tests of a study's claimed guarantee by measurement, for `cohortium audit`.
 
     audit(federation.prepare()).is_refuted
 

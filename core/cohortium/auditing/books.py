@@ -1,4 +1,7 @@
-"""Comparison of the guarantee with the cost of the plan's mechanism, by arithmetic alone."""
+"""Comparison of the guarantee with the cost of the plan's mechanism.
+
+It is arithmetic alone, without chance.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from cohortium.roles.sessions import PrivacyPlan
 
 SLACK = 0.99
-"""Fraction of the composed ε that a guarantee must reach, which allows for the accountants'
+"""Fraction of the composed ε that a guarantee must reach. It allows for the accountants'
 rounding."""
 
 ROUNDING = 0.01

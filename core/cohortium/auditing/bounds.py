@@ -25,7 +25,7 @@ MAX_EPSILON = 50.0
 """Largest ε considered. No possible count says anything beyond it."""
 
 _TINY = 1e-150
-"""Smallest probability that is distinguished from others. Its square still differs from zero."""
+"""Smallest probability considered. Lower ones count as this one. Its square still exceeds zero."""
 
 
 @frozen(kw_only=True)
@@ -44,11 +44,11 @@ class Counts:
 
 
 def p_value(counts: Counts, *, epsilon: float, delta: float) -> float:
-    """Return an upper bound on the chance of such counts under a claim.
+    """Return an upper bound on the chance of such counts.
 
     The bound covers these counts and stranger ones, if the claim (ε, δ) is true. Let p₀ be the
-    chance of an alarm. Under the claim, the chance of a hit is at most c = e^ε·p₀ + δ. The tails a
-    = P[Bin(n, p₀) ≤ alarms] and b = P[Bin(n, c) ≥ hits] are p-values of independent counts.
+    chance of an alarm. Under the claim, the chance of a hit is at most c = e^ε·p₀ + δ. The tails
+    a = P[Bin(n, p₀) ≤ alarms] and b = P[Bin(n, c) ≥ hits] are p-values of independent counts.
     Therefore P[a·b ≤ t] ≤ t·(1 - ln t) (Fisher 1932). The largest such value over p₀ is valid for
     every p₀. This method needs far fewer trials than two Clopper-Pearson intervals, each of which
     needs the whole confidence alone.
@@ -93,7 +93,10 @@ def _fisher(product: float) -> float:
 
 
 def _crossing(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Return the point where a falling function changes its sign, or else an end."""
+    """Return where a falling function changes its sign, or an end.
+
+    It is `low` if the function begins at or below zero, and `high` if it ends at or above zero.
+    """
     from scipy.optimize import brentq
 
     if falling(low) <= 0:
@@ -121,12 +124,12 @@ def max_detectable_epsilon(trials: int, *, delta: float, alpha: float) -> float:
 def p_value_of_one_run(
     right: int, guesses: int, canaries: int, *, epsilon: float, delta: float
 ) -> float:
-    """Return an upper bound on the chance of `right` or more right guesses.
+    """Return an upper bound on the chance of so many right guesses.
 
-    The bound is for one run under (ε, δ). Each of m = `canaries` units is there by its own fair
-    coin, and the adversary guesses `guesses` of the coins. Let W ~ Binomial(guesses, e^ε/(1 + e^ε))
-    and f(v) = P[W ≥ v]. The chance is below f(v) + 2·m·δ·max over i of (f(v - i) - f(v))/i
-    (Steinke, Nasr, Jagielski 2023, Theorem 5.2).
+    The bound is for `right` or more of them in one run under (ε, δ). Each of m = `canaries` units
+    is there by its own fair coin, and the adversary guesses `guesses` of the coins. Let
+    W ~ Binomial(guesses, e^ε/(1 + e^ε)) and f(v) = P[W ≥ v]. The chance is below
+    f(v) + 2·m·δ·max over i of (f(v - i) - f(v))/i (Steinke, Nasr, Jagielski 2023, Theorem 5.2).
     """
     import numpy as np
     from scipy.stats import binom
@@ -153,7 +156,10 @@ def epsilon_bound_of_one_run(
 
 
 def max_detectable_epsilon_of_one_run(canaries: int, *, delta: float, alpha: float) -> float:
-    """Return the bound of one run in which every canary is guessed rightly."""
+    """Return the bound of one run with perfect guesses.
+
+    Every canary is guessed, and no result can exceed this bound.
+    """
     return epsilon_bound_of_one_run(canaries, canaries, canaries, delta=delta, alpha=alpha)
 
 

@@ -1,4 +1,4 @@
-"""Measurement of one example's effect on the study's own gradient, under its own clip.
+"""Measurement of one example's effect on the study's own clipped gradient.
 
 It uses the study's network, trainer and clip. The mechanism's audit uses a network of two
 parameters, so a clip that works there may still fail for the study's network. Here the network is
@@ -38,8 +38,7 @@ STEPS = 2
 """Steps in each size, of a trainer with several steps."""
 
 MOVED = 0.1
-"""Standard deviation of the noise that changes the weights, so that gates that begin at zero
-open."""
+"""Standard deviation of the noise that changes the weights. It opens gates that begin at zero."""
 
 TOLERANCE = 1e-2
 """Allowed excess over one clip, because of rounding in single precision."""

@@ -1,6 +1,6 @@
-"""Test of the mechanism alone, tens of thousands of times, in two neighbouring worlds.
+"""Test of the mechanism alone, repeated tens of thousands of times.
 
-The worlds differ in one unit.
+It runs in two worlds that differ in one unit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from cohortium.roles.values import FederationSpec, Workload
 
 DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
-"""Values of δ at which the claimed curve of a mechanism is tested. Each bounds another part of
-it."""
+"""Values of δ at which a mechanism's claimed curve is tested. Each bounds another part of it."""
 
 GROWTH = 4
-"""Factor between numbers of attempts that are summed: 1, 4, 16, …, as many as the study has."""
+"""Factor between numbers of attempts that are summed. They are 1, 4, 16, …, as many as the study
+has."""
 
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of the claimed noise. The audit reports which of them it would have detected."""
@@ -182,7 +182,7 @@ def _detection_limit(
     steps: int,
     most: float,
 ) -> str:
-    """Describe the limit of so many samples: the largest ε, and a detectable share.
+    """Describe the limit of the samples: largest ε and detectable share.
 
     In a simulation, the share is the largest part of the claimed noise that the audit detects.
     """

@@ -1,4 +1,4 @@
-"""Audit of one whole run, with canaries that are there by independent coins.
+"""Audit of one whole run, with canaries placed by independent coins.
 
 The adversary guesses the coins. A canary is an example (or a patient) whose gradient is a large
 multiple of one coordinate's unit vector. The clip scales it down to C. No example is easier to
@@ -153,7 +153,7 @@ def audit_run(
     rng: np.random.Generator | None = None,
     tell: Callable[[float], None] = lambda _share: None,
 ) -> Finding:
-    """Train once with canaries, and test the claim by guesses of their coins.
+    """Train once with canaries, and test the claim by guesses.
 
     Args:
         prepared: The study.
@@ -182,7 +182,10 @@ def audit_run(
 
 
 def _margin(many: int, claims: Mapping[float, float]) -> float:
-    """Return how far `many` perfect guesses could raise the bound above a claim."""
+    """Return how far perfect guesses could raise the bound.
+
+    It is the largest excess over a claim that `many` canaries can show.
+    """
     alpha = ALPHA / (len(SHARES) * len(claims))
     return max(
         max_detectable_epsilon_of_one_run(many, delta=delta, alpha=alpha) - epsilon
@@ -333,7 +336,10 @@ def _detection_limit(claimed: float, many: int, most: float, delta: float) -> st
 
 
 def _not_run(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> Finding:
-    """Return a finding without a test, because no outcome could refute the claim."""
+    """Return a finding without a test.
+
+    It is for a claim that no outcome could refute.
+    """
     alpha = ALPHA / (len(SHARES) * len(claims))
     most, delta = max(
         (max_detectable_epsilon_of_one_run(many, delta=d, alpha=alpha), d) for d in claims

@@ -1,4 +1,7 @@
-"""A study's own rounds in this process, with every message and every release captured."""
+"""A study's own rounds in this process, with all messages captured.
+
+Releases are captured too.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class InstrumentedPlan:
         return self.plan.length
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """Return the result of the plan inside."""
+        """Return the guarantee of the plan inside after `attempts` attempts."""
         return self.plan.guarantee_after(attempts)
 
     def for_site(
@@ -67,7 +70,7 @@ class InstrumentedPlan:
         return self.wrap(self.plan.for_site(secret, patients))
 
     def decode(self, total: RingSum) -> Tensor:
-        """Return the result of the plan inside."""
+        """Decode `total` with the plan inside."""
         return self.plan.decode(total)
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices, Workload
 
 PARAMETERS = 2
-"""Parameters of the probing network: the probed unit's direction, and the others' direction."""
+"""Parameters of the probing network. One is the probed unit's direction, the other everybody
+else's."""
 
 HUGE = 1e6
 """Size of the probed unit's gradient, or of the probed site's update. A clip must scale it down."""

@@ -1,4 +1,4 @@
-"""Comparison of everything that leaves a site, in worlds that differ in one unit.
+"""Comparison of everything that leaves a site in neighbouring worlds.
 
 Values that the guarantee does not cover must be equal in all worlds. A study runs three times with
 equal secrets: unchanged, with one unit of site 0 replaced, and with that unit left out. The
@@ -134,7 +134,10 @@ def audit_secrets(prepared: PreparedStudy) -> Finding:
 
 
 def differences(one: Sequence[CapturedMessage], other: Sequence[CapturedMessage]) -> list[str]:
-    """Return the differences of two transcripts: the message, the field and both values."""
+    """Return the differences of two transcripts.
+
+    Each names the message, the field and both values.
+    """
     found = []
     for a, b in zip(one, other, strict=False):
         if a == b:
@@ -242,7 +245,7 @@ def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
 
 
 def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
-    """Yield site 0's examples with one unit replaced, and with it left out."""
+    """Yield site 0's examples with one unit replaced, then left out."""
     own = _partition(prepared)[0]
     unit = _first_unit(own, guarantee)
     images, labels = own.images.copy(), own.labels.copy()

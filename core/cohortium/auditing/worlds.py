@@ -1,4 +1,4 @@
-"""Samples of an adversary's number in two worlds, and tests of claims on them.
+"""Samples of an adversary's number in two worlds, and their tests.
 
 Sets of outcomes are half-lines. The first quarter of the samples selects where each begins. The
 other samples test the claim, so the selection costs nothing.
@@ -64,7 +64,10 @@ class ClaimTest:
 
 @frozen(eq=False)
 class HypothesisSamples:
-    """Samples of the adversary's number, shape (n,), without the unit and with it."""
+    """Samples of the adversary's number, shape (n,), in both worlds.
+
+    `absent` is the world without the unit, `present` the one with it.
+    """
 
     absent: Reals
     present: Reals
@@ -103,7 +106,7 @@ class HypothesisSamples:
         ]
 
     def bound(self, claim: Claim, alpha: float) -> float:
-        """Return the largest ε that the samples refute at the δ of `claim`.
+        """Return the largest refuted ε at the δ of `claim`.
 
         The confidence is 1 - `alpha`.
         """
@@ -113,7 +116,10 @@ class HypothesisSamples:
         )
 
     def _counts(self, claim: Claim) -> tuple[Counts, Counts]:
-        """Count guesses of either kind, on samples that did not choose the thresholds."""
+        """Count guesses of either kind, beyond the thresholds.
+
+        The counted samples did not choose the thresholds.
+        """
         cut = len(self.absent) // 4
         sign = 1.0 if self.present[:cut].mean() >= self.absent[:cut].mean() else -1.0
         absent, present = sign * self.absent, sign * self.present

@@ -1,4 +1,4 @@
-"""`cohortium run` of a grid, and `cohortium compare` of two cells or runs."""
+"""`cohortium run` of a grid, and `cohortium compare`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def run_grid(
 
 
 def warn_ignored_keys(grid: Grid, only: Sequence[str]) -> None:
-    """Print the keys of the file and the settings that the chosen cells ignore."""
+    """Print the keys that the chosen cells ignore.
+
+    They are keys of the file and of the settings.
+    """
     cells = {cell.name: cell for cell, _ in grid.select(only)}
     sanitize = [sentence for cell in cells.values() for sentence in cell.ignored_keys]
     for sentence in dict.fromkeys([*grid.ignored_keys, *sanitize]):

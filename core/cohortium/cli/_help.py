@@ -1,4 +1,4 @@
-"""Layout of the help: commands in groups, each with a sentence and examples."""
+"""Layout of the help: commands in groups, with sentences and examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Arguments and options that several commands share, and how they select a study."""
+"""Arguments and options that several commands share.
+
+Commands read their study from them.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def plugins(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False,
 ) -> None:
-    """List the installed plugins, or the parameters of one, or the keys of [federation].
+    """List the installed plugins, one's parameters, or the keys of [federation].
 
     Exits with 1 if any of them cannot be used, and prints the reason.
 

@@ -1,4 +1,4 @@
-"""`cohortium plan` and `cohortium audit`: a study's forecast, and tests of its guarantee."""
+"""`cohortium plan` and `cohortium audit`: forecast and tests of a guarantee."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plan(
     only: Only = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compute a study's numbers, or those of each grid cell, before any training.
+    """Compute a study's or a grid's numbers before any training.
 
     Prints steps and batches, noise, ε by round, bytes, and how many sites may drop out or collude.
 

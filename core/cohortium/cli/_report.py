@@ -1,4 +1,4 @@
-"""`cohortium report`: the results of a run, or of several, as one page."""
+"""`cohortium report`: the results of one or several runs on one page."""
 
 from __future__ import annotations
 

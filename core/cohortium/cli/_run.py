@@ -53,7 +53,7 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, continue a grid of them, or run the quick start.
+    """Run a study, continue a grid, or run the quick start.
 
     The quick start, without a study, distributes made-up blood cells over ten simulated sites. It
     trains under differential privacy and secure aggregation.
@@ -150,7 +150,10 @@ def _with_observers(
 
 @contextlib.contextmanager
 def _write_report_after(folder: Path) -> Iterator[None]:
-    """Write the report of the run in `folder` after the body, even if the run failed."""
+    """Write the report of the run in `folder` after the body.
+
+    It is written even if the run failed.
+    """
     from cohortium import reporting
 
     try:

@@ -1,4 +1,4 @@
-"""`cohortium site` and `cohortium rehearse`: a site's server, and a rehearsal of it."""
+"""`cohortium site` and `cohortium rehearse`: a site's server and its rehearsal."""
 
 from __future__ import annotations
 

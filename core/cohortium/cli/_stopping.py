@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends between two attempts and prints how to resume."""
+"""Ctrl-C and SIGTERM, which end a run between two attempts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ NOTICE = b"cohortium: stopping after this round; once more to stop at once.\n"
 
 @contextlib.contextmanager
 def stop_on_signal(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Yield a check for a stop request, while the body drives the run in `folder`.
+    """Yield a check for a stop request.
 
-    After the first signal, the attempt in progress is completed, because it is already paid for. A
-    second signal ends the body at once. So does a signal before the first round.
+    The body drives the run in `folder`. After the first signal, the attempt in progress is
+    completed, because it is already paid for. A second signal ends the body at once. So does a
+    signal before the first round.
 
     Raises:
         StoppedError: A signal ended the run. The sentence says how to resume it.

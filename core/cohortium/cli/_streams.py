@@ -38,7 +38,7 @@ def spell() -> None:
 def json_text(value: Any, *, allow_nan: bool = True) -> str:
     """Return `value` as JSON for standard output.
 
-    The text is readable if the output is UTF-8, and plain ASCII otherwise.
+    The JSON is readable if the output is UTF-8, and plain ASCII otherwise.
     """
     name = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name
     is_plain = not name.startswith("utf")
@@ -63,7 +63,7 @@ def _spelling(stream: Any) -> Any:
 class _Ascii(io.TextIOWrapper):
     """A stream of ASCII.
 
-    Click takes a stream with the name "ascii" for a mistake, and writes UTF-8.
+    Its encoding has another name, because click takes "ascii" for a mistake and writes UTF-8.
     """
 
     def write(self, text: str, /) -> int:

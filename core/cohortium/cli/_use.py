@@ -88,7 +88,10 @@ def _rows(
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """Return a header and one line per image, with probabilities to six digits."""
+    """Return a header and one line per image.
+
+    Probabilities have six digits.
+    """
     head = [["image", "predicted", *rows[0]["probabilities"]]] if rows else []
     shares = ([f"{share:.6f}" for share in row["probabilities"].values()] for row in rows)
     lines = ([r["image"], r["predicted"], *s] for r, s in zip(rows, shares, strict=True))

@@ -1,4 +1,4 @@
-"""Admission of an invitation: a study of plugins and values that the site's policy allows.
+"""Admission of an invitation: a study that the site's policy allows.
 
 Guarantees:
     Only the tables of `AGREED` are accepted, and of [federation] only the terms of `SHARED_KEYS`.
@@ -81,7 +81,7 @@ def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
 
 @frozen
 class NoEngine:
-    """Engine of a study at a site. It sends nothing by itself."""
+    """Engine of a study at a site, which sends nothing itself."""
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:  # noqa: ARG002
         """Refuse, because sites do not start runs."""

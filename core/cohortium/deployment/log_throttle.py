@@ -1,4 +1,7 @@
-"""Limit on the log lines that a stranger can cause: so many a minute, the rest counted."""
+"""Limit on the log lines that a stranger can cause.
+
+A span has so many sentences, and the rest are counted.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ MAX_SENTENCES = 20
 """Sentences in a span."""
 
 SPAN_SECONDS = 60.0
-"""Length of a span."""
+"""Length of a span in seconds."""
 
 MAX_LENGTH = 4000
 """Characters of a sentence."""
@@ -23,12 +26,13 @@ MAX_LENGTH = 4000
 
 @define(eq=False)
 class Throttle:
-    """Filter that passes on at most `limit` sentences in a span, and counts the others.
+    """Filter that passes on `limit` sentences in a span.
+
+    It counts the others.
 
     Guarantees:
         Over consecutive spans, at most `limit` + 1 sentences per span are passed on. Each has at
-        most
-        `MAX_LENGTH` characters.
+        most `MAX_LENGTH` characters.
 
         After `close`, a summary has counted every sentence that was not passed on.
 

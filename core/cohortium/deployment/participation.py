@@ -1,4 +1,4 @@
-"""A site's records of the runs that it joins, so that a restart ends none of them."""
+"""A site's records of its runs, so that a restart ends none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ _BEYOND = 1 << 20
 
 @define
 class Participation:
-    """Record of one run in its own folder: the invitation, and the last answer sent.
+    """Record of one run: the invitation, and the last answer sent.
+
+    It has a folder of its own.
 
     Guarantees:
         `save_reply` and `ParticipationStore.add` return only after their data are durable.
@@ -46,14 +48,17 @@ class Participation:
         return _content(self.folder / INVITATION)
 
     def reply(self, digest: bytes) -> bytes | None:
-        """Return the answer to the request with this digest, if it was the last answered."""
+        """Return the answer to this request, if it was answered last.
+
+        `digest` is the request's digest.
+        """
         if self._last is None:
             kept = _content(self.folder / REPLY) or b""
             self._last = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
         return self._last[1] if self._last[0] == digest else None
 
     def save_reply(self, digest: bytes, reply: bytes) -> None:
-        """Save an answer before it is sent, in place of the previous one.
+        """Save an answer before it is sent, replacing the previous one.
 
         Raises:
             RefusalError: The answer could not be saved, so it must not be sent.
@@ -62,7 +67,7 @@ class Participation:
         self._last = digest, reply
 
     def require_room(self, size: int) -> None:
-        """Refuse to continue if there is no room for an answer of `size` bytes.
+        """Refuse to continue without room for an answer of `size` bytes.
 
         Raises:
             RefusalError: An answer with such a vector could not be saved. Nothing is written.
@@ -73,7 +78,7 @@ class Participation:
             raise _unusable() from error
 
     def delete(self) -> None:
-        """Remove the run's own files, and its folder if nothing else is in it.
+        """Remove the run's own files, and its folder if empty.
 
         Raises:
             OSError: They cannot be removed.
@@ -87,12 +92,11 @@ class Participation:
 
 @frozen
 class ParticipationStore:
-    """The runs that a site takes part in, in one folder that only its owner can read.
+    """The runs of a site, in a folder only for its owner.
 
     Guarantees:
         Only files of runs are removed. In a folder that is named by a session and holds an
-        invitation,
-        these are the invitation and the answer. Anything else in the folder remains.
+        invitation, these are the invitation and the answer. Anything else in the folder remains.
     """
 
     folder: Path
@@ -110,13 +114,13 @@ class ParticipationStore:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}.") from error
 
     def for_session(self, session: bytes) -> Participation:
-        """Return the record of a run, whether or not it has files yet."""
+        """Return the record of a run, with or without files yet."""
         return Participation(self.folder / session.hex())
 
     def add(
         self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]
     ) -> None:
-        """Save an invitation. Delete the oldest runs that are not in `keep`.
+        """Save an invitation, and delete the oldest runs outside `keep`.
 
         Raises:
             RefusalError: The invitation could not be saved.

@@ -1,4 +1,4 @@
-"""Rehearsal deployment: each site of a simulation as a folder of its own.
+"""Rehearsal deployment: each simulated site as a folder of its own.
 
 DIR/study.toml            the study of the deployment, for the study lead
 DIR/public.npz            its validation and test images, where there are some

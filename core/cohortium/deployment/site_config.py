@@ -1,4 +1,7 @@
-"""One site as described in its `site.toml`: its data, keys, ledger and policy."""
+"""One site as its `site.toml` describes it.
+
+The file names the site's data, keys, ledger and policy.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
 
 @frozen(kw_only=True)
 class SiteConfig:
-    """Configuration of a site. No study can change it.
+    """Configuration of a site, which no study can change.
 
     Paths are relative to the folder of the file. Files of the data set are looked up there first.
 
@@ -65,8 +68,8 @@ class SiteConfig:
         socket: File of the socket that carries messages to it, from this machine alone.
         client_user: The operating system's user who may connect, in addition to the site's own.
             Empty for none.
-        group: Group whose members may connect to the socket. The caller must be one. Empty for the
-            caller's own group.
+        group: Group whose members may connect to the socket. The client user must be a member.
+            Empty for the client user's own group.
         declared_examples: Number of training examples that it declares. It is public, and every
             party that invites the site receives it. 0 declares none.
         dataset: Its own images.

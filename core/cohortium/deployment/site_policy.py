@@ -38,7 +38,7 @@ def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) 
 
 @frozen(kw_only=True)
 class SitePolicy:
-    """The floors of one site, as in the `[policy]` table of its `site.toml`.
+    """The floors of one site, from the `[policy]` of its `site.toml`.
 
     Demands on privacy have no default, so each site must state them. A floor of 0 demands nothing.
 
@@ -92,7 +92,7 @@ class SitePolicy:
 
     @property
     def budget(self) -> Budget | None:
-        """Privacy budget of the site's data. None in a rehearsal."""
+        """Privacy budget of the site's data, or None in a rehearsal."""
         return None if self.insecure_rehearsal else self._budget
 
     @property
@@ -137,7 +137,7 @@ class SitePolicy:
         _require_most("parameters", parameters, self.max_parameters, asked)
 
     def admit_memory(self, estimate: int) -> None:
-        """Refuse training that needs too many bytes of memory, before it is tried.
+        """Refuse training that needs too much memory, before it is tried.
 
         Raises:
             RefusalError: As for `admit`.

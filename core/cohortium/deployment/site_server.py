@@ -1,4 +1,4 @@
-"""A site's server for identify requests, invitations, and the requests of its runs.
+"""A site's server for identify requests, invitations, and its runs' requests.
 
 It is a state machine, like a site: it takes bytes and returns bytes, and uses no socket and no
 thread. The sender of a message is not trusted.
@@ -48,7 +48,7 @@ MAX_ACTIVE_RUNS = 4
 """Most runs that a site takes part in at a time."""
 
 IDLE_TIMEOUT = 3600.0
-"""Seconds without a request after which another run may take a run's place."""
+"""Idle seconds after which another run may take a run's place."""
 
 MAX_REASON_LENGTH = 1000
 """Characters of a refusal."""
@@ -70,37 +70,31 @@ class ActiveRun:
 
 
 class SiteServer:
-    """Server of one site. Every message from outside ends here.
+    """Server of one site, where every message from outside ends.
 
     Guarantees:
         `answer` returns bytes for any input: an encoded message.
 
         The server sends only a site's messages, replies to identify requests, acceptances, and
         refusals. A refusal quotes the study, or the one floor that the study misses. It never
-        quotes a
-        path, an error of the site's own files or of a network's code, or the whole policy. Those go
-        only to `tell`, as does every refusal.
+        quotes a path, an error of the site's own files or of a network's code, or the whole policy.
+        Those go only to `tell`, as does every refusal.
 
         However many refusals a caller provokes, `tell` receives a bounded number of them a minute,
-        and
-        the number of the others.
+        and the number of the others.
 
         The site takes part in a run only after `invite` and the policy's `admit` have accepted it.
-        The
-        site's data must have exactly the declared shape and classes.
+        The site's data must have exactly the declared shape and classes.
 
         A run has one setting. A second invitation with its session gets the first one's answer if
-        its
-        bytes are equal. Otherwise it is refused.
+        its bytes are equal. Otherwise it is refused.
 
         An answer to a request is durable before it is sent. The same request again gets the same
         bytes, also after a restart. Every other request of an interrupted attempt is refused, by
-        the
-        ledger, by the journal, or because its secrets are gone.
+        the ledger, by the journal, or because its secrets are gone.
 
         At most `MAX_ACTIVE_RUNS` runs are active. A run is evicted only after `IDLE_TIMEOUT`
-        seconds
-        without a request, so one coordinator cannot evict another coordinator's active run.
+        seconds without a request, so one coordinator cannot evict another coordinator's active run.
     """
 
     def __init__(
@@ -230,7 +224,10 @@ class SiteServer:
         return self._join(codec.decode(known, Invitation), participation)
 
     def _join(self, invitation: Invitation, participation: Participation) -> ActiveRun:
-        """Create the site of a run, if the run meets all of the site's demands."""
+        """Create the site of a run that meets all its demands.
+
+        The demands are those of the site's file and policy.
+        """
         self._evict_idle()
         site_config = self._config
         federation = invited_study(invitation, site_config.policy)
@@ -265,10 +262,10 @@ class SiteServer:
         return active_run
 
     def _evict_idle(self) -> None:
-        """Remove the run that has been idle longest, if there is no place left.
+        """Remove the run that is idle longest, if all places are taken.
 
         Raises:
-            RefusalError: All runs are active.
+            RefusalError: No run has been idle for `IDLE_TIMEOUT` seconds.
         """
         if len(self._active_runs) < MAX_ACTIVE_RUNS:
             return

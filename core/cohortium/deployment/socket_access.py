@@ -1,4 +1,4 @@
-"""Location of a site's socket, and the file system's rules on who may connect.
+"""Location of a site's socket, and the permission to connect.
 
 The operating system lets a user connect to a Unix socket only with permission to write to it. So
 the socket's mode is the first of the site's defences. With this defence alone, a stranger's call
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _BACKLOG = 128
 
 _CONNECT_TIMEOUT = 5.0
-"""Seconds to wait for an answer from a process that already listens at the place."""
+"""Seconds to wait for an answer from a process already listening there."""
 
 
 @frozen
@@ -152,7 +152,7 @@ def _require_safe(folder: Path) -> None:
 
 
 def _grant_group(path: Path, group: int | None) -> None:
-    """Open a new socket to `group`. Until then it is its owner's alone."""
+    """Open a new socket, so far its owner's alone, to `group`."""
     if group is None:
         return
     try:

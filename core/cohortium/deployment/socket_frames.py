@@ -1,4 +1,6 @@
-"""Frames of the channel to a site process. Each must arrive whole by a deadline.
+"""Frames of the channel to a site process, each with a deadline.
+
+A frame must arrive whole by its deadline.
 
 frame   mark, for each part its length in 8 bytes (big-endian), then the parts
 """
@@ -24,8 +26,7 @@ MAX_PART_BYTES = 1 << 32
 """Most bytes of a part."""
 
 IO_TIMEOUT = 30.0
-"""Seconds within which a frame must be received or sent whole, in addition to the time of its
-bytes."""
+"""Seconds within which a frame must pass whole. The time of its bytes is added."""
 
 MIN_BYTES_PER_SECOND = 1 << 24
 """Lowest rate of a frame, which determines the time of its bytes."""

@@ -1,4 +1,7 @@
-"""The study lead's side of a deployment, for engines that start the coordinator themselves."""
+"""The study lead's side of a deployment.
+
+It is for engines that start the coordinator themselves.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def run_deployed_study(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
 ) -> Result | tuple[str, ...]:
-    """Run the study in a file, or only ask whether the sites would join.
+    """Run the study in a file, or only ask the sites.
 
     Args:
         path: The study file. Files that it names are looked up next to it first.

@@ -1,4 +1,4 @@
-"""Channel between a site process and the program that brings its messages on this machine.
+"""Channel to a site process from another program on this machine.
 
 It is a Unix socket. A call is a frame of two parts, the common part and the site's own. The reply
 is a frame of one part (`socket_frames`). A connection carries one call.
@@ -62,7 +62,7 @@ MAX_CONNECTIONS = 16
 """Most connections of a user."""
 
 _PAUSE = 0.1
-"""Seconds to wait before the next call is accepted, after the system had no room for one."""
+"""Seconds to wait before the next call, after a lack of resources."""
 
 
 def call_site(
@@ -238,7 +238,10 @@ class SiteSocketServer:
             self._places.leave(user, connection)
 
     def _next(self, connection: socket.socket) -> tuple[bytes, bytes] | None:
-        """Return the call's parts, or None if the caller closed without a call."""
+        """Return the call's parts, or None if there is no call.
+
+        There is none if the caller has closed the connection.
+        """
         line = DeadlineSocket(connection, self.clock)
         if not line.peek():
             return None
@@ -247,7 +250,10 @@ class SiteSocketServer:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Return the number of the user at the other end, from the operating system."""
+    """Return the number of the user at the other end.
+
+    The operating system states it.
+    """
     if sys.platform == "linux":
         size = struct.calcsize("3i")
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)

@@ -1,4 +1,4 @@
-"""Cells of a grid file: every combination of one choice from each axis."""
+"""Cells of a grid: every combination of choices from its axes."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class Grid:
             alike.append((federation, cell))
 
     def select(self, only: Sequence[str]) -> tuple[tuple[Cell, int], ...]:
-        """Return the runs that match every filter, as pairs of a cell and a seed.
+        """Return the cells and seeds of runs that match every filter.
 
         Args:
             only: Filters such as `sites=10`. Several filters of one axis each admit their matches.

@@ -1,4 +1,4 @@
-"""Forecasts of a grid's cells, or the reasons for refusals, before any training."""
+"""Forecasts of a grid's cells, or refusals, before any training."""
 
 from __future__ import annotations
 

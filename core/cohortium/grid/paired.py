@@ -1,4 +1,7 @@
-"""Difference between two cells, with an interval over both seeds and test images."""
+"""Difference between two cells, with an interval.
+
+The interval covers both seeds and test images.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +237,10 @@ def bootstrap(
 
 
 def _runs(folder: Path) -> dict[int, Path]:
-    """Return the finished runs of a cell's folder, or the run in it, by seed."""
+    """Return a folder's finished runs by seed.
+
+    The folder is a cell's, or that of one run.
+    """
     places = [folder, *sorted(folder.glob("seed-*"))] if folder.is_dir() else []
     found = {}
     for place in places:

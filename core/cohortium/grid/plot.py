@@ -1,4 +1,4 @@
-"""Plot of a grid's table: accuracy by cell, or along an axis of numbers."""
+"""Plot of a grid's table by cell, or along an axis."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ MAX_TICKS = 8
 
 
 def draw(grid: Grid, table: Sequence[Row]) -> bytes:
-    """Draw an SVG: mean ± standard deviation of accuracy, and a dot per run.
+    """Draw an SVG of accuracies, with a dot per run.
 
-    If an axis has three numbers or more, it becomes the horizontal axis. Each combination of the
-    other axes then gets a line. Otherwise each cell gets a line of its own. A dotted line marks the
-    accuracy of a classifier that always predicts the most frequent class. Each data set has a
-    panel, and no two share an axis. Equal tables give equal bytes.
+    It shows mean ± standard deviation. If an axis has three numbers or more, it becomes the
+    horizontal axis. Each combination of the other axes then gets a line. Otherwise each cell gets a
+    line of its own. A dotted line marks the accuracy of a classifier that always predicts the most
+    frequent class. Each data set has a panel, and no two share an axis. Equal tables give equal
+    bytes.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -73,7 +74,7 @@ def _panels(table: Sequence[Row], majority: str) -> list[list[Row]]:
 
 
 def _numbers(grid: Grid, table: Sequence[Row]) -> str:
-    """Return the axis with the most numbers in `table`, if it has enough."""
+    """Return the axis with the most numbers, if it has enough."""
     counts = {}
     for axis in grid.axes:
         labels = {row.cell.place[axis.name] for row in table}

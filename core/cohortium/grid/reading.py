@@ -91,7 +91,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
 def _require_not_varied(
     layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Override], *, where: str
 ) -> None:
-    """Refuse settings of keys that the grid varies, and a grid that varies its own seed."""
+    """Refuse settings of keys that the grid varies.
+
+    Also refuse a grid that varies its own seed.
+    """
     setters = [choice for axis in axes for choice in axis.choices] + list(joint)
     varied = {key for setter in setters for key in _keys(setter.changes)}
     if SEED_KEY in varied:

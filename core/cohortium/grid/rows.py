@@ -99,7 +99,7 @@ class Row:
 
     @property
     def rounds(self) -> tuple[int, int]:
-        """Fewest and most rounds of its runs. A mean may combine runs of several lengths."""
+        """Fewest and most rounds of its runs, which may differ in length."""
         counts = [int(result["rounds"]) for result in self.results.values()]
         return min(counts), max(counts)
 
@@ -110,11 +110,11 @@ class Row:
 
     @property
     def is_personal(self) -> bool:
-        """Whether sites use networks of their own, so that none uses the global one."""
+        """Whether sites use networks of their own, and none the global one."""
         return any(result.get("is_personal") for result in self.results.values())
 
     def summary(self, metric: str) -> Summary | None:
-        """Return the summary over the runs, or None if a run has no value."""
+        """Return the summary over the runs, or None without a value."""
         values = [self.metric(seed, metric) for seed in self.results]
         known = [value for value in values if value is not None]
         return Summary.of(known) if len(known) == len(values) else None
@@ -131,13 +131,13 @@ class Row:
 
     @property
     def guarantee(self) -> Mapping[str, Any] | None:
-        """The weakest of the runs' guarantees. None if a run has none."""
+        """The weakest guarantee of the runs, or None if one has none."""
         given = [result["guarantee"] for result in self.results.values()]
         return None if None in given else max(given, key=lambda g: g["epsilon"])
 
 
 def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
-    """Return every cell with a finished run under `out`, in the grid's order.
+    """Return the cells with finished runs under `out`, in grid order.
 
     It does not matter which call ran the cell.
     """
@@ -154,7 +154,7 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
 
 
 def _holdout_means(folder: Path) -> dict[str, float]:
-    """Return means over all images that the sites of a run held out."""
+    """Return means over all images that a run's sites held out."""
     path = folder / SITE_SCORES
     if not path.exists():
         return {}
@@ -170,7 +170,7 @@ def _holdout_means(folder: Path) -> dict[str, float]:
 
 
 def _majority_share(confusion: Sequence[Sequence[int]] | None) -> float | None:
-    """Compute the share of the most frequent class, for results that lack it."""
+    """Compute the most frequent class's share, for results without it."""
     counts = [sum(row) for row in confusion or ()]
     return max(counts) / sum(counts) if sum(counts) else None
 
@@ -191,7 +191,7 @@ def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
 
 
 def headline_of(table: Sequence[Row]) -> tuple[str, str]:
-    """Return the accuracy that a plot shows, and its most frequent class's share.
+    """Return the metric of a plot, and its most frequent class's share.
 
     It is the accuracy of the sites' own networks if a trainer makes those and all rows have it.
     Metrics on the test images and on held-out images are about different images.

@@ -1,4 +1,7 @@
-"""Runs of a grid, one folder each. Finished runs are kept, and unfinished ones are resumed."""
+"""Runs of a grid, one folder each.
+
+Finished runs are kept, and unfinished ones are resumed.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
 
 
 def _read(record: Path, catalog: Catalog) -> Federation | None:
-    """Return the study of a record, or None if it is no longer valid."""
+    """Return the study of a record, or None if no longer valid."""
     try:
         return study_file.build(
             toml.read(record, what="the study"), where=str(record), catalog=catalog, into=Federation

@@ -1,4 +1,7 @@
-"""Results of a grid's finished runs: means and spreads, as Markdown, CSV and a plot."""
+"""Results of a grid's finished runs, as Markdown, CSV and a plot.
+
+They are means and spreads over seeds.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,10 @@ def _promise(guarantee: Mapping[str, Any] | None) -> str:
 
 
 def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
-    """Return the table as plain values, a line for each cell, with shares of 1."""
+    """Return the table as plain values, a line for each cell.
+
+    Shares are shares of 1.
+    """
     for row in table:
         line: dict[str, object] = {axis: row.cell.place[axis] for axis in axes}
         line |= {"data_set": row.data, "images": row.images, "seeds": len(row.results)}

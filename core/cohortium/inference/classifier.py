@@ -1,4 +1,6 @@
-"""A run's trained network in use, loaded from the run's folder with its image preparation.
+"""A run's trained network with its image preparation, ready for use.
+
+It is loaded from the run's folder.
 
     >>> from cohortium.inference.classifier import Classifier
     >>> Classifier.open(Path("runs/first")).predict(images)  # doctest: +SKIP
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from cohortium.runs.dataset_info import DatasetInfo
 
 Round = Literal["last", "best"]
-"""Round of the weights: the last, or the best on the public validation images."""
+"""Round of the weights: the last, or the best one. The best has the highest accuracy on the public
+validation images."""
 
 
 @frozen(eq=False, kw_only=True)

@@ -1,4 +1,4 @@
-"""Reading of images to classify: an npz file, a folder, or single files.
+"""Reading of images to classify: npz file, folder, or single files.
 
 Every image is used unchanged or refused. Nothing is resized, cropped, recoloured or turned, because
 a network trained on one kind of image says nothing about another.
@@ -35,7 +35,7 @@ BATCH: Final = 512
 """Most picture files in memory at a time."""
 
 MAX_LOADED_BYTES: Final = 1 << 28
-"""Most bytes of picture files in memory at a time."""
+"""Most bytes of their pixels in memory at a time."""
 
 ORIENTATION: Final = 0x0112
 """The EXIF tag that makes a viewer turn a picture."""

@@ -1,4 +1,6 @@
-"""Report of a run: its folder as one self-contained page, for people who decide.
+"""Report of a run: its folder as one self-contained page.
+
+It is for people who decide.
 
     from cohortium import reporting
 

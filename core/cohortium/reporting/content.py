@@ -1,4 +1,4 @@
-"""Content of a report about one run, as plain rows for the templates."""
+"""Content of a report about one run, as rows for templates."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class LostContribution:
 
 @frozen(kw_only=True)
 class Cost:
-    """Cost of one kind of exchange over the run, or of another part of its time.
+    """Cost of one kind of exchange, or another part of the time.
+
+    It covers the whole run.
 
     Attributes:
         name: Name of the part.
@@ -131,7 +133,7 @@ def site_rows(record: Record) -> tuple[SiteRow, ...]:
 
 
 def mean_distance(rows: tuple[SiteRow, ...]) -> float:
-    """Return the mean distance between a site's labels and those of all sites.
+    """Return the mean distance between a site's labels and all labels.
 
     Sites are weighted by their sizes.
     """
@@ -166,7 +168,10 @@ def lost_contributions(record: Record) -> tuple[LostContribution, ...]:
 def _outcome(
     record: Record, stages: tuple[StageStats, ...], place: int, *, is_counted: bool
 ) -> str:
-    """Describe the outcome for a site lost in the exchange at `place` of `stages`."""
+    """Describe the outcome for a site that was lost.
+
+    The loss is in the exchange at `place` of `stages`.
+    """
     if record.aggregation is None:
         return "Counted." if is_counted else "Left out of the sum; no masks to take off."
     last = stages[-1].name or f"exchange {len(stages)}"
@@ -179,7 +184,7 @@ def _outcome(
 
 
 def costs(record: Record) -> tuple[Cost, ...]:
-    """Return the time and the bytes of a run by part, in a round's order."""
+    """Return a run's time and bytes by part, in round order."""
     attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
     seconds: dict[str, float] = defaultdict(float)
     up: Counter[str] = Counter()

@@ -1,4 +1,7 @@
-"""Positions of a plot's marks. Templates draw them as SVG, and style sheets colour them."""
+"""Positions of a plot's marks.
+
+Templates draw the marks as SVG, and style sheets colour them.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,10 @@ class Axis:
 
     @classmethod
     def over(cls, numbers: Sequence[float], *, ticks: int = 5, most: float = math.inf) -> Axis:
-        """Build an axis that contains `numbers`, ends on ticks, and stays within `most`."""
+        """Build an axis that contains `numbers` and ends on ticks.
+
+        It does not exceed `most`.
+        """
         low, high = min(numbers, default=0.0), max(numbers, default=1.0)
         if high - low < 1e-9:  # noqa: PLR2004
             low, high = low - 0.5, high + 0.5
@@ -90,7 +96,7 @@ class Axis:
 
 @frozen(kw_only=True)
 class Label:
-    """A word next to the end of a line, moved from `at` to `y`."""
+    """Word at the end of a line, moved from `at` to `y`."""
 
     text: str
     tone: int
@@ -146,7 +152,7 @@ class Plot:
 
     @property
     def ends(self) -> float:
-        """Distance from the left edge to the end of the last line, in units."""
+        """Distance from the left edge to the last line's end, in units."""
         return self.px(max((line.points[-1][0] for line in self.lines), default=self.x.high))
 
     def labels(self) -> tuple[Label, ...]:

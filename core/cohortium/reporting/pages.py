@@ -1,4 +1,7 @@
-"""Rendering of records as HTML. Every value that a template shows is escaped."""
+"""Rendering of records as HTML.
+
+Every value that a template shows is escaped.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +146,7 @@ def _headline(record: Record) -> float | None:
 
 
 def _codes(record: Record) -> list[tuple[str, Mapping[str, str], str]]:
-    """Return code that belongs to no plugin: its part, its record, and its state now."""
+    """Return code without a plugin: part, record, and present state."""
     found = []
     for part, told in record.provenance.items():
         was, file = told.get("sha256", ""), told.get("file", "")

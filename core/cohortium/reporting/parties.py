@@ -1,8 +1,8 @@
-"""Each party's view of a run, derived from its configuration, in words that one can sign.
+"""Each party's view of a run, derived from its configuration.
 
-The statements promise only as much as the guarantee (`guarantee.Guarantee`) and the aggregator
-(`values.AggregationGuarantee`). They use the same terms. A sum has at least `min_contributors`
-sites. A release is the vector that one site sends in a round.
+A reader could sign each statement. The statements promise only as much as the guarantee
+(`guarantee.Guarantee`) and the aggregator (`values.AggregationGuarantee`). They use the same terms.
+A sum has at least `min_contributors` sites. A release is the vector that one site sends in a round.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PartyView:
         who: The party.
         role: Its role, in a few words.
         sees: The data that reach it.
-        hospital: The facts about one hospital that it can learn.
+        hospital: The facts about one site that it can learn.
         verdict: Whether a bound holds against it.
         person: The facts about the protected unit that it can learn.
     """
@@ -93,12 +93,12 @@ class PartyInputs:
 
 
 def party_views(facts: PartyInputs) -> tuple[PartyView, ...]:
-    """Return the views of coordinator, another hospital, colluding hospitals, and an outsider."""
+    """Return the views of coordinator, another site, colluding sites, and outsider."""
     return (_coordinator(facts), _hospital(facts), _colluding_sites(facts), _outsider(facts))
 
 
 def conditions(facts: PartyInputs) -> tuple[str, ...]:
-    """Return conditions under which the views hold, and the limits of the views."""
+    """Return conditions under which the views hold, and their limits."""
     guarantee, confidentiality = facts.guarantee, facts.aggregation
     found = []
     if confidentiality is not None:

@@ -1,4 +1,7 @@
-"""Plots of a report, with a description for people who cannot see them."""
+"""Plots of a report.
+
+Each has a description for people who cannot see it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ TONES = 8
 
 
 def learning(record: Record) -> Plot | None:
-    """Plot accuracy and AUC by round. Return None if nothing was scored."""
+    """Plot accuracy and AUC by round, or return None without scores."""
     rows = [row for row in record.rows if row["accuracy"] is not None]
     lines = tuple(
         Line(name=name, points=points, tone=tone, label=f"{name} {shown}")
@@ -50,7 +53,7 @@ def learning(record: Record) -> Plot | None:
 
 
 def spending(record: Record) -> Plot | None:
-    """Plot ε by round against its budget. Return None without privacy."""
+    """Plot ε by round against its budget, or return None without privacy."""
     guarantee = record.guarantee
     rows = [row for row in record.rows if row["epsilon"] is not None]
     if guarantee is None or not rows:
@@ -134,7 +137,10 @@ def side_by_side(
 
 
 def _majority(record: Record) -> tuple[float, str] | None:
-    """Return the accuracy of always predicting the most frequent class, with its words."""
+    """Return the most frequent class's share, and its words.
+
+    The share is the accuracy of always predicting that class.
+    """
     share = record.majority_share
     return None if share is None else (share, f"most frequent class alone {percent(share)}")
 

@@ -1,4 +1,4 @@
-"""Strict reading of a run's folder. Its author is not trusted."""
+"""Strict reading of a run's folder, whose author is not trusted."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Record:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """Guarantee of the whole run. For an unfinished run, the guarantee at its end."""
+        """Guarantee of the whole run, as planned if it is unfinished."""
         if self.result is not None:
             return self.result.guarantee
         return None if self.started is None else self.started.guarantee
@@ -90,7 +90,7 @@ class Record:
 
     @property
     def is_simulation(self) -> bool:
-        """Whether one party distributed the data, and so could see all of them."""
+        """Whether one party distributed the data, and so could see all."""
         return self.started is not None and self.started.site_sizes is not None
 
     @property
@@ -100,14 +100,14 @@ class Record:
 
     @property
     def data(self) -> str:
-        """Name of the data set. It is taken from the study if nothing else has it."""
+        """Name of the data set, from the study if nowhere else."""
         named = "" if self.started is None else self.started.dataset
         named = named or ("" if self.result is None else self.result.data)
         return named or str(self.study.get("dataset", {}).get("name", "?"))
 
     @property
     def is_personal(self) -> bool:
-        """Whether sites use networks of their own, as far as the result says."""
+        """Whether sites use their own networks, as the result says."""
         return self.result is not None and self.result.is_personal
 
     @property
@@ -199,14 +199,17 @@ class _Happened:
 
     @classmethod
     def read(cls, path: Path) -> _Happened:
-        """Read all events. Without such a file there are none."""
+        """Read all events, or none if there is no such file."""
         happened = cls()
         for moment, event in _events(path):
             happened.take(moment, event)
         return happened
 
     def take(self, moment: float, event: object) -> None:
-        """Add one event. After a resumption, the later event of a round counts."""
+        """Add one event.
+
+        After a resumption, the later event of a round counts.
+        """
         match event:
             case RunStarted():
                 self.began = moment if self.began is None else self.began
@@ -267,7 +270,7 @@ def _sound(scores: Scores, where: str) -> Scores:
 
 
 def _fitting(started: RunStarted, where: str) -> RunStarted:
-    """Return `started`, if its parts agree on the numbers of sites and classes."""
+    """Return `started`, if its numbers of sites and classes agree."""
     histograms = started.label_histograms or ()
     if (
         any(len(row) != len(started.classes) for row in histograms if started.classes)

@@ -1,4 +1,4 @@
-"""Parts of a study's terms and of a result that reports use, as stored."""
+"""Parts of a study's terms and of a result, as stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ MAX_SITES = 1_000_000
 
 @frozen(kw_only=True)
 class Terms:
-    """Part of a study's `[federation]` table that reports need. `Federation` has all of it."""
+    """Part of a study's `[federation]` table that reports need.
+
+    `Federation` has all of it.
+    """
 
     sites: int = field(validator=and_(ge(1), le(MAX_SITES)))
     rounds: int = field(validator=ge(1))

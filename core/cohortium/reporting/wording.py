@@ -42,7 +42,7 @@ def count(number: float | None) -> str:
 
 
 def bound(number: float | None) -> str:
-    """Return a bound to three digits, rounded up so that it remains true."""
+    """Return a bound to three digits, rounded up so it stays true."""
     return NONE if number is None else rounded_up(number)
 
 

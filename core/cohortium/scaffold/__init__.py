@@ -1,4 +1,4 @@
-"""A plugin's first package: complete, installable, and true to its contract at once.
+"""A plugin's first package: complete, installable, and true to its contract.
 
 Its files come from `templates/`: one module for each role, and the files that all roles share.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from cohortium.roles import Role
 
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-"""Form of a plugin's name, which also names a distribution, a package, a class and an offer."""
+"""Form of a plugin's name. A distribution, a package, a class and an offer get this name."""
 
 MAX_NAME_LENGTH = 30
-"""Most letters of a name, so that it fits into a table of plugins."""
+"""Most letters of a name. A table of plugins must have room for it."""
 
 
 @frozen(kw_only=True)
@@ -59,7 +59,7 @@ class Skeleton:
         return "".join(word.capitalize() for word in self.name.split("-"))
 
     def files(self) -> dict[str, str]:
-        """Return the text of every file, by its path in the package's folder."""
+        """Return the text of every file, by path in the package."""
         module = self.name.replace("-", "_")
         return {
             "pyproject.toml": self._text("pyproject.toml.jinja"),

@@ -1,4 +1,7 @@
-"""A study for beginners: a few answers become a commented file that runs at once."""
+"""A study for beginners: a commented file from a few answers.
+
+It runs at once.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,9 @@ def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
 
 
 def validate_dataset_name(data: str) -> str:
-    """Return `data` if it names a data set or a file. Load nothing.
+    """Return `data` if it names a data set or a file.
+
+    Nothing is loaded.
 
     Raises:
         CohortiumError: There is no such data set, or no such file.
@@ -92,7 +97,7 @@ def _dataset(data: str) -> dict[str, str]:
 
 
 def customary_delta(units: int) -> float:
-    """Return the largest power of ten below 0.1 divided by the number of units.
+    """Return the largest power of ten below 0.1 / `units`.
 
     >>> customary_delta(6000)
     1e-05

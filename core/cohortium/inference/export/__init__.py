@@ -1,7 +1,8 @@
-"""A trained model for others: weights, a program that needs only torch, and a card.
+"""A trained model for others: weights, program and card.
 
-The program takes raw images, so that nobody needs to know the model's preparation of them. Before
-anything is written, the program is loaded again and compared with the run's own network.
+The program needs only torch. The program takes raw images, so that nobody needs to know the model's
+preparation of them. Before anything is written, the program is loaded again and compared with the
+run's own network.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
 
 
 def _majority(result: Mapping[str, Any]) -> str:
-    """Return the accuracy of always predicting the most frequent class, as a sentence."""
+    """Return the accuracy of always predicting the most frequent class."""
     counts = [int(row["examples"]) for row in result["per_class"]]
     if not sum(counts):
         return ""
@@ -255,6 +255,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return `text` from a data set or a study as one line of plain Markdown text."""
+    """Return `text` as one line of plain Markdown text.
+
+    The text is from a data set or a study.
+    """
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return shown.replace("|", "\\|").replace("<", "&lt;").rstrip(".")

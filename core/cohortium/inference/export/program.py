@@ -1,4 +1,7 @@
-"""A classifier as a torch program and as ONNX, each compared with the classifier itself."""
+"""A classifier as a torch program and as ONNX.
+
+Each is compared with the classifier itself.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ TOLERANCE = 1e-4
 
 
 class ExportableClassifier(nn.Module):
-    """Network from raw images (N, C, H, W), `uint8`, to probabilities (N, classes)."""
+    """Network from raw `uint8` images (N, C, H, W) to probabilities.
+
+    They have the shape (N, classes).
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         """Take the model's preparation and network."""
@@ -48,7 +54,10 @@ class ExportableClassifier(nn.Module):
 
 @frozen(eq=False)
 class TracedProgram:
-    """A program, with the most images that it takes at once. None for any number."""
+    """A program, with the most images that it takes at once.
+
+    `most` is None for any number.
+    """
 
     program: ExportedProgram
     most: int | None

@@ -1,4 +1,7 @@
-"""Comparison of a run's scores with its stored prediction for each test image."""
+"""Comparison of a run's scores with its stored predictions.
+
+There is a prediction for each test image.
+"""
 
 from __future__ import annotations
 
