@@ -1,10 +1,15 @@
-"""Holds a study's claimed guarantee against measurement: what `cohortium audit` does.
+"""Tests of a study's claimed guarantee by measurement, for `cohortium audit`.
 
     audit(federation.prepare()).is_refuted
 
-Six ways, each where it has power: arithmetic over the plan's own numbers; the mechanism alone, in
-two worlds, tens of thousands of times; the clip of the study's own network; secrets that are none;
-everything that leaves a site beside what the guarantee covers; and one whole run with canaries.
+There are six checks, each for faults that it has the power to find:
+
+- arithmetic over the plan's own numbers
+- the mechanism alone, in two worlds, tens of thousands of times
+- the clip of the study's own network
+- secrets that are functions of public values
+- everything that leaves a site and is not covered by the guarantee
+- one whole run with canaries
 
 A claim that is not refuted is not proved.
 """
@@ -40,7 +45,7 @@ __all__ = [
 ]
 
 RELEASES = 20_000
-"""Noised sums in each of two worlds, unless another number is asked for."""
+"""Noised sums in each of two worlds, unless another number is requested."""
 
 
 def audit(
@@ -50,18 +55,18 @@ def audit(
     canaries: int = 0,
     tell: Callable[[str, float], None] = lambda _way, _share: None,
 ) -> Audit:
-    """Try every way of refuting what a study claims.
+    """Try every check that could refute a study's claims.
 
     Args:
-        prepared: The study; its own parts and numbers are what is tried.
+        prepared: The study. Its own parts and numbers are tested.
         releases: Noised sums in each of the two worlds of the mechanism.
-        canaries: In the run; 0 takes the most telling number, and leaves the run out where no
-            outcome could refute the claim.
-        tell: Told which way is under way, and the share of it that is done.
+        canaries: Canaries in the run. 0 selects the most powerful number. The run is then left out
+            if no outcome could refute the claim.
+        tell: Receives the name of the current check, and the share of it that is done.
 
     Raises:
         PrivacyError: The study claims nothing.
-        RunError: Something failed before it could be judged.
+        RunError: A failure occurred before a check could reach a verdict.
     """
     prepared.require_simulated()
     setting = prepared.setting

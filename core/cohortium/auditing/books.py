@@ -1,4 +1,7 @@
-"""The guarantee held to what the plan's own mechanism costs: arithmetic, and no chance."""
+"""Comparison of the guarantee with the cost of the plan's mechanism.
+
+It is arithmetic alone, without chance.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ if TYPE_CHECKING:
     from cohortium.roles.sessions import PrivacyPlan
 
 SLACK = 0.99
-"""How much less than composition gives a guarantee may say, for the accountants' rounding."""
+"""Fraction of the composed ε that a guarantee must reach. It allows for the accountants'
+rounding."""
 
 ROUNDING = 0.01
-"""By how much, besides: numerical accountants are given an absolute error."""
+"""Absolute shortfall that is allowed in addition. Numerical accountants have an absolute error."""
 
 
 def audit_accounting(plan: PrivacyPlan, attempts: int) -> Finding:
-    """Hold the guarantee to what the plan's own mechanism costs over all attempts.
+    """Compare the guarantee with the mechanism's cost over all attempts.
 
-    Measurement at a large ε has little power over a whole run, and much over one attempt; what
-    one attempt costs is the mechanism's claim, and this is the sum.
+    At a large ε, measurement has little power over a whole run, and much over one attempt. The
+    mechanism claims the cost of one attempt, and this check composes that cost over all attempts.
 
     Raises:
         PrivacyError: The plan names no mechanism.

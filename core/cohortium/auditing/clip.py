@@ -1,9 +1,10 @@
-"""The study's own network, trainer and clip: how far one example moves a site's gradient.
+"""Measurement of one example's effect on the study's own clipped gradient.
 
-The mechanism's audit feeds a network of two parameters, so a clip that holds there may yet fail for
-the study's network.  Here the network is the study's, as it is built and after its weights have
-moved, in batches of several sizes.  All random draws and all noise are equal in the two worlds, so
-that their difference is the example's contribution alone.
+It uses the study's network, trainer and clip. The mechanism's audit uses a network of two
+parameters, so a clip that works there may still fail for the study's network. Here the network is
+the study's, as built and after a change of its weights, in batches of several sizes. All random
+draws and all noise are equal in the two worlds. So their difference is the example's contribution
+alone.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 SIZES = (64, 49, 16, 9, 8, 2)
-"""Of batches: some divide a network's inner axes, which code that goes by sizes may confuse."""
+"""Batch sizes. Some divide a network's inner axes, which code that depends on sizes may confuse."""
 
 STEPS = 2
-"""Of a trainer with several, in each size."""
+"""Steps in each size, of a trainer with several steps."""
 
 MOVED = 0.1
-"""Deviation of the noise by which weights are moved, so that gates which begin at zero open."""
+"""Standard deviation of the noise that changes the weights. It opens gates that begin at zero."""
 
 TOLERANCE = 1e-2
-"""Above one clip: rounding in single precision."""
+"""Allowed excess over one clip, because of rounding in single precision."""
 
 
 def audit_clip(prepared: PreparedStudy) -> Finding:
-    """Leave single examples out of batches, or replace them, under the study's own parts."""
+    """Remove or replace single examples in batches, with the study's own parts."""
     import torch
 
     setting = prepared.setting
@@ -118,17 +119,17 @@ def _private(prepared: PreparedStudy, patients: ExampleIndices) -> Callable[[], 
 
 @define(eq=False)
 class ClipProbe:
-    """Stands in for a site's privacy, and measures instead of releasing.
+    """Substitute for a site's privatizer that measures instead of releasing.
 
     Attributes:
-        private: Makes the privatizer's own site, with equal secrets each time.
-        images: The site's, prepared; one is replaced for the time of a pair.
-        sizes: Of the batches that a trainer is given.
-        left_out: The furthest that leaving an example out has moved a sum, in clips.
-        replaced: The same for replacing one.
-        pairs: How many were compared.
-        is_steady: Whether the network draws no random numbers, so that batches of other sizes
-            can be compared.
+        privatizer: Builds the privatizer's own site part, with equal secrets each time.
+        images: The site's images, prepared. One is replaced temporarily for a pair.
+        sizes: Of the batches for a trainer.
+        left_out: The largest change of a sum by removal of an example, in clips.
+        replaced: The largest change of a sum by replacement of an example, in clips.
+        pairs: Number of comparisons.
+        is_steady: Whether the network draws no random numbers. Only then can batches of different
+            sizes be compared.
     """
 
     privatizer: Callable[[], SitePrivatizer]
@@ -149,7 +150,10 @@ class ClipProbe:
 
     @_clip.default
     def _measure_clip(self) -> float:
-        """What an example with an enormous gradient adds, in the gradient's own units."""
+        """Measure the contribution of an example with an enormous gradient.
+
+        It is in the gradient's own units.
+        """
         import torch
 
         net = torch.nn.Linear(2, 1, bias=False)
@@ -163,13 +167,13 @@ class ClipProbe:
         return max(1e-30, float((found[0] - found[1]).norm()))
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """The first so many, for each of the sizes."""
+        """Yield the first examples, once for each of the sizes."""
         yield from (np.arange(min(size, examples)) for size in self.sizes)
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """Compare neighbouring batches; then set the gradient of the batch itself."""
+        """Compare neighbouring batches, then set the gradient of the batch itself."""
         for place in sorted({0, len(batch) // 2, len(batch) - 1}):
             self._replace(net, losses, batch, batch[place])
             if self.is_steady:
@@ -177,7 +181,7 @@ class ClipProbe:
         self._gradient(net, losses, batch)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """Nothing leaves."""
+        """Refuse, because nothing leaves."""
         raise NotImplementedError
 
     def _replace(
@@ -222,7 +226,10 @@ class ClipProbe:
         *,
         seed: int = 0,
     ) -> Tensor:
-        """The privatizer's gradient, shape (P,), `float64`, with equal draws for equal seeds."""
+        """Return the privatizer's gradient, shape (P,), `float64`.
+
+        Equal seeds give equal draws.
+        """
         import torch
 
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What an audit found: values that say what was tried, what was seen, and what could be seen."""
+"""Findings of an audit: the procedures, the observations, and the detection limits."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
 
 ALPHA = 1e-3
-"""One minus the confidence at which each way refutes."""
+"""One minus the confidence at which each check refutes."""
 
 
 @frozen(kw_only=True)
 class Finding:
-    """What one way of auditing came to.
+    """Result of one check.
 
     Attributes:
         check: Its name.
-        procedure: What was done.
-        observation: What came out.
-        detection_limit: What this way could have shown, and what it cannot.
+        procedure: The steps that were done.
+        observation: The outcome.
+        detection_limit: Faults that this check could have shown, and faults that it cannot show.
         is_refuted: Whether the claim is false, at 99.9 % confidence where chance is involved.
         bound: The empirical lower bound on ε, where one is measured.
-        max_detectable_epsilon: The largest that `bound` could have come to.
-        claim: The ε that `bound` stands against.
+        max_detectable_epsilon: The largest possible value of `bound`.
+        claim: The ε with which `bound` is compared.
     """
 
     check: str
@@ -39,7 +39,7 @@ class Finding:
     claim: float | None = None
 
     def __str__(self) -> str:
-        """A paragraph for people."""
+        """Return a paragraph for people."""
         verdict = "REFUTED" if self.is_refuted else "not refuted"
         parts = {
             "procedure": self.procedure,
@@ -51,11 +51,11 @@ class Finding:
 
 @frozen(kw_only=True)
 class Audit:
-    """All that an audit of one study found.
+    """All findings of an audit of one study.
 
     Attributes:
-        guarantee: What the study claims.
-        findings: One for each way.
+        guarantee: The guarantee that the study claims.
+        findings: One for each check.
     """
 
     guarantee: Guarantee
@@ -63,11 +63,11 @@ class Audit:
 
     @property
     def is_refuted(self) -> bool:
-        """Whether any way refutes the claim."""
+        """Whether any check refutes the claim."""
         return any(finding.is_refuted for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """The audit as plain values."""
+        """Return the audit as plain values."""
         return {
             "guarantee": attrs.asdict(self.guarantee),
             "refuted": self.is_refuted,

@@ -1,4 +1,7 @@
-"""The mechanism alone, tens of thousands of times, in two worlds that differ in one unit."""
+"""Test of the mechanism alone, repeated tens of thousands of times.
+
+It runs in two worlds that differ in one unit.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,17 @@ if TYPE_CHECKING:
     from cohortium.roles.values import FederationSpec, Workload
 
 DELTAS = (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
-"""Where the curve that a mechanism claims is tested: each δ bounds another part of it."""
+"""Values of δ at which a mechanism's claimed curve is tested. Each bounds another part of it."""
 
 GROWTH = 4
-"""Attempts that are added up: 1, 4, 16, …, as many as the study has."""
+"""Factor between numbers of attempts that are summed. They are 1, 4, 16, …, as many as the study
+has."""
 
 SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Of the claimed noise: which of them would have been noticed is told."""
+"""Shares of the claimed noise. The audit reports which of them it would have detected."""
 
 MIN_SAMPLES = 250
-"""Samples below which adding up attempts is given up."""
+"""Fewest samples that sums of attempts must leave."""
 
 
 def audit_mechanism(
@@ -47,20 +51,21 @@ def audit_mechanism(
     tell: Callable[[float], None] = lambda _share: None,
     secret: Randomness | None = None,
 ) -> Finding:
-    """Hold what `privatizer` claims for `workload` against `releases` noised sums in each world.
+    """Test the claims of `privatizer` for `workload` against noised sums.
 
     Args:
-        privatizer: Made to plan for a network of two parameters, with the study's own terms.
-        workload: What the study's trainer declared.
-        cohort: Who takes part.
-        releases: Noised sums in each world; an attempt has `workload.steps` of them where each
-            gradient is noised.
-        tell: Told of the share that is done.
-        secret: The sites' source; the operating system's unless a test must repeat itself.
+        privatizer: A privatizer for a network of two parameters, with the study's own terms.
+        workload: The declaration of the study's trainer.
+        cohort: The sites that take part.
+        releases: Noised sums in each world. If each gradient is noised, an attempt has
+            `workload.steps` of them.
+        tell: Receives the share that is done.
+        secret: The sites' source of secrets. It is the operating system's, unless a test must
+            repeat itself.
 
     Raises:
         PrivacyError: The privatizer refuses the work.
-        RunError: What it lets out is not finite.
+        RunError: A value that it releases is not finite.
     """
     plan = privatizer.plan(workload, cohort, PARAMETERS)
     guarantee = plan.guarantee
@@ -77,7 +82,7 @@ def audit_mechanism(
 
 
 def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> HypothesisSamples:
-    """The adversary's numbers in the two worlds, in turns."""
+    """Return the adversary's numbers in the two worlds, sampled in turns."""
     scales = probe.absent, HUGE
     found: Reals = np.empty((2, samples))
     for n in range(samples):
@@ -91,15 +96,16 @@ def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> Hypothe
 
 
 def _attempt_counts(samples: int, attempts: int) -> list[int]:
-    """How many attempts are added up."""
+    """Return the numbers of attempts that are summed."""
     most = max(1, min(attempts, samples // MIN_SAMPLES))
     return [GROWTH**n for n in range(10) if GROWTH**n <= most]
 
 
 def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Claim]:
-    """What the plan says of so many attempts: its guarantee so far, and its mechanism's curve.
+    """Return the plan's claims for so many attempts.
 
-    The first is the guarantee at its own δ.
+    They are its guarantee so far, and its mechanism's curve. The first claim is the guarantee at
+    its own δ.
     """
     spent = plan.guarantee_after(attempts)
     assert spent is not None, "a plan with a guarantee has spent something"
@@ -114,7 +120,7 @@ def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Clai
 def _test_claims(
     worlds: HypothesisSamples, claims: Mapping[int, Sequence[Claim]]
 ) -> list[ClaimTest]:
-    """Every claim that so many samples could refute, against them."""
+    """Test every claim that so many samples could refute."""
     alpha = ALPHA / len(claims)
     found: list[ClaimTest] = []
     for attempts, said in claims.items():
@@ -176,7 +182,10 @@ def _detection_limit(
     steps: int,
     most: float,
 ) -> str:
-    """What so many samples can show: the ceiling, and how little noise would have been noticed."""
+    """Describe the limit of the samples: largest ε and detectable share.
+
+    In a simulation, the share is the largest part of the claimed noise that the audit detects.
+    """
     sentence = f"so many samples cannot show more than ε = {most:.3g} at this δ, whatever happens"
     if not isinstance(mechanism, GaussianMechanism):
         return f"{sentence}."
@@ -204,7 +213,7 @@ def _detection_limit(
 def _simulated_mechanism(
     mechanism: GaussianMechanism, share: float, shape: tuple[int, int], rng: np.random.Generator
 ) -> HypothesisSamples:
-    """What a Gaussian mechanism with `share` of the noise would have shown."""
+    """Simulate a Gaussian mechanism with `share` of the noise."""
     noise = share * mechanism.noise_multiplier * rng.standard_normal((2, *shape)).sum(axis=2)
     return HypothesisSamples(
         noise[0], noise[1] + (rng.random(shape) < mechanism.sampling_rate).sum(axis=1)

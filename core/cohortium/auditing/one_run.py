@@ -1,8 +1,9 @@
-"""The run itself, once: canaries that are there by independent coins, and guesses of the coins.
+"""Audit of one whole run, with canaries placed by independent coins.
 
-A canary is an example (or a patient) whose gradient is one coordinate's unit vector, blown up: the
-clip brings it to C.  Nothing can be easier to see, so what is not seen of it is the noise's doing.
-Auditing by one run: Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846).
+The adversary guesses the coins. A canary is an example (or a patient) whose gradient is a large
+multiple of one coordinate's unit vector. The clip scales it down to C. No example is easier to
+detect, so only the noise can hide a canary. Auditing by one run: Steinke, Nasr, Jagielski 2023
+(arXiv 2305.08846).
 """
 
 from __future__ import annotations
@@ -44,29 +45,29 @@ if TYPE_CHECKING:
     Reals = NDArray[np.float64]
 
 HUGE = 1e6
-"""A canary's gradient, before it is clipped."""
+"""Size of a canary's gradient, before it is clipped."""
 
 NUMBERS = (25, 50, 100, 200, 500, 1000)
-"""Canaries of which the most telling number is taken."""
+"""Numbers of canaries from which the most powerful one is chosen."""
 
 SHARES = (1.0, 0.25)
-"""Of the canaries: guesses that are made, the surest first; fixed beforehand."""
+"""Shares of the canaries that are guessed, the surest first. They are fixed beforehand."""
 
 
 @frozen
 class CanaryDataset:
-    """A data set with blank examples at its end, which stand for canaries.
+    """Data set with additional blank examples at its end, one per canary.
 
     Attributes:
         dataset: The study's own.
-        canaries: How many are added.
+        canaries: Number of canaries.
     """
 
     dataset: Dataset
     canaries: int
 
     def load(self) -> Splits:
-        """The study's data, with the canaries."""
+        """Return the study's data, with the canaries."""
         splits = self.dataset.load()
         return attrs.evolve(splits, train=self._with_canaries(splits.train))
 
@@ -87,13 +88,13 @@ class CanaryDataset:
 
 @frozen(eq=False)
 class CanaryPrivatizer:
-    """A site's privacy in which some examples' losses are canaries'.
+    """Site's privatizer in which canaries' losses replace some examples' losses.
 
     Attributes:
         privatizer: The study's own.
-        gradients: By position at the site, what the loss is multiplied by: `HUGE`, 0 for a canary
-            that is not there, NaN for an example of the study.  Shape (N,).
-        coordinates: By position, which of the network's numbers is a canary's, shape (N,).
+        gradients: Factor of the loss, by position at the site. It is `HUGE` for a present canary,
+            0 for an absent canary, NaN for an example of the study. Shape (N,).
+        coordinates: Index of a canary's parameter in the network, by position. Shape (N,).
     """
 
     privatizer: SitePrivatizer
@@ -101,13 +102,13 @@ class CanaryPrivatizer:
     coordinates: ExampleIndices
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """The study's own."""
+        """Yield the study's own batches."""
         return self.privatizer.batches(examples)
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """The study's own, of losses among which there are canaries'."""
+        """Set the study's own gradient, of losses that include the canaries'."""
         import torch
 
         def planted(index: ExampleIndices) -> Tensor:
@@ -121,23 +122,23 @@ class CanaryPrivatizer:
             return torch.where(is_own, own, factor * canaries)
 
         with warnings.catch_warnings():
-            # A canary's loss is of the weights themselves, so examples are taken one by one.
+            # A canary's loss depends on the weights alone, so examples are taken one by one.
             warnings.filterwarnings("ignore", message=".*one by one")
             self.privatizer.set_private_gradient(net, planted, batch)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """The study's own."""
+        """Return the study's own release."""
         return self.privatizer.release(vector, weight)
 
 
 @frozen(eq=False, kw_only=True)
 class CanaryPlacement:
-    """Who is there, and how it shows.
+    """Canaries' coins, coordinates and sites.
 
     Attributes:
         coins: Whether each canary is there, shape (m,).
-        coordinates: Which of the network's numbers is each one's, shape (m,).
-        sites: Where each one is, shape (m,).
+        coordinates: Index of each canary's parameter in the network, shape (m,).
+        sites: Site of each canary, shape (m,).
     """
 
     coins: NDArray[np.bool_]
@@ -152,13 +153,14 @@ def audit_run(
     rng: np.random.Generator | None = None,
     tell: Callable[[float], None] = lambda _share: None,
 ) -> Finding:
-    """Train once with canaries, and hold the claim to how well their coins are guessed.
+    """Train once with canaries, and test the claim by guesses.
 
     Args:
         prepared: The study.
-        canaries: How many; 0 takes the most telling number.
-        rng: Of coins and coordinates; drawn by the operating system unless a test repeats itself.
-        tell: Told of the share that is done.
+        canaries: Number of canaries. 0 selects the most powerful number.
+        rng: Source of coins and coordinates. The operating system seeds it, unless a test repeats
+            itself.
+        tell: Receives the share that is done.
 
     Raises:
         RunError: A round failed.
@@ -180,7 +182,10 @@ def audit_run(
 
 
 def _margin(many: int, claims: Mapping[float, float]) -> float:
-    """How far beyond a claim `many` canaries could take the bound, if all is guessed rightly."""
+    """Return how far perfect guesses could raise the bound.
+
+    It is the largest excess over a claim that `many` canaries can show.
+    """
     alpha = ALPHA / (len(SHARES) * len(claims))
     return max(
         max_detectable_epsilon_of_one_run(many, delta=delta, alpha=alpha) - epsilon
@@ -189,7 +194,7 @@ def _margin(many: int, claims: Mapping[float, float]) -> float:
 
 
 def _most_powerful_count(claims: Mapping[float, float], parameters: int) -> int:
-    """The number of canaries with which most could be shown."""
+    """Return the number of canaries with which most could be shown."""
     possible = [n for n in NUMBERS if n <= max(parameters, NUMBERS[0])]
     return max(possible, key=lambda many: _margin(many, claims))
 
@@ -197,7 +202,10 @@ def _most_powerful_count(claims: Mapping[float, float], parameters: int) -> int:
 def _run_with_canaries(
     prepared: PreparedStudy, many: int, rng: np.random.Generator, tell: Callable[[float], None]
 ) -> tuple[CanaryPlacement, Reals]:
-    """The whole run; each canary's score is the sum of what is seen of its coordinate."""
+    """Run all rounds, and return each canary's score.
+
+    The score is the sum of the adversary's observations of the canary's coordinate.
+    """
     partition, first = prepared.partition, len(prepared.splits.train) - many
     found = _place_canaries(prepared, many, rng)
     tapes = {site: Recording() for site in range(len(partition))}
@@ -255,7 +263,10 @@ def _canary_scores(
     tapes: Mapping[SiteId, Recording],
     contributors: tuple[SiteId, ...],
 ) -> Reals:
-    """What the guarantee's adversary sees of each canary's coordinate in a round."""
+    """Return the guarantee's adversary's observation of each canary in a round.
+
+    It is the value of the canary's coordinate.
+    """
     setting, guarantee = prepared.setting, prepared.setting.plan.guarantee
     assert guarantee is not None
     sign = 1.0 if setting.workload.output == "gradient" else -1.0
@@ -277,7 +288,7 @@ def _canary_scores(
 def _finding(
     guarantee: Guarantee, claims: Mapping[float, float], coins: NDArray[np.bool_], scores: Reals
 ) -> Finding:
-    """Guess "there" of the highest scores and "not there" of the lowest."""
+    """Guess "there" for the highest scores and "not there" for the lowest."""
     many = len(coins)
     guesses = {max(2, round(share * many)) // 2 * 2 for share in SHARES}
     tests = [(n, delta, epsilon) for n in guesses for delta, epsilon in claims.items()]
@@ -312,7 +323,7 @@ def _finding(
 
 
 def _detection_limit(claimed: float, many: int, most: float, delta: float) -> str:
-    """What one run cannot show, however well everything is guessed."""
+    """Describe claims that one run cannot refute, even with perfect guesses."""
     best = max(
         max_detectable_epsilon_of_one_run(n, delta=claimed, alpha=0.05)
         for n in (*NUMBERS, 1500, 2000)
@@ -325,7 +336,10 @@ def _detection_limit(claimed: float, many: int, most: float, delta: float) -> st
 
 
 def _not_run(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> Finding:
-    """Nothing is tried, where no outcome could refute the claim."""
+    """Return a finding without a test.
+
+    It is for a claim that no outcome could refute.
+    """
     alpha = ALPHA / (len(SHARES) * len(claims))
     most, delta = max(
         (max_detectable_epsilon_of_one_run(many, delta=d, alpha=alpha), d) for d in claims

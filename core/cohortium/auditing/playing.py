@@ -1,4 +1,7 @@
-"""A study's own rounds in this process, with every message and every release looked at."""
+"""A study's own rounds in this process, with all messages captured.
+
+Releases are captured too.
+"""
 
 from __future__ import annotations
 
@@ -31,54 +34,54 @@ if TYPE_CHECKING:
 
 @frozen
 class InstrumentedPlan:
-    """A plan whose sites' privacy is wrapped; else the plan as it is."""
+    """Plan that wraps its sites' privatizers, and otherwise equals the plan inside."""
 
     plan: PrivacyPlan
     wrap: Callable[[SitePrivatizer], SitePrivatizer]
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """The plan's."""
+        """Guarantee of the plan inside."""
         return self.plan.guarantee
 
     @property
     def mechanism(self) -> Mechanism | None:
-        """The plan's."""
+        """Mechanism of the plan inside."""
         return self.plan.mechanism
 
     @property
     def ring(self) -> Ring:
-        """The plan's."""
+        """Ring of the plan inside."""
         return self.plan.ring
 
     @property
     def length(self) -> int:
-        """The plan's."""
+        """Length of the plan inside."""
         return self.plan.length
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """The plan's."""
+        """Return the guarantee of the plan inside after `attempts` attempts."""
         return self.plan.guarantee_after(attempts)
 
     def for_site(
         self, secret: Randomness, patients: ExampleIndices | None = None
     ) -> SitePrivatizer:
-        """The plan's, wrapped."""
+        """Return the privatizer of the plan inside, wrapped."""
         return self.wrap(self.plan.for_site(secret, patients))
 
     def decode(self, total: RingSum) -> Tensor:
-        """The plan's."""
+        """Decode `total` with the plan inside."""
         return self.plan.decode(total)
 
 
 @define(eq=False)
 class Recording:
-    """A site's privacy that notes what passes through, or plays back what was noted.
+    """Record of a site's privatizer, for comparison or replay.
 
     Attributes:
-        batches: As they were drawn.
-        gradients: As they were set, each parameter's.
-        releases: As they left.
+        batches: In the order of their draws.
+        gradients: In the order in which they were set, each parameter's.
+        releases: In the order in which they left the site.
     """
 
     batches: list[ExampleIndices] = field(factory=list)
@@ -86,11 +89,11 @@ class Recording:
     releases: list[RingVector] = field(factory=list)
 
     def record(self, privatizer: SitePrivatizer) -> SitePrivatizer:
-        """`privatizer`, noted."""
+        """Return `privatizer`, wrapped so that its values are recorded."""
         return _RecordingPrivatizer(privatizer, self)
 
     def clear(self) -> None:
-        """Forget what was noted."""
+        """Delete all records."""
         self.batches.clear()
         self.gradients.clear()
         self.releases.clear()
@@ -121,10 +124,11 @@ class _RecordingPrivatizer:
 
 @frozen(eq=False)
 class ReplayPrivatizer:
-    """A site's privacy that puts what was noted in another world in place of what it covers.
+    """Site's privatizer that replays another world's records of protected values.
 
-    Where gradients are clipped, all that is sent follows from them, and they are replaced; where
-    the update is, the release.  The site's own data are used for all else.
+    If gradients are clipped, everything that the site sends follows from them, so they are
+    replaced. If the update is clipped, the release is replaced. The site's own data are used for
+    all else.
     """
 
     privatizer: SitePrivatizer
@@ -132,13 +136,13 @@ class ReplayPrivatizer:
     replaces: Literal["gradients", "releases"]
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """The site's own."""
+        """Yield the site's own batches."""
         return self.privatizer.batches(examples)
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """The noted one, after the site's own has been computed."""
+        """Compute the site's own gradient, then replace it with the recorded one."""
         self.privatizer.set_private_gradient(net, losses, batch)
         if self.replaces == "gradients" and self.tape.gradients:
             noted = self.tape.gradients.pop(0)
@@ -146,7 +150,7 @@ class ReplayPrivatizer:
                 parameter.grad = gradient
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """The noted one, or the site's own."""
+        """Return the recorded release, or the site's own."""
         released = self.privatizer.release(vector, weight)
         if self.replaces == "releases" and self.tape.releases:
             return self.tape.releases.pop(0)
@@ -155,13 +159,13 @@ class ReplayPrivatizer:
 
 @frozen
 class CapturedMessage:
-    """One message, and where it stood.
+    """One message, and its place in the run.
 
     Attributes:
         round: From 0.
-        stage: Exchanges before it in the round.
-        site: Whose it is; None for the part that all are sent.
-        kind: Who speaks.
+        stage: Number of earlier exchanges in the round.
+        site: Site that sends or receives it. None for the part that all sites receive.
+        kind: Whether the coordinator requests or a site replies.
         data: Its bytes.
     """
 
@@ -174,13 +178,13 @@ class CapturedMessage:
 
 @define(eq=False, kw_only=True)
 class InProcessRun:
-    """A coordinator and its sites, joined by function calls.
+    """A coordinator and its sites, connected by function calls.
 
     Attributes:
-        setting: What every party knows.
+        setting: Settings that every party knows.
         sites: Each ready to answer.
         messages: Every message.
-        failure: Why the rounds came to an end before their time, if they did.
+        failure: Reason for an early end of the rounds, if they ended early.
     """
 
     setting: RunConfig
@@ -196,7 +200,7 @@ class InProcessRun:
         partition: Mapping[SiteId, Examples],
         wrap: Mapping[SiteId, Callable[[SitePrivatizer], SitePrivatizer]],
     ) -> InProcessRun:
-        """The sites of a study with these examples, each site's privacy wrapped by its own."""
+        """Build the sites of a study with these examples and wrapped privatizers."""
         sites: dict[SiteId, Site] = {}
         for number, examples in partition.items():
             own = attrs.evolve(setting, plan=InstrumentedPlan(setting.plan, wrap[number]))
@@ -205,9 +209,9 @@ class InProcessRun:
         return cls(setting=setting, sites=sites)
 
     def run_rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
-        """Play `number` rounds; yields the network at the end of each, and who contributed.
+        """Run `number` rounds, and yield each round's network and contributors.
 
-        They end early, with `failure` set, where too few sites answer.
+        They end early, with `failure` set, if too few sites answer.
         """
         coordinator = Coordinator(self.setting)
         for at in range(number):

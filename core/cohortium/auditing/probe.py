@@ -1,8 +1,8 @@
 """The adversary of a privatizer's guarantee, at its strongest.
 
-It chooses everybody's data; it sees each noised sum of one site, or each sum over as few honest
-sites as the noise is sized for; and it replays what is public: where the batches do not depend on
-the secret, it knows them, and aims at a unit that will be in many.
+It chooses all data. It sees each noised sum of one site, or each sum over as few honest sites as
+the noise is sized for. It replays public values: if the batches do not depend on the secret, it
+knows them, and targets a unit that will be in many.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ if TYPE_CHECKING:
     from cohortium.roles.values import ExampleIndices, Workload
 
 PARAMETERS = 2
-"""Of the probing network: the probed unit's direction, and everybody else's."""
+"""Parameters of the probing network. One is the probed unit's direction, the other everybody
+else's."""
 
 HUGE = 1e6
-"""The probed unit's gradient, or the probed site's update; a clip must bring it down."""
+"""Size of the probed unit's gradient, or of the probed site's update. A clip must scale it down."""
 
 MAX_EXAMPLES = 1024
-"""At a probing site."""
+"""Most examples at a probing site."""
 
 
 @frozen(eq=False, kw_only=True)
 class Probe:
-    """A plan for the probing network, and how the adversary plays it.
+    """A plan for the probing network, with the adversary's strategy.
 
     Attributes:
         plan: The privatizer's own, for a network of two parameters.
-        workload: What it was made for.
-        guarantee: What it claims.
-        secret: The sites' source of secrets; the operating system's.
+        workload: The declaration for which the plan was made.
+        guarantee: The guarantee that the plan claims.
+        secret: The sites' source of secrets. By default the operating system's.
     """
 
     plan: PrivacyPlan
@@ -66,22 +67,25 @@ class Probe:
 
     @_patients.default
     def _make_patients(self) -> ExampleIndices:
-        # Enough for batches that hold a few; two images of each patient.
+        # Enough examples for batches of a few, with two images of each patient.
         size = min(MAX_EXAMPLES, max(8, math.ceil(4 / self.workload.sampling_rate)))
         return np.arange(size, dtype=np.int64) // (2 if self.guarantee.unit == "patient" else 1)
 
     @property
     def sites(self) -> int:
-        """Sites whose sum the adversary sees."""
+        """Number of sites whose sum the adversary sees."""
         return self.guarantee.honest if self.guarantee.against == "coordinator" else 1
 
     @property
     def absent(self) -> float:
-        """The factor that stands for the neighbouring unit."""
+        """Factor of the neighbouring unit."""
         return -HUGE if self.guarantee.adjacency == "replace-one" else 0.0
 
     def attempt(self, scale: float, attempt: int) -> float:
-        """The adversary's number after an attempt in which the probed unit counts `scale`."""
+        """Return the adversary's number after an attempt.
+
+        In the attempt, the probed unit's gradient or update has the size `scale`.
+        """
         sites = [self._site(attempt, site) for site in range(self.sites)]
         if self.guarantee.unit == "site":
             words = [
@@ -102,7 +106,7 @@ class Probe:
         return guard(privatizer, self.guarantee, self.workload)
 
     def _steps(self, privatizer: SitePrivatizer, features: Tensor) -> list[Tensor]:
-        """Each gradient of an attempt, shape (2,)."""
+        """Return each gradient of an attempt, shape (2,)."""
         import torch
 
         def losses(batch: ExampleIndices) -> Tensor:
@@ -116,14 +120,20 @@ class Probe:
         return found
 
     def _aim(self, attempt: int) -> ExampleIndices:
-        """The images of the unit that is in most batches of a replay with other secrets."""
+        """Return the images of the unit in most batches of a replay.
+
+        The replay uses other secrets.
+        """
         replay = self.plan.for_site(self.secret.derive("replay", attempt), self._patients)
         drawn = [self._patients[batch] for batch in replay.batches(len(self._patients))]
         counts = np.bincount(np.concatenate(drawn), minlength=1)
         return np.flatnonzero(self._patients == np.argmax(counts))
 
     def _features(self, scale: float, probed: ExampleIndices) -> Tensor:
-        """What the network is fed: each row is that example's gradient, shape (N, 2)."""
+        """Return the network's input, shape (N, 2).
+
+        Each row is that example's gradient.
+        """
         import torch
 
         features = torch.zeros(len(self._patients), PARAMETERS)

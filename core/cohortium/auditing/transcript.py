@@ -1,9 +1,10 @@
-"""Everything that leaves a site, in two worlds: what the guarantee does not cover must be equal.
+"""Comparison of everything that leaves a site in neighbouring worlds.
 
-A study is played thrice with equal secrets: as dealt, with one unit of site 0 replaced, and with it
-left out.  What the guarantee covers (the noised gradients, or the noised update) is noted in the
-first world and played back in the others.  Then every message must be the same to the last bit: a
-count, a loss or a digest that is not the same has escaped.
+Values that the guarantee does not cover must be equal in all worlds. A study runs three times with
+equal secrets: unchanged, with one unit of site 0 replaced, and with that unit left out. The
+guarantee covers the noised gradients, or the noised update. These are recorded in the first world
+and replayed in the others. Then every message must be equal to the last bit. A count, a loss or a
+digest that differs has escaped.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 ROUNDS = 2
-"""That are played: the second begins with what the first did to the weights."""
+"""Rounds that are run. The second starts with the weights that the first has changed."""
 
 MAX_EXAMPLES = 32
-"""At a site."""
+"""Most examples at a site."""
 
 LIKELY = 1e-9
-"""Chance of two honest draws of batches being equal, above which equal ones say nothing."""
+"""Chance that two honest draws of batches are equal. Above it, equal draws prove nothing."""
 
 QUOTED = 60
-"""Letters of a value that are shown."""
+"""Characters of a value that are shown."""
 
 
 def audit_transcript(prepared: PreparedStudy) -> Finding:
-    """Look for what leaves a site beside what the guarantee covers.
+    """Search for values that leave a site without protection by the guarantee.
 
     Raises:
-        RunError: No round could be played.
+        RunError: No round could be run.
     """
     guarantee = prepared.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
@@ -82,7 +83,10 @@ def audit_transcript(prepared: PreparedStudy) -> Finding:
 
 
 def audit_secrets(prepared: PreparedStudy) -> Finding:
-    """Look for batches and noise that are a function of public values: a round is played twice."""
+    """Search for batches and noise that are functions of public values.
+
+    The same round runs twice.
+    """
     setting, guarantee = prepared.setting, prepared.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     tapes: list[dict[SiteId, Recording]] = []
@@ -130,7 +134,10 @@ def audit_secrets(prepared: PreparedStudy) -> Finding:
 
 
 def differences(one: Sequence[CapturedMessage], other: Sequence[CapturedMessage]) -> list[str]:
-    """Where two transcripts are not the same: the message, the field and the two values."""
+    """Return the differences of two transcripts.
+
+    Each names the message, the field and both values.
+    """
     found = []
     for a, b in zip(one, other, strict=False):
         if a == b:
@@ -148,9 +155,10 @@ def differences(one: Sequence[CapturedMessage], other: Sequence[CapturedMessage]
 
 
 def fields(data: bytes, name: str = "") -> Iterator[tuple[str, object]]:
-    """Every field of a message and of those inside it: ("reply.body.masked-vector.packed", …).
+    """Yield every field of a message and of those inside it.
 
-    It trusts nobody's classes: what is not known to the reader is listed, too.
+    A field's name is a path, such as "reply.body.masked-vector.packed". The function trusts
+    nobody's classes: it also lists fields that the reader does not know.
     """
     if not data.startswith(MAGIC):
         yield name, data
@@ -200,7 +208,7 @@ def _again(
     tapes: Mapping[SiteId, Recording],
     examples: Examples,
 ) -> InProcessRun:
-    """Played once more, with these examples at site 0."""
+    """Run the rounds once more, with these examples at site 0."""
     replaces: Literal["gradients", "releases"] = (
         "releases" if guarantee.unit == "site" else "gradients"
     )
@@ -220,13 +228,16 @@ def _again(
 
 
 def _seeded(prepared: PreparedStudy) -> RunConfig:
-    """The study's setting with all secrets from the public seed, so that worlds compare."""
+    """Return the study's setting with all secrets from the public seed.
+
+    Only then can worlds be compared.
+    """
     cohort = attrs.evolve(prepared.setting.cohort, insecure_seeded_secrets=True)
     return attrs.evolve(prepared.setting, cohort=cohort)
 
 
 def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
-    """Each site's examples: no more than are needed."""
+    """Return each site's examples, no more than needed."""
     return {
         site: prepared.splits.train.select(indices[:MAX_EXAMPLES])
         for site, indices in enumerate(prepared.partition)
@@ -234,7 +245,7 @@ def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
 
 
 def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
-    """Site 0's examples with one unit replaced, and with it left out."""
+    """Yield site 0's examples with one unit replaced, then left out."""
     own = _partition(prepared)[0]
     unit = _first_unit(own, guarantee)
     images, labels = own.images.copy(), own.labels.copy()
@@ -242,7 +253,7 @@ def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple
     labels[unit] = (labels[unit] + 1) % len(prepared.setting.spec.classes)
     article = f"one {guarantee.unit}"
     yield f"{article} replaced", attrs.evolve(own, images=images, labels=labels)
-    # Of a whole site something stays, for a trainer to train on.
+    # Part of a whole site must remain, so that a trainer has examples.
     gone = unit[: len(own) // 2] if len(unit) == len(own) else unit
     if len(gone) and len(gone) < len(own):
         yield f"{article} left out", own.select(np.setdiff1d(np.arange(len(own)), gone))

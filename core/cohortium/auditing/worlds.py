@@ -1,7 +1,7 @@
-"""Two worlds, told apart by one number: what an adversary's samples say of a claim.
+"""Samples of an adversary's number in two worlds, and their tests.
 
-Sets of outcomes are half-lines.  Where each begins is chosen on the first quarter of the samples,
-and the claim is tested on the others, so that the choice costs nothing.
+Sets of outcomes are half-lines. The first quarter of the samples selects where each begins. The
+other samples test the claim, so the selection costs nothing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ THRESHOLDS = 400
 
 @frozen(kw_only=True)
 class Claim:
-    """(ε, δ) for so many attempts, and who says so.
+    """(ε, δ) for a number of attempts, with its origin.
 
     Attributes:
-        attempts: How many.
+        attempts: Number of attempts.
         epsilon: ε.
         delta: δ.
         says: "guarantee", or "mechanism" for a point of the curve that its mechanism composes to.
@@ -44,12 +44,12 @@ class Claim:
 
 @frozen(kw_only=True)
 class ClaimTest:
-    """A claim, and what the samples say of it.
+    """A claim, with its test on the samples.
 
     Attributes:
-        claim: What was tested.
-        p: The chance of what was seen, at most, if the claim holds.
-        alpha: Below which it is refuted.
+        claim: The tested claim.
+        p: An upper bound on the chance of the observation, if the claim is true.
+        alpha: The level. A claim whose `p` is at most `alpha` is refuted.
     """
 
     claim: Claim
@@ -64,13 +64,16 @@ class ClaimTest:
 
 @frozen(eq=False)
 class HypothesisSamples:
-    """Samples of the adversary's number, shape (n,), without the unit and with it."""
+    """Samples of the adversary's number, shape (n,), in both worlds.
+
+    `absent` is the world without the unit, `present` the one with it.
+    """
 
     absent: Reals
     present: Reals
 
     def summed(self, attempts: int) -> HypothesisSamples:
-        """What `attempts` attempts at a time show together: the sums of their numbers."""
+        """Return the sums of the numbers over groups of `attempts` attempts."""
         size = len(self.absent) // attempts
         cut = size * attempts
         return HypothesisSamples(
@@ -80,14 +83,14 @@ class HypothesisSamples:
 
     @property
     def tested(self) -> int:
-        """Samples of each world that claims are tested on."""
+        """Number of samples of each world that test claims."""
         return len(self.absent) - len(self.absent) // 4
 
     def test(self, claims: Sequence[Claim], alpha: float) -> list[ClaimTest]:
-        """Each claim against the samples, all of them together at confidence 1 - `alpha`.
+        """Test each claim, with all of them together at confidence 1 - `alpha`.
 
-        Both ways of telling the worlds apart are tried: "there" of what is large, "not there" of
-        what is small.
+        The test tries both ways to distinguish the worlds: "there" for large numbers, and "not
+        there" for small numbers.
         """
         each = alpha / (2 * max(1, len(claims)))
         return [
@@ -103,14 +106,20 @@ class HypothesisSamples:
         ]
 
     def bound(self, claim: Claim, alpha: float) -> float:
-        """The largest ε that is refuted at the δ of `claim`, with confidence 1 - `alpha`."""
+        """Return the largest refuted ε at the δ of `claim`.
+
+        The confidence is 1 - `alpha`.
+        """
         return max(
             epsilon_bound(counts, delta=claim.delta, alpha=alpha / 2)
             for counts in self._counts(claim)
         )
 
     def _counts(self, claim: Claim) -> tuple[Counts, Counts]:
-        """Guesses of either kind, on the samples that did not choose the thresholds."""
+        """Count guesses of either kind, beyond the thresholds.
+
+        The counted samples did not choose the thresholds.
+        """
         cut = len(self.absent) // 4
         sign = 1.0 if self.present[:cut].mean() >= self.absent[:cut].mean() else -1.0
         absent, present = sign * self.absent, sign * self.present
@@ -118,7 +127,7 @@ class HypothesisSamples:
 
 
 def testable(claims: Sequence[Claim], samples: int, alpha: float) -> list[Claim]:
-    """Those claims that `samples` samples of each world could refute."""
+    """Return the claims that `samples` samples of each world could refute."""
     perfect = Counts(true_positives=samples, false_positives=0, trials=samples)
     return [
         claim
@@ -128,7 +137,7 @@ def testable(claims: Sequence[Claim], samples: int, alpha: float) -> list[Claim]
 
 
 def _counts(low: Reals, high: Reals, claim: Claim, cut: int) -> Counts:
-    """Counts beyond the threshold that the first `cut` samples choose."""
+    """Count samples beyond the threshold that the first `cut` samples choose."""
     threshold = _threshold(low[:cut], high[:cut], claim)
     return Counts(
         true_positives=int((high[cut:] > threshold).sum()),
@@ -138,14 +147,17 @@ def _counts(low: Reals, high: Reals, claim: Claim, cut: int) -> Counts:
 
 
 def _threshold(low: Reals, high: Reals, claim: Claim) -> float:
-    """Where P[high] - e^ε P[low] - δ is largest, in units of its standard error."""
+    """Return the threshold that maximises P[high] - e^ε P[low] - δ.
+
+    The maximum is in units of the standard error.
+    """
     pooled = np.unique(np.concatenate([low, high]))
     middles = (pooled[1:] + pooled[:-1]) / 2
     if len(middles) == 0:
         return float(pooled[0])
     middles = middles[:: max(1, len(middles) // THRESHOLDS)]
     size = len(low)
-    # One more of either kind than was seen: a chance of zero has an error, too.
+    # Each count is one more than was seen, because a chance of zero also has an error.
     hit = (size - np.searchsorted(np.sort(high), middles, side="right") + 1) / (size + 2)
     alarm = (size - np.searchsorted(np.sort(low), middles, side="right") + 1) / (size + 2)
     factor = math.exp(claim.epsilon)

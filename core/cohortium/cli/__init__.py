@@ -1,6 +1,6 @@
-"""The `cohortium` command: thin; each command says what it wants of the floors below.
+"""The `cohortium` command, a thin layer over the library.
 
-One module for each group of commands; `GROUPS` is the order in which the help shows them.
+Each group of commands has a module. `GROUPS` is the order in which the help lists them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, by the shells' custom."""
+"""Exit code after Ctrl-C, as shells define it."""
 
 GROUPS = MappingProxyType(
     {
@@ -43,7 +43,7 @@ GROUPS = MappingProxyType(
         "Plugins": (plugins, check, new_plugin),
     }
 )
-"""Every command, under the heading that the help gives it."""
+"""Every command, under its heading in the help."""
 
 app = typer.Typer(
     name="cohortium",
@@ -81,14 +81,17 @@ for group, commands in GROUPS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: a user's mistake is one sentence and an exit code, never a traceback."""
+    """Run the console script.
+
+    A user's mistake prints one sentence and sets an exit code. It never prints a traceback.
+    """
     spell()
     try:
         app(args=arguments, standalone_mode=True)
     except CohortiumError as error:
         typer.echo(sanitize(f"cohortium: {error}"), err=True)
         sys.exit(error.exit_code)
-    except Exception as error:  # noqa: BLE001 - told in full
+    except Exception as error:  # noqa: BLE001 - printed in full
         if is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
             typer.echo(
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 err=True,
             )
             sys.exit(1)
-        # Nothing that a user did wrong: whoever mends it needs the traceback, and whose it is.
+        # No user's mistake: its developer needs the traceback, and the name of the faulty package.
         from cohortium.catalog.discovery import discover
 
         typer.echo(sanitize(traceback.format_exc()), err=True)

@@ -1,4 +1,7 @@
-"""What the shell is offered where a word is not finished; it must be quick, and never fail."""
+"""Shell completion of unfinished words.
+
+It must be quick and must never fail.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Words = list[tuple[str, str]]
-"""Words, and a note on each: so short that no shell's script has to break it."""
+"""Words with a note each. Notes are short, so that no shell's script has to break them."""
 
 
 def plugin_names(incomplete: str) -> Words:
-    """Plugins and what they offer."""
+    """Return the names of plugins and of their offers."""
     from cohortium.catalog.discovery import discover
 
     found = {record.name: f"plugin, {record.status}" for record in discover().records}
@@ -22,21 +25,24 @@ def plugin_names(incomplete: str) -> Words:
 
 
 def observer_names(incomplete: str) -> Words:
-    """Observers."""
+    """Return the names of observers."""
     from cohortium.catalog.discovery import discover
 
     return _beginning(incomplete, dict.fromkeys(discover().names("observer"), "observer"))
 
 
 def roles(incomplete: str) -> Words:
-    """What a plugin can be."""
+    """Return the roles that a plugin can have."""
     from cohortium.roles import ROLES
 
     return _beginning(incomplete, dict.fromkeys(ROLES, ""))
 
 
 def overrides(incomplete: str) -> Words:
-    """Keys of a study as `table.key=`; of a table, those of all that could fill its role."""
+    """Return keys of a study as `table.key=`.
+
+    For a table, these are the parameters of all offers that could fill its role.
+    """
     from cohortium.catalog.discovery import discover
     from cohortium.catalog.parameters import parameters_of
     from cohortium.errors import PluginError
@@ -60,7 +66,10 @@ def overrides(incomplete: str) -> Words:
 
 
 def run_folders(incomplete: str) -> list[str]:
-    """Folders that hold a run's record, and those one level below the others."""
+    """Return folders with a run's record.
+
+    The search covers one level, and one more level below folders without a record.
+    """
     above = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     try:
         return sorted(

@@ -1,4 +1,4 @@
-"""`cohortium run` of a grid, and `cohortium compare`: many runs, and the difference of two."""
+"""`cohortium run` of a grid, and `cohortium compare`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def run_grid(
     own: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Do what is not finished of a grid, and write its table; exit with 1 if a run failed."""
+    """Run the unfinished cells of a grid, and write its table.
+
+    Exits with 1 if a run failed.
+    """
     from cohortium import grid as grids
 
     folder = out or Path("runs") / grid.name
@@ -60,7 +63,10 @@ def run_grid(
 
 
 def warn_ignored_keys(grid: Grid, only: Sequence[str]) -> None:
-    """Say which keys of the file, and of the settings, the chosen cells leave out."""
+    """Print the keys that the chosen cells ignore.
+
+    They are keys of the file and of the settings.
+    """
     cells = {cell.name: cell for cell, _ in grid.select(only)}
     sanitize = [sentence for cell in cells.values() for sentence in cell.ignored_keys]
     for sentence in dict.fromkeys([*grid.ignored_keys, *sanitize]):
@@ -68,7 +74,10 @@ def warn_ignored_keys(grid: Grid, only: Sequence[str]) -> None:
 
 
 def _dry_run(runs: Sequence[GridRun]) -> None:
-    """List the runs, and prepare each cell that has any to do; exit with 2 if one is refused."""
+    """List the runs, and prepare each cell that has unfinished runs.
+
+    Exits with 2 if a cell is refused.
+    """
     from cohortium import grid as grids
 
     waiting = [(each.cell, each.seed) for each in runs if each.state != "finished"]
@@ -80,7 +89,10 @@ def _dry_run(runs: Sequence[GridRun]) -> None:
 
 
 def plan_grid(grid: Grid, *, only: Sequence[str], epsilons: Sequence[float], as_json: bool) -> None:
-    """One table of what each cell promises, before any training; exit with 2 if one is refused."""
+    """Print one table of each cell's forecast, before any training.
+
+    Exits with 2 if a cell is refused.
+    """
     from cohortium import grid as grids
     from cohortium.catalog.discovery import discover
 
@@ -110,7 +122,7 @@ def _end_refused(found: Iterable[CellForecast]) -> None:
 
 
 def _print_outcome(outcome: GridRunResult, count: str) -> None:
-    """One line for each run, on the way."""
+    """Print one line for each run when it ends."""
     if outcome.traceback:
         typer.echo(sanitize(outcome.traceback), err=True)
     if outcome.failure:
@@ -126,9 +138,9 @@ def compare(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell by how much one is better than another.
+    """Measure the difference in accuracy between two runs or cells.
 
-    A paired bootstrap over seeds and test images gives the interval; it takes three seeds.
+    A paired bootstrap over seeds and test images gives the interval. It needs three seeds.
 
     Examples:
       cohortium compare runs/paper/sites=10,privacy=off runs/paper/sites=10,privacy=on

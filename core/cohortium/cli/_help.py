@@ -1,4 +1,4 @@
-"""How commands stand in the help: in groups, each with a sentence and with examples."""
+"""Layout of the help: commands in groups, with sentences and examples."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Grouped(TyperGroup):
-    """Lists the commands under the names of their groups, in the order of their registration."""
+    """A group that lists commands under their headings, in order of registration."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Look the command up; refuse the old name of one.
+        """Look up the command, and refuse an old name.
 
         Raises:
             StudyError: The name is an old one.
@@ -36,7 +36,7 @@ class Grouped(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The names of the commands, unsorted."""
+        """Return the names of the commands, unsorted."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -55,14 +55,14 @@ class Grouped(TyperGroup):
 
 
 class Worded(TyperCommand):
-    """A command whose arguments are explained, whichever click is installed.
+    """A command whose arguments are explained, with any version of click.
 
-    From 8.5 on click forgets the help that typer 0.20 gives an argument, and that typer escapes
-    brackets for a printer that is not used here.
+    From 8.5 on, click drops the help that typer 0.20 gives an argument. In addition, that typer
+    escapes brackets for a printer that is not used here.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; refuse the old name of an option.
+        """Parse the arguments, and refuse the old name of an option.
 
         Raises:
             StudyError: The name is an old one.
@@ -74,7 +74,7 @@ class Worded(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what there is to say about each argument and option."""
+        """Write the help text of each argument and option."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         texts = _arguments(self.callback)
         for parameter in self.get_params(ctx):
@@ -91,7 +91,7 @@ class Worded(TyperCommand):
 
 
 def _arguments(command: Callable[..., object] | None) -> dict[str, str]:
-    """What a command says about its arguments, by their names."""
+    """Return the help texts of a command's arguments, by name."""
     hints = typing.get_type_hints(command, include_extras=True)
     notes = ((name, note) for name, hint in hints.items() for note in _notes(hint))
     return {name: note.help or "" for name, note in notes if isinstance(note, ArgumentInfo)}
@@ -102,5 +102,8 @@ def _notes(hint: object) -> tuple[object, ...]:
 
 
 def help_text(command: Callable[..., None]) -> str:
-    """The docstring of `command` as click shows it: its examples stay one a line."""
+    """Return the docstring of `command` as click shows it.
+
+    Each example stays on a line of its own.
+    """
     return (inspect.getdoc(command) or "").replace("\nExamples:\n", "\n\b\nExamples:\n")

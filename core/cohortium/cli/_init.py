@@ -33,8 +33,8 @@ def init(
 ) -> None:
     """Write a commented study that runs at once.
 
-    Asks four questions, those that no option answers: the data, the sites, the privacy and the
-    aggregation.
+    Asks four questions: the data, the sites, the privacy and the aggregation. It skips questions
+    that an option answers.
 
     Examples:
       cohortium init
@@ -76,9 +76,13 @@ def init(
 def _answer(
     given: Any, question: str, *, default: Any, yes: bool, read: Callable[[Any], Any] = lambda a: a
 ) -> Any:
-    """What an option says, or else a person, or the default where nobody is to be asked.
+    """Return the option's value, the user's answer, or the default.
 
-    A person is asked again where `read` makes nothing of the answer.
+    With `yes`, the default is taken without a question. The question is repeated while `read`
+    refuses the answer.
+
+    Raises:
+        StudyError: `read` refuses the option's value, or there is no terminal to ask on.
     """
     if given is not None:
         return read(given)

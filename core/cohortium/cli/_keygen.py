@@ -22,7 +22,7 @@ def keygen(
         Path | None, typer.Option(help="A key that is there; none is made.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Make a site's signing key, or show one's public half.
+    """Create a site's signing key, or print the public half of one.
 
     Prints the site's line for the directory that every party pins.
 

@@ -1,4 +1,4 @@
-"""`cohortium ledger`: what has been spent of a hospital's data."""
+"""`cohortium ledger`: the privacy budget spent on a site's data."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def ledger(
         bool, typer.Option("--json", help="Print as JSON; an ε without bound is null.")
     ] = False,
 ) -> None:
-    """Show what was spent of a hospital's data.
+    """Show the privacy budget spent on a site's data.
 
-    Run by run and together, against the budget that the site file sets.
+    Prints each run and the total, against the budget in the site file.
 
     Examples:
       cohortium ledger site.toml

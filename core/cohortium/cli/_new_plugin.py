@@ -1,4 +1,4 @@
-"""`cohortium new-plugin`: a package to start from."""
+"""`cohortium new-plugin`: a package from which to start a plugin."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def new_plugin(
     ],
     out: Annotated[Path, typer.Option(help="Folder that the package's own is made in.")] = Path(),
 ) -> None:
-    """Write a package to start a plugin from.
+    """Write a package from which to start a plugin.
 
-    It installs, is found, and passes its check and its own tests at once.
+    The package installs, is found, and passes its check and its own tests at once.
 
     Examples:
       cohortium new-plugin my-model --role model

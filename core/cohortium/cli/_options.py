@@ -1,4 +1,7 @@
-"""Arguments and options that several commands share, and how a study is read of them."""
+"""Arguments and options that several commands share.
+
+Commands read their study from them.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +42,15 @@ RunFolder = Annotated[
 def federation_of(
     study: Path | None, overrides: list[str] | None, *, is_quiet: bool = False
 ) -> Federation:
-    """The study that a command is given; see `Federation.read`.
+    """Return the study that a command's arguments describe, as `Federation.read` does.
 
     Args:
         study: The argument `Study`.
         overrides: The option `Overrides`.
-        is_quiet: Say nothing of what they leave out of the file.
+        is_quiet: Whether to print nothing about ignored keys of the file.
 
     Raises:
-        CohortiumError: It is none.
+        CohortiumError: They describe no valid study.
     """
     from cohortium.federation import Federation
 
@@ -58,7 +61,7 @@ def federation_of(
 
 
 def warn_ignored_keys(study: Path | None, overrides: list[str] | None) -> None:
-    """Say which keys of the study's file the settings leave out, a sentence for each setting."""
+    """Print the keys of the study's file that each setting leaves out."""
     from cohortium.study import study_file as studies
 
     for sentence in studies.ignored_keys(study, overrides or []):

@@ -1,4 +1,4 @@
-"""`cohortium plugins` and `check`: what is installed, and whether it keeps its contract."""
+"""`cohortium plugins` and `check`: the installed plugins, and tests of their contracts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cohortium.catalog.parameters import Parameter
 
 TERMS_TABLE = "federation"
-"""The table of a study that is no plugin's."""
+"""The table of a study that belongs to no plugin."""
 
 
 def plugins(
@@ -32,9 +32,9 @@ def plugins(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False,
 ) -> None:
-    """List the installed plugins, or the parameters of one, or the keys of [federation].
+    """List the installed plugins, one's parameters, or the keys of [federation].
 
-    Exits with 1 if any of them cannot be used, and says why.
+    Exits with 1 if any of them cannot be used, and prints the reason.
 
     Examples:
       cohortium plugins
@@ -88,7 +88,10 @@ def _print_catalog(catalog: Catalog) -> None:
 
 
 def _described(offering: CatalogEntry) -> dict[str, Any]:
-    """An offer and its parameters, as plain values; a plugin's unreadable ones are its own."""
+    """Return an offer and its parameters as plain values.
+
+    Parameters that cannot be read are left out, because that is the plugin's fault.
+    """
     from cohortium.catalog.parameters import parameters_of
 
     offer = offering.offer
@@ -120,7 +123,7 @@ def _print_details(offering: CatalogEntry) -> None:
 
 
 def _print_terms(*, as_json: bool) -> None:
-    """The keys of a study's [federation]."""
+    """Print the keys of a study's [federation]."""
     from cohortium.catalog.parameters import parameters_of
     from cohortium.roles.hooks import Offer
     from cohortium.study.study import FEDERATION_KEYS, Study
@@ -165,9 +168,9 @@ def check(
         typer.Option("--set", help="key=value, a parameter to make it with; may be repeated."),
     ] = None,
 ) -> None:
-    """Hold a plugin to its contract.
+    """Check a plugin against its contract.
 
-    Exits with 1 if it breaks a promise of one of its roles.
+    Exits with 1 if it breaks the contract of one of its roles.
 
     Examples:
       cohortium check secagg

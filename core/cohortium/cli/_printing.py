@@ -1,4 +1,4 @@
-"""Where a command prints its tables."""
+"""The console on which commands print their tables."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDEST = 1 << 16
-"""Columns of what is no terminal: nothing is wrapped or cut there, as programs read it."""
+"""Columns of an output that is no terminal. Programs read it, so nothing is wrapped or cut."""
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal it is, or as its text."""
-    # Here, since rich takes longer to import than `--help` to print.
+    """Return standard output, as wide as its terminal or as its text."""
+    # Imported here because rich takes longer to import than `--help` takes to print.
     from rich.console import Console
 
     made = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""`cohortium plan` and `cohortium audit`: what a study promises, foretold and measured."""
+"""`cohortium plan` and `cohortium audit`: forecast and tests of a guarantee."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def plan(
     only: Only = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell a study's numbers before any training; of a grid, those of each cell.
+    """Compute a study's or a grid's numbers before any training.
 
-    Steps and batches, noise, ε by round, bytes, and how many sites may be missing or colluding.
+    Prints steps and batches, noise, ε by round, bytes, and how many sites may drop out or collude.
 
     Examples:
       cohortium plan
@@ -48,7 +48,7 @@ def plan(
     if only:
         raise StudyError("--only is for a study file with a [grid].")
     federation = federation_of(study, overrides, is_quiet=as_json)
-    # Before anything is loaded.
+    # Checks the budgets before anything is loaded.
     forecast.with_budgets(federation.privatizer, epsilon or [])
     outlooks = forecast.forecast(federation.prepare(), epsilon or [])
     if as_json:
@@ -77,7 +77,7 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="A file for the findings as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Hold a study's guarantee against measurement.
+    """Test a study's guarantee by measurement.
 
     Exits with 1 if the claim is refuted.
 

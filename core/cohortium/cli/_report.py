@@ -1,4 +1,4 @@
-"""`cohortium report`: what came of a run, or of several, as one page."""
+"""`cohortium report`: the results of one or several runs on one page."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def report(
 ) -> None:
     """Write one page about a run, or about several side by side.
 
-    It needs no network, and neither does the page. A run that is not finished is told of as far
-    as it has come.
+    Neither the command nor the page needs a network. The page of an unfinished run covers the
+    rounds so far.
 
     Examples:
       cohortium report runs/first

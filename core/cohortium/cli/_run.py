@@ -1,4 +1,4 @@
-"""`cohortium run` and `resume`: a study is run, or goes on, and is watched."""
+"""`cohortium run` and `resume`: start or resume a study, and observe it."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, or go on with a grid of them; without one, the quick start.
+    """Run a study, continue a grid, or run the quick start.
 
-    The quick start deals made-up blood cells to ten simulated hospitals, and trains under
-    differential privacy and secure aggregation.
+    The quick start, without a study, distributes made-up blood cells over ten simulated sites. It
+    trains under differential privacy and secure aggregation.
 
     Examples:
       cohortium run
@@ -100,9 +100,9 @@ def resume(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run that was stopped, killed or failed.
+    """Resume a run that was stopped, killed or failed.
 
-    It goes on after the last round that was finished, with the study in the folder.
+    It continues after the last completed round, with the study in the folder.
 
     Examples:
       cohortium resume runs/first
@@ -118,22 +118,23 @@ def resume(
 
 
 def _own_observers(*, is_quiet: bool) -> list[str]:
-    """Names of the command's own observers."""
+    """Return the names of the command's own observers."""
     return [] if is_quiet else ["progress"]
 
 
 def _with_observers(
     federation: Federation, wanted: list[str] | None, *, is_quiet: bool
 ) -> tuple[Federation, list[Observer]]:
-    """The study, quiet where that is asked for, and the observers that are the command's own.
+    """Return the study with its observers, and the command's own observers.
 
-    Those that are asked for stand in the study, so that a run that goes on tells them again.
+    Quiet mode drops the progress display, even if the study asks for it. Requested observers become
+    part of the study, so that a resumed run informs them again.
     """
     from cohortium.catalog import construction
     from cohortium.catalog.discovery import discover
 
     names = federation.observers
-    if is_quiet:  # also where the study itself asks for it
+    if is_quiet:  # also if the study itself asks for it
         names = tuple(name for name in names if name != "progress")
     catalog = discover()
     for name in wanted or []:
@@ -149,7 +150,10 @@ def _with_observers(
 
 @contextlib.contextmanager
 def _write_report_after(folder: Path) -> Iterator[None]:
-    """Write the report of the run in `folder` once the body is over, also where the run failed."""
+    """Write the report of the run in `folder` after the body.
+
+    It is written even if the run failed.
+    """
     from cohortium import reporting
 
     try:

@@ -1,4 +1,4 @@
-"""`cohortium site` and `cohortium rehearse`: a site's server, and a rehearsal of it."""
+"""`cohortium site` and `cohortium rehearse`: a site's server and its rehearsal."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def site(
         bool, typer.Option("--check", help="Try the hospital's own files, and serve nothing.")
     ] = False,
 ) -> None:
-    """Serve a hospital.
+    """Serve a site.
 
-    Answers the runs that its policy allows, on a socket that only this machine reaches.
+    Answers the runs that the site's policy allows, on a socket that only this machine reaches.
 
     Examples:
       cohortium site site.toml --check
@@ -71,9 +71,9 @@ def rehearse(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
 ) -> None:
-    """Deal a study's data to hospitals on paper.
+    """Create a rehearsal deployment from a simulated study.
 
-    Writes a folder for each, and the study of their deployment, to rehearse it.
+    Writes one folder per site and the deployment's study file.
 
     Examples:
       cohortium rehearse study.toml --out rehearsal

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends between two attempts, and says how it goes on."""
+"""Ctrl-C and SIGTERM, which end a run between two attempts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ NOTICE = b"cohortium: stopping after this round; once more to stop at once.\n"
 
 @contextlib.contextmanager
 def stop_on_signal(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Whether somebody has asked this process to end, while the body drives the run in `folder`.
+    """Yield a check for a stop request.
 
-    The first signal lets the attempt that is under way be finished, since it is paid for; a
-    second one, or one that comes before the first round, ends the body where it stands.
+    The body drives the run in `folder`. After the first signal, the attempt in progress is
+    completed, because it is already paid for. A second signal ends the body at once. So does a
+    signal before the first round.
 
     Raises:
-        StoppedError: It was ended; the sentence says how the run goes on.
+        StoppedError: A signal ended the run. The sentence says how to resume it.
     """
     from cohortium.runs.run_directory import has_checkpoint, resume_command
 
@@ -38,7 +39,7 @@ def stop_on_signal(folder: Path) -> Iterator[Callable[[], bool]]:
         if asked.is_set() or not has_checkpoint(folder):
             raise KeyboardInterrupt
         asked.set()
-        # Not by way of a buffer, which the signal may have interrupted.
+        # Written without a buffer, because the signal may have interrupted the buffer.
         os.write(2, NOTICE)
 
     before = {number: signal.signal(number, note) for number in SIGNALS}

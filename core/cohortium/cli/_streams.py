@@ -1,4 +1,4 @@
-"""What a terminal, a pipe or a file takes: text that its encoding lacks is spelled, no error."""
+"""Standard streams that spell characters missing from their encoding, instead of failing."""
 
 from __future__ import annotations
 
@@ -19,40 +19,52 @@ SPELLINGS = MappingProxyType(
         "▁": "_", "▂": "_", "▃": "-", "▄": "-", "▅": "=", "▆": "=", "▇": "#", "█": "#",
     }
 )  # fmt: skip
-"""Characters of ours that ASCII has no sign for.  Powers and indices are taken apart, and the
-patterns of dots that turn while one waits are one."""
+"""Our characters that ASCII lacks. Powers and indices are decomposed. All patterns of dots that
+turn during a wait share one spelling."""
 
 SPELLED = "cohortium-spelled"
-"""The name of the error handler that uses them."""
+"""Name of the error handler that uses `SPELLINGS`."""
 
 
 def spell() -> None:
-    """From now on print to any encoding; called once, before a command says anything."""
+    """Make standard streams print to any encoding.
+
+    Called once, before a command prints anything.
+    """
     codecs.register_error(SPELLED, _spelled)
     sys.stdout, sys.stderr = _spelling(sys.stdout), _spelling(sys.stderr)
 
 
 def json_text(value: Any, *, allow_nan: bool = True) -> str:
-    """`value` for standard output: readable where that is UTF-8, and JSON wherever it is not."""
+    """Return `value` as JSON for standard output.
+
+    The JSON is readable if the output is UTF-8, and plain ASCII otherwise.
+    """
     name = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name
     is_plain = not name.startswith("utf")
     return json.dumps(value, indent=2, ensure_ascii=is_plain, allow_nan=allow_nan)
 
 
 def _spelling(stream: Any) -> Any:
-    """`stream`, in which no character fails; one that is not Python's own is left as it is."""
+    """Return `stream`, changed so that no character fails.
+
+    A stream that is not Python's own is returned unchanged.
+    """
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     if codecs.lookup(stream.encoding).name == "ascii":
         is_line_buffered = stream.line_buffering
         return _Ascii(stream.detach(), "latin-1", SPELLED, line_buffering=is_line_buffered)
-    with contextlib.suppress(OSError):  # it was replaced by another file, unknown to Python
+    with contextlib.suppress(OSError):  # another file replaced it, unknown to Python
         stream.reconfigure(errors=SPELLED)
     return stream
 
 
 class _Ascii(io.TextIOWrapper):
-    """A stream of ASCII.  Under that name click would take it for a mistake, and write UTF-8."""
+    """A stream of ASCII.
+
+    Its encoding has another name, because click takes "ascii" for a mistake and writes UTF-8.
+    """
 
     def write(self, text: str, /) -> int:
         """Write `text`, spelled."""
@@ -61,7 +73,10 @@ class _Ascii(io.TextIOWrapper):
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for characters that cannot be encoded: a spelling, or else their numbers."""
+    """Return a replacement for characters that cannot be encoded.
+
+    It is a spelling if there is one, and otherwise the characters' numbers.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]

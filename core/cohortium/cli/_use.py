@@ -1,4 +1,4 @@
-"""`cohortium predict` and `cohortium export`: the trained model in use."""
+"""`cohortium predict` and `cohortium export`: use of a trained model."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def predict(
 ) -> None:
     """Classify images with a run's model.
 
-    Writes one row an image: its name, the class that it is called, and every class's probability.
-    Images have to be as the training images were: nothing is resized or recoloured.
+    Writes one row per image: its name, the predicted class, and the probability of every class.
+    Images must have the same form as the training images. Nothing is resized or recoloured.
 
     Examples:
       cohortium predict runs/first slides/
@@ -67,7 +67,7 @@ def predict(
         return
     text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if as_json else _csv(rows)
     try:
-        # A file's name need be no text: what is none is spelled.
+        # A file's name may not be valid text. Its invalid bytes are escaped.
         atomic_create(out, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}.") from error
@@ -88,7 +88,10 @@ def _rows(
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """A header and one line an image; probabilities to six digits."""
+    """Return a header and one line per image.
+
+    Probabilities have six digits.
+    """
     head = [["image", "predicted", *rows[0]["probabilities"]]] if rows else []
     shares = ([f"{share:.6f}" for share in row["probabilities"].values()] for row in rows)
     lines = ([r["image"], r["predicted"], *s] for r, s in zip(rows, shares, strict=True))
@@ -108,8 +111,9 @@ def export(
 ) -> None:
     """Export a run's model, with a model card.
 
-    Writes the weights as safetensors, the whole classifier as a program that torch alone can load
-    (raw images in, probabilities out), and a model card: what is promised, of what, and its limits.
+    Writes the weights as safetensors. Writes the whole classifier as a program that torch alone can
+    load: raw images in, probabilities out. Writes a model card with the guarantee, the data and the
+    limits.
 
     Examples:
       cohortium export runs/first

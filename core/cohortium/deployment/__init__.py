@@ -1,1 +1,1 @@
-"""A site's server, its configuration and its policy, and the study lead's side."""
+"""A site's server, configuration and policy, and the study lead's side."""

@@ -1,13 +1,16 @@
-"""What a hospital makes of an invitation: a study, of parts that its policy allows.
+"""Admission of an invitation: a study that the site's policy allows.
 
 Guarantees:
-    Nothing but the tables of `run.AGREED`, and of [federation] the terms of `invite.SHARED_KEYS`,
-    is accepted: an invitation cannot name a data set, an engine, an observer or a file.
-    No plugin is called, and no class of it is made, before the hospital's policy has been asked by
-    name, for parts inside parts too.
-    A parameter that its plugin declares to name code or files of the machine
-    (`Offer.local_parameters`) has a value that the policy lists, or its default.
-    Every value is converted strictly to its parameter's type; nothing is evaluated or unpickled.
+    Only the tables of `AGREED` are accepted, and of [federation] only the terms of `SHARED_KEYS`.
+    An invitation cannot name a data set, an engine, an observer or a file.
+
+    The site's policy checks every plugin by name before any plugin is called or instantiated. This
+    includes parts inside parts.
+
+    A plugin declares parameters that name code or files of the machine (`Offer.local_parameters`).
+    Each has its default, or a value that the policy lists.
+
+    Every value is converted strictly to its parameter's type. Nothing is evaluated or unpickled.
 """
 
 from __future__ import annotations
@@ -41,18 +44,19 @@ if TYPE_CHECKING:
     from cohortium.roles.values import SiteId
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-"""What torch may be asked to compute on."""
+"""Devices on which a study may ask torch to compute."""
 
 MAX_THREADS = 32
-"""Of torch, on a machine of fewer processors.  Many more than there are take most of their time."""
+"""Most threads of torch, on a machine of fewer processors. With many more threads than processors,
+most of the time is spent on the threads."""
 
 
 def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
-    """The study that a hospital is invited to.
+    """Build the study of an invitation.
 
     Raises:
-        RefusalError: It is below a floor of `policy`, or cannot be made here.
-        StudyError: It asks for something that cannot be.
+        RefusalError: It is below a floor of `policy`, or cannot be built here.
+        StudyError: It asks for something impossible.
     """
     where = "the invitation"
     shared = toml.loads(invitation.study, where=where)
@@ -77,10 +81,10 @@ def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
 
 @frozen
 class NoEngine:
-    """The engine at a hospital: it sends nothing of itself."""
+    """Engine of a study at a site, which sends nothing itself."""
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:  # noqa: ARG002
-        """Refuse: hospitals do not start runs."""
+        """Refuse, because sites do not start runs."""
         raise StudyError("a hospital's side of a study cannot be run.")
 
 
@@ -103,7 +107,10 @@ def _require_allowed(policy: SitePolicy, offering: CatalogEntry, table: Mapping[
 
 
 def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    """Refuse another version of cohortium, or of a plugin; other packages may differ."""
+    """Refuse another version of cohortium, or of a plugin.
+
+    Other packages may differ.
+    """
     for name, version in version_differences(theirs, ours).items():
         if name == "cohortium" or name.startswith("plugin "):
             _refuse(
@@ -114,7 +121,7 @@ def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> Non
 
 
 def _require_bounds(terms: Mapping[str, Any], policy: SitePolicy) -> None:
-    """Refuse what would be asked of this machine rather than of the study."""
+    """Refuse excessive demands on this machine: attempts, sites, devices or threads."""
     numbers = {key: value for key, value in terms.items() if isinstance(value, int)}
     attempts = numbers.get("rounds", 0) + numbers.get("retries", 0)
     policy.admit_terms(sites=numbers.get("sites", 0), attempts=attempts)

@@ -1,4 +1,7 @@
-"""What a stranger can make a site's log say: so many sentences a minute, and the rest counted."""
+"""Limit on the log lines that a stranger can cause.
+
+A span has so many sentences, and the rest are counted.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_SENTENCES = 20
-"""Sentences of a span."""
+"""Sentences in a span."""
 
 SPAN_SECONDS = 60.0
-"""Seconds."""
+"""Length of a span in seconds."""
 
 MAX_LENGTH = 4000
 """Characters of a sentence."""
@@ -23,18 +26,22 @@ MAX_LENGTH = 4000
 
 @define(eq=False)
 class Throttle:
-    """Passes at most `limit` sentences in a span on to `tell`, and counts the others.
+    """Filter that passes on `limit` sentences in a span.
+
+    It counts the others.
 
     Guarantees:
-        In any run of spans at most `limit` + 1 sentences are passed on for each, of at most
-        `MAX_LENGTH` characters.  None is dropped uncounted, once `close` was called.
+        Over consecutive spans, at most `limit` + 1 sentences per span are passed on. Each has at
+        most `MAX_LENGTH` characters.
+
+        After `close`, a summary has counted every sentence that was not passed on.
 
     Attributes:
-        tell: Told of what is passed on.
+        tell: Receives the sentences that are passed on.
         what: The kind of sentence, for the summary: "refused" in "12 more refused …".
-        limit: Sentences of a span.
-        span: Seconds.
-        clock: Seconds, from anywhere.
+        limit: Sentences in a span.
+        span: Length of a span in seconds.
+        clock: Returns seconds since any fixed moment.
     """
 
     tell: Callable[[str], None]
@@ -58,7 +65,7 @@ class Throttle:
                 self.tell(sentence[:MAX_LENGTH])
 
     def close(self) -> None:
-        """Say how many were held back since the last summary."""
+        """Write the number of sentences held back since the last summary."""
         with self._lock:
             self._summarise(self.clock())
             self._begun = None

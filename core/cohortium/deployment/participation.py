@@ -1,4 +1,4 @@
-"""What a hospital keeps of the runs that it takes part in, so that a restart ends none of them."""
+"""A site's records of its runs, so that a restart ends none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_STORED_RUNS = 16
-"""Runs that are kept on the disk; older ones go."""
+"""Most runs kept on disk. Older ones are deleted."""
 
 DIGEST_BYTES = 32
 
@@ -24,48 +24,53 @@ INVITATION, REPLY = "invitation", "reply"
 """The files of a run."""
 
 _NAME = re.compile(r"[0-9a-f]{32}")
-"""Of a run's folder: its session."""
+"""Form of a run's folder name: its session."""
 
 _BEYOND = 1 << 20
-"""Bytes of an answer beside its vector, at most."""
+"""Most bytes of an answer in addition to its vector."""
 
 
 @define
 class Participation:
-    """One run, in a folder of its own: the invitation, and the last answer that left.
+    """Record of one run: the invitation, and the last answer sent.
+
+    It has a folder of its own.
 
     Guarantees:
-        `save_reply` and `ParticipationStore.add` return when what they were given is durable.
+        `save_reply` and `ParticipationStore.add` return only after their data are durable.
     """
 
     folder: Path
     _last: tuple[bytes, bytes] | None = field(default=None, init=False, repr=False)
 
     def invitation(self) -> bytes | None:
-        """The invitation's bytes, or None."""
+        """Return the invitation's bytes, or None."""
         return _content(self.folder / INVITATION)
 
     def reply(self, digest: bytes) -> bytes | None:
-        """The answer to the request with this digest, if it was the last to be answered."""
+        """Return the answer to this request, if it was answered last.
+
+        `digest` is the request's digest.
+        """
         if self._last is None:
             kept = _content(self.folder / REPLY) or b""
             self._last = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
         return self._last[1] if self._last[0] == digest else None
 
     def save_reply(self, digest: bytes, reply: bytes) -> None:
-        """Keep an answer before it leaves, in place of the one before.
+        """Save an answer before it is sent, replacing the previous one.
 
         Raises:
-            RefusalError: It could not be kept, so it must not leave.
+            RefusalError: The answer could not be saved, so it must not be sent.
         """
         _put(self.folder / REPLY, digest + reply)
         self._last = digest, reply
 
     def require_room(self, size: int) -> None:
-        """Refuse to go on where an answer with a vector of `size` bytes could not be kept.
+        """Refuse to continue without room for an answer of `size` bytes.
 
         Raises:
-            RefusalError: It could not; nothing is kept.
+            RefusalError: An answer with such a vector could not be saved. Nothing is written.
         """
         try:
             require_room(self.folder, size + _BEYOND)
@@ -73,7 +78,7 @@ class Participation:
             raise _unusable() from error
 
     def delete(self) -> None:
-        """Remove the run's own files, and its folder if nothing else is in it.
+        """Remove the run's own files, and its folder if empty.
 
         Raises:
             OSError: They cannot be removed.
@@ -81,26 +86,26 @@ class Participation:
         sweep(self.folder)
         for name in (INVITATION, REPLY):
             (self.folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody else's files stand
+        with contextlib.suppress(OSError):  # files of others remain
             self.folder.rmdir()
 
 
 @frozen
 class ParticipationStore:
-    """The runs that a hospital takes part in, in one folder that only its owner can read.
+    """The runs of a site, in a folder only for its owner.
 
     Guarantees:
-        Nothing is removed but files of runs: in a folder that is named by a session and holds an
-        invitation, the invitation and the answer.  Whatever else lies there stands.
+        Only files of runs are removed. In a folder that is named by a session and holds an
+        invitation, these are the invitation and the answer. Anything else in the folder remains.
     """
 
     folder: Path
 
     def require_usable(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            RunError: It cannot be made, or written to.
+            RunError: It cannot be created, or cannot be written to.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,16 +114,16 @@ class ParticipationStore:
             raise RunError(f"cannot write to {self.folder}: {error.strerror}.") from error
 
     def for_session(self, session: bytes) -> Participation:
-        """The run's, whether or not there is anything yet."""
+        """Return the record of a run, with or without files yet."""
         return Participation(self.folder / session.hex())
 
     def add(
         self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]
     ) -> None:
-        """Keep an invitation; of other runs than those of `keep`, the oldest go.
+        """Save an invitation, and delete the oldest runs outside `keep`.
 
         Raises:
-            RefusalError: It could not be kept.
+            RefusalError: The invitation could not be saved.
         """
         try:
             participation.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,7 +139,7 @@ class ParticipationStore:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether `path` is a folder that `ParticipationStore.add` has made."""
+    """Return whether `path` is a folder that `ParticipationStore.add` has created."""
     return (
         _NAME.fullmatch(path.name) is not None
         and not path.is_symlink()

@@ -1,9 +1,9 @@
-"""A deployment to rehearse: a simulation's hands, each as the folder of a hospital of its own.
+"""Rehearsal deployment: each simulated site as a folder of its own.
 
 DIR/study.toml            the study of the deployment, for the study lead
 DIR/public.npz            its validation and test images, where there are some
 DIR/directory.txt         the sites' public keys
-DIR/site-0/site.toml      one hospital: give its folder away, and to nobody else
+DIR/site-0/site.toml      one site: give its folder away, and to nobody else
 DIR/site-0/data.npz · identity.pem · ledger.sqlite · directory.txt
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def deal(prepared: PreparedStudy, folder: Path, *, engine: str = "flower") -> None:
-    """Write the files of a deployment that is like a simulation.
+    """Write the files of a deployment that corresponds to a simulation.
 
     Args:
         prepared: The simulation.
@@ -41,13 +41,14 @@ def deal(prepared: PreparedStudy, folder: Path, *, engine: str = "flower") -> No
         engine: Of the deployment.
 
     Guarantees:
-        A hospital's folder is for its owner alone, and holds no other hospital's data or key.
-        The hospitals' examples are those of the simulated sites, in the same order: with seeded
-        noise, one version of everything and equal threads, both give the same weights.
+        Only its owner can read a site's folder. The folder contains no other site's data or key.
+
+        The sites' examples are those of the simulated sites, in the same order. With seeded noise,
+        equal versions and equal threads, simulation and deployment give the same weights.
 
     Raises:
         StudyError: The folder is not empty, or the study is of a deployment already.
-        RunError: It cannot be written.
+        RunError: The folder cannot be written.
     """
     prepared.require_simulated()
     sites = range(prepared.setting.cohort.sites)
@@ -101,7 +102,7 @@ def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
         },
         "dataset": {"name": "npz", "path": "data.npz", "layout": "channels-last"},
         "policy": {
-            # As a hospital would write it: a bound that holds on every machine alike.
+            # A site would write a bound that holds on every machine.
             "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),
             "delta": 1e-5 if guarantee is None else guarantee.delta,
             "unit": "example" if guarantee is None else guarantee.unit,
@@ -115,7 +116,10 @@ def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
 
 
 def _ceilings(prepared: PreparedStudy) -> dict[str, int]:
-    """What a study as large as this one may ask of a machine, and hardly more."""
+    """Return limits that admit a study of this size.
+
+    Each limit is the study's own number or the policy's default, the larger of both.
+    """
     asked = {
         "max_rounds": prepared.setting.cohort.attempts,
         "max_sites": prepared.setting.cohort.sites,
@@ -128,7 +132,8 @@ def _ceilings(prepared: PreparedStudy) -> dict[str, int]:
 def _write_public(path: Path, prepared: PreparedStudy) -> bool:
     if prepared.validation is None and prepared.test is None:
         return False
-    # The layout wants training images too; the coordinator's go unused, and one is a public one.
+    # The layout also needs training images. The coordinator never uses them, so one public image
+    # suffices.
     first = prepared.test or prepared.validation
     assert first is not None
     data = _archive(
@@ -142,7 +147,7 @@ def _write_public(path: Path, prepared: PreparedStudy) -> bool:
 
 
 def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
-    """Splits in MedMNIST's array layout."""
+    """Return splits in MedMNIST's array layout."""
     arrays: dict[str, Any] = {"classes": np.array(classes)}
     for name, part in splits.items():
         if part is None:

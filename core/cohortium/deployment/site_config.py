@@ -1,4 +1,7 @@
-"""One hospital, as its own `site.toml` has it: its data, its keys, its ledger and its policy."""
+"""One site as its `site.toml` describes it.
+
+The file names the site's data, keys, ledger and policy.
+"""
 
 from __future__ import annotations
 
@@ -47,31 +50,31 @@ def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
 
 @frozen(kw_only=True)
 class SiteConfig:
-    """What a hospital says of itself; no study can change it.
+    """Configuration of a site, which no study can change.
 
-    Paths are relative to the folder of the file; the data set's are looked for there first.
+    Paths are relative to the folder of the file. Files of the data set are looked up there first.
 
     Attributes:
         id: The site's number in the federation.
-        dataset_id: What the hospital calls the data.  All that is ever released from them is
-            charged to this name; images that share a person must not have two.
+        dataset_id: The site's name for the data. The ledger charges every release from the data to
+            this name. Images that share a person must not have two names.
         ledger: The ledger's file.
-        journal: What the site's aggregation must not forget over a restart.
-        state_dir: The folder of what trainers keep at the site from round to round, a file for each
-            run that keeps something.
-        signing_key: The file of its signing key; empty where no study asks for one.
-        key_directory: The file of the directory that it has pinned; empty likewise.
-        runs_dir: The folder of what it keeps of the runs that it takes part in.
-        socket: The file of the socket on which it is spoken to, from this machine alone.
-        client_user: The operating system's user, beside its own, who may speak to it; empty for
-            none.
-        group: The group whose members may connect to the socket, the caller among them; empty for
-            the caller's own group.
-        declared_examples: How many training examples it declares to have: public, and told to
-            whoever invites it.  0 declares none.
+        journal: File of facts that the site's aggregation must not forget in a restart.
+        state_dir: Folder of state that trainers keep at the site between rounds. Each run that
+            keeps state has a file.
+        signing_key: File of its signing key. Empty if no study asks for one.
+        key_directory: File of the directory that it has pinned. Empty if no study asks for one.
+        runs_dir: Folder of its records of the runs that it takes part in.
+        socket: File of the socket that carries messages to it, from this machine alone.
+        client_user: The operating system's user who may connect, in addition to the site's own.
+            Empty for none.
+        group: Group whose members may connect to the socket. The client user must be a member.
+            Empty for the client user's own group.
+        declared_examples: Number of training examples that it declares. It is public, and every
+            party that invites the site receives it. 0 declares none.
         dataset: Its own images.
         policy: Its floors.
-        folder: Where its file lies.
+        folder: Folder of its file.
     """
 
     id: int = field(validator=[ge(0), lt(MAX_SITES)])
@@ -92,7 +95,7 @@ class SiteConfig:
 
     @classmethod
     def read(cls, path: Path) -> SiteConfig:
-        """The hospital that a site file describes.
+        """Read the site that a site file describes.
 
         Raises:
             StudyError: It cannot be read, a key is unknown or missing, or a value does not fit.
@@ -132,11 +135,13 @@ class SiteConfig:
 
     @property
     def account(self) -> Account:
-        """What was spent of its data, and what may be."""
+        """Ledger and budget of the site's data."""
         return Account(Ledger(self.folder / self.ledger), self.dataset_id, self.policy.budget)
 
     def open_journal(self) -> FileJournal:
-        """Its journal, which serves every run of this process; to be closed in the end.
+        """Open the site's journal, which serves every run of this process.
+
+        The caller must close it.
 
         Raises:
             RunError: It is damaged, in use, or cannot be opened.
@@ -145,7 +150,7 @@ class SiteConfig:
 
     @property
     def key(self) -> SigningKey | None:
-        """Its signing key, or None.
+        """The site's signing key, or None.
 
         Raises:
             IdentityError: It is missing, damaged, or others may read it.
@@ -153,11 +158,11 @@ class SiteConfig:
         return SigningKey.read(self.folder / self.signing_key) if self.signing_key else None
 
     def open(self, setting: RunConfig, journal: Journal, examples: Examples | None = None) -> Site:
-        """Take part in a run, with `examples`, or else what its data set holds.
+        """Take part in a run, with `examples` or the site's data set.
 
         Raises:
-            RefusalError: The run is below a floor, or does not fit the budget; nothing is spent.
-            CohortiumError: The hospital's own files do not serve.
+            RefusalError: The run is below a floor, or does not fit the budget. Nothing is spent.
+            CohortiumError: The site's own files are unusable.
         """
         return Site(
             setting,

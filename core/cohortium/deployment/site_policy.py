@@ -1,7 +1,7 @@
-"""What a hospital insists on, whatever a study asks for: floors that no coordinator can lower.
+"""A site's requirements for every study: floors that no coordinator can lower.
 
-Beside the floors stand ceilings: how much of the hospital's machine a study may ask for.  They are
-held to it before anything as large is made.
+The policy also has ceilings, which limit a study's use of the site's machine. They are enforced
+before anything of that size is created.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cohortium.rounds.run_config import RunConfig
 
 ADVERSARIES: tuple[Adversary, ...] = ("honest-but-curious", "active")
-"""From the weaker to the stronger."""
+"""Adversaries from the weaker to the stronger."""
 
 MAX_PARAMETERS = 1 << 33
 
@@ -38,37 +38,37 @@ def _are_entries(_policy: object, _attribute: object, plugins: tuple[str, ...]) 
 
 @frozen(kw_only=True)
 class SitePolicy:
-    """The floors of one site; the `[policy]` table of its `site.toml`.
+    """The floors of one site, from the `[policy]` of its `site.toml`.
 
-    What is demanded of privacy has no default: a hospital says it.  A floor of 0 demands nothing.
+    Demands on privacy have no default, so each site must state them. A floor of 0 demands nothing.
 
     Attributes:
         epsilon: ε, the most that may be spent of the site's data, by one run or by all.
-        delta: δ at which it is meant.
-        unit: The least that is protected: "example", "patient" or "site".
-        against: From whom, at least: from "coordinator", who sees sums, or "everyone".
-        adversary: What the coordinator must be feared to do.
+        delta: δ to which ε refers.
+        unit: The smallest unit that must be protected: "example", "patient" or "site".
+        against: The adversary, at least: "coordinator", who sees sums, or "everyone".
+        adversary: The behaviour that must be assumed of the coordinator.
         min_contributors: Fewest sites in a sum that is opened.
         min_honest_contributors: Fewest of them that do not collude.
-        assumed_colluding: Fewest sites that must be feared to pool what they know.
-        min_reconstruction_threshold: Fewest shareholders that would undo a secret.
+        assumed_colluding: Fewest sites that must be assumed to pool their knowledge.
+        min_reconstruction_threshold: Fewest shareholders that could open a secret.
         min_cohort_size: Fewest sites that are asked in a round.
-        allowed_plugins: Plugins that a study may be made of, as `allowing` writes them; none named
-            allows any.  `COHORTIUM_PLUGIN_ALLOW` keeps the others from being loaded at all.
-        allowed_local_values: Values that a study may give to parameters that name code or files of
-            this machine, such as "my_package:Net" for model 'module'.  None named allows none.
+        allowed_plugins: Plugins that a study may use, as `allowing` writes them. If empty, all are
+            allowed. `COHORTIUM_PLUGIN_ALLOW` prevents other plugins from being loaded at all.
+        allowed_local_values: Values for parameters that name code or files of this machine, such as
+            "my_package:Net" for model 'module'. If empty, none is allowed.
         max_rounds: Most attempts of a run, its retries among them.
         max_sites: Most sites of a federation.
         max_parameters: Most values of a model.
-        max_memory: Most memory, in GiB, of a training step as it can be estimated beforehand; 0 is
-            half of what the machine, or the service's share of it, has left.
-        insecure_rehearsal: Ask for no privacy, and keep no budget: for data that are public or made
-            up.
+        max_memory: Most memory of a training step in GiB, as estimated beforehand. With 0, it is
+            half of the free memory of the machine, or of the service's share of it.
+        insecure_rehearsal: Whether to demand no privacy and keep no budget. Only for data that are
+            public or made up.
         directory: The sites' public keys, as this site has pinned them.
 
     Guarantees:
-        A setting that `admit` lets pass meets every floor.  What is judged is what the site's own
-        code made of the study, never a figure that the coordinator states.
+        Every setting that `admit` accepts meets every floor. It judges values that the site's own
+        code derives from the study, never a figure that the coordinator states.
     """
 
     epsilon: float = field(validator=[gt(0.0), lt(1e6)])
@@ -92,7 +92,7 @@ class SitePolicy:
 
     @property
     def budget(self) -> Budget | None:
-        """What may be spent of the site's data; None in a rehearsal."""
+        """Privacy budget of the site's data, or None in a rehearsal."""
         return None if self.insecure_rehearsal else self._budget
 
     @property
@@ -104,11 +104,12 @@ class SitePolicy:
         """Refuse a run below a floor.
 
         Raises:
-            RefusalError: It is.  The code is "policy." and the floor; the sentence says what was
-                asked for, and what is demanded.
+            RefusalError: The run is below a floor. The code is "policy." and the floor. The
+                sentence names the study's value and the demand.
             StudyError: The aggregator cannot serve the cohort.
         """
-        # Names first: what is not allowed has no say in the rest.
+        # Plugins come first, so that code of a plugin that is not allowed cannot affect the other
+        # checks.
         self._require_plugins(setting)
         self.admit_terms(sites=setting.cohort.sites, attempts=setting.cohort.attempts)
         self._require_privacy(setting)
@@ -118,7 +119,7 @@ class SitePolicy:
         self.admit_parameters(setting.plan.length)
 
     def admit_terms(self, *, sites: int, attempts: int) -> None:
-        """Refuse a run of more sites or attempts than the policy has, before anything is made.
+        """Refuse too many sites or attempts, before anything is created.
 
         Raises:
             RefusalError: As for `admit`.
@@ -127,7 +128,7 @@ class SitePolicy:
         _require_most("sites", sites, self.max_sites, "the study has {} sites")
 
     def admit_parameters(self, parameters: int) -> None:
-        """Refuse a model of more values than the policy has, before it is built.
+        """Refuse a model with too many values, before it is built.
 
         Raises:
             RefusalError: As for `admit`.
@@ -136,7 +137,7 @@ class SitePolicy:
         _require_most("parameters", parameters, self.max_parameters, asked)
 
     def admit_memory(self, estimate: int) -> None:
-        """Refuse training that would take more bytes than the policy has, before it is tried.
+        """Refuse training that needs too much memory, before it is tried.
 
         Raises:
             RefusalError: As for `admit`.
@@ -150,7 +151,7 @@ class SitePolicy:
             )
 
     def allows(self, record: PluginRecord) -> bool:
-        """Whether a study may be made of a plugin."""
+        """Return whether a study may use a plugin."""
         known = parse_patterns(self.allowed_plugins, where="allowed_plugins")
         own = (record.distribution, record.name, record.version)
         return not known or any(entry.allows(*own) for entry in known)

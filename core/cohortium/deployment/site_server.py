@@ -1,7 +1,7 @@
-"""Where a hospital hears of runs: roll calls, invitations, and the requests of runs it is part of.
+"""A site's server for identify requests, invitations, and its runs' requests.
 
-It is a state machine, like a site: it takes bytes and returns bytes, and knows no socket and no
-thread.  Whoever sends them may be lying.
+It is a state machine, like a site: it takes bytes and returns bytes, and uses no socket and no
+thread. The sender of a message is not trusted.
 """
 
 from __future__ import annotations
@@ -45,21 +45,22 @@ if TYPE_CHECKING:
     from cohortium.storage.append_log import Journal
 
 MAX_ACTIVE_RUNS = 4
-"""Runs that a hospital takes part in at a time."""
+"""Most runs that a site takes part in at a time."""
 
 IDLE_TIMEOUT = 3600.0
-"""Seconds without a request after which a run gives its place to another."""
+"""Idle seconds after which another run may take a run's place."""
 
 MAX_REASON_LENGTH = 1000
 """Characters of a refusal."""
 
 HEAVY = ("torch", "scipy.fft", "scipy.optimize", "scipy.special")
-"""Packages that take a second or more to import; an invitation needs them before its policy."""
+"""Packages that take a second or more to import. An invitation needs them before the policy
+check."""
 
 
 @define(eq=False)
 class ActiveRun:
-    """A hospital's place in one run."""
+    """A site's state in one active run."""
 
     site: Site
     participation: Participation
@@ -69,25 +70,31 @@ class ActiveRun:
 
 
 class SiteServer:
-    """A hospital at work: everything that reaches it from outside ends here.
+    """Server of one site, where every message from outside ends.
 
     Guarantees:
-        `answer` returns bytes whatever it is given: a message of `wire`.
-        What leaves is a site's messages, a roll call's answer, an acceptance, and refusals.  A
-        refusal quotes the study, or the one floor that it is below; never a path, an error of the
-        hospital's own files or of a network's code, or the policy as a whole: those are told to
-        `tell` alone, as is every refusal.
-        However many refusals a caller provokes, `tell` hears of a bounded number of them a minute,
-        and how many more there were.
-        A run is taken part in only after `invite` and the policy's `admit` have let it pass,
-        on data of exactly the declared shape and classes.
-        A run has one setting: a second invitation with its session is answered as the first was
-        if it is the same to the byte, and refused if not.
-        An answer to a request is durable before it leaves.  The same request again gets the same
-        bytes, also after a restart; every other request of an attempt that was cut short is
-        refused, by the ledger, the journal, or because its secrets are gone.
-        At most `MAX_ACTIVE_RUNS` runs are open: one coordinator cannot push out the run of another
-        that has been heard of within `IDLE_TIMEOUT` seconds.
+        `answer` returns bytes for any input: an encoded message.
+
+        The server sends only a site's messages, replies to identify requests, acceptances, and
+        refusals. A refusal quotes the study, or the one floor that the study misses. It never
+        quotes a path, an error of the site's own files or of a network's code, or the whole policy.
+        Those go only to `tell`, as does every refusal.
+
+        However many refusals a caller provokes, `tell` receives a bounded number of them a minute,
+        and the number of the others.
+
+        The site takes part in a run only after `invite` and the policy's `admit` have accepted it.
+        The site's data must have exactly the declared shape and classes.
+
+        A run has one setting. A second invitation with its session gets the first one's answer if
+        its bytes are equal. Otherwise it is refused.
+
+        An answer to a request is durable before it is sent. The same request again gets the same
+        bytes, also after a restart. Every other request of an interrupted attempt is refused, by
+        the ledger, by the journal, or because its secrets are gone.
+
+        At most `MAX_ACTIVE_RUNS` runs are active. A run is evicted only after `IDLE_TIMEOUT`
+        seconds without a request, so one coordinator cannot evict another coordinator's active run.
     """
 
     def __init__(
@@ -98,10 +105,10 @@ class SiteServer:
         tell: Callable[[str], None] = lambda _sentence: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the hospital's own files.
+        """Take the site's own files.
 
         Raises:
-            CohortiumError: They do not serve.
+            CohortiumError: They are unusable.
         """
         self._config, self._journal = site_config, journal
         self._log, self._clock = tell, clock
@@ -111,10 +118,10 @@ class SiteServer:
         self._active_runs: dict[bytes, ActiveRun] = {}
 
     def self_check(self) -> None:
-        """See, before anyone asks, that the hospital's own files serve.
+        """Check the site's own files before the first message.
 
         Raises:
-            CohortiumError: One does not; the sentence is for the hospital's own people.
+            CohortiumError: A file is unusable. The sentence is for the site's own staff.
         """
         self._require_declared(self._config.dataset.load().train)
         with self._config.account.ledger.read_transaction():
@@ -123,22 +130,22 @@ class SiteServer:
 
     @staticmethod
     def warm_up() -> None:
-        """Import, before anyone asks, what the first invitation would wait for."""
+        """Import the packages that the first invitation would otherwise wait for."""
         for name in HEAVY:
             importlib.import_module(name)
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
-        """The reply to one message; see the class."""
+        """Return the reply to one message, with the guarantees of the class."""
         try:
             return self._answer(broadcast, own)
         except CohortiumError as error:
             return self._refuse(*self._reason(error))
-        except Exception:  # noqa: BLE001 - a hospital outlives a fault of a plugin
+        except Exception:  # noqa: BLE001 - a site outlives a fault of a plugin
             self._log_refusal(traceback.format_exc())
             return self._refuse("internal-error", "the site failed; its log says why.")
 
     def close(self) -> None:
-        """Tell of the refusals that the log was spared."""
+        """Write the number of refusals that the log has not shown."""
         self._log_refusal.close()
 
     def _answer(self, broadcast: bytes, own: bytes) -> bytes:
@@ -150,12 +157,15 @@ class SiteServer:
         return self._handle_request(message, broadcast, own)
 
     def _reason(self, error: CohortiumError) -> tuple[str, str]:
-        """The code and sentence of a refusal; what no coordinator is to know goes to the log."""
+        """Return the code and sentence of a refusal.
+
+        Facts that no coordinator may know go to the log instead.
+        """
         if isinstance(error, RefusalError):
             return error.code, error.reason
         if isinstance(error, MessageError):
             return "malformed", str(error)
-        # What an import says may name files and packages of this machine.
+        # An import's error may name files and packages of this machine.
         if isinstance(error, NetworkError | BrokenNetworkError):
             self._log_refusal(str(error))
             return "network", "the site cannot make or train the network; its log says why."
@@ -193,7 +203,7 @@ class SiteServer:
         known = active_run.participation.reply(digest)
         if known is not None:
             return known
-        # An answer that cannot be kept must not leave, and may have been paid for.
+        # An answer that cannot be saved must not be sent, and may already be paid for.
         active_run.participation.require_room(active_run.site.vector_bytes)
         with torch_threads(active_run.threads):
             reply = active_run.site.answer(broadcast, own)
@@ -205,7 +215,7 @@ class SiteServer:
         return reply
 
     def _rejoin(self, session: bytes) -> ActiveRun:
-        """Take part again in a run that a restart has cut short."""
+        """Take part again in a run that a restart has interrupted."""
         participation = self._participations.for_session(session)
         known = participation.invitation()
         if known is None:
@@ -214,7 +224,10 @@ class SiteServer:
         return self._join(codec.decode(known, Invitation), participation)
 
     def _join(self, invitation: Invitation, participation: Participation) -> ActiveRun:
-        """Make the site of a run, if all of it is as the hospital demands."""
+        """Create the site of a run that meets all its demands.
+
+        The demands are those of the site's file and policy.
+        """
         self._evict_idle()
         site_config = self._config
         federation = invited_study(invitation, site_config.policy)
@@ -249,10 +262,10 @@ class SiteServer:
         return active_run
 
     def _evict_idle(self) -> None:
-        """Forget a run that nobody goes on with, where there is no place left.
+        """Remove the run that is idle longest, if all places are taken.
 
         Raises:
-            RefusalError: All are at work.
+            RefusalError: No run has been idle for `IDLE_TIMEOUT` seconds.
         """
         if len(self._active_runs) < MAX_ACTIVE_RUNS:
             return
@@ -262,7 +275,7 @@ class SiteServer:
         del self._active_runs[session]
 
     def _load_examples(self, spec: DataSpec) -> Examples:
-        """The hospital's own images, if they are what the study declares."""
+        """Return the site's own images, if they match the study's declaration."""
         splits = self._config.dataset.load()
         declared, found = (spec.shape, spec.classes), (splits.spec.shape, splits.classes)
         if declared != found:

@@ -1,14 +1,17 @@
-"""The place of a site's socket: who may connect to it, as the file system decides.
+"""Location of a site's socket, and the permission to connect.
 
-The operating system lets a user connect to a Unix socket who may write to it.  So the socket's mode
-is the first of the site's defences, and the only one that costs a stranger's call nothing at all.
+The operating system lets a user connect to a Unix socket only with permission to write to it. So
+the socket's mode is the first of the site's defences. With this defence alone, a stranger's call
+costs the site nothing at all.
 
 Guarantees:
-    Without a caller the socket is its owner's alone (0600).  With one it is its owner's and one
-    group's (0660).  It is never wider than that, not even while it is being made.
-    The socket lies in a folder that no other user may write to: nobody else can put another socket,
+    Without a caller, only the owner may connect (mode 0600). With a caller, the owner and one group
+    may (0660). The mode is never wider than that, not even while the socket is being created.
+
+    The socket is in a folder that no other user may write to. Nobody else can put another socket,
     or a link, in its place.
-    Nothing is removed but a socket at which no process listens.
+
+    Only a socket at which no process listens is ever removed.
 """
 
 from __future__ import annotations
@@ -31,16 +34,16 @@ if TYPE_CHECKING:
 _BACKLOG = 128
 
 _CONNECT_TIMEOUT = 5.0
-"""Seconds for which a process that listens at the place already is given to answer."""
+"""Seconds to wait for an answer from a process already listening there."""
 
 
 @frozen
 class AllowedUsers:
-    """Who may speak to a site.
+    """Users that may connect to a site.
 
     Attributes:
-        users: Numbers of the users that are heard.
-        group: Number of the group whose members may connect; None lets in the owner alone.
+        users: Numbers of the users whose calls are answered.
+        group: Number of the group whose members may connect. None admits the owner alone.
     """
 
     users: frozenset[int]
@@ -48,11 +51,11 @@ class AllowedUsers:
 
     @classmethod
     def named(cls, caller: str, group: str = "") -> AllowedUsers:
-        """This process's user, and the user `caller` by way of `group`.
+        """Return this process's user, and the user `caller` by way of `group`.
 
         Args:
-            caller: A user's name; empty for none.
-            group: The group's name; empty for the caller's own group.
+            caller: A user's name. Empty for none.
+            group: The group's name. Empty for the caller's own group.
 
         Raises:
             StudyError: This machine has no such user or group, or the user is not in the group.
@@ -88,17 +91,19 @@ class AllowedUsers:
 
 @contextlib.contextmanager
 def listening_socket(path: Path, group: int | None) -> Iterator[socket.socket]:
-    """A socket that listens at `path`, for its owner and `group`; its file is gone in the end.
+    """Yield a socket that listens at `path`, for its owner and `group`.
+
+    Its file is removed afterwards.
 
     Raises:
-        StudyError: It cannot be made there, its folder is not safe, or a process listens there.
+        StudyError: It cannot be created there, its folder is not safe, or a process listens there.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise StudyError("a site process needs Unix sockets, which this system has not.")
     _require_safe(path.parent)
     _remove_stale_socket(path)
     with socket.socket(socket.AF_UNIX) as listener:
-        # The file must never be there with a wider mode than it is meant to have.
+        # The file must never have a wider mode than intended, not even for a moment.
         before = os.umask(0o177)
         try:
             listener.bind(str(path))
@@ -120,7 +125,7 @@ def _cannot(path: Path, error: OSError) -> StudyError:
 
 
 def _require_safe(folder: Path) -> None:
-    """Refuse a folder in which another user could put something in the socket's place."""
+    """Refuse a folder in which another user could replace the socket."""
     import pwd
 
     try:
@@ -147,7 +152,7 @@ def _require_safe(folder: Path) -> None:
 
 
 def _grant_group(path: Path, group: int | None) -> None:
-    """Open a new socket, which is its owner's alone, to `group`."""
+    """Open a new socket, so far its owner's alone, to `group`."""
     if group is None:
         return
     try:
@@ -162,10 +167,10 @@ def _grant_group(path: Path, group: int | None) -> None:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Take away a socket that a process has left behind.
+    """Remove a socket that a process has left behind.
 
     Raises:
-        StudyError: A process listens there, or may do so, or it is no socket.
+        StudyError: A process listens there or may listen there, or the file is no socket.
     """
     try:
         mode = path.lstat().st_mode
@@ -183,7 +188,7 @@ def _remove_stale_socket(path: Path) -> None:
             found = trial.connect_ex(str(path))
         except OSError as error:
             raise _cannot(path, error) from error
-    # Anything but a refusal may come from a process that is too busy to take another call.
+    # Only a refusal is certain. A process too busy to take another call gives other errors.
     if found != errno.ECONNREFUSED:
         raise StudyError(f"a process listens at {path} already.")
     path.unlink(missing_ok=True)

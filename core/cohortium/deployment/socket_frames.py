@@ -1,4 +1,6 @@
-"""The frames of the channel to a site process, each of which has to pass whole by a deadline.
+"""Frames of the channel to a site process, each with a deadline.
+
+A frame must arrive whole by its deadline.
 
 frame   mark, for each part its length in 8 bytes (big-endian), then the parts
 """
@@ -18,25 +20,25 @@ if TYPE_CHECKING:
 
 CALL = b"CHT-call"
 REPLY = b"CHT-rply"
-"""What a frame begins with; a version would have others."""
+"""First bytes of a frame. Another version would have other marks."""
 
 MAX_PART_BYTES = 1 << 32
-"""Bytes of a part."""
+"""Most bytes of a part."""
 
 IO_TIMEOUT = 30.0
-"""Seconds within which a frame has to come whole, or be taken, beside the time of its bytes."""
+"""Seconds within which a frame must pass whole. The time of its bytes is added."""
 
 MIN_BYTES_PER_SECOND = 1 << 24
-"""Bytes a second that a frame is given time for."""
+"""Lowest rate of a frame, which determines the time of its bytes."""
 
 _PIECE = 1 << 20
 
 
 @define(eq=False)
 class DeadlineSocket:
-    """A connection on which a frame is to pass, whole, before a deadline.
+    """Connection with a deadline, before which a whole frame must pass.
 
-    However little comes at a time, and however often, the deadline stays where it is.
+    The deadline does not move, however small or frequent the pieces are.
     """
 
     connection: socket.socket
@@ -48,16 +50,22 @@ class DeadlineSocket:
         return self.clock() + IO_TIMEOUT
 
     def allow(self, length: int) -> None:
-        """Give `length` bytes the time that they take at `MIN_BYTES_PER_SECOND`."""
+        """Extend the deadline by the time of `length` bytes at `MIN_BYTES_PER_SECOND`."""
         self._deadline += length / MIN_BYTES_PER_SECOND
 
     def peek(self) -> bytes:
-        """The next byte, which stays; none where the other end has closed."""
+        """Return the next byte without removing it.
+
+        It is empty if the other end has closed the connection.
+        """
         self._wait()
         return self.connection.recv(1, socket.MSG_PEEK)
 
     def receive(self, most: int) -> bytes:
-        """Some bytes, `most` at the most; none where the other end has closed."""
+        """Return some bytes, `most` at the most.
+
+        They are empty if the other end has closed the connection.
+        """
         self._wait()
         return self.connection.recv(most)
 
@@ -77,7 +85,7 @@ def send(line: DeadlineSocket, mark: bytes, *parts: bytes) -> None:
     """Send a frame.
 
     Raises:
-        OSError: It was not taken in time, or the other end has gone.
+        OSError: The frame was not taken in time, or the other end has closed the connection.
     """
     lengths = struct.pack(f">{len(parts)}Q", *map(len, parts))
     line.allow(sum(map(len, parts)))
@@ -89,11 +97,11 @@ def send(line: DeadlineSocket, mark: bytes, *parts: bytes) -> None:
 
 
 def receive(line: DeadlineSocket, mark: bytes, *, parts: int) -> list[bytes]:
-    """The parts of the next frame.
+    """Return the parts of the next frame.
 
     Raises:
-        MessageError: It is no such frame, or is too large.
-        OSError: It did not come in time, or the other end has gone.
+        MessageError: The bytes are no such frame, or the frame is too large.
+        OSError: The frame did not arrive in time, or the other end has closed the connection.
     """
     head = _exactly(line, len(mark) + 8 * parts)
     if head[: len(mark)] != mark:

@@ -1,4 +1,7 @@
-"""The study lead's side of a deployment, for an engine that starts the coordinator itself."""
+"""The study lead's side of a deployment.
+
+It is for engines that start the coordinator themselves.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ if TYPE_CHECKING:
 def run_deployed_study(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
 ) -> Result | tuple[str, ...]:
-    """Run the study in a file to its end, or only ask the hospitals whether they would take part.
+    """Run the study in a file, or only ask the sites.
 
     Args:
-        path: The study file.  What it names is looked for beside it first.
-        engine: Makes, of the study, the engine that is at work already.
+        path: The study file. Files that it names are looked up next to it first.
+        engine: Builds, from the study, the engine that is already running.
         out: A new or empty folder for the run's record.
-        check_only: Train nothing.
+        check_only: Whether to ask the sites only, without training.
 
     Returns:
-        The result; of a muster its warnings.
+        The result of the run, or with `check_only` the warnings.
 
     Raises:
-        CohortiumError: The request was wrong, or a hospital does not take part, or the run failed.
+        CohortiumError: The request was wrong, a site does not take part, or the run failed.
     """
     federation = Federation.read(path)
     if federation.data is None:

@@ -1,24 +1,31 @@
-"""The channel between a hospital's site process and whatever brings it messages on this machine.
+"""Channel to a site process from another program on this machine.
 
-A Unix socket.  A call is a frame of two parts, the common part and the site's own, and is answered
-by a frame of one (`frames`).  A connection carries one call.
+It is a Unix socket. A call is a frame of two parts, the common part and the site's own. The reply
+is a frame of one part (`socket_frames`). A connection carries one call.
 
-Whoever brings the messages is believed no more than the coordinator they come from.  What the
-channel sees to is that nobody *else* on the machine takes part.
+The program that brings the messages is trusted no more than the coordinator who sent them. The
+channel ensures that nobody *else* on the machine takes part.
 
 Guarantees:
-    The operating system says which user is at the other end (SO_PEERCRED, LOCAL_PEERCRED); the
-    site hears none but its own user and the one that its file names, and the caller talks to
-    nobody but the user that it expects.  The socket's mode lets users outside the caller's group
-    not even connect (`listening`); a member of that group who is not the caller is turned away
-    before a place or a thread is spent on it.
-    A part is at most `LARGEST` bytes, and memory is set aside as bytes arrive, not as they are
-    announced.  A call has to come whole within `IO_TIMEOUT` seconds, and the time that its bytes
-    take at `SLOWEST`; a reply has to be taken likewise.  A frame that breaks the form, or comes too
-    slowly, costs its own connection and nothing else.
-    Each user has at most `MAX_CONNECTIONS` connections open, of which those that are not whole give
-    way to new ones; calls are answered one at a time.
-    The log has a bounded number of sentences a minute about callers (`throttling`).
+    The operating system states which user is at the other end (SO_PEERCRED, LOCAL_PEERCRED). The
+    site answers only its own user and the user that its file names. The caller sends nothing to any
+    user but the one that it expects.
+
+    The socket's mode keeps users outside the caller's group from connecting (`socket_access`). A
+    member of that group who is not the caller is rejected. This happens before a slot or a thread
+    is spent on the connection.
+
+    A part is at most `MAX_PART_BYTES` bytes. Memory is allocated as bytes arrive, not as they are
+    announced.
+
+    A call must arrive whole within `IO_TIMEOUT` seconds, plus the time of its bytes at
+    `MIN_BYTES_PER_SECOND`. A reply must be taken within the same limit. A frame that is malformed
+    or too slow costs its own connection and nothing else.
+
+    Each user has at most `MAX_CONNECTIONS` open connections. Those whose calls are incomplete give
+    way to new ones. Calls are answered one at a time.
+
+    The log gets a bounded number of sentences a minute about callers (`log_throttle`).
 """
 
 from __future__ import annotations
@@ -52,35 +59,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_CONNECTIONS = 16
-"""Connections of a user."""
+"""Most connections of a user."""
 
 _PAUSE = 0.1
-"""Seconds after which callers are heard again where the system had no room for one."""
+"""Seconds to wait before the next call, after a lack of resources."""
 
 
 def call_site(
     path: Path, broadcast: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
 ) -> bytes:
-    """The reply of the site process that listens at `path`.
+    """Return the reply of the site process that listens at `path`.
 
     Args:
         path: Its socket.
-        broadcast: The part that all sites are sent.
-        own: The part for this one alone.
-        user: The number of the user that it runs as; None is this process's own.
-        patience: Seconds for which a site that is not there, or goes away in the middle, is tried
-            again with the same bytes: a restart gives them the same answer, or refuses.
+        broadcast: The part that all sites receive.
+        own: The part for this site alone.
+        user: Number of the user as whom the site process runs. None is this process's own user.
+        patience: Seconds for which the call is repeated with the same bytes, if the site is absent
+            or disconnects. After a restart, the site gives the same answer or refuses.
 
     Raises:
-        RunError: It is not there, or is not who it should be.
-        MessageError: What it says is no frame.
+        RunError: The site process is absent, or runs as another user.
+        MessageError: The reply is no frame.
     """
     deadline = time.monotonic() + patience
     while True:
         try:
             return _call_once(path, broadcast, own, os.getuid() if user is None else user)
         except OSError as error:
-            # Without a number it is Python's own: the path is longer than an address may be.
+            # An error without a number is Python's own: the path is longer than an address may be.
             if error.errno is None and not isinstance(error, ConnectionError | TimeoutError):
                 raise RunError(f"the site's socket cannot be at {path}: {error}.") from error
             if time.monotonic() >= deadline:
@@ -103,7 +110,7 @@ def _call_once(path: Path, broadcast: bytes, own: bytes, user: int) -> bytes:
         if peer_uid(connection) != user:
             raise RunError("the site's socket belongs to another user; nothing was sent to it.")
         send(DeadlineSocket(connection, time.monotonic), CALL, broadcast, own)
-        # The site may train for as long as it takes; if it ends, the connection does.
+        # The site may train for any time. If it ends, the connection ends too.
         connection.settimeout(None)
         connection.recv(1, socket.MSG_PEEK)
         (reply,) = receive(DeadlineSocket(connection, time.monotonic), REPLY, parts=1)
@@ -112,17 +119,17 @@ def _call_once(path: Path, broadcast: bytes, own: bytes, user: int) -> bytes:
 
 @define(eq=False)
 class _ConnectionSlots:
-    """The connections that are open: for each user so many.
+    """Open connections, limited for each user.
 
-    A caller that has not said all of its call gives way to the next of the same user, the one that
-    came first before the others: whoever speaks slowly keeps nobody out.
+    A caller with an incomplete call gives way to the same user's next one. The oldest such caller
+    gives way first. So slow callers keep nobody out.
     """
 
     _open: dict[int, dict[socket.socket, bool]] = field(factory=dict, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def take(self, user: int, connection: socket.socket) -> bool:
-        """Whether there is a place."""
+        """Register a connection, and return whether there was a slot."""
         with self._lock:
             theirs = self._open.setdefault(user, {})
             if len(theirs) >= MAX_CONNECTIONS:
@@ -136,10 +143,10 @@ class _ConnectionSlots:
             return True
 
     def keep(self, user: int, connection: socket.socket) -> None:
-        """Note that all of a call has come.
+        """Note that a call is complete.
 
         Raises:
-            ConnectionError: Its place was given to another a moment ago.
+            ConnectionError: Another connection took its slot a moment ago.
         """
         with self._lock:
             if connection not in self._open[user]:
@@ -147,7 +154,7 @@ class _ConnectionSlots:
             self._open[user][connection] = True
 
     def leave(self, user: int, connection: socket.socket) -> None:
-        """Free a place."""
+        """Free a slot."""
         with self._lock:
             self._open[user].pop(connection, None)
 
@@ -158,11 +165,11 @@ class SiteSocketServer:
 
     Attributes:
         path: Of the socket.
-        answer: Gives the reply to a common part and the site's own.  Never called twice at once.
-        users: Numbers of the users that are heard.
-        group: Number of the group whose members may connect; None lets in the owner alone.
-        tell: Told of callers that were turned away.
-        clock: Seconds, from anywhere.
+        answer: Returns the reply to a common part and the site's own. Calls never overlap.
+        users: Numbers of the users whose calls are answered.
+        group: Number of the group whose members may connect. None admits the owner alone.
+        tell: Receives sentences about rejected callers.
+        clock: Returns seconds since any fixed moment.
     """
 
     path: Path
@@ -176,10 +183,10 @@ class SiteSocketServer:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[socket.socket]:
-        """Listen; the socket's file is gone in the end.
+        """Yield a listening socket, and remove the socket's file afterwards.
 
         Raises:
-            StudyError: The socket cannot be made there, or a process listens at it already.
+            StudyError: The socket cannot be created there, or a process listens at it already.
         """
         with listening_socket(self.path, self.group) as listener:
             yield listener
@@ -202,7 +209,7 @@ class SiteSocketServer:
             told.close()
 
     def _let_in(self, connection: socket.socket, tell: Callable[[str], None]) -> None:
-        """Give a caller a thread of its own, if it is one that may call and there is a place."""
+        """Start a thread for an allowed caller, if there is a slot."""
         user = peer_uid(connection)
         if user not in self.users:
             tell(f"user {user} of this machine tried to speak to the site.")
@@ -231,7 +238,10 @@ class SiteSocketServer:
             self._places.leave(user, connection)
 
     def _next(self, connection: socket.socket) -> tuple[bytes, bytes] | None:
-        """The call's parts; None where the caller has closed without one."""
+        """Return the call's parts, or None if there is no call.
+
+        There is none if the caller has closed the connection.
+        """
         line = DeadlineSocket(connection, self.clock)
         if not line.peek():
             return None
@@ -240,7 +250,10 @@ class SiteSocketServer:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """The number of the user at the other end, as the operating system has it."""
+    """Return the number of the user at the other end.
+
+    The operating system states it.
+    """
     if sys.platform == "linux":
         size = struct.calcsize("3i")
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)

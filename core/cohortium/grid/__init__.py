@@ -1,4 +1,4 @@
-"""Grids: one study with several values of some keys, run over seeds, and told as a table.
+"""Grids: one study with several values of some keys, over seeds.
 
 ```toml
 [grid]

@@ -1,4 +1,4 @@
-"""From a grid file to its cells: every combination of one choice from each axis."""
+"""Cells of a grid: every combination of choices from its axes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from cohortium.study.resolution import Tables
 
 MAX_NAME_LENGTH = 200
-"""Characters of a cell's folder name; file systems take 255 bytes."""
+"""Characters of a cell's folder name. File systems allow 255 bytes."""
 
 Images = Literal["test", "validation"]
-"""Which images a grid's table is of: a search looks at the validation images alone."""
+"""Images that a grid's table is about. A search uses only the validation images."""
 
 SEED = "seed"
-"""The axis that every grid has: its runs differ in `federation.seed`."""
+"""Axis that every grid has. Its runs differ in `federation.seed`."""
 
 
 @frozen
@@ -35,7 +35,7 @@ class Choice:
     """One value of an axis.
 
     Attributes:
-        label: How people and folders name it.
+        label: Its name for people and folders.
         changes: Tables of a study that it sets.
     """
 
@@ -45,12 +45,12 @@ class Choice:
 
 @frozen
 class Axis:
-    """What a grid varies, and how.
+    """One dimension of a grid, with its choices.
 
     Attributes:
-        name: What tables and folders call it.
+        name: Its name in tables and folders.
         choices: In the file's order.
-        is_of_values: Whether its labels are the values of one key, which so has to have them.
+        is_of_values: Whether its labels are the values of one key. That key must then keep them.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Axis:
 
 @frozen
 class Override:
-    """What some combinations of choices set, beyond what each choice sets by itself.
+    """Settings of some combinations, in addition to those of their choices.
 
     Attributes:
         place: Labels on some of the axes.
-        changes: Tables of a study that the cells there have.
+        changes: Tables of a study that the matching cells have.
     """
 
     place: Mapping[str, str]
@@ -77,11 +77,11 @@ class Cell:
 
     Attributes:
         place: Its label on each axis, in the file's order.
-        tables: The study that it is, without a seed.
-        where: How an error names it.
-        folder: Of the grid's file.
-        cli_overrides: What the command line sets, in all cells.
-        ignored_keys: A sentence for each choice that leaves keys of the file out.
+        tables: Its study, without a seed.
+        where: Its name in an error.
+        folder: Folder of the grid's file.
+        cli_overrides: Settings of the command line, for all cells.
+        ignored_keys: A sentence for each choice that leaves out keys of the file.
     """
 
     place: Mapping[str, str]
@@ -93,14 +93,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Such as `sites=10,privacy=on`; also its folder's name."""
+        """Name such as `sites=10,privacy=on`, also of the cell's folder."""
         return ",".join(f"{axis}={label}" for axis, label in self.place.items()) or "all"
 
     def federation(self, seed: int, catalog: Catalog | None = None) -> Federation:
-        """The study with `seed`, its names looked up in `catalog` or discovered anew.
+        """Return the study with `seed`.
+
+        Args:
+            seed: The public seed.
+            catalog: Where names are looked up. If None, plugins are discovered anew.
 
         Raises:
-            CohortiumError: It asks for something that cannot be.
+            CohortiumError: The study asks for something impossible.
         """
         tables = {**self.tables, "federation": {**self.tables["federation"], "seed": seed}}
         try:
@@ -125,16 +129,16 @@ class Grid:
     Attributes:
         name: The file's name without its ending.
         axes: In the file's order.
-        seeds: Every cell is run once with each.
-        images: Which its table is of.
-        exclude: Combinations that are no cells: labels on some of the axes.
-        overrides: What combinations set, in the file's order, after their choices.
-        cli_overrides: What the command line sets, in all cells.
-        base: What all cells share, the defaults included.
-        written: The part of that which the file says.
-        where: How an error names the file.
-        folder: Where the file lies.
-        ignored_keys: A sentence for each setting that leaves another one out.
+        seeds: Seeds with which every cell is run, once each.
+        images: Images that its table is about.
+        exclude: Combinations that are no cells, as labels on some of the axes.
+        overrides: Settings of combinations, in the file's order. They apply after the choices.
+        cli_overrides: Settings of the command line, for all cells.
+        base: The tables that all cells share, the defaults included.
+        written: The part of `base` that is in the file.
+        where: The file's name in an error.
+        folder: Folder of the file.
+        ignored_keys: A sentence for each setting that leaves out another one.
     """
 
     name: str
@@ -151,11 +155,11 @@ class Grid:
     ignored_keys: tuple[str, ...] = ()
 
     def cells(self) -> tuple[Cell, ...]:
-        """Every combination, the first axis slowest.
+        """Return every combination, the first axis slowest.
 
         Raises:
-            StudyError: A choice sets something that no study has or that another one takes back,
-                leaves the table without scores, or a name grows too long.
+            StudyError: A choice sets a key that no study has, or that another choice reverts. Or it
+                leaves the table without scores. Or a name is too long.
         """
         found = []
         for chosen in itertools.product(*(axis.choices for axis in self.axes)):
@@ -186,12 +190,12 @@ class Grid:
         return cell
 
     def _layers(self, place: Mapping[str, str], chosen: Sequence[Choice]) -> Iterator[Layer]:
-        """What the choices of a cell set, and what its combinations do."""
+        """Yield the settings of a cell's choices, then those of its combinations."""
         for axis, choice in zip(self.axes, chosen, strict=True):
             yield Layer(
                 changes=choice.changes,
                 where=f"{self.where} [grid] {axis.name} = {choice.label}",
-                # A row's label says the value: nothing else may take its place.
+                # A row's label names the value, so no other value may replace it.
                 source="" if axis.is_of_values else axis.name,
             )
         for each in self.overrides:
@@ -203,7 +207,9 @@ class Grid:
                 )
 
     def require_distinct(self, catalog: Catalog) -> None:
-        """Refuse two cells that are one study: a table would tell one result under two names.
+        """Refuse two cells with equal studies.
+
+        A table would show one result under two names.
 
         Raises:
             StudyError: There are two.
@@ -213,7 +219,7 @@ class Grid:
             try:
                 federation = cell.federation(self.seeds[0], catalog)
             except CohortiumError:
-                continue  # it is refused where it is to run
+                continue  # the run of this cell will refuse it
             alike = known.setdefault(repr(federation), [])
             for other, first in alike:
                 if other == federation:
@@ -224,13 +230,13 @@ class Grid:
             alike.append((federation, cell))
 
     def select(self, only: Sequence[str]) -> tuple[tuple[Cell, int], ...]:
-        """The runs, as pairs of a cell and a seed, that every filter lets through.
+        """Return the cells and seeds of runs that match every filter.
 
         Args:
-            only: Filters such as `sites=10`; several of one axis let each of theirs through.
+            only: Filters such as `sites=10`. Several filters of one axis each admit their matches.
 
         Raises:
-            StudyError: A filter names no axis, or nothing on it.
+            StudyError: A filter names no axis, or no label on it.
         """
         known = {axis.name: [c.label for c in axis.choices] for axis in self.axes}
         known[SEED] = [str(seed) for seed in self.seeds]

@@ -1,4 +1,4 @@
-"""What the cells of a grid promise, or why they are refused, before any of them trains."""
+"""Forecasts of a grid's cells, or refusals, before any training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class CellForecast:
-    """What a cell would come to.
+    """Forecast of one cell.
 
     Attributes:
-        cell: Which.
-        forecasts: One for each budget; none where it is refused.
-        refusal: Why it cannot be run, in a sentence; empty if it can.
-        traceback: The traceback, where that was no user's mistake.
+        cell: The cell.
+        forecasts: One for each budget. Empty if the cell is refused.
+        refusal: The reason why it cannot be run, in a sentence. Empty if it can.
+        traceback: The traceback, if the cause was no user's mistake.
     """
 
     cell: Cell
@@ -38,11 +38,13 @@ class CellForecast:
 def forecast_cells(
     runs: Iterable[tuple[Cell, int]], epsilons: Sequence[float] = ()
 ) -> Iterator[CellForecast]:
-    """Prepare and plan each cell, as `cohortium plan` does a study; a refusal stops no other.
+    """Prepare and plan each cell, as `cohortium plan` does for a study.
+
+    The refusal of one cell does not stop the others.
 
     Args:
-        runs: Cells and seeds; of each cell the first seed is looked at.
-        epsilons: Budgets to plan each cell for; none: its own.
+        runs: Cells and seeds. Only the first seed of each cell is used.
+        epsilons: Budgets for which each cell is planned. If empty, its own.
     """
     first: dict[str, tuple[Cell, int]] = {}
     for cell, seed in runs:
@@ -53,7 +55,7 @@ def forecast_cells(
             outlooks = _forecasts(cell.federation(seed, catalog), epsilons)
         except CohortiumError as error:
             yield CellForecast(cell=cell, refusal=str(error))
-        except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full
+        except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin, reported in full
             sentence = f"{type(error).__name__}: {error}"
             yield CellForecast(cell=cell, refusal=sentence, traceback=traceback.format_exc())
         else:
@@ -63,15 +65,15 @@ def forecast_cells(
 def _forecasts(study: Federation, epsilons: Sequence[float]) -> tuple[Forecast, ...]:
     from cohortium.runs import forecast
 
-    # Before anything is loaded.
+    # Checks the budgets before anything is loaded.
     forecast.with_budgets(study.privatizer, epsilons)
     return forecast.forecast(study.prepare(), epsilons)
 
 
 def forecast_table(rows: Sequence[tuple[Cell, Forecast]]) -> str:
-    """A Markdown table with a row for each cell and budget.
+    """Return a Markdown table with a row for each cell and budget.
 
-    How ε grows is left out: cells of other rounds would each have columns of their own.
+    The growth of ε is left out, because cells with other rounds would need columns of their own.
     """
     lines = [{**cell.place, **_columns(outlook)} for cell, outlook in rows]
     head = list(dict.fromkeys(key for line in lines for key in line))

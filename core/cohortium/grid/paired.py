@@ -1,4 +1,7 @@
-"""The difference between two cells, with an interval that knows both seeds and test images."""
+"""Difference between two cells, with an interval.
+
+The interval covers both seeds and test images.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DRAWS = 10_000
-"""Of the bootstrap; the ends of a 95 % interval are then good to about a fiftieth of its width."""
+"""Draws of the bootstrap. The ends of a 95 % interval are then precise to about a fiftieth of its
+width."""
 
 COVERAGE = 0.95
 
 
 MIN_SEEDS = 3
-"""Fewer tell nothing of how much a seed matters: two can only disagree or not."""
+"""Fewest seeds for an interval. Two seeds can only agree or disagree, which does not show how much
+a seed matters."""
 
 
 @frozen(kw_only=True)
 class Difference:
-    """First minus second, over the seeds that both have and the test images.
+    """First minus second, over the shared seeds and the test images.
 
     Attributes:
         metric: Such as "accuracy".
         mean: The difference.
-        low: Lower end of the interval; rough, and of the images alone, unless it `is_firm`.
+        low: Lower end of the interval. Unless `is_firm`, it is rough and covers the images alone.
         high: Its upper end.
-        seeds: That were compared.
-        images: That were compared.
+        seeds: The seeds compared.
+        images: Number of images compared.
     """
 
     metric: str
@@ -49,21 +54,21 @@ class Difference:
 
     @property
     def is_firm(self) -> bool:
-        """Whether there are enough seeds for the interval to stand."""
+        """Whether there are enough seeds for a valid interval."""
         return len(self.seeds) >= MIN_SEEDS
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval stands, and leaves 0 out."""
+        """Whether the interval is valid and excludes 0."""
         return self.is_firm and (self.low > 0 or self.high < 0)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, without an interval that does not stand."""
+        """Return plain values, without an interval that is not valid."""
         told = {**attrs.asdict(self), "is_told_apart": self.is_significant}
         return told if self.is_firm else {**told, "low": None, "high": None}
 
     def __str__(self) -> str:
-        """For people, in points."""
+        """Return a text for people, in percentage points."""
         of = f"{_counted(len(self.seeds), 'seed')}, {self.images} images"
         told = f"{self.metric}: {100 * self.mean:+.2f} points"
         if not self.is_firm:
@@ -79,18 +84,18 @@ class Difference:
 
 @frozen(kw_only=True)
 class Comparison:
-    """Two cells, or two runs, and what their difference speaks of.
+    """Comparison of two cells, or of two runs.
 
     Attributes:
         differences: In accuracy and balanced accuracy.
-        seeds: That both have; each stands for a deal of the data, and for initial weights.
-        others: Seeds that only one of them has, which are left out.
-        images: Test images.
-        majority_share: Accuracy of whoever calls all of them the most frequent class.
+        seeds: Shared seeds. Each determines a partition of the data, and initial weights.
+        others: Seeds that only one of the cells has. They are left out.
+        images: Number of test images.
+        majority_share: Accuracy of a classifier that always predicts the most frequent class.
         accuracies: Of the first and the second, over these seeds.
-        data: Names of the data sets: one, unless they differ.
+        data: Names of the data sets. One, unless they differ.
         rounds: Fewest and most rounds that the runs finished.
-        is_personal: Whether sites of one of them use networks of their own, which are not compared.
+        is_personal: Whether sites of one cell use networks of their own. Those are not compared.
     """
 
     differences: tuple[Difference, ...]
@@ -104,12 +109,12 @@ class Comparison:
     is_personal: bool
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         differences = [each.as_json() for each in self.differences]
         return {**attrs.asdict(self, recurse=False), "differences": differences}
 
     def __str__(self) -> str:
-        """For people."""
+        """Return a text for people."""
         seeds = f"{_counted(len(self.seeds), 'seed')} ({', '.join(map(str, self.seeds))})"
         first, second = self.accuracies
         spoken = (
@@ -133,24 +138,25 @@ class Comparison:
 
 
 def compare(first: Path, second: Path) -> tuple[Difference, ...]:
-    """How much better `first` is than `second`; see `contrast`."""
+    """Return the differences of `first` minus `second` that `contrast` finds."""
     return contrast(first, second).differences
 
 
 def contrast(first: Path, second: Path) -> Comparison:
-    """How much better `first` is than `second`, in accuracy and balanced accuracy.
+    """Compare `first` with `second` in accuracy and balanced accuracy.
 
-    A paired bootstrap: seeds and images are drawn with replacement, independently of one another
-    and alike for both cells, so that what both find hard does not widen the interval.  Drawing
-    along both ways at once errs on the side of too wide (Owen 2007, "The pigeonhole bootstrap").
-    Under `MIN_SEEDS` seeds no interval stands: it would know of the images alone.
+    This is a paired bootstrap. It draws seeds and images with replacement, independently of one
+    another. Both cells get the same draws, so images that both find hard do not widen the interval.
+    Drawing along both dimensions at once errs towards wide intervals (Owen 2007, "The pigeonhole
+    bootstrap"). With fewer than `MIN_SEEDS` seeds no interval is valid, because it would cover the
+    images alone.
 
     Args:
         first: A cell's folder, or one run's.
-        second: Another's.
+        second: Another cell's or run's folder.
 
     Raises:
-        StudyError: They have no seed in common, or were tested on different images.
+        StudyError: They share no seed, or were tested on different images.
     """
     one, other = _runs(first), _runs(second)
     seeds = tuple(sorted(one.keys() & other.keys()))
@@ -197,14 +203,14 @@ def bootstrap(
     rng: np.random.Generator,
     draws: int = DRAWS,
 ) -> dict[str, tuple[float, float, float]]:
-    """Mean and interval of each metric's difference.
+    """Return mean and interval of each metric's difference.
 
     Args:
-        gains: By seed and image, 1 where only the first was right, -1 where only the second was,
-            else 0; shape (S, N).
+        gains: Shape (S, N), by seed and image. 1 if only the first was right, -1 if only the second
+            was, else 0.
         labels: Of the images, shape (N,).
-        rng: Draws the samples.
-        draws: How many.
+        rng: Source of the draws.
+        draws: Number of draws.
     """
     seeds, images = gains.shape
     classes = np.unique(labels)
@@ -231,7 +237,10 @@ def bootstrap(
 
 
 def _runs(folder: Path) -> dict[int, Path]:
-    """The finished runs in a cell's folder, or the one that it is itself, by seed."""
+    """Return a folder's finished runs by seed.
+
+    The folder is a cell's, or that of one run.
+    """
     places = [folder, *sorted(folder.glob("seed-*"))] if folder.is_dir() else []
     found = {}
     for place in places:

@@ -1,4 +1,4 @@
-"""A grid's table as a picture: accuracy by cell, or along an axis of numbers."""
+"""Plot of a grid's table by cell, or along an axis."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
     from cohortium.grid.rows import Row
 
 MIN_POINTS = 3
-"""Numbers on an axis that make a line worth drawing."""
+"""Fewest numbers on an axis for which a line is drawn."""
 
 
 MAJORITY = "most frequent class alone"
-"""What the level of whoever names it is called."""
+"""Label of the accuracy that always predicting the most frequent class gives."""
 
 MAX_TICKS = 8
-"""Values of an axis that are all written below it."""
+"""Most values of an axis of which each gets a tick."""
 
 
 def draw(grid: Grid, table: Sequence[Row]) -> bytes:
-    """An SVG picture: mean ± standard deviation of accuracy, and every run as a dot.
+    """Draw an SVG of accuracies, with a dot per run.
 
-    Where an axis has three numbers or more it becomes the picture's own, with a line for each
-    combination of the others; else each cell has a line to itself.  A dotted line is the share of
-    the most frequent class, at which whoever names it alone would be.  Data sets have a panel each:
-    no two share an axis.  Equal tables give equal bytes.
+    It shows mean ± standard deviation. If an axis has three numbers or more, it becomes the
+    horizontal axis. Each combination of the other axes then gets a line. Otherwise each cell gets a
+    line of its own. A dotted line marks the accuracy of a classifier that always predicts the most
+    frequent class. Each data set has a panel, and no two share an axis. Equal tables give equal
+    bytes.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -60,7 +61,10 @@ def draw(grid: Grid, table: Sequence[Row]) -> bytes:
 
 
 def _panels(table: Sequence[Row], majority: str) -> list[list[Row]]:
-    """The rows of each data set; sets of one name differ in how their images are spread."""
+    """Return the rows of each data set.
+
+    Data sets of the same name may differ in their class balance, and then get separate panels.
+    """
     found: dict[tuple[str, float | None], list[Row]] = {}
     for row in table:
         spread = row.summary(majority) if majority == "majority_share" else None
@@ -70,7 +74,7 @@ def _panels(table: Sequence[Row], majority: str) -> list[list[Row]]:
 
 
 def _numbers(grid: Grid, table: Sequence[Row]) -> str:
-    """The axis with the most numbers among the cells of `table`, if it has enough of them."""
+    """Return the axis with the most numbers, if it has enough."""
     counts = {}
     for axis in grid.axes:
         labels = {row.cell.place[axis.name] for row in table}
@@ -88,13 +92,13 @@ def _number(label: str) -> float | None:
 
 @frozen(kw_only=True)
 class _Panel:
-    """One data set's part of the picture.
+    """One data set's part of the plot.
 
     Attributes:
-        axes: To draw on.
+        axes: The axes on which it is drawn.
         rows: Of the table.
-        metric: What is drawn.
-        majority: The share of the most frequent class beside it.
+        metric: The metric that is drawn.
+        majority: Name of the most frequent class's share, which is drawn next to the metric.
     """
 
     axes: Axes
@@ -103,10 +107,10 @@ class _Panel:
     majority: str
 
     def draw(self, along: str) -> None:
-        """All of it.
+        """Draw the panel.
 
         Args:
-            along: The axis of numbers that goes across; empty: none.
+            along: The axis of numbers that is horizontal. If empty, there is none.
         """
         if along:
             self._draw_lines(along)
@@ -116,7 +120,7 @@ class _Panel:
 
     @property
     def title(self) -> str:
-        """Of the axis of accuracies."""
+        """Title of the accuracy axis."""
         if self.metric != "accuracy":
             return "accuracy of the sites' own models on what they held out, %"
         images = self.rows[0].images if self.rows else "test"
@@ -125,14 +129,14 @@ class _Panel:
         return f"{images} accuracy{whose}, %"
 
     def _accuracies(self, row: Row) -> tuple[float, float, list[float]]:
-        """Mean, standard deviation and every run's, in percent."""
+        """Return mean, standard deviation and every run's accuracy, in percent."""
         spread = row.summary(self.metric)
         assert spread is not None
         each = [100 * (row.metric(seed, self.metric) or 0.0) for seed in row.results]
         return 100 * spread.mean, 100 * (spread.standard_deviation or 0.0), each
 
     def _level(self) -> float | None:
-        """Of the most frequent class, in percent."""
+        """Return the share of the most frequent class, in percent."""
         known = [spread.mean for row in self.rows if (spread := row.summary(self.majority))]
         return 100 * sum(known) / len(known) if known else None
 
@@ -151,7 +155,10 @@ class _Panel:
             axes.legend(fontsize="small")
 
     def _draw_lines(self, along: str) -> None:
-        """Labels that are no numbers (no privacy, say) become lines across the picture."""
+        """Draw lines along an axis of numbers.
+
+        A label that is no number, such as "no privacy", becomes a line across the plot.
+        """
         axes = self.axes
         groups: dict[str, list[Row]] = {}
         for row in self.rows:

@@ -1,4 +1,4 @@
-"""A grid file as written, read into axes and checked."""
+"""Reading and validation of a grid file."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     from cohortium.study.resolution import Layer, Tables
 
 MAX_RUNS = 10_000
-"""Of one grid: beyond it a list of values was surely mistyped."""
+"""Most runs of one grid. With more, a list of values was surely mistyped."""
 
 COLUMNS = ("seed", "seeds", "data_set", "images", "accuracy", "auc", "seconds")
-"""Names that mean something else in a table."""
+"""Names that already have another meaning in a table."""
 
 
 SEED_KEY = "federation.seed"
-"""The key that `seeds` of a grid gives."""
+"""The key that a grid's `seeds` set."""
 
 
 def is_grid(path: Path) -> bool:
-    """Whether the file has a `[grid]`.
+    """Return whether the file has a `[grid]`.
 
     Raises:
-        StudyError: It cannot be read.
+        StudyError: The file cannot be read.
     """
     return "grid" in toml.read(path, what="the study")
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
-    """The grid that a file describes.
+    """Return the grid that a file describes.
 
     Args:
         path: A study file with a `[grid]`.
         overrides: Changes to the study as `table.key=value`, for all cells.
 
     Raises:
-        StudyError: The file cannot be read, or its grid is none; or a setting changes what the
-            grid varies.
+        StudyError: The file cannot be read, or its grid is invalid. Or a setting changes a key that
+            the grid varies.
     """
     where = str(path)
     tables = toml.read(path, what="the study")
@@ -91,7 +91,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
 def _require_not_varied(
     layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Override], *, where: str
 ) -> None:
-    """Refuse settings of what the grid varies, and a grid that varies its own seed."""
+    """Refuse settings of keys that the grid varies.
+
+    Also refuse a grid that varies its own seed.
+    """
     setters = [choice for axis in axes for choice in axis.choices] + list(joint)
     varied = {key for setter in setters for key in _keys(setter.changes)}
     if SEED_KEY in varied:
@@ -118,7 +121,7 @@ def _seeds(value: Any, tables: Tables, *, where: str) -> tuple[int, ...]:
 
 
 def _places(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[str, str], ...]:
-    """Some combinations, as labels on some of the axes."""
+    """Return combinations as labels on some of the axes."""
     known = {axis.name: {choice.label for choice in axis.choices} for axis in axes}
     if not isinstance(value, list) or not all(isinstance(each, dict) and each for each in value):
         raise StudyError(f'{where} must be a list of tables such as {{ privacy = "on" }}.')
@@ -169,7 +172,7 @@ def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
 
 
 def _values(key: str, values: list[Any], place: str) -> list[tuple[str, dict[str, Any]]]:
-    """The choices of an axis that is one key."""
+    """Return the choices of an axis that is one key."""
     table, dot, rest = key.partition(".")
     if not dot or not rest:
         raise StudyError(f'{place}: write the key as "table.key", as in "federation.sites".')
@@ -188,7 +191,7 @@ def _values(key: str, values: list[Any], place: str) -> list[tuple[str, dict[str
 
 
 def _named(values: object, place: str) -> list[tuple[str, dict[str, Any]]]:
-    """The choices of an axis that name what they set."""
+    """Return the choices of an axis of named choices."""
     if not isinstance(values, dict) or not values:
         raise StudyError(f"{place}: give a list of values, or a table for each named choice.")
     for label, changes in values.items():
@@ -201,17 +204,17 @@ def _named(values: object, place: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _text(value: object) -> str:
-    """A value as TOML writes it."""
+    """Return a value as TOML writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _label(text: str) -> str:
-    """`text` as a folder's name can hold it."""
+    """Return `text` in a form that a folder's name can contain."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-") or "-"
 
 
 def _keys(changes: Mapping[str, Any]) -> set[str]:
-    """The dotted keys that `changes` sets."""
+    """Return the dotted keys that `changes` sets."""
     found = set()
     for key, value in changes.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The finished runs of a grid's cells, and their figures over seeds."""
+"""Finished runs of a grid's cells, and their metrics over seeds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from cohortium.grid.cells import Cell, Grid, Images
 
 METRICS = ("accuracy", "balanced_accuracy", "auc")
-"""As `result.json` calls them."""
+"""Names of metrics in `result.json`."""
 
 HOLDOUT_METRICS = ("personal_accuracy", "site_accuracy", "site_majority_share")
-"""On what the sites held out, where they did: of each site's own model, of the global one, and of
-whoever calls all images of a site one class."""
+"""Metrics on the images that sites held out, if any.
+
+They are the accuracies of each site's own model, of the global model, and of always predicting the
+site's most frequent class.
+"""
 
 HEADS = MappingProxyType(
     {
@@ -35,16 +38,16 @@ HEADS = MappingProxyType(
         "site_majority_share": "majority at sites",
     }
 )
-"""What the table calls a figure."""
+"""Heading of each metric in the table."""
 
 
 @frozen(kw_only=True)
 class Summary:
-    """One figure over seeds.
+    """One metric over seeds.
 
     Attributes:
-        mean: Over the runs.
-        standard_deviation: Standard deviation over the runs, with n - 1; None for one run.
+        mean: Mean over the runs.
+        standard_deviation: Standard deviation over the runs, with n - 1. None for one run.
     """
 
     mean: float
@@ -52,7 +55,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Summary:
-        """Of at least one value."""
+        """Compute the summary of at least one value."""
         several = len(values) > 1
         return cls(
             mean=statistics.fmean(values),
@@ -60,7 +63,7 @@ class Summary:
         )
 
     def percent(self) -> str:
-        """Such as `93.51 ± 0.32`."""
+        """Return a text such as `93.51 ± 0.32`."""
         spread = (
             "" if self.standard_deviation is None else f" ± {100 * self.standard_deviation:.2f}"
         )
@@ -72,9 +75,9 @@ class Row:
     """One cell that has finished runs.
 
     Attributes:
-        cell: Which.
-        images: Which its figures are of.
-        results: Each run's `result.json`, and what `HOLDOUT_METRICS` names, by seed.
+        cell: The cell.
+        images: The images that its metrics are about.
+        results: Each run's `result.json` and its `HOLDOUT_METRICS`, by seed.
     """
 
     cell: Cell
@@ -82,12 +85,12 @@ class Row:
     results: Mapping[int, Mapping[str, Any]]
 
     def metric(self, seed: int, metric: str) -> float | None:
-        """Of one run; None if it has none."""
+        """Return the value of one run, or None if it has none."""
         result = self.results[seed]
         if metric in HOLDOUT_METRICS:
             own: float | None = result.get(metric)
             return own
-        # A round's figures are of the validation images.
+        # A round's metrics are always about the validation images.
         scores = result if self.images == "test" else result["history"][-1]
         value: float | None = scores.get(metric)
         if value is None and metric == "majority_share" and self.images == "test":
@@ -96,22 +99,22 @@ class Row:
 
     @property
     def rounds(self) -> tuple[int, int]:
-        """Fewest and most rounds that its runs finished: a mean may join runs of several."""
+        """Fewest and most rounds of its runs, which may differ in length."""
         counts = [int(result["rounds"]) for result in self.results.values()]
         return min(counts), max(counts)
 
     @property
     def data(self) -> str:
-        """What its figures are of."""
+        """Name of the data set."""
         return str(next(iter(self.results.values())).get("data") or "")
 
     @property
     def is_personal(self) -> bool:
-        """Whether sites use networks of their own, and the global one is nobody's."""
+        """Whether sites use networks of their own, and none the global one."""
         return any(result.get("is_personal") for result in self.results.values())
 
     def summary(self, metric: str) -> Summary | None:
-        """Over the runs; None where a run has none."""
+        """Return the summary over the runs, or None without a value."""
         values = [self.metric(seed, metric) for seed in self.results]
         known = [value for value in values if value is not None]
         return Summary.of(known) if len(known) == len(values) else None
@@ -123,18 +126,21 @@ class Row:
 
     @property
     def upload_bytes(self) -> int:
-        """The most that one site sent in a round."""
+        """The most bytes that one site sent in a round."""
         return max(int(r["max_upload_bytes"]) for r in self.results.values())
 
     @property
     def guarantee(self) -> Mapping[str, Any] | None:
-        """The weakest of the runs' guarantees; None if one has none."""
+        """The weakest guarantee of the runs, or None if one has none."""
         given = [result["guarantee"] for result in self.results.values()]
         return None if None in given else max(given, key=lambda g: g["epsilon"])
 
 
 def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
-    """Every cell with a finished run under `out`, whichever call ran it, in the grid's order."""
+    """Return the cells with finished runs under `out`, in grid order.
+
+    It does not matter which call ran the cell.
+    """
     found = []
     for cell in grid.cells():
         results = {}
@@ -148,7 +154,7 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
 
 
 def _holdout_means(folder: Path) -> dict[str, float]:
-    """Means over all images that the sites of a run held out."""
+    """Return means over all images that a run's sites held out."""
     path = folder / SITE_SCORES
     if not path.exists():
         return {}
@@ -164,13 +170,16 @@ def _holdout_means(folder: Path) -> dict[str, float]:
 
 
 def _majority_share(confusion: Sequence[Sequence[int]] | None) -> float | None:
-    """The share of the most frequent class, where a result does not say it itself."""
+    """Compute the most frequent class's share, for results without it."""
     counts = [sum(row) for row in confusion or ()]
     return max(counts) / sum(counts) if sum(counts) else None
 
 
 def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
-    """What the table tells of; what sites use themselves comes first where a trainer makes that."""
+    """Return the metrics of the table, the most relevant first.
+
+    If a trainer makes networks for the sites themselves, the metrics of those come first.
+    """
     figures = (*METRICS, "majority_share")
     if not any(row.summary(HOLDOUT_METRICS[0]) for row in table):
         return figures
@@ -182,10 +191,10 @@ def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
 
 
 def headline_of(table: Sequence[Row]) -> tuple[str, str]:
-    """The accuracy that a plot is of, and the share of the most frequent class beside it.
+    """Return the metric of a plot, and its most frequent class's share.
 
-    The sites' own where a trainer makes those, provided that all rows have them: figures on the
-    test images and on what sites held out are not of the same images.
+    It is the accuracy of the sites' own networks if a trainer makes those and all rows have it.
+    Metrics on the test images and on held-out images are about different images.
     """
     is_own = any(row.is_personal for row in table) and all(
         row.summary(HOLDOUT_METRICS[0]) for row in table

@@ -1,4 +1,7 @@
-"""Runs of a grid, one folder each: what is finished stands, and what was broken off goes on."""
+"""Runs of a grid, one folder each.
+
+Finished runs are kept, and unfinished ones are resumed.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,11 @@ class GridRun:
     """One cell with one seed.
 
     Attributes:
-        cell: Where it stands in the grid.
+        cell: Its cell of the grid.
         seed: Its public seed.
-        federation: The study that it is.
-        folder: Where its record lies.
-        state: Whether that is there, and whole.
+        federation: Its study.
+        folder: Folder of its record.
+        state: Whether that record exists and is complete.
     """
 
     cell: Cell
@@ -45,18 +48,18 @@ class GridRun:
 
     @property
     def name(self) -> str:
-        """Such as `sites=10,privacy=on seed 1`."""
+        """Name such as `sites=10,privacy=on seed 1`."""
         return f"{self.cell.name} seed {self.seed}"
 
 
 @frozen(kw_only=True)
 class GridRunResult:
-    """How a run went.
+    """Outcome of one run.
 
     Attributes:
-        run: Which.
-        failure: What went wrong, in a sentence; empty if nothing.
-        traceback: The traceback, where it was no user's mistake.
+        run: The run.
+        failure: The reason of a failure, in a sentence. Empty if the run succeeded.
+        traceback: The traceback, if the cause was no user's mistake.
     """
 
     run: GridRun
@@ -65,7 +68,7 @@ class GridRunResult:
 
 
 def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[GridRun, ...]:
-    """The runs that are asked for, and what is there of them.
+    """Return the requested runs, with the state of each.
 
     Raises:
         CohortiumError: A cell is no study, two cells are one study, a filter names nothing, or a
@@ -88,7 +91,7 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
         return "to run"
     record = folder / "study.toml"
     begun = _read(record, catalog) if record.exists() else None
-    # Who observes a run makes no other run of it.
+    # Other observers do not make it another run.
     if begun is None or attrs.evolve(begun, observers=federation.observers) != federation:
         raise StudyError(
             f"{folder} holds something else than this run; give another folder with --out, or "
@@ -98,7 +101,7 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
 
 
 def _read(record: Path, catalog: Catalog) -> Federation | None:
-    """The study of a record, or None where it cannot be understood any more."""
+    """Return the study of a record, or None if no longer valid."""
     try:
         return study_file.build(
             toml.read(record, what="the study"), where=str(record), catalog=catalog, into=Federation
@@ -110,13 +113,15 @@ def _read(record: Path, catalog: Catalog) -> Federation | None:
 def run(
     runs: Sequence[GridRun], *, jobs: int = 1, observe: Sequence[str] = (), own: Sequence[str] = ()
 ) -> Iterator[GridRunResult]:
-    """Do what is not finished, and yield every outcome as it comes; one failure stops no other.
+    """Execute unfinished runs, and yield every outcome as it arrives.
+
+    One failure stops no other run.
 
     Args:
         runs: As planned.
-        jobs: How many to do at a time, each in a process of its own if there are several.
-        observe: Names of observers that are told of each run's events, whenever it goes on.
-        own: Names of those that are told now, and not by whoever goes on with it.
+        jobs: Number of runs at a time. If several, each has a process of its own.
+        observe: Names of observers that receive each run's events, also after a resumption.
+        own: Names of observers for this call alone. A later resumption does not inform them.
     """
     waiting = []
     for each in runs:
@@ -146,7 +151,7 @@ def _execute_in_parallel(
                 error = future.exception()
                 if error is None:
                     yield future.result()
-                else:  # the process itself died, of memory perhaps
+                else:  # the process itself ended, perhaps for lack of memory
                     yield GridRunResult(run=futures[future], failure=f"its process ended: {error}")
         finally:
             pool.shutdown(cancel_futures=True)
@@ -167,7 +172,7 @@ def _execute(each: GridRun, observe: tuple[str, ...], own: tuple[str, ...]) -> G
         reporting.write([each.folder])
     except CohortiumError as error:
         return GridRunResult(run=each, failure=str(error))
-    except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin; told in full
+    except Exception as error:  # noqa: BLE001 - a fault in one cell's plugin, reported in full
         sentence = f"{type(error).__name__}: {error}"
         return GridRunResult(run=each, failure=sentence, traceback=traceback.format_exc())
     return GridRunResult(run=each)

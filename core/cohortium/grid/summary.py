@@ -1,4 +1,7 @@
-"""What a grid's finished runs came to: means and spreads, as Markdown, CSV and a plot."""
+"""Results of a grid's finished runs, as Markdown, CSV and a plot.
+
+They are means and spreads over seeds.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ if TYPE_CHECKING:
 
 
 def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
-    """Write `table.md`, which links the runs' reports, `table.csv`, `runs.csv` and `plot.svg`.
+    """Write `table.md`, `table.csv`, `runs.csv` and `plot.svg`.
+
+    `table.md` links the runs' reports.
 
     Raises:
-        RunError: They cannot be written.
+        RunError: The files cannot be written.
     """
     from cohortium.grid.plot import draw
 
@@ -41,9 +46,10 @@ def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
 
 
 def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
-    """The table for people; shares in percent, mean ± standard deviation; kB of a site a round.
+    """Return the table for people, as Markdown.
 
-    `majority` is the share of the most frequent class: the accuracy of whoever names it alone.
+    Shares are in percent, as mean ± standard deviation. Uploads are in kB per site and round.
+    `majority` is the share of the most frequent class: the accuracy of always predicting it.
     """
     metrics = metrics_of(table)
     several = len({row.data for row in table}) > 1
@@ -79,14 +85,14 @@ def _shown(row: Row, metric: str) -> str:
     spread = row.summary(metric)
     if spread is None:
         return "–"
-    # Of the images, which are the same for every seed.
+    # It belongs to the images, which are the same for every seed.
     if metric == "majority_share" and not spread.standard_deviation:
         return f"{100 * spread.mean:.2f}"
     return spread.percent()
 
 
 def _links(table: Sequence[Row], out: Path) -> str:
-    """Below the table: each run's report, where there is one."""
+    """Return links to each run's report, for below the table."""
     lines = []
     for row in table:
         places = {seed: f"{row.cell.name}/seed-{seed}/report.html" for seed in row.results}
@@ -109,7 +115,10 @@ def _promise(guarantee: Mapping[str, Any] | None) -> str:
 
 
 def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
-    """The table as plain values, a line for each cell; shares of 1."""
+    """Return the table as plain values, a line for each cell.
+
+    Shares are shares of 1.
+    """
     for row in table:
         line: dict[str, object] = {axis: row.cell.place[axis] for axis in axes}
         line |= {"data_set": row.data, "images": row.images, "seeds": len(row.results)}
@@ -130,7 +139,7 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
 
 
 def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
-    """A line for each run, with what it was run on."""
+    """Yield a line for each run, with its data, guarantee and versions."""
     for row in table:
         for seed, result in row.results.items():
             yield {
@@ -152,7 +161,7 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
 
 def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
     keys = ("epsilon", "delta", "unit", "adjacency", "against", "colluding", "simulation")
-    # Beside an axis that may well be called epsilon.
+    # The prefix keeps these apart from an axis called epsilon.
     return {f"guarantee_{k}": None if guarantee is None else guarantee[k] for k in keys}
 
 

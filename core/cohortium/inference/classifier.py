@@ -1,9 +1,11 @@
-"""A run's trained network in use: loaded from the run's folder, with what is done to an image.
+"""A run's trained network with its image preparation, ready for use.
+
+It is loaded from the run's folder.
 
     >>> from cohortium.inference.classifier import Classifier
     >>> Classifier.open(Path("runs/first")).predict(images)  # doctest: +SKIP
 
-Nothing of the study but its model is needed for that: neither its data nor its other plugins.
+This needs only the study's model, and neither its data nor its other plugins.
 """
 
 from __future__ import annotations
@@ -33,23 +35,23 @@ if TYPE_CHECKING:
     from cohortium.runs.dataset_info import DatasetInfo
 
 Round = Literal["last", "best"]
-"""Whose weights: those after the last round, or those that did best on the public validation
-images."""
+"""Round of the weights: the last, or the best one. The best has the highest accuracy on the public
+validation images."""
 
 
 @frozen(eq=False, kw_only=True)
 class Classifier:
-    """A network, and what is done to an image before it.
+    """A network, with the preparation of its images.
 
     Attributes:
-        folder: Of the run's record.
-        dataset_info: What is public about the data that it was trained on.
+        folder: Folder of the run's record.
+        dataset_info: Public facts about the data on which it was trained.
         model: Prepares images.
         net: In evaluation mode, on the CPU.
-        rounds: After how many rounds its weights were taken.
-        chosen: Its accuracy on the public validation images, where the round was chosen by it.
+        rounds: Number of rounds after which its weights were taken.
+        chosen: Accuracy on the public validation images, if it determined the round.
         study: The tables of the run's study.
-        result: The content of the run's `result.json`, or None where the run is not complete.
+        result: The content of the run's `result.json`, or None if the run is not complete.
     """
 
     folder: Path
@@ -63,11 +65,11 @@ class Classifier:
 
     @classmethod
     def open(cls, folder: Path, round: Round = "last") -> Classifier:  # noqa: A002
-        """The network of the run whose record lies in `folder`.
+        """Load the network of the run whose record is in `folder`.
 
         Raises:
-            StudyError: That is no record of a run, or has no weights of that round.
-            DataError: A file of it is damaged, or does not belong to the others.
+            StudyError: The folder is no record of a run, or has no weights of that round.
+            DataError: A file of the record is damaged, or does not belong to the others.
             PluginError: The plugin of its model cannot be used.
         """
         if not (folder / "study.toml").is_file():
@@ -114,14 +116,14 @@ class Classifier:
 
     @property
     def sha256(self) -> str:
-        """Of the weights; see `parameters.sha256`."""
+        """SHA-256 of the weights, as `parameters.sha256` computes it."""
         return parameters.sha256(self.net)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """The probability of each class, shape (N, classes), for images (N, C, H, W).
+        """Return class probabilities, shape (N, classes), for images (N, C, H, W).
 
         Raises:
-            DataError: They are not `uint8` images of the shape that the network was trained on.
+            DataError: They are not `uint8` images of the shape on which the network was trained.
         """
         import torch
 
@@ -143,7 +145,10 @@ def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
 
 
 def _weights_seed(study: dict[str, Any]) -> int:
-    """Where the frozen parameters of a network, which no checkpoint need hold, come from."""
+    """Return the seed of a network's frozen parameters.
+
+    No checkpoint needs to contain them.
+    """
     terms = study.get("federation")
     seed = terms.get("seed") if isinstance(terms, dict) else None
     return Seeds(seed if isinstance(seed, int) and seed >= 0 else 0).integer("weights")
@@ -158,7 +163,7 @@ def _require_same(sha256: str, result: dict[str, Any], path: Path) -> None:
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a checkpoint by name, and what is noted beside them."""
+    """Return the tensors of a checkpoint by name, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

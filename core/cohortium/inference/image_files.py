@@ -1,7 +1,7 @@
-"""Images to classify, from wherever people keep them: an npz file, a folder, or single files.
+"""Reading of images to classify: npz file, folder, or single files.
 
-Whatever an image is, it is taken as it is or refused: nothing is resized, cropped, recoloured or
-turned, because a network trained on one kind of image says nothing about another.
+Every image is used unchanged or refused. Nothing is resized, cropped, recoloured or turned, because
+a network trained on one kind of image says nothing about another.
 """
 
 from __future__ import annotations
@@ -26,34 +26,37 @@ if TYPE_CHECKING:
     from cohortium.data.examples import DataSpec
 
 SUFFIXES: Final = (".jpeg", ".jpg", ".png")
-"""Of the picture files that are read."""
+"""Suffixes of picture files that are read."""
 
 MODES: Final = {1: "L", 3: "RGB"}
 """Pillow's name for 8 bits a channel, by the number of channels."""
 
 BATCH: Final = 512
-"""Picture files that are held at a time."""
+"""Most picture files in memory at a time."""
 
 MAX_LOADED_BYTES: Final = 1 << 28
-"""Bytes of them."""
+"""Most bytes of their pixels in memory at a time."""
 
 ORIENTATION: Final = 0x0112
-"""The EXIF tag that has a viewer turn a picture."""
+"""The EXIF tag that makes a viewer turn a picture."""
 
 Batch = tuple[list[str], "NDArray[np.uint8]"]
-"""Names of some images, and the images, shape (N, C, H, W)."""
+"""Names of some images, with the images, shape (N, C, H, W)."""
 
 
 def read(places: Sequence[Path], spec: DataSpec, *, split: str) -> Iterator[Batch]:
-    """Images in batches, in the order of `places`, and of their names within a folder.
+    """Yield images in batches, in the order of `places`.
+
+    Files within a folder are in the order of their names.
 
     Args:
         places: npz files, folders of picture files, or picture files.
-        spec: What the images have to be.
+        spec: The required form of the images.
         split: Of an npz file in MedMNIST's layout.
 
     Raises:
-        DataError: There is none, or one cannot be read or is of another kind: the first is named.
+        DataError: There are no images, or one cannot be read or is of another kind. The message
+            names the first such image.
     """
     files: list[Path] = []
     for place in places:
@@ -100,7 +103,10 @@ def _of_files(files: Sequence[Path], spec: DataSpec) -> Iterator[Batch]:
 
 
 def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
-    """One picture, shape (C, H, W); its header is held to `spec` before any pixel is unpacked."""
+    """Return one picture, shape (C, H, W).
+
+    Its header is compared with `spec` before any pixel is decompressed.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if spec.channels not in MODES:
@@ -135,7 +141,7 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
 
 
 _FORMATS: Final = ("PNG", "JPEG")
-"""No other decoder of Pillow's is let near a file."""
+"""Decoders that Pillow may use. No other decoder ever opens a file."""
 
 
 def _require(shape: tuple[int, ...], spec: DataSpec, *, where: str) -> None:

@@ -1,11 +1,13 @@
-"""The report of a run: its folder as one self-contained page, for people who decide.
+"""Report of a run: its folder as one self-contained page.
+
+It is for people who decide.
 
     from cohortium import reporting
 
     html = reporting.render([reporting.read(Path("runs/first"))])
 
-It reads `study.toml`, `events.jsonl` and `result.json` and nothing else: no plugin is loaded, and
-no network is used, neither by what writes the page nor by the page.
+It reads only `study.toml`, `events.jsonl` and `result.json`, and loads no plugin. Neither the
+writer of the page nor the page uses a network.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ _MARK = b'<meta name="generator" content="cohortium">'
 
 
 def write(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of one run, or of several side by side; where it lies.
+    """Write the report of one run, or of several side by side.
 
     Args:
         folders: Of the runs.
-        out: The file; by default `report.html` in the folder of a single run.
+        out: The file. By default `report.html` in the folder of a single run.
+
+    Returns:
+        The path of the report.
 
     Raises:
         StudyError: Nothing can be written at `out`, or a file is there that is no report.
@@ -53,7 +58,7 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _require_ours(out: Path) -> None:
-    """Refuse to put a report in place of a file that is none."""
+    """Refuse to replace a file that is no report."""
     try:
         if out.exists() and _MARK not in out.read_bytes():
             raise StudyError(f"{out} exists and is no report; give another file with --out.")

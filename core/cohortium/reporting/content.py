@@ -1,4 +1,4 @@
-"""What a report says of one run, as plain rows that templates write down."""
+"""Content of a report about one run, as rows for templates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium.roles.events import StageStats
 
 MAX_ROWS = 60
-"""Sites, and lost contributions, that are listed one by one."""
+"""Most sites, and most lost contributions, that are listed one by one."""
 
 
 @frozen(kw_only=True)
@@ -44,10 +44,10 @@ class SiteRow:
 
     Attributes:
         site: Its number.
-        size: Training examples.
+        size: Number of training examples.
         counts: By class.
-        distance: Total variation between its labels and those of all sites: the share of its
-            examples that would need another label, for the two to agree.
+        distance: Total variation between its labels and those of all sites. It is the share of the
+            site's examples that would need another label for the two to agree.
     """
 
     site: int
@@ -58,7 +58,7 @@ class SiteRow:
 
 @frozen(kw_only=True)
 class LostContribution:
-    """A contribution that was asked for, and what became of it."""
+    """A contribution that the coordinator requested and lost, with its outcome."""
 
     round: int
     site: int
@@ -70,14 +70,17 @@ class LostContribution:
 
 @frozen(kw_only=True)
 class Cost:
-    """What one kind of exchange cost over the run, or another part of its time.
+    """Cost of one kind of exchange, or another part of the time.
+
+    It covers the whole run.
 
     Attributes:
-        name: Of it.
+        name: Name of the part.
         seconds: Over the run.
         share: Of the whole run's time.
-        upload: Bytes that one site sends in it, a round, on average; None where none is sent.
-        download: Bytes that one site is sent in it.
+        upload: Bytes that one site sends in it, per round on average. None if it sends none.
+        download: Bytes that one site receives in it, per round on average. None if it receives
+            none.
     """
 
     name: str
@@ -88,14 +91,14 @@ class Cost:
 
 
 def accuracy_interval(scores: Scores) -> tuple[float, float]:
-    """The interval of the accuracy at 95 %."""
+    """Return the interval of the accuracy at 95 %."""
     total = scores.images
     hits = sum(row[k] for k, row in enumerate(scores.confusion))
     return interval(hits, total) if total else (0.0, 1.0)
 
 
 def class_rows(scores: Scores) -> tuple[ClassRow, ...]:
-    """A row for each class."""
+    """Return a row for each class."""
     found = []
     for k, (row, counts) in enumerate(zip(scores.per_class, scores.confusion, strict=True)):
         low, high = interval(counts[k], sum(counts)) if sum(counts) else (None, None)
@@ -104,7 +107,7 @@ def class_rows(scores: Scores) -> tuple[ClassRow, ...]:
 
 
 def bin_rows(scores: Scores) -> tuple[BinRow, ...]:
-    """A row for each bin that holds images."""
+    """Return a row for each bin that contains images."""
     total = sum(part.examples for part in scores.calibration) or 1
     found = []
     for part in scores.calibration:
@@ -115,7 +118,7 @@ def bin_rows(scores: Scores) -> tuple[BinRow, ...]:
 
 
 def site_rows(record: Record) -> tuple[SiteRow, ...]:
-    """A row for each site of a simulation."""
+    """Return a row for each site of a simulation."""
     started = record.started
     if started is None or started.label_histograms is None:
         return ()
@@ -130,13 +133,16 @@ def site_rows(record: Record) -> tuple[SiteRow, ...]:
 
 
 def mean_distance(rows: tuple[SiteRow, ...]) -> float:
-    """The mean distance of a site's labels from those of all, weighted by its size."""
+    """Return the mean distance between a site's labels and all labels.
+
+    Sites are weighted by their sizes.
+    """
     total = sum(row.size for row in rows) or 1
     return sum(row.size * row.distance for row in rows) / total
 
 
 def lost_contributions(record: Record) -> tuple[LostContribution, ...]:
-    """Every contribution or answer that was lost, by round and site."""
+    """Return every contribution or answer that was lost, by round and site."""
     reasons = {(f.attempt, f.site): f.reason for f in record.failures}
     found = []
     for event in record.rounds:
@@ -162,7 +168,10 @@ def lost_contributions(record: Record) -> tuple[LostContribution, ...]:
 def _outcome(
     record: Record, stages: tuple[StageStats, ...], place: int, *, is_counted: bool
 ) -> str:
-    """What became of a site that was lost in the exchange at `place` of `stages`."""
+    """Describe the outcome for a site that was lost.
+
+    The loss is in the exchange at `place` of `stages`.
+    """
     if record.aggregation is None:
         return "Counted." if is_counted else "Left out of the sum; no masks to take off."
     last = stages[-1].name or f"exchange {len(stages)}"
@@ -175,7 +184,7 @@ def _outcome(
 
 
 def costs(record: Record) -> tuple[Cost, ...]:
-    """Where the time and the bytes of a run went, in the order of a round."""
+    """Return a run's time and bytes by part, in round order."""
     attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
     seconds: dict[str, float] = defaultdict(float)
     up: Counter[str] = Counter()
@@ -211,7 +220,7 @@ def costs(record: Record) -> tuple[Cost, ...]:
 
 
 def bytes_moved(record: Record) -> tuple[int, int]:
-    """All that went up, and all that went down, over the run."""
+    """Return all bytes uploaded, and all bytes downloaded, over the run."""
     attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
     moved = [stage for stages in attempts for stage in stages]
     return sum(p.upload_bytes for p in moved), sum(p.download_bytes for p in moved)

@@ -9,10 +9,11 @@ if TYPE_CHECKING:
 
 
 def study_differences(studies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """By key, as `--set` would name it, what each study has there; empty where it has nothing.
+    """Return the settings that differ: by key, the value in each study.
 
-    Keys on which all agree are left out.  Where a part is another one altogether, its name comes
-    first and its own parameters follow.
+    Keys are in the form that `--set` takes. A value is empty if the study does not have it. Keys on
+    which all studies agree are left out. If studies use different plugins for a part, the plugin's
+    name comes first, and its own parameters follow.
     """
     flat = [dict(_flat(study)) for study in studies]
     keys = dict.fromkeys(key for study in flat for key in study)

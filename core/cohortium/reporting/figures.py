@@ -1,4 +1,7 @@
-"""Where the marks of a plot go; templates draw them as SVG, and style sheets colour them."""
+"""Positions of a plot's marks.
+
+Templates draw the marks as SVG, and style sheets colour them.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 """Distances between ticks, times a power of ten."""
 
 MIN_GAP = 15.0
-"""Between the lines of two labels."""
+"""Smallest distance between the lines of two labels."""
 
 MAX_HINTS = 240
-"""Rounds up to which each has a hint of its own under the pointer."""
+"""Most rounds of which each gets a hint under the pointer."""
 
 
 @frozen(kw_only=True)
@@ -27,10 +30,10 @@ class Line:
     """One line of a plot.
 
     Attributes:
-        name: What it shows.
+        name: The quantity that it shows.
         points: In the data's own units.
-        tone: Which colour of the style sheet, from 1.
-        label: What stands at its end.
+        tone: Number of its colour in the style sheet, from 1.
+        label: Text at its end.
     """
 
     name: str
@@ -44,9 +47,9 @@ class Axis:
     """A linear scale.
 
     Attributes:
-        low: Where it begins.
-        high: Where it ends, above `low`.
-        ticks: Numbers to write beside it.
+        low: Its lower end.
+        high: Its upper end, above `low`.
+        ticks: Numbers that are written next to it.
     """
 
     low: float
@@ -55,7 +58,10 @@ class Axis:
 
     @classmethod
     def over(cls, numbers: Sequence[float], *, ticks: int = 5, most: float = math.inf) -> Axis:
-        """One that holds all of `numbers`, ends on ticks, and does not pass `most`."""
+        """Build an axis that contains `numbers` and ends on ticks.
+
+        It does not exceed `most`.
+        """
         low, high = min(numbers, default=0.0), max(numbers, default=1.0)
         if high - low < 1e-9:  # noqa: PLR2004
             low, high = low - 0.5, high + 0.5
@@ -69,7 +75,7 @@ class Axis:
 
     @classmethod
     def rounds(cls, last: float, *, ticks: int = 6) -> Axis:
-        """From the first round to the `last`."""
+        """Build an axis from the first round to the `last`."""
         last = max(last, 2)
         inner = cls.over((0, last), ticks=ticks).ticks
         marks = [1.0, *(t for t in inner if t == int(t) and 1 < t < last), last]
@@ -78,19 +84,19 @@ class Axis:
         return cls(low=1, high=last, ticks=tuple(marks))
 
     def text(self, number: float) -> str:
-        """`number` with as many digits as the ticks need."""
+        """Return `number` with as many digits as the ticks need."""
         fine = (self.high - self.low) * 1e-6
         digits = next(d for d in range(12) if all(abs(round(t, d) - t) <= fine for t in self.ticks))
         return f"{number:.{digits}f}"
 
     def share(self, number: float) -> float:
-        """How far along `number` lies, from 0 to 1."""
+        """Return the position of `number` on the axis, from 0 to 1."""
         return (number - self.low) / (self.high - self.low)
 
 
 @frozen(kw_only=True)
 class Label:
-    """A word beside the end of a line, at `y`, moved there from `at`."""
+    """Word at the end of a line, moved from `at` to `y`."""
 
     text: str
     tone: int
@@ -103,12 +109,12 @@ class Plot:
     """Lines over two axes, in a box of `width` by `height` units.
 
     Attributes:
-        title: What it shows, for those who cannot see it.
-        summary: What is to be seen, likewise.
-        x: Across.
-        y: Up.
-        lines: To draw.
-        limit: A level that is marked, with its words, or None.
+        title: The plot's subject, for people who cannot see it.
+        summary: The plot's content, for people who cannot see it.
+        x: Horizontal axis.
+        y: Vertical axis.
+        lines: The lines to draw.
+        limit: A marked level with its words, or None.
     """
 
     title: str
@@ -126,31 +132,31 @@ class Plot:
     hints: tuple[tuple[float, str], ...] = field(default=())
 
     def px(self, number: float) -> float:
-        """Units from the left edge."""
+        """Return the distance from the left edge, in units."""
         return round(self.left + self.x.share(number) * (self.width - self.left - self.right), 2)
 
     def py(self, number: float) -> float:
-        """Units from the top edge."""
+        """Return the distance from the top edge, in units."""
         inner = self.height - self.top - self.bottom
         return round(self.top + (1 - self.y.share(number)) * inner, 2)
 
     def path(self, line: Line) -> str:
-        """An SVG path through the points of `line`."""
+        """Return an SVG path through the points of `line`."""
         return "M" + "L".join(f"{self.px(x)},{self.py(y)}" for x, y in line.points)
 
     def area(self, line: Line) -> str:
-        """A closed path between `line` and the lower edge."""
+        """Return a closed path between `line` and the lower edge."""
         first, last = self.px(line.points[0][0]), self.px(line.points[-1][0])
         floor = self.height - self.bottom
         return f"{self.path(line)}L{last},{floor}L{first},{floor}Z"
 
     @property
     def ends(self) -> float:
-        """Units from the left edge to where the last line ends."""
+        """Distance from the left edge to the last line's end, in units."""
         return self.px(max((line.points[-1][0] for line in self.lines), default=self.x.high))
 
     def labels(self) -> tuple[Label, ...]:
-        """A label for every line that has points, none over another."""
+        """Return a label for every line that has points, without overlaps."""
         found = sorted(
             (
                 Label(text=line.label, tone=line.tone, at=at, y=at)
@@ -170,7 +176,7 @@ class Plot:
         return tuple(found)
 
     def columns(self) -> tuple[tuple[float, float, str], ...]:
-        """Left edge, width and words of each hint."""
+        """Return left edge, width and words of each hint."""
         if len(self.hints) > MAX_HINTS:
             return ()
         wide = round((self.width - self.left - self.right) / max(self.x.high - self.x.low, 1), 2)

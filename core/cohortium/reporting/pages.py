@@ -1,4 +1,7 @@
-"""From records to HTML: every value that a template shows is escaped on its way."""
+"""Rendering of records as HTML.
+
+Every value that a template shows is escaped.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def render(records: Sequence[Record]) -> str:
-    """The page of one run, or of several side by side."""
+    """Return the page of one run, or of several side by side."""
     environment = _environment()
     if len(records) == 1:
         return environment.get_template("run.html").render(run=_run(records[0], "run"))
@@ -42,7 +45,7 @@ def render(records: Sequence[Record]) -> str:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    """The folders' names, with as many of the folders above as tell them apart."""
+    """Return the folders' names, with enough parent folders to distinguish them."""
     parts = [record.folder.resolve().parts for record in records]
     depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 1)
     return ["/".join(p[-depth:]) for p in parts]
@@ -67,7 +70,10 @@ def _environment() -> Environment:
 
 
 def _printable(value: Any) -> Any:
-    """Words from a record without control characters, which could turn a line's direction."""
+    """Return a text without control characters.
+
+    A control character in a record could reverse the direction of a line.
+    """
     if type(value) is not str or value.isprintable():
         return value
     return "".join(
@@ -80,7 +86,7 @@ def _is_control(letter: str) -> bool:
 
 
 def _run(record: Record, name: str) -> dict[str, Any]:
-    """What the templates show of a run."""
+    """Return the values of a run that the templates show."""
     scores, guarantee, facts = record.scores, record.guarantee, PartyInputs.of(record)
     sites = content.site_rows(record)
     found = content.lost_contributions(record)
@@ -124,12 +130,15 @@ def _run(record: Record, name: str) -> dict[str, Any]:
 def _title(record: Record) -> str:
     model = record.study.get("model", {}).get("name", "?")
     own = record.provenance.get("model", {}).get("class", "")
-    # A name such as "module" says nothing of whose network it is.
+    # A name such as "module" does not say whose network it is.
     return f"{own if own not in ('', model) else model} on {record.data}"
 
 
 def _headline(record: Record) -> float | None:
-    """The accuracy that counts: the sites' own where they use networks of their own."""
+    """Return the accuracy that counts.
+
+    If sites use networks of their own, it is the accuracy of those networks.
+    """
     if not record.is_personal:
         return None if record.scores is None else record.scores.accuracy
     own = None if record.result is None else record.result.own
@@ -137,7 +146,7 @@ def _headline(record: Record) -> float | None:
 
 
 def _codes(record: Record) -> list[tuple[str, Mapping[str, str], str]]:
-    """Code that no plugin answers for: which part, what is known of it, and how it is now."""
+    """Return code without a plugin: part, record, and present state."""
     found = []
     for part, told in record.provenance.items():
         was, file = told.get("sha256", ""), told.get("file", "")
@@ -162,7 +171,7 @@ def _command(record: Record) -> str:
 
 
 def _parts(record: Record) -> list[tuple[str, str, str]]:
-    """Role, name and plugin of each part."""
+    """Return role, name and plugin of each part."""
     made = {} if record.result is None else record.result.plugins
     found = []
     for role, table in record.study.items():
@@ -175,7 +184,7 @@ def _parts(record: Record) -> list[tuple[str, str, str]]:
 def _by_views(
     runs: Sequence[dict[str, Any]],
 ) -> list[tuple[tuple[PartyView, ...], list[dict[str, Any]]]]:
-    """Runs of which the same can be said, together."""
+    """Group runs that have the same views and conditions."""
     groups: dict[tuple[tuple[PartyView, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["views"], run["conditions"]), []).append(run)
@@ -185,7 +194,10 @@ def _by_views(
 def _classes(
     records: Sequence[Record],
 ) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:
-    """By data set, sensitivity by class, run by run; classes of two sets may share a name."""
+    """Return sensitivities by data set and class, one for each run.
+
+    Classes of two data sets may share a name.
+    """
     found: dict[str, dict[str, list[float | None]]] = {}
     for number, record in enumerate(records):
         for row in record.scores.per_class if record.scores is not None else ():

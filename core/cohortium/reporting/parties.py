@@ -1,8 +1,8 @@
-"""Who can learn what from a run: derived from its configuration, in words one can sign.
+"""Each party's view of a run, derived from its configuration.
 
-What is said here is what the guarantee (`guarantee.Guarantee`) and the aggregator
-(`values.AggregationGuarantee`) promise, no more.  The terms are theirs too: a sum has at least
-`contributors` sites, a release is what one site sends in a round.
+A reader could sign each statement. The statements promise only as much as the guarantee
+(`guarantee.Guarantee`) and the aggregator (`values.AggregationGuarantee`). They use the same terms.
+A sum has at least `min_contributors` sites. A release is the vector that one site sends in a round.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ MEANING: dict[Unit, tuple[str, ...]] = {
     "patient": ("A patient with images at two hospitals counts as two.",),
     "site": (),
 }
-"""What has to be said of a unit of privacy."""
+"""Remarks that each unit of privacy requires."""
 
 Verdict = Literal["bounded", "open"]
-"""Whether what a party learns of the protected unit has a bound."""
+"""Whether a party's knowledge of the protected unit is bounded."""
 
 
 @frozen(kw_only=True)
 class PartyView:
-    """One party's.
+    """View of one party.
 
     Attributes:
         who: The party.
-        role: Who that is, in a few words.
-        sees: What reaches it.
-        hospital: What it can learn of one hospital.
+        role: Its role, in a few words.
+        sees: The data that reach it.
+        hospital: The facts about one site that it can learn.
         verdict: Whether a bound holds against it.
-        person: What it can learn of the protected unit.
+        person: The facts about the protected unit that it can learn.
     """
 
     who: str
@@ -55,12 +55,12 @@ class PartyView:
 
 @frozen(kw_only=True)
 class PartyInputs:
-    """What the answers follow from.
+    """Facts from which the views follow.
 
     Attributes:
         terms: The study's.
-        guarantee: What the privatizer promises, or None.
-        aggregation: What the aggregator hides, or None.
+        guarantee: The privatizer's guarantee, or None.
+        aggregation: The aggregator's guarantee, or None.
     """
 
     terms: Terms
@@ -69,7 +69,7 @@ class PartyInputs:
 
     @classmethod
     def of(cls, record: Record) -> PartyInputs:
-        """Those of a run."""
+        """Return the inputs of a run."""
         return cls(terms=record.terms, guarantee=record.guarantee, aggregation=record.aggregation)
 
     @property
@@ -83,22 +83,22 @@ class PartyInputs:
 
     @property
     def is_protected(self) -> bool:
-        """Whether there is noise that nobody else could draw again."""
+        """Whether there is noise that no other party could reproduce."""
         return self.guarantee is not None and not self.guarantee.simulation
 
     @property
     def colluding(self) -> int:
-        """Sites that may side with the coordinator, as the study declares."""
+        """Sites that may collude with the coordinator, as the study declares."""
         return self.terms.max_colluding
 
 
 def party_views(facts: PartyInputs) -> tuple[PartyView, ...]:
-    """The coordinator, another hospital, hospitals that conspire, and an outsider."""
+    """Return the views of coordinator, another site, colluding sites, and outsider."""
     return (_coordinator(facts), _hospital(facts), _colluding_sites(facts), _outsider(facts))
 
 
 def conditions(facts: PartyInputs) -> tuple[str, ...]:
-    """What has to be true for the answers to hold, and what they do not cover."""
+    """Return conditions under which the views hold, and their limits."""
     guarantee, confidentiality = facts.guarantee, facts.aggregation
     found = []
     if confidentiality is not None:

@@ -1,4 +1,7 @@
-"""The plots of a report: what is drawn, and the words for those who cannot see it."""
+"""Plots of a report.
+
+Each has a description for people who cannot see it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ if TYPE_CHECKING:
     from cohortium.runs.history import Cell
 
 TONES = 8
-"""Colours of the style sheet that can be told apart."""
+"""Colours of the style sheet that people can distinguish."""
 
 
 def learning(record: Record) -> Plot | None:
-    """Accuracy and AUC by round, or None where nothing was scored."""
+    """Plot accuracy and AUC by round, or return None without scores."""
     rows = [row for row in record.rows if row["accuracy"] is not None]
     lines = tuple(
         Line(name=name, points=points, tone=tone, label=f"{name} {shown}")
@@ -50,7 +53,7 @@ def learning(record: Record) -> Plot | None:
 
 
 def spending(record: Record) -> Plot | None:
-    """ε by round beside its budget, or None without privacy."""
+    """Plot ε by round against its budget, or return None without privacy."""
     guarantee = record.guarantee
     rows = [row for row in record.rows if row["epsilon"] is not None]
     if guarantee is None or not rows:
@@ -72,7 +75,11 @@ def spending(record: Record) -> Plot | None:
 
 
 def accuracies(records: Sequence[Record], names: Sequence[str]) -> tuple[tuple[str, Plot], ...]:
-    """Accuracy by round, a line for each run: a plot for each data set, with its name."""
+    """Plot accuracy by round, a line for each run.
+
+    Returns:
+        The name of each data set, with its plot.
+    """
     groups: dict[tuple[str, float | None], list[tuple[Record, str]]] = {}
     for record, name in zip(records, names, strict=True):
         groups.setdefault((record.data, record.majority_share), []).append((record, name))
@@ -91,13 +98,16 @@ def side_by_side(
     key: str,
     tones: Mapping[str, int] = MappingProxyType({}),
 ) -> Plot | None:
-    """One quantity by round, a line for each run; None where no run has it.
+    """Plot one quantity by round, a line for each run.
 
     Args:
-        records: The runs; for accuracies, of one data set.
+        records: The runs. For accuracies, all of one data set.
         names: Of the lines.
-        key: The quantity's.
-        tones: Colours by name, where it is not the order that says.
+        key: The quantity's key.
+        tones: Colours by name, for lines whose colour is not that of their order.
+
+    Returns:
+        The plot, or None if no run has the quantity.
     """
     shares = key == "accuracy"
     majority = _majority(records[0]) if shares else None
@@ -127,7 +137,10 @@ def side_by_side(
 
 
 def _majority(record: Record) -> tuple[float, str] | None:
-    """The level at which whoever calls every image one class would be, and its words."""
+    """Return the most frequent class's share, and its words.
+
+    The share is the accuracy of always predicting that class.
+    """
     share = record.majority_share
     return None if share is None else (share, f"most frequent class alone {percent(share)}")
 

@@ -1,4 +1,4 @@
-"""A run's folder as a value, read strictly: whoever wrote it may have been anyone."""
+"""Strict reading of a run's folder, whose author is not trusted."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_BYTES = 1 << 29
-"""Of a file of a record: far more than a run of many rounds and classes leaves."""
+"""Most bytes of a record's file. A run of many rounds and classes writes far fewer."""
 
 KINDS = (RunStarted, events.SiteFailed, AttemptFailed, RoundCompleted, RunCompleted, RunFailed)
-"""The events that a record keeps; others are passed over."""
+"""The events that a record keeps. Others are ignored."""
 
 
 State: TypeAlias = Literal["finished", "failed", "unfinished"]
-"""Whether a run came to its end, failed, or neither: it may still go on."""
+"""Whether a run is complete or failed. An unfinished one is neither and can still continue."""
 
 
 @frozen(kw_only=True)
@@ -47,16 +47,16 @@ class Record:
     """One run's folder.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its path.
         study: The tables of `study.toml`.
         study_sha256: Of that file.
         terms: Its `[federation]`.
-        state: How far it came.
-        reason: Why it failed.
-        began: Seconds since the epoch, if `events.jsonl` says.
-        started: Its first event, or None where there is no `events.jsonl`.
-        rounds: That were completed, in order.
-        failures: What sites said that failed.
+        state: Whether the run is complete, failed or unfinished.
+        reason: Reason of its failure.
+        began: Start of the run in seconds since the epoch, if `events.jsonl` has it.
+        started: Its first event, or None without `events.jsonl`.
+        rounds: The completed rounds, in order.
+        failures: Failures that sites reported.
         failed_attempts: Attempts at a round that failed.
         result: `result.json`, or None in a run that is not finished.
     """
@@ -76,49 +76,49 @@ class Record:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """What the whole run promises; in an unfinished one, what it would have."""
+        """Guarantee of the whole run, as planned if it is unfinished."""
         if self.result is not None:
             return self.result.guarantee
         return None if self.started is None else self.started.guarantee
 
     @property
     def aggregation(self) -> AggregationGuarantee | None:
-        """What the aggregator hid."""
+        """The aggregator's guarantee."""
         if self.result is not None and self.result.aggregation is not None:
             return self.result.aggregation
         return None if self.started is None else self.started.aggregation
 
     @property
     def is_simulation(self) -> bool:
-        """Whether one party dealt the data, and so could see all of it."""
+        """Whether one party distributed the data, and so could see all."""
         return self.started is not None and self.started.site_sizes is not None
 
     @property
     def scores(self) -> Scores | None:
-        """On the test images, or None."""
+        """Scores on the test images, or None."""
         return None if self.result is None else self.result.scores
 
     @property
     def data(self) -> str:
-        """What the figures are of; the data set's name in the study where nothing else says."""
+        """Name of the data set, from the study if nowhere else."""
         named = "" if self.started is None else self.started.dataset
         named = named or ("" if self.result is None else self.result.data)
         return named or str(self.study.get("dataset", {}).get("name", "?"))
 
     @property
     def is_personal(self) -> bool:
-        """Whether sites use networks of their own, as far as the result says."""
+        """Whether sites use their own networks, as the result says."""
         return self.result is not None and self.result.is_personal
 
     @property
     def majority_share(self) -> float | None:
-        """Accuracy on the validation images of whoever calls all of them one class."""
+        """Validation accuracy of always predicting the most frequent class."""
         known = [row.get("majority_share") for row in self.rows]
         return next((float(share) for share in known if share is not None), None)
 
     @property
     def provenance(self) -> Mapping[str, Mapping[str, str]]:
-        """By part, whose code it is where no plugin answers for it."""
+        """By part, the origin of code that belongs to no plugin."""
         if self.result is not None and self.result.provenance:
             return self.result.provenance
         return {} if self.started is None else self.started.provenance
@@ -132,10 +132,10 @@ class Record:
 
 
 def read(folder: Path) -> Record:
-    """The record in `folder`.
+    """Read the record in `folder`.
 
     Raises:
-        RecordError: It is missing or damaged, or nothing in it tells of a run.
+        RecordError: It is missing or damaged, or contains no information about a run.
     """
     path = folder / "study.toml"
     if not path.is_file():
@@ -186,7 +186,7 @@ def _state(result: Summary | None, happened: _Happened) -> State:
 
 
 class _Happened:
-    """What `events.jsonl` tells, line by line."""
+    """Content of `events.jsonl`, collected line by line."""
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
@@ -199,14 +199,17 @@ class _Happened:
 
     @classmethod
     def read(cls, path: Path) -> _Happened:
-        """All of it; nothing if there is no such file."""
+        """Read all events, or none if there is no such file."""
         happened = cls()
         for moment, event in _events(path):
             happened.take(moment, event)
         return happened
 
     def take(self, moment: float, event: object) -> None:
-        """Take in one event; where a run went on from a checkpoint, the later one counts."""
+        """Add one event.
+
+        After a resumption, the later event of a round counts.
+        """
         match event:
             case RunStarted():
                 self.began = moment if self.began is None else self.began
@@ -224,14 +227,17 @@ class _Happened:
 
 
 class _Line(msgspec.Struct):
-    """What every line of `events.jsonl` has."""
+    """Fields of every line of `events.jsonl`."""
 
     event: str
     time: float
 
 
 def _events(path: Path) -> Iterator[tuple[float, object]]:
-    """The events of a record, each with its time; a torn last line is left out."""
+    """Yield the events of a record with their times.
+
+    A last line that was only partly written is left out.
+    """
     kinds = {events.EVENT_NAMES[kind]: kind for kind in KINDS}
     for number, line in enumerate((_bytes(path) or b"").splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
@@ -257,14 +263,14 @@ def _result(path: Path) -> Summary | None:
 
 
 def _sound(scores: Scores, where: str) -> Scores:
-    """`scores`, if they can be so."""
+    """Return `scores`, and refuse inconsistent ones."""
     if scores.inconsistency:
         raise RecordError(f"{where} is damaged: {scores.inconsistency}.")
     return scores
 
 
 def _fitting(started: RunStarted, where: str) -> RunStarted:
-    """`started`, if its parts are of one number of sites and classes."""
+    """Return `started`, if its numbers of sites and classes agree."""
     histograms = started.label_histograms or ()
     if (
         any(len(row) != len(started.classes) for row in histograms if started.classes)

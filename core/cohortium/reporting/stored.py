@@ -1,4 +1,4 @@
-"""What of a study's terms, and of a result, a report must know; as they are stored."""
+"""Parts of a study's terms and of a result, as stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ MAX_SITES = 1_000_000
 
 @frozen(kw_only=True)
 class Terms:
-    """What a report must know of a study's `[federation]` table; see `Federation`."""
+    """Part of a study's `[federation]` table that reports need.
+
+    `Federation` has all of it.
+    """
 
     sites: int = field(validator=and_(ge(1), le(MAX_SITES)))
     rounds: int = field(validator=ge(1))
@@ -30,13 +33,13 @@ class Terms:
 
     @property
     def asked(self) -> int:
-        """Sites that are asked each round."""
+        """Number of sites that are asked each round."""
         return self.cohort_size or self.sites
 
 
 @frozen(kw_only=True)
 class Summary:
-    """What `result.json` holds; see `result.Result`."""
+    """Content of `result.json`, which `result.Result` writes."""
 
     scores: Scores | None = None
     guarantee: Guarantee | None

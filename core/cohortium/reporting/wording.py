@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers in the form in which people read them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ if TYPE_CHECKING:
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
-"""What stands where there is no number."""
+"""Sign for a missing number."""
 
 MAX_FACTOR = 1e6
-"""Beyond this a factor is written as a power."""
+"""Largest factor that is written out. A larger one is written as a power."""
 
 UNITS: dict[Unit, str] = {
     "example": "any one image",
     "patient": "all images of any one patient",
     "site": "all that any one hospital holds",
 }
-"""What a guarantee hides, in words."""
+"""Units of a guarantee, in words."""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share of one as a percentage."""
+    """Return a share of one as a percentage."""
     return NONE if share is None else f"{share:.{digits}%}".replace("%", f"{THIN}%")
 
 
 def decimal(number: float | None, digits: int = 3) -> str:
-    """A number with as many digits after the point."""
+    """Return a number with `digits` digits after the point."""
     return NONE if number is None else f"{number:.{digits}f}"
 
 
 def count(number: float | None) -> str:
-    """A whole number."""
+    """Return a whole number."""
     return NONE if number is None else f"{number:,.0f}"
 
 
 def bound(number: float | None) -> str:
-    """A bound to three digits, rounded up, so that it holds as it stands."""
+    """Return a bound to three digits, rounded up so it stays true."""
     return NONE if number is None else rounded_up(number)
 
 
 def size(amount: float | None) -> str:
-    """Bytes, in decimal units."""
+    """Return bytes in decimal units."""
     if amount is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):
@@ -58,7 +58,7 @@ def size(amount: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours."""
+    """Return seconds, minutes or hours."""
     if seconds is None:
         return NONE
     if seconds < 1:
@@ -72,12 +72,12 @@ def duration(seconds: float | None) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """`number` with `noun`, which takes an s."""
+    """Return `number` with `noun`, which takes an s."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def max_likelihood_ratio(guarantee: Guarantee) -> str:
-    """e^ε, rounded up."""
+    """Return e^ε, rounded up."""
     factor = math.exp(min(guarantee.epsilon, 700.0))
     if factor > MAX_FACTOR:
         return f"e^{rounded_up(guarantee.epsilon)}"
@@ -85,19 +85,23 @@ def max_likelihood_ratio(guarantee: Guarantee) -> str:
 
 
 def one_in(delta: float) -> str:
-    """A probability as one in so many, to three digits, rounded up."""
+    """Return a probability as one in so many.
+
+    The count has three digits and is rounded down, so the probability is rounded up.
+    """
     if delta <= 0:
         return "0"
-    # In decimals, so that a δ of 1e-5 is one in 100,000.
+    # Decimals make a δ of 1e-5 exactly one in 100,000.
     times = Context(prec=3, rounding=ROUND_FLOOR).divide(Decimal(1), Decimal(repr(delta)))
     return f"1 in {int(times):,}"
 
 
 def max_detection_rate(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
-    """The most that any test finds of those that took part, at a rate of false alarms.
+    """Return the largest share of participants that any test detects.
 
-    What (ε, δ) says of every test (Wasserman and Zhou 2010; Kairouz, Oh and Viswanath 2015):
-    at most e^ε α + δ, and at most 1 − e^−ε (1 − δ − α).
+    (ε, δ) bounds the power of every test at a rate α of false alarms. The power is at most e^ε α +
+    δ, and at most 1 − e^−ε (1 − δ − α). Sources: Wasserman and Zhou 2010, and Kairouz, Oh and
+    Viswanath 2015.
     """
     epsilon, delta = min(guarantee.epsilon, 700.0), guarantee.delta
     most = min(
@@ -109,6 +113,6 @@ def max_detection_rate(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
 
 
 def format_guarantee(guarantee: Guarantee) -> str:
-    """ε and δ."""
+    """Return ε and δ as text."""
     epsilon, delta = rounded_up(guarantee.epsilon), rounded_up(guarantee.delta)
     return f"ε = {epsilon}, δ = {delta}".replace(" = ", f"{THIN}={THIN}")

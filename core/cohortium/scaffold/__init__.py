@@ -1,6 +1,6 @@
-"""A package to start a plugin from: whole, installable, and true to its contract from the first.
+"""A plugin's first package: complete, installable, and true to its contract.
 
-What is written comes from `templates/`, one module for each role and what all have in common.
+Its files come from `templates/`: one module for each role, and the files that all roles share.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from cohortium.roles import Role
 
 FORM = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-"""Of a plugin's name, which becomes a distribution, a package, a class and an offer."""
+"""Form of a plugin's name. A distribution, a package, a class and an offer get this name."""
 
 MAX_NAME_LENGTH = 30
-"""Letters of a name: a table of plugins has to hold it."""
+"""Most letters of a name. A table of plugins must have room for it."""
 
 
 @frozen(kw_only=True)
@@ -36,8 +36,8 @@ class Skeleton:
     """A plugin's package before it is written.
 
     Attributes:
-        name: What a study will call it, and the name of its entry point.
-        role: What it is to be.
+        name: Name of the plugin in a study, and of its entry point.
+        role: Role of the plugin.
     """
 
     name: str
@@ -45,21 +45,21 @@ class Skeleton:
 
     @property
     def distribution(self) -> str:
-        """What pip will call it, and its folder."""
+        """Name of the distribution for pip, and of its folder."""
         return f"cohortium-{self.name}"
 
     @property
     def package(self) -> str:
-        """What Python will import."""
+        """Name of the package that Python imports."""
         return self.distribution.replace("-", "_")
 
     @property
     def kind(self) -> str:
-        """The class that fills the role."""
+        """Name of the class that fills the role."""
         return "".join(word.capitalize() for word in self.name.split("-"))
 
     def files(self) -> dict[str, str]:
-        """The text of every file, by its path in the package's folder."""
+        """Return the text of every file, by path in the package."""
         module = self.name.replace("-", "_")
         return {
             "pyproject.toml": self._text("pyproject.toml.jinja"),
@@ -70,10 +70,10 @@ class Skeleton:
         }
 
     def write(self, parent: Path) -> Path:
-        """Write the package into a new folder of `parent`, whole or not at all.
+        """Write the whole package into a new folder of `parent`, or nothing.
 
         Raises:
-            PluginError: The folder is there already, or cannot be written.
+            PluginError: The folder exists already, or cannot be written.
         """
         folder = parent / self.distribution
         if folder.exists():
@@ -97,7 +97,7 @@ class Skeleton:
         import jinja2
 
         environment = jinja2.Environment(
-            autoescape=False,  # noqa: S701 - what is written is Python, TOML and Markdown
+            autoescape=False,  # noqa: S701 - the files are Python, TOML and Markdown
             keep_trailing_newline=True,
             loader=jinja2.PackageLoader("cohortium.scaffold"),
             undefined=jinja2.StrictUndefined,
@@ -113,15 +113,16 @@ class Skeleton:
 
 
 def plan(name: str, role: str, catalog: Catalog) -> Skeleton:
-    """The package of a plugin `name` that fills `role`.
+    """Plan the package of a plugin `name` that fills `role`.
 
     Args:
         name: Lower-case words of letters and digits, joined by hyphens.
         role: One of `hooks.ROLES`.
-        catalog: What is installed; a second plugin of one name would be a conflict.
+        catalog: The installed plugins. A second plugin of the same name would be a conflict.
 
     Raises:
-        PluginError: There is no such role, or the name cannot be used; the sentence says why.
+        PluginError: There is no such role, or the name cannot be used. The sentence gives the
+            reason.
     """
     if role not in ROLES:
         raise PluginError(f"--role {role}: there is no such role; {did_you_mean(role, ROLES)}")
@@ -152,7 +153,10 @@ def plan(name: str, role: str, catalog: Catalog) -> Skeleton:
 
 
 def _taken(module: str) -> set[str]:
-    """Names that a class of `module` would hide: what it imports, and Python's own."""
+    """Return names that a class of `module` would shadow.
+
+    These are the names that the module imports, and Python's own.
+    """
     imports = [
         node
         for node in ast.walk(ast.parse(module))

@@ -1,4 +1,7 @@
-"""A study for those who begin: a few answers become a commented file that runs at once."""
+"""A study for beginners: a commented file from a few answers.
+
+It runs at once.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Answers:
-    """What is asked.
+    """Answers to the questions of `cohortium init`.
 
     Attributes:
         data: A data set that needs no parameters, an npz file, or one of MedMNIST's flags.
-        sites: Simulated hospitals.
-        epsilon: ε of the whole run; None for no privacy.
-        secagg: Whether only sums are seen.
+        sites: Number of simulated sites.
+        epsilon: ε of the whole run, or None without privacy.
+        secagg: Whether the coordinator sees only sums.
     """
 
     data: str = "phantom"
@@ -44,20 +47,20 @@ class Answers:
 
 @frozen
 class LoadedDataset:
-    """Images that are loaded already, in the place of their data set."""
+    """Images in memory that replace their data set."""
 
     splits: Splits
 
     def load(self) -> Splits:
-        """Those images."""
+        """Return the images."""
         return self.splits
 
 
 def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
-    """A study file's text, and the study as it would run.
+    """Return a study file's text, and the prepared study.
 
     Raises:
-        CohortiumError: The data cannot be loaded, or what was asked for cannot be had together.
+        CohortiumError: The data cannot be loaded, or the answers are not possible together.
     """
     table = _dataset(answers.data)
     splits = construction.build_part(discover(), "dataset", table, where="--data").load()
@@ -68,7 +71,9 @@ def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
 
 
 def validate_dataset_name(data: str) -> str:
-    """`data`, where it names some; nothing is loaded.
+    """Return `data` if it names a data set or a file.
+
+    Nothing is loaded.
 
     Raises:
         CohortiumError: There is no such data set, or no such file.
@@ -92,7 +97,7 @@ def _dataset(data: str) -> dict[str, str]:
 
 
 def customary_delta(units: int) -> float:
-    """The greatest power of ten below a tenth of one over the number of units.
+    """Return the largest power of ten below 0.1 / `units`.
 
     >>> customary_delta(6000)
     1e-05
@@ -126,7 +131,7 @@ def _private(epsilon: float, examples: int) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A string as TOML writes it."""
+    """Return a string as TOML writes it."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -1,7 +1,8 @@
-"""A trained model for others: weights, a program that needs torch alone, and a card about both.
+"""A trained model for others: weights, program and card.
 
-The program takes raw images, so that nobody has to know what the model does to them first.  It is
-read back and held to the run's own predictions before anything is written.
+The program needs only torch. The program takes raw images, so that nobody needs to know the model's
+preparation of them. Before anything is written, the program is loaded again and compared with the
+run's own network.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cohortium.inference.classifier import Classifier
 
 WEIGHTS, PROGRAM, ONNX, CARD = "weights.safetensors", "model.pt2", "model.onnx", "README.md"
-"""What an export consists of."""
+"""The files of an export."""
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -35,17 +36,17 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
 
     Args:
         classifier: Of a complete run.
-        folder: Where; made if it is not there, and else empty.
-        onnx: Write it as ONNX as well.
+        folder: A new or empty folder. It is created if necessary.
+        onnx: Whether to write the program as ONNX as well.
 
     Returns:
-        The files, the card last: where it is, the others are whole.
+        The files, the card last. If the card exists, the other files are complete.
 
     Raises:
-        DataError: The run's scores are not those of the predictions that it kept.
-        StudyError: The run is not complete, the folder holds something, nothing can be written
-            there, or a package is missing.
-        RunError: torch cannot write the model as a program, or the file system nothing at all.
+        DataError: The run's scores are not those of its stored predictions.
+        StudyError: The run is not complete, the folder is not empty, nothing can be written there,
+            or a package is missing.
+        RunError: torch cannot write the model as a program, or the file system refuses the files.
     """
     if classifier.result is None:
         raise StudyError(
@@ -68,7 +69,7 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
 
 
 def _files(classifier: Classifier, *, onnx: bool) -> tuple[dict[str, bytes], Exported]:
-    """The files beside the card, by name, and what the card says about them."""
+    """Return the other files by name, and the card's facts about them."""
     from safetensors.torch import save
 
     from cohortium.inference.export import program

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what is promised of it, on what data, and where that ends."""
+"""The model card: the model, its guarantee, its data, and its limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @frozen
 class Exported:
-    """What lies beside a card.
+    """Facts about the files next to a card.
 
     Attributes:
         hashes: SHA-256 of each file, by name.
-        most: How many images the program takes at once; None for any number.
-        is_scored_anew: Whether the scores were held to the predictions that the run kept.
+        most: Most images that the program takes at once. None for any number.
+        is_scored_anew: Whether the scores were compared with the run's stored predictions.
     """
 
     hashes: Mapping[str, str]
@@ -32,10 +32,10 @@ class Exported:
 
 
 def model_card(classifier: Classifier, exported: Exported) -> str:
-    """The card in Markdown.
+    """Return the card in Markdown.
 
     Raises:
-        DataError: The run's result has no guarantee where one stands, or is no result.
+        DataError: The run's result is damaged, or its guarantee is no guarantee.
     """
     assert classifier.result is not None, "only a complete run's model has a card"
     sections = (
@@ -130,7 +130,10 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
 
 
 def _trusted(guarantee: Guarantee) -> tuple[tuple[str, object], ...]:
-    """Who has to be honest: nobody, where each site adds all the noise itself."""
+    """Return the assumptions about honest sites.
+
+    There are none if each site adds all the noise itself.
+    """
     if guarantee.against == "everyone":
         return (("other sites that may collude", "all"),)
     return (
@@ -211,7 +214,7 @@ confidence; the probabilities have not been calibrated.
 know.
 - The guarantee is about the training. It does not make the predictions private, nor does it say \
 that the model treats groups of people alike."""
-"""What holds of every model here."""
+"""Limits of every model."""
 
 
 def _limits(classifier: Classifier) -> Iterator[str]:
@@ -229,7 +232,7 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
 
 
 def _majority(result: Mapping[str, Any]) -> str:
-    """How well whoever names one class alone would do."""
+    """Return the accuracy of always predicting the most frequent class."""
     counts = [int(row["examples"]) for row in result["per_class"]]
     if not sum(counts):
         return ""
@@ -252,6 +255,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` from a data set or a study, so that it stays text in Markdown and one line."""
+    """Return `text` as one line of plain Markdown text.
+
+    The text is from a data set or a study.
+    """
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return shown.replace("|", "\\|").replace("<", "&lt;").rstrip(".")

@@ -1,4 +1,7 @@
-"""A classifier as a program of torch's, and as ONNX; each held to the classifier itself."""
+"""A classifier as a torch program and as ONNX.
+
+Each is compared with the classifier itself.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,14 @@ PROBE_BATCH_SIZES = (1, 2, 5)
 """Numbers of made-up images on which a program is tried."""
 
 TOLERANCE = 1e-4
-"""The most that a probability may differ: other libraries add in another order."""
+"""Largest difference of a probability. Other libraries add in another order."""
 
 
 class ExportableClassifier(nn.Module):
-    """Raw images (N, C, H, W), `uint8`, to probabilities (N, classes)."""
+    """Network from raw `uint8` images (N, C, H, W) to probabilities.
+
+    They have the shape (N, classes).
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         """Take the model's preparation and network."""
@@ -41,24 +47,29 @@ class ExportableClassifier(nn.Module):
         self._prepare = classifier.model.preprocess
 
     def forward(self, images: Tensor) -> Tensor:
-        """Prepare, classify and normalise."""
+        """Prepare the images, classify them, and normalise the outputs."""
         probabilities: Tensor = self.net(self._prepare(images.float() / 255)).softmax(1)
         return probabilities
 
 
 @frozen(eq=False)
 class TracedProgram:
-    """A program, and how many images it takes at once; None for any number."""
+    """A program, with the most images that it takes at once.
+
+    `most` is None for any number.
+    """
 
     program: ExportedProgram
     most: int | None
 
 
 def trace(classifier: Classifier) -> TracedProgram:
-    """The classifier as a program: for any number of images, or where that fails for one.
+    """Return the classifier as a program.
+
+    It takes any number of images, or one at a time if torch cannot export that.
 
     Raises:
-        RunError: torch.export cannot follow what the model does.
+        RunError: torch.export cannot follow the model's code.
     """
     deployed = ExportableClassifier(classifier).eval()
     reason = ""
@@ -67,7 +78,7 @@ def trace(classifier: Classifier) -> TracedProgram:
         shapes = {"images": {0: torch.export.Dim("batch")} if most is None else None}
         try:
             with torch.no_grad(), _quiet():
-                deployed(images)  # what is computed once should be there before it is traced
+                deployed(images)  # values computed once should exist before the trace
                 return TracedProgram(
                     torch.export.export(deployed, (images,), dynamic_shapes=shapes), most
                 )
@@ -80,10 +91,10 @@ def trace(classifier: Classifier) -> TracedProgram:
 
 
 def as_torch(traced: TracedProgram, classifier: Classifier) -> bytes:
-    """The content of a `.pt2` file.
+    """Return the content of a `.pt2` file.
 
     Raises:
-        RunError: What it says of made-up images is not what the classifier says.
+        RunError: On made-up images, its probabilities differ from the classifier's.
     """
     file = io.BytesIO()
     with _quiet():
@@ -101,11 +112,11 @@ def as_torch(traced: TracedProgram, classifier: Classifier) -> bytes:
 
 
 def as_onnx(traced: TracedProgram, classifier: Classifier) -> bytes:
-    """The content of an `.onnx` file.
+    """Return the content of an `.onnx` file.
 
     Raises:
-        RunError: torch cannot translate the program, or what it says of made-up images is not
-            what the classifier says.
+        RunError: torch cannot translate the program. Or its probabilities on made-up images differ
+            from the classifier's.
     """
     import onnxruntime
 
@@ -119,7 +130,7 @@ def as_onnx(traced: TracedProgram, classifier: Classifier) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
-        proto = made.model_proto  # made anew at every access
+        proto = made.model_proto  # built anew at every access
         note = proto.metadata_props.add()
         note.key, note.value = "classes", _classes(classifier)
         data: bytes = proto.SerializeToString()
@@ -138,7 +149,7 @@ def as_onnx(traced: TracedProgram, classifier: Classifier) -> bytes:
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """How operations are taken apart that ONNX does not know."""
+    """Return decompositions of operations that ONNX does not know."""
 
     def hypot(x: Tensor, y: Tensor) -> Tensor:
         return torch.sqrt(x * x + y * y)
@@ -168,7 +179,7 @@ def _require_equal_outputs(
 
 
 def _probe_images(classifier: Classifier, number: int) -> NDArray[np.uint8]:
-    """Images of noise, and the first of them black."""
+    """Return images of noise, with a black image first."""
     spec = classifier.spec
     shape = (number, spec.channels, spec.height, spec.width)
     images = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
@@ -182,7 +193,7 @@ def _classes(classifier: Classifier) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's asides about its own inner workings from people."""
+    """Suppress torch's messages about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

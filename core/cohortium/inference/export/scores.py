@@ -1,4 +1,7 @@
-"""The scores of a run, held to what its simulation said of each test image."""
+"""Comparison of a run's scores with its stored predictions.
+
+There is a prediction for each test image.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,21 @@ if TYPE_CHECKING:
     from cohortium.inference.classifier import Classifier
 
 CLOSE = 5e-5
-"""Less than a card shows; predictions are kept in single precision."""
+"""Largest difference of two equal scores. It is less than a card shows. Predictions are stored in
+single precision."""
 
 
 def recompute_scores(classifier: Classifier) -> bool:
-    """Whether the run kept its predictions, so that its scores could be taken of them again.
+    """Compute the scores again, and refuse a result that differs.
 
-    That finds a figure that was altered or comes from another run.  It is no signature: whoever can
-    write the one file can write the other.
+    The check finds a figure that was altered or that is from another run. It is no signature:
+    anyone who can write the one file can write the other.
+
+    Returns:
+        Whether the run stored its predictions, so that the scores could be computed again.
 
     Raises:
-        DataError: They are other than the result says.
+        DataError: The scores differ from the result's.
         StudyError: The predictions are damaged.
     """
     result = classifier.result
@@ -48,7 +55,7 @@ def recompute_scores(classifier: Classifier) -> bool:
 
 
 def _figures(scores: Mapping[str, Any]) -> Iterator[float | None]:
-    """Those that a card shows."""
+    """Yield the figures that a card shows."""
     yield from (scores[key] for key in ("accuracy", "balanced_accuracy", "auc"))
     for row in scores["per_class"]:
         yield from (row[key] for key in ("examples", "sensitivity", "specificity", "precision"))
