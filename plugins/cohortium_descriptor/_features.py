@@ -1,4 +1,4 @@
-"""Soft joint histograms of colour and edges in rings around an image's centre.
+"""Soft joint histograms of colour and edges in rings around the centre.
 
 The features of an image depend on that image and on constants, and on nothing else.
 So they do not change the sensitivity of a training step, and they cost no privacy.
@@ -60,7 +60,7 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
 
 
 def _coarse(images: Tensor) -> Tensor:
-    """Average large images down, so that gradients mean the same at every size."""
+    """Average large images down, so that gradients are comparable at every size."""
     factor = min(images.shape[2:]) // SIDE
     return functional.avg_pool2d(images, factor) if factor > 1 else images
 
@@ -82,7 +82,9 @@ def _describe(images: Tensor, terms: Descriptor) -> Tensor:
 
 
 def _planes(images: Tensor) -> list[Tensor]:
-    """Return values in [0, 1], each (n, P), whose pairs are binned together.
+    """Return values, each (n, P), whose pairs are binned together.
+
+    The values are in [0, 1].
 
     They are brightness and the differences between neighbouring channels.  The channels themselves
     rise and fall together, and leave most bins of their joint histograms empty.

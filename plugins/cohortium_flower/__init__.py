@@ -1,8 +1,8 @@
 """Real hospitals over Flower: messages travel through its SuperLink and SuperNodes.
 
 Flower carries bytes and starts processes.  The rounds, the privacy and the aggregation are
-Cohortium's own and the same as under any engine.  `server_app` and `client_app` hold the components
-that a Flower app names.  `docs/deploy.md` describes the setup.
+Cohortium's own and the same as under any engine.  The modules `server_app` and `client_app` hold
+the components that a Flower app names.  The page `docs/deploy.md` describes the setup.
 
 Needs the extra: `pip install 'cohortium[flower]'`.
 """

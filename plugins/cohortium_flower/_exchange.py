@@ -1,4 +1,7 @@
-"""The engine inside a ServerApp: it finds sites among Flower's nodes, and carries messages."""
+"""The engine inside a ServerApp.
+
+It finds the sites among Flower's nodes, and carries messages.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class ConnectedEngine:
         return cls(terms, KeyDirectory.read(Path(directory)) if directory else None, grid)
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> FlowerExchange:
-        """Get ready.  The sites are found when the first of them are asked.
+        """Get ready.  The first request finds the sites.
 
         Raises:
             StudyError: The sites are simulated.
@@ -178,7 +181,7 @@ class FlowerExchange:
     def _ask(
         self, contents: Mapping[NodeId, Mapping[str, bytes]], *, within: float | None
     ) -> Iterator[tuple[NodeId, bytes]]:
-        """Send each node its parts, and yield the replies that come in time."""
+        """Send each node its parts, and yield the replies in time."""
         grid, clock = self.engine.grid, self.engine.clock
         until = math.inf if within is None else clock() + within
         messages = [
@@ -215,7 +218,7 @@ class FlowerExchange:
         return answer
 
     def _log_once(self, node: NodeId, what: str) -> None:
-        """Log a problem of a node, unless it was the last one logged."""
+        """Log a problem of a node, unless it was logged last."""
         if self._logged.get(node) == what:
             return
         self._logged[node] = what

@@ -1,13 +1,13 @@
-"""The ClientApp: it forwards a message to the site process, and the reply back.
+"""The ClientApp: it forwards messages to the site process, and replies back.
 
 Flower starts it afresh for every message.  It holds no data, no key and no state, and reads
 nothing.  The SuperNode's configuration names the site's socket:
 
     flower-supernode … --node-config 'socket="/run/cohortium/site.sock" user="cohortium"'
 
-`socket` is the path of the site's socket.  `user` is the operating system's user that the site runs
-as (default: the SuperNode's own).  `patience` is the number of seconds to wait for a site that
-restarts (default 60).
+The option `socket` is the path of the site's socket.  The option `user` is the operating system's
+user that the site runs as (default: the SuperNode's own).  The option `patience` is the number of
+seconds to wait for a site that restarts (default 60).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def forward(message: Message, context: Context) -> Message:
 
 
 def _site(config: Mapping[str, UserConfigValue]) -> tuple[Path, int, float]:
-    """Return the site's socket, its user, and how long to wait for it."""
+    """Return the site's socket, its user, and the longest wait."""
     socket, user = config.get("socket"), config.get("user", "")
     if not isinstance(socket, str) or not isinstance(user, str):
         raise StudyError("--node-config must name the site's socket, as in 'socket=\"/…\"'.")

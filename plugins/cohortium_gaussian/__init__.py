@@ -38,7 +38,8 @@ class Gaussian:
 
     With `unit = "example"` or `"patient"`, each step's per-example gradients are clipped and noised
     (DP-SGD: Abadi et al. 2016).  Everything that leaves a site is computed from noised sums.
-    With `unit = "site"`, a site trains without clipping or noise, and its update is clipped and noised.
+    With `unit = "site"`, a site trains without clipping or noise.  Its update is clipped and
+    noised.
 
     Attributes:
         epsilon: ε of the whole run.

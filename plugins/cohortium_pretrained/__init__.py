@@ -1,6 +1,7 @@
-"""A network or its features, trained on public or made-up images at no privacy cost.
+"""A network or its features, trained on public images, without privacy cost.
 
-Tang et al. 2023 (arXiv 2306.06076) train on images of random processes.  The cells of `phantom` are
+The images are public or made up.  Tang et al. 2023 (arXiv 2306.06076) train on images of random
+processes.  The cells of `phantom` are
 procedural, too, and nearer to the images of hospitals.
 """
 

@@ -46,7 +46,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class FeatureMapNetwork(Protocol):
-    """A network whose logits are `head` of a pooling of its last maps."""
+    """A network whose logits are `head` of its pooled last maps."""
 
     head: nn.Linear
 

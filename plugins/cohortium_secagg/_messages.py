@@ -99,8 +99,8 @@ class Shares(Message, frozen=True, tag="sealed-shares"):
         sealed: Sealed shares by recipient.
         commitment: A hash of the site's mask seed, so that a wrong seed is never taken off a sum.
             (The public masking key does the same for the masking key.)
-        seeds: A hash of each shareholder's share of the mask seed.  A single wrong share is thereby
-            known, and the others recover the seed.
+        seeds: A hash of each shareholder's share of the mask seed.  So a wrong share is known by
+            itself.  The others recover the seed.
         keys: A hash of each shareholder's share of the masking key, for the same purpose.
     """
 
