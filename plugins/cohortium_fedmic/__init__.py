@@ -49,8 +49,8 @@ class FedMIC:
     regularises, and saves no bytes under secure aggregation.
 
     The teacher stays at the site, with all that it has learned, and is the network that the site
-    itself uses (`personal`).  It has the student's architecture and begins with its weights, unless
-    the study names another model for it, such as a larger one.
+    itself uses (`personalize`).  It has the student's architecture and begins with its weights,
+    unless the study names another model for it, such as a larger one.
 
     Guarantees:
         Teacher, student and the map between their features are trained by one gradient.  The

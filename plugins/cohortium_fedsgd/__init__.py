@@ -1,4 +1,7 @@
-"""Federated SGD (McMahan et al. 2017): one gradient and server step a round."""
+"""Federated SGD (McMahan et al. 2017): one gradient and step a round.
+
+The server takes the step.
+"""
 
 from __future__ import annotations
 

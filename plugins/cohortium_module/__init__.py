@@ -101,7 +101,7 @@ class Module:
         """Return the arguments of `factory`, if it can be called with them."""
         try:
             signature = inspect.signature(factory)
-        except (TypeError, ValueError):  # not Python's
+        except (TypeError, ValueError):  # not a Python function
             return self.arguments
         known = {"channels": spec.channels, "classes": len(spec.classes)}
         wanted = known.keys() & signature.parameters.keys()

@@ -1,4 +1,4 @@
-"""The live view: a few lines that stay in place on a terminal.
+"""The live view: a few lines that stay in place on screen.
 
 It fits narrow terminals as well.
 """

@@ -119,6 +119,8 @@ def _first(workers: list[WorkerProxy]) -> WorkerProxy | None:
 def _connect(address: str, processors: int) -> None:
     """Join the cluster at `address`, or start one here.
 
+    A cluster that is started here has `processors`, or all of this machine's if these are more.
+
     Raises:
         StudyError: There is no such cluster.
     """

@@ -95,7 +95,7 @@ class SecAgg:
     threads: int = field(default=0, validator=[ge(0), le(256)])
 
     def confidentiality(self, cohort: FederationSpec) -> Sharing:
-        """Return the numbers, and what coordinator and colluding sites can learn.
+        """Return the guarantee against the coordinator and colluding sites of `cohort`.
 
         Raises:
             StudyError: It protects too little, or the cohort cannot meet it.

@@ -30,7 +30,7 @@ class Sharing(AggregationGuarantee):
 
     Attributes:
         adversary: Model of the coordinator, honest-but-curious or active.
-        colluding: Number of sites that may pool what they know with the coordinator.
+        colluding: Number of sites that may pool their knowledge with the coordinator.
         sites: Number of sites that are asked.
         shares: Number of shareholders of a secret: a site and its neighbours.
         quorum: The least number of contributors among a contributor and its neighbours.

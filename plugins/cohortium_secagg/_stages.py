@@ -64,7 +64,7 @@ class Setup(Stage):
 class AdvertiseKeys(Stage):
     """Stage that collects public keys.
 
-    A site without them is nobody's neighbour.
+    A site without keys has no neighbours.
     """
 
     attempt: Attempt

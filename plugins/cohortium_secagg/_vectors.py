@@ -62,7 +62,7 @@ def unmask(total: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
 def _share(
     work: Callable[[Sequence[RingBlock]], None], pieces: Sequence[RingBlock], threads: int
 ) -> None:
-    """Run `work` on all `pieces`, a contiguous run in each thread."""
+    """Run `work` on all `pieces`, a contiguous run in each of `threads`."""
     count = max(1, min(threads, len(pieces)))
     bounds = [len(pieces) * number // count for number in range(count + 1)]
     runs = [pieces[begin:end] for begin, end in itertools.pairwise(bounds) if begin < end]
@@ -72,4 +72,4 @@ def _share(
         return
     with ThreadPoolExecutor(count) as pool:
         for _ in pool.map(work, runs):
-            """Waits for each, and raises what it raised."""
+            """Wait for each run, and raise its error."""
