@@ -145,9 +145,9 @@ class Channel:
 
     Guarantees:
         A key seals one message: it is bound to session, round, attempt, sender and receiver.  A
-            sealed share is bound to all four public keys as its sender knows them, and to the
-            roster if there is one.  So neighbours that received different keys or rosters find out
-            before either masks.
+        sealed share is bound to all four public keys as its sender knows them, and to the roster if
+        there is one.  So neighbours that received different keys or rosters find out before either
+        masks.
     """
 
     site_attempt: SiteAttempt
