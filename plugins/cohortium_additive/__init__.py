@@ -1,6 +1,9 @@
-"""Additive secret sharing, n of n: what PriMIA (Kaissis et al. 2021) sums updates with.
+"""Additive secret sharing, n of n.
 
-There a trusted dealer stands beside the sites; adding needs none, so here is none.
+PriMIA (Kaissis et al. 2021) sums updates in this way.
+
+There, a trusted dealer is a party next to the sites.  Adding needs no dealer, so this plugin has
+none.
 """
 
 from __future__ import annotations
@@ -21,25 +24,25 @@ COHORTIUM_API = 1
 
 @frozen
 class Additive:
-    """Every site splits its vector into n shares that add up to it, one for each site.
+    """Every site splits its vector into n shares with that sum.
 
-    A share for another site is the key stream of a fresh seed, so that 32 sealed bytes carry it;
-    the site's own share is what is missing.  Each site adds the shares that it was given, and the
-    sum of those sums is the sum of the vectors.
+    Each site gets one share.  A share for another site is the key stream of a fresh seed, so 32
+    sealed bytes carry it.  The site's own share is the remainder.  Each site adds the shares that
+    it received.  The sum of those sums is the sum of the vectors.
 
     Guarantees:
-        Against a coordinator that follows the protocol and looks, with any of the sites: they
-        learn the sum of the other sites' vectors and nothing more, unless they break X25519,
-        HKDF-SHA256, ChaCha20-Poly1305 or AES-256.  Sites refuse to sum over fewer than are asked
-        each round.  There is no defence against a coordinator that lies: it hands out the keys.
-        If one site is lost, at whichever stage, there is no sum: a round then takes a retry.
+        An honest-but-curious coordinator with any of the sites learns the sum of the other sites'
+        vectors and nothing more.  Otherwise they must break X25519, HKDF-SHA256, ChaCha20-Poly1305
+        or AES-256.  Sites refuse to sum over fewer than are asked each round.  There is no defence
+        against a coordinator that lies, because it hands out the keys.  If one site is lost, at any
+        stage, there is no sum.  A round then takes a retry.
     """
 
     def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee:
-        """All sites that are asked, or no sum.
+        """Return the guarantee: all sites that are asked, or no sum.
 
         Raises:
-            StudyError: Too few sites, or a coordinator that lies.
+            StudyError: Too few sites are asked, or the coordinator may lie.
         """
         if cohort.adversary == "active":
             raise StudyError(
@@ -64,7 +67,7 @@ class Additive:
         setting: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
     ) -> AdditiveCoordinator:
-        """The coordinator has no secret.
+        """Build the coordinator's session, which has no secret.
 
         Raises:
             StudyError: As for `confidentiality`.
@@ -75,7 +78,7 @@ class Additive:
         return AdditiveCoordinator(setting)
 
     def site_session(self, setting: AggregationConfig, member: SiteContext) -> AdditiveSite:
-        """A site's session.
+        """Build a site's session.
 
         Raises:
             StudyError: As for `confidentiality`.

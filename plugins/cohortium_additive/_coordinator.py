@@ -1,4 +1,4 @@
-"""The coordinator's side: passes sealed seeds on, and adds what the sites have summed."""
+"""The coordinator's side: it forwards sealed seeds, and adds the sites' sums."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PHASES = ("keys", "shares", "sums")
 
 @define(slots=False)
 class AdditiveCoordinator:
-    """Three exchanges; whoever is missing in one ends the attempt.
+    """Session of three exchanges.  A site missing in one ends the attempt.
 
     Attributes:
-        setting: Agreed by all.
+        setting: Public configuration that all parties agree on.
     """
 
     setting: AggregationConfig
@@ -41,7 +41,7 @@ class AdditiveCoordinator:
         self._total = self.setting.ring.zeros(self.setting.length)
 
     def next_requests(self) -> StageRequests:
-        """The next exchange, unless the last one lost somebody."""
+        """Return the next exchange, unless the last one lost a site."""
         if self._waiting:
             self._missing, self._waiting = tuple(sorted(self._waiting)), set()
         if self._missing or self._stage + 1 >= len(PHASES):
@@ -59,13 +59,18 @@ class AdditiveCoordinator:
         return encode(SumRequest())
 
     def _parts(self) -> dict[SiteId, bytes]:
-        """Nothing, or in the last exchange the seeds that others have sealed for each site."""
+        """Return the parts for single sites.
+
+        They are empty, except in the last exchange.  There they are the seeds that others have
+        sealed for each site.
+        """
         if self._stage < len(PHASES) - 1:
             return dict.fromkeys(self._sites, b"")
         parts = {}
         for place, site in enumerate(self._sites):
             others = [other for other in self._sites if other != site]
-            # A site's list leaves itself out: after its own place the others stand one earlier.
+            # A site's list leaves out the site itself.  So the others after its own place are one
+            # place earlier.
             sealed = (self._shares[o][place - (site > o)] for o in others)
             parts[site] = encode(Shares(sealed=tuple(sealed)))
         return parts
@@ -86,7 +91,7 @@ class AdditiveCoordinator:
         self._waiting.discard(site)
 
     def sum(self) -> RingSum:
-        """The sum over all who were asked."""
+        """Return the sum over all sites that were asked."""
         missing = self._missing or tuple(sorted(self._waiting))
         if missing or self._stage + 1 < len(PHASES):
             raise TooFewSitesError(

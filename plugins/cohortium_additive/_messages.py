@@ -4,7 +4,7 @@
     SharesRequest → Shares   a seed for each other site, sealed
     SumRequest    → (bytes)  the packed sum of the shares that the site holds
 
-The common part says what is asked; the shares for a site are its own part.
+The common part holds the request.  The shares for a site are its own part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cohortium.plugin import Message
 
 KEY_BYTES = 32
 SEALED_BYTES = KEY_BYTES + 16
-"""A seed and its tag."""
+"""Bytes of a seed and its tag."""
 
 MAX_SITES = 1 << 12
 
@@ -27,7 +27,7 @@ Bounded = msgspec.Meta(max_length=MAX_SITES)
 
 
 class KeyRequest(Message, frozen=True, tag="key-request"):
-    """Begin an attempt."""
+    """Request to begin an attempt."""
 
 
 class Key(Message, frozen=True, tag="key"):
@@ -37,7 +37,7 @@ class Key(Message, frozen=True, tag="key"):
 
 
 class SharesRequest(Message, frozen=True, tag="shares-request"):
-    """Share among these sites, ascending, whose keys are these."""
+    """Request to share among these sites, ascending, with these keys."""
 
     sites: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)], ...], Bounded]
     keys: Annotated[tuple[PublicKey, ...], Bounded]
@@ -50,4 +50,4 @@ class Shares(Message, frozen=True, tag="sealed-seeds"):
 
 
 class SumRequest(Message, frozen=True, tag="sum-request"):
-    """Train, and add up what you hold."""
+    """Request to train, and to add up the shares held."""

@@ -1,4 +1,4 @@
-"""A site's side: seals seeds for the others, and sums its own share with those it was given."""
+"""A site's side: it seals seeds for others, and sums its shares."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Words = NDArray[np.unsignedinteger[Any]]
 
 _NONCE = bytes(12)
-"""Every key seals one seed."""
+"""Fixed nonce: every key seals one seed."""
 
 _PIECE = 1 << 18
 """Bytes of a key stream that are made at a time, so that they stay in the processor's cache."""
@@ -47,15 +47,15 @@ _PIECE = 1 << 18
 
 @define
 class Attempt:
-    """What a site holds in one attempt, and forgets with it.
+    """State of a site in one attempt, forgotten with it.
 
     Attributes:
-        number: Which.
-        private: Its key.
+        number: Number of the attempt.
+        private: Private key of the site.
         others: The other sites, once they are known.
-        keys: Theirs, likewise.
-        given: Seeds that it has drawn for them.
-        is_over: Whether the sum has been sent.
+        keys: Public keys of the others, once they are known.
+        given: Seeds that the site has drawn for the others.
+        is_over: Whether the site has sent its sum.
     """
 
     number: int
@@ -68,10 +68,10 @@ class Attempt:
 
 @frozen
 class AdditiveSite:
-    """One site's session; see `SiteSession`.
+    """One site's session.  See `SiteSession`.
 
     Guarantees:
-        Each request is answered once an attempt, in order.  What was asked of it in vain changes
+        The site answers each request once an attempt, in order.  A request that it refuses changes
         nothing.
     """
 
@@ -80,7 +80,7 @@ class AdditiveSite:
     _attempts: list[Attempt] = field(factory=list, repr=False)
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
-        """A key, sealed seeds, or a sum."""
+        """Return a key, sealed seeds, or a sum."""
         message = decode_either(request.broadcast, KeyRequest, SharesRequest, SumRequest)
         if isinstance(message, SumRequest):
             return self._sum(self._current(request), decode_either(request.own, Shares), release)
@@ -155,7 +155,10 @@ class AdditiveSite:
         return self.member.secret.derive("additive", attempt)
 
     def _key(self, now: Attempt, public: bytes, sender: SiteId, receiver: SiteId) -> bytes:
-        """The key that seals one seed: bound to the run, the attempt and the direction."""
+        """Derive the key that seals one seed.
+
+        It is bound to the run, the attempt and the direction.
+        """
         try:
             common = now.private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
@@ -166,7 +169,10 @@ class AdditiveSite:
 
 
 def _combine(words: Words, taken: Sequence[bytes], given: Sequence[bytes]) -> None:
-    """Add the key streams of `taken` to `words` and subtract those of `given`, in place."""
+    """Add the key streams of `taken` to `words`, and subtract `given`'s.
+
+    Both are done in place.
+    """
     buffer = bytearray(min(_PIECE, max(words.nbytes, words.itemsize)))
     pad, view = np.frombuffer(buffer, dtype=words.dtype), memoryview(buffer)
     streams: list[tuple[KeyStream, np.ufunc]] = [

@@ -20,17 +20,17 @@ class CNN:
     """Three strided convolutions with GroupNorm, a global mean and a linear layer.
 
     Attributes:
-        width: Channels of the first convolution; the last has four times as many.
+        width: Channels of the first convolution.  The last has four times as many.
     """
 
     width: int = field(default=16, validator=[ge(1), le(1 << 14)])
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Intensities from [0, 1] to [-1, 1]."""
+        """Scale intensities from [0, 1] to [-1, 1]."""
         return images.sub(0.5).div_(0.5)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """The network with torch's default initialisation, drawn from `seed`."""
+        """Build the network with torch's default initialisation, drawn from `seed`."""
         import torch
         from torch import nn
 

@@ -1,7 +1,8 @@
-"""A linear classifier on fixed, public features: private training's strongest simple baseline.
+"""A linear classifier on fixed, public features.
 
-Soft joint histograms of colours and edges in rings around the centre (Swain and Ballard 1991 for
-the idea; Tramèr and Boneh 2021 for why fixed features do well under privacy).
+It is the strongest simple baseline for private training.  The features are soft joint histograms of
+colours and edges in rings around the centre.  Swain and Ballard 1991 had the idea.  Tramèr and
+Boneh 2021 explain why fixed features do well under privacy.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 COHORTIUM_API = 1
 
 MAX_FEATURES = 1 << 20
-"""Of an image; its histograms would hardly have a pixel for each bin."""
+"""Most features of an image.  With more, its histograms would hardly have a pixel for each bin."""
 
 MAX_RADII = 32
 MAX_RADIUS = 1e3
@@ -51,34 +52,36 @@ def _ascending(_: object, __: object, radii: tuple[float, ...]) -> None:
 class Descriptor:
     """Histograms of an image, and one linear layer over them.
 
-    For any number of channels and any size from 8×8.  All that is learned is the linear layer,
-    which starts at zero.
+    It takes any number of channels and any size from 8×8.  Only the linear layer is trained.  It
+    starts at zero.
 
     Attributes:
         bins: Bins along each axis of a histogram of two colours.
         edge_bins: Bins along each axis of a histogram of gradients.
-        radii: Outer radii of the rings, ascending; 1 touches the image's sides.
+        radii: Outer radii of the rings, ascending. 1 touches the image's sides.
         norm: Euclidean norm of every image's features.  At 70 the customary clip of 7 cuts almost
-            every gradient, which is where private training of a linear layer does best.
-        center_on: Public or made-up images of the kind, such as `phantom`; what they have in common
-            is taken off every image's features, before these are brought to their norm.
-        whiten: How far directions in which the features of `center_on` vary much are scaled down to
-            those in which they vary little: 0 not at all, 1 until all vary alike.
+            every gradient.  Private training of a linear layer does best there.
+        center_on: Public or made-up images of the same kind, such as `phantom`.  Their mean is
+            taken off every image's features, before these are scaled to their norm.
+        whiten: Degree of whitening.  It scales directions in which the features of `center_on` vary
+            much down to those in which they vary little. 0 does nothing.  At 1 all directions vary
+            equally.
         variance_floor: Directions with less than this share of the greatest variance count as if
-            they had it: what so few images say of them is chance.
-        extra_features: Another model whose prepared images are features, too, such as `pretrained`;
-            over `center_on` they vary as much as the histograms do.
-        components: Keep so many directions in which the features of `center_on` vary most; 0 keeps
-            every feature.
-        private_whitening: Whiten once more, by the second moments of the training images, which
-            sites release under the run's privacy in the trainer's statistics rounds.
+            they had it.  With so few images, smaller variances are chance.
+        extra_features: Another model whose prepared images are features, too, such as `pretrained`.
+            Over `center_on` they vary as much as the histograms do.
+        components: Number of directions kept: those in which the features of `center_on` vary most.
+            0 keeps every feature.
+        private_whitening: Whether to whiten once more, by the second moments of the training
+            images.  Sites release these under the run's privacy in the trainer's statistics rounds.
         private_variance_floor: Directions with less than this share of the whole count as if they
             had it.
 
     Guarantees:
-        The features of an image depend on that image, on these constants and on `center_on` alone,
-        so they cost no privacy where the images of `center_on` do not.  What `private_whitening`
-        takes from training images reaches the network through clipped gradients alone.
+        The features of an image depend on that image, on these constants and on `center_on` alone.
+        So they cost no privacy where the images of `center_on` do not.  The second moments that
+        `private_whitening` takes from training images reach the network through clipped gradients
+        alone.
     """
 
     bins: int = field(default=14, validator=[ge(2), le(256)])
@@ -94,7 +97,7 @@ class Descriptor:
     private_variance_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
 
     def __attrs_post_init__(self) -> None:
-        """Refuse to whiten by nothing."""
+        """Refuse to whiten without public images."""
         if (self.whiten or self.components) and self.center_on is None:
             raise ValueError(
                 "whiten and components need center_on, public images to take the variance from."
@@ -105,11 +108,13 @@ class Descriptor:
             )
 
     def dimension(self, channels: int) -> int:
-        """D, the number of features of an image with so many channels."""
+        """Return D, the number of features of an image with `channels` channels."""
         return self.components or self.described(channels)
 
     def described(self, channels: int) -> int:
-        """The number of bins of all histograms of an image with so many channels.
+        """Return the number of bins of all histograms of an image.
+
+        The image has `channels` channels.
 
         Raises:
             StudyError: There are too many.
@@ -124,7 +129,7 @@ class Descriptor:
         return found
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Features (N, D) of images (N, C, H, W) in [0, 1]."""
+        """Return features (N, D) of images (N, C, H, W) in [0, 1]."""
         blocks = self._blocks(images)
         if self.center_on is None:
             return blocks[0]
@@ -133,7 +138,7 @@ class Descriptor:
         return rows * (self.norm / length)
 
     def _blocks(self, images: Tensor) -> list[Tensor]:
-        """Histograms, and what the model beside makes of the images, each (N, …)."""
+        """Return histograms, and features of the extra model, each (N, …)."""
         from cohortium_descriptor._features import features
 
         beside = (
@@ -144,7 +149,10 @@ class Descriptor:
         return [features(images, self), *beside]
 
     def _reference(self, channels: int) -> FeatureWhitening:
-        """The `FeatureWhitening` of `center_on`, for images of so many channels; made once."""
+        """Return the `FeatureWhitening` of `center_on`, for images of `channels` channels.
+
+        It is computed once.
+        """
         assert self.center_on is not None
         if channels not in self._references:
             self._references[channels] = FeatureWhitening.of(
@@ -160,7 +168,7 @@ class Descriptor:
         return {}
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
-        """The linear layer; at zero, it needs no seed."""
+        """Build the linear layer, which starts at zero and needs no seed."""
         if self.private_whitening:
             return whitened_linear_head(
                 self.dimension(spec.channels),

@@ -1,10 +1,10 @@
-"""Soft joint histograms of colour and edges in rings around an image's centre.
+"""Soft joint histograms of colour and edges in rings around the centre.
 
 The features of an image depend on that image and on constants, and on nothing else.
-So they leave the sensitivity of a training step alone and cost no privacy.
+So they do not change the sensitivity of a training step, and they cost no privacy.
 
-A group of features is the square root of a distribution: Euclidean distances between groups are
-Hellinger distances, and every row of features has the same norm, whatever the image.
+A group of features is the square root of a distribution.  So Euclidean distances between groups are
+Hellinger distances, and every row of features has the same norm for any image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from cohortium_descriptor import Descriptor
 
-# The constants below were chosen at this size; larger images are averaged down towards it.
+# The constants below were chosen at this size.  Larger images are averaged down towards it.
 SIDE: Final = 28
 MIN_SIDE: Final = 8
 # Width of the rings' borders, in units of their radii.
@@ -28,7 +28,7 @@ SOFTNESS: Final = 1 / 14
 PIXELS_AT_ONCE: Final = 50_000
 # Image gradients of half the brightness range per pixel and more share the last bin.
 STEEPEST: Final = 0.5
-# Slope of the curve that differences of channels are put through.
+# Slope of the curve that is applied to differences of channels.
 CONTRAST: Final = 6.0
 
 
@@ -40,7 +40,7 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
         terms: The constants.
 
     Returns:
-        Features, shape (N, D), D = `terms.described(C)`; every row has the norm `terms.norm`.
+        Features, shape (N, D), D = `terms.described(C)`.  Every row has the norm `terms.norm`.
 
     Raises:
         ValueError: A side is shorter than `MIN_SIDE`.
@@ -48,7 +48,8 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
     if min(images.shape[2:]) < MIN_SIDE:
         raise ValueError(f"the descriptor needs images of at least {MIN_SIDE} pixels a side")
     if torch.compiler.is_compiling():
-        # A traced program has no loop over an unknown number of images; its caller chooses that.
+        # A traced program has no loop over an unknown number of images.  Its caller chooses that
+        # number.
         return _describe(_coarse(images), terms)
     rows = images.new_empty(len(images), terms.described(images.shape[1]))
     step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
@@ -59,13 +60,13 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
 
 
 def _coarse(images: Tensor) -> Tensor:
-    """Averages large images down, so that gradients mean the same at every size."""
+    """Average large images down, so that gradients are comparable at every size."""
     factor = min(images.shape[2:]) // SIDE
     return functional.avg_pool2d(images, factor) if factor > 1 else images
 
 
 def _describe(images: Tensor, terms: Descriptor) -> Tensor:
-    """Features, shape (n, D), of images of shape (n, C, H, W)."""
+    """Return features, shape (n, D), of images of shape (n, C, H, W)."""
     rings = _rings(images, terms)  # (P, R)
     colours = [_soft_bins(plane, terms.bins) for plane in _planes(images)]  # (n, P, bins)
     slope, outward = _gradients(images)
@@ -74,17 +75,20 @@ def _describe(images: Tensor, terms: Descriptor) -> Tensor:
     )
     pairs = [*combinations(colours, 2), (steep, radial), (steep, bright)]
     shares = [_joint(left, right, rings) for left, right in pairs]
-    # Each histogram sums to 1: its square root has norm 1, a row the root of their number.
+    # Each histogram sums to 1.  So its square root has norm 1, and a row has the root of their
+    # number.
     unit = math.sqrt(len(pairs) * rings.shape[1])
     return torch.cat(shares, dim=1).sqrt_().mul_(terms.norm / unit)
 
 
 def _planes(images: Tensor) -> list[Tensor]:
-    """Values in [0, 1], each of shape (n, P), whose pairs are binned together.
+    """Return values, each (n, P), whose pairs are binned together.
 
-    Brightness and the differences between neighbouring channels: the channels themselves go up and
-    down together, and leave most bins of their joint histograms empty.
-    Of a grey image, the brightness of a pixel and of its surroundings.
+    The values are in [0, 1].
+
+    They are brightness and the differences between neighbouring channels.  The channels themselves
+    rise and fall together, and leave most bins of their joint histograms empty.
+    For a grey image they are the brightness of a pixel and of its surroundings.
     """
     brightness = images.mean(1, keepdim=True)  # (n, 1, H, W)
     if images.shape[1] == 1:
@@ -93,15 +97,16 @@ def _planes(images: Tensor) -> list[Tensor]:
             brightness, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False
         )
         return [brightness.flatten(1), around.flatten(1)]
-    # The logistic curve gives small differences, which are the common ones, most of the bins.
+    # Small differences are the common ones.  The logistic curve gives them most of the bins.
     contrast = torch.sigmoid(CONTRAST * (images[:, 1:] - images[:, :-1]))  # (n, C - 1, H, W)
     return [brightness.flatten(1), *contrast.flatten(2).unbind(1)]
 
 
 def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Brightness gradient: its magnitude and its component away from the centre, (n, P), in [0, 1].
+    """Return the brightness gradient's magnitude and outward component, each (n, P).
 
-    Both are square roots, so that faint edges have bins of their own; no radial component is 0.5.
+    The outward component points away from the centre.  Both are square roots in [0, 1], so that
+    faint edges have bins of their own.  A radial component of zero is 0.5.
     """
     padded = functional.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
     across = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / (2 * STEEPEST)
@@ -113,7 +118,10 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positions(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of the pixels, (1, W) and (H, 1): 0 at the image's centre, 1 at its sides."""
+    """Return coordinates of the pixels, (1, W) and (H, 1).
+
+    They are 0 at the image's centre and 1 at its sides.
+    """
     down, across = (
         (torch.arange(side, dtype=images.dtype, device=images.device) + 0.5) * (2 / side) - 1
         for side in images.shape[2:]
@@ -122,7 +130,10 @@ def _positions(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rings(images: Tensor, terms: Descriptor) -> Tensor:
-    """Weights of the P pixels in the R rings, shape (P, R); each ring's sum to 1."""
+    """Return weights of the P pixels in the R rings, shape (P, R).
+
+    The weights of each ring add up to 1.
+    """
     distance = torch.hypot(*_positions(images)).flatten()
     discs = [torch.sigmoid((radius - distance) / SOFTNESS) for radius in terms.radii]
     inner = [torch.zeros_like(distance), *discs[:-1]]
@@ -131,13 +142,19 @@ def _rings(images: Tensor, terms: Descriptor) -> Tensor:
 
 
 def _soft_bins(plane: Tensor, bins: int) -> Tensor:
-    """Shares two neighbouring bins have in each value, by hat functions: (n, P) to (n, P, bins)."""
+    """Return the shares of two neighbouring bins in each value.
+
+    The shares come from hat functions.  Shapes are (n, P) to (n, P, bins).
+    """
     middles = torch.arange(bins, dtype=plane.dtype, device=plane.device)
     place = plane.clamp(0, 1).mul_(bins - 1).unsqueeze(-1)
     return (place - middles).abs_().neg_().add_(1).clamp_(min=0)
 
 
 def _joint(left: Tensor, right: Tensor, rings: Tensor) -> Tensor:
-    """Joint histograms in each ring, shape (n, R * A * B), from bins (n, P, A) and (n, P, B)."""
+    """Return joint histograms in each ring, shape (n, R * A * B).
+
+    The bins are (n, P, A) and (n, P, B).
+    """
     weighted = left.unsqueeze(2) * rings[None, :, :, None]  # (n, P, R, A)
     return torch.bmm(weighted.flatten(2).transpose(1, 2), right).flatten(1)

@@ -1,11 +1,11 @@
-"""Label skew: every class is divided among the sites in proportions of its own.
+"""Label skew: every class has its own proportions over the sites.
 
 >>> Dirichlet(alpha=0.1, min_size=20)
 Dirichlet(alpha=0.1, min_size=20)
 
-The usual benchmark of unlike hospitals (Yurochkin et al. 2019, section 4; NIID-Bench, Li et
-al. 2022), without its usual loop that draws anew until no site is too small: that loop changes the
-distribution, and with a small `alpha` or many sites never ends.
+This is the usual benchmark of unlike hospitals (Yurochkin et al. 2019, section 4, and NIID-Bench,
+Li et al. 2022).  It leaves out the usual loop that draws anew until no site is too small.  That
+loop changes the distribution, and with a small `alpha` or many sites it never ends.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class Dirichlet:
-    """Class k goes to the sites in proportions drawn from Dir(alpha, …, alpha).
+    """Class k goes to the sites in proportions from Dir(alpha, …, alpha).
 
-    Sizes differ as well, the more the smaller `alpha` is.  A site that was dealt fewer than
-    `min_size` examples then gets as many as it lacks, and no more, from the largest sites.
+    The sizes of the sites differ as well, the more the smaller `alpha` is.  A site with fewer than
+    `min_size` examples then gets exactly as many as it lacks, from the largest sites.
 
     Attributes:
         alpha: Concentration, from 1e-6 (each class at one site) to 1e6 (classes alike everywhere).
@@ -44,13 +44,13 @@ class Dirichlet:
     def partition(
         self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
-        """Positions for each site, ascending.
+        """Return ascending positions for each site.
 
         Guarantees:
             Every example goes to exactly one site, and every site gets at least `min_size`.
 
         Raises:
-            StudyError: There are fewer examples than `min_size` at every site takes.
+            StudyError: There are too few examples for `min_size` at every site.
         """
         if num_sites * self.min_size > len(examples):
             raise StudyError(
@@ -73,13 +73,15 @@ class Dirichlet:
 
 
 def _level(counts: NDArray[np.int64], least: int) -> None:
-    """Raise every site of `counts`, shape (classes, sites), to `least` examples, in place.
+    """Raise every site of `counts` to `least` examples, in place.
 
-    Each example is taken from the site that is then largest, and from the class it has most of:
-    that changes its mix least, and gives the small site few classes, as befits label skew.
+    `counts` has shape (classes, sites).  Each example is taken from the site that is largest at
+    that time, and from its most frequent class.  This changes the donor's mix least.  It also gives
+    the small site few classes, as befits label skew.
 
-    While a site lacks examples, the largest has more than the mean, which is `least` or more.
-    So no site falls below `least` by giving, and no move is ever undone: their number is least.
+    While a site lacks examples, the largest has more than the mean, which is `least` or more.  So
+    no site falls below `least` by giving, and no move is ever undone.  So the number of moves is
+    the least possible.
     """
     sizes = counts.sum(axis=0)
     for site in np.flatnonzero(sizes < least):

@@ -17,23 +17,28 @@ COHORTIUM_API = 1
 
 @frozen
 class DPResNet:
-    """The network of arXiv 2412.00687: 4,802,120 parameters at width 64, 3 channels, 8 classes.
+    """The network of arXiv 2412.00687.
+
+    It has 4,802,120 parameters at width 64, 3 channels, 8 classes.
 
     Attributes:
-        width: Channels of the first convolution; the last has eight times as many.
-        standardise: Convolve by kernels brought to mean 0 and variance 1 (Qiao et al. 2019), as
-            De et al. 2022 (arXiv 2204.13650) do under privacy; the paper does not.
+        width: Channels of the first convolution.  The last has eight times as many.
+        standardise: Whether to standardise kernels to mean 0 and variance 1 (Qiao et al. 2019).  De
+            et al. 2022 (arXiv 2204.13650) do so under privacy.  The paper does not.
     """
 
     width: int = field(default=64, validator=[ge(1), le(1 << 14)])
     standardise: bool = False
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Intensities from [0, 1] to [-1, 1], the paper's mean 0.5 and deviation 0.5."""
+        """Scale intensities from [0, 1] to [-1, 1].
+
+        The constants are the paper's mean 0.5 and deviation 0.5.
+        """
         return images.sub(0.5).div_(0.5)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """The network with torch's default initialisation, drawn from `seed`."""
+        """Build the network with torch's default initialisation, drawn from `seed`."""
         import torch
 
         from cohortium_dpresnet._network import Network

@@ -1,4 +1,7 @@
-"""The layers of DPResNet; all convolutions are 3×3 with padding 1 and no bias."""
+"""The layers of DPResNet.
+
+All convolutions are 3×3 with padding 1 and no bias.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_GROUPS = 32
-"""Groups of a GroupNorm, where there are that many channels."""
+"""Groups of a GroupNorm, if there are that many channels."""
 
 MIN_VARIANCE = 1e-5
 
 
 class Standardised(nn.Module):
-    """Kernels brought to mean 0 and variance 1 (Qiao et al. 2019, arXiv 1903.10520).
+    """Kernels standardised to mean 0 and variance 1.
 
-    Mean and variance are those of one output's weights, so that no example sees another.
+    The method is that of Qiao et al. 2019 (arXiv 1903.10520).  Mean and variance are those of one
+    output's weights, so that examples do not mix.
     """
 
     def forward(self, kernels: torch.Tensor) -> torch.Tensor:
-        """Shape (outputs, inputs, 3, 3), as what comes."""
+        """Return standardised kernels, shape (outputs, inputs, 3, 3), as the input."""
         rows = kernels.flatten(1)
         variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
         return ((rows - mean) * (variance + MIN_VARIANCE).rsqrt()).view_as(kernels)
 
 
 class Network(nn.Module):
-    """Logits (N, classes) from images (N, C, H, W)."""
+    """DPResNet, which returns logits (N, classes) from images (N, C, H, W)."""
 
     def __init__(self, channels: int, classes: int, width: int, *, standardise: bool) -> None:
         super().__init__()
@@ -44,14 +48,17 @@ class Network(nn.Module):
         self.head = nn.Linear(8 * w, classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
-        """What the head averages; shapes for 28×28 images."""
+        """Return the maps that the head averages.
+
+        Shapes are for 28×28 images.
+        """
         x = self.stem(images)  # (N, 2w, 28, 28)
         x = x + self.residual(x)  # (N, 2w, 28, 28), no ReLU after the sum
         last: torch.Tensor = self.last(self.middle(x))  # (N, 8w, 7, 7)
         return last
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: torch.Tensor = self.head(self.maps(images).mean((2, 3)))
         return logits
 
@@ -70,5 +77,5 @@ def _pair(block: Callable[..., nn.Sequential], inputs: int, outputs: int) -> nn.
 
 
 def _groups(channels: int) -> int:
-    """The most groups up to 32 that divide the channels."""
+    """Return the most groups up to 32 that divide the channels."""
     return next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)

@@ -1,7 +1,8 @@
-"""Writes a run's events as lines of JSON, for programs that follow or compare runs.
+"""A run's events as lines of JSON.
 
-Signs of life within a round (`SiteReplied`) are passed over: they are thousands, and no record.
-A run that goes on goes on in its file: a `RunStarted` stands there for every time.
+Programs that follow or compare runs can read them.
+Replies within a round (`SiteReplied`) are left out: they are thousands, and are no record.
+A resumed run continues its file, which then has a `RunStarted` for every start.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ COHORTIUM_API = 1
 
 @frozen
 class Events:
-    """Appends to `events.jsonl` in the run's folder; does nothing in a run without one.
+    """Appends to `events.jsonl` in the run's folder, if there is one.
 
     Guarantees:
-        A process that is killed costs at most the line that it was writing.  When the run goes on,
-        that line is taken off, and what the run itself knows of rounds that are not in the file is
-        written after it.
+        A process that is killed loses at most the line that it was writing.  When the run is
+        resumed, that line is removed.  Then the rounds that the run itself knows and the file lacks
+        are written.
     """
 
     def start_run(self) -> EventWriter:
-        """A writer for one run."""
+        """Return a writer for one run."""
         return EventWriter()
 
 
 @define
 class EventWriter:
-    """Writes each event as it comes, so that nothing is lost when the run is."""
+    """Writer of each event at once, so a failed run loses nothing."""
 
     path: Path | None = None
 
@@ -76,12 +77,18 @@ class EventWriter:
 
 
 def _for_its_owner(path: str, flags: int) -> int:
-    """Open a file that only its owner may read, like the others in a run's folder."""
+    """Open a file that only its owner may read.
+
+    The other files in a run's folder are like that, too.
+    """
     return os.open(path, flags, mode=0o600)
 
 
 def _mended(path: Path) -> set[int]:
-    """The rounds whose end stands in the file at `path`, from which a torn last line is taken."""
+    """Return the completed rounds in the file, without a torn last line.
+
+    The torn line is removed from the file.
+    """
     whole = path.read_bytes() if path.exists() else b""
     end = whole.rfind(b"\n") + 1
     if end < len(whole):
@@ -96,7 +103,10 @@ def _mended(path: Path) -> set[int]:
 
 
 def _line(event: Event) -> str:
-    """One line; the history of a run that goes on stands in the lines before it."""
+    """Return one line.
+
+    It leaves out the history of a resumed run, which the lines before it hold.
+    """
     fields = attrs.asdict(event, filter=lambda field, _: field.name != "history")
     line = {"event": EVENT_NAMES[type(event)], "time": time.time(), **fields}
     return json.dumps(line, ensure_ascii=False, default=_plain) + "\n"

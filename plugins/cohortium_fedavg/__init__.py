@@ -44,27 +44,27 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class FedAvg:
-    """Sites train for a while on their own; the server moves by the mean of their updates.
+    """Sites train locally.  The server moves by the mean of their updates.
 
     Attributes:
         local_epochs: Passes over a site's own data each round.
-        local_steps: Batches each round instead of whole passes; 0 goes by `local_epochs`.
-        batch_size: Examples in a batch.  Under example-level privacy batches are Poisson samples
-            whose rate is this over the *declared* mean size of a site, and `local_epochs` passes
-            are the number of steps that this makes, alike at every site.
-        optimizer: At the sites, any of `torch.optim`; it starts afresh every round.
-        learning_rate: Of that.
-        optimizer_options: Further arguments of that.
-        schedule: Of the sites' learning rate, over the rounds.
-        server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
-        server_learning_rate: Of that.
-        server_optimizer_options: Further arguments of that.
+        local_steps: Batches each round instead of whole passes. 0 uses `local_epochs`.
+        batch_size: Examples in a batch.  Under example-level privacy batches are Poisson samples.
+            Their rate is this number over the *declared* mean size of a site.  Then `local_epochs`
+            passes are the number of steps that this makes, the same at every site.
+        optimizer: Optimizer at the sites, any of `torch.optim`.  It starts afresh every round.
+        learning_rate: Learning rate of that optimizer.
+        optimizer_options: Further arguments of that optimizer.
+        schedule: Schedule of the sites' learning rate, over the rounds.
+        server_optimizer: Optimizer that takes the mean update.  SGD at rate 1 is plain averaging.
+        server_learning_rate: Learning rate of the server optimizer.
+        server_optimizer_options: Further arguments of the server optimizer.
         average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
             end.
-        flips: Augment by mirroring.
-        rotations: Augment by quarter turns.
+        flips: Whether to augment by mirroring.
+        rotations: Whether to augment by quarter turns.
         augmentation_multiplicity: Augmented copies of an example in one step.
-        class_weights: A declared factor above 0 for each class; empty for ones.
+        class_weights: A declared factor above 0 for each class.  Empty for ones.
     """
 
     local_epochs: int = field(default=1, validator=[ge(1), le(10_000)])
@@ -84,13 +84,13 @@ class FedAvg:
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
     def workload(self, cohort: FederationSpec) -> Workload:
-        """Poisson steps for private runs, shuffled passes or steps for others."""
+        """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
         return local_workload(
             cohort, epochs=self.local_epochs, steps=self.local_steps, batch_size=self.batch_size
         )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
-        """Local steps from the global weights; the update counts by the site's examples."""
+        """Return the update of local steps, weighted by the site's examples."""
         reject_statistics_rounds(parameters.trainable(task.net), "fedavg")
         before = parameters.flatten(task.net)
         optimizer = make_optimizer(
@@ -111,7 +111,7 @@ class FedAvg:
     def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
-        """The server optimizer, at a constant rate."""
+        """Build the server optimizer, at a constant rate."""
         optimizer = make_optimizer(
             self.server_optimizer,
             parameters,
@@ -122,11 +122,14 @@ class FedAvg:
         return attach_schedule(optimizer, "constant", rounds)
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
-        """Every site uses the global network."""
+        """Return the global network, which every site uses."""
         return net
 
     def _add_data_free(self, net: nn.Module, before: Tensor) -> None:
-        """Add to the gradients what depends on weights alone; nothing here."""
+        """Add a term to the gradients that depends on weights alone.
+
+        Here there is none.
+        """
 
     @property
     def _objective(self) -> AugmentedLoss:
@@ -140,10 +143,10 @@ class FedAvg:
 
 @frozen(kw_only=True)
 class FedProx(FedAvg):
-    """`FedAvg` whose sites are pulled back towards the global weights by μ(w - w_global).
+    """`FedAvg` with a pull μ(w - w_global) towards the global weights.
 
     Attributes:
-        mu: μ, the strength of the pull.  It sees no data, so it costs no privacy.
+        mu: μ, the strength of the pull.  It depends on no data, so it costs no privacy.
     """
 
     mu: float = field(default=0.01, validator=[ge(0), le(1e6)])

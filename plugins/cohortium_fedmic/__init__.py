@@ -1,4 +1,4 @@
-"""FedMIC (arXiv:2407.02261): two networks teach each other, and a low-rank update travels."""
+"""FedMIC (arXiv:2407.02261): mutual distillation, and a low-rank update that travels."""
 
 from __future__ import annotations
 
@@ -40,42 +40,42 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class FedMIC:
-    """Each site keeps a teacher of its own, and shares the student that is taught by it.
+    """Each site keeps its own teacher and shares the student it teaches.
 
-    Dual knowledge distillation, with the losses of FedKD (Wu et al. 2022), the nearest scheme
-    that is published with formulas: see `_distillation`.  Of a student's update each matrix is cut
-    to its largest singular values (`_decomposition`).  Sums of factors are not factors of sums, so
-    a site puts the matrices together again before it releases them: the decomposition regularises,
-    and saves no bytes under secure aggregation.
+    This is dual knowledge distillation with the losses of FedKD (Wu et al. 2022), the nearest
+    scheme that is published with formulas: see `_distillation`.  Each matrix of a student's update
+    is cut to its largest singular values (`_decomposition`).  Sums of factors are not factors of
+    sums.  So a site multiplies the matrices out again before it releases them.  The decomposition
+    regularises, and saves no bytes under secure aggregation.
 
-    The teacher stays at the site with what it has learned, and is what the site uses itself
-    (`personal`).  It has the student's architecture and begins with its weights, unless the study
-    names another for it, such as a larger one.
+    The teacher stays at the site, with all that it has learned, and is the network that the site
+    itself uses (`personalize`).  It has the student's architecture and begins with its weights,
+    unless the study names another model for it, such as a larger one.
 
     Guarantees:
-        Teacher, student and the map between their features are trained by one gradient, which
-        the privatizer clips and noises as a whole: all that a teacher knows of an example is
-        within the clip.  The decomposition follows that noise; under `unit = "site"` it goes
-        before clip and noise, which hide whatever it does.
+        Teacher, student and the map between their features are trained by one gradient.  The
+        privatizer clips and noises it as a whole.  So everything that a teacher learns of an
+        example is within the clip.  The decomposition follows that noise.  Under `unit = "site"` it
+        precedes clip and noise, which hide all its effects.
 
     Attributes:
-        teacher: The model that teachers are built by, each alike; it takes what the student's
-            model makes of an image.  None: a copy of the student.
+        teacher: The model that every site builds its teacher by.  Its input is the images as the
+            student's model prepares them.  None: a copy of the student.
         local_epochs: Passes over a site's own data each round.
-        local_steps: Batches each round instead of whole passes; 0 goes by `local_epochs`.
-        batch_size: Examples in a batch; see `fedavg`.
-        optimizer: At the sites, any of `torch.optim`; it starts afresh every round.
-        learning_rate: Of that.
-        optimizer_options: Further arguments of that.
-        schedule: Of the learning rate, over the rounds.
-        energy_first: T of the first round: each matrix keeps the fewest singular values whose
+        local_steps: Batches each round instead of whole passes. 0 uses `local_epochs`.
+        batch_size: Examples in a batch.  See `fedavg`.
+        optimizer: Optimizer at the sites, any of `torch.optim`.  It starts afresh every round.
+        learning_rate: Learning rate of that optimizer.
+        optimizer_options: Further arguments of that optimizer.
+        schedule: Schedule of the learning rate, over the rounds.
+        energy_first: T of the first round.  Each matrix keeps the fewest singular values whose
             squares make up this share of all squares.
-        energy_last: T of the last round; between them it grows evenly.
-        server_optimizer: Takes the mean update; SGD at rate 1 is plain averaging.
-        server_learning_rate: Of that.
-        server_optimizer_options: Further arguments of that.
-        flips: Augment by mirroring.
-        rotations: Augment by quarter turns.
+        energy_last: T of the last round.  Between the two it grows evenly.
+        server_optimizer: Optimizer that takes the mean update.  SGD at rate 1 is plain averaging.
+        server_learning_rate: Learning rate of the server optimizer.
+        server_optimizer_options: Further arguments of the server optimizer.
+        flips: Whether to augment by mirroring.
+        rotations: Whether to augment by quarter turns.
     """
 
     teacher: Model | None = None
@@ -95,13 +95,13 @@ class FedMIC:
     rotations: bool = False
 
     def workload(self, cohort: FederationSpec) -> Workload:
-        """Poisson steps for private runs, shuffled passes or steps for others."""
+        """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
         return local_workload(
             cohort, epochs=self.local_epochs, steps=self.local_steps, batch_size=self.batch_size
         )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
-        """Local steps of both networks; the student's update, cut to its largest parts."""
+        """Train both networks, and return the student's update, cut to low rank."""
         import torch
 
         from cohortium_fedmic._decomposition import low_rank_update
@@ -135,7 +135,7 @@ class FedMIC:
     def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
-        """The server optimizer, at a constant rate."""
+        """Build the server optimizer, at a constant rate."""
         optimizer = make_optimizer(
             self.server_optimizer,
             parameters,
@@ -145,7 +145,7 @@ class FedMIC:
         return attach_schedule(optimizer, "constant", rounds)
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-        """The site's own teacher, or the global network where it has none yet."""
+        """Return the site's own teacher, or the global network without one."""
         from cohortium_fedmic._distillation import SHAPE, teacher_of
 
         return teacher_of(net, state, self.teacher, state[SHAPE].tolist()) if state else net

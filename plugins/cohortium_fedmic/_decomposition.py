@@ -1,4 +1,4 @@
-"""Global Parameter Decomposition: of each matrix of an update, its largest singular values."""
+"""Global Parameter Decomposition: the largest singular values of an update's matrices."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def low_rank_update(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
-    """`update` with each matrix cut to rank K, shape (P,).
+    """Return `update` with each matrix cut to rank K, shape (P,).
 
     K is the least with Σ_{i≤K} σᵢ² ≥ `energy`·Σ σᵢ² (Wu et al. 2022, FedKD).  A convolution's
-    kernel is taken as a matrix (outputs, inputs·height·width); vectors are left as they are.
+    kernel is taken as a matrix (outputs, inputs·height·width).  Vectors stay as they are.
     """
     pieces, position = [], 0
     for parameter in parameters.trainable(net):
@@ -29,9 +29,12 @@ def low_rank_update(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
 
 
 def truncated_svd(matrix: Tensor, *, energy: float) -> Tensor:
-    """`matrix` with the fewest singular values that keep `energy` of its squares."""
+    """Return `matrix` with the fewest singular values that keep `energy`.
+
+    They keep this share of the sum of all squares.
+    """
     if not torch.isfinite(matrix).all():
-        return matrix  # the privatizer refuses it, with the reason
+        return matrix  # the privatizer refuses it and names the reason
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     squares = s.square().cumsum(0)
     rank = int((squares < energy * squares[-1]).sum()) + 1

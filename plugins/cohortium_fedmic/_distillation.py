@@ -1,14 +1,14 @@
-"""Dual Knowledge Distillation: a teacher and a student with the losses of FedKD.
+"""Dual Knowledge Distillation: teacher and student with the losses of FedKD.
 
-With CE the cross-entropies, p the probabilities and h the features of teacher t and student s, and
-W a linear map (Wu et al. 2022, "Communication-efficient federated learning via knowledge
-distillation", equations 1 to 6), for each example
+The scheme is that of Wu et al. 2022, "Communication-efficient federated learning via knowledge
+distillation", equations 1 to 6.  CE are the cross-entropies, p the probabilities and h the features
+of teacher t and student s.  W is a linear map.  For each example
 
     A   = CE_t + CE_s
     L_t = CE_t + KL(p_s‖p_t)/A + MSE(h_t, W h_s)/A
     L_s = CE_s + KL(p_t‖p_s)/A + MSE(h_t, W h_s)/A
 
-Each network descends its own loss, in which the other's part and A are constants; W descends the
+Each network descends its own loss, in which the other's part and A are constants.  W descends the
 last term.
 """
 
@@ -33,16 +33,21 @@ if TYPE_CHECKING:
     from cohortium.plugin import Augmentation, LocalTask, Model
 
 MIN_SCALE = 1e-2
-"""The least A: examples that both have learned would be divided by nothing."""
+"""The least A.  Without it, the losses of well-learned examples would be divided by nearly zero."""
 
 TEACHER = "teacher."
 MAP = "map"
 SHAPE = "shape"
-"""Of an image, (C, H, W); kept, so that a teacher of another architecture can be built again."""
+"""Name of an image's shape, (C, H, W), in the state.  From it, a teacher of another architecture is
+built again.
+"""
 
 
 class TeacherStudentPair(nn.Module):
-    """The student, which is the site's resident network, the teacher, and the map between them."""
+    """The student, the teacher, and the map between them.
+
+    The student is the site's resident network.
+    """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
@@ -55,21 +60,24 @@ class TeacherStudentPair(nn.Module):
     def of(
         cls, net: nn.Module, state: Mapping[str, Tensor], teacher: nn.Module
     ) -> TeacherStudentPair:
-        """`net` as the student and `teacher`, with the teacher's weights and the map of `state`."""
+        """Return `net` as the student, `teacher`, and the map of `state`."""
         pair = cls(net, teacher).to(next(net.parameters()).device)
         if state:
             pair.map.weight.data.copy_(state[MAP])
         return pair.train()
 
     def state(self) -> dict[str, Tensor]:
-        """What stays at the site; copies."""
+        """Return copies of the weights that stay at the site."""
         kept = {f"{TEACHER}{k}": v.detach().clone() for k, v in self.teacher.state_dict().items()}
         return {**kept, MAP: self.map.weight.detach().clone()}
 
     def losses(
         self, task: LocalTask, augmentation: Augmentation
     ) -> Callable[[NDArray[np.int64]], Tensor]:
-        """L_t + L_s of the examples at some positions, shape (B,)."""
+        """Return a function that gives L_t + L_s, shape (B,).
+
+        Its argument is the positions of the examples.
+        """
 
         def losses(batch: NDArray[np.int64]) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)
@@ -80,7 +88,7 @@ class TeacherStudentPair(nn.Module):
         return losses
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """L_t + L_s, shape (B,)."""
+        """Return L_t + L_s, shape (B,)."""
         h_s, z_s = _features(self.student, images)
         h_t, z_t = _features(self.teacher, images)
         mapped = self.map(h_s)
@@ -96,17 +104,17 @@ class TeacherStudentPair(nn.Module):
 def teacher_of(
     net: nn.Module, state: Mapping[str, Tensor], model: Model | None, shape: Sequence[int]
 ) -> nn.Module:
-    """The teacher with the weights of `state`, if it has any.
+    """Return the teacher with the weights of `state`, if it has any.
 
     Args:
-        net: The student, whose copy is the teacher where there is no `model`.
-        state: What the site has kept.
-        model: What the teacher is built by.
-        shape: Of what the student sees, (C, H, W).
+        net: The student.  Without a `model`, its copy is the teacher.
+        state: State that the site has kept.
+        model: Model that the teacher is built by.
+        shape: Shape of the student's inputs, (C, H, W).
 
     Raises:
-        StudyError: `model` builds teachers for images, and the student sees none; or teachers in
-            which the examples of a batch see one another.
+        StudyError: `model` builds teachers for images, and the student's inputs are none.  Or it
+            builds teachers that mix the examples of a batch.
     """
     teacher = copy.deepcopy(net) if model is None else _built(model, net, shape)
     teacher.zero_grad(set_to_none=True)
@@ -135,14 +143,14 @@ def _built(model: Model, net: nn.Module, shape: Sequence[int]) -> nn.Module:
 
 
 def _divergence(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(p_target‖p) of each example, in which the target is a constant."""
+    """Return KL(p_target‖p) of each example.  The target is a constant."""
     p = target.detach().log_softmax(1)
     each = functional.kl_div(logits.log_softmax(1), p, reduction="none", log_target=True)
     return each.sum(1)
 
 
 def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the last linear layer, shape (B, width), and the logits."""
+    """Return the last linear layer's inputs, (B, width), and the logits."""
     caught: list[Tensor] = []
     handle = _last_linear(net).register_forward_pre_hook(
         lambda _layer, inputs: caught.append(inputs[0])

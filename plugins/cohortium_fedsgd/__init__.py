@@ -1,4 +1,7 @@
-"""Federated SGD (McMahan et al. 2017): one gradient a round; the server takes the step."""
+"""Federated SGD (McMahan et al. 2017): one gradient and step a round.
+
+The server takes the step.
+"""
 
 from __future__ import annotations
 
@@ -46,23 +49,23 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class FedSGD:
-    """Each site sends the gradient of one Poisson batch; momentum lives at the server.
+    """Sites send the gradient of one Poisson batch.  The server keeps momentum.
 
     Attributes:
-        sampling_rate: Chance of each example to be in a round's batch.
-        optimizer: At the server, any of `torch.optim`.
-        learning_rate: Of that.
-        optimizer_options: Further arguments of that.
-        schedule: Of the learning rate, over the rounds.
-        flips: Augment by mirroring.
-        rotations: Augment by quarter turns.
+        sampling_rate: Probability of each example to be in a round's batch.
+        optimizer: Optimizer at the server, any of `torch.optim`.
+        learning_rate: Learning rate of that optimizer.
+        optimizer_options: Further arguments of that optimizer.
+        schedule: Schedule of the learning rate, over the rounds.
+        flips: Whether to augment by mirroring.
+        rotations: Whether to augment by quarter turns.
         augmentation_multiplicity: Augmented copies of an example in a batch.
-        class_weights: A declared factor above 0 for each class; empty for ones.
+        class_weights: A declared factor above 0 for each class.  Empty for ones.
         average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
             end.
         statistics_rounds: Rounds at the start in which the model learns from images without their
-            labels, where it can (`descriptor` with `private_whitening`).  They cost what the others
-            cost.
+            labels, if it can (`descriptor` with `private_whitening`).  They cost as much privacy as
+            the others.
     """
 
     sampling_rate: float = field(default=0.4, validator=[ge(1e-9), le(1)])
@@ -80,11 +83,11 @@ class FedSGD:
     statistics_rounds: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
     def workload(self, cohort: FederationSpec) -> Workload:  # noqa: ARG002
-        """One batch a round."""
+        """Declare one batch a round."""
         return Workload(output="gradient", steps=1, sampling_rate=self.sampling_rate)
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
-        """The gradient of the round's batch; it counts by the examples in it."""
+        """Return the gradient of the round's batch, weighted by its examples."""
         before = parameters.flatten(task.net)
         losses = (
             statistics_losses(task) if task.round < self.statistics_rounds else self._losses(task)
@@ -97,10 +100,10 @@ class FedSGD:
     def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer that does the training; its schedule begins after the prelude.
+        """Build the server optimizer, whose schedule begins after the statistics rounds.
 
         Raises:
-            StudyError: The prelude leaves no round for labels.
+            StudyError: The statistics rounds leave no round for labels.
         """
         if self.statistics_rounds >= rounds:
             raise StudyError(
@@ -131,7 +134,7 @@ class FedSGD:
         )
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
-        """Every site uses the global network."""
+        """Return the global network, which every site uses."""
         return net
 
 

@@ -1,8 +1,8 @@
 """Real hospitals over Flower: messages travel through its SuperLink and SuperNodes.
 
-Flower carries bytes and starts processes; the rounds, the privacy and the aggregation are
-Cohortium's own and the same as under any engine.  `server_app` and `client_app` hold what a Flower
-app names as its components; `docs/deploy.md` says how to set it up.
+Flower carries bytes and starts processes.  The rounds, the privacy and the aggregation are
+Cohortium's own and the same as under any engine.  The modules `server_app` and `client_app` hold
+the components that a Flower app names.  The page `docs/deploy.md` describes the setup.
 
 Needs the extra: `pip install 'cohortium[flower]'`.
 """
@@ -29,18 +29,18 @@ class Flower:
     """Hospitals that answer through Flower's SuperNodes.
 
     Attributes:
-        connect_timeout: Seconds for which sites are waited for before the run.
-        poll_interval: Seconds between looks for replies.
+        connect_timeout: Longest wait for the sites before the run, in seconds.
+        poll_interval: Seconds between two polls for replies.
     """
 
     connect_timeout: float = field(default=120.0, validator=[ge(0), le(1e6)])
     poll_interval: float = field(default=0.5, validator=[ge(1e-3), le(3600)])
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> EngineSession:
-        """Refuse: the coordinator of a deployment is started by Flower.
+        """Refuse, because Flower starts the coordinator of a deployment.
 
         Raises:
-            StudyError: Always; the sentence says how to start it.
+            StudyError: Always.  The sentence says how to start it.
         """
         if sites is not None:
             raise StudyError(

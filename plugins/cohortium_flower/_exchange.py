@@ -1,4 +1,7 @@
-"""The engine at work inside a ServerApp: sites found among Flower's nodes, and messages carried."""
+"""The engine inside a ServerApp.
+
+It finds the sites among Flower's nodes, and carries messages.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,13 @@ if TYPE_CHECKING:
     from cohortium.plugin import Engine, SiteFactory, SiteId
 
 NodeId = int
-"""A Flower node."""
+"""Identifier of a Flower node."""
 
 ROLL_CALL = 60.0
-"""Seconds in which a node must say which site it is."""
+"""Seconds within which a node must say which site it is."""
 
 LIVELINESS = 5.0
-"""Seconds between looks at which nodes Flower still believes to be there."""
+"""Seconds between two queries for the nodes that Flower still considers alive."""
 
 
 @frozen
@@ -54,12 +57,12 @@ class ConnectedEngine:
 
     @classmethod
     def of(cls, engine: Engine, directory: str, grid: Grid) -> ConnectedEngine:
-        """What the study's own engine and directory come to here."""
+        """Build the engine from the study's own engine and directory."""
         terms = engine if isinstance(engine, Flower) else Flower()
         return cls(terms, KeyDirectory.read(Path(directory)) if directory else None, grid)
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> FlowerExchange:
-        """Get ready; the sites are found when the first of them are asked.
+        """Get ready.  The first request finds the sites.
 
         Raises:
             StudyError: The sites are simulated.
@@ -71,16 +74,16 @@ class ConnectedEngine:
 
 @define(eq=False)
 class FlowerExchange:
-    """Carries messages to the nodes that are sites.
+    """Exchange of messages with the nodes that are sites.
 
     Guarantees:
-        A node is a site because its own site process says so.  Where the study has a directory,
-        the site's key has signed that for a challenge drawn for this node; a node whose claim is
-        not signed so is nobody.  A number that two nodes claim at once is an error, before anything
-        is sent to either; a node that has a number keeps it for as long as Flower believes it to
-        be there.
-        A site has one reply to a request, or none: what comes after the deadline is not looked at.
-        Without a deadline a site is waited for as long as Flower believes its node to be there.
+        A node is a site because its own site process says so.  If the study has a directory, the
+        site's key has signed that claim for a challenge drawn for this node.  A node whose claim is
+        not signed in this way counts as no site.  A number that two nodes claim at once is an
+        error, before anything is sent to either.  A node that has a number keeps it while Flower
+        considers the node alive.
+        A site has one reply to a request, or none.  A reply after the deadline is ignored.  Without
+        a deadline, the engine waits for a site while Flower considers its node alive.
     """
 
     engine: ConnectedEngine
@@ -88,13 +91,13 @@ class FlowerExchange:
     _has_waited: bool = False
     _asked: set[NodeId] = field(factory=set)
     _heard: set[NodeId] = field(factory=set)
-    # A node that is asked again and again is complained of once.
+    # A node that is asked repeatedly is logged once.
     _logged: dict[NodeId, str] = field(factory=dict)
 
     def exchange(
         self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """Send to every site that is there, and yield what comes before the deadline."""
+        """Send to every connected site, and yield the replies before the deadline."""
         if not per_site:
             return
         self._wait_for_sites(per_site)
@@ -106,17 +109,17 @@ class FlowerExchange:
             yield there[node], reply
 
     def close(self) -> None:
-        """Forget the nodes; Flower keeps the connections."""
+        """Forget the nodes.  Flower keeps the connections."""
         self.nodes = {}
         self._asked, self._heard, self._logged = set(), set(), {}
         self._has_waited = False
 
     def _wait_for_sites(self, wanted: Mapping[SiteId, bytes]) -> None:
-        """Find the sites that are wanted; wait for them if it is the first time.
+        """Find the wanted sites, and wait for them the first time.
 
-        A node is asked once, but that one which was silent is asked again while sites are waited
-        for.  Later on only nodes are asked that are new, or that Flower had lost: a site may have
-        come back, behind its own node or another.
+        A node is asked once.  Only during this first wait, a node that was silent is asked again.
+        Afterwards, only new nodes are asked, and nodes that Flower had lost.  A site may have
+        returned, behind its own node or another.
         """
         engine = self.engine
         until = engine.clock() + (0.0 if self._has_waited else engine.terms.connect_timeout)
@@ -124,7 +127,7 @@ class FlowerExchange:
         while True:
             alive = {*engine.grid.get_node_ids()}
             self.nodes = {site: node for site, node in self.nodes.items() if node in alive}
-            # Who was lost and is back has to say anew which site it is.
+            # A node that was lost and has returned must say anew which site it is.
             self._asked &= alive
             self._heard &= alive
             if all(site in self.nodes for site in wanted):
@@ -138,10 +141,10 @@ class FlowerExchange:
             engine.sleep(engine.terms.poll_interval)
 
     def _identify(self, nodes: set[NodeId], *, within: float) -> None:
-        """Have nodes say which sites they are.
+        """Ask nodes which sites they are.
 
         Raises:
-            StudyError: Two say the same.
+            StudyError: Two nodes claim the same site.
         """
         self._asked |= nodes
         challenges = {node: secrets.token_bytes(32) for node in sorted(nodes)}
@@ -161,7 +164,7 @@ class FlowerExchange:
                 )
 
     def _verified_site(self, node: NodeId, reply: bytes, challenge: bytes) -> SiteId | None:
-        """The site that a node has shown itself to be, or None."""
+        """Return the site that a node has proven to be, or None."""
         try:
             present = decode(reply, IdentifyReply, limit=1 << 10)
         except MessageError as error:
@@ -178,7 +181,7 @@ class FlowerExchange:
     def _ask(
         self, contents: Mapping[NodeId, Mapping[str, bytes]], *, within: float | None
     ) -> Iterator[tuple[NodeId, bytes]]:
-        """Send each node its parts; yield the replies that come in time."""
+        """Send each node its parts, and yield the replies in time."""
         grid, clock = self.engine.grid, self.engine.clock
         until = math.inf if within is None else clock() + within
         messages = [
@@ -215,7 +218,7 @@ class FlowerExchange:
         return answer
 
     def _log_once(self, node: NodeId, what: str) -> None:
-        """Log what is amiss with a node, unless that was said of it last."""
+        """Log a problem of a node, unless it was logged last."""
         if self._logged.get(node) == what:
             return
         self._logged[node] = what

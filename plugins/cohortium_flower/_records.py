@@ -1,4 +1,4 @@
-"""Cohortium's bytes in Flower's records, and out of them."""
+"""Conversion of Cohortium's bytes to Flower's records and back."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ KEY = "bytes"
 
 
 def to_record(parts: Mapping[str, bytes]) -> RecordDict:
-    """A record for each part: Flower keeps equal records once, however many nodes get them."""
+    """Build a record for each part.
+
+    Flower stores equal records once, for any number of nodes that receive them.
+    """
     return RecordDict({name: ConfigRecord({KEY: part}) for name, part in parts.items()})
 
 
 def from_record(content: RecordDict, *names: str) -> list[bytes]:
-    """The parts called `names`.
+    """Return the parts called `names`.
 
     Raises:
-        MessageError: There are others, or one is missing or no bytes.
+        MessageError: There are other parts, or one is missing or not bytes.
     """
     records = content.config_records
     if {*content} != {*names} or {*records} != {*names}:

@@ -1,13 +1,13 @@
-"""The ClientApp: it hands a message to the hospital's site process, and the reply back.
+"""The ClientApp: it forwards messages to the site process, and replies back.
 
-Flower starts it afresh for every message.  It holds no data, no key and no state, and looks at
-nothing.  The SuperNode is told where the site listens:
+Flower starts it afresh for every message.  It holds no data, no key and no state, and reads
+nothing.  The SuperNode's configuration names the site's socket:
 
     flower-supernode … --node-config 'socket="/run/cohortium/site.sock" user="cohortium"'
 
-`socket` is the path of the site's socket; `user` the operating system's user that the site runs
-as (default: the SuperNode's own); `patience` for how many seconds a site that restarts is waited
-for (default 60).
+The option `socket` is the path of the site's socket.  The option `user` is the operating system's
+user that the site runs as (default: the SuperNode's own).  The option `patience` is the number of
+seconds to wait for a site that restarts (default 60).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from flwr.app import Context, UserConfigValue
 
 PATIENCE = 60.0
-"""Seconds for which a site that restarts is waited for."""
+"""Seconds to wait for a site that restarts."""
 
 LONGEST = 3600.0
-"""The most of it."""
+"""The most seconds that `patience` may be."""
 
 ABSENT = Error(2, "the hospital's site process does not answer; its own log says why.")
 
@@ -45,8 +45,8 @@ def forward(message: Message, context: Context) -> Message:
     """Ask the site process, and reply with its bytes.
 
     Guarantees:
-        What leaves is what the site said.  A failure of this machine is told as such, without a
-        path or a cause; these go to the SuperNode's log.
+        Only the site's reply leaves.  A failure of this machine is reported as such, without a path
+        or a cause.  These go to the SuperNode's log.
     """
     try:
         broadcast, own = from_record(message.content, "common", "own")
@@ -59,7 +59,7 @@ def forward(message: Message, context: Context) -> Message:
 
 
 def _site(config: Mapping[str, UserConfigValue]) -> tuple[Path, int, float]:
-    """Where the site listens, as whom, and how long to wait for it."""
+    """Return the site's socket, its user, and the longest wait."""
     socket, user = config.get("socket"), config.get("user", "")
     if not isinstance(socket, str) or not isinstance(user, str):
         raise StudyError("--node-config must name the site's socket, as in 'socket=\"/…\"'.")

@@ -1,10 +1,10 @@
-"""The ServerApp: it runs a study's rounds where Flower's SuperLink is.
+"""The ServerApp: it runs a study's rounds next to Flower's SuperLink.
 
 A run's configuration names, as paths on that machine:
 
     flwr run . --run-config 'study="/srv/study/study.toml" out="/srv/study/runs/first"'
 
-With `dry-run=true` the hospitals are only asked whether they would take part.
+With `dry-run=true` it only asks the hospitals whether they would take part.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Lead the study that the run's configuration names.
+    """Run the study that the run's configuration names.
 
     Raises:
-        RuntimeError: It could not be run, or failed; the sentence says why.
+        RuntimeError: The study could not be run, or failed.  The sentence says why.
     """
     log = logging.getLogger("flwr")
     try:

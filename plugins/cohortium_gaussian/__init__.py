@@ -1,6 +1,6 @@
-"""Gaussian noise: DP-SGD for single examples or patients, or noised updates for whole sites.
+"""Gaussian noise: DP-SGD for single examples or patients, or noised site updates.
 
-Each site noises for itself, or all share the noise that their sum needs (`noise`).
+Each site adds all its noise itself, or all share the noise that their sum needs (`noise`).
 """
 
 from __future__ import annotations
@@ -29,43 +29,44 @@ _EPSILON = (gt(0.0), ge(accounting.MIN_EPSILON), lt(1e6))
 _DELTA = (gt(0.0), ge(accounting.MIN_DELTA), lt(1.0))
 
 MAX_HONEST = 1000
-"""Shares of noise that may make up a whole: see "Shared noise" in docs/privacy.md."""
+"""The most shares that may make up the noise: see "Shared noise" in docs/privacy.md."""
 
 
 @frozen(kw_only=True)
 class Gaussian:
     """(ε, δ)-differential privacy for the whole run by Gaussian noise.
 
-    With `unit = "example"` or `"patient"` each step's per-example gradients are clipped and noised
-    (DP-SGD: Abadi et al. 2016), and everything that leaves a site is computed from noised sums.
-    With `unit = "site"` a site trains as it likes, and its update is clipped and noised.
+    With `unit = "example"` or `"patient"`, each step's per-example gradients are clipped and noised
+    (DP-SGD: Abadi et al. 2016).  Everything that leaves a site is computed from noised sums.
+    With `unit = "site"`, a site trains without clipping or noise.  Its update is clipped and
+    noised.
 
     Attributes:
         epsilon: ε of the whole run.
-        delta: δ of the whole run; keep it below a tenth of one over the number of units.
+        delta: δ of the whole run.  Keep it below a tenth of one over the number of units.
         clip_norm: C, the largest ℓ₂ norm of a unit's contribution.
-        unit: What is protected: "example", "patient" (all examples of one person, of which each
-            batch takes at most one) or "site".
-        adjacency: "zero-out", or "replace-one", which doubles the sensitivity; the latter with
+        unit: Protected unit: "example", "patient" (all examples of one person, of which each batch
+            takes at most one) or "site".
+        adjacency: "zero-out", or "replace-one", which doubles the sensitivity.  "replace-one" with
             Poisson samples of the data is refused.
         noise: "local": each site adds all the noise itself, and the guarantee is against everyone.
             That is not local differential privacy: the unit is hidden among the site's others.
-            "distributed": each site adds a share, so that a sum over honest sites carries the
-            noise (Kairouz et al. 2021).  The guarantee is against whoever sees sums only.  It
-            needs an aggregator that shows no more, and one gradient a round (`fedsgd`) or
-            `unit = "site"`.
+            "distributed": each site adds a share, so that a sum over honest sites carries the noise
+            (Kairouz et al. 2021).  The guarantee is against any party that sees sums only.  It
+            needs an aggregator that shows no more.  It also needs one gradient a round (`fedsgd`)
+            or `unit = "site"`.
         max_abs_value: The largest value of a noised update that can be sent.
         quantization_step: Noised updates are rounded to multiples of it.
 
     Guarantees:
         The noise is calibrated before the first step, to all rounds, local steps and retries.
-        Shares are sized for `min_contributors` less `max_colluding` honest sites; a colluding site
-        knows its own share, which is why there must be one at least.
+        Shares are sized for `min_contributors` less `max_colluding` honest sites.  A colluding site
+        knows its own share, so there must be at least one honest site.
     """
 
     epsilon: float = field(default=6.0, validator=_EPSILON)
     delta: float = field(default=1.9e-4, validator=_DELTA)
-    # Beyond, noise times clip over a batch leaves what single precision can hold.
+    # Beyond these limits, noise times clip over a batch is outside the range of single precision.
     clip_norm: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient", "site"] = field(
         default="example", validator=in_(("example", "patient", "site"))
@@ -80,7 +81,7 @@ class Gaussian:
     quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
-        """Calibrate the noise; see `Privatizer.plan`."""
+        """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_gaussian._plan import GaussianPlan
 
         self._require_covered(workload, cohort)
@@ -99,7 +100,7 @@ class Gaussian:
         )
 
     def _require_covered(self, workload: Workload, cohort: FederationSpec) -> None:
-        """Refuse what the guarantee would not hold for."""
+        """Refuse a run that the guarantee would not cover."""
         if self.unit == "patient" and cohort.patients is None:
             raise PrivacyError(
                 "unit is 'patient', but the data do not say whose each image is; give the data set "

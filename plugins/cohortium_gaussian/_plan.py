@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from cohortium_gaussian import Gaussian
 
 STEPS_PER_DEVIATION = 64
-"""What is released is rounded to this fraction of the deviation of the noise that a site adds: the
-rounding adds a part in 50,000 to its variance."""
+"""Releases are rounded to this fraction of the standard deviation of a site's own noise.
+
+The rounding adds a part in 50,000 to the variance of that noise.
+"""
 
 WRAP_BITS = 40
-"""A wrap of the sum is less likely than 2 to minus this, over the run."""
+"""A wrap of the sum, over the run, is less likely than 2 to minus this."""
 
 
 @frozen
 class GaussianPlan:
-    """Public numbers of a Gaussian run; see `PrivacyPlan`."""
+    """Public numbers of a Gaussian run.  See `PrivacyPlan`."""
 
     terms: Gaussian
     workload: Workload = field(kw_only=True)
@@ -58,17 +60,17 @@ class GaussianPlan:
 
     @property
     def ring(self) -> Ring:
-        """Where the noised sum fits."""
+        """Ring that the noised sum fits into."""
         return self.code.ring
 
     @property
     def length(self) -> int:
-        """The vector alone: every site weighs the same, by declaration."""
+        """Length of the vector alone: all sites have the same declared weight."""
         return self.parameters
 
     @property
     def clips_gradients(self) -> bool:
-        """Whether gradients are clipped, rather than the update."""
+        """Whether gradients are clipped, and not the update."""
         return self.terms.unit != "site"
 
     @property
@@ -78,23 +80,25 @@ class GaussianPlan:
 
     @property
     def honest(self) -> int:
-        """Sites whose shares make up the noise."""
+        """Number of sites whose shares make up the noise."""
         return self.cohort.min_honest_contributors() if self.is_shared else 1
 
     @property
     def expected_batch(self) -> float:
-        """The declared number of units that a batch's gradient sum is divided by."""
+        """Declared number of units that a batch's gradient sum is divided by."""
         return (
             self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
         )
 
     @property
     def largest_sum(self) -> float:
-        """The most that a value of one site's clipped sum counts for: what keeps sums in the ring.
+        """Limit on each value of one site's clipped sum.
 
-        It is as if all of a site's declared units, at their mean number, lay in one batch, each
-        with its whole gradient in that value.  A sum that is cut off at a bound moves no further
-        for one unit than it did before, so that noise covers it as well.
+        It keeps sums in the ring.
+
+        It corresponds to one batch with all of a site's declared units, at their mean number.  Each
+        unit has its whole gradient in that value.  For one unit, a sum that is cut off at a bound
+        moves no further than it did before.  So the noise covers it as well.
         """
         return (
             self.terms.clip_norm * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
@@ -102,13 +106,16 @@ class GaussianPlan:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of what a site adds to each value of a clipped sum, or update."""
+        """Standard deviation of a site's noise on each value.
+
+        The noise is added to a clipped sum or update.
+        """
         doubled = 2 if self.terms.adjacency == "replace-one" else 1
         whole = self.mechanism.noise_multiplier * doubled * self.terms.clip_norm
         return whole / math.sqrt(self.honest)
 
     def guarantee_after(self, attempts: int) -> Guarantee:
-        """What `attempts` attempts promise."""
+        """Return the guarantee that holds after `attempts` attempts."""
         terms, cohort = self.terms, self.cohort
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
         return Guarantee(
@@ -149,17 +156,17 @@ class GaussianPlan:
     def for_site(
         self, secret: Randomness, patients: NDArray[np.int64] | None = None
     ) -> GaussianSite:
-        """One attempt at one site, with its own batches and noise."""
+        """Return one attempt at one site, with its own batches and noise."""
         return GaussianSite(self, secret, patients)
 
     def decode(self, total: RingSum) -> Tensor:
-        """The mean over the contributors."""
+        """Return the mean over the contributors."""
         import torch
 
         return torch.from_numpy(self.code.mean(total.words, len(total.contributors)))
 
     def _narrowest(self) -> FixedPoint:
-        """The least ring for the sum of all sites' releases."""
+        """Return the smallest ring for the sum of all sites' releases."""
         cohort, terms, size = self.cohort, self.terms, self.cohort.cohort_size
         if self.clips_gradients and self.workload.output == "update":
             return FixedPoint.fitting(

@@ -1,4 +1,4 @@
-"""What a site does with the numbers of a Gaussian run."""
+"""A site's batches, noise and releases in a Gaussian run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @frozen
 class GaussianSite:
-    """What a site does in one attempt; see `SitePrivatizer`."""
+    """One site's part of one attempt.  See `SitePrivatizer`."""
 
     plan: GaussianPlan
     secret: Randomness = field(repr=False)
@@ -40,14 +40,21 @@ class GaussianSite:
         return self.secret.stream("noise")
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """Poisson samples of examples or patients, or shuffled batches of the declared size."""
+        """Yield Poisson samples of examples or patients, or shuffled batches.
+
+        Shuffled batches have the declared size.
+        """
         stream, unit = self.secret.stream("batches"), self.plan.terms.unit
         return sample_batches(self.plan.workload, unit, examples, self.patients, stream)
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """The clipped sum over the declared batch size, noised unless shared; or the mean."""
+        """Set each `.grad` to the clipped sum over the declared batch size.
+
+        The sum carries noise here unless sites share the noise.  If updates are clipped instead,
+        the gradient is the mean.
+        """
         import torch
 
         plan = self.plan
@@ -69,7 +76,7 @@ class GaussianSite:
             parameter.grad = piece.view_as(parameter).to(parameter)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002
-        """Encode; clip and noise first what has not been."""
+        """Encode the vector, after the clipping and noising that are still due."""
         import torch
 
         plan = self.plan

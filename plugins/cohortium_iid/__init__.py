@@ -1,4 +1,4 @@
-"""Every site a random sample of the whole, all of one size: the easy case, to compare with."""
+"""Sites as random samples of one size: the easy case, for comparison."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class IID:
-    """Shuffle, then cut into equal parts.
+    """Equal parts of the shuffled examples.
 
-    Sizes differ by at most one.  Classes are not stratified: a site's class shares scatter about
-    the whole's as those of a random sample do.
+    Sizes differ by at most one.  Classes are not stratified: the class shares of a site vary as
+    those of a random sample do.
     """
 
     def partition(
         self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
-        """Positions for each site, ascending.
+        """Return ascending positions for each site.
 
         Raises:
             StudyError: There are more sites than examples.

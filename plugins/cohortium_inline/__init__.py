@@ -1,4 +1,4 @@
-"""All sites in this process, one after the other, sharing one resident network."""
+"""All sites in this process, in turn, with one resident network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COHORTIUM_API = 1
 
 @frozen
 class Inline:
-    """Runs sites in turn.  No copy of the model is kept for each of them."""
+    """Runs sites in turn, without a copy of the model for each."""
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> InlineExchange:
-        """Make every site beside the first."""
+        """Create every site, so that all share the first one's model."""
         if sites is None:
             raise StudyError("the engine 'inline' simulates its sites and cannot serve hospitals.")
         made: dict[SiteId, SiteHandle] = {}
@@ -35,7 +35,7 @@ class Inline:
 
 @define
 class InlineExchange:
-    """Calls each site and yields what it says, unless that has taken it too long."""
+    """Calls to each site, whose reply is dropped if too late."""
 
     sites: Mapping[SiteId, SiteHandle]
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -43,7 +43,10 @@ class InlineExchange:
     def exchange(
         self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """One site after the other, in the order of `per_site`; none of them is cut short."""
+        """Yield the replies of one site after the other.
+
+        The sites come in the order of `per_site`, and none of them is interrupted.
+        """
         for site, own in per_site.items():
             began = self.clock()
             reply = self.sites[site].answer(broadcast, own)

@@ -2,9 +2,9 @@
 
 >>> MedMNIST(flag="pneumoniamnist").load()  # doctest: +SKIP
 
-The file is looked for in `root`, in the folder that `COHORTIUM_DATA` names and in medmnist's own
-`~/.medmnist`, and is downloaded only where it is in none of them.  Wherever it comes from, its
-MD5 is the published one: figures from it can be compared with other people's.
+The file is searched in `root`, in the folder that `COHORTIUM_DATA` names and in medmnist's own
+`~/.medmnist`.  It is downloaded only if it is in none of them.  From any of these sources, its MD5
+is the published one.  So figures from it can be compared with those of other people.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ ORIGINS: Final[Mapping[str, str]] = {
     "retinamnist": "Liu et al., Patterns 2022",
     "tissuemnist": "Ljosa et al., Nature Methods 2012",
 }
-"""The sets that are offered, and who made the images of each.
+"""The offered sets, and the authors of the images of each.
 
-RetinaMNIST's five grades are ordered; they are taken as five classes, which is also how MedMNIST
-itself scores them."""
+RetinaMNIST's five grades are ordered.  They are taken as five classes, which is also how MedMNIST
+itself scores them.
+"""
 
 
 def _offered(_: object, attribute: Attribute[str], flag: str) -> None:
@@ -85,7 +86,7 @@ class MedMNIST:
         flag: MedMNIST's own name of the set, such as "bloodmnist".
         root: A folder to look in first, and to download to.
         size: Height and width in pixels: 28, 64, 128 or 224.
-        download: Whether the network may be used for a file that is nowhere.
+        download: Whether a file that is in none of the folders may be downloaded.
     """
 
     flag: str = field(default="bloodmnist", validator=_offered)
@@ -94,10 +95,10 @@ class MedMNIST:
     download: bool = True
 
     def load(self) -> Splits:
-        """Read the official file, downloading it first where it is nowhere.
+        """Read the official file, and download it first if it is missing.
 
         Raises:
-            DataError: It is nowhere and cannot be downloaded, or is not the official file.
+            DataError: It is missing and cannot be downloaded, or is not the official file.
         """
         info = _table()[self.flag]
         suffix = "" if self.size == SIZES[0] else f"_{self.size}"
@@ -115,7 +116,7 @@ class MedMNIST:
         )
 
     def _file(self, remote: RemoteFile) -> Path:
-        """Where the official file lies; it is there afterwards."""
+        """Return the path of the official file, and download it if missing."""
         own = Path(self.root).expanduser() if self.root else None
         cache = Path.home() / ".medmnist"
         folders = [folder for folder in (own, data_dir(), cache) if folder is not None]
@@ -149,9 +150,9 @@ def _checked(path: Path, remote: RemoteFile) -> Path:
 
 
 def _table() -> Mapping[str, Mapping[str, Any]]:
-    """What medmnist says about each set.
+    """Return medmnist's description of each set.
 
-    Only the module of its table is run: to import the package is to import torch, pandas and
+    Only the module of its table is run, because importing the package imports torch, pandas and
     scikit-learn.
     """
     spec = importlib.util.find_spec("medmnist")

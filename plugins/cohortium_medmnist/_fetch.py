@@ -1,4 +1,4 @@
-"""Bringing one published file here, whole or not at all."""
+"""Download of one published file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE: Final = 1 << 20
 
 
 class FetchError(Exception):
-    """Why a file did not arrive, as the part of a sentence."""
+    """Reason for a failed download, as part of a sentence."""
 
 
 @frozen
@@ -29,8 +29,8 @@ class RemoteFile:
 
     Attributes:
         name: The file's name.
-        url: Where it is published.
-        md5: Its checksum, hexadecimal.  It tells a damaged file, not a forged one.
+        url: Its published address.
+        md5: Its checksum, hexadecimal.  It detects a damaged file, not a forged one.
     """
 
     name: str
@@ -38,7 +38,7 @@ class RemoteFile:
     md5: str
 
     def matches(self, path: Path) -> bool:
-        """Whether `path` holds exactly this file."""
+        """Return whether `path` holds exactly this file."""
         with path.open("rb") as file:
             return hashlib.file_digest(file, _md5).hexdigest() == self.md5
 
@@ -47,7 +47,7 @@ class RemoteFile:
 
         Guarantees:
             A file of the final name is whole and has passed its checksum, however the download
-            ends: it is written under another name, checked, and then renamed in one step.
+            ends.  The file is written under another name, checked, and then renamed in one step.
 
         Raises:
             FetchError: It did not arrive, or not undamaged.
@@ -68,7 +68,7 @@ class RemoteFile:
             part.unlink(missing_ok=True)
 
     def _copy_to(self, part: Path) -> str:
-        """Copy the published file to `part`, and give the MD5 of what arrived."""
+        """Copy the published file to `part`, and return the copy's MD5."""
         if not self.url.startswith("https://"):
             raise FetchError("its address is not an https one")
         digest = _md5()

@@ -1,7 +1,7 @@
-"""Writes a run to MLflow: `pip install 'cohortium[mlflow]'`.
+"""A run written to MLflow: `pip install 'cohortium[mlflow]'`.
 
-It goes where `MLFLOW_TRACKING_URI` says, and without that into the run's own folder: nothing leaves
-the machine unless you name a server.
+`MLFLOW_TRACKING_URI` names its destination.  Without it, the run is written to its own folder.
+Nothing leaves the machine unless you name a server.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MLflow:
 
     Attributes:
         experiment: The experiment's name.
-        uri: Where to; by default what `MLFLOW_TRACKING_URI` says, or else `mlruns` in the run's
+        uri: Destination.  By default it is `MLFLOW_TRACKING_URI`, or else `mlruns` in the run's
             folder (a run without a folder is then not written).
     """
 
@@ -42,12 +42,13 @@ class MLflow:
     uri: str = ""
 
     def start_run(self) -> MLflowWriter:
-        """A writer for one run.
+        """Return a writer for one run.
 
         Raises:
             StudyError: The package mlflow is not installed.
         """
-        # Before it is imported: MLflow tells its makers how it is used, and nobody asked for that.
+        # Set before the import: MLflow reports its use to its makers, which the user has not asked
+        # for.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:
             from mlflow.tracking import MlflowClient
@@ -60,7 +61,7 @@ class MLflow:
 
 @define
 class MLflowWriter:
-    """One run of MLflow's, begun when the run starts and ended when it ends."""
+    """One run of MLflow's, from the run's start to its end."""
 
     terms: MLflow
     connect: Any
@@ -86,7 +87,7 @@ class MLflowWriter:
         if not uri:
             if event.folder is None:
                 return
-            # Plain files need nothing but MLflow; from version 3 on it wants to be asked for them.
+            # Plain files need only MLflow.  From version 3 on it requires this variable for them.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = str(event.folder.absolute() / "mlruns")
         self.client = self.connect(uri)

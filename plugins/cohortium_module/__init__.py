@@ -1,4 +1,4 @@
-"""Any `torch.nn.Module` as a model, named by where it can be imported from."""
+"""Any `torch.nn.Module` as a model, named by its import path."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class Module:
-    """A network of one's own, without a plugin.
+    """A network of the user's own, without a plugin.
 
-    The class, or function, is called with `arguments`, and with the numbers `channels` and
-    `classes` where it has parameters so called.  It has to give a module that maps images
-    (N, C, H, W) to logits (N, classes).  For `module = "mynets:Net"` a file mynets.py beside the
-    study may be
+    The class, or function, is called with `arguments`.  It also gets the numbers `channels` and
+    `classes` if it has parameters with these names.  It has to return a module that maps images (N,
+    C, H, W) to logits (N, classes).  For `module = "mynets:Net"`, a file mynets.py in the study's
+    folder may be
 
         from torch import nn
 
@@ -46,15 +46,16 @@ class Module:
             def forward(self, images):
                 return self.head(self.conv(images).relu().mean((2, 3)))
 
-    What is installed comes before a file beside the study, so that a file called as a package is
-    would not be found.  At a hospital the class has to be installed, and allowed by its policy.
+    Installed packages come before files in the study's folder.  So a file with the name of an
+    installed package would not be found.  At a hospital the class has to be installed, and allowed
+    by its policy.
 
     Attributes:
-        module: "package.module:Class".
-        folder: Where else it is looked for; a study's file sets it to where the file lies.
-        arguments: Keyword arguments for it.
-        mean: Subtracted from intensities in [0, 1].
-        deviation: What the difference is divided by.
+        module: Import path of the class or function, "package.module:Class".
+        folder: Further folder to search.  A study's file sets it to the study's folder.
+        arguments: Keyword arguments for the class or function.
+        mean: Number that is subtracted from intensities in [0, 1].
+        deviation: Number that the difference is divided by.
     """
 
     module: str = field(default="", validator=matches_re(r"^$|^[\w.]+:[\w.]+$"))
@@ -65,15 +66,15 @@ class Module:
     deviation: float = field(default=0.5, validator=[ge(1e-6), le(1e6)])
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Intensities, shifted and scaled."""
+        """Return intensities, shifted and scaled."""
         return images.sub(self.mean).div_(self.deviation)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """The network, initialised from `seed`.
+        """Build the network, initialised from `seed`.
 
         Raises:
-            StudyError: None is named.
-            NetworkError: It cannot be imported or made, or is no module.
+            StudyError: No module is named.
+            NetworkError: The network cannot be imported or created, or is not a module.
         """
         import torch
 
@@ -97,10 +98,10 @@ class Module:
         return net
 
     def _arguments(self, factory: Callable[..., Any], spec: DataSpec) -> dict[str, Any]:
-        """What `factory` is called with, if it can be."""
+        """Return the arguments of `factory`, if it can be called with them."""
         try:
             signature = inspect.signature(factory)
-        except (TypeError, ValueError):  # not Python's
+        except (TypeError, ValueError):  # not a Python function
             return self.arguments
         known = {"channels": spec.channels, "classes": len(spec.classes)}
         wanted = known.keys() & signature.parameters.keys()
@@ -118,7 +119,10 @@ class Module:
         return NetworkError(f"model '{self.module}' cannot be made: {why}.")
 
     def code(self) -> Any:
-        """What makes the network, whose source file a run's record tells of."""
+        """Return the network's factory.
+
+        A run's record describes its source file.
+        """
         from cohortium_module._finding import beside, found
 
         with beside(self.folder):

@@ -1,7 +1,7 @@
-"""Where a class is imported from: what is installed, and then the folder of the study's file.
+"""Import of a class from installed packages or the study's folder.
 
-The folder is searched last, and only while a network is made: a file called random.py in it stands
-in nobody's way, neither Python's nor ours.
+The folder is searched last, and only while a network is created.  So a file in it that is called
+random.py hides no module of Python or of Cohortium.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Beside:
-    """Finds modules in one folder, when nothing that is installed has their name."""
+    """Finder of modules in one folder, for names that are not installed."""
 
     folder: str
 
@@ -37,7 +37,10 @@ class Beside:
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,  # noqa: ARG002 - the import system's signature
     ) -> ModuleSpec | None:
-        """The module's, or None; what lies inside a package is found by the package itself."""
+        """Return the module's spec, or None.
+
+        A package itself finds the modules inside it.
+        """
         spec = None if path is not None else PathFinder.find_spec(fullname, [self.folder])
         if spec is not None:
             spec.loader_state = self
@@ -46,9 +49,9 @@ class Beside:
 
 @contextlib.contextmanager
 def beside(folder: str | None) -> Iterator[None]:
-    """Import from `folder` as well, for the time of a block.
+    """Import from `folder` as well, within a block.
 
-    What another study's folder gave before is forgotten: its mynets.py is not this one's.
+    Modules from another study's folder are forgotten: its mynets.py is not this one's.
     """
     if folder is None:
         yield
@@ -73,10 +76,12 @@ def _forget_others(finder: Beside) -> None:
 
 
 def found(module: str, folder: str | None) -> Callable[..., Any]:
-    """The class or function that `module`, "package.module:Class", names.
+    """Return the class or function that `module` names.
+
+    `module` is "package.module:Class".
 
     Raises:
-        NetworkError: There is none, or its file fails when it is imported.
+        NetworkError: There is no such class, or its file fails when it is imported.
     """
     package, _, name = module.partition(":")
     try:
@@ -122,7 +127,10 @@ def _not_imported(package: str, folder: str | None, error: BaseException) -> str
 
 
 def _mismatch(top: str) -> str:
-    """What is known of torchvision: built for another torch, it fails as it is imported."""
+    """Return a hint for torchvision.
+
+    If it was built for another torch, its import fails.
+    """
     if top != "torchvision":
         return ""
     try:

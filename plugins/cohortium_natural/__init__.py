@@ -1,4 +1,4 @@
-"""The data's own division: the hospital, scanner or patient that each example came from."""
+"""The data's own division by hospital, scanner or patient."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ COHORTIUM_API = 1
 class Natural:
     """Whole clients to each site, by the client column of the data.
 
-    Where there are more clients than sites, clients are merged by the longest-first rule (Graham
-    1969): the largest site then has at most 4/3 of the least size that any merging could reach.
-    Sites are numbered by their lowest client; with as many sites as clients, site k is client k.
+    If there are more clients than sites, clients are merged by the longest-first rule (Graham
+    1969).  Then the largest site has at most 4/3 of the least size that any merging could reach.
+    Sites are numbered by their lowest client.  With as many sites as clients, site k is client k.
     """
 
     def partition(
@@ -32,7 +32,7 @@ class Natural:
         num_sites: int,
         rng: np.random.Generator,  # noqa: ARG002 - the data's own division leaves nothing to chance
     ) -> list[NDArray[np.int64]]:
-        """Positions for each site, ascending.
+        """Return ascending positions for each site.
 
         Raises:
             StudyError: The data have no client column, or fewer clients than there are sites.
@@ -53,7 +53,10 @@ class Natural:
 
 
 def _merge(sizes: NDArray[np.intp], sites: int) -> NDArray[np.intp]:
-    """The site of each client, shape (clients,): the largest first, to whoever has least."""
+    """Return the site of each client, shape (clients,).
+
+    The largest clients come first.  Each goes to the site with the fewest examples.
+    """
     owner = np.empty(len(sizes), dtype=np.intp)
     loads = np.zeros(sites, dtype=np.intp)
     for client in np.argsort(-sizes, kind="stable"):

@@ -1,4 +1,7 @@
-"""No privacy: sites release exact weighted updates, in fixed point so that they can be summed."""
+"""No privacy: sites release exact weighted updates.
+
+They are in fixed point, so that they can be summed.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,10 @@ COHORTIUM_API = 1
 
 @frozen
 class NoPrivacy:
-    """Sends what was trained, weighted by the examples behind it; promises nothing.
+    """Releases of the update, weighted by its examples, without any guarantee.
 
     Attributes:
-        max_abs_value: The largest value of an update that can be sent; a larger one is an error.
+        max_abs_value: The largest value of an update that can be sent.  A larger one is an error.
         quantization_step: Updates are rounded to multiples of it.
     """
 
@@ -46,17 +49,17 @@ class NoPrivacy:
     quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> UnprivatePlan:
-        """A ring for the weighted sum, with one more element for the sum of the weights.
+        """Choose a ring for the weighted sum and the weights' sum.
 
-        Weights are in units of the declared mean, so that they add up to the number of sites at
-        most, and a weighted sum to `max_abs_value` times that.  A weight alone may be all of it:
-        the sum of the weights fits also where sites have declared too few examples, so that it
-        tells.
+        The ring's vector has one more element for the sum of the weights.  Weights are in units of
+        the declared mean.  So they add up to at most the number of sites, and a weighted sum to at
+        most `max_abs_value` times that.  A single weight may be all of it.  So the sum of the
+        weights fits even if sites have declared too few examples, and shows that.
         """
         try:
             weights = (
                 cohort.sites + self.quantization_step * cohort.cohort_size
-            )  # each is rounded, to half a step
+            )  # each weight is rounded, to half a step
             largest = max(weights * self.max_abs_value, weights * cohort.cohort_size)
             code = FixedPoint.fitting(
                 largest, step=self.quantization_step, terms=cohort.cohort_size
@@ -80,23 +83,23 @@ class UnprivatePlan:
 
     @property
     def ring(self) -> Ring:
-        """Where the weighted sum fits."""
+        """Ring that the weighted sum fits into."""
         return self.code.ring
 
     @property
     def length(self) -> int:
-        """The update, and its weight."""
+        """Length of the update and its weight."""
         return self.parameters + 1
 
     def guarantee_after(self, attempts: int) -> None:
-        """Nothing is promised."""
+        """Return None, because there is no guarantee."""
 
     def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> UnprivateSite:  # noqa: ARG002
-        """Batches come from `secret`; there is no noise."""
+        """Return a site whose batches come from `secret`, without noise."""
         return UnprivateSite(self, secret.stream("batches"))
 
     def decode(self, total: RingSum) -> Tensor:
-        """The weighted mean.
+        """Return the weighted mean.
 
         Raises:
             RunError: The weights add up to more than is declared, so that the sum may have wrapped.
@@ -123,7 +126,10 @@ class UnprivateSite:
     stream: KeyStream
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """Shuffled passes in batches of the declared size, or Poisson samples without one."""
+        """Yield shuffled passes in batches of the declared size.
+
+        Without a declared size, yield Poisson samples.
+        """
         return shuffled_batches(self.plan.workload, examples, self.stream)
 
     def set_private_gradient(
@@ -132,11 +138,11 @@ class UnprivateSite:
         losses: Callable[[ExampleIndices], Tensor],
         batch: ExampleIndices,
     ) -> None:
-        """The mean gradient; zero for an empty batch."""
+        """Set the mean gradient, which is zero for an empty batch."""
         mean_gradient(net, losses, batch)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """The update times its weight, then the weight, in fixed point."""
+        """Return the update times its weight, then the weight, in fixed point."""
         import torch
 
         largest = float(torch.linalg.vector_norm(vector, float("inf"))) if len(vector) else 0.0

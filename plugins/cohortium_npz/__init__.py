@@ -50,21 +50,21 @@ def _layout(_: object, attribute: Attribute[str], value: object) -> None:
 
 @frozen(kw_only=True)
 class Npz:
-    """Images and labels from a file of one's own.
+    """Images and labels from a file of the user's own.
 
     The file holds `train_images` (N, H, W) or (N, H, W, C), `uint8`, and `train_labels` (N,) or
-    (N, 1), integers from 0 without gaps; perhaps the same for `val_` and `test_`, `train_clients`
-    (the data's own grouping, integers), `train_patients` (whose each image is, integers) and
-    `classes` (their names, text).  An array that can be read in two ways, and labels that leave a
-    class empty, are refused with what to do.
+    (N, 1), integers from 0 without gaps.  It may hold the same for `val_` and `test_`.  It may also
+    hold `train_clients` (the data's own grouping, integers), `train_patients` (the patient of each
+    image, integers) and `classes` (their names, text).  An array that can be read in two ways is
+    refused with an instruction, and so are labels that leave a class empty.
 
     Attributes:
         path: The file: as given, else under the folder that `COHORTIUM_DATA` names.
-        title: What figures that come from it are called; by default the file's own name.
-        classes: Names of the classes; by default the file's `classes`, else "0", "1", ….
-        source: Whom to cite.
-        layout: Where the channels of an array of four axes are: "channels-last" (N, H, W, C) or
-            "channels-first" (N, C, H, W); "auto" reads what can be read in one way only.
+        title: Name of the data set in figures.  By default the file's own name.
+        classes: Names of the classes.  By default the file's `classes`, else "0", "1", ….
+        source: Citation.
+        layout: Place of the channels in an array of four axes: "channels-last" (N, H, W, C) or
+            "channels-first" (N, C, H, W).  "auto" reads only arrays that can be read in one way.
     """
 
     path: str = field(validator=_text)

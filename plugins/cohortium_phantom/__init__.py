@@ -1,10 +1,10 @@
-"""Made-up blood cells: a data set that needs no download and concerns no patient.
+"""Made-up blood cells: a data set without download and without patients.
 
 >>> splits = Phantom(examples=16, validation=0, test=8).load()
 >>> splits.train.images.shape
 (16, 3, 28, 28)
 
-What is learned from them says nothing about real blood.
+A model trained on them says nothing about real blood.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 COHORTIUM_API = 1
 
 MAX_IMAGES = 10_000_000
-"""Of a part: drawing more would take days."""
+"""Most images of a part.  More would take days to draw."""
 
 
 @frozen(kw_only=True)
 class Phantom:
-    """Images of eight types of cell, drawn from a seed, 3 channels of 28 by 28 pixels.
+    """Images of eight types of cell, 3 channels of 28×28 pixels.
 
-    The types are balanced: in a split, no type has more than one example more than another.
-    Splits are drawn from streams of their own, so that changing one leaves the others be.
+    They are drawn from a seed.  The types are balanced: in a split, no type has more than one
+    example more than another.  Each split is drawn from a stream of its own.  So changing one split
+    does not change the others.
 
     Attributes:
-        examples: Training examples.
-        validation: Validation examples; none if 0.
-        test: Test examples; none if 0.
-        images_per_patient: How many training examples in a row are said to be of one patient; 0
-            says nothing of patients.
-        seed: Equal seeds, equal images.
+        examples: Number of training examples.
+        validation: Number of validation examples.  None if 0.
+        test: Number of test examples.  None if 0.
+        images_per_patient: Number of consecutive training examples that are assigned to one
+            patient. 0 assigns no patients.
+        seed: Seed of the images.  Equal seeds give equal images.
     """
 
     examples: int = field(default=6000, validator=[ge(1), le(MAX_IMAGES)])

@@ -1,4 +1,4 @@
-"""The eight types of cell that a phantom smear shows, as ranges of their morphology."""
+"""The eight types of cell in a phantom smear, by their morphology."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ Colour: TypeAlias = tuple[float, float, float]
 
 @frozen(kw_only=True)
 class Morphology:
-    """What makes a cell type: ranges to draw each cell's own values from.
+    """A cell type: ranges from which each cell's own values are drawn.
 
     Attributes:
         name: The type's name.
         radius: Radius of the cell, in pixels.
-        lobes: Fewest and most lobes of the nucleus; no lobes, no nucleus.
+        lobes: Fewest and most lobes of the nucleus.  Without lobes, there is no nucleus.
         lobe: Radius of a lobe, as a share of the cell's radius.
-        arc: Distance of the lobes from the nucleus' middle, likewise.
+        arc: Distance of the lobes from the nucleus' middle, as a share of the cell's radius.
         span: Angle over which the lobes spread, in radians.
-        eccentric: Distance between the middles of nucleus and cell, likewise.
+        eccentric: Distance between the middles of nucleus and cell, as a share of the cell's
+            radius.
         cytoplasm: Colour of the cytoplasm, red, green and blue in [0, 1].
         granules: Share of the cell that granules cover.
         granule: Colour of the granules.
@@ -131,3 +132,4 @@ ATLAS: Final = (
 )
 
 CELL_TYPES: tuple[str, ...] = tuple(kind.name for kind in ATLAS)
+"""The eight types, in the order of the labels: those of BloodMNIST."""

@@ -1,11 +1,11 @@
 """Procedural blood-smear cells of eight types, drawn with numpy alone.
 
 A cell is an outline filled with cytoplasm, a nucleus of overlapping round lobes along an arc, and
-granules, on a smear with red cells. Types share most of their colours; what tells them apart is
-morphology: size, number and arrangement of the lobes, the nucleus' share of the cell, granules.
+granules, on a smear with red cells.  Types share most of their colours.  They differ in morphology:
+size, number and arrangement of the lobes, the nucleus' share of the cell, granules.
 Lengths are in pixels of a 28x28 image.
 
-The pictures are made up. A model trained on them says nothing about real blood.
+The pictures are made up.  A model trained on them says nothing about real blood.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ MAX_LOBES: Final = 5
 RED_CELLS: Final = 6
 
 Array: TypeAlias = NDArray[np.floating[Any]]
-"""Single precision throughout; NumPy's stubs lose track of the width."""
-"""The eight types, in the order of the labels: those of BloodMNIST."""
+"""Array of single precision throughout.  NumPy's stubs lose track of the width."""
 
 _NUCLEUS: Final[Colour] = (0.34, 0.19, 0.52)
 _SMEARS: Final[tuple[Colour, ...]] = ((0.98, 0.89, 0.79), (0.96, 0.90, 0.84), (0.86, 0.86, 0.94))
@@ -34,17 +33,17 @@ _RED_CELL: Final[Colour] = (0.84, 0.70, 0.66)
 
 
 def draw(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draws one cell for each label.
+    """Draw one cell for each label.
 
     Args:
         labels: Types of the cells, shape (N,), indices into `CELL_TYPES`.
-        rng: The only source of randomness: one state of it, one set of pictures.
+        rng: The only source of randomness: one state of it gives one set of pictures.
 
     Returns:
         Images, shape (N, 3, 28, 28), red, green and blue from 0 to 255.
 
     Raises:
-        ValueError: If a label is no index into `CELL_TYPES`.
+        ValueError: A label is not an index into `CELL_TYPES`.
     """
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(CELL_TYPES):
         raise ValueError(f"labels must lie in [0, {len(CELL_TYPES) - 1}]")
@@ -56,7 +55,7 @@ def draw(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint
 
 
 def _picture(labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
-    """Clean pictures, shape (n, 3, 28, 28), of cells on a smear."""
+    """Draw clean pictures, shape (n, 3, 28, 28), of cells on a smear."""
     n = len(labels)
     radius = _draw_each([kind.radius for kind in ATLAS], labels, rng)
     x, y = _grid(_uniform(rng, (-3.0, 3.0), n), _uniform(rng, (-3.0, 3.0), n))
@@ -86,7 +85,10 @@ def _nucleus(
     blur: Array,
     rng: np.random.Generator,
 ) -> Array:
-    """Opacity of the nucleus, shape (n, 1, 28, 28): the union of lobes along an arc."""
+    """Return the opacity of the nucleus, shape (n, 1, 28, 28).
+
+    The nucleus is the union of lobes along an arc.
+    """
     n = len(labels)
     fewest = np.array([kind.lobes[0] for kind in ATLAS])[labels]
     most = np.array([kind.lobes[1] for kind in ATLAS])[labels]
@@ -110,7 +112,10 @@ def _nucleus(
 
 
 def _smear(x: Array, y: Array, radius: Array, blur: Array, rng: np.random.Generator) -> Array:
-    """Background, shape (n, 3, 28, 28), with red cells that keep clear of the cell's middle."""
+    """Draw the background, shape (n, 3, 28, 28).
+
+    Its red cells keep clear of the cell's middle.
+    """
     n = len(x)
     stain = rng.choice(len(_SMEARS), size=n, p=(0.55, 0.3, 0.15))
     picture: Array = _tint(_SMEARS, stain, rng) + np.zeros_like(x)
@@ -127,7 +132,10 @@ def _smear(x: Array, y: Array, radius: Array, blur: Array, rng: np.random.Genera
 
 
 def _expose(picture: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Adds what preparation and camera vary: strength of the stain, light, focus, sensor noise."""
+    """Add the variation of preparation and camera.
+
+    It is the strength of the stain, light, focus and sensor noise.
+    """
     n = len(picture)
     shape = (n, 3, 1, 1)
     # A stronger stain multiplies the optical density (Beer-Lambert): a power of the light.
@@ -143,7 +151,10 @@ def _expose(picture: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _outline(x: Array, y: Array, radius: Array, rng: np.random.Generator) -> Array:
-    """Radius of the cell in each pixel's direction, shape (n, 1, 28, 28): not quite a circle."""
+    """Return the cell's radius in each pixel's direction, (n, 1, 28, 28).
+
+    The outline is not quite a circle.
+    """
     angle = np.arctan2(y, x)
     wobble = np.zeros_like(angle)
     for waves, spread in ((2, 0.07), (3, 0.035), (5, 0.02)):
@@ -158,19 +169,22 @@ def _disc(x: Array, y: Array, radius: Array, blur: Array) -> Array:
 
 
 def _speckle(n: int, coverage: Array, rng: np.random.Generator) -> Array:
-    """Opacity of granules over about a share `coverage` of the pixels, (n, 1, 28, 28)."""
+    """Return the opacity of granules, (n, 1, 28, 28).
+
+    They cover about a share `coverage` of the pixels.
+    """
     field = rng.random((n, 1, SIDE, SIDE), dtype=np.float32)
     opacity: Array = _sigmoid((coverage - field) / np.float32(0.06)) * (coverage > 0)
     return opacity
 
 
 def _clumps(n: int, rng: np.random.Generator) -> Array:
-    """Chromatin texture, shape (n, 1, 28, 28), of mean zero."""
+    """Draw a chromatin texture, shape (n, 1, 28, 28), of mean zero."""
     return _defocus(rng.standard_normal((n, 1, SIDE, SIDE), dtype=np.float32), np.float32(1))
 
 
 def _defocus(image: Array, amount: Array | np.float32) -> Array:
-    """Blends the images with their 3x3 binomial blur."""
+    """Blend the images with their 3x3 binomial blur."""
     blurred: Array = image
     for axis in (2, 3):
         width = [(0, 0)] * 4
@@ -190,7 +204,7 @@ def _over(picture: Array, opacity: Array, colour: Array) -> Array:
 
 
 def _tint(colours: object, labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
-    """Each image's own shade of its type's colour, shape (n, 3, 1, 1)."""
+    """Draw each image's own shade of its type's colour, (n, 3, 1, 1)."""
     base = np.array(colours, dtype=np.float32)[labels]
     shade = base + rng.normal(0, 0.02, (len(labels), 3)).astype(np.float32)
     tint: Array = np.clip(shade, 0.05, 1).reshape(-1, 3, 1, 1)
@@ -198,7 +212,10 @@ def _tint(colours: object, labels: NDArray[np.int64], rng: np.random.Generator) 
 
 
 def _draw_each(ranges: list[Range], labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
-    """A value for each image, shape (n, 1, 1, 1), uniform over its type's range."""
+    """Draw a value for each image, shape (n, 1, 1, 1).
+
+    It is uniform over its type's range.
+    """
     low, high = np.array(ranges, dtype=np.float32)[labels].T
     values: Array = rng.uniform(low, high).astype(np.float32).reshape(-1, 1, 1, 1)
     return values
@@ -213,7 +230,10 @@ def _normal(rng: np.random.Generator, spread: float, n: int) -> Array:
 
 
 def _grid(x: Array | np.float32, y: Array | np.float32) -> tuple[Array, Array]:
-    """Coordinates of the pixels relative to the points (x, y), in pixels from the middle."""
+    """Return coordinates of the pixels relative to the points (x, y).
+
+    They are in pixels from the middle.
+    """
     line = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
     across, down = np.broadcast_arrays(line[None, :], line[:, None])
     return across.astype(np.float32) - x, down.astype(np.float32) - y

@@ -1,4 +1,7 @@
-"""Plain sums: the coordinator sees every release, and adds the same integers as under masks."""
+"""Plain sums: the coordinator sees every release.
+
+It adds the same integers as under masks.
+"""
 
 from __future__ import annotations
 
@@ -43,24 +46,24 @@ class Plain:
     """
 
     def confidentiality(self, cohort: FederationSpec) -> None:
-        """Nothing is hidden from the coordinator."""
+        """Return None, because nothing is hidden from the coordinator."""
 
     def coordinator_session(
         self,
         setting: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
     ) -> PlainCoordinator:
-        """Nothing is secret here."""
+        """Build the coordinator's session, which has no secret."""
         return PlainCoordinator(setting)
 
     def site_session(self, setting: AggregationConfig, member: SiteContext) -> PlainSite:  # noqa: ARG002
-        """Nothing is secret here."""
+        """Build a site's session, which has no secret."""
         return PlainSite(setting)
 
 
 @define(slots=False)
 class PlainCoordinator:
-    """One exchange: ask for the vectors, and add them as they come."""
+    """Session of one exchange, in which vectors are added as they come."""
 
     setting: AggregationConfig
     _waiting: frozenset[SiteId] = frozenset()
@@ -88,7 +91,7 @@ class PlainCoordinator:
         self._contributors.append(site)
 
     def sum(self) -> RingSum:
-        """The sum over those who answered."""
+        """Return the sum over the sites that answered."""
         need = max(1, self.setting.cohort.min_contributors)
         if len(self._contributors) < need:
             raise TooFewSitesError(f"{len(self._contributors)} sites answered, {need} are needed.")
@@ -97,13 +100,13 @@ class PlainCoordinator:
 
 @define
 class PlainSite:
-    """Sends the vector when asked, once an attempt."""
+    """Session that sends the vector when asked, once an attempt."""
 
     setting: AggregationConfig
     _answered: int = -1
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
-        """The packed vector."""
+        """Return the packed vector."""
         if request.attempt <= self._answered:
             raise RefusalError("out-of-order", "this attempt's vector has been sent already.")
         self._answered = request.attempt

@@ -1,7 +1,8 @@
-"""What a network has learned on public or made-up images, at no cost in privacy.
+"""A network or its features, trained on public images, without privacy cost.
 
-Tang et al. 2023 (arXiv 2306.06076) learn on images of random processes; the cells of `phantom` are
-procedural, too, and nearer to what hospitals have.
+The images are public or made up.  Tang et al. 2023 (arXiv 2306.06076) train on images of random
+processes.  The cells of `phantom` are
+procedural, too, and nearer to the images of hospitals.
 """
 
 from __future__ import annotations
@@ -33,43 +34,44 @@ if TYPE_CHECKING:
 COHORTIUM_API = 1
 
 MAX_REFERENCES = 1500
-"""Images whose features tell how features vary; more would tell it little better."""
+"""Images from which the variation of features is computed.  More would improve it little."""
 
 
 @frozen(kw_only=True)
 class Pretrained:
-    """A convolutional network that has been trained on `images` with their labels, once.
+    """A convolutional network that is trained on `images` with their labels, once.
 
-    What is learned afterwards is a new linear head, from zero, and what `trainable` says beside it.
+    The run then trains a new linear head, from zero, and the layers that `trainable` names.
 
     Attributes:
         images: Public or made-up images with labels of any kind, such as `phantom`.
-        network: The model that is trained, `dpresnet`, `resnet9` or `resnet18`; a small network
-            of its own where none is given.
-        trainable: "head": the network stays as it is, and the head sees the averages of its last
-            maps over rings and quarter turns, at one norm.  "norms": the head, and the scales and
-            shifts of the normalisation layers.  "everything": the training starts from the network.
-        width: Channels of the own network's first convolution; the last has four times as many.
+        network: The model that is trained: `dpresnet`, `resnet9` or `resnet18`.  Without one, a
+            small network of the plugin's own is trained.
+        trainable: "head": the network stays fixed.  The head sees the averages of its last maps
+            over rings and quarter turns, at one norm.  "norms": the head, and the scales and shifts
+            of the normalisation layers.  "everything": the training starts from the network.
+        width: Channels of the own network's first convolution.  The last has four times as many.
         epochs: Passes over `images`.
-        seed: Of the network's training.
+        seed: Seed of the network's training.
         norm: Euclidean norm of every image's features.
-        whiten: How far directions in which the features of `images` vary much are scaled down to
-            those in which they vary little, after their mean is taken off: 0 not at all, 1 until
-            all vary alike.
+        whiten: Degree of whitening, after the mean is taken off.  It scales directions in which the
+            features of `images` vary much down to those in which they vary little. 0 does nothing.
+            At 1 all directions vary equally.
         variance_floor: Directions with less than this share of the greatest variance count as if
             they had it.
-        private_whitening: Whiten once more, by the second moments of the training images, which
-            sites release under the run's privacy in the trainer's statistics rounds.
+        private_whitening: Whether to whiten once more, by the second moments of the training
+            images.  Sites release these under the run's privacy in the trainer's statistics rounds.
         private_variance_floor: Directions with less than this share of the whole count as if they
             had it.
-        weights: A file to keep the trained network in, and to take it from where it is there.
-            Sites of a deployment must have the same one: other machines' training differs.
+        weights: A file that keeps the trained network.  If the file exists, the network is read
+            from it.  Sites of a deployment must have the same file, because training differs
+            between machines.
 
     Guarantees:
-        What the network has learned before depends on these constants and on `images` alone, so it
-        costs no privacy where `images` do not; and so do the features of an image, but for the
-        image.  What `private_whitening` takes from training images reaches the head through clipped
-        gradients alone.
+        The trained network depends on these constants and on `images` alone.  So it costs no
+        privacy where `images` do not.  The features of an image depend on that image, too.  The
+        second moments that `private_whitening` takes from training images reach the head through
+        clipped gradients alone.
     """
 
     images: Dataset
@@ -88,7 +90,7 @@ class Pretrained:
     weights: str = ""
 
     def __attrs_post_init__(self) -> None:
-        """Refuse to whiten what nothing sees."""
+        """Refuse to whiten if no layer sees the features."""
         if (self.whiten or self.private_whitening) and self.trainable != "head":
             raise ValueError(
                 "whiten and private_whitening are for features; with trainable = "
@@ -97,9 +99,10 @@ class Pretrained:
             )
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Features (N, R·D) of images (N, C, H, W) in [0, 1], or the network's inputs.
+        """Return features (N, R·D) of images (N, C, H, W), or network inputs.
 
-        Images of another number of channels than `images` have are taken grey.
+        The images are in [0, 1].  If they have another number of channels than `images`, they are
+        converted to grey.
         """
         if self.trainable != "head":
             return self._inputs(images)
@@ -110,13 +113,17 @@ class Pretrained:
         return rows * (self.norm / length)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
-        """The linear layer, or the network with it; at zero, it needs no seed."""
+        """Build the linear layer, or the network with it.
+
+        The layer starts at zero and needs no seed.
+        """
         import torch
         from torch import nn
 
         from cohortium_pretrained._network import RADII
 
-        # Whoever builds it without content wants its size alone, and has not agreed to a training.
+        # A caller that builds it without content needs its size alone, and has not agreed to a
+        # training.
         is_bare = torch.empty(0).device.type == "meta"
         trained = self._untrained(spec) if is_bare else self._trained[0]
         features, classes = trained.head.in_features, len(spec.classes)
@@ -138,14 +145,14 @@ class Pretrained:
         return net.train()
 
     def _features(self, images: Tensor) -> Tensor:
-        """The network's last maps in short, (N, R·D), at the norm they have."""
+        """Return the pooled last maps of the network, (N, R·D), not normalised."""
         from cohortium_pretrained._network import pooled
 
         return pooled(self._trained[0], self._inputs(images))
 
     @cached_property
     def _reference(self) -> FeatureWhitening:
-        """How the features of `images` vary."""
+        """Variation of the features of `images`."""
         import torch
 
         pixels = self.images.load().train.images
@@ -155,21 +162,24 @@ class Pretrained:
         )
 
     def _inputs(self, images: Tensor) -> Tensor:
-        """What the network takes."""
+        """Return the network's inputs."""
         channels = self._trained[1]
         if images.shape[1] != channels:
             images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         return self._scaled(images)
 
     def _scaled(self, images: Tensor) -> Tensor:
-        """What the network takes, of images in its number of channels."""
+        """Return the network's inputs, from images in its number of channels."""
         if self.network is None:
             return images.sub(0.5).div(0.5)
         return self.network.preprocess(images)
 
     @cached_property
     def _trained(self) -> tuple[Any, int]:  # attrs keeps annotations, to be importable
-        """The trained network, from `weights` or from `images`, and its number of channels."""
+        """The trained network and its number of channels.
+
+        It comes from `weights` or from a training on `images`.
+        """
         import torch
 
         from cohortium.plugin import pretrain
@@ -193,7 +203,7 @@ class Pretrained:
         return net, spec.channels
 
     def _untrained(self, spec: DataSpec) -> Any:
-        """The network before its training, for images as `spec` has them."""
+        """Build the network before its training, for images of `spec`."""
         import torch
 
         from cohortium.plugin import build_network
@@ -210,7 +220,7 @@ class Pretrained:
 
     @property
     def _named(self) -> str:
-        """What the weights were trained with."""
+        """Hash of the inputs of the training of the weights."""
         learned = (self.images, self.network, self.width, self.epochs, self.seed)
         return hashlib.sha256(repr(learned).encode()).hexdigest()
 

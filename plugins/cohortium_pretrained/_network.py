@@ -1,4 +1,4 @@
-"""The network that is trained on public images, and what its last maps say of an image."""
+"""The network that is trained on public images, and its pooled features."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from cohortium.plugin import StudyError
 
 RADII = (0.4, 0.75, 1.1)
-"""Outer radii of the rings that the last maps are averaged over; 1 touches the image's sides."""
+"""Outer radii of the rings that the last maps are averaged over. 1 touches the image's sides."""
 SOFTNESS = 1 / 14
 IMAGES_AT_ONCE = 256
 TURNS = 4
 
 
 class Network(nn.Module):
-    """Logits (N, classes) from images (N, C, H, W)."""
+    """A small network that returns logits (N, classes) from images (N, C, H, W)."""
 
     def __init__(self, channels: int, classes: int, width: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Network(nn.Module):
         self.head = nn.Linear(4 * w, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: Tensor = self.head(self.maps(images).mean((2, 3)))
         return logits
 
@@ -46,17 +46,17 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 class FeatureMapNetwork(Protocol):
-    """A network whose logits are `head` of what its last maps come to."""
+    """A network whose logits are `head` of its pooled last maps."""
 
     head: nn.Linear
 
     def maps(self, images: Tensor) -> Tensor:
-        """The last maps, (N, D, h, w), of prepared images."""
+        """Return the last maps, (N, D, h, w), of prepared images."""
         ...
 
 
 def require_feature_maps(net: nn.Module) -> FeatureMapNetwork:
-    """`net`, if it has maps and a linear head.
+    """Return `net`, if it has maps and a linear head.
 
     Raises:
         StudyError: It has not.
@@ -70,9 +70,13 @@ def require_feature_maps(net: nn.Module) -> FeatureMapNetwork:
 
 
 def pooled(net: FeatureMapNetwork, images: Tensor) -> Tensor:
-    """Square roots of the last maps' means over R rings, and over quarter turns, (N, R·D)."""
+    """Return square roots of the last maps' means, (N, R·D).
+
+    The means are over R rings, and over quarter turns.
+    """
     if torch.compiler.is_compiling():
-        # A traced program has no loop over an unknown number of images; its caller chooses that.
+        # A traced program has no loop over an unknown number of images.  Its caller chooses that
+        # number.
         return _pooled(net, images)
     with torch.no_grad():
         parts = [_pooled(net, part) for part in torch.split(images, IMAGES_AT_ONCE)]
@@ -89,7 +93,10 @@ def _pooled(net: FeatureMapNetwork, images: Tensor) -> Tensor:
 
 
 def _rings(maps: Tensor) -> Tensor:
-    """Weights of the positions of maps (N, D, h, w) in the rings, (h, w, R); each's sum to 1."""
+    """Return the weights of the positions of maps in the rings, (h, w, R).
+
+    The maps are (N, D, h, w).  The weights of each ring add up to 1.
+    """
     down, across = (
         (torch.arange(side, dtype=maps.dtype, device=maps.device) + 0.5) * (2 / side) - 1
         for side in maps.shape[2:]

@@ -1,6 +1,7 @@
-"""Shows a run to people: a live view on a terminal, one plain line a round everywhere else.
+"""A run shown to people, in a live view or in lines.
 
-It writes to standard error, so that standard output stays the result's.
+The live view appears on a terminal.  Everywhere else there is one plain line a round.  Both go to
+standard error, so that standard output holds only the result.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ COHORTIUM_API = 1
 
 @frozen
 class Progress:
-    """Tells people how a run goes.
+    """Display of a run's progress for people.
 
-    The live view shows round, sites answering, loss and accuracy, ε spent and the time left.
-    Where standard error is no terminal, or one that cannot move its cursor, there is one line for
-    each round.
+    The live view shows round, sites answering, loss and accuracy, ε spent and the time left.  If
+    standard error is not a terminal, or cannot move its cursor, there is one line for each round.
     """
 
     def start_run(self) -> Callable[[Event], None]:
-        """A writer for one run."""
+        """Return a writer for one run."""
         import sys
 
         from rich.console import Console
@@ -38,7 +38,7 @@ class Progress:
         from cohortium_progress._live import LiveView
 
         console = Console(stderr=True, highlight=False)
-        # Not what FORCE_COLOR makes rich believe: a log file is no terminal.
+        # Rich believes FORCE_COLOR, but a log file is not a terminal.
         if sys.stderr.isatty() and not console.is_dumb_terminal:
             return LiveView(console)
         console.soft_wrap = True

@@ -1,4 +1,4 @@
-"""How far a run has come, as its events tell it: what both views show."""
+"""Progress of a run, computed from its events for both views."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from cohortium.plugin import Event, Guarantee, Scores
 
 RECENT = 10
-"""Rounds from whose pace the time left is estimated."""
+"""Number of rounds whose pace gives the estimate of the time left."""
 
 
 @define
 class RunProgress:
-    """What is known of a run so far.
+    """Known state of a run so far.
 
     Attributes:
         clock: Seconds, from any moment on.
-        rounds: In all.
-        done: That are complete.
-        promise: For the whole run, or None.
+        rounds: Number of rounds of the run.
+        done: Number of completed rounds.
+        promise: Guarantee of the whole run, or None.
         spent: ε so far.
         answered: Sites that have answered in the present exchange, and how many were asked.
-        exchange: Which that is, from 0.
+        exchange: Number of the present exchange, from 0.
         dropped: Contributions that were asked for and did not enter a sum, so far.
         failed: Attempts that failed.
-        scores: The last that were taken.
-        accuracies: All of them, by round.
+        scores: The latest scores.
+        accuracies: All accuracies, by round.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -82,7 +82,10 @@ class RunProgress:
 
     @property
     def left(self) -> dt.timedelta | None:
-        """About how long the rest takes, at the pace of the last rounds; None before the first."""
+        """Estimate of the time left, or None before the first round.
+
+        It assumes the pace of the last rounds.
+        """
         if len(self._ends) < 2:  # noqa: PLR2004 - a beginning and an end
             return None
         pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)

@@ -1,4 +1,4 @@
-"""One plain line a round, as a log file wants it."""
+"""The plain view: one line a round, suitable for a log file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @define
 class PlainView:
-    """Turns a run's events into lines."""
+    """Conversion of a run's events to lines."""
 
     console: Console
     progress: RunProgress = field(factory=RunProgress)
@@ -49,7 +49,7 @@ class PlainView:
 
 
 def format_event(event: Event) -> list[tuple[str, str | None]]:
-    """The lines, and their styles, that are told once whatever the view."""
+    """Return the lines, and their styles, that both views write once."""
     match event:
         case RunStarted():
             promise = event.guarantee or "no privacy guarantee"

@@ -1,4 +1,7 @@
-"""The live view: a few lines that stay in place on a terminal, however narrow."""
+"""The live view: a few lines that stay in place on screen.
+
+It fits narrow terminals as well.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
     from cohortium.plugin import Event
 
 REFRESHES = 4
-"""A second."""
+"""Redraws of the view a second."""
 
 NARROW = 60
-"""Columns under which the bars are left out."""
+"""Columns below which the bars are left out."""
 
 LABEL = len("privacy")
 """Columns of the longest label."""
@@ -33,7 +36,10 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @define
 class LiveView:
-    """Redraws what is known of a run a few times a second; telling it something draws nothing."""
+    """View of the run's state, redrawn a few times a second.
+
+    An event itself draws nothing.
+    """
 
     console: Console
     progress: RunProgress = field(factory=RunProgress)
@@ -58,14 +64,14 @@ class LiveView:
                 self._stop()
 
     def _stop(self) -> None:
-        """Leave the last state standing, and the cursor below it."""
+        """Leave the last state visible, and the cursor below it."""
         if self._view is not None:
             self._view.stop()
             self._view = None
 
 
 def view(progress: RunProgress, console: Console) -> RenderableType:
-    """What is known, each row on one line of the console."""
+    """Return the known state, each row on one line of the console."""
     rows = [_round(progress), _sites(progress)]
     if progress.scores is not None:
         rows.append(_scores(progress, console))
@@ -120,7 +126,7 @@ def _privacy(progress: RunProgress) -> tuple[str, float | None, str]:
 
 
 def sparkline(values: list[float], width: int = 16) -> str:
-    """The last values as a line of bars, from the least to the greatest.
+    """Return the last values as bars, scaled to their range.
 
     >>> sparkline([0.0, 0.5, 1.0])
     '▁▄█'

@@ -1,6 +1,6 @@
-"""Size skew: sites with alike patients, but many or few of them.
+"""Size skew: sites have similar patients, but many or few of them.
 
-Two ways to choose the sizes: `quantity` draws them, `quantity-pairs` fixes them.
+There are two ways to choose the sizes: `quantity` draws them, `quantity-pairs` fixes them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class Quantity:
-    """Random parts whose sizes follow a Dirichlet distribution (NIID-Bench, Li et al. 2022).
+    """Random parts whose sizes follow a Dirichlet distribution.
 
-    Every site first gets `min_size` examples; the rest is divided in proportions drawn from
-    Dir(alpha, …, alpha).  So there is no drawing again until the sizes suit.
+    The scheme is that of NIID-Bench (Li et al. 2022).  Every site first gets `min_size` examples.
+    The rest is divided in proportions drawn from Dir(alpha, …, alpha).  So the sizes are drawn only
+    once.
 
     Attributes:
         alpha: Concentration, from 1e-6 (all the rest at one site) to 1e6 (equal sizes).
@@ -39,10 +40,10 @@ class Quantity:
     def partition(
         self, examples: Examples, num_sites: int, rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
-        """Positions for each site, ascending.
+        """Return ascending positions for each site.
 
         Raises:
-            StudyError: There are fewer examples than `min_size` at every site takes.
+            StudyError: There are too few examples for `min_size` at every site.
         """
         rest = len(examples) - num_sites * self.min_size
         if rest < 0:
@@ -60,11 +61,12 @@ class Quantity:
 
 @frozen(kw_only=True)
 class QuantityPairs:
-    """Contiguous slices of equal size, altered in pairs: what one of a pair loses, the next gains.
+    """Contiguous slices of equal size, altered in pairs.
 
-    Examples are taken in the data's own order and nothing is drawn, so a data set that is sorted
-    by class gives label skew too.  An odd last site keeps its slice.  After the published code of
-    Haj Fares and Saad (arXiv:2412.00687), whose share may be another.
+    Of each pair, one site gains the examples that the other one loses.  Examples are taken in the
+    data's own order and nothing is drawn.  So a data set that is sorted by class gives label skew
+    too.  An odd last site keeps its slice.  This follows the published code of Haj Fares and Saad
+    (arXiv:2412.00687), whose share may be another.
 
     Attributes:
         shift: Share of its equal slice that the second site of each pair gives to the first.
@@ -78,7 +80,7 @@ class QuantityPairs:
         num_sites: int,
         rng: np.random.Generator,  # noqa: ARG002 - the slices leave nothing to chance
     ) -> list[NDArray[np.int64]]:
-        """Positions for each site, ascending.
+        """Return ascending positions for each site.
 
         Raises:
             StudyError: There are more sites than examples.

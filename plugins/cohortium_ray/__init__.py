@@ -1,9 +1,9 @@
-"""Sites in the worker processes of a Ray cluster: on this machine's other cores, or on others.
+"""Sites in the worker processes of a Ray cluster, local or remote.
 
     engine = Ray(address="auto")
 
-Every worker keeps one resident network and the sites that are dealt to it, for the whole run.
-What travels is bytes; what is pickled to the workers is the simulation's own recipes.
+Every worker keeps one resident network and the sites that are assigned to it, for the whole run.
+Only bytes travel.  Only the simulation's own recipes are pickled for the workers.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class Ray:
-    """Runs sites side by side, those of one worker in turn.
+    """Runs workers in parallel, and the sites of one worker in turn.
 
-    A worker computes with as many threads of torch as the process that drives the run, so that the
-    bits are the same; `threads = 1` in a study gives the most workers.
+    A worker computes with as many threads of torch as the process that drives the run.  So the bits
+    are the same.  `threads = 1` in a study gives the most workers.
 
-    A Ray connection that the process has already is used, and left open.
+    An existing Ray connection of the process is used, and left open.
 
     Guarantees:
-        The global weights are put into the cluster's object store once an exchange, and read once
-        by a worker.  A worker has one batch of replies under way, which ends with the first that
-        makes it a mebibyte: what the driver holds does not grow with the sites.
-        A worker that dies takes its sites out of the exchange, and with the secrets that they held
-        out of the attempt: they are not asked again for what they may have released.  They are made
-        anew, with nothing but their data, when they are next asked.
+        The global weights are put into the cluster's object store once an exchange, and each worker
+        reads them once.  A worker computes one batch of replies at a time.  The batch ends with the
+        first reply that makes it a mebibyte.  So the driver's memory does not grow with the sites.
+        If a worker dies, its sites leave the exchange.  Their secrets are lost, so they also leave
+        the attempt: they are not asked again for anything that they may have released.  They are
+        created anew, with nothing but their data, when they are next asked.
 
     Attributes:
-        address: Of a cluster, as `ray.init` has it: "auto", "HOST:PORT", "ray://HOST:PORT".
+        address: Address of a cluster, as `ray.init` has it: "auto", "HOST:PORT", "ray://HOST:PORT".
             "local" starts one on this machine that ends with the run.
-        workers: How many; 0 takes as many as the cluster has processors for.
-        gpus: Of a worker, for a study on "cuda"; a fraction lets workers share one.
+        workers: Number of workers. 0 takes as many as the cluster has processors for.
+        gpus: GPUs of a worker, for a study on "cuda".  A fraction lets workers share one.
     """
 
     address: str = "local"
@@ -53,11 +53,11 @@ class Ray:
     gpus: float = field(default=0.0, validator=[ge(0), le(1024)])
 
     def connect(self, sites: Mapping[SiteId, SiteFactory] | None) -> RayExchange:
-        """Connect, start the workers, and have them make their sites.
+        """Connect, start the workers, and have them create their sites.
 
         Raises:
-            StudyError: The sites are hospitals, Ray is not installed, there is no such cluster, or
-                it has not the processors that the workers need.
+            StudyError: The sites are hospitals, Ray is not installed, or there is no such cluster.
+                Or the cluster has fewer processors than the workers need.
         """
         if sites is None:
             raise StudyError("the engine 'ray' simulates its sites and cannot serve hospitals.")

@@ -1,4 +1,4 @@
-"""One worker and its sites, as the driver sees them."""
+"""The driver's view of one worker and its sites."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ LOST = (
     RayActorError,
     WorkerCrashedError,
 )
-"""What Ray says of a worker that is gone, or of a reply that is gone with its machine."""
+"""Ray's errors for a lost worker, or for a reply lost with its machine."""
 
 AT_ONCE = 16
-"""Sites that a worker is handed at once where no clock is running: fewer, longer trips."""
+"""Sites that a worker gets at once if there is no timeout.  This makes fewer and longer trips."""
 
 
 @define(eq=False)
 class WorkerProxy:
-    """A worker and the sites that are dealt to it for the run.
+    """A worker and the sites that are assigned to it.
 
     Attributes:
-        recipes: Of its sites.
-        options: With which Ray starts the worker.
-        threads: Of torch, in it.
+        recipes: Factories of its sites.
+        options: Options with which Ray starts the worker.
+        threads: Number of torch threads in the worker.
         waiting: Sites that are still to be asked in this exchange, and their own parts.
-        handed: The site or sites that it is answering for; none when what it does is not of this
+        handed: The site or sites that it is answering for.  Empty when its task is not of this
             exchange.
-        due: When what it does is late.
+        due: Time after which its task is late.
     """
 
     recipes: Mapping[SiteId, SiteFactory]
@@ -65,30 +65,31 @@ class WorkerProxy:
 
     @property
     def busy(self) -> Any:
-        """A reference to what the worker is doing, if it is."""
+        """Reference to the worker's current task, if it has one."""
         return self._busy
 
     def start(self) -> None:
-        """Start a worker, if there is none, and have it make the sites."""
+        """Start a worker and its sites, if there is no worker."""
         if self._worker is None:
             self._worker = ray.remote(Worker).options(**self.options).remote(self.threads, sys.path)
             self._busy = self._worker.open.remote(dict(self.recipes))
 
     def submit(self, exchange: int, broadcast: Any, *, most: int) -> None:
-        """Ask the next sites that are waiting, at `most` so many."""
+        """Ask the next waiting sites, at most `most` of them."""
         each = dict(itertools.islice(self.waiting.items(), most))
         self.handed = tuple(each)
-        # In a list the reference goes as it is: the worker fetches once what it stands for.
+        # In a list the reference travels as a reference.  The worker fetches its content once.
         self._busy = self._worker.answer.remote(exchange, [broadcast], each)
 
     def result(self) -> list[tuple[SiteId, bytes]]:
-        """Wait for what the worker does, and return the replies to this exchange.
+        """Wait for the worker's task, and return the replies to this exchange.
 
-        If the worker has died there are none, and no site of it is waiting any more.
+        If the worker has died there are none, and none of its sites waits any more.
 
         Raises:
-            RunError: What is sent to the worker, or what it raises, cannot be read.
-            Exception: What a site raised: it cannot be made, or there is a fault in a plugin.
+            RunError: A message to the worker, or an error that it raises, cannot be read.
+            Exception: An error that a site raised: it cannot be created, or there is a fault in a
+                plugin.
         """
         handed, done = self.handed, self._busy
         self.handed, self._busy = (), None
@@ -105,7 +106,10 @@ class WorkerProxy:
         return replies
 
     def cancel(self) -> None:
-        """Leave out those that are late: who was handed a request, or all who wait for a turn."""
+        """Drop the late sites.
+
+        These are the sites that are being asked.  If none is, all that wait for a turn are dropped.
+        """
         for site in self.handed or tuple(self.waiting):
             del self.waiting[site]
         self.handed = ()
@@ -129,7 +133,7 @@ class WorkerProxy:
 
 
 def _raised(error: RayError) -> Exception:
-    """What was raised at the worker, as if it had been here."""
+    """Return the worker's error as if it had been raised here."""
     cause: Exception = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, RayError):
         return cause

@@ -25,7 +25,7 @@ class RayExchange:
     """Workers that keep their sites over the run.
 
     Attributes:
-        workers: Each with its sites.
+        workers: Workers, each with its sites.
         is_own: Whether the connection was made for this run.
     """
 
@@ -35,7 +35,7 @@ class RayExchange:
 
     @classmethod
     def opened(cls, engine: Ray, sites: Mapping[SiteId, SiteFactory]) -> RayExchange:
-        """Connect, deal the sites to workers in turn, and wait until they are made."""
+        """Connect, assign the sites to workers in turn, and await them."""
         import torch
 
         threads = torch.get_num_threads()
@@ -60,14 +60,17 @@ class RayExchange:
     def exchange(
         self, broadcast: bytes, per_site: Mapping[SiteId, bytes], timeout: float | None = None
     ) -> Iterator[tuple[SiteId, bytes]]:
-        """Workers side by side, the sites of one in turn; replies as they come."""
+        """Yield the replies as they come.
+
+        Workers run in parallel, and the sites of one worker in turn.
+        """
         self._count += 1
         exchange, shared = self._count, ray.put(broadcast)
         workers = [worker for worker in self.workers if worker.recipes.keys() & per_site.keys()]
         patience = float("inf") if timeout is None else timeout
 
         def submit_next(worker: WorkerProxy) -> None:
-            """The next request, or the wait for a worker that is still busy."""
+            """Submit the next request, or keep waiting for a busy worker."""
             worker.due = time.monotonic() + patience
             if worker.busy is None and worker.waiting:
                 worker.submit(exchange, shared, most=AT_ONCE if timeout is None else 1)
@@ -81,7 +84,7 @@ class RayExchange:
                 done = _first(workers)
                 if done is not None:
                     replies = done.result()
-                    # Its next request is out before these are dealt with.
+                    # Its next request is sent before these replies are processed.
                     submit_next(done)
                     yield from replies
                 for worker in workers:
@@ -103,7 +106,10 @@ class RayExchange:
 
 
 def _first(workers: list[WorkerProxy]) -> WorkerProxy | None:
-    """The first that is done with what it does; None if one is late before."""
+    """Return the first worker that is done.
+
+    Return None if another one is late before.
+    """
     left = min(worker.due for worker in workers) - time.monotonic()
     timeout = None if left == float("inf") else max(0.0, left)
     done, _ = ray.wait([worker.busy for worker in workers], num_returns=1, timeout=timeout)
@@ -111,26 +117,28 @@ def _first(workers: list[WorkerProxy]) -> WorkerProxy | None:
 
 
 def _connect(address: str, processors: int) -> None:
-    """Join the cluster at `address`, or start one here with `processors`, or all that there are.
+    """Join the cluster at `address`, or start one here.
+
+    A cluster that is started here has `processors`, or all of this machine's if these are more.
 
     Raises:
-        StudyError: There is none.
+        StudyError: There is no such cluster.
     """
     terms: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Whoever reaches its ports can run code: no other machine is to.
+        # Any machine that reaches its ports can run code, so no other machine may reach them.
         terms |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         terms["num_cpus"] = max(processors, os.cpu_count() or 1)
     try:
         ray.init(address=address, **terms)
-    except Exception as error:  # Ray raises just that where a cluster does not come up in time
+    except Exception as error:  # Ray raises exactly that if a cluster does not start in time
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise StudyError(f"engine 'ray': no cluster at '{address}': {reason}.") from error
 
 
 def _workers(wanted: int, threads: int) -> int:
-    """How many workers of `threads` threads there will be."""
+    """Return how many workers of `threads` threads there will be."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     processors = int(resources.get("CPU", 0))
     most = processors // threads

@@ -1,4 +1,4 @@
-"""What runs in a process of the cluster."""
+"""The worker, which runs in a process of the cluster."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from cohortium.plugin import SiteFactory, SiteHandle, SiteId
 
 TOGETHER = 1 << 20
-"""Bytes of replies that are sent as one; a larger reply goes alone."""
+"""Bytes of replies that are sent together.  A larger reply is sent alone."""
 
 
 class Worker:
     """Some of the sites, which share one resident network and take turns."""
 
     def __init__(self, threads: int, path: Sequence[str]) -> None:
-        """Compute with `threads` threads of torch, if at all, and import what is on `path`."""
+        """Use `threads` threads of torch, and import from `path` as well.
+
+        Torch is not imported for this.
+        """
         sys.path += [place for place in path if place not in sys.path]
         self._threads = threads
         self._sites: dict[SiteId, SiteHandle] = {}
@@ -28,24 +31,26 @@ class Worker:
         self._common = b""
 
     def open(self, recipes: Mapping[SiteId, SiteFactory]) -> None:
-        """Make sites."""
+        """Create the sites."""
         for site, recipe in recipes.items():
             self._sites[site] = recipe.create(
                 share_model_with=next(iter(self._sites.values()), None)
             )
-        # Sites that compute have loaded it; for others its seconds are not spent.
+        # Sites that compute have loaded torch.  Other sites do not spend the seconds that it takes.
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(self._threads)
 
     def answer(
         self, exchange: int, broadcast: Sequence[Any], each: Mapping[SiteId, bytes]
     ) -> list[tuple[SiteId, bytes]]:
-        """The replies of the first of the sites in `each`, as many as are sent together.
+        """Return the replies of the first sites in `each`.
+
+        There are as many of them as are sent together.
 
         Args:
-            exchange: Its number.  What the sites have in common in it is fetched once.
-            broadcast: A reference to that.
-            each: For one site each.
+            exchange: Number of the exchange.  Its common part is fetched once.
+            broadcast: A reference to the common part.
+            each: The own part of each site.
         """
         if exchange != self._exchange:
             (self._common,) = ray.get(list(broadcast))

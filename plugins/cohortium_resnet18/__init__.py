@@ -17,14 +17,16 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class ResNet18:
-    """Eight residual blocks of two 3×3 convolutions; 11.2 M parameters at width 64.
+    """Eight residual blocks of two 3×3 convolutions.
+
+    It has 11.2 M parameters at width 64.
 
     Attributes:
-        width: Channels of the first stage; the last has eight times as many.
-        stem: "small": one 3×3 convolution, for images of some 28 pixels.  "large": 7×7 with
-            stride 2, then max-pooling, as for images of 224 pixels.
-        norm: "group" (32 groups, or as many as divide the channels) or "batch", which
-            example-level privacy refuses.
+        width: Channels of the first stage.  The last has eight times as many.
+        stem: "small": one 3×3 convolution, for images of some 28 pixels.  "large": 7×7 with stride
+            2, then max-pooling, as for images of 224 pixels.
+        norm: "group" (32 groups, or as many as divide the channels) or "batch", which example-level
+            privacy refuses.
     """
 
     width: int = field(default=64, validator=[ge(1), le(1 << 14)])
@@ -32,7 +34,7 @@ class ResNet18:
     norm: Literal["group", "batch"] = field(default="group", validator=in_(("group", "batch")))
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Intensities from [0, 1] to [-1, 1], by public constants.
+        """Scale intensities from [0, 1] to [-1, 1], by public constants.
 
         PriMIA exchanges the data's mean and deviation, and may add noise.  With a norm after the
         first convolution they matter little, and constants cost no privacy.
@@ -40,7 +42,7 @@ class ResNet18:
         return images.sub(0.5).div_(0.5)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """The network with torch's default initialisation, drawn from `seed`."""
+        """Build the network with torch's default initialisation, drawn from `seed`."""
         import torch
 
         from cohortium_resnet18._network import Network

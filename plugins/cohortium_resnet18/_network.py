@@ -1,4 +1,4 @@
-"""The layers of ResNet-18; convolutions have no bias, a norm follows each."""
+"""The layers of ResNet-18: convolutions without bias, a norm after each."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 MAX_GROUPS = 32
-"""Groups of a GroupNorm, where there are that many channels."""
+"""Groups of a GroupNorm, if there are that many channels."""
 
 
 class Network(nn.Module):
-    """Logits (N, classes) from images (N, C, H, W)."""
+    """ResNet-18, which returns logits (N, classes) from images (N, C, H, W)."""
 
     def __init__(self, channels: int, classes: int, width: int, stem: str, norm: str) -> None:
         super().__init__()
@@ -33,19 +33,25 @@ class Network(nn.Module):
         self.head = nn.Linear(8 * w, classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
-        """What the head averages; shapes for 28×28 images and the small stem."""
+        """Return the maps that the head averages.
+
+        Shapes are for 28×28 images and the small stem.
+        """
         x = self.stem(images)  # (N, w, 28, 28)
         last: torch.Tensor = self.stages(x)  # (N, 8w, 4, 4)
         return last
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: torch.Tensor = self.head(self.maps(images).mean((2, 3)))
         return logits
 
 
 class Block(nn.Module):
-    """relu(norm(conv(relu(norm(conv(x))))) + x), with a 1×1 convolution where the shape changes."""
+    """A residual block: relu(norm(conv(relu(norm(conv(x))))) + x).
+
+    There is a 1×1 convolution of x where the shape changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -62,7 +68,7 @@ class Block(nn.Module):
             self.way = nn.Sequential(conv, _norm(outputs, norm))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Shape (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map shape (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         return torch.relu(self.body(x) + self.way(x))
 
 

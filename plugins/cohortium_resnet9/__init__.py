@@ -1,4 +1,7 @@
-"""ResNet-9 with BatchNorm and max-pooling: what `dpresnet` was made from, to compare it with."""
+"""ResNet-9 with BatchNorm and max-pooling, the origin of `dpresnet`.
+
+It serves to compare `dpresnet` with it.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +20,27 @@ COHORTIUM_API = 1
 
 @frozen(kw_only=True)
 class ResNet9:
-    """The ResNet-9 of fast CIFAR-10 training (Page 2018), 6.6 M parameters at width 64.
+    """The ResNet-9 of fast CIFAR-10 training (Page 2018).
 
-    A stem, a wider block, a residual pair, twice; convolutions of 3×3 without bias, each followed
-    by a norm and a ReLU, and 2×2 max-pooling wherever the width doubles.
+    It has 6.6 M parameters at width 64.  A stem, a wider block and a residual pair come twice.
+    Convolutions are 3×3 without bias.  A norm and a ReLU follow each.  There is 2×2 max-pooling
+    wherever the width doubles.
 
     Attributes:
-        width: Channels of the first convolution; the last has eight times as many.
-        norm: "batch" keeps statistics over examples, which example-level privacy refuses;
-            "group" is the same network without them, to tell the two changes of `dpresnet` apart.
+        width: Channels of the first convolution.  The last has eight times as many.
+        norm: "batch" keeps statistics over examples, which example-level privacy refuses.  "group"
+            is the same network without them, which separates the two changes of `dpresnet`.
     """
 
     width: int = field(default=64, validator=[ge(1), le(1 << 14)])
     norm: Literal["batch", "group"] = field(default="batch", validator=in_(("batch", "group")))
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Intensities from [0, 1] to [-1, 1], by public constants."""
+        """Scale intensities from [0, 1] to [-1, 1], by public constants."""
         return images.sub(0.5).div_(0.5)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """The network with torch's default initialisation, drawn from `seed`."""
+        """Build the network with torch's default initialisation, drawn from `seed`."""
         import torch
 
         from cohortium_resnet9._network import Network

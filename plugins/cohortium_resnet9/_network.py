@@ -6,11 +6,14 @@ import torch
 from torch import nn
 
 MAX_GROUPS = 32
-"""Groups of a GroupNorm, where there are that many channels."""
+"""Groups of a GroupNorm, if there are that many channels."""
 
 
 class Network(nn.Module):
-    """Logits (N, classes) from images (N, C, H, W) of at least 8×8 pixels."""
+    """ResNet-9, which returns logits (N, classes) from images (N, C, H, W).
+
+    Images have at least 8×8 pixels.
+    """
 
     def __init__(self, channels: int, classes: int, width: int, norm: str) -> None:
         super().__init__()
@@ -24,7 +27,10 @@ class Network(nn.Module):
         self.head = nn.Linear(8 * w, classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
-        """What the head takes the greatest values of; shapes for 28×28 images."""
+        """Return the maps of which the head takes the greatest values.
+
+        Shapes are for 28×28 images.
+        """
         x = self.stem(images)  # (N, 2w, 14, 14)
         x = x + self.first(x)  # (N, 2w, 14, 14)
         x = self.middle(x)  # (N, 8w, 3, 3)
@@ -32,7 +38,7 @@ class Network(nn.Module):
         return last
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: torch.Tensor = self.head(self.maps(images).amax((2, 3)))
         return logits
 
@@ -47,5 +53,5 @@ def _block(inputs: int, outputs: int, norm: str, *, pool: bool = False) -> nn.Se
 
 
 def _groups(channels: int) -> int:
-    """The most groups up to 32 that divide the channels."""
+    """Return the most groups up to 32 that divide the channels."""
     return next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)

@@ -1,7 +1,7 @@
-"""A linear classifier on wavelet scattering, features that were designed and not learned.
+"""A linear classifier on wavelet scattering: features that are not learned.
 
-Bruna and Mallat 2013 (arXiv 1203.1513) for the transform; Oyallon and Mallat 2015 (arXiv 1412.8659)
-and Tramèr and Boneh 2021 (arXiv 2011.11660) for a linear layer on it, the latter under privacy.
+The transform is that of Bruna and Mallat 2013 (arXiv 1203.1513).  Oyallon and Mallat 2015 (arXiv
+1412.8659) put a linear layer on it.  Tramèr and Boneh 2021 (arXiv 2011.11660) do so under privacy.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 COHORTIUM_API = 1
 
 MAX_MAPS = 1 << 13
-"""Of one channel: a hundred times the usual number."""
+"""Most maps of one channel, a hundred times the usual number."""
 
 
 @frozen(kw_only=True)
 class ScatterNet:
-    """Scattering of two orders, normalised image by image, and one linear layer over it.
+    """Scattering of two orders, normalised image by image, and a linear layer.
 
-    Wavelets of `scales` octaves and `angles` directions, moduli, wavelets again and moduli,
-    averaged by a Gaussian and taken at every 2^scales-th pixel.  For any number of channels.  All
-    that is learned is the linear layer, which starts at zero.  Torch cannot write its Fourier
-    transforms as ONNX; `cohortium export` does without.
+    The wavelets have `scales` octaves and `angles` directions.  Wavelets and moduli are applied
+    twice.  A Gaussian averages the result, and every 2^scales-th pixel is taken.  The model takes
+    any number of channels.  Only the linear layer is trained.  It starts at zero.  Torch cannot
+    write its Fourier transforms as ONNX, and `cohortium export` does without them.
 
     Attributes:
-        scales: J, octaves.
-        angles: L, directions in the half circle.
-        groups: In which each channel's 1 + J·L + L²·J·(J-1)/2 maps are normalised to mean zero and
-            variance one within an image (GroupNorm without parameters); it has to divide them.
-            0 leaves them as they are.
+        scales: J, the number of octaves.
+        angles: L, the number of directions in the half circle.
+        groups: Number of groups of each channel's 1 + J·L + L²·J·(J-1)/2 maps.  Each group is
+            normalised to mean zero and variance one within an image (GroupNorm without parameters).
+            The number has to divide that of the maps. 0 does not normalise.
         norm: Euclidean norm of every image's features.
 
     Guarantees:
-        The features of an image depend on that image and on these constants alone, so they cost no
+        The features of an image depend on that image and on these constants alone.  So they cost no
         privacy.
     """
 
@@ -51,7 +51,7 @@ class ScatterNet:
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
 
     def __attrs_post_init__(self) -> None:
-        """Refuse more maps than anyone has time for, and groups that do not come out even."""
+        """Refuse too many maps, and groups that do not divide them."""
         if self.maps > MAX_MAPS:
             raise ValueError(
                 f"{self.scales} scales and {self.angles} angles make {self.maps:,} maps of a "
@@ -65,12 +65,18 @@ class ScatterNet:
 
     @property
     def maps(self) -> int:
-        """K, maps of one channel: of orders zero, one and two."""
+        """K, the number of maps of one channel, of all three orders.
+
+        The orders are zero, one and two.
+        """
         first = self.scales * self.angles
         return 1 + first + self.angles**2 * self.scales * (self.scales - 1) // 2
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Features (N, C·K·h·w) of images (N, C, H, W) in [0, 1]; h is H / 2^J, rounded up."""
+        """Return features (N, C·K·h·w) of images (N, C, H, W).
+
+        The images are in [0, 1]. h is H / 2^J, rounded up.
+        """
         from torch.nn.functional import group_norm
 
         from cohortium_scatternet._scattering import scattering
@@ -86,7 +92,7 @@ class ScatterNet:
 
     @cached_property
     def _banks(self) -> dict[tuple[int, int], Any]:
-        """Filters by the grid that they are for: making them takes longer than using them once."""
+        """Filters by their grid.  Making them takes longer than using them once."""
         return {}
 
     def _bank(self, height: int, width: int) -> Any:
@@ -98,7 +104,7 @@ class ScatterNet:
         return self._banks[grid]
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
-        """The linear layer; at zero, it needs no seed."""
+        """Build the linear layer, which starts at zero and needs no seed."""
         from cohortium_scatternet._scattering import coarse
 
         places = coarse(spec.height, self.scales) * coarse(spec.width, self.scales)

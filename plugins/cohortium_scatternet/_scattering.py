@@ -1,16 +1,16 @@
 """The scattering transform of images, by Fourier transforms.
 
-Filters as in Bruna and Mallat 2013, section 2 and 3.3: Morlet wavelets
+The filters are as in Bruna and Mallat 2013, section 2 and 3.3: Morlet wavelets
 
     ψ(u) = (exp(i ξ ⟨u, e⟩) - κ) · exp(-(⟨u, e⟩² + (s ⟨u, e⊥⟩)²) / 2σ²),   ξ = (3π/4) / 2^j,
     σ = 0.8 · 2^j,   s = 4/L,   e at the angle π l/L,
 
 with κ such that ψ has mean zero, and a Gaussian φ of deviation 0.8 · 2^(J-1) and sum one.  All ψ
-have one further factor, the greatest under which no frequency comes out stronger than it went in:
+have one further factor, the greatest under which no frequency is amplified:
 
     |φ̂(ω)|² + ½ Σ_ψ (|ψ̂(ω)|² + |ψ̂(-ω)|²) ≤ 1,
 
-so that the transform of real images takes distances between them up nowhere.
+so that the transform of real images never increases distances between them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 IMAGES_AT_ONCE = 16
 WRAPS = 3
-"""How many periods to each side a filter is summed over: beyond, nothing is left of it."""
+"""Number of periods to each side that a filter is summed over.  Beyond, it is negligible."""
 
 
 @frozen(eq=False)
@@ -38,15 +38,18 @@ class FilterBank:
     """Filters on a periodic grid.
 
     Attributes:
-        low: φ along one side after the other, each shape (side,); the grid's φ is their product.
-        bands: ψ̂ by octave and angle, shape (J, L, H, W); real.
+        low: φ along either side, each of shape (side,).  The grid's φ is their product.
+        bands: ψ̂ by octave and angle, shape (J, L, H, W).  It is real.
     """
 
     low: tuple[Tensor, Tensor]
     bands: Tensor
 
     def averages(self, margin: int) -> tuple[Tensor, Tensor]:
-        """The matrices that convolve by φ and take every `margin`-th pixel within the margins."""
+        """Return the matrices that convolve by φ and subsample.
+
+        They take every `margin`-th pixel within the margins.
+        """
         found = []
         for low in self.low:
             taken = torch.arange(margin, len(low) - margin, margin)
@@ -55,18 +58,20 @@ class FilterBank:
 
 
 def coarse(side: int, scales: int) -> int:
-    """Pixels of a map along a side of so many."""
+    """Return the pixels of a map along a side of `side` pixels."""
     return -(-side // (1 << scales))
 
 
 def scattering(images: Tensor, *, scales: int, angles: int, banks: Banks | None = None) -> Tensor:
-    """Maps (N, C, K, h, w) of images (N, C, H, W), which are mirrored at their sides.
+    """Return maps (N, C, K, h, w) of images (N, C, H, W).
+
+    The images are mirrored at their sides.
 
     Args:
-        images: Real; no side shorter than 2^(scales + 1) pixels.
+        images: Real images, with no side shorter than 2^(scales + 1) pixels.
         scales: J.
         angles: L.
-        banks: What `filter_bank` gives for a grid's height and width, from somebody who keeps it.
+        banks: A function that returns the kept `filter_bank` of a grid's height and width.
 
     Raises:
         ValueError: The images are too small.
@@ -78,11 +83,12 @@ def scattering(images: Tensor, *, scales: int, angles: int, banks: Banks | None 
             f"{images.shape[2]}x{images.shape[3]}."
         )
     margin = 2**scales
-    # In whole steps, and mirrored by one at each end.
+    # Sides in whole steps, and mirrored by one step at each end.
     height, width = ((coarse(side, scales) + 2) * margin for side in images.shape[2:])
     filters = filter_bank(height, width, scales, angles) if banks is None else banks(height, width)
     if torch.compiler.is_compiling():
-        # A traced program has no loop over an unknown number of images; its caller chooses that.
+        # A traced program has no loop over an unknown number of images.  Its caller chooses that
+        # number.
         return _scattering(images, filters, scales)
     if not len(images):
         maps = 1 + scales * angles + angles**2 * scales * (scales - 1) // 2
@@ -102,7 +108,7 @@ def _scattering(images: Tensor, filters: FilterBank, scales: int) -> Tensor:
     down, across = (matrix.to(x) for matrix in filters.averages(margin))
 
     def averaged(maps: Tensor) -> Tensor:
-        """By φ, at every `margin`-th pixel of the image alone."""
+        """Average by φ, at every `margin`-th pixel of the image alone."""
         return down @ maps @ across.T
 
     wave = torch.fft.fft2(x)
@@ -119,7 +125,7 @@ def _scattering(images: Tensor, filters: FilterBank, scales: int) -> Tensor:
 
 
 def filter_bank(height: int, width: int, scales: int, angles: int) -> FilterBank:
-    """Filters for a grid of this size, in single precision."""
+    """Return the filters for a grid of this size, in single precision."""
     low = _gaussian(height, scales), _gaussian(width, scales)
     passed = torch.outer(*(torch.fft.fft(side).real for side in low))
     waves = [
@@ -130,14 +136,17 @@ def filter_bank(height: int, width: int, scales: int, angles: int) -> FilterBank
     mirrored = bands.flip((2, 3)).roll((1, 1), (2, 3))  # ψ̂(-ω)
     strength = (bands.square() + mirrored.square()).sum((0, 1)) / 2
     room = (1 - passed.square()).clamp(min=0)
-    # Where a band has hardly anything, round-off must not decide.
+    # Where all bands are negligible, round-off must not decide.
     matters = strength > 1e-6 * strength.max()
     factor = (room[matters] / strength[matters]).min().sqrt()
     return FilterBank((low[0].float(), low[1].float()), (bands * factor).float())
 
 
 def _periodic(height: int, width: int, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`of` rows and columns, in double precision, summed over periods of the grid, (H, W)."""
+    """Return the sum of `of` over periods of the grid, (H, W).
+
+    `of` takes rows and columns.  The sum is in double precision.
+    """
     total = torch.zeros(height, width, dtype=torch.complex128)
     for down in range(-WRAPS, WRAPS + 1):
         for across in range(-WRAPS, WRAPS + 1):
@@ -148,7 +157,7 @@ def _periodic(height: int, width: int, of: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def _gaussian(side: int, scales: int) -> Tensor:
-    """φ along a periodic line of so many pixels, its middle at 0."""
+    """Return φ along a periodic line of `side` pixels, centred at 0."""
     deviation = 0.8 * 2 ** (scales - 1)
     places = torch.arange(-WRAPS * side, (WRAPS + 1) * side, dtype=torch.float64)
     bump = torch.exp(places.square() / (-2 * deviation**2)).view(-1, side).sum(0)
@@ -156,7 +165,10 @@ def _gaussian(side: int, scales: int) -> Tensor:
 
 
 def _morlet(height: int, width: int, octave: int, angle: float, slant: float) -> Tensor:
-    """ψ of mean zero on the periodic grid, (H, W), complex; its transform is real."""
+    """Return ψ of mean zero on the periodic grid, (H, W), complex.
+
+    Its transform is real.
+    """
     deviation, frequency = 0.8 * 2**octave, 0.75 * math.pi / 2**octave
 
     def envelope(v: Tensor, u: Tensor) -> Tensor:

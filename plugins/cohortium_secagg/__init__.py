@@ -1,19 +1,22 @@
-"""SecAgg+: the coordinator learns the sum of what the sites release, and nothing of any one site.
+"""SecAgg+: the coordinator learns only the sum of the releases.
 
     aggregator = SecAgg(reconstruction_threshold=4, num_shares=5)
 
-Every two neighbours of a random graph agree on a mask that one adds and the other subtracts; every
-site adds one more of its own.  The secrets behind the masks are shared among neighbours, so that
-the masks of a site that drops out, at whatever stage, can still be taken off the sum.
+The coordinator learns nothing else of any one site.
+
+Every two neighbours of a random graph agree on a mask.  One of them adds it and the other subtracts
+it.  Every site adds one more mask of its own.  Each site shares the secrets behind its masks among
+its neighbours.  So the coordinator can still take off the masks of a site that drops out at any
+stage.
 
 Bell, Bonawitz, Gascón, Lepoint and Raykova (2020), "Secure Single-Server Aggregation with
-(Poly)Logarithmic Overhead", over Bonawitz et al. (2017), "Practical Secure Aggregation for
+(Poly)Logarithmic Overhead".  It builds on Bonawitz et al. (2017), "Practical Secure Aggregation for
 Privacy-Preserving Machine Learning".
 
-By default it is built against a coordinator that follows the protocol and looks
-(honest-but-curious), with some sites on its side.  With `adversary = "active"` it holds against one
-that lies as well: sites sign their keys and the set of survivors, believe a pinned directory only,
-and all share with all.
+By default it protects against an honest-but-curious coordinator: one that follows the protocol and
+looks.  Some sites may collude with that coordinator.  With `adversary = "active"` it also protects
+against a coordinator that lies.  Then sites sign their keys and the set of survivors, believe a
+pinned directory only, and all share with all.
 """
 
 from __future__ import annotations
@@ -41,45 +44,48 @@ COHORTIUM_API = 1
 
 @frozen
 class SecAgg:
-    """Pairwise and own masks with shared secrets, over a random graph of neighbours.
+    """Pairwise and own masks with shared secrets, over a random graph.
 
-    A secret has `num_shares` shareholders, its site and the site's neighbours, or all the sites
-    that take part where they are fewer.  (Where a graph of that degree cannot be, with an even
-    number of shares over an odd number of sites, every site has one neighbour more.)  Against an
-    active coordinator all that take part are shareholders of each other.
+    A secret has `num_shares` shareholders: its site and the site's neighbours.  If fewer sites take
+    part, all of them are shareholders.  With an even number of shares over an odd number of sites,
+    no graph of that degree exists.  There, every site has one neighbour more.  Against an active
+    coordinator, all sites that take part are shareholders of each other.
 
     Guarantees:
         An honest-but-curious coordinator and `cohort.max_colluding` sites together learn the sum
-        over the other contributors, and nothing else about any of them: the graph of contributors
-        is opened only if no `max_colluding` sites can cut it.  It rests on X25519, HKDF-SHA256,
-        AES-256 and ChaCha20-Poly1305.  A sum has at least max(reconstruction_threshold,
-        min_contributors, max_colluding + 2) contributors; a site refuses to help open a smaller
-        one.  Every dropout is recovered, at any stage, while `reconstruction_threshold`
-        shareholders answer for each secret that is needed; else the attempt fails and nothing is
-        released.  An active coordinator and `cohort.max_colluding` sites together learn, in each
-        attempt, the sum over one set of at least max(reconstruction_threshold, min_contributors,
-        max_colluding + 2) sites, the colluding ones included, which it may choose by pretending
-        that others dropped out; or nothing.  It rests also on Ed25519, and on a directory that is
-        the same and true at every honest site.  Dropouts and colluding sites draw on the same
-        neighbours: 4 of 5 shares survive one lost shareholder in a neighbourhood, or three
-        colluding sites, but not both at once.  With `max_dropout_rate`, an attempt survives the
-        loss of that fraction of its sites, at whatever stages, but for one in 2**20.  On a sparse
-        graph the first guarantee then holds for all attempts of the run but with probability
-        2**-security_bits: it rests on the graph, which is drawn independently of who colludes and
-        who is lost (`_bounds` has the calculation).
+        over the other contributors.  They learn nothing else about any of them.  A sum is opened
+        only if no `max_colluding` sites can cut the graph of contributors.  This rests on X25519,
+        HKDF-SHA256, AES-256 and ChaCha20-Poly1305.
+        A sum has at least max(reconstruction_threshold, min_contributors, max_colluding + 2)
+        contributors.  A site refuses to help open a smaller one.
+        Every dropout is recovered, at any stage, while `reconstruction_threshold` shareholders
+        answer for each secret that is needed.  Otherwise the attempt fails and nothing is released.
+        An active coordinator and `cohort.max_colluding` sites together learn one sum in each
+        attempt, or nothing.  That sum is over at least max(reconstruction_threshold,
+        min_contributors, max_colluding + 2) sites, the colluding ones included.  The coordinator
+        may choose this set, by pretending that other sites dropped out.  This rests also on
+        Ed25519, and on a directory that is the same and true at every honest site.
+        Dropouts and colluding sites draw on the same neighbours.  For example, 4 of 5 shares
+        survive one lost shareholder in a neighbourhood, or three colluding sites, but not both at
+        once.
+        With `max_dropout_rate`, an attempt survives the loss of that fraction of its sites, at any
+        stage.  It fails to do so in at most one of 2**20 attempts.  On a sparse graph, the first
+        guarantee then holds for all attempts of the run, except with probability 2**-security_bits.
+        It rests on the graph, which is drawn independently of the choice of colluding and lost
+        sites (`_bounds` has the calculation).
 
     Attributes:
-        reconstruction_threshold: Shareholders that recover a secret; fewer learn nothing about it.
-            0 chooses 4, or the greatest that survives `max_dropout_rate`, or against an active
-            coordinator the least t with 2t > m + max_colluding, for m sites.
-        num_shares: Shareholders of a secret.  0 chooses 5, or the least that survive
+        reconstruction_threshold: Number of shareholders that recover a secret.  Fewer learn nothing
+            about it. 0 chooses 4, or the greatest number that survives `max_dropout_rate`.  Against
+            an active coordinator, 0 chooses the least t with 2t > m + max_colluding, for m sites.
+        num_shares: Shareholders of a secret. 0 chooses 5, or the least number that survives
             `max_dropout_rate`, or all.
-        max_dropout_rate: The largest fraction of sites that may drop out of an attempt.  0 declares
+        max_dropout_rate: The largest fraction of sites that may drop out of an attempt. 0 declares
             none.
         security_bits: The sparse graph that `max_dropout_rate` asks for may fail in one of
             2**security_bits runs.
-        threads: How many mask and sum vectors, at each party for itself.  0 takes one for each
-            core that the party's process may use.  The bits are the same whatever the number.
+        threads: Number of threads that mask and sum vectors, at each party. 0 takes one for each
+            core that the party's process may use.  The bits are the same for any number.
     """
 
     reconstruction_threshold: int = field(default=0, validator=[ge(0), le(1 << 16)])
@@ -89,7 +95,7 @@ class SecAgg:
     threads: int = field(default=0, validator=[ge(0), le(256)])
 
     def confidentiality(self, cohort: FederationSpec) -> Sharing:
-        """What the coordinator and the colluding sites of `cohort` can learn, and its numbers.
+        """Return the guarantee against the coordinator and colluding sites of `cohort`.
 
         Raises:
             StudyError: It protects too little, or the cohort cannot meet it.
@@ -101,11 +107,11 @@ class SecAgg:
     def coordinator_session(
         self, setting: AggregationConfig, secret: Randomness
     ) -> CoordinatorSession:
-        """The coordinator's session of a run.
+        """Build the coordinator's session of a run.
 
         Raises:
             StudyError: The threshold or the cohort is too small (the sentence names the least
-                that would do), or the directory does not list the sites.
+                sufficient number), or the directory does not list the sites.
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
         from cohortium_secagg._rules import ProtocolParameters
@@ -115,11 +121,11 @@ class SecAgg:
         return SecAggCoordinator(protocol, secret, threads=self.threads or available_cpus())
 
     def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
-        """One site's session of a run.
+        """Build one site's session of a run.
 
         Raises:
-            StudyError: As for the coordinator: no site lends itself to what protects too little.
-                Or the site's key is not the one that the directory lists.
+            StudyError: As for the coordinator, since no site takes part if the protection is too
+                weak.  Or the directory lists another key for the site.
         """
         from cohortium_secagg._rules import ProtocolParameters
         from cohortium_secagg._site import SecAggSite

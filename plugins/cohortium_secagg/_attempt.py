@@ -1,4 +1,4 @@
-"""What the stages of an attempt have in common at the coordinator."""
+"""Base of the coordinator's stages, and the data that they share."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Attempt:
-    """One attempt.
+    """One attempt at the coordinator.
 
     Attributes:
-        protocol: Of the run.
-        scope: What this attempt's keys are bound to.
-        sites: Those that are asked.
-        shuffle: Draws the graph.
-        mac_key: Agrees with each site on the key of its vector's tag.
-        threads: How many sum vectors and take masks off.
+        protocol: Parameters of the run.
+        scope: Label that this attempt's keys are bound to.
+        sites: Sites that are asked.
+        shuffle: Key stream from which the graph is drawn.
+        mac_key: Key pair that agrees with each site on the key of its vector's tag.
+        threads: Number of threads that sum vectors and take masks off.
     """
 
     protocol: ProtocolParameters
@@ -40,11 +40,11 @@ class Attempt:
 
     @property
     def statements(self) -> Statements:
-        """What sites sign in it, where the coordinator may lie."""
+        """The attempt's signed statements, where the coordinator may lie."""
         return Statements(self.protocol.directory, self.scope)
 
     def require(self, sites: Collection[SiteId], did: str) -> None:
-        """Raise if `sites`, which alone `did` what was asked, are too few for a sum."""
+        """Raise if `sites`, which alone `did` this step, are too few."""
         floor = self.protocol.floor
         if len(sites) < floor:
             raise TooFewSitesError(
@@ -55,7 +55,10 @@ class Attempt:
     def require_holders(
         self, site: SiteId, holders: Collection[SiteId], wrong: Collection[SiteId] = ()
     ) -> None:
-        """Raise if `holders` cannot recover a secret of `site`, of which `wrong` sent others."""
+        """Raise if `holders` cannot recover a secret of `site`.
+
+        `wrong` names the sites that sent wrong shares of it.
+        """
         if len(holders) < self.protocol.threshold:
             lies = (
                 f": the shares that {named(wrong)} sent are not those that it had committed to"
@@ -68,10 +71,10 @@ class Attempt:
             )
 
     def require_whole(self, graph: Graph, sites: Collection[SiteId]) -> None:
-        """Raise if the sum over `sites` could be opened in parts, with the help of colluding ones.
+        """Raise if the sum over `sites` could be opened in parts.
 
-        A survivor whose neighbours are all lost or colluding is alone behind masks that the
-        coordinator can take off.
+        Colluding sites would help to open it.  If all neighbours of a survivor are lost or
+        collude, the coordinator can take off all its masks.
         """
         tolerated_colluders = self.protocol.tolerated_colluders
         if not graph.is_connected_after_removing(sites, without=tolerated_colluders):
@@ -83,23 +86,23 @@ class Attempt:
 
 
 def named(sites: Collection[SiteId]) -> str:
-    """Sites, in a sentence."""
+    """Return the sites as part of a sentence."""
     return f"site{'s' * (len(sites) > 1)} {', '.join(map(str, sorted(sites)))}"
 
 
 class Stage:
-    """Base of the stages: one in which nothing is asked, and after which nothing comes."""
+    """Base of the stages, which asks for nothing and never ends."""
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Take in the one reply of `site`.
 
         Raises:
-            MessageError: It is not what was asked.
+            MessageError: The reply is not of the kind that was asked for.
         """
         raise MessageError(f"nothing is asked of site {site} now, but {len(reply)} bytes came.")
 
     def close(self) -> tuple[Stage, StageRequests]:
-        """The next stage, and what to ask the sites for it.
+        """Return the next stage, and the requests that it begins with.
 
         Raises:
             TooFewSitesError: Too few replies came.
@@ -109,32 +112,32 @@ class Stage:
 
 @frozen(eq=False)
 class Failed(Stage):
-    """The attempt came to nothing."""
+    """The attempt failed: there is no sum."""
 
     reason: str
 
 
 @frozen(eq=False)
 class Finished(Stage):
-    """The sum is there."""
+    """The attempt is complete: there is a sum."""
 
     total: RingSum
 
 
 @frozen(eq=False, kw_only=True)
 class MaskingGraph:
-    """Who masks with whom, settled before the first vector.
+    """The sites that mask with each other, settled before the first vector.
 
     Attributes:
         attempt: The attempt.
-        graph: As it was drawn.
-        neighbours: Those of each site that is asked for a vector.
-        sealing: Their public sealing keys.
-        masking: Their public masking keys.
-        commitments: To their mask seeds.
-        seeds: To each shareholder's share of a site's mask seed, by site and holder.
-        keys: To each shareholder's share of its masking key.
-        roster: A hash of all keys, where sites sign what they open; else empty.
+        graph: The graph as it was drawn.
+        neighbours: Neighbours of each site that is asked for a vector.
+        sealing: Public sealing keys of these sites.
+        masking: Public masking keys of these sites.
+        commitments: Commitments to their mask seeds.
+        seeds: Commitments to each shareholder's share of a site's mask seed, by site and holder.
+        keys: Commitments to each shareholder's share of a site's masking key, by site and holder.
+        roster: A hash of all keys where sites sign, otherwise empty.
     """
 
     attempt: Attempt
@@ -148,6 +151,6 @@ class MaskingGraph:
     roster: bytes = b""
 
     def lost(self, survivors: frozenset[SiteId]) -> list[SiteId]:
-        """Sites that dropped out while a survivor's vector carries a mask for them."""
+        """Return the dropped sites for which a survivor's vector carries a mask."""
         gone = self.neighbours.keys() - survivors
         return [site for site in sorted(gone) if self.neighbours[site] & survivors]

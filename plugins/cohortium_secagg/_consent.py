@@ -1,4 +1,4 @@
-"""A site against a coordinator that lies: whom it shares with, and which one sum it opens."""
+"""A site's checks of a coordinator that lies, before opening a sum."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class SurvivorSigner:
-    """What a site signs and believes in one attempt.
+    """Signer and verifier of one site's statements in one attempt.
 
     Attributes:
-        identity: Signs for the site.
-        statements: Of the attempt.
+        identity: Key that signs for the site.
+        statements: Statements of the attempt.
     """
 
     identity: SigningKey
     statements: Statements
 
     def sign(self, state: Advertised) -> SignedKeys:
-        """The site's keys, for everyone to check."""
+        """Sign the site's keys, for everyone to check."""
         return self.statements.sign_keys(self.identity, state.site_attempt.site, state.keys)
 
     def admit(
         self, state: Advertised, request: ShareKeysAmongAllRequest
     ) -> tuple[SiteAttempt, Mapping[SiteId, Keys]]:
-        """The attempt among those on the roster, and the others' keys.
+        """Return the attempt with its roster, and the other sites' keys.
 
         Raises:
-            RefusalError: The roster has other keys for this site, or keys that nobody signed.
+            RefusalError: The roster has other keys for this site, or keys that no site signed.
         """
         site, roster = state.site_attempt.site, dict(request.roster)
         digest = self.statements.roster(roster)
@@ -68,7 +68,7 @@ class SurvivorSigner:
     def consent(
         self, state: Masked, request: ConsistencyRequest
     ) -> tuple[Confirmed, ConsistencyCheck]:
-        """Agree to open the sum over the survivors that are named, and over no others."""
+        """Sign that this site opens only the sum over the named survivors."""
         state.check(request.survivors)
         confirmed = Confirmed(self, state, frozenset(request.survivors))
         site_attempt = state.site_attempt
@@ -79,25 +79,25 @@ class SurvivorSigner:
 
 @frozen(eq=False)
 class Confirmed:
-    """It has signed which sum it opens."""
+    """State after the site has signed which sum it opens."""
 
     signer: SurvivorSigner
     masked: Masked
     survivors: frozenset[SiteId]
 
     def open(self, request: ConfirmedUnmaskRequest) -> Unmasking:
-        """Give shares, once enough others have signed for the same sum.
+        """Return the shares once enough others have signed for the same sum.
 
         Raises:
-            RefusalError: Fewer than `threshold` have.
+            RefusalError: Fewer than `threshold` sites have signed.
         """
         self.check_signatures(request.signatures)
         return self.masked.shares_for(self.survivors)
 
     def check_signatures(self, signatures: Mapping[SiteId, bytes]) -> None:
-        """Refuse to open what fewer than `threshold` survivors have agreed to."""
+        """Refuse to open a sum with fewer than `threshold` signatures for it."""
         site_attempt = self.masked.site_attempt
-        # Its own is not in doubt, and more than it takes tell nothing.
+        # This site does not doubt its own signature.  Signatures beyond the threshold add nothing.
         agreed, need = 1, site_attempt.protocol.threshold
         for site in sorted(self.survivors & signatures.keys() - {site_attempt.site}):
             if agreed == need:

@@ -1,4 +1,4 @@
-"""The coordinator's session: it passes keys and sealed shares on, and sums masked vectors."""
+"""The coordinator's session: it forwards keys and shares, and sums masked vectors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 
 class SecAggCoordinator:
-    """Drives one attempt after another through its stages.
+    """Session that takes one attempt after another through its stages.
 
     Guarantees:
-        It holds one running total, and beside it memory in proportion to sites times neighbours.
-        A site's first reply to a request is the only one: if it is malformed, the site has
-        dropped out; of shares among which are wrong ones, the others are kept.
+        The session holds one running total, and otherwise memory in proportion to sites times
+        neighbours.
+        Only a site's first reply to a request counts.  If it is malformed, the site has dropped
+        out.  If some shares in a reply are wrong, the others are kept.
     """
 
     def __init__(self, protocol: ProtocolParameters, secret: Randomness, *, threads: int) -> None:
-        """Take the run's rules, the source of its random graphs and keys, and its threads."""
+        """Take the run's parameters, the source of its secrets, and its threads."""
         self._protocol = protocol
         self._secret = secret
         self._threads = threads
@@ -35,7 +36,7 @@ class SecAggCoordinator:
         self._waiting: set[SiteId] = set()
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002 - the contract's name
-        """Begin an attempt among `sites`, forgetting any earlier one."""
+        """Begin an attempt among `sites`, and forget any earlier one."""
         scope = self._protocol.scope(round, attempt)
         shuffle = self._secret.stream("graph", round, attempt)
         mac_key = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
@@ -44,7 +45,10 @@ class SecAggCoordinator:
         self._waiting = set()
 
     def next_requests(self) -> StageRequests:
-        """What to send now; sites that have not replied to what was sent before have dropped."""
+        """Return the next requests.
+
+        A site that has not replied to its last request has dropped out.
+        """
         try:
             self._stage, requests = self._stage.close()
         except TooFewSitesError as error:
@@ -56,7 +60,7 @@ class SecAggCoordinator:
         """Take in one site's reply.
 
         Raises:
-            MessageError: It is malformed, or nothing is asked of this site any more.
+            MessageError: The reply is malformed, or nothing more is asked of this site.
         """
         if site not in self._waiting:
             raise MessageError(f"nothing is asked of site {site} now.")
@@ -64,10 +68,10 @@ class SecAggCoordinator:
         self._stage.accept(site, reply)
 
     def sum(self) -> RingSum:
-        """The exact sum over the contributors.
+        """Return the exact sum over the contributors.
 
         Raises:
-            TooFewSitesError: Too few sites answered at some stage; nothing was released.
+            TooFewSitesError: Too few sites answered at some stage.  Nothing was released.
         """
         if isinstance(self._stage, Finished):
             return self._stage.total

@@ -1,8 +1,8 @@
-"""Who is whose neighbour: a random k-regular graph that is hard to cut.
+"""The neighbours of each site: a random k-regular graph, hard to cut.
 
-Sites stand in a circle in random order; each is joined to those at most `reach` places away, and,
-where the degree is odd, to the one opposite: Harary's graph (1962) of connectivity k, the one of
-Bell et al. (2020), section 3.
+Sites stand in a circle in random order.  Each is joined to those at most `reach` places away and,
+where the degree is odd, to the one opposite.  This is Harary's graph (1962) of connectivity k, the
+one of Bell et al. (2020), section 3.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Graph:
 
     Attributes:
         circle: The sites in their random order.
-        reach: How many places to either side a site is joined to.
-        opposite: Whether it is joined to the site across as well.
+        reach: Number of places to either side within which a site is joined to others.
+        opposite: Whether a site is also joined to the one across the circle.
     """
 
     circle: tuple[SiteId, ...]
@@ -35,11 +35,11 @@ class Graph:
 
     @classmethod
     def draw(cls, sites: Sequence[SiteId], degree: int, stream: KeyStream) -> Graph:
-        """A random graph in which each of `sites` has `degree` neighbours.
+        """Draw a random graph in which each of `sites` has `degree` neighbours.
 
-        It is complete where `sites` are too few.  An odd degree over an odd number of sites
-        cannot be: there every site has one neighbour more.  The least degree is 2, a ring:
-        pairs would not hang together.
+        The graph is complete if `sites` are too few.  An odd degree over an odd number of sites is
+        impossible.  There, every site has one neighbour more.  The least degree is 2, a ring,
+        because separate pairs would not be connected.
         """
         count = len(sites)
         reach, odd = divmod(min(max(degree, 2), count - 1), 2)
@@ -51,11 +51,11 @@ class Graph:
 
     @property
     def degree(self) -> int:
-        """Neighbours of a site, which is also how many removals it takes to cut the graph."""
+        """Number of a site's neighbours, and of removals that cut the graph."""
         return min(2 * self.reach + self.opposite, len(self.circle) - 1)
 
     def neighbours(self) -> dict[SiteId, frozenset[SiteId]]:
-        """The neighbours of every site."""
+        """Return the neighbours of every site."""
         count = len(self.circle)
         steps = {step for near in range(1, self.reach + 1) for step in (near, -near)}
         if self.opposite:
@@ -66,25 +66,26 @@ class Graph:
         }
 
     def is_connected_after_removing(self, present: Collection[SiteId], *, without: int) -> bool:
-        """Whether `present` hang together however up to `without` of them are taken away.
+        """Return whether `present` stay connected if any `without` of them are removed.
 
         Guarantees:
-            Exact where the degree is even.  Edges to the site opposite are left out of account
-            once removals reach the degree, which errs towards False.
+            Exact where the degree is even.  Edges to the site opposite are not counted once
+            removals reach the degree, which errs towards False.
         """
         count, reach = len(self.circle), self.reach
         removed = count - len(present)
         if removed + without < self.degree or self.degree == count - 1 or not present:
             return True
-        # An edge spans at most `reach` places.  So a cut is two gaps of `reach` places in a row,
-        # each emptied of whoever is present there, with someone left on either side.
+        # An edge spans at most `reach` places.  So a cut is two gaps of `reach` places in a row.
+        # Each gap is emptied of all present sites, and some site is left on either side.
         places = [place for place, site in enumerate(self.circle * 3) if site in present]
         cost = [
             bisect_left(places, start + reach) - bisect_left(places, start)
             for start in range(count)
         ]
-        # Where the second gap may start; both ends of that range move on with the first gap, so
-        # each start comes and goes once.  A start that a later one undercuts never counts again.
+        # Where the second gap may start.  Both ends of that range advance with the first gap, so
+        # each start enters and leaves once.  A start that a later and cheaper one replaces never
+        # counts again.
         cheapest: deque[int] = deque()
         come = 0
         for one in range(count):
@@ -105,7 +106,10 @@ class Graph:
 def k_core(
     neighbours: Mapping[SiteId, frozenset[SiteId]], sites: Collection[SiteId], quorum: int
 ) -> frozenset[SiteId]:
-    """The largest part of `sites` in which each has, with itself, `quorum` in its neighbourhood."""
+    """Return the largest part of `sites` whose secrets can all be recovered.
+
+    In it, each site has `quorum` sites of that part in its neighbourhood, itself included.
+    """
     kept = set(sites)
     waiting = list(kept)
     while waiting:

@@ -23,10 +23,10 @@ _NONCE = bytes(12)
 
 @frozen(eq=False)
 class KeyPair:
-    """An X25519 pair.  Any 32 bytes are a private key.
+    """An X25519 key pair.  Any 32 bytes are a private key.
 
-    What it has in common with another pair is computed once, whatever it is used for: that takes
-    ten times as long as to derive a key from it.
+    The shared secret with another pair is computed once, for all its uses.  Computing it takes ten
+    times as long as deriving a key from it.
     """
 
     private: bytes = field(repr=False)
@@ -39,14 +39,16 @@ class KeyPair:
 
     @property
     def public(self) -> bytes:
-        """What others need to agree on a key with this pair."""
+        """Public key, with which others agree on a key with this pair."""
         return self._key.public_key().public_bytes_raw()
 
     def agree(self, public: bytes, label: bytes) -> bytes:
-        """The 32-byte key that this pair and the owner of `public` alone can derive for `label`.
+        """Derive the 32-byte key for `label` that only both owners can derive.
+
+        The owners are those of this pair and of `public`.
 
         Raises:
-            RefusalError: `public` is of small order: the key would be the same for everyone.
+            RefusalError: `public` is of small order, so the key would be the same for everyone.
         """
         common = self._common.get(public)
         if common is None:
@@ -58,7 +60,10 @@ class KeyPair:
         return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=label).derive(common)
 
     def can_agree(self, public: bytes) -> bool:
-        """Whether `public` is not of small order: with such a key every agreement gives zero."""
+        """Return whether `public` is not of small order.
+
+        With a key of small order, every agreement gives zero.
+        """
         try:
             self.agree(public, b"")
         except RefusalError:
@@ -69,13 +74,13 @@ class KeyPair:
 def seal(key: bytes, plain: bytes, *, bound_to: bytes) -> bytes:
     """Encrypt `plain`.
 
-    The nonce is fixed, so `key` must be used for one message only.
+    The nonce is fixed, so use each `key` for one message only.
     """
     return ChaCha20Poly1305(key).encrypt(_NONCE, plain, bound_to)
 
 
 def unseal(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
-    """What was sealed with `key` and `bound_to`.
+    """Decrypt a text that was sealed with `key` and `bound_to`.
 
     Raises:
         RefusalError: It was not, or has been changed since.
@@ -87,12 +92,15 @@ def unseal(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
 
 
 def tag(key: bytes, data: memoryview) -> bytes:
-    """What shows that `data` comes from one who knows `key`, which must be used only once."""
+    """Return a tag that shows that the author of `data` knows `key`.
+
+    Use each key only once.
+    """
     return Poly1305.generate_tag(key, data)
 
 
 def verify_tag(key: bytes, data: memoryview, tag: bytes) -> bool:
-    """Whether `tag` was made with `key` for just these `data`."""
+    """Return whether `tag` was made with `key` for exactly these `data`."""
     try:
         Poly1305.verify_tag(key, data, tag)
     except InvalidSignature:

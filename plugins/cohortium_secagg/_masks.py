@@ -1,9 +1,10 @@
 """Masks: AES-256 key streams, added to ring words and taken off again.
 
-A vector's piece i is masked by the stream of AES-256 in counter mode that starts from the block
-(i, 2), i in its first twelve bytes.  That is what AES-GCM enciphers with under nonce i (NIST SP
-800-38D), and libraries make it faster as such than in counter mode, the unused tag included.
-A mask is never held: it is made in parts that stay in the processor's cache.
+The stream of AES-256 in counter mode masks a vector's piece i.  It starts from the block (i, 2),
+with i in its first twelve bytes.  AES-GCM encrypts with the same stream under nonce i (NIST SP
+800-38D).  Libraries make that stream faster as AES-GCM than in counter mode, the unused tag
+included.
+A mask is never held as a whole: it is made in parts that stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -25,33 +26,35 @@ if TYPE_CHECKING:
     Words = NDArray[np.unsignedinteger[Any]]
 
 _BLOCK = 1 << 19
-"""Bytes of each mask made at a time: with the words they meet they stay in the second cache.
+"""Bytes of each mask made at a time.  Together with their words they stay in the second cache.
 
-A quarter as many are as fast on one thread, but threads would meet so much more often at the
+A quarter of this is as fast on one thread.  But threads would then compete much more often for the
 interpreter's lock.
 """
 
 _ZEROS = bytes(_BLOCK)
-"""What the cipher turns into key stream."""
+"""Input that the cipher turns into key stream."""
 
 _NONCE_BYTES = 12
 
 _WORD = 8
-"""Bytes of the widest word: a buffer holds one at least, also for a vector without elements."""
+"""Bytes of the widest word.  A buffer holds at least one, even for a vector without elements."""
 
 _TOGETHER = 64
-"""Masks taken off in one pass over the words: more save no time, and each has its cipher open."""
+"""Masks taken off in one pass over the words.  More save no time, and each has an open cipher."""
 
 
 class Mask(NamedTuple):
-    """A key stream's seed, used once, and whether it is added or subtracted."""
+    """Seed of a key stream, used once, and the mask's sign."""
 
     seed: bytes
     subtract: bool = False
 
 
 def pairwise(pair: KeyPair, public: bytes, scope: AttemptLabel, site: SiteId, peer: SiteId) -> Mask:
-    """The mask of `site`, whose pair it is, for `peer`; it cancels that of `peer` for `site`.
+    """Return the mask of `site` for `peer`.
+
+    It cancels the mask of `peer` for `site`.  `pair` belongs to `site`.
 
     Raises:
         RefusalError: `public` is of small order.
@@ -66,7 +69,7 @@ def apply(masks: Sequence[Mask], words: Words, *, piece: int = 0) -> None:
     Every mask covers all the bits of a word, and so of any narrower ring.
 
     Args:
-        masks: In any order, which does not matter.
+        masks: Masks in any order.  The order does not matter.
         words: A piece of a vector, as `Ring.pieces` cuts it.
         piece: Its number.
     """

@@ -1,4 +1,4 @@
-"""What a site's session remembers over a restart: which attempts it has answered."""
+"""Record of the attempts that a site answered, kept over a restart."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ if TYPE_CHECKING:
 
 
 class AnsweredAttempts:
-    """A site's part in one run.
+    """Record of a site's part in one run.
 
     Guarantees:
-        What `keep` was told of is remembered by every later `AnsweredAttempts` of the same journal.
-        Secrets are not kept: an attempt that was cut short by a restart is over for the site.
+        Every later `AnsweredAttempts` of the same journal remembers each entry passed to `keep`.
+        Secrets are not kept.  After a restart within an attempt, the site takes no further part in
+        that attempt.
     """
 
     def __init__(self, journal: Journal, session: bytes) -> None:
         """Read the journal.
 
         Raises:
-            MessageError: It holds entries of something else.
+            MessageError: It holds entries of another kind.
         """
         self._journal = journal
         entries = (decode(entry, CompletedStage) for entry in journal.entries())
         done = [(e.attempt, e.round) for e in entries if e.session == session]
         self.latest: tuple[int, int] = max(done, default=(-1, -1))
-        """The latest attempt in which a vector was sent, and its round."""
+        """The latest attempt in which the site sent a vector, and its round."""
 
     def keep(self, scope: AttemptLabel, what: Literal["masked", "unmasked"]) -> None:
-        """Make it durable that the site has done `what`, before anyone can see it.
+        """Make it durable that the site has done `what`, before it replies.
 
         Raises:
-            RefusalError: It could not be made durable; the site must not answer.
+            RefusalError: The entry could not be made durable, so the site must not answer.
         """
         self._journal.append(
             encode(CompletedStage(scope.session, scope.round, scope.attempt, what))

@@ -13,7 +13,8 @@ Against a coordinator that lies, there is one exchange more:
     ConsistencyRequest       → ConsistencyCheck  a signature for one set of survivors
     ConfirmedUnmaskRequest   → Unmasking         once enough have signed
 
-A request that is alike for all sites is the common part; one that is not is each site's own part.
+A request that is the same for all sites is the common part.  Any other request is each site's own
+part.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ _Bounded = msgspec.Meta(max_length=_MAX_SITES)
 
 
 class Request(Message, frozen=True):
-    """Base of every request: the attempt it belongs to."""
+    """Base of every request, with the attempt it belongs to."""
 
     attempt: Number
 
 
 class AdvertiseKeysRequest(Request, frozen=True, tag="advertise-keys-request"):
-    """Begin an attempt.
+    """Request to begin an attempt.
 
     Attributes:
-        tagging: A public X25519 key of the coordinator's: each site agrees with it on the key of
-            its vector's tag.
+        tagging: A public X25519 key of the coordinator.  Each site agrees with it on the key of its
+            vector's tag.
     """
 
     tagging: Key
@@ -71,19 +72,22 @@ class Keys(Message, frozen=True, tag="keys"):
 
 
 class SignedKeys(Keys, frozen=True, tag="signed-keys"):
-    """Keys, with the site's signature for this attempt."""
+    """A site's public keys, with its signature for this attempt."""
 
     signature: Signature
 
 
 class ShareKeysRequest(Request, frozen=True, tag="share-keys-request"):
-    """Share your secrets among yourself and these neighbours."""
+    """Request to share a site's secrets among itself and these neighbours."""
 
     neighbours: Annotated[dict[Site, Keys], _Bounded]
 
 
 class ShareKeysAmongAllRequest(Request, frozen=True, tag="share-keys-among-all-request"):
-    """Share your secrets among all on this roster; you are on it yourself."""
+    """Request to share a site's secrets among all on this roster.
+
+    The site is on the roster itself.
+    """
 
     roster: Annotated[dict[Site, SignedKeys], _Bounded]
 
@@ -92,12 +96,12 @@ class Shares(Message, frozen=True, tag="sealed-shares"):
     """One sealed pair of shares for each neighbour.
 
     Attributes:
-        sealed: By recipient.
-        commitment: A hash of the site's mask seed, so that a wrong one is never taken off a sum.
+        sealed: Sealed shares by recipient.
+        commitment: A hash of the site's mask seed, so that a wrong seed is never taken off a sum.
             (The public masking key does the same for the masking key.)
-        seeds: A hash of each shareholder's share of the mask seed, so that a wrong share is known
-            by itself, and the others recover the seed.
-        keys: Likewise for the masking key.
+        seeds: A hash of each shareholder's share of the mask seed.  So a wrong share is known by
+            itself.  The others recover the seed.
+        keys: A hash of each shareholder's share of the masking key, for the same purpose.
     """
 
     sealed: Annotated[dict[Site, Sealed], _Bounded]
@@ -107,10 +111,10 @@ class Shares(Message, frozen=True, tag="sealed-shares"):
 
 
 class MaskedVectorRequest(Request, frozen=True, tag="masked-vector-request"):
-    """Send your vector, masked with those neighbours that shared their secrets with you.
+    """Request for the vector, masked with the neighbours that shared their secrets.
 
     Attributes:
-        sealed: By sender.
+        sealed: Sealed shares by sender.
     """
 
     sealed: Annotated[dict[Site, Sealed], _Bounded]
@@ -120,10 +124,10 @@ class Vector(Message, frozen=True, tag="masked-vector"):
     """A masked vector.
 
     Attributes:
-        packed: As `Ring.pack` makes it.
-        tag: Of `packed`, under a key of this attempt that the site and the coordinator alone
-            can derive: a vector that is damaged on its way, replayed or made up drops its site
-            and leaves the sum exact.
+        packed: Elements as `Ring.pack` makes them.
+        tag: Tag of `packed`, under a key of this attempt that only the site and the coordinator can
+            derive.  A vector that is damaged on its way, replayed or made up drops its site and
+            leaves the sum exact.
     """
 
     packed: memoryview
@@ -131,7 +135,7 @@ class Vector(Message, frozen=True, tag="masked-vector"):
 
 
 class UnmaskRequest(Request, frozen=True, tag="unmask-request"):
-    """Open the sum over `survivors`, in rising order.
+    """Request to open the sum over `survivors`, in rising order.
 
     A neighbour either survived or did not, so no request can ask for both of its secrets.
     """
@@ -140,32 +144,35 @@ class UnmaskRequest(Request, frozen=True, tag="unmask-request"):
 
 
 class ConsistencyRequest(Request, frozen=True, tag="consistency-request"):
-    """Sign that you will open the sum over `survivors`, in rising order, and no other."""
+    """Request to sign for the sum over `survivors`, in rising order.
+
+    The site signs that it opens this sum, and no other.
+    """
 
     survivors: Annotated[tuple[Site, ...], _Bounded]
 
 
 class ConsistencyCheck(Message, frozen=True, tag="consistency-check"):
-    """A site's signature for the survivors it was named."""
+    """A site's signature for the survivors that were named to it."""
 
     signature: Signature
 
 
 class ConfirmedUnmaskRequest(Request, frozen=True, tag="confirmed-unmask-request"):
-    """Open the sum that you have signed for: these have signed for it too."""
+    """Request to open the sum that the sites named here signed for."""
 
     signatures: Annotated[dict[Site, Signature], _Bounded]
 
 
 class Unmasking(Message, frozen=True, tag="unmasking-shares"):
-    """Shares of the mask seed of each neighbour that survived, of the masking key of each other."""
+    """Shares of survivors' mask seeds and of the other neighbours' masking keys."""
 
     seeds: Annotated[dict[Site, Share], _Bounded]
     keys: Annotated[dict[Site, Share], _Bounded]
 
 
 class CompletedStage(Message, frozen=True, tag="completed-stage"):
-    """An entry of a site's journal: something that it must not do again."""
+    """An entry of a site's journal: a stage not to be repeated."""
 
     session: Session
     round: Number
@@ -179,7 +186,7 @@ HONEST_BUT_CURIOUS_REQUESTS: tuple[type[Request], ...] = (
     MaskedVectorRequest,
     UnmaskRequest,
 )
-"""What a site answers where the coordinator is taken to follow the protocol."""
+"""Requests that a site answers where the coordinator is taken to follow the protocol."""
 
 ACTIVE_REQUESTS: tuple[type[Request], ...] = (
     AdvertiseKeysRequest,
@@ -188,9 +195,9 @@ ACTIVE_REQUESTS: tuple[type[Request], ...] = (
     ConsistencyRequest,
     ConfirmedUnmaskRequest,
 )
-"""What a site answers where it may lie."""
+"""Requests that a site answers where the coordinator may lie."""
 
 
 def max_message_bytes(entries: int) -> int:
-    """More than any message with `entries` entries takes, vectors aside."""
+    """Return more bytes than any message with `entries` entries takes, vectors aside."""
     return 512 + 256 * entries

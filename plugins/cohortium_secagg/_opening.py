@@ -1,4 +1,4 @@
-"""The end of an attempt at the coordinator: consent, then shares, and the masks come off."""
+"""The end of an attempt at the coordinator: signatures, shares and unmasking."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from cohortium_secagg._masks import Words
 
 MAX_TRIALS = 256
-"""Sets of holders tried for one secret, beside the first."""
+"""Sets of holders tried for one secret, in addition to the first."""
 
 
 @frozen(eq=False)
 class ConsistencyChecking(Stage):
-    """Signatures come in, for the one set of survivors that was named to all."""
+    """Stage that collects signatures for one set of survivors, named to all."""
 
     unmask_stage: Unmask
     signatures: dict[SiteId, bytes] = field(factory=dict, init=False)
@@ -49,7 +49,7 @@ class ConsistencyChecking(Stage):
         self.signatures[site] = signature
 
     def close(self) -> tuple[Stage, StageRequests]:
-        """Show the signatures to those who gave them, and ask for shares."""
+        """Show the signatures to the sites that signed, and ask for shares."""
         attempt, signed = self.unmask_stage.masking_graph.attempt, sorted(self.signatures)
         if len(signed) < attempt.protocol.threshold:
             raise TooFewSitesError(
@@ -64,14 +64,16 @@ class ConsistencyChecking(Stage):
 
 @frozen(eq=False)
 class Unmask(Stage):
-    """Shares come in: of a survivor's mask seed, of the masking key of a site that is lost.
+    """Stage that collects shares of survivors' mask seeds and lost sites' keys.
+
+    These keys are the masking keys.
 
     Guarantees:
-        Every secret is recovered, and found to be the one its site had committed to, before the
-        first mask comes off: the sum is exact, or there is none.
-        A share that is not the one that its site had committed to is left out, named, and made up
-        for by any other shareholder's: wrong shares do no more than shares that never come.
-        No more is asked of anyone for that.
+        Every secret is recovered before the first mask comes off, and is checked against its site's
+        commitment.  So the sum is exact, or there is none.
+        The coordinator leaves out a share that does not match its site's commitment, and names its
+        sender.  Any other shareholder's share replaces it.  So wrong shares have no more effect
+        than shares that never come.  No more is asked of any site for that.
     """
 
     masking_graph: MaskingGraph
@@ -84,7 +86,7 @@ class Unmask(Stage):
     )
 
     def accept(self, site: SiteId, reply: bytes) -> None:
-        """Keep a site's shares, but for the wrong ones."""
+        """Keep a site's shares, except the wrong ones."""
         neighbours = self.masking_graph.neighbours[site]
         shares = decode(reply, Unmasking, limit=max_message_bytes(len(neighbours)))
         survived = (neighbours | {site}) & self.survivors
@@ -107,7 +109,10 @@ class Unmask(Stage):
         shares: Mapping[SiteId, bytes],
         commitments: Mapping[SiteId, Mapping[SiteId, bytes]],
     ) -> Iterator[SiteId]:
-        """Keep shares that are as their dealers had committed to; the dealers of the others."""
+        """Keep the shares that match their owners' commitments.
+
+        Yields the owners of the other shares.
+        """
         scope = self.masking_graph.attempt.scope
         for dealer, share in shares.items():
             if scope.digest(kind, share, dealer, holder) == commitments[dealer][holder]:
@@ -131,12 +136,13 @@ class Unmask(Stage):
             yield Mask(self._recover(site, self._is_seed), subtract=True)
 
     def _masks_for_the_lost(self) -> Iterator[Mask]:
-        """The masks that survivors put on for sites whose vectors never came."""
+        """Yield the masks that survivors added for sites whose vectors never came."""
         scope, masking = self.masking_graph.attempt.scope, self.masking_graph.masking
         for site in self.masking_graph.lost(self.survivors):
             pair = KeyPair(self._recover(site, self._is_key))
             for peer in sorted(self.masking_graph.neighbours[site] & self.survivors):
-                # What the lost site would have sent is just what takes its neighbours' masks off.
+                # The lost site's own masks for its neighbours are exactly the ones that take theirs
+                # off.
                 yield pairwise(pair, masking[peer], scope, site, peer)
 
     def _is_seed(self, site: SiteId, secret: bytes) -> bool:
@@ -147,11 +153,12 @@ class Unmask(Stage):
         return KeyPair(secret).public == self.masking_graph.masking[site]
 
     def _recover(self, site: SiteId, fits: Callable[[SiteId, bytes], bool]) -> bytes:
-        """The secret of `site` of which shares were asked: the one that `fits`.
+        """Return the secret of `site` that `fits`, from the shares received.
 
         Raises:
-            TooFewSitesError: Too few shareholders sent the shares that had been committed to, or
-                these are of no secret that had been: the site itself dealt wrong ones.
+            TooFewSitesError: Too few shareholders sent shares that match the commitments.  Or these
+                shares are of no secret that the site had committed to: the site itself sent wrong
+                ones.
         """
         shares = self.held.get(site, {})
         attempt = self.masking_graph.attempt
@@ -171,10 +178,10 @@ class Unmask(Stage):
 
 
 def trials(holders: list[SiteId], threshold: int) -> Iterator[tuple[SiteId, ...]]:
-    """Some sets of `threshold` holders: the first, and those with one of it exchanged.
+    """Yield the first `threshold` holders, and sets with one holder exchanged.
 
-    Shares are known to be what their dealer had committed to, so they disagree only where the
-    dealer is wrong; one slip of its is made up for, with work that is bounded.
+    Shares are known to match the commitments of the site that made them.  So they disagree only
+    where that site is wrong.  One wrong share of it is made up for, with a bounded amount of work.
     """
     first, others = tuple(holders[:threshold]), holders[threshold:]
     yield first

@@ -1,4 +1,4 @@
-"""What a site holds between one request and the next: a state each, left by its one method."""
+"""States of a site between requests, each left by one method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
 
 SEED_SHARE, KEY_SHARE = "seed share", "masking key share"
-"""What hashes of shares are labelled with."""
+"""Label of the hashes of seed shares, and of key shares."""
 
 Pair: TypeAlias = tuple[bytes, bytes]
 """A share of a site's mask seed, and one of its masking key."""
@@ -33,11 +33,11 @@ class SiteAttempt:
     """A site in one attempt.
 
     Attributes:
-        protocol: Of the run.
-        scope: The attempt.
-        site: Its number.
-        roster: A hash of all sites' keys as it was told them; empty where nobody signs.
-        threads: How many mask and pack its vector.
+        protocol: Parameters of the run.
+        scope: Label of the attempt.
+        site: Number of the site.
+        roster: A hash of all sites' keys as the coordinator sent them.  Empty where no site signs.
+        threads: Number of threads that mask and pack the site's vector.
     """
 
     protocol: ProtocolParameters
@@ -60,13 +60,13 @@ class SiteAttempt:
 
 @frozen(eq=False)
 class Advertised:
-    """Its public keys are out.
+    """State after the site has sent its public keys.
 
     Attributes:
         site_attempt: The site, and the attempt.
-        sealing: Agrees on the keys that seal shares.
-        masking: Agrees on masks.
-        mac_key: The key of its vector's tag, which only the coordinator can derive as well.
+        sealing: Key pair that agrees on the keys that seal shares.
+        masking: Key pair that agrees on masks.
+        mac_key: The key of its vector's tag.  Only the coordinator can derive it as well.
     """
 
     site_attempt: SiteAttempt
@@ -79,7 +79,7 @@ class Advertised:
     def fresh(
         cls, site_attempt: SiteAttempt, secret: Randomness, *, coordinator: bytes
     ) -> Advertised:
-        """Draw new keys, for an attempt of which `coordinator` is the coordinator's public key.
+        """Draw new keys for an attempt with the coordinator's public key `coordinator`.
 
         Raises:
             RefusalError: That key is of small order.
@@ -92,13 +92,16 @@ class Advertised:
 
     @property
     def keys(self) -> Keys:
-        """What is told to everyone."""
+        """Public keys that are sent to every party."""
         return Keys(self.sealing.public, self.masking.public)
 
     def share(
         self, site_attempt: SiteAttempt, neighbours: Mapping[SiteId, Keys]
     ) -> tuple[Shared, Shares]:
-        """Draw a mask seed; share it and the masking key among this site and its neighbours."""
+        """Share a new mask seed and the masking key with the neighbours.
+
+        This site holds a share of both, too.
+        """
         site_attempt.check_neighbours(neighbours)
         site, threshold = site_attempt.site, site_attempt.protocol.threshold
         seed = self._secret.secret_bytes(SECRET_BYTES, "seed")
@@ -126,11 +129,11 @@ class Advertised:
 def committed(
     scope: AttemptLabel, kind: str, dealer: SiteId, shares: Mapping[SiteId, bytes]
 ) -> dict[SiteId, bytes]:
-    """A hash of each of the `shares` that `dealer` has dealt, by holder.
+    """Return a hash of each of the `shares` of `dealer`, by holder.
 
     Guarantees:
-        A hash tells nothing of a share that cannot be guessed, and one guess tries one share: no
-        two hashes of an attempt are of the same label.  Each of the shares that fewer than
+        A hash reveals nothing of a share that cannot be guessed.  One guess tries one share,
+        because no two hashes of an attempt have the same label.  Each of the shares that fewer than
         `threshold` others leave open is uniform over more than 2**256 values.
     """
     return {holder: scope.digest(kind, share, dealer, holder) for holder, share in shares.items()}
@@ -138,13 +141,13 @@ def committed(
 
 @frozen(eq=False)
 class Channel:
-    """Seals shares between this site and its neighbours.
+    """Sealed channel for shares between this site and its neighbours.
 
     Guarantees:
-        A key seals one message: it is bound to session, round, attempt, sender and receiver.
-        What is sealed is bound to all four public keys as its sender knows them, and to the
-        roster where there is one, so that neighbours who were told different things find out
-        before either masks.
+        A key seals one message: it is bound to session, round, attempt, sender and receiver.  A
+        sealed share is bound to all four public keys as its sender knows them, and to the roster if
+        there is one.  So neighbours that received different keys or rosters find out before either
+        masks.
     """
 
     site_attempt: SiteAttempt
@@ -158,13 +161,13 @@ class Channel:
         return seal(key, plain, bound_to=label + self._joined(self.keys, theirs))
 
     def unseal(self, peer: SiteId, theirs: Keys, sealed: bytes) -> bytes:
-        """Decrypt what `peer` sealed for this site."""
+        """Decrypt a text that `peer` sealed for this site."""
         label = self.site_attempt.scope.label("shares", peer, self.site_attempt.site)
         key = self.sealing.agree(theirs.sealing, label)
         try:
             return unseal(key, sealed, bound_to=label + self._joined(theirs, self.keys))
         except RefusalError as refusal:
-            # Whoever made it is named, not only the site that could not open it.
+            # Name the sender, and not only the site that could not open the share.
             raise RefusalError(refusal.code, f"site {peer}: {refusal.reason}") from None
 
     def _joined(self, sender: Keys, receiver: Keys) -> bytes:
@@ -174,15 +177,15 @@ class Channel:
 
 @frozen(eq=False)
 class Shared:
-    """Its secrets are out in shares.
+    """State after the site has shared its secrets.
 
     Attributes:
-        channel: To its neighbours.
-        masking: Agrees on masks.
+        channel: Channel to its neighbours.
+        masking: Key pair that agrees on masks.
         mac_key: The key of its vector's tag.
-        seed: Of its own mask.
+        seed: Seed of its own mask.
         own: Its own shares of its secrets.
-        neighbours: Those it shared with.
+        neighbours: Keys of the neighbours that it shared with.
     """
 
     channel: Channel
@@ -195,7 +198,7 @@ class Shared:
     def mask(
         self, request: MaskedVectorRequest, vector: Callable[[], RingVector]
     ) -> tuple[Masked, Vector]:
-        """Mask the vector with every neighbour whose shares have come, and with the own seed."""
+        """Mask the vector with its own seed and every neighbour that shared."""
         site_attempt, sealed = self.channel.site_attempt, request.sealed
         site_attempt.check_neighbours(sealed)
         if not sealed.keys() <= self.neighbours.keys():
@@ -217,7 +220,7 @@ class Shared:
         )
 
     def _released(self, vector: Callable[[], RingVector]) -> Words:
-        """What the site releases."""
+        """Return the words that the site releases."""
         setting = self.channel.site_attempt.protocol.setting
         words = vector().words
         if words.dtype != setting.ring.dtype or words.shape != (setting.length,):
@@ -227,11 +230,12 @@ class Shared:
 
 @frozen(eq=False)
 class Masked:
-    """Its masked vector is out.
+    """State after the site has sent its masked vector.
 
     Attributes:
         site_attempt: The site, and the attempt.
-        shares: What it holds of its own secrets, and of those of each neighbour it masked with.
+        shares: Shares that it holds of its own secrets, and of those of each neighbour it masked
+            with.
         unmasked_neighbours: Neighbours it did not mask with.
     """
 
@@ -240,18 +244,21 @@ class Masked:
     unmasked_neighbours: frozenset[SiteId]
 
     def unmask(self, request: UnmaskRequest) -> Unmasking:
-        """Give shares of the mask seeds of survivors, of the masking keys of the others."""
+        """Return shares of survivors' mask seeds and of the others' masking keys."""
         self.check(request.survivors)
         return self.shares_for(frozenset(request.survivors))
 
     def shares_for(self, survivors: frozenset[SiteId]) -> Unmasking:
-        """One share for each shareholder's secret: never both kinds for one site."""
+        """Return one share for each shareholder's secret.
+
+        For one site it never returns both kinds.
+        """
         seeds = {peer: seed for peer, (seed, _) in self.shares.items() if peer in survivors}
         keys = {peer: key for peer, (_, key) in self.shares.items() if peer not in survivors}
         return Unmasking(seeds, keys)
 
     def check(self, listed: tuple[SiteId, ...]) -> None:
-        """Refuse survivors that cannot be, or are too few."""
+        """Refuse survivors that are impossible or too few."""
         protocol, survivors = self.site_attempt.protocol, frozenset(listed)
         cohort = protocol.setting.cohort
         if len(survivors) != len(listed) or len(survivors) > cohort.cohort_size:
@@ -274,10 +281,10 @@ class Masked:
             )
 
     def require_acquainted(self, survivors: frozenset[SiteId]) -> None:
-        """Refuse to count a site as a survivor that has shared nothing with this one.
+        """Refuse a survivor that has shared nothing with this site.
 
-        Where all share with all, it cannot have masked with those who did: it would only make a
-        small sum look large.
+        Where all share with all, such a site cannot have masked with the sites that did share.  It
+        would only make a small sum look large.
         """
         if not survivors <= self.shares.keys():
             raise RefusalError("survivors", "a site that has shared nothing is listed.")

@@ -1,4 +1,4 @@
-"""What both sides agree on before a run: its numbers, and the labels of derived keys."""
+"""Parameters of a run that both sides agree on, and key labels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cohortium_secagg._sharing import Sharing
 
 PROTOCOL = b"cohortium secagg 2\x00"
-"""Begins every label: a key of another protocol, or another version of this one, is another key."""
+"""Start of every label.  A key of another protocol, or of another version of this one, differs."""
 
 
 @frozen
 class AttemptLabel:
-    """One attempt of one run.
+    """Label of one attempt of one run.
 
     Guarantees:
         Two different (purpose, session, round, attempt, sites) have two different labels: every
@@ -34,12 +34,15 @@ class AttemptLabel:
     attempt: int
 
     def label(self, purpose: str, *sites: SiteId) -> bytes:
-        """What a derived key or a ciphertext is bound to."""
+        """Return the label that binds a derived key or a ciphertext."""
         numbers = struct.pack(f">{2 + len(sites)}Q", self.round, self.attempt, *sites)
         return PROTOCOL + purpose.encode() + b"\x00" + self.session + numbers
 
     def digest(self, purpose: str, data: bytes, *sites: SiteId) -> bytes:
-        """A hash that fixes `data` of `sites` in this attempt, and hides it where it is random."""
+        """Return a hash that fixes `data` of `sites` in this attempt.
+
+        It hides `data` where they are random.
+        """
         fingerprint = hashlib.sha256(self.label(purpose, *sites))
         fingerprint.update(data)
         return fingerprint.digest()
@@ -47,11 +50,11 @@ class AttemptLabel:
 
 @frozen
 class ProtocolParameters:
-    """The numbers of a run, checked.
+    """The checked numbers of a run.
 
     Attributes:
-        sharing: Thresholds and floors, and what they are to hold against.
-        setting: What is summed, and who takes part.
+        sharing: Thresholds and floors, and the adversary that they are to hold against.
+        setting: Public configuration of the sum, and of the sites that take part.
     """
 
     sharing: Sharing
@@ -59,10 +62,10 @@ class ProtocolParameters:
 
     @classmethod
     def agreed(cls, config: SecAgg, setting: AggregationConfig) -> ProtocolParameters:
-        """The rules of a run.
+        """Return the parameters of a run.
 
         Raises:
-            StudyError: They cannot protect what they should, or cannot be met by the cohort.
+            StudyError: They cannot protect as they should, or the cohort cannot meet them.
         """
         if setting.cohort.adversary == "active":
             _require_directory(setting)
@@ -70,12 +73,12 @@ class ProtocolParameters:
 
     @property
     def threshold(self) -> int:
-        """Shareholders that recover a secret."""
+        """Number of shareholders that recover a secret."""
         return self.sharing.reconstruction_threshold
 
     @property
     def shares(self) -> int:
-        """Shareholders of a secret, where the attempt has as many sites."""
+        """Number of a secret's shareholders, if the attempt has as many sites."""
         return self.sharing.shares
 
     @property
@@ -85,21 +88,21 @@ class ProtocolParameters:
 
     @property
     def directory(self) -> KeyDirectory:
-        """Whose signatures are believed, where sites sign."""
+        """Directory whose signatures are believed, where sites sign."""
         assert self.setting.directory is not None
         return self.setting.directory
 
     @property
     def most_neighbours(self) -> int:
-        """The most neighbours a site can have.
+        """The most neighbours that a site can have.
 
-        A random graph may give each site one more than `shares` says, to come out even; the
-        majority that an active coordinator is held to counts every shareholder.
+        A random graph may give each site one more than `shares` says, to come out even.  Against an
+        active coordinator, the required majority counts every shareholder.
         """
         return self.setting.cohort.cohort_size - 1 if self.is_active else self.shares
 
     def require_identity(self, member: SiteContext) -> None:
-        """Raise if others would not believe what this site signs."""
+        """Raise if other sites would not believe this site's signatures."""
         if not self.is_active:
             return
         if member.identity is None:
@@ -124,15 +127,15 @@ class ProtocolParameters:
 
     @property
     def tolerated_colluders(self) -> int:
-        """How many contributors may be taken from the graph, whichever, without cutting it.
+        """Number of any contributors whose removal must not cut the graph.
 
-        Where the graph was calculated to hold against sites that collude wherever it put them,
-        only what has become of it is looked at.
+        A calculated graph already holds against sites that collude, in any places.  There, 0 is
+        returned, and only the remaining graph is checked.
         """
         return 0 if self.sharing.statistical_security_bits is not None else self.sharing.colluding
 
     def scope(self, round_: int, attempt: int) -> AttemptLabel:
-        """The attempt that keys are bound to."""
+        """Return the label of the attempt, which keys are bound to."""
         return AttemptLabel(self.setting.session, round_, attempt)
 
 

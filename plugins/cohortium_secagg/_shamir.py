@@ -1,7 +1,8 @@
 """Shamir's secret sharing of 32-byte secrets over a prime field (Shamir 1979).
 
-A secret is the value at zero of a random polynomial of degree t - 1; a share is its value at the
-holder's place.  Any t shares give the polynomial; t - 1 fit every secret equally well.
+A secret is the value at zero of a random polynomial of degree t - 1.  A share is the polynomial's
+value at the holder's place.  Any t shares determine the polynomial.  Any t - 1 shares fit every
+secret equally well.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ SHARE_BYTES = 33
 def split(
     secret: bytes, holders: Iterable[SiteId], *, threshold: int, stream: KeyStream
 ) -> dict[SiteId, bytes]:
-    """A share of `secret` for each of `holders`.
+    """Return a share of `secret` for each of `holders`.
 
     Guarantees:
-        Any `threshold` of them recover it.  Fewer are uniform and independent of it, where the
-        stream is.
+        Any `threshold` of them recover it.  Fewer are uniform and independent of it, if the stream
+        is.
     """
     higher = [stream.below(PRIME) for _ in range(threshold - 1)]
     polynomial = [*higher, int.from_bytes(secret, "big")]
@@ -41,14 +42,20 @@ def split(
 
 @frozen
 class LagrangeInterpolation:
-    """Recovers secrets from the shares of one set of holders; made once, used for many secrets."""
+    """Interpolation from the shares of one set of holders.
+
+    It is made once and used for many secrets.
+    """
 
     holders: tuple[SiteId, ...]
     _weights: tuple[int, ...] = field(init=False, repr=False)
 
     @_weights.default
     def _lagrange(self) -> tuple[int, ...]:
-        """Values at zero of the Lagrange basis: Π x / (x - x_i) over the other holders' x."""
+        """Return the values at zero of the Lagrange basis.
+
+        These are Π x / (x - x_i) over the other holders' x.
+        """
         places = [_place(holder) for holder in self.holders]
         weights = []
         for place in places:
@@ -61,7 +68,7 @@ class LagrangeInterpolation:
         return tuple(weights)
 
     def secret(self, shares: Mapping[SiteId, bytes]) -> bytes:
-        """The secret behind the holders' `shares`.
+        """Return the secret behind the holders' `shares`.
 
         Raises:
             ValueError: They belong to no 32-byte secret.
@@ -80,6 +87,6 @@ def _place(holder: SiteId) -> int:
 
 
 def _at(polynomial: Iterable[int], place: int) -> int:
-    """Horner's rule, highest coefficient first."""
-    # Places are small: to reduce once, at the end, is faster than at each step.
+    """Evaluate by Horner's rule, highest coefficient first."""
+    # Places are small, so one reduction at the end is faster than one at each step.
     return reduce(lambda value, coefficient: value * place + coefficient, polynomial, 0) % PRIME

@@ -1,4 +1,4 @@
-"""Which threshold, neighbourhood and least sum a study gets, and what they hide from whom."""
+"""Choice of a study's threshold, neighbourhood and least sum, and their guarantee."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from cohortium_secagg import SecAgg
 
 THRESHOLD, SHARES = 4, 5
-"""What is chosen against an honest-but-curious coordinator, where no dropout is declared."""
+"""Values chosen against an honest-but-curious coordinator, where no dropout is declared."""
 
 
 @frozen(kw_only=True)
 class Sharing(AggregationGuarantee):
-    """What a coordinator and `colluding` sites learn together: in each attempt one sum, or nothing.
+    """Guarantee: coordinator and `colluding` sites learn one sum an attempt, or nothing.
 
-    Against an active coordinator it is a sum over sites that the coordinator picks, by pretending
-    that others dropped out; else it is the sum over all that contributed.
+    An active coordinator picks the sites of the sum, by pretending that others dropped out.
+    Otherwise it is the sum over all contributors.
 
     Attributes:
-        adversary: What the coordinator may do.
-        colluding: How many sites may pool what they know with it.
-        sites: That are asked.
-        shares: Shareholders of a secret: a site and its neighbours.
+        adversary: Model of the coordinator, honest-but-curious or active.
+        colluding: Number of sites that may pool their knowledge with the coordinator.
+        sites: Number of sites that are asked.
+        shares: Number of shareholders of a secret: a site and its neighbours.
         quorum: The least number of contributors among a contributor and its neighbours.
     """
 
@@ -48,7 +48,7 @@ class Sharing(AggregationGuarantee):
         return self.min_contributors - self.colluding
 
     def __str__(self) -> str:
-        """One sentence."""
+        """Return the guarantee as one sentence."""
         chance = (
             ""
             if self.statistical_security_bits is None
@@ -64,10 +64,10 @@ class Sharing(AggregationGuarantee):
 
 
 def choose_parameters(config: SecAgg, cohort: FederationSpec) -> Sharing:
-    """What `wish` comes to in `cohort`.
+    """Return the parameters that `config` gives in `cohort`.
 
     Raises:
-        StudyError: It protects too little, or the cohort cannot meet it.
+        StudyError: They protect too little, or the cohort cannot meet them.
     """
     if cohort.adversary == "active":
         sharing = _active(config, cohort)
@@ -81,16 +81,16 @@ def choose_parameters(config: SecAgg, cohort: FederationSpec) -> Sharing:
 
 
 def _certain(config: SecAgg, cohort: FederationSpec) -> Sharing:
-    """A sparse graph that holds whichever sites collude."""
+    """Return a sparse graph's parameters that tolerate any choice of colluding sites."""
     threshold, shares = config.reconstruction_threshold or THRESHOLD, config.num_shares or SHARES
     return _against_any(cohort, threshold, shares)
 
 
 def _active(config: SecAgg, cohort: FederationSpec) -> Sharing:
-    """All share with all, and a majority decides."""
+    """Return parameters with which all share with all, and a majority decides."""
     majority = (cohort.cohort_size + cohort.max_colluding) // 2 + 1
     threshold = config.reconstruction_threshold or majority
-    # Where all share with all, a cohort that is too small is to be told of its own size.
+    # Where all share with all, an error for a too small cohort must name the cohort's size.
     shares = config.num_shares or max(cohort.cohort_size, threshold, cohort.max_colluding + 2)
     why = f"the coordinator is active, {_against(cohort)}"
     _require("reconstruction_threshold", threshold, majority, f"{why} (0 chooses it)")
@@ -108,10 +108,11 @@ def _against_any(cohort: FederationSpec, threshold: int, shares: int) -> Sharing
     _require("reconstruction_threshold", threshold, cohort.max_colluding + 1, _against(cohort))
     _require("num_shares", shares, threshold, f"reconstruction_threshold is {threshold}")
     _require("num_shares", shares, cohort.max_colluding + 2, _against(cohort))
-    # With fewer around it than this, all but a site itself might collude, and know its masks.
+    # With fewer sites around it, all of them except the site itself might collude and know its
+    # masks.
     quorum = max(threshold, cohort.max_colluding + 2)
     circle = min(shares, cohort.cohort_size)
-    # A sparse graph must stay whole without them and without those that collude.
+    # A sparse graph must stay connected without the lost sites and without the colluding ones.
     uncut = (
         cohort.cohort_size if circle == cohort.cohort_size else circle - 2 - cohort.max_colluding
     )
@@ -120,7 +121,10 @@ def _against_any(cohort: FederationSpec, threshold: int, shares: int) -> Sharing
 
 
 def _calculated(config: SecAgg, cohort: FederationSpec) -> Sharing:
-    """A sparse random graph that holds against sites that collude wherever it puts them."""
+    """Return parameters of a sparse random graph, calculated for a random placement.
+
+    They hold against colluding sites, wherever the graph puts them.
+    """
     _require(
         "reconstruction_threshold",
         config.reconstruction_threshold or 2,
@@ -160,7 +164,7 @@ def _calculated(config: SecAgg, cohort: FederationSpec) -> Sharing:
 
 
 class ChosenParameters(NamedTuple):
-    """A graph that meets its demands, if its threshold is not below the least."""
+    """A graph that meets its requirements if its threshold reaches the least."""
 
     degree: int
     least_threshold: int
@@ -168,17 +172,19 @@ class ChosenParameters(NamedTuple):
     contributors: int
 
 
-# It is a pure function, and a simulation asks for it at every site.
+# It is a pure function, and a simulation calls it at every site.
 @lru_cache(maxsize=8)
 def _fit(requirements: GraphRequirements, shares: int, threshold: int) -> ChosenParameters:
-    """The least degree; where no threshold is given, the greatest that survives the dropouts.
+    """Return the least degree that is sufficient, and its thresholds.
 
-    Where `shares` are given, their degree if it will do, else the least above it that does.
+    Without a given threshold, it is the greatest that survives the dropouts.  With given `shares`,
+    their degree is taken if it is sufficient.  Otherwise it is the least sufficient degree above.
     """
     degrees = requirements.degrees()
     if shares:
         degrees = chain([shares - 1], (degree for degree in degrees if degree >= shares))
-    # With all for neighbours every threshold up to the sites that are left does.
+    # With all sites as neighbours, every threshold up to the number of remaining sites is
+    # sufficient.
     degree, window = next(
         (degree, window)
         for degree in degrees
@@ -191,7 +197,7 @@ def _fit(requirements: GraphRequirements, shares: int, threshold: int) -> Chosen
 
 
 def _require_left(config: SecAgg, cohort: FederationSpec, needed: int) -> None:
-    """Raise if fewer than `needed` sites are left when all have dropped out that may."""
+    """Raise if fewer than `needed` sites remain after all allowed dropouts."""
     _require("cohort_size", cohort.cohort_size, needed, f"a sum is opened over {needed} or more")
     if cohort.cohort_size - _lost(config, cohort) < needed:
         most = floor(Fraction(cohort.cohort_size - needed, cohort.cohort_size) * 10_000) / 10_000
@@ -202,7 +208,7 @@ def _require_left(config: SecAgg, cohort: FederationSpec, needed: int) -> None:
 
 
 def _lost(config: SecAgg, cohort: FederationSpec) -> int:
-    """The most sites that may drop out: never fewer than the fraction says."""
+    """Return the most sites that may drop out, rounded up."""
     return ceil(Fraction(str(config.max_dropout_rate)) * cohort.cohort_size)
 
 

@@ -1,16 +1,16 @@
-"""A site's session: it masks its vector, and refuses what an honest coordinator would not ask.
+"""A site's session: it masks its vector, and refuses dishonest requests.
 
-A refusal carries one of these codes:
+An honest coordinator never sends such a request.  A refusal carries one of these codes:
 
     out-of-order   a stage out of its order, or a second time
-    attempt        an own part, or a whole request, of another attempt
-    neighbourhood  too few neighbours, too many, the site itself, or a site that cannot be
+    attempt        an own part, or a whole request, that belongs to another attempt
+    neighbourhood  too few neighbours, too many, the site itself, or an impossible site
     small-order    a public key of small order
     sealed         a share that does not authenticate
     vector         a vector of another length or ring than was agreed
     survivors      a set without the site itself, or with sites that cannot be in it
     floor          a set, or the part of it around this site, that is too small
-    journal        what must be remembered could not be made durable
+    journal        a necessary entry could not be made durable
 
 and, where the coordinator may lie, one of these:
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 State: TypeAlias = Advertised | Shared | Masked | Confirmed
-"""What a site holds after a request: of each kind, one answer can come."""
+"""State of a site after a request.  Each kind of state allows one answer."""
 
 DUE = (
     (Advertised, ShareKeysRequest | ShareKeysAmongAllRequest),
@@ -59,25 +59,25 @@ DUE = (
     (Masked, UnmaskRequest | ConsistencyRequest),
     (Confirmed, ConfirmedUnmaskRequest),
 )
-"""Which requests are due in which state."""
+"""Requests that are due in each state."""
 
 
 class SecAggSite:
-    """Answers one attempt after another.
+    """Session that answers one attempt after another.
 
     Guarantees:
-        A request is answered at most once: its state is spent before it is looked at further, so
-        that a request that is refused ends the attempt for this site.
-        An attempt's secrets are forgotten with its unmasking, or when the next one begins.  (The
-        last reference goes; Python does not overwrite the memory.)
-        That it has masked, or unmasked, is durable before the reply.  After a restart it takes no
-        further part in any attempt in which it had masked, nor in an earlier one.
-        It opens at most one sum an attempt, and then either a neighbour's mask seed or its
-        masking key, never both.
+        A site answers a request at most once.  It spends its state before it looks at the request
+        further, so a refused request ends the attempt for this site.
+        A site forgets an attempt's secrets with its unmasking, or when the next attempt begins.
+        (It drops the last reference.  Python does not overwrite the memory.)
+        The fact that it has masked, or unmasked, is durable before the reply.  After a restart it
+        takes no further part in any attempt in which it had masked, nor in an earlier one.
+        It opens at most one sum an attempt.  For that sum it gives either a neighbour's mask seed
+        or its masking key, never both.
     """
 
     def __init__(self, protocol: ProtocolParameters, member: SiteContext, *, threads: int) -> None:
-        """Take the run's rules, what this site has to itself, and its threads."""
+        """Take the run's parameters, this site's private context, and its threads."""
         self._protocol = protocol
         self._threads = threads
         protocol.require_identity(member)
@@ -87,11 +87,11 @@ class SecAggSite:
         self._state: State | None = None
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
-        """The reply to one request.
+        """Return the reply to one request.
 
         Raises:
             RefusalError: An honest coordinator would not have sent it.
-            MessageError: It is malformed.
+            MessageError: The request is malformed.
         """
         limit = max_message_bytes(self._protocol.setting.cohort.sites)
         kinds = ACTIVE_REQUESTS if self._protocol.is_active else HONEST_BUT_CURIOUS_REQUESTS
@@ -122,7 +122,7 @@ class SecAggSite:
         return self._signer(site_attempt.scope).sign(self._state)
 
     def _signer(self, scope: AttemptLabel) -> SurvivorSigner:
-        """What signs and judges for this site, where the coordinator may lie."""
+        """Return this site's signer, where the coordinator may lie."""
         assert self._member.identity is not None
         return SurvivorSigner(self._member.identity, Statements(self._protocol.directory, scope))
 
@@ -137,7 +137,10 @@ class SecAggSite:
         return reply
 
     def _take(self, request: Request) -> State:
-        """The state in which `request` is due; it is spent, whatever comes of the request."""
+        """Return the state in which `request` is due, and spend it.
+
+        It is spent for any outcome of the request.
+        """
         state = self._state
         for due, kinds in DUE:
             if isinstance(state, due) and isinstance(request, kinds):

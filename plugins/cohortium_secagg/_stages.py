@@ -2,13 +2,13 @@
 
     Setup → AdvertiseKeys → ShareKeys → CollectVectors → Unmask → Finished
 
-Where sites are wary of it, it passes signatures on:
+Where the coordinator may lie, it forwards signatures:
 
     Setup → AdvertiseSignedKeys → ShareKeys
         → CollectVectors → ConsistencyChecking → Unmask → Finished
 
-A stage takes in replies; `close` ends it, and gives the next stage and what to ask for it.
-What later stages do not need is left behind.
+A stage takes in replies.  `close` ends it, and returns the next stage and its requests.
+A stage passes on only the data that later stages need.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Setup(Stage):
-    """Nothing has been asked yet."""
+    """Stage before the first request."""
 
     attempt: Attempt
 
@@ -62,7 +62,10 @@ class Setup(Stage):
 
 @frozen(eq=False)
 class AdvertiseKeys(Stage):
-    """Public keys come in; a site without them is no one's neighbour."""
+    """Stage that collects public keys.
+
+    A site without keys has no neighbours.
+    """
 
     attempt: Attempt
     keys: dict[SiteId, Keys] = field(factory=dict, init=False)
@@ -74,7 +77,7 @@ class AdvertiseKeys(Stage):
         self.keys[site] = keys
 
     def close(self) -> tuple[Stage, StageRequests]:
-        """Draw the graph, and tell each site its neighbours."""
+        """Draw the graph, and send each site its neighbours."""
         self.attempt.require(self.keys, "sent keys")
         degree = self.attempt.protocol.shares - 1
         graph = Graph.draw(sorted(self.keys), degree, self.attempt.shuffle)
@@ -95,7 +98,10 @@ class AdvertiseKeys(Stage):
 
 @frozen(eq=False)
 class AdvertiseSignedKeys(Stage):
-    """Signed public keys come in; everyone is told all of them, and shares with all."""
+    """Stage that collects signed public keys and sends them to all.
+
+    Every site shares with all others.
+    """
 
     attempt: Attempt
     keys: dict[SiteId, SignedKeys] = field(factory=dict, init=False)
@@ -109,7 +115,7 @@ class AdvertiseSignedKeys(Stage):
         self.keys[site] = keys
 
     def close(self) -> tuple[Stage, StageRequests]:
-        """Tell every site the roster."""
+        """Send the roster to every site."""
         attempt, sites = self.attempt, sorted(self.keys)
         attempt.require(sites, "sent keys")
         graph = Graph.draw(sites, len(sites) - 1, attempt.shuffle)
@@ -121,17 +127,20 @@ class AdvertiseSignedKeys(Stage):
 
 
 def _require_sound(attempt: Attempt, site: SiteId, keys: Keys) -> None:
-    """Turn down keys for which the neighbours would refuse, and drop out in the site's place."""
+    """Refuse keys that would make the neighbours refuse.
+
+    Otherwise the neighbours would drop out in the site's place.
+    """
     if not all(map(attempt.mac_key.can_agree, (keys.sealing, keys.masking))):
         raise MessageError(f"site {site} sent a public key of small order.")
 
 
 @frozen(eq=False)
 class ShareKeys(Stage):
-    """Sealed shares come in.
+    """Stage that collects sealed shares.
 
-    A site that too few neighbours have shared with could not be recovered.  It is left out before
-    it has trained, and then those that need it, and so on.
+    A site that too few neighbours have shared with could not be recovered.  The coordinator leaves
+    it out before it has trained, then the sites that need it, and so on.
     """
 
     attempt: Attempt
@@ -153,7 +162,7 @@ class ShareKeys(Stage):
         self.shares[site] = shares
 
     def close(self) -> tuple[Stage, StageRequests]:
-        """Pass the sealed shares on, and ask for vectors."""
+        """Forward the sealed shares, and ask for vectors."""
         sites = k_core(self.neighbours, self.shares, self.attempt.protocol.quorum)
         self.attempt.require(sites, "shared their secrets with enough neighbours")
         self.attempt.require_whole(self.graph, sites)
@@ -183,7 +192,7 @@ class ShareKeys(Stage):
 
 @frozen(eq=False)
 class CollectVectors(Stage):
-    """Masked vectors come in, each added to the one running total and dropped."""
+    """Stage that adds each masked vector to the total, and drops it."""
 
     masking_graph: MaskingGraph
     total: Words = field(init=False)
@@ -195,7 +204,7 @@ class CollectVectors(Stage):
         return setting.ring.zeros(setting.length)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
-        """Fold a site's masked vector in."""
+        """Add a site's masked vector."""
         attempt = self.masking_graph.attempt
         setting = attempt.protocol.setting
         limit = setting.ring.bytes_for(setting.length) + max_message_bytes(0)
@@ -206,12 +215,12 @@ class CollectVectors(Stage):
         )
         if not verify_tag(key, vector.packed, vector.tag):
             raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
-        # On one thread: NumPy's loops are so short here that two would wait for each other.
+        # On one thread: NumPy's loops are so short here that two threads would wait for each other.
         setting.ring.add(vector.packed, self.total)
         self.survivors.add(site)
 
     def close(self) -> tuple[Stage, StageRequests]:
-        """Ask the survivors for what takes the masks off."""
+        """Ask the survivors for signatures, or for shares to unmask."""
         attempt, survivors = self.masking_graph.attempt, frozenset(self.survivors)
         attempt.require(survivors, "sent vectors")
         for site in (*survivors, *self.masking_graph.lost(survivors)):

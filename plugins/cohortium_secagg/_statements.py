@@ -1,4 +1,4 @@
-"""What sites sign against a coordinator that lies: their keys, and the survivors they agree to.
+"""Signed statements against a coordinator that lies: keys and agreed survivors.
 
 Bonawitz et al. (2017), section 4, figure 4: the signed key advertisement and the consistency check.
 """
@@ -23,50 +23,57 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Statements:
-    """The statements of one attempt, and who is believed.
+    """The statements of one attempt, and the directory that verifies them.
 
     Guarantees:
-        A signature is of one session, round, attempt, site and directory.  One that is shown in
-        another place, or to a party that has pinned another directory, is not believed.
+        A signature is of one session, round, attempt, site and directory.  A signature that is
+        shown in another place is not believed.  Nor does a party believe it that has pinned another
+        directory.
 
     Attributes:
-        directory: Whose signatures are believed.
-        scope: The attempt.
+        directory: Directory whose signatures are believed.
+        scope: Label of the attempt.
     """
 
     directory: KeyDirectory
     scope: AttemptLabel
 
     def of_keys(self, site: SiteId, keys: Keys) -> bytes:
-        """What a site signs to say: these are my keys."""
+        """Return the statement with which a site declares its keys."""
         return self._about("signed keys", site) + keys.sealing + keys.masking
 
     def of_survivors(self, site: SiteId, roster: bytes, survivors: Iterable[SiteId]) -> bytes:
-        """What a site signs to say: of this roster I open the sum over these, and no other."""
+        """Return the statement with which a site agrees to one sum.
+
+        It says: of this roster I open the sum over these survivors, and no other.
+        """
         return self._about("survivors", site) + roster + _numbers(sorted(survivors))
 
     def sign_keys(self, identity: SigningKey, site: SiteId, keys: Keys) -> SignedKeys:
-        """The keys of a site, signed by it."""
+        """Sign the keys of a site."""
         return SignedKeys(keys.sealing, keys.masking, identity.sign(self.of_keys(site, keys)))
 
     def sign_survivors(
         self, identity: SigningKey, site: SiteId, roster: bytes, survivors: Iterable[SiteId]
     ) -> ConsistencyCheck:
-        """A site's consent to open the sum over `survivors`."""
+        """Sign a site's agreement to open the sum over `survivors`."""
         return ConsistencyCheck(identity.sign(self.of_survivors(site, roster, survivors)))
 
     def verify_keys(self, site: SiteId, keys: SignedKeys) -> bool:
-        """Whether `site` signed `keys` for this attempt."""
+        """Return whether `site` signed `keys` for this attempt."""
         return self.directory.verify(site, keys.signature, self.of_keys(site, keys))
 
     def verify_survivors(
         self, site: SiteId, roster: bytes, survivors: Iterable[SiteId], signature: bytes
     ) -> bool:
-        """Whether `site` signed that it opens the sum over `survivors`."""
+        """Return whether `site` signed that it opens the sum over `survivors`."""
         return self.directory.verify(site, signature, self.of_survivors(site, roster, survivors))
 
     def roster(self, members: Mapping[SiteId, Keys]) -> bytes:
-        """A hash of who takes part, and with which keys: equal for those told the same only."""
+        """Return a hash of the participating sites and their keys.
+
+        Only sites that received the same roster compute the same hash.
+        """
         fingerprint = hashlib.sha256(self._about("roster"))
         for site in sorted(members):
             fingerprint.update(_numbers([site]) + members[site].sealing + members[site].masking)

@@ -1,8 +1,8 @@
-"""Masks over every value of a vector: put on and packed at a site, taken off at the coordinator.
+"""Masking of whole vectors at a site, and unmasking at the coordinator.
 
-A vector is taken in its packed pieces, and the pieces are dealt to threads in contiguous runs.
-The result has the same bits whatever the number of threads.  (What takes the time, the cipher and
-NumPy's loops, runs without the interpreter's lock.)
+A vector is processed in its packed pieces.  Each thread takes a contiguous run of pieces.  The
+result has the same bits for any number of threads.  (The slow parts, the cipher and NumPy's loops,
+run without the interpreter's lock.)
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def available_cpus() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def masked(words: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> memoryview:
-    """The elements `words` under `masks`, packed.
+    """Return the elements `words` under `masks`, packed.
 
-    Beside the packed vector no more is held than a piece for each thread.
+    In addition to the packed vector, no more is held than a piece for each thread.
     """
     out = memoryview(bytearray(ring.bytes_for(len(words))))
 
@@ -62,7 +62,7 @@ def unmask(total: Words, masks: Sequence[Mask], ring: Ring, *, threads: int) -> 
 def _share(
     work: Callable[[Sequence[RingBlock]], None], pieces: Sequence[RingBlock], threads: int
 ) -> None:
-    """Have `work` done on all `pieces`, a contiguous run of them by each of `threads`."""
+    """Run `work` on all `pieces`, a contiguous run in each of `threads`."""
     count = max(1, min(threads, len(pieces)))
     bounds = [len(pieces) * number // count for number in range(count + 1)]
     runs = [pieces[begin:end] for begin, end in itertools.pairwise(bounds) if begin < end]
@@ -72,4 +72,4 @@ def _share(
         return
     with ThreadPoolExecutor(count) as pool:
         for _ in pool.map(work, runs):
-            """Waits for each, and raises what it raised."""
+            """Wait for each run, and raise its error."""

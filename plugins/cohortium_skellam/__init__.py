@@ -1,7 +1,8 @@
-"""Skellam noise: DP-SGD whose noise is whole numbers, added where the sum is taken.
+"""Skellam noise: DP-SGD with integer noise, added where the sum is taken.
 
-The difference of two Poisson variables is Skellam; sums of Skellam variables are Skellam.  So what
-honest sites add makes up the noise of their sum exactly, with nothing to round afterwards.
+The difference of two Poisson variables is a Skellam variable.  Sums of Skellam variables are
+Skellam variables.  So the noise of honest sites makes up the noise of their sum exactly, and no
+rounding follows.
 
 Agarwal, Kairouz, Liu (2021), "The Skellam Mechanism for Differentially Private Federated Learning".
 """
@@ -34,32 +35,34 @@ _DELTA = (gt(0.0), ge(accounting.MIN_DELTA), lt(1.0))
 
 @frozen(kw_only=True)
 class Skellam:
-    """(ε, δ)-differential privacy for the whole run by integer noise, for one gradient a round.
+    """(ε, δ)-differential privacy for the whole run by integer noise.
 
-    Per-example gradients are clipped and summed (DP-SGD: Abadi et al. 2016), the sum is rounded to
-    a grid, and Skellam noise is added in the ring (`fedsgd`).
+    It covers one gradient a round (`fedsgd`).  Per-example gradients are clipped and summed
+    (DP-SGD: Abadi et al. 2016).  The sum is rounded to a grid, and Skellam noise is added in the
+    ring.
 
     Attributes:
         epsilon: ε of the whole run.
-        delta: δ of the whole run; keep it below a tenth of one over the number of units.
+        delta: δ of the whole run.  Keep it below a tenth of one over the number of units.
         clip_norm: C, the largest ℓ₂ norm of an example's gradient.
-        unit: What is protected: "example", or "patient" (all examples of one person, of which
-            each batch takes at most one).
-        noise: "distributed": sites share the noise of their sum, sized for `min_contributors` less
-            `max_colluding` honest ones (Kairouz et al. 2021), and the guarantee is against the
-            coordinator.  "local": each site adds all of it, against everyone.  That is not local
-            differential privacy: the unit is hidden among the site's others.
-        rounding_slack: By what part of C rounding to the grid may enlarge the ℓ₂ sensitivity; less
-            takes more bits to send.
+        unit: Protected unit: "example", or "patient" (all examples of one person, of which each
+            batch takes at most one).
+        noise: "distributed": sites share the noise of their sum (Kairouz et al. 2021), and the
+            guarantee is against the coordinator.  The shares are sized for `min_contributors` less
+            `max_colluding` honest sites.  "local": each site adds all of the noise, against
+            everyone.  That is not local differential privacy: the unit is hidden among the site's
+            others.
+        rounding_slack: Part of C by which rounding to the grid may enlarge the ℓ₂ sensitivity.  A
+            smaller part takes more bits to send.
 
     Guarantees:
         The noise is calibrated before the first step, to all rounds and retries, with the
-        sensitivities of what is rounded.
+        sensitivities of the rounded sums.
     """
 
     epsilon: float = field(default=6.0, validator=_EPSILON)
     delta: float = field(default=1.9e-4, validator=_DELTA)
-    # Beyond, what a sum decodes to leaves single precision.
+    # Beyond these limits, a decoded sum is outside the range of single precision.
     clip_norm: float = field(default=1.0, validator=[ge(1e-20), le(1e20)])
     unit: Literal["example", "patient"] = field(
         default="example", validator=in_(("example", "patient"))
@@ -70,7 +73,7 @@ class Skellam:
     rounding_slack: float = field(default=0.01, validator=[ge(1e-6), lt(1)])
 
     def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> SkellamPlan:
-        """Calibrate the noise; see `Privatizer.plan`."""
+        """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_skellam._plan import SkellamPlan, calibrated
 
         if self.unit == "patient" and cohort.patients is None:

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     Reals = NDArray[np.float64]
 
 MIN_MEAN = 100.0
-"""Below it the approximations made here lose digits; noise worth having is far above."""
+"""Least mean: below it these approximations lose digits.  Useful noise is far above."""
 
 AT_ONCE = 1 << 16
-"""Variables that are drawn together."""
+"""Number of variables that are drawn together."""
 
 _SERIES = 24
-"""Terms of a power series that is used up to a tenth: the rest is below a part in 2⁵³."""
+"""Terms of a power series that is used up to a tenth.  The rest is below a part in 2⁵³."""
 
 
 def skellam(size: int, variance: float, stream: KeyStream) -> NDArray[np.int64]:
-    """`size` independent Skellam variables of mean 0, shape (size,)."""
+    """Draw `size` independent Skellam variables of mean 0, shape (size,)."""
     mean = variance / 2
     drawn = poisson(size, mean, stream)
     drawn -= poisson(size, mean, stream)
@@ -33,7 +33,7 @@ def skellam(size: int, variance: float, stream: KeyStream) -> NDArray[np.int64]:
 
 
 def poisson(size: int, mean: float, stream: KeyStream) -> NDArray[np.int64]:
-    """`size` independent Poisson variables, shape (size,).
+    """Draw `size` independent Poisson variables, shape (size,).
 
     Transformed rejection with a squeeze (Hörmann 1993, algorithm PTRS), in double precision.
 
@@ -54,7 +54,7 @@ def poisson(size: int, mean: float, stream: KeyStream) -> NDArray[np.int64]:
 
 
 def _proposals(size: int, mean: float, stream: KeyStream) -> tuple[Reals, NDArray[np.bool_]]:
-    """Whole numbers near `mean`, and which of them may be taken."""
+    """Draw whole numbers near `mean`, and mark the accepted ones."""
     b = 0.931 + 2.53 * math.sqrt(mean)
     a = -0.059 + 0.02483 * b
     inverse = 1.1239 + 1.1328 / (b - 3.4)
@@ -69,9 +69,10 @@ def _proposals(size: int, mean: float, stream: KeyStream) -> tuple[Reals, NDArra
 
 
 def log_chance(k: Reals, mean: float) -> Reals:
-    """The logarithm of the Poisson chance of each k ≥ 1 (Loader 2000: by its deviance).
+    """Return the logarithm of the Poisson probability of each k ≥ 1.
 
-    The plain formula subtracts numbers of the size of `mean` from one another; this does not.
+    It is computed by its deviance (Loader 2000).  The plain formula subtracts numbers of the size
+    of `mean` from one another.  This one does not.
     """
     x = (k - mean) / mean
     series = np.zeros_like(x)

@@ -1,4 +1,4 @@
-"""The numbers of a Skellam run, and what a site does with them."""
+"""The numbers of a Skellam run, and a site's part of it."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
     from cohortium_skellam import Skellam
 
 WRAP_BITS = 40
-"""A wrap of the sum is less likely than 2 to minus this, over the run."""
+"""A wrap of the sum, over the run, is less likely than 2 to minus this."""
 
 
 @frozen(kw_only=True)
 class IntegerGrid:
-    """Where sums are taken, in whole numbers of a grid.
+    """The grid of whole numbers in which sums are taken.
 
     Attributes:
-        grid: Its spacing, in units of gradients.
-        variance: Of the noise that a sum needs, on each value, in units of the grid squared.
-        mechanism: One attempt.
-        noise: Standard deviation of that noise over C: how it compares with Gaussian noise.
+        grid: Spacing of the grid, in units of gradients.
+        variance: Variance of the noise that a sum needs, on each value, in units of the grid
+            squared.
+        mechanism: Mechanism of one attempt.
+        noise: Standard deviation of that noise over C, for comparison with Gaussian noise.
     """
 
     grid: float
@@ -52,21 +53,21 @@ class IntegerGrid:
     noise: float
 
     def share(self, honest: int) -> float:
-        """Variance of one of `honest` shares."""
+        """Return the variance of one of `honest` shares."""
         return self.variance / honest
 
 
 def calibrated(
     terms: Skellam, workload: Workload, cohort: FederationSpec, parameters: int
 ) -> IntegerGrid:
-    """The coarsest grid that the terms allow, and the least noise on it.
+    """Return the coarsest grid that the terms allow, with its least noise.
 
     Raises:
         PrivacyError: The target cannot be met.
     """
     grid = terms.rounding_slack * terms.clip_norm / math.sqrt(parameters)
     while True:
-        # Rounding moves every value of either sum by half a step at most.
+        # Rounding moves every value of either sum by at most half a step.
         l2 = terms.clip_norm / grid + math.sqrt(parameters)
         l1 = min(math.sqrt(parameters) * terms.clip_norm / grid + parameters, l2**2)
 
@@ -88,13 +89,13 @@ def calibrated(
 
 
 def honest(terms: Skellam, cohort: FederationSpec) -> int:
-    """Sites whose shares make up the noise."""
+    """Return the number of sites whose shares make up the noise."""
     return cohort.min_honest_contributors() if terms.noise == "distributed" else 1
 
 
 @frozen
 class SkellamPlan:
-    """Public numbers of a Skellam run; see `PrivacyPlan`."""
+    """Public numbers of a Skellam run.  See `PrivacyPlan`."""
 
     terms: Skellam
     workload: Workload = field(kw_only=True)
@@ -110,7 +111,7 @@ class SkellamPlan:
         signal = self.largest_sum * cohort.cohort_size
         deviation = math.sqrt(self.share * cohort.cohort_size) * integer_grid.grid
         draws = 2.0 * self.parameters * cohort.attempts
-        # Bernstein's bound for Poisson variables: the tail is normal but for a term that is
+        # Bernstein's bound for Poisson variables: the tail is normal, except for a term that is
         # linear in its logarithm.
         tail = math.log(draws) + WRAP_BITS * math.log(2)
         largest = signal + deviation * math.sqrt(2 * tail) + tail * integer_grid.grid
@@ -125,11 +126,13 @@ class SkellamPlan:
 
     @property
     def largest_sum(self) -> float:
-        """The most that a value of one site's clipped sum counts for: what keeps sums in the ring.
+        """Limit on each value of one site's clipped sum.
 
-        It is as if all of a site's declared units, at their mean number, lay in one batch, each
-        with its whole gradient in that value.  A sum that is cut off at a bound moves no further
-        for one unit than it did before, so that noise covers it as well.
+        It keeps sums in the ring.
+
+        It corresponds to one batch with all of a site's declared units, at their mean number.  Each
+        unit has its whole gradient in that value.  For one unit, a sum that is cut off at a bound
+        moves no further than it did before.  So the noise covers it as well.
         """
         return (
             self.terms.clip_norm * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
@@ -137,33 +140,33 @@ class SkellamPlan:
 
     @property
     def share(self) -> float:
-        """Variance of what a site adds to each value, in units of the grid squared."""
+        """Variance of a site's noise on each value, in grid units squared."""
         return self.integer_grid.share(honest(self.terms, self.cohort))
 
     @property
     def mechanism(self) -> accounting.RenyiBoundedMechanism:
-        """One attempt."""
+        """Mechanism of one attempt."""
         return self.integer_grid.mechanism
 
     @property
     def ring(self) -> Ring:
-        """Where the noised sum fits."""
+        """Ring that the noised sum fits into."""
         return self.code.ring
 
     @property
     def length(self) -> int:
-        """The vector alone: every site weighs the same, by declaration."""
+        """Length of the vector alone: all sites have the same declared weight."""
         return self.parameters
 
     @property
     def expected_batch(self) -> float:
-        """The declared number of units that a batch's gradient sum is divided by."""
+        """Declared number of units that a batch's gradient sum is divided by."""
         return (
             self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
         )
 
     def guarantee_after(self, attempts: int) -> Guarantee:
-        """What `attempts` attempts promise."""
+        """Return the guarantee that holds after `attempts` attempts."""
         terms, cohort = self.terms, self.cohort
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
         key = (
@@ -198,11 +201,11 @@ class SkellamPlan:
         )
 
     def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SkellamSite:
-        """One attempt at one site, with its own batch and noise."""
+        """Return one attempt at one site, with its own batch and noise."""
         return SkellamSite(self, secret, patients)
 
     def decode(self, total: RingSum) -> Tensor:
-        """The mean over the contributors."""
+        """Return the mean over the contributors."""
         import torch
 
         divisor = len(total.contributors) * self.expected_batch
@@ -211,21 +214,24 @@ class SkellamPlan:
 
 @frozen
 class SkellamSite:
-    """What a site does in one attempt; see `SitePrivatizer`."""
+    """One site's part of one attempt.  See `SitePrivatizer`."""
 
     plan: SkellamPlan
     secret: Randomness = field(repr=False)
     patients: ExampleIndices | None = field(repr=False)
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """One Poisson sample of examples or patients."""
+        """Yield one Poisson sample of examples or patients."""
         stream, unit = self.secret.stream("batches"), self.plan.terms.unit
         return sample_batches(self.plan.workload, unit, examples, self.patients, stream)
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """The clipped sum over the declared batch size; its noise comes with the release."""
+        """Set each `.grad` to the clipped sum over the declared batch size.
+
+        The noise is added by `release`.
+        """
         import torch
 
         clipped_sum(net, losses, batch, clip=self.plan.terms.clip_norm)
@@ -235,7 +241,10 @@ class SkellamSite:
             parameter.grad /= self.plan.expected_batch
 
     def release(self, vector: Tensor, weight: float) -> RingVector:  # noqa: ARG002
-        """Round the sum to the grid, and add this site's share of the noise in the ring."""
+        """Round the sum to the grid, and add this site's noise.
+
+        The noise is added in the ring.  It is the site's share, or all of it.
+        """
         import torch
 
         plan = self.plan

@@ -12,13 +12,13 @@ from cohortium.plugin import accounting
 
 
 def skellam(order: int, variance: float, l1: float, l2: float) -> float:
-    """A bound on the divergence at a whole `order` ≥ 2, of sums with Skellam noise.
+    """Return a bound on the divergence at a whole `order` ≥ 2.
 
-    Agarwal, Kairouz, Liu 2021, Corollary 3.6.
+    The divergence is that of sums with Skellam noise (Agarwal, Kairouz, Liu 2021, Corollary 3.6).
 
     Args:
         order: α.
-        variance: μ, of the noise on each value.
+        variance: μ, the variance of the noise on each value.
         l1: ℓ₁ sensitivity, in units of the grid.
         l2: ℓ₂ sensitivity, in units of the grid.
     """
@@ -30,11 +30,12 @@ def skellam(order: int, variance: float, l1: float, l2: float) -> float:
 def mechanism(
     rate: float, variance: float, l1: float, l2: float
 ) -> accounting.RenyiBoundedMechanism:
-    """One release of a Poisson sample's sum with Skellam noise; neighbours differ by one unit.
+    """Return one release of a Poisson sample's sum with Skellam noise.
 
-    For R = (1 - q)Q + qP the moment E_Q[(R/Q)^α] is a binomial sum over those of P/Q.  The other
-    direction's, E_R[(Q/R)^α], is no larger where a bijection exchanges P and Q (Mironov, Talwar,
-    Zhang 2019); with symmetric noise, x ↦ Δ - x does.
+    Neighbours differ by one unit.  For R = (1 - q)Q + qP, the moment E_Q[(R/Q)^α] is a binomial sum
+    over those of P/Q.  The moment of the other direction, E_R[(Q/R)^α], is no larger where a
+    bijection exchanges P and Q (Mironov, Talwar, Zhang 2019).  With symmetric noise, x ↦ Δ - x is
+    such a bijection.
     """
     most = int(max(accounting.ORDERS))
     divergences = [skellam(k, variance, l1, l2) for k in range(2, most + 1)]
@@ -50,7 +51,10 @@ def mechanism(
 
 
 def _sampled(order: int, rate: float, divergences: list[float]) -> float:
-    """At `order`, where `divergences` are those of what is sampled, at 2 to `order`."""
+    """Return the sampled divergence at `order`.
+
+    `divergences` are those of the unsampled mechanism, at 2 to `order`.
+    """
     powers = np.arange(2, order + 1)
     moments = (powers - 1) * np.array(divergences)
     # The first two terms of the sum over k: there P/Q has moment 1.
@@ -58,7 +62,8 @@ def _sampled(order: int, rate: float, divergences: list[float]) -> float:
     rest = (
         _log_binomials(order)[2:] + powers * math.log(rate) + (order - powers) * math.log1p(-rate)
     )
-    # The sum is 1 and a little more: of that little, digits would be lost in logarithms of it all.
+    # The sum is slightly above 1.  A logarithm of the whole sum would lose digits of the
+    # difference.
     return max(0.0, float(logsumexp(np.append(rest + moments, first)))) / (order - 1)
 
 

@@ -1,8 +1,8 @@
-"""Writes a run for TensorBoard: `pip install 'cohortium[tensorboard]'`.
+"""A run written for TensorBoard: `pip install 'cohortium[tensorboard]'`.
 
 `tensorboard --logdir runs` then shows all runs under `runs`.
 
-What it writes is what the run's events tell, and lies in the run's own folder.
+Only the run's events are written, to the run's own folder.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ COHORTIUM_API = 1
 
 @frozen
 class TensorBoard:
-    """Scalars by round, in the folder `tensorboard` of the run's record; a run without has none."""
+    """Scalars by round, in the folder `tensorboard` of the run's record.
+
+    A run without a record writes none.
+    """
 
     def start_run(self) -> TensorBoardWriter:
-        """A writer for one run.
+        """Return a writer for one run.
 
         Raises:
             StudyError: The package tensorboard is not installed.
         """
         try:
-            import tensorboard  # noqa: F401 - it is torch that uses it
+            import tensorboard  # noqa: F401 - torch uses it
         except ImportError as error:
             raise StudyError(
                 "the observer 'tensorboard' needs a package; pip install 'cohortium[tensorboard]'."
@@ -49,7 +52,7 @@ class TensorBoard:
 
 @define
 class TensorBoardWriter:
-    """One event file, made when the run starts and closed when it ends."""
+    """One event file, open from the run's start to its end."""
 
     file: Any = None
 
