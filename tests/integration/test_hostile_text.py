@@ -25,7 +25,7 @@ from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import Invitation
 from cohortium.messages.run import Refusal
 from cohortium.runs.invite import build_invitation
-from cohortium.study import study_file, toml
+from cohortium.study import toml
 from cohortium.text import (
     MAX_REASON_LENGTH,
     escape_control_characters,

@@ -115,8 +115,9 @@ def check_vector(trainer: Trainer) -> None:
         found = trained.vector
         ensure(
             tuple(found.shape) == (wanted,) and found.dtype == torch.float32,
-            f"the vector has shape {tuple(found.shape)} and {found.dtype}, where parameters.flatten "
-            f"gives {wanted} float32 numbers; make it with parameters.flatten or flatten_gradients.",
+            f"the vector has shape {tuple(found.shape)} and {found.dtype}, where "
+            f"parameters.flatten gives {wanted} float32 numbers; make it with parameters.flatten "
+            "or flatten_gradients.",
         )
         ensure(
             torch.isfinite(found).all(),
