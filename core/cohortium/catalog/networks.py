@@ -199,7 +199,7 @@ def blame_network(
 ) -> Iterator[None]:
     """Raise one sentence, which names the network, for its errors.
 
-    The errors are those that come from `net` in the block.
+    The errors are those of `net` in the block.
 
     Args:
         model: Model of the network.
@@ -209,8 +209,8 @@ def blame_network(
             error raised inside `net`, or in its backward pass, counts as its own.
 
     Raises:
-        NetworkError: The error came before a run.
-        BrokenNetworkError: The error came during a run.
+        NetworkError: The error was raised before a run.
+        BrokenNetworkError: The error was raised during a run.
     """
     try:
         yield

@@ -52,7 +52,7 @@ class Parameter:
 
 
 def parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
-    """Return the parameters of an offer's factory.
+    """Return the parameters of the factory of `offer`.
 
     Raises:
         PluginError: The parameters cannot be read, or its class raises when it is inspected.

@@ -192,7 +192,7 @@ def score(
 def _calibration(
     confidence: NDArray[np.floating], right: NDArray[np.bool_]
 ) -> tuple[CalibrationBin, ...]:
-    """Return `BINS` bins of `confidence`, shape (N,), and correct predictions."""
+    """Return `confidence`, shape (N,), and `right` predictions in `BINS` bins."""
     place = np.ceil(confidence.clip(0, 1) * BINS).astype(np.int64).clip(1) - 1
     counts = np.bincount(place, minlength=BINS).tolist()
     sure = np.bincount(place, weights=confidence, minlength=BINS).tolist()

@@ -32,8 +32,8 @@ One unit's contribution is set to zero, or another one is put in its place.
 ProtectedAgainst = Literal["everyone", "coordinator"]
 """Adversary that a guarantee covers.
 
-"everyone" may see all that leaves a site. "coordinator" stands for the parties that see only sums
-over sites.
+"everyone" may see all that leaves a site. "coordinator" names the parties that see only sums over
+sites.
 """
 
 

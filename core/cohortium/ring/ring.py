@@ -63,7 +63,7 @@ class Ring:
         True
 
     Attributes:
-        bits: Bits of an element, from 1 to 64.
+        bits: Number of bits of an element, from 1 to 64.
     """
 
     bits: int = field(validator=[ge(1), le(64)])

@@ -32,7 +32,7 @@ _SEPARATORS = re.compile(r"[;\t\r]")
 
 
 def write(rows: Iterable[Sequence[object]]) -> str:
-    """Return the text of a CSV file, with a line per row.
+    """Return the text of a CSV file, with a line for each of `rows`.
 
     Guarantees:
         No cell begins a formula, in a program that splits cells at commas, semicolons or tabs.

@@ -29,7 +29,7 @@ def require_text(text: str, *, where: str) -> None:
 
 
 def check_directory_writable(path: Path) -> None:
-    """Refuse early a folder that cannot be created, or written to.
+    """Refuse early a folder `path` that cannot be created or written.
 
     Raises:
         StudyError: The folder cannot be written, or its name is not text.
@@ -42,7 +42,7 @@ def check_directory_writable(path: Path) -> None:
 
 
 def check_new_file(path: Path, *, remedy: str) -> None:
-    """Refuse a file that cannot be created, before the work.
+    """Refuse a file `path` that cannot be created, before the work.
 
     Args:
         path: The future file.
@@ -57,7 +57,7 @@ def check_new_file(path: Path, *, remedy: str) -> None:
 
 
 def check_file_writable(path: Path) -> None:
-    """Refuse early a file that cannot be written or replaced.
+    """Refuse early a file `path` that cannot be written or replaced.
 
     Raises:
         StudyError: The path cannot be written.
