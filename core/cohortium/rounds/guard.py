@@ -1,4 +1,4 @@
-"""Check that a trainer does only the work that privacy covers."""
+"""Guard that limits a trainer to the work that privacy covers."""
 
 from __future__ import annotations
 

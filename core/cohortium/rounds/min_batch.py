@@ -1,6 +1,6 @@
 """Batches for networks that cannot be trained on one image.
 
-Batch normalisation makes a network such a one.
+A network with batch normalisation is an example.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def count_parameters(model: Model, spec: DataSpec) -> int | None:
     try:
         with torch.device("meta"):
             return parameters.length(model.build(spec, 0))
-    except Exception:  # noqa: BLE001 - a user's network; a later check reports its fault
+    except Exception:  # noqa: BLE001 - a user's network, whose fault a later check reports
         return None
 
 

@@ -30,6 +30,8 @@ _Read = TypeVar("_Read")
 class DatasetInfo:
     """Public facts about a run's data that its model's users need.
 
+    They need no other facts.
+
     Attributes:
         name: Name of the data that figures are reported with.
         source: Work to cite.
