@@ -1,8 +1,9 @@
-"""Privacy-preserving federated learning for medical imaging, in which every part is a plugin.
+"""Privacy-preserving federated learning for medical imaging, built of plugins.
 
     >>> from cohortium import Federation  # doctest: +SKIP
 
-Importing this package is light: torch and the plugins are loaded when they are first used.
+Every part is a plugin. Importing this package is light: torch and the plugins are loaded when they
+are first used.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `cohortium --help` needs none of them."""
+    """Import a public name at its first use.
+
+    `cohortium --help` needs none of them.
+    """
     homes = {
         "Catalog": "catalog.discovery",
         "CohortiumError": "errors",

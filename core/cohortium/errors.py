@@ -1,4 +1,4 @@
-"""Every error that a user can meet: one sentence with what is wrong, where, and what to do.
+"""Errors for users: one sentence with fault, place and remedy.
 
 CohortiumError
 ├── StudyError               a study asks for something that cannot be
@@ -26,34 +26,42 @@ from cohortium.text import MAX_CODE_LENGTH, MAX_REASON_LENGTH, escape_control_ch
 
 
 class CohortiumError(Exception):
-    """Something the user can mend; shown as one sentence, never as a traceback.
+    """An error that the user can correct.
+
+    It is shown as one sentence, never as a traceback.
 
     Guarantees:
-        Its text holds no character that a terminal obeys, and no line that begins at the margin
-        but the first, whoever wrote the words in it.
+        Its text has no control character for a terminal, regardless of the author of its words.
+        No line but the first begins at the margin.
 
     Attributes:
-        exit_code: What the command returns: 2 where the request was wrong and nothing has
-            started, 1 where a run had started and failed, 130 where somebody stopped it.
+        exit_code: Exit status of the command. It is 2 if the request was wrong and nothing has
+            started. It is 1 if a run had started and failed, and 130 if the user stopped it.
     """
 
     exit_code: ClassVar[int] = 2
 
     def __str__(self) -> str:
-        """The sentence."""
+        """Return the sentence."""
         return sanitize(super().__str__())
 
 
 class StudyError(CohortiumError):
-    """A study, or a value composed in Python, asks for something that cannot be."""
+    """A study, or a composed Python value, that asks for the impossible."""
 
 
 class RequestError(CohortiumError):
-    """A command or a call asks for something that cannot be: an argument, a path, a folder."""
+    """A command or a call that asks for the impossible.
+
+    Examples are an argument, a path or a folder.
+    """
 
 
 class NetworkError(StudyError):
-    """A network, perhaps a user's own, that cannot be made or does not fit its study."""
+    """A network, perhaps a user's own, that cannot be built or used.
+
+    It cannot be made, or does not match its study.
+    """
 
 
 class PluginError(CohortiumError):
@@ -61,43 +69,46 @@ class PluginError(CohortiumError):
 
 
 class DataError(CohortiumError):
-    """A data set that is missing, damaged or not of the expected form."""
+    """A data set that is missing, damaged or of an unexpected form."""
 
 
 class IdentityError(CohortiumError):
-    """A site's key, or a directory of keys, that is missing, damaged or not to be trusted."""
+    """A site's key or a key directory that is missing, damaged or untrusted."""
 
 
 class LedgerError(CohortiumError):
-    """A hospital's ledger that is missing, damaged, or cannot be read or written."""
+    """A hospital's ledger that is missing, damaged, unreadable or unwritable."""
 
 
 class RecordError(CohortiumError):
-    """A run's folder that is missing, damaged, or holds no run."""
+    """A run's directory that is missing, damaged, or has no run."""
 
 
 class PrivacyError(CohortiumError):
-    """A guarantee that cannot be given, or that a part of the composition would break."""
+    """A guarantee that is impossible, or that a part would break.
+
+    The part is one of the composition.
+    """
 
 
 class RunError(CohortiumError):
-    """A run that had started and cannot go on."""
+    """A run that had started and cannot continue."""
 
     exit_code = 1
 
 
 class BrokenNetworkError(RunError):
-    """A network, perhaps a user's own, that fails during a run that had started."""
+    """A network, perhaps a user's own, that fails during a run."""
 
 
 class StoppedError(CohortiumError):
-    """A run that somebody has stopped, and that can go on."""
+    """A run that the user has stopped, and that can be resumed."""
 
     exit_code = 130
 
 
 class TooFewSitesError(RunError):
-    """A round in which fewer sites answered than the aggregation needs.  Nothing was released."""
+    """A round with fewer replies than the aggregation needs. Nothing was released."""
 
 
 class MessageError(CohortiumError):
@@ -107,20 +118,20 @@ class MessageError(CohortiumError):
 
 
 class RefusalError(CohortiumError):
-    """A site's considered refusal to answer, with a code that a program can act on.
+    """A site's deliberate refusal to reply, with a code for programs.
 
-    The site state machine turns it into a `Refusal` message: the coordinator is told, the
-    other sites go on.
+    The site state machine turns it into a `Refusal` message. It informs the coordinator, and the
+    other sites continue.
     """
 
     exit_code = 1
 
     def __init__(self, code: str, reason: str) -> None:
-        """Keep the machine-readable `code` beside the sentence."""
+        """Store the machine-readable `code` with the sentence."""
         super().__init__(reason)
         self.code = escape_control_characters(code)[:MAX_CODE_LENGTH]
         self.reason = escape_control_characters(reason)[:MAX_REASON_LENGTH]
 
     def __reduce__(self) -> tuple[type[RefusalError], tuple[str, str]]:
-        """What it is made of again where another process raised it."""
+        """Return the arguments with which another process can raise the error again."""
         return type(self), (self.code, self.reason)

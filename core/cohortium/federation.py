@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from cohortium.runs.result import Result
 
 EVENT_LOG_OBSERVER = "events"
-"""The observer that keeps a record's events."""
+"""The observer that stores a run's events."""
 
 
 def _never_stop() -> bool:
-    """No, whenever it is asked."""
+    """Return False at every call."""
     return False
 
 
 @frozen(kw_only=True)
 class Federation(Study):
-    """A study that can run; its attributes are those of `Study`.
+    """A study that can run, with the attributes of `Study`.
 
     Examples:
         >>> from cohortium import Federation
@@ -41,21 +41,21 @@ class Federation(Study):
         IID()
 
     Raises:
-        PluginError: A name that no usable plugin offers.
-        StudyError: A part that does not fill its role, or numbers that contradict one another.
+        PluginError: No usable plugin offers a given name.
+        StudyError: A part does not fill its role, or numbers contradict one another.
     """
 
     @classmethod
     def read(cls, path: Path | None, settings: Sequence[str] = ()) -> Federation:
-        """The federation that a study file describes.
+        """Return the federation that a study file describes.
 
         Args:
-            path: The file; None for the quick start.
-            settings: Changes as `table.key=value`, the value in TOML, or else taken as a string.
+            path: The file, or None for the quick start.
+            settings: Changes as `table.key=value`. The value is TOML, or else a string.
 
         Raises:
-            StudyError: The file cannot be read, or asks for something that cannot be.
-            PluginError: It names a plugin that cannot be used.
+            StudyError: The file cannot be read, or describes an impossible study.
+            PluginError: The file names a plugin that cannot be used.
         """
         return read(path, settings, into=cls)
 
@@ -70,15 +70,16 @@ class Federation(Study):
         """Run the study to its end.
 
         Args:
-            out: A new or empty folder for the run's record; None keeps nothing on disk.  The
-                observer `events`, where it is installed, keeps the events there.
-            observers: Told of every event, beside those that the study names.
-            stop: Asked before every attempt; once it says yes, the run stops there.
-            engine: One that is at work already, in place of the study's.
+            out: A new or empty folder for the run's record. None writes nothing to disk. If the
+                observer `events` is installed, it writes the events there.
+            observers: Observers of every event, in addition to those that the study names.
+            stop: Called before every attempt. Once it returns true, the run stops there.
+            engine: A running engine to use in place of the study's.
 
         Raises:
-            StoppedError: `stop` said so; `resume` goes on.
-            CohortiumError: The request was wrong (nothing has started then) or the run failed.
+            StoppedError: `stop` returned true. `resume` continues the run.
+            CohortiumError: The request was wrong, in which case nothing has started, or the run
+                failed.
         """
         from cohortium.runs.run_directory import require_empty
 
@@ -103,25 +104,27 @@ class Federation(Study):
         observers: Sequence[Observer] = (),
         stop: Callable[[], bool] = _never_stop,
     ) -> Result:
-        """Go on with a run of this study that was stopped, killed or failed.
+        """Resume a run of this study that was stopped, killed or failed.
 
         Args:
             out: The run's folder.
-            observers: As for `run`; they are told of the rounds before in `RunStarted.history`.
+            observers: As for `run`. They receive the previous rounds in `RunStarted.history`.
             stop: As for `run`.
 
         Guarantees:
-            It goes on from the last round that was finished, with the same weights, optimizer and
-            sites' state.  Without privacy, or with seeded noise, the result has the very weights
-            of a run that was never broken off.  Otherwise an attempt that was broken off counts as
-            spent and a new one takes its place; where no retry is left for it, the run ends with
-            as many rounds fewer, and never with more attempts than the guarantee covers.
+            The run continues from the last completed round, with the same weights, optimizer and
+            sites' state.
+            Without privacy, or with seeded noise, the result has the very weights of a run without
+            interruption.
+            Otherwise an interrupted attempt counts as spent and a new one takes its place.
+            If no retry is left for it, the run ends with one round fewer for each such attempt.
+            It never has more attempts than the guarantee covers.
 
         Raises:
-            StudyError: There is no such run, it is finished, another process is at it, or it was
-                begun with another study, other data or another plan.
-            RunError: Its folder is damaged, or the run failed again.
-            StoppedError: `stop` said so.
+            StudyError: There is no such run, it is complete, or another process is driving it. Or
+                it was started with another study, other data or another plan.
+            RunError: The run's folder is damaged, or the run failed again.
+            StoppedError: `stop` returned true.
         """
         from cohortium.learning.evaluation import torch_threads
         from cohortium.runs.driver import resume
@@ -132,7 +135,7 @@ class Federation(Study):
             return resume(self.prepare(), folder, observers=told, stop=stop)
 
     def _observers(self, others: Sequence[Observer], *, is_kept: bool) -> list[Observer]:
-        """Those that the study names, `others`, and the one that keeps a record."""
+        """Return the study's observers, `others`, and the event log's."""
         told = [cast("Observer", resolved("observer", name)) for name in self.observers]
         told += others
         if is_kept and EVENT_LOG_OBSERVER in discover().names("observer"):
@@ -141,16 +144,18 @@ class Federation(Study):
         return told
 
     def check_sites(self, engine: Engine | None = None) -> tuple[str, ...]:
-        """Ask every hospital of a deployment whether it would take part, and train nothing.
+        """Ask every hospital of a deployment whether it would take part.
+
+        The method trains nothing.
 
         Args:
-            engine: One that is at work already, in place of the study's.
+            engine: A running engine to use in place of the study's.
 
         Returns:
             Warnings.
 
         Raises:
-            StudyError: One does not; the sentence says which, and why, for each.
+            StudyError: A hospital does not take part. The message names each one and its reason.
         """
         from cohortium.runs.invite import invite_sites
 
@@ -164,10 +169,12 @@ class Federation(Study):
             exchange.close()
 
     def prepare(self) -> PreparedStudy:
-        """Load, deal and plan, so that all that can be refused is refused; train nothing.
+        """Load, partition and plan, and refuse all that can be refused.
+
+        The method trains nothing.
 
         Raises:
-            CohortiumError: The study cannot be run as it stands.
+            CohortiumError: The study cannot be run in its present form.
         """
         from cohortium.runs.prepare import prepare
 

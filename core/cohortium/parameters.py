@@ -1,8 +1,8 @@
-"""A network as one vector: its trainable parameters, then its floating-point statistics.
+"""A network as one vector: trainable parameters, then floating-point statistics.
 
-The order is that of `named_parameters()` and `named_buffers()`; a parameter that several layers
-share stands once.  Frozen parameters are not in it (every party builds the same ones from the
-seed), nor are integer buffers such as BatchNorm's counters.
+The order is that of `named_parameters()` and `named_buffers()`. A parameter that several layers
+share is in the vector once. Frozen parameters are not in it, because every party builds the same
+ones from the seed. Nor are integer buffers such as BatchNorm's counters.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def trainable(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters that training may change."""
+    """Return the parameters that training may change."""
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 def statistics(net: nn.Module) -> list[Tensor]:
-    """The persistent floating-point buffers, such as BatchNorm's running mean and variance."""
+    """Return the persistent floating-point buffers.
+
+    Examples are BatchNorm's running mean and variance.
+    """
     floating = [(name, b) for name, b in net.named_buffers() if b.is_floating_point()]
     if not floating:
         return []
@@ -31,24 +34,30 @@ def statistics(net: nn.Module) -> list[Tensor]:
 
 
 def tensors(net: nn.Module) -> list[Tensor]:
-    """What the vector is put together from, in order."""
+    """Return the tensors of the vector, in order."""
     return [*trainable(net), *statistics(net)]
 
 
 def length(net: nn.Module) -> int:
-    """P, how many numbers `flatten` gives."""
+    """Return P, the number of elements of `flatten`."""
     return sum(piece.numel() for piece in tensors(net))
 
 
 def flatten(net: nn.Module) -> Tensor:
-    """A copy of the network's numbers, shape (P,), `float32`, on its device."""
+    """Return a copy of the network's vector, shape (P,), `float32`.
+
+    It is on the network's device.
+    """
     import torch
 
     return torch.cat([piece.detach().reshape(-1).float() for piece in tensors(net)])
 
 
 def flatten_gradients(net: nn.Module, *, before: Tensor) -> Tensor:
-    """The gradients, then how far the statistics have moved since `before`, shape (P,)."""
+    """Return the gradients, then the statistics' changes, shape (P,).
+
+    The changes are those since `before`.
+    """
     import torch
 
     parts = [
@@ -63,7 +72,7 @@ def flatten_gradients(net: nn.Module, *, before: Tensor) -> Tensor:
 
 
 def load(net: nn.Module, vector: Tensor) -> None:
-    """Set the network's numbers from `parameters`, shape (P,)."""
+    """Set the network's parameters and statistics from `vector`, shape (P,)."""
     import torch
 
     mine = tensors(net)
@@ -73,7 +82,7 @@ def load(net: nn.Module, vector: Tensor) -> None:
 
 
 def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of `parameters`, shape (P,), one in the shape of each piece."""
+    """Return views of `vector`, shape (P,), in the shapes of the tensors."""
     import torch
 
     parts = torch.split_with_sizes(vector, [piece.numel() for piece in like])
@@ -81,15 +90,18 @@ def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def state_dict(net: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and floating-point statistics, by name, on the CPU."""
+    """Return copies of all parameters and floating-point statistics by name.
+
+    They are on the CPU.
+    """
     return {name: piece.detach().cpu().clone() for name, piece in _named_pieces(net)}
 
 
 def load_state_dict(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set the network's numbers from what `state_dict` gave.
+    """Set the network's parameters and statistics from the result of `state_dict`.
 
     Raises:
-        ValueError: A name or a shape is not of this network; nothing has been set.
+        ValueError: A name or a shape is not of this network. Nothing has been set.
     """
     import torch
 
@@ -111,7 +123,10 @@ def _named_pieces(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def sha256(net: nn.Module) -> str:
-    """SHA-256 of every trainable parameter and statistic: name, shape and little-endian bytes."""
+    """Return the SHA-256 of every trainable parameter and statistic.
+
+    It covers name, shape and little-endian bytes.
+    """
     digest = hashlib.sha256()
     buffers = {id(buffer) for buffer in statistics(net)}
     state_dict = [(n, p) for n, p in net.named_parameters() if p.requires_grad]

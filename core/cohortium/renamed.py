@@ -1,6 +1,6 @@
-"""Old names of keys, options, commands and variables, and the new name of each.
+"""Old names of keys, options, commands and variables, with the new names.
 
-No release had the old names.  Whoever wrote a study before reads one sentence with the new name.
+No release had the old names. The author of an earlier study reads one sentence with the new name.
 """
 
 from __future__ import annotations
@@ -58,12 +58,15 @@ KEYS = MappingProxyType(
         "where": ("override",),
     }
 )
-"""By the old name of a key of TOML, its new names: one for each table that had the old one."""
+"""New names of TOML keys, by the old name.
+
+There is one for each table that had the old one.
+"""
 
 VALUES = MappingProxyType(
     {"noise": '"everyone" is "local" now, and "coordinator" is "distributed"'}
 )
-"""By the new name of a key, the new names of its values."""
+"""New names of a key's values, by the key's new name."""
 
 OPTIONS = MappingProxyType(
     {
@@ -77,10 +80,10 @@ OPTIONS = MappingProxyType(
         ("keygen", "--show"): "--public",
     }
 )
-"""By command and old option, the new option."""
+"""New option by command and old option."""
 
 COMMANDS = MappingProxyType({"deal": "rehearse"})
-"""By the old name of a command, the new one."""
+"""New name of a command by its old name."""
 
 VARIABLES = MappingProxyType(
     {
@@ -88,4 +91,4 @@ VARIABLES = MappingProxyType(
         "COHORTIUM_BLOCK": "COHORTIUM_PLUGIN_BLOCK",
     }
 )
-"""By the old name of a variable of the environment, the new one."""
+"""New name of an environment variable by its old name."""

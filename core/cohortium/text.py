@@ -1,9 +1,9 @@
-"""Text of others within ours: quoted, cut, and without characters that a terminal obeys.
+"""Text of other parties in ours: quoted, cut, and without control characters.
 
-Text from a study, a file or another party may hold escape sequences, line breaks and letters that
-turn a line round.  `truncate` quotes a value of theirs within a sentence.
-`escape_control_characters` makes a whole text of theirs one line.  An error's own text is always
-`sanitize`.
+Text from a study, a file or another party may have escape sequences, line breaks and letters that
+reverse a line. The function `truncate` quotes another party's value within a sentence. The function
+`escape_control_characters` makes another party's whole text one line. An error's own text always
+passes through `sanitize`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_SHOWN = 80
-"""Characters of a value that an error repeats."""
+"""Largest number of characters of a value that an error repeats."""
 
 MAX_CODE_LENGTH = 64
-"""Characters of a refusal's code, as messages have it."""
+"""Largest number of characters of a refusal's code in a message."""
 
 MAX_REASON_LENGTH = 1000
-"""Characters of its reason."""
+"""Largest number of characters of a refusal's reason."""
 
 
 def is_printable(text: str) -> bool:
-    """Whether every character of `text` shows itself, in its place, on one line."""
+    """Return whether every character of `text` is visible on one line.
+
+    A visible character is in its own place.
+    """
     # Spaces of other widths are harmless, and belong to names in several languages.
     return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
 
 
 def escape_control_characters(text: str) -> str:
-    r"""`text` on one line, with an escape for every character that does not show itself.
+    r"""Return `text` on one line, with an escape for every invisible character.
 
     Examples:
         >>> escape_control_characters("Net\x1b[2J\nall is well")
@@ -47,16 +50,19 @@ def escape_control_characters(text: str) -> str:
 
 
 def sanitize(text: str) -> str:
-    r"""`text` as it may reach a terminal, a log or a page: its own lines, and no other control.
+    r"""Return `text` for a terminal, a log or a page.
 
-    Every line but the first is set in, so that none can be taken for a message of its own.
+    It keeps its own lines, and has no other control character. Every line but the first is
+    indented, so that none can be taken for a message of its own.
     """
     first, *others = (escape_control_characters(line) for line in text.split("\n"))
     return "\n".join([first, *(o if o.startswith(" ") or not o else f"  {o}" for o in others)])
 
 
 def truncate(value: object) -> str:
-    r"""The beginning of `value`, which may be of any kind and length, quoted within a sentence.
+    r"""Return the beginning of `value`, quoted within a sentence.
+
+    The value may be of any kind and length.
 
     Examples:
         >>> truncate("cnn\ndata, keys, ledger and policy are in order")
@@ -64,7 +70,7 @@ def truncate(value: object) -> str:
     """
     try:
         text = repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
-    except Exception:  # noqa: BLE001 - a number of 5,000 digits, or a class of someone's own
+    except Exception:  # noqa: BLE001 - a number of 5,000 digits, or a user's own class
         return f"a value of type {type(value).__name__}"
     is_cut = isinstance(value, str) and len(value) > MAX_SHOWN
     if not isinstance(value, str) and len(text) > MAX_SHOWN:
@@ -73,7 +79,7 @@ def truncate(value: object) -> str:
 
 
 def elide_middle(sentence: str) -> str:
-    """`sentence` without the middle of what may be a list of thousands."""
+    """Return `sentence` without its middle, which may be a list of thousands."""
     if len(sentence) <= MAX_REASON_LENGTH // 2:
         return sentence
     half = MAX_REASON_LENGTH // 4
@@ -81,12 +87,15 @@ def elide_middle(sentence: str) -> str:
 
 
 def quote_key(key: str) -> str:
-    """A key as an error names it: as it is where it is a plain word, else `truncate`."""
+    """Return a key as an error names it.
+
+    A plain word is unchanged. Other keys pass through `truncate`.
+    """
     return key if re.fullmatch(r"[\w.-]{1,80}", key) else truncate(key)
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """What to use instead of the unknown `key`, as the end of a sentence."""
+    """Return a replacement for an unknown `key`, as a sentence's end."""
     known = sorted(known)
     new = next((name for name in KEYS.get(key, ()) if name in known), None)
     if new is not None:

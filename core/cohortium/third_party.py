@@ -1,11 +1,11 @@
-"""Calls of third-party code, and one sentence about whatever it raises.
+"""Calls of third-party code, and one sentence about any error of it.
 
-A plugin may raise anything: `SystemExit` and `KeyboardInterrupt`, errors whose text raises another,
-text of many lines or with escape sequences for a terminal.  What a person asks for is not
-a plugin's to swallow: Ctrl-C and a request to end pass through.
+A plugin may raise any error: `SystemExit` and `KeyboardInterrupt`, errors whose text raises
+another, text of many lines or with escape sequences for a terminal. A plugin must not suppress a
+user's request: Ctrl-C and a request to end pass through.
 
-A network may be a user's own file.  Its faults are told as the user's, with the place where they
-are to be mended, and never as those of the plugin that happened to call it.
+A network may be a user's own file. Its faults are reported as the user's, with the place to correct
+them. They are never reported as those of the plugin that happened to call it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_LENGTH = 400
-"""Characters of a text of others."""
+"""Largest number of characters of another party's text."""
 
 
 def truncated(text: str, most: int = MAX_LENGTH) -> str:
-    r"""Return the beginning of `text` on one line, escaped; of a `str` by any class.
+    r"""Return the beginning of `text` on one line, escaped.
+
+    The text may be of any subclass of `str`.
 
     Examples:
         >>> truncated("even\x1b[2J\nall is well")
@@ -45,14 +47,14 @@ def truncated(text: str, most: int = MAX_LENGTH) -> str:
 
 
 def call_guarded(act: Callable[[], T]) -> T:
-    """The result of `act`, which calls code of others.
+    """Return the result of `act`, which calls other parties' code.
 
     Raises:
-        PluginError: It raised anything at all; see `describe_error` for the sentence.
+        PluginError: The code raised any error at all (see `describe_error` for the sentence).
 
     Guarantees:
-        Only a signal that this process was sent (Ctrl-C, a request to end) goes on as what its
-        handler raised, also where `act` has caught it.
+        Only a signal to this process (Ctrl-C, a request to end) passes through.
+        The function raises the exception of its handler, also if `act` has caught it.
     """
     with _signals() as stopped:
         try:
@@ -68,7 +70,7 @@ def call_guarded(act: Callable[[], T]) -> T:
 
 
 def describe_error(error: BaseException) -> str:
-    """What `error` is, in one line, also where it cannot say so itself."""
+    """Return a line that describes `error`, also if its own text fails."""
     try:
         text = truncated(str(error))
     except BaseException:  # noqa: BLE001 - its own code
@@ -81,7 +83,10 @@ def describe_error(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[BaseException]]:
-    """What handlers of signals raise meanwhile: these are no faults of whoever is called."""
+    """Yield a list of exceptions that signal handlers raise meanwhile.
+
+    These are not faults of the called code.
+    """
     stopped: list[BaseException] = []
     # Handlers run in the main thread, and may be set there alone.
     is_main = threading.current_thread() is threading.main_thread()
@@ -111,11 +116,13 @@ def _record_signal(
 
 
 MAX_SHOWN = 300
-"""Characters of another's text that a sentence repeats."""
+"""Largest number of characters of another party's text that a sentence repeats."""
 
 
 def describe_fault(error: BaseException) -> str:
-    """What `error` is, says, and where in a user's file it was raised; one line, no full stop.
+    """Return the type, text and place in a user's file of `error`.
+
+    The result is one line without full stop.
 
     Examples:
         >>> describe_fault(KeyError("width"))
@@ -124,7 +131,7 @@ def describe_fault(error: BaseException) -> str:
     name = type(error).__name__
     try:
         lines = [line.strip() for line in str(error).splitlines()]
-    except Exception:  # noqa: BLE001 - a user's exception may raise where it is shown
+    except Exception:  # noqa: BLE001 - a user's exception may raise when it is shown
         lines = []
     text = " ".join(filter(None, lines))[:MAX_SHOWN].rstrip(".")
     place = "" if isinstance(error, SyntaxError) else source_location(error)
@@ -132,7 +139,10 @@ def describe_fault(error: BaseException) -> str:
 
 
 def source_location(error: BaseException) -> str:
-    """The last line of a user's own file that `error` came through, as " (file.py, line 3)"."""
+    """Return the last line of a user's file in the traceback of `error`.
+
+    The form is " (file.py, line 3)".
+    """
     own = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -142,7 +152,10 @@ def source_location(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a number was too large for this machine: torch has no error of its own for that."""
+    """Return whether a number was too large for this machine.
+
+    Torch has no error type of its own for that.
+    """
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower() if isinstance(error, RuntimeError) else ""
@@ -151,7 +164,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Whether it runs a file that is neither ours, nor Python's, nor an installed package's."""
+    """Return whether the frame runs a user's own file.
+
+    Such a file is neither ours, nor Python's, nor an installed package's.
+    """
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     file = frame.f_code.co_filename
     if package == "cohortium" or package.startswith("cohortium_") or not Path(file).is_file():

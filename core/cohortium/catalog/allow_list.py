@@ -1,4 +1,4 @@
-"""Which plugins a list names: a plugin is what it is called *and* whose it is.
+"""Lists of plugins, by name *and* distribution.
 
     cohortium:gaussian              the plugin `gaussian` of the distribution `cohortium`
     gaussian                        the same: a bare name is one of ours
@@ -6,9 +6,9 @@
     cohortium-example:*             all that a distribution has
     cohortium                       all of ours
 
-Any distribution may call a plugin `gaussian`.  So a list of what may run that went by that name
-alone would let in whoever takes it.  Names of distributions are compared as PEP 503 has it: case,
-and runs of `-`, `_` and `.`, make no difference.
+Any distribution may call a plugin `gaussian`. So a list of allowed plugins by that name alone would
+admit any distribution that takes the name. Names of distributions are compared according to PEP
+503: case, and runs of `-`, `_` and `.`, make no difference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cohortium.errors import StudyError
 from cohortium.third_party import truncated
 
 OWN_DISTRIBUTION = "cohortium"
-"""The distribution that this module comes with."""
+"""The distribution of this module."""
 
 _FORM = re.compile(
     r"(?:(?P<distribution>[A-Za-z0-9][\w.-]*):)?(?P<plugin>\*|[\w.-]+)(?:==(?P<version>[\w.+!-]+))?",
@@ -30,7 +30,7 @@ _FORM = re.compile(
 
 
 def normalize_name(name: str) -> str:
-    """The one form of a distribution's name (PEP 503).
+    """Return the normal form of a distribution's name (PEP 503).
 
     >>> normalize_name("Acme_Split.tools")
     'acme-split-tools'
@@ -43,9 +43,10 @@ class PluginPattern:
     """One entry of a list of plugins.
 
     Attributes:
-        distribution: Its name in the normal form; empty where the entry is a bare name.
-        plugin: The plugin's name; "*" is every one.
-        version: The distribution's version; empty is any.
+        distribution: Name of the distribution in the normal form, or empty if the entry is a bare
+            name.
+        plugin: Name of the plugin, or "*" for every plugin.
+        version: Version of the distribution, or empty for any version.
     """
 
     distribution: str
@@ -54,10 +55,10 @@ class PluginPattern:
 
     @classmethod
     def parse(cls, text: str, *, where: str) -> PluginPattern:
-        """The entry that `text` writes.
+        """Return the entry that `text` describes.
 
         Raises:
-            StudyError: It is none.
+            StudyError: The text is not an entry.
         """
         found = _FORM.fullmatch(text.strip())
         if found is None or (found["plugin"] == "*" and not found["distribution"]):
@@ -71,7 +72,10 @@ class PluginPattern:
         )
 
     def allows(self, distribution: str, plugin: str, version: str) -> bool:
-        """Whether it names this plugin: a bare name is one of ours, or ours as a whole."""
+        """Return whether the entry allows this plugin.
+
+        A bare name allows one of our plugins, or our distribution as a whole.
+        """
         if not self.distribution and normalize_name(self.plugin) == OWN_DISTRIBUTION:
             return self._is(distribution, OWN_DISTRIBUTION, version)
         return self.plugin in ("*", plugin) and self._is(
@@ -79,7 +83,10 @@ class PluginPattern:
         )
 
     def blocks(self, distribution: str, plugin: str, version: str) -> bool:
-        """Whether it keeps this plugin out: a bare name is a plugin or distribution of anyone's."""
+        """Return whether the entry blocks this plugin.
+
+        A bare name blocks a plugin or a distribution of any party.
+        """
         if self.distribution:
             return self.plugin in ("*", plugin) and self._is(
                 distribution, self.distribution, version
@@ -92,9 +99,9 @@ class PluginPattern:
 
 
 def parse_patterns(texts: tuple[str, ...] | list[str], *, where: str) -> tuple[PluginPattern, ...]:
-    """The entries of a list.
+    """Return the entries of a list.
 
     Raises:
-        StudyError: One is none.
+        StudyError: A text is not an entry.
     """
     return tuple(PluginPattern.parse(text, where=where) for text in texts)

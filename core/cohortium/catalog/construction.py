@@ -1,4 +1,7 @@
-"""From names and tables to role instances, and back: one place that knows how a part is made."""
+"""Construction of role instances from names and tables, and the reverse.
+
+This is the only module that constructs a part.
+"""
 
 from __future__ import annotations
 
@@ -40,20 +43,22 @@ def build_part(
     overrides: Mapping[str, str] = MappingProxyType({}),
     folder: Path | None = None,
 ) -> Any:
-    """The instance that `table` describes: the offer's `name`, and its own parameters.
+    """Build the instance that `table` describes.
+
+    The table has the offer's `name`, and its own parameters.
 
     Args:
-        catalog: Where the name is looked up.
-        role: What is wanted.
-        table: As parsed from TOML.
-        where: How an error names the table's place.
-        overrides: How an error names the keys that were written somewhere else.
-        folder: Where the study lies, which is told to whatever names a user's code that is there;
-            None tells nothing.
+        catalog: Catalog for the name.
+        role: The required role.
+        table: Table as parsed from TOML.
+        where: Name of the table's place in an error.
+        overrides: Names in errors of the keys that were written elsewhere.
+        folder: Folder of the study. It is passed to each offer that names a user's code in it. None
+            passes nothing.
 
     Raises:
         PluginError: No usable plugin offers the name.
-        StudyError: A key is unknown, a value is of another type or out of its range.
+        StudyError: A key is unknown, or a value has another type or is out of its range.
     """
     name = table.get("name")
     if not isinstance(name, str):
@@ -84,7 +89,10 @@ def build_part(
 def resolve_paths(
     catalog: Catalog, role: Role, table: Mapping[str, Any], folder: Path
 ) -> Mapping[str, Any]:
-    """`table`, with the files that it names found in `folder` where they are there."""
+    """Return `table` with its file paths resolved in `folder`.
+
+    The function resolves only paths of files that exist there.
+    """
     found = [
         o.offer for o in catalog.entries if (o.role, o.offer.name) == (role, table.get("name"))
     ]
@@ -98,7 +106,10 @@ def resolve_paths(
 
 
 def _lies_in(folder: Path, code: object) -> bool:
-    """Whether the package or file of `code`, "package.module:Class", is in `folder`."""
+    """Return whether the package or file of `code` is in `folder`.
+
+    The form of `code` is "package.module:Class".
+    """
     top = code.partition(":")[0].partition(".")[0] if isinstance(code, str) else ""
     return bool(top) and ((folder / top).is_dir() or (folder / f"{top}.py").is_file())
 
@@ -106,7 +117,7 @@ def _lies_in(folder: Path, code: object) -> bool:
 def _build_inner(
     catalog: Catalog, role: Role, value: object, *, where: str, folder: Path | None
 ) -> Any:
-    """A part inside a part: named by a string, or described by a table of its own."""
+    """Build a part inside a part, from a string or its own table."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
         raise StudyError(
@@ -116,7 +127,7 @@ def _build_inner(
 
 
 def roles_of(factory: Callable[..., Any], *, what: str) -> dict[str, Role]:
-    """The parameters of `factory` that are parts themselves, and the roles that they fill."""
+    """Return the parameters of `factory` that are parts, with their roles."""
     known = {getattr(protocols, role.capitalize()): role for role in ROLES}
     found = {}
     for key, annotation in parameters(factory, what=what).items():
@@ -135,18 +146,18 @@ def construct(
     ready: Mapping[str, Any] = MappingProxyType({}),
     overrides: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
-    """`factory` called with `given`, each value strictly converted to its annotated type.
+    """Call `factory` with `given`, strictly converted to its annotated types.
 
     Args:
         factory: A class, or a function with annotated keyword parameters.
         given: Values as parsed from TOML.
-        where: How an error names their place.
-        what: How an error names what is being made.
-        ready: Arguments that are passed on as they are.
-        overrides: How an error names the keys that were written somewhere else.
+        where: Name of their place in an error.
+        what: Name of the result in an error.
+        ready: Arguments that are passed on without conversion.
+        overrides: Names in errors of the keys that were written elsewhere.
 
     Raises:
-        StudyError: A key is unknown or missing, or a value does not fit.
+        StudyError: A key is unknown or missing, or a value does not match its type.
         PluginError: The factory's annotations cannot be read.
     """
     types = {k: t for k, t in parameters(factory, what=what).items() if k not in ready}
@@ -173,14 +184,17 @@ def construct(
         raise
     except (TypeError, ValueError) as error:
         sentence = escape_control_characters(_sentence(error))
-        # attrs begins with the parameter that it refuses, in quotes.
+        # attrs begins with the rejected parameter, in quotes.
         named = re.match(r"'(\w+)'", sentence)
         place = overrides.get(named[1], where) if named else where
         raise StudyError(f"{place}: {what}: {elide_middle(sentence).rstrip('.')}.") from error
 
 
 def _construct(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
-    """What `factory` makes; that it would end the process is its own fault."""
+    """Call `factory`, and report an attempt to exit as its fault.
+
+    Otherwise, it would end the process.
+    """
     try:
         return call_guarded(lambda: factory(**arguments))
     except PluginError as error:
@@ -191,7 +205,10 @@ def _construct(factory: Callable[..., Any], arguments: Mapping[str, Any], *, whe
 
 
 def _sentence(error: Exception) -> str:
-    """What a constructor says; a plugin's error may be unable to say anything."""
+    """Return the message of a constructor's error.
+
+    A plugin's error may be unable to return a message.
+    """
     try:
         return call_guarded(lambda: str(error.args[0]) if error.args else str(error))
     except PluginError:
@@ -199,11 +216,11 @@ def _sentence(error: Exception) -> str:
 
 
 def parameters(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
-    """The keyword parameters of `factory` and their types.
+    """Return the keyword parameters of `factory` and their types.
 
     Raises:
-        PluginError: An annotation is missing or cannot be resolved, or a parameter is called
-            `name`, which is the key that says whose table it is.
+        PluginError: An annotation is missing or cannot be resolved. Or a parameter is called
+            `name`, which is the key that selects the table's plugin.
     """
     try:
         types = call_guarded(lambda: _types(factory, what=what))
@@ -233,7 +250,7 @@ def _types(factory: Callable[..., Any], *, what: str) -> dict[str, Any]:
 
 
 def _required(factory: Callable[..., Any]) -> list[str]:
-    """The parameters of `factory` that have no default."""
+    """Return the parameters of `factory` that have no default."""
     known = call_guarded(lambda: inspect.signature(factory)).parameters.values()
     return [p.name for p in known if p.default is p.empty and p.kind not in _CATCH_ALL]
 
@@ -242,10 +259,10 @@ _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def require_role(role: Role, instance: object) -> Any:
-    """`instance`, if it has the methods of `role`.
+    """Return `instance`, if it has the methods of `role`.
 
     Raises:
-        StudyError: It has not; the sentence names what is missing.
+        StudyError: Methods are missing. The message names them.
     """
     contract: type = getattr(protocols, role.capitalize())
     wanted = sorted(n for n in vars(contract) if not n.startswith("_"))
@@ -260,10 +277,11 @@ def require_role(role: Role, instance: object) -> Any:
 
 
 def to_table(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
-    """The table from which `build_part` makes an equal instance, as plain TOML values.
+    """Return the table from which `build_part` builds an equal instance.
 
-    An instance whose class no plugin offers is named "package:Class"; such a record can be read
-    by people, and by `build_part` once a plugin offers the class.
+    Its values are plain TOML values. An instance whose class no plugin offers is named
+    "package:Class". People can read such a table, and `build_part` can once a plugin offers the
+    class.
     """
     kind = type(instance)
     name = catalog.name_of(role, instance) or f"{kind.__module__}:{kind.__qualname__}"
@@ -284,7 +302,7 @@ def to_table(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
 
 
 def to_toml_value(value: Any) -> Any:
-    """`value` as TOML can hold it; what it cannot is written as Python would show it."""
+    """Return `value` as a TOML value, or else as Python shows it."""
     if isinstance(value, tuple | list):
         return [to_toml_value(item) for item in value]
     if isinstance(value, dict):

@@ -1,7 +1,8 @@
-"""Discovery: every plugin that is installed, what it offers, and why one cannot be used.
+"""Discovery of installed plugins, their offers, and the faults of unusable ones.
 
-pluggy checks and calls the hooks; the loading is ours, because `load_setuptools_entrypoints` lets
-one broken plugin stop the host, and lets a foreign one replace another of the same name in silence.
+pluggy checks and calls the hooks. This module loads the plugins itself, because
+`load_setuptools_entrypoints` has two faults. It lets one broken plugin stop the host, and lets a
+foreign plugin silently replace another of the same name.
 """
 
 from __future__ import annotations
@@ -32,29 +33,32 @@ if TYPE_CHECKING:
     from cohortium.catalog.allow_list import PluginPattern
 
 Status = Literal["active", "blocked", "broken", "conflict", "incompatible"]
-"""What became of a plugin: usable; kept out by a list; failed to load; offers a name that another
-plugin offers too; written for another version of the contracts."""
+"""Status of a plugin.
+
+It is usable, blocked by a list, or failed to load. Or it offers a name that another plugin offers
+too, or was written for another version of the contracts.
+"""
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 """The form of an offer's name."""
 
 MAX_OFFERS = 256
-"""Offers of one plugin for one role."""
+"""Largest number of offers of one plugin for one role."""
 
 
 @frozen(kw_only=True)
 class PluginRecord:
-    """One entry point and what became of it.
+    """One entry point and its status.
 
-    Its texts come from others, and are of one line without a control character.
+    Its texts come from other parties. Each is one line without a control character.
 
     Attributes:
-        name: The entry point's name.
-        target: The import package it names.
-        distribution: The installed package it came with.
-        version: Of that package.
-        status: See `Status`.
-        reason: Why it is not active; empty if it is.
+        name: Name of the entry point.
+        target: Import package that the entry point names.
+        distribution: Installed package of the entry point.
+        version: Version of that package.
+        status: Status of the plugin (see `Status`).
+        reason: Reason why the plugin is not active, or empty if it is.
     """
 
     name: str
@@ -66,7 +70,7 @@ class PluginRecord:
 
     @property
     def label(self) -> str:
-        """How an error names it."""
+        """Name of the plugin in an error."""
         return f"{self.name} ({self.distribution} {self.version})"
 
 
@@ -81,25 +85,25 @@ class CatalogEntry:
 
 @frozen
 class Catalog:
-    """What is installed, as found once.
+    """The installed plugins, from one discovery.
 
     Attributes:
-        records: One for every entry point, by name.
-        entries: All that loaded plugins offer.
+        records: One record for every entry point, by name.
+        entries: All offers of loaded plugins.
     """
 
     records: tuple[PluginRecord, ...]
     entries: tuple[CatalogEntry, ...] = field(repr=False)
 
     def names(self, role: Role) -> list[str]:
-        """The names that can be looked up for `role`."""
+        """Return the names that can be looked up for `role`."""
         return sorted({o.offer.name for o in self.entries if o.role == role})
 
     def find(self, role: Role, name: str) -> Offer[Any]:
-        """The one offer of `name` for `role`.
+        """Return the one offer of `name` for `role`.
 
         Raises:
-            PluginError: No usable plugin offers it, or two do.
+            PluginError: No usable plugin offers the name, or two do.
         """
         found = [o for o in self.entries if o.role == role and o.offer.name == name]
         if len(found) == 1:
@@ -113,14 +117,20 @@ class Catalog:
         raise PluginError(f"no plugin offers the {role} '{name}'{self._hint(role, name)}")
 
     def name_of(self, role: Role, instance: object) -> str | None:
-        """The name under which the class of `instance` is offered for `role`, or None."""
+        """Return the name under which the class of `instance` is offered.
+
+        The offer is for `role`. The result is None if no plugin offers the class.
+        """
         for offering in self.entries:
             if offering.role == role and offering.offer.factory is type(instance):
                 return offering.offer.name
         return None
 
     def plugin_in_traceback(self, error: BaseException) -> PluginRecord | None:
-        """The plugin in whose code, or in a call from it, `error` was raised; None if in none."""
+        """Return the plugin whose code, or a call from it, raised `error`.
+
+        The result is None if no plugin's code raised it.
+        """
         owners = {record.target.partition(".")[0]: record for record in self.records}
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
@@ -128,7 +138,10 @@ class Catalog:
         return found[-1] if found else None
 
     def plugins_defining(self, instance: object) -> list[PluginRecord]:
-        """The plugins whose package holds the class of `instance`; usually one, or none."""
+        """Return the plugins whose package defines the class of `instance`.
+
+        There is usually one, or none.
+        """
         package = str(type(instance).__module__).split(".")[0]
         return [record for record in self.records if record.target.split(".")[0] == package]
 
@@ -151,12 +164,13 @@ def discover(
     """Find every installed plugin and load those that may be loaded.
 
     Args:
-        environ: Read for `COHORTIUM_PLUGIN_BLOCK` and `COHORTIUM_PLUGIN_ALLOW`, comma-separated
-            entries as `allowing` has them.  A plugin kept out by either is never imported.
-        points: The entry points to load; by default those that are installed.
+        environ: Environment with `COHORTIUM_PLUGIN_BLOCK` and `COHORTIUM_PLUGIN_ALLOW`. They have
+            comma-separated entries in the form of `allow_list`. A plugin that either excludes is
+            never imported.
+        points: The entry points to load. The default is all that are installed.
 
     Raises:
-        StudyError: An entry of one of the two names no plugin; or one has its old name.
+        StudyError: An entry of one of the two names no plugin, or a variable has its old name.
     """
     for old, new in VARIABLES.items():
         if old in environ:
@@ -220,7 +234,10 @@ def _record(point: EntryPoint) -> PluginRecord:
 def _load(
     point: EntryPoint, record: PluginRecord
 ) -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
-    """Import a plugin and collect its offers.  Whatever it does, only its own record suffers."""
+    """Import a plugin and collect its offers.
+
+    A fault of the plugin affects only its own record.
+    """
 
     def load() -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
         plugin = point.load()
@@ -238,7 +255,10 @@ def _load(
 
 
 def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
-    """Ask a plugin's hooks, each checked against its specification by pluggy."""
+    """Return the offers of a plugin's hooks.
+
+    pluggy checks each hook against its specification.
+    """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hooks)
     for name in dir(plugin):
@@ -257,7 +277,7 @@ def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
 
 
 def _asked(manager: pluggy.PluginManager, role: Role) -> Iterator[Offer[Any]]:
-    """What the hook of `role` answers, if it comes to an end."""
+    """Yield the offers of the hook of `role`, up to a limit."""
     for answer in getattr(manager.hook, hook_name(role))():
         some = list(itertools.islice(answer, MAX_OFFERS + 1))
         if len(some) > MAX_OFFERS:
@@ -273,7 +293,10 @@ def _require_hook(name: str) -> None:
 
 
 def _checked(role: Role, offer: object) -> Offer[Any]:
-    """A plain copy of `offer`: a class of the plugin's could answer otherwise the next time."""
+    """Return a plain copy of `offer`.
+
+    A class of the plugin could answer differently the next time.
+    """
     if not isinstance(offer, Offer):
         raise PluginError(f"{hook_name(role)} gave {offer!r}, not an Offer.")
     name, factory, summary, local = offer.name, offer.factory, offer.summary, offer.local_parameters

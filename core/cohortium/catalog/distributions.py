@@ -1,4 +1,4 @@
-"""The entry points of a group that are installed, and the distributions that cannot say theirs."""
+"""Installed entry points of a group, and distributions that cannot be read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @frozen
 class UnreadableDistribution:
-    """A distribution that seems to have entry points of the group, and cannot be read.
+    """An unreadable distribution that seems to have entry points of the group.
 
     Attributes:
-        distribution: Its name, as far as it can be had.
-        reason: Why.
+        distribution: Name of the distribution, as far as it is available.
+        reason: Reason why the distribution cannot be read.
     """
 
     distribution: str
@@ -30,9 +30,10 @@ class UnreadableDistribution:
 
 
 def entry_points_in(group: str) -> tuple[list[EntryPoint], list[UnreadableDistribution]]:
-    """The entry points of `group`, of each distribution the first that is on the path.
+    """Return the entry points of `group` and the unreadable distributions.
 
-    `importlib.metadata.entry_points` stops at the first damaged one.
+    Of each distribution, the first on the path counts. `importlib.metadata.entry_points` stops at
+    the first damaged one.
     """
     points: list[EntryPoint] = []
     unreadable: list[UnreadableDistribution] = []
@@ -61,7 +62,7 @@ def _with_group(group: str) -> Iterator[Distribution]:
             text = distribution.read_text("entry_points.txt") or ""
         except UnicodeDecodeError as error:
             text = error.object.decode("latin-1")
-        except Exception:  # noqa: BLE001, S112 - another's folder
+        except Exception:  # noqa: BLE001, S112 - another party's folder
             continue
         if f"[{group}]" in text.replace(" ", ""):
             yield distribution

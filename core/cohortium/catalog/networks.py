@@ -1,7 +1,8 @@
-"""A study's network, which may be anybody's code: made alike everywhere, tried out, and named.
+"""A study's network: built equally everywhere, tried out, and named in errors.
 
-Everything that makes a network for a study goes through `build_network`, and everything that calls
-one for a study is inside `blame_network`, so that a fault of it is a sentence that names it.
+The network may be any user's code. All code that builds a network for a study uses `build_network`.
+All code that calls a network for a study is inside `blame_network`, so a fault of it becomes a
+sentence that names it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def name_of(model: Model) -> str:
-    """How a sentence names a model: by the code that its study names, its plugin, or its class."""
+    """Return the name of a model in a sentence.
+
+    It is the code that its study names, its plugin, or its class.
+    """
     kind = type(model)
     for offering in discover().entries:
         offer = offering.offer
@@ -36,18 +40,18 @@ def name_of(model: Model) -> str:
 
 
 def build_network(model: Model, spec: DataSpec, seed: int) -> nn.Module:
-    """The network of `model`, with weights drawn from `seed`; equal at every party.
+    """Build the network of `model`, with weights drawn from `seed`.
 
-    Layers whose shapes are left to their first input (`torch.nn.LazyLinear` and its like) get
-    them, and their weights, from a blank image.
+    The network is equal at every party. Layers whose shapes depend on their first input (such as
+    `torch.nn.LazyLinear`) get the shapes, and their weights, from a blank image.
 
     Args:
-        model: Makes it.
-        spec: What is public about the data.
-        seed: Of its weights.
+        model: Model that builds the network.
+        spec: Public facts about the data.
+        seed: Seed of the weights.
 
     Raises:
-        NetworkError: It is no network, or a lazy layer cannot be given its shape.
+        NetworkError: The result is no network, or a lazy layer cannot be given its shape.
     """
     import torch
 
@@ -90,16 +94,18 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
 def check_output_shape(
     model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]
 ) -> None:
-    """Refuse a network that cannot be trained on the study's images, by showing it made-up ones.
+    """Refuse a network that cannot be trained on the study's images.
+
+    The check shows it made-up images.
 
     Args:
-        model: What it is of.
-        net: Left as it was, but for its gradients.
-        images: A few different prepared inputs, shape (B, …), on its device.
+        model: Model of the network.
+        net: The network, left as it was except for its gradients.
+        images: A few different preprocessed inputs, shape (B, …), on the network's device.
         classes: Names of the classes.
 
     Raises:
-        NetworkError: It is such a network; the sentence names it and the remedy.
+        NetworkError: The network cannot be trained. The message names the network and a remedy.
     """
     import torch
     from torch.nn import functional
@@ -128,10 +134,13 @@ def check_output_shape(
 
 
 def require_rows(model: Model, logits: Tensor, number: int) -> None:
-    """Refuse logits that are not a row for each of the `number` images shown during a run.
+    """Refuse logits that are not a row for each of `number` images.
+
+    The images are those of a batch during a run.
 
     Raises:
-        BrokenNetworkError: They are not; a network may squeeze a batch of one away.
+        BrokenNetworkError: The logits have another shape. A network may squeeze a batch of one
+            away.
     """
     if logits.ndim != 2 or len(logits) != number:  # noqa: PLR2004
         raise BrokenNetworkError(
@@ -142,10 +151,10 @@ def require_rows(model: Model, logits: Tensor, number: int) -> None:
 
 
 def accepts_single_image(net: nn.Module, images: Tensor, classes: int) -> bool:
-    """Whether `net` can be trained on a batch of one of the prepared `images`, shape (B, …).
+    """Return whether `net` can be trained on a batch of one image.
 
-    Batch normalisation cannot where it sees one value a channel, nor can a network that squeezes
-    its batch away.
+    The image is one of the preprocessed `images`, shape (B, …). Batch normalisation cannot if it
+    sees one value per channel, nor can a network that squeezes its batch away.
     """
     import torch
 
@@ -154,14 +163,17 @@ def accepts_single_image(net: nn.Module, images: Tensor, classes: int) -> bool:
         net.train()
         try:
             found = net(images[:1])
-        except Exception:  # noqa: BLE001 - it takes more: `check_output_shape` has shown it some
+        except Exception:  # noqa: BLE001 - larger batches have passed `check_output_shape`
             return False
     return tuple(found.shape) == (1, classes)
 
 
 @contextlib.contextmanager
 def restored_after(net: nn.Module) -> Iterator[None]:
-    """Put the modes and buffers of `net` back at the end of the block, replaced ones as well."""
+    """Restore the modes and buffers of `net` after the block.
+
+    It restores replaced buffers as well.
+    """
     from torch.nn.parameter import is_lazy
 
     modes = [(layer, layer.training) for layer in net.modules()]
@@ -185,18 +197,20 @@ def restored_after(net: nn.Module) -> Iterator[None]:
 def blame_network(
     model: Model, net: nn.Module, fails: str, images: Tensor | None = None
 ) -> Iterator[None]:
-    """Turn what comes out of `net` in the block into a sentence that names it.
+    """Raise one sentence, which names the network, for its errors.
+
+    The errors are those of `net` in the block.
 
     Args:
-        model: What it is of.
+        model: Model of the network.
         net: The network.
-        fails: What it does wrong, as in "cannot take".
-        images: What it is shown, before a run; None during one, when only an error that was
-            raised inside `net`, or in its backward pass, is taken for its own.
+        fails: Description of the fault, as in "cannot take".
+        images: Images that the network is shown, before a run. None during a run, in which only an
+            error raised inside `net`, or in its backward pass, counts as its own.
 
     Raises:
-        NetworkError: Before a run.
-        BrokenNetworkError: During a run.
+        NetworkError: The error was raised before a run.
+        BrokenNetworkError: The error was raised during a run.
     """
     try:
         yield
@@ -215,7 +229,7 @@ def blame_network(
 
 
 def _is_own(error: BaseException, net: nn.Module) -> bool:
-    """Whether `error` came out of a call of `net`, or out of a backward pass."""
+    """Return whether `error` is from a call of `net` or a backward pass."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__", "")) for frame in frames]
     return any(
@@ -234,7 +248,7 @@ def _require_trainable(name: str, net: nn.Module) -> None:
 
 
 def _require_called_with_images(name: str, net: nn.Module) -> None:
-    """Refuse a forward that wants more than the batch of images, or less."""
+    """Refuse a forward that needs more or less than a batch of images."""
     try:
         signature = inspect.signature(net.forward)
     except (TypeError, ValueError):  # not Python's
@@ -249,7 +263,7 @@ def _require_called_with_images(name: str, net: nn.Module) -> None:
 
 
 def _require_logits(name: str, found: object, number: int, classes: Sequence[str]) -> None:
-    """Refuse an output that is not one finite number for each image and class."""
+    """Refuse an output other than one finite number per image and class."""
     import torch
 
     wanted = (number, len(classes))

@@ -1,4 +1,4 @@
-"""What a plugin's offer can be told: its parameters, their types and defaults, and what each means.
+"""Parameters of a plugin's offer: types, defaults and meanings.
 
     >>> from cohortium.catalog.discovery import discover
     >>> [p.name for p in parameters_of(discover().find("partitioner", "dirichlet"))][0]
@@ -34,13 +34,15 @@ _ENTRY = re.compile(r"^(\w+)(?: \([^)]*\))?: (.*)$")
 
 @frozen
 class Parameter:
-    """One parameter of an offer; texts of one line, without a control character.
+    """One parameter of an offer.
+
+    The texts have one line, without a control character.
 
     Attributes:
         name: The key in a study file.
-        type: As people write it.
-        default: As TOML writes it; empty where it has to be given.
-        meaning: One sentence; empty where the docstring has none.
+        type: The type as people write it.
+        default: The default as TOML writes it, or empty if a value is required.
+        meaning: One sentence, or empty if the docstring has none.
     """
 
     name: str
@@ -50,10 +52,10 @@ class Parameter:
 
 
 def parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
-    """The parameters of what `offer` makes.
+    """Return the parameters of the factory of `offer`.
 
     Raises:
-        PluginError: They cannot be read, whatever its class does when it is looked at.
+        PluginError: The parameters cannot be read, or its class raises when it is inspected.
     """
     return call_guarded(lambda: _parameters_of(offer))
 
@@ -73,7 +75,7 @@ def _parameters_of(offer: Offer[Any]) -> tuple[Parameter, ...]:
 
 
 def explanation_of(offer: Offer[Any]) -> str:
-    """What the docstring of an offer's factory says before its first section, as it is laid out."""
+    """Return the factory's docstring before its first section, with its layout."""
     kept = []
     for line in inspect.cleandoc(offer.factory.__doc__ or "").splitlines():
         if _SECTION.fullmatch(line):
@@ -110,7 +112,10 @@ def _toml(value: object) -> str:
 
 
 def _worded(kind: Any) -> str:
-    """A type as people write it: `int`, `"example" or "site"`, `list of float`, `dataset`."""
+    """Return a type as people write it.
+
+    Examples are `int`, `"example" or "site"`, `list of float` and `dataset`.
+    """
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return " or ".join(map(_toml, inside))
@@ -127,7 +132,7 @@ def _worded(kind: Any) -> str:
 
 
 def _meanings(factory: Callable[..., Any]) -> dict[str, str]:
-    """First sentences from the sections of docstrings, those of base classes included."""
+    """Return first sentences from sections of docstrings, with those of bases."""
     classes = reversed(factory.__mro__) if isinstance(factory, type) else (factory,)
     found: dict[str, str] = {}
     for kind in classes:

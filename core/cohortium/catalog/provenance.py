@@ -1,8 +1,10 @@
-"""Of whose code a study's parts are, where that is no plugin's: a class, its file, its package.
+"""Origin of a study's code that belongs to no plugin.
 
-A plugin has a name and a version.  A network of a user's own has neither, and may change between
-two runs of one study; so a record tells its file's SHA-256.  Any part may say which code is its
-user's with a method `code()`, which gives the class or function.
+It is a class, its file and its package.
+
+A plugin has a name and a version. A user's own network has neither, and may change between two runs
+of one study. So a record has its file's SHA-256. Any part may declare its user's code with a method
+`code()`, which returns the class or function.
 """
 
 from __future__ import annotations
@@ -22,14 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 MAX_BYTES = 1 << 24
-"""Of a source file that is hashed; none is so large."""
+"""Largest size of a hashed source file in bytes.
+
+No source file is so large.
+"""
 
 CodeOrigin = dict[str, str]
-"""`class`, and where there are such `file`, `sha256` and `package`."""
+"""The key `class`, and `file`, `sha256` and `package`, if they exist."""
 
 
 def collect_provenance(study: object) -> dict[str, CodeOrigin]:
-    """By part, such as "model" or "model.network", the code that no plugin answers for.
+    """Return, by part, the code that belongs to no plugin.
+
+    A part's name is, for example, "model" or "model.network".
 
     Args:
         study: A federation.
@@ -48,7 +55,10 @@ def collect_provenance(study: object) -> dict[str, CodeOrigin]:
 
 
 def describe_code(code: Any) -> CodeOrigin:
-    """The class or function `code`, its source file, and its package where there is one."""
+    """Return the class or function `code`, its source file and its package.
+
+    The package is absent if there is none.
+    """
     told = {"class": f"{code.__module__}:{code.__qualname__}"}
     try:
         file = inspect.getsourcefile(code)
@@ -62,10 +72,13 @@ def describe_code(code: Any) -> CodeOrigin:
 
 
 def _package_of(top: str, file: str) -> str:
-    """Name and version of the distribution that holds the package `top`; empty if none does."""
+    """Return name and version of the distribution that has the package `top`.
+
+    The result is empty if no distribution has it.
+    """
     names = [top]
     if "site-packages" in Path(file).parts:
-        # To ask all distributions takes seconds, and a file beside a study is of none.
+        # A query of all distributions takes seconds, and a file next to a study belongs to none.
         names += packages_distributions().get(top, [])
     for name in names:
         try:
@@ -76,7 +89,7 @@ def _package_of(top: str, file: str) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a source file; empty where there is none that can be read."""
+    """Return the SHA-256 of a source file, or "" if it is unreadable."""
     try:
         if not file.is_file() or file.stat().st_size > MAX_BYTES:
             return ""
@@ -86,7 +99,7 @@ def file_digest(file: Path) -> str:
 
 
 def as_versions(found: Mapping[str, CodeOrigin]) -> dict[str, str]:
-    """The same as versions, for whoever goes on with a run to see what is another."""
+    """Return the origins as versions, with which a resumed run detects changes."""
     return {
         f"{part} {told['class']}": ", ".join(
             filter(None, (told.get("package"), f"sha256 {told.get('sha256', 'unknown')[:16]}"))
@@ -96,7 +109,7 @@ def as_versions(found: Mapping[str, CodeOrigin]) -> dict[str, str]:
 
 
 def _inside(name: str, part: object) -> Iterator[tuple[str, object]]:
-    """`part`, and the parts inside it."""
+    """Yield `part`, and the parts inside it."""
     yield name, part
     kind: Any = type(part)
     if attrs.has(kind):

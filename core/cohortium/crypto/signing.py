@@ -1,13 +1,14 @@
-"""Who signs for a site: Ed25519 keys (RFC 8032), and the directory that says whose they are.
+"""Signatures of sites: Ed25519 keys (RFC 8032) and the key directory.
 
-Every hospital makes a key with `cohortium keygen` and gives the line it prints to whoever keeps
-the directory.  All parties pin one directory file, and read its fingerprint to one another over a
-channel that the coordinator does not run: what is signed is only as good as that one comparison.
+Every hospital makes a key with `cohortium keygen` and gives the line that it prints to the keeper
+of the directory. All parties pin one directory file, and read its fingerprint to one another over a
+channel that the coordinator does not run. A signature is only as trustworthy as that one
+comparison.
 
-To *rotate* a key, replace the site's line and list the old key as revoked.  To *revoke* one, turn
-its line into a `revoked` line: the site is known, and nothing it signs is believed until it has a
-key again.  Either gives another fingerprint, and parties with different directories do not
-believe one another's signatures: change it between runs, at every party.
+To *rotate* a key, replace the site's line and list the old key as revoked. To *revoke* a key, turn
+its line into a `revoked` line. The site is then known, and no party trusts its signatures until it
+has a key again. Both changes give another fingerprint, and parties with different directories do
+not trust one another's signatures. So change the directory between runs, at every party.
 
     cohortium directory 1
     # St. Mary's
@@ -49,19 +50,22 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 
 REMEMBERED = 4
-"""Signatures for each site that a directory remembers: those of one attempt, and more."""
+"""Signatures per site that a directory remembers.
+
+They are those of one attempt, and more.
+"""
 
 _HEADER = "cohortium directory 1"
 _LINE = re.compile(r"(site|revoked) (0|[1-9][0-9]{0,4}) ed25519 ([0-9a-f]{64})")
 _MAX_BYTES = 1 << 23
-"""More than the lines of 2¹⁶ sites take."""
+"""More bytes than the lines of 2¹⁶ sites take."""
 
 
 @frozen
 class SigningKey:
     """A site's signing key.
 
-    It is written as PKCS #8 in PEM, unencrypted: the file's mode is what protects it.
+    The file is PKCS #8 in PEM, unencrypted: the file's mode is its only protection.
 
     Attributes:
         private: The 32-byte seed of RFC 8032, section 5.1.5.
@@ -76,15 +80,15 @@ class SigningKey:
 
     @classmethod
     def generate(cls, secret: Randomness) -> SigningKey:
-        """A new key, drawn from `secret`."""
+        """Return a new key, drawn from `secret`."""
         return cls(secret.secret_bytes(KEY_BYTES, "identity"))
 
     @classmethod
     def read(cls, path: Path) -> SigningKey:
-        """The key in the file `path`, which `create` wrote.
+        """Return the key in the file `path`, which `create` wrote.
 
         Raises:
-            IdentityError: It is missing, is no such key, or others may read it.
+            IdentityError: The file is missing, has no such key, or others may read it.
         """
         try:
             data = _contents(path)
@@ -105,7 +109,7 @@ class SigningKey:
         """Write the key to a new file `path` of mode 0600.
 
         Raises:
-            IdentityError: The file is there already, and stands; or it cannot be written.
+            IdentityError: A file exists, which is unchanged, or the file cannot be written.
         """
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
@@ -120,11 +124,11 @@ class SigningKey:
 
     @property
     def public(self) -> bytes:
-        """What others check signatures with; 32 bytes."""
+        """The 32-byte key with which other parties verify signatures."""
         return self._key.public_key().public_bytes_raw()
 
     def sign(self, text: bytes) -> bytes:
-        """A signature of `text`, 64 bytes."""
+        """Return a signature of `text`, 64 bytes."""
         return self._key.sign(text)
 
     @cached_property
@@ -134,25 +138,25 @@ class SigningKey:
 
 @frozen
 class KeyDirectory:
-    """The public keys of a federation's sites, as every party has pinned them.
+    """Public keys of a federation's sites, as every party has pinned them.
 
     Guarantees:
-        No two sites have one key, and no site has a revoked one.
+        No two sites have the same key, and no site has a revoked one.
 
     Attributes:
-        keys: By site; None where a site's key is revoked and not replaced.
-        revoked: Keys that are no longer believed, with the site each belonged to.
-        fingerprint: SHA-256 of all but the comments: equal for equal directories only.
+        keys: Keys by site, or None if a site's key is revoked and not replaced.
+        revoked: Keys that are no longer trusted, with the site of each.
+        fingerprint: SHA-256 of all but the comments, equal for equal directories only.
 
     Raises:
-        IdentityError: It contradicts itself.
+        IdentityError: The directory contradicts itself.
     """
 
     keys: tuple[bytes | None, ...]
     revoked: frozenset[tuple[int, bytes]] = frozenset()
     fingerprint: bytes = field(init=False, eq=False, repr=False)
-    # What it has found to be signed: the sites of a simulation share one directory, and each asks
-    # it about the same signatures.
+    # Verified signatures: the sites of a simulation share one directory, and each asks it about the
+    # same signatures.
     _believed: set[bytes] = field(factory=set, init=False, eq=False, repr=False)
 
     @fingerprint.default
@@ -173,10 +177,10 @@ class KeyDirectory:
 
     @classmethod
     def read(cls, path: Path) -> KeyDirectory:
-        """The directory in the file `path`.
+        """Return the directory in the file `path`.
 
         Raises:
-            IdentityError: It cannot be read, or is not one.
+            IdentityError: The file cannot be read, or is not a directory.
         """
         try:
             text = _contents(path).decode()
@@ -194,7 +198,7 @@ class KeyDirectory:
 
     @classmethod
     def parse(cls, text: str) -> KeyDirectory:
-        """The directory that `text` writes down; see the module's example.
+        """Return the directory that `text` describes (see the module's example).
 
         Raises:
             IdentityError: A line is none of a directory, or a site is missing or there twice.
@@ -218,7 +222,9 @@ class KeyDirectory:
         return cls(_in_order(keys, revoked), frozenset(revoked))
 
     def write(self, path: Path) -> None:
-        """Put the directory into the file `path`, in place of what was there, without its comments.
+        """Write the directory to the file `path`, without its comments.
+
+        It replaces an existing file.
 
         Raises:
             IdentityError: The file cannot be written.
@@ -234,7 +240,7 @@ class KeyDirectory:
         return "\n".join([_HEADER, *lines, ""])
 
     def verify(self, site: int, signature: bytes, text: bytes) -> bool:
-        """Whether `signature` is one of `text` by the key of `site`."""
+        """Return whether the key of `site` signed `text` with `signature`."""
         key = self.keys[site] if 0 <= site < len(self.keys) else None
         if key is None or len(signature) != SIGNATURE_BYTES:
             return False
@@ -252,7 +258,7 @@ class KeyDirectory:
 
 
 def directory_line(site: int, key: bytes, *, kind: str = "site") -> str:
-    """The line of a directory that gives `site` the public key `key`."""
+    """Return a directory's line that gives `site` the public key `key`."""
     return f"{kind} {site} ed25519 {key.hex()}"
 
 
@@ -266,7 +272,7 @@ def _in_order(keys: dict[int, bytes], revoked: set[tuple[int, bytes]]) -> tuple[
 
 def _contents(path: Path) -> bytes:
     with path.open("rb") as file:
-        # As many bytes as are asked for are set aside before one is read.
+        # `read` reserves as many bytes as it is asked for before it reads one.
         data = file.read(min(os.fstat(file.fileno()).st_size, _MAX_BYTES) + 1)
     if len(data) > _MAX_BYTES:
         raise IdentityError(f"{path} is larger than {_MAX_BYTES} bytes.")

@@ -1,4 +1,4 @@
-"""Labelled images as values: what a data set holds, and what is public about it."""
+"""Labelled images as values: a data set's content and public facts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ if TYPE_CHECKING:
 
 
 MAX_EXAMPLES = 10_000_000_000
-"""Declared by all sites together: more were surely mistyped."""
+"""Largest number of examples that all sites together may declare.
+
+A larger number is surely a mistake.
+"""
 
 
 MAX_CLASSES = 10_000
 
 MAX_NAME_LENGTH = 200
-"""Characters of a class' name."""
+"""Largest number of characters in a class' name."""
 
 MAX_PIXELS = 1 << 27
-"""Values of one image: half a gibibyte once they are numbers that torch computes with."""
+"""Largest number of values of one image.
+
+They take half a gibibyte as the numbers with which torch computes.
+"""
 
 
 def _can_be_shown(_: object, __: object, names: tuple[str, ...]) -> None:
@@ -41,28 +47,28 @@ def _can_be_shown(_: object, __: object, names: tuple[str, ...]) -> None:
 
 
 def to_c_order(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same images in C order, with the strides that this order alone has.
+    """Return the same images in C order, with its strides alone.
 
-    Where there is one channel NumPy calls every stride of it C order.  Torch reads the stride:
-    it may take the images for channels-last, convolve them along another path and come to other
-    last bits.  So equal images must have equal strides, whichever way they came.
+    If there is one channel, NumPy calls every stride of it C order. Torch reads the stride. It may
+    take the images for channels-last, convolve them along another path and compute other last bits.
+    So equal images must have equal strides, regardless of their source.
     """
-    # A view of flat memory has its strides from the shape, those of length 1 too.
+    # A view of flat memory derives its strides from the shape, those of length 1 too.
     return np.ascontiguousarray(images).reshape(-1).reshape(np.shape(images))
 
 
 @frozen(kw_only=True)
 class DataSpec:
-    """What everybody may know about the data: shapes, classes and the *declared* size.
+    """Public facts about the data: shapes, classes and the *declared* size.
 
     Attributes:
-        channels: C of an image, 1 for grey.
-        height: H in pixels.
-        width: W in pixels.
-        classes: Names of the classes; labels index them.
-        examples: Declared number of training examples over all sites.  It is public, it scales
+        channels: Number of channels of an image, C. 1 for grey.
+        height: Height in pixels, H.
+        width: Width in pixels, W.
+        classes: Names of the classes, which labels index.
+        examples: Declared number of training examples over all sites. It is public, it scales
             weights and noise, and is never counted from one site's data.
-        patients: Declared number of patients over all sites; None where examples name none.
+        patients: Declared number of patients over all sites, or None if examples name none.
     """
 
     channels: int = field(validator=[ge(1), le(1 << 10)])
@@ -82,23 +88,23 @@ class DataSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an image: (C, H, W)."""
+        """Shape of an image: (C, H, W)."""
         return self.channels, self.height, self.width
 
 
 @frozen(eq=False)
 class Examples:
-    """Labelled images, as a data set holds them.
+    """Labelled images of a data set.
 
     Attributes:
-        images: Shape (N, C, H, W), `uint8`; laid out in C order, whatever order they came in, so
-            that equal images give equal bits.
-        labels: Shape (N,), `int64`, from 0.
+        images: Images, shape (N, C, H, W), `uint8`. They are stored in C order, regardless of their
+            original order, so that equal images give equal bits.
+        labels: Labels, shape (N,), `int64`, from 0.
         clients: The data's own grouping (hospital, scanner, …), shape (N,), or None.
-        patients: Whose each image is, shape (N,), or None.
+        patients: Patient of each image, shape (N,), or None.
 
     Raises:
-        DataError: The arrays do not fit one another.
+        DataError: The arrays do not match one another.
     """
 
     images: NDArray[np.uint8] = field(repr=False, converter=to_c_order)
@@ -121,19 +127,19 @@ class Examples:
                 )
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(self.labels)
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """SHA-256 of all of it: a hospital's own, to see that its data have changed."""
+        """SHA-256 of all data, with which a hospital detects changes."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         for column in (self.images, self.labels, self.clients, self.patients):
             digest.update(b"-" if column is None else b"+" + np.ascontiguousarray(column).tobytes())
         return digest.digest()
 
     def select(self, index: NDArray[np.int64]) -> Examples:
-        """The examples at `index`, copied."""
+        """Return the examples at `index`, copied."""
         clients = None if self.clients is None else self.clients[index]
         patients = None if self.patients is None else self.patients[index]
         return Examples(self.images[index], self.labels[index], clients, patients)
@@ -141,19 +147,19 @@ class Examples:
 
 @frozen(eq=False, kw_only=True)
 class Splits:
-    """A data set: examples to train on, to choose by, and to score with.
+    """A data set: examples for training, for choices and for scores.
 
     Attributes:
-        name: What figures that come from it are called.
+        name: Name of the data that figures are reported with.
         classes: Names of the classes.
-        train: What the sites share among them.
-        validation: Public images to watch a run by, or None.
-        test: Public images that the result is scored on, or None.
-        source: Whom to cite.
+        train: Examples that are partitioned among the sites.
+        validation: Public images for scores during a run, or None.
+        test: Public images for the scores of the result, or None.
+        source: Work to cite.
 
     Raises:
-        DataError: A split is empty, differs in shape, or has a label without a class; or a name
-            has characters that cannot be shown.
+        DataError: A split is empty, differs in shape, or has a label without a class. Or a name has
+            characters that cannot be shown.
     """
 
     name: str
@@ -190,11 +196,11 @@ class Splits:
             raise DataError(f"{self.name}: {error}.") from error
 
     def require_learnable(self) -> None:
-        """Refuse what no training can be told from guessing by.
+        """Refuse data on which no training is distinguishable from guessing.
 
         Raises:
-            DataError: All training images are of one class, or one that is scored, or that nobody
-                has named, has none.
+            DataError: All training images are of one class. Or there is no training image of a
+                class that is scored, or that has no name.
         """
         known = set(np.unique(self.train.labels).tolist())
         if len(known) == 1:
@@ -202,7 +208,7 @@ class Splits:
                 f"{self.name}: all training images are of class {self.classes[min(known)]!r}, and "
                 "of one class alone every answer is right; there must be two or more."
             )
-        # Numbers are no names that anyone has given: each is a class only if some image is of it.
+        # Numbers are not names that a person has given: each is a class only if some image has it.
         is_named = self.classes != tuple(map(str, range(len(self.classes))))
         if not is_named and len(known) < len(self.classes):
             empty = min(set(range(len(self.classes))) - known)
@@ -220,7 +226,7 @@ class Splits:
 
     @property
     def spec(self) -> DataSpec:
-        """What is public about the training examples."""
+        """Public facts about the training examples."""
         _, channels, height, width = self.train.images.shape
         return DataSpec(
             channels=channels,

@@ -1,8 +1,9 @@
-"""Columns of labels as people save them: whole numbers, of which each names one class that occurs.
+"""Columns of labels as people save them, checked and converted.
 
-A code for "ungraded" is not a class, nor is a number that no image has: either would stand in every
-table.  So labels are refused that begin at 1, or leave most numbers without an image, unless the
-classes are named; `Splits.require_learnable` has the rest.
+A label is a whole number, which names one class that occurs. A code for "ungraded" is not a class,
+nor is a number that no image has: either would appear in every table. So the module refuses labels
+that begin at 1, or leave most numbers without an image. It does not if the classes are named.
+`Splits.require_learnable` makes the other checks.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_SHOWN: Final = 6
-"""Labels that an error lists."""
+"""Largest number of labels that an error lists."""
 
 
 def integer_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
-    """Integers of shape (N,) or (N, 1) as (N,).
+    """Return integers of shape (N,) or (N, 1) as (N,).
 
     Raises:
-        DataError: They are something else.
+        DataError: The values are not integers of such a shape.
     """
     if values.dtype.kind not in "iu":
         raise DataError(
@@ -46,10 +47,10 @@ def integer_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.
 
 
 def label_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
-    """Labels of shape (N,) or (N, 1) as (N,).
+    """Return labels of shape (N,) or (N, 1) as (N,).
 
     Raises:
-        DataError: They are something else, or no numbers of classes.
+        DataError: The values are not integers of such a shape, or not numbers of classes.
     """
     if values.ndim == 2 and values.shape[1] > 1 and len(values) == length:  # noqa: PLR2004 - (N, K)
         raise DataError(
@@ -70,16 +71,18 @@ def label_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.in
 def class_names(
     parts: Mapping[str, NDArray[np.int64]], named: Sequence[str], where: str
 ) -> tuple[str, ...]:
-    """Names of the classes: those given, or else the numbers that the labels are.
+    """Return the names of the classes, given or derived from the labels.
+
+    Without given names, the names are the numbers of the labels.
 
     Args:
-        parts: Labels by split, those of `train` among them.
-        named: Names of the classes, where they are given.
-        where: How an error names the file.
+        parts: Labels by split, including those of `train`.
+        named: Names of the classes, if they are given.
+        where: Name of the file in an error.
 
     Raises:
-        DataError: A label is beyond the names; or, without names, the labels begin at 1, most
-            numbers up to the greatest are no label, or all labels are alike.
+        DataError: A label is beyond the names. Or, without names, the labels begin at 1, most
+            numbers up to the greatest are no label, or all labels are equal.
     """
     held = {split: labels for split, labels in parts.items() if len(labels)}
     if named:
@@ -91,7 +94,7 @@ def class_names(
                 )
         return tuple(named)
     found = sorted({int(label) for labels in held.values() for label in np.unique(labels)})
-    # One hospital may lack some classes; whether a whole study does is seen once it is loaded.
+    # One hospital may lack some classes. `Splits.require_learnable` checks a whole study.
     begins_at_one = found == list(range(1, len(found) + 1))
     if len(found) > 1 and (begins_at_one or found[-1] + 1 > 2 * len(found)):
         raise DataError(
@@ -106,7 +109,7 @@ def class_names(
 
 
 def _dtype_advice(values: NDArray[Any], where: str) -> str:
-    """What to do with a column that holds no whole numbers."""
+    """Return advice about a column that has values other than whole numbers."""
     kind = values.dtype.kind
     if kind == "b":
         return ": astype('uint8') gives 0 and 1"
@@ -124,7 +127,7 @@ def _dtype_advice(values: NDArray[Any], where: str) -> str:
 
 
 def _multilabel_advice(values: NDArray[Any]) -> str:
-    """What to do with several values for each image."""
+    """Return advice about several values for each image."""
     single = "only one class for each image can be learned"
     if values.dtype.kind not in "biuf":
         return f"; {single}, so choose one column"
@@ -141,7 +144,7 @@ def _multilabel_advice(values: NDArray[Any]) -> str:
 
 
 def _out_of_range_advice(labels: NDArray[np.int64], named: int) -> str:
-    """What to do with labels beyond the names."""
+    """Return advice about labels beyond the names."""
     beyond = np.unique(labels[labels >= named])
     if labels.min() > 0 and labels.max() == named:
         return "they begin at 1, so subtract 1, in all splits"
@@ -151,7 +154,7 @@ def _out_of_range_advice(labels: NDArray[np.int64], named: int) -> str:
 
 
 def _numbering_advice(found: Sequence[int]) -> str:
-    """What to do with labels that are not numbered from 0 without gaps."""
+    """Return advice about labels that are not numbered from 0 without gaps."""
     *others, top = found
     remedy = "number the classes from 0 without gaps, or name all of them ('classes')"
     if found == list(range(1, top + 1)):

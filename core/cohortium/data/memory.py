@@ -1,4 +1,4 @@
-"""How much memory there is for this process: the machine's, or what its control group is given."""
+"""Memory available to this process: the machine's, or its control group's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ PROCESSES = Path("/proc")
 GROUPS = Path("/sys/fs/cgroup")
 
 _UNKNOWN = 1 << 62
-"""Bytes where nothing tells: no bound."""
+"""Bytes if the limit is unknown: no bound."""
 
 
 def available(processes: Path = PROCESSES, groups: Path = GROUPS) -> int:
-    """Bytes that can be had without turning others out of memory, or about that.
+    """Return about the bytes that are free without evicting other processes.
 
     Args:
-        processes: Where the system's `meminfo` lies.
-        groups: Where the limits of control groups lie, of either version.
+        processes: Folder of the system's `meminfo`.
+        groups: Folder of the limits of control groups, of either version.
     """
     return min(_of_machine(processes), *_limits(processes, groups))
 
@@ -34,7 +34,7 @@ def _of_machine(processes: Path) -> int:
 
 
 def _limits(processes: Path, groups: Path) -> list[int]:
-    """The limits of this process' control group, and of every group around it."""
+    """Return the limits of this process' control group and enclosing groups."""
     found = [_UNKNOWN]
     for line in _text(processes / "self" / "cgroup").splitlines():
         _, controllers, place = [*line.split(":", 2), "", ""][:3]
@@ -43,7 +43,7 @@ def _limits(processes: Path, groups: Path) -> list[int]:
         if controllers and "memory" not in controllers.split(","):
             continue
         inside = root / place.lstrip("/")
-        # Within a container the place may be told from outside; the root is then its own group.
+        # Within a container, the path may be the host's. The root is then the process' own group.
         for folder in (inside, *inside.parents):
             text = _text(folder / name).strip()
             found += [int(text)] if text.isdecimal() else []

@@ -12,20 +12,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 10
-"""Of equal width, in which confidence is held against accuracy."""
+"""Number of bins, of equal width, that compare confidence with accuracy."""
 
 
 @frozen(kw_only=True)
 class ClassScores:
-    """One class against the rest.
+    """Scores of one class against the rest.
 
     Attributes:
-        name: The class.
-        examples: Images of it.
-        sensitivity: Share of its images that were called so; None without images.
-        specificity: Share of the other images that were not called so; None without others.
-        precision: Share of the images called so that were; None if none was.
-        auc: Area under the ROC curve of this class against the rest; None without both.
+        name: Name of the class.
+        examples: Number of its images.
+        sensitivity: Share of its images that were predicted as this class, or None without images.
+        specificity: Share of the other images that were not predicted as it, or None without
+            others.
+        precision: Share of the images predicted as this class that have it, or None if none was.
+        auc: Area under the ROC curve of this class against the rest, or None without both.
     """
 
     name: str
@@ -38,14 +39,15 @@ class ClassScores:
 
 @frozen(kw_only=True)
 class CalibrationBin:
-    """The images on which a classifier was about equally sure of what it called them.
+    """Images for which a classifier had about equal confidence in its prediction.
 
     Attributes:
-        low: Probability above which the called class's lies; the first bin holds 0, too.
-        high: Probability that it does not exceed.
-        examples: Images in the bin.
-        confidence: Their mean probability of the called class; None without images.
-        accuracy: Share of them called rightly; None without images.
+        low: Lower limit of the predicted class's probability, exclusive. The first bin includes 0,
+            too.
+        high: Upper limit of that probability, inclusive.
+        examples: Number of images in the bin.
+        confidence: Their mean probability of the predicted class, or None without images.
+        accuracy: Share of them that are predicted correctly, or None without images.
     """
 
     low: float
@@ -57,17 +59,17 @@ class CalibrationBin:
 
 @frozen(kw_only=True)
 class Scores:
-    """How well a classifier does.
+    """Scores of a classifier.
 
     Attributes:
-        accuracy: Share of images called rightly.
+        accuracy: Share of images that are predicted correctly.
         balanced_accuracy: Mean sensitivity over the classes that occur.
-        auc: Mean over the classes of the area under the ROC curve, one against the rest; None
-            where no class has both.
+        auc: Mean over the classes of the area under the ROC curve, one against the rest. None if no
+            class has both.
         loss: Mean cross-entropy in nats.
-        per_class: One row a class.
-        confusion: `confusion[i][j]` images of class i were called j.
-        calibration: Bins of equal width over the probability of the called class.
+        per_class: One row per class.
+        confusion: Confusion matrix: `confusion[i][j]` images of class i were predicted as j.
+        calibration: Bins of equal width over the probability of the predicted class.
     """
 
     accuracy: float
@@ -80,28 +82,28 @@ class Scores:
 
     @property
     def images(self) -> int:
-        """How many were scored."""
+        """Number of scored images."""
         return sum(map(sum, self.confusion))
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Images of each class."""
+        """Number of images of each class."""
         return tuple(map(sum, self.confusion))
 
     @property
     def majority_class(self) -> str:
-        """The most frequent class; the first of several."""
+        """The most frequent class, or the first of several."""
         counts = self.counts
         return self.per_class[counts.index(max(counts))].name
 
     @property
     def majority_share(self) -> float:
-        """The accuracy of whoever calls every image the most frequent class."""
+        """The accuracy of always predicting the most frequent class."""
         return max(self.counts) / self.images if self.images else 0.0
 
     @property
     def inconsistency(self) -> str:
-        """What cannot be so, whatever was scored; empty where nothing is amiss."""
+        """The first impossible relation among the scores, or "" without one."""
         classes, total = len(self.per_class), sum(map(sum, self.confusion))
         if any(len(row) != classes for row in (self.confusion, *self.confusion)):
             return "its confusion matrix is not square"
@@ -119,10 +121,10 @@ class Scores:
 
     @property
     def calibration_error(self) -> float | None:
-        """The expected calibration error: mean distance of confidence and accuracy in a bin.
+        """The expected calibration error: mean distance of confidence and accuracy.
 
-        Weighted by the images in it (Naeini et al. 2015; Guo et al. 2017, equation 3); None where
-        nothing was binned.
+        The mean is over the bins, weighted by their images (Naeini et al. 2015, and Guo et al.
+        2017, equation 3). It is None if nothing was binned.
         """
         total = sum(part.examples for part in self.calibration)
         if not total:
@@ -139,11 +141,11 @@ class Scores:
 
 @frozen(eq=False)
 class Predictions:
-    """What a classifier said of each image.
+    """A classifier's predictions for each image.
 
     Attributes:
-        probabilities: Shape (N, classes), N > 0.
-        labels: What the images are, shape (N,).
+        probabilities: Probabilities, shape (N, classes), N > 0.
+        labels: True labels of the images, shape (N,).
         classes: Names of the classes.
     """
 
@@ -153,16 +155,17 @@ class Predictions:
 
     @property
     def scores(self) -> Scores:
-        """How well it did."""
+        """Scores of the predictions."""
         return score(self.probabilities, self.labels, self.classes)
 
 
 def score(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Scores:
-    """Scores of `probabilities`, shape (N, classes), against `labels`, shape (N,), N > 0.
+    """Return the scores of `probabilities` against `labels`.
 
-    Where a network's outputs have overflowed, what is no number counts as no probability.
+    `probabilities` has the shape (N, classes), and `labels` the shape (N,), N > 0. If a network's
+    outputs have overflowed, a NaN counts as probability 0.
     """
     probabilities = np.nan_to_num(probabilities)
     called = probabilities.argmax(1)
@@ -189,7 +192,7 @@ def score(
 def _calibration(
     confidence: NDArray[np.floating], right: NDArray[np.bool_]
 ) -> tuple[CalibrationBin, ...]:
-    """`confidence`, shape (N,), beside whether the call was right, in `BINS` bins."""
+    """Return `confidence`, shape (N,), and `right` predictions in `BINS` bins."""
     place = np.ceil(confidence.clip(0, 1) * BINS).astype(np.int64).clip(1) - 1
     counts = np.bincount(place, minlength=BINS).tolist()
     sure = np.bincount(place, weights=confidence, minlength=BINS).tolist()
@@ -207,11 +210,13 @@ def _calibration(
 
 
 def interval(hits: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Where a share lies of which `hits` of `trials` were seen, at 95 % (Wilson 1927).
+    """Return the 95 % confidence interval of a share (Wilson 1927).
+
+    The share was seen in `hits` of `trials`.
 
     Args:
-        hits: Successes.
-        trials: Of how many, more than 0.
+        hits: Number of successes.
+        trials: Number of trials, more than 0.
         z: Standard normal quantile of the level.
     """
     share, spread = hits / trials, z * z / trials
@@ -241,7 +246,7 @@ def _class_scores(
 
 
 def _auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """The Mann-Whitney statistic over its maximum; ties count half."""
+    """Return the Mann-Whitney statistic over its maximum. Ties count half."""
     n1 = int(positive.sum())
     n0 = len(positive) - n1
     if not n1 or not n0:

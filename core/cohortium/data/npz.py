@@ -1,18 +1,22 @@
-"""Files in MedMNIST's array layout, read as the splits of a data set.
+"""Files in MedMNIST's array layout, read as a data set's splits.
 
     from cohortium.plugin import read_npz_splits
 
     splits = read_npz_splits(Path("pneumoniamnist.npz"), name="PneumoniaMNIST")
 
-Such a file is an npz archive: `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`, and
-`train_labels` of shape (N,) or (N, 1), integers from 0 without gaps; the same for `val_` and
-`test_` where there is one; `train_clients` (N,), integers, where the data have a grouping of their
-own (by hospital, say), and `train_patients` (N,) where it is known whose each image is; and
-`classes`, the names of the classes, as text.  See `to_channels_first` and `labels` for what is
-refused.
+Such a file is an npz archive with these arrays:
 
-The file may come from anyone.  Nothing in it is ever unpickled, and its size is checked before
-it is unpacked.
+- `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`,
+- `train_labels` of shape (N,) or (N, 1), integers from 0 without gaps,
+- the same for `val_` and `test_`, if there is such a split,
+- `train_clients` (N,), integers, if the data have a grouping of their own (by hospital, say),
+- `train_patients` (N,), if the patient of each image is known,
+- `classes`, the names of the classes, as text.
+
+See `to_channels_first` and `labels` for the refusals.
+
+The file may come from anyone. Nothing in it is ever unpickled, and its size is checked before it is
+unpacked.
 """
 
 from __future__ import annotations
@@ -42,10 +46,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DATA_FOLDER: Final = "COHORTIUM_DATA"
-"""The environment variable that names the folder in which data files are looked for."""
+"""The environment variable that names the folder of data files."""
 
 MAX_ARRAY_BYTES: Final = 1 << 34
-"""Bytes that a file may unpack to: 16 GiB, just above the largest set of MedMNIST."""
+"""Largest unpacked size of a file in bytes: 16 GiB.
+
+It is just above the largest set of MedMNIST.
+"""
 
 _ARRAYS: Final = (
     *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
@@ -61,7 +68,7 @@ _UNREADABLE: Final = (
     OverflowError,
     RuntimeError,  # the archive is encrypted, or packed in a way that zipfile does not know
     SyntaxError,
-    SystemError,  # text of characters that are none
+    SystemError,  # text with invalid characters
     TypeError,
     ValueError,
     struct.error,
@@ -69,32 +76,44 @@ _UNREADABLE: Final = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What zipfile and numpy are known to raise over a damaged file."""
+"""Errors that zipfile and numpy raise over damaged files.
+
+They are the known ones.
+"""
 
 _PACKINGS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""What NumPy writes.  Others have readers that set aside whatever the file asks for."""
+"""Compression methods that NumPy writes.
+
+Readers of other methods allocate as much memory as the file asks for.
+"""
 
 _DEFLATION: Final = 1032
-"""The most bytes that deflate makes of one: 258, its longest match, of every two bits."""
+"""Largest number of bytes that deflate makes of one.
+
+It makes 258, its longest match, of every two bits.
+"""
 
 _HEADERS: Final = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-"""Readers of an array's header, by its version; a third is for fields, which plain arrays lack."""
+"""Readers of an array's header, by its version.
+
+A third is for fields, which plain arrays lack.
+"""
 
 
 def data_dir() -> Path | None:
-    """The folder that `COHORTIUM_DATA` names, or None."""
+    """Return the folder that `COHORTIUM_DATA` names, or None."""
     named = os.environ.get(DATA_FOLDER, "")
     return Path(named).expanduser() if named else None
 
 
 def first_existing(*places: Path) -> Path | None:
-    """The first of `places` where there is a file, or None."""
+    """Return the first of `places` that is a file, or None."""
     for place in places:
-        # Path.is_file raises where a folder on the way may not be searched.
-        if os.path.isfile(place):  # noqa: PTH113 - as said
+        # Path.is_file raises if a parent folder may not be searched.
+        if os.path.isfile(place):  # noqa: PTH113 - see above
             return place
     return None
 
@@ -111,18 +130,19 @@ def read_npz_splits(
 
     Args:
         path: The npz file.
-        name: What figures that come from it are called.
-        classes: Names of the classes; without them the file's own `classes`, or "0", "1", ….
-        source: Whom to cite.
-        layout: Where the channels of its images are, where it is not to be told from their shape.
+        name: Name of the data that figures are reported with.
+        classes: Names of the classes. Without them, the names are the file's own `classes`, or "0",
+            "1", ….
+        source: Work to cite.
+        layout: Position of the images' channels, if their shape is ambiguous.
 
     Returns:
-        Its splits, with images of shape (N, C, H, W).  The validation and the test split are
-        None where the file has none.
+        The splits, with images of shape (N, C, H, W). The validation and the test split are None if
+        the file has none.
 
     Raises:
-        DataError: It is missing or damaged, lacks an array, or holds one of another form, or one
-            that can be read in several ways.
+        DataError: The file is missing or damaged, or lacks an array. Or an array has another form,
+            or can be read in several ways.
     """
     arrays = _read(path)
     parts = {split: _examples(arrays, split, path, layout) for split in ("train", "val", "test")}
@@ -144,18 +164,18 @@ def read_npz_splits(
 
 
 def read_images(path: Path, *, split: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The images of an npz file, without their labels.
+    """Return the images of an npz file, without their labels.
 
     Args:
         path: The file: an array `images`, or a file in MedMNIST's layout.
-        split: Which of the layout's splits, where there is no array `images`.
-        shape: What an image has to be, (C, H, W): of two ways to read them one gives that.
+        split: Name of the layout's split, if there is no array `images`.
+        shape: The required shape of an image, (C, H, W). It decides between two ways of reading.
 
     Returns:
-        Shape (N, C, H, W).
+        Images of shape (N, C, H, W).
 
     Raises:
-        DataError: It is missing or damaged, or holds no such array, or one of another form.
+        DataError: The file is missing or damaged, or has no such array, or one of another form.
     """
     names = ("images", f"{split}_images")
     arrays = _read(path, names)
@@ -169,12 +189,12 @@ _LAYOUT: Final = "MedMNIST's layout has images and labels together: train_images
 
 
 def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]:
-    """Those arrays of the file that are in `names`."""
+    """Return those arrays of the file that are in `names`."""
     with _worded(path), zipfile.ZipFile(path) as archive:
         held = {member.filename: member.file_size for member in archive.infolist()}
         found = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
         size = sum(held[member] for member in found.values())
-        # Images are held twice for a moment: as they were read, and in the order that torch wants.
+        # Memory holds the images twice for a moment: as they were read, and in torch's order.
         most = min(MAX_ARRAY_BYTES, available() // 2)
         if size > most:
             raise DataError(
@@ -185,11 +205,11 @@ def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array of `archive`.
+    """Return one array of `archive`.
 
     Raises:
-        ValueError: It claims to be larger than what is there can be: space for all of an array is
-            set aside before any of it is read.
+        ValueError: The array claims to be larger than its data can be. NumPy would allocate memory
+            for the whole array before it reads any of it.
     """
     member = archive.getinfo(name)
     if member.compress_type not in _PACKINGS:
@@ -210,7 +230,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 @contextmanager
 def _worded(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes the libraries raise into one sentence."""
+    """Raise one sentence for any error of the libraries about damaged files."""
     try:
         yield
     except _UNREADABLE as error:
@@ -224,7 +244,10 @@ def _worded(path: Path) -> Iterator[None]:
 def _examples(
     arrays: dict[str, NDArray[Any]], split: str, path: Path, layout: Layout
 ) -> Examples | None:
-    """Take a split out of `arrays`, or None where the file does not have it."""
+    """Remove a split from `arrays`, and return it.
+
+    The result is None if the file does not have the split.
+    """
     images = arrays.pop(f"{split}_images", None)
     labels = arrays.pop(f"{split}_labels", None)
     groups = {name: arrays.pop(f"{split}_{name}", None) for name in ("clients", "patients")}
@@ -247,7 +270,7 @@ def _examples(
 
 
 def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
-    """The class names that the file holds, if any."""
+    """Return the class names in the file, if any."""
     names = arrays.pop("classes", None)
     if names is None:
         return ()

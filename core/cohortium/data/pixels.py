@@ -1,4 +1,4 @@
-"""Arrays of images as people save them, read in the one way that they can be, or not at all."""
+"""Arrays of images as people save them, read unambiguously or refused."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Layout = Literal["auto", "channels-last", "channels-first"]
-"""How the axes of an array of images follow one another; "auto" reads what can be read one way."""
+"""Order of the axes of an array of images.
+
+"auto" reads arrays that can be read in only one way.
+"""
 
 MAX_CHANNELS: Final = 16
 
 _PLAIN: Final = (1, 3)
-"""Channels that need no word: grey and colour."""
+"""Numbers of channels that need no declaration: grey and colour."""
 
 _WITH_ALPHA: Final = {2: "grey", 4: "colour"}
-"""Channels of which the last may be transparency, and what the others are then."""
+"""Numbers of channels of which the last may be transparency.
+
+The values name the kind of the other channels.
+"""
 
 
 @frozen
@@ -32,15 +38,15 @@ class ArrayLayout:
     """One way to read an array of images.
 
     Attributes:
-        layout: What declares it.
-        shape: Of an image, (C, H, W).
+        layout: The layout that declares it.
+        shape: Shape of an image, (C, H, W).
     """
 
     layout: Layout
     shape: tuple[int, int, int]
 
     def __str__(self) -> str:
-        """For a sentence."""
+        """Return the text for a sentence."""
         channels, height, width = self.shape
         place = self.layout.replace("-", " ")
         many = "1 channel" if channels == 1 else f"{channels} channels"
@@ -54,16 +60,19 @@ def to_channels_first(
     layout: Layout = "auto",
     shape: tuple[int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Images of shape (N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W).
+    """Return saved images as an array of shape (N, C, H, W).
+
+    The saved shape is (N, H, W), (N, H, W, C) or (N, C, H, W).
 
     Args:
-        images: As saved.
-        where: How an error names them.
-        layout: How their axes follow one another, where that is declared.
-        shape: What an image has to be, where that is known: (C, H, W).
+        images: Images as saved.
+        where: Name of the images in an error.
+        layout: Order of their axes, if it is declared.
+        shape: The required shape of an image, if it is known: (C, H, W).
 
     Raises:
-        DataError: They are not `uint8`, or of a shape that can be read in several ways, or in none.
+        DataError: The images are not `uint8`, or have a shape that can be read in several ways, or
+            in none.
     """
     if images.dtype != np.uint8:
         raise DataError(f"{where} is {images.dtype}; {_uint8_advice(images)}.")
@@ -82,7 +91,7 @@ def to_channels_first(
 def _choose_layout(
     shape: tuple[int, ...], where: str, layout: Layout, wanted: tuple[int, int, int] | None
 ) -> Layout:
-    """The layout in which an array of four axes is to be read."""
+    """Return the layout of an array of four axes."""
     _, first, _, last = shape
     known = list(_possible_layouts(shape))
     if layout != "auto":
@@ -113,7 +122,7 @@ def _possible_layouts(shape: tuple[int, ...]) -> Iterator[ArrayLayout]:
 def _describe_ambiguity(
     shape: tuple[int, ...], known: list[ArrayLayout], wanted: tuple[int, int, int] | None
 ) -> str:
-    """In which ways `shape` can be read, and what to do."""
+    """Return the ways in which `shape` can be read, and advice."""
     volumes = f"grey volumes of {' × '.join(map(str, shape[1:]))}"
     if not known:
         return f"which reads as {volumes}, and only flat images are read; save slices of them"
@@ -139,7 +148,7 @@ def _describe_ambiguity(
 
 
 def _uint8_advice(images: NDArray[Any]) -> str:
-    """How to make `uint8` of other values."""
+    """Return advice for making `uint8` of other values."""
     advice = "save brightness from 0 to 255 as uint8"
     if images.dtype == np.bool_:
         return f"{advice}: multiply by 255"

@@ -1,4 +1,4 @@
-"""One hospital's data and what may be spent of them: each attempt is charged before it begins."""
+"""Account of one hospital's data, charged for each attempt before it begins."""
 
 from __future__ import annotations
 
@@ -17,37 +17,40 @@ if TYPE_CHECKING:
 
 @define
 class Account:
-    """What was spent of one hospital's data, and what may be.
+    """Spending of one hospital's data, and its budget.
 
     Guarantees:
-        `charge` returns only when the attempt stands in the ledger, and all that stands there for
-        these data is within the budget: also where several runs charge at once.
+        `charge` returns only when the attempt is in the ledger.
+        All that the ledger has for these data is then within the budget, also if several runs
+        charge at once.
         A refusal names public figures of the ledger, and neither the data nor the file.
 
     Attributes:
-        ledger: Where it stands.
-        data: What the hospital calls the data.  Data that share a person share an account.
-        budget: What may be spent; None where all is only written down.
+        ledger: Ledger of the spending.
+        data: The hospital's name for the data. Data that share a person share an account.
+        budget: The most that may be spent. If None, the account only records spending.
     """
 
     ledger: Ledger
     data: str
     budget: Budget | None = None
-    # What was shown to fit; so does whatever is part of it.
+    # Costs that were shown to fit. Any part of them fits, too.
     _known_to_fit: Counter[AttemptCost] = field(factory=Counter, init=False, eq=False, repr=False)
 
     def check_run(self, session: bytes, cost: AttemptCost, attempts: int) -> None:
-        """Refuse a run that could not be paid to its end, as things stand; charge nothing.
+        """Refuse a run whose total cost exceeds the remaining budget.
 
-        Without a budget there is nothing to refuse, and the ledger need not be there yet.
+        The method charges nothing. Without a budget, it refuses nothing, and the ledger may not
+        exist yet.
 
         Args:
-            session: Names the run; of one that goes on after a restart, what is charged counts.
-            cost: Of one attempt.
-            attempts: The most that there will be.
+            session: Name of the run. After a restart, attempts that are charged already count as
+                paid.
+            cost: Cost of one attempt.
+            attempts: Largest number of attempts.
 
         Raises:
-            RefusalError: It would overspend, or the ledger cannot be read.
+            RefusalError: The run would overspend, or the ledger cannot be read.
         """
         if self.budget is None:
             return
@@ -62,21 +65,21 @@ class Account:
             self._require_room(spent, cost, left)
 
     def charge(self, session: bytes, round_: int, attempt: int, cost: AttemptCost) -> None:
-        """Write down an attempt, before anything of it is released.
+        """Charge an attempt, before anything of it is released.
 
-        An attempt is charged once.  Whoever asks to charge it again has forgotten what it sent,
-        and a second release, with other noise, would be another spend.  In a simulation with a
-        public seed it would be the same release: that costs nothing more.
+        An attempt is charged once. A site that charges it again has lost its record of the first
+        release. A second release, with other noise, would be another spend. In a simulation with a
+        public seed, it would be the same release, which costs nothing more.
 
         Args:
-            session: Names the run.
-            round_: From 0.
-            attempt: From 0 over the run.
-            cost: What it costs.
+            session: Name of the run.
+            round_: Number of the round, from 0.
+            attempt: Number of the attempt, from 0 over the run.
+            cost: Cost of the attempt.
 
         Raises:
-            RefusalError: It would overspend, was charged before, or cannot be written down; it
-                must not go on.
+            RefusalError: The attempt would overspend, was charged before, or cannot be recorded. It
+                must not continue.
         """
         try:
             with self.ledger.write_transaction() as book:
@@ -94,10 +97,12 @@ class Account:
             raise _unusable() from error
 
     def data_changed(self, fingerprint: bytes) -> str:
-        """Whether the data are not what they were: one sentence for the hospital, or none.
+        """Return a warning for the hospital if the data have changed.
+
+        Otherwise, the result is empty.
 
         Args:
-            fingerprint: Of the data as they are now; kept in the ledger, beside their name.
+            fingerprint: Fingerprint of the present data. The ledger stores it with their name.
 
         Raises:
             LedgerError: The ledger cannot be used.
@@ -115,7 +120,7 @@ class Account:
         )
 
     def _require_room(self, spent: Counter[AttemptCost], cost: AttemptCost, times: int) -> None:
-        """Refuse `times` attempts at `cost` beyond what is spent, if they do not fit."""
+        """Refuse `times` more attempts at `cost` if they do not fit."""
         if self.budget is None:
             return
         wanted = spent + Counter({cost: times})
@@ -149,5 +154,8 @@ class Account:
 
 
 def _unusable() -> RefusalError:
-    """For the coordinator, who is told neither where the ledger lies nor what ails it."""
+    """Return the refusal for the coordinator.
+
+    It reveals neither the ledger's path nor its fault.
+    """
     return RefusalError("ledger", "the site's ledger cannot be used, so nothing is released.")

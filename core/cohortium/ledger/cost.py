@@ -1,7 +1,7 @@
-"""What an attempt costs a site, and what costs come to: as values, wherever they are kept.
+"""Cost of an attempt, and composition of costs, as values.
 
-Costs are mechanisms, with the terms on which they hold.  What they come to together is worked out
-for the terms that are asked for, and has no bound where they do not hold on these.
+Costs are mechanisms, with the conditions under which they hold. Their total ε is computed for a
+requested scope. It has no bound if a cost does not hold in that scope.
 """
 
 from __future__ import annotations
@@ -22,22 +22,28 @@ if TYPE_CHECKING:
     from cohortium.roles.sessions import PrivacyPlan
 
 UNITS: tuple[Unit, ...] = ("example", "patient", "site")
-"""From the weakest protection to the strongest: all that one unit holds, the next holds too."""
+"""Units from the weakest protection to the strongest.
+
+Each unit contains all data of the previous one.
+"""
 
 ADVERSARY_ORDER: tuple[ProtectedAgainst, ...] = ("coordinator", "everyone")
-"""Likewise: whoever is everyone includes those that see sums alone."""
+"""Adversaries from the weakest to the strongest.
+
+"everyone" includes the parties that see only sums.
+"""
 
 
 class AttemptCost(msgspec.Struct, frozen=True, kw_only=True):
-    """What one attempt costs a site, with the terms on which that holds.
+    """Cost of one attempt to a site, with its conditions.
 
     Attributes:
-        mechanism: What is released; None where it promises nothing.
-        unit: What the mechanism hides.
-        adjacency: What neighbouring data differ in.
-        against: From whom.
-        colluding: How many sites may pool what they know with the adversary.
-        simulation: The noise came from a public seed, so nothing was protected.
+        mechanism: Mechanism of the release, or None without a guarantee.
+        unit: Unit that the mechanism hides.
+        adjacency: Difference between neighbouring data.
+        against: Adversary that the guarantee covers.
+        colluding: Number of sites that may pool their knowledge with the adversary.
+        simulation: Whether the noise came from a public seed, so nothing was protected.
     """
 
     mechanism: Mechanism | None = None
@@ -49,7 +55,7 @@ class AttemptCost(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_plan(cls, plan: PrivacyPlan) -> AttemptCost:
-        """The price of one attempt under `plan`."""
+        """Return the cost of one attempt under `plan`."""
         scope = plan.guarantee
         if scope is None or plan.mechanism is None:
             return cls()
@@ -65,11 +71,11 @@ class AttemptCost(msgspec.Struct, frozen=True, kw_only=True):
 
 @frozen(kw_only=True)
 class PrivacyScope:
-    """What an ε is said of.
+    """Unit and adversary of an ε.
 
     Attributes:
-        unit: What is protected.
-        against: From whom.
+        unit: Unit that is protected.
+        against: Adversary that the guarantee covers.
     """
 
     unit: Unit = field(validator=in_(UNITS))
@@ -77,25 +83,27 @@ class PrivacyScope:
 
     @classmethod
     def of(cls, costs: Mapping[AttemptCost, int]) -> PrivacyScope:
-        """The strongest terms that hold for all of `costs`."""
+        """Return the strongest scope in which all of `costs` hold."""
         return cls(
             unit=min((p.unit for p in costs), key=UNITS.index, default="site"),
             against=min((p.against for p in costs), key=ADVERSARY_ORDER.index, default="everyone"),
         )
 
     def effective_mechanism(self, cost: AttemptCost) -> Mechanism | None:
-        """The mechanism of `cost` as it counts on these terms; None if it has no bound on them.
+        """Return the mechanism of `cost` in this scope.
 
-        Neighbours are those of the ledger: one unit is there, or counts as zero.
+        The result is None if the mechanism has no bound in this scope.
 
-        *Replace-one* mechanisms count as they are.  Their noise is measured by a sensitivity that
-        is twice as large, and a unit that is set to zero is one that is replaced.  And whoever
-        takes one image out of a hospital replaces the hospital's contribution by another.
+        Neighbouring data are those of the ledger: one unit is there, or counts as zero.
 
-        *Zero-out of a larger unit* is not zero-out of a part of it: with one image less a
-        hospital's contribution is not gone, but another.  It moves by up to twice its bound, so
-        that the noise counts as half.  Sampling, the same on either side, is not credited:
-        mixtures with equal weights are no further apart than what is mixed.
+        *Replace-one* mechanisms count as they are. Their noise is relative to a sensitivity that is
+        twice as large, and setting a unit to zero is one way to replace it. Also, removing one
+        image from a hospital replaces the hospital's contribution by another.
+
+        *Zero-out of a larger unit* is not zero-out of a part of it. With one image less, a
+        hospital's contribution is not gone, but another. It moves by up to twice its bound, so the
+        noise counts as half. Sampling, which is the same on either side, is not credited: mixtures
+        with equal weights are no further apart than their components.
         """
         mechanism = cost.mechanism
         if mechanism is None or self.incompatibility(cost):
@@ -105,7 +113,10 @@ class PrivacyScope:
         return _halved(mechanism)
 
     def incompatibility(self, cost: AttemptCost) -> str:
-        """Why `cost` has no bound on these terms, as the end of a sentence; empty if it has."""
+        """Return the reason why `cost` has no bound in this scope.
+
+        The reason is the end of a sentence, and empty if there is a bound.
+        """
         if cost.mechanism is None:
             return "releases without any privacy have no bound"
         if cost.simulation:
@@ -120,13 +131,16 @@ class PrivacyScope:
         return ""
 
     def mechanisms(self, costs: Mapping[AttemptCost, int]) -> list[tuple[Mechanism, int]] | None:
-        """All of `costs` as they count, for `accounting`; None if one of them has no bound."""
+        """Return `costs` as they count for `accounting`, or None.
+
+        The result is None if one cost has no bound.
+        """
         counted = [(self.effective_mechanism(cost), times) for cost, times in costs.items()]
         found = [(mechanism, times) for mechanism, times in counted if mechanism is not None]
         return found if len(found) == len(counted) else None
 
     def epsilon(self, costs: Mapping[AttemptCost, int], delta: float) -> float:
-        """ε at `delta` of all of `costs` together; infinity where there is no bound."""
+        """Return ε at `delta` of all `costs`, or infinity without a bound."""
         mechanisms = self.mechanisms(costs)
         if mechanisms is None:
             return float("inf")
@@ -139,7 +153,10 @@ class PrivacyScope:
 
 
 def _halved(mechanism: Mechanism) -> Mechanism | None:
-    """With half the noise, and no sampling; None if nothing is known of that."""
+    """Return the mechanism with half the noise and no sampling.
+
+    The result is None if no bound is known for it.
+    """
     least, _ = NOISES
     if isinstance(mechanism, RenyiBoundedMechanism) or mechanism.noise_multiplier < 2 * least:
         return None
@@ -149,12 +166,14 @@ def _halved(mechanism: Mechanism) -> Mechanism | None:
 
 @frozen(kw_only=True)
 class Budget:
-    """The most that may be spent of some data, over all runs there will ever be.
+    """The most that all runs, present and future, may spend.
+
+    It is a limit for some data.
 
     Attributes:
-        epsilon: ε.
-        delta: δ at which it is meant.
-        scope: What it is said of.
+        epsilon: ε of the budget.
+        delta: δ at which ε holds.
+        scope: Unit and adversary of ε.
     """
 
     epsilon: float = field(validator=gt(0))
@@ -162,7 +181,7 @@ class Budget:
     scope: PrivacyScope
 
     def holds(self, costs: Mapping[AttemptCost, int]) -> bool:
-        """Whether all of `costs` together stay within."""
+        """Return whether all `costs` together stay within the budget."""
         mechanisms = self.scope.mechanisms(costs)
         return mechanisms is not None and accounting.within_budget(
             mechanisms, epsilon=self.epsilon, delta=self.delta

@@ -1,10 +1,10 @@
-"""What a hospital has spent of its patients' privacy: every release, over all runs, in one file.
+"""A hospital's ledger: every release, over all runs, in one file.
 
     ledger = Ledger(Path("ledger.sqlite"))
     ledger.create()
 
-A ledger keeps mechanisms, not their ε: what they come to together is worked out when it is asked.
-It is SQLite; a price is kept as MessagePack.  Copy it only where no `-journal` file lies beside it.
+A ledger stores mechanisms, not their ε. It computes the total ε on request. The file is SQLite, and
+it stores a cost as MessagePack. Copy it only where there is no `-journal` file next to it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APPLICATION = 0x436F6874
-"""What SQLite's header calls the file: "Coht"."""
+"""Application ID in SQLite's header of the file: "Coht"."""
 
 VERSION = 2
-"""Of the schema.  The first had no `SCHEMA_ADDITIONS`; its ledgers get them when written."""
+"""Version of the schema.
+
+The first version had no `SCHEMA_ADDITIONS`. Its ledgers receive them at the next write.
+"""
 
 LOCK_TIMEOUT = 60.0
-"""Seconds for which an operation waits until another process is done with the file."""
+"""Seconds for which an operation waits for another process."""
 
 INITIAL_SCHEMA = """
 CREATE TABLE price (id INTEGER PRIMARY KEY, body BLOB NOT NULL UNIQUE);
@@ -67,20 +70,20 @@ SCHEMA_ADDITIONS = (
     WHEN EXISTS (SELECT 1 FROM price WHERE id = NEW.id OR body = NEW.body)
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
 )
-"""REPLACE deletes a row without asking the triggers on DELETE; it has to be stopped before."""
+"""Triggers that stop REPLACE, which deletes without the triggers on DELETE."""
 
 
 @frozen(kw_only=True)
 class RunCharges:
-    """The attempts of one run that had one price.
+    """Attempts of one run that had the same cost.
 
     Attributes:
         session: 16 bytes that name the run.
-        cost: Of each attempt.
-        attempts: How many were charged.
-        rounds: In how many rounds.
-        first: When the first was charged, UTC.
-        last: When the last was.
+        cost: Cost of each attempt.
+        attempts: Number of charged attempts.
+        rounds: Number of rounds with charged attempts.
+        first: Time of the first charge, UTC.
+        last: Time of the last charge, UTC.
     """
 
     session: bytes
@@ -95,32 +98,34 @@ class RunCharges:
 class Ledger:
     """A ledger in a file.
 
-    It is a value: every operation opens the file and closes it, so that it can be pickled and used
-    from many processes.
+    It is a value: every operation opens the file and closes it. So the ledger can be pickled and
+    used from many processes.
 
     Guarantees:
-        An entry stands once `write_transaction` has returned, whatever becomes of the process, and
-        of the machine's power where `is_synced`.  What has not been committed is not there at all.
-        What one transaction reads, no other changes before it is over.
-        No statement of SQL, REPLACE and UPSERT included, takes an entry back while the triggers are
-        there, and a file without them is refused.
-        It cannot tell an older copy of the file from the file: do not restore one from a backup.
-        It cannot tell what somebody did who took the triggers off and put them back.
+        An entry is permanent once `write_transaction` has returned, even if the process ends, or,
+        if `is_synced`, the machine loses power.
+        An uncommitted entry is not in the ledger at all.
+        No other transaction changes the entries that a transaction reads before it is over.
+        No statement of SQL, REPLACE and UPSERT included, removes an entry while the triggers are
+        there, and the ledger refuses a file without them.
+        It cannot distinguish an older copy of the file from the file: do not restore one from a
+        backup.
+        It cannot detect changes by a person who removed the triggers and restored them.
 
     Attributes:
         path: The file, of mode 0600.
-        is_synced: Each entry is on the disk before `write_transaction` returns.  Without, power
-            that fails may cost entries, or the file; a process that is killed costs none.
+        is_synced: Whether each entry is on the disk before `write_transaction` returns. If not, a
+            power failure may lose entries, or the file. A killed process loses none.
     """
 
     path: Path
     is_synced: bool = True
 
     def create(self) -> None:
-        """Make the file, with nothing in it.
+        """Create an empty ledger file.
 
         Raises:
-            LedgerError: Something is there, and stands; or it cannot be written.
+            LedgerError: A file exists, which is left unchanged, or the file cannot be written.
         """
         # In memory first: a crash must not leave half a schema, and an empty file is no ledger.
         with contextlib.closing(sqlite3.connect(":memory:")) as blank:
@@ -135,7 +140,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def read_transaction(self) -> Iterator[LedgerTransaction]:
-        """The ledger's entries at one moment.
+        """Yield the ledger's entries at one moment.
 
         Raises:
             LedgerError: The file is missing, is no ledger, or cannot be read.
@@ -145,7 +150,9 @@ class Ledger:
 
     @contextlib.contextmanager
     def write_transaction(self) -> Iterator[LedgerTransaction]:
-        """The ledger's entries, which nobody else changes meanwhile; kept unless the body raises.
+        """Yield the ledger's entries, which no other process can change meanwhile.
+
+        Changes are committed unless the body raises.
 
         Raises:
             LedgerError: The file is missing, is no ledger, or cannot be written.
@@ -168,7 +175,8 @@ class Ledger:
             raise LedgerError(self._explain(error)) from error
 
     def _connect(self) -> sqlite3.Connection:
-        # Never made here: where a ledger has gone, an empty one would give the whole budget again.
+        # Never created here: in place of a missing ledger, an empty one would restore the whole
+        # budget.
         where = f"{self.path.resolve().as_uri()}?mode=rw"
         connection = sqlite3.connect(where, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
         # Beyond FULL, EXTRA makes the end of the rollback journal durable, and with it the commit.
@@ -193,7 +201,7 @@ class Ledger:
             )
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         (page,) = connection.execute("PRAGMA page_size").fetchone()
-        # SQLite takes what is missing of the last page for zeros.
+        # SQLite reads missing bytes of the last page as zeros.
         if self.path.stat().st_size < pages * page:
             raise LedgerError(f"the ledger {self.path} is damaged: its end is missing.")
 
@@ -215,12 +223,15 @@ class LedgerTransaction:
     _connection: sqlite3.Connection
 
     def names(self) -> list[str]:
-        """The data identities that something was charged to."""
+        """Return the names of data with charges."""
         rows = self._connection.execute("SELECT DISTINCT data FROM spend ORDER BY data")
         return [name for (name,) in rows]
 
     def charge_counts(self, data: str) -> Counter[AttemptCost]:
-        """How many attempts were charged to `data` at each price, in an order of their own."""
+        """Return the number of attempts charged to `data` at each cost.
+
+        The order depends on the costs alone.
+        """
         rows = self._connection.execute(
             "SELECT body, COUNT(*) FROM spend LEFT JOIN price ON price.id = spend.price "
             "WHERE data = ? GROUP BY spend.price ORDER BY body",
@@ -229,7 +240,7 @@ class LedgerTransaction:
         return Counter({_decode_cost(body): times for body, times in rows})
 
     def runs(self, data: str) -> list[RunCharges]:
-        """What was charged to `data`, by run, the oldest first."""
+        """Return the charges to `data` by run, the oldest first."""
         rows = self._connection.execute(
             "SELECT session, body, COUNT(*), COUNT(DISTINCT round), MIN(made), MAX(made) "
             "FROM spend LEFT JOIN price ON price.id = spend.price "
@@ -244,7 +255,7 @@ class LedgerTransaction:
         ]
 
     def attempts(self, data: str, session: bytes) -> dict[int, AttemptCost]:
-        """The attempts of a run that were charged to `data`, each with its price."""
+        """Return the costs of a run's attempts that were charged to `data`."""
         rows = self._connection.execute(
             "SELECT attempt, body FROM spend LEFT JOIN price ON price.id = spend.price "
             "WHERE data = ? AND session = ?",
@@ -253,7 +264,7 @@ class LedgerTransaction:
         return {attempt: _decode_cost(body) for attempt, body in rows}
 
     def is_charged(self, data: str, session: bytes, attempt: int) -> bool:
-        """Whether an attempt of a run was charged to `data`."""
+        """Return whether an attempt of a run was charged to `data`."""
         key = (data, session, attempt)
         found = "SELECT 1 FROM spend WHERE data = ? AND session = ? AND attempt = ?"
         return self._connection.execute(found, key).fetchone() is not None
@@ -261,7 +272,7 @@ class LedgerTransaction:
     def add_charge(
         self, data: str, session: bytes, attempt: int, round_: int, cost: AttemptCost
     ) -> None:
-        """Charge an attempt of a run to `data`; it was not charged before."""
+        """Charge an attempt of a run to `data`, for the first time."""
         body = msgspec.msgpack.encode(cost)
         self._connection.execute(
             "INSERT INTO price (body) SELECT ? "
@@ -274,21 +285,21 @@ class LedgerTransaction:
         )
 
     def fingerprint(self, data: str) -> tuple[bytes, str] | None:
-        """What `data` looked like when it was last noted, and when that was; None if never."""
+        """Return the last recorded fingerprint of `data` and its time, or None."""
         row = self._connection.execute(
             "SELECT fingerprint, seen FROM data WHERE name = ?", (data,)
         ).fetchone()
         return None if row is None else (row[0], row[1])
 
     def record_fingerprint(self, data: str, fingerprint: bytes) -> None:
-        """Note what `data` looks like now."""
+        """Record the present fingerprint of `data`."""
         self._connection.execute(
             "INSERT OR REPLACE INTO data VALUES (?, ?, ?)", (data, fingerprint, _now())
         )
 
 
 def _create_schema(connection: sqlite3.Connection, version: int) -> None:
-    """Make of an empty file a ledger of the format `version`."""
+    """Create a ledger of the format `version` in an empty file."""
     added = "".join(f"{statement};\n" for statement in SCHEMA_ADDITIONS) if version > 1 else ""
     connection.executescript(
         f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = "
@@ -298,15 +309,16 @@ def _create_schema(connection: sqlite3.Connection, version: int) -> None:
 
 @cache
 def _schema(version: int) -> tuple[tuple[str | None, ...], ...]:
-    """What `_schema_of` says of a ledger of the format `version`."""
+    """Return the result of `_schema_of` for a ledger of the format `version`."""
     with contextlib.closing(sqlite3.connect(":memory:")) as blank:
         _create_schema(blank, version)
         return _schema_of(blank)
 
 
 def _schema_of(connection: sqlite3.Connection) -> tuple[tuple[str | None, ...], ...]:
-    """Every table, index and trigger: its kind, name, table and statement."""
-    # What SQLite makes for itself, ANALYZE's tables among it, has names that nobody else can give.
+    """Return kind, name, table and statement of every table, index and trigger."""
+    # SQLite reserves the names of its own objects, including ANALYZE's tables. No other code can
+    # use them.
     return tuple(
         connection.execute(
             "SELECT type, name, tbl_name, sql FROM sqlite_schema "
@@ -316,7 +328,7 @@ def _schema_of(connection: sqlite3.Connection) -> tuple[tuple[str | None, ...], 
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Give a ledger of the first format what it lacks."""
+    """Add the missing triggers to a ledger of the first format."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < VERSION:
         for statement in SCHEMA_ADDITIONS:

@@ -1,4 +1,4 @@
-"""What a ledger comes to: each run, and all of them together, for people and for programs."""
+"""Totals of a ledger, by run and together, for people and programs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from cohortium.ledger.ledger import Ledger, RunCharges
 
 DELTA = 1e-5
-"""δ at which ε is given where no budget says another."""
+"""δ of a reported ε if no budget sets another."""
 
 
 @frozen(kw_only=True)
 class RunEntry:
-    """One run's attempts at one price, and their ε; infinity where they have no bound."""
+    """Attempts of one run at one cost, with their ε.
+
+    ε is infinity if the attempts have no bound.
+    """
 
     charges: RunCharges
     epsilon: float
@@ -36,15 +39,15 @@ class RunEntry:
 
 @frozen(kw_only=True)
 class LedgerReport:
-    """What was spent of some data.
+    """Spending of some data.
 
     Attributes:
-        data: What the hospital calls them.
-        scope: What ε is said of: the budget's, or else the strongest that hold for all runs.
-        delta: δ at which ε is given.
-        epsilon: Of everything together; infinity where something has no bound.
-        runs: By run, the oldest first.
-        budget: What may be spent, where that is known.
+        data: The hospital's name for the data.
+        scope: Unit and adversary of ε: the budget's, or else the strongest that hold for all runs.
+        delta: δ at which ε is reported.
+        epsilon: ε of everything together, or infinity if a part has no bound.
+        runs: Entries by run, the oldest first.
+        budget: The most that may be spent, if it is known.
     """
 
     data: str
@@ -55,7 +58,7 @@ class LedgerReport:
     budget: Budget | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; null stands for an ε without bound."""
+        """Return plain values, with null for an ε without a bound."""
         return {
             "data": self.data,
             "epsilon": _finite(self.epsilon),
@@ -85,12 +88,12 @@ class LedgerReport:
 def build_reports(
     ledger: Ledger, *, budgets: Mapping[str, Budget] | None = None, delta: float | None = None
 ) -> list[LedgerReport]:
-    """What `ledger` comes to, for each data identity in it or with a budget.
+    """Return a report for each data name in `ledger` or `budgets`.
 
     Args:
         ledger: The ledger.
-        budgets: What may be spent, by data identity.
-        delta: δ at which ε is given; by default the budget's.
+        budgets: Budgets by data name.
+        delta: δ at which ε is reported. The default is the budget's.
 
     Raises:
         LedgerError: The ledger cannot be used.
@@ -101,7 +104,7 @@ def build_reports(
     known: dict[tuple[PrivacyScope, float, frozenset[tuple[AttemptCost, int]]], float] = {}
 
     def epsilon(scope: PrivacyScope, at: float, costs: Counter[AttemptCost]) -> float:
-        # Simulated sites have spent alike, and a bound takes a second.
+        # Simulated sites have equal spending, and computing a bound takes a second.
         key = (scope, at, frozenset(costs.items()))
         if key not in known:
             known[key] = scope.epsilon(costs, at)
@@ -130,7 +133,7 @@ def build_reports(
 
 
 def describe_cost(cost: AttemptCost) -> str:
-    """The mechanism of a price, with what qualifies it, for people."""
+    """Return the mechanism and conditions of a cost, for people."""
     mechanism = cost.mechanism
     if mechanism is None:
         return "no privacy"
@@ -147,10 +150,10 @@ def describe_cost(cost: AttemptCost) -> str:
 
 
 def select_dataset(found: list[LedgerReport], data: str | None) -> list[LedgerReport]:
-    """The statement of `data`, or all if it is None.
+    """Return the report of `data`, or all reports if it is None.
 
     Raises:
-        LedgerError: There is none.
+        LedgerError: No report of `data` exists.
     """
     chosen = [statement for statement in found if data in (None, statement.data)]
     if data is not None and not chosen:
@@ -160,7 +163,7 @@ def select_dataset(found: list[LedgerReport], data: str | None) -> list[LedgerRe
 
 
 def format_epsilon(epsilon: float) -> str:
-    """ε to three digits, rounded up; "no bound" where there is none."""
+    """Return ε to three digits, rounded up, or "no bound"."""
     return rounded_up(epsilon) if math.isfinite(epsilon) else "no bound"
 
 

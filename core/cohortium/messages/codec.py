@@ -1,10 +1,10 @@
-"""Typed messages as bytes: versioned, bounded, strictly decoded, and never executable.
+"""Typed messages as bytes: versioned, bounded, strictly decoded, never executable.
 
-A message is a frozen `Message` subclass.  `encode` writes a MessagePack pair: a mark with the
-version, then the message with its tag.  `decode` accepts exactly the expected classes: no unknown
-field, no missing field, no other type, no more bytes than the limit.
+A message is a frozen `Message` subclass. The function `encode` writes a MessagePack pair: a mark
+with the version, then the message with its tag. The function `decode` accepts exactly the expected
+classes: no unknown field, no missing field, no other type, no more bytes than the limit.
 
-The sender may be lying.  A decoded message is well-formed, not true.
+The sender may be lying. A decoded message is well-formed, not true.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from cohortium.errors import MessageError
 from cohortium.text import escape_control_characters
 
 MARK = "CHT\x02"
-"""Marks a message of this format; the last character is its version."""
+"""Mark of this format's messages, whose last character is the version."""
 
 MAGIC = b"\x92\xa4" + MARK.encode()
-"""What every message begins with: the head of a pair, and the mark."""
+"""First bytes of every message: a pair's head, and the mark."""
 
 MAX_MESSAGE_BYTES = 1 << 32
-"""Bytes that no message may exceed, where its reader sets no tighter limit."""
+"""Largest size of a message in bytes, without a reader's tighter limit."""
 
 WELL_FORMED_BYTES = 64
-"""How much of an offending value an error may quote."""
+"""Largest part of an offending value that an error quotes, in characters."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every message: immutable, and named on the wire by its tag.
+    """Base of every message, which is immutable and has a tag.
 
-    Subclass it with fields of plain types and a tag.  The tag and the field names are the format:
-    the class may be renamed, they may not.  Annotate bounds with `msgspec.Meta`:
+    The tag is its name on the wire. Subclass it with fields of plain types and a tag. The tag and
+    the field names are the format. You may rename the class, but not these. Annotate bounds with
+    `msgspec.Meta`:
 
     Examples:
         >>> class Greeting(Message, frozen=True, tag="greeting"):
@@ -47,23 +48,23 @@ M = TypeVar("M", bound=Message)
 
 
 def encode(message: Message) -> bytes:
-    """Return `message` as bytes; equal messages give equal bytes.
+    """Return `message` as bytes, equal for equal messages.
 
     Raises:
-        TypeError: Its class has no tag.
+        TypeError: The class of the message has no tag.
     """
     _require_tag(type(message))
-    # As a pair it is written at once: a vector is not copied again to come after the mark.
+    # A pair is written at once, so a vector is not copied again to follow the mark.
     return msgspec.msgpack.encode((MARK, message))
 
 
 def decode(data: bytes | memoryview, kind: type[M], *, limit: int = MAX_MESSAGE_BYTES) -> M:
-    """The message of class `kind` in `data`.
+    """Return the message of class `kind` in `data`.
 
     Args:
         data: Untrusted bytes.
-        kind: The class that is expected here.
-        limit: The most bytes that are looked at.
+        kind: The expected class.
+        limit: Largest number of bytes.
 
     Raises:
         MessageError: `data` is anything but one well-formed message of class `kind`.
@@ -76,7 +77,9 @@ def decode(data: bytes | memoryview, kind: type[M], *, limit: int = MAX_MESSAGE_
 def decode_either(
     data: bytes | memoryview, *kinds: type[Message], limit: int = MAX_MESSAGE_BYTES
 ) -> Any:
-    """The message in `data`, which must be of one of `kinds` and within `limit` bytes.
+    """Return the message in `data`, which must be of one of `kinds`.
+
+    It must have at most `limit` bytes.
 
     Raises:
         MessageError: As for `decode`.
@@ -90,7 +93,10 @@ def decode_either(
 
 
 def _require_tag(kind: type[Message]) -> None:
-    """Without a tag, bytes of one class would pass for those of another with the same fields."""
+    """Refuse a class without a tag.
+
+    Without a tag, bytes of one class would pass for those of another with the same fields.
+    """
     if kind.__struct_config__.tag is None:
         raise TypeError(
             f'the message class {kind.__name__} has no tag; declare it with tag="…", its name in '

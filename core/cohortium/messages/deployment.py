@@ -1,4 +1,4 @@
-"""Messages between the coordinator and a hospital before the first round of a deployment."""
+"""Messages between coordinator and hospital before a deployment's first round."""
 
 from __future__ import annotations
 
@@ -10,44 +10,47 @@ from cohortium.messages.codec import Message
 from cohortium.messages.run import Count, Session
 
 Versions = Annotated[dict[str, str], msgspec.Meta(max_length=100)]
-"""Versions of Python, of packages, and of the plugins that a study is made of, by name."""
+"""Versions of Python, packages and a study's plugins, by name."""
 
 
 class IdentifyRequest(Message, frozen=True, tag="identify-request"):
-    """Before a deployment: to whoever is there, to say which site it is.
+    """Request to an unidentified party to identify its site, before a deployment.
 
     Attributes:
-        challenge: Drawn for this one party; a signature of an answer covers it.
+        challenge: Random bytes for this one party, which the signature of the reply covers.
     """
 
     challenge: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class IdentifyReply(Message, frozen=True, tag="identify-reply"):
-    """Which site answers a roll call, and its key's signature of that; empty without a key."""
+    """Number of the replying site, and its key's signature.
+
+    Without a key, the signature is empty.
+    """
 
     site: Count
     signature: Annotated[bytes, msgspec.Meta(max_length=64)]
 
     @staticmethod
     def statement(challenge: bytes, site: int) -> bytes:
-        """What is signed, to `challenge`, by the key of `site`."""
+        """Return the text that the key of `site` signs for `challenge`."""
         return b"cohortium roll call\x1f" + challenge + site.to_bytes(4, "big")
 
 
 class Invitation(Message, frozen=True, tag="invitation"):
-    """The setting of a run, to every site before the first round.
+    """Study of a run, to every site before the first round.
 
-    It is a study in TOML, not code and not a pickle: its tables are those of `AGREED`, and whoever
-    receives it makes the parts, the plan and the setting itself.  What holds on receipt stands in
-    `site_server`.
+    It is a study in TOML, not code and not a pickle. Its tables are those of `AGREED`. The receiver
+    builds the parts, the plan and the run configuration itself. `site_server` describes the
+    guarantees on receipt.
 
     Attributes:
-        session: Names the run; drawn by the coordinator.
+        session: Name of the run, drawn by the coordinator.
         study: The tables [federation], [data], [model], [trainer], [privatizer], [aggregator].
-        directory: The sites' public keys as the coordinator has them, in a directory's own form;
-            empty without signatures.
-        versions: Of what the study is made of at the coordinator.
+        directory: The coordinator's copy of the sites' public keys, in a directory's own form.
+            Empty without signatures.
+        versions: The coordinator's versions of the study's packages and plugins.
     """
 
     session: Session
@@ -57,18 +60,23 @@ class Invitation(Message, frozen=True, tag="invitation"):
 
 
 AGREED = ("federation", "data", "model", "trainer", "privatizer", "aggregator")
-"""The tables of a study that all parties share; no other is ever sent, or accepted."""
+"""Tables of a study that all parties share.
+
+No other table is ever sent, or accepted.
+"""
 
 
 class Acceptance(Message, frozen=True, tag="acceptance"):
-    """A site takes part: it has data of the declared kind, and the run is above its floors.
+    """Consent of a site, which has data of the declared kind.
+
+    The run is above the site's floors.
 
     Attributes:
-        session: The run's.
-        site: Its number.
-        examples: How many training examples the hospital *declares* to have, in its site file: a
-            public figure, never counted.  0 declares none.
-        versions: Of the same things at the site, as far as they differ.
+        session: Session of the run.
+        site: Number of the site.
+        examples: Number of training examples that the hospital *declares* in its site file. It is a
+            public figure, never counted. 0 declares none.
+        versions: The site's versions of the same things, as far as they differ.
     """
 
     session: Session

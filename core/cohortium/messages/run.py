@@ -1,4 +1,7 @@
-"""Messages between the coordinator and a site in a round, around those of the aggregator."""
+"""Messages between coordinator and site in a round.
+
+They enclose those of the aggregator.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ import msgspec
 from cohortium.messages.codec import Message
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-"""A round, attempt or stage."""
+"""Number of a round, attempt or stage."""
 
 Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-"""Names a run."""
+"""Name of a run."""
 
 
 class Request(Message, frozen=True, tag="request"):
-    """To every site that is asked: the part they have in common.
+    """Common part of a request, for every site that is asked.
 
     Attributes:
-        session: The run.
-        round: From 0.
-        attempt: From 0, over the run; grows with every attempt.
-        stage: Exchanges so far in this attempt.
+        session: Session of the run.
+        round: Number of the round, from 0.
+        attempt: Number of the attempt, from 0 over the run. It grows with every attempt.
+        stage: Number of exchanges so far in this attempt.
         weights: Global weights, `float32` little-endian, with an attempt's first request only.
         body: The aggregator's common part.
     """
@@ -36,7 +39,7 @@ class Request(Message, frozen=True, tag="request"):
 
 
 class Reply(Message, frozen=True, tag="reply"):
-    """A site's answer: where it belongs, and the aggregator's bytes."""
+    """A site's reply: its attempt and stage, and the aggregator's bytes."""
 
     attempt: Count
     stage: Count

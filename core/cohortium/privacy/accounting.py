@@ -1,9 +1,9 @@
-"""How much privacy mechanisms give together, and how much noise a target needs.
+"""Composition of privacy mechanisms, and the noise that a target needs.
 
     (spent,) = compose([(GaussianMechanism(noise_multiplier=4.0, sampling_rate=0.4), 60)], 1.9e-4)
 
-A run is one mechanism, applied once an attempt; a ledger holds many.
-What is kept is the mechanisms, not their ε: together they cost less than their ε add up to.
+A run is one mechanism, applied once an attempt. A ledger has many mechanisms. The accounting stores
+mechanisms, not their ε: together they cost less than the sum of their ε.
 """
 
 from __future__ import annotations
@@ -41,16 +41,25 @@ __all__ = (
 )
 
 MIN_NOISE, MAX_NOISE = 1e-2, 1e6
-"""Noise multipliers between which a target is looked for."""
+"""Smallest and largest noise multiplier of the search for a target."""
 
 TOLERANCE = 1e-3
-"""Relative width at which the search for the noise multiplier stops, on the safe side."""
+"""Relative width at which the search for the noise multiplier stops.
+
+The search stops on the safe side.
+"""
 
 MAX_RENYI_EPSILON = 2e4
-"""ε by Rényi divergence beyond which the losses' distribution is not looked at: none protects."""
+"""Largest ε by Rényi divergence for which the losses' distribution is computed.
+
+No mechanism with a larger ε protects.
+"""
 
 ROUGH = 1e3
-"""μ of a Gaussian mechanism from which a bound takes the place of the exact formula."""
+"""Smallest μ of a Gaussian for which a bound replaces the formula.
+
+The formula is exact.
+"""
 
 
 @frozen
@@ -58,9 +67,9 @@ class EpsilonBound:
     """An upper bound on ε.
 
     Attributes:
-        epsilon: The least that any accountant gives.
-        accountant: Which one that is.
-        bounds: What each gives, by its name; without those that give none.
+        epsilon: The least bound of any accountant.
+        accountant: Name of that accountant.
+        bounds: Bound of each accountant, by its name, without those that have none.
     """
 
     epsilon: float
@@ -69,27 +78,30 @@ class EpsilonBound:
 
     @classmethod
     def tightest(cls, **bounds: float) -> EpsilonBound:
-        """The least of some bounds."""
+        """Return the least of some bounds."""
         best = min(bounds, key=bounds.__getitem__)
         finite = {name.replace("_", " "): e for name, e in bounds.items() if math.isfinite(e)}
         return cls(bounds[best], best.replace("_", " "), finite)
 
 
 def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[EpsilonBound]:
-    """The least proven bound on ε, at each δ, of mechanisms applied so many times each.
+    """Return the least proven bound on ε, at each δ, of mechanisms.
 
-    Where nothing is sampled the bound is exact: releases with noise multipliers σᵢ are one with
-    (Σ σᵢ⁻²)^(-1/2) (Dong, Roth, Su 2022, Corollary 3.3), and
-    δ(ε) = Φ(μ/2 - ε/μ) - e^ε Φ(-μ/2 - ε/μ) with μ = 1/σ (Balle, Wang 2018, Theorem 8).
-    The textbook formula σ = √(2 ln(1.25/δ))/ε is for one release and ε < 1 only.
+    Each mechanism is applied a number of times.
 
-    Else it is the smaller of the bound by the privacy loss' distribution (`privacy_loss`) and the
-    RDP bound (Mironov, Talwar, Zhang 2019, converted as by Balle et al. 2020).  What is known by
-    its Rényi divergence alone is bounded by that.
+    If nothing is sampled, the bound is exact. Releases with noise multipliers σᵢ are one with (Σ
+    σᵢ⁻²)^(-1/2) (Dong, Roth, Su 2022, Corollary 3.3). Then, δ(ε) = Φ(μ/2 - ε/μ) - e^ε Φ(-μ/2 - ε/μ)
+    with μ = 1/σ (Balle, Wang 2018, Theorem 8). The textbook formula σ = √(2 ln(1.25/δ))/ε is for
+    one release and ε < 1 only.
+
+    Otherwise, it is the smaller of two bounds. One is by the privacy loss' distribution
+    (`privacy_loss`). The other is the RDP bound (Mironov, Talwar, Zhang 2019, converted as by Balle
+    et al. 2020). A mechanism that is known by its Rényi divergence alone has the RDP bound alone.
 
     Guarantees:
-        ε at one δ is a function of the mechanisms, their numbers and that δ: neither the other δs,
-        nor the order, nor how equal mechanisms are counted together changes a bit of it.
+        ε at one δ is a function of the mechanisms, their numbers and that δ.
+        Neither the other δs, nor the order, nor the way in which equal mechanisms are counted
+        together changes a bit of it.
     """
     for delta in deltas:
         if not MIN_DELTA <= delta < 1:
@@ -114,9 +126,10 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Eps
 
 
 def within_budget(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:
-    """Whether `compose` proves a bound of no more than `epsilon`; the costly one only if needed.
+    """Return whether `compose` proves a bound of no more than `epsilon`.
 
-    What fits, fits also without some of its mechanisms.
+    The function computes the costly bound only if needed. If some mechanisms fit, any part of them
+    fits, too.
     """
     counts = list(spends)
     whole, sampled, curves = _sorted(counts)
@@ -129,9 +142,10 @@ def within_budget(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, de
 def _sorted(
     spends: Iterable[tuple[Mechanism, int]],
 ) -> tuple[float, list[tuple[GaussianMechanism, int]], list[tuple[RenyiBoundedMechanism, int]]]:
-    """All that is not sampled as one Gaussian of μ = 1/σ, and how often each of the rest.
+    """Return unsampled mechanisms as one Gaussian, and the counts of the rest.
 
-    The rest stands in one order, whatever that of `spends` is; so rounding is the same, too.
+    The Gaussian has μ = 1/σ. The rest is in one order, which does not depend on the order of
+    `spends`. So rounding is the same, too.
     """
     whole, sampled, curves = (
         Counter[float](),
@@ -160,7 +174,7 @@ def _curve(
     sampled: list[tuple[GaussianMechanism, int]],
     curves: list[tuple[RenyiBoundedMechanism, int]],
 ) -> NDArray[np.float64]:
-    """Rényi divergence of everything at each of `ORDERS`."""
+    """Return the Rényi divergence of everything at each of `ORDERS`."""
     total = np.array(ORDERS) * (whole**2 / 2)
     every: list[tuple[Mechanism, int]] = [*sampled, *curves]
     for mechanism, times in every:
@@ -174,7 +188,7 @@ def _kinds(whole: float, sampled: list[tuple[GaussianMechanism, int]]) -> list[R
 
 
 def _gaussian_epsilon(mu: float, delta: float) -> float:
-    """ε at δ of one Gaussian mechanism."""
+    """Return ε at δ of one Gaussian mechanism."""
     from scipy.special import ndtri
 
     if mu > ROUGH:
@@ -192,7 +206,10 @@ def _gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _gaussian_delta(epsilon: float, mu: float) -> float:
-    """δ(ε), with the second term in logarithms: e^ε alone would overflow."""
+    """Return δ(ε), with the second term in logarithms.
+
+    e^ε alone would overflow.
+    """
     from scipy.special import log_ndtr, ndtr
 
     first = ndtr(mu / 2 - epsilon / mu)
@@ -200,7 +217,10 @@ def _gaussian_delta(epsilon: float, mu: float) -> float:
 
 
 def _converted(curve: NDArray[np.float64], delta: float) -> float:
-    """ε at δ of a Rényi curve (Balle et al. 2020, Theorem 21)."""
+    """Return ε at δ of a Rényi curve.
+
+    The conversion is that of Balle et al. 2020, Theorem 21.
+    """
     orders = np.array(ORDERS)
     bounds = curve - (np.log(delta) + np.log(orders)) / (orders - 1) + np.log((orders - 1) / orders)
     return max(0.0, float(np.min(bounds)))
@@ -209,23 +229,25 @@ def _converted(curve: NDArray[np.float64], delta: float) -> float:
 def calibrate_noise_multiplier(
     mechanism: Callable[[float], Mechanism], *, epsilon: float, delta: float, attempts: int
 ) -> float:
-    """The least noise multiplier, to within 0.1 %, that keeps `attempts` attempts within `epsilon`.
+    """Return the least noise multiplier that keeps `attempts` within `epsilon`.
+
+    The result is within 0.1 % of it.
 
     Args:
-        mechanism: One attempt, by its noise multiplier.
+        mechanism: The mechanism of one attempt, by its noise multiplier.
         epsilon: ε of all attempts.
         delta: δ of all attempts.
-        attempts: How many.
+        attempts: Number of attempts.
 
     Raises:
-        PrivacyError: None that is sensible does, or the numbers are none of a mechanism.
+        PrivacyError: No sensible multiplier suffices, or the numbers are not those of a mechanism.
     """
     from scipy.optimize import brentq
 
     known: dict[float, float] = {}
 
     def excess(log_noise: float) -> float:
-        """How far above the target ε lies, in logarithms; smooth, and falling."""
+        """Return log(ε / target), a smooth and falling function."""
         if log_noise not in known:
             spends = [(mechanism(math.exp(log_noise)), attempts)]
             (spent,) = compose(spends, delta)
@@ -252,7 +274,7 @@ def calibrate_noise_multiplier(
 
 
 def _unreachable(mechanism: Mechanism, epsilon: float, delta: float) -> str:
-    """Why no noise meets a target, and what does."""
+    """Return the reason why no noise meets a target, and a remedy."""
     least = _converted(np.zeros(len(ORDERS)), delta)
     if isinstance(mechanism, RenyiBoundedMechanism) and epsilon <= least:
         return (

@@ -1,4 +1,4 @@
-"""What a run promises about privacy: a value with every qualification that makes it true."""
+"""A run's privacy guarantee, with every qualification that makes it true."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from attrs import Attribute, field, frozen
 from attrs.validators import ge, gt, in_, lt
 
 MIN_EPSILON = 1e-9
-"""The smallest ε that can be asked for."""
+"""The smallest ε that a study can request."""
 
 MIN_DELTA = 1e-100
-"""The smallest δ, but for 0, that anything is said at."""
+"""The smallest δ, except for 0, of any guarantee."""
 
 ROUNDING_UP = Context(prec=3, rounding=ROUND_CEILING)
 
 Unit = Literal["example", "patient", "site"]
-"""Whose presence is hidden: one image, all images of one person, or everything a site holds."""
+"""Unit whose presence is hidden.
+
+It is one image, all images of one person, or everything that a site has.
+"""
 
 Adjacency = Literal["zero-out", "replace-one"]
-"""What neighbouring data differ in: one unit's contribution set to zero, or put in place of it
-another."""
+"""Difference between neighbouring data.
+
+One unit's contribution is set to zero, or another one is put in its place.
+"""
 
 ProtectedAgainst = Literal["everyone", "coordinator"]
-"""Who may look: anyone, at all that leaves a site; or only parties that see sums over sites."""
+"""Adversary that a guarantee covers.
+
+"everyone" may see all that leaves a site. "coordinator" names the parties that see only sums over
+sites.
+"""
 
 
 def rounded_up(number: float) -> str:
-    """`number` to three digits, rounded up: a printed bound must hold as it stands."""
+    """Return `number` to three digits, rounded up.
+
+    A printed bound must hold in its printed form.
+    """
     return f"{float(ROUNDING_UP.create_decimal(repr(number))):.3g}"
 
 
 def _possible(_guarantee: object, _attribute: Attribute[float], delta: float) -> None:
-    """Refuse a δ that is neither 0 nor one that anything is said at."""
+    """Refuse a δ that is neither 0 nor at least `MIN_DELTA`."""
     if delta != 0 and not delta >= MIN_DELTA:
         raise ValueError(f"'delta' must be 0, or {MIN_DELTA:g} or more, not {delta:g}")
 
@@ -44,25 +56,27 @@ class Guarantee:
     """(ε, δ)-differential privacy of a whole run, with its terms.
 
     Guarantees:
-        For every pair of neighbouring data sets (`unit`, `adjacency`) and every set S of what the
-        parties named by `against` may see in the *whole* run (all rounds, all local steps, all
-        attempts that were charged), P[S] ≤ e^ε · P'[S] + δ (Dwork et al. 2006).
-        It is the largest over the sites.
+        P[S] ≤ e^ε · P'[S] + δ for every pair of neighbouring data sets and every set S of
+        observations (Dwork et al. 2006).
+        The fields `unit` and `adjacency` define neighbouring data sets.
+        The observations are those of the parties named by `against` in the *whole* run.
+        It includes all rounds, all local steps, and all attempts that were charged.
+        The guarantee is the largest over the sites.
 
     Attributes:
         epsilon: ε at `delta`.
-        delta: δ, the chance that the bound fails.
+        delta: δ, the probability that the bound fails.
         epsilon_at_1e_5: The same mechanism's ε at δ = 1e-5, for comparison across studies.
-        unit: What is protected.
-        adjacency: What neighbouring means.
-        against: From whom.
-        colluding: How many sites may pool what they know with the adversary.
-        honest: The fewest honest survivors for which the noise suffices.
+        unit: Unit that is protected.
+        adjacency: Difference between neighbouring data.
+        against: Adversary that the guarantee covers.
+        colluding: Number of sites that may pool their knowledge with the adversary.
+        honest: Smallest number of honest survivors for which the noise suffices.
         accountant: The method that bounds ε: "prv", "rdp", "analytic gaussian".
-        bounds: What each method gives at `delta`, the least of which is quoted.
+        bounds: Bound of each method at `delta`, the least of which is `epsilon`.
         noise_multiplier: Standard deviation of the noise over the sensitivity.
-        assumptions: What else has to be true, one sentence each.
-        simulation: The noise came from a public seed, so nothing was protected.
+        assumptions: Further conditions of the guarantee, one sentence each.
+        simulation: Whether the noise came from a public seed, so nothing was protected.
     """
 
     epsilon: float = field(validator=ge(0))
@@ -80,7 +94,7 @@ class Guarantee:
     simulation: bool = False
 
     def warnings(self, units: int) -> tuple[str, ...]:
-        """What a careful reader should be told, where `units` units are protected."""
+        """Return warnings for a careful reader, if `units` units are protected."""
         customary = 0.1 / units
         if self.delta <= customary:
             return ()
@@ -91,7 +105,7 @@ class Guarantee:
         return (sentence,)
 
     def __str__(self) -> str:
-        """The guarantee in one line."""
+        """Return the guarantee in one line."""
         label = "SIMULATION, not private: " if self.simulation else ""
         return (
             f"{label}ε = {rounded_up(self.epsilon)} at δ = {rounded_up(self.delta)} "

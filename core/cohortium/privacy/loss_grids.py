@@ -1,8 +1,8 @@
 """The privacy loss of one release with Gaussian noise, on a grid.
 
-What lies between two points of the grid goes to both, in shares that keep its chance under either
-of two neighbouring data sets ("Connect the Dots", Doroshenko et al. 2022).  The two are
-no harder to tell apart than before, so that no privacy is claimed that is not there.
+A loss between two points of the grid is split between both ("Connect the Dots", Doroshenko et al.
+2022). The shares keep its probability under either of two neighbouring data sets. The two data sets
+are no harder to distinguish than before, so the grid claims no privacy that is not there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @frozen
 class ReleaseGroup:
-    """Releases of one kind: noise μ = sensitivity over deviation, sampling rate, and how many."""
+    """Releases of one kind: μ, sampling rate and number.
+
+    The noise is given by μ, the sensitivity over the standard deviation.
+    """
 
     mu: float
     rate: float
@@ -32,9 +35,10 @@ class ReleaseGroup:
 
 @frozen
 class LossSketch:
-    """Losses of one kind of release, and the logarithms of their chances where a unit is there.
+    """Losses of one kind of release, with the logarithms of their probabilities.
 
-    It is good enough to choose λ and a grid by: no bound rests on it.
+    The probabilities are those where a unit is there. The sketch is precise enough to choose λ and
+    a grid, but no bound depends on it.
     """
 
     loss: Reals
@@ -43,7 +47,10 @@ class LossSketch:
 
     @classmethod
     def of(cls, kind: ReleaseGroup, reach: float) -> LossSketch:
-        """Of a release, up to noises `reach` standard deviations from what is likely."""
+        """Return the sketch of a release, up to noises of some reach.
+
+        The noises are within `reach` standard deviations of the likely ones.
+        """
         from scipy.special import logsumexp
 
         z = np.linspace(-reach, reach + kind.mu, int((2 * reach + kind.mu) * 16) + 2)
@@ -52,7 +59,7 @@ class LossSketch:
         return cls(loss, logs - logsumexp(logs), kind.times)
 
     def snapped(self, mesh: float) -> LossSketch:
-        """On a grid, as `discretise` puts a loss on it."""
+        """Return the sketch on the grid on which `discretise` puts losses."""
         low = np.floor(self.loss / mesh) * mesh
         share = np.expm1(low - self.loss) / math.expm1(-mesh)
         with np.errstate(divide="ignore"):
@@ -60,13 +67,20 @@ class LossSketch:
         return LossSketch(np.concatenate([low, low + mesh]), np.concatenate(logs), self.times)
 
     def turned(self) -> LossSketch:
-        """The other direction: the loss is minus this one, with its chances where no unit is."""
+        """Return the sketch of the other direction.
+
+        The loss is minus this one, with its probabilities where the unit is not there.
+        """
         return LossSketch(-self.loss, self.logs - self.loss, self.times)
 
 
 @frozen
 class LossDistribution:
-    """One release's loss on a grid: `chances` at (first + n) · mesh, and beyond all bounds."""
+    """Loss of one release on a grid.
+
+    The probabilities `chances` belong to the losses (first + n) · mesh, and `lost` to a loss beyond
+    all bounds.
+    """
 
     first: int
     chances: Reals
@@ -76,10 +90,10 @@ class LossDistribution:
 def discretise(
     kind: ReleaseGroup, mesh: float, reach: float
 ) -> tuple[LossDistribution, LossDistribution]:
-    """A release's loss where a unit is there and goes, and where it comes.
+    """Return a release's loss where a unit is removed, and added.
 
-    Both are of one pair of distributions.  Of what lies between the losses a and b with chances P
-    and Q a share p goes to b and P - p to a, such that p e^-b + (P - p) e^-a = Q.
+    Both are of one pair of distributions. Consider an interval between the losses a and b with
+    probabilities P and Q. A share p goes to b and P - p to a, such that p e^-b + (P - p) e^-a = Q.
     """
     mu, rate = kind.mu, kind.rate
     ends = losses(rate, mu, np.array([-reach, reach + mu]))
@@ -104,7 +118,10 @@ def discretise(
 
 
 def _log_ratios(rate: float, loss: Reals) -> Reals:
-    """The log of r where log((1 - q) + q r) is `loss`; minus infinity where there is no such r."""
+    """Return log r where log((1 - q) + q r) is `loss`.
+
+    The result is minus infinity where there is no such r.
+    """
     if rate == 1:
         return loss
     limit = 30.0
@@ -115,14 +132,14 @@ def _log_ratios(rate: float, loss: Reals) -> Reals:
 
 
 def _below(z: float) -> float:
-    """The normal distribution's Φ."""
+    """Return the normal distribution's Φ."""
     from scipy.special import ndtr
 
     return float(ndtr(z))
 
 
 def _between(z: Reals) -> Reals:
-    """Φ(z[n + 1]) - Φ(z[n]), by the smaller tails."""
+    """Return Φ(z[n + 1]) - Φ(z[n]), by the smaller tails."""
     from scipy.special import ndtr
 
     tails: Reals = ndtr(-np.abs(z))
@@ -131,14 +148,17 @@ def _between(z: Reals) -> Reals:
 
 
 def _weighted(kind: ReleaseGroup, loss: Reals, z: Reals, gone: Reals) -> Reals:
-    """Each interval's chance where the unit is gone, times the ratio r at its lower end."""
+    """Return each interval's probability without the unit, times a ratio.
+
+    The ratio is r at the interval's lower end.
+    """
     from scipy.special import erfcx
 
     # r · (1 - Φ(z)), which neither overflows nor underflows where z is large.
     tails = 0.5 * erfcx(np.maximum(z, 0) / math.sqrt(2)) * np.exp(-((z - kind.mu) ** 2) / 2)
     with np.errstate(invalid="ignore"):
         beyond = tails[:-1] - np.exp(-kind.mu * np.diff(z)) * tails[1:]
-    # Below the least loss there is, r is negative here, as the shares ask for.
+    # Below the least possible loss, r is negative here, as the shares require.
     capped = np.minimum(loss[:-1], 600.0)
     ratio = np.exp(capped) if kind.rate == 1 else 1 + np.expm1(capped) / kind.rate
     return np.where(z[:-1] >= 0, beyond, ratio * gone)

@@ -1,4 +1,4 @@
-"""What a privacy mechanism is to an accountant: Gaussian noise, or a Rényi divergence."""
+"""Privacy mechanisms for accounting: Gaussian noise, or a Rényi divergence."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ if TYPE_CHECKING:
     Reals: TypeAlias = NDArray[np.float64]
 
 ORDERS = (1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, *range(4, 65), 80, 96, 128, 192, 256, 384, 512)
-"""Rényi orders that are tried."""
+"""Rényi orders at which divergences are computed."""
 
 NOISES = 1e-3, 1e9
-"""Noise multipliers that a mechanism may have: the accountants' work is bounded between them."""
+"""Smallest and largest noise multiplier of a mechanism.
+
+They bound the accountants' work.
+"""
 
 MIN_RATE = 1e-12
-"""The smallest sampling rate that a mechanism may have."""
+"""The smallest sampling rate of a mechanism."""
 
 MAX_RELEASES = 10**12
-"""The most releases that a mechanism may have."""
+"""The largest number of releases of a mechanism."""
 
 WINDOW = 12.0
-"""Standard deviations around a peak beyond which a normal density is left out: 10⁻³²."""
+"""Standard deviations around a peak beyond which a density is omitted.
+
+The density is normal, and about 10⁻³² there.
+"""
 
 
 class GaussianMechanism(
     msgspec.Struct, frozen=True, kw_only=True, tag="gaussian", rename={"num_releases": "releases"}
 ):
-    """Releases of a sum with Gaussian noise, each of all units or of a Poisson sample of them.
+    """Releases of a sum with Gaussian noise.
 
-    Neighbouring data differ in one unit, which is there or counts as zero.
+    Each release is of all units or of its own Poisson sample. Neighbouring data differ in one unit,
+    which is there or counts as zero.
 
     Attributes:
         noise_multiplier: Standard deviation of the noise over the sensitivity, within `NOISES`.
-        sampling_rate: Chance q of a unit to be in a release, `MIN_RATE` or more; 1 where there
-            is no sampling.
-        num_releases: How many; `MAX_RELEASES` at most.
+        sampling_rate: Probability q that a unit is in a release, `MIN_RATE` or more. 1 without
+            sampling.
+        num_releases: Number of releases, `MAX_RELEASES` at most.
     """
 
     noise_multiplier: float
@@ -48,7 +55,7 @@ class GaussianMechanism(
     num_releases: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are none of a mechanism."""
+        """Refuse numbers that are not those of a mechanism."""
         least, most = NOISES
         if not least <= self.noise_multiplier <= most:
             raise ValueError(
@@ -69,11 +76,13 @@ class GaussianMechanism(
 
 
 class RenyiBoundedMechanism(msgspec.Struct, frozen=True, kw_only=True, tag="renyi"):
-    """Any mechanism, known by a bound on its Rényi divergence between neighbouring data.
+    """Any mechanism, known by a bound on its Rényi divergence.
+
+    The divergence is between neighbouring data.
 
     Attributes:
-        name: What it is called.
-        bounds: At each of `ORDERS`; infinity where none is known.
+        name: Name of the mechanism.
+        bounds: Bound at each of `ORDERS`, or infinity where none is known.
     """
 
     name: str
@@ -94,12 +103,14 @@ Mechanism: TypeAlias = GaussianMechanism | RenyiBoundedMechanism
 
 
 def losses(rate: float, mu: float, z: Reals) -> Reals:
-    """The privacy loss log((1 - q) + q r) where standard noise is z; r = exp(μz - μ²/2).
+    """Return the privacy loss where standard noise is z.
+
+    The loss is log((1 - q) + q r) with r = exp(μz - μ²/2).
 
     Args:
-        rate: q.
+        rate: The sampling rate q.
         mu: μ, the sensitivity over the noise's deviation.
-        z: Any shape; the unit's absence makes it standard normal.
+        z: Noise of any shape, which is standard normal if the unit is absent.
     """
     ratio = mu * z - mu**2 / 2
     if rate == 1:
@@ -111,10 +122,10 @@ def losses(rate: float, mu: float, z: Reals) -> Reals:
 
 
 def _divergences(rate: float, mu: float) -> Reals:
-    """Of one release, at each of `ORDERS`.
+    """Return the divergences of one release at each of `ORDERS`.
 
-    With A(α) = E[((1 - q) + q r)^α] it is log A(α) / (α - 1).  What is summed is A(α) - 1, whose
-    terms are positive: of an A close to 1 nothing is lost in rounding.
+    With A(α) = E[((1 - q) + q r)^α] the divergence is log A(α) / (α - 1). The function sums A(α) -
+    1, whose terms are positive, so an A close to 1 loses nothing in rounding.
     """
     orders = np.array(ORDERS, dtype=np.float64)
     if rate == 1:
@@ -128,7 +139,10 @@ def _divergences(rate: float, mu: float) -> Reals:
 
 
 def _whole_excess(rate: float, mu: float, orders: Reals) -> Reals:
-    """log(A(α) - 1) of whole orders: the binomial sum of section 3.3, less its sum at r = 1."""
+    """Return log(A(α) - 1) of whole orders.
+
+    It is the binomial sum of section 3.3, less its sum at r = 1.
+    """
     from scipy.special import gammaln, logsumexp
 
     alpha, k = orders[:, None], np.arange(2, orders.max() + 1)
@@ -143,11 +157,11 @@ def _whole_excess(rate: float, mu: float, orders: Reals) -> Reals:
 
 
 def _excess(rate: float, mu: float, order: float) -> float:
-    """log(A(α) - 1) of an order that is not whole, by the trapezoidal rule.
+    """Return log(A(α) - 1) of a fractional order, by the trapezoidal rule.
 
-    The integrand is (1 + u)^α - 1 - αu with u = q(r - 1), whose mean is zero.  It is analytic but
-    for points π/μ off the real line, and its mass lies around 0 and around αμ: to steps as fine as
-    these the rule is exact in double precision.
+    The integrand is (1 + u)^α - 1 - αu with u = q(r - 1), whose mean is zero. It is analytic except
+    at points π/μ off the real line, and its mass is around 0 and around αμ. With steps as fine as
+    these, the rule is exact in double precision.
     """
     from scipy.special import logsumexp
 

@@ -1,18 +1,18 @@
-"""ε of many releases with Gaussian noise, by the distribution of their privacy loss.
+"""ε of many releases with Gaussian noise, by their privacy loss' distribution.
 
-A release's loss is put on a grid so that no privacy is claimed that is not there ("Connect the
-Dots", Doroshenko et al. 2022): what lies between two points goes to both, in shares that keep its
-chance under either of two neighbouring data sets.  Losses of independent releases add up, so that
+A release's loss is put on a grid that claims no privacy that is not there ("Connect the Dots",
+Doroshenko et al. 2022). A loss between two points is split between both, in shares that keep its
+probability under either of two neighbouring data sets. Losses of independent releases add up, so
 their distributions are convolved, by the Fourier transform.
 
-Before, each is tilted: multiplied by exp(λ · loss), with λ such that the losses which decide δ
-become the likely ones.  So a δ of 10⁻⁵⁰ is as precise as one of 10⁻².
+Before that, each distribution is tilted: multiplied by exp(λ · loss). λ is such that the losses
+which decide δ become the likely ones. So a δ of 10⁻⁵⁰ is as precise as one of 10⁻².
 
 Guarantees:
-    What is returned is an upper bound, whatever the grid: a coarse one only makes it larger.  What
-    is left out at either end counts as a loss without bound; what the transform may have rounded
-    away is added.
-    Work and memory are bounded by `MAX_POINTS`, whatever the noise, rates and numbers are.
+    The result is an upper bound for every grid: a coarse grid only makes it larger.
+    The losses that are omitted at either end count as a loss without bound.
+    The largest rounding error of the transform is added.
+    `MAX_POINTS` bounds work and memory for all noise, rates and numbers.
 """
 
 from __future__ import annotations
@@ -33,34 +33,47 @@ if TYPE_CHECKING:
     Reals: TypeAlias = NDArray[np.float64]
 
 SPREAD = 1e-4
-"""By what part of itself the grid may enlarge the variance of the loss; ε grows by less."""
+"""Largest relative growth of the loss' variance by the grid.
+
+ε grows by less.
+"""
 
 MAX_POINTS = 1 << 17
-"""Points of a grid; where more were needed it is made coarser."""
+"""Largest number of points of a grid.
+
+If a grid needs more, it is made coarser.
+"""
 
 MIN_POINTS = 1 << 12
-"""Of each grid, where there are so many mechanisms that they share `MAX_POINTS`."""
+"""Smallest number of points of each grid.
+
+It counts if there are so many mechanisms that they share `MAX_POINTS`.
+"""
 
 TAIL = 1e-9
-"""The part of δ that may go to losses which are left out."""
+"""The part of δ that may go to omitted losses."""
 
 EXPONENT = 32.0
-"""The tilted loss is beyond the grid's ends with a chance below e to minus this."""
+"""Exponent of the probability beyond the grid's ends.
+
+The tilted loss is beyond them with a probability below e to minus this.
+"""
 
 ROUNDING = 2.0**-52
-"""Of double precision."""
+"""Relative rounding error of double precision."""
 
 ROUGHEST = 1e-3
-"""Relative rounding of a composed distribution at which its bound is given up."""
+"""Relative rounding of a composed distribution that gives no bound."""
 
 FARTHEST = 600.0
-"""Exponents beyond which nothing is untilted, as it would overflow."""
+"""Largest exponent that is untilted, as a larger one would overflow."""
 
 
 def epsilon(kinds: Sequence[ReleaseGroup], delta: float) -> float:
-    """An upper bound on ε at `delta` of all releases together; infinity where none is found.
+    """Return an upper bound on ε at `delta` of all releases together.
 
-    It is the larger of the two directions: a unit is there and goes, or comes.
+    It is the larger of the two directions: a unit is removed, or added. The result is infinity if
+    no bound is found.
     """
     from scipy.special import ndtri
 
@@ -80,7 +93,7 @@ def epsilon(kinds: Sequence[ReleaseGroup], delta: float) -> float:
         widest = max(*spans, *(frame.top - frame.bottom for frame in frames)) / mesh
         if widest <= most:
             break
-        # By half of what is too much, as a coarser grid widens the distribution.
+        # By half of the excess, as a coarser grid widens the distribution.
         mesh *= 2.0 ** max(1, round(math.log2(widest / most) / 2))
     grids = zip(*(discretise(kind, mesh, reach) for kind in kinds), strict=True)
     ways = zip(grids, frames, strict=True)
@@ -88,12 +101,18 @@ def epsilon(kinds: Sequence[ReleaseGroup], delta: float) -> float:
 
 
 def _rounding(releases: int) -> float:
-    """What a transform to the power of `releases` may round away, relative to its largest value."""
+    """Return the rounding error of a transform to the power of `releases`.
+
+    It is relative to the transform's largest value.
+    """
     return 8 * releases * ROUNDING
 
 
 def _cumulants(sketches: Sequence[LossSketch], tilt: float) -> tuple[float, float, float]:
-    """The log of E[exp(tilt · loss)] over all releases; mean and variance of the tilted loss."""
+    """Return log E[exp(tilt · loss)], and the tilted loss' mean and variance.
+
+    All three are over all releases.
+    """
     whole, mean, variance = 0.0, 0.0, 0.0
     for sketch in sketches:
         logs = tilt * sketch.loss + sketch.logs
@@ -110,13 +129,13 @@ def _cumulants(sketches: Sequence[LossSketch], tilt: float) -> tuple[float, floa
 
 @frozen
 class _Frame:
-    """Where the tilted loss of all releases lies.
+    """Range of the tilted loss of all releases.
 
     Attributes:
         tilt: λ.
-        centre: Its mean.
-        bottom: It is hardly ever below.
-        top: It is hardly ever above.
+        centre: Mean of the tilted loss.
+        bottom: Lower end, below which the loss hardly ever is.
+        top: Upper end, above which the loss hardly ever is.
         theta: The exponent of Chernoff's bound at the top.
     """
 
@@ -128,7 +147,10 @@ class _Frame:
 
 
 def _frame(sketches: Sequence[LossSketch], delta: float, mesh: float) -> _Frame:
-    """λ by bisection, where P[loss > its tilted mean] is `delta` by Chernoff's bound."""
+    """Return the frame, with λ by bisection.
+
+    At λ, P[loss > its tilted mean] is `delta` by Chernoff's bound.
+    """
     low, high = 1e-6 / max(math.sqrt(_cumulants(sketches, 0.0)[2]), mesh), 10 / mesh
     while high > 1.1 * low:
         tilt = math.sqrt(low * high)
@@ -139,7 +161,10 @@ def _frame(sketches: Sequence[LossSketch], delta: float, mesh: float) -> _Frame:
     thetas = [float(theta) for theta in np.geomspace(0.5, 32, 13) / deviation]
 
     def end(theta: float) -> float:
-        """What the tilted loss exceeds (or is below, for θ < 0) with a chance of e^-EXPONENT."""
+        """Return the loss that the tilted loss exceeds with probability e^-EXPONENT.
+
+        For θ < 0, the tilted loss is below it with this probability.
+        """
         return (_cumulants(sketches, low + theta)[0] - whole + EXPONENT) / theta
 
     theta = min(thetas, key=end)
@@ -153,7 +178,7 @@ def _bound(
     frame: _Frame,
     delta: float,
 ) -> float:
-    """ε at `delta` of the grids' sum, in one direction."""
+    """Return ε at `delta` of the grids' sum, in one direction."""
     first = math.floor(frame.bottom / mesh)
     composed = _compose(grids, kinds, mesh, frame, first)
     if composed.lost >= delta:
@@ -170,7 +195,7 @@ def _bound(
         goal = math.log(left) - composed.scale + frame.tilt * frame.centre
         found = _least(chances, loss[start:], mesh, math.exp(min(goal, FARTHEST)))
     pairs = list(zip(kinds, grids, strict=True))
-    # Beyond the sum of the largest losses there is nothing but what was left out.
+    # Beyond the sum of the largest losses there are only the omitted losses.
     largest = sum(kind.times * (grid.first + len(grid.chances) - 1) * mesh for kind, grid in pairs)
     margin = sum(kind.times * len(grid.chances) for kind, grid in pairs) * ROUNDING
     return max(0.0, min(found, largest) + margin)
@@ -181,10 +206,10 @@ class _Composed:
     """The tilted loss of all releases.
 
     Attributes:
-        chances: On the frame's grid; they may be too large, by what was rounded.
+        chances: Probabilities on the frame's grid, which may be too large by the rounding error.
         scale: log E[exp(λ · loss)], which untilts them.
         tail: log E[exp(θ · loss)] of the tilted loss.
-        lost: The chance of a loss without bound is no more.
+        lost: Upper bound of the probability of a loss without bound.
     """
 
     chances: Reals
@@ -200,7 +225,7 @@ def _compose(
     frame: _Frame,
     first: int,
 ) -> _Composed:
-    """Convolve the tilted grids, on a circle of as many points as the frame has."""
+    """Convolve the tilted grids on a circle of the frame's points."""
     from scipy import fft
 
     size = fft.next_fast_len(math.ceil(frame.top / mesh) - first + 2, real=True)
@@ -227,11 +252,19 @@ def _compose(
 
 
 def _least(chances: Reals, loss: Reals, mesh: float, goal: float) -> float:
-    """The least ε with E[(1 - exp(ε - loss))⁺] ≤ `goal`; infinity where no point has it."""
+    """Return the least ε that reaches `goal`, or infinity.
+
+    ε reaches it if E[(1 - exp(ε - loss))⁺] ≤ `goal`.
+
+    The result is infinity if no point satisfies it.
+    """
     shares = -np.expm1(-mesh * np.arange(len(loss)))
 
     def delta(place: int) -> float:
-        """The expectation where ε is the loss at `place`; it falls with the place."""
+        """Return the expectation where ε is the loss at `place`.
+
+        It falls with the place.
+        """
         return float(chances[place:] @ shares[: len(loss) - place])
 
     low, high = -1, len(loss) - 1

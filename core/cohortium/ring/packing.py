@@ -1,8 +1,9 @@
-"""Elements of a few bits each, side by side in words: the lanes in which a ring vector travels.
+"""Packing of ring elements, of a few bits each, into words.
 
-As many lanes as a word has bits, each of the same number of elements, lie one above another, like
-the digits of long numbers.  So every shift works on whole lanes, and on as many together as begin
-in rows one after another.
+A ring vector travels in this form. The elements are in as many lanes as a word has bits, each with
+the same number of elements. The lanes are in rows of words, one above another, like the digits of
+long numbers. So every shift works on whole lanes, and on all lanes together that begin in
+consecutive rows.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class LaneRun(NamedTuple):
-    """Lanes that begin in rows one after another.
+    """Lanes that begin in consecutive rows.
 
     Attributes:
-        lanes: Which.
-        rows: Where they begin.
-        shifts: From which bit on, shape (lanes, 1).
-        across: Those of them that go on in the next row.
-        next: Where they do.
-        overs: How many of their bits come before, shape (lanes across, 1).
+        lanes: The lanes.
+        rows: Rows in which they begin.
+        shifts: First bit of each lane, shape (lanes, 1).
+        across: Those lanes that continue in the next row.
+        next: Rows in which they continue.
+        overs: Number of their bits in their first row, shape (lanes across, 1).
     """
 
     lanes: slice
@@ -42,7 +43,10 @@ class LaneRun(NamedTuple):
 
 
 def runs(bits: int, word: np.dtype[Any]) -> tuple[LaneRun, ...]:
-    """The lanes of `bits` bits in the words `word`: one lane for each bit of a word."""
+    """Return the lanes of `bits` bits in the words `word`.
+
+    There is one lane for each bit of a word.
+    """
     width = 8 * word.itemsize
     starts = [divmod(lane * bits, width) for lane in range(width)]
     cuts = [lane for lane in range(1, width) if starts[lane][0] != starts[lane - 1][0] + 1]
@@ -53,10 +57,11 @@ def runs(bits: int, word: np.dtype[Any]) -> tuple[LaneRun, ...]:
 
 
 def _run(begin: int, starts: Sequence[tuple[int, int]], bits: int, word: np.dtype[Any]) -> LaneRun:
-    """The lanes from `begin` on, which start at these rows and bits."""
+    """Return the lanes from `begin` on, with their rows and bits."""
     width, first = 8 * word.itemsize, starts[0][0]
     shifts = np.array([[shift] for _, shift in starts], word)
-    # One that does not cross ends its row, or shares it with the next: it is at an end of the run.
+    # A lane that does not cross ends its row, or shares it with the next: it is at an end of the
+    # run.
     across = [lane for lane, (_, shift) in enumerate(starts) if shift + bits > width]
     inner = slice(across[0], across[-1] + 1) if across else slice(0, 0)
     return LaneRun(
@@ -70,7 +75,10 @@ def _run(begin: int, starts: Sequence[tuple[int, int]], bits: int, word: np.dtyp
 
 
 def pack(values: Lanes, out: Lanes, lanes: Sequence[LaneRun]) -> None:
-    """Lay the lowest bits of `values` (w, n) into `out` (bits, n), which is all zero."""
+    """Write the lowest bits of `values` into `out`, which is all zero.
+
+    `values` has the shape (w, n), and `out` the shape (bits, n).
+    """
     low = values.dtype.type((1 << len(out)) - 1)
     for run in lanes:
         lowest = np.bitwise_and(values[run.lanes], low)
@@ -80,9 +88,11 @@ def pack(values: Lanes, out: Lanes, lanes: Sequence[LaneRun]) -> None:
 
 
 def add_packed(packed: Lanes, total: Lanes, lanes: Sequence[LaneRun]) -> None:
-    """Add what `packed` (bits, n) holds to `total` (w, n), modulo 2**bits.
+    """Add the elements in `packed` to `total`, modulo 2**bits.
 
-    What lies above a lane is added too, above the bits of the sum that count.
+    `packed` has the shape (bits, n), and `total` the shape (w, n).
+
+    Bits above a lane are added too, above the bits of the sum that count.
     """
     for run in lanes:
         part = total[run.lanes]

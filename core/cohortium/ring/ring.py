@@ -1,7 +1,8 @@
-"""Integers modulo a power of two, in which releases are summed: exactly, in any order, under masks.
+"""Integers modulo a power of two, in which releases are summed exactly.
 
-A real vector enters by `FixedPoint.encode` and leaves by `FixedPoint.decode`.
-Addition is modular, so a sum is right whenever the *true* sum fits, whatever wrapped on the way.
+Sums are exact in any order, and under masks. A real vector enters by `FixedPoint.encode` and leaves
+by `FixedPoint.decode`. Addition is modular, so a sum is right if the *true* sum fits, even if
+intermediate sums wrapped.
 """
 
 from __future__ import annotations
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Words: TypeAlias = "NDArray[np.unsignedinteger[Any]]"
-"""Ring elements: `uint32` up to 32 bits, else `uint64`; bits above the ring's are noise."""
+"""Ring elements: `uint32` up to 32 bits, else `uint64`.
+
+Bits above the ring's are noise.
+"""
 
 PACK_BLOCK = 1 << 18
-"""Values that are packed together; part of the wire format."""
+"""Number of values that are packed together.
+
+It is part of the wire format.
+"""
 
 _TOGETHER = 1 << 16
-"""Values encoded or decoded at a time: what comes in between stays in the second cache."""
+"""Number of values encoded or decoded at a time.
+
+The intermediate values then stay in the second-level cache.
+"""
 
 
 @frozen
@@ -34,9 +44,9 @@ class RingBlock:
     """Values that are packed together.
 
     Attributes:
-        number: Of the piece, from 0.
-        values: Where they lie in a vector.
-        packed: Where they lie in its packed bytes.
+        number: Number of the block, from 0.
+        values: Their positions in a vector.
+        packed: Their positions in the packed bytes.
     """
 
     number: int
@@ -53,43 +63,43 @@ class Ring:
         True
 
     Attributes:
-        bits: Of an element, from 1 to 64.
+        bits: Number of bits of an element, from 1 to 64.
     """
 
     bits: int = field(validator=[ge(1), le(64)])
 
     @property
     def dtype(self) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
-        """The little-endian word that holds one element."""
+        """The little-endian word of one element."""
         return np.dtype("<u4") if self.bits <= 32 else np.dtype("<u8")  # noqa: PLR2004
 
     @property
     def lanes(self) -> int:
-        """Bits of a word, which is also how many values are packed side by side."""
+        """Bits of a word, and also the number of lanes."""
         return 8 * self.dtype.itemsize
 
     def zeros(self, length: int) -> Words:
-        """`length` zero elements."""
+        """Return `length` zero elements."""
         return np.zeros(length, dtype=self.dtype)
 
     def encode_signed(self, integers: NDArray[np.int64]) -> Words:
-        """Signed `integers` as elements: two's complement, wrapped."""
+        """Return signed `integers` as elements: two's complement, wrapped."""
         return integers.astype(self.dtype)
 
     def signed(self, words: Words) -> NDArray[np.int64]:
-        """The representatives of `words` in [-2**(bits-1), 2**(bits-1))."""
+        """Return the representatives of `words` in [-2**(bits-1), 2**(bits-1))."""
         spare = np.int64(64 - self.bits)
         shifted: NDArray[np.int64] = words.astype(np.int64) << spare
         shifted >>= spare
         return shifted
 
     def bytes_for(self, length: int) -> int:
-        """How many bytes `pack` makes of `length` elements."""
+        """Return the number of bytes into which `pack` turns `length` elements."""
         pieces = self.pieces(length)
         return pieces[-1].packed.stop if pieces else 0
 
     def pieces(self, length: int) -> list[RingBlock]:
-        """The pieces in which `length` elements are packed, in order."""
+        """Return the blocks in which `length` elements are packed, in order."""
         pieces, end = list[RingBlock](), 0
         for number, start in enumerate(range(0, length, PACK_BLOCK)):
             stop = min(length, start + PACK_BLOCK)
@@ -98,10 +108,11 @@ class Ring:
         return pieces
 
     def pack(self, words: Words) -> bytes:
-        """The elements `words` as `bits` bits each.
+        """Return the elements `words` as `bits` bits each.
 
-        Values are taken in pieces of 262,144.  A piece is cut into as many equal lanes as a word
-        has bits, the last one padded with zeros, which are packed as `packing` says.
+        The method splits the values into blocks of 262,144. It divides a block into as many equal
+        lanes as a word has bits, and pads the last lane with zeros. The module `packing` describes
+        the packing of the lanes.
         """
         out = bytearray(self.bytes_for(len(words)))
         for piece in self.pieces(len(words)):
@@ -109,7 +120,10 @@ class Ring:
         return bytes(out)
 
     def pack_piece(self, words: Words, out: memoryview) -> None:
-        """Pack `words`, the elements of one piece, into `out`, its place, still all zero."""
+        """Pack `words`, the elements of one block, into `out`.
+
+        The bytes `out` are the block's place, still all zero.
+        """
         lane = self._lane(len(words))
         if len(words) != lane * self.lanes:
             words = np.concatenate([words, self.zeros(lane * self.lanes - len(words))])
@@ -117,7 +131,7 @@ class Ring:
         packing.pack(words.reshape(self.lanes, lane), rows, self._runs)
 
     def unpack(self, data: bytes | memoryview, length: int) -> Words:
-        """The `length` elements that `pack` turned into `data`.
+        """Return the `length` elements that `pack` turned into `data`.
 
         Raises:
             MessageError: `data` has not exactly the length that `length` elements take.
@@ -130,17 +144,17 @@ class Ring:
         """Add the elements that `pack` turned into `data` to `total`, in place.
 
         Raises:
-            MessageError: `data` has not exactly the length that so many elements take.  Nothing
-                has been added.
+            MessageError: `data` has not exactly the length that so many elements take. In that
+                case, nothing has been added.
         """
         self.require_length(data, len(total))
         for piece in self.pieces(len(total)):
             self.add_piece(memoryview(data)[piece.packed], total[piece.values])
 
     def add_piece(self, data: memoryview, total: Words) -> None:
-        """Add `data`, one packed piece, to the elements `total` that it is of, in place."""
+        """Add `data`, one packed block, to its elements `total`, in place."""
         lane = self._lane(len(total))
-        # In a message the words may begin at any byte, where NumPy would go through them slowly.
+        # In a message the words may begin at any byte, at which NumPy processes them slowly.
         words = np.require(np.frombuffer(data, dtype=self.dtype), requirements="A")
         rows = cast("Words", words).reshape(self.bits, lane)
         if len(total) == lane * self.lanes and total.flags.c_contiguous:
@@ -151,10 +165,10 @@ class Ring:
             np.add(total, padded[: len(total)], out=total)
 
     def require_length(self, data: bytes | memoryview, length: int) -> None:
-        """Raise if `data` cannot be `length` packed elements.
+        """Refuse `data` that cannot be `length` packed elements.
 
         Raises:
-            MessageError: It has another length.
+            MessageError: `data` has another length.
         """
         if len(data) != self.bytes_for(length):
             raise MessageError(
@@ -176,11 +190,11 @@ class Ring:
 
 @frozen(eq=False)
 class RingVector:
-    """What one site releases.
+    """Release of one site.
 
     Attributes:
-        ring: Where it will be summed.
-        words: Its elements, shape (length,).
+        ring: Ring of the sum.
+        words: Elements of the release, shape (length,).
     """
 
     ring: Ring
@@ -189,12 +203,12 @@ class RingVector:
 
 @frozen(eq=False)
 class RingSum:
-    """What the coordinator learns: a sum of releases, and whose they were.
+    """Sum of releases with its contributors, which the coordinator learns.
 
     Attributes:
-        ring: Where it was taken.
+        ring: Ring of the sum.
         words: The sum's elements, shape (length,).
-        contributors: Numbers of the sites in it, ascending.
+        contributors: Numbers of the sites in the sum, ascending.
     """
 
     ring: Ring
@@ -207,8 +221,8 @@ class FixedPoint:
     """Real numbers as multiples of `step` in a ring.
 
     Attributes:
-        ring: Wide enough for the sum of all that will be added.
-        step: The real value of the integer 1.  Encoding errs by at most half of it.
+        ring: A ring wide enough for the sum of all that will be added.
+        step: The real value of the integer 1. The error of encoding is at most half of it.
     """
 
     ring: Ring
@@ -216,15 +230,15 @@ class FixedPoint:
 
     @classmethod
     def fitting(cls, largest: float, *, step: float, terms: int = 1) -> FixedPoint:
-        """The narrowest ring in which every sum of magnitude up to `largest` fits.
+        """Return the narrowest ring in which every sum up to `largest` fits.
 
         Args:
             largest: Magnitude of a sum.
             step: The real value of the integer 1.
-            terms: How many encoded values are added up, each off by half a step at most.
+            terms: Number of encoded values in a sum, each with an error of half a step at most.
 
         Raises:
-            ValueError: That takes more than 64 bits.
+            ValueError: The ring would need more than 64 bits.
         """
         levels = int(largest / step) + 1 + -(-terms // 2)
         bits = levels.bit_length() + 1
@@ -235,15 +249,15 @@ class FixedPoint:
     def encode(
         self, values: NDArray[np.floating], *, scale: float = 1.0, out: Words | None = None
     ) -> Words:
-        """Real `values`, times `scale`, as elements of the nearest step.
+        """Return real `values`, times `scale`, as elements of the nearest step.
 
         Args:
-            values: Shape (n,).  No copy of them is made as a whole.
-            scale: A factor, taken in double precision.
-            out: Where the elements go, shape (n,); a new array if None.
+            values: Real values, shape (n,). The method makes no copy of them as a whole.
+            scale: A factor, applied in double precision.
+            out: Array for the elements, shape (n,), or None for a new array.
 
         Raises:
-            RefusalError: One is not finite, or would wrap in the ring by itself.
+            RefusalError: A value is not finite, or would wrap in the ring by itself.
         """
         words = np.empty(values.shape, dtype=self.ring.dtype) if out is None else out
         half = 2.0 ** (self.ring.bits - 1)
@@ -252,7 +266,8 @@ class FixedPoint:
             scaled = np.multiply(values[piece], scale, dtype=np.float64)
             np.divide(scaled, self.step, out=scaled)
             np.rint(scaled, out=scaled)
-            # NaN is in no range.  The highest integer is left out with what lies beyond it.
+            # NaN is in no range. The highest integer is excluded, together with the values beyond
+            # it.
             if len(scaled) and not (-half <= scaled.min() and scaled.max() < half):
                 raise RefusalError(
                     "out-of-range",
@@ -263,7 +278,7 @@ class FixedPoint:
         return words
 
     def decode(self, words: Words) -> NDArray[np.float64]:
-        """The elements `words` as real numbers, of the same shape."""
+        """Return the elements `words` as real numbers, of the same shape."""
         values = np.empty(words.shape)
         for start in range(0, len(words), _TOGETHER):
             piece = slice(start, start + _TOGETHER)
@@ -271,7 +286,10 @@ class FixedPoint:
         return values
 
     def mean(self, words: Words, count: float) -> NDArray[np.float32]:
-        """What `words` encode over `count`, divided in double precision and then rounded."""
+        """Return the values in `words` over `count`.
+
+        The method divides in double precision and then rounds.
+        """
         values = np.empty(words.shape, dtype=np.float32)
         for start in range(0, len(words), _TOGETHER):
             piece = slice(start, start + _TOGETHER)

@@ -1,1 +1,1 @@
-"""One round: the state machines of coordinator and site, and what they agree on before it."""
+"""State machines of the coordinator and the sites, and one round."""

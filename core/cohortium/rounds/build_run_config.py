@@ -1,7 +1,7 @@
-"""What every party makes of a study alike: a plan, a network tried out, and the setting of the run.
+"""The run configuration: a function of the study and public data facts.
 
-In a simulation it is made once; in a deployment the coordinator and every hospital make it, each
-for itself, so that nobody has to believe another's figures.
+In a simulation, one machine builds it once. In a deployment, the coordinator and every hospital
+each build it, so no party has to trust another party's figures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def federation_spec(
     federation: Study, *, examples: int, patients: int | None = None
 ) -> FederationSpec:
-    """Who takes part in a study on so many examples, of so many patients."""
+    """Return a study's declared numbers for so many examples and patients."""
     return FederationSpec(
         sites=federation.sites,
         cohort_size=federation.cohort_size or federation.sites,
@@ -53,7 +53,10 @@ def federation_spec(
 
 
 def run_randomness(federation: Study) -> Randomness:
-    """Where a run's own secrets come from: the operating system, but for seeded noise."""
+    """Return the source of a run's own secrets.
+
+    The source is the operating system, or the public seed if the study asks for seeded noise.
+    """
     seeds = Seeds(federation.seed)
     return (
         Randomness.insecure_from_seed(seeds.root)
@@ -70,28 +73,30 @@ def build_run_config(
     directory: KeyDirectory | None,
     policy: AdmissionPolicy | None = None,
 ) -> RunConfig:
-    """The setting of a run, from its study and what is public about the data.
+    """Build a run's configuration from its study and public data facts.
 
     Args:
         federation: The study.
-        spec: What is public about the data.
-        session: Names the run.
+        spec: Public facts about the data.
+        session: Name of the run.
         directory: The sites' public keys.
-        policy: Asked before a network is built or tried, as far as its size can be told before.
+        policy: Limits of a site. They are checked before a network is built or tried, as far as its
+            size is known before.
 
     Guarantees:
-        A function of its arguments: parties with equal ones make equal settings.  No data are
-        looked at.
+        The result is a function of the arguments: parties with equal arguments build equal
+        configurations.
+        The function reads no data.
 
     Raises:
-        CohortiumError: The study cannot be run as it stands.
+        CohortiumError: The study cannot be run in its present form.
     """
     import torch
 
     device = resolve_device(federation.device)
     seeds = Seeds(federation.seed)
     cohort = federation_spec(federation, examples=spec.examples, patients=spec.patients)
-    # The cheapest refusal first: noise is sought for seconds.
+    # The cheapest refusal first: the search for the noise takes seconds.
     federation.aggregator.confidentiality(cohort)
     workload = federation.trainer.workload(cohort)
 
@@ -127,7 +132,7 @@ def build_run_config(
     guarantee = setting.plan.guarantee
     if guarantee is not None and guarantee.unit != "site":
         _require_private_network(federation, net, made_up, workload)
-    # Refuses a cohort that the aggregator cannot serve, before anything is started.
+    # Refuse a cohort that the aggregator cannot serve, before anything is started.
     setting.aggregator.coordinator_session(setting.sum, run_randomness(federation))
     return attrs.evolve(setting, sizes=dry_run(setting, net))
 
@@ -139,7 +144,7 @@ def _admitted_config(
     parameters: int,
     policy: AdmissionPolicy | None,
 ) -> RunConfig:
-    """The setting for a network of so many values, if the policy lets it pass."""
+    """Return the configuration for so many parameters, if the policy admits it."""
     if policy is None:
         return planned(parameters)
     policy.admit_parameters(parameters)
@@ -153,7 +158,7 @@ def _admitted_config(
 def _require_private_network(
     federation: Study, net: nn.Module, images: Tensor, workload: Workload
 ) -> None:
-    """Refuse a network whose examples' gradients cannot be told apart, by its name."""
+    """Refuse a network that mixes examples' gradients, and name the network."""
     name = networks.name_of(federation.model)
     try:
         require_no_batch_mixing(net)

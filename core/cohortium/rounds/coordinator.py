@@ -1,7 +1,8 @@
-"""The coordinator: a state machine that holds the global weights and sees only sums.
+"""The coordinator: a state machine that sees only sums.
 
-It knows no socket, thread or clock: `open` an attempt, send what `requests` says, `receive` what
-comes back, until nothing is left to ask; then `close` moves the weights.
+It has the global weights, and uses no socket, thread or clock. A caller begins an attempt, sends
+the result of `next_requests`, and passes each reply to `receive`. When no request is left,
+`finish_attempt` moves the weights.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class AttemptResult:
-    """What one attempt came to.
+    """Result of one attempt.
 
     Attributes:
         contributors: Sites in the sum.
-        dropped: Sites that were asked and are not in it.
-        failures: Why some of them are not, where they said so.
+        dropped: Sites that were asked and are not in the sum.
+        failures: Reasons of the dropped sites that reported one.
         upload_bytes: The largest number of bytes that one site sent.
     """
 
@@ -51,8 +52,9 @@ class Coordinator:
     Guarantees:
         A failed attempt leaves the weights and the server optimizer as they were.
         A reply that is missing, malformed or a refusal drops its site from the attempt.
-        A site's first reply to a request stands.  A later one, and one that belongs to another
-        attempt or stage, changes nothing: what is late cannot be taken for what is due.
+        Only a site's first reply to a request counts.
+        A later reply, or a reply that belongs to another attempt or stage, changes nothing.
+        So a late reply cannot be taken for a due one.
     """
 
     def __init__(self, setting: RunConfig) -> None:
@@ -84,7 +86,10 @@ class Coordinator:
         self._session.begin_attempt(round, attempt, sites)
 
     def next_requests(self) -> StageRequests:
-        """What to send now; empty when the attempt is complete, or cannot be."""
+        """Return the requests to send now.
+
+        The result is empty when the attempt is complete or cannot be completed.
+        """
         asked = self._session.next_requests()
         if not asked:
             return asked
@@ -102,11 +107,11 @@ class Coordinator:
         return StageRequests(codec.encode(request), asked.per_site, asked.stage)
 
     def _weights(self) -> memoryview:
-        """The global weights as they are sent."""
+        """Return the global weights as they are sent."""
         return parameters.flatten(self.net).cpu().numpy().view(np.uint8).data
 
     def receive(self, site: SiteId, reply: bytes) -> bool:
-        """Take in one site's reply, whatever it is; whether it was of use."""
+        """Process one site's reply, and return whether it was used."""
         if site not in self._uploads or site in self._failures or site in self._answered:
             return False
         self._uploads[site] += len(reply)
@@ -134,7 +139,7 @@ class Coordinator:
         """End the attempt and move the weights.
 
         Raises:
-            TooFewSitesError: Too few sites answered; the weights have not moved.
+            TooFewSitesError: Too few sites replied. The weights have not moved.
         """
         try:
             total = self._session.sum()
@@ -155,7 +160,7 @@ class Coordinator:
         )
 
     def state(self) -> dict[str, Any]:
-        """All that the rounds so far have left: weights, server optimizer and its schedule."""
+        """Return the state so far: weights, server optimizer and its schedule."""
         return {
             "weights": parameters.state_dict(self.net),
             "optimizer": self.optimizer.state_dict(),
@@ -163,10 +168,10 @@ class Coordinator:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, in this process or another.
+        """Continue from the state that `state` returned, in this process or another.
 
         Raises:
-            RunError: It is of another model or another server optimizer.
+            RunError: The state belongs to another model or another server optimizer.
         """
         try:
             parameters.load_state_dict(self.net, state["weights"])
@@ -180,12 +185,15 @@ class Coordinator:
 
     @property
     def failures(self) -> tuple[SiteFailed, ...]:
-        """What the sites that failed in this attempt said."""
-        # Whoever sent only what came too late has failed as well.
+        """Reasons of the sites that failed in this attempt."""
+        # A site that sent only late replies has failed as well.
         return tuple((self._late_replies | self._failures).values())
 
     def _step(self, mean: Tensor) -> None:
-        """A step of the server optimizer on the pseudo-gradient; statistics move by their mean."""
+        """Apply the server optimizer to the pseudo-gradient, and move the statistics.
+
+        The statistics move by their mean.
+        """
         import torch
 
         mean = mean.to(self._setting.device)
@@ -216,7 +224,7 @@ class Coordinator:
         )
 
     def _reasons(self) -> str:
-        """Why sites failed, for an error's sentence: each reason once."""
+        """Return the reasons why sites failed, each once, for an error message."""
         by_reason: dict[str, list[SiteId]] = {}
         for failure in self.failures:
             by_reason.setdefault(failure.reason, []).append(failure.site)

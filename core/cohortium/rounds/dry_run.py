@@ -1,7 +1,7 @@
-"""A whole round before the first: made-up images go all the way, and nothing is charged for it.
+"""A complete round on made-up images, which costs no privacy.
 
-What fails here, whether for a type of numbers, a shape or an option of an optimizer, would have
-failed after every site had paid for an attempt.
+It precedes the first round. A wrong type of numbers, a shape or an optimizer's option fails here.
+Without the dry run, it would fail after every site had paid for an attempt.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 
 def require_transmittable(net: nn.Module) -> None:
-    """Refuse a network whose trainable parameters a round would round, or drop parts of.
+    """Refuse a network whose trainable parameters a round would round or truncate.
 
-    Weights and updates travel as `float32`.  A network in `float64` takes them in as they are.
+    Weights and updates travel as `float32`. A network in `float64` can hold them exactly.
 
     Raises:
-        StudyError: One is of another type of numbers; the sentence names the network's class.
+        StudyError: A parameter has another type of numbers. The message names the network's class.
     """
     import torch
 
@@ -59,25 +59,28 @@ def require_transmittable(net: nn.Module) -> None:
 
 
 def dry_run(setting: RunConfig, net: nn.Module) -> Sizes:
-    """Play the first round and the last with one made-up site, from the weights to new weights.
+    """Run the first and the last round with one made-up site.
 
-    The site, the coordinator, the trainer, the privatizer, the server optimizer, the evaluation
-    and the checkpoint are the run's own; the aggregation is of one.
+    The site, the coordinator, the trainer, the privatizer, the server optimizer, the evaluation and
+    the checkpoint are the run's own. The aggregation is of one site.
 
     Args:
-        setting: Of the run.  It is left as it is.
-        net: The run's initial network, used up: another is to be built for the run.
+        setting: The run configuration. It is not changed.
+        net: The run's initial network. The dry run uses it up, so the caller must build another one
+            for the run.
 
     Returns:
-        How much is to be written down after a round.
+        Sizes of the state that is written after a round.
 
     Guarantees:
-        Nothing is charged, kept or sent.  The seeds are another study's: what is drawn is drawn
-        for nobody, and torch's own generator is left as it was.
-        No study is refused for the values that come out: those of made-up images prove nothing.
+        Nothing is charged, stored or sent.
+        The seeds are another study's, so the run draws none of these values, and torch's own
+        generator is left as it was.
+        The dry run refuses no study for the values that result, because values from made-up images
+        prove nothing.
 
     Raises:
-        StudyError: The round cannot be played; the sentence says where it ended.
+        StudyError: The round failed. The message names the step that failed.
     """
     import torch
 
@@ -88,7 +91,7 @@ def dry_run(setting: RunConfig, net: nn.Module) -> Sizes:
 
 
 class _DryRun:
-    """Both parties of a rehearsal, which take turns with one network."""
+    """Both parties of a dry run, which take turns with one network."""
 
     def __init__(self, setting: RunConfig, net: nn.Module) -> None:
         self._setting = setting
@@ -107,7 +110,7 @@ class _DryRun:
         self._scale = StateSizeRecorder()
 
     def play(self, rounds: Sequence[int]) -> Sizes:
-        """Play `rounds`, each from the initial weights."""
+        """Run `rounds`, each from the initial weights."""
         initial = parameters.flatten(self._net)
         with self._saying("the server optimizer"):
             coordinator = Coordinator(self._tried)
@@ -151,7 +154,7 @@ class _DryRun:
 
     @contextlib.contextmanager
     def _saying(self, where: str) -> Iterator[None]:
-        """Say where the round has ended, and of what it was made."""
+        """Name the step that failed, the network and the trainer."""
         try:
             yield
         except RunError as error:
@@ -169,7 +172,7 @@ class _DryRun:
 
 
 def _probe_examples(setting: RunConfig) -> Examples:
-    """A few images of the declared shape, each of a patient of its own."""
+    """Return a few images of the declared shape, each of another patient."""
     spec = setting.spec
     count = min(PROBE_IMAGES, spec.examples)
     rng = setting.seeds.generator("trial")

@@ -1,4 +1,4 @@
-"""Holds a trainer to what privacy was planned for, whatever the trainer does."""
+"""Guard that limits a trainer to the work that privacy covers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class GuardedPrivatizer:
-    """A site's privacy at example level, which counts.
+    """A site's privatizer at example level that counts its uses.
 
     Guarantees:
-        A gradient is taken of batches that the privatizer yielded, of each once, and of as many
-        as were declared; else the site refuses to release anything.
-        Where what leaves is noised on release only, it is the gradient as it was set: whatever
-        a trainer did to it would have changed what the noise is for.
+        A trainer takes gradients only of batches that the privatizer yielded, of each batch once,
+        and of as many batches as were declared.
+        Otherwise the site refuses to release anything.
+        If only the release is noised, the released vector equals the gradient that was set.
+        Any change that a trainer made to it would change the value that the noise protects.
 
     Attributes:
-        privatizer: What it stands before.
-        steps: Batches that were declared.
+        privatizer: The guarded privatizer.
+        steps: Number of declared batches.
         is_noised_late: Whether gradients are clipped, and not noised before the release.
     """
 
@@ -45,7 +46,7 @@ class GuardedPrivatizer:
     _num_taken: int = 0
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """The privatizer's batches, once."""
+        """Yield the privatizer's batches, once."""
         if self._has_yielded_batches:
             raise _contract_violation("draws batches twice in a round")
         self._has_yielded_batches = True
@@ -56,7 +57,7 @@ class GuardedPrivatizer:
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """The privatizer's gradient, of a batch that it yielded and that is not used up."""
+        """Set the privatizer's gradient of a yielded, unused batch."""
         place = next((i for i, one in enumerate(self._yielded) if one is batch), None)
         if place is None:
             raise _contract_violation(
@@ -69,7 +70,7 @@ class GuardedPrivatizer:
             self._gradient = flatten_gradients(net, before=flatten(net))
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """The privatizer's release, if all went as declared."""
+        """Return the privatizer's release, if all went as declared."""
         if self._num_taken != self.steps:
             raise _contract_violation(
                 f"took {self._num_taken} gradients where {self.steps} were declared"
@@ -82,7 +83,7 @@ class GuardedPrivatizer:
 def guard(
     privatizer: SitePrivatizer, guarantee: Guarantee | None, workload: Workload
 ) -> SitePrivatizer:
-    """`privatizer` as a trainer gets it: counted where examples or patients are protected."""
+    """Return `privatizer`, guarded if it protects examples or patients."""
     if guarantee is None or guarantee.unit == "site":
         return privatizer
     return GuardedPrivatizer(

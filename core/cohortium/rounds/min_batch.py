@@ -1,4 +1,7 @@
-"""Batches for a network that cannot be trained on one image, as batch normalisation cannot."""
+"""Batches for networks that cannot be trained on one image.
+
+A network with batch normalisation is an example.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
 def with_min_batch_size(
     federation: Study, net: nn.Module, images: Tensor, workload: Workload
 ) -> Workload:
-    """`workload` for a network that cannot be trained on one image, unless its trainer copies that.
+    """Return `workload` for a network that cannot be trained on one image.
+
+    The workload is unchanged if the trainer makes copies of one image.
 
     Raises:
-        NetworkError: The work asks for batches of one.
+        NetworkError: The workload has batches of one.
     """
     try:
         with networks.restored_after(net):
@@ -46,16 +51,16 @@ def with_min_batch_size(
 
 @frozen
 class _DryRunPrivatizer:
-    """Stands in for a site's privacy: one batch of made-up examples, and no gradient."""
+    """Stand-in for a site's privatizer, with one batch and no gradient."""
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """Everyone, once."""
+        """Yield one batch of all examples."""
         yield np.arange(examples)
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """Ask for the losses, and set zeros."""
+        """Compute the losses, and set gradients of zeros."""
         import torch
 
         losses(batch)
@@ -63,12 +68,12 @@ class _DryRunPrivatizer:
             parameter.grad = torch.zeros_like(parameter)
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """Nothing is released."""
+        """Release nothing."""
         raise NotImplementedError
 
 
 def _dry_run_trainer(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
-    """Let the trainer go through a round with `images`."""
+    """Let the trainer run one round on `images`."""
     import torch
 
     task = LocalTask(

@@ -1,7 +1,7 @@
-"""How large a study's network is, and what its training takes, before anything of it is made.
+"""Size of a study's network and its memory, before it is built.
 
-Torch's `meta` device has tensors with a shape and without content: a network of any size is built,
-and used, in no memory and hardly any time.
+Torch's `meta` device has tensors with a shape and without content. On it, a network of any size can
+be built and used in no memory and hardly any time.
 """
 
 from __future__ import annotations
@@ -18,36 +18,39 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Model
 
 BYTES_A_PARAMETER = 32
-"""Weights, the weights before, a gradient, clipped sums, noise, and the masked vector."""
+"""Weights, previous weights, a gradient, clipped sums, noise and the masked vector."""
 
 BYTES_AN_ACTIVATION = 16
 """A value of a layer, its gradient, and copies that layers make."""
 
 PROBE_IMAGES = 4
-"""Made-up images on which a network is tried before a run."""
+"""Number of made-up images on which a network is tried."""
 
 
 def count_parameters(model: Model, spec: DataSpec) -> int | None:
-    """P of the network that `model` would build, or None where it cannot be built without content.
+    """Return the number of parameters of the network that `model` would build.
 
-    A user's own network may do what no tensor without content can do.
+    The result is None if the network cannot be built without content. A user's own network may use
+    operations that a tensor without content does not support.
     """
     import torch
 
     try:
         with torch.device("meta"):
             return parameters.length(model.build(spec, 0))
-    except Exception:  # noqa: BLE001 - a network of anyone's; what is wrong with it is told later
+    except Exception:  # noqa: BLE001 - a user's network, whose fault a later check reports
         return None
 
 
 def estimate_memory(model: Model, spec: DataSpec, *, copies: int) -> int:
-    """About the fewest bytes with which a site can train: for a batch of `PROBE_IMAGES` examples.
+    """Estimate the fewest bytes with which a site can train.
+
+    The estimate is for a batch of `PROBE_IMAGES` examples.
 
     Args:
-        model: What is trained.
-        spec: Of the images.
-        copies: Of each example of a batch.
+        model: The model that is trained.
+        spec: Public facts about the images.
+        copies: Copies of each example of a batch.
     """
     values = _activations(model, spec) or math.prod(spec.shape)
     parameters = count_parameters(model, spec) or 0
@@ -55,7 +58,7 @@ def estimate_memory(model: Model, spec: DataSpec, *, copies: int) -> int:
 
 
 def _activations(model: Model, spec: DataSpec) -> int | None:
-    """Values that the layers of the network make of one image, the image among them."""
+    """Return the number of values in one image and its activations."""
     import torch
 
     count = math.prod(spec.shape)

@@ -1,4 +1,4 @@
-"""Where a round happens: an attempt is opened, its messages are carried, and it is closed."""
+"""One round: begins an attempt, exchanges its messages, and finishes it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class RoundResult:
-    """What a round came to.
+    """Result of one round.
 
     Attributes:
-        outcome: Of the attempt that succeeded.
+        outcome: Result of the attempt that succeeded.
         stages: The exchanges of that attempt.
-        exchange_seconds: Inside the exchanges of all attempts at the round.
+        exchange_seconds: Time spent in exchanges, summed over all attempts at the round.
     """
 
     outcome: AttemptResult
@@ -37,22 +37,23 @@ class RoundResult:
 
 @define(eq=False, kw_only=True)
 class RoundRunner:
-    """Moves the weights once a round, with as many attempts as the study has left.
+    """Runner of rounds, with as many attempts as the study has left.
 
     Guarantees:
-        No two attempts have one number, `start_attempt` is called before anyone is asked anything
-        for an attempt, and there are never more of them than privacy was planned for.
+        No two attempts have the same number.
+        `start_attempt` is called before any site receives a request of an attempt.
+        There are never more attempts than privacy was planned for.
 
     Attributes:
-        setting: What every party knows.
-        coordinator: Holds the weights.
-        exchange: Carries messages.
-        deadline: Seconds that a site has for each answer, or None.
-        target_rounds: Rounds that are to be completed.
+        setting: The run configuration.
+        coordinator: The coordinator, which has the weights.
+        exchange: The engine's session, which carries messages.
+        deadline: Seconds that a site has for each reply, or None.
+        target_rounds: Number of rounds to complete.
         attempt: Number of the next attempt.
-        start_attempt: Told the round and the attempt that is about to begin; it may raise, to stop
-            it.
-        notify: Tells observers.
+        start_attempt: Called with the round and the attempt before it begins. It may raise to stop
+            the attempt.
+        notify: Called with each event for the observers.
     """
 
     setting: RunConfig
@@ -65,10 +66,10 @@ class RoundRunner:
     notify: Callable[[Event], None]
 
     def run_round(self, number: int) -> RoundResult:
-        """Round `number`, from 0.
+        """Run round `number`, counted from 0.
 
         Raises:
-            RunError: Too few sites answered, and no retry is left.
+            RunError: Too few sites replied, and no retry is left.
         """
         seconds = 0.0
         while True:
@@ -90,7 +91,7 @@ class RoundRunner:
             return RoundResult(outcome=outcome, stages=stages, exchange_seconds=seconds)
 
     def _run_stages(self, number: int) -> tuple[StageStats, ...]:
-        """Carry an attempt's messages until nothing is left to ask; what each exchange took."""
+        """Exchange messages until no request is left, and measure each stage."""
         stages: list[StageStats] = []
         while requests := self.coordinator.next_requests():
             stages.append(self._exchange(number, len(stages), requests))
@@ -138,7 +139,10 @@ class RoundRunner:
 
 
 def select_cohort(setting: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:
-    """The sites that an attempt at round `number` asks: a public choice, and no amplification."""
+    """Return the sites that an attempt at round `number` asks.
+
+    The choice is public, so it does not amplify privacy.
+    """
     cohort = setting.cohort
     if cohort.cohort_size == cohort.sites:
         return tuple(range(cohort.sites))

@@ -1,4 +1,4 @@
-"""What every party of a run knows: the composition, and the numbers that are declared for it."""
+"""The run configuration: plugins and declared numbers, equal at every party."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Sizes:
-    """What is written down after a round, as a rehearsal of it has shown.
+    """Sizes of the state written after a round, from a dry run.
 
     Attributes:
-        site: Bytes that a trainer keeps at a site; 0 where it keeps nothing.
+        site: Bytes that a trainer stores at a site, or 0 if it stores nothing.
         server: Bytes of the coordinator's state.
     """
 
@@ -37,21 +37,22 @@ class Sizes:
 
 @frozen(kw_only=True)
 class RunConfig:
-    """What every party of a run knows: the composition and its declared numbers.
+    """Plugins and declared numbers of a run, equal at every party.
 
     Attributes:
         session: 16 bytes that name the run.
-        spec: What is public about the data.
-        cohort: Who takes part.
-        model: Built alike at every party.
-        trainer: What each site does.
-        workload: What the trainer declared.
-        plan: What may leave a site.
-        aggregator: How releases are summed.
+        spec: Public facts about the data.
+        cohort: The sites that take part, and the declared numbers.
+        model: The model, built equally at every party.
+        trainer: The training at each site.
+        workload: The work that the trainer declared.
+        plan: The rules for the values that may leave a site.
+        aggregator: The aggregator, which sums the releases.
         seeds: The run's public seeds.
-        directory: The sites' public keys, as every party has pinned them; None without signatures.
-        device: Where torch computes.
-        sizes: What is written down after a round.
+        directory: The sites' public keys, as every party has pinned them, or None without
+            signatures.
+        device: The device on which torch computes.
+        sizes: Sizes of the state that is written after a round.
     """
 
     session: bytes
@@ -68,7 +69,7 @@ class RunConfig:
     sizes: Sizes = Sizes()
 
     def __attrs_post_init__(self) -> None:
-        """Refuse a guarantee that counts on an aggregator to hide what this one shows."""
+        """Refuse a guarantee that needs more confidentiality than the aggregator has."""
         guarantee = self.plan.guarantee
         if guarantee is None or guarantee.against == "everyone":
             return
@@ -89,7 +90,7 @@ class RunConfig:
 
     @property
     def sum(self) -> AggregationConfig:
-        """The aggregator's part of it."""
+        """The aggregator's part of the configuration."""
         return AggregationConfig(
             session=self.session,
             ring=self.plan.ring,
@@ -99,15 +100,15 @@ class RunConfig:
         )
 
     def network(self) -> nn.Module:
-        """The initial network, on the run's device; equal at every party."""
+        """Build the initial network on the run's device, equal at every party."""
         net = build_network(self.model, self.spec, self.seeds.integer("weights"))
         return net.to(self.device)
 
     def secret(self, purpose: str, *, private: bool) -> Randomness:
-        """A party's source of secrets for `purpose`.
+        """Return a party's source of secrets for `purpose`.
 
-        Where nothing is protected (`private` is false), or the study asks for seeded noise, it is
-        a function of the public seed: that is what makes such a run repeatable.
+        If nothing is protected (`private` is false) or the study asks for seeded noise, the source
+        is a function of the public seed. Such a run is therefore repeatable.
         """
         if private and not self.cohort.insecure_seeded_secrets:
             return Randomness.system()
@@ -115,7 +116,7 @@ class RunConfig:
 
 
 class AdmissionPolicy(Protocol):
-    """The limits of one site on the runs that it takes part in.
+    """Limits of one site on the runs in which it takes part.
 
     Each method raises a `RefusalError` for a run beyond a limit.
     """
@@ -129,5 +130,8 @@ class AdmissionPolicy(Protocol):
         ...
 
     def admit_memory(self, estimate: int) -> None:
-        """Refuse training that takes too much memory, in bytes, before it is tried."""
+        """Refuse training that takes too much memory, before it is tried.
+
+        The estimate is in bytes.
+        """
         ...

@@ -1,4 +1,7 @@
-"""Where the sites of a process compute: one resident network, into which weights are loaded."""
+"""One network in memory, shared by all sites of a process.
+
+Each site loads the global weights before it trains.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SharedModel:
-    """One resident network, shared by all the sites of a process, which take turns with it."""
+    """One network in memory, which a process's sites use in turn."""
 
     def __init__(self, setting: RunConfig) -> None:
         """Build the network."""
@@ -33,10 +36,10 @@ class SharedModel:
         self._begun: list[Tensor] = []
 
     def decode_request(self, broadcast: bytes) -> Request:
-        """Decode the part of a request that all sites share; once, however many sites there are.
+        """Decode, once, the part of a request that all sites share.
 
         Raises:
-            MessageError: It is not a request, or its weights are not this network's.
+            MessageError: The bytes are not a request, or the weights are not this network's.
         """
         if self._latest is not None and self._latest[0] is broadcast:
             return self._latest[1]
@@ -56,18 +59,19 @@ class SharedModel:
         array = np.frombuffer(weights, dtype="<f4")
         if not np.isfinite(array).all():
             raise MessageError("the global weights are not all finite.")
-        # Cut up once, however many sites begin with them.
+        # Split once, for all sites that begin with these weights.
         return parameters.split(
             torch.from_numpy(array.copy()).to(self._device), parameters.tensors(self.net)
         )
 
     def load_global_weights(self) -> None:
-        """Put the round's global weights into the network."""
+        """Load the round's global weights into the network."""
         import torch
 
         if not self._weights:
             raise MessageError("an attempt must begin with the global weights.")
-        # Counters, and buffers that are not part of the weights, must not wander between sites.
+        # Counters, and buffers that are not part of the weights, must not pass from one site to
+        # another.
         for name, buffer in self.net.named_buffers():
             buffer.copy_(self._buffers[name])
         with torch.no_grad():
@@ -77,6 +81,6 @@ class SharedModel:
         self.net.train()
 
     def buffers_changed(self) -> bool:
-        """Whether any floating-point buffer has changed since `load_global_weights`."""
+        """Return whether any floating-point buffer has changed since `load_global_weights`."""
         now = [b for b in self.net.buffers() if b.is_floating_point()]
         return not all(old.equal(new) for old, new in zip(self._begun, now, strict=True))

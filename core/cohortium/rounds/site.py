@@ -1,4 +1,7 @@
-"""A site: a state machine that turns requests into replies and knows no socket, thread or clock."""
+"""A site: a state machine that turns requests into replies.
+
+It uses no socket, thread or clock.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _seed(secret: Randomness, purpose: str) -> int:
-    """A seed for torch's generators."""
+    """Derive a seed for torch's generators."""
     return int.from_bytes(secret.secret_bytes(8, purpose), "big") >> 1
 
 
@@ -41,21 +44,24 @@ class Site:
     """One hospital's side of a run.
 
     Guarantees:
-        What leaves is the aggregator's messages and refusals.  The aggregator is given what
-        `SitePrivatizer.release` returned and nothing else.
-        An attempt is answered in order: an older one, or one of another run, is refused.
-        A vector is released once an attempt, whatever the aggregator asks: a second one would
-        spend privacy that was not planned.
-        What the trainer keeps is stored before anything of the attempt leaves, and every attempt
-        at a round begins with what the round before has left.
-        With an account, an attempt stands in the ledger before its training begins, and is never
-        made twice, also not after a restart.  It is charged when all that the answer needs has
-        been tried: weights, journal, and room for what the trainer keeps.
-        With a policy, no message is answered of a run that is below one of its floors.
+        Only the aggregator's messages and refusals leave the site.
+        The site passes to the aggregator the value that `SitePrivatizer.release` returned and
+        nothing else.
+        The site handles attempts in order: it refuses an older attempt and an attempt of another
+        run.
+        The site releases one vector in each attempt, regardless of the aggregator's requests.
+        A second vector would spend privacy that was not planned.
+        The site stores the trainer's state before anything of the attempt leaves.
+        Every attempt at a round begins with the state that the previous round left.
+        With an account, the site writes an attempt to the ledger before its training begins.
+        It never makes an attempt twice, also not after a restart.
+        It charges an attempt after it has checked all that the reply needs: weights, journal, and
+        room for the trainer's state.
+        With a policy, the site replies to no message of a run that is below one of its floors.
 
     Attributes:
-        shared_model: Where it computes.
-        warnings: What the hospital's own people should be told; never sent.
+        shared_model: The network on which the site computes.
+        warnings: Warnings for the hospital's own people, which the site never sends.
     """
 
     def __init__(
@@ -71,24 +77,25 @@ class Site:
         account: Account | None = None,
         store: TrainerStateStore | None = None,
     ) -> None:
-        """Refuse what the site does not allow, and prepare its images.
+        """Refuse runs that the site does not allow, and prepare its images.
 
         Args:
-            setting: What every party knows.
-            site: Its number.
-            examples: Its data.
-            shared_model: Where it computes.
-            identity: Signs for it; None without a directory.
-            journal: What it must not forget over a restart; one in memory if None.
-            policy: Its floors.
-            account: What is charged for each attempt.
-            store: Where the trainer's state outlives a restart; in memory alone if None.
+            setting: The run configuration.
+            site: Number of the site.
+            examples: Data of the site.
+            shared_model: The network on which the site computes.
+            identity: Signing key of the site, or None without a directory.
+            journal: Journal of the records that must survive a restart. If None, one in memory.
+            policy: Floors of the site.
+            account: Account that is charged for each attempt.
+            store: Store in which the trainer's state survives a restart. If None, the state is in
+                memory alone.
 
         Raises:
             RefusalError: The run is below a floor, does not fit the account's budget, or declares
                 fewer examples or patients than the site alone has.
             LedgerError: The account's ledger cannot be used.
-            RunError: The stored state is damaged, or cannot be kept where it is to be.
+            RunError: The stored state is damaged, or cannot be stored in its place.
         """
         import torch
 
@@ -127,9 +134,9 @@ class Site:
         self._session = setting.aggregator.site_session(setting.sum, member)
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
-        """The reply to one request; a refusal, too, is a message.
+        """Return the reply to one request, which may be a refusal.
 
-        Whatever the bytes are, it does not raise: only a fault in a plugin's own code does.
+        No bytes make the method raise. Only a fault in a plugin's own code does.
 
         Args:
             broadcast: A `Request`, untrusted.
@@ -149,7 +156,7 @@ class Site:
         return codec.encode(Reply(attempt, stage, body))
 
     def _admit(self, request: Request) -> None:
-        """Refuse what is of another run, over, or out of bounds; begin an attempt that is new."""
+        """Refuse a foreign, stale or excessive request, and begin a new attempt."""
         cohort = self._setting.cohort
         if request.session != self._setting.session:
             raise RefusalError("session", "the request belongs to another run.")
@@ -166,7 +173,7 @@ class Site:
         self._round, self._attempt = request.round, request.attempt
 
     def _release(self, request: Request) -> RingVector:
-        """Train for the round, and release the result through the privatizer."""
+        """Run the round's training, and release the result through the privatizer."""
         import torch
 
         if self._released == request.attempt:
@@ -178,8 +185,8 @@ class Site:
         secret = secret.derive(request.round, request.attempt, self._site)
         privatizer = setting.plan.for_site(secret, self._patients)
         privatizer = guard(privatizer, setting.plan.guarantee, setting.workload)
-        # As secret as the batches: an example's flips depend on who else was drawn before it, so
-        # whoever knew the draws would see more of one example than its clipped gradient.
+        # As secret as the batches: an example's flips depend on the examples drawn before it. An
+        # adversary who knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
@@ -195,18 +202,20 @@ class Site:
             state=before,
         )
         if self._account is not None:
-            # Before training: a refusal after it tells something of the data, and is paid for.
+            # Before training: a refusal after it reveals something about the data, so it must be
+            # paid for.
             self._account.charge(setting.session, request.round, request.attempt, self._cost)
         with torch.random.fork_rng(devices=[]):
-            # Layers such as Dropout draw from torch's global generator.  Without an accelerator
-            # torch.manual_seed would keep, for each kind there is, a call to make should one come.
+            # Layers such as Dropout draw from torch's global generator. Without an accelerator,
+            # torch.manual_seed would queue one call for each kind of accelerator, to make if one is
+            # initialised.
             seeded = setting.device == "cpu"
             seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
             seed(_seed(secret, "layers"))
             try:
                 with blame_network(setting.model, task.net, f"failed in round {request.round + 1}"):
                     trained = setting.trainer.train(task, privatizer)
-            except PrivacyError as error:  # of the data at hand, so its words must not leave
+            except PrivacyError as error:  # about the site's data, so its words must not leave
                 raise BrokenNetworkError(str(error)) from error
         self._require_unchanged_buffers()
         self._save_state(TrainerState.of(request.round, before, trained.state))
@@ -221,11 +230,11 @@ class Site:
 
     @property
     def vector_bytes(self) -> int:
-        """Of the vector in its largest answer."""
+        """Bytes of the vector in the largest reply."""
         return self._setting.plan.ring.bytes_for(self._setting.plan.length)
 
     def _require_ready(self) -> None:
-        """Refuse, while nothing is charged, what could not be kept afterwards."""
+        """Refuse, before the charge, a reply that could not be stored afterwards."""
         self._journal.try_out()
         try:
             self._require_state_room()
@@ -233,10 +242,10 @@ class Site:
             raise RefusalError("state", "the site's state cannot be written.") from error
 
     def _require_state_room(self) -> None:
-        """See that what the trainer keeps has a place; twice the room, as it may grow.
+        """Require room for twice the trainer's state, as it may grow.
 
         Raises:
-            RunError: It has none.
+            RunError: There is not enough room.
         """
         size = self._setting.sizes.site
         if self._store is None or not size:
@@ -250,7 +259,7 @@ class Site:
             ) from error
 
     def _save_state(self, kept: TrainerState) -> None:
-        """Keep the trainer's state for the next round, durable before anything leaves."""
+        """Store the trainer's state for the next round, durably before anything leaves."""
         if self._store is not None and (kept.at_round_start or kept.at_round_end):
             try:
                 self._store.write(kept)
@@ -259,7 +268,7 @@ class Site:
         self._trainer_state = kept
 
     def _require_unchanged_buffers(self) -> None:
-        """Refuse buffers that moved under example-level privacy: no noise covers them."""
+        """Refuse buffers that changed under example-level privacy, as no noise covers them."""
         guarantee = self._setting.plan.guarantee
         if guarantee is None or guarantee.unit == "site":
             return
@@ -270,9 +279,10 @@ class Site:
 
 
 def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
-    """Refuse a study that declares fewer than one site alone has: its sums would not fit.
+    """Refuse a study that declares less data than this site has.
 
-    The sentence names the number that is declared, and not the site's own.
+    The data are examples and patients. The sums of such a study would not fit. The message names
+    the declared number, and not the site's own.
     """
     patients = 0 if examples.patients is None else len(np.unique(examples.patients))
     for what, own, declared in (
@@ -289,7 +299,7 @@ def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
 
 @frozen
 class SimulatedSiteFactory:
-    """How to make a simulated site in any process; see `protocols.SiteFactory`."""
+    """Factory of a simulated site in any process (see `protocols.SiteFactory`)."""
 
     setting: RunConfig
     site: SiteId
@@ -300,7 +310,7 @@ class SimulatedSiteFactory:
     store: TrainerStateFile | None = None
 
     def create(self, share_model_with: SiteHandle | None = None) -> Site:
-        """Make the site, sharing the resident network of `share_model_with`."""
+        """Create the site, sharing the network in memory of `share_model_with`."""
         place = (
             share_model_with.shared_model
             if isinstance(share_model_with, Site)

@@ -1,7 +1,7 @@
-"""What stands in for the costly parts of a round while it is rehearsed.
+"""Stand-ins for the costly parts of a round in a dry run.
 
-A network that is built already, a file that only weighs what it is given, gradients of zeros, and
-an aggregation of one.
+They are a prebuilt network, a store that only measures the size of its input, gradients of zeros,
+and an aggregation of one site.
 """
 
 from __future__ import annotations
@@ -42,45 +42,47 @@ if TYPE_CHECKING:
 
 @frozen
 class PrebuiltModel:
-    """A model whose network is there already."""
+    """A model whose network is built already."""
 
     model: Model
     net: nn.Module
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """As the model does."""
+        """Preprocess the images as the model does."""
         return self.model.preprocess(images)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
-        """The network that is there."""
+        """Return the network that is built already."""
         return self.net
 
 
 @define(eq=False)
 class StateSizeRecorder:
-    """Takes what a trainer would keep at a site, and keeps its size."""
+    """A store that measures a trainer's state instead of writing it."""
 
     bytes: int = 0
 
     def read(self) -> TrainerState:
-        """Nothing is there yet."""
+        """Return the empty state, as nothing is stored."""
         return TrainerState()
 
     def write(self, kept: TrainerState) -> None:
-        """Weigh it."""
+        """Record the size of the state."""
         self.bytes = max(self.bytes, len(encode_trainer_state(b"", kept)))
 
     def require_room(self, size: int) -> None:
-        """There is room for all."""
+        """Accept any size."""
 
 
 @frozen
 class ZeroGradientPlan:
-    """A plan whose sites set gradients of zeros, with one batch: types count, and values do not.
+    """A plan whose sites set gradients of zeros, with one batch.
+
+    It checks types, and not values.
 
     Attributes:
-        plan: The run's.
-        max_examples: Examples of the batch.
+        plan: The run's plan.
+        max_examples: Largest number of examples in the batch.
     """
 
     plan: PrivacyPlan
@@ -88,62 +90,65 @@ class ZeroGradientPlan:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """The run's."""
+        """The run's guarantee."""
         return self.plan.guarantee
 
     @property
     def mechanism(self) -> Mechanism | None:
-        """The run's."""
+        """The run's mechanism."""
         return self.plan.mechanism
 
     @property
     def ring(self) -> Ring:
-        """The run's."""
+        """The run's ring."""
         return self.plan.ring
 
     @property
     def length(self) -> int:
-        """The run's."""
+        """The run's length."""
         return self.plan.length
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """As in the run."""
+        """Return the run's guarantee after `attempts`."""
         return self.plan.guarantee_after(attempts)
 
     def decode(self, total: RingSum) -> Tensor:
-        """As in the run."""
+        """Decode the sum as in the run."""
         return self.plan.decode(total)
 
     def for_site(
         self, secret: Randomness, patients: ExampleIndices | None = None
     ) -> SitePrivatizer:
-        """A site's privacy, hushed."""
+        """Return a site's privatizer with gradients of zeros."""
         return ZeroGradientPrivatizer(self.plan.for_site(secret, patients), self.max_examples)
 
 
 @frozen
 class ZeroGradientPrivatizer:
-    """A site's privacy that does all that it would, and then takes the values off."""
+    """A site's privatizer that works as usual, then zeroes the values."""
 
     privatizer: SitePrivatizer
     max_examples: int
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
-        """One batch, of everybody up to `max_examples`: a sample at a small rate would be empty."""
+        """Yield one batch of all examples, up to `max_examples`.
+
+        A sample at a small rate would be empty.
+        """
         next(iter(self.privatizer.batches(examples)), None)
         yield np.arange(min(examples, self.max_examples))
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
     ) -> None:
-        """The privatizer's gradient, and zeros in its place."""
+        """Compute the privatizer's gradient, and replace it by zeros."""
         self.privatizer.set_private_gradient(net, losses, batch)
         for parameter in parameters.trainable(net):
             if parameter.grad is not None:
                 parameter.grad.zero_()
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
-        """The privatizer's release; of zeros where it refuses the values."""
+        """Return the privatizer's release, of zeros if it refuses the values."""
         try:
             return self.privatizer.release(vector, weight)
         except RefusalError:
@@ -152,12 +157,12 @@ class ZeroGradientPrivatizer:
 
 @frozen
 class SingleSiteAggregator:
-    """An aggregation of one site: what it releases is the sum."""
+    """An aggregation of one site, whose release is the sum."""
 
     secret: AggregationGuarantee | None
 
     def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:  # noqa: ARG002
-        """What the run's aggregator says."""
+        """Return the guarantee of the run's aggregator."""
         return self.secret
 
     def coordinator_session(
@@ -165,24 +170,24 @@ class SingleSiteAggregator:
         setting: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
     ) -> _SingleSiteSession:
-        """The coordinator's session."""
+        """Return the coordinator's session."""
         return _SingleSiteSession(setting)
 
     def site_session(self, setting: AggregationConfig, member: SiteContext) -> _SingleSiteSession:  # noqa: ARG002
-        """The site's session."""
+        """Return the site's session."""
         return _SingleSiteSession(setting)
 
 
 @define(eq=False)
 class _SingleSiteSession:
-    """Either side of it: packs a release, or unpacks it."""
+    """Session of either side: packs a release, or unpacks it."""
 
     setting: AggregationConfig
     _words: Words | None = None
     _is_asked: bool = False
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
-        """Begin anew."""
+        """Reset the session."""
         self._words, self._is_asked = None, False
 
     def next_requests(self) -> StageRequests:
@@ -191,14 +196,14 @@ class _SingleSiteSession:
         return StageRequests() if was_asked else StageRequests(per_site={0: b""})
 
     def receive(self, site: SiteId, reply: bytes) -> None:  # noqa: ARG002
-        """Take in what it releases."""
+        """Unpack the site's release."""
         self._words = self.setting.ring.unpack(reply, self.setting.length)
 
     def sum(self) -> RingSum:
-        """The same."""
+        """Return the site's release."""
         assert self._words is not None
         return RingSum(self.setting.ring, self._words, (0,))
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
-        """What the site releases."""
+        """Return the packed release of the site."""
         return self.setting.ring.pack(release().words)

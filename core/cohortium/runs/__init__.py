@@ -1,1 +1,1 @@
-"""One run from its preparation to its result, and the directory that keeps it."""
+"""One run from its preparation to its result, and its directory."""

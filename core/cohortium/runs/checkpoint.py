@@ -1,8 +1,8 @@
-"""What a run must not forget: how things stood after its last round, and what it had begun since.
+"""Stored state of a run: a checkpoint and a log.
 
-A *checkpoint* is one file, replaced as a whole after every round.  The *log* beside it grows by a
-line for every attempt that is begun and every round that is finished; it is also what keeps two
-processes from driving one run.
+A *checkpoint* is one file, which every round replaces as a whole. The *log* next to it grows by one
+line for every attempt that begins and every round that completes. The log also prevents two
+processes from driving the same run.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 2
-"""Of a checkpoint's content."""
+"""Version of a checkpoint's content."""
 
 
 @frozen(kw_only=True)
 class RunFingerprint:
-    """What a run was begun with, and must go on with: digests, and who was there.
+    """Digests of a run's study, data and plan, and its versions.
+
+    A resumed run must have the same fingerprint, except for the versions.
 
     Attributes:
-        study: SHA-256 of its study file.
-        data: Of the training data and how they were dealt; empty where the coordinator has none.
-        plan: Of what an attempt costs, and of how many there may be.
-        versions: Of Python, packages and plugins; others make other bits, perhaps.
+        study: SHA-256 of the study file.
+        data: SHA-256 of the training data and their partition. Empty if the coordinator has no
+            data.
+        plan: SHA-256 of the cost of an attempt and the number of attempts.
+        versions: Versions of Python, packages and plugins. Other versions may compute other bits.
     """
 
     study: str
@@ -44,13 +47,13 @@ class RunFingerprint:
     versions: Mapping[str, str]
 
     def changes(self, now: RunFingerprint) -> tuple[str, ...]:
-        """What is of another version `now`, one entry each."""
+        """Return the versions that differ in `now`, one entry each."""
         names = sorted({*self.versions, *now.versions})
         pairs = [(n, self.versions.get(n, "none"), now.versions.get(n, "none")) for n in names]
         return tuple(f"{name} {new} in place of {old}" for name, old, new in pairs if old != new)
 
     def require(self, now: RunFingerprint) -> None:
-        """Refuse to go on with what the run was not begun with.
+        """Refuse to continue with another study, other data or another plan.
 
         Raises:
             StudyError: It is another study, other data, or another plan.
@@ -75,20 +78,23 @@ class RunFingerprint:
 
 @frozen(kw_only=True)
 class Checkpoint:
-    """A run between two rounds: all that it takes to go on with the same bits.
+    """State of a run between two rounds.
+
+    A run continues from it with the same bits.
 
     Guarantees:
-        `write` has returned only when the file outlives a power cut; until then the one before
-        it stands.  `read` gives what was written, to the last bit, or an error.
+        `write` returns only when the file survives a power cut.
+        Until then, the previous checkpoint is unchanged.
+        `read` returns the written values, to the last bit, or raises an error.
 
     Attributes:
         session: 16 bytes that name the run.
-        rounds: That were complete.
-        attempt: The number of the next attempt, if none has been begun since.
-        seconds: That the run had taken.
-        fingerprint: What it was begun with.
-        states: Names of the files of what simulated sites keep.
-        server: The coordinator's own; see `Coordinator.state`.
+        rounds: Number of completed rounds.
+        attempt: Number of the next attempt, if none has begun since.
+        seconds: Seconds that the run had taken.
+        fingerprint: Fingerprint of the run at its start.
+        states: Names of the files with the trainer state of simulated sites.
+        server: State of the coordinator (see `Coordinator.state`).
     """
 
     session: bytes
@@ -100,11 +106,11 @@ class Checkpoint:
     server: Mapping[str, Any] = field(repr=False)
 
     def write(self, path: Path) -> None:
-        """Put it at `path`, in place of the one before.
+        """Write the checkpoint to `path`, in place of the previous one.
 
         Raises:
-            OSError: It cannot be written; the one before stands.
-            RunError: The server optimizer keeps something that cannot be written down.
+            OSError: The checkpoint cannot be written. The previous one is unchanged.
+            RunError: The server optimizer has a value that cannot be stored.
         """
         origin = {**attrs.asdict(self.fingerprint), "versions": dict(self.fingerprint.versions)}
         content = {
@@ -121,10 +127,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint | None:
-        """The checkpoint at `path`, or None where none is.
+        """Return the checkpoint at `path`, or None if there is none.
 
         Raises:
-            RunError: It is damaged, is none, or cannot be read.
+            RunError: The file is damaged, is not a checkpoint, or cannot be read.
         """
         try:
             content = tensor_tree.read(path)
@@ -148,37 +154,47 @@ class Checkpoint:
 
 
 class LogOpened(Message, frozen=True, tag="log-opened"):
-    """A run's log begins: one that is empty was lost."""
+    """First line of a run's log.
+
+    A log without it was lost.
+    """
 
 
 class AttemptLogged(Message, frozen=True, tag="attempt-started"):
-    """An attempt's number is taken: whatever becomes of it, no other may have it."""
+    """Record of an attempt's number.
+
+    No other attempt may have this number, even if this one fails.
+    """
 
     attempt: int
 
 
 class RoundLogged(Message, frozen=True, tag="round-completed"):
-    """A round is over.  It counts once a checkpoint says so: of two for one round, the later."""
+    """Record of a completed round.
+
+    The round counts once a checkpoint includes it. If two records belong to one round, the later
+    one counts.
+    """
 
     event: events.RoundCompleted
 
 
 class ResultLogged(Message, frozen=True, tag="run-completed"):
-    """The run has its result."""
+    """Record that the run has its result."""
 
 
 @define(eq=False)
 class RunLog:
-    """The log of a run, open in this process and in no other.
+    """Log of a run, open in this process and in no other.
 
     Guarantees:
-        What `log_attempt`, `log_round` and `log_result` have noted outlives a power cut.
-        On POSIX one process at a time has it open.
+        The records of `log_attempt`, `log_round` and `log_result` survive a power cut.
+        On POSIX, only one process at a time has the log open.
 
     Attributes:
-        last_attempt: The highest number of an attempt that was begun; -1 before the first.
+        last_attempt: The highest number of an attempt that has begun, or -1 before the first.
         is_complete: Whether the run has its result.
-        is_opened: Whether it has its first line.
+        is_opened: Whether the log has its first line.
     """
 
     _path: Path
@@ -190,11 +206,11 @@ class RunLog:
 
     @classmethod
     def open(cls, path: Path) -> RunLog:
-        """The log at `path`, new or old.
+        """Open the log at `path`, new or old.
 
         Raises:
-            StudyError: Another process has it open.
-            RunError: It is damaged, or cannot be opened.
+            StudyError: Another process has the log open.
+            RunError: The log is damaged, or cannot be opened.
         """
         try:
             journal = FileJournal(path)
@@ -230,10 +246,10 @@ class RunLog:
                 self.is_complete = True
 
     def history(self, rounds: int) -> list[events.RoundCompleted]:
-        """The first `rounds` rounds, in order.
+        """Return the first `rounds` rounds, in order.
 
         Raises:
-            RunError: One of them is missing.
+            RunError: One of the rounds is missing.
         """
         missing = [number for number in range(rounds) if number not in self._rounds]
         if missing:
@@ -244,43 +260,43 @@ class RunLog:
         return [self._rounds[number] for number in range(rounds)]
 
     def log_opening(self) -> None:
-        """Note, once, that there is a run.
+        """Record once that the run exists.
 
         Raises:
-            RunError: It cannot be noted.
+            RunError: The record cannot be written.
         """
         if not self.is_opened:
             self._append(LogOpened())
             self.is_opened = True
 
     def log_attempt(self, attempt: int) -> None:
-        """Note that an attempt begins, before anyone is asked anything.
+        """Record that an attempt begins, before any site receives a request.
 
         Raises:
-            RunError: It cannot be noted, so the attempt must not begin.
+            RunError: The record cannot be written, so the attempt must not begin.
         """
         self._append(AttemptLogged(attempt))
         self.last_attempt = max(self.last_attempt, attempt)
 
     def log_round(self, event: events.RoundCompleted) -> None:
-        """Note what a round came to, before the checkpoint that counts it.
+        """Record the result of a round, before the checkpoint that counts it.
 
         Raises:
-            RunError: It cannot be noted.
+            RunError: The record cannot be written.
         """
         self._append(RoundLogged(event))
 
     def log_result(self) -> None:
-        """Note that the run has its result.
+        """Record that the run has its result.
 
         Raises:
-            RunError: It cannot be noted.
+            RunError: The record cannot be written.
         """
         self._append(ResultLogged())
         self.is_complete = True
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the log, so that another process can open it."""
         self._journal.close()
 
     def _append(self, line: Message) -> None:

@@ -1,4 +1,4 @@
-"""What a run's folder tells whoever uses its model: public facts of its data, and its result."""
+"""Facts in a run's directory for its model's users: data and result."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ if TYPE_CHECKING:
 DATASET_INFO = "dataset.json"
 
 MAX_BYTES = 1 << 29
-"""Of a file, as of every other of a record: a result has a row for each round."""
+"""Largest size of a record's file, in bytes.
+
+A result has a row for each round.
+"""
 
 _Read = TypeVar("_Read")
 
 
 @frozen(kw_only=True)
 class DatasetInfo:
-    """What is public about the data of a run: whoever uses its model needs it, and no more.
+    """Public facts about a run's data that its model's users need.
+
+    They need no other facts.
 
     Attributes:
-        name: What figures that come from them are called.
-        source: Whom to cite.
+        name: Name of the data that figures are reported with.
+        source: Work to cite.
         spec: Shapes, classes and the declared size.
-        validation: Public images to watch the run by.
-        test: Public images that the result was scored on.
+        validation: Number of public images for scores during the run.
+        test: Number of public images for the scores of the result.
     """
 
     name: str
@@ -43,7 +48,7 @@ class DatasetInfo:
 
     @classmethod
     def of(cls, splits: Splits) -> DatasetInfo:
-        """The facts of a data set."""
+        """Return the facts of a data set."""
         parts = (splits.validation, splits.test)
         validation, test = (0 if part is None else len(part) for part in parts)
         return cls(
@@ -56,11 +61,11 @@ class DatasetInfo:
 
 
 def read_dataset_info(folder: Path) -> DatasetInfo:
-    """What the run in `folder` kept of its data.
+    """Return the facts about the data of the run in `folder`.
 
     Raises:
-        StudyError: Nothing: it has not begun its first round.
-        DataError: It is damaged.
+        StudyError: The facts are missing, because the run has not begun its first round.
+        DataError: The file is damaged.
     """
     path = folder / DATASET_INFO
     if not path.is_file():
@@ -69,10 +74,10 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of `result.json`, or None where the run is not complete.
+    """Return the content of `result.json`, or None if the run is incomplete.
 
     Raises:
-        DataError: It is damaged.
+        DataError: The file is damaged.
     """
     path = folder / "result.json"
     return _decoded(path, dict[str, Any]) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""A run from its beginning, or from where it was broken off, to its result."""
+"""A run from its start or its last checkpoint to its result."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def start(
     stop: Callable[[], bool],
     engine: Engine | None = None,
 ) -> Result:
-    """Run a study that is ready; see `Federation.run`."""
+    """Run a prepared study (see `Federation.run`)."""
     coordinator = Coordinator(prepared.setting)
     listeners = [observer.start_run() for observer in observers]
-    # The folder last: whoever has a say may refuse until then, and nothing is there to clear away.
+    # The folder last: until then, each party may refuse, and nothing has to be removed.
     with _engine_session(prepared, out, engine) as (exchange, site_warnings):
         if out is None:
             run_state = RunState(prepared=prepared, coordinator=coordinator)
@@ -73,7 +73,7 @@ def resume(
     observers: Sequence[Observer],
     stop: Callable[[], bool],
 ) -> Result:
-    """Go on with the run in `folder`; see `Federation.resume`."""
+    """Continue the run in `folder` (see `Federation.resume`)."""
     checkpoint = folder.read_checkpoint()
     if checkpoint is not None:
         setting = attrs.evolve(prepared.setting, session=checkpoint.session)
@@ -93,10 +93,10 @@ def resume(
 
 
 def _remember_observers(prepared: PreparedStudy, folder: RunDirectory) -> None:
-    """Keep the names of observers with the run, so that it tells them whenever it goes on.
+    """Store the names of observers with the run, for each resumption.
 
     Raises:
-        RunError: They cannot be written.
+        RunError: The names cannot be written.
     """
     path = folder.path / STUDY
     study = toml.read(path, what="the study")
@@ -114,12 +114,14 @@ def _remember_observers(prepared: PreparedStudy, folder: RunDirectory) -> None:
 def _engine_session(
     prepared: PreparedStudy, out: Path | None, engine: Engine | None = None
 ) -> Iterator[tuple[EngineSession, tuple[str, ...]]]:
-    """The engine with its sites, and what hospitals have warned of; nothing is written for it.
+    """Open the engine and, in a deployment, invite the sites.
+
+    Yields the engine session and the sites' warnings. Writes nothing to disk.
 
     Args:
         prepared: The study.
-        out: Where simulated sites will find their ledger, and what their trainer keeps.
-        engine: One that is at work already, in place of the study's.
+        out: Folder of the simulated sites' ledger and trainer state.
+        engine: A running engine to use in place of the study's.
     """
     ledger = run_ledger(out) if out is not None and prepared.uses_run_ledger else None
     states = None if out is None else out / STATES
@@ -134,13 +136,13 @@ def _engine_session(
 
 @frozen(eq=False)
 class RunDriver:
-    """One run under way, in this process.
+    """One run in progress, in this process.
 
     Attributes:
-        run_state: How far it is.
-        exchange: Reaches the sites.
-        listeners: Observers, of this run.
-        stop: Whether somebody has asked for its end; looked at before each attempt.
+        run_state: State of the run.
+        exchange: Session of the engine, which reaches the sites.
+        listeners: Observers of this run.
+        stop: Whether the user has asked to stop. It is called before each attempt.
     """
 
     run_state: RunState
@@ -155,21 +157,21 @@ class RunDriver:
 
     @property
     def folder(self) -> RunDirectory | None:
-        """Where it is kept, or None."""
+        """Directory of the run, or None."""
         return self.run_state.folder
 
     def execute(self, site_warnings: tuple[str, ...]) -> Result:
-        """Drive every round that is left, and score what comes out.
+        """Run every round that is left, and score the final weights.
 
         Args:
-            site_warnings: What hospitals have warned of.
+            site_warnings: Warnings of the hospitals.
         """
         if self.folder is not None and self.prepared.uses_run_ledger:
             self.folder.require_ledger()
         try:
             return self._to_end(site_warnings)
         except BaseException as error:
-            # What an observer makes of it must not hide what it was.
+            # An error in an observer must not hide the original error.
             with contextlib.suppress(Exception):
                 self.notify(RunFailed(reason=str(error) or type(error).__name__))
             raise
@@ -202,7 +204,7 @@ class RunDriver:
         return Evaluation.of(examples, setting.spec.classes, setting.model, setting.device)
 
     def _begin(self, number: int, attempt: int) -> None:
-        """Before an attempt: note it, unless the run is to stop."""
+        """Log an attempt before it begins, unless the run is to stop."""
         if self.stop():
             folder = self.folder
             how = "nothing is kept" if folder is None else f"go on with {folder.resume_command}"
@@ -214,7 +216,7 @@ class RunDriver:
     def _finish(
         self, number: int, played: RoundResult, watch: Evaluation | None, began: float
     ) -> None:
-        """After a round: keep what it came to, and tell."""
+        """Store the result of a round, and notify the observers."""
         run_state, outcome = self.run_state, played.outcome
         every = self.prepared.federation.evaluate_every
         due = every and ((number + 1) % every == 0 or number + 1 == run_state.target_rounds)
@@ -253,7 +255,7 @@ class RunDriver:
         )
 
     def _end(self, predictions: Predictions | None) -> Result:
-        """After the last round: keep the result, and tell."""
+        """Store the result after the last round, and notify the observers."""
         if not self.run_state.history:
             raise RunError(
                 "no round was finished, and all attempts that the study plans for are spent; begin "
@@ -278,7 +280,7 @@ class RunDriver:
         return result
 
     def _own(self) -> OwnScores | None:
-        """What simulated sites found on what they held out; it is kept, too."""
+        """Score simulated sites on their held-out images, and store the scores."""
         if self.folder is None or not self.prepared.federation.holdout_fraction:
             return None
         found = score_sites(self.prepared, self.run_state.coordinator.net, self.folder.state_dir)
@@ -314,13 +316,13 @@ class RunDriver:
         )
 
     def notify(self, event: Event) -> None:
-        """Tell every observer."""
+        """Notify every observer."""
         for listener in self.listeners:
             listener(event)
 
 
 def _simulation_info(prepared: PreparedStudy) -> dict[str, Any]:
-    """What only a simulator knows of the sites."""
+    """Return the facts about the sites that only a simulator knows."""
     labels, classes = prepared.splits.train.labels, len(prepared.setting.spec.classes)
     return {
         "site_sizes": tuple(len(indices) for indices in prepared.partition),

@@ -1,4 +1,4 @@
-"""A study's numbers before any training: noise, ε by round, bytes, and who may be missing."""
+"""A study's numbers before training: noise, ε by round, bytes and dropouts."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 REPORTED_POINTS = 4
-"""How often ε is told over a run."""
+"""Number of times that ε is reported over a run."""
 
 
 @frozen(kw_only=True)
 class Forecast:
-    """What one budget would come to.
+    """Forecast of a study for one budget.
 
     Attributes:
-        guarantee: Of the whole run, or None without privacy.
+        guarantee: Guarantee of the whole run, or None without privacy.
         spent: ε after some rounds, if none is retried: pairs of a number of rounds and ε.
-        steps: Batches that a site takes a round.
-        batch: Units in one of them, as declared: a mean, where batches are Poisson samples.
-        sampling_rate: Chance of a unit to be in one.
-        parameters: P, of the network.
-        bits: That a value takes on its way up.
-        vector_bytes: That a site's vector takes each round; keys and shares come on top.
-        aggregation: What the aggregator hides, or None.
-        dropouts: Sites that may be missing in a round, whichever they are.
-        warnings: What a careful reader should be told.
+        steps: Number of batches that a site uses in a round.
+        batch: Declared number of units in a batch, which is a mean if batches are Poisson samples.
+        sampling_rate: Probability that a unit is in a batch.
+        parameters: Number of the network's parameters, P.
+        bits: Number of bits that a value takes in an upload.
+        vector_bytes: Bytes of a site's vector in each round, without keys and shares.
+        aggregation: Guarantee of the aggregator, or None.
+        dropouts: Number of sites, in any selection, that may be missing in a round.
+        warnings: Warnings for a careful reader.
     """
 
     guarantee: Guarantee | None
@@ -53,11 +53,11 @@ class Forecast:
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return attrs.asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Label and value, for people."""
+        """Return labels and values, for people."""
         promise, hidden = self.guarantee, self.aggregation
         rows = []
         if promise is not None:
@@ -92,10 +92,10 @@ def _whom(guarantee: Guarantee) -> str:
 
 
 def forecast(prepared: PreparedStudy, epsilons: Sequence[float] = ()) -> tuple[Forecast, ...]:
-    """The outlook of a prepared study, for each of several budgets, or for its own.
+    """Return the forecast of a study for several budgets, or its own.
 
     Raises:
-        StudyError: A budget is none, or the privatizer has no parameter `epsilon`.
+        StudyError: A budget is not valid, or the privatizer has no parameter `epsilon`.
         PrivacyError: A budget cannot be met.
     """
     if not epsilons:
@@ -109,10 +109,11 @@ def forecast(prepared: PreparedStudy, epsilons: Sequence[float] = ()) -> tuple[F
 
 
 def with_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Privatizer, ...]:
-    """The same privatizer for each of several budgets.
+    """Return the same privatizer for each of several budgets.
 
     Raises:
-        StudyError: A budget is none, or there are some and it has no parameter `epsilon`.
+        StudyError: A budget is not valid, or budgets are given and the privatizer has no parameter
+            `epsilon`.
     """
     given: Any = privatizer
     if epsilons and "epsilon" not in {f.name for f in attrs.fields(type(given))}:
@@ -147,7 +148,7 @@ def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
 
 
 def _batch(workload: Workload, cohort: FederationSpec, guarantee: Guarantee | None) -> float:
-    """Examples in a batch, or patients where they are what is protected."""
+    """Return a batch's number of patients if they are protected, else examples."""
     if guarantee is None or guarantee.unit == "site":
         return workload.batch_size or workload.sampling_rate * cohort.examples_per_site
     return workload.sampling_rate * cohort.num_units(guarantee.unit) / cohort.sites

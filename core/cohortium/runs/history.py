@@ -1,4 +1,7 @@
-"""A run's rounds as a tidy table: one row a round, one column a quantity."""
+"""A run's rounds as a tidy table.
+
+It has a row per round and a column per quantity.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,33 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Cell: TypeAlias = int | float | None
-"""What a table holds: a number, or nothing."""
+"""Content of a table's cell: a number, or nothing."""
 
 
 class History(tuple[RoundCompleted, ...]):
-    """The events of a run's rounds, in order, which show themselves as a table.
+    """Events of a run's rounds, in order, which print as a table.
 
     `pandas.DataFrame(result.history.rows())` is a data frame, and so is
-    `polars.DataFrame(result.history.rows())`; neither is needed here.
+    `polars.DataFrame(result.history.rows())`. Cohortium needs neither package.
     """
 
     __slots__ = ()
 
     def rows(self) -> list[dict[str, Cell]]:
-        """One dictionary a round, all with the same keys.
+        """Return one dictionary per round, all with the same keys.
 
-        `round` counts from 1.  `attempt` counts over the run from 0, as events and the ledger do.
-        `accuracy`, `balanced_accuracy`, `auc` and `loss` are of the validation images, and None
-        where they were not scored; so is `majority_share`, the accuracy of whoever calls all of
-        them the most frequent class.
-        `epsilon` is what all attempts so far promise, None without privacy.  `contributors` and
-        `dropped` are numbers of sites, `upload_bytes` is the largest that one site sent.
+        The column `round` counts from 1. The column `attempt` counts over the run from 0, as in
+        events and the ledger. The columns `accuracy`, `balanced_accuracy`, `auc` and `loss` are
+        scores on the validation images, and None if these were not scored. The column
+        `majority_share` is the accuracy of always predicting the most frequent class, under the
+        same condition. The column `epsilon` is the guarantee's ε for all attempts so far, or None
+        without privacy. The columns `contributors` and `dropped` are numbers of sites. The column
+        `upload_bytes` is the largest number of bytes that one site sent.
         """
         return [event.row() for event in self]
 
     def __repr__(self) -> str:
-        """The table as text: a row a round, under the columns' names."""
+        """Return the table as text, with the columns' names."""
         rows = self.rows()
         if not rows:
             return "no rounds"
@@ -48,12 +52,15 @@ class History(tuple[RoundCompleted, ...]):
         )
 
     def _repr_html_(self) -> str:
-        """For a notebook."""
+        """Return the table for a notebook."""
         return html_table(self.rows())
 
 
 def html_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """`rows`, all with the same keys, as an HTML table of which every word is escaped."""
+    """Return `rows`, all with the same keys, as an HTML table.
+
+    The function escapes every word.
+    """
     columns = list(rows[0]) if rows else []
     head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
     body = "".join(

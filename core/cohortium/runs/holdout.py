@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def hold_out(
     examples: Examples, partition: tuple[ExampleIndices, ...], share: float, seeds: Seeds
 ) -> tuple[tuple[ExampleIndices, ...], tuple[ExampleIndices, ...]]:
-    """Hands to train on, and for each site what it holds out: `share` of it, rounded down.
+    """Return each site's training examples and its held-out examples.
 
-    Where the data name patients, whole patients are held out.  A site keeps at least one unit to
-    train on.
+    The held-out examples are `share` of the site's, rounded down. If the data name patients, whole
+    patients are held out. A site keeps at least one unit for training.
     """
     kept, held = [], []
     for site, indices in enumerate(partition):

@@ -1,4 +1,4 @@
-"""The muster of a deployment: every hospital is sent the setting, and says if it takes part."""
+"""Invitation of a deployment's sites, which accept or refuse the run."""
 
 from __future__ import annotations
 
@@ -29,29 +29,35 @@ SHARED_ROLES: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator"
 """The roles that all parties share."""
 
 NESTABLE_ROLES: tuple[Role, ...] = (*SHARED_ROLES, "dataset")
-"""Those of parts inside these; a model may be fitted on a public data set, say."""
+"""Roles of parts inside the shared parts.
+
+For example, a model may be fitted on a public data set.
+"""
 
 SHARED_KEYS = (
     "sites", "rounds", "seed", "cohort_size", "min_contributors", "retries", "device", "threads",
     "adversary",
     "max_colluding", "insecure_seeded_secrets",
 )  # fmt: skip
-"""The terms that all parties share."""
+"""Keys of `[federation]` that all parties share."""
 
 
 MIN_INVITATION_TIMEOUT = 600.0
-"""Seconds that a site has at least to answer an invitation: it reads its data and plans the run."""
+"""Least timeout of an invitation, in seconds.
+
+In this time, a site reads its data and plans the run.
+"""
 
 
 def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str, ...]:
-    """Invite every site, before anything is trained.
+    """Invite every site, before any training.
 
     Returns:
-        What the coordinator's people should be told though all take part.
+        Warnings for the coordinator's people, although all sites take part.
 
     Raises:
-        StudyError: A site does not answer, or does not take part; the sentence says which, and
-            why, for each.  Or the sites have more examples than the study declares.
+        StudyError: A site does not reply, or does not take part. The message names each such site
+            and its reason. Or the sites have more examples than the study declares.
     """
     setting = prepared.setting
     sites = range(setting.cohort.sites)
@@ -103,7 +109,7 @@ def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str
 
 
 def build_invitation(prepared: PreparedStudy) -> Invitation:
-    """What the sites of a deployment are sent."""
+    """Return the invitation for the sites of a deployment."""
     whole = toml.loads(prepared.federation.as_toml(), where="the study")
     shared = {name: dict(whole[name]) for name in AGREED}
     shared["federation"] = {key: whole["federation"][key] for key in SHARED_KEYS}
@@ -118,7 +124,10 @@ def build_invitation(prepared: PreparedStudy) -> Invitation:
 
 
 def _remove_folders(shared: Mapping[str, Any]) -> None:
-    """Take out where a user's code lies on this machine: hospitals have it installed, or refuse."""
+    """Remove the folders of a user's code on this machine.
+
+    Hospitals have the code installed, or refuse.
+    """
     catalog = discover()
     for role in SHARED_ROLES:
         for offering, table in iter_parts(catalog, role, shared[role]):
@@ -127,7 +136,7 @@ def _remove_folders(shared: Mapping[str, Any]) -> None:
 
 
 def collect_versions(shared: Mapping[str, Any]) -> dict[str, str]:
-    """Of Python, of packages, and of the plugins that the tables of a study name."""
+    """Return versions of Python, packages and the plugins in a study's tables."""
     catalog = discover()
     found = {
         offering.record.name: offering.record.version
@@ -138,19 +147,19 @@ def collect_versions(shared: Mapping[str, Any]) -> dict[str, str]:
 
 
 def version_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
-    """The versions in `ours` that are others in `theirs`."""
+    """Return the versions in `ours` that differ from `theirs`."""
     return {name: version for name, version in ours.items() if theirs.get(name) != version}
 
 
 def iter_parts(
     catalog: Catalog, role: Role, table: object
 ) -> Iterator[tuple[CatalogEntry, Mapping[str, Any]]]:
-    """The offering that `table` names, and those of the parts inside it, each with its table.
+    """Yield entries and tables of the part in `table` and its inner parts.
 
-    Nothing is made, and no plugin called.
+    The function builds nothing and calls no plugin.
 
     Raises:
-        RefusalError: One of them is no usable part of those that parties share.
+        RefusalError: One part is not a usable part of those that parties share.
     """
     inside = {"name": table} if isinstance(table, str) else table
     name = inside.get("name") if isinstance(inside, dict) else None

@@ -1,4 +1,4 @@
-"""Before the first round: a study is loaded, dealt, planned and tried out, or refused."""
+"""Preparation of a study: load, partition, plan and try out, or refuse."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ if TYPE_CHECKING:
 
 @frozen(eq=False, kw_only=True)
 class PreparedStudy:
-    """A study that can be run: loaded and planned, and in a simulation dealt.
+    """A study that can be run.
+
+    It is loaded, planned and, in a simulation, partitioned.
 
     Attributes:
         federation: The study.
-        setting: What every party will know.
-        parameters: P, the length of the update.
-        loaded_splits: What the coordinator has of data: all of a simulation's, a deployment's
-            public images, or nothing.
+        setting: The run configuration.
+        parameters: Length of the update, P.
+        loaded_splits: The coordinator's data: all data of a simulation, the public images of a
+            deployment, or None.
         partition: Positions of each simulated site's training examples.
-        holdout: Positions of what each simulated site holds out, to be scored on.
-        identities: Each simulated site's signing key, where the study fears an active coordinator.
+        holdout: Positions of each simulated site's held-out examples, for scores.
+        identities: Signing key of each simulated site, if the study assumes an active coordinator.
     """
 
     federation: Study
@@ -56,15 +58,15 @@ class PreparedStudy:
 
     @property
     def is_deployment(self) -> bool:
-        """Whether the sites are hospitals, which make themselves."""
+        """Whether the sites are hospitals, which create themselves."""
         return self.federation.data is not None
 
     @property
     def splits(self) -> Splits:
-        """The data that a simulation deals.
+        """The data that a simulation partitions.
 
         Raises:
-            StudyError: It is a deployment, whose data lie in the hospitals.
+            StudyError: The study is a deployment, whose data are in the hospitals.
         """
         self.require_simulated()
         assert self.loaded_splits is not None
@@ -72,14 +74,17 @@ class PreparedStudy:
 
     @property
     def uses_run_ledger(self) -> bool:
-        """Whether attempts stand in the run's own ledger: hospitals keep theirs themselves."""
+        """Whether the run's own ledger records attempts.
+
+        Hospitals keep their own ledgers.
+        """
         return self.setting.plan.mechanism is not None and not self.is_deployment
 
     def require_simulated(self) -> None:
         """Refuse a deployment.
 
         Raises:
-            StudyError: It is one.
+            StudyError: The study is a deployment.
         """
         if self.is_deployment:
             raise StudyError(
@@ -89,17 +94,17 @@ class PreparedStudy:
 
     @property
     def validation(self) -> Examples | None:
-        """Public images to watch the run by."""
+        """Public images for scores during the run."""
         return None if self.loaded_splits is None else self.loaded_splits.validation
 
     @property
     def test(self) -> Examples | None:
-        """Public images that the result is scored on."""
+        """Public images for the scores of the result."""
         return None if self.loaded_splits is None else self.loaded_splits.test
 
     @property
     def dataset_info(self) -> DatasetInfo:
-        """What is public about the data: a deployment's are as its study declares them."""
+        """Public facts about the data, which a deployment's study declares."""
         declared = self.federation.data
         if declared is None:
             return DatasetInfo.of(self.splits)
@@ -115,12 +120,14 @@ class PreparedStudy:
     def site_factory(
         self, site: SiteId, ledger: Ledger | None = None, states: Path | None = None
     ) -> SimulatedSiteFactory:
-        """How to make a simulated site, with its data and its key alone.
+        """Return the factory of a simulated site.
+
+        The factory has only this site's data and key.
 
         Args:
-            site: Its number.
-            ledger: Where what it spends is written down, under a name of its own.
-            states: The folder where what its trainer keeps outlives this process.
+            site: Number of the site.
+            ledger: Ledger that records the site's spending, under a name of its own.
+            states: Folder in which the trainer state survives this process.
         """
         session = self.setting.session
         state = None if states is None else self.trainer_state_path(site, states)
@@ -134,13 +141,16 @@ class PreparedStudy:
         )
 
     def trainer_state_path(self, site: SiteId, states: Path) -> Path:
-        """The file in `states` of what the trainer keeps at a simulated site."""
+        """Return the file in `states` of a simulated site's trainer state."""
         return states / f"site-{site}.safetensors"
 
     def site_factories(
         self, ledger: Ledger | None = None, states: Path | None = None
     ) -> dict[SiteId, SimulatedSiteFactory] | None:
-        """One for each simulated site; None in a deployment, where sites make themselves."""
+        """Return a factory for each simulated site, or None in a deployment.
+
+        In a deployment, sites create themselves.
+        """
         if self.is_deployment:
             return None
         return {
@@ -149,8 +159,8 @@ class PreparedStudy:
 
 
 def prepare(federation: Study) -> PreparedStudy:
-    """Load, deal and plan; see `Federation.prepare`."""
-    # The study alone decides this: torch and the data are not loaded for a refusal.
+    """Load, partition and plan a study (see `Federation.prepare`)."""
+    # The study alone decides this, so a refusal needs neither torch nor the data.
     federation.aggregator.confidentiality(federation_spec(federation, examples=federation.sites))
     if federation.data is not None:
         return _prepare_deployment(federation)
@@ -186,14 +196,14 @@ def prepare(federation: Study) -> PreparedStudy:
 def _declared_sizes(
     train: Examples, partition: tuple[ExampleIndices, ...], spec: DataSpec
 ) -> DataSpec:
-    """`spec` with the sizes that are left to train on."""
+    """Return `spec` with the sizes of the remaining training data."""
     kept = np.concatenate(partition)
     patients = None if train.patients is None else len(np.unique(train.patients[kept]))
     return attrs.evolve(spec, examples=len(kept), patients=patients)
 
 
 def _require_enough(partition: tuple[ExampleIndices, ...], fewest: int) -> None:
-    """Refuse a site that has too few images for the network to be trained on."""
+    """Refuse a site that has too few images to train the network."""
     for site, indices in enumerate(partition):
         if len(indices) < fewest:
             raise StudyError(
@@ -205,7 +215,7 @@ def _require_enough(partition: tuple[ExampleIndices, ...], fewest: int) -> None:
 
 
 def _prepare_deployment(federation: Study) -> PreparedStudy:
-    """Plan a deployment from what the study declares; no hospital's data are here."""
+    """Plan a deployment from the study's declarations, without hospitals' data."""
     spec = federation.data
     assert spec is not None
     public = None if federation.dataset is None else federation.dataset.load()
@@ -241,7 +251,10 @@ def _prepare_deployment(federation: Study) -> PreparedStudy:
 
 
 def _signing_keys(federation: Study, secret: Randomness) -> tuple[SigningKey, ...] | None:
-    """A signing key for each simulated site; hospitals make and pin their own."""
+    """Return the simulated sites' signing keys, if the study needs them.
+
+    Hospitals generate and pin their own keys.
+    """
     if federation.adversary != "active":
         return None
     return tuple(
@@ -274,9 +287,10 @@ def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Example
 def _partition_units(
     train: Examples,
 ) -> tuple[Examples, Callable[[ExampleIndices], ExampleIndices]]:
-    """What is dealt: an example of each patient, where patients are named, and who has which.
+    """Return the examples to partition, and the map from them to indices.
 
-    All images of a patient go to one site: what is hidden is a patient's part at one site.
+    If the data name patients, the result has one example of each patient. All images of a patient
+    go to one site, because the guarantee hides a patient's part at one site.
     """
     if train.patients is None:
         return train, lambda indices: indices

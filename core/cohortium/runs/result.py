@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""Result of a run."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 
 OLDER = "checkpoint/journal"
-"""A file that only run directories of an older form have."""
+"""A file that only run directories of an older format have."""
 
 LAST = "weights/last.safetensors"
-"""The weights after the last round that is complete."""
+"""The weights after the last completed round."""
 
 BEST = "weights/best.safetensors"
-"""The weights that did best on the public validation images, where there are any."""
+"""The weights with the best accuracy on public validation images, if any."""
 
 PACKAGES = ("cohortium", "torch", "numpy", "opacus", "cryptography")
-"""Whose versions a run's figures depend on, beside Python's."""
+"""Packages, in addition to Python, whose versions affect a run's figures."""
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of `PACKAGES`."""
+    """Return the versions of Python and of `PACKAGES`."""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 @frozen(kw_only=True)
 class Timings:
-    """Where a run's time went: in the exchanges, in the coordinator's own work, and in all."""
+    """Seconds of a run: in exchanges, coordinator's work and total."""
 
     train: float
     aggregate: float
@@ -60,14 +60,15 @@ class Timings:
 
 @frozen(kw_only=True)
 class OwnScores:
-    """What simulated sites found on the images that they held out, by the image.
+    """Scores of simulated sites on their held-out images, averaged over images.
 
     Attributes:
-        sites: That held some out.
-        images: That they held out.
-        accuracy: Of the global network.
-        personal_accuracy: Of each site's own network, the same where a trainer makes none.
-        majority_share: Of whoever calls all images of a site the class most frequent there.
+        sites: Number of sites that held images out.
+        images: Number of held-out images.
+        accuracy: Accuracy of the global network.
+        personal_accuracy: Accuracy of each site's own network. It equals `accuracy` if the trainer
+            makes none.
+        majority_share: Accuracy of always predicting the most frequent class of a site.
     """
 
     sites: int
@@ -79,29 +80,29 @@ class OwnScores:
 
 @frozen(kw_only=True)
 class Result:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        scores: On the test images, or None where there are none.
-        guarantee: What the whole run promises, or None without privacy.
-        aggregation: What the aggregator hides from the coordinator, or None.
-        rounds: That were completed.
-        sites: In the federation.
-        dropouts: Contributions that were asked for and did not enter a sum, over the run.
-        max_upload_bytes: The largest that one site sent in a round.
-        seconds: Where the time went.
-        weights_sha256: Of the final weights; see `parameters.sha256`.
-        versions: Of Python and of the packages that the figures depend on.
+        scores: Scores on the test images, or None if there are none.
+        guarantee: Guarantee of the whole run, or None without privacy.
+        aggregation: Confidentiality that the aggregator provides against the coordinator, or None.
+        rounds: Number of completed rounds.
+        sites: Number of sites in the federation.
+        dropouts: Number of contributions, over the run, that were requested and are in no sum.
+        max_upload_bytes: Largest number of bytes that one site sent in a round.
+        seconds: Timings of the run.
+        weights_sha256: SHA-256 of the final weights (see `parameters.sha256`).
+        versions: Versions of Python and of the packages that affect the figures.
         plugins: By role, the plugin that filled it, with its version.
-        history: One event for each round; `history.rows()` is a tidy table.
+        history: One event for each round. `history.rows()` is a tidy table.
         weights: The final global weights by name.
-        folder: Where the record lies, or None.
-        data: What the figures are of.
-        is_personal: Whether sites use networks of their own: `scores` are then of a network that
-            nobody uses.
-        own: On the images that simulated sites held out, or None where they did not, or where
-            nothing is kept on disk.
-        provenance: By part, of whose code beside the plugins it is; see `provenance`.
+        folder: Directory of the run, or None.
+        data: Name of the data that the figures describe.
+        is_personal: Whether sites use networks of their own. Then `scores` belong to a network that
+            no site uses.
+        own: Scores on the images that simulated sites held out. None if they held out none, or if
+            the run is not stored on disk.
+        provenance: By part, the origin of its code in addition to the plugins (see `provenance`).
     """
 
     scores: Scores | None = attrs.field(repr=False)
@@ -125,11 +126,11 @@ class Result:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of test images called rightly, or None without test images."""
+        """Share of correctly classified test images, or None without test images."""
         return None if self.scores is None else self.scores.accuracy
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
+        """Return the content of `result.json`."""
         scores, guarantee = self.scores, self.guarantee
         bins = () if scores is None else scores.calibration
         return {
@@ -162,7 +163,7 @@ class Result:
         }
 
     def headline(self) -> list[tuple[str, str]]:
-        """Label and words of each accuracy, the one that counts first."""
+        """Return label and text of each accuracy, the most important first."""
         scores = self.scores
         told = "none (no test images)"
         if scores is not None:
@@ -182,7 +183,7 @@ class Result:
         ]
 
     def _repr_html_(self) -> str:
-        """For a notebook: the figures that matter, one a row."""
+        """Return the important figures for a notebook, one per row."""
         rows = {
             **dict(self.headline()),
             "guarantee": str(self.guarantee or "none: nothing here is private"),
@@ -199,15 +200,14 @@ class Result:
 
 PREDICTIONS = "simulation/predictions.npz"
 SITE_SCORES = "simulation/holdout_scores.json"
-"""What only a simulator knows."""
-"""Where a run's folder has them: beside all else that only a simulator knows."""
+"""Paths in the folder of facts that only a simulator knows."""
 
 
 def predictions_of(folder: Path) -> Predictions:
-    """What the run in `folder` said of each test image.
+    """Return the predictions of the run in `folder` for each test image.
 
     Raises:
-        StudyError: The file is not there, or damaged.
+        StudyError: The file is missing or damaged.
     """
     import numpy as np
 

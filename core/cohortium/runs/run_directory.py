@@ -1,4 +1,4 @@
-"""A run's folder: the study, the checkpoint, the weights and the result, each written whole."""
+"""A run's directory: study, checkpoint, weights and result, each written whole."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
 STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
-"""Where things are in a run's folder."""
+"""Paths in a run's directory."""
 
 
 @frozen(eq=False)
 class RunDirectory:
-    """Where a run's record goes, open in this process and in no other.
+    """Directory of a run, open in this process and in no other.
 
     Guarantees:
-        Every file is written beside its place, made durable, and then moved there: a reader, or
-        a crash, sees the old file or the new one and nothing between.
+        Every file is written next to its place, made durable, and then moved there.
+        A reader, or a crash, sees the old file or the new one and nothing between.
 
     Attributes:
-        path: The folder.
-        log: What was begun and finished.
+        path: The directory.
+        log: Log of the attempts and rounds.
     """
 
     path: Path
@@ -53,10 +53,12 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, study: str) -> RunDirectory:
-        """A folder for a new run of `study`, which is kept as it was resolved.
+        """Create a directory for a new run of `study`.
+
+        It stores the study as it was resolved.
 
         Raises:
-            StudyError: It cannot be made, or holds a run already.
+            StudyError: The directory cannot be created, or has a run already.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ class RunDirectory:
         except OSError as error:
             raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
         try:
-            # Once more: another process may have had the same folder in mind.
+            # Check again: another process may have chosen the same folder.
             _require_no_run(path)
             folder._write(STUDY, study.encode())
             folder.log.log_opening()
@@ -77,11 +79,11 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """The folder of a run that was broken off.
+        """Open the directory of an interrupted run.
 
         Raises:
-            StudyError: It holds no run, or one that is finished or under way.
-            RunError: It is damaged, or cannot be written.
+            StudyError: The directory has no run, or one that is complete or in progress.
+            RunError: The directory is damaged, or cannot be written.
         """
         study_path(path)
         require_text(str(path), where="the folder")
@@ -101,10 +103,10 @@ class RunDirectory:
         raise StudyError(f"the run in {path} is finished; its result is {path / RESULT}.")
 
     def remove_partial_files(self) -> None:
-        """Remove what a process that was killed has left half written.
+        """Remove the half-written files of a killed process.
 
         Raises:
-            RunError: It cannot be removed.
+            RunError: A file cannot be removed.
         """
         try:
             sweep(self.path)
@@ -113,7 +115,7 @@ class RunDirectory:
             raise RunError(f"cannot write to {self.path}: {error.strerror}.") from error
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the directory, so that another process can open it."""
         self.log.close()
 
     def __enter__(self) -> Self:
@@ -124,23 +126,23 @@ class RunDirectory:
 
     @property
     def state_dir(self) -> Path:
-        """The folder of what simulated sites keep from round to round."""
+        """Folder of the simulated sites' trainer state."""
         return self.path / STATES
 
     @property
     def resume_command(self) -> str:
-        """The command with which the run goes on."""
+        """The command that resumes the run."""
         return resume_command(self.path)
 
     def state_files(self) -> tuple[str, ...]:
-        """Names of the files in `state_dir`."""
+        """Return the names of the files in `state_dir`."""
         return tuple(sorted(path.name for path in self.state_dir.glob("*.safetensors")))
 
     def require_state_files(self, names: Collection[str]) -> None:
-        """Refuse to go on without what sites have kept.
+        """Refuse to continue without the stored trainer state of sites.
 
         Raises:
-            RunError: Some of `names` are gone.
+            RunError: Some of `names` are missing.
         """
         gone = sorted({*names} - {*self.state_files()})
         if gone:
@@ -151,11 +153,11 @@ class RunDirectory:
             )
 
     def require_ledger(self) -> None:
-        """See to it that there is a ledger; one is made only where no round has begun.
+        """Require a ledger, and create it only if no round has begun.
 
         Raises:
-            RunError: It is gone.
-            LedgerError: It cannot be made.
+            RunError: The ledger is missing.
+            LedgerError: The ledger cannot be created.
         """
         ledger = run_ledger(self.path)
         if ledger.path.exists():
@@ -168,10 +170,10 @@ class RunDirectory:
         ledger.create()
 
     def read_checkpoint(self) -> Checkpoint | None:
-        """How things stood after the last round; None where the first had not begun.
+        """Return the checkpoint after the last round, or None before the first.
 
         Raises:
-            RunError: It is damaged, or was lost.
+            RunError: The checkpoint is damaged, or was lost.
         """
         checkpoint = Checkpoint.read(self.path / CHECKPOINT)
         gone = None
@@ -187,15 +189,19 @@ class RunDirectory:
         return checkpoint
 
     def require_room(self, size: int) -> None:
-        """Raise `RunError` where `size` bytes more cannot be written, while nothing is spent."""
+        """Refuse to continue without room for `size` bytes, before any spending.
+
+        Raises:
+            RunError: The bytes cannot be written.
+        """
         with self._writing(CHECKPOINT) as target:
             require_room(target.parent, size)
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep how things stand; what `weights` gives anyone to use lies beside it.
+        """Write a checkpoint and, next to it, the weights for use.
 
         Raises:
-            RunError: It cannot be written; the checkpoint before stands.
+            RunError: The checkpoint cannot be written. The previous one is unchanged.
         """
         with self._writing(CHECKPOINT) as target:
             checkpoint.write(target)
@@ -204,34 +210,35 @@ class RunDirectory:
             self._write_weights(LAST, checkpoint.server["weights"], notes)
 
     def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
-        """Keep, beside the last weights, those that have done best so far.
+        """Write the best weights so far, next to the last weights.
 
         Args:
-            weights: By name.
-            rounds: After how many rounds.
-            accuracy: On the public validation images.
+            weights: The weights by name.
+            rounds: Number of rounds after which they were reached.
+            accuracy: Accuracy on the public validation images.
 
         Raises:
-            RunError: They cannot be written.
+            RunError: The weights cannot be written.
         """
         self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
 
     def write_dataset_info(self, facts: DatasetInfo) -> None:
-        """Keep what a user of the weights needs to know of the data.
+        """Write the facts about the data that the weights' users need.
 
         Raises:
-            RunError: It cannot be written.
+            RunError: The facts cannot be written.
         """
         text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
         self._write(DATASET_INFO, text.encode() + b"\n")
 
     def write_predictions(self, predictions: Predictions) -> None:
-        """Keep what was said of each test image, so that runs can be compared image by image.
+        """Write the predictions for each test image, to compare runs by image.
 
-        It goes into `simulation/`, as all does that only a simulator knows; see `predictions_of`.
+        The file is in `simulation/`, as all facts that only a simulator knows (see
+        `predictions_of`).
 
         Raises:
-            RunError: It cannot be written.
+            RunError: The predictions cannot be written.
         """
         import numpy as np
 
@@ -245,16 +252,18 @@ class RunDirectory:
         self._write(PREDICTIONS, buffer.getvalue())
 
     def write_site_scores(self, scores: Sequence[SiteScores]) -> None:
-        """Keep how each site's own model and the global one do on what the site held out.
+        """Write the scores of each site's own model and the global one.
+
+        The scores are on the site's held-out images.
 
         Raises:
-            RunError: It cannot be written.
+            RunError: The scores cannot be written.
         """
         text = json.dumps([attrs.asdict(each) for each in scores], indent=2)
         self._write(SITE_SCORES, text.encode() + b"\n")
 
     def write_result(self, result: Result) -> None:
-        """Keep the result."""
+        """Write the result."""
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         self._write(RESULT, text.encode() + b"\n")
 
@@ -281,10 +290,10 @@ class RunDirectory:
 
 
 def study_path(path: Path) -> Path:
-    """The study file of the run in `path`.
+    """Return the study file of the run in `path`.
 
     Raises:
-        StudyError: It holds none, or one of an older form.
+        StudyError: The directory has no study file, or has an older format.
     """
     if not (path / STUDY).is_file():
         raise StudyError(f"{path} holds no run: there is no {STUDY} in it.")
@@ -297,19 +306,21 @@ def study_path(path: Path) -> Path:
 
 
 def run_ledger(path: Path) -> Ledger:
-    """Of what the simulated sites of the run in `path` spend; the file need not be there yet.
+    """Return the ledger of simulated sites of the run in `path`.
 
-    Nobody's privacy hangs on it, so that it need not outlive a power cut, only the process: waiting
-    for the disk 600 times would take longer than the sums.
+    The file may not exist yet. No person's privacy depends on it, so it needs to survive only the
+    process, and not a power cut. Waiting for the disk 600 times would take longer than the sums.
     """
     return Ledger(path / LEDGER, is_synced=False)
 
 
 def require_empty(path: Path) -> None:
-    """Refuse early what `RunDirectory.create` would: before data are loaded and noise calibrated.
+    """Refuse early a directory that `RunDirectory.create` would refuse.
+
+    The check comes before the data are loaded and the noise is calibrated.
 
     Raises:
-        StudyError: A run's folder cannot be made there, or something is in it.
+        StudyError: A run's directory cannot be created there, or the directory is not empty.
     """
     check_directory_writable(path)
     try:
@@ -319,17 +330,20 @@ def require_empty(path: Path) -> None:
 
 
 def resume_command(path: Path) -> str:
-    """The command with which the run in `path` goes on."""
+    """Return the command that resumes the run in `path`."""
     return f"`cohortium resume {shlex.quote(str(path))}`"
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether `path` holds a run from which there is something to go on with."""
+    """Return whether `path` has a checkpoint to resume a run from."""
     return (path / CHECKPOINT).exists()
 
 
 def _require_no_run(path: Path) -> None:
-    """Refuse a folder that holds anything but what a process left that was killed at once."""
+    """Refuse a directory that is not empty.
+
+    Leftovers of a process that was killed at its start are allowed.
+    """
     left = {path / LOG, (path / LOG).parent}
     found = [p for p in path.rglob("*") if p not in left and p.suffix != UNFINISHED]
     if not found:

@@ -1,4 +1,4 @@
-"""How a run stands between two rounds, and how it comes to stand there again."""
+"""State of a run between rounds, saved to and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ if TYPE_CHECKING:
 
 @define(eq=False, kw_only=True)
 class RunState:
-    """How far a run is.
+    """State of a run.
 
     Guarantees:
-        That an attempt begins is durable before anyone is asked for it, and a round's checkpoint
-        before the next begins.  An attempt that was begun and broken off is made again only where
-        that repeats it to the last bit: by simulated sites, whose releases promise nothing or
-        draw their noise from the seed.  Otherwise its number is spent, as it may have been charged.
-        So there are never more attempts than the guarantee covers, however often a run goes on.
+        The record of an attempt is durable before any site receives its request.
+        A round's checkpoint is durable before the next round begins.
+        An interrupted attempt is repeated only where the repetition equals it to the last bit.
+        This holds for simulated sites whose releases have no guarantee or draw their noise from the
+        seed.
+        Otherwise the attempt's number is spent, as the attempt may have been charged.
+        So there are never more attempts than the guarantee covers, however often a run is resumed.
 
     Attributes:
         prepared: The study.
-        coordinator: Holds the weights.
-        folder: Where it is kept, or None.
-        fingerprint: What it was begun with; None where nothing is kept.
-        target_rounds: Rounds that can be completed with the attempts that are left: all, if none
+        coordinator: The coordinator, which has the weights.
+        folder: Directory of the run, or None.
+        fingerprint: Fingerprint of the run at its start, or None if the run is not stored.
+        target_rounds: Rounds that can be completed with the remaining attempts: all, if no attempt
             was lost.
-        history: Rounds that are finished.
+        history: Completed rounds.
         attempt: Number of the next attempt.
-        lost_attempts: Attempts that were begun before this process, and cannot be made again.
-        version_changes: What is of another version than when it was begun.
-        previous_seconds: Seconds that it has taken before this process.
+        lost_attempts: Attempts that began before this process, and cannot be repeated.
+        version_changes: Versions that differ from those at the run's start.
+        previous_seconds: Seconds that the run took before this process.
     """
 
     prepared: PreparedStudy
@@ -67,22 +69,22 @@ class RunState:
 
     @property
     def seconds(self) -> float:
-        """That it has taken so far, over all processes."""
+        """Seconds that the run has taken so far, over all processes."""
         return self.previous_seconds + time.perf_counter() - self._started
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether an attempt that is made again is the same to the last bit."""
+        """Whether a repeated attempt is equal to the last bit."""
         setting = self.prepared.setting
         is_seeded = setting.plan.guarantee is None or setting.cohort.insecure_seeded_secrets
         return bool(self.prepared.partition) and is_seeded
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Stand where the run stood.
+        """Restore the state from a checkpoint.
 
         Raises:
-            StudyError: The study, the data or the plan are not what it was begun with.
-            RunError: Its folder is damaged.
+            StudyError: The study, the data or the plan differ from those at the run's start.
+            RunError: The run's directory is damaged.
         """
         folder, origin = self.folder, self.fingerprint
         assert folder is not None, "only what is kept is restored"
@@ -102,24 +104,24 @@ class RunState:
         self._keep_best()
 
     def start_attempt(self, attempt: int) -> None:
-        """Note that `attempt` begins.
+        """Record that `attempt` begins.
 
         Raises:
-            RunError: That, or what the round will come to, cannot be made durable; it must not
-                begin.
+            RunError: The record, or the round's result, cannot be made durable. The attempt must
+                not begin.
         """
         if self.folder is not None:
-            # The checkpoint, and beside it the weights: the latest and the best.
+            # The checkpoint, and the weights next to it: the latest and the best.
             weights = 2 * 4 * self.prepared.parameters
             self.folder.require_room(self.prepared.setting.sizes.server + weights)
             self.folder.log.log_attempt(attempt)
         self.attempt = attempt + 1
 
     def complete_round(self, event: RoundCompleted) -> None:
-        """Take in what a round has come to.
+        """Add a completed round.
 
         Raises:
-            RunError: It cannot be made durable.
+            RunError: The round cannot be made durable.
         """
         self.history.append(event)
         if self.folder is not None:
@@ -128,10 +130,10 @@ class RunState:
         self._keep_best()
 
     def checkpoint(self) -> None:
-        """Make it durable how things stand.
+        """Write the state to a checkpoint.
 
         Raises:
-            RunError: It cannot be made so; how they stood before is.
+            RunError: The checkpoint cannot be written. The previous one is unchanged.
         """
         if self.folder is None or self.fingerprint is None:
             return
@@ -148,7 +150,7 @@ class RunState:
         )
 
     def _keep_best(self) -> None:
-        """Keep the weights as they are, if no round did as well on the validation images."""
+        """Write the weights if they have the best validation accuracy so far."""
         scored = [event.scores.accuracy for event in self.history if event.scores is not None]
         if self.folder is None or not self.history or self.history[-1].scores is None:
             return
@@ -157,7 +159,7 @@ class RunState:
             self.folder.write_best(weights, rounds=len(self.history), accuracy=scored[-1])
 
     def warnings(self) -> tuple[str, ...]:
-        """What a careful reader should be told before it begins, or goes on."""
+        """Return warnings for a careful reader, before the run begins or continues."""
         cohort, guarantee = self.prepared.setting.cohort, self.prepared.setting.plan.guarantee
         found = [] if guarantee is None else [*guarantee.warnings(cohort.num_units(guarantee.unit))]
         if self.lost_attempts:
@@ -182,7 +184,7 @@ class RunState:
 
 
 def run_fingerprint(prepared: PreparedStudy) -> RunFingerprint:
-    """What a run of `prepared` begins with, or goes on with."""
+    """Return the fingerprint of a run of `prepared`."""
     import torch
 
     plan, federation = prepared.setting.plan, prepared.federation
@@ -207,7 +209,7 @@ def run_fingerprint(prepared: PreparedStudy) -> RunFingerprint:
 
 
 def _dataset_fingerprint(prepared: PreparedStudy) -> bytes:
-    """Of a simulation's data; of a deployment's, what its study declares."""
+    """Return the data's fingerprint, or a deployment's declarations."""
     if prepared.is_deployment:
         return repr(prepared.dataset_info.spec).encode()
     return prepared.splits.train.fingerprint

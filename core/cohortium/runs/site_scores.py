@@ -1,7 +1,7 @@
-"""Images that simulated sites hold out, and how each site's own model does on its own.
+"""Scores of simulated sites' own models on held-out images.
 
-All of it is the simulator's knowledge: a real site's scores would tell of its images, and nobody
-pays for them in ε.
+Only the simulator knows these scores. A real site's scores would reveal facts about its images, and
+no ε accounts for them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class SiteScores:
-    """What a site would find on the images that it held out.
+    """Scores of a site on its held-out images.
 
     Attributes:
-        site: Its number.
-        images: How many they are.
-        accuracy: Of the global network.
-        personal_accuracy: Of its own (`Trainer.personalize`), the same where a trainer has none.
-        majority_share: Of whoever calls all of them the class that is most frequent there.
+        site: Number of the site.
+        images: Number of held-out images.
+        accuracy: Accuracy of the global network.
+        personal_accuracy: Accuracy of the site's own network (`Trainer.personalize`). It equals
+            `accuracy` if the trainer has none.
+        majority_share: Accuracy of always predicting the site's most frequent class.
     """
 
     site: int
@@ -45,7 +46,7 @@ class SiteScores:
 
 
 class _Watched(Mapping[str, "Tensor"]):
-    """What a site has kept, which is nothing, and whether anyone has looked."""
+    """Trainer state that is empty, and records whether it was read."""
 
     def __init__(self) -> None:
         self.is_looked_at = False
@@ -64,20 +65,20 @@ class _Watched(Mapping[str, "Tensor"]):
 
 
 def personalises(trainer: Trainer, net: nn.Module) -> bool:
-    """Whether sites use networks of their own, rather than the global `net`.
+    """Return whether sites use their own networks, rather than the global `net`.
 
-    They do where `Trainer.personalize` looks at what a site has kept, or gives another network.
+    They do if `Trainer.personalize` reads the site's state, or returns another network.
     """
     state = _Watched()
     try:
         own = trainer.personalize(net, state)
-    except Exception:  # noqa: BLE001 - it misses what it had kept
+    except Exception:  # noqa: BLE001 - it misses the state that it had stored
         return True
     return state.is_looked_at or own is not net
 
 
 def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
-    """All sites together; None where none has held out an image."""
+    """Return the scores of all sites together, or None without held-out images."""
     images = sum(each.images for each in found)
     if not images:
         return None
@@ -89,12 +90,12 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
 
 
 def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:
-    """The scores of every site that has held images out.
+    """Return the scores of every site that has held images out.
 
     Args:
         prepared: The study.
-        net: The final global network; left as it was.
-        states: Where simulated sites keep what their trainers have learned.
+        net: The final global network, which is not changed.
+        states: Folder of the simulated sites' trainer state.
 
     Raises:
         RunError: A site's state is damaged.

@@ -1,4 +1,4 @@
-"""What a site must not forget over a restart: entries that are durable before it answers."""
+"""Journals of a site: entries that are durable before the site replies."""
 
 from __future__ import annotations
 
@@ -20,83 +20,96 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADER = b"cohortium journal 1\n"
-"""The first line of a journal's file: no other file is taken for one, and altered."""
+"""First line of a journal's file.
+
+It prevents that another file is taken for a journal, and changed.
+"""
 
 _CHECK_BYTES = 8
 
 _ROOM = 1 << 12
-"""Bytes that are tried: more than any entry takes, and a block of most file systems."""
+"""Bytes of a trial write.
+
+They are more than any entry takes, and a block of most file systems.
+"""
 
 
 class Journal(Protocol):
-    """Entries in the order in which they were made; none is ever changed or taken back.
+    """Entries in the order of writing, none of which changes or disappears.
 
     A journal belongs to one role at one site, and may serve many runs.
     """
 
     def append(self, entry: bytes) -> None:
-        """Keep `entry`.
+        """Store `entry`.
 
         Guarantees:
             Once it returns, every later reader of the journal finds the entry.
 
         Raises:
-            RefusalError: It could not be kept; what it stands for must not be done.
+            RefusalError: The entry could not be stored. The action that it records must not happen.
         """
         ...
 
     def entries(self) -> Sequence[bytes]:
-        """Every entry."""
+        """Return every entry."""
         ...
 
     def try_out(self) -> None:
-        """See whether entries can be kept now, before what they stand for is paid for.
+        """Check that entries can be stored now.
+
+        A caller does so before it pays for the action that an entry records.
 
         Raises:
-            RefusalError: They cannot.
+            RefusalError: Entries cannot be stored.
         """
         ...
 
 
 @define(eq=False)
 class MemoryJournal:
-    """A journal that ends with its process: for simulations."""
+    """A journal that ends with its process, for simulations."""
 
     _entries: list[bytes] = field(factory=list, repr=False)
 
     def append(self, entry: bytes) -> None:
-        """Keep `entry` for as long as the process lives."""
+        """Store `entry` as long as the process lives."""
         self._entries.append(entry)
 
     def entries(self) -> Sequence[bytes]:
-        """Every entry."""
+        """Return every entry."""
         return tuple(self._entries)
 
     def try_out(self) -> None:
-        """Memory has room."""
+        """Accept, as memory has room."""
 
 
 class FileJournal:
-    """A journal in a file of mode 0600: a header, and one checked line an entry.
+    """A journal in a file of mode 0600.
+
+    The file has a header, and one checked line per entry.
 
     Guarantees:
-        `append` returns after `fsync`.  A last line that a crash or a full disk has torn was never
-        relied on: its `append` did not return.  It is taken off before the next entry, or when the
-        journal is opened.  Damage anywhere else is an error, never a shorter journal.
-        A file that is no journal is refused, and stays as it is.
-        On POSIX one process at a time has the journal open.
-        It cannot tell an older copy of the file from the file: do not restore one from a backup.
+        `append` returns after `fsync`.
+        A last line that a crash or a full disk has torn was never relied on: its `append` did not
+        return.
+        The journal removes such a line before the next entry, or when it is opened.
+        Damage anywhere else is an error, never a shorter journal.
+        A file that is no journal is refused, and stays unchanged.
+        On POSIX, only one process at a time has the journal open.
+        It cannot distinguish an older copy of the file from the file: do not restore one from a
+        backup.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the journal at `path`, new or old.
 
         Raises:
-            RunError: It is damaged, in use, or cannot be opened.
+            RunError: The journal is damaged, in use, or cannot be opened.
         """
         self._path = path
         self._entries: list[bytes] = []
-        # Where the entries end; beyond may lie what was never relied on.
+        # End of the entries. Data after it may exist that no caller relied on.
         self._end, self._is_torn = 0, False
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -113,7 +126,10 @@ class FileJournal:
             raise
 
     def append(self, entry: bytes) -> None:
-        """Keep `entry`; see `Journal.append`.  Where it cannot, a later entry may be kept again."""
+        """Store `entry` (see `Journal.append`).
+
+        After a failure, a later entry may be stored again.
+        """
         line = _line(entry)
         self._write(line)
         self._end += len(line)
@@ -121,13 +137,19 @@ class FileJournal:
         self._entries.append(entry)
 
     def try_out(self) -> None:
-        """Write as much as an entry may take, and take it off; see `Journal.try_out`."""
-        # Without an end of line: whatever a crash leaves of it is a torn last line.
+        """Write and remove as many bytes as an entry may take.
+
+        See `Journal.try_out`.
+        """
+        # Without an end of line: any part of it that a crash leaves is a torn last line.
         self._write(bytes(_ROOM))
         self._mend()
 
     def _write(self, data: bytes) -> None:
-        """Write `data` after the entries, durably; it counts as torn until the caller says else."""
+        """Write `data` after the entries, durably.
+
+        The data count as torn until the caller sets otherwise.
+        """
         self._mend()
         self._is_torn = True
         try:
@@ -141,7 +163,7 @@ class FileJournal:
             raise _unwritable() from error
 
     def _mend(self) -> None:
-        """Take off what lies beyond the entries."""
+        """Remove the data after the entries."""
         if not self._is_torn:
             return
         try:
@@ -152,11 +174,11 @@ class FileJournal:
         self._is_torn = False
 
     def entries(self) -> Sequence[bytes]:
-        """Every entry."""
+        """Return every entry."""
         return tuple(self._entries)
 
     def close(self) -> None:
-        """Let go of the file; nothing can be appended after."""
+        """Close the file, after which nothing can be appended."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -174,11 +196,11 @@ class FileJournal:
         whole = self._path.read_bytes()
         is_blank = len(whole) <= len(HEADER) and not whole.strip(b"\0")
         if is_blank or HEADER.startswith(whole):
-            # It is new, or its beginning was cut short.
+            # The file is new, or a crash truncated its beginning.
             os.ftruncate(self._file, 0)
             os.write(self._file, HEADER)
             whole = HEADER
-        # A journal of before there was a header begins with an entry.
+        # A journal from before the header was introduced begins with an entry.
         head, _, _ = whole.partition(b"\n")
         if head + b"\n" != HEADER and _entry(head + b"\n") is None:
             raise RunError(f"{self._path} is no journal; name another file.")
@@ -210,7 +232,7 @@ def _line(entry: bytes) -> bytes:
 
 
 def _entry(line: bytes) -> bytes | None:
-    """The entry in a whole line; None if the line is torn or damaged."""
+    """Return the entry in a whole line, or None for damaged ones."""
     try:
         data = base64.b64decode(line.removesuffix(b"\n"), validate=True)
     except ValueError:

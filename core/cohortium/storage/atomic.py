@@ -1,4 +1,7 @@
-"""Files that a crash cannot tear: made beside their place, made durable, then moved there."""
+"""Files that a crash cannot tear.
+
+They are made next to their place, made durable, and then moved there.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNFINISHED = ".cohortium-part"
-"""How the name of a file ends that is being written, and of no file of anybody else's."""
+"""Suffix of a file that is being written, and of no other."""
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, in place of what was there.
+    """Write `data` to `path`, in place of the previous content.
 
     Guarantees:
-        A reader, or a crash, sees the old file or the new one and nothing between.  Once it has
-        returned the new one outlives a power cut; until then the old one does.
+        A reader, or a crash, sees the old file or the new one and nothing between.
+        After the function has returned, the new file survives a power cut.
+        Until then, the old one does.
 
     Raises:
-        OSError: It cannot be written; the old file stands.
+        OSError: The file cannot be written. The old file is unchanged.
     """
     with _beside(path, data) as temporary:
         temporary.replace(path)
@@ -34,11 +38,11 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def atomic_create(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, where nothing may be yet; only the owner can read it.
+    """Write `data` to a new file `path`, readable by its owner alone.
 
     Raises:
-        FileExistsError: Something is there; it stands.
-        OSError: It cannot be written.
+        FileExistsError: A file exists, which is unchanged.
+        OSError: The file cannot be written.
     """
     with _beside(path, data) as temporary:
         # A link, unlike a move, never replaces.
@@ -47,14 +51,16 @@ def atomic_create(path: Path, data: bytes) -> None:
 
 
 def check_path_writable(path: Path, *, is_folder: bool = False) -> None:
-    """Raise what writing to `path` would, before the work whose outcome is to lie there.
+    """Raise the error of writing to `path`, before the work.
+
+    The work is that whose result `path` will have.
 
     Args:
-        path: A file to be; its folder has to be there.
-        is_folder: It is a folder instead, and is made together with those above it.
+        path: A future file, whose folder must exist.
+        is_folder: Whether `path` is a folder instead, which is created with its parents.
 
     Raises:
-        OSError: Nothing can be written there.
+        OSError: The path cannot be written.
     """
     place = path.absolute() if is_folder else path.absolute().parent
     while is_folder and not place.exists():
@@ -73,10 +79,10 @@ def check_path_writable(path: Path, *, is_folder: bool = False) -> None:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise what a file of `size` bytes in `folder` would, before the work whose outcome it holds.
+    """Raise the error of writing `size` bytes in `folder`, before the work.
 
-    Nothing is left of it.  Somebody else may fill the disk a moment later; what is lost then is
-    for whoever writes to say.
+    The function leaves no file. Another program may fill the disk a moment later. In that case, the
+    code that writes the file must report the loss.
 
     Raises:
         OSError: Such a file cannot be written there.
@@ -89,10 +95,10 @@ def require_room(folder: Path, size: int) -> None:
 
 
 def make_durable(folder: Path) -> None:
-    """See to it that the names of new files in `folder` outlive a crash.
+    """Make the names of new files in `folder` survive a crash.
 
     Raises:
-        OSError: It cannot be.
+        OSError: The names cannot be made durable.
     """
     if sys.platform != "win32":
         handle = os.open(folder, os.O_RDONLY)
@@ -103,13 +109,13 @@ def make_durable(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed have left half written in `folder`, and below.
+    """Remove half-written files of killed processes in `folder`, and below.
 
     Guarantees:
-        Nothing goes but files that `atomic_write` or `atomic_create` began.
+        The function removes only files that `atomic_write` or `atomic_create` began.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: A file cannot be removed.
     """
     for path in [*folder.rglob(f".*{UNFINISHED}")]:
         path.unlink(missing_ok=True)
@@ -117,7 +123,10 @@ def sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A durable temporary file beside `path`, of mode 0600, gone in the end."""
+    """Yield a durable temporary file next to `path`, of mode 0600.
+
+    The file is removed in the end.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     temporary = Path(name)
     try:

@@ -1,7 +1,8 @@
-"""Nested Python values with tensors in them as one file: safetensors and JSON, never a pickle.
+"""Nested Python values with tensors as one file of safetensors and JSON.
 
-What an optimizer, a schedule or a trainer keeps is a tree of dicts, lists and tuples whose leaves
-are tensors and plain values.  The tensors are those of the file; the tree stands in its header.
+The state of an optimizer, a schedule or a trainer is a tree of dicts, lists and tuples, whose
+leaves are tensors and plain values. The file has the tensors, and its header has the tree. The file
+is never a pickle.
 """
 
 from __future__ import annotations
@@ -25,29 +26,29 @@ _DIGEST_LETTERS = 64
 
 
 def dumps(tree: Any) -> bytes:
-    """The content of a file that holds `tree`; equal trees give equal bytes.
+    """Return the content of a file with `tree`, equal for equal trees.
 
     Raises:
-        RunError: It holds something else than tensors and plain values.
+        RunError: The tree has a value that is neither a tensor nor a plain value.
     """
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_plain(tree, tensors))
-    # One entry: several would stand in an order of their own.
+    # One entry, because the order of several would vary.
     return save(tensors, metadata={_TREE: _digest(text, tensors) + text})
 
 
 def read(path: Path) -> Any:
-    """The tree in a file that `dumps` made.
+    """Return the tree in a file that `dumps` made.
 
     Guarantees:
-        It is the tree that was written, to the last bit, or an error: no part of a damaged file
-        is believed, and nothing in it is executed.
+        The result is the tree that was written, to the last bit, or an error.
+        No part of a damaged file is trusted, and nothing in it is executed.
 
     Raises:
-        FileNotFoundError: There is none.
-        RunError: It is damaged, is something else, or cannot be read.
+        FileNotFoundError: The file does not exist.
+        RunError: The file is damaged, has another format, or cannot be read.
     """
     import torch  # noqa: F401 - safetensors names it without importing it
     from safetensors import SafetensorError, safe_open
@@ -55,7 +56,7 @@ def read(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}
-            # Copies: what is mapped goes with the file.
+            # Copies, because mapped tensors are lost with the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         digest, text = header[_TREE][:_DIGEST_LETTERS], header[_TREE][_DIGEST_LETTERS:]
         if digest == _digest(text, tensors):
@@ -69,7 +70,7 @@ def read(path: Path) -> Any:
 
 
 def _plain(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """`tree` as JSON can hold it, its tensors moved to `tensors`."""
+    """Return `tree` as JSON can represent it, its tensors moved to `tensors`."""
     import torch
 
     if tree is None or isinstance(tree, bool | int | float | str):
@@ -90,7 +91,7 @@ def _plain(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _grown(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that `_plain` has made `node` of."""
+    """Return the tree from which `_plain` made `node`."""
     if not isinstance(node, dict):
         return node
     ((kind, value),) = node.items()

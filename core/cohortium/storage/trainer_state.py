@@ -1,4 +1,4 @@
-"""What a trainer keeps at a site from one round to the next, where a restart finds it again."""
+"""A trainer's state at a site between rounds, which survives restarts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class TrainerState:
     """A site's state in its latest round.
 
     Attributes:
-        round: From 0; -1 before the first.
-        at_round_start: The state with which the round began, whichever attempt at it is made.
-        at_round_end: The state after the latest attempt; the next round begins with it.
+        round: Number of the round, from 0, or -1 before the first.
+        at_round_start: The state with which the round began, equal for every attempt at the round.
+        at_round_end: The state after the latest attempt, with which the next round begins.
     """
 
     round: int = -1
@@ -37,12 +37,15 @@ class TrainerState:
     def of(
         cls, round_: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     ) -> TrainerState:
-        """What a trainer hands back after `round_`; copied, for the network is another's next."""
+        """Return the state of a trainer after `round_`.
+
+        The method copies it, because another site uses the network next.
+        """
         copies = {name: tensor.detach().clone() for name, tensor in after.items()}
         return cls(round=round_, at_round_start=before, at_round_end=copies)
 
     def to_device(self, device: str) -> TrainerState:
-        """The same on `device`."""
+        """Return the state on `device`."""
         before, after = (
             {name: tensor.to(device) for name, tensor in part.items()}
             for part in (self.at_round_start, self.at_round_end)
@@ -50,31 +53,31 @@ class TrainerState:
         return TrainerState(round=self.round, at_round_start=before, at_round_end=after)
 
     def state_for(self, round_: int) -> Mapping[str, Tensor]:
-        """The state with which `round_`, this one or a later one, begins."""
+        """Return the state with which `round_`, this or a later one, begins."""
         return self.at_round_end if round_ > self.round else self.at_round_start
 
 
 class TrainerStateStore(Protocol):
-    """Where a site's state goes."""
+    """Store of a site's state."""
 
     def read(self) -> TrainerState:
-        """What was kept last; nothing at first."""
+        """Return the last stored state, which is empty at first."""
         ...
 
     def write(self, kept: TrainerState) -> None:
-        """Keep `kept`, in place of what was kept before."""
+        """Store `kept`, in place of the previous state."""
         ...
 
     def require_room(self, size: int) -> None:
-        """Raise what keeping `size` bytes would; nothing is kept."""
+        """Raise the error of storing `size` bytes, without storing them."""
         ...
 
 
 def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
-    """What a file holds that keeps `kept` for a run.
+    """Return the content of a run's file that stores `kept`.
 
     Raises:
-        RunError: It holds something else than tensors.
+        RunError: The state has a value that is not a tensor.
     """
     return tensor_tree.dumps(
         {
@@ -89,25 +92,26 @@ def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
 
 @frozen
 class TrainerStateFile:
-    """A site's own file for it; what is in it is never sent.
+    """A site's file of its trainer state, which it never sends.
 
     Guarantees:
-        `write` returns when the file outlives a power cut; until then the one before it stands.
-        State of another run is not taken for this one's.
+        `write` returns when the file survives a power cut.
+        Until then, the previous file is unchanged.
+        State of another run is not taken for this run's.
 
     Attributes:
-        path: The file, of mode 0600; its folder is made when it is needed.
-        session: The run's.
+        path: The file, of mode 0600. Its folder is created when it is needed.
+        session: Session of the run.
     """
 
     path: Path
     session: bytes
 
     def read(self) -> TrainerState:
-        """What was kept last; nothing where nothing was, or only by another run.
+        """Return this run's last stored state, which is empty at first.
 
         Raises:
-            RunError: The file is damaged, or is something else.
+            RunError: The file is damaged, or has another format.
         """
         try:
             content = tensor_tree.read(self.path)
@@ -122,21 +126,25 @@ class TrainerStateFile:
         )
 
     def write(self, kept: TrainerState) -> None:
-        """Keep `kept`, in place of what was kept before.
+        """Store `kept`, in place of the previous state.
 
         Raises:
-            OSError: It cannot be written; what was kept before stands.
-            RunError: It holds something else than tensors.
+            OSError: The state cannot be written. The previous one is unchanged.
+            RunError: The state has a value that is not a tensor.
         """
         data = encode_trainer_state(self.session, kept)
         self.path.parent.mkdir(exist_ok=True)
         atomic_write(self.path, data)
 
     def require_room(self, size: int) -> None:
-        """Raise what writing `size` bytes, or as many as there are, would; the file stays.
+        """Raise the error of writing `size` bytes or the present size.
+
+        The larger of the two counts.
+
+        The file is unchanged.
 
         Raises:
-            OSError: They cannot be written.
+            OSError: The bytes cannot be written.
         """
         self.path.parent.mkdir(exist_ok=True)
         held = self.path.stat().st_size if self.path.exists() else 0

@@ -1,4 +1,4 @@
-"""Refusals of places that cannot be written, before the work whose outcome is for them."""
+"""Refusals of paths that cannot be written, before the work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def require_text(text: str, *, where: str) -> None:
-    """Refuse what the operating system gave as bytes that are no text: no file could hold it.
+    """Refuse a name from the operating system whose bytes are not text.
+
+    No file could store such a name.
 
     Raises:
-        StudyError: It is such.
+        StudyError: The name is not text.
     """
     try:
         text.encode()
@@ -27,10 +29,10 @@ def require_text(text: str, *, where: str) -> None:
 
 
 def check_directory_writable(path: Path) -> None:
-    """Refuse early what making the folder `path`, if it is not there, and a file in it would.
+    """Refuse early a folder `path` that cannot be created or written.
 
     Raises:
-        StudyError: Nothing can be written there, or its name is no text.
+        StudyError: The folder cannot be written, or its name is not text.
     """
     require_text(str(path), where="the folder")
     try:
@@ -40,14 +42,14 @@ def check_directory_writable(path: Path) -> None:
 
 
 def check_new_file(path: Path, *, remedy: str) -> None:
-    """Refuse early what creating a file at `path` would, before the work whose outcome it is for.
+    """Refuse a file `path` that cannot be created, before the work.
 
     Args:
-        path: The file to be.
-        remedy: What to do where one is there.
+        path: The future file.
+        remedy: Advice to the user if a file exists.
 
     Raises:
-        StudyError: Something is there, or nothing can be written there.
+        StudyError: A file exists, or the path cannot be written.
     """
     if path.exists():
         raise StudyError(f"{path} exists already; {remedy}.")
@@ -55,10 +57,10 @@ def check_new_file(path: Path, *, remedy: str) -> None:
 
 
 def check_file_writable(path: Path) -> None:
-    """Refuse early what writing a file at `path`, in place of one that is there, would.
+    """Refuse early a file `path` that cannot be written or replaced.
 
     Raises:
-        StudyError: Nothing can be written there.
+        StudyError: The path cannot be written.
     """
     try:
         check_path_writable(path)

@@ -1,10 +1,10 @@
-"""What a study's file, a grid's choices and `--set` come to together: names first, values after.
+"""Resolution of a study from its file, a grid's choices and `--set`.
 
-A table's `name` says which plugin fills a role, and its other keys are that plugin's parameters.
-So all names are settled before any value is put in, whatever the order in which they were written.
-A file writes its values beside a name: where something else names another plugin, they are left
-out, and told.  A choice of a grid and a setting are written to have an effect: each of their values
-is in the study that comes out, or there is an error.
+A table's `name` selects the plugin that fills a role, and its other keys are that plugin's
+parameters. So the resolution settles all names before it sets any value, in any order of writing. A
+file writes its values next to a name. If another source selects another plugin, the resolution
+ignores those values and reports them. A grid's choice and a `--set` override must have an effect:
+the resolved study has each of their values, or there is an error.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 Tables = dict[str, dict[str, Any]]
-"""A study as parsed: `federation`, then one table for each role."""
+"""A parsed study: `federation`, then one table for each role."""
 
 TABLES = ("federation", "data", *STUDY_ROLES)
 """The tables of a study file."""
 
 Path = tuple[str, ...]
-"""Of a key: its table, and the keys on the way to it."""
+"""Path of a key: its table, and the keys that follow."""
 
 
 @frozen(kw_only=True)
 class Layer:
-    """Keys of a study that one choice, or one setting, gives; each has to reach the study.
+    """Keys that one choice or one override sets in a study.
+
+    Each key must reach the study.
 
     Attributes:
-        changes: Tables.
-        where: How an error names it.
-        source: What others name it by in `overrides`; empty where none may.
-        overrides: Sources of the layers whose values it may replace.
-        advice: What the sentence about keys that its name leaves out ends with.
+        changes: Tables of the layer.
+        where: Name of the layer in an error.
+        source: Name of the layer in other layers' `overrides`, or empty if no layer may replace its
+            values.
+        overrides: Sources of the layers whose values this layer may replace.
+        advice: End of the message about the keys that the layer's name ignores.
     """
 
     changes: Mapping[str, Any]
@@ -51,21 +54,21 @@ class Layer:
     advice: str = ""
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what no study has."""
+        """Refuse tables and keys that no study has."""
         require_tables(self.changes, where=self.where)
 
     def leaves(self) -> Iterator[tuple[Path, Any]]:
-        """Each key that it gives, with its value."""
+        """Return each key of the layer with its value."""
         return _leaves(self.changes)
 
 
 @frozen(kw_only=True)
 class Resolved:
-    """A study that is settled.
+    """A resolved study.
 
     Attributes:
-        tables: What it consists of.
-        ignored_keys: A sentence for each name that leaves keys of the file out.
+        tables: Tables of the study.
+        ignored_keys: A sentence for each name that causes keys of the file to be ignored.
     """
 
     tables: Tables
@@ -82,7 +85,7 @@ class _Entry:
 
     @property
     def is_name(self) -> bool:
-        """Whether it says which plugin fills a role."""
+        """Whether the key selects the plugin that fills a role."""
         return len(self.path) == 2 and self.path[1] == "name"  # noqa: PLR2004 - table, key
 
 
@@ -93,16 +96,16 @@ def resolve(
     written: Mapping[str, Any] = MappingProxyType({}),
     path: str = "",
 ) -> Resolved:
-    """`tables` with all that `layers` give.
+    """Return `tables` with the values of all `layers`.
 
     Args:
-        tables: The file's, over the defaults.
-        layers: In rising rank.
-        written: What the file itself says.
-        path: How a sentence names the file.
+        tables: Tables of the file, merged over the defaults.
+        layers: Layers in rising order of precedence.
+        written: Tables as the file itself has them.
+        path: Name of the file in a message.
 
     Raises:
-        StudyError: A value of a layer does not reach the study, since another one took its place.
+        StudyError: A value of a layer does not reach the study, because another value replaced it.
     """
     entries = _remaining([_Entry(*leaf, layer) for layer in layers for leaf in layer.leaves()])
     settled: Tables = {name: dict(table) for name, table in tables.items()}
@@ -137,7 +140,7 @@ def _describe_ignored(entry: _Entry, lost: Sequence[str], place: str, old: objec
 
 
 def _remaining(entries: Sequence[_Entry]) -> list[_Entry]:
-    """`entries` without those that a layer above may replace, and does."""
+    """Return `entries` without those that a higher layer may replace, and does."""
     return [
         entry
         for place, entry in enumerate(entries)
@@ -153,7 +156,7 @@ def _remaining(entries: Sequence[_Entry]) -> list[_Entry]:
 
 
 def _names_inner(entry: _Entry, entries: Sequence[_Entry]) -> bool:
-    """Whether it says which plugin a part inside a part is of."""
+    """Return whether the entry selects the plugin of an inner part."""
     if entry.path[-1] == "name":
         return True
     depth = len(entry.path)
@@ -191,7 +194,7 @@ def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
     """Refuse tables that no study has.
 
     Raises:
-        StudyError: There is no such table, or it is not one, or it is too deep.
+        StudyError: No such table exists, its value is not a table, or it is nested too deeply.
     """
     toml.limit_nesting(changes, where=where)
     for table, values in changes.items():
@@ -211,10 +214,12 @@ def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
 
 
 def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
-    """`tables` with `changes`; a table whose `name` changes keeps nothing of the old one.
+    """Return `tables` with `changes`.
+
+    If a table's `name` changes, the result has none of its old keys.
 
     Raises:
-        StudyError: There is no such table, or it is not one, or it is too deep.
+        StudyError: No such table exists, its value is not a table, or it is nested too deeply.
     """
     require_tables(changes, where=where)
     merged: Tables = dict(tables)
@@ -227,7 +232,7 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
 
 
 def _deep(kept: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`kept` with `values`, tables inside tables likewise."""
+    """Return `kept` with `values`, and merge nested tables in the same way."""
     merged = dict(kept)
     for key, value in values.items():
         old = merged.get(key)
@@ -240,12 +245,12 @@ def _leaves(table: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, A
     for key, value in table.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, (*path, key))
-        elif path or value:  # a choice may hold an empty table, which sets nothing
+        elif path or value:  # a choice may have an empty table, which sets nothing
             yield (*path, key), value
 
 
 def _get(tables: Mapping[str, Any], path: Path) -> Any:
-    """The value at `path`, or None."""
+    """Return the value at `path`, or None."""
     found: Any = tables
     for key in path:
         if not isinstance(found, dict) or key not in found:
@@ -255,11 +260,14 @@ def _get(tables: Mapping[str, Any], path: Path) -> Any:
 
 
 def _set(tables: dict[str, Any], path: Path, value: Any) -> None:
-    """Set the value at `path`; a part that is named by a string alone becomes a table."""
+    """Set the value at `path`.
+
+    A part that is given as a string becomes a table.
+    """
     table = tables
     for key in path[:-1]:
         old = table.get(key, {})
-        # A copy: the tables are others', too.
+        # A copy, because other code uses these tables, too.
         inner = {"name": old} if isinstance(old, str) else dict(old) if _is_table(old) else {}
         table[key] = inner
         table = inner

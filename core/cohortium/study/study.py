@@ -1,4 +1,4 @@
-"""A study as a frozen value: the parts that fill the roles, and the terms on which they meet."""
+"""A study as a frozen value: parts of its roles, and settings."""
 
 from __future__ import annotations
 
@@ -26,24 +26,33 @@ from cohortium.roles.protocols import (
 from cohortium.roles.values import Adversary
 
 MAX_SITES = 1 << 16
-"""As a directory holds, and a graph of shareholders is made for."""
+"""Largest number of sites of a key directory and a masking graph."""
 
 MAX_ROUNDS = 1_000_000
-"""Of rounds and of retries: more were surely mistyped, and no accountant composes them."""
+"""Largest number of rounds and of retries.
+
+A larger number is surely a mistake, and no accountant composes so many rounds.
+"""
 
 MAX_THREADS = 4096
-"""Beyond any machine; more would have OpenMP end the process rather than say so."""
+"""Largest number of threads, which is more than any machine has.
+
+With more threads, OpenMP ends the process without an error message.
+"""
 
 STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
-"""The roles that a federation fills, in the order in which a study file names them."""
+"""Roles that a federation fills, in the order of a study file."""
 
 
 MAX_TIMEOUT = 1e7
-"""Seconds that a deadline stays below: what every clock and lock can wait."""
+"""Upper limit of a timeout in seconds.
+
+A timeout must stay below it. Every clock and lock can wait so long.
+"""
 
 
 def resolved(role: Role, value: object) -> object:
-    """The part `value`, or the part that an installed plugin offers by that name."""
+    """Return the part `value`, or the plugin part of that name."""
     if isinstance(value, str):
         return construction.build_part(discover(), role, {"name": value}, where="Federation")
     return construction.require_role(role, value)
@@ -79,47 +88,50 @@ def _engine(value: Engine | str) -> Engine:
 
 @frozen(kw_only=True)
 class Study:
-    """A study as a value: seven roles, and the terms on which they meet.
+    """A study as a value: seven roles and their settings.
 
-    A role is an instance, or the name under which an installed plugin offers one with its
-    defaults.  Nothing is loaded or trained by making one.  `Federation` is a study that can run.
+    A role is an instance, or the name under which an installed plugin offers one with its defaults.
+    The constructor loads and trains nothing. `Federation` is a study that can run.
 
     Attributes:
-        data: What is public about the data of a *deployment*, whose hospitals have their own;
+        data: Public facts about the data of a *deployment*, whose hospitals have their own data.
             None in a simulation.
-        dataset: Where the images come from.  In a deployment: public ones for the coordinator to
-            score with (their training images go unused), or None.
-        partitioner: How a simulation deals them to sites; None in a deployment.
-        model: What is trained.
-        trainer: How.
-        privatizer: What may leave a site.  There is no default: "none" is to be written out.
-        aggregator: How releases are summed.
-        engine: What carries the messages.
-        sites: Hospitals in the federation.
-        rounds: Times that the global weights move.
-        seed: Of everything public: initial weights, partition, augmentation.
-        cohort_size: Sites asked each round, drawn from the seed; 0 asks all.
-        min_contributors: Fewest contributions of which a sum may be released.
-        retries: Further attempts, over the whole run, at rounds in which too few answered.  The
+        dataset: Source of the images. In a deployment, it has public images for the coordinator's
+            scores, or is None. Their training images are not used.
+        partitioner: Partition of a simulation's images among the sites. None in a deployment.
+        model: The model that is trained.
+        trainer: The training at each site.
+        privatizer: The rules for the values that may leave a site. There is no default: "none" must
+            be written out.
+        aggregator: The method that sums releases.
+        engine: The transport of messages.
+        sites: Number of hospitals in the federation.
+        rounds: Number of times that the global weights move.
+        seed: Seed of all public randomness: initial weights, partition, augmentation.
+        cohort_size: Number of sites asked each round, drawn from the seed. 0 asks all.
+        min_contributors: Smallest number of contributions of which a sum may be released.
+        retries: Further attempts, over the whole run, at rounds in which too few sites replied. The
             privacy budget covers them all.
-        reply_timeout: Seconds that a site has for each of its answers; 0 waits for ever.  What
-            comes later is not looked at: the site has dropped out of the attempt.
-        device: Where torch computes: "auto", "cpu", "cuda", …
-        threads: Of torch; 0 leaves torch's own choice.  Equal bits need equal threads.
-        adversary: What the coordinator may do: "honest-but-curious" or "active".
-        max_colluding: How many sites may pool what they know with it.
-        insecure_seeded_secrets: Draw every secret from the seed: repeatable, and protecting
+        reply_timeout: Seconds that a site has for each of its replies. 0 waits forever. A later
+            reply is not read: the site has dropped out of the attempt.
+        device: Device on which torch computes: "auto", "cpu", "cuda", …
+        threads: Number of torch's threads. 0 leaves torch's own choice. Equal bits need equal
+            threads.
+        adversary: Behaviour of the coordinator that the study assumes: "honest-but-curious" or
+            "active".
+        max_colluding: Number of sites that may pool their knowledge with the adversary.
+        insecure_seeded_secrets: Draw every secret from the seed. The run is repeatable and protects
             nothing.
         key_directory: File of the sites' public keys, in a deployment against an active adversary.
-        evaluate_every: Score on the validation images every so many rounds; 0 never does.
-        holdout_fraction: Share of each simulated site's images that it does not train on: in the
-            end the global model and the site's own are scored on them, into
-            `simulation/holdout_scores.json`.
-        observers: Names of observers that are told of every run's events.
+        evaluate_every: Number of rounds between scores on the validation images. 0 never scores.
+        holdout_fraction: Share of each simulated site's images that it does not train on. After the
+            run, `simulation/holdout_scores.json` has the scores of the global model and the site's
+            own on them.
+        observers: Names of the observers that receive every run's events.
 
     Raises:
-        PluginError: A name that no usable plugin offers.
-        StudyError: A part that does not fill its role, or numbers that contradict one another.
+        PluginError: No usable plugin offers a given name.
+        StudyError: A part does not fill its role, or numbers contradict one another.
     """
 
     data: DataSpec | None = None
@@ -154,7 +166,7 @@ class Study:
     observers: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        """Refuse numbers, and parts, that contradict one another."""
+        """Refuse numbers and parts that contradict one another."""
         if self.data is None and self.dataset is None:
             raise StudyError(
                 "a simulation needs a dataset; a deployment declares its data instead."
@@ -178,7 +190,7 @@ class Study:
             )
 
     def as_toml(self) -> str:
-        """The study file that describes this federation, every parameter spelled out."""
+        """Return the study file of this federation, with every parameter."""
         catalog = discover()
         tables: dict[str, Any] = {
             "federation": {
@@ -196,7 +208,10 @@ class Study:
         return tomli_w.dumps(tables)
 
     def plugins(self) -> dict[str, str]:
-        """By role, the plugin that its part is of, or the part's class where it is of none."""
+        """Return the plugin of each role.
+
+        For a part that is of no plugin, the result has the part's class.
+        """
         catalog = discover()
         parts = {role: part for role in STUDY_ROLES if (part := getattr(self, role)) is not None}
         return {

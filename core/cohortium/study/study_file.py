@@ -1,11 +1,13 @@
-"""Study files: TOML ⇄ `Study`, with errors that name the file, the table and the key.
+"""Study files: TOML ⇄ `Study`, with errors that name file and key.
 
-Every key has a value already, that of the quick start.  A table changes the keys it names; setting
-a table's `name` to another plugin drops the other defaults of that table.  Settings of the command
-line are put in with their names first and their values after; see `resolution`.
+The errors also name the table. Every key has a default, which is its value in the quick start. A
+table changes the keys that it names. If a table sets `name` to another plugin, it drops the other
+defaults of that table. Overrides of the command line set their names first and their values after
+(see `resolution`).
 
-A table `[data]` makes it the study of a deployment: it declares what is public about the data that
-the hospitals have, and nothing is dealt.  `[dataset]` is then what the coordinator scores with.
+A table `[data]` makes the study one of a deployment. It declares the public facts about the
+hospitals' data, and nothing is partitioned. In that case, `[dataset]` has the images for the
+coordinator's scores.
 """
 
 from __future__ import annotations
@@ -52,25 +54,25 @@ __all__ = [
 S = TypeVar("S", bound=Study)
 
 SIMULATED = ("dataset", "partitioner")
-"""Those that have no default where a study is of a deployment."""
+"""Tables that have no default in the study of a deployment."""
 
 
 def quick_start() -> Tables:
-    """The study that is run when none is given, and the default of every key."""
+    """Return the default study, which has the default of every key."""
     return tomllib.loads(files("cohortium.study").joinpath("quickstart.toml").read_text("utf-8"))
 
 
 def read(path: Path | None, overrides: Sequence[str] = (), *, into: type[S]) -> S:
-    """The study that a file describes.
+    """Return the study that a file describes.
 
     Args:
-        path: The file; None for the quick start.
-        overrides: Changes as `table.key=value`, the value in TOML, or else taken as a string.
-        into: The class of the value: `Study`, or `Federation`, which can run it.
+        path: The file, or None for the quick start.
+        overrides: Changes as `table.key=value`. The value is TOML, or else a string.
+        into: The class of the value: `Study`, or `Federation`, which can run.
 
     Raises:
-        StudyError: The file cannot be read, or asks for something that cannot be.
-        PluginError: It names a plugin that cannot be used.
+        StudyError: The file cannot be read, or describes an impossible study.
+        PluginError: The file names a plugin that cannot be used.
     """
     resolved, written = _resolve(path, overrides)
     where = "the quick start" if path is None else str(path)
@@ -79,10 +81,12 @@ def read(path: Path | None, overrides: Sequence[str] = (), *, into: type[S]) -> 
 
 
 def ignored_keys(path: Path | None, overrides: Sequence[str]) -> tuple[str, ...]:
-    """A sentence for each setting that leaves keys of the file, or another setting, out.
+    """Return a sentence for each override that causes keys to be ignored.
+
+    The keys are the file's, or another override's.
 
     Raises:
-        StudyError: The file cannot be read, or a setting is none.
+        StudyError: The file cannot be read, or an override is not valid.
     """
     return _resolve(path, overrides)[0].ignored_keys
 
@@ -90,7 +94,7 @@ def ignored_keys(path: Path | None, overrides: Sequence[str]) -> tuple[str, ...]
 def _resolve(
     path: Path | None, overrides: Sequence[str]
 ) -> tuple[Resolved, dict[str, dict[str, str]]]:
-    """The study, and how an error names the keys that `overrides` give."""
+    """Return the study, and the errors' names of keys in `overrides`."""
     tables, written = quick_start(), {}
     if path is not None:
         written = toml.read(path, what="the study")
@@ -107,7 +111,10 @@ def _resolve(
 
 
 def override_locations(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
-    """How an error names the keys of each table that `layers` give; see `build`."""
+    """Return the errors' names of each table's keys in `layers`.
+
+    See `build`.
+    """
     places: dict[str, dict[str, str]] = {}
     for layer in layers:
         for table, values in layer.changes.items():
@@ -116,10 +123,13 @@ def override_locations(layers: Sequence[Layer]) -> dict[str, dict[str, str]]:
 
 
 def override_layers(overrides: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-    """What `overrides` give, and a sentence for each that a later one of the same key replaces.
+    """Return the layers of `overrides`, and a sentence for each replaced one.
+
+    A later override of the same key replaces an earlier one.
 
     Raises:
-        StudyError: One is not of the form `table.key=value`, or names no table of a study.
+        StudyError: An override does not have the form `table.key=value`, or names no table of a
+            study.
     """
     layers: dict[tuple[str, ...], Layer] = {}
     told = []
@@ -137,9 +147,10 @@ def override_layers(overrides: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[
 
 
 def _beside(tables: Tables, folder: Path) -> Tables:
-    """A deployment's tables, with the files that they name found in `folder` where they are there.
+    """Return a deployment's tables with file paths resolved in `folder`.
 
-    It is started by an engine, wherever that works.
+    The function resolves only paths of files that exist there. An engine may start the deployment
+    in any working directory.
     """
     found = dict(tables)
     if "dataset" in found:
@@ -162,16 +173,16 @@ def build(
     folder: Path | None = None,
     into: type[S],
 ) -> S:
-    """The study that parsed tables describe; see `read`.
+    """Return the study that parsed tables describe (see `read`).
 
     Args:
-        tables: By name.
-        where: How an error names them.
-        overrides: How an error names those keys of a table that were written somewhere else.
-        catalog: Where names are looked up; discovered anew if None.
-        engine: In place of one that the tables describe.
-        folder: Where a user's own code is looked for, beside what is installed; None where the
-            tables are another's, as those of an invitation.
+        tables: The tables by name.
+        where: Name of the tables in an error.
+        overrides: Names in errors of those keys of a table that were written elsewhere.
+        catalog: Catalog for names. If None, the function discovers plugins again.
+        engine: Engine to use in place of the one in the tables.
+        folder: Folder to search for a user's own code, in addition to installed code. None if the
+            tables come from another party, as those of an invitation do.
         into: The class of the value.
     """
     catalog = catalog or discover()
@@ -214,15 +225,15 @@ def build(
 
 
 def parse_override(setting: str) -> dict[str, Any]:
-    """The change that `table.key=value` asks for.
+    """Return the change of an override `table.key=value`.
 
     Raises:
-        StudyError: It is not of that form.
+        StudyError: The override does not have that form.
     """
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
-        # `--set model=cnn` is what a part's name is most easily taken for.
+        # `--set model=cnn` is the most likely mistake, of a user who means a part's name.
         meant = f"{table}.name={text}" if equals and table in STUDY_ROLES else "model.width=16"
         raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
     require_text(setting, where="--set")
@@ -233,7 +244,10 @@ def parse_override(setting: str) -> dict[str, Any]:
 
 
 def _cut(setting: str) -> str:
-    """A setting as an error repeats it: whoever typed it knows it again."""
+    """Return an override as an error repeats it.
+
+    Its author must recognise it.
+    """
     return escape_control_characters(
         setting if len(setting) <= MAX_SHOWN else f"{setting[:MAX_SHOWN]}…"
     )

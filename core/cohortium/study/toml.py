@@ -1,7 +1,8 @@
-"""Tables from TOML, of files and of the command line, bounded in size and depth.
+"""Tables from TOML files and the command line, limited in size.
 
-The text may come from anyone.  What a parser could lose its time over is looked for before it
-begins, and what it made is held to what a study can need.
+Their depth is limited, too. The text may come from anyone. Before parsing, the module refuses text
+that could cost a parser much time. After parsing, it refuses tables that exceed the needs of a
+study.
 """
 
 from __future__ import annotations
@@ -19,45 +20,48 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 16
 MAX_LEVELS = 16
-"""Far more than any plugin's parameters need."""
+"""Far more levels than any plugin's parameters need."""
 
 MAX_VALUES = 1 << 14
-"""Keys and values of all tables together."""
+"""Largest number of keys and values of all tables together."""
 
 MAX_KEY_LENGTH = 200
-"""Characters of a key."""
+"""Largest number of characters in a key."""
 
 MAX_INTEGER = (1 << 63) - 1
-"""TOML promises no more than 64 bits with a sign."""
+"""Largest integer: TOML guarantees only 64 bits with a sign."""
 
 _DEEP_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:[A-Za-z0-9_-]++[ \t]*+\.[ \t]*+){{{MAX_LEVELS}}}")
-"""A run of words with dots between them, wherever it stands: words of a key, or of a text.
+"""Pattern of many words with dots, in keys or other text.
 
-A parser's work, and its memory, grow with the square of a key's parts.
+A parser's work and its memory grow with the square of the number of a key's parts.
 """
 
 _QUOTED_PART = re.compile(r"""["'][ \t]*+\.""")
-"""What a key has to hold for each of its parts that is no bare word."""
+"""Pattern of a key's part that is not a bare word.
+
+A key needs it for each such part.
+"""
 
 _MAX_QUOTED_PARTS = 64
 
 
 def read(path: Path, *, what: str) -> dict[str, Any]:
-    """The tables of the TOML file at `path`.
+    """Return the tables of the TOML file at `path`.
 
     Args:
         path: The file.
-        what: How an error names it.
+        what: Name of the file in an error.
 
     Raises:
-        StudyError: It cannot be read, is not TOML, or is too large or too deep.
+        StudyError: The file cannot be read, is not TOML, or is too large or too deep.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise StudyError(f"{what} {path} is larger than {MAX_BYTES} bytes.")
-        # Some editors of Windows begin a file with a mark that TOML does not know.
+        # Some editors of Windows begin a file with a byte order mark, which TOML does not allow.
         text = data.decode("utf-8-sig")
     except OSError as error:
         raise StudyError(f"cannot read {what} {path}: {error.strerror}.") from error
@@ -67,11 +71,11 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
 
 
 def loads(text: str, *, where: str) -> dict[str, Any]:
-    """The tables in `text`, which is from `where`.
+    """Return the tables in `text`, whose source is `where`.
 
     Raises:
-        StudyError: It is not TOML, or is too large or too deep, or has a key or a number that no
-            study can need.
+        StudyError: The text is not TOML, or is too large or too deep. Or it has a key or a number
+            that no study can need.
     """
     if len(text) > MAX_BYTES:
         raise StudyError(f"{where} is larger than {MAX_BYTES} bytes.")
@@ -79,7 +83,8 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # Beside its own error tomllib lets through what Python says of a number of 5,000 digits.
+        # In addition to its own error, tomllib passes on Python's error about a number of 5,000
+        # digits.
         raise StudyError(
             f"{where} is not valid TOML: {escape_control_characters(str(error))}."
         ) from error
@@ -88,10 +93,10 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> Any:
-    """A value given on the command line: TOML, or else the text itself.
+    """Return a value of the command line: TOML, or the text itself.
 
     Raises:
-        StudyError: It is too large or too deep, or has a key that no study can need.
+        StudyError: The value is too large or too deep, or has a key that no study can need.
     """
     if len(text) > MAX_BYTES:
         raise StudyError(f"a value on the command line is larger than {MAX_BYTES} characters.")
@@ -103,10 +108,13 @@ def parse(text: str) -> Any:
 
 
 def limit_nesting(changes: Mapping[str, Any], *, where: str) -> None:
-    """Refuse what is nested so deeply, or is so much, that work with it would cost or fail.
+    """Refuse tables that are nested too deeply or have too many values.
+
+    Work with such tables would be costly or fail.
 
     Raises:
-        StudyError: It is; or a key cannot be shown, or a whole number has more than 64 bits.
+        StudyError: The tables exceed a limit, a key cannot be shown, or a whole number has more
+            than 64 bits.
     """
     level: list[Any] = [changes]
     count = 0
@@ -128,10 +136,10 @@ def limit_nesting(changes: Mapping[str, Any], *, where: str) -> None:
 
 
 def require_text(changes: Mapping[str, Any], *, where: str) -> None:
-    """Refuse words from elsewhere that do not show themselves on one line.
+    """Refuse text from another party that cannot be shown on one line.
 
     Raises:
-        StudyError: There are some.
+        StudyError: The tables have such text.
     """
     level: list[Any] = [changes]
     while level:
