@@ -203,7 +203,7 @@ def test_the_walk_meets_the_numbers_that_it_is_for() -> None:
     met = {param.id for param in offered()}
     wanted = {"fedavg.learning_rate", "fedsgd.class_weights", "cnn.width"}
     assert wanted | {"secagg.max_dropout_rate"} <= met
-    assert {"fedsgd.options", "descriptor.radii", "phantom.seed", "none.bound"} <= met
+    assert {"fedsgd.optimizer_options", "descriptor.radii", "phantom.seed"} <= met
     assert len(met) > 60
 
 

@@ -279,8 +279,11 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
     path = site_file(
         tmp_path,
         images,
-        policy='adversary = "active"\nhonest = 4\nplugins = ["fedsgd", "secagg"]',
-        site='ledger = "spent.sqlite"\ndirectory = "sites.txt"\nidentity = "key.pem"',
+        policy=(
+            'adversary = "active"\nmin_honest_contributors = 4\n'
+            'allowed_plugins = ["fedsgd", "secagg"]'
+        ),
+        site='ledger = "spent.sqlite"\nkey_directory = "sites.txt"\nsigning_key = "key.pem"',
     )
     site_config = SiteConfig.read(path)
     assert (site_config.id, site_config.dataset_id) == (2, "squares of 2024")
@@ -474,7 +477,7 @@ def test_another_directory_is_refused_with_the_reason(tmp_path: Path, images: Pa
 
 
 def test_run_continues_without_refusing_site(tmp_path: Path, images: Path) -> None:
-    path = site_file(tmp_path, images, policy="sites = 9")
+    path = site_file(tmp_path, images, policy="min_cohort_size = 9")
     SiteConfig.read(path).account.ledger.create()
     recorder = RecordingObserver()
     result = study(engine=Hospitals({2: path}), rounds=1).run(observers=[recorder])
