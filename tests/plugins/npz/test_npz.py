@@ -167,7 +167,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 def test_oversized_file_is_refused_before_unpacking(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(npz, "LARGEST", 300)
+    monkeypatch.setattr(npz, "MAX_ARRAY_BYTES", 300)
     with pytest.raises(DataError, match="unpacks to"):
         Npz(path=str(file)).load()
 

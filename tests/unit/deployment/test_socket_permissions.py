@@ -218,7 +218,7 @@ def test_a_path_that_is_too_long_is_one_sentence(place: Path) -> None:
 
 
 def test_busy_process_keeps_its_socket(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_access, "_PATIENCE", 0.01)
+    monkeypatch.setattr(socket_access, "_CONNECT_TIMEOUT", 0.01)
     with socket.socket(socket.AF_UNIX) as busy:
         busy.bind(str(place))
         busy.listen(0)

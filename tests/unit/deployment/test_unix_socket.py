@@ -144,7 +144,7 @@ def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
 
 
 def test_a_caller_that_stalls_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_frames, "PATIENCE", 0.05)
+    monkeypatch.setattr(socket_frames, "IO_TIMEOUT", 0.05)
     for echo in served(Echo(tmp_path / "s")):
         with raw(echo.path) as connection:
             connection.sendall(CALL + b"\0")

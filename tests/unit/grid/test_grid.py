@@ -139,7 +139,7 @@ def test_overrides_reach_cells_except_grid_axes(tmp_path: Path) -> None:
         ("[grid]\nexclude = [{ sites = 4 }]", "there is no sites = 4"),
         ("[grid]\noverride = [{ sites = 4 }]", "must have two tables"),
         (
-            "[[grid.override]]\ncells = { sites = 4 }\nset = { model.width = 3 }",
+            "[[grid.override]]\nmatch = { sites = 4 }\nset = { model.width = 3 }",
             "there is no sites = 4",
         ),
         (

@@ -152,7 +152,7 @@ def test_override_replaces_settings_of_its_choices(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "[grid]\nnoise.own = { privatizer.clip_norm = 7.0 }\nsize = { s = { model.width = 3 } }\n"
-        '[[grid.override]]\ncells = { noise = "own", size = "s" }\n'
+        '[[grid.override]]\nmatch = { noise = "own", size = "s" }\n'
         'set = { privatizer.name = "none", model.width = 5 }\n'
         + BASE.replace('[privatizer]\nname = "none"\n', ""),
     )
