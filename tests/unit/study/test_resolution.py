@@ -121,14 +121,14 @@ def test_a_setting_reaches_every_cell_or_is_refused(tmp_path: Path) -> None:
                 "loss.a = { trainer.optimizer_options = { momentum = 0.5 } }\n"
                 '"trainer.optimizer_options" = [1, 2]\n'
             ),
-            r"loss = a: trainer\.options\.momentum = 0\.5 would not reach the study",
+            r"loss = a: trainer\.optimizer_options\.momentum = 0\.5 would not reach the study",
         ),
         (
             RATES + "override = [{ match = { learning_rate = 0.1 }, set = "
             "{ trainer.learning_rate = 0.2 } }]\n",
             (
                 r"learning_rate = 0\.1: trainer\.learning_rate = 0\.1 would not reach the study, "
-                r"where .*grid\.where.* learning_rate=0\.1 sets"
+                r"where .*grid\.override.* learning_rate=0\.1 sets"
             ),
         ),
         (  # a combination may replace what the choices that it names set, and no other
@@ -161,7 +161,7 @@ def test_override_replaces_settings_of_its_choices(tmp_path: Path) -> None:
 
 
 def test_two_settings_that_exclude_each_other_are_refused() -> None:
-    with pytest.raises(StudyError, match=r"--set trainer\.options={.*} sets|would not reach"):
+    with pytest.raises(StudyError, match=r"--set trainer\.optimizer_options={.*} sets|would not reach"):
         Federation.read(
             None,
             ["trainer.optimizer_options.momentum=0.5", "trainer.optimizer_options={momentum=0.9}"],
