@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PENDING = frozenset(
-    Path(__file__).with_name("prose_pending.txt").read_text("utf-8").splitlines()
-)
+PENDING = frozenset(Path(__file__).with_name("prose_pending.txt").read_text("utf-8").splitlines())
 
 MAX_WORDS = 25
 """Words of a sentence.  A citation, a formula or code counts as one."""
@@ -45,7 +43,7 @@ AVOIDED = {
 
 CODE = re.compile(r"```.*?```|`[^`]*`|\[[^\]]*\]\([^)]*\)|<[^>]*>|https?://\S+", re.DOTALL)
 SENTENCE = re.compile(
-    r"(?<=[.!?])[)\"”]*\s+(?=[A-ZΑ-Ωσεδ\"“(`]|[a-z_]+: )"  # after a full stop
+    r"(?<=[.!?])[)\"”]*\s+(?=[A-ZΓ-Ωσεδ\"“(`]|[a-z_]+: )"  # after a full stop
     r"|\n\s*\n|\n(?=\s*(?:[-*|#]|\d+\.)\s)"  # paragraphs and lists
     r"|\n(?=\s*\**[\w, ]+: )|(?m:^\s*\w+:)\n"  # entries and headings of docstrings
 )
@@ -76,7 +74,9 @@ def faults(text: str) -> Iterator[str]:
 LITERAL = re.compile(r"^ {4,}.*\n?|^.*(?:\S {3,}|[├└│]).*\n?", re.MULTILINE)
 """Tables and formulas in the docstring of a module."""
 
-EXAMPLES = re.compile(r"^Examples:\n(?: .*\n?|\n)*| *(?:>>>|\.\.\.) .*|^ {4,}.* = \(.*$", re.MULTILINE)
+EXAMPLES = re.compile(
+    r"^Examples:\n(?: .*\n?|\n)*| *(?:>>>|\.\.\.) .*|^ {4,}.* = \(.*$", re.MULTILINE
+)
 """Examples, and formulas, in other docstrings."""
 
 

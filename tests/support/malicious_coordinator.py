@@ -70,7 +70,7 @@ class MaliciousCoordinator:
         **terms: Any,
     ) -> None:
         secret = Randomness.insecure_from_seed(1)
-        numbers: dict[str, Any] = {"size": sites, "examples": 9, "rounds": 9, **terms}
+        numbers: dict[str, Any] = {"cohort_size": sites, "examples": 9, "rounds": 9, **terms}
         self.aggregator = aggregator or SecAgg()
         identities = [SigningKey.generate(secret.derive("identity", site)) for site in range(sites)]
         self.setting = AggregationConfig(

@@ -196,10 +196,10 @@ def pad_the_survivors(attacker: MaliciousCoordinator) -> list[int]:
 
 def test_survivors_without_shares_are_refused(monkeypatch: Patch) -> None:
     is_refused(
-        "survivors", pad_the_survivors, MaliciousCoordinator(12, size=10, min_contributors=8)
+        "survivors", pad_the_survivors, MaliciousCoordinator(12, cohort_size=10, min_contributors=8)
     )
     monkeypatch.setattr(Masked, "require_acquainted", nothing)
-    attacker = MaliciousCoordinator(12, size=10, min_contributors=8)
+    attacker = MaliciousCoordinator(12, cohort_size=10, min_contributors=8)
     assert pad_the_survivors(attacker) == attacker.true_sum(*range(6))
 
 

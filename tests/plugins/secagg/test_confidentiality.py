@@ -18,7 +18,7 @@ KEYS, SHARES, VECTOR, UNMASKING = range(4)
 
 
 def cohort(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
-    numbers: dict[str, object] = {"size": sites, "examples": 9, "rounds": 1, **terms}
+    numbers: dict[str, object] = {"cohort_size": sites, "examples": 9, "rounds": 1, **terms}
     return FederationSpec(sites=sites, max_colluding=colluding, **numbers)  # type: ignore[arg-type]
 
 
@@ -134,7 +134,7 @@ def test_docs_table_matches_calculation() -> None:
         ),
         (
             {},
-            {"size": 51},
+            {"cohort_size": 51},
             "cohort_size is 51, but must be at least 52: a sum is opened over 52 or ",
         ),
         (

@@ -134,7 +134,7 @@ def test_roster_without_own_keys_is_refused(change: str) -> None:
 
 
 def test_rosters_of_a_wrong_size() -> None:
-    attacker = MaliciousCoordinator(12, size=10)
+    attacker = MaliciousCoordinator(12, cohort_size=10)
     roster = attacker.advertise()
     is_refused("neighbourhood", lambda v: v.share(roster, [0]), attacker)
     few = {site: roster[site] for site in range(1, 6)}
@@ -144,7 +144,7 @@ def test_rosters_of_a_wrong_size() -> None:
 
 
 def test_sites_with_different_rosters_do_not_mask() -> None:
-    attacker = MaliciousCoordinator(12, size=10)
+    attacker = MaliciousCoordinator(12, cohort_size=10)
     keys = attacker.advertise()
     attacker.share({site: keys[site] for site in range(10)}, range(6))
     attacker.share({site: keys[site] for site in range(2, 12)}, range(6, 12))

@@ -39,7 +39,15 @@ from cohortium_npz import Npz
 from tests.support.federations import QuadrantImages, tiny_federation
 from tests.support.study_files import PATHS
 
-SECRET_WORDS = ("data.npz", "site.toml", "/tmp", "ledger.sqlite", "identity.pem", "site-0", "site-1")
+SECRET_WORDS = (
+    "data.npz",
+    "site.toml",
+    "/tmp",
+    "ledger.sqlite",
+    "identity.pem",
+    "site-0",
+    "site-1",
+)
 """What no message may hold: where a hospital keeps things."""
 
 TOO_MANY = max(MAX_THREADS, os.cpu_count() or 0) + 1

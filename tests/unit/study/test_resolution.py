@@ -161,7 +161,9 @@ def test_override_replaces_settings_of_its_choices(tmp_path: Path) -> None:
 
 
 def test_two_settings_that_exclude_each_other_are_refused() -> None:
-    with pytest.raises(StudyError, match=r"--set trainer\.optimizer_options={.*} sets|would not reach"):
+    with pytest.raises(
+        StudyError, match=r"--set trainer\.optimizer_options={.*} sets|would not reach"
+    ):
         Federation.read(
             None,
             ["trainer.optimizer_options.momentum=0.5", "trainer.optimizer_options={momentum=0.9}"],
