@@ -183,7 +183,7 @@ def test_an_optimizer_of_that_name_is_quoted() -> None:
 def test_a_traceback_is_quiet_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError("".join(HOSTILE))
 
     monkeypatch.setattr(federation, "read", fails)

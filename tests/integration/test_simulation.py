@@ -247,10 +247,10 @@ def test_site_replies_are_reported_as_they_arrive(aggregator: str, exchanges: in
     answers = recorder.of(SiteReplied)
     assert {(a.round, a.attempt, a.site == 2) for a in answers} == {(0, 0, False)}
     for turn in range(exchanges):
-        counts = [(a.answered, a.asked) for a in answers if a.exchange == turn]
+        counts = [(a.num_replied, a.num_asked) for a in answers if a.stage == turn]
         asked = 6 if turn == 0 else 5
         assert counts == [(n + 1, asked) for n in range(5)]
-    assert {a.exchange for a in answers} == set(range(exchanges))
+    assert {a.stage for a in answers} == set(range(exchanges))
 
 
 def test_an_answer_that_is_none_is_not_told() -> None:

@@ -161,7 +161,7 @@ def test_components_are_features_of_their_own_number_and_norm() -> None:
     assert model.build(SPEC, 0)(rows).shape == (10, 8)
     with pytest.raises(ValueError, match="vary in 59 directions only"):
         Descriptor(center_on=cells, components=60).preprocess(_cells(2, seed=5))
-    with pytest.raises(ValueError, match="need a centre"):
+    with pytest.raises(ValueError, match="need center_on"):
         Descriptor(components=30)
 
 
@@ -328,7 +328,7 @@ def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None
     assert torch.allclose(rows[3:4], alone.preprocess(images[3:4]), atol=1e-2)
     head = Pretrained(images=CELLS, width=4, epochs=1, private_whitening=True).build(SPEC, 0)
     assert {n for n, _ in head.named_parameters()} == {"moments.weight", "head.weight", "head.bias"}
-    with pytest.raises(ValueError, match="with learn = 'norms' the network takes images"):
+    with pytest.raises(ValueError, match="with trainable = 'norms' the network takes images"):
         Pretrained(images=CELLS, trainable="norms", private_whitening=True)
 
 

@@ -159,7 +159,7 @@ def test_a_shared_guarantee_names_whom_it_counts_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "cohort", "words"),
+    ("workload", "cohort", "words"),
     [
         (UPDATE, SHARING, "takes 7 steps before it releases"),
         (evolve(GRADIENT, steps=2), SHARING, "takes 2 steps before it releases"),

@@ -114,7 +114,7 @@ def test_secrets_that_are_a_function_of_public_values_are_found(
     study = prepared(trainer=FedSGD(sampling_rate=0.5), privatizer=Gaussian(unit="site"))
     assert not audit_secrets(study).is_refuted
 
-    def public(self: RunConfig, purpose: str, *, privatizer: bool) -> Randomness:
+    def public(self: RunConfig, purpose: str, *, private: bool) -> Randomness:
         return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
 
     monkeypatch.setattr(RunConfig, "secret", public)

@@ -58,8 +58,8 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
     record = tmp_path / "record"
     assert {p.name for p in record.iterdir()} == {
-        "study.toml", "events.jsonl", "result.json", "checkpoint", "ledger.sqlite", "simulation",
-        "report.html",
+        "study.toml", "events.jsonl", "result.json", "checkpoint", "dataset.json", "ledger.sqlite",
+        "report.html", "simulation", "weights",
     }  # fmt: skip
     files = [path for path in record.rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
@@ -469,7 +469,7 @@ def test_ledger_command_creates_once_and_shows_budget(tmp_path: Path) -> None:
     (statement,) = json.loads(cohortium("ledger", "site.toml", "--json", cwd=tmp_path).stdout)
     assert statement["runs"] == []
     assert statement["budget"] == {
-        "epsilon": 3.0, "delta": 1e-6, "terms": {"unit": "patient", "against": "everyone"},
+        "epsilon": 3.0, "delta": 1e-6, "scope": {"unit": "patient", "against": "everyone"},
     }  # fmt: skip
     bare = cohortium("ledger", "other.sqlite", "--create", cwd=tmp_path)
     assert bare.stdout == "nothing has been spent\n"

@@ -573,10 +573,10 @@ def test_refusal_flood_writes_bounded_log(server: SiteServerFixture) -> None:
 FIRST = """
 import sys
 from pathlib import Path
-from cohortium.hospital import SiteConfig
-from cohortium.messages import decode
-from cohortium.reception import SiteServer
-from cohortium.wire import Refusal
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.site_server import SiteServer
+from cohortium.messages.codec import decode
+from cohortium.messages.run import Refusal
 
 site_config = SiteConfig.read(Path(sys.argv[1]))
 reception = SiteServer(site_config, site_config.open_journal())

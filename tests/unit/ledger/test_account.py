@@ -254,7 +254,7 @@ def test_fitting_run_is_not_recomputed(ledger: Ledger, monkeypatch: pytest.Monke
         calls.append(spends)
         return fits(spends, **numbers)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(accounting, "fits", counting)
+    monkeypatch.setattr(accounting, "within_budget", counting)
     for attempt in range(4):
         account.charge(RUN, attempt, attempt, cost())
     assert not calls

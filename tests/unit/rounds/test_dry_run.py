@@ -191,7 +191,7 @@ def test_resume_that_cannot_step_charges_nothing(
     def unable(self: FedAvg, parameters: Any, rounds: int) -> Any:
         return attach_schedule(torch.optim.LBFGS(parameters), "constant", rounds)
 
-    monkeypatch.setattr(FedAvg, "server", unable)
+    monkeypatch.setattr(FedAvg, "make_server_optimizer", unable)
     for _ in range(2):
         with pytest.raises(StudyError, match="the server's step"):
             study.resume(tmp_path)
