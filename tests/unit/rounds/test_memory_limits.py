@@ -96,7 +96,7 @@ def test_copies_count_in_the_estimate() -> None:
 
 def test_a_floor_is_asked_before_the_network_is_made(allocated: Ledgered) -> None:
     with pytest.raises(RefusalError) as refusal:
-        agree(SitePolicy(**{**FLOORS, "rehearsal": False}), model=CNN(width=64))
+        agree(SitePolicy(**{**FLOORS, "insecure_rehearsal": False}), model=CNN(width=64))
     assert refusal.value.code == "policy.epsilon"
     assert allocated.most == 0
 
