@@ -109,7 +109,7 @@ def test_a_careful_reader_is_not() -> None:
 def test_fuzzer_main_prints_table_and_sets_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert runner.main(["--cases", "40", "--target", "wire"]) == 0
+    assert runner.main(["--cases", "40", "--target", "messages"]) == 0
     assert "40 cases in" in capsys.readouterr().out
     bad = Target("bad", lambda _: 1 // 0, ())
     monkeypatch.setattr(runner, "targets", lambda _folder: [bad])

@@ -38,7 +38,7 @@ def test_equal_messages_have_equal_bytes() -> None:
 
 def test_a_message_is_plain_messagepack() -> None:
     content = {"type": "letter", "number": 3, "text": "abc"}
-    assert msgspec.msgpack.decode(encode(Letter(3, "abc"))) == ["CHT\x01", content]
+    assert msgspec.msgpack.decode(encode(Letter(3, "abc"))) == ["CHT\x02", content]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_message_is_plain_messagepack() -> None:
     [
         (b"", "other bytes"),
         (encode(Letter(1, "a"))[1:], "other bytes"),
-        (MAGIC[:-1] + b"\x02" + encode(Letter(1, "a"))[len(MAGIC) :], "version 1"),
+        (MAGIC[:-1] + b"\x01" + encode(Letter(1, "a"))[len(MAGIC) :], "version 2"),
         (encode(Letter(1, "a")) + b"\x00", "well-formed"),
         (encode(Letter(1, "a"))[:-1], "well-formed"),
         (encode(Parcel(b"")), "well-formed"),

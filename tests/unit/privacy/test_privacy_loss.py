@@ -214,8 +214,8 @@ def test_what_no_noise_can_show_names_what_can() -> None:
         {"noise_multiplier": math.nan},
         {"noise_multiplier": 1.0, "sampling_rate": 1e-300},
         {"noise_multiplier": 1.0, "sampling_rate": math.nan},
-        {"noise_multiplier": 1.0, "releases": 10**13},
-        {"noise_multiplier": 1.0, "releases": 0},
+        {"noise_multiplier": 1.0, "num_releases": 10**13},
+        {"noise_multiplier": 1.0, "num_releases": 0},
     ],
 )
 def test_invalid_mechanism_numbers_are_refused(
