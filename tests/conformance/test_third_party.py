@@ -15,7 +15,7 @@ from tests.support.clean_environment import Python, clean_python
 
 pytestmark = pytest.mark.slow
 
-SOURCE = Path(__file__).parents[2] / "third_party" / "cohortium-example"
+SOURCE = Path(__file__).parents[1] / "third_party" / "cohortium-example"
 
 STUDY = """
 [federation]

@@ -88,7 +88,8 @@ def check_declared_work(trainer: Trainer) -> None:
     used = [batch for batch, _ in probe.seen]
     ensure(
         len(used) == workload.steps,
-        f"workload() declares {workload.steps} steps a round, and {len(used)} gradients were taken; "
+        f"workload() declares {workload.steps} steps a round, and {len(used)} gradients were "
+        "taken; "
         f"noise "
         "is calibrated to the declaration, so both must be equal.",
     )
@@ -181,8 +182,8 @@ def check_direction(trainer: Trainer) -> None:
     ).vector
     ensure(
         sign * float(found.sum()) > 0,
-        f"workload() declares that {releases}s are released, but under a gradient of ones the vector "
-        f"sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient is what "
+        f"workload() declares that {releases}s are released, but under a gradient of ones the "
+        f"vector sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient is what "
         "privatizer.set_private_gradient made.",
     )
 
