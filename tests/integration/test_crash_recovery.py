@@ -21,19 +21,19 @@ REPEATABLE = ("plain", "stateful", "active", "seeded")
 """Studies whose attempts repeat themselves to the last bit."""
 
 WINDOWS = (
-    ("cohortium.runs.run_directory:RunFolder._write", (1, 2)),
+    ("cohortium.runs.run_directory:RunDirectory._write", (1, 2)),
     ("pathlib:Path.replace", (1, 2, 5)),
     ("cohortium.runs.checkpoint:RunLog.log_attempt", (1, 2)),
     ("cohortium.runs.checkpoint:RunLog.log_round", (1, 3)),
     ("cohortium.runs.checkpoint:Checkpoint.write", (1, 2, 3)),
     ("cohortium.runs.checkpoint:RunLog.log_result", (1,)),
-    ("cohortium.runs.run_directory:RunFolder.write_result", (1,)),
+    ("cohortium.runs.run_directory:RunDirectory.write_result", (1,)),
     ("cohortium_events:EventWriter.__call__", (1, 2, 4)),
 )
 """What is written in every run, and which times of it."""
 
 LEDGER = ("cohortium.ledger.account:Account.charge", (1, 3, 5))
-STATE = ("cohortium.storage.trainer_state:StateFile.write", (1, 6))
+STATE = ("cohortium.storage.trainer_state:TrainerStateFile.write", (1, 6))
 
 
 @pytest.fixture(scope="module")

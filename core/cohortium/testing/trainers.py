@@ -183,8 +183,8 @@ def check_direction(trainer: Trainer) -> None:
     ensure(
         sign * float(found.sum()) > 0,
         f"workload() declares that {releases}s are released, but under a gradient of ones the "
-        f"vector sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient is what "
-        "privatizer.set_private_gradient made.",
+        f"vector sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient "
+        "is what privatizer.set_private_gradient made.",
     )
 
 
