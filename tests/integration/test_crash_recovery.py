@@ -121,7 +121,7 @@ def test_resume_after_kill_around_writes_reaches_same_bits(
     for nth in times:
         answer = go_on(server, study, folder, window=[target, when, nth])
         assert answer["status"] == KILLED, answer
-        if when == "after" and target.endswith(".complete"):
+        if when == "after" and target.endswith(".log_result"):
             refused = go_on(server, study, folder)
             assert refused["kind"] == "StudyError"
             assert "is finished; its result is" in refused["error"]
