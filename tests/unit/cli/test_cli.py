@@ -268,9 +268,8 @@ def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) -> None:
     with long_run(tmp_path) as process:
         process.send_signal(number)
