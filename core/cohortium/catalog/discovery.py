@@ -28,7 +28,7 @@ from cohortium.third_party import call_guarded, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
     from cohortium.catalog.allow_list import PluginPattern
 
@@ -192,8 +192,10 @@ def discover(
         for damaged in unreadable
     ]
     offerings: list[CatalogEntry] = []
+    # A distribution may hold many plugins, and to parse its metadata takes milliseconds.
+    identities = {id(point.dist): _identity(point.dist) for point in _one_of_each(found)}
     for point in sorted(found, key=lambda p: (p.name, p.value)):
-        record = _record(point)
+        record = _record(point, *identities[id(point.dist)])
         own = (record.distribution, record.name, record.version)
         if any(entry.blocks(*own) for entry in block):
             record = evolve(record, status="blocked", reason="COHORTIUM_PLUGIN_BLOCK names it.")
@@ -214,16 +216,24 @@ def _listed(environ: Mapping[str, str], key: str) -> tuple[PluginPattern, ...]:
     return parse_patterns(names, where=key)
 
 
-def _record(point: EntryPoint) -> PluginRecord:
+def _one_of_each(points: Iterable[EntryPoint]) -> list[EntryPoint]:
+    """Return one entry point of each distribution object."""
+    return list({id(point.dist): point for point in points}.values())
+
+
+def _identity(dist: Distribution | None) -> tuple[dict[str, str], str]:
+    """Return the name and the version of a distribution, and the reason if they are unreadable."""
     found: dict[str, str] = {"distribution": "unknown", "version": "0"}
-    reason = ""
     try:
-        if point.dist:
-            dist = point.dist
+        if dist:
             found["distribution"] = call_guarded(lambda: str(dist.metadata["Name"] or "unknown"))
             found["version"] = call_guarded(lambda: str(dist.version or "0"))
     except PluginError as error:
-        reason = f"its metadata cannot be read: {error}"
+        return found, f"its metadata cannot be read: {error}"
+    return found, ""
+
+
+def _record(point: EntryPoint, found: Mapping[str, str], reason: str) -> PluginRecord:
     texts = {"name": point.name, "target": point.value, **found}
     shown = {key: truncated(text) for key, text in texts.items()}
     if not reason and shown != texts:
