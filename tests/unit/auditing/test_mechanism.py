@@ -129,6 +129,7 @@ def test_a_clip_that_is_not_applied_is_caught(name: str) -> None:
     assert finding.is_refuted, finding
 
 
+@pytest.mark.slow
 def test_batches_from_a_public_seed_are_caught() -> None:
     privatizer, workload = HONEST["sampled"]
     finding = audited(Broken(privatizer, PublicBatches), workload, 500)
@@ -138,6 +139,7 @@ def test_batches_from_a_public_seed_are_caught() -> None:
     assert not whole.is_refuted
 
 
+@pytest.mark.slow
 def test_restarting_accountant_is_detected() -> None:
     restarts = RestartsAccountant(Gaussian(unit="site", epsilon=2.0, delta=1e-5))
     cohort = evolve(COHORT, rounds=16)
