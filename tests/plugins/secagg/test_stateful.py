@@ -414,10 +414,14 @@ class Small(Misbehaviour):
         )
 
 
+FOUND_LATE = (believe_any_vector, believe_any_seed, take_any_length, leave_sealed_shares_unbound)
+"""The faults that take the most examples to find."""
+
+
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(fault, marks=[pytest.mark.slow] if fault is believe_any_vector else [])
+        pytest.param(fault, marks=[pytest.mark.slow] if fault in FOUND_LATE else [])
         for fault in PLANTED
     ],
     ids=lambda fault: fault.__name__,

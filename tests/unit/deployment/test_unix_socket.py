@@ -35,6 +35,11 @@ class Echo:
     clock: Callable[[], float] = time.monotonic
     told: list[str] = field(factory=list)
     heard: int = 0
+    has_told: threading.Event = field(factory=threading.Event)
+
+    def tell(self, sentence: str) -> None:
+        self.told.append(sentence)
+        self.has_told.set()
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
         self.heard += 1
@@ -56,7 +61,7 @@ def served(echo: Echo) -> Iterator[Echo]:
         echo.answer,
         echo.users,
         echo.group,
-        tell=echo.told.append,
+        tell=echo.tell,
         clock=echo.clock,
     )
     with door.open() as listener:
@@ -96,7 +101,7 @@ def test_many_callers_are_answered_one_at_a_time(echo: Echo) -> None:
 
 def raw(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(20)
+    connection.settimeout(120)
     connection.connect(str(path))
     return connection
 
@@ -125,6 +130,7 @@ def test_what_is_no_frame_is_cut_off_unanswered(echo: Echo, frame: bytes) -> Non
         assert ended(connection)
     assert echo.heard == 0
     assert call_site(echo.path, b"still", b"there") == said(b"still", b"there")
+    assert echo.has_told.wait(120)  # a thread tells of it after the connection has ended
     assert any("cut off" in sentence for sentence in echo.told)
 
 
