@@ -22,9 +22,9 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 BUSY_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 BUSY_TESTS = (
-    "tests/unit/deployment",
-    "tests/unit/ledger",
-    "tests/unit/catalog/test_broken_plugins.py",
+    "tests/unit/deployment/test_throttling.py",
+    "tests/unit/deployment/test_unix_socket.py",
+    "tests/unit/ledger/test_ledger.py",
     "tests/integration/test_timeouts.py",
 )
 """Tests with threads, processes, locks and deadlines, which take a minute in all."""

@@ -76,7 +76,7 @@ print(json.dumps([
 """
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_mlflow_reads_back_every_number_from_a_file_store(tmp_path: Path, named: bool) -> None:
     import json
 

@@ -67,6 +67,7 @@ def test_dropouts_beyond_threshold_release_nothing(stage: int) -> None:
     assert there.is_exact(there.run(attempt=1))
 
 
+@pytest.mark.slow
 @given(
     faults=st.dictionaries(
         st.tuples(st.sampled_from(["ask", "reply"]), st.integers(0, 4), st.integers(0, 5)),

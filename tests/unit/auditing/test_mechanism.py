@@ -51,10 +51,7 @@ HONEST: dict[str, tuple[Any, Workload]] = {
     "site-shared": (gaussian(unit="site", noise="distributed"), STEPS),
     "sampled": (gaussian(), SAMPLED),
 }
-NAMES = [
-    pytest.param(name, marks=[] if name in ("example", "site") else [pytest.mark.slow])
-    for name in HONEST
-]
+NAMES = [pytest.param(name, marks=[] if name == "site" else [pytest.mark.slow]) for name in HONEST]
 UNSAMPLED = [name for name in NAMES if name.values != ("sampled",)]
 RELEASES = 240
 

@@ -74,7 +74,16 @@ def test_the_catalog_is_printed_as_text(all_of_them: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["markup", "classes", "defaults", "makes", "refuses", "texts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "markup",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("classes", "defaults", "makes", "refuses", "texts")
+        ),
+    ],
+)
 def test_what_is_looked_at_does_no_harm(all_of_them: Path, name: str) -> None:
     done = command(all_of_them, "plugins", name)
     assert "Traceback" not in done.stderr

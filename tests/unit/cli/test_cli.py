@@ -332,6 +332,7 @@ def cohortium_observers():
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_tells_whom_it_told_before(tmp_path: Path) -> None:
     for name in ("first", "second"):
         source = NOTING.format(kind=name.title(), name=name)
@@ -361,6 +362,7 @@ def break_off(folder: Path) -> None:
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_its_folder_alone(tmp_path: Path) -> None:
     seeded = [*SMALL, "--set", "federation.insecure_seeded_secrets=true", "--quiet"]
     whole = cohortium("run", *seeded, "--json", "--out", "whole", cwd=tmp_path)

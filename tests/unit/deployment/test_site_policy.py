@@ -484,7 +484,7 @@ def test_run_continues_without_refusing_site(tmp_path: Path, images: Path) -> No
     assert result.history[0].dropped == (2,)
 
 
-@pytest.mark.parametrize("aggregator", ["plain", "secagg"])
+@pytest.mark.parametrize("aggregator", ["plain", pytest.param("secagg", marks=pytest.mark.slow)])
 def test_run_on_site_files_is_fully_charged(tmp_path: Path, images: Path, aggregator: str) -> None:
     paths = {}
     for site in range(6):
