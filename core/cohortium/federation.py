@@ -46,7 +46,7 @@ class Federation(Study):
     """
 
     @classmethod
-    def read(cls, path: Path | None, settings: Sequence[str] = ()) -> Federation:
+    def read(cls, path: str | Path | None, settings: Sequence[str] = ()) -> Federation:
         """Return the federation that a study file describes.
 
         Args:
@@ -57,7 +57,7 @@ class Federation(Study):
             StudyError: The file cannot be read, or describes an impossible study.
             PluginError: The file names a plugin that cannot be used.
         """
-        return read(path, settings, into=cls)
+        return read(None if path is None else Path(path), settings, into=cls)
 
     def run(
         self,
