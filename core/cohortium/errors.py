@@ -1,9 +1,9 @@
 """Errors for users: one sentence with fault, place and remedy.
 
 CohortiumError
-├── StudyError               a study asks for something that cannot be
+├── StudyError               a study, a site file or a composed part is wrong
 │   └── NetworkError         a network cannot be made, or does not fit its study
-├── RequestError             a command or a call asks for something that cannot be
+├── RequestError             an argument, a path or a folder is wrong
 ├── PluginError              no usable plugin offers a name, or two do
 ├── DataError                a data set is missing or damaged
 ├── IdentityError            a key, or a directory of keys, cannot be used
@@ -47,13 +47,13 @@ class CohortiumError(Exception):
 
 
 class StudyError(CohortiumError):
-    """A study, or a composed Python value, that asks for the impossible."""
+    """A study, a site file or a composed part that asks for the impossible."""
 
 
 class RequestError(CohortiumError):
-    """A command or a call that asks for the impossible.
+    """An argument, a path or a folder that a command or a call cannot use.
 
-    Examples are an argument, a path or a folder.
+    The content of a study is never the cause.
     """
 
 
