@@ -20,6 +20,7 @@ CohortiumError
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 from cohortium.text import MAX_CODE_LENGTH, MAX_REASON_LENGTH, escape_control_characters, sanitize
@@ -117,6 +118,42 @@ class MessageError(CohortiumError):
     exit_code = 1
 
 
+class RefusalCode(StrEnum):
+    """Code of a refusal, for programs.
+
+    A plugin may add its own codes. A refusal by a site's policy has the code `policy.KEY`.
+    """
+
+    SESSION = "session"
+    STALE = "stale"
+    BUDGET = "budget"
+    MISSING_WEIGHTS = "missing-weights"
+    OUT_OF_ORDER = "out-of-order"
+    OUT_OF_RANGE = "out-of-range"
+    NON_FINITE = "non-finite"
+    VECTOR = "vector"
+    STATE = "state"
+    BUFFERS_CHANGED = "buffers-changed"
+    EXAMPLES = "examples"
+    PATIENTS = "patients"
+    TRAINER = "trainer"
+    MALFORMED = "malformed"
+    DATA = "data"
+    STUDY = "study"
+    NETWORK = "network"
+    PLUGINS = "plugins"
+    TABLES = "tables"
+    VERSIONS = "versions"
+    DEVICE = "device"
+    THREADS = "threads"
+    LEDGER = "ledger"
+    JOURNAL = "journal"
+    DISK = "disk"
+    BUSY = "busy"
+    SITE_ERROR = "site-error"
+    INTERNAL_ERROR = "internal-error"
+
+
 class RefusalError(CohortiumError):
     """A site's deliberate refusal to reply, with a code for programs.
 
@@ -127,7 +164,7 @@ class RefusalError(CohortiumError):
     exit_code = 1
 
     def __init__(self, code: str, reason: str) -> None:
-        """Store the machine-readable `code` with the sentence."""
+        """Store the code, such as a `RefusalCode`, with the sentence."""
         super().__init__(reason)
         self.code = escape_control_characters(code)[:MAX_CODE_LENGTH]
         self.reason = escape_control_characters(reason)[:MAX_REASON_LENGTH]
