@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Observe = Annotated[
     list[str] | None,
     typer.Option(
-        help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
+        help="Observer of the run. Can be repeated.", autocompletion=_completion.observer_names
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]

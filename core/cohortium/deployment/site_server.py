@@ -192,7 +192,9 @@ class SiteServer:
         participation = self._participations.for_session(invitation.session)
         known = participation.invitation()
         if known is not None and known != broadcast:
-            raise RefusalError(RefusalCode.SESSION, "the run was begun here with another setting.")
+            raise RefusalError(
+                RefusalCode.SESSION, "this site started the run with another configuration."
+            )
         if active_run is None:
             active_run = self._join(invitation, participation)
             if known is None:

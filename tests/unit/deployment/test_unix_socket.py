@@ -292,7 +292,7 @@ def test_a_site_that_says_what_is_no_frame(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=lie)
         thread.start()
-        with pytest.raises(MessageError, match="does not begin as a frame"):
+        with pytest.raises(MessageError, match="do not start as a frame"):
             call_site(path, b"x", b"y")
         thread.join()
 
