@@ -123,7 +123,7 @@ def test_resume_after_kill_around_writes_reaches_same_bits(
         assert answer["status"] == KILLED, answer
         if when == "after" and target.endswith(".log_result"):
             refused = go_on(server, study, folder)
-            assert refused["kind"] == "StudyError"
+            assert refused["kind"] == "RequestError"
             assert "is finished; its result is" in refused["error"]
             return
     answer = go_on(server, study, folder)

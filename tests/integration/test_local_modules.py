@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cohortium import Federation, grid
-from cohortium.errors import NetworkError, StoppedError, StudyError
+from cohortium.errors import NetworkError, RequestError, StoppedError
 from cohortium.inference.classifier import Classifier
 from cohortium.study import toml
 from cohortium_module import Module
@@ -179,7 +179,7 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         pytest.skip("the file system takes text alone")
     path.write_text(OWN.replace("DATA", "data.npz"))
     (path.parent / "mynets.py").write_text(NET)
-    with pytest.raises(StudyError, match="is no text in this locale"):
+    with pytest.raises(RequestError, match="is no text in this locale"):
         Federation.read(path)
 
 

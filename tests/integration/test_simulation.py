@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from torch import nn
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
+from cohortium.errors import CohortiumError, PrivacyError, RequestError, RunError, StudyError
 from cohortium.plugin import DataSpec, FederationSpec, LocalResult, LocalTask, SitePrivatizer
 from cohortium.roles.events import AttemptFailed, RoundCompleted, SiteFailed, SiteReplied
 from cohortium_fedavg import FedAvg, FedProx
@@ -374,7 +374,7 @@ def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(StudyError, match="is not empty"):
+    with pytest.raises(RequestError, match="is not empty"):
         tiny_federation().run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 

@@ -12,7 +12,7 @@ from cohortium.cli import _printing
 from cohortium.cli._grid import plan_grid
 from cohortium.cli._options import Only, Overrides, Study, federation_of
 from cohortium.cli._streams import json_text
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.storage.atomic import atomic_write
 from cohortium.storage.writable import check_new_file
 
@@ -46,7 +46,7 @@ def plan(
         plan_grid(grid, only=only or [], epsilons=epsilon or [], as_json=as_json)
         return
     if only:
-        raise StudyError("--only is for a study file with a [grid].")
+        raise RequestError("--only is for a study file with a [grid].")
     federation = federation_of(study, overrides, is_quiet=as_json)
     # Checks the budgets before anything is loaded.
     forecast.with_budgets(federation.privatizer, epsilon or [])

@@ -84,7 +84,7 @@ class RunConfig:
             raise StudyError(
                 f"the aggregator opens sums over {confidentiality.min_contributors} sites, and "
                 f"the guarantee "
-                f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
+                f"needs {guarantee.honest} honest ones and {guarantee.colluding} colluding; "
                 "raise min_contributors."
             )
 

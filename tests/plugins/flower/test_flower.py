@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from cohortium.crypto.signing import KeyDirectory, SigningKey
-from cohortium.errors import MessageError, StudyError
+from cohortium.errors import MessageError, RequestError, StudyError
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
 from cohortium.plugin import Randomness, SiteFactory, SiteHandle
@@ -125,7 +125,7 @@ def test_the_exchange_keeps_the_contract_of_engines(check: Callable[[Any], str |
 
 
 def test_it_cannot_be_opened_outside_a_server_app() -> None:
-    with pytest.raises(StudyError, match="start the study with `flwr run`"):
+    with pytest.raises(RequestError, match="start the study with `flwr run`"):
         Flower().connect(None)
     with pytest.raises(StudyError, match="cannot simulate"):
         Flower().connect({})

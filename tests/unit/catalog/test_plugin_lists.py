@@ -11,7 +11,7 @@ from cohortium import discover
 from cohortium.catalog.allow_list import PluginPattern, normalize_name
 from cohortium.catalog.discovery import PluginRecord
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from tests.support import broken_plugins
 
 GOOD = broken_plugins.hook("return [Offer('gaussian', Even, 'Not that one.')]")
@@ -49,10 +49,10 @@ def test_what_a_policy_allows(
 
 @pytest.mark.parametrize("text", ["", "*", "a:b:c", "a:", ":b", "a>=1", "a b", "a==", "\x1b[2J:x"])
 def test_what_is_no_entry_is_refused_in_one_sentence(text: str) -> None:
-    with pytest.raises(StudyError, match="names no plugin; write distribution:plugin") as error:
+    with pytest.raises(RequestError, match="names no plugin; write distribution:plugin") as error:
         PluginPattern.parse(text, where="here")
     assert str(error.value).isprintable()
-    with pytest.raises(StudyError, match=r"\[policy\] allowed_plugins"):
+    with pytest.raises(RequestError, match=r"\[policy\] allowed_plugins"):
         SitePolicy(
             epsilon=1.0, delta=1e-5, unit="example", against="everyone", allowed_plugins=(text,)
         )

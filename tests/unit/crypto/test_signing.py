@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey, directory_line
-from cohortium.errors import IdentityError, StudyError
+from cohortium.errors import IdentityError, RequestError
 
 SECRET = Randomness.insecure_from_seed(1)
 KEYS = [SigningKey.generate(SECRET.derive(site)) for site in range(4)]
@@ -192,7 +192,7 @@ def test_keygen_writes_a_key_and_prints_its_line(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["keygen", "0", "--public", str(path)])
     assert (shown.exit_code, shown.output) == (0, result.output)
     both = CliRunner().invoke(app, ["keygen", "0", "--public", str(path), "--out", str(path)])
-    assert isinstance(both.exception, StudyError)
+    assert isinstance(both.exception, RequestError)
     none = CliRunner().invoke(app, ["keygen", "0", "--public", str(tmp_path / "none.pem")])
     assert isinstance(none.exception, IdentityError)
     again = CliRunner().invoke(app, ["keygen", "0", "--out", str(path)])

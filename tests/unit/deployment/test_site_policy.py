@@ -15,7 +15,7 @@ from cohortium import Federation, Guarantee
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
+from cohortium.errors import CohortiumError, RefusalError, RequestError, RunError
 from cohortium.ledger.cost import AttemptCost
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either
@@ -350,7 +350,7 @@ def test_a_wrong_site_file_is_one_sentence(
 
 
 def test_a_site_file_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"cannot read the site file .*: No such file"):
+    with pytest.raises(RequestError, match=r"cannot read the site file .*: No such file"):
         SiteConfig.read(tmp_path / "site.toml")
 
 

@@ -16,7 +16,7 @@ import pytest
 from cohortium.deployment import socket_access
 from cohortium.deployment.socket_access import AllowedUsers, listening_socket
 from cohortium.deployment.unix_socket import SiteSocketServer, call_site
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError, StudyError
 
 as_root = pytest.mark.skipif(
     not hasattr(os, "fork") or os.getuid() != 0, reason="only root can become other users"
@@ -157,7 +157,7 @@ def test_site_outside_group_is_refused(place: Path) -> None:
         try:
             with listening_socket(place, GROUP):
                 return 1
-        except StudyError as error:
+        except RequestError as error:
             return 0 if "is not in it" in str(error) and not place.exists() else 2
 
     os.chown(place.parent, CALLER, -1)
@@ -169,7 +169,7 @@ def test_site_outside_group_is_refused(place: Path) -> None:
 def test_a_folder_that_others_may_write_to_is_refused(place: Path, mode: int) -> None:
     place.parent.chmod(mode)
     with (
-        pytest.raises(StudyError, match="may be written to by other users"),
+        pytest.raises(RequestError, match="may be written to by other users"),
         listening_socket(place, None),
     ):
         pass
@@ -184,13 +184,16 @@ def test_a_folder_of_another_user_or_group_is_refused(place: Path) -> None:
         assert place.lstat().st_gid == GROUP
     place.parent.chmod(0o2770)
     with (
-        pytest.raises(StudyError, match="may be written to by other users"),
+        pytest.raises(RequestError, match="may be written to by other users"),
         listening_socket(place, GROUP),
     ):
         pass
     place.parent.chmod(0o750)
     os.chown(place.parent, STRANGER, -1)
-    with pytest.raises(StudyError, match="belongs to another user"), listening_socket(place, None):
+    with (
+        pytest.raises(RequestError, match="belongs to another user"),
+        listening_socket(place, None),
+    ):
         pass
 
 
@@ -199,7 +202,7 @@ def test_symlink_at_socket_path_is_not_followed(place: Path) -> None:
     for target in (elsewhere, place.with_name("nowhere")):
         elsewhere.write_text("precious")
         place.symlink_to(target)
-        with pytest.raises(StudyError, match="symbolic link"), listening_socket(place, None):
+        with pytest.raises(RequestError, match="symbolic link"), listening_socket(place, None):
             pass
         assert elsewhere.read_text() == "precious"
         place.unlink()
@@ -208,7 +211,7 @@ def test_symlink_at_socket_path_is_not_followed(place: Path) -> None:
 def test_a_path_that_is_too_long_is_one_sentence(place: Path) -> None:
     path = place.with_name("s" * 120)
     with (
-        pytest.raises(StudyError, match=r"cannot listen at .*too long"),
+        pytest.raises(RequestError, match=r"cannot listen at .*too long"),
         listening_socket(path, None),
     ):
         pass
@@ -226,7 +229,10 @@ def test_busy_process_keeps_its_socket(place: Path, monkeypatch: pytest.MonkeyPa
         for connection in waiting:
             connection.settimeout(0)
             connection.connect_ex(str(place))
-        with pytest.raises(StudyError, match="a process listens at"), listening_socket(place, None):
+        with (
+            pytest.raises(RequestError, match="a process listens at"),
+            listening_socket(place, None),
+        ):
             pass
         for connection in waiting:
             connection.close()

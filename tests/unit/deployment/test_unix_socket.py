@@ -22,7 +22,7 @@ from cohortium.deployment import socket_frames, unix_socket
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.socket_frames import CALL, MAX_PART_BYTES, REPLY
 from cohortium.deployment.unix_socket import SiteSocketServer, call_site, peer_uid
-from cohortium.errors import MessageError, RunError, StudyError
+from cohortium.errors import MessageError, RequestError, RunError
 
 
 @define(eq=False)
@@ -225,7 +225,7 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
     for echo in served(Echo(path)):
         assert call_site(path, b"x", b"y") == said(b"x", b"y")
         with (
-            pytest.raises(StudyError, match="a process listens at"),
+            pytest.raises(RequestError, match="a process listens at"),
             SiteSocketServer(path, echo.answer, {0}).open(),
         ):
             pass
@@ -234,7 +234,10 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
-    with pytest.raises(StudyError, match="is no socket"), SiteSocketServer(path, said, {0}).open():
+    with (
+        pytest.raises(RequestError, match="is no socket"),
+        SiteSocketServer(path, said, {0}).open(),
+    ):
         pass
     assert path.read_text() == "precious"
 
@@ -251,7 +254,7 @@ def test_stranger_flood_writes_bounded_log(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with (
-        pytest.raises(StudyError, match="cannot listen at"),
+        pytest.raises(RequestError, match="cannot listen at"),
         SiteSocketServer(tmp_path / "no" / "s", said, {0}).open(),
     ):
         pass
@@ -289,7 +292,7 @@ def test_a_site_that_says_what_is_no_frame(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=lie)
         thread.start()
-        with pytest.raises(MessageError, match="does not begin as a frame"):
+        with pytest.raises(MessageError, match="do not start as a frame"):
             call_site(path, b"x", b"y")
         thread.join()
 

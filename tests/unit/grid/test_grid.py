@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from cohortium import grid as grids
 from cohortium import reporting
 from cohortium.cli import app
-from cohortium.errors import RecordError, StoppedError, StudyError
+from cohortium.errors import RecordError, RequestError, StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
 from cohortium.runs.result import predictions_of
 
@@ -166,7 +166,7 @@ def test_a_grid_that_is_none_is_refused_in_a_sentence(
     ],
 )
 def test_a_filter_that_names_nothing_is_refused(tmp_path: Path, only: str, words: str) -> None:
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(RequestError) as caught:
         grids.read(write(tmp_path, GRID + STUDY)).select([only])
     assert words in str(caught.value)
 
@@ -226,11 +226,11 @@ def test_a_folder_with_another_study_is_left_alone(tmp_path: Path) -> None:
     assert cohortium("run", str(path), "--out", str(out), "--quiet")[0] == 0
     record = out / "sites=4" / "seed-1" / "result.json"
     before = record.read_bytes()
-    with pytest.raises(StudyError, match="holds something else"):
+    with pytest.raises(RequestError, match="holds something else"):
         cohortium("run", str(path), "--out", str(out), "--set", "model.width=3")
     assert record.read_bytes() == before
     (out / "sites=4" / "seed-1" / "study.toml").write_text("not a study")
-    with pytest.raises(StudyError, match="holds something else"):
+    with pytest.raises(RequestError, match="holds something else"):
         cohortium("run", str(path), "--out", str(out))
 
 
@@ -261,12 +261,12 @@ def test_failing_cell_is_reported_and_others_finish(tmp_path: Path, jobs: int) -
 def test_one_study_takes_no_options_of_grids(tmp_path: Path) -> None:
     path = write(tmp_path, STUDY)
     for option in (["--only", "sites=3"], ["--jobs", "2"], ["--dry-run"]):
-        with pytest.raises(StudyError, match=r"with a \[grid\]"):
+        with pytest.raises(RequestError, match=r"with a \[grid\]"):
             cohortium("run", str(path), *option)
-    with pytest.raises(StudyError, match="is a grid of studies"):
+    with pytest.raises(RequestError, match="is a grid of studies"):
         cohortium("audit", str(write(tmp_path, GRID + STUDY)))
     path = write(tmp_path, STUDY)
-    with pytest.raises(StudyError, match=r"with a \[grid\]"):
+    with pytest.raises(RequestError, match=r"with a \[grid\]"):
         cohortium("plan", str(path), "--only", "sites=3")
 
 
@@ -300,10 +300,10 @@ def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     assert code == 0
     assert "1 seed, 40 images" in stdout
     for wrong, words in ((tmp_path / "none", "no finished run"), (tmp_path, "no finished run")):
-        with pytest.raises(StudyError, match=words):
+        with pytest.raises(RequestError, match=words):
             grids.compare(off, wrong)
     (on / "seed-1" / "simulation" / "predictions.npz").write_bytes(b"PK damaged")
-    with pytest.raises(StudyError, match="is damaged"):
+    with pytest.raises(RequestError, match="is damaged"):
         grids.compare(off, on)
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from cohortium.cli import app
 from cohortium.data.examples import DataSpec
 from cohortium.data.metrics import score
-from cohortium.errors import CohortiumError, DataError, StudyError
+from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.export import card
@@ -78,7 +78,7 @@ def test_without_scored_rounds_there_is_no_best(tmp_path: Path) -> None:
     tiny_federation(
         rounds=1, evaluate_every=0, model=Module(module="tests.support.federations:SmallConvNet")
     ).run(tmp_path / "run")
-    with pytest.raises(StudyError, match="keeps no best round"):
+    with pytest.raises(RequestError, match="keeps no best round"):
         Classifier.open(tmp_path / "run", "best")
 
 
@@ -268,9 +268,9 @@ def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert test is not None
     called = _program_says(paths[1], test.images, tmp_path)
     assert np.allclose(called, classifier.predict(test.images), atol=1e-6)
-    with pytest.raises(StudyError, match="is not empty"):
+    with pytest.raises(RequestError, match="is not empty"):
         export.export(classifier, tmp_path / "model")
-    with pytest.raises(StudyError, match="cannot write to"):
+    with pytest.raises(RequestError, match="cannot write to"):
         export.export(classifier, paths[0] / "model")
 
 
@@ -345,7 +345,7 @@ def test_incomplete_run_refuses_predict_and_export(folder: Path) -> None:
     classifier = Classifier.open(folder)
     assert classifier.result is None
     assert classifier.predict(_noise(2, 1, 8, 8)).shape == (2, 4)
-    with pytest.raises(StudyError, match="the run is not complete"):
+    with pytest.raises(RequestError, match="the run is not complete"):
         export.export(classifier, folder / "export")
     assert not (folder / "export").exists()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium.errors import CohortiumError, PluginError, RequestError, StudyError
 from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
@@ -91,7 +91,7 @@ def test_errors_name_file_key_and_expectation(tmp_path: Path, text: str, words: 
 
 @pytest.mark.parametrize("setting", ["model", "model.width", "=3", "width=3"])
 def test_a_setting_of_another_form_is_refused(setting: str) -> None:
-    with pytest.raises(StudyError, match=r"write it as table\.key=value"):
+    with pytest.raises(RequestError, match=r"write it as table\.key=value"):
         Federation.read(None, [setting])
 
 
@@ -109,7 +109,7 @@ def test_a_setting_that_python_cannot_hold(setting: str, words: str) -> None:
 
 
 def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"cannot read the study .*No such file"):
+    with pytest.raises(RequestError, match=r"cannot read the study .*No such file"):
         Federation.read(tmp_path / "none.toml")
 
 
