@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -137,10 +137,10 @@ class Federation(Study):
 
     def _observers(self, others: Sequence[Observer], *, is_kept: bool) -> list[Observer]:
         """Return the study's observers, `others`, and the event log's."""
-        told = [cast("Observer", resolved("observer", name)) for name in self.observers]
+        told: list[Observer] = [resolved("observer", name) for name in self.observers]
         told += others
         if is_kept and EVENT_LOG_OBSERVER in discover().names("observer"):
-            recorder = cast("Observer", resolved("observer", EVENT_LOG_OBSERVER))
+            recorder: Observer = resolved("observer", EVENT_LOG_OBSERVER)
             told += [] if recorder in told else [recorder]
         return told
 
