@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cohortium.plugin import RefusalCode, RefusalError, decode_either, encode
 from cohortium_secagg._codes import SecAggRefusalCode
-from cohortium_secagg._consent import Confirmed, SurvivorSigner
-from cohortium_secagg._memory import AnsweredAttempts
+from cohortium_secagg._consistency_check import Confirmed, SurvivorSigner
 from cohortium_secagg._messages import (
     ACTIVE_REQUESTS,
     HONEST_BUT_CURIOUS_REQUESTS,
@@ -41,14 +40,15 @@ from cohortium_secagg._messages import (
     Vector,
     max_message_bytes,
 )
-from cohortium_secagg._party import Advertised, Masked, Shared, SiteAttempt
+from cohortium_secagg._site_journal import AnsweredAttempts
+from cohortium_secagg._site_states import Advertised, Masked, Shared, SiteAttempt
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.plugin import Message, RingVector, SiteContext, SiteRequest
-    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
+    from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
 
 State: TypeAlias = Advertised | Shared | Masked | Confirmed

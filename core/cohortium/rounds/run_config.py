@@ -78,7 +78,7 @@ class RunConfig:
             raise StudyError(
                 "the privatizer's guarantee is against a coordinator that sees sums, and the "
                 "aggregator shows it every site's release; use aggregator 'secagg', or a "
-                "privatizer with against = 'everyone'."
+                "privatizer whose noise is 'local'."
             )
         if confidentiality.min_contributors < guarantee.honest + guarantee.colluding:
             raise StudyError(
