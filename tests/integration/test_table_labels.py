@@ -13,11 +13,9 @@ from typing import Any
 
 import attrs
 import pytest
-from typer.testing import CliRunner
 
 from cohortium import Federation, reporting
 from cohortium.catalog.provenance import collect_provenance
-from cohortium.cli import app
 from cohortium.data.metrics import Scores
 from cohortium.grid.paired import Difference
 from cohortium.runs.site_scores import personalises
@@ -25,23 +23,13 @@ from cohortium_fedavg import FedAvg
 from cohortium_fedmic import FedMIC
 from cohortium_module import Module
 from cohortium_phantom import Phantom
+from tests.support.command_line import PARTS, cohortium
 
-STUDY = """
+STUDY = f"""
 [federation]
 sites = 4
 rounds = 1
-threads = 1
-[dataset]
-examples = 120
-validation = 16
-test = 40
-[model]
-name = "cnn"
-width = 2
-[trainer]
-name = "fedavg"
-learning_rate = 0.01
-[privatizer]
+threads = 1{PARTS}[privatizer]
 name = "none"
 [aggregator]
 name = "plain"
@@ -49,10 +37,9 @@ name = "plain"
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
+    status, out, _ = cohortium(*arguments)
+    assert status == 0
+    return out
 
 
 def ran(folder: Path, grid: str) -> Path:

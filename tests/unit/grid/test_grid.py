@@ -13,30 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from cohortium import grid as grids
 from cohortium import reporting
-from cohortium.cli import app
 from cohortium.errors import RecordError, RequestError, StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
 from cohortium.runs.result import predictions_of
+from tests.support.command_line import PARTS, cohortium
 
-STUDY = """
-[federation]
-rounds = 1
-threads = 1
-[dataset]
-examples = 120
-validation = 16
-test = 40
-[model]
-name = "cnn"
-width = 2
-[trainer]
-name = "fedavg"
-learning_rate = 0.01
-"""
+STUDY = "\n[federation]\nrounds = 1\nthreads = 1" + PARTS
 
 GRID = """
 [grid]
@@ -53,13 +38,6 @@ def write(folder: Path, text: str, name: str = "small.toml") -> Path:
     path = folder / name
     path.write_text(text)
     return path
-
-
-def cohortium(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
