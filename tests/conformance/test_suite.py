@@ -86,6 +86,7 @@ def test_a_broken_contract_is_named_and_exits_with_one(run: Any) -> None:
     assert "✗ takes every event: the listener raised RuntimeError (RunStarted)" in out
 
 
+@pytest.mark.slow
 def test_all_that_a_plugin_offers_is_checked(run: Any) -> None:
     code, out, _ = run("quiet", "--set", "loud=false")
     assert code == 0
@@ -120,6 +121,7 @@ def test_a_plugin_that_cannot_be_used_says_why(run: Any) -> None:
     assert error == "cohortium: quiet (d 1) is broken: it fell over.\n"
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_plugin_is_a_finding() -> None:
     failures = {v.check: v.failure for v in suite.run_checks("observer", Strict(loud=True))}
     assert failures["listeners are independent"] == ""

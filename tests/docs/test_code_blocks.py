@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from attrs import evolve
 from typer.testing import CliRunner
 
 from cohortium import Federation, discover, grid
@@ -32,8 +33,11 @@ FOLLOWED = ROOT / "docs" / "tutorial.md"
 """Its blocks are the files of one package, which `test_tutorial.py` writes down and uses."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# A full quick start, and packages that a block writes about rather than runs.
-SLOW = "rounds=60"
+SLOW = re.compile(
+    r"\.run\(|\b(?:import|from) torch\b|cohortium_mlp import|^\[(?:trainer|privatizer)\]",
+    re.MULTILINE,
+)
+"""Marks of a block that runs a study, or imports torch in a process of its own."""
 
 
 def blocks(language: str) -> list[object]:
@@ -43,7 +47,7 @@ def blocks(language: str) -> list[object]:
             continue
         for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
             if match[1] == language:
-                marks = [pytest.mark.slow] if SLOW in match[2] else []
+                marks = [pytest.mark.slow] if SLOW.search(match[2]) else []
                 name = f"{page.relative_to(ROOT)}-{number}"
                 found.append(pytest.param(match[2], id=name, marks=marks))
     return found
@@ -96,7 +100,9 @@ def test_toml_block_is_package_site_or_study(text: str, tmp_path: Path) -> None:
     federation = study_file.build(
         study_file.merge(study_file.quick_start(), tables, where="the docs"), into=Federation
     )
-    assert federation.run().guarantee is not None
+    assert federation.prepare().setting.plan.guarantee is not None
+    # Another round shows nothing that two do not.
+    assert evolve(federation, rounds=2).run().guarantee is not None
 
 
 def commands() -> list[object]:

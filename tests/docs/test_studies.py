@@ -81,6 +81,7 @@ def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
     assert all(run["versions"] and run["weights_sha256"] and run["seed"] for run in runs)
 
 
+@pytest.mark.slow
 def test_the_papers_grid_is_the_papers() -> None:
     path = next(p for p in STUDIES if p.stem == "paper")
     cells = [c for c in grids.read(path).cells() if c.place["scale"] == "full"]

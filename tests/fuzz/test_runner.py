@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # numpy's, of a header that looks old
 
 
+@pytest.mark.slow
 def test_a_thousand_cases_over_every_reader(tmp_path: Path) -> None:
     tallies = runner.fuzz(targets(tmp_path), cases=1_000)
     assert not [defect for tally in tallies.values() for defect in tally.defects]

@@ -59,6 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_files_are_utf_8_in_every_encoding(made: Path) -> None:
     assert CLASSES[1] in (made / "run" / "report.html").read_text("utf-8")
     assert "ε" in (made / "run" / "report.html").read_text("utf-8")
@@ -100,6 +101,7 @@ def test_a_command_says_what_it_says_in_any_encoding(
             written.read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_json_is_json_with_every_character_in_it(encoding: str, made: Path) -> None:
     done, text = cohortium("predict", "run", "data.npz", "--json", cwd=made, encoding=encoding)
@@ -107,6 +109,7 @@ def test_json_is_json_with_every_character_in_it(encoding: str, made: Path) -> N
     assert set(json.loads(text)[0]["probabilities"]) == set(CLASSES)
 
 
+@pytest.mark.slow
 def test_text_is_untouched_where_the_encoding_has_it(made: Path) -> None:
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="utf-8")
     assert text.splitlines()[0] == f'image,predicted,"{CLASSES[0]}",{CLASSES[1]},{CLASSES[2]}'
@@ -116,6 +119,7 @@ def test_text_is_untouched_where_the_encoding_has_it(made: Path) -> None:
     assert "eps <= 1" in text
 
 
+@pytest.mark.slow
 def test_undecodable_path_is_refused_in_one_sentence(made: Path) -> None:
     done, _ = cohortium("run", b"no\xff.toml", cwd=made, encoding="utf-8")
     assert done.returncode == 2

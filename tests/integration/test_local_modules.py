@@ -64,6 +64,7 @@ def forget() -> None:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_resume_and_predict_from_another_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     before = (list(sys.path), list(sys.meta_path))
@@ -121,6 +122,7 @@ def test_study_without_file_searches_working_directory(
     assert federation.model.folder == str(tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     ready = Federation.read(write(tmp_path / "mine")).prepare()
     code = (
@@ -183,6 +185,7 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         Federation.read(path)
 
 
+@pytest.mark.slow
 def test_a_torchvision_of_another_build_is_told_as_that(tmp_path: Path) -> None:
     """A stand-in that fails as a torchvision for CUDA does beside a torch without."""
     package = tmp_path / "stood" / "torchvision"

@@ -83,7 +83,13 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("plain", "seeded") else [pytest.mark.slow])
+        for name in STUDIES
+    ],
+)
 def test_it_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
     study = tiny_federation(rounds=4, **STUDIES[name])
     whole = study.run()
@@ -186,7 +192,9 @@ def test_refused_start_leaves_no_run_directory(tmp_path: Path) -> None:
         assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 12])
+@pytest.mark.parametrize(
+    "at", [7, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 4, 12))]
+)
 def test_resume_within_round_continues_from_previous_round(tmp_path: Path, at: int) -> None:
     recorder, power = RecordingObserver(), CrashingEngine(at)
     study = tiny_federation(rounds=3, engine=power, **SEEDED)
@@ -303,20 +311,28 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, Path]:
+    """A study, and the folder of its run, which was stopped after two of three rounds."""
+    study = tiny_federation(rounds=3, **SEEDED | {"trainer": Keeping(learning_rate=0.1)})
+    folder = tmp_path_factory.mktemp("interrupted") / "good"
+    stopped(study, folder, 2)
+    return study, folder
+
+
 @pytest.mark.parametrize(("change", "words"), REFUSED)
 def test_resume_of_changed_run_is_refused_without_loss(
-    tmp_path: Path, change: Any, words: str
+    interrupted: tuple[Federation, Path], tmp_path: Path, change: Any, words: str
 ) -> None:
-    study = tiny_federation(rounds=3, **SEEDED | {"trainer": Keeping(learning_rate=0.1)})
-    stopped(study, tmp_path / "good", 2)
-    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    study, good = interrupted
+    shutil.copytree(good, tmp_path / "bad")
     changed = change(tmp_path / "bad", study)
     with pytest.raises(CohortiumError, match=words) as error:
         changed.resume(tmp_path / "bad")
     assert str(error.value).count("\n") == 0
     # Put back as it was, it goes on.
     shutil.rmtree(tmp_path / "bad")
-    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    shutil.copytree(good, tmp_path / "bad")
     assert study.resume(tmp_path / "bad").rounds == 3
 
 
@@ -343,6 +359,7 @@ def test_one_process_at_a_time_drives_a_run(tmp_path: Path) -> None:
     assert study.resume(folder).rounds == 2
 
 
+@pytest.mark.slow
 def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     stopped(tiny_federation(), folder)
@@ -358,6 +375,7 @@ def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
             tiny_federation().resume(empty)
 
 
+@pytest.mark.slow
 def test_copied_run_directories_resume_independently(tmp_path: Path) -> None:
     study = tiny_federation(rounds=3, **SEEDED)
     stopped(study, tmp_path / "one")

@@ -101,7 +101,16 @@ def test_each_exchange_is_counted() -> None:
     assert trained == pytest.approx(result.seconds.train)
 
 
-@pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(local_steps=2)])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        FedAvg(),
+        *(
+            pytest.param(trainer, marks=pytest.mark.slow)
+            for trainer in (FedProx(mu=0.1), FedSGD(), FedAvg(local_steps=2))
+        ),
+    ],
+)
 def test_plain_and_secagg_runs_give_same_bits(trainer: object) -> None:
     hashes = {
         tiny_federation(trainer=trainer, aggregator=aggregator).run().weights_sha256
@@ -115,6 +124,7 @@ def test_plain_and_secagg_runs_give_same_bits(trainer: object) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_seeded_noise_repeats_and_real_noise_does_not() -> None:
     def weights(*, seeded: bool) -> str:
         return (
@@ -174,7 +184,9 @@ def test_batch_norm_under_example_privacy_is_refused() -> None:
     tiny_federation(model=Norm(), privatizer=Gaussian(unit="site")).prepare()
 
 
-@pytest.mark.parametrize("site", range(6))
+@pytest.mark.parametrize(
+    "site", [pytest.param(k, marks=[] if k == 2 else [pytest.mark.slow]) for k in range(6)]
+)
 @pytest.mark.parametrize("round_", range(2))
 @pytest.mark.parametrize("stage", range(4))
 def test_dropout_at_any_stage_keeps_sum_exact(stage: int, round_: int, site: int) -> None:

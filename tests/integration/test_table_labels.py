@@ -136,6 +136,7 @@ def test_under_three_seeds_nothing_is_told_apart(number: int, *, is_told: bool) 
     assert ("interval +20.00 to +40.00" in str(clear)) == is_told
 
 
+@pytest.mark.slow
 def test_data_sets_share_no_axis(tmp_path: Path) -> None:
     more = "phantom = { dataset.seed = 3 }\nodd = { dataset = { test = 41, seed = 5 } }"
     out = ran(tmp_path, f"[grid.cells]\n{more}")
@@ -166,6 +167,7 @@ def test_trainer_reading_site_state_counts_as_personalised() -> None:
     assert personalises(OwnNorms(), net)
 
 
+@pytest.mark.slow
 def test_personalised_report_leads_with_site_scores(tmp_path: Path) -> None:
     algorithms = "mic = { trainer = { name = 'fedmic' } }\navg = { trainer.local_epochs = 2 }"
     out = ran(
@@ -212,6 +214,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 def test_own_network_is_recorded_and_change_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +257,7 @@ def test_own_network_is_recorded_and_change_detected(
     assert "not where it was" in reporting.render([reporting.read(tmp_path / "run")])
 
 
+@pytest.mark.slow
 def test_a_network_of_a_package_is_recorded_with_its_version() -> None:
     study = Federation(
         dataset="phantom", model=Module(module="torch.nn:LazyLinear"), trainer="fedavg",

@@ -64,7 +64,9 @@ def lost(exchange: int, site: SiteId) -> FaultyEngine:
     return FaultyEngine(lambda count, k, reply: None if (count, k) == (exchange, site) else reply)
 
 
-@pytest.mark.parametrize("later", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize(
+    "later", [1, *(pytest.param(later, marks=pytest.mark.slow) for later in (2, 3, 4, 9))]
+)
 @pytest.mark.parametrize("stage", range(4))
 def test_late_reply_counts_as_lost(stage: int, later: int) -> None:
     slow = DelayedEngine(lambda count, k: DEADLINE * later + 1 if (count, k) == (stage, 2) else 0)

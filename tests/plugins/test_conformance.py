@@ -80,6 +80,14 @@ MORE: list[tuple[str, str, list[str]]] = [
 """Further parameters, which lead down other paths."""
 
 
+SLOW = {
+    (*privatizer, check)
+    for privatizer in (("skellam",), ("gaussian", "noise=distributed"))
+    for check in ("influence is bounded", "noise is everywhere")
+}
+"""Checks of shared noise, which draw it for every site."""
+
+
 def _cases() -> list[Any]:
     given = [(o, SMALL.get((o.role, o.offer.name), [])) for o in OURS]
     given += [
@@ -94,7 +102,10 @@ def _cases() -> list[Any]:
             settings,
             check,
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
-            marks=MARKS.get(offering.offer.name, []),
+            marks=[
+                *MARKS.get(offering.offer.name, []),
+                *([pytest.mark.slow] if (offering.offer.name, *settings, name) in SLOW else []),
+            ],
         )
         for offering, settings in given
         for name, check in checks_for(offering.role)

@@ -196,6 +196,7 @@ def test_impossible_teacher_is_refused_before_run(model: str, teacher: Model, wh
         tiny(model=model, trainer=FedMIC(teacher=teacher)).prepare()
 
 
+@pytest.mark.slow
 def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
     trainer = FedMIC(local_steps=10, learning_rate=0.1)
     parts = {"holdout_fraction": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}

@@ -241,7 +241,7 @@ BED = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-TestMachine = Misbehaviour.TestCase
+TestMachine = pytest.mark.slow(Misbehaviour.TestCase)
 TestMachine.settings = BED
 
 
@@ -414,7 +414,14 @@ class Small(Misbehaviour):
         )
 
 
-@pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[pytest.mark.slow] if fault is believe_any_vector else [])
+        for fault in PLANTED
+    ],
+    ids=lambda fault: fault.__name__,
+)
 def test_a_planted_fault_is_found(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
     adversary, sign = PLANTED[fault]
     monkeypatch.setattr(Small, "adversary", adversary)

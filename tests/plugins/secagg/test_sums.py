@@ -103,6 +103,7 @@ faults = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(faults=faults, threshold=st.integers(2, 5))
 @settings(max_examples=150, deadline=None)
 def test_tampered_messages_give_exact_sum_or_none(

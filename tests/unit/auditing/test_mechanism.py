@@ -51,7 +51,11 @@ HONEST: dict[str, tuple[Any, Workload]] = {
     "site-shared": (gaussian(unit="site", noise="distributed"), STEPS),
     "sampled": (gaussian(), SAMPLED),
 }
-UNSAMPLED = [name for name in HONEST if name != "sampled"]
+NAMES = [
+    pytest.param(name, marks=[] if name in ("example", "site") else [pytest.mark.slow])
+    for name in HONEST
+]
+UNSAMPLED = [name for name in NAMES if name.values != ("sampled",)]
 RELEASES = 240
 
 
@@ -71,7 +75,7 @@ def few(name: str) -> int:
     return RELEASES * (1 if privatizer.terms.unit == "site" else workload.steps)
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_honest_one_is_not_refuted(name: str) -> None:
     finding = audited(*HONEST[name], few(name))
     assert not finding.is_refuted, finding
@@ -88,7 +92,7 @@ def test_an_honest_one_is_not_refuted_by_many_releases(name: str) -> None:
     assert not finding.is_refuted, finding
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", NAMES)
 def test_noise_that_is_thrown_away_is_caught(name: str) -> None:
     privatizer, workload = HONEST[name]
     finding = audited(Broken(privatizer, with_noise(0.0)), workload, few(name) // 2)

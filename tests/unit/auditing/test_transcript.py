@@ -147,7 +147,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "everyone" else [pytest.mark.slow]) for name in SMALL],
+)
 def test_audit_detects_missing_noise_and_passes_honest(name: str) -> None:
     terms = SMALL[name]
     honest = prepared(**terms)
@@ -182,6 +185,7 @@ def exit_code(*arguments: str) -> int | str | None:
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ def test_damaged_metadata_mark_their_own_distribution(
     assert "gaussian" in discover({}).names("privatizer")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_blamed_on_no_plugin() -> None:
     def swallow() -> str:
         try:
@@ -159,6 +160,7 @@ def test_ctrl_c_is_blamed_on_no_plugin() -> None:
         call_guarded(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_plugin_loads_ends_the_command(tmp_path: Path) -> None:
     broken_plugins.put(
         tmp_path,

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.command_server import command
+
 SMALL = [
     "--set", "dataset.examples=300", "--set", "dataset.validation=50", "--set", "dataset.test=80",
     "--set", "federation.rounds=2", "--set", "federation.threads=1",
@@ -34,10 +36,7 @@ def cohortium(
     # Also the code under test, where it is not what is installed.
     where = os.pathsep.join([str(path or cwd), *map(os.path.abspath, PATHS)])
     environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": where}
-    return subprocess.run(
-        [sys.executable, "-m", "cohortium", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return command(*arguments, cwd=cwd, environment=environment)
 
 
 def plugin(folder: Path, distribution: str, name: str, source: str) -> None:
@@ -197,6 +196,7 @@ def test_a_run_that_fails_says_why_and_exits_with_one(tmp_path: Path) -> None:
     assert "This run failed" in (tmp_path / "record" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("two", 2)):
         done = cohortium(
@@ -257,7 +257,7 @@ def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (folder / "record" / "weights" / "last.safetensors").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -268,11 +268,13 @@ def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) -> None:
     with long_run(tmp_path) as process:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     said = re.search(r"stopped after (\d+) of 2000 rounds; go on with `(.*)`\.\n$", errors)
@@ -302,7 +304,7 @@ def test_second_signal_ends_round_at_once(tmp_path: Path) -> None:
         while "once more to stop at once" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert errors.endswith(
         "cohortium: stopped within a round; go on with `cohortium resume record`.\n"

@@ -164,6 +164,7 @@ def test_a_hospital_takes_part(server: SiteServerFixture, invitation: Invitation
     assert server.send(invitation) == accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset", [QuadrantImages(), Npz(path="grey.npz")], ids=["squares", "npz"]
 )
@@ -592,6 +593,7 @@ print(refusal.code, *sorted(packages() - before))
 """
 
 
+@pytest.mark.slow
 def test_the_first_invitation_of_a_process_waits_for_no_import(
     place: Path, invitation: Invitation, tmp_path: Path
 ) -> None:

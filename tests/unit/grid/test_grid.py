@@ -157,6 +157,7 @@ def test_a_dry_run_lists_and_leaves_nothing(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
     run = ["run", str(path), "--out", str(out), "--quiet", "--only", "privacy=off"]
@@ -220,7 +221,8 @@ fine = { trainer.learning_rate = 0.02 }
 """
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_failing_cell_is_reported_and_others_finish(tmp_path: Path, jobs: int) -> None:
     text = FAILING + STUDY + '[privatizer]\nname = "none"\n'
     path, out = write(tmp_path, text), tmp_path / "out"
@@ -260,6 +262,7 @@ def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:
     assert line["auc_mean"] == result["history"][-1]["auc"] != result["auc"]
 
 
+@pytest.mark.slow
 def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
     assert cohortium("run", str(path), "--out", str(out), "--quiet", "--only", "sites=4")[0] == 0

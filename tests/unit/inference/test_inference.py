@@ -259,6 +259,7 @@ def _program_says(model: Path, images: np.ndarray, aside: Path) -> np.ndarray:
     return called
 
 
+@pytest.mark.slow
 def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert run.folder is not None
     classifier = Classifier.open(run.folder)

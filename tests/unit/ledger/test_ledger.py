@@ -280,7 +280,7 @@ def test_an_attempt_is_charged_once(ledger: Ledger) -> None:
 # A child releases what was charged, and the parent kills it; forked, as Python is slow to start.
 KILLING = dedent(
     """
-    import contextlib, json, os, random, signal, sys
+    import contextlib, itertools, json, os, random, signal, sys
     from pathlib import Path
     from cohortium.ledger.account import Account
     from cohortium.privacy.accounting import GaussianMechanism
@@ -314,7 +314,7 @@ KILLING = dedent(
 
     def release(first, pipe):
         account = Account(ledger, "ours")
-        for attempt in range(first, first + 100_000):
+        for attempt in itertools.count(first):
             Deadly.is_last = attempt == first + 2
             account.charge(run, 0, attempt, cost)
             os.write(pipe, b"%d\\n" % attempt)

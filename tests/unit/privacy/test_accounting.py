@@ -46,6 +46,7 @@ def test_the_papers_noise_gives_what_it_gives() -> None:
         assert spent.accountant == "analytic gaussian"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_opacus_accountants_do_not_get_there() -> None:
     sigma = math.sqrt(2 * math.log(1.25 / 1.9e-4)) / 6
