@@ -114,7 +114,7 @@ class SecAgg:
                 sufficient number), or the directory does not list the sites.
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
-        from cohortium_secagg._rules import ProtocolParameters
+        from cohortium_secagg._protocol_parameters import ProtocolParameters
         from cohortium_secagg._vectors import available_cpus
 
         protocol = ProtocolParameters.agreed(self, setting)
@@ -127,7 +127,7 @@ class SecAgg:
             StudyError: As for the coordinator, since no site takes part if the protection is too
                 weak.  Or the directory lists another key for the site.
         """
-        from cohortium_secagg._rules import ProtocolParameters
+        from cohortium_secagg._protocol_parameters import ProtocolParameters
         from cohortium_secagg._site import SecAggSite
         from cohortium_secagg._vectors import available_cpus
 

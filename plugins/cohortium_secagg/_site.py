@@ -23,8 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from cohortium.plugin import RefusalError, decode_either, encode
+from cohortium_secagg._answered_attempts import AnsweredAttempts
 from cohortium_secagg._consent import Confirmed, SurvivorSigner
-from cohortium_secagg._memory import AnsweredAttempts
 from cohortium_secagg._messages import (
     ACTIVE_REQUESTS,
     HONEST_BUT_CURIOUS_REQUESTS,
@@ -40,14 +40,14 @@ from cohortium_secagg._messages import (
     Vector,
     max_message_bytes,
 )
-from cohortium_secagg._party import Advertised, Masked, Shared, SiteAttempt
+from cohortium_secagg._site_attempt import Advertised, Masked, Shared, SiteAttempt
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.plugin import Message, RingVector, SiteContext, SiteRequest
-    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
+    from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
 
 State: TypeAlias = Advertised | Shared | Masked | Confirmed

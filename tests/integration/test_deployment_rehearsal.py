@@ -84,7 +84,7 @@ def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None:
     simulated = tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()
-    rehearsal.deal(simulated, tmp_path / "dealt", engine="inline")
+    rehearsal.write_rehearsal(simulated, tmp_path / "dealt", engine="inline")
     ready = Federation.read(tmp_path / "dealt" / "study.toml").prepare()
     invitation = build_invitation(ready)
     files = [tmp_path / "dealt" / f"site-{site}" / "site.toml" for site in range(3)]
@@ -136,7 +136,7 @@ def test_absurd_numbers_are_refused_cheaply(
         return found
 
     monkeypatch.setattr(privacy_loss, "_compose", composed)
-    rehearsal.deal(
+    rehearsal.write_rehearsal(
         tiny_federation(
             sites=2, rounds=1, trainer="fedsgd", privatizer=Gaussian(epsilon=0.5)
         ).prepare(),

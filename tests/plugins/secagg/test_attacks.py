@@ -18,9 +18,9 @@ from cohortium_secagg._messages import (
     MaskedVectorRequest,
     ShareKeysAmongAllRequest,
 )
-from cohortium_secagg._party import Masked, SiteAttempt
-from cohortium_secagg._rules import ProtocolParameters
+from cohortium_secagg._protocol_parameters import ProtocolParameters
 from cohortium_secagg._site import DUE, SecAggSite
+from cohortium_secagg._site_attempt import Masked, SiteAttempt
 from tests.support.malicious_coordinator import (
     COORDINATOR,
     MaliciousCoordinator,

@@ -19,7 +19,7 @@ from cohortium.ring.ring import PACK_BLOCK
 from cohortium_secagg._graph import Graph, k_core
 from cohortium_secagg._keys import KeyPair, seal, tag, unseal, verify_tag
 from cohortium_secagg._masks import Mask, apply, pairwise
-from cohortium_secagg._rules import AttemptLabel
+from cohortium_secagg._protocol_parameters import AttemptLabel
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, LagrangeInterpolation, split
 from cohortium_secagg._vectors import masked, unmask
 

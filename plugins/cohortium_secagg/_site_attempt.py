@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cohortium.plugin import Randomness, RingVector, SiteId
     from cohortium_secagg._masks import Words
     from cohortium_secagg._messages import MaskedVectorRequest, UnmaskRequest
-    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
+    from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
 SEED_SHARE, KEY_SHARE = "seed share", "masking key share"
 """Label of the hashes of seed shares, and of key shares."""
