@@ -23,8 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from cohortium.plugin import RefusalError, decode_either, encode
-from cohortium_secagg._answered_attempts import AnsweredAttempts
-from cohortium_secagg._consent import Confirmed, SurvivorSigner
+from cohortium_secagg._consistency_check import Confirmed, SurvivorSigner
 from cohortium_secagg._messages import (
     ACTIVE_REQUESTS,
     HONEST_BUT_CURIOUS_REQUESTS,
@@ -40,7 +39,8 @@ from cohortium_secagg._messages import (
     Vector,
     max_message_bytes,
 )
-from cohortium_secagg._site_attempt import Advertised, Masked, Shared, SiteAttempt
+from cohortium_secagg._site_journal import AnsweredAttempts
+from cohortium_secagg._site_states import Advertised, Masked, Shared, SiteAttempt
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:

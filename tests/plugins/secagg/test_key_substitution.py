@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cohortium.plugin import MessageError, Randomness
 from cohortium_secagg import SecAgg
-from cohortium_secagg._consent import SurvivorSigner
+from cohortium_secagg._consistency_check import SurvivorSigner
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._messages import (
     ConfirmedUnmaskRequest,

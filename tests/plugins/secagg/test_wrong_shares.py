@@ -13,10 +13,10 @@ from cohortium.messages import codec
 from cohortium.messages.run import Reply
 from cohortium.plugin import MessageError, RefusalError, RingSum, TooFewSitesError, decode, encode
 from cohortium.roles.events import SiteFailed
-from cohortium_secagg import SecAgg, _shamir, _site_attempt
+from cohortium_secagg import SecAgg, _shamir, _site_states
 from cohortium_secagg._messages import Shares, Unmasking, max_message_bytes
-from cohortium_secagg._opening import MAX_TRIALS, trials
-from cohortium_secagg._site_attempt import Channel
+from cohortium_secagg._site_states import Channel
+from cohortium_secagg._unmasking import MAX_TRIALS, trials
 from tests.support.federations import FaultyEngine, RecordingObserver, tiny_federation
 from tests.support.in_memory_aggregation import InMemoryAggregation
 
@@ -162,7 +162,7 @@ def test_wrongly_dealt_share_is_replaced(
             shares[0] = flipped(shares[0])
         return shares
 
-    monkeypatch.setattr(_site_attempt, "split", misdealt)
+    monkeypatch.setattr(_site_states, "split", misdealt)
     for lost in ({}, {2: VECTOR}):
         aggregation = Outspoken(adversary)
         assert aggregation.is_exact(aggregation.run(lost=lost))
@@ -177,7 +177,7 @@ def test_dealer_with_false_commitments_is_named(monkeypatch: pytest.MonkeyPatch)
             return {holder: flipped(s, bit=holder) for holder, s in shares.items()}
         return shares
 
-    monkeypatch.setattr(_site_attempt, "split", misdealt)
+    monkeypatch.setattr(_site_states, "split", misdealt)
     with pytest.raises(TooFewSitesError, match="masks of site 2 contradict what it"):
         Outspoken("honest-but-curious").run()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         SignedKeys,
         Unmasking,
     )
-    from cohortium_secagg._site_attempt import Advertised, Masked, SiteAttempt
+    from cohortium_secagg._site_states import Advertised, Masked, SiteAttempt
     from cohortium_secagg._statements import Statements
 
 
