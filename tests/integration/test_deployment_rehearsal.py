@@ -91,7 +91,7 @@ def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
 @pytest.mark.parametrize("name", STUDY_NAMES)
 def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None:
     simulated = tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()
-    rehearsal.deal(simulated, tmp_path / "dealt", engine="inline")
+    rehearsal.write_rehearsal(simulated, tmp_path / "dealt", engine="inline")
     ready = Federation.read(tmp_path / "dealt" / "study.toml").prepare()
     invitation = build_invitation(ready)
     files = [tmp_path / "dealt" / f"site-{site}" / "site.toml" for site in range(3)]
@@ -122,7 +122,7 @@ def test_plan_guarantee_and_ledger_say_one_epsilon(name: str) -> None:
 def dealt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Invitation]:
     """A deployment, and the invitation of its coordinator."""
     folder = tmp_path_factory.mktemp("absurd") / "dealt"
-    rehearsal.deal(
+    rehearsal.write_rehearsal(
         tiny_federation(
             sites=2, rounds=1, trainer="fedsgd", privatizer=Gaussian(epsilon=0.5)
         ).prepare(),

@@ -198,7 +198,7 @@ def test_a_traceback_is_quiet_too(
 @pytest.fixture(scope="module")
 def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteServer, Invitation]]:
     folder = tmp_path_factory.mktemp("hospital") / "new"
-    rehearsal.deal(tiny_federation().prepare(), folder, engine="inline")
+    rehearsal.write_rehearsal(tiny_federation().prepare(), folder, engine="inline")
     site_config = SiteConfig.read(folder / "site-0" / "site.toml")
     journal = site_config.open_journal()
     yield (

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from cohortium.auditing import audit_transcript
-from cohortium.auditing.playing import InProcessRun, Recording
+from cohortium.auditing.harness import InProcessRun, Recording
 from cohortium.auditing.transcript import fields
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 
-def deal(prepared: PreparedStudy, folder: Path, *, engine: str = "flower") -> None:
+def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flower") -> None:
     """Write the files of a deployment that corresponds to a simulation.
 
     Args:

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from cohortium.plugin import RoundCompleted, RunCompleted, RunStarted, SiteReplied
 from cohortium.testing.observers import SCORES, sample_events
-from cohortium_progress._course import RunProgress
-from cohortium_progress._lines import PlainView
-from cohortium_progress._live import LiveView, sparkline, view
+from cohortium_progress._live_view import LiveView, sparkline, view
+from cohortium_progress._plain_view import PlainView
+from cohortium_progress._run_progress import RunProgress
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 

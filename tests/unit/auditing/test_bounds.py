@@ -19,7 +19,7 @@ from cohortium.auditing.bounds import (
     p_value,
     p_value_of_one_run,
 )
-from cohortium.auditing.worlds import Claim, HypothesisSamples
+from cohortium.auditing.hypothesis_samples import Claim, HypothesisSamples
 from cohortium.privacy.accounting import GaussianMechanism, compose
 
 

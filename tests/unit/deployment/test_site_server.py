@@ -66,7 +66,7 @@ def simulation(**changes: Any) -> Federation:
 @pytest.fixture(scope="module")
 def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dealt") / "reh"
-    rehearsal.deal(simulation().prepare(), folder, engine="inline")
+    rehearsal.write_rehearsal(simulation().prepare(), folder, engine="inline")
     return folder
 
 
@@ -182,7 +182,7 @@ def test_deployment_in_process_matches_simulation(
     simulated = simulation(
         dataset=dataset, insecure_seeded_secrets=True, threads=1, aggregator="secagg", sites=5
     )
-    rehearsal.deal(simulated.prepare(), tmp_path / "reh")
+    rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "reh")
     servers = {n: SiteServerFixture(tmp_path / "reh" / f"site-{n}") for n in range(5)}
 
     class Corridor:

@@ -130,7 +130,7 @@ def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
 
 def test_dealt_sites_take_part_in_what_they_were_dealt_for(tmp_path: Path) -> None:
     ready = tiny_federation(rounds=1500).prepare()
-    rehearsal.deal(ready, tmp_path / "new", engine="inline")
+    rehearsal.write_rehearsal(ready, tmp_path / "new", engine="inline")
     policy = SiteConfig.read(tmp_path / "new" / "site-0" / "site.toml").policy
     assert policy.max_rounds == 1500
     assert policy.max_sites == 1000
