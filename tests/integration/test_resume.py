@@ -90,7 +90,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         for name in STUDIES
     ],
 )
-def test_it_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
+def test_resume_reaches_same_bits(tmp_path: Path, name: str) -> None:
     study = tiny_federation(rounds=4, **STUDIES[name])
     whole = study.run()
     folder = tmp_path / "run"
@@ -346,7 +346,7 @@ def test_another_plan_of_the_same_study_is_refused() -> None:
     )  # fmt: skip
 
 
-def test_one_process_at_a_time_drives_a_run(tmp_path: Path) -> None:
+def test_run_in_use_by_process_is_refused(tmp_path: Path) -> None:
     study, folder = tiny_federation(), tmp_path / "run"
     stopped(study, folder)
     with (
@@ -360,7 +360,7 @@ def test_one_process_at_a_time_drives_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
+def test_run_folder_accepts_only_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     stopped(tiny_federation(), folder)
     with pytest.raises(
@@ -436,7 +436,7 @@ def test_checkpoint_is_durable_before_it_replaces_previous(
     assert done == ["file", "replace", "folder"]
 
 
-def test_state_is_of_its_run_and_survives(tmp_path: Path) -> None:
+def test_trainer_state_is_kept_per_run(tmp_path: Path) -> None:
     path = tmp_path / "states" / "file"
     store, stranger = TrainerStateFile(path, b"a" * 16), TrainerStateFile(path, b"b" * 16)
     assert store.read().round == -1

@@ -212,7 +212,7 @@ def isolate(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(0)
 
 
-def test_withheld_shares_would_leave_a_survivor_alone(monkeypatch: Patch) -> None:
+def test_isolating_survivor_by_withheld_shares_is_refused(monkeypatch: Patch) -> None:
     is_refused("neighbourhood", isolate, MaliciousCoordinator())
     monkeypatch.setattr(SiteAttempt, "check_neighbours", nothing)
     attacker = MaliciousCoordinator()

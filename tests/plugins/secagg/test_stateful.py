@@ -422,7 +422,9 @@ class Small(Misbehaviour):
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_planted_fault_is_found(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_state_machine_detects_injected_fault(
+    fault: Callable[[Patch], None], monkeypatch: Patch
+) -> None:
     adversary, sign = PLANTED[fault]
     monkeypatch.setattr(Small, "adversary", adversary)
     fault(monkeypatch)

@@ -20,7 +20,7 @@ def write(path: Path, text: str) -> Path:
     return file
 
 
-def test_the_quick_start_is_the_default_of_every_key() -> None:
+def test_quick_start_gives_default_values() -> None:
     federation = Federation.read(None)
     assert (federation.sites, federation.privatizer.epsilon) == (10, 6.0)  # type: ignore[attr-defined]
 
@@ -39,7 +39,7 @@ def test_another_name_drops_the_tables_other_defaults(tmp_path: Path) -> None:
     assert Federation.read(file).partitioner == Dirichlet(alpha=0.5, min_size=3)
 
 
-def test_settings_go_over_the_study_in_order() -> None:
+def test_settings_override_study_in_order() -> None:
     federation = Federation.read(
         None,
         ["model.name=dpresnet", "model.width=16", "federation.rounds=3", "model.width=8",
@@ -50,7 +50,7 @@ def test_settings_go_over_the_study_in_order() -> None:
     assert federation.trainer == FedSGD(optimizer_options={"momentum": 0.5, "nesterov": True})
 
 
-def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+def test_written_study_reads_back_equal(tmp_path: Path) -> None:
     federation = Federation.read(None, ["model.name=dpresnet", "federation.sites=7"])
     assert Federation.read(write(tmp_path, federation.as_toml())) == federation
 
@@ -103,12 +103,12 @@ def test_a_setting_of_another_form_is_refused(setting: str) -> None:
         (f"model.width={'[' * 5_000}", "width=.*…: expected int"),
     ],
 )
-def test_a_setting_that_python_cannot_hold(setting: str, words: str) -> None:
+def test_oversized_setting_is_refused(setting: str, words: str) -> None:
     with pytest.raises(StudyError, match=words):
         Federation.read(None, ["model.name=cnn", setting])
 
 
-def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"cannot read the study .*No such file"):
         Federation.read(tmp_path / "none.toml")
 
