@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -46,7 +46,7 @@ class Federation(Study):
     """
 
     @classmethod
-    def read(cls, path: Path | None, settings: Sequence[str] = ()) -> Federation:
+    def read(cls, path: str | Path | None, settings: Sequence[str] = ()) -> Federation:
         """Return the federation that a study file describes.
 
         Args:
@@ -54,10 +54,11 @@ class Federation(Study):
             settings: Changes as `table.key=value`. The value is TOML, or else a string.
 
         Raises:
-            StudyError: The file cannot be read, or describes an impossible study.
+            RequestError: The file cannot be read.
+            StudyError: It describes an impossible study.
             PluginError: The file names a plugin that cannot be used.
         """
-        return read(path, settings, into=cls)
+        return read(None if path is None else Path(path), settings, into=cls)
 
     def run(
         self,
@@ -121,8 +122,8 @@ class Federation(Study):
             It never has more attempts than the guarantee covers.
 
         Raises:
-            StudyError: There is no such run, it is complete, or another process is driving it. Or
-                it was started with another study, other data or another plan.
+            RequestError: There is no such run, it is complete, or another process is driving it.
+            StudyError: The run was started with another study, other data or another plan.
             RunError: The run's folder is damaged, or the run failed again.
             StoppedError: `stop` returned true.
         """
@@ -136,10 +137,10 @@ class Federation(Study):
 
     def _observers(self, others: Sequence[Observer], *, is_kept: bool) -> list[Observer]:
         """Return the study's observers, `others`, and the event log's."""
-        told = [cast("Observer", resolved("observer", name)) for name in self.observers]
+        told: list[Observer] = [resolved("observer", name) for name in self.observers]
         told += others
         if is_kept and EVENT_LOG_OBSERVER in discover().names("observer"):
-            recorder = cast("Observer", resolved("observer", EVENT_LOG_OBSERVER))
+            recorder: Observer = resolved("observer", EVENT_LOG_OBSERVER)
             told += [] if recorder in told else [recorder]
         return told
 

@@ -6,8 +6,6 @@ plugin needs is here, and nothing else is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cohortium import parameters
 from cohortium.catalog.networks import build_network
 from cohortium.clipping.batch_mixing import (
@@ -22,6 +20,8 @@ from cohortium.data.examples import DataSpec, Examples, Splits
 from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
+from cohortium.deployment.study_lead import run_deployed_study
+from cohortium.deployment.unix_socket import call_site
 from cohortium.errors import (
     CohortiumError,
     DataError,
@@ -29,7 +29,9 @@ from cohortium.errors import (
     NetworkError,
     PluginError,
     PrivacyError,
+    RefusalCode,
     RefusalError,
+    RequestError,
     RunError,
     StudyError,
     TooFewSitesError,
@@ -120,57 +122,6 @@ from cohortium.storage.atomic import atomic_write
 from cohortium.text import escape_control_characters
 from cohortium.third_party import describe_fault
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from cohortium.federation import Federation
-    from cohortium.runs.result import Result
-
-
-def call_site(
-    path: Path, broadcast: bytes, own: bytes, *, user: int | None = None, patience: float = 0.0
-) -> bytes:
-    """Return the reply of a site's process on this machine.
-
-    Args:
-        path: The process' socket.
-        broadcast: The part for all sites.
-        own: The part for this site alone.
-        user: Number of the user that the site runs as.  None is this process's own user.
-        patience: Seconds for which the call retries an absent site with the same bytes.
-
-    Raises:
-        RunError: The site is absent, or runs as another user.
-        MessageError: Its reply is not a frame.
-    """
-    from cohortium.deployment import unix_socket
-
-    return unix_socket.call_site(path, broadcast, own, user=user, patience=patience)
-
-
-def run_deployed_study(
-    path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
-) -> Result | tuple[str, ...]:
-    """Run a deployment's study over an engine that has already started.
-
-    Args:
-        path: The study file.
-        engine: Makes the engine from the study.
-        out: A new or empty folder for the run's record.
-        check_only: Only ask the sites whether they would take part.
-
-    Returns:
-        The result.  With `check_only`, the warnings.
-
-    Raises:
-        CohortiumError: The request was wrong, a site does not take part, or the run failed.
-    """
-    from cohortium.deployment import study_lead
-
-    return study_lead.run_deployed_study(path, engine, out=out, check_only=check_only)
-
-
 __all__ = [
     "API",
     "CLASS_WEIGHTS",
@@ -224,7 +175,9 @@ __all__ = [
     "Privatizer",
     "ProtectedAgainst",
     "Randomness",
+    "RefusalCode",
     "RefusalError",
+    "RequestError",
     "Ring",
     "RingBlock",
     "RingSum",

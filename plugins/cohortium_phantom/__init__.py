@@ -9,6 +9,7 @@ A model trained on them says nothing about real blood.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,17 +53,21 @@ class Phantom:
 
     def load(self) -> Splits:
         """Draw the images."""
+        # Each split has a generator of its own, and NumPy computes outside the interpreter's lock.
+        with ThreadPoolExecutor(3) as threads:
+            train = threads.submit(self._examples, "train", self.examples)
+            validation = threads.submit(self._examples, "validation", self.validation)
+            test = threads.submit(self._examples, "test", self.test)
         return Splits(
             name="phantom",
             classes=CELL_TYPES,
-            train=self._training(),
-            validation=self._examples("validation", self.validation) if self.validation else None,
-            test=self._examples("test", self.test) if self.test else None,
+            train=self._with_patients(train.result()),
+            validation=validation.result() if self.validation else None,
+            test=test.result() if self.test else None,
             source="procedural, drawn from a seed; no patient",
         )
 
-    def _training(self) -> Examples:
-        train = self._examples("train", self.examples)
+    def _with_patients(self, train: Examples) -> Examples:
         if not self.images_per_patient:
             return train
         patients: NDArray[np.int64] = np.arange(self.examples) // self.images_per_patient

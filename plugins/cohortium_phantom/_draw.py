@@ -189,11 +189,10 @@ def _defocus(image: Array, amount: Array | np.float32) -> Array:
     for axis in (2, 3):
         width = [(0, 0)] * 4
         width[axis] = (1, 1)
-        padded = np.pad(blurred, width, mode="edge")
-        left, middle, right = (
-            np.take(padded, range(step, step + SIDE), axis=axis) for step in range(3)
-        )
-        blurred = (left + 2 * middle + right) / 4
+        padded = np.moveaxis(np.pad(blurred, width, mode="edge"), axis, 0)
+        left, right = padded[:-2], padded[2:]
+        blurred = (left + 2 * np.moveaxis(blurred, axis, 0) + right) / 4
+        blurred = np.moveaxis(blurred, 0, axis)
     mixed: Array = image + amount * (blurred - image)
     return mixed
 

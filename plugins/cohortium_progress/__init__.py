@@ -34,8 +34,8 @@ class Progress:
 
         from rich.console import Console
 
-        from cohortium_progress._lines import PlainView
-        from cohortium_progress._live import LiveView
+        from cohortium_progress._live_view import LiveView
+        from cohortium_progress._plain_view import PlainView
 
         console = Console(stderr=True, highlight=False)
         # Rich believes FORCE_COLOR, but a log file is not a terminal.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         SiteContext,
         SiteSession,
     )
-    from cohortium_secagg._sharing import Sharing
+    from cohortium_secagg._parameter_selection import Sharing
 
 COHORTIUM_API = 1
 
@@ -100,7 +100,7 @@ class SecAgg:
         Raises:
             StudyError: It protects too little, or the cohort cannot meet it.
         """
-        from cohortium_secagg._sharing import choose_parameters
+        from cohortium_secagg._parameter_selection import choose_parameters
 
         return choose_parameters(self, cohort)
 
@@ -114,7 +114,7 @@ class SecAgg:
                 sufficient number), or the directory does not list the sites.
         """
         from cohortium_secagg._coordinator import SecAggCoordinator
-        from cohortium_secagg._rules import ProtocolParameters
+        from cohortium_secagg._protocol_parameters import ProtocolParameters
         from cohortium_secagg._vectors import available_cpus
 
         protocol = ProtocolParameters.agreed(self, setting)
@@ -127,7 +127,7 @@ class SecAgg:
             StudyError: As for the coordinator, since no site takes part if the protection is too
                 weak.  Or the directory lists another key for the site.
         """
-        from cohortium_secagg._rules import ProtocolParameters
+        from cohortium_secagg._protocol_parameters import ProtocolParameters
         from cohortium_secagg._site import SecAggSite
         from cohortium_secagg._vectors import available_cpus
 

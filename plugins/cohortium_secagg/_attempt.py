@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cohortium.plugin import KeyStream, SiteId
     from cohortium_secagg._graph import Graph
     from cohortium_secagg._keys import KeyPair
-    from cohortium_secagg._rules import AttemptLabel, ProtocolParameters
+    from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
 
 @frozen(eq=False)

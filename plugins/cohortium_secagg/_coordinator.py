@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import Randomness, RingSum, SiteId
     from cohortium_secagg._attempt import Stage
-    from cohortium_secagg._rules import ProtocolParameters
+    from cohortium_secagg._protocol_parameters import ProtocolParameters
 
 
 class SecAggCoordinator:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import SiteId
     from cohortium_secagg._keys import KeyPair
-    from cohortium_secagg._rules import AttemptLabel
+    from cohortium_secagg._protocol_parameters import AttemptLabel
 
     Words = NDArray[np.unsignedinteger[Any]]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import KeyDirectory, SigningKey, SiteId
     from cohortium_secagg._messages import Keys
-    from cohortium_secagg._rules import AttemptLabel
+    from cohortium_secagg._protocol_parameters import AttemptLabel
 
 
 @frozen(eq=False)

@@ -29,7 +29,7 @@ def main() -> None:
         study = tiny_federation(
             sites=sites, rounds=rounds, reply_timeout=300.0, insecure_seeded_secrets=True, threads=1
         )
-        rehearsal.deal(study.prepare(), folder)
+        rehearsal.write_rehearsal(study.prepare(), folder)
         with deployed(folder, sites=sites) as deployment:
             deployment.start_all()
             deployment.run().wait(1800)

@@ -136,9 +136,9 @@ def passing() -> list[object]:
 
 
 @pytest.mark.parametrize(("check", "good"), passing())
-def test_a_good_one_passes(check: Any, good: Any) -> None:
+def test_valid_plugin_passes_check(check: Any, good: Any) -> None:
     assert "not needed" in (check(good) or "not needed")
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(CHECKS)

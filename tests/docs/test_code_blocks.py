@@ -117,7 +117,7 @@ def commands() -> list[object]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_are_understood(line: str, tmp_path: Path) -> None:
+def test_documented_commands_have_valid_options(line: str, tmp_path: Path) -> None:
     """Options exist, and settings name real plugins and keys; whole runs are other tests'."""
     words = shlex.split(line)[1:]
     result = CliRunner().invoke(app, [words[0], "--help"])
@@ -170,13 +170,13 @@ def test_every_hook_is_in_the_docs() -> None:
         assert f"`{role.capitalize()}`" in page
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_resolve() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_cell_of_the_comparison_was_checked() -> None:
+def test_comparison_table_cells_have_footnotes() -> None:
     text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     cells = [cell for row in rows for cell in row.strip("|").split("|")[1:] if row[2] != "|"]

@@ -89,9 +89,9 @@ def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
 
 
 @pytest.mark.parametrize("name", STUDY_NAMES)
-def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None:
+def test_rehearsal_sites_accept_rehearsed_study(name: str, tmp_path: Path) -> None:
     simulated = tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()
-    rehearsal.deal(simulated, tmp_path / "dealt", engine="inline")
+    rehearsal.write_rehearsal(simulated, tmp_path / "dealt", engine="inline")
     ready = Federation.read(tmp_path / "dealt" / "study.toml").prepare()
     invitation = build_invitation(ready)
     files = [tmp_path / "dealt" / f"site-{site}" / "site.toml" for site in range(3)]
@@ -101,7 +101,7 @@ def test_every_hospital_admits_what_was_dealt(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", STUDY_NAMES)
-def test_plan_guarantee_and_ledger_say_one_epsilon(name: str) -> None:
+def test_plan_guarantee_and_forecast_epsilon_agree(name: str) -> None:
     setting = (ready := tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()).setting
     plan, attempts = setting.plan, setting.cohort.attempts
     assert plan.guarantee is not None
@@ -122,7 +122,7 @@ def test_plan_guarantee_and_ledger_say_one_epsilon(name: str) -> None:
 def dealt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Invitation]:
     """A deployment, and the invitation of its coordinator."""
     folder = tmp_path_factory.mktemp("absurd") / "dealt"
-    rehearsal.deal(
+    rehearsal.write_rehearsal(
         tiny_federation(
             sites=2, rounds=1, trainer="fedsgd", privatizer=Gaussian(epsilon=0.5)
         ).prepare(),
@@ -145,7 +145,7 @@ def dealt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Invitation]:
         {"privatizer": {"epsilon": float("inf")}},
     ],
 )
-def test_absurd_numbers_are_refused_cheaply(
+def test_extreme_privacy_numbers_take_bounded_work(
     numbers: dict[str, dict[str, Any]],
     dealt: tuple[Path, Invitation],
     monkeypatch: pytest.MonkeyPatch,

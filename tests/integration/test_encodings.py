@@ -86,7 +86,7 @@ CASES += [(COMMANDS[i], other) for i in (0, 4, 5, 9, 12, 23, 24) for other in ("
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "encoding"), CASES, ids=str)
-def test_a_command_says_what_it_says_in_any_encoding(
+def test_command_works_in_any_locale_encoding(
     command: tuple[str, ...], encoding: str, made: Path, tmp_path: Path
 ) -> None:
     arguments = [each.replace("{}", str(tmp_path)).encode() for each in command]
@@ -103,14 +103,14 @@ def test_a_command_says_what_it_says_in_any_encoding(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_is_json_with_every_character_in_it(encoding: str, made: Path) -> None:
+def test_json_output_keeps_every_character(encoding: str, made: Path) -> None:
     done, text = cohortium("predict", "run", "data.npz", "--json", cwd=made, encoding=encoding)
     assert done.returncode == 0
     assert set(json.loads(text)[0]["probabilities"]) == set(CLASSES)
 
 
 @pytest.mark.slow
-def test_text_is_untouched_where_the_encoding_has_it(made: Path) -> None:
+def test_text_output_escapes_only_unencodable_characters(made: Path) -> None:
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="utf-8")
     assert text.splitlines()[0] == f'image,predicted,"{CLASSES[0]}",{CLASSES[1]},{CLASSES[2]}'
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="cp1252")

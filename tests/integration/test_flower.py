@@ -110,7 +110,7 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
     The round goes on without its vector, and the next one without the hospital.
     """
     folder = tmp_path / "deployment"
-    rehearsal.deal(simulation().prepare(), folder)
+    rehearsal.write_rehearsal(simulation().prepare(), folder)
     file = toml.read(folder / "study.toml", what="the study")
     file["engine"]["connect_timeout"] = 300.0
     (folder / "study.toml").write_text(tomli_w.dumps(file))

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from cohortium.auditing import audit_transcript
-from cohortium.auditing.playing import InProcessRun, Recording
+from cohortium.auditing.harness import InProcessRun, Recording
 from cohortium.auditing.transcript import fields
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message
@@ -109,7 +109,7 @@ def sent() -> dict[str, type[Message]]:
     return found
 
 
-def test_every_field_of_every_message_has_its_reason() -> None:
+def test_inventory_covers_every_message_field() -> None:
     declared = {
         f"{name}.{field}" for name, kind in sent().items() for field in kind.__struct_fields__
     }

@@ -18,7 +18,7 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, RunError, StoppedError, StudyError
+from cohortium.errors import CohortiumError, RequestError, RunError, StoppedError, StudyError
 from cohortium.ledger.ledger import Ledger
 from cohortium.plugin import (
     DataSpec,
@@ -90,7 +90,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         for name in STUDIES
     ],
 )
-def test_it_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
+def test_resume_reaches_same_bits(tmp_path: Path, name: str) -> None:
     study = tiny_federation(rounds=4, **STUDIES[name])
     whole = study.run()
     folder = tmp_path / "run"
@@ -103,7 +103,7 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
     assert [e.contributors for e in result.history] == [e.contributors for e in whole.history]
     assert [e.scores for e in result.history] == [e.scores for e in whole.history]
     assert result.dropouts == whole.dropouts
-    with pytest.raises(StudyError, match=r"is finished; its result is .*result\.json"):
+    with pytest.raises(RequestError, match=r"is finished; its result is .*result\.json"):
         study.resume(folder)
 
 
@@ -346,27 +346,32 @@ def test_another_plan_of_the_same_study_is_refused() -> None:
     )  # fmt: skip
 
 
-def test_one_process_at_a_time_drives_a_run(tmp_path: Path) -> None:
+def test_run_in_use_by_process_is_refused(tmp_path: Path) -> None:
     study, folder = tiny_federation(), tmp_path / "run"
     stopped(study, folder)
-    with RunDirectory.reopen(folder), pytest.raises(StudyError, match="another process is driving"):
+    with (
+        RunDirectory.reopen(folder),
+        pytest.raises(RequestError, match="another process is driving"),
+    ):
         study.resume(folder)
-    with RunDirectory.reopen(folder), pytest.raises(StudyError, match="is not finished"):
+    with RunDirectory.reopen(folder), pytest.raises(RequestError, match="is not finished"):
         study.run(folder)
     assert study.resume(folder).rounds == 2
 
 
 @pytest.mark.slow
-def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
+def test_run_folder_accepts_only_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     stopped(tiny_federation(), folder)
-    with pytest.raises(StudyError, match=r"not finished: go on with `cohortium resume '.*a run'`"):
+    with pytest.raises(
+        RequestError, match=r"not finished: go on with `cohortium resume '.*a run'`"
+    ):
         tiny_federation().run(folder)
     tiny_federation().resume(folder)
-    with pytest.raises(StudyError, match="holds a finished run; give another folder"):
+    with pytest.raises(RequestError, match="holds a finished run; give another folder"):
         tiny_federation().run(folder)
     for empty in (tmp_path / "none", tmp_path):
-        with pytest.raises(StudyError, match=r"holds no run: there is no study\.toml"):
+        with pytest.raises(RequestError, match=r"holds no run: there is no study\.toml"):
             tiny_federation().resume(empty)
 
 
@@ -431,7 +436,7 @@ def test_checkpoint_is_durable_before_it_replaces_previous(
     assert done == ["file", "replace", "folder"]
 
 
-def test_state_is_of_its_run_and_survives(tmp_path: Path) -> None:
+def test_trainer_state_is_kept_per_run(tmp_path: Path) -> None:
     path = tmp_path / "states" / "file"
     store, stranger = TrainerStateFile(path, b"a" * 16), TrainerStateFile(path, b"b" * 16)
     assert store.read().round == -1

@@ -13,11 +13,9 @@ from typing import Any
 
 import attrs
 import pytest
-from typer.testing import CliRunner
 
 from cohortium import Federation, reporting
 from cohortium.catalog.provenance import collect_provenance
-from cohortium.cli import app
 from cohortium.data.metrics import Scores
 from cohortium.grid.paired import Difference
 from cohortium.runs.site_scores import personalises
@@ -25,23 +23,13 @@ from cohortium_fedavg import FedAvg
 from cohortium_fedmic import FedMIC
 from cohortium_module import Module
 from cohortium_phantom import Phantom
+from tests.support.command_line import PARTS, cohortium
 
-STUDY = """
+STUDY = f"""
 [federation]
 sites = 4
 rounds = 1
-threads = 1
-[dataset]
-examples = 120
-validation = 16
-test = 40
-[model]
-name = "cnn"
-width = 2
-[trainer]
-name = "fedavg"
-learning_rate = 0.01
-[privatizer]
+threads = 1{PARTS}[privatizer]
 name = "none"
 [aggregator]
 name = "plain"
@@ -49,10 +37,9 @@ name = "plain"
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
+    status, out, _ = cohortium(*arguments)
+    assert status == 0
+    return out
 
 
 def ran(folder: Path, grid: str) -> Path:
@@ -95,7 +82,7 @@ def test_mean_over_unequal_runs_is_labelled(seeds: Path) -> None:
         path.write_text(before)
 
 
-def test_the_most_frequent_class_stands_beside_every_accuracy(seeds: Path) -> None:
+def test_majority_share_is_shown_with_accuracy(seeds: Path) -> None:
     result = json.loads((seeds / "width=two" / "seed-1" / "result.json").read_text())
     share = max(map(sum, result["confusion"])) / 40
     assert result["majority_share"] == share
@@ -115,7 +102,7 @@ def test_the_most_frequent_class_stands_beside_every_accuracy(seeds: Path) -> No
     assert both.count('class="limit"') == 1
 
 
-def test_a_result_from_before_has_its_most_frequent_class_too(seeds: Path, tmp_path: Path) -> None:
+def test_majority_share_is_computed_for_old_results(seeds: Path, tmp_path: Path) -> None:
     old = shutil.copytree(seeds, tmp_path / "out")
     (tmp_path / "grid.toml").write_text((seeds.parent / "grid.toml").read_text())
     for path in old.glob("*/*/result.json"):
@@ -126,7 +113,7 @@ def test_a_result_from_before_has_its_most_frequent_class_too(seeds: Path, tmp_p
     assert columns(again(old))["majority"] == ["12.50"] * 2
 
 
-def test_a_comparison_says_what_it_speaks_of(seeds: Path) -> None:
+def test_comparison_states_seeds_and_images(seeds: Path) -> None:
     first, second = seeds / "width=two", seeds / "width=three"
     told = run("compare", str(first), str(second)).splitlines()
     assert told[0].startswith("over 3 seeds (1, 2, 3), each a deal of its own, and 40 test images")
@@ -141,7 +128,7 @@ def test_a_comparison_says_what_it_speaks_of(seeds: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "is_told"), [(1, False), (2, False), (3, True), (5, True)])
-def test_under_three_seeds_nothing_is_told_apart(number: int, *, is_told: bool) -> None:
+def test_difference_under_three_seeds_is_not_significant(number: int, *, is_told: bool) -> None:
     clear = Difference(
         metric="accuracy", mean=0.3, low=0.2, high=0.4, seeds=tuple(range(number)), images=900
     )
@@ -271,7 +258,7 @@ def test_own_network_is_recorded_and_change_detected(
 
 
 @pytest.mark.slow
-def test_a_network_of_a_package_is_recorded_with_its_version() -> None:
+def test_packaged_network_provenance_includes_version() -> None:
     study = Federation(
         dataset="phantom", model=Module(module="torch.nn:LazyLinear"), trainer="fedavg",
         privatizer="none", aggregator="plain",

@@ -148,7 +148,7 @@ def test_a_repeated_reply_changes_nothing() -> None:
     assert again.dropouts == 0
 
 
-def test_inline_gives_each_site_the_whole_time() -> None:
+def test_inline_timeout_applies_per_site() -> None:
     now = 0.0
 
     @define
@@ -168,6 +168,6 @@ def test_inline_gives_each_site_the_whole_time() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_a_deadline_is_a_number_of_seconds(value: float) -> None:
+def test_invalid_reply_timeout_is_refused(value: float) -> None:
     with pytest.raises((StudyError, ValueError), match="reply_timeout"):
         tiny_federation(reply_timeout=value)

@@ -139,7 +139,7 @@ def make(npz: Path) -> Callable[[CatalogEntry, list[str]], Any]:
 
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
-def test_ours(
+def test_builtin_plugin_passes_conformance_check(
     offering: CatalogEntry,
     settings: list[str],
     check: Check,
@@ -151,5 +151,5 @@ def test_ours(
     check(make(offering, settings))
 
 
-def test_every_role_is_filled() -> None:
+def test_every_role_has_builtin_plugin() -> None:
     assert {offering.role for offering in OURS} == set(ROLES)

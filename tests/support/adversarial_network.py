@@ -47,7 +47,7 @@ from cohortium_secagg._messages import (
     UnmaskRequest,
     Vector,
 )
-from cohortium_secagg._rules import AttemptLabel
+from cohortium_secagg._protocol_parameters import AttemptLabel
 from tests.support.adversary_view import AdversaryView
 
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]

@@ -14,7 +14,7 @@ from cohortium.plugin import Message, Ring
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._masks import Mask, apply, pairwise
 from cohortium_secagg._messages import Keys, MaskedVectorRequest, Shares, Unmasking, Vector
-from cohortium_secagg._rules import AttemptLabel
+from cohortium_secagg._protocol_parameters import AttemptLabel
 from cohortium_secagg._shamir import LagrangeInterpolation
 
 Words: TypeAlias = NDArray[np.unsignedinteger[Any]]

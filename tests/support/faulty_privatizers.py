@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 
-from cohortium.auditing.playing import InstrumentedPlan
 from cohortium.plugin import (
     FederationSpec,
     Guarantee,
@@ -21,6 +20,7 @@ from cohortium.plugin import (
     mean_gradient,
     poisson_batches,
 )
+from cohortium.rounds.wrapped_plan import WrappedPlan
 from cohortium_gaussian import Gaussian
 from cohortium_gaussian._plan import GaussianPlan
 from cohortium_gaussian._site import GaussianSite
@@ -96,8 +96,8 @@ class Broken:
     honest: Any
     fault: Any
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> InstrumentedPlan:
-        return InstrumentedPlan(self.honest.plan(workload, cohort, parameters), self.fault)
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> WrappedPlan:
+        return WrappedPlan(self.honest.plan(workload, cohort, parameters), self.fault)
 
 
 @frozen
@@ -151,13 +151,13 @@ class RestartsAccountant:
 
     honest: Gaussian
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> InstrumentedPlan:
+    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> WrappedPlan:
         plan = self.honest.plan(workload, evolve(cohort, rounds=1, retries=0), parameters)
         return Forgetful(plan, lambda privatizer: privatizer)
 
 
 @frozen
-class Forgetful(InstrumentedPlan):
+class Forgetful(WrappedPlan):
     """Says of all attempts what it says of one."""
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:

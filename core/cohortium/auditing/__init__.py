@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.auditing.books import audit_accounting
+from cohortium.auditing.accounting import audit_accounting
 from cohortium.auditing.clip import audit_clip
 from cohortium.auditing.findings import Audit, Finding
 from cohortium.auditing.mechanism import audit_mechanism

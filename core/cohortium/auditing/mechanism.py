@@ -11,8 +11,8 @@ import numpy as np
 
 from cohortium.auditing.bounds import max_detectable_epsilon
 from cohortium.auditing.findings import ALPHA, Finding
+from cohortium.auditing.hypothesis_samples import Claim, HypothesisSamples, testable
 from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
-from cohortium.auditing.worlds import Claim, HypothesisSamples, testable
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import RunError
 from cohortium.privacy.accounting import GaussianMechanism, compose
@@ -21,7 +21,7 @@ from cohortium.testing.plans import PrivacyProbe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cohortium.auditing.worlds import ClaimTest, Reals
+    from cohortium.auditing.hypothesis_samples import ClaimTest, Reals
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Privatizer

@@ -16,14 +16,14 @@ import msgspec
 import numpy as np
 
 from cohortium.auditing.findings import Finding
-from cohortium.auditing.playing import InProcessRun, Recording, ReplayPrivatizer
+from cohortium.auditing.harness import InProcessRun, Recording, ReplayPrivatizer
 from cohortium.errors import RunError
 from cohortium.messages.codec import MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from cohortium.auditing.playing import CapturedMessage
+    from cohortium.auditing.harness import CapturedMessage
     from cohortium.data.examples import Examples
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.sessions import SitePrivatizer

@@ -78,10 +78,10 @@ def rehearse(
     Examples:
       cohortium rehearse study.toml --out rehearsal
     """
-    from cohortium.deployment.rehearsal import deal as write
+    from cohortium.deployment.rehearsal import write_rehearsal
     from cohortium.runs.run_directory import require_empty
 
     require_empty(out)
     ready = federation_of(study, overrides).prepare()
-    write(ready, out)
+    write_rehearsal(ready, out)
     typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")

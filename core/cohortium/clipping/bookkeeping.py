@@ -177,20 +177,24 @@ class GradientRecorder:
         state = ModuleState.of(net) if state is None else state
         self._parameters = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         self._batch: _BatchRecord | None = None
-        self._isolation = PerExamplePass(
+        self._pass: PerExamplePass | None = PerExamplePass(
             net, self._record_call, self._count_call, state.rewind, has_copies=has_copies
         )
 
     def __enter__(self) -> Self:
+        assert self._pass is not None
         self._forget_gradients()
-        self._isolation.__enter__()
+        self._pass.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        self._isolation.__exit__(kind, error, trace)
+        assert self._pass is not None
+        self._pass.__exit__(kind, error, trace)
+        # It calls back, so that each would keep the other, and the gradients, in memory.
+        self._pass = None
         self._forget_gradients()
 
     def record(
@@ -210,8 +214,13 @@ class GradientRecorder:
             SharedParameterError: They would, with copies of the parameters of known layers.
             PrivacyError: An example's output differs from its output alone.
         """
+        assert self._pass is not None
         record = self._batch = _BatchRecord(len(batch))
-        for copies in self._isolation.run(losses, batch):
+        try:
+            recorded = self._pass.run(losses, batch)
+        finally:
+            self._batch = None
+        for copies in recorded:
             if copies.rows.grad is not None:
                 record.add_rows(copies.parameter, _by_example(copies.rows.grad, record.examples))
                 copies.rows.grad = None

@@ -97,13 +97,12 @@ class LayerCall:
         Args:
             terms: Number of products in which each number of the input occurs.
         """
-        square = self._norms(self.g).square() * ROUNDING**2 * terms
-        return square * self._norms(self.x).square() if self.x.is_floating_point() else square
+        square = self._squares(self.g) * ROUNDING**2 * terms
+        return square * self._squares(self.x) if self.x.is_floating_point() else square
 
-    def _norms(self, rows: Tensor) -> Tensor:
-        each = rows.reshape(self.examples, -1)
-        norms: Tensor = torch.linalg.vector_norm(each, dim=1, dtype=torch.float64)
-        return norms
+    def _squares(self, rows: Tensor) -> Tensor:
+        blocks = self.copies * (rows.shape[1] if rows.ndim > 2 else 1)  # noqa: PLR2004 - (N, E)
+        return squared_norms(rows.reshape(self.examples, blocks, -1))
 
     def weighted_sum(self, name: str, factors: Tensor) -> Tensor:
         """Return the sum with `factors` (B,).

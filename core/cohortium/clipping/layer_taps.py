@@ -84,7 +84,9 @@ class VectorizedCall:
         node, place = _producing_node(output)
         saved = self.layer.reused_tensors(node)
         # The hook is on the node: a hook on the tensor would miss a later change in place.
-        node.register_prehook(lambda gradients: on_gradient(gradients[place].view_as(output)))
+        # It keeps the shape alone: with the output, it would keep the node and so itself.
+        shape = output.shape
+        node.register_prehook(lambda gradients: on_gradient(gradients[place].view(shape)))
         return output
 
 

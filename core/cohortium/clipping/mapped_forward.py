@@ -17,11 +17,23 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from attrs import Factory, define, frozen
+from attrs import Factory, define
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from cohortium.clipping.layer_taps import AllRows, VectorizedCall
+from cohortium.clipping.module_call import (
+    ParameterCopies,
+    SubstitutedParameters,
+    VmappedCall,
+    output_tensors,
+    refuse_saving_hooks,
+)
+from cohortium.clipping.module_checks import (
+    has_hooks,
+    require_constant_weights,
+    require_no_gradient_hook,
+)
 from cohortium.clipping.pass_checks import (
     Alone,
     LossScalingCheck,
@@ -33,7 +45,7 @@ from cohortium.clipping.pass_checks import (
 )
 from cohortium.clipping.recording import Settings, unpatch
 from cohortium.clipping.registry import Layer, find_parameter_layers
-from cohortium.errors import CohortiumError, PrivacyError
+from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,32 +54,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.roles.values import ExampleIndices
-
-
-@frozen
-class ParameterCopies:
-    """A parameter in a mapped pass: one copy for each row.
-
-    Attributes:
-        parameter: The parameter, shape S.
-        rows: The copies, shape (N, *S).  Their `.grad` is by row.
-    """
-
-    parameter: nn.Parameter
-    rows: Tensor
-
-
-@frozen
-class VmappedCall:
-    """One mapped call of a network.
-
-    Attributes:
-        output: Its tensors, each of shape (N, …).
-        copies: Its parameters.
-    """
-
-    output: list[Tensor]
-    copies: list[ParameterCopies]
 
 
 @define
@@ -106,8 +92,8 @@ class PerExamplePass:
     def __enter__(self) -> Self:
         layers = find_parameter_layers(self.net)
         for layer in layers:
-            _require_constant_weights(layer)
-        _require_no_hook(self.net)
+            require_constant_weights(layer)
+        require_no_gradient_hook(self.net)
         self._layers = {
             id(layer.module): layer
             for layer in layers
@@ -124,7 +110,7 @@ class PerExamplePass:
             for name in ("forward", "prelude"):
                 if callable(original := getattr(module, name, None)):
                     self._patch(module, name, partial(self._forward, module, original))
-            if _has_hooks(module):  # because its hooks are the network's code, too
+            if has_hooks(module):  # because its hooks are the network's code, too
                 call = partial(self._call, module, module._call_impl)  # noqa: SLF001
                 self._patch(module, "_call_impl", call)
         return self
@@ -263,15 +249,19 @@ class PerExamplePass:
         def call() -> list[Tensor]:
             self.restore()
             inputs, options = arguments([t.clone() for t in kept])
-            return _output_tensors(original(*inputs, **options), kind)[0]
+            return output_tensors(original(*inputs, **options), kind)[0]
 
         def alone(rows: list[Tensor], values: list[Tensor]) -> list[Tensor]:
             inputs, options = arguments([row.unsqueeze(0) for row in rows])
             pairs = zip(copies, values, strict=True)
             self._given = {id(c.parameter): value for c, value in pairs}
-            with _SubstitutedParameters(module, self._given), Watch(AllRows), _no_saving():
+            with (
+                SubstitutedParameters(module, self._given),
+                Watch(AllRows),
+                refuse_saving_hooks(),
+            ):
                 output = inner(*inputs, **options)
-            tensors, shape[:] = _output_tensors(output, kind)
+            tensors, shape[:] = output_tensors(output, kind)
             return tensors
 
         shape: list[Any] = []
@@ -310,7 +300,7 @@ class PerExamplePass:
     def _known(self, layer: Layer, original: Callable[..., Any], x: Tensor) -> Tensor:
         """Call a layer with its own parameters, for all rows at once."""
         self.on_layer_call(layer)
-        with _SubstitutedParameters(layer.module, {}, detached=dict(layer.trained)):
+        with SubstitutedParameters(layer.module, {}, detached=dict(layer.trained)):
             enter = partial(self._enter, layer)
             return VectorizedCall(layer, original, enter, lambda: self._is_last).for_row(x)
 
@@ -330,91 +320,3 @@ class PerExamplePass:
             yield
         finally:
             self._examples = examples
-
-
-def _no_saving() -> contextlib.AbstractContextManager[None]:
-    """Refuse hooks on saved tensors.
-
-    They would receive the rows of all examples.
-    """
-    return torch.autograd.graph.disable_saved_tensors_hooks(
-        "what is saved for the backward pass is replaced"
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    own = (
-        module._forward_pre_hooks, module._forward_hooks,  # noqa: SLF001
-        module._backward_hooks, module._backward_pre_hooks,  # noqa: SLF001
-    )  # fmt: skip
-    is_global: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
-    return is_global or any(own)
-
-
-def _require_no_hook(net: nn.Module) -> None:
-    """Refuse a network with hooks that alter its parameters' gradients.
-
-    The caller then runs its examples one by one.
-    """
-    for name, parameter in net.named_parameters():
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:  # noqa: SLF001
-            raise UntrackedGradientError(f"parameter '{name}' has a hook on its gradient")
-
-
-def _require_constant_weights(layer: Layer) -> None:
-    """Refuse a layer that alters its own weights by its inputs."""
-    if getattr(layer.module, "max_norm", None) is not None:
-        raise PrivacyError(
-            f"layer '{layer.name}' rescales its weights by what the examples look up, which no "
-            "noise covers; leave out its option 'max_norm'."
-        )
-
-
-def _output_tensors(output: Any, kind: str) -> tuple[list[Tensor], list[Any]]:
-    """Return the tensors of one row's output, and their structure.
-
-    The tensors lack the axis of length one.
-    """
-    tensors, structure = pytree.tree_flatten(output)
-    if not tensors:
-        raise UntrackedGradientError(f"{kind} gives nothing")
-    for tensor in tensors:
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) != 1:
-            raise UntrackedGradientError(f"{kind} gives something else than one row for each row")
-    return [tensor.squeeze(0) for tensor in tensors], [structure]
-
-
-class _SubstitutedParameters:
-    """Substitutes for a module's parameters, within a `with`."""
-
-    def __init__(
-        self, module: nn.Module, values: dict[int, Tensor],
-        *, detached: dict[str, nn.Parameter] | None = None,
-    ) -> None:  # fmt: skip
-        self._module, self._values, self._detached = module, values, detached
-        self._before: list[tuple[dict[str, Any], str, Any]] = []
-
-    def __enter__(self) -> None:
-        if self._detached is not None:
-            for name, parameter in self._detached.items():
-                holder, _, key = name.rpartition(".")
-                place = self._module.get_submodule(holder) if holder else self._module
-                self._put(place._parameters, key, parameter.detach())  # noqa: SLF001
-            return
-        for module in self._module.modules():
-            for name, held in module._parameters.items():  # noqa: SLF001
-                if id(held) in self._values:
-                    self._put(module._parameters, name, self._values[id(held)])  # noqa: SLF001
-            if isinstance(module, nn.RNNBase):  # because it keeps its parameters a second time
-                flat: Any = module._flat_weights  # noqa: SLF001
-                given = [self._values.get(id(weight), weight) for weight in flat]
-                self._put(vars(module), "_flat_weights", given)
-
-    def __exit__(self, *_: object) -> None:
-        while self._before:
-            holder, name, value = self._before.pop()
-            holder[name] = value
-
-    def _put(self, holder: dict[str, Any], name: str, value: Any) -> None:
-        self._before.append((holder, name, holder[name]))
-        holder[name] = value

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 def run_deployed_study(
     path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
 ) -> Result | tuple[str, ...]:
-    """Run the study in a file, or only ask the sites.
+    """Run a deployment's study over an engine that has already started.
 
     Args:
         path: The study file. Files that it names are looked up next to it first.
-        engine: Builds, from the study, the engine that is already running.
+        engine: Returns the engine, given the study.
         out: A new or empty folder for the run's record.
         check_only: Whether to ask the sites only, without training.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from attrs import field, frozen
 from attrs.validators import and_, ge, le
 
-from cohortium.data.metrics import Scores
-from cohortium.privacy.guarantee import Guarantee
-from cohortium.roles.values import Adversary, AggregationGuarantee
+from cohortium.roles.values import Adversary
 from cohortium.runs.history import Cell
-from cohortium.runs.result import OwnScores, Timings
+from cohortium.runs.result import StoredResult
 
 MAX_SITES = 1_000_000
 
@@ -38,22 +36,7 @@ class Terms:
 
 
 @frozen(kw_only=True)
-class Summary:
+class Summary(StoredResult):
     """Content of `result.json`, which `result.Result` writes."""
 
-    scores: Scores | None = None
-    guarantee: Guarantee | None
-    aggregation: AggregationGuarantee | None = None
-    rounds: int
-    sites: int
-    dropouts: int
-    max_upload_bytes: int
-    seconds: Timings
-    weights_sha256: str
-    versions: dict[str, str]
-    plugins: dict[str, str] = field(factory=dict)
     history: tuple[dict[str, Cell], ...] = ()
-    data: str = ""
-    is_personal: bool = False
-    own: OwnScores | None = None
-    provenance: dict[str, dict[str, str]] = field(factory=dict)

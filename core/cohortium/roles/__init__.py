@@ -1,4 +1,4 @@
-"""The contracts of plugins: seven roles, their values, and their hooks."""
+"""The contracts of plugins: seven roles and the observer, with their values and hooks."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ Without the dry run, it would fail after every site had paid for an attempt.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -26,8 +27,9 @@ from cohortium.rounds.stand_ins import (
     PrebuiltModel,
     SingleSiteAggregator,
     StateSizeRecorder,
-    ZeroGradientPlan,
+    ZeroGradientPrivatizer,
 )
+from cohortium.rounds.wrapped_plan import WrappedPlan
 from cohortium.storage import tensor_tree
 
 if TYPE_CHECKING:
@@ -96,12 +98,15 @@ class _DryRun:
     def __init__(self, setting: RunConfig, net: nn.Module) -> None:
         self._setting = setting
         self._net = net.to(setting.device)
+        zero_gradients = partial(
+            ZeroGradientPrivatizer, max_examples=setting.workload.batch_size or PROBE_IMAGES
+        )
         self._tried = attrs.evolve(
             setting,
             cohort=attrs.evolve(setting.cohort, min_contributors=1),
             model=PrebuiltModel(setting.model, self._net),
             workload=attrs.evolve(setting.workload, steps=1, epochs=None),
-            plan=ZeroGradientPlan(setting.plan, setting.workload.batch_size or PROBE_IMAGES),
+            plan=WrappedPlan(setting.plan, zero_gradients),
             aggregator=SingleSiteAggregator(setting.aggregator.confidentiality(setting.cohort)),
             seeds=Seeds(setting.seeds.integer("rehearsal")),
             directory=None,

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.randomness import Randomness
     from cohortium.data.examples import DataSpec
-    from cohortium.privacy.accounting import Mechanism
-    from cohortium.privacy.guarantee import Guarantee
-    from cohortium.ring.ring import Ring, RingVector, Words
+    from cohortium.ring.ring import RingVector, Words
     from cohortium.roles.protocols import Model
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import (
         AggregationConfig,
         AggregationGuarantee,
@@ -75,57 +73,15 @@ class StateSizeRecorder:
 
 
 @frozen
-class ZeroGradientPlan:
-    """A plan whose sites set gradients of zeros, with one batch.
+class ZeroGradientPrivatizer:
+    """A site's privatizer that sets gradients of zeros, with one batch.
 
     It checks types, and not values.
 
     Attributes:
-        plan: The run's plan.
+        privatizer: The privatizer of the run's plan.
         max_examples: Largest number of examples in the batch.
     """
-
-    plan: PrivacyPlan
-    max_examples: int
-
-    @property
-    def guarantee(self) -> Guarantee | None:
-        """The run's guarantee."""
-        return self.plan.guarantee
-
-    @property
-    def mechanism(self) -> Mechanism | None:
-        """The run's mechanism."""
-        return self.plan.mechanism
-
-    @property
-    def ring(self) -> Ring:
-        """The run's ring."""
-        return self.plan.ring
-
-    @property
-    def length(self) -> int:
-        """The run's length."""
-        return self.plan.length
-
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """Return the run's guarantee after `attempts`."""
-        return self.plan.guarantee_after(attempts)
-
-    def decode(self, total: RingSum) -> Tensor:
-        """Decode the sum as in the run."""
-        return self.plan.decode(total)
-
-    def for_site(
-        self, secret: Randomness, patients: ExampleIndices | None = None
-    ) -> SitePrivatizer:
-        """Return a site's privatizer with gradients of zeros."""
-        return ZeroGradientPrivatizer(self.plan.for_site(secret, patients), self.max_examples)
-
-
-@frozen
-class ZeroGradientPrivatizer:
-    """A site's privatizer that works as usual, then zeroes the values."""
 
     privatizer: SitePrivatizer
     max_examples: int

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import platform
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
 
-from cohortium.data.metrics import Predictions
-from cohortium.errors import StudyError
+from cohortium.data.metrics import Predictions, Scores
+from cohortium.errors import RequestError
+from cohortium.privacy.guarantee import Guarantee
+from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import html_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-    from cohortium.data.metrics import Scores
-    from cohortium.privacy.guarantee import Guarantee
-    from cohortium.roles.values import AggregationGuarantee
     from cohortium.runs.history import History
 
 
@@ -79,8 +78,8 @@ class OwnScores:
 
 
 @frozen(kw_only=True)
-class Result:
-    """Result of a run.
+class StoredResult:
+    """Part of a result that `result.json` holds, except for the history.
 
     Attributes:
         scores: Scores on the test images, or None if there are none.
@@ -94,9 +93,6 @@ class Result:
         weights_sha256: SHA-256 of the final weights (see `parameters.sha256`).
         versions: Versions of Python and of the packages that affect the figures.
         plugins: By role, the plugin that filled it, with its version.
-        history: One event for each round. `history.rows()` is a tidy table.
-        weights: The final global weights by name.
-        folder: Directory of the run, or None.
         data: Name of the data that the figures describe.
         is_personal: Whether sites use networks of their own. Then `scores` belong to a network that
             no site uses.
@@ -105,9 +101,9 @@ class Result:
         provenance: By part, the origin of its code in addition to the plugins (see `provenance`).
     """
 
-    scores: Scores | None = attrs.field(repr=False)
+    scores: Scores | None = attrs.field(default=None, repr=False)
     guarantee: Guarantee | None
-    aggregation: AggregationGuarantee | None = attrs.field(repr=False)
+    aggregation: AggregationGuarantee | None = attrs.field(default=None, repr=False)
     rounds: int
     sites: int
     dropouts: int
@@ -115,14 +111,26 @@ class Result:
     seconds: Timings
     weights_sha256: str
     versions: Mapping[str, str] = attrs.field(repr=False)
-    plugins: Mapping[str, str] = attrs.field(repr=False)
-    history: History = attrs.field(repr=False)
-    weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
-    folder: Path | None = None
+    plugins: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     data: str = ""
     is_personal: bool = False
     own: OwnScores | None = None
     provenance: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, repr=False)
+
+
+@frozen(kw_only=True)
+class Result(StoredResult):
+    """Result of a run.
+
+    Attributes:
+        history: One event for each round. `history.rows()` is a tidy table.
+        weights: The final global weights by name.
+        folder: Directory of the run, or None.
+    """
+
+    history: History = attrs.field(repr=False)
+    weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
+    folder: Path | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -207,7 +215,7 @@ def predictions_of(folder: Path) -> Predictions:
     """Return the predictions of the run in `folder` for each test image.
 
     Raises:
-        StudyError: The file is missing or damaged.
+        RequestError: The file is missing or damaged.
     """
     import numpy as np
 
@@ -218,9 +226,9 @@ def predictions_of(folder: Path) -> Predictions:
                 data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
             )
     except FileNotFoundError as error:
-        raise StudyError(
+        raise RequestError(
             f"{folder} has no predictions for test images; name a finished run on a data set that "
             "has some."
         ) from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StudyError(f"{path} is damaged; run that study again.") from error
+        raise RequestError(f"{path} is damaged; run that study again.") from error

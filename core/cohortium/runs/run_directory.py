@@ -1,34 +1,24 @@
-"""A run's directory: study, checkpoint, weights and result, each written whole."""
+"""A run's directory, open in one process, with its study, log and checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import shlex
 from typing import TYPE_CHECKING, Self
 
-import attrs
 from attrs import field, frozen
 
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
-from cohortium.runs.dataset_info import DATASET_INFO
-from cohortium.runs.result import BEST, LAST, OLDER, PREDICTIONS, RESULT, SITE_SCORES
-from cohortium.storage.atomic import UNFINISHED, atomic_write, require_room, sweep
+from cohortium.runs.result import LAST, OLDER, RESULT
+from cohortium.runs.run_files import RunFiles
+from cohortium.storage.atomic import UNFINISHED, require_room, sweep
 from cohortium.storage.writable import check_directory_writable, require_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection
     from pathlib import Path
 
-    from torch import Tensor
-
-    from cohortium.data.metrics import Predictions
-    from cohortium.runs.dataset_info import DatasetInfo
-    from cohortium.runs.result import Result
-    from cohortium.runs.site_scores import SiteScores
 
 LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
 STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
@@ -36,7 +26,7 @@ STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
 
 
 @frozen(eq=False)
-class RunDirectory:
+class RunDirectory(RunFiles):
     """Directory of a run, open in this process and in no other.
 
     Guarantees:
@@ -44,11 +34,9 @@ class RunDirectory:
         A reader, or a crash, sees the old file or the new one and nothing between.
 
     Attributes:
-        path: The directory.
         log: Log of the attempts and rounds.
     """
 
-    path: Path
     log: RunLog = field(repr=False)
 
     @classmethod
@@ -58,7 +46,7 @@ class RunDirectory:
         It stores the study as it was resolved.
 
         Raises:
-            StudyError: The directory cannot be created, or has a run already.
+            RequestError: The directory cannot be created, or has a run already.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +54,7 @@ class RunDirectory:
             (path / LOG).parent.mkdir(exist_ok=True)
             folder = cls(path, RunLog.open(path / LOG))
         except OSError as error:
-            raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+            raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
         try:
             # Check again: another process may have chosen the same folder.
             _require_no_run(path)
@@ -82,7 +70,7 @@ class RunDirectory:
         """Open the directory of an interrupted run.
 
         Raises:
-            StudyError: The directory has no run, or one that is complete or in progress.
+            RequestError: The directory has no run, or one that is complete or in progress.
             RunError: The directory is damaged, or cannot be written.
         """
         study_path(path)
@@ -100,7 +88,7 @@ class RunDirectory:
                     folder.log.log_opening()
                 return folder
             folder.close()
-        raise StudyError(f"the run in {path} is finished; its result is {path / RESULT}.")
+        raise RequestError(f"the run in {path} is finished; its result is {path / RESULT}.")
 
     def remove_partial_files(self) -> None:
         """Remove the half-written files of a killed process.
@@ -209,96 +197,17 @@ class RunDirectory:
             notes = {"rounds": str(checkpoint.rounds)}
             self._write_weights(LAST, checkpoint.server["weights"], notes)
 
-    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
-        """Write the best weights so far, next to the last weights.
-
-        Args:
-            weights: The weights by name.
-            rounds: Number of rounds after which they were reached.
-            accuracy: Accuracy on the public validation images.
-
-        Raises:
-            RunError: The weights cannot be written.
-        """
-        self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
-
-    def write_dataset_info(self, facts: DatasetInfo) -> None:
-        """Write the facts about the data that the weights' users need.
-
-        Raises:
-            RunError: The facts cannot be written.
-        """
-        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
-        self._write(DATASET_INFO, text.encode() + b"\n")
-
-    def write_predictions(self, predictions: Predictions) -> None:
-        """Write the predictions for each test image, to compare runs by image.
-
-        The file is in `simulation/`, as all facts that only a simulator knows (see
-        `predictions_of`).
-
-        Raises:
-            RunError: The predictions cannot be written.
-        """
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            probabilities=predictions.probabilities.astype(np.float32),
-            labels=predictions.labels,
-            classes=np.array(predictions.classes),
-        )
-        self._write(PREDICTIONS, buffer.getvalue())
-
-    def write_site_scores(self, scores: Sequence[SiteScores]) -> None:
-        """Write the scores of each site's own model and the global one.
-
-        The scores are on the site's held-out images.
-
-        Raises:
-            RunError: The scores cannot be written.
-        """
-        text = json.dumps([attrs.asdict(each) for each in scores], indent=2)
-        self._write(SITE_SCORES, text.encode() + b"\n")
-
-    def write_result(self, result: Result) -> None:
-        """Write the result."""
-        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        self._write(RESULT, text.encode() + b"\n")
-
-    def _write_weights(
-        self, name: str, weights: Mapping[str, Tensor], notes: dict[str, str]
-    ) -> None:
-        from safetensors.torch import save
-
-        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-        self._write(name, save(tensors, metadata=notes))
-
-    def _write(self, name: str, data: bytes) -> None:
-        with self._writing(name) as target:
-            atomic_write(target, data)
-
-    @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
-        target = self.path / name
-        try:
-            target.parent.mkdir(exist_ok=True)
-            yield target
-        except OSError as error:
-            raise RunError(f"cannot write {target}: {error.strerror}.") from error
-
 
 def study_path(path: Path) -> Path:
     """Return the study file of the run in `path`.
 
     Raises:
-        StudyError: The directory has no study file, or has an older format.
+        RequestError: The directory has no study file, or has an older format.
     """
     if not (path / STUDY).is_file():
-        raise StudyError(f"{path} holds no run: there is no {STUDY} in it.")
+        raise RequestError(f"{path} holds no run: there is no {STUDY} in it.")
     if (path / OLDER).exists():
-        raise StudyError(
+        raise RequestError(
             f"{path} is a run's folder of an older form; use the version of cohortium that "
             "wrote it."
         )
@@ -320,13 +229,13 @@ def require_empty(path: Path) -> None:
     The check comes before the data are loaded and the noise is calibrated.
 
     Raises:
-        StudyError: A run's directory cannot be created there, or the directory is not empty.
+        RequestError: A run's directory cannot be created there, or the directory is not empty.
     """
     check_directory_writable(path)
     try:
         _require_no_run(path)
     except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+        raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
 
 
 def resume_command(path: Path) -> str:
@@ -349,10 +258,10 @@ def _require_no_run(path: Path) -> None:
     if not found:
         return
     if (path / RESULT).exists():
-        raise StudyError(f"{path} holds a finished run; give another folder with --out.")
+        raise RequestError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
-        raise StudyError(
+        raise RequestError(
             f"{path} holds a run that is not finished: go on with {resume_command(path)}, or give "
             "another folder with --out."
         )
-    raise StudyError(f"{path} is not empty; give another folder with --out.")
+    raise RequestError(f"{path} is not empty; give another folder with --out.")

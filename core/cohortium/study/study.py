@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import attrs
 import tomli_w
@@ -24,6 +24,8 @@ from cohortium.roles.protocols import (
     Trainer,
 )
 from cohortium.roles.values import Adversary
+
+Part = TypeVar("Part")
 
 MAX_SITES = 1 << 16
 """Largest number of sites of a key directory and a masking graph."""
@@ -51,39 +53,46 @@ A timeout must stay below it. Every clock and lock can wait so long.
 """
 
 
-def resolved(role: Role, value: object) -> object:
+def resolved(role: Role, value: Part | str) -> Part:
     """Return the part `value`, or the plugin part of that name."""
+    part: Part
     if isinstance(value, str):
-        return construction.build_part(discover(), role, {"name": value}, where="Federation")
-    return construction.require_role(role, value)
+        part = construction.build_part(discover(), role, {"name": value}, where="Federation")
+    else:
+        part = construction.require_role(role, value)
+    return part
+
+
+# Type checkers read the types of the constructor from converters with a name and a signature, so
+# each role has its own.
 
 
 def _dataset(value: Dataset | str | None) -> Dataset | None:
-    return None if value is None else cast("Dataset", resolved("dataset", value))
+    return None if value is None else resolved("dataset", value)
 
 
 def _partitioner(value: Partitioner | str | None) -> Partitioner | None:
-    return None if value is None else cast("Partitioner", resolved("partitioner", value))
+    return None if value is None else resolved("partitioner", value)
 
 
 def _model(value: Model | str) -> Model:
-    return cast("Model", resolved("model", value))
+    return resolved("model", value)
 
 
 def _trainer(value: Trainer | str) -> Trainer:
-    return cast("Trainer", resolved("trainer", value))
+    return resolved("trainer", value)
 
 
 def _privatizer(value: Privatizer | str) -> Privatizer:
-    return cast("Privatizer", resolved("privatizer", value))
+    return resolved("privatizer", value)
 
 
 def _aggregator(value: Aggregator | str) -> Aggregator:
-    return cast("Aggregator", resolved("aggregator", value))
+    return resolved("aggregator", value)
 
 
 def _engine(value: Engine | str) -> Engine:
-    return cast("Engine", resolved("engine", value))
+    return resolved("engine", value)
 
 
 @frozen(kw_only=True)

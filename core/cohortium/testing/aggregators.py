@@ -8,15 +8,15 @@ import numpy as np
 from attrs import evolve
 
 from cohortium.errors import StudyError
+from cohortium.testing.aggregation_harness import AggregationHarness, harnesses
 from cohortium.testing.contract import Check, ensure
-from cohortium.testing.play import AggregationHarness, harnesses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cohortium.roles.protocols import Aggregator
     from cohortium.roles.values import SiteId, SiteRequest
-    from cohortium.testing.play import Fault
+    from cohortium.testing.aggregation_harness import Fault
 
 JUNK = np.random.default_rng(0).bytes(61)
 """Bytes that nobody sent."""

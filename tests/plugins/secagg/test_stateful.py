@@ -30,11 +30,11 @@ from cohortium.messages.codec import MAGIC
 from cohortium.plugin import MemoryJournal, Ring, StageRequests, StudyError
 from cohortium_secagg import SecAgg, _stages
 from cohortium_secagg._attempt import Finished, MaskingGraph
-from cohortium_secagg._consent import Confirmed
+from cohortium_secagg._consistency_check import Confirmed
 from cohortium_secagg._coordinator import SecAggCoordinator
-from cohortium_secagg._party import KEY_SHARE, SEED_SHARE, Channel
-from cohortium_secagg._rules import AttemptLabel
+from cohortium_secagg._protocol_parameters import AttemptLabel
 from cohortium_secagg._site import DUE, SecAggSite
+from cohortium_secagg._site_states import KEY_SHARE, SEED_SHARE, Channel
 from tests.fuzz.mutation import mutated
 from tests.support.adversarial_network import AdversarialNetwork, Envelope, damaged, elsewhere
 
@@ -426,7 +426,9 @@ FOUND_LATE = (believe_any_vector, believe_any_seed, take_any_length, leave_seale
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_planted_fault_is_found(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_state_machine_detects_injected_fault(
+    fault: Callable[[Patch], None], monkeypatch: Patch
+) -> None:
     adversary, sign = PLANTED[fault]
     monkeypatch.setattr(Small, "adversary", adversary)
     fault(monkeypatch)

@@ -85,14 +85,14 @@ class TokensFirst:
 
 
 @pytest.mark.slow
-def test_tokens_that_are_taken_for_examples_are_caught() -> None:
+def test_clip_confusing_tokens_with_examples_is_detected() -> None:
     honest = Gaussian(epsilon=50.0, clip_norm=0.01)
     assert not audit_clip(prepared(model=TokensFirst(), privatizer=honest)).is_refuted
     finding = audit_clip(prepared(model=TokensFirst(), privatizer=Broken(honest, ReadsBySize)))
     assert finding.is_refuted, finding
 
 
-def test_the_clip_of_whole_sites_is_left_to_the_mechanism() -> None:
+def test_clip_audit_skips_site_level_privatizer() -> None:
     finding = audit_clip(prepared(privatizer=Gaussian(unit="site", epsilon=50.0)))
     assert not finding.is_refuted
     assert "whole update" in finding.procedure

@@ -11,47 +11,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from cohortium import Federation, discover
 from cohortium import grid as grids
-from cohortium.cli import app
 from cohortium.errors import StudyError
 from cohortium.study import study_file
 from cohortium_descriptor import Descriptor
 from cohortium_fedavg import FedProx
 from cohortium_phantom import Phantom
+from tests.support.command_line import PARTS, cohortium
 
-BASE = """
-[federation]
-sites = 4
-rounds = 1
-[dataset]
-examples = 120
-validation = 16
-test = 40
-[model]
-name = "cnn"
-width = 2
-[trainer]
-name = "fedavg"
-learning_rate = 0.01
-[privatizer]
-name = "none"
-"""
+BASE = f'\n[federation]\nsites = 4\nrounds = 1{PARTS}[privatizer]\nname = "none"\n'
 
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "study.toml"
     path.write_text(text)
     return path
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def trainers(path: Path, *choices: str) -> list[Any]:
@@ -83,7 +59,7 @@ def test_the_order_of_settings_changes_nothing(order: list[str]) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_names_inside_a_part_come_first_too(order: tuple[int, ...]) -> None:
+def test_nested_name_settings_apply_first(order: tuple[int, ...]) -> None:
     given_ = ["model.center_on.examples=30", "model.center_on=phantom", "model.whiten=0.5"]
     federation = Federation.read(None, [given_[n] for n in order])
     assert federation.model == Descriptor(center_on=Phantom(examples=30), whiten=0.5)
@@ -141,11 +117,11 @@ def test_a_setting_reaches_every_cell_or_is_refused(tmp_path: Path) -> None:
         ("when.a = { federation.seed = 3 }\n", r"a choice sets federation\.seed, which 'seeds'"),
     ],
 )
-def test_what_would_not_reach_the_study_is_named(tmp_path: Path, grid: str, words: str) -> None:
+def test_ineffective_grid_setting_error_names_it(tmp_path: Path, grid: str, words: str) -> None:
     path = write(tmp_path, f"[grid]\n{grid}{BASE}")
     for command in (["run", "--dry-run"], ["plan"]):
         with pytest.raises(StudyError, match=words):
-            run(command[0], str(path), *command[1:])
+            cohortium(command[0], str(path), *command[1:])
 
 
 def test_override_replaces_settings_of_its_choices(tmp_path: Path) -> None:
@@ -174,7 +150,7 @@ def test_two_settings_that_exclude_each_other_are_refused() -> None:
         )
 
 
-def test_a_setting_that_a_later_one_replaces_is_told() -> None:
+def test_replaced_setting_is_reported() -> None:
     (told,) = study_file.ignored_keys(None, ["federation.sites=4", "federation.sites=5"])
     assert told == "--set federation.sites=4 is replaced by --set federation.sites=5."
     assert Federation.read(None, ["federation.sites=4", "federation.sites=5"]).sites == 5
@@ -191,30 +167,32 @@ def test_a_setting_that_a_later_one_replaces_is_told() -> None:
         ),
     ],
 )
-def test_two_cells_that_are_one_study_are_refused(tmp_path: Path, axis: str) -> None:
+def test_duplicate_grid_cells_are_refused(tmp_path: Path, axis: str) -> None:
     path = write(tmp_path, f"[grid]\n{axis}\n{BASE}")
     names = [cell.name for cell in grids.read(path).cells()]
     for command in (["run", "--dry-run"], ["run"], ["plan"]):
         with pytest.raises(StudyError, match=re.escape(" and ".join(names)) + " are one study"):
-            run(command[0], str(path), *command[1:])
+            cohortium(command[0], str(path), *command[1:])
 
 
-def test_keys_that_a_choice_leaves_out_are_told(tmp_path: Path) -> None:
+def test_keys_ignored_by_choice_are_reported(tmp_path: Path) -> None:
     path = write(tmp_path, f"[grid]\nseeds = [1, 2]\n{ALGORITHM}{BASE}")
     words = f"algorithm = prox: learning_rate of [trainer] in {path} were for 'fedavg'"
-    code, stdout, stderr = run("run", str(path), "--dry-run", "--out", str(tmp_path / "out"))
+    code, stdout, stderr = cohortium("run", str(path), "--dry-run", "--out", str(tmp_path / "out"))
     assert (code, stdout.count("to run")) == (0, 2)
     assert stderr.count(words) == 1
-    assert run("plan", str(path))[2].count(words) == 1
-    assert words not in run("run", str(path), "--dry-run", "--quiet")[2]
+    assert cohortium("plan", str(path))[2].count(words) == 1
+    assert words not in cohortium("run", str(path), "--dry-run", "--quiet")[2]
     # One that is given anew is not lost.
-    assert "learning_rate" not in run("plan", str(path), "--set", "trainer.learning_rate=0.1")[2]
+    assert (
+        "learning_rate" not in cohortium("plan", str(path), "--set", "trainer.learning_rate=0.1")[2]
+    )
 
 
-def test_seeds_of_the_file_that_a_grid_replaces_are_told(tmp_path: Path) -> None:
+def test_replaced_study_seed_is_reported(tmp_path: Path) -> None:
     text = BASE.replace("sites = 4", "sites = 4\nseed = 7")
     path = write(tmp_path, f"[grid]\nseeds = [1]\n{ALGORITHM}{text}")
-    assert "its seeds take the place of federation.seed" in run("plan", str(path))[2]
+    assert "its seeds take the place of federation.seed" in cohortium("plan", str(path))[2]
     path = write(tmp_path, f"[grid]\n{ALGORITHM}{text}")
     assert grids.read(path).seeds == (7,)
 
@@ -228,28 +206,28 @@ bad = { model = { name = "module", module = "no_such_package:Net" } }
 """
 
 
-def test_a_dry_run_names_the_cell_that_cannot_run(tmp_path: Path) -> None:
+def test_dry_run_names_refused_cell(tmp_path: Path) -> None:
     path, out = write(tmp_path, NETS + BASE), tmp_path / "out"
-    code, stdout, stderr = run("run", str(path), "--dry-run", "--out", str(out))
+    code, stdout, stderr = cohortium("run", str(path), "--dry-run", "--out", str(out))
     assert code == 2
     assert [line.split()[0] for line in stdout.splitlines()] == ["to", "to", "refused", "refused"]
     assert stderr.splitlines()[-1].startswith(
         "cohortium: net=bad is refused: there is no module 'no_such"
     )
     assert not out.exists()
-    assert run("run", str(path), "--dry-run", "--only", "net=good")[0] == 0
+    assert cohortium("run", str(path), "--dry-run", "--only", "net=good")[0] == 0
 
 
 def test_a_grid_is_planned_as_one_table(tmp_path: Path) -> None:
     text = NETS + BASE.replace('name = "none"', 'name = "gaussian"\nepsilon = 6.0\ndelta = 1e-4')
     path = write(tmp_path, text)
-    code, stdout, stderr = run("plan", str(path), "--epsilon", "3", "--epsilon", "6")
+    code, stdout, stderr = cohortium("plan", str(path), "--epsilon", "3", "--epsilon", "6")
     assert code == 2
     assert "net=bad is refused" in stderr
     head, _, *rows = stdout.splitlines()
     assert head.startswith("| net | ε of the whole run | at δ |")
     assert [row.split(" | ")[0] for row in rows if row.startswith("|")] == ["| good", "| good"]
-    code, stdout, _ = run("plan", str(path), "--only", "net=good", "--json")
+    code, stdout, _ = cohortium("plan", str(path), "--only", "net=good", "--json")
     (line,) = json.loads(stdout)
     assert (code, line["cell"]) == (0, {"net": "good"})
     assert line["outlook"]["guarantee"]["epsilon"] <= 6.0

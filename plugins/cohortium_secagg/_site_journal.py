@@ -9,7 +9,7 @@ from cohortium_secagg._messages import CompletedStage
 
 if TYPE_CHECKING:
     from cohortium.plugin import Journal
-    from cohortium_secagg._rules import AttemptLabel
+    from cohortium_secagg._protocol_parameters import AttemptLabel
 
 
 class AnsweredAttempts:

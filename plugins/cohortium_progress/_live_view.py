@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium.plugin import RunCompleted, RunFailed, RunStarted
-from cohortium_progress._course import RunProgress
-from cohortium_progress._lines import format_event
+from cohortium_progress._plain_view import format_event
+from cohortium_progress._run_progress import RunProgress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

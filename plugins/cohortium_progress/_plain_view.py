@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteFailed
-from cohortium_progress._course import RunProgress
+from cohortium_progress._run_progress import RunProgress
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,64 +14,20 @@ from cohortium import parameters
 from cohortium.errors import TooFewSitesError
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.round_runner import select_cohort
+from cohortium.rounds.wrapped_plan import WrappedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
-    from cohortium.crypto.randomness import Randomness
     from cohortium.data.examples import Examples
-    from cohortium.privacy.accounting import Mechanism
-    from cohortium.privacy.guarantee import Guarantee
-    from cohortium.ring.ring import Ring, RingSum, RingVector
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.ring.ring import RingVector
+    from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig
     from cohortium.rounds.site import Site
     from cohortium.runs.prepare import PreparedStudy
-
-
-@frozen
-class InstrumentedPlan:
-    """Plan that wraps its sites' privatizers, and otherwise equals the plan inside."""
-
-    plan: PrivacyPlan
-    wrap: Callable[[SitePrivatizer], SitePrivatizer]
-
-    @property
-    def guarantee(self) -> Guarantee | None:
-        """Guarantee of the plan inside."""
-        return self.plan.guarantee
-
-    @property
-    def mechanism(self) -> Mechanism | None:
-        """Mechanism of the plan inside."""
-        return self.plan.mechanism
-
-    @property
-    def ring(self) -> Ring:
-        """Ring of the plan inside."""
-        return self.plan.ring
-
-    @property
-    def length(self) -> int:
-        """Length of the plan inside."""
-        return self.plan.length
-
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """Return the guarantee of the plan inside after `attempts` attempts."""
-        return self.plan.guarantee_after(attempts)
-
-    def for_site(
-        self, secret: Randomness, patients: ExampleIndices | None = None
-    ) -> SitePrivatizer:
-        """Return the privatizer of the plan inside, wrapped."""
-        return self.wrap(self.plan.for_site(secret, patients))
-
-    def decode(self, total: RingSum) -> Tensor:
-        """Decode `total` with the plan inside."""
-        return self.plan.decode(total)
 
 
 @define(eq=False)
@@ -203,7 +159,7 @@ class InProcessRun:
         """Build the sites of a study with these examples and wrapped privatizers."""
         sites: dict[SiteId, Site] = {}
         for number, examples in partition.items():
-            own = attrs.evolve(setting, plan=InstrumentedPlan(setting.plan, wrap[number]))
+            own = attrs.evolve(setting, plan=WrappedPlan(setting.plan, wrap[number]))
             recipe = attrs.evolve(prepared.site_factory(number), setting=own, examples=examples)
             sites[number] = recipe.create(share_model_with=next(iter(sites.values()), None))
         return cls(setting=setting, sites=sites)

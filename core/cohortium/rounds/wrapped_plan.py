@@ -1,0 +1,69 @@
+"""A privacy plan with wrapped privatizers.
+
+Dry runs and audits replace or record values in this way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from cohortium.crypto.randomness import Randomness
+    from cohortium.privacy.accounting import Mechanism
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.ring.ring import Ring, RingSum
+    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.values import ExampleIndices
+
+
+@frozen
+class WrappedPlan:
+    """Plan that wraps its sites' privatizers, and otherwise equals the plan inside.
+
+    Attributes:
+        plan: The plan inside.
+        wrap: Returns the wrapper of a site's privatizer.
+    """
+
+    plan: PrivacyPlan
+    wrap: Callable[[SitePrivatizer], SitePrivatizer]
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """Guarantee of the plan inside."""
+        return self.plan.guarantee
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """Mechanism of the plan inside."""
+        return self.plan.mechanism
+
+    @property
+    def ring(self) -> Ring:
+        """Ring of the plan inside."""
+        return self.plan.ring
+
+    @property
+    def length(self) -> int:
+        """Length of the plan inside."""
+        return self.plan.length
+
+    def guarantee_after(self, attempts: int) -> Guarantee | None:
+        """Return the guarantee of the plan inside after `attempts` attempts."""
+        return self.plan.guarantee_after(attempts)
+
+    def for_site(
+        self, secret: Randomness, patients: ExampleIndices | None = None
+    ) -> SitePrivatizer:
+        """Return the privatizer of the plan inside, wrapped."""
+        return self.wrap(self.plan.for_site(secret, patients))
+
+    def decode(self, total: RingSum) -> Tensor:
+        """Decode `total` with the plan inside."""
+        return self.plan.decode(total)
