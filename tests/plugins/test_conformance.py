@@ -12,7 +12,7 @@ import pytest
 
 from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.roles import ROLES
-from cohortium.testing import Check, checks_for, suite
+from cohortium.testing import Check, checks_for, engines, suite
 
 CATALOG = discover()
 
@@ -34,7 +34,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
 }
 """Parameters under which a plugin is quick; the others are checked as they come."""
 
-MARKS = {"medmnist": [pytest.mark.data], "ray": [pytest.mark.slow]}
+MARKS = {"medmnist": [pytest.mark.data]}
 
 MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "gaussian", ["unit=site"]),
@@ -104,7 +104,12 @@ def _cases() -> list[Any]:
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
             marks=[
                 *MARKS.get(offering.offer.name, []),
-                *([pytest.mark.slow] if (offering.offer.name, *settings, name) in SLOW else []),
+                *(
+                    [pytest.mark.slow]
+                    if (offering.offer.name, *settings, name) in SLOW
+                    or (offering.offer.name == "ray" and check in engines.CHECKS)
+                    else []
+                ),
             ],
         )
         for offering, settings in given
@@ -146,7 +151,7 @@ def test_builtin_plugin_passes_conformance_check(
     make: Any,
     request: pytest.FixtureRequest,
 ) -> None:
-    if offering.offer.name == "ray":
+    if offering.offer.name == "ray" and check in engines.CHECKS:
         request.getfixturevalue("ray_cluster")
     check(make(offering, settings))
 
