@@ -33,7 +33,6 @@ class Echo:
     users: set[int] = field(factory=lambda: {os.getuid()})
     group: int | None = None
     clock: Callable[[], float] = time.monotonic
-    told: list[str] = field(factory=list)
     heard: int = 0
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
@@ -56,7 +55,6 @@ def served(echo: Echo) -> Iterator[Echo]:
         echo.answer,
         echo.users,
         echo.group,
-        tell=echo.told.append,
         clock=echo.clock,
     )
     with door.open() as listener:
@@ -119,13 +117,15 @@ def ended(connection: socket.socket) -> bool:
         CALL + struct.pack(">2Q", 2**64 - 1, 2**64 - 1),
     ],
 )
-def test_what_is_no_frame_is_cut_off_unanswered(echo: Echo, frame: bytes) -> None:
+def test_what_is_no_frame_is_cut_off_unanswered(
+    echo: Echo, frame: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     with raw(echo.path) as connection:
         connection.sendall(frame)
         assert ended(connection)
     assert echo.heard == 0
     assert call_site(echo.path, b"still", b"there") == said(b"still", b"there")
-    assert any("cut off" in sentence for sentence in echo.told)
+    assert any("cut off" in sentence for sentence in caplog.messages)
 
 
 @pytest.mark.parametrize("cut", [0, 3, 8, 20, 24, 30])
@@ -196,13 +196,15 @@ def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> N
         thread.join()
 
 
-def test_another_user_is_not_heard(tmp_path: Path) -> None:
+def test_another_user_is_not_heard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stranger = os.getuid() + 1
     for echo in served(Echo(tmp_path / "s", users={stranger})):
         with pytest.raises(RunError, match="does not answer"):
             call_site(echo.path, b"x", b"y")
         assert echo.heard == 0
-        assert echo.told == [f"user {os.getuid()} of this machine tried to speak to the site."]
+        assert caplog.messages == [
+            f"user {os.getuid()} of this machine tried to speak to the site."
+        ]
 
 
 def test_socket_of_other_user_gets_nothing(echo: Echo) -> None:
@@ -239,12 +241,14 @@ def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_stranger_flood_writes_bounded_log(tmp_path: Path) -> None:
-    told: list[str] = []
-    for echo in served(Echo(tmp_path / "s", users={os.getuid() + 1}, told=told)):
+def test_stranger_flood_writes_bounded_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for echo in served(Echo(tmp_path / "s", users={os.getuid() + 1})):
         for _ in range(10 * MAX_SENTENCES):
             with raw(echo.path) as connection:
                 assert ended(connection)
+    told = caplog.messages
     assert len(told) == MAX_SENTENCES + 1
     assert told[-1] == f"{9 * MAX_SENTENCES} more callers turned away in the last minute."
 
