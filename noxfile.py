@@ -6,6 +6,9 @@ for each interpreter that it finds.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +19,15 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "imports", "types", "fast"]
 
 PYTHONS = ("3.11", "3.12", "3.13")
+
+BUSY_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+BUSY_TESTS = (
+    "tests/unit/deployment",
+    "tests/unit/ledger",
+    "tests/unit/catalog/test_broken_plugins.py",
+    "tests/integration/test_timeouts.py",
+)
+"""Tests with threads, processes, locks and deadlines, which take a minute in all."""
 
 
 def run(session: nox.Session, tool: str, *args: str) -> None:
@@ -45,14 +57,31 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def fast(session: nox.Session) -> None:
-    """Run the tests that take seconds."""
-    run(session, "pytest", "-m", "not slow", *session.posargs)
+    """Run the tests that are not slow, as plain `pytest` does."""
+    run(session, "pytest", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests."""
+    run(session, "pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test."""
-    run(session, "pytest", *session.posargs)
+    run(session, "pytest", "-m", "", *session.posargs)
+
+
+@nox.session
+def busy(session: nox.Session) -> None:
+    """Run some tests with processes and deadlines while other processes keep all cores busy."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(os.cpu_count() or 1):
+            command = [sys.executable, "-c", BUSY_LOOP]
+            loop = stack.enter_context(subprocess.Popen(command))  # noqa: S603 - the line above
+            stack.callback(loop.kill)
+        run(session, "pytest", *BUSY_TESTS, *session.posargs)
 
 
 @nox.session
@@ -63,6 +92,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv", python=PYTHONS)
 def pythons(session: nox.Session) -> None:
-    """Install the package under an interpreter, and run the tests that take seconds."""
+    """Install the package under an interpreter, and run the tests that are not slow."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", *session.posargs)

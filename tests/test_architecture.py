@@ -85,7 +85,7 @@ def test_plugin_folders_are_the_entry_point_table() -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
-def test_plugins_enter_by_one_door(path: Path) -> None:
+def test_plugins_import_only_public_plugin_api(path: Path) -> None:
     own = path.parent.name
     for target in imported(ast.parse(path.read_text("utf-8")), lazily=True):
         if target.split(".")[0].startswith("cohortium"):
@@ -102,7 +102,7 @@ def test_plugins_enter_by_one_door(path: Path) -> None:
         "from cohortium.cli import main\ntry: main(['plugins'])\nexcept SystemExit: pass",
     ],
 )
-def test_discovery_is_light(action: str) -> None:
+def test_discovery_imports_no_heavy_module(action: str) -> None:
     code = f"{action}\nimport sys\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,9 +1,9 @@
 """Errors for users: one sentence with fault, place and remedy.
 
 CohortiumError
-├── StudyError               a study asks for something that cannot be
+├── StudyError               a study, a site file or a composed part is wrong
 │   └── NetworkError         a network cannot be made, or does not fit its study
-├── RequestError             a command or a call asks for something that cannot be
+├── RequestError             an argument, a path or a folder is wrong
 ├── PluginError              no usable plugin offers a name, or two do
 ├── DataError                a data set is missing or damaged
 ├── IdentityError            a key, or a directory of keys, cannot be used
@@ -20,6 +20,7 @@ CohortiumError
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 from cohortium.text import MAX_CODE_LENGTH, MAX_REASON_LENGTH, escape_control_characters, sanitize
@@ -47,13 +48,13 @@ class CohortiumError(Exception):
 
 
 class StudyError(CohortiumError):
-    """A study, or a composed Python value, that asks for the impossible."""
+    """A study, a site file or a composed part that asks for the impossible."""
 
 
 class RequestError(CohortiumError):
-    """A command or a call that asks for the impossible.
+    """An argument, a path or a folder that a command or a call cannot use.
 
-    Examples are an argument, a path or a folder.
+    The content of a study is never the cause.
     """
 
 
@@ -117,6 +118,42 @@ class MessageError(CohortiumError):
     exit_code = 1
 
 
+class RefusalCode(StrEnum):
+    """Code of a refusal, for programs.
+
+    A plugin may add its own codes. A refusal by a site's policy has the code `policy.KEY`.
+    """
+
+    SESSION = "session"
+    STALE = "stale"
+    BUDGET = "budget"
+    MISSING_WEIGHTS = "missing-weights"
+    OUT_OF_ORDER = "out-of-order"
+    OUT_OF_RANGE = "out-of-range"
+    NON_FINITE = "non-finite"
+    VECTOR = "vector"
+    STATE = "state"
+    BUFFERS_CHANGED = "buffers-changed"
+    EXAMPLES = "examples"
+    PATIENTS = "patients"
+    TRAINER = "trainer"
+    MALFORMED = "malformed"
+    DATA = "data"
+    STUDY = "study"
+    NETWORK = "network"
+    PLUGINS = "plugins"
+    TABLES = "tables"
+    VERSIONS = "versions"
+    DEVICE = "device"
+    THREADS = "threads"
+    LEDGER = "ledger"
+    JOURNAL = "journal"
+    DISK = "disk"
+    BUSY = "busy"
+    SITE_ERROR = "site-error"
+    INTERNAL_ERROR = "internal-error"
+
+
 class RefusalError(CohortiumError):
     """A site's deliberate refusal to reply, with a code for programs.
 
@@ -127,7 +164,7 @@ class RefusalError(CohortiumError):
     exit_code = 1
 
     def __init__(self, code: str, reason: str) -> None:
-        """Store the machine-readable `code` with the sentence."""
+        """Store the code, such as a `RefusalCode`, with the sentence."""
         super().__init__(reason)
         self.code = escape_control_characters(code)[:MAX_CODE_LENGTH]
         self.reason = escape_control_characters(reason)[:MAX_REASON_LENGTH]

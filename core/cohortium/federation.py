@@ -54,7 +54,8 @@ class Federation(Study):
             settings: Changes as `table.key=value`. The value is TOML, or else a string.
 
         Raises:
-            StudyError: The file cannot be read, or describes an impossible study.
+            RequestError: The file cannot be read.
+            StudyError: It describes an impossible study.
             PluginError: The file names a plugin that cannot be used.
         """
         return read(None if path is None else Path(path), settings, into=cls)
@@ -121,8 +122,8 @@ class Federation(Study):
             It never has more attempts than the guarantee covers.
 
         Raises:
-            StudyError: There is no such run, it is complete, or another process is driving it. Or
-                it was started with another study, other data or another plan.
+            RequestError: There is no such run, it is complete, or another process is driving it.
+            StudyError: The run was started with another study, other data or another plan.
             RunError: The run's folder is damaged, or the run failed again.
             StoppedError: `stop` returned true.
         """

@@ -12,7 +12,15 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cohortium.plugin import KeyStream, MessageError, RefusalError, decode_either, encode
+from cohortium.plugin import (
+    KeyStream,
+    MessageError,
+    RefusalCode,
+    RefusalError,
+    decode_either,
+    encode,
+)
+from cohortium_additive._codes import AdditiveRefusalCode
 from cohortium_additive._messages import (
     KEY_BYTES,
     Key,
@@ -92,7 +100,7 @@ class AdditiveSite:
 
     def _begin(self, ask: SiteRequest) -> bytes:
         if self._attempts and ask.attempt <= self._attempts[-1].number:
-            raise RefusalError("out-of-order", "this attempt has begun already.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "this attempt has begun already.")
         secret = self._secret(ask.attempt).secret_bytes(KEY_BYTES, "key")
         self._attempts[:] = [Attempt(ask.attempt, X25519PrivateKey.from_private_bytes(secret))]
         return encode(Key(public=self._public))
@@ -100,14 +108,16 @@ class AdditiveSite:
     def _share(self, now: Attempt, request: SharesRequest) -> bytes:
         sites, me = request.sites, self.member.site
         if now.given:
-            raise RefusalError("out-of-order", "seeds have been shared in this attempt already.")
+            raise RefusalError(
+                RefusalCode.OUT_OF_ORDER, "seeds have been shared in this attempt already."
+            )
         if len(sites) != len(request.keys) or list(sites) != sorted(set(sites)):
             raise MessageError("sites must be ascending, with one key each.")
         if me not in sites or request.keys[sites.index(me)] != self._public:
-            raise RefusalError("keys", "its own key is not the one that it sent.")
+            raise RefusalError(AdditiveRefusalCode.KEYS, "its own key is not the one that it sent.")
         if len(sites) != self.setting.cohort.cohort_size:
             raise RefusalError(
-                "too-few",
+                AdditiveRefusalCode.TOO_FEW,
                 f"it sums over {self.setting.cohort.cohort_size} sites, not {len(sites)}.",
             )
         others = tuple(site for site in sites if site != me)
@@ -123,7 +133,7 @@ class AdditiveSite:
 
     def _sum(self, now: Attempt, shares: Shares, vector: Callable[[], RingVector]) -> bytes:
         if not now.given or now.is_over:
-            raise RefusalError("out-of-order", "a sum is due once, after the seeds.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "a sum is due once, after the seeds.")
         if len(shares.sealed) != len(now.others):
             raise MessageError(f"{len(now.others)} sealed seeds are due, not {len(shares.sealed)}.")
         me = self.member.site
@@ -134,7 +144,7 @@ class AdditiveSite:
                 taken.append(cipher.decrypt(_NONCE, sealed, None))
             except InvalidTag:
                 raise RefusalError(
-                    "sealed", f"the seed from site {other} does not authenticate."
+                    AdditiveRefusalCode.SEALED, f"the seed from site {other} does not authenticate."
                 ) from None
         now.is_over = True
         words = vector().words.copy()
@@ -144,7 +154,7 @@ class AdditiveSite:
 
     def _current(self, ask: SiteRequest) -> Attempt:
         if not self._attempts or self._attempts[-1].number != ask.attempt:
-            raise RefusalError("out-of-order", "the attempt has not begun here.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "the attempt has not begun here.")
         return self._attempts[-1]
 
     @property
@@ -162,7 +172,9 @@ class AdditiveSite:
         try:
             common = now.private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
-            raise RefusalError("small-order", "a public key is of small order.") from None
+            raise RefusalError(
+                AdditiveRefusalCode.SMALL_ORDER, "a public key is of small order."
+            ) from None
         numbers = b"".join(n.to_bytes(8, "big") for n in (now.number, sender, receiver))
         info = b"cohortium additive seed" + self.setting.session + numbers
         return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=info).derive(common)

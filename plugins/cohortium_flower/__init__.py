@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 from attrs.validators import ge, le
 
-from cohortium.plugin import Engine, Offer, StudyError, hookimpl
+from cohortium.plugin import Engine, Offer, RequestError, StudyError, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,14 +40,14 @@ class Flower:
         """Refuse, because Flower starts the coordinator of a deployment.
 
         Raises:
-            StudyError: Always.  The sentence says how to start it.
+            StudyError, RequestError: Always.  The sentence says how to start it.
         """
         if sites is not None:
             raise StudyError(
                 "the engine 'flower' reaches real hospitals and cannot simulate them; declare "
                 "[data] in place of [dataset] and [partitioner], or take the engine 'inline'."
             )
-        raise StudyError(
+        raise RequestError(
             "the engine 'flower' works inside a Flower ServerApp: start the study with `flwr run`, "
             "as docs/deploy.md says."
         )

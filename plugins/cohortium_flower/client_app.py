@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from cohortium.plugin import CohortiumError, StudyError, call_site
+from cohortium.plugin import CohortiumError, RequestError, call_site
 from cohortium_flower._records import from_record, to_record
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def _site(config: Mapping[str, UserConfigValue]) -> tuple[Path, int, float]:
     """Return the site's socket, its user, and the longest wait."""
     socket, user = config.get("socket"), config.get("user", "")
     if not isinstance(socket, str) or not isinstance(user, str):
-        raise StudyError("--node-config must name the site's socket, as in 'socket=\"/…\"'.")
+        raise RequestError("--node-config must name the site's socket, as in 'socket=\"/…\"'.")
     try:
         number = pwd.getpwnam(user).pw_uid if user else os.getuid()
     except (KeyError, ValueError):
-        raise StudyError(f"--node-config: this machine has no user {user!r}.") from None
+        raise RequestError(f"--node-config: this machine has no user {user!r}.") from None
     patience = config.get("patience", PATIENCE)
     if not isinstance(patience, int | float) or not 0 <= patience <= LONGEST:
-        raise StudyError(f"--node-config: patience is a number of seconds, 0 to {LONGEST:.0f}.")
+        raise RequestError(f"--node-config: patience is a number of seconds, 0 to {LONGEST:.0f}.")
     return Path(socket), number, float(patience)

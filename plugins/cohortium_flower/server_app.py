@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from flwr.serverapp import ServerApp
 
-from cohortium.plugin import CohortiumError, StudyError, run_deployed_study
+from cohortium.plugin import CohortiumError, RequestError, run_deployed_study
 from cohortium_flower._exchange import ConnectedEngine
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         study, out = config.get("study"), config.get("out", "")
         dry = bool(config.get("dry-run", False))
         if not isinstance(study, str) or not isinstance(out, str) or not (out or dry):
-            raise StudyError("the run's configuration must name a study file and a folder out.")
+            raise RequestError("the run's configuration must name a study file and a folder out.")
         found = run_deployed_study(
             Path(study),
             lambda federation: ConnectedEngine.of(

@@ -9,6 +9,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import (
+    RefusalCode,
     RefusalError,
     RingVector,
     clipped_sum,
@@ -83,7 +84,9 @@ class GaussianSite:
         values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         norm = float(np.linalg.norm(values))
         if not math.isfinite(norm):
-            raise RefusalError("non-finite", "its update holds NaN or infinity; lower the rate.")
+            raise RefusalError(
+                RefusalCode.NON_FINITE, "its update holds NaN or infinity; lower the rate."
+            )
         if not plan.clips_gradients:
             values *= min(1.0, plan.terms.clip_norm / max(norm, 1e-12))
             values += plan.deviation * self._noise.normal(len(values))
@@ -94,7 +97,7 @@ class GaussianSite:
             and np.abs(values).max(initial=0) > plan.terms.max_abs_value
         ):
             raise RefusalError(
-                "out-of-range",
+                RefusalCode.OUT_OF_RANGE,
                 f"its noised update exceeds {plan.terms.max_abs_value:g}; raise "
                 "privatizer.max_abs_value or lower "
                 "the learning rate.",

@@ -17,6 +17,7 @@ from cohortium.plugin import (
     Offer,
     PrivacyError,
     Privatizer,
+    RefusalCode,
     RefusalError,
     RingVector,
     RunError,
@@ -148,13 +149,13 @@ class UnprivateSite:
         largest = float(torch.linalg.vector_norm(vector, float("inf"))) if len(vector) else 0.0
         if not np.isfinite(largest):
             raise RefusalError(
-                "non-finite",
+                RefusalCode.NON_FINITE,
                 "its update holds NaN or infinity; lower the rate, or look for them in what the "
                 "network gives.",
             )
         if largest > self.plan.bound:
             raise RefusalError(
-                "out-of-range",
+                RefusalCode.OUT_OF_RANGE,
                 f"its update exceeds {self.plan.bound:g}; raise privatizer.max_abs_value or lower "
                 "the "
                 "learning rate.",
@@ -162,7 +163,7 @@ class UnprivateSite:
         cohort = self.plan.cohort
         if not 0 <= weight <= cohort.examples:
             raise RefusalError(
-                "examples",
+                RefusalCode.EXAMPLES,
                 f"it trained on {weight:,.0f} examples, and the study declares {cohort.examples:,} "
                 "over all sites together; raise examples under [data].",
             )

@@ -13,6 +13,7 @@ from cohortium.plugin import (
     Aggregator,
     MessageError,
     Offer,
+    RefusalCode,
     RefusalError,
     RingSum,
     StageRequests,
@@ -108,7 +109,9 @@ class PlainSite:
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """Return the packed vector."""
         if request.attempt <= self._answered:
-            raise RefusalError("out-of-order", "this attempt's vector has been sent already.")
+            raise RefusalError(
+                RefusalCode.OUT_OF_ORDER, "this attempt's vector has been sent already."
+            )
         self._answered = request.attempt
         return self.setting.ring.pack(release().words)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         SiteContext,
         SiteSession,
     )
-    from cohortium_secagg._sharing import Sharing
+    from cohortium_secagg._parameter_selection import Sharing
 
 COHORTIUM_API = 1
 
@@ -100,7 +100,7 @@ class SecAgg:
         Raises:
             StudyError: It protects too little, or the cohort cannot meet it.
         """
-        from cohortium_secagg._sharing import choose_parameters
+        from cohortium_secagg._parameter_selection import choose_parameters
 
         return choose_parameters(self, cohort)
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from cohortium.plugin import RefusalError
+from cohortium_secagg._codes import SecAggRefusalCode
 
 KEY_BYTES = 32
 TAG_BYTES = 16
@@ -55,7 +56,9 @@ class KeyPair:
             try:
                 common = self._key.exchange(X25519PublicKey.from_public_bytes(public))
             except ValueError:
-                raise RefusalError("small-order", "a public key is of small order.") from None
+                raise RefusalError(
+                    SecAggRefusalCode.SMALL_ORDER, "a public key is of small order."
+                ) from None
             self._common[public] = common
         return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=label).derive(common)
 
@@ -88,7 +91,9 @@ def unseal(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
     try:
         return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, bound_to)
     except InvalidTag:
-        raise RefusalError("sealed", "an encrypted share does not authenticate.") from None
+        raise RefusalError(
+            SecAggRefusalCode.SEALED, "an encrypted share does not authenticate."
+        ) from None
 
 
 def tag(key: bytes, data: memoryview) -> bytes:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.plugin import StudyError
-from cohortium_secagg._sharing import choose_parameters
+from cohortium_secagg._parameter_selection import choose_parameters
 
 if TYPE_CHECKING:
     from cohortium.plugin import AggregationConfig, KeyDirectory, SiteContext, SiteId
     from cohortium_secagg import SecAgg
-    from cohortium_secagg._sharing import Sharing
+    from cohortium_secagg._parameter_selection import Sharing
 
 PROTOCOL = b"cohortium secagg 2\x00"
 """Start of every label.  A key of another protocol, or of another version of this one, differs."""

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from cohortium.plugin import RefusalError, decode_either, encode
-from cohortium_secagg._answered_attempts import AnsweredAttempts
-from cohortium_secagg._consent import Confirmed, SurvivorSigner
+from cohortium.plugin import RefusalCode, RefusalError, decode_either, encode
+from cohortium_secagg._codes import SecAggRefusalCode
+from cohortium_secagg._consistency_check import Confirmed, SurvivorSigner
 from cohortium_secagg._messages import (
     ACTIVE_REQUESTS,
     HONEST_BUT_CURIOUS_REQUESTS,
@@ -40,7 +40,8 @@ from cohortium_secagg._messages import (
     Vector,
     max_message_bytes,
 )
-from cohortium_secagg._site_attempt import Advertised, Masked, Shared, SiteAttempt
+from cohortium_secagg._site_journal import AnsweredAttempts
+from cohortium_secagg._site_states import Advertised, Masked, Shared, SiteAttempt
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
@@ -97,17 +98,21 @@ class SecAggSite:
         kinds = ACTIVE_REQUESTS if self._protocol.is_active else HONEST_BUT_CURIOUS_REQUESTS
         message: Request = decode_either(request.own or request.broadcast, *kinds, limit=limit)
         if message.attempt != request.attempt:
-            raise RefusalError("attempt", "the aggregator's request is of another attempt.")
+            raise RefusalError(
+                SecAggRefusalCode.ATTEMPT, "the aggregator's request is of another attempt."
+            )
         if isinstance(message, AdvertiseKeysRequest):
             return encode(self._begin(request, message))
         if (request.attempt, request.round) != self._latest:
-            raise RefusalError("attempt", "the request is of an attempt that was not begun here.")
+            raise RefusalError(
+                SecAggRefusalCode.ATTEMPT, "the request is of an attempt that was not begun here."
+            )
         return encode(self._go_on(message, release))
 
     def _require_later(self, ask: SiteRequest) -> None:
         """Refuse to begin an attempt again, or an older one."""
         if ask.attempt <= self._latest[0]:
-            raise RefusalError("out-of-order", "the attempt has begun already.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "the attempt has begun already.")
 
     def _begin(self, ask: SiteRequest, request: AdvertiseKeysRequest) -> Message:
         self._require_later(ask)
@@ -146,7 +151,7 @@ class SecAggSite:
             if isinstance(state, due) and isinstance(request, kinds):
                 self._state = None
                 return state
-        raise RefusalError("out-of-order", f"{type(request).__name__} is not due now.")
+        raise RefusalError(RefusalCode.OUT_OF_ORDER, f"{type(request).__name__} is not due now.")
 
     def _step(
         self, state: State, request: Request, vector: Callable[[], RingVector]

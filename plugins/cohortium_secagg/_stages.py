@@ -34,7 +34,7 @@ from cohortium_secagg._messages import (
     Vector,
     max_message_bytes,
 )
-from cohortium_secagg._opening import ConsistencyChecking, Unmask
+from cohortium_secagg._unmasking import ConsistencyChecking, Unmask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,6 +13,7 @@ from cohortium.plugin import (
     FixedPoint,
     Guarantee,
     PrivacyError,
+    RefusalCode,
     RefusalError,
     RingVector,
     Workload,
@@ -250,7 +251,7 @@ class SkellamSite:
         plan = self.plan
         values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         if not np.isfinite(values).all():
-            raise RefusalError("non-finite", "its gradient holds NaN or infinity.")
+            raise RefusalError(RefusalCode.NON_FINITE, "its gradient holds NaN or infinity.")
         values *= plan.expected_batch
         np.clip(values, -plan.largest_sum, plan.largest_sum, out=values)
         words = plan.code.encode(values)

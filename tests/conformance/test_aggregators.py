@@ -230,14 +230,14 @@ def test_a_bad_aggregator_fails(check: Any, bad: Any, words: str) -> None:
 
 @pytest.mark.parametrize("aggregator", [Clear(), SecAgg()], ids=["clear", "secagg"])
 @pytest.mark.parametrize("check", aggregators.CHECKS)
-def test_a_good_one_passes(check: Any, aggregator: Any) -> None:
+def test_valid_plugin_passes_check(check: Any, aggregator: Any) -> None:
     assert "not needed" in (check(aggregator) or "not needed")
 
 
-def test_one_that_survives_no_dropout_is_told_apart() -> None:
+def test_aggregator_surviving_no_dropout_is_noted() -> None:
     note = aggregators.check_dropouts(Clear(lead=AllOrNothing))
     assert note == "no dropout is survived at any stage"
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(aggregators.CHECKS)

@@ -89,16 +89,16 @@ def test_a_bad_data_set_fails(check: Any, bad: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("check", datasets.CHECKS)
-def test_a_good_one_passes(check: Any) -> None:
+def test_valid_plugin_passes_check(check: Any) -> None:
     assert check(Good()) is None
 
 
-def test_one_class_is_nothing_to_tell_apart() -> None:
+def test_single_class_dataset_fails_check() -> None:
     train = samples.examples(4)
     lone = Changed({"classes": ("a",), "train": Examples(train.images, train.labels * 0)})
     with pytest.raises(ConformanceError, match="nothing to tell apart"):
         datasets.check_names_its_classes(lone)
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(datasets.CHECKS)

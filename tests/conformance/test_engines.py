@@ -132,14 +132,14 @@ def test_a_bad_engine_fails(check: Any, bad: Any, words: str) -> None:
 
 @pytest.mark.parametrize("engine", [Inline(), Engine(good)], ids=["inline", "reversed"])
 @pytest.mark.parametrize("check", engines.CHECKS)
-def test_a_good_one_passes(check: Any, engine: Any) -> None:
+def test_valid_plugin_passes_check(check: Any, engine: Any) -> None:
     assert check(engine) is None
 
 
 @pytest.mark.parametrize("check", engines.CHECKS)
-def test_one_for_deployments_alone_is_let_off(check: Any) -> None:
+def test_deployment_only_engine_skips_checks(check: Any) -> None:
     assert "not" in check(DeploymentOnly())
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(engines.CHECKS)

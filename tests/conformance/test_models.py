@@ -167,11 +167,11 @@ def test_a_bad_model_fails(check: Any, bad: Any, words: str) -> None:
 
 @pytest.mark.parametrize("model", [SMALL, Changed(maker=dropout)], ids=["cnn", "dropout"])
 @pytest.mark.parametrize("check", models.CHECKS)
-def test_a_good_one_passes(check: Any, model: Any) -> None:
+def test_valid_plugin_passes_check(check: Any, model: Any) -> None:
     assert check(model) is None
 
 
-def test_what_is_allowed_but_worth_knowing_is_told() -> None:
+def test_permitted_model_limitations_are_noted() -> None:
     known = Changed(maker=batch_norm)
     models.check_scores_one_image_at_a_time(known)
     assert models.check_mixing_is_visible(known) == (
@@ -184,5 +184,5 @@ def test_what_is_allowed_but_worth_knowing_is_told() -> None:
     assert refused == "does not take images of 1×28×28, 2×64×64"
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(models.CHECKS)

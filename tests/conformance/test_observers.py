@@ -136,9 +136,9 @@ def test_a_bad_observer_fails(check: Any, bad: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("check", observers.CHECKS)
-def test_a_good_one_passes(check: Any) -> None:
+def test_valid_plugin_passes_check(check: Any) -> None:
     assert check(Events()) is None
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(observers.CHECKS)

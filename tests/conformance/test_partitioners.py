@@ -110,14 +110,14 @@ def test_a_bad_partitioner_fails(check: Any, bad: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("check", partitioners.CHECKS)
-def test_a_good_one_passes(check: Any) -> None:
+def test_valid_plugin_passes_check(check: Any) -> None:
     assert check(IID()) is None
 
 
-def test_a_deal_may_leave_some_out_and_that_is_told() -> None:
+def test_partition_omitting_examples_passes_with_note() -> None:
     note = partitioners.check_no_example_twice(LeavesSome())
     assert note == "leaves up to 230 of 240 examples undealt"
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(partitioners.CHECKS)

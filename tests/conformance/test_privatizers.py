@@ -237,11 +237,11 @@ def test_a_bad_privatizer_fails(check: Any, bad: Any, words: str) -> None:
 
 @pytest.mark.parametrize("good", GOOD.values(), ids=GOOD)
 @pytest.mark.parametrize("check", CHECKS)
-def test_a_good_one_passes(check: Any, good: Any) -> None:
+def test_valid_plugin_passes_check(check: Any, good: Any) -> None:
     assert "not needed" in (check(good) or "not needed")
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(CHECKS)
 
 

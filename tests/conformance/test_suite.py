@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def test_every_role_has_checks_with_names_of_their_own() -> None:
+def test_every_role_has_uniquely_named_checks() -> None:
     for role in ROLES:
         names = [name for name, _ in suite.checks_for(role)]
         assert len(set(names)) == len(names) > 7
@@ -71,7 +71,7 @@ def test_every_role_has_a_class() -> None:
     assert [kind.__name__.lower().removesuffix("conformance") for kind in kinds] == list(ROLES)
 
 
-def test_one_line_a_check(run: Any) -> None:
+def test_check_command_prints_one_line_per_check(run: Any) -> None:
     code, out, _ = run("silent")
     assert code == 0
     lines = out.splitlines()
@@ -80,12 +80,13 @@ def test_one_line_a_check(run: Any) -> None:
     assert lines[1] == "  ✓ It has the methods of its role"
 
 
-def test_a_broken_contract_is_named_and_exits_with_one(run: Any) -> None:
+def test_failed_check_is_named_and_exits_one(run: Any) -> None:
     code, out, _ = run("silent", "--set", "loud=true")
     assert code == 1
     assert "✗ takes every event: the listener raised RuntimeError (RunStarted)" in out
 
 
+@pytest.mark.slow
 def test_all_that_a_plugin_offers_is_checked(run: Any) -> None:
     code, out, _ = run("quiet", "--set", "loud=false")
     assert code == 0
@@ -106,7 +107,9 @@ def test_all_that_a_plugin_offers_is_checked(run: Any) -> None:
         (("strict", "--set", "loud=true", "--set", "lout=1"), "no such parameter; did you mean lo"),
     ],
 )
-def test_a_wrong_request_is_one_sentence(run: Any, arguments: tuple[str, ...], words: str) -> None:
+def test_invalid_check_request_gives_one_sentence(
+    run: Any, arguments: tuple[str, ...], words: str
+) -> None:
     code, out, error = run(*arguments)
     assert code == 2
     assert out == ""
@@ -114,12 +117,13 @@ def test_a_wrong_request_is_one_sentence(run: Any, arguments: tuple[str, ...], w
     assert words in error
 
 
-def test_a_plugin_that_cannot_be_used_says_why(run: Any) -> None:
+def test_unusable_plugin_error_states_reason(run: Any) -> None:
     code, _, error = run("quiet", catalog=installed("broken", "it fell over."))
     assert code == 2
     assert error == "cohortium: quiet (d 1) is broken: it fell over.\n"
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_plugin_is_a_finding() -> None:
     failures = {v.check: v.failure for v in suite.run_checks("observer", Strict(loud=True))}
     assert failures["listeners are independent"] == ""

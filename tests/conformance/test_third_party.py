@@ -48,7 +48,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
     return found
 
 
-def test_it_stands_beside_ours(python: Python) -> None:
+def test_third_party_plugin_is_listed_active(python: Python) -> None:
     records: list[dict[str, Any]] = json.loads(python.cohortium("plugins", "--json"))
     (example,) = (r for r in records if r["distribution"] == "cohortium-example")
     assert (example["name"], example["status"], example["version"]) == (
@@ -60,7 +60,7 @@ def test_it_stands_beside_ours(python: Python) -> None:
     assert any(r["distribution"] == "cohortium" and r["status"] == "active" for r in records)
 
 
-def test_a_study_of_its_parts_runs(python: Python) -> None:
+def test_study_using_third_party_plugin_runs(python: Python) -> None:
     (python.workload / "study.toml").write_text(STUDY, encoding="utf-8")
     options = ("--out", "record", "--observer", "counting", "--json")
     result = json.loads(python.cohortium("run", "study.toml", *options))
@@ -78,12 +78,12 @@ def test_check_passes(python: Python) -> None:
     assert said.count(" of example (cohortium-example 1.0.0)") == 8
 
 
-def test_its_own_tests_pass(python: Python) -> None:
+def test_third_party_plugin_tests_pass(python: Python) -> None:
     said = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "source/tests")
     assert " passed" in said
 
 
-def test_it_is_installed_nowhere_else(python: Python) -> None:
+def test_example_plugin_is_absent_from_current_environment(python: Python) -> None:
     del python
     probe = subprocess.run(
         [sys.executable, "-c", "import cohortium_example"], capture_output=True, check=False

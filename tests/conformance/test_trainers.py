@@ -74,9 +74,9 @@ def test_a_bad_trainer_fails(check: Any, bad: Any, words: str) -> None:
 
 @pytest.mark.parametrize("trainer", GOOD_ONES.values(), ids=GOOD_ONES)
 @pytest.mark.parametrize("check", trainers.CHECKS)
-def test_a_good_one_passes(check: Any, trainer: Any) -> None:
+def test_valid_plugin_passes_check(check: Any, trainer: Any) -> None:
     assert check(trainer) is None
 
 
-def test_every_check_is_proved() -> None:
+def test_every_check_has_bad_implementation() -> None:
     assert {check for check, _, _ in BAD} == set(trainers.CHECKS)

@@ -126,6 +126,7 @@ def test_a_good_value_passes(check: Any) -> None:
     assert call(check, Good(mix={"a": 1.0})) is None
 
 
+@pytest.mark.slow
 def test_a_module_that_imports_torch_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "heavy_plugin.py").write_text("import torch\nclass Mine: pass\n", encoding="utf-8")
     (tmp_path / "lost_plugin.py").write_text("import nowhere_at_all\n", encoding="utf-8")

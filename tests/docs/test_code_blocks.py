@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from attrs import evolve
 from typer.testing import CliRunner
 
 from cohortium import Federation, discover, grid
@@ -32,8 +33,11 @@ FOLLOWED = ROOT / "docs" / "tutorial.md"
 """Its blocks are the files of one package, which `test_tutorial.py` writes down and uses."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# A full quick start, and packages that a block writes about rather than runs.
-SLOW = "rounds=60"
+SLOW = re.compile(
+    r"\.run\(|\b(?:import|from) torch\b|cohortium_mlp import|^\[(?:trainer|privatizer)\]",
+    re.MULTILINE,
+)
+"""Marks of a block that runs a study, or imports torch in a process of its own."""
 
 
 def blocks(language: str) -> list[object]:
@@ -43,7 +47,7 @@ def blocks(language: str) -> list[object]:
             continue
         for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
             if match[1] == language:
-                marks = [pytest.mark.slow] if SLOW in match[2] else []
+                marks = [pytest.mark.slow] if SLOW.search(match[2]) else []
                 name = f"{page.relative_to(ROOT)}-{number}"
                 found.append(pytest.param(match[2], id=name, marks=marks))
     return found
@@ -96,7 +100,9 @@ def test_toml_block_is_package_site_or_study(text: str, tmp_path: Path) -> None:
     federation = study_file.build(
         study_file.merge(study_file.quick_start(), tables, where="the docs"), into=Federation
     )
-    assert federation.run().guarantee is not None
+    assert federation.prepare().setting.plan.guarantee is not None
+    # Another round shows nothing that two do not.
+    assert evolve(federation, rounds=2).run().guarantee is not None
 
 
 def commands() -> list[object]:
@@ -111,7 +117,7 @@ def commands() -> list[object]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_are_understood(line: str, tmp_path: Path) -> None:
+def test_documented_commands_have_valid_options(line: str, tmp_path: Path) -> None:
     """Options exist, and settings name real plugins and keys; whole runs are other tests'."""
     words = shlex.split(line)[1:]
     result = CliRunner().invoke(app, [words[0], "--help"])
@@ -164,13 +170,13 @@ def test_every_hook_is_in_the_docs() -> None:
         assert f"`{role.capitalize()}`" in page
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_resolve() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_every_cell_of_the_comparison_was_checked() -> None:
+def test_comparison_table_cells_have_footnotes() -> None:
     text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     cells = [cell for row in rows for cell in row.strip("|").split("|")[1:] if row[2] != "|"]

@@ -24,7 +24,7 @@ def unit() -> configparser.SectionProxy:
     return file["Service"]
 
 
-def test_what_a_site_writes_lies_where_its_unit_may_write() -> None:
+def test_site_output_paths_lie_in_writable_directories() -> None:
     service = unit()
     assert service["ProtectSystem"] == "strict"
     may = [
@@ -37,7 +37,7 @@ def test_what_a_site_writes_lies_where_its_unit_may_write() -> None:
         assert Path(site.get(key, "")).parent in may, f"{key} of site.toml is in no such folder"
 
 
-def test_only_the_callers_group_may_enter_the_folder_of_the_socket() -> None:
+def test_socket_directory_is_limited_to_caller_group() -> None:
     service = unit()
     assert int(service["RuntimeDirectoryMode"], 8) == 0o750
     site = toml.read(DEPLOY / "site.toml", what="the site file")["site"]

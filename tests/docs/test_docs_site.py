@@ -38,7 +38,7 @@ def pages(site: Path) -> list[Path]:
     return sorted(path for path in site.rglob("*.html") if path.name != "404.html")
 
 
-def test_nothing_is_fetched(site: Path) -> None:
+def test_docs_site_loads_no_external_resource(site: Path) -> None:
     loads = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?https?:[^>]*>""")
     for page in pages(site):
         text = page.read_text("utf-8")
@@ -48,7 +48,7 @@ def test_nothing_is_fetched(site: Path) -> None:
         assert not re.search(r"url\(['\"]?https?:|@import", sheet.read_text("utf-8")), sheet.name
 
 
-def test_every_page_is_read_on_a_phone_and_by_night(site: Path, browser: Any) -> None:
+def test_page_fits_phone_and_uses_dark_scheme(site: Path, browser: Any) -> None:
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     night = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}

@@ -55,7 +55,7 @@ def is_told(parameter: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, value in NAMES.items() if is_code(value)])
-def test_every_parameter_of_the_public_interface_is_told(name: str) -> None:
+def test_public_functions_document_every_parameter(name: str) -> None:
     value = NAMES[name]
     assert inspect.getdoc(value), f"{name} has no docstring"
     if issubclass_of_kit(value):
@@ -73,7 +73,7 @@ def issubclass_of_kit(value: object) -> bool:
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OURS])
-def test_every_attribute_of_a_value_is_told(name: str) -> None:
+def test_public_value_attributes_are_documented(name: str) -> None:
     value = NAMES.get(name) or OURS[name]
     if not inspect.isclass(value) or not attrs.has(value):
         return
@@ -84,7 +84,7 @@ def test_every_attribute_of_a_value_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, value in NAMES.items() if not is_code(value)])
-def test_every_alias_and_constant_is_told(name: str) -> None:
+def test_public_aliases_and_constants_are_documented(name: str) -> None:
     if isinstance(NAMES[name], ModuleType):
         assert NAMES[name].__doc__
         return

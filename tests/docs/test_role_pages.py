@@ -53,7 +53,7 @@ def test_every_method_and_argument_is_explained(role: Role) -> None:
     assert sorted(told) == sorted(wanted), f"docs/roles/{role}.md and the protocol differ"
 
 
-def test_every_protocol_is_a_roles() -> None:
+def test_every_protocol_belongs_to_a_role() -> None:
     protocols = {
         name for name in plugin.__all__ if getattr(getattr(plugin, name), "_is_protocol", False)
     }
@@ -61,19 +61,19 @@ def test_every_protocol_is_a_roles() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_known_plugins_are_those_that_are_offered(role: Role) -> None:
+def test_role_page_lists_offered_plugins(role: Role) -> None:
     known = page(role).split("## Known\n")[1].split("\n## ")[0]
     told = re.findall(r"^\| `([a-z0-9-]+)` \| \S", known, re.MULTILINE)
     assert told == sorted(o.offer.name for o in OURS if o.role == role)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_guarantees_are_told(role: Role) -> None:
+def test_role_page_lists_guarantees(role: Role) -> None:
     assert "**Guarantees.**\n\n- " in page(role)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_example_is_what_new_plugin_writes(role: Role) -> None:
+def test_role_example_matches_new_plugin_output(role: Role) -> None:
     """And that is installed, checked and run by tests of its own."""
     files = scaffold.Skeleton(name=f"my-{role}", role=role).files()
     (code,) = (text for path, text in files.items() if path.endswith("__init__.py"))
@@ -88,7 +88,7 @@ def test_every_hook_is_on_the_page_of_roles() -> None:
         assert f"`{hooks.hook_name(role)}`" in text
 
 
-def test_every_event_is_told_of() -> None:
+def test_observer_page_lists_every_event() -> None:
     events = re.findall(r"^\| `(\w+)` \|", page("observer").split("## Known")[0], re.MULTILINE)
     assert set(events) == {kind.__name__ for kind in plugin.Event.__args__}
 
@@ -98,16 +98,16 @@ def reference(name: str) -> list[str]:
     return re.findall(r"^::: (\S+)", text, re.MULTILINE)
 
 
-def test_the_reference_has_every_name_of_the_door() -> None:
+def test_reference_lists_every_plugin_api_name() -> None:
     assert sorted(reference("plugin")) == sorted(f"cohortium.plugin.{n}" for n in plugin.__all__)
 
 
-def test_the_reference_has_every_plugin_of_ours() -> None:
+def test_reference_lists_every_builtin_plugin() -> None:
     wanted = {f"{o.offer.factory.__module__}.{o.offer.factory.__qualname__}" for o in OURS}
     assert set(reference("plugins")) == wanted
 
 
-def test_the_reference_has_the_kit() -> None:
+def test_reference_lists_conformance_kit() -> None:
     told = reference("testing")
     for name in testing.__all__:
         module = (

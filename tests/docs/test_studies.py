@@ -68,7 +68,7 @@ TABLES = sorted((STUDIES[0].parent / "results").glob("*/table.md"))
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda path: path.parent.name)
-def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
+def test_study_pages_contain_generated_result_tables(table: Path) -> None:
     page = "".join(p.read_text("utf-8") for p in sorted(STUDIES[0].parent.glob("*.md")))
     assert table.read_text("utf-8") in page
     # A search is told in words; every question has its picture.
@@ -81,7 +81,8 @@ def test_tables_in_the_pages_are_those_of_the_runs(table: Path) -> None:
     assert all(run["versions"] and run["weights_sha256"] and run["seed"] for run in runs)
 
 
-def test_the_papers_grid_is_the_papers() -> None:
+@pytest.mark.slow
+def test_paper_grid_matches_published_settings() -> None:
     path = next(p for p in STUDIES if p.stem == "paper")
     cells = [c for c in grids.read(path).cells() if c.place["scale"] == "full"]
     assert {c.place["sites"] for c in cells} == {"5", "10", "20"}

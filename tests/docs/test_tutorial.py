@@ -62,20 +62,20 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return found
 
 
-def test_every_role_is_in_it(reader: Reader) -> None:
+def test_tutorial_plugin_offers_every_role(reader: Reader) -> None:
     records = json.loads(reader("-m", "cohortium", "plugins", "--json"))
     (ward,) = (record for record in records if record["name"] == "ward")
     assert ward["status"] == "active", ward
     assert [offer["role"] for offer in ward["offers"]] == list(ROLES)
 
 
-def test_its_tests_pass(reader: Reader) -> None:
+def test_tutorial_tests_pass(reader: Reader) -> None:
     said = reader("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     assert " passed" in said
     assert "skipped" not in said
 
 
-def test_the_study_runs_as_it_says(reader: Reader) -> None:
+def test_tutorial_study_matches_described_results(reader: Reader) -> None:
     result = json.loads(reader("-m", "cohortium", "run", "study.toml", "--out", "record", "--json"))
     assert result["guarantee"]["unit"] == "site"
     assert result["guarantee"]["epsilon"] <= 100
@@ -88,6 +88,6 @@ def test_the_study_runs_as_it_says(reader: Reader) -> None:
     assert result["accuracy"] < bare["accuracy"]
 
 
-def test_it_is_in_good_form(reader: Reader) -> None:
+def test_tutorial_code_passes_ruff(reader: Reader) -> None:
     reader("-m", "ruff", "check", "--isolated", ".")
     reader("-m", "ruff", "format", "--isolated", "--check", ".")

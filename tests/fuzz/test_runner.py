@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings(
 )  # numpy's, of a header that looks old
 
 
-def test_a_thousand_cases_over_every_reader(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_fuzzing_every_reader_finds_no_defect(tmp_path: Path) -> None:
     tallies = runner.fuzz(targets(tmp_path), cases=1_000)
     assert not [defect for tally in tallies.values() for defect in tally.defects]
     assert sum(tally.taken + tally.refused for tally in tallies.values()) == 1_000
@@ -33,7 +34,7 @@ def test_a_thousand_cases_over_every_reader(tmp_path: Path) -> None:
     assert all(tally.taken and tally.refused for tally in light)
 
 
-def test_every_message_that_is_defined_is_among_them() -> None:
+def test_fuzzed_modules_include_all_message_definitions() -> None:
     def below(kind: type[Message]) -> set[type[Message]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
@@ -45,7 +46,7 @@ def test_every_message_that_is_defined_is_among_them() -> None:
     assert ours - {"cohortium.messages.codec", "cohortium.runs.checkpoint"} == MODULES
 
 
-def test_equal_cases_are_equal(tmp_path: Path) -> None:
+def test_fuzzing_same_cases_gives_same_tallies(tmp_path: Path) -> None:
     some = [target for target in targets(tmp_path) if target.weight > 4]
     assert runner.fuzz(some, cases=200) == runner.fuzz(some, cases=200)
 
@@ -94,12 +95,12 @@ def believes_a_length(data: bytes) -> None:
         (believes_a_length, "it held"),
     ],
 )
-def test_a_careless_reader_is_found_out(reader: Callable[[bytes], object], sign: str) -> None:
+def test_fuzzer_detects_faulty_reader(reader: Callable[[bytes], object], sign: str) -> None:
     defects = tried(reader).defects
     assert any(word in defect.what for defect in defects for word in sign.split("|"))
 
 
-def test_a_careful_reader_is_not() -> None:
+def test_fuzzer_accepts_reader_refusing_with_message_error() -> None:
     def refuses(_data: bytes) -> None:
         raise MessageError("not today.")
 
@@ -117,7 +118,7 @@ def test_fuzzer_main_prints_table_and_sets_exit_code(
     assert "bad, case 2" in capsys.readouterr().out
 
 
-def test_mutations_change_and_valid_messages_are_valid() -> None:
+def test_mutations_differ_and_generated_messages_decode() -> None:
     rng = Random(1)
     for kind in message_kinds():
         for _ in range(20):

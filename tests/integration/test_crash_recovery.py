@@ -123,7 +123,7 @@ def test_resume_after_kill_around_writes_reaches_same_bits(
         assert answer["status"] == KILLED, answer
         if when == "after" and target.endswith(".log_result"):
             refused = go_on(server, study, folder)
-            assert refused["kind"] == "StudyError"
+            assert refused["kind"] == "RequestError"
             assert "is finished; its result is" in refused["error"]
             return
     answer = go_on(server, study, folder)
@@ -180,7 +180,7 @@ def test_run_with_all_attempts_lost_spends_nothing_more(server: ForkServer, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", ["plain", "seeded"])
-def test_full_disk_loses_nothing_kept(
+def test_full_disk_preserves_last_checkpoint(
     server: ForkServer, whole: dict[str, dict[str, Any]], tmp_path: Path, study: str
 ) -> None:
     folder = tmp_path / "run"
@@ -202,7 +202,7 @@ def test_full_disk_loses_nothing_kept(
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_is_one_sentence(
+def test_unwritable_run_folder_is_refused_without_loss(
     server: ForkServer, whole: dict[str, dict[str, Any]]
 ) -> None:
     with tempfile.TemporaryDirectory() as outer:
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 
 
 @pytest.mark.slow
-def test_other_versions_are_told(server: ForkServer, tmp_path: Path) -> None:
+def test_resume_with_other_versions_warns(server: ForkServer, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     window = ["cohortium.runs.checkpoint:Checkpoint.write", "after", 2]
     assert go_on(server, "plain", folder, window=window)["status"] == KILLED

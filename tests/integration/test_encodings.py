@@ -59,6 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_files_are_utf_8_in_every_encoding(made: Path) -> None:
     assert CLASSES[1] in (made / "run" / "report.html").read_text("utf-8")
     assert "ε" in (made / "run" / "report.html").read_text("utf-8")
@@ -85,7 +86,7 @@ CASES += [(COMMANDS[i], other) for i in (0, 4, 5, 9, 12, 23, 24) for other in ("
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "encoding"), CASES, ids=str)
-def test_a_command_says_what_it_says_in_any_encoding(
+def test_command_works_in_any_locale_encoding(
     command: tuple[str, ...], encoding: str, made: Path, tmp_path: Path
 ) -> None:
     arguments = [each.replace("{}", str(tmp_path)).encode() for each in command]
@@ -100,14 +101,16 @@ def test_a_command_says_what_it_says_in_any_encoding(
             written.read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_is_json_with_every_character_in_it(encoding: str, made: Path) -> None:
+def test_json_output_keeps_every_character(encoding: str, made: Path) -> None:
     done, text = cohortium("predict", "run", "data.npz", "--json", cwd=made, encoding=encoding)
     assert done.returncode == 0
     assert set(json.loads(text)[0]["probabilities"]) == set(CLASSES)
 
 
-def test_text_is_untouched_where_the_encoding_has_it(made: Path) -> None:
+@pytest.mark.slow
+def test_text_output_escapes_only_unencodable_characters(made: Path) -> None:
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="utf-8")
     assert text.splitlines()[0] == f'image,predicted,"{CLASSES[0]}",{CLASSES[1]},{CLASSES[2]}'
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="cp1252")
@@ -116,6 +119,7 @@ def test_text_is_untouched_where_the_encoding_has_it(made: Path) -> None:
     assert "eps <= 1" in text
 
 
+@pytest.mark.slow
 def test_undecodable_path_is_refused_in_one_sentence(made: Path) -> None:
     done, _ = cohortium("run", b"no\xff.toml", cwd=made, encoding="utf-8")
     assert done.returncode == 2

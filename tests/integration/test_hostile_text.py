@@ -100,7 +100,7 @@ def test_unprintable_value_is_named_by_type() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_key_is_shown_or_refused(text: str) -> None:
+def test_toml_key_is_printable_or_refused(text: str) -> None:
     if "\ud800" in text:
         return  # no file in UTF-8 has it
     quoted = "".join(f"\\U{ord(c):08x}" for c in text)
@@ -115,7 +115,7 @@ def test_a_key_is_shown_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_class_names_are_ones_that_can_be_shown(text: str) -> None:
+def test_unprintable_class_names_are_refused(text: str) -> None:
     def spec(name: str) -> DataSpec:
         return DataSpec(channels=1, height=8, width=8, classes=("a", name), examples=9)
 
@@ -151,7 +151,7 @@ def test_class_names_are_ones_that_can_be_shown(text: str) -> None:
         'x = "TEXT"\nTEXT',
     ],
 )
-def test_no_word_of_a_study_commands_a_terminal(
+def test_study_text_cannot_control_terminal(
     written: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,7 +173,7 @@ def test_no_word_of_a_study_commands_a_terminal(
     assert not any(line.startswith(FORGED) for line in others)
 
 
-def test_an_optimizer_of_that_name_is_quoted() -> None:
+def test_hostile_optimizer_name_is_escaped() -> None:
     for name, options in (("".join(HOSTILE), {}), ("sgd", {"".join(HOSTILE): 1.0})):
         with pytest.raises(StudyError) as error:
             make_optimizer(name, [], learning_rate=0.1, options=options)
@@ -181,7 +181,7 @@ def test_an_optimizer_of_that_name_is_quoted() -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_traceback_is_quiet_too(
+def test_traceback_escapes_control_characters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: object, **__: object) -> None:
@@ -245,7 +245,7 @@ def test_invitation_text_cannot_control_site_terminal(
     assert log.startswith("refused (")
 
 
-def test_versions_of_a_stranger_are_shown_on_one_line(
+def test_hostile_invitation_versions_are_logged_on_one_line(
     reception: tuple[SiteServer, Invitation], capfd: pytest.CaptureFixture[str]
 ) -> None:
     site_config, invitation = reception
@@ -260,7 +260,7 @@ def test_versions_of_a_stranger_are_shown_on_one_line(
     assert log.count("\n") == 1
 
 
-def test_what_a_site_tells_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_site_log_escapes_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     with log_to_stderr():

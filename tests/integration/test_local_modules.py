@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cohortium import Federation, grid
-from cohortium.errors import NetworkError, StoppedError, StudyError
+from cohortium.errors import NetworkError, RequestError, StoppedError
 from cohortium.inference.classifier import Classifier
 from cohortium.study import toml
 from cohortium_module import Module
@@ -64,6 +64,7 @@ def forget() -> None:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_resume_and_predict_from_another_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     before = (list(sys.path), list(sys.meta_path))
@@ -94,7 +95,7 @@ def test_two_studies_load_their_own_modules(tmp_path: Path) -> None:
             assert federation.prepare().parameters == 64 * width + width + width * 3 + 3
 
 
-def test_cells_of_a_grid_find_it(tmp_path: Path) -> None:
+def test_grid_cells_load_local_module(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     text = path.read_text() + '\n[grid.net]\nsmall = { model.name = "cnn" }\n'
     text += 'own = { model = { name = "module", module = "mynets:Net" } }\n'
@@ -103,7 +104,7 @@ def test_cells_of_a_grid_find_it(tmp_path: Path) -> None:
     assert [cell.federation(1).prepare().parameters > 0 for cell in cells] == [True, True]
 
 
-def test_a_part_inside_a_part_finds_it(tmp_path: Path) -> None:
+def test_nested_part_records_study_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
     settings = ["model.name=pretrained", "model.images=phantom"]
     settings += ['model.network={name="module", module="mynets:Net"}']
@@ -121,6 +122,7 @@ def test_study_without_file_searches_working_directory(
     assert federation.model.folder == str(tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     ready = Federation.read(write(tmp_path / "mine")).prepare()
     code = (
@@ -171,7 +173,7 @@ def test_module_hidden_by_installed_module_is_reported(tmp_path: Path) -> None:
         Federation.read(path, ["model.module=random:Net"]).prepare()
 
 
-def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_study_folder_with_undecodable_name_is_refused(tmp_path: Path) -> None:
     try:
         path = tmp_path / os.fsdecode(b"no\xfftext") / "study.toml"
         path.parent.mkdir()
@@ -179,11 +181,12 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         pytest.skip("the file system takes text alone")
     path.write_text(OWN.replace("DATA", "data.npz"))
     (path.parent / "mynets.py").write_text(NET)
-    with pytest.raises(StudyError, match="is no text in this locale"):
+    with pytest.raises(RequestError, match="is no text in this locale"):
         Federation.read(path)
 
 
-def test_a_torchvision_of_another_build_is_told_as_that(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_torchvision_build_mismatch_error_names_remedy(tmp_path: Path) -> None:
     """A stand-in that fails as a torchvision for CUDA does beside a torch without."""
     package = tmp_path / "stood" / "torchvision"
     package.mkdir(parents=True)

@@ -109,7 +109,7 @@ def sent() -> dict[str, type[Message]]:
     return found
 
 
-def test_every_field_of_every_message_has_its_reason() -> None:
+def test_inventory_covers_every_message_field() -> None:
     declared = {
         f"{name}.{field}" for name, kind in sent().items() for field in kind.__struct_fields__
     }
@@ -130,6 +130,8 @@ RUNS: dict[str, dict[str, Any]] = {
     for unit in ("example", "site")
     for adversary in (("honest-but-curious", "active") if aggregator == "secagg" else ("active",))
 }
+FAST_EXAMPLE = "secagg-fedsgd-example-active"
+
 RUNS["shared"] = {
     "aggregator": "secagg",
     "trainer": TRAINERS["fedsgd"],
@@ -143,7 +145,17 @@ def prepared(name: str) -> PreparedStudy:
     return tiny_federation(dataset=QuadrantImages(examples=60), sites=5, **RUNS[name]).prepare()
 
 
-@pytest.mark.parametrize("name", RUNS)
+def inventoried() -> list[object]:
+    """Every run; those whose noise takes seconds to calculate are slow, but for one."""
+    return [
+        pytest.param(
+            name, marks=[pytest.mark.slow] if "example" in name and name != FAST_EXAMPLE else []
+        )
+        for name in RUNS
+    ]
+
+
+@pytest.mark.parametrize("name", inventoried())
 def test_run_sends_only_inventoried_fields(name: str) -> None:
     study = prepared(name)
     finding = audit_transcript(study)

@@ -129,7 +129,7 @@ def is_clean(error: CohortiumError, key: str = "") -> None:
 
 
 @pytest.mark.parametrize(("role", "name", "key", "kind"), offered())
-def test_every_number_of_every_plugin(role: Any, name: str, key: str, kind: Any) -> None:
+def test_plugin_number_parameters_are_validated(role: Any, name: str, key: str, kind: Any) -> None:
     table = {"name": name, **GIVEN.get(name, {})}
     holds(
         key,
@@ -146,7 +146,7 @@ def declared(kind: type) -> list[Any]:
 
 
 @pytest.mark.parametrize(("key", "kind"), declared(Federation))
-def test_every_term_of_a_federation(key: str, kind: Any) -> None:
+def test_federation_numbers_are_validated(key: str, kind: Any) -> None:
     whole = tiny_federation()
     parts: dict[str, Any] = {role: getattr(whole, role) for role in STUDY_ROLES}
     holds(
@@ -159,7 +159,7 @@ def test_every_term_of_a_federation(key: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize(("key", "kind"), declared(DataSpec))
-def test_every_number_of_the_data(key: str, kind: Any) -> None:
+def test_data_spec_numbers_are_validated(key: str, kind: Any) -> None:
     base = {"channels": 1, "height": 8, "width": 8, "classes": ["a", "b"], "examples": 9}
     holds(
         key,
@@ -171,7 +171,7 @@ def test_every_number_of_the_data(key: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize(("key", "kind"), declared(SitePolicy))
-def test_every_number_of_a_policy(key: str, kind: Any) -> None:
+def test_policy_numbers_are_validated(key: str, kind: Any) -> None:
     base = {"epsilon": 6.0, "delta": 1e-5, "unit": "example", "against": "everyone"}
     holds(
         key,
@@ -183,7 +183,7 @@ def test_every_number_of_a_policy(key: str, kind: Any) -> None:
 
 
 @pytest.mark.parametrize(("key", "kind"), declared(SiteConfig))
-def test_every_number_of_a_site_file(key: str, kind: Any) -> None:
+def test_site_file_numbers_are_validated(key: str, kind: Any) -> None:
     floors: Any = {"epsilon": 6.0, "delta": 1e-5, "unit": "example", "against": "everyone"}
     ready = {"dataset": QuadrantImages(), "policy": SitePolicy(**floors), "folder": Path()}
     holds(
@@ -199,7 +199,7 @@ def test_every_number_of_a_site_file(key: str, kind: Any) -> None:
     )
 
 
-def test_the_walk_meets_the_numbers_that_it_is_for() -> None:
+def test_enumerated_parameters_include_known_numbers() -> None:
     met = {param.id for param in offered()}
     wanted = {"fedavg.learning_rate", "fedsgd.class_weights", "cnn.width"}
     assert wanted | {"secagg.max_dropout_rate"} <= met
@@ -216,7 +216,7 @@ def test_class_weights_are_positive_and_few(weights: list[float], trainer: str) 
     is_clean(error.value)
 
 
-def test_an_optimizer_has_few_options() -> None:
+def test_too_many_optimizer_options_are_refused() -> None:
     options = {f"a{n}": 1.0 for n in range(17)}
     with pytest.raises(StudyError, match="'optimizer_options' has more than 16 entries"):
         construction.build_part(
@@ -232,7 +232,9 @@ def test_an_optimizer_has_few_options() -> None:
          "more than 1,048,576; lower bins"),
     ],
 )  # fmt: skip
-def test_numbers_that_are_too_much_together(name: str, values: dict[str, Any], words: str) -> None:
+def test_jointly_excessive_model_numbers_are_refused(
+    name: str, values: dict[str, Any], words: str
+) -> None:
     def build() -> None:
         table = {"name": name, **values}
         construction.build_part(CATALOG, "model", table, where="test").build(SPEC, 1)

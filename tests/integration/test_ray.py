@@ -57,7 +57,7 @@ def mortal(tmp_path: Path) -> Mortal:
     return Mortal(alive=str(tmp_path / "alive"))
 
 
-def test_its_bits_are_those_of_inline() -> None:
+def test_ray_engine_matches_inline_bits() -> None:
     terms: dict[str, Any] = {"aggregator": SecAgg(), "insecure_seeded_secrets": True}
     terms |= {"privatizer": Gaussian(clip_norm=1.0)}
     here = tiny_federation(**terms, threads=1).run()
@@ -98,7 +98,7 @@ def test_dead_worker_release_is_not_repeated(mortal: Mortal, tmp_path: Path) -> 
     assert charged == [(0, 6), (1, 4), (2, 6)]
 
 
-def test_two_hundred_sites() -> None:
+def test_ray_with_two_hundred_sites_matches_inline() -> None:
     study: dict[str, Any] = {"aggregator": SecAgg(), "sites": 200, "rounds": 5, "threads": 1}
     study |= {"dataset": QuadrantImages(examples=800), "evaluate_every": 0}
     here = tiny_federation(**study).run()
@@ -128,7 +128,7 @@ class TalkerRecipe:
         return Talker()
 
 
-def test_workers_do_not_run_ahead_of_who_listens() -> None:
+def test_ray_workers_stop_after_reader_closes() -> None:
     exchange = Ray(workers=2).connect({site: TalkerRecipe() for site in range(40)})
     try:
         everyone = dict.fromkeys(range(40), b"")
@@ -150,7 +150,7 @@ class Reluctant:
         raise RefusalError("floor", "the site wants none of it.")
 
 
-def test_a_site_that_cannot_be_made_says_why() -> None:
+def test_site_construction_failure_states_reason() -> None:
     with pytest.raises(RefusalError, match=r"^the site wants none of it\.$"):
         Ray(workers=1).connect({0: Reluctant()})
 
@@ -160,6 +160,6 @@ def test_more_workers_than_there_are_processors_are_refused() -> None:
         Ray(workers=3).connect({0: Reluctant()})
 
 
-def test_hospitals_are_refused() -> None:
+def test_ray_refuses_deployment() -> None:
     with pytest.raises(StudyError, match="cannot serve hospitals"):
         Ray().connect(None)

@@ -37,7 +37,7 @@ def test_descriptor_private_run_learns_blood_cells(data_root: Path, tmp_path: Pa
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_the_descriptor_without_privacy_is_near_central_training(
+def test_descriptor_without_privacy_exceeds_ninety_percent_accuracy(
     data_root: Path, tmp_path: Path
 ) -> None:
     result = run(

@@ -18,7 +18,7 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, RunError, StoppedError, StudyError
+from cohortium.errors import CohortiumError, RequestError, RunError, StoppedError, StudyError
 from cohortium.ledger.ledger import Ledger
 from cohortium.plugin import (
     DataSpec,
@@ -83,8 +83,14 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_it_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("plain", "seeded") else [pytest.mark.slow])
+        for name in STUDIES
+    ],
+)
+def test_resume_reaches_same_bits(tmp_path: Path, name: str) -> None:
     study = tiny_federation(rounds=4, **STUDIES[name])
     whole = study.run()
     folder = tmp_path / "run"
@@ -97,7 +103,7 @@ def test_it_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
     assert [e.contributors for e in result.history] == [e.contributors for e in whole.history]
     assert [e.scores for e in result.history] == [e.scores for e in whole.history]
     assert result.dropouts == whole.dropouts
-    with pytest.raises(StudyError, match=r"is finished; its result is .*result\.json"):
+    with pytest.raises(RequestError, match=r"is finished; its result is .*result\.json"):
         study.resume(folder)
 
 
@@ -186,7 +192,9 @@ def test_refused_start_leaves_no_run_directory(tmp_path: Path) -> None:
         assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 12])
+@pytest.mark.parametrize(
+    "at", [7, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 4, 12))]
+)
 def test_resume_within_round_continues_from_previous_round(tmp_path: Path, at: int) -> None:
     recorder, power = RecordingObserver(), CrashingEngine(at)
     study = tiny_federation(rounds=3, engine=power, **SEEDED)
@@ -303,20 +311,28 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, Path]:
+    """A study, and the folder of its run, which was stopped after two of three rounds."""
+    study = tiny_federation(rounds=3, **SEEDED | {"trainer": Keeping(learning_rate=0.1)})
+    folder = tmp_path_factory.mktemp("interrupted") / "good"
+    stopped(study, folder, 2)
+    return study, folder
+
+
 @pytest.mark.parametrize(("change", "words"), REFUSED)
 def test_resume_of_changed_run_is_refused_without_loss(
-    tmp_path: Path, change: Any, words: str
+    interrupted: tuple[Federation, Path], tmp_path: Path, change: Any, words: str
 ) -> None:
-    study = tiny_federation(rounds=3, **SEEDED | {"trainer": Keeping(learning_rate=0.1)})
-    stopped(study, tmp_path / "good", 2)
-    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    study, good = interrupted
+    shutil.copytree(good, tmp_path / "bad")
     changed = change(tmp_path / "bad", study)
     with pytest.raises(CohortiumError, match=words) as error:
         changed.resume(tmp_path / "bad")
     assert str(error.value).count("\n") == 0
     # Put back as it was, it goes on.
     shutil.rmtree(tmp_path / "bad")
-    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    shutil.copytree(good, tmp_path / "bad")
     assert study.resume(tmp_path / "bad").rounds == 3
 
 
@@ -330,29 +346,36 @@ def test_another_plan_of_the_same_study_is_refused() -> None:
     )  # fmt: skip
 
 
-def test_one_process_at_a_time_drives_a_run(tmp_path: Path) -> None:
+def test_run_in_use_by_process_is_refused(tmp_path: Path) -> None:
     study, folder = tiny_federation(), tmp_path / "run"
     stopped(study, folder)
-    with RunDirectory.reopen(folder), pytest.raises(StudyError, match="another process is driving"):
+    with (
+        RunDirectory.reopen(folder),
+        pytest.raises(RequestError, match="another process is driving"),
+    ):
         study.resume(folder)
-    with RunDirectory.reopen(folder), pytest.raises(StudyError, match="is not finished"):
+    with RunDirectory.reopen(folder), pytest.raises(RequestError, match="is not finished"):
         study.run(folder)
     assert study.resume(folder).rounds == 2
 
 
-def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_run_folder_accepts_only_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     stopped(tiny_federation(), folder)
-    with pytest.raises(StudyError, match=r"not finished: go on with `cohortium resume '.*a run'`"):
+    with pytest.raises(
+        RequestError, match=r"not finished: go on with `cohortium resume '.*a run'`"
+    ):
         tiny_federation().run(folder)
     tiny_federation().resume(folder)
-    with pytest.raises(StudyError, match="holds a finished run; give another folder"):
+    with pytest.raises(RequestError, match="holds a finished run; give another folder"):
         tiny_federation().run(folder)
     for empty in (tmp_path / "none", tmp_path):
-        with pytest.raises(StudyError, match=r"holds no run: there is no study\.toml"):
+        with pytest.raises(RequestError, match=r"holds no run: there is no study\.toml"):
             tiny_federation().resume(empty)
 
 
+@pytest.mark.slow
 def test_copied_run_directories_resume_independently(tmp_path: Path) -> None:
     study = tiny_federation(rounds=3, **SEEDED)
     stopped(study, tmp_path / "one")
@@ -413,7 +436,7 @@ def test_checkpoint_is_durable_before_it_replaces_previous(
     assert done == ["file", "replace", "folder"]
 
 
-def test_state_is_of_its_run_and_survives(tmp_path: Path) -> None:
+def test_trainer_state_is_kept_per_run(tmp_path: Path) -> None:
     path = tmp_path / "states" / "file"
     store, stranger = TrainerStateFile(path, b"a" * 16), TrainerStateFile(path, b"b" * 16)
     assert store.read().round == -1

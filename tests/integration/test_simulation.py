@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from torch import nn
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, PrivacyError, RunError, StudyError
+from cohortium.errors import CohortiumError, PrivacyError, RequestError, RunError, StudyError
 from cohortium.plugin import DataSpec, FederationSpec, LocalResult, LocalTask, SitePrivatizer
 from cohortium.roles.events import AttemptFailed, RoundCompleted, SiteFailed, SiteReplied
 from cohortium_fedavg import FedAvg, FedProx
@@ -101,7 +101,16 @@ def test_each_exchange_is_counted() -> None:
     assert trained == pytest.approx(result.seconds.train)
 
 
-@pytest.mark.parametrize("trainer", [FedAvg(), FedProx(mu=0.1), FedSGD(), FedAvg(local_steps=2)])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        FedAvg(),
+        *(
+            pytest.param(trainer, marks=pytest.mark.slow)
+            for trainer in (FedProx(mu=0.1), FedSGD(), FedAvg(local_steps=2))
+        ),
+    ],
+)
 def test_plain_and_secagg_runs_give_same_bits(trainer: object) -> None:
     hashes = {
         tiny_federation(trainer=trainer, aggregator=aggregator).run().weights_sha256
@@ -115,6 +124,7 @@ def test_plain_and_secagg_runs_give_same_bits(trainer: object) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_seeded_noise_repeats_and_real_noise_does_not() -> None:
     def weights(*, seeded: bool) -> str:
         return (
@@ -132,7 +142,7 @@ def test_seeded_noise_repeats_and_real_noise_does_not() -> None:
     assert weights(seeded=False) != weights(seeded=False)
 
 
-def test_it_equals_a_hand_written_loop() -> None:
+def test_fedsgd_equals_hand_written_loop() -> None:
     result = tiny_federation(
         trainer=FedSGD(sampling_rate=1.0, optimizer_options={}), rounds=3
     ).run()
@@ -151,7 +161,7 @@ def test_it_equals_a_hand_written_loop() -> None:
         assert torch.allclose(result.weights[name], weight, atol=2e-5), name
 
 
-def test_sites_weigh_by_their_examples() -> None:
+def test_site_updates_are_weighted_by_examples() -> None:
     skewed = tiny_federation(
         partitioner="quantity", trainer=FedSGD(sampling_rate=1.0), rounds=1
     ).run()
@@ -174,7 +184,9 @@ def test_batch_norm_under_example_privacy_is_refused() -> None:
     tiny_federation(model=Norm(), privatizer=Gaussian(unit="site")).prepare()
 
 
-@pytest.mark.parametrize("site", range(6))
+@pytest.mark.parametrize(
+    "site", [pytest.param(k, marks=[] if k == 2 else [pytest.mark.slow]) for k in range(6)]
+)
 @pytest.mark.parametrize("round_", range(2))
 @pytest.mark.parametrize("stage", range(4))
 def test_dropout_at_any_stage_keeps_sum_exact(stage: int, round_: int, site: int) -> None:
@@ -253,7 +265,7 @@ def test_site_replies_are_reported_as_they_arrive(aggregator: str, exchanges: in
     assert {a.stage for a in answers} == set(range(exchanges))
 
 
-def test_an_answer_that_is_none_is_not_told() -> None:
+def test_malformed_reply_is_not_reported() -> None:
     engine = FaultyEngine(lambda count, site, reply: reply[:-1] if site == 2 else reply)
     recorder = RecordingObserver()
     tiny_federation(rounds=1, engine=engine).run(observers=[recorder])
@@ -328,7 +340,7 @@ class Hands:
         (((0, 1), (2,)), "2 parts for 3 sites"),
     ],
 )
-def test_a_bad_deal_is_refused(partition: tuple[tuple[int, ...], ...], words: str) -> None:
+def test_invalid_partition_is_refused(partition: tuple[tuple[int, ...], ...], words: str) -> None:
     with pytest.raises(StudyError, match=words):
         tiny_federation(partitioner=Hands(partition), sites=3).prepare()
 
@@ -354,7 +366,7 @@ def test_simulated_site_gets_own_signing_key_only() -> None:
     assert tiny_federation().prepare().setting.directory is None
 
 
-def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
+def test_run_record_matches_result(tmp_path: Path) -> None:
     result = tiny_federation().run(tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved == json.loads(json.dumps(result.as_json()))
@@ -372,9 +384,9 @@ def test_the_record_holds_what_the_result_says(tmp_path: Path) -> None:
     assert "[privatizer]" in (tmp_path / "run" / "study.toml").read_text()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_nonempty_output_folder_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(StudyError, match="is not empty"):
+    with pytest.raises(RequestError, match="is not empty"):
         tiny_federation().run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -388,14 +400,14 @@ def test_run_messages_carry_no_pickle_or_image() -> None:
     assert b"\x80\x04" not in sent[:200]
 
 
-def test_a_study_names_its_observers(tmp_path: Path) -> None:
+def test_study_selects_observers_by_name(tmp_path: Path) -> None:
     tiny_federation(observers=("events",)).run(tmp_path / "run")
     assert (tmp_path / "run" / "events.jsonl").read_text().count("\n") == 4
     with pytest.raises(CohortiumError, match="did you mean 'events'"):
         tiny_federation(observers=("event",)).run()
 
 
-def test_parts_are_values() -> None:
+def test_federations_compare_by_value() -> None:
     assert tiny_federation() == tiny_federation()
     assert isinstance(tiny_federation(), Federation)
     parts: Mapping[str, object] = {"model": "cnn", "sites": 3}
@@ -449,7 +461,7 @@ def test_trainer_changing_gradient_before_noise_releases_nothing() -> None:
     tiny_federation(trainer=Doubles(), rounds=1, privatizer=Gaussian()).run()
 
 
-def test_patients_are_dealt_whole_and_protected() -> None:
+def test_patients_are_partitioned_whole_and_protected() -> None:
     study = tiny_federation(
         dataset=Phantom(examples=320, test=20, validation=0, images_per_patient=4),
         privatizer=Gaussian(unit="patient", delta=1e-3),

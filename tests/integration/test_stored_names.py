@@ -86,7 +86,7 @@ def test_messages_keep_their_tags_and_fields() -> None:
     assert found == MESSAGES
 
 
-def test_prices_keep_their_tags_and_fields() -> None:
+def test_attempt_costs_keep_their_tags_and_fields() -> None:
     found = {
         kind.__struct_config__.tag: " ".join(kind.__struct_encode_fields__)
         for kind in (AttemptCost, GaussianMechanism, RenyiBoundedMechanism)

@@ -82,7 +82,7 @@ def test_mean_over_unequal_runs_is_labelled(seeds: Path) -> None:
         path.write_text(before)
 
 
-def test_the_most_frequent_class_stands_beside_every_accuracy(seeds: Path) -> None:
+def test_majority_share_is_shown_with_accuracy(seeds: Path) -> None:
     result = json.loads((seeds / "width=two" / "seed-1" / "result.json").read_text())
     share = max(map(sum, result["confusion"])) / 40
     assert result["majority_share"] == share
@@ -102,7 +102,7 @@ def test_the_most_frequent_class_stands_beside_every_accuracy(seeds: Path) -> No
     assert both.count('class="limit"') == 1
 
 
-def test_a_result_from_before_has_its_most_frequent_class_too(seeds: Path, tmp_path: Path) -> None:
+def test_majority_share_is_computed_for_old_results(seeds: Path, tmp_path: Path) -> None:
     old = shutil.copytree(seeds, tmp_path / "out")
     (tmp_path / "grid.toml").write_text((seeds.parent / "grid.toml").read_text())
     for path in old.glob("*/*/result.json"):
@@ -113,7 +113,7 @@ def test_a_result_from_before_has_its_most_frequent_class_too(seeds: Path, tmp_p
     assert columns(again(old))["majority"] == ["12.50"] * 2
 
 
-def test_a_comparison_says_what_it_speaks_of(seeds: Path) -> None:
+def test_comparison_states_seeds_and_images(seeds: Path) -> None:
     first, second = seeds / "width=two", seeds / "width=three"
     told = run("compare", str(first), str(second)).splitlines()
     assert told[0].startswith("over 3 seeds (1, 2, 3), each a deal of its own, and 40 test images")
@@ -128,7 +128,7 @@ def test_a_comparison_says_what_it_speaks_of(seeds: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "is_told"), [(1, False), (2, False), (3, True), (5, True)])
-def test_under_three_seeds_nothing_is_told_apart(number: int, *, is_told: bool) -> None:
+def test_difference_under_three_seeds_is_not_significant(number: int, *, is_told: bool) -> None:
     clear = Difference(
         metric="accuracy", mean=0.3, low=0.2, high=0.4, seeds=tuple(range(number)), images=900
     )
@@ -136,6 +136,7 @@ def test_under_three_seeds_nothing_is_told_apart(number: int, *, is_told: bool) 
     assert ("interval +20.00 to +40.00" in str(clear)) == is_told
 
 
+@pytest.mark.slow
 def test_data_sets_share_no_axis(tmp_path: Path) -> None:
     more = "phantom = { dataset.seed = 3 }\nodd = { dataset = { test = 41, seed = 5 } }"
     out = ran(tmp_path, f"[grid.cells]\n{more}")
@@ -166,6 +167,7 @@ def test_trainer_reading_site_state_counts_as_personalised() -> None:
     assert personalises(OwnNorms(), net)
 
 
+@pytest.mark.slow
 def test_personalised_report_leads_with_site_scores(tmp_path: Path) -> None:
     algorithms = "mic = { trainer = { name = 'fedmic' } }\navg = { trainer.local_epochs = 2 }"
     out = ran(
@@ -212,6 +214,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 def test_own_network_is_recorded_and_change_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +257,8 @@ def test_own_network_is_recorded_and_change_detected(
     assert "not where it was" in reporting.render([reporting.read(tmp_path / "run")])
 
 
-def test_a_network_of_a_package_is_recorded_with_its_version() -> None:
+@pytest.mark.slow
+def test_packaged_network_provenance_includes_version() -> None:
     study = Federation(
         dataset="phantom", model=Module(module="torch.nn:LazyLinear"), trainer="fedavg",
         privatizer="none", aggregator="plain",

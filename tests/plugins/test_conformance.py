@@ -80,6 +80,14 @@ MORE: list[tuple[str, str, list[str]]] = [
 """Further parameters, which lead down other paths."""
 
 
+SLOW = {
+    (*privatizer, check)
+    for privatizer in (("skellam",), ("gaussian", "noise=distributed"))
+    for check in ("influence is bounded", "noise is everywhere")
+}
+"""Checks of shared noise, which draw it for every site."""
+
+
 def _cases() -> list[Any]:
     given = [(o, SMALL.get((o.role, o.offer.name), [])) for o in OURS]
     given += [
@@ -94,7 +102,10 @@ def _cases() -> list[Any]:
             settings,
             check,
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
-            marks=MARKS.get(offering.offer.name, []),
+            marks=[
+                *MARKS.get(offering.offer.name, []),
+                *([pytest.mark.slow] if (offering.offer.name, *settings, name) in SLOW else []),
+            ],
         )
         for offering, settings in given
         for name, check in checks_for(offering.role)
@@ -128,7 +139,7 @@ def make(npz: Path) -> Callable[[CatalogEntry, list[str]], Any]:
 
 
 @pytest.mark.parametrize(("offering", "settings", "check"), _cases())
-def test_ours(
+def test_builtin_plugin_passes_conformance_check(
     offering: CatalogEntry,
     settings: list[str],
     check: Check,
@@ -140,5 +151,5 @@ def test_ours(
     check(make(offering, settings))
 
 
-def test_every_role_is_filled() -> None:
+def test_every_role_has_builtin_plugin() -> None:
     assert {offering.role for offering in OURS} == set(ROLES)

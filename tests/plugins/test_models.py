@@ -82,7 +82,7 @@ def test_descriptor_is_invariant_to_flips() -> None:
     )
 
 
-def test_the_descriptor_starts_at_zero_and_refuses_tiny_images() -> None:
+def test_descriptor_starts_at_zero_and_validates_input() -> None:
     net = Descriptor().build(SPEC, seed=3)
     assert not parameters.flatten(net).any()
     with pytest.raises(ValueError, match="at least 8 pixels"):
@@ -92,7 +92,7 @@ def test_the_descriptor_starts_at_zero_and_refuses_tiny_images() -> None:
 
 
 @pytest.mark.slow
-def test_phantom_is_neither_trivial_nor_hopeless() -> None:
+def test_phantom_is_learned_by_cnn_not_linear() -> None:
     splits = Phantom().load()
     train, test = (torch.from_numpy(p.images).float() / 255 for p in (splits.train, splits.test))  # type: ignore[union-attr]
     labels = torch.from_numpy(splits.train.labels)
@@ -120,7 +120,7 @@ def test_phantom_is_neither_trivial_nor_hopeless() -> None:
     assert accuracy(cnn, prepare(train), prepare(test), 12) > 0.9
 
 
-def test_a_centre_takes_off_what_its_images_have_in_common() -> None:
+def test_centering_removes_common_feature_mean() -> None:
     cells = Phantom(examples=64, validation=0, test=0)
     images = torch.from_numpy(Phantom(examples=48, seed=5).load().train.images).float() / 255
     plain, centred = Descriptor().preprocess(images), Descriptor(center_on=cells).preprocess(images)
@@ -143,7 +143,7 @@ def _spread(rows: torch.Tensor, directions: int) -> float:
     return float(variances[0] / variances[directions])
 
 
-def test_whitening_makes_other_images_vary_more_alike() -> None:
+def test_whitening_equalises_feature_variances() -> None:
     images, cells = _cells(200, seed=5), Phantom(examples=200, validation=0, test=0)
     spreads = [
         _spread(Descriptor(center_on=cells, whiten=share).preprocess(images), 20)
@@ -152,7 +152,7 @@ def test_whitening_makes_other_images_vary_more_alike() -> None:
     assert spreads[0] > 3 * spreads[1] > 3 * spreads[2]
 
 
-def test_components_are_features_of_their_own_number_and_norm() -> None:
+def test_components_set_feature_count_and_norm() -> None:
     cells = Phantom(examples=60, validation=0, test=0)
     model = Descriptor(center_on=cells, components=30, whiten=0.5)
     rows = model.preprocess(_cells(10, seed=5))
@@ -165,7 +165,7 @@ def test_components_are_features_of_their_own_number_and_norm() -> None:
         Descriptor(components=30)
 
 
-def test_a_centre_in_colour_serves_grey_images() -> None:
+def test_colour_centre_accepts_grey_images() -> None:
     model = Descriptor(center_on=Phantom(examples=40, validation=0, test=0), whiten=0.5)
     assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, model.dimension(1))
     with pytest.raises(ValueError, match="3 channels, and the data's have 4"):
@@ -203,7 +203,7 @@ def test_prelude_learns_second_moments_only() -> None:
     assert float(weights["head.weight"].abs().max()) > 0
 
 
-def test_learned_moments_whiten_what_the_head_sees() -> None:
+def test_learned_moments_whiten_head_inputs() -> None:
     study = _learned("none")
     result = study.run()
     net = study.model.build(study.dataset.load().spec, 0)
@@ -280,7 +280,7 @@ def test_pretraining_keeps_its_network_in_a_file(tmp_path: Path) -> None:
         Pretrained(images=CELLS, width=4, epochs=1, weights=str(file)).preprocess(images)
 
 
-def test_pretraining_learns_what_its_images_show() -> None:
+def test_pretraining_beats_chance_on_its_images() -> None:
     cells = Phantom(examples=600, validation=0, test=0)
     net, _ = Pretrained(images=cells, width=8, epochs=4)._trained
     train = cells.load().train
@@ -293,7 +293,7 @@ def test_pretraining_learns_what_its_images_show() -> None:
 @pytest.mark.parametrize(
     "network", [None, DPResNet(width=4), ResNet9(width=4, norm="group"), ResNet18(width=4)]
 )
-def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | None) -> None:
+def test_trainable_setting_selects_pretrained_parameters(network: Model | None) -> None:
     def model(learn: Any) -> Pretrained:
         return Pretrained(images=CELLS, network=network, width=4, epochs=1, trainable=learn)
 
@@ -316,7 +316,7 @@ def test_what_a_pretrained_network_learns_is_what_was_asked(network: Model | Non
     assert torch.allclose(rows.norm(dim=1), torch.full((3,), 70.0), rtol=1e-4)
 
 
-def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None:
+def test_pretrained_features_are_whitened_on_pretraining_images() -> None:
     images = _cells(200, seed=5)
     spreads = [
         _spread(Pretrained(images=CELLS, width=4, epochs=1, whiten=w).preprocess(images), 10)
@@ -332,7 +332,7 @@ def test_pretrained_features_are_whitened_by_what_they_were_learned_on() -> None
         Pretrained(images=CELLS, trainable="norms", private_whitening=True)
 
 
-def test_one_file_serves_whatever_is_learned_afterwards(tmp_path: Path) -> None:
+def test_pretrained_file_is_shared_between_trainable_settings(tmp_path: Path) -> None:
     def model(learn: Any, width: int = 4) -> Pretrained:
         return Pretrained(
             images=CELLS,
@@ -356,7 +356,7 @@ def test_a_network_without_maps_is_refused() -> None:
         Pretrained(images=CELLS, network=CNN()).build(SPEC, 0)
 
 
-def test_features_do_not_care_for_turns_and_take_grey_images() -> None:
+def test_pretrained_features_ignore_rotation_and_accept_grey() -> None:
     model = Pretrained(images=CELLS, width=4, epochs=1)
     images = _cells(3, seed=5)
     assert torch.allclose(

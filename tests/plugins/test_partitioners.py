@@ -81,7 +81,7 @@ def test_skewed_partitions_are_complete_disjoint_and_repeatable(
 @CHEAP
 @given(LABELS, st.integers(1, 40), st.integers(0, 99))
 @pytest.mark.parametrize("partitioner", [IID(), QuantityPairs(), QuantityPairs(shift=0.99)])
-def test_plain_deals_are_complete_disjoint_and_repeatable(
+def test_plain_partitions_are_complete_disjoint_and_repeatable(
     partitioner: Partitioner, labels: list[int], sites: int, seed: int
 ) -> None:
     data = examples(labels)
@@ -102,7 +102,7 @@ def test_iid_sizes_differ_by_at_most_one() -> None:
     assert not np.array_equal(parts[0], deal(IID(), data, 7, seed=1)[0])
 
 
-def test_a_tiny_alpha_puts_each_class_at_one_site() -> None:
+def test_tiny_alpha_puts_class_at_one_site() -> None:
     data = examples(np.repeat(np.arange(8), 500))
     held = counts(deal(Dirichlet(alpha=1e-6, min_size=10), data, 4), data)
     assert np.all((held > 30).sum(axis=0) == 1)
@@ -123,7 +123,7 @@ def test_shares_of_a_class_have_the_dirichlet_variance() -> None:
     assert shares.var() == pytest.approx(expected, rel=0.1)
 
 
-def test_small_sites_are_raised_with_the_fewest_moves() -> None:
+def test_min_size_moves_fewest_examples() -> None:
     data = examples(np.repeat(np.arange(8), 500))
     raw = counts(deal(Dirichlet(alpha=0.02, min_size=1), data, 20, seed=3), data)
     lifted = counts(deal(Dirichlet(alpha=0.02, min_size=25), data, 20, seed=3), data)
@@ -168,7 +168,7 @@ def test_quantity_skews_sizes_and_not_classes() -> None:
     assert largest / largest.sum() == pytest.approx(np.full(8, 1 / 8), abs=0.03)
 
 
-def test_pairs_are_contiguous_and_one_gains_what_the_other_loses() -> None:
+def test_quantity_pairs_are_contiguous_and_shift_sizes() -> None:
     parts = deal(QuantityPairs(shift=0.4), examples([0] * 50), 5)
     assert [len(part) for part in parts] == [14, 6, 14, 6, 10]
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(50))
@@ -199,7 +199,7 @@ def test_natural_keeps_clients_whole(clients: list[int], sites: int) -> None:
     assert [min(home) for home in homes] == sorted(min(home) for home in homes)
 
 
-def test_natural_with_a_site_for_each_client_follows_their_order() -> None:
+def test_natural_one_site_per_client_keeps_order() -> None:
     data = examples([0] * 6, [7, 3, 3, 5, 3, 7])
     parts = deal(Natural(), data, 3)
     assert [part.tolist() for part in parts] == [[1, 2, 4], [3], [0, 5]]
@@ -207,7 +207,7 @@ def test_natural_with_a_site_for_each_client_follows_their_order() -> None:
 
 @CHEAP
 @given(st.lists(st.integers(1, 20), min_size=3, max_size=6), st.integers(2, 3))
-def test_natural_merges_nearly_as_evenly_as_can_be(sizes: list[int], sites: int) -> None:
+def test_natural_merge_stays_within_graham_bound(sizes: list[int], sites: int) -> None:
     data = examples([0] * sum(sizes), np.repeat(np.arange(len(sizes)), sizes))
     largest = max(map(len, deal(Natural(), data, sites)))
     best = min(
@@ -222,7 +222,7 @@ def test_natural_needs_a_client_column() -> None:
         deal(Natural(), examples([0, 1]), 1)
 
 
-def test_they_are_offered_by_name() -> None:
+def test_partitioners_are_offered_by_name() -> None:
     plugins: tuple[Any, ...] = (
         cohortium_dirichlet,
         cohortium_iid,
@@ -236,7 +236,7 @@ def test_they_are_offered_by_name() -> None:
 
 
 @pytest.mark.data
-def test_real_images_are_dealt() -> None:
+def test_real_images_are_partitioned_once() -> None:
     folder = os.environ.get("COHORTIUM_DATA")
     if not folder:
         pytest.skip("COHORTIUM_DATA names no folder of real images")

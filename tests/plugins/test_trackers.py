@@ -77,7 +77,7 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_mlflow_reads_back_every_number_from_a_file_store(tmp_path: Path, named: bool) -> None:
+def test_mlflow_file_store_reads_back_every_number(tmp_path: Path, named: bool) -> None:
     import json
 
     # A process of its own: MLflow sets the logging and the environment of its host.

@@ -45,7 +45,7 @@ from cohortium_secagg._messages import (
 )
 from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 from cohortium_secagg._shamir import SHARE_BYTES
-from cohortium_secagg._site_attempt import Channel, SiteAttempt
+from cohortium_secagg._site_states import Channel, SiteAttempt
 from cohortium_secagg._statements import Statements
 from tests.support.adversary_view import AdversaryView, Shareholders, Words
 

@@ -16,7 +16,7 @@ from tests.typing import public_api
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_part_of_ours_is_in_it() -> None:
+def test_typing_sample_covers_every_builtin_plugin() -> None:
     for role in ROLES:
         ours = {
             offering.offer.factory
@@ -26,13 +26,13 @@ def test_every_part_of_ours_is_in_it() -> None:
         assert {type(part) for part in getattr(public_api, f"{role.upper()}S")} == ours
 
 
-def test_every_name_of_the_package_is_in_it() -> None:
+def test_typing_sample_covers_every_public_name() -> None:
     text = Path(public_api.__file__).read_text("utf-8")
     assert [name for name in cohortium.__all__ if name not in text] == []
 
 
 @pytest.mark.slow
-def test_pyright_is_content() -> None:
+def test_pyright_reports_no_error() -> None:
     """`[tool.basedpyright]` says what it reads."""
     pytest.importorskip("basedpyright")
     done = subprocess.run(

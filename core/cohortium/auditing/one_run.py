@@ -23,7 +23,7 @@ from cohortium.auditing.bounds import (
 from cohortium.auditing.canaries import HUGE, CanaryDataset, CanaryPrivatizer
 from cohortium.auditing.findings import ALPHA, Finding
 from cohortium.auditing.harness import InProcessRun, Recording
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.ring.ring import RingSum
 from cohortium.runs.prepare import prepare
 
@@ -79,7 +79,7 @@ def audit_run(
 
     Raises:
         RunError: A round failed.
-        StudyError: The network is too small for so many canaries.
+        RequestError: The network is too small for so many canaries.
     """
     guarantee = prepared.setting.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
@@ -162,7 +162,7 @@ def _place_canaries(
         sites[indices[indices >= first] - first] = site
     trainable = sum(p.numel() for p in parameters.trainable(prepared.setting.network()))
     if many > trainable:
-        raise StudyError(
+        raise RequestError(
             f"the network has {trainable} numbers, too few for {many} canaries; ask for fewer."
         )
     return CanaryPlacement(

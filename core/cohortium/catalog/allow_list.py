@@ -17,7 +17,7 @@ import re
 
 from attrs import frozen
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from cohortium.third_party import truncated
 
 OWN_DISTRIBUTION = "cohortium"
@@ -58,11 +58,11 @@ class PluginPattern:
         """Return the entry that `text` describes.
 
         Raises:
-            StudyError: The text is not an entry.
+            RequestError: The text is not an entry.
         """
         found = _FORM.fullmatch(text.strip())
         if found is None or (found["plugin"] == "*" and not found["distribution"]):
-            raise StudyError(
+            raise RequestError(
                 f"{where}: {truncated(text, 80)!r} names no plugin; write distribution:plugin or "
                 "distribution:plugin==version, as in cohortium:gaussian, or distribution:* for all "
                 "of one."
@@ -102,6 +102,6 @@ def parse_patterns(texts: tuple[str, ...] | list[str], *, where: str) -> tuple[P
     """Return the entries of a list.
 
     Raises:
-        StudyError: A text is not an entry.
+        RequestError: A text is not an entry.
     """
     return tuple(PluginPattern.parse(text, where=where) for text in texts)

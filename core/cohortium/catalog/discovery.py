@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 
 from cohortium.catalog.allow_list import parse_patterns
 from cohortium.catalog.distributions import entry_points_in
-from cohortium.errors import PluginError, StudyError
+from cohortium.errors import PluginError, RequestError
 from cohortium.renamed import VARIABLES
 from cohortium.roles import ROLES, Role, hooks
 from cohortium.roles.hooks import API, GROUP, Offer, hook_name
@@ -170,11 +170,11 @@ def discover(
         points: The entry points to load. The default is all that are installed.
 
     Raises:
-        StudyError: An entry of one of the two names no plugin, or a variable has its old name.
+        RequestError: An entry of one of the two names no plugin, or a variable has its old name.
     """
     for old, new in VARIABLES.items():
         if old in environ:
-            raise StudyError(f"{old} is called {new} now; set that instead.")
+            raise RequestError(f"{old} is called {new} now; set that instead.")
     block, only = (
         _listed(environ, "COHORTIUM_PLUGIN_BLOCK"),
         _listed(environ, "COHORTIUM_PLUGIN_ALLOW"),

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._audit import audit
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_text
 from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
+from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
-from cohortium.cli._promises import audit, plan
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
 from cohortium.cli._site import rehearse, site

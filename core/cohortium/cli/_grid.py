@@ -134,7 +134,7 @@ def _print_outcome(outcome: GridRunResult, count: str) -> None:
 
 def compare(
     first: Annotated[Path, typer.Argument(help="A cell's folder of a grid, or one run's.")],
-    second: Annotated[Path, typer.Argument(help="What it is compared with.")],
+    second: Annotated[Path, typer.Argument(help="Run or cell to compare it with.")],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

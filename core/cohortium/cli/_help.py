@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from cohortium.renamed import COMMANDS, OPTIONS
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ class Grouped(TyperGroup):
         """Look up the command, and refuse an old name.
 
         Raises:
-            StudyError: The name is an old one.
+            RequestError: The name is an old one.
         """
         if args[0] in COMMANDS:
-            raise StudyError(
+            raise RequestError(
                 f"`cohortium {args[0]}` is called `cohortium {COMMANDS[args[0]]}` now."
             )
         return super().resolve_command(ctx, args)
@@ -65,12 +65,12 @@ class Worded(TyperCommand):
         """Parse the arguments, and refuse the old name of an option.
 
         Raises:
-            StudyError: The name is an old one.
+            RequestError: The name is an old one.
         """
         for arg in args[: args.index("--")] if "--" in args else args:
             old = arg.partition("=")[0]
             if new := OPTIONS.get((ctx.info_name or "", old)):
-                raise StudyError(f"{old} is called {new} now.")
+                raise RequestError(f"{old} is called {new} now.")
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ def _answer(
     refuses the answer.
 
     Raises:
-        StudyError: `read` refuses the option's value, or there is no terminal to ask on.
+        RequestError: `read` refuses the option's value, or there is no terminal to ask on.
     """
     if given is not None:
         return read(given)
     if yes:
         return read(default)
     if not sys.stdin.isatty():
-        raise StudyError(
+        raise RequestError(
             "init asks questions, and there is no terminal to ask them on; give --data, --sites, "
             "--epsilon and --secagg or --plain, or take the defaults with --yes."
         )
@@ -98,13 +98,13 @@ def _answer(
     while True:
         try:
             return read(typer.prompt(question, default=default, type=type(default)))
-        except StudyError as error:
+        except RequestError as error:
             typer.echo(sanitize(f"cohortium: {error}"), err=True)
 
 
 def _sites(sites: int) -> int:
     if sites < 1:
-        raise StudyError(f"--sites {sites}: there must be one at least.")
+        raise RequestError(f"--sites {sites}: there must be one at least.")
     return sites
 
 
@@ -116,5 +116,5 @@ def _epsilon(privacy: str) -> float | None:
     except ValueError:
         epsilon = 0.0
     if not 0 < epsilon < float("inf"):
-        raise StudyError(f"--epsilon {privacy}: give 'none', or ε as a number above 0.")
+        raise RequestError(f"--epsilon {privacy}: give 'none', or ε as a number above 0.")
     return epsilon

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 
 
 def keygen(
@@ -35,7 +35,7 @@ def keygen(
 
     if public is not None:
         if out is not None:
-            raise StudyError(
+            raise RequestError(
                 "--public makes no key, so that --out has nothing to take; leave it out."
             )
         identity = SigningKey.read(public)

@@ -9,7 +9,7 @@ import typer
 
 from cohortium.cli import _printing
 from cohortium.cli._streams import json_text
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def ledger(
     from cohortium.privacy.guarantee import MIN_DELTA
 
     if delta is not None and not MIN_DELTA <= delta < 1:
-        raise StudyError(f"--delta {delta:g}: δ lies between {MIN_DELTA:g} and 1.")
+        raise RequestError(f"--delta {delta:g}: δ lies between {MIN_DELTA:g} and 1.")
     account = SiteConfig.read(path).account if path.suffix == ".toml" else None
     book = Ledger(path) if account is None else account.ledger
     if create:

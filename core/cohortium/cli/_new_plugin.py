@@ -12,12 +12,12 @@ from cohortium.roles import ROLES
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="What a study will call it, as in my-model.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin in a study, such as my-model.")],
     *,
     role: Annotated[
         str,
         typer.Option(
-            help=f"What it is to be: {', '.join(ROLES)}.", autocompletion=_completion.roles
+            help=f"Role of the plugin: {', '.join(ROLES)}.", autocompletion=_completion.roles
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder that the package's own is made in.")] = Path(),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli import _completion
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 
 
 def report(
@@ -35,5 +35,5 @@ def report(
     from cohortium import reporting
 
     if out is None and len(folders) > 1:
-        raise StudyError("several runs share no folder; say where the page goes with --out FILE.")
+        raise RequestError("several runs share no folder; say where the page goes with --out FILE.")
     typer.echo(str(reporting.write(folders, out)))

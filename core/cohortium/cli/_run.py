@@ -15,7 +15,7 @@ from cohortium.cli._grid import run_grid, warn_ignored_keys
 from cohortium.cli._options import Only, Overrides, RunFolder, Study, federation_of
 from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
-from cohortium.errors import CohortiumError, RunError, StudyError
+from cohortium.errors import CohortiumError, RequestError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Observe = Annotated[
     list[str] | None,
     typer.Option(
-        help="An observer to tell; may be repeated.", autocompletion=_completion.observer_names
+        help="Observer of the run. Can be repeated.", autocompletion=_completion.observer_names
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
@@ -84,7 +84,7 @@ def run(
         )
         return
     if only or dry_run or jobs != 1:
-        raise StudyError("--only, --jobs and --dry-run are for a study file with a [grid].")
+        raise RequestError("--only, --jobs and --dry-run are for a study file with a [grid].")
     federation = federation_of(study, overrides, is_quiet=is_quiet)
     federation, observers = _with_observers(federation, observer, is_quiet=is_quiet)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
-from cohortium.errors import RefusalError, StudyError
+from cohortium.errors import RefusalCode, RefusalError, StudyError
 from cohortium.messages.deployment import AGREED
 from cohortium.runs.invite import (
     SHARED_KEYS,
@@ -63,13 +63,18 @@ def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
     toml.require_text(shared, where=where)
     for name in shared:
         if name not in AGREED:
-            _refuse("tables", f"the study has a table [{quote_key(name)}], which no site is sent.")
+            _refuse(
+                RefusalCode.TABLES,
+                f"the study has a table [{quote_key(name)}], which no site is sent.",
+            )
     for name in AGREED:
         if not isinstance(shared.get(name), dict):
-            _refuse("tables", f"the study has no table [{name}].")
+            _refuse(RefusalCode.TABLES, f"the study has no table [{name}].")
     for key in shared["federation"]:
         if key not in SHARED_KEYS:
-            _refuse("tables", f"the study has a term {quote_key(key)}, which no site is sent.")
+            _refuse(
+                RefusalCode.TABLES, f"the study has a term {quote_key(key)}, which no site is sent."
+            )
     _require_bounds(shared["federation"], policy)
     catalog = discover()
     for role in SHARED_ROLES:
@@ -114,7 +119,7 @@ def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> Non
     for name, version in version_differences(theirs, ours).items():
         if name == "cohortium" or name.startswith("plugin "):
             _refuse(
-                "versions",
+                RefusalCode.VERSIONS,
                 f"the coordinator has {name} {quote_key(theirs.get(name, 'none'))}, and this site "
                 f"{version}; install the same.",
             )
@@ -127,10 +132,10 @@ def _require_bounds(terms: Mapping[str, Any], policy: SitePolicy) -> None:
     policy.admit_terms(sites=numbers.get("sites", 0), attempts=attempts)
     device, threads = terms.get("device", "cpu"), numbers.get("threads", 0)
     if str(device).partition(":")[0] not in DEVICES:
-        _refuse("device", f"the study asks for the device {truncate(device)}.")
+        _refuse(RefusalCode.DEVICE, f"the study asks for the device {truncate(device)}.")
     most = max(MAX_THREADS, os.cpu_count() or 0)
     if threads > most:
-        _refuse("threads", f"the study asks for {threads} threads, more than {most}.")
+        _refuse(RefusalCode.THREADS, f"the study asks for {threads} threads, more than {most}.")
 
 
 def _refuse(code: str, sentence: str) -> NoReturn:

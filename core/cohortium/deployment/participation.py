@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from cohortium.errors import RefusalError, RunError
+from cohortium.errors import RefusalCode, RefusalError, RunError
 from cohortium.storage.atomic import atomic_write, require_room, sweep
 
 if TYPE_CHECKING:
@@ -164,4 +164,4 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _unusable() -> RefusalError:
-    return RefusalError("disk", "the site's folder of runs cannot be used.")
+    return RefusalError(RefusalCode.DISK, "the site's folder of runs cannot be used.")

@@ -19,7 +19,7 @@ import tomli_w
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.privacy.guarantee import rounded_up
 from cohortium.storage.atomic import atomic_create
@@ -47,7 +47,8 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
         equal versions and equal threads, simulation and deployment give the same weights.
 
     Raises:
-        StudyError: The folder is not empty, or the study is of a deployment already.
+        RequestError: The folder is not empty.
+        StudyError: The study is of a deployment already.
         RunError: The folder cannot be written.
     """
     prepared.require_simulated()
@@ -55,7 +56,7 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise StudyError(f"{folder} is not empty; give another folder with --out.")
+            raise RequestError(f"{folder} is not empty; give another folder with --out.")
         drawn = prepared.identities or tuple(
             SigningKey.generate(Randomness.system()) for _ in sites
         )

@@ -98,7 +98,8 @@ class SiteConfig:
         """Read the site that a site file describes.
 
         Raises:
-            StudyError: It cannot be read, a key is unknown or missing, or a value does not fit.
+            RequestError: The file cannot be read.
+            StudyError: A key is unknown or missing, or a value does not fit.
             PluginError: Its data set is of no usable plugin.
             IdentityError: The directory that it pins is missing or damaged.
         """

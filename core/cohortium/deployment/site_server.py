@@ -26,6 +26,7 @@ from cohortium.errors import (
     MessageError,
     NetworkError,
     PrivacyError,
+    RefusalCode,
     RefusalError,
     StudyError,
 )
@@ -145,7 +146,7 @@ class SiteServer:
             return self._refuse(*self._reason(error))
         except Exception:  # noqa: BLE001 - a site outlives a fault of a plugin
             self._log_refusal(traceback.format_exc())
-            return self._refuse("internal-error", "the site failed; its log says why.")
+            return self._refuse(RefusalCode.INTERNAL_ERROR, "the site failed; its log says why.")
 
     def close(self) -> None:
         """Write the number of refusals that the log has not shown."""
@@ -167,15 +168,18 @@ class SiteServer:
         if isinstance(error, RefusalError):
             return error.code, error.reason
         if isinstance(error, MessageError):
-            return "malformed", str(error)
+            return RefusalCode.MALFORMED, str(error)
         # An import's error may name files and packages of this machine.
         if isinstance(error, NetworkError | BrokenNetworkError):
             self._log_refusal(str(error))
-            return "network", "the site cannot make or train the network; its log says why."
+            return (
+                RefusalCode.NETWORK,
+                "the site cannot make or train the network; its log says why.",
+            )
         if isinstance(error, StudyError | PrivacyError):
-            return "study", str(error)
+            return RefusalCode.STUDY, str(error)
         self._log_refusal(str(error))
-        return "site-error", "the site's own files do not serve; its log says why."
+        return RefusalCode.SITE_ERROR, "the site's own files do not serve; its log says why."
 
     def _refuse(self, code: str, reason: str) -> bytes:
         self._log_refusal(f"refused ({code}): {reason}")
@@ -191,7 +195,9 @@ class SiteServer:
         participation = self._participations.for_session(invitation.session)
         known = participation.invitation()
         if known is not None and known != broadcast:
-            raise RefusalError("session", "the run was begun here with another setting.")
+            raise RefusalError(
+                RefusalCode.SESSION, "this site started the run with another configuration."
+            )
         if active_run is None:
             active_run = self._join(invitation, participation)
             if known is None:
@@ -222,7 +228,7 @@ class SiteServer:
         participation = self._participations.for_session(session)
         known = participation.invitation()
         if known is None:
-            raise RefusalError("session", "this site has not been invited to the run.")
+            raise RefusalError(RefusalCode.SESSION, "this site has not been invited to the run.")
         _LOG.info("takes part again in the run %s", session.hex()[:8])
         return self._join(codec.decode(known, Invitation), participation)
 
@@ -237,7 +243,7 @@ class SiteServer:
         spec = federation.data
         assert spec is not None
         if site_config.id >= federation.sites:
-            raise RefusalError("site-error", f"the study has no site {site_config.id}.")
+            raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         examples = self._load_examples(spec)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
@@ -274,7 +280,9 @@ class SiteServer:
             return
         session, oldest = min(self._active_runs.items(), key=lambda item: item[1].last_request_at)
         if self._clock() - oldest.last_request_at < IDLE_TIMEOUT:
-            raise RefusalError("busy", f"the site takes part in {MAX_ACTIVE_RUNS} other runs.")
+            raise RefusalError(
+                RefusalCode.BUSY, f"the site takes part in {MAX_ACTIVE_RUNS} other runs."
+            )
         del self._active_runs[session]
 
     def _load_examples(self, spec: DataSpec) -> Examples:
@@ -288,13 +296,14 @@ class SiteServer:
                 "of the study, those of which it has no image too."
             )
             raise RefusalError(
-                "data",
+                RefusalCode.DATA,
                 f"the study declares images of shape {spec.shape} in {len(spec.classes)} classes "
                 f"({', '.join(spec.classes)[:200]}), and the site's have another shape or classes.",
             )
         if (spec.patients is None) != (splits.train.patients is None):
             raise RefusalError(
-                "data", "the study declares patients and the site's data name none, or vice versa."
+                RefusalCode.DATA,
+                "the study declares patients and the site's data name none, or vice versa.",
             )
         self._require_declared(splits.train)
         return splits.train

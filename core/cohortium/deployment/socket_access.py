@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,10 +96,10 @@ def listening_socket(path: Path, group: int | None) -> Iterator[socket.socket]:
     Its file is removed afterwards.
 
     Raises:
-        StudyError: It cannot be created there, its folder is not safe, or a process listens there.
+        RequestError: It cannot be created, its folder is not safe, or a process listens there.
     """
     if not hasattr(socket, "AF_UNIX"):
-        raise StudyError("a site process needs Unix sockets, which this system has not.")
+        raise RequestError("a site process needs Unix sockets, which this system has not.")
     _require_safe(path.parent)
     _remove_stale_socket(path)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -120,8 +120,8 @@ def listening_socket(path: Path, group: int | None) -> Iterator[socket.socket]:
                 path.unlink()
 
 
-def _cannot(path: Path, error: OSError) -> StudyError:
-    return StudyError(f"cannot listen at {path}: {error.strerror or error}.")
+def _cannot(path: Path, error: OSError) -> RequestError:
+    return RequestError(f"cannot listen at {path}: {error.strerror or error}.")
 
 
 def _require_safe(folder: Path) -> None:
@@ -133,7 +133,7 @@ def _require_safe(folder: Path) -> None:
     except OSError as error:
         raise _cannot(folder, error) from error
     if status.st_uid not in (0, os.geteuid()):
-        raise StudyError(
+        raise RequestError(
             f"the socket's folder {folder} belongs to another user, who could put a socket of "
             "their own there; name a folder of the site's own user."
         )
@@ -145,7 +145,7 @@ def _require_safe(folder: Path) -> None:
     if status.st_mode & stat.S_IWOTH or (
         status.st_mode & stat.S_IWGRP and status.st_gid != private
     ):
-        raise StudyError(
+        raise RequestError(
             f"the socket's folder {folder} may be written to by other users, who could put a "
             "socket of their own there; take that from them (chmod go-w), or name another folder."
         )
@@ -159,7 +159,7 @@ def _grant_group(path: Path, group: int | None) -> None:
         if path.lstat().st_gid != group:
             os.chown(path, -1, group, follow_symlinks=False)
     except PermissionError:
-        raise StudyError(
+        raise RequestError(
             f"the socket {path} cannot be given to the group {group} of the site's caller: the "
             "site's user is not in it; start the site with that group (Group= of its unit)."
         ) from None
@@ -170,7 +170,7 @@ def _remove_stale_socket(path: Path) -> None:
     """Remove a socket that a process has left behind.
 
     Raises:
-        StudyError: A process listens there or may listen there, or the file is no socket.
+        RequestError: A process listens there or may listen there, or the file is no socket.
     """
     try:
         mode = path.lstat().st_mode
@@ -179,9 +179,9 @@ def _remove_stale_socket(path: Path) -> None:
     except OSError as error:
         raise _cannot(path, error) from error
     if stat.S_ISLNK(mode):
-        raise StudyError(f"{path} is a symbolic link, and the site follows none; name another.")
+        raise RequestError(f"{path} is a symbolic link, and the site follows none; name another.")
     if not stat.S_ISSOCK(mode):
-        raise StudyError(f"{path} is there already and is no socket; name another.")
+        raise RequestError(f"{path} is there already and is no socket; name another.")
     with socket.socket(socket.AF_UNIX) as trial:
         trial.settimeout(_CONNECT_TIMEOUT)
         try:
@@ -190,5 +190,5 @@ def _remove_stale_socket(path: Path) -> None:
             raise _cannot(path, error) from error
     # Only a refusal is certain. A process too busy to take another call gives other errors.
     if found != errno.ECONNREFUSED:
-        raise StudyError(f"a process listens at {path} already.")
+        raise RequestError(f"a process listens at {path} already.")
     path.unlink(missing_ok=True)

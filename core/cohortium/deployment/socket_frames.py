@@ -105,7 +105,7 @@ def receive(line: DeadlineSocket, mark: bytes, *, parts: int) -> list[bytes]:
     """
     head = _exactly(line, len(mark) + 8 * parts)
     if head[: len(mark)] != mark:
-        raise MessageError("what came over the channel does not begin as a frame does.")
+        raise MessageError("the bytes on the channel do not start as a frame does.")
     lengths = struct.unpack(f">{parts}Q", head[len(mark) :])
     if max(lengths) > MAX_PART_BYTES:
         raise MessageError(

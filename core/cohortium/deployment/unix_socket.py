@@ -187,7 +187,7 @@ class SiteSocketServer:
         """Yield a listening socket, and remove the socket's file afterwards.
 
         Raises:
-            StudyError: The socket cannot be created there, or a process listens at it already.
+            RequestError: The socket cannot be created there, or a process listens at it already.
         """
         with listening_socket(self.path, self.group) as listener:
             yield listener

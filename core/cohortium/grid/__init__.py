@@ -23,7 +23,7 @@ name = "dpresnet"
 from __future__ import annotations
 
 from cohortium.grid.cells import Axis, Cell, Choice, Grid, Override
-from cohortium.grid.foresight import CellForecast, forecast_cells, forecast_table
+from cohortium.grid.forecast import CellForecast, forecast_cells, forecast_table
 from cohortium.grid.paired import Comparison, Difference, compare, contrast
 from cohortium.grid.reading import is_grid, read
 from cohortium.grid.rows import Row, rows

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
-from cohortium.errors import CohortiumError, StudyError
+from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.federation import Federation
 from cohortium.study import study_file
 from cohortium.study.resolution import Layer, resolve
@@ -236,7 +236,7 @@ class Grid:
             only: Filters such as `sites=10`. Several filters of one axis each admit their matches.
 
         Raises:
-            StudyError: A filter names no axis, or no label on it.
+            RequestError: A filter names no axis, or no label on it.
         """
         known = {axis.name: [c.label for c in axis.choices] for axis in self.axes}
         known[SEED] = [str(seed) for seed in self.seeds]
@@ -244,10 +244,10 @@ class Grid:
         for text in only:
             axis, equals, label = text.partition("=")
             if not equals:
-                raise StudyError(f"--only {text}: write it as axis=choice, as in sites=10.")
+                raise RequestError(f"--only {text}: write it as axis=choice, as in sites=10.")
             for key, among in ((axis, known), (label, known.get(axis, ()))):
                 if key not in among:
-                    raise StudyError(
+                    raise RequestError(
                         f"--only {text}: {self.where} has no {key!r} there; "
                         f"{did_you_mean(key, among)}"
                     )

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from attrs import frozen
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from cohortium.runs.dataset_info import read_result
 from cohortium.runs.result import predictions_of
 
@@ -156,19 +156,19 @@ def contrast(first: Path, second: Path) -> Comparison:
         second: Another cell's or run's folder.
 
     Raises:
-        StudyError: They share no seed, or were tested on different images.
+        RequestError: They share no seed, or were tested on different images.
     """
     one, other = _runs(first), _runs(second)
     seeds = tuple(sorted(one.keys() & other.keys()))
     if not seeds:
-        raise StudyError(f"{first} and {second} have no finished run with the same seed.")
+        raise RequestError(f"{first} and {second} have no finished run with the same seed.")
     folders = [runs[seed] for seed in seeds for runs in (one, other)]
     known = predictions_of(folders[0])
     hits = []
     for folder in folders:
         said = predictions_of(folder)
         if not np.array_equal(said.labels, known.labels) or said.classes != known.classes:
-            raise StudyError(f"{folder} was tested on other images than {folders[0]}.")
+            raise RequestError(f"{folder} was tested on other images than {folders[0]}.")
         hits.append((said.probabilities.argmax(1) == known.labels).astype(np.float64))
     firsts, seconds = np.stack(hits[::2]), np.stack(hits[1::2])
     found = bootstrap(firsts - seconds, known.labels, np.random.default_rng(0))
@@ -247,7 +247,7 @@ def _runs(folder: Path) -> dict[int, Path]:
         if (place / "result.json").exists():
             found[_seed(place)] = place
     if not found:
-        raise StudyError(f"{folder} holds no finished run; give a run's folder or a cell's.")
+        raise RequestError(f"{folder} holds no finished run; give a run's folder or a cell's.")
     return found
 
 

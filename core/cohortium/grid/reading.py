@@ -33,7 +33,8 @@ def is_grid(path: Path) -> bool:
     """Return whether the file has a `[grid]`.
 
     Raises:
-        StudyError: The file cannot be read.
+        RequestError: The file cannot be read.
+        StudyError: The file is not valid TOML.
     """
     return "grid" in toml.read(path, what="the study")
 
@@ -46,7 +47,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
         overrides: Changes to the study as `table.key=value`, for all cells.
 
     Raises:
-        StudyError: The file cannot be read, or its grid is invalid. Or a setting changes a key that
+        RequestError: The file cannot be read.
+        StudyError: The grid is invalid. Or a setting changes a key that
             the grid varies.
     """
     where = str(path)

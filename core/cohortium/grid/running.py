@@ -14,7 +14,7 @@ from attrs import field, frozen
 from cohortium import reporting
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
-from cohortium.errors import CohortiumError, StudyError
+from cohortium.errors import CohortiumError, RequestError
 from cohortium.federation import Federation
 from cohortium.study import study_file, toml
 
@@ -93,7 +93,7 @@ def _state(folder: Path, federation: Federation, catalog: Catalog) -> State:
     begun = _read(record, catalog) if record.exists() else None
     # Other observers do not make it another run.
     if begun is None or attrs.evolve(begun, observers=federation.observers) != federation:
-        raise StudyError(
+        raise RequestError(
             f"{folder} holds something else than this run; give another folder with --out, or "
             "move it away."
         )

@@ -20,7 +20,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Seeds
-from cohortium.errors import DataError, StudyError
+from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.learning.evaluation import probabilities
 from cohortium.runs import dataset_info, result
 from cohortium.study import toml
@@ -68,12 +68,12 @@ class Classifier:
         """Load the network of the run whose record is in `folder`.
 
         Raises:
-            StudyError: The folder is no record of a run, or has no weights of that round.
+            RequestError: The folder is no record of a run, or has no weights of that round.
             DataError: A file of the record is damaged, or does not belong to the others.
             PluginError: The plugin of its model cannot be used.
         """
         if not (folder / "study.toml").is_file():
-            raise StudyError(
+            raise RequestError(
                 f"{folder} is no record of a run: it holds no study.toml; give the folder that "
                 "`cohortium run` named last."
             )
@@ -168,11 +168,11 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     if not path.is_file():
         if path.name == Path(result.BEST).name:
-            raise StudyError(
+            raise RequestError(
                 f"{path.parent.parent} keeps no best round: the run was not scored on validation "
                 "images, which have to be public; use --weights last."
             )
-        raise StudyError(f"{path.parent.parent} holds no weights: no round is complete yet.")
+        raise RequestError(f"{path.parent.parent} holds no weights: no round is complete yet.")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - a file

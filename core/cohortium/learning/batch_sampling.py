@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.errors import RefusalError
+from cohortium.errors import RefusalCode, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def sample_batches(
     if unit == "example":
         return poisson_batches(workload, examples, stream)
     if patients is None:
-        raise RefusalError("patients", "its data do not say whose each image is.")
+        raise RefusalError(RefusalCode.PATIENTS, "its data do not say whose each image is.")
     return poisson_patient_batches(workload, patients, stream)
 
 
@@ -104,7 +104,7 @@ def shuffled_batches(
     """
     if examples < workload.fewest:
         raise RefusalError(
-            "examples",
+            RefusalCode.EXAMPLES,
             f"it has {examples} of the {workload.fewest} images on which this network can be "
             f"trained "
             "at a time.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.errors import LedgerError, RefusalError
+from cohortium.errors import LedgerError, RefusalCode, RefusalError
 from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Account:
                     return
                 if is_charged:
                     raise RefusalError(
-                        "out-of-order",
+                        RefusalCode.OUT_OF_ORDER,
                         "this attempt has been charged before; it may have been released.",
                     )
                 self._require_room(book.charge_counts(self.data), cost, 1)
@@ -127,7 +127,7 @@ class Account:
         if wanted <= self._known_to_fit:
             return
         if not self.budget.holds(wanted):
-            raise RefusalError("budget", self._overspending(spent, cost, wanted, times))
+            raise RefusalError(RefusalCode.BUDGET, self._overspending(spent, cost, wanted, times))
         self._known_to_fit = wanted
 
     def _overspending(
@@ -158,4 +158,6 @@ def _unusable() -> RefusalError:
 
     It reveals neither the ledger's path nor its fault.
     """
-    return RefusalError("ledger", "the site's ledger cannot be used, so nothing is released.")
+    return RefusalError(
+        RefusalCode.LEDGER, "the site's ledger cannot be used, so nothing is released."
+    )

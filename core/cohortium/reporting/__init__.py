@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
 from cohortium.storage.atomic import atomic_write
@@ -41,7 +41,7 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         The path of the report.
 
     Raises:
-        StudyError: Nothing can be written at `out`, or a file is there that is no report.
+        RequestError: Nothing can be written at `out`, or a file is there that is no report.
         RecordError: A folder is missing or damaged.
         RunError: The file cannot be written.
     """
@@ -61,6 +61,6 @@ def _require_ours(out: Path) -> None:
     """Refuse to replace a file that is no report."""
     try:
         if out.exists() and _MARK not in out.read_bytes():
-            raise StudyError(f"{out} exists and is no report; give another file with --out.")
+            raise RequestError(f"{out} exists and is no report; give another file with --out.")
     except OSError as error:
-        raise StudyError(f"cannot write {out}: {error.strerror}.") from error
+        raise RequestError(f"cannot write {out}: {error.strerror}.") from error

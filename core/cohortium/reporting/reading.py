@@ -10,7 +10,7 @@ import msgspec
 from attrs import evolve, field, frozen
 
 from cohortium.data.metrics import Scores
-from cohortium.errors import RecordError, StudyError
+from cohortium.errors import RecordError, RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.reporting.stored import Summary, Terms
 from cohortium.roles import events
@@ -153,7 +153,7 @@ def read(folder: Path) -> Record:
         )
     try:
         study = toml.read(path, what="the study")
-    except StudyError as error:
+    except (RequestError, StudyError) as error:
         raise RecordError(str(error)) from error
     if not all(isinstance(table, dict) for table in study.values()):
         raise RecordError(f"{path} is damaged: a study consists of tables.")

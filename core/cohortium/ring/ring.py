@@ -14,7 +14,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge, le
 
-from cohortium.errors import MessageError, RefusalError
+from cohortium.errors import MessageError, RefusalCode, RefusalError
 from cohortium.ring import packing
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class FixedPoint:
             # it.
             if len(scaled) and not (-half <= scaled.min() and scaled.max() < half):
                 raise RefusalError(
-                    "out-of-range",
+                    RefusalCode.OUT_OF_RANGE,
                     f"a value of its release is not finite, or beyond {half * self.step:g}, where "
                     "it would wrap.",
                 )

@@ -1,4 +1,4 @@
-"""The seven roles.  A plugin fills one by having its methods.
+"""The seven roles and the observer.  A plugin fills one by having its methods.
 
 A plugin needs no base class and no registration call.
 

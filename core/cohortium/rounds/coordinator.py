@@ -13,7 +13,7 @@ import numpy as np
 from attrs import frozen
 
 from cohortium import parameters
-from cohortium.errors import MessageError, RunError, TooFewSitesError
+from cohortium.errors import MessageError, RefusalCode, RunError, TooFewSitesError
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
@@ -118,10 +118,12 @@ class Coordinator:
         try:
             message: Reply | Refusal = codec.decode_either(reply, Reply, Refusal)
         except MessageError as error:
-            self._fail(site, "malformed", str(error))
+            self._fail(site, RefusalCode.MALFORMED, str(error))
             return False
         if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
-            stray = self._failure(site, "stale", "its reply belongs to another attempt or stage.")
+            stray = self._failure(
+                site, RefusalCode.STALE, "its reply belongs to another attempt or stage."
+            )
             self._late_replies[site] = stray
             return False
         self._answered.add(site)
@@ -132,7 +134,7 @@ class Coordinator:
             try:
                 self._session.receive(site, message.body)
             except MessageError as error:
-                self._fail(site, "malformed", str(error))
+                self._fail(site, RefusalCode.MALFORMED, str(error))
         return site not in self._failures
 
     def finish_attempt(self) -> AttemptResult:
@@ -219,7 +221,7 @@ class Coordinator:
             round=self._round,
             attempt=self._attempt,
             site=site,
-            code=escape_control_characters(code),
+            code=escape_control_characters(str(code)),
             reason=escape_control_characters(reason),
         )
 

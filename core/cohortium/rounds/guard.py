@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.errors import RefusalError
+from cohortium.errors import RefusalCode, RefusalError
 from cohortium.parameters import flatten, flatten_gradients
 
 if TYPE_CHECKING:
@@ -92,4 +92,6 @@ def guard(
 
 
 def _contract_violation(what: str) -> RefusalError:
-    return RefusalError("trainer", f"the trainer {what}, which its guarantee does not cover.")
+    return RefusalError(
+        RefusalCode.TRAINER, f"the trainer {what}, which its guarantee does not cover."
+    )

@@ -78,13 +78,13 @@ class RunConfig:
             raise StudyError(
                 "the privatizer's guarantee is against a coordinator that sees sums, and the "
                 "aggregator shows it every site's release; use aggregator 'secagg', or a "
-                "privatizer with against = 'everyone'."
+                "privatizer whose noise is 'local'."
             )
         if confidentiality.min_contributors < guarantee.honest + guarantee.colluding:
             raise StudyError(
                 f"the aggregator opens sums over {confidentiality.min_contributors} sites, and "
                 f"the guarantee "
-                f"needs {guarantee.honest} honest ones beside {guarantee.colluding} colluding; "
+                f"needs {guarantee.honest} honest ones and {guarantee.colluding} colluding; "
                 "raise min_contributors."
             )
 

@@ -11,7 +11,14 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
-from cohortium.errors import BrokenNetworkError, MessageError, PrivacyError, RefusalError, RunError
+from cohortium.errors import (
+    BrokenNetworkError,
+    MessageError,
+    PrivacyError,
+    RefusalCode,
+    RefusalError,
+    RunError,
+)
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
@@ -152,24 +159,26 @@ class Site:
         except RefusalError as refusal:
             return codec.encode(Refusal(attempt, stage, refusal.code, refusal.reason))
         except MessageError as error:
-            return codec.encode(Refusal(attempt, stage, "malformed", str(error)))
+            return codec.encode(Refusal(attempt, stage, RefusalCode.MALFORMED, str(error)))
         return codec.encode(Reply(attempt, stage, body))
 
     def _admit(self, request: Request) -> None:
         """Refuse a foreign, stale or excessive request, and begin a new attempt."""
         cohort = self._setting.cohort
         if request.session != self._setting.session:
-            raise RefusalError("session", "the request belongs to another run.")
+            raise RefusalError(RefusalCode.SESSION, "the request belongs to another run.")
         if request.attempt < self._attempt or request.round < self._round:
-            raise RefusalError("stale", "the request belongs to an attempt that is over.")
+            raise RefusalError(RefusalCode.STALE, "the request belongs to an attempt that is over.")
         if request.round >= cohort.rounds or request.attempt >= cohort.attempts:
-            raise RefusalError("budget", "the study has no such round or attempt.")
+            raise RefusalError(RefusalCode.BUDGET, "the study has no such round or attempt.")
         if request.attempt == self._attempt:
             if request.round != self._round:
-                raise RefusalError("stale", "an attempt cannot move to another round.")
+                raise RefusalError(RefusalCode.STALE, "an attempt cannot move to another round.")
             return
         if request.weights is None:
-            raise RefusalError("missing-weights", "an attempt must begin with the global weights.")
+            raise RefusalError(
+                RefusalCode.MISSING_WEIGHTS, "an attempt must begin with the global weights."
+            )
         self._round, self._attempt = request.round, request.attempt
 
     def _release(self, request: Request) -> RingVector:
@@ -177,7 +186,9 @@ class Site:
         import torch
 
         if self._released == request.attempt:
-            raise RefusalError("out-of-order", "this attempt's vector has been released already.")
+            raise RefusalError(
+                RefusalCode.OUT_OF_ORDER, "this attempt's vector has been released already."
+            )
         self._released = request.attempt
         setting = self._setting
         self._require_ready()
@@ -222,7 +233,7 @@ class Site:
         released = privatizer.release(trained.vector, trained.weight)
         if len(released.words) != setting.plan.length:
             raise RefusalError(
-                "vector",
+                RefusalCode.VECTOR,
                 f"its release has {len(released.words)} elements, and {setting.plan.length} were "
                 "agreed on.",
             )
@@ -239,7 +250,7 @@ class Site:
         try:
             self._require_state_room()
         except RunError as error:
-            raise RefusalError("state", "the site's state cannot be written.") from error
+            raise RefusalError(RefusalCode.STATE, "the site's state cannot be written.") from error
 
     def _require_state_room(self) -> None:
         """Require room for twice the trainer's state, as it may grow.
@@ -264,7 +275,9 @@ class Site:
             try:
                 self._store.write(kept)
             except OSError as error:
-                raise RefusalError("state", "the site's state cannot be written.") from error
+                raise RefusalError(
+                    RefusalCode.STATE, "the site's state cannot be written."
+                ) from error
         self._trainer_state = kept
 
     def _require_unchanged_buffers(self) -> None:
@@ -274,7 +287,8 @@ class Site:
             return
         if self.shared_model.buffers_changed():
             raise RefusalError(
-                "buffers-changed", "the model keeps statistics of the data, which no noise covers."
+                RefusalCode.BUFFERS_CHANGED,
+                "the model keeps statistics of the data, which no noise covers.",
             )
 
 
@@ -291,7 +305,7 @@ def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
     ):
         if declared is not None and own > declared:
             raise RefusalError(
-                what,
+                RefusalCode(what),
                 f"the study declares {declared:,} {what} over all sites together, and this site "
                 f"alone has more; correct {what} under [data].",
             )

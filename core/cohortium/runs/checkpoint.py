@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, field, frozen
 
-from cohortium.errors import MessageError, RefusalError, RunError, StudyError
+from cohortium.errors import MessageError, RefusalError, RequestError, RunError, StudyError
 from cohortium.messages.codec import Message, decode_either, encode
 from cohortium.roles import events
 from cohortium.storage import tensor_tree
@@ -209,14 +209,14 @@ class RunLog:
         """Open the log at `path`, new or old.
 
         Raises:
-            StudyError: Another process has the log open.
+            RequestError: Another process has the log open.
             RunError: The log is damaged, or cannot be opened.
         """
         try:
             journal = FileJournal(path)
         except RunError as error:
             if isinstance(error.__cause__, BlockingIOError):
-                raise StudyError(
+                raise RequestError(
                     f"another process is driving the run in {path.parent.parent}; let it, or stop "
                     "it first."
                 ) from error

@@ -8,7 +8,7 @@ import msgspec
 from attrs import frozen
 
 from cohortium.data.examples import DataSpec
-from cohortium.errors import DataError, StudyError
+from cohortium.errors import DataError, RequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,12 +64,12 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     """Return the facts about the data of the run in `folder`.
 
     Raises:
-        StudyError: The facts are missing, because the run has not begun its first round.
+        RequestError: The facts are missing, because the run has not begun its first round.
         DataError: The file is damaged.
     """
     path = folder / DATASET_INFO
     if not path.is_file():
-        raise StudyError(f"{folder} holds no checkpoint: the run has not begun a round yet.")
+        raise RequestError(f"{folder} holds no checkpoint: the run has not begun a round yet.")
     return _decoded(path, DatasetInfo)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import frozen
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,7 @@ def forecast(prepared: PreparedStudy, epsilons: Sequence[float] = ()) -> tuple[F
     """Return the forecast of a study for several budgets, or its own.
 
     Raises:
-        StudyError: A budget is not valid, or the privatizer has no parameter `epsilon`.
+        RequestError: A budget is not valid, or the privatizer has no parameter `epsilon`.
         PrivacyError: A budget cannot be met.
     """
     if not epsilons:
@@ -112,19 +112,19 @@ def with_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Pri
     """Return the same privatizer for each of several budgets.
 
     Raises:
-        StudyError: A budget is not valid, or budgets are given and the privatizer has no parameter
+        RequestError: A budget is not valid, or the privatizer of given budgets has no parameter
             `epsilon`.
     """
     given: Any = privatizer
     if epsilons and "epsilon" not in {f.name for f in attrs.fields(type(given))}:
-        raise StudyError(
+        raise RequestError(
             f"{type(given).__name__} has no parameter epsilon to plan several budgets by; "
             "leave --epsilon out, or choose privatizer 'gaussian'."
         )
     try:
         return tuple(attrs.evolve(given, epsilon=each) for each in epsilons)
     except ValueError as error:
-        raise StudyError(f"--epsilon: {error}; give an ε above 0, such as 6.") from error
+        raise RequestError(f"--epsilon: {error}; give an ε above 0, such as 6.") from error
 
 
 def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:

@@ -8,7 +8,7 @@ import tomli_w
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
-from cohortium.errors import MessageError, RefusalError, StudyError
+from cohortium.errors import MessageError, RefusalCode, RefusalError, StudyError
 from cohortium.messages import codec
 from cohortium.messages.deployment import AGREED, Acceptance, Invitation
 from cohortium.messages.run import Refusal
@@ -166,7 +166,8 @@ def iter_parts(
     found = [o for o in catalog.entries if (o.role, o.offer.name) == (role, name)]
     if len(found) != 1 or found[0].record.status != "active" or role not in NESTABLE_ROLES:
         raise RefusalError(
-            "plugins", f"no usable plugin here offers the {role} {truncate(name)} to a study."
+            RefusalCode.PLUGINS,
+            f"no usable plugin here offers the {role} {truncate(name)} to a study.",
         )
     described = cast("dict[str, Any]", inside)
     yield found[0], described

@@ -12,7 +12,7 @@ import attrs
 from attrs import frozen
 
 from cohortium.data.metrics import Predictions, Scores
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import html_table
@@ -215,7 +215,7 @@ def predictions_of(folder: Path) -> Predictions:
     """Return the predictions of the run in `folder` for each test image.
 
     Raises:
-        StudyError: The file is missing or damaged.
+        RequestError: The file is missing or damaged.
     """
     import numpy as np
 
@@ -226,9 +226,9 @@ def predictions_of(folder: Path) -> Predictions:
                 data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
             )
     except FileNotFoundError as error:
-        raise StudyError(
+        raise RequestError(
             f"{folder} has no predictions for test images; name a finished run on a data set that "
             "has some."
         ) from error
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StudyError(f"{path} is damaged; run that study again.") from error
+        raise RequestError(f"{path} is damaged; run that study again.") from error

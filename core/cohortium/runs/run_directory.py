@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from attrs import field, frozen
 
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
 from cohortium.runs.result import LAST, OLDER, RESULT
@@ -46,7 +46,7 @@ class RunDirectory(RunFiles):
         It stores the study as it was resolved.
 
         Raises:
-            StudyError: The directory cannot be created, or has a run already.
+            RequestError: The directory cannot be created, or has a run already.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class RunDirectory(RunFiles):
             (path / LOG).parent.mkdir(exist_ok=True)
             folder = cls(path, RunLog.open(path / LOG))
         except OSError as error:
-            raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+            raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
         try:
             # Check again: another process may have chosen the same folder.
             _require_no_run(path)
@@ -70,7 +70,7 @@ class RunDirectory(RunFiles):
         """Open the directory of an interrupted run.
 
         Raises:
-            StudyError: The directory has no run, or one that is complete or in progress.
+            RequestError: The directory has no run, or one that is complete or in progress.
             RunError: The directory is damaged, or cannot be written.
         """
         study_path(path)
@@ -88,7 +88,7 @@ class RunDirectory(RunFiles):
                     folder.log.log_opening()
                 return folder
             folder.close()
-        raise StudyError(f"the run in {path} is finished; its result is {path / RESULT}.")
+        raise RequestError(f"the run in {path} is finished; its result is {path / RESULT}.")
 
     def remove_partial_files(self) -> None:
         """Remove the half-written files of a killed process.
@@ -202,12 +202,12 @@ def study_path(path: Path) -> Path:
     """Return the study file of the run in `path`.
 
     Raises:
-        StudyError: The directory has no study file, or has an older format.
+        RequestError: The directory has no study file, or has an older format.
     """
     if not (path / STUDY).is_file():
-        raise StudyError(f"{path} holds no run: there is no {STUDY} in it.")
+        raise RequestError(f"{path} holds no run: there is no {STUDY} in it.")
     if (path / OLDER).exists():
-        raise StudyError(
+        raise RequestError(
             f"{path} is a run's folder of an older form; use the version of cohortium that "
             "wrote it."
         )
@@ -229,13 +229,13 @@ def require_empty(path: Path) -> None:
     The check comes before the data are loaded and the noise is calibrated.
 
     Raises:
-        StudyError: A run's directory cannot be created there, or the directory is not empty.
+        RequestError: A run's directory cannot be created there, or the directory is not empty.
     """
     check_directory_writable(path)
     try:
         _require_no_run(path)
     except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+        raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
 
 
 def resume_command(path: Path) -> str:
@@ -258,10 +258,10 @@ def _require_no_run(path: Path) -> None:
     if not found:
         return
     if (path / RESULT).exists():
-        raise StudyError(f"{path} holds a finished run; give another folder with --out.")
+        raise RequestError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
-        raise StudyError(
+        raise RequestError(
             f"{path} holds a run that is not finished: go on with {resume_command(path)}, or give "
             "another folder with --out."
         )
-    raise StudyError(f"{path} is not empty; give another folder with --out.")
+    raise RequestError(f"{path} is not empty; give another folder with --out.")

@@ -17,7 +17,7 @@ from attrs.validators import ge
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from cohortium.runs.prepare import prepare
 from cohortium.study import study_file
 from cohortium.study.resolution import merge
@@ -81,7 +81,7 @@ def validate_dataset_name(data: str) -> str:
     table = _dataset(data)
     construction.build_part(discover(), "dataset", table, where="--data")
     if table["name"] == "npz" and not Path(data).is_file() and "COHORTIUM_DATA" not in os.environ:
-        raise StudyError(f"--data: there is no file {data}.")
+        raise RequestError(f"--data: there is no file {data}.")
     return data
 
 
@@ -90,7 +90,7 @@ def _dataset(data: str) -> dict[str, str]:
         return {"name": "npz", "path": data}
     if data in ("npz", "medmnist"):
         wanted = "the path of a file that ends in .npz" if data == "npz" else "one of its flags"
-        raise StudyError(f"--data {data}: give {wanted}.")
+        raise RequestError(f"--data {data}: give {wanted}.")
     if data in discover().names("dataset"):
         return {"name": data}
     return {"name": "medmnist", "flag": data}

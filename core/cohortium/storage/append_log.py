@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field
 
-from cohortium.errors import RefusalError, RunError
+from cohortium.errors import RefusalCode, RefusalError, RunError
 from cohortium.storage.atomic import make_durable
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class FileJournal:
 
 
 def _unwritable() -> RefusalError:
-    return RefusalError("journal", "the site's journal cannot be written.")
+    return RefusalError(RefusalCode.JOURNAL, "the site's journal cannot be written.")
 
 
 def _line(entry: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from cohortium.storage.atomic import check_path_writable
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ def require_text(text: str, *, where: str) -> None:
     No file could store such a name.
 
     Raises:
-        StudyError: The name is not text.
+        RequestError: The name is not text.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise StudyError(
+        raise RequestError(
             f"{where}: {text!r} is no text in this locale; rename the file or folder, or set the "
             "locale to one in UTF-8."
         ) from error
@@ -32,13 +32,13 @@ def check_directory_writable(path: Path) -> None:
     """Refuse early a folder `path` that cannot be created or written.
 
     Raises:
-        StudyError: The folder cannot be written, or its name is not text.
+        RequestError: The folder cannot be written, or its name is not text.
     """
     require_text(str(path), where="the folder")
     try:
         check_path_writable(path, is_folder=True)
     except OSError as error:
-        raise StudyError(f"cannot write to {path}: {error.strerror}.") from error
+        raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
 
 
 def check_new_file(path: Path, *, remedy: str) -> None:
@@ -49,10 +49,10 @@ def check_new_file(path: Path, *, remedy: str) -> None:
         remedy: Advice to the user if a file exists.
 
     Raises:
-        StudyError: A file exists, or the path cannot be written.
+        RequestError: A file exists, or the path cannot be written.
     """
     if path.exists():
-        raise StudyError(f"{path} exists already; {remedy}.")
+        raise RequestError(f"{path} exists already; {remedy}.")
     check_file_writable(path)
 
 
@@ -60,9 +60,9 @@ def check_file_writable(path: Path) -> None:
     """Refuse early a file `path` that cannot be written or replaced.
 
     Raises:
-        StudyError: The path cannot be written.
+        RequestError: The path cannot be written.
     """
     try:
         check_path_writable(path)
     except OSError as error:
-        raise StudyError(f"cannot write {path}: {error.strerror}.") from error
+        raise RequestError(f"cannot write {path}: {error.strerror}.") from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import field, frozen
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 from cohortium.study import toml
 from cohortium.study.study import STUDY_ROLES
 from cohortium.text import did_you_mean, quote_key, truncate
@@ -194,12 +194,13 @@ def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
     """Refuse tables that no study has.
 
     Raises:
+        RequestError: The tables describe a grid.
         StudyError: No such table exists, its value is not a table, or it is nested too deeply.
     """
     toml.limit_nesting(changes, where=where)
     for table, values in changes.items():
         if table == "grid":
-            raise StudyError(
+            raise RequestError(
                 f"{where} is a grid of studies: only `cohortium run` and `cohortium plan` take it."
             )
         if table not in TABLES:
@@ -219,6 +220,7 @@ def merge(tables: Tables, changes: Mapping[str, Any], *, where: str) -> Tables:
     If a table's `name` changes, the result has none of its old keys.
 
     Raises:
+        RequestError: The tables describe a grid.
         StudyError: No such table exists, its value is not a table, or it is nested too deeply.
     """
     require_tables(changes, where=where)

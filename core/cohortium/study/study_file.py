@@ -23,7 +23,7 @@ from attrs import evolve
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
@@ -71,7 +71,8 @@ def read(path: Path | None, overrides: Sequence[str] = (), *, into: type[S]) -> 
         into: The class of the value: `Study`, or `Federation`, which can run.
 
     Raises:
-        StudyError: The file cannot be read, or describes an impossible study.
+        RequestError: The file cannot be read.
+        StudyError: It describes an impossible study.
         PluginError: The file names a plugin that cannot be used.
     """
     resolved, written = _resolve(path, overrides)
@@ -86,7 +87,8 @@ def ignored_keys(path: Path | None, overrides: Sequence[str]) -> tuple[str, ...]
     The keys are the file's, or another override's.
 
     Raises:
-        StudyError: The file cannot be read, or an override is not valid.
+        RequestError: The file cannot be read, or an override has another form.
+        StudyError: The file is not valid TOML, or an override is not valid.
     """
     return _resolve(path, overrides)[0].ignored_keys
 
@@ -128,8 +130,8 @@ def override_layers(overrides: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[
     A later override of the same key replaces an earlier one.
 
     Raises:
-        StudyError: An override does not have the form `table.key=value`, or names no table of a
-            study.
+        RequestError: An override does not have the form `table.key=value`.
+        StudyError: An override names no table of a study.
     """
     layers: dict[tuple[str, ...], Layer] = {}
     told = []
@@ -228,14 +230,14 @@ def parse_override(setting: str) -> dict[str, Any]:
     """Return the change of an override `table.key=value`.
 
     Raises:
-        StudyError: The override does not have that form.
+        RequestError: The override does not have that form.
     """
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
     if not equals or not dot or not key:
         # `--set model=cnn` is the most likely mistake, of a user who means a part's name.
         meant = f"{table}.name={text}" if equals and table in STUDY_ROLES else "model.width=16"
-        raise StudyError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
+        raise RequestError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
     require_text(setting, where="--set")
     value = toml.parse(text)
     for part in reversed(key.split(".")):

@@ -11,7 +11,7 @@ import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 from cohortium.text import escape_control_characters, is_printable, truncate
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
         what: Name of the file in an error.
 
     Raises:
-        StudyError: The file cannot be read, is not TOML, or is too large or too deep.
+        RequestError: The file cannot be read.
+        StudyError: The file is not TOML, or is too large or too deep.
     """
     try:
         with path.open("rb") as file:
@@ -64,7 +65,7 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
         # Some editors of Windows begin a file with a byte order mark, which TOML does not allow.
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise StudyError(f"cannot read {what} {path}: {error.strerror}.") from error
+        raise RequestError(f"cannot read {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not a text file in UTF-8.") from error
     return loads(text, where=str(path))

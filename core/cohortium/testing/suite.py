@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from cohortium.catalog import construction
-from cohortium.errors import PluginError, StudyError
+from cohortium.errors import PluginError, RequestError
 from cohortium.study import toml
 from cohortium.testing import (
     aggregators,
@@ -128,14 +128,15 @@ def instance_of(catalog: Catalog, offering: CatalogEntry, overrides: Sequence[st
     """Build the part that `offering` makes with `overrides`, each as `key=value`.
 
     Raises:
-        StudyError: A parameter is missing, unknown or out of its range.
+        RequestError: A parameter is missing, or an override has another form.
+        StudyError: A parameter is unknown or out of its range.
     """
     role, offer = offering.role, offering.offer
     given = dict(map(_parsed, overrides))
     known = call_guarded(lambda: inspect.signature(offer.factory)).parameters.values()
     missing = [p.name for p in known if p.default is p.empty and p.name not in given]
     if missing:
-        raise StudyError(
+        raise RequestError(
             f"the {role} '{offer.name}' cannot be made without {' and '.join(missing)}; give it "
             f"as in --set {missing[0]}=…."
         )
@@ -146,7 +147,7 @@ def instance_of(catalog: Catalog, offering: CatalogEntry, overrides: Sequence[st
 def _parsed(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
-        raise StudyError(f"--set {setting}: write it as key=value, as in width=16.")
+        raise RequestError(f"--set {setting}: write it as key=value, as in width=16.")
     return key.strip(), toml.parse(text)
 
 

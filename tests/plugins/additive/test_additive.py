@@ -74,7 +74,7 @@ def test_the_sum_is_exact(seed: int, bits: int, length: int) -> None:
     assert np.array_equal(total.ring.signed(total.words), sums.wanted)
 
 
-def test_any_sums_but_all_say_nothing() -> None:
+def test_partial_sums_are_uniform() -> None:
     """What three of four sites send is uniform: over many attempts no bit of it is biased."""
     sums = Sums()
     attempts = 400
@@ -97,7 +97,7 @@ def test_no_two_attempts_share_a_mask() -> None:
         assert all(first[stage][k] != second[stage][k] for k in range(4))
 
 
-def test_a_study_gives_the_bits_of_plain_sums() -> None:
+def test_additive_matches_plain_and_secagg_bits() -> None:
     from cohortium_phantom import Phantom
 
     def run(aggregator: str) -> str:
@@ -185,7 +185,7 @@ def test_site_refuses_dishonest_requests() -> None:
     refused("out-of-order", KeyRequest(), b"", -1)
 
 
-def test_what_it_cannot_hold_against_is_refused() -> None:
+def test_unsupported_adversary_is_refused() -> None:
     with pytest.raises(StudyError, match="secagg"):
         Additive().confidentiality(evolve(COHORT, adversary="active"))
     with pytest.raises(StudyError, match="at least 5"):

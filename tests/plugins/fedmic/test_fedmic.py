@@ -40,7 +40,7 @@ def test_truncated_svd_keeps_fewest_values_for_energy(
     assert float((kept * (matrix - kept)).sum()) == pytest.approx(0, abs=1e-9)
 
 
-def test_vectors_and_statistics_are_left_as_they_are() -> None:
+def test_low_rank_update_keeps_vectors_and_statistics() -> None:
     net = samples.network(batch_norm=True)
     update = torch.randn(parameters.length(net), generator=torch.Generator().manual_seed(0))
     found = low_rank_update(update, net, energy=0.5)
@@ -131,7 +131,7 @@ def tiny(**changes: object) -> Federation:
     return Federation(**(parts | changes))  # type: ignore[arg-type]
 
 
-def test_it_runs_with_and_without_privacy() -> None:
+def test_fedmic_runs_with_and_without_privacy() -> None:
     from cohortium_gaussian import Gaussian
 
     assert tiny().run().accuracy is not None
@@ -196,6 +196,7 @@ def test_impossible_teacher_is_refused_before_run(model: str, teacher: Model, wh
         tiny(model=model, trainer=FedMIC(teacher=teacher)).prepare()
 
 
+@pytest.mark.slow
 def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
     trainer = FedMIC(local_steps=10, learning_rate=0.1)
     parts = {"holdout_fraction": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from cohortium.crypto.signing import KeyDirectory, SigningKey
-from cohortium.errors import MessageError, StudyError
+from cohortium.errors import MessageError, RequestError, StudyError
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
 from cohortium.plugin import Randomness, SiteFactory, SiteHandle
@@ -124,8 +124,8 @@ def test_the_exchange_keeps_the_contract_of_engines(check: Callable[[Any], str |
     assert check(Rehearsed()) != "not tried"
 
 
-def test_it_cannot_be_opened_outside_a_server_app() -> None:
-    with pytest.raises(StudyError, match="start the study with `flwr run`"):
+def test_flower_engine_outside_server_app_is_refused() -> None:
+    with pytest.raises(RequestError, match="start the study with `flwr run`"):
         Flower().connect(None)
     with pytest.raises(StudyError, match="cannot simulate"):
         Flower().connect({})
@@ -164,7 +164,7 @@ def test_lost_flower_node_is_not_awaited() -> None:
         assert dict(exchange.exchange(b"z", each)) == {0: b"az0", 1: b"backz1"}
 
 
-def test_an_error_of_flower_s_is_no_reply() -> None:
+def test_flower_error_is_not_a_reply() -> None:
     village = Village({7: resident(0, says(b"a"))})
     exchange = at_work(village)
     assert dict(exchange.exchange(b"x", {0: b""})) == {0: b"ax"}
@@ -194,7 +194,7 @@ def test_two_nodes_claiming_one_site_are_refused() -> None:
     assert not any(b"x" in from_record(m.content, "common", "own") for m in village.sent)
 
 
-def test_a_newcomer_cannot_take_a_site_s_place() -> None:
+def test_later_node_cannot_replace_connected_site() -> None:
     village = Village({7: resident(0, says(b"a")), 8: resident(1, says(b"b"))})
     exchange = at_work(village)
     each = {0: b"", 1: b""}
@@ -203,7 +203,7 @@ def test_a_newcomer_cannot_take_a_site_s_place() -> None:
     assert dict(exchange.exchange(b"y", each)) == {0: b"ay", 1: b"by"}
 
 
-def test_with_a_directory_the_key_decides() -> None:
+def test_key_directory_identifies_site_nodes() -> None:
     keys = [SigningKey.generate(Randomness.insecure_from_seed(1).derive(n)) for n in range(2)]
     directory = KeyDirectory(tuple(key.public for key in keys))
     stranger = SigningKey.generate(Randomness.insecure_from_seed(2))
@@ -235,7 +235,7 @@ def test_identify_reply_cannot_be_replayed() -> None:
     assert dict(at_work(village, directory).exchange(b"x", {0: b""})) == {}
 
 
-def test_nodes_that_say_nothing_of_use_are_nobody() -> None:
+def test_unidentifiable_nodes_are_ignored() -> None:
     village = Village(
         {
             1: lambda _common, _own: b"garbage",
@@ -263,7 +263,7 @@ def test_equal_parts_are_sent_once() -> None:
         RecordDict(),
     ],
 )
-def test_other_records_are_no_message(content: RecordDict) -> None:
+def test_malformed_record_is_refused(content: RecordDict) -> None:
     with pytest.raises(MessageError):
         from_record(content, "common", "own")
 

@@ -87,7 +87,7 @@ def test_the_gradient_carries_the_noise_that_was_planned() -> None:
     assert distributions.kstest(noised.numpy() / deviation, "norm").pvalue > 1e-4
 
 
-def test_an_examples_influence_is_its_clip() -> None:
+def test_example_changes_gradient_by_clip_norm() -> None:
     with_it, _ = one_gradient(Randomness.insecure_from_seed(1), 10.0)
     without, _ = one_gradient(Randomness.insecure_from_seed(1), 0.0)
     assert float((with_it - without).norm()) == pytest.approx(0.5 / 25, rel=1e-3)
@@ -149,7 +149,7 @@ def test_honest_noise_shares_sum_to_full_noise(unit: Any) -> None:
     assert shared_sum(plan, sites=4).std() / whole == pytest.approx(math.sqrt(2), rel=0.03)
 
 
-def test_a_shared_guarantee_names_whom_it_counts_on() -> None:
+def test_shared_guarantee_states_honest_and_colluding_sites() -> None:
     shared = Gaussian(noise="distributed").plan(GRADIENT, SHARING, 10).guarantee
     assert (shared.against, shared.honest, shared.colluding) == ("coordinator", 2, 1)
     assert any("min_contributors" in assumption for assumption in shared.assumptions)
@@ -225,7 +225,7 @@ def test_patient_enters_batch_once() -> None:
     assert np.mean(sizes) == pytest.approx(30, abs=6 * math.sqrt(27 / 7))
 
 
-def test_every_image_of_a_patient_is_as_likely() -> None:
+def test_images_of_patient_are_equally_likely() -> None:
     workload = Workload(output="gradient", steps=4000, sampling_rate=1.0)
     patients = np.array([5, 9, 5, 5, 9])
     batches = list(poisson_patient_batches(workload, patients, Randomness.system().stream()))
@@ -235,7 +235,7 @@ def test_every_image_of_a_patient_is_as_likely() -> None:
     assert counts.sum() == 8000
 
 
-def test_patients_that_nobody_names_are_refused() -> None:
+def test_patient_unit_without_patient_ids_is_refused() -> None:
     with pytest.raises(PrivacyError, match="do not say whose"):
         Gaussian(unit="patient").plan(UPDATE, COHORT, 10)
     plan = Gaussian(unit="patient").plan(UPDATE, evolve(COHORT, patients=120), 10)

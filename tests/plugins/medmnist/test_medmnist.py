@@ -82,7 +82,7 @@ def test_offered_sets_are_flat_and_single_label() -> None:
         ("bloodminst", "MedMNIST has no set 'bloodminst'; let flag be one of bloodmnist, "),
     ],
 )
-def test_other_sets_are_refused_when_they_are_named(flag: str, sentence: str) -> None:
+def test_unsupported_sets_are_refused_at_construction(flag: str, sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
         MedMNIST(flag=flag)
 
@@ -104,7 +104,7 @@ def test_missing_file_without_network_error_names_remedy(home: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("remote")
-def test_without_leave_nothing_is_downloaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_disabled_fetches_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
     with pytest.raises(DataError, match=r"breastmnist\.npz is not in .*, and download is false"):
         MedMNIST(flag="breastmnist", download=False).load()
@@ -179,7 +179,7 @@ def test_unofficial_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_making_one_imports_nothing_heavy() -> None:
+def test_construction_imports_no_heavy_package() -> None:
     code = (
         "import sys; from cohortium_medmnist import MedMNIST, _table; MedMNIST(); _table()\n"
         "print([m for m in ('torch', 'pandas', 'sklearn', 'medmnist') if m in sys.modules])"
@@ -191,14 +191,14 @@ def test_making_one_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_it_is_offered_as_a_dataset() -> None:
+def test_plugin_is_offered_as_dataset() -> None:
     (offer,) = cohortium_datasets()
     assert offer.name == "medmnist"
     assert isinstance(offer.factory(), Dataset)
 
 
 @pytest.mark.data
-def test_the_official_pneumonia_images() -> None:
+def test_official_pneumonia_images_load() -> None:
     if not os.environ.get("COHORTIUM_DATA"):
         pytest.skip("COHORTIUM_DATA names no folder of real images")
     splits = MedMNIST(flag="pneumoniamnist", download=False).load()

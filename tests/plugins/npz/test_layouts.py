@@ -46,7 +46,7 @@ def shaped(folder: Path, *shape: int, **options: Any) -> Splits:
 
 
 @pytest.mark.parametrize("shape", [(20, 18), (20, 18, 1), (20, 18, 3), (16, 16, 3), (4, 4, 1)])
-def test_what_can_be_read_in_one_way_is(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_unambiguous_layout_is_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     read = shaped(tmp_path, *shape).train.images
     assert read.shape == (TRAIN, *(shape[2:] or (1,)), *shape[:2])
     np.testing.assert_array_equal(
@@ -69,7 +69,7 @@ def test_what_can_be_read_in_one_way_is(tmp_path: Path, shape: tuple[int, ...]) 
         ((28, 28, 28, 1), ["volumes are not read"]),
     ],
 )
-def test_two_readings_are_an_error_that_names_both(
+def test_ambiguous_layout_error_names_all_readings(
     tmp_path: Path, shape: tuple[int, ...], ways: list[str]
 ) -> None:
     with pytest.raises(DataError, match=r"own\.npz: train_images has shape") as caught:
@@ -79,7 +79,7 @@ def test_two_readings_are_an_error_that_names_both(
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
-def test_a_declared_layout_is_what_is_read(first: int, second: int, last: int) -> None:
+def test_declared_layout_determines_axis_order(first: int, second: int, last: int) -> None:
     array = images(2, first, second, last)
     np.testing.assert_array_equal(to_channels_first(array, "it", layout="channels-first"), array)
     np.testing.assert_array_equal(
@@ -87,7 +87,7 @@ def test_a_declared_layout_is_what_is_read(first: int, second: int, last: int) -
     )
 
 
-def test_a_layout_is_declared_in_a_study(tmp_path: Path) -> None:
+def test_layout_parameter_selects_channel_axis(tmp_path: Path) -> None:
     assert shaped(tmp_path, 3, 16, 16, layout="channels-first").train.images.shape[1:] == (
         3,
         16,
@@ -137,7 +137,7 @@ UNGRADED = np.where(np.arange(TRAIN) == 3, 255, labels(TRAIN)).astype(np.uint8)
         (np.array(["a", "b"])[np.arange(TRAIN) % 2], "names of classes go into an array 'classes'"),
     ],
 )  # fmt: skip
-def test_labels_that_number_no_classes_are_refused(
+def test_invalid_class_labels_are_refused(
     tmp_path: Path, train: np.ndarray[Any, Any], words: str
 ) -> None:
     with pytest.raises(DataError, match=words) as caught:
@@ -155,7 +155,7 @@ def test_labels_that_number_no_classes_are_refused(
         ((0, 5, 10), r"its labels are 0, 5, 10; number the classes from 0 without gaps"),
     ],
 )
-def test_a_class_that_nobody_has_is_not_made_up(
+def test_single_or_noncontiguous_labels_are_refused(
     tmp_path: Path, numbers: tuple[int, ...], words: str
 ) -> None:
     own = {"train_labels": labels(TRAIN, *numbers), "test_labels": labels(TEST, *numbers)}
@@ -171,7 +171,7 @@ def test_a_class_that_nobody_has_is_not_made_up(
         ((0, 1, 2, 3, 4), r"must lie in 0…2, found 0…4; give as many names"),
     ],
 )
-def test_labels_beyond_the_names_are_told_apart(
+def test_labels_beyond_class_names_give_specific_errors(
     tmp_path: Path, numbers: tuple[int, ...], words: str
 ) -> None:
     named = Npz(path=file(tmp_path, train_labels=labels(TRAIN, *numbers)), classes=("a", "b", "c"))
@@ -207,7 +207,7 @@ def test_site_may_lack_named_class(tmp_path: Path) -> None:
         (np.full((TRAIN, 20, 18), -1000, np.int16), "scale or window its values"),
     ],
 )
-def test_brightness_of_another_kind_is_told_how_to_save(
+def test_unsupported_pixel_type_error_names_conversion(
     tmp_path: Path, values: np.ndarray[Any, Any], words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
@@ -222,7 +222,7 @@ def test_brightness_of_another_kind_is_told_how_to_save(
         ((0, 1, 3), (0, 1), "no training image is of class 2"),
     ],
 )
-def test_a_study_makes_up_no_class(
+def test_class_without_training_image_is_refused(
     tmp_path: Path, train: tuple[int, ...], test: tuple[int, ...], words: str
 ) -> None:
     own = {"train_labels": labels(TRAIN, *train), "test_labels": labels(TEST, *test)}

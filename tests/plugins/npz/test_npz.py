@@ -141,7 +141,7 @@ def test_file_of_other_layout_is_refused(
 @pytest.mark.parametrize(
     "damage", [b"", b"images", b"\x93NUMPY\x01\x00", b"PK\x03\x04" + bytes(40)]
 )
-def test_what_is_not_an_archive_is_refused(tmp_path: Path, damage: bytes) -> None:
+def test_non_archive_is_refused(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "damaged.npz"
     path.write_bytes(damage)
     with pytest.raises(
@@ -210,7 +210,7 @@ IMAGES = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%s,), }\n"
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")  # numpy's, of a header that looks old
-def test_an_array_that_is_not_what_it_claims(
+def test_array_header_mismatch_is_refused(
     tmp_path: Path, data: bytes, packing: int, words: str
 ) -> None:
     path = tmp_path / "odd.npz"
@@ -239,7 +239,7 @@ def test_archive_with_impossible_size_is_refused(tmp_path: Path) -> None:
     ("letters", "words"),
     [(b"\xff\xff\xff\x00", "cannot be read"), (b"\x00\xd8\x00\x00", "cannot be shown")],
 )
-def test_class_names_of_characters_that_are_none(
+def test_class_names_with_invalid_characters_are_refused(
     tmp_path: Path, letters: bytes, words: str
 ) -> None:
     path = tmp_path / "odd.npz"
@@ -272,14 +272,14 @@ def test_parameters_of_another_type_are_refused_by_name() -> None:
         Npz(path="a.npz", classes="abc")  # type: ignore[arg-type]
 
 
-def test_it_is_offered_as_a_dataset() -> None:
+def test_plugin_is_offered_as_dataset() -> None:
     (offer,) = cohortium_datasets()
     assert offer.name == "npz"
     assert isinstance(offer.factory(path="a.npz"), Dataset)
 
 
 @pytest.mark.data
-def test_real_images_with_their_clients() -> None:
+def test_real_images_load_with_clients() -> None:
     if not os.environ.get("COHORTIUM_DATA"):
         pytest.skip("COHORTIUM_DATA names no folder of real images")
     splits = Npz(path="bloodmnist_19.npz", title="BloodMNIST-19").load()

@@ -9,7 +9,7 @@ from cohortium_phantom import Phantom, cohortium_datasets
 SMALL = Phantom(examples=43, validation=9, test=17)
 
 
-def test_it_draws_what_was_asked_for() -> None:
+def test_phantom_draws_requested_sizes_and_classes() -> None:
     splits = SMALL.load()
     assert splits.validation is not None
     assert splits.test is not None
@@ -59,7 +59,7 @@ def test_numbers_out_of_range_are_refused_by_name(parameter: str, value: int) ->
         Phantom(**{parameter: value})
 
 
-def test_it_is_offered_as_a_dataset() -> None:
+def test_plugin_is_offered_as_dataset() -> None:
     (offer,) = cohortium_datasets()
     assert offer.name == "phantom"
     assert isinstance(offer.factory(), Dataset)

@@ -55,7 +55,7 @@ def drawn(progress: RunProgress, **terms: Any) -> list[str]:
 
 @pytest.mark.parametrize("width", [24, 40, 59, 60, 80, 120])
 @pytest.mark.parametrize("full", [True, False])
-def test_every_row_stays_on_its_line(width: int, full: bool) -> None:
+def test_progress_rows_fit_terminal_width(width: int, full: bool) -> None:
     lines = drawn(played(full=full), width=width, force_terminal=True)
     assert len(lines) == (4 if full else 2)
     for line in lines:
@@ -64,7 +64,7 @@ def test_every_row_stays_on_its_line(width: int, full: bool) -> None:
     assert ("━" in text) == (width >= 60)
 
 
-def test_the_view_shows_what_is_known() -> None:
+def test_view_shows_progress_scores_and_epsilon() -> None:
     text = "\n".join(drawn(played(), width=100))
     assert "2 of 2" in text
     assert "2 of 3 answered, 2 dropped so far, 1 tried again" in text
@@ -74,7 +74,7 @@ def test_the_view_shows_what_is_known() -> None:
     assert "1 of 2, about 0:00:30 left" in midway
 
 
-def test_answers_are_counted_as_they_come() -> None:
+def test_site_replies_are_counted_on_arrival() -> None:
     progress = played(upto=1)
     progress.take(SiteReplied(round=0, attempt=0, stage=1, site=2, num_replied=2, num_asked=3))
     assert "2 of 3 answered, exchange 2" in "\n".join(drawn(progress, width=100))
@@ -101,7 +101,7 @@ def test_remaining_time_follows_recent_rounds() -> None:
     assert progress.left.total_seconds() == 0
 
 
-def test_a_log_has_one_plain_line_a_round() -> None:
+def test_plain_log_has_one_line_per_round() -> None:
     console = Console(file=io.StringIO(), soft_wrap=True, width=20)
     lines = PlainView(console, RunProgress(Clock()))
     for event in sample_events(None):
@@ -129,7 +129,7 @@ def test_view_without_unicode_has_no_bars() -> None:
     assert b"\\u258" not in file.buffer.getvalue()
 
 
-def test_the_view_is_gone_when_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_view_ends_with_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     live = LiveView(console)
@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_log_stays_plain_whatever_the_environment_asks(tmp_path: Path) -> None:
+def test_piped_log_stays_plain_despite_force_color(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cohortium", "run", *SMALL, "--set", "federation.rounds=2",
          "--set", "federation.observers=['progress']", "--out", "record"],

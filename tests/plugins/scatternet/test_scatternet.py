@@ -92,7 +92,7 @@ def slowly(image: NDArray[np.float64], scales: int, angles: int) -> list[Grid]:
     return maps
 
 
-def test_scattering_is_what_its_definition_gives() -> None:
+def test_scattering_matches_its_definition() -> None:
     image = np.random.default_rng(3).random((8, 12))
     wanted = np.stack(slowly(image, 2, 3)).real
     found = scattering(torch.from_numpy(image).float()[None, None], scales=2, angles=3)[0, 0]
@@ -103,7 +103,7 @@ def test_scattering_is_what_its_definition_gives() -> None:
 
 
 @pytest.mark.parametrize("size", [(36, 36, 2, 8), (24, 40, 2, 8), (64, 64, 3, 6), (16, 16, 1, 4)])
-def test_no_frequency_comes_out_stronger(size: tuple[int, int, int, int]) -> None:
+def test_filter_bank_amplifies_no_frequency(size: tuple[int, int, int, int]) -> None:
     filters = filter_bank(*size)
     low = torch.outer(*(torch.fft.fft(side).real for side in filters.low))
     there = filters.bands.square().sum((0, 1))
@@ -122,7 +122,7 @@ def cell(down: int = 0, across: int = 0) -> torch.Tensor:
     return torch.sigmoid((7 - distance) * 2)[None, None]
 
 
-def test_maps_move_with_the_image() -> None:
+def test_scattering_maps_shift_with_image() -> None:
     still = scattering(cell(), scales=2, angles=8)
     moved = scattering(cell(down=4, across=-8), scales=2, angles=8)
     gap = moved - still.roll((1, -2), (3, 4))
@@ -141,7 +141,7 @@ def test_a_small_shift_changes_features_less_than_pixels() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(level=st.floats(0.0, 1.0), side=st.integers(8, 33))
-def test_a_flat_image_has_a_mean_and_nothing_else(level: float, side: int) -> None:
+def test_constant_image_has_only_mean_map(level: float, side: int) -> None:
     maps = scattering(torch.full((1, 1, side, side), level), scales=2, angles=4)[0, 0]
     assert maps.shape[1:] == (-(-side // 4),) * 2
     assert torch.allclose(maps[0], torch.full_like(maps[0], level), atol=1e-5)
@@ -162,7 +162,7 @@ def test_features_have_unit_norm_per_image(channels: int, side: int, groups: int
     assert not parameters.flatten(net).any()
 
 
-def test_what_cannot_be_is_told() -> None:
+def test_invalid_groups_or_image_size_are_refused() -> None:
     with pytest.raises(ValueError, match="divide the 81 maps"):
         ScatterNet(groups=10)
     with pytest.raises(ValueError, match="at least 8 pixels a side, not 7x30"):

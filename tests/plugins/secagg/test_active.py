@@ -106,7 +106,7 @@ def test_tampered_messages_give_exact_sum_or_none(
         assert there.is_exact(total)
 
 
-def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
+def test_simulated_attempt_transcript_is_unchanged() -> None:
     there = aggregation(6, bits=27, length=1000)
     there.run(lost={4: VECTOR})
     assert there.transcript.hexdigest() == (
@@ -124,7 +124,7 @@ def test_active_secagg_run_matches_plain_bits() -> None:
         assert federation.run().weights_sha256 == plain.weights_sha256
 
 
-def test_a_study_changes_one_key() -> None:
+def test_active_adversary_takes_one_study_setting() -> None:
     federation = Federation.read(None, ["federation.adversary=active"])
     assert federation.aggregator == SecAgg()
     assert aggregation(federation.sites).sites[0]._protocol.threshold == 6  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def test_least_threshold_is_chosen_and_smaller_refused(
             )
 
 
-def test_what_else_protects_too_little() -> None:
+def test_insufficient_shares_or_cohort_is_refused() -> None:
     with pytest.raises(StudyError, match="num_shares is 5, but must be at least 10"):
         aggregation(10, SecAgg(num_shares=5))
     with pytest.raises(StudyError, match="cohort_size is 4, but must be at least 5"):
@@ -172,13 +172,13 @@ DIRECTORY = KeyDirectory(tuple(identity.public for identity in IDENTITIES[:4]))
 
 
 @pytest.mark.parametrize("directory", [None, KeyDirectory(DIRECTORY.keys[:3])])
-def test_a_directory_of_other_sites(directory: KeyDirectory | None) -> None:
+def test_directory_not_listing_sites_is_refused(directory: KeyDirectory | None) -> None:
     with pytest.raises(StudyError, match="the directory lists"):
         SecAgg().coordinator_session(setting(directory), Randomness.system())
 
 
 @pytest.mark.parametrize("identity", [None, IDENTITIES[1], IDENTITIES[4]])
-def test_a_site_that_nobody_would_believe(identity: SigningKey | None) -> None:
+def test_site_without_listed_key_is_refused(identity: SigningKey | None) -> None:
     member = SiteContext(site=0, secret=Randomness.system(), identity=identity)
     with pytest.raises(StudyError, match=r"signing key|another key"):
         SecAgg().site_session(setting(DIRECTORY), member)
@@ -208,7 +208,7 @@ class Forgetful(MemoryJournal):
 
 
 @pytest.mark.parametrize(("left", "contributes"), [(0, False), (1, True)])
-def test_what_cannot_be_remembered_is_not_done(left: int, contributes: bool) -> None:
+def test_site_stops_when_journal_write_fails(left: int, contributes: bool) -> None:
     there = aggregation(6)
     journal = Forgetful()
     journal.left = left
@@ -247,7 +247,7 @@ def test_journal_records_step_before_reply(
     )
 
 
-def test_a_journal_serves_many_runs() -> None:
+def test_journal_keeps_attempts_per_run() -> None:
     there, journal = aggregation(6), MemoryJournal()
     there.sites[0]._answered._journal = journal  # type: ignore[attr-defined]
     there.run(attempt=3)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cohortium.plugin import FileJournal, StudyError
-from cohortium_secagg import SecAgg, _sharing
-from cohortium_secagg._consent import Confirmed
+from cohortium_secagg import SecAgg, _parameter_selection
+from cohortium_secagg._consistency_check import Confirmed
 from cohortium_secagg._messages import (
     AdvertiseKeysRequest,
     ConfirmedUnmaskRequest,
@@ -20,7 +20,7 @@ from cohortium_secagg._messages import (
 )
 from cohortium_secagg._protocol_parameters import ProtocolParameters
 from cohortium_secagg._site import DUE, SecAggSite
-from cohortium_secagg._site_attempt import Masked, SiteAttempt
+from cohortium_secagg._site_states import Masked, SiteAttempt
 from tests.support.malicious_coordinator import (
     COORDINATOR,
     MaliciousCoordinator,
@@ -166,7 +166,7 @@ def test_threshold_below_floor_reveals_both_share_kinds(monkeypatch: Patch) -> N
         split_in_half,
         MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=6)),
     )
-    monkeypatch.setattr(_sharing, "_require", nothing)
+    monkeypatch.setattr(_parameter_selection, "_require", nothing)
     attacker = MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=5))
     assert split_in_half(attacker) == attacker.true_sum(0)
 
@@ -212,7 +212,7 @@ def isolate(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(0)
 
 
-def test_withheld_shares_would_leave_a_survivor_alone(monkeypatch: Patch) -> None:
+def test_isolating_survivor_by_withheld_shares_is_refused(monkeypatch: Patch) -> None:
     is_refused("neighbourhood", isolate, MaliciousCoordinator())
     monkeypatch.setattr(SiteAttempt, "check_neighbours", nothing)
     attacker = MaliciousCoordinator()

@@ -66,7 +66,7 @@ def test_the_tail_is_that_of_the_hypergeometric_distribution(
         Hypergeometric(8, 5, 8),
     ],
 )
-def test_the_tail_is_what_counting_gives(draw: Hypergeometric) -> None:
+def test_tail_matches_exhaustive_count(draw: Hypergeometric) -> None:
     hands = list(itertools.combinations(range(draw.population), draw.drawn))
     for count in range(draw.population + 1):
         met = sum(sum(ball < draw.marked for ball in hand) >= count for hand in hands)
@@ -105,7 +105,7 @@ def placings(sites: int, colluding: int, lost: int) -> Iterator[tuple[set[int], 
 
 
 @pytest.mark.parametrize("sites", [6, 7, 8])
-def test_no_bound_is_below_the_truth(sites: int) -> None:
+def test_graph_bounds_exceed_exhaustive_failure_rates(sites: int) -> None:
     for degree, colluding, lost in small(sites):
         graph = Graph.draw(range(sites), degree, Randomness.insecure_from_seed(1).stream("graph"))
         neighbours = graph.neighbours()
@@ -321,7 +321,7 @@ def test_chosen_degrees_differ_from_google_as_explained(
         assert ours <= 1.05 * degree + 1
 
 
-def test_a_coin_that_may_be_tossed_again_takes_more_neighbours() -> None:
+def test_repeatable_graph_draw_needs_more_neighbours() -> None:
     # The figures of docs/secagg.md: each of 2**80 tosses must be as unlikely as 2**-120.
     for sites, degree in ((100, 16), (1_000, 76), (10_000, 98)):
         found = parameters(sites, 0.05, 0.05, majority=True, bits=120)
@@ -354,7 +354,7 @@ def test_billion_sites_need_under_thousand_neighbours() -> None:
     bits=st.integers(1, 80),
 )
 @settings(max_examples=60, deadline=None)
-def test_more_is_asked_for_when_more_is_feared(
+def test_stronger_adversary_raises_graph_requirements(
     sites: int, colluding: int, lost: int, bits: int
 ) -> None:
     assume(sites - lost >= colluding + 3)
@@ -392,7 +392,7 @@ def test_chosen_graph_stays_within_allowed_odds(sites: int, colluding: float, lo
     assert alive + lacking <= UNRECOVERED
 
 
-def test_with_all_for_neighbours_the_numbers_are_certain() -> None:
+def test_complete_graph_thresholds_are_exact() -> None:
     requirements = GraphRequirements(sites=12, colluding=4, lost=3, odds=Fraction(1, 1 << 200))
     assert requirements.window(11) == ThresholdRange(least=5, most=9)
     assert requirements.fewest(11, 5) == 6

@@ -69,7 +69,7 @@ def test_active_adversary_chooses_majority_threshold(
     assert confidentiality.honest == threshold - colluding
 
 
-def test_a_longer_run_and_more_security_take_more() -> None:
+def test_more_rounds_or_security_need_more_shares() -> None:
     def least(rounds: int, security: int) -> int:
         wish = SecAgg(max_dropout_rate=0.05, security_bits=security)
         return wish.confidentiality(cohort(1_000, 50, rounds=rounds)).shares
@@ -191,7 +191,7 @@ def test_invalid_dropout_rate_is_refused(value: float) -> None:
         SecAgg(max_dropout_rate=value)
 
 
-def test_the_numbers_are_told_in_one_sentence() -> None:
+def test_confidentiality_text_states_numbers() -> None:
     assert str(SecAgg(max_dropout_rate=0.05).confidentiality(cohort(100, 5))) == (
         "8 of 13 shares: from an attempt, an honest-but-curious coordinator and 5 colluding sites "
         "learn the sum over all that contributed, at least 94 of 100, and nothing else, but for "
@@ -215,7 +215,7 @@ def test_declared_dropouts_at_any_stage_are_survived(seed: int) -> None:
     assert total.contributors == tuple(s for s in range(40) if lost.get(s, UNMASKING) == UNMASKING)
 
 
-def test_below_the_least_sum_nothing_is_opened() -> None:
+def test_sum_below_min_contributors_is_not_opened() -> None:
     aggregation = InMemoryAggregation(SecAgg(max_dropout_rate=0.05), 60, max_colluding=6)
     least = (
         SecAgg(max_dropout_rate=0.05).confidentiality(aggregation.setting.cohort).min_contributors

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cohortium.plugin import MessageError, Randomness
 from cohortium_secagg import SecAgg
-from cohortium_secagg._consent import SurvivorSigner
+from cohortium_secagg._consistency_check import SurvivorSigner
 from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._messages import (
     ConfirmedUnmaskRequest,
@@ -48,7 +48,7 @@ def stand_in_the_middle(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.impersonate(0, roster, pairs)
 
 
-def test_swapped_keys_would_give_the_update(monkeypatch: Patch) -> None:
+def test_swapped_keys_are_refused(monkeypatch: Patch) -> None:
     is_refused("signature", stand_in_the_middle, MaliciousCoordinator())
     monkeypatch.setattr(SurvivorSigner, "check_keys", nothing)
     attacker = MaliciousCoordinator()
@@ -94,7 +94,7 @@ def agree_on_zero(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.impersonate(0, roster, {p: (SmallOrder(), SmallOrder()) for p in roster})
 
 
-def test_keys_of_small_order_would_give_the_update(monkeypatch: Patch) -> None:
+def test_unsigned_keys_of_small_order_are_refused(monkeypatch: Patch) -> None:
     """To sites that take keys on trust; signatures alone would stop this one too."""
 
     def trusting() -> MaliciousCoordinator:
@@ -133,7 +133,7 @@ def test_roster_without_own_keys_is_refused(change: str) -> None:
     is_refused("signature", lambda v: v.share(roster, [0]), attacker)
 
 
-def test_rosters_of_a_wrong_size() -> None:
+def test_rosters_of_wrong_size_are_refused() -> None:
     attacker = MaliciousCoordinator(12, cohort_size=10)
     roster = attacker.advertise()
     is_refused("neighbourhood", lambda v: v.share(roster, [0]), attacker)

@@ -60,7 +60,7 @@ def test_weak_parameters_are_refused_at_both_parties(
         )
 
 
-def test_it_is_offered_under_its_name() -> None:
+def test_secagg_is_offered_by_name() -> None:
     (offer,) = cohortium_aggregators()
     assert offer.name == "secagg"
     assert offer.factory() == SecAgg()

@@ -88,7 +88,7 @@ def test_mask_matches_sp_800_38a_key_stream() -> None:
         assert not words.any()
 
 
-def test_each_piece_of_a_vector_has_its_own_mask() -> None:
+def test_vector_pieces_have_different_masks() -> None:
     ring = Ring(32)
     words = ring.zeros(2 * PACK_BLOCK + 5)
     unmask(words, [Mask(bytes(32))], ring, threads=1)
@@ -137,11 +137,11 @@ def test_sealed_bytes_bind_key_text_label(position: int) -> None:
             unseal(key, text, bound_to=label)
 
 
-def test_private_halves_are_not_shown() -> None:
+def test_key_pair_repr_hides_private_key() -> None:
     assert repr(KeyPair(ALICE)) == "KeyPair()"
 
 
-def test_labels_differ_wherever_anything_differs() -> None:
+def test_attempt_labels_are_unique() -> None:
     scopes = [AttemptLabel(s, r, a) for s in (b"a" * 16, b"b" * 16) for r in (0, 1) for a in (0, 1)]
     labels = [
         scope.label(purpose, *sites)
@@ -170,7 +170,7 @@ class Scripted(KeyStream):
 
 
 @pytest.mark.parametrize("holders", [(1, 3, 4), (0, 1, 2), (5, 0, 3)])
-def test_the_published_example_of_sharing(holders: tuple[int, ...]) -> None:
+def test_sharing_matches_published_example(holders: tuple[int, ...]) -> None:
     secret = (1234).to_bytes(32, "big")
     shares = split(secret, EXAMPLE, threshold=3, stream=Scripted())
     assert {site: int.from_bytes(share, "big") for site, share in shares.items()} == EXAMPLE
@@ -243,7 +243,7 @@ def is_connected(graph: Graph, sites: Collection[int]) -> bool:
 
 
 @given(count=st.integers(1, 40), degree=st.integers(1, 12))
-def test_the_graph_is_regular_symmetric_and_whole(count: int, degree: int) -> None:
+def test_graph_is_regular_symmetric_and_connected(count: int, degree: int) -> None:
     sites = range(100, 100 + count)
     graph = Graph.draw(sites, degree, SECRET.stream("graph"))
     neighbours = graph.neighbours()
@@ -338,7 +338,7 @@ def test_any_number_of_threads_gives_the_same_bits(bits: int, length: int) -> No
         assert np.array_equal(ring.signed(total), ring.signed(words))
 
 
-def test_what_a_thread_raises_is_raised() -> None:
+def test_thread_exception_is_propagated() -> None:
     words = np.zeros(2 * PACK_BLOCK, "<u4")
     with pytest.raises(ValueError, match="key"):
         masked(words, [Mask(b"no key")], Ring(27), threads=2)

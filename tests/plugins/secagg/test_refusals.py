@@ -94,7 +94,7 @@ class Attempt:
         assert refusal.value.code == code
 
 
-def test_a_request_that_is_no_message() -> None:
+def test_malformed_request_is_refused() -> None:
     attempt = Attempt(0)
     for body in (b"", b"x" * 50, encode(Keys(bytes(32), bytes(32)))):
         with pytest.raises(MessageError):
@@ -102,7 +102,7 @@ def test_a_request_that_is_no_message() -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_stage_twice(stage: int) -> None:
+def test_repeated_stage_is_refused(stage: int) -> None:
     attempt = Attempt(stage)
     due = attempt.requests.per_site[0] or attempt.requests.broadcast
     attempt.ask(due)
@@ -112,7 +112,7 @@ def test_a_stage_twice(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_stage_out_of_order(stage: int) -> None:
+def test_out_of_order_stage_is_refused(stage: int) -> None:
     others = {
         1: ShareKeysRequest(0, {}),
         2: MaskedVectorRequest(0, {}),
@@ -132,14 +132,14 @@ def test_second_survivor_set_is_refused() -> None:
     attempt.refuses("out-of-order", UnmaskRequest(0, (0, 1, 2, 3, 4)))
 
 
-def test_no_peer_gets_both_of_its_shares_opened() -> None:
+def test_unmasking_reveals_one_share_kind_per_peer() -> None:
     attempt = Attempt(3, sites=5, without={3: 2})
     reply = decode(attempt.ask(attempt.requests.broadcast), Unmasking)
     assert reply.seeds.keys() == {0, 1, 2, 4}
     assert reply.keys.keys() == {3}
 
 
-def test_a_part_of_another_attempt() -> None:
+def test_request_of_another_attempt_is_refused() -> None:
     attempt = Attempt(2)
     older = attempt.own(MaskedVectorRequest)
     attempt.attempt = 1
@@ -153,7 +153,7 @@ def test_a_part_of_another_attempt() -> None:
     attempt.refuses("sealed", MaskedVectorRequest(1, stale))
 
 
-def test_an_attempt_that_moves_to_another_round() -> None:
+def test_attempt_changing_its_round_is_refused() -> None:
     attempt = Attempt(1)
     attempt.refuses("attempt", attempt.own(ShareKeysRequest), round_=1)
 
@@ -167,7 +167,7 @@ def test_an_older_attempt_does_not_begin_again() -> None:
 
 
 @pytest.mark.parametrize("change", ["itself", "nobody", "too few", "too many"])
-def test_neighbours_that_no_honest_graph_gives(change: str) -> None:
+def test_invalid_neighbourhood_is_refused(change: str) -> None:
     attempt = Attempt(1, sites=9)
     honest = attempt.own(ShareKeysRequest).neighbours
     some = next(iter(honest.values()))
@@ -181,7 +181,7 @@ def test_neighbours_that_no_honest_graph_gives(change: str) -> None:
     attempt.refuses("out-of-order", attempt.own(ShareKeysRequest))
 
 
-def test_a_key_of_small_order() -> None:
+def test_neighbour_key_of_small_order_is_refused() -> None:
     attempt = Attempt(1)
     honest = attempt.own(ShareKeysRequest).neighbours
     one = next(iter(honest))
@@ -189,7 +189,7 @@ def test_a_key_of_small_order() -> None:
     attempt.refuses("small-order", ShareKeysRequest(0, {**honest, one: small}))
 
 
-def test_neighbours_who_were_told_different_keys() -> None:
+def test_neighbours_with_different_keys_are_refused() -> None:
     attempt = Attempt(1, sites=5)
     honest = attempt.own(ShareKeysRequest).neighbours
     changed = Keys(honest[1].sealing, honest[2].masking)
@@ -203,7 +203,7 @@ def test_neighbours_who_were_told_different_keys() -> None:
         attempt.ask(attempt.requests.per_site[1], 1)
 
 
-def test_a_coordinators_key_of_small_order() -> None:
+def test_coordinator_key_of_small_order_is_refused() -> None:
     Attempt(0).refuses("small-order", AdvertiseKeysRequest(0, bytes(32)))
 
 
@@ -214,7 +214,7 @@ def test_coordinator_rejects_key_of_small_order() -> None:
 
 
 @pytest.mark.parametrize("change", ["flipped", "exchanged", "stranger", "too few"])
-def test_shares_that_do_not_belong_here(change: str) -> None:
+def test_wrong_or_missing_shares_are_refused(change: str) -> None:
     attempt = Attempt(2, sites=9)
     honest = attempt.own(MaskedVectorRequest).sealed
     one, two, *others = honest
@@ -237,7 +237,7 @@ def test_shares_that_do_not_belong_here(change: str) -> None:
         lambda: RingVector(RING, np.ones(3, np.uint64)),
     ],
 )
-def test_a_vector_of_another_length_or_ring(vector: Callable[[], RingVector]) -> None:
+def test_vector_of_wrong_length_or_ring_is_refused(vector: Callable[[], RingVector]) -> None:
     attempt = Attempt(2)
     ask = SiteRequest(round=0, attempt=0, broadcast=b"", own=attempt.requests.per_site[0])
     with pytest.raises(RefusalError, match="ring and length"):
@@ -277,7 +277,7 @@ def test_survivor_declared_dropped_is_refused() -> None:
     attempt.refuses("survivors", UnmaskRequest(0, (0, 1, 2, 3, 4)))
 
 
-def test_a_set_that_is_large_but_far_away() -> None:
+def test_survivors_with_few_neighbours_are_refused() -> None:
     attempt = Attempt(3, sites=12)
     near = attempt.sites[0]._state.shares.keys()  # type: ignore[attr-defined]
     gone = [site for site in near if site != 0][:2]

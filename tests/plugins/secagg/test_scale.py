@@ -75,6 +75,7 @@ def peak(work: Callable[[], None]) -> int:
     return most
 
 
+@pytest.mark.slow
 def test_the_coordinators_memory_grows_as_sites_times_neighbours() -> None:
     few, dense, many = (
         peak(Recording(SecAgg(reconstruction_threshold=4, num_shares=shares), sites).coordinate)
@@ -96,6 +97,7 @@ def test_coordinator_memory_is_one_vector(sites: int) -> None:
     assert long - short < 5 * 4 * 200_000
 
 
+@pytest.mark.slow
 def test_site_memory_is_independent_of_neighbours() -> None:
     peaks = []
     for shares in (5, 41):

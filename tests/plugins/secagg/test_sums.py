@@ -37,7 +37,7 @@ def test_sum_is_exact_at_every_size_and_width(
     assert aggregation.is_exact(total)
 
 
-def test_vectors_longer_than_a_block_of_mask() -> None:
+def test_vector_longer_than_mask_block_sums_exactly() -> None:
     aggregation = InMemoryAggregation(SecAgg(), 5, bits=27, length=150_001)
     before = {site: words.copy() for site, words in aggregation.vectors.items()}
     assert aggregation.is_exact(aggregation.run(lost={2: VECTOR}))
@@ -103,6 +103,7 @@ faults = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(faults=faults, threshold=st.integers(2, 5))
 @settings(max_examples=150, deadline=None)
 def test_tampered_messages_give_exact_sum_or_none(
@@ -142,7 +143,7 @@ def test_tampered_messages_give_exact_sum_or_none(
         assert aggregation.is_exact(total)
 
 
-def test_a_vector_that_comes_late_is_turned_down() -> None:
+def test_late_vector_is_refused() -> None:
     aggregation, held = InMemoryAggregation(SecAgg(), 6), list[bytes]()
 
     def late(direction: str, stage: int, site: int, data: bytes) -> list[bytes]:
@@ -255,7 +256,7 @@ def test_no_attempt_reuses_a_mask() -> None:
     assert len(set(seen)) == 3
 
 
-def test_the_transcript_of_a_simulated_attempt_is_frozen() -> None:
+def test_simulated_attempt_transcript_is_unchanged() -> None:
     aggregation = InMemoryAggregation(SecAgg(), 6, bits=27, length=1000)
     aggregation.run(lost={4: VECTOR})
     assert aggregation.transcript.hexdigest() == (
@@ -270,7 +271,7 @@ def test_site_upload_is_close_to_packed_vector() -> None:
     assert max(aggregation.uploads.values()) < aggregation.ring.bytes_for(10_000) + 1500
 
 
-def test_colluding_neighbours_must_not_surround_a_contributor() -> None:
+def test_contributor_masked_only_by_colluders_is_refused() -> None:
     # One neighbour lost (its masks are opened) and three colluding know every mask of the fifth.
     with pytest.raises(TooFewSitesError, match="with 3 colluding sites"):
         InMemoryAggregation(SecAgg(), 10, max_colluding=3).run(lost={5: VECTOR})
@@ -281,7 +282,7 @@ def test_colluding_neighbours_must_not_surround_a_contributor() -> None:
     assert aggregation.is_exact(aggregation.run(lost={5: VECTOR, 6: SHARES}))
 
 
-def test_min_sites_is_a_floor() -> None:
+def test_min_contributors_is_enforced() -> None:
     aggregation = InMemoryAggregation(SecAgg(), 6, min_contributors=6)
     with pytest.raises(TooFewSitesError, match="at least 6"):
         aggregation.run(lost={0: VECTOR})

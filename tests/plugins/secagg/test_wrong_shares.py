@@ -13,10 +13,10 @@ from cohortium.messages import codec
 from cohortium.messages.run import Reply
 from cohortium.plugin import MessageError, RefusalError, RingSum, TooFewSitesError, decode, encode
 from cohortium.roles.events import SiteFailed
-from cohortium_secagg import SecAgg, _shamir, _site_attempt
+from cohortium_secagg import SecAgg, _shamir, _site_states
 from cohortium_secagg._messages import Shares, Unmasking, max_message_bytes
-from cohortium_secagg._opening import MAX_TRIALS, trials
-from cohortium_secagg._site_attempt import Channel
+from cohortium_secagg._site_states import Channel
+from cohortium_secagg._unmasking import MAX_TRIALS, trials
 from tests.support.federations import FaultyEngine, RecordingObserver, tiny_federation
 from tests.support.in_memory_aggregation import InMemoryAggregation
 
@@ -86,7 +86,7 @@ def named(aggregation: Outspoken) -> set[int]:
 @pytest.mark.parametrize("adversary", ADVERSARIES)
 @pytest.mark.parametrize("liars", [1, 2, 3])
 @pytest.mark.parametrize("dealer", [0, 6], ids=["survivor's seed", "lost site's key"])
-def test_as_many_wrong_shares_as_are_to_spare(
+def test_tolerated_wrong_shares_give_exact_sum(
     adversary: Adversary, liars: int, dealer: int
 ) -> None:
     aggregation = Outspoken(adversary)
@@ -114,7 +114,7 @@ def test_too_many_wrong_shares_are_named(adversary: Adversary, dealer: int) -> N
 
 
 @pytest.mark.parametrize("adversary", ADVERSARIES)
-def test_a_site_that_lies_in_all_its_shares(adversary: Adversary) -> None:
+def test_site_sending_only_wrong_shares_is_named(adversary: Adversary) -> None:
     for liar in range(SITES - 1):
         aggregation = Outspoken(adversary)
         total = aggregation.open_with({(liar, d) for d in range(SITES)}, lost={6: VECTOR}, bit=255)
@@ -162,7 +162,7 @@ def test_wrongly_dealt_share_is_replaced(
             shares[0] = flipped(shares[0])
         return shares
 
-    monkeypatch.setattr(_site_attempt, "split", misdealt)
+    monkeypatch.setattr(_site_states, "split", misdealt)
     for lost in ({}, {2: VECTOR}):
         aggregation = Outspoken(adversary)
         assert aggregation.is_exact(aggregation.run(lost=lost))
@@ -177,7 +177,7 @@ def test_dealer_with_false_commitments_is_named(monkeypatch: pytest.MonkeyPatch)
             return {holder: flipped(s, bit=holder) for holder, s in shares.items()}
         return shares
 
-    monkeypatch.setattr(_site_attempt, "split", misdealt)
+    monkeypatch.setattr(_site_states, "split", misdealt)
     with pytest.raises(TooFewSitesError, match="masks of site 2 contradict what it"):
         Outspoken("honest-but-curious").run()
 
@@ -217,7 +217,7 @@ def test_share_differing_from_commitment_is_refused(
     assert named(aggregation) == {0, 1}
 
 
-def test_sparse_graph_asks_other_neighbours_nothing_more() -> None:
+def test_sparse_graph_adds_no_request_stage() -> None:
     aggregation = InMemoryAggregation(SecAgg(reconstruction_threshold=3, num_shares=7), 20)
     asked: list[int] = []
 
@@ -235,7 +235,7 @@ def test_sparse_graph_asks_other_neighbours_nothing_more() -> None:
     assert max(asked) == 3
 
 
-def test_hashes_of_shares_are_of_one_place_each() -> None:
+def test_share_hashes_are_all_different() -> None:
     aggregation, seen = InMemoryAggregation(SecAgg(), 6), list[bytes]()
 
     def listen(direction: str, stage: int, _site: int, data: bytes) -> list[bytes]:
@@ -249,7 +249,7 @@ def test_hashes_of_shares_are_of_one_place_each() -> None:
     assert len(seen) == len(set(seen)) == 2 * 6 * (2 * 5 + 1)
 
 
-def test_trials_are_bounded_and_cover_one_slip() -> None:
+def test_share_trials_are_bounded_and_exclude_each_holder() -> None:
     for holders, threshold in ((5, 4), (7, 4), (6, 6), (9, 2)):
         sets = list(trials(list(range(holders)), threshold))
         assert sets[0] == tuple(range(threshold))

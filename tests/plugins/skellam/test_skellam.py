@@ -76,9 +76,7 @@ def test_fine_noise_guarantee_matches_gaussian() -> None:
 
 
 @given(ratio=st.floats(1e-3, 1e3), rate=st.floats(0, 1), order=st.floats(1, 60))
-def test_the_other_direction_of_a_sample_diverges_less(
-    ratio: float, rate: float, order: float
-) -> None:
+def test_reverse_sampling_direction_diverges_less(ratio: float, rate: float, order: float) -> None:
     """Where a bijection exchanges P and Q, E_Q g(P/Q) = E_Q[g(r) + r g(1/r)]/2 with r = P/Q.
 
     So it is enough that this holds for g(r) = (1 - q + qr)^α - (1 - q + qr)^(1 - α) and each r.
@@ -92,7 +90,7 @@ def test_the_other_direction_of_a_sample_diverges_less(
     assert there + back >= -1e-9 * max(1.0, abs(there), abs(back))
 
 
-def test_poisson_variables_are_poisson() -> None:
+def test_poisson_draws_match_poisson_distribution() -> None:
     stream = Randomness.insecure_from_seed(4).stream()
     for mean in (100.0, 1234.5):
         drawn = _draw.poisson(200_000, mean, stream)
@@ -103,7 +101,7 @@ def test_poisson_variables_are_poisson() -> None:
 
 
 @pytest.mark.parametrize("mean", [1e6, 1e11])
-def test_large_ones_have_the_right_moments(mean: float) -> None:
+def test_large_poisson_draws_have_correct_moments(mean: float) -> None:
     drawn = _draw.poisson(400_000, mean, Randomness.insecure_from_seed(5).stream())
     normal = (drawn - mean) / math.sqrt(mean)
     assert abs(normal.mean()) < 5 / math.sqrt(len(drawn))
@@ -112,7 +110,7 @@ def test_large_ones_have_the_right_moments(mean: float) -> None:
 
 
 @given(mean=st.floats(100, 1e4), offset=st.floats(-6, 6))
-def test_chances_are_the_poisson_distributions(mean: float, offset: float) -> None:
+def test_log_chance_matches_poisson_distribution(mean: float, offset: float) -> None:
     k = np.array([max(1.0, math.floor(mean + offset * math.sqrt(mean)))])
     assert _draw.log_chance(k, mean)[0] == pytest.approx(
         distributions.poisson.logpmf(k[0], mean), abs=1e-8
@@ -134,7 +132,7 @@ def test_honest_shares_make_up_the_noise_exactly() -> None:
     assert distributions.kstest(noise, "norm").pvalue > 1e-4
 
 
-def test_a_finer_grid_costs_bits_and_saves_noise() -> None:
+def test_finer_grid_uses_more_bits_less_noise() -> None:
     coarse, fine = planned(rounding_slack=0.2), planned(rounding_slack=0.001)
     assert fine.ring.bits > coarse.ring.bits
     assert fine.integer_grid.noise < coarse.integer_grid.noise
@@ -170,7 +168,7 @@ def test_the_mean_of_many_sites_decodes() -> None:
         (WORK, COHORT, {"epsilon": 1e-9, "delta": 1e-12}, "cannot be met"),
     ],
 )
-def test_what_it_does_not_cover_is_refused(
+def test_unsupported_workload_or_terms_are_refused(
     workload: Workload, cohort: FederationSpec, terms: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):

@@ -33,7 +33,9 @@ from cohortium.privacy.accounting import GaussianMechanism, compose
         (400, 20.0, 0.95**400),
     ],
 )
-def test_all_guesses_right_has_a_closed_form(trials: int, factor: float, product: float) -> None:
+def test_p_value_all_correct_matches_closed_form(
+    trials: int, factor: float, product: float
+) -> None:
     found = p_value(
         Counts(true_positives=trials, false_positives=0, trials=trials),
         epsilon=math.log(factor),
@@ -49,7 +51,7 @@ def test_all_guesses_right_has_a_closed_form(trials: int, factor: float, product
     delta=st.floats(0, 0.5),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_worst_chance_of_an_alarm_is_found(
+def test_p_value_maximises_over_false_positive_rate(
     hits: int, alarms: int, epsilon: float, delta: float
 ) -> None:
     n = 60
@@ -85,7 +87,7 @@ def test_true_claim_is_refuted_within_confidence() -> None:
     assert np.mean(np.array(p) <= 0.2) > 0.05
 
 
-def test_the_bound_is_where_the_p_value_meets_alpha() -> None:
+def test_epsilon_bound_has_p_value_alpha() -> None:
     counts = Counts(true_positives=900, false_positives=20, trials=1000)
     bound = epsilon_bound(counts, delta=1e-5, alpha=0.001)
     assert p_value(counts, epsilon=bound, delta=1e-5) == pytest.approx(0.001, rel=1e-3)
@@ -101,7 +103,7 @@ def test_the_bound_is_where_the_p_value_meets_alpha() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("delta", [0.0, 0.01])
-def test_one_run_with_one_canary(epsilon: float, delta: float) -> None:
+def test_one_canary_p_value_matches_formula(epsilon: float, delta: float) -> None:
     chance = math.exp(epsilon) / (1 + math.exp(epsilon))
     found = p_value_of_one_run(1, 1, 1, epsilon=epsilon, delta=delta)
     assert found == pytest.approx(chance + 2 * delta * (1 - chance))
@@ -114,7 +116,7 @@ def test_one_run_without_delta_is_a_binomial_tail() -> None:
     assert found == pytest.approx(binom.sf(39, 50, math.e / (1 + math.e)))
 
 
-def test_one_run_holds_for_a_mechanism_that_gives_coins_away() -> None:
+def test_one_run_p_value_bounds_leaking_mechanism() -> None:
     # Each coin is told with chance δ, and else by randomised response: (ε, δ) for each coin.
     rng, m, epsilon, delta = np.random.default_rng(1), 30, 1.0, 0.02
     told = rng.random((40_000, m)) < delta
@@ -124,7 +126,7 @@ def test_one_run_holds_for_a_mechanism_that_gives_coins_away() -> None:
         assert np.mean(right >= v) <= p + 3 * math.sqrt(p / 40_000)
 
 
-def test_what_one_run_cannot_show() -> None:
+def test_one_run_detectable_epsilon_is_limited() -> None:
     # At δ = 1.9e-4 and 95 % confidence no number of canaries takes the bound beyond 5.3, so a
     # claim of ε = 6 stands whatever happens; at 99.9 % nearly every claim does.
     numbers = (20, 40, 60, 100, 200, 300, 500, 1000, 1250, 1500, 1750, 2000, 3000, 5000)
@@ -148,9 +150,7 @@ def gaussian_worlds(rng: np.random.Generator, size: int, noise: float) -> Hypoth
 
 
 @pytest.mark.parametrize(("multiplier", "attempts"), [(1.0, 1), (4.0, 4)])
-def test_a_mechanism_exactly_at_its_claim_is_seldom_refuted(
-    multiplier: float, attempts: int
-) -> None:
+def test_mechanism_at_its_claim_is_rarely_refuted(multiplier: float, attempts: int) -> None:
     rng, alpha, repetitions = np.random.default_rng(2), 0.2, 100
     deltas = (1e-5, 0.01, 0.1, 0.3, 0.5, 0.9)
     curve = compose([(GaussianMechanism(noise_multiplier=multiplier), attempts)], *deltas)

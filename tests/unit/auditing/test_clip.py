@@ -37,16 +37,19 @@ def prepared(**changes: Any) -> PreparedStudy:
     return tiny_federation(**(parts | changes)).prepare()
 
 
+HONEST: list[dict[str, Any]] = [
+    {"trainer": TURNED},
+    {},
+    {"model": CNN(width=4)},
+    {"trainer": FedAvg(local_steps=2, batch_size=8)},
+    {"privatizer": Gaussian(epsilon=50.0, noise="distributed"), "aggregator": SHARED},
+    {"privatizer": Skellam(epsilon=50.0, noise="distributed"), "aggregator": SHARED},
+]
+
+
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"trainer": TURNED},
-        {"model": CNN(width=4)},
-        {"trainer": FedAvg(local_steps=2, batch_size=8)},
-        {"privatizer": Gaussian(epsilon=50.0, noise="distributed"), "aggregator": SHARED},
-        {"privatizer": Skellam(epsilon=50.0, noise="distributed"), "aggregator": SHARED},
-    ],
+    [HONEST[0], *(pytest.param(changes, marks=pytest.mark.slow) for changes in HONEST[1:])],
     ids=str,
 )
 def test_an_honest_clip_is_not_refuted(changes: dict[str, Any]) -> None:
@@ -81,14 +84,15 @@ class TokensFirst:
         return Tokens(spec)
 
 
-def test_tokens_that_are_taken_for_examples_are_caught() -> None:
+@pytest.mark.slow
+def test_clip_confusing_tokens_with_examples_is_detected() -> None:
     honest = Gaussian(epsilon=50.0, clip_norm=0.01)
     assert not audit_clip(prepared(model=TokensFirst(), privatizer=honest)).is_refuted
     finding = audit_clip(prepared(model=TokensFirst(), privatizer=Broken(honest, ReadsBySize)))
     assert finding.is_refuted, finding
 
 
-def test_the_clip_of_whole_sites_is_left_to_the_mechanism() -> None:
+def test_clip_audit_skips_site_level_privatizer() -> None:
     finding = audit_clip(prepared(privatizer=Gaussian(unit="site", epsilon=50.0)))
     assert not finding.is_refuted
     assert "whole update" in finding.procedure

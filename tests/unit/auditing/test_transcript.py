@@ -100,7 +100,7 @@ def test_a_scalar_that_a_trainer_adds_is_found() -> None:
     assert "reply.body of the reply of site 0" in finding.observation
 
 
-def test_a_weight_that_scales_what_is_sent_is_found() -> None:
+def test_release_scaled_by_weight_is_detected() -> None:
     study = prepared(privatizer=Broken(EVERYONE, Weighs))
     finding = audit_transcript(study)
     assert finding.is_refuted
@@ -108,7 +108,7 @@ def test_a_weight_that_scales_what_is_sent_is_found() -> None:
     assert "replaced" not in finding.observation
 
 
-def test_secrets_that_are_a_function_of_public_values_are_found(
+def test_secrets_derived_from_public_values_are_detected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = prepared(trainer=FedSGD(sampling_rate=0.5), privatizer=Gaussian(unit="site"))
@@ -121,13 +121,13 @@ def test_secrets_that_are_a_function_of_public_values_are_found(
     assert "noise came out the same" in audit_secrets(study).observation
 
 
-def test_a_simulation_is_called_one() -> None:
+def test_secrets_audit_names_simulation() -> None:
     finding = audit_secrets(prepared(insecure_seeded_secrets=True))
     assert not finding.is_refuted
     assert "a simulation" in finding.observation
 
 
-def test_what_cannot_be_played_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transcript_audit_without_replies_raises_error(monkeypatch: pytest.MonkeyPatch) -> None:
     study = prepared()
     monkeypatch.setattr(Site, "answer", lambda self, broadcast, own: b"")
     with pytest.raises(RunError, match="cannot be audited"):
@@ -147,7 +147,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "everyone" else [pytest.mark.slow]) for name in SMALL],
+)
 def test_audit_detects_missing_noise_and_passes_honest(name: str) -> None:
     terms = SMALL[name]
     honest = prepared(**terms)
@@ -162,7 +165,7 @@ def test_audit_detects_missing_noise_and_passes_honest(name: str) -> None:
     assert 0.5 < finding.bound <= finding.max_detectable_epsilon
 
 
-def test_a_run_that_can_refute_nothing_is_left_out() -> None:
+def test_run_audit_without_power_is_skipped() -> None:
     finding = audit_run(prepared(privatizer=Gaussian(epsilon=6.0)))
     assert finding.procedure.startswith("nothing")
     assert "no more than 5.3, whatever happens" in finding.detection_limit
@@ -182,7 +185,8 @@ def exit_code(*arguments: str) -> int | str | None:
     return stop.value.code
 
 
-def test_the_command_says_what_it_found(
+@pytest.mark.slow
+def test_audit_command_reports_findings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "audit.json"
@@ -204,7 +208,7 @@ def test_the_command_says_what_it_found(
     assert "mechanism: REFUTED" in printed
 
 
-def test_without_a_claim_there_is_nothing_to_audit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_without_guarantee_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["audit", "--set", "privatizer.name=none", "--set", "dataset.examples=120"])
     assert stop.value.code == 2

@@ -40,7 +40,7 @@ def all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_each_marks_itself_alone_in_one_sentence(all_of_them: Path) -> None:
+def test_broken_plugin_marks_only_its_record(all_of_them: Path) -> None:
     catalog = discover({})
     status = {r.name: r.status for r in catalog.records}
     expected = dict.fromkeys(broken_plugins.BROKEN, "broken")
@@ -59,7 +59,7 @@ def test_each_marks_itself_alone_in_one_sentence(all_of_them: Path) -> None:
         assert offering.offer.summary.isprintable()
 
 
-def test_the_catalog_is_printed_as_text(all_of_them: Path) -> None:
+def test_plugins_command_escapes_hostile_text(all_of_them: Path) -> None:
     done = command(all_of_them, "plugins")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -75,7 +75,7 @@ def test_the_catalog_is_printed_as_text(all_of_them: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["markup", "classes", "defaults", "makes", "refuses", "texts"])
-def test_what_is_looked_at_does_no_harm(all_of_them: Path, name: str) -> None:
+def test_showing_hostile_plugin_gives_no_traceback(all_of_them: Path, name: str) -> None:
     done = command(all_of_them, "plugins", name)
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stdout
@@ -86,7 +86,7 @@ def test_what_is_looked_at_does_no_harm(all_of_them: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["classes", "makes", "refuses"])
-def test_what_is_made_is_one_sentence(all_of_them: Path, name: str) -> None:
+def test_unbuildable_plugin_gives_one_sentence(all_of_them: Path, name: str) -> None:
     catalog = discover({})
     with pytest.raises((PluginError, StudyError)):
         build_part(catalog, "partitioner", {"name": name}, where="here")
@@ -96,14 +96,14 @@ def test_what_is_made_is_one_sentence(all_of_them: Path, name: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_the_shell_is_offered_words_all_the_same(all_of_them: Path) -> None:
+def test_completion_works_despite_broken_plugins(all_of_them: Path) -> None:
     assert ("gaussian", "privatizer") in _completion.plugin_names("")
     assert any(key == "partitioner.alpha=" for key, _ in _completion.overrides("partitioner.al"))
     with pytest.raises(PluginError):
         parameters_of(discover({}).find("partitioner", "classes"))
 
 
-def test_a_check_that_ends_the_process_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_raising_keyboard_interrupt_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def check_it(instance: object) -> None:
         """It ends."""
         raise KeyboardInterrupt
@@ -142,7 +142,8 @@ def test_damaged_metadata_mark_their_own_distribution(
     assert "gaussian" in discover({}).names("privatizer")
 
 
-def test_ctrl_c_is_blamed_on_no_plugin() -> None:
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_not_attributed_to_plugin() -> None:
     def swallow() -> str:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -159,7 +160,8 @@ def test_ctrl_c_is_blamed_on_no_plugin() -> None:
         call_guarded(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
-def test_ctrl_c_while_a_plugin_loads_ends_the_command(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_during_plugin_import_ends_command(tmp_path: Path) -> None:
     broken_plugins.put(
         tmp_path,
         {"slow": "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass"},
@@ -169,7 +171,7 @@ def test_ctrl_c_while_a_plugin_loads_ends_the_command(tmp_path: Path) -> None:
     assert "gaussian" not in done.stdout
 
 
-def test_texts_of_others_are_one_line() -> None:
+def test_plugin_text_is_truncated_to_one_line() -> None:
     assert truncated("a\r\n\x1b[2J\u202e\udcff\u00a0ü") == r"a\r\n\x1b[2J\u202e\udcff" + "\u00a0ü"
     assert len(truncated("x" * 10**6)) == 401
     assert describe_error(ValueError("a\nb")) == r"ValueError: a\nb"

@@ -58,7 +58,7 @@ def record_of(name: str, environ: dict[str, str] | None = None) -> PluginRecord:
     return next(r for r in discover(environ or {}).records if r.name == name)
 
 
-def test_a_strangers_plugin_stands_beside_ours(install: Install) -> None:
+def test_third_party_plugin_is_discovered(install: Install) -> None:
     install("acme-split", even=GOOD.format(name="even"))
     catalog = discover({})
     record = record_of("even")
@@ -88,7 +88,7 @@ def test_a_strangers_plugin_stands_beside_ours(install: Install) -> None:
          "broken", "KeyError"),
     ],
 )  # fmt: skip
-def test_a_failure_marks_only_itself(
+def test_broken_plugin_leaves_others_active(
     install: Install, source: str, status: str, words: str
 ) -> None:
     install("acme-bad", odd=source)

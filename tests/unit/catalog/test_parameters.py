@@ -16,7 +16,7 @@ OURS = [o for o in discover().entries if o.record.distribution == "cohortium"]
 
 
 @pytest.mark.parametrize("offering", OURS, ids=lambda o: f"{o.role} {o.offer.name}")
-def test_every_parameter_of_ours_is_explained(offering: CatalogEntry) -> None:
+def test_builtin_plugin_parameters_are_documented(offering: CatalogEntry) -> None:
     for parameter in parameters_of(offering.offer):
         assert parameter.type
         assert parameter.meaning, f"{parameter.name} has no line under Attributes:"
@@ -66,7 +66,7 @@ def made(*, width: int, deep: bool = True) -> object:
     return width, deep
 
 
-def test_a_class_and_its_base_are_told_by_their_docstrings() -> None:
+def test_class_parameters_include_inherited_docstrings() -> None:
     assert parameters_of(Offer("part", Part, "")) == (
         Parameter("size", "int", "", "How many, e.g. of something"),
         Parameter("kind", '"a" or "b"', '"a"', "One of: two"),
@@ -77,7 +77,7 @@ def test_a_class_and_its_base_are_told_by_their_docstrings() -> None:
     )
 
 
-def test_a_function_is_told_likewise() -> None:
+def test_function_parameters_come_from_docstring() -> None:
     found = parameters_of(Offer("made", made, ""))
     assert [p.name for p in found if p.name != "return"] == ["width", "deep"]
     assert found[:2] == (

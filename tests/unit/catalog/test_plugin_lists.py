@@ -11,7 +11,7 @@ from cohortium import discover
 from cohortium.catalog.allow_list import PluginPattern, normalize_name
 from cohortium.catalog.discovery import PluginRecord
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError
 from tests.support import broken_plugins
 
 GOOD = broken_plugins.hook("return [Offer('gaussian', Even, 'Not that one.')]")
@@ -37,7 +37,7 @@ def record(distribution: str, name: str, version: str = "1.2") -> PluginRecord:
         ("cohortium==1.3", [], [("cohortium", "iid")]),
     ],
 )  # fmt: skip
-def test_what_a_policy_allows(
+def test_policy_allows_only_matching_plugins(
     entry: str, allowed: list[tuple[str, str]], refused: list[tuple[str, str]]
 ) -> None:
     policy = SitePolicy(
@@ -48,18 +48,18 @@ def test_what_a_policy_allows(
 
 
 @pytest.mark.parametrize("text", ["", "*", "a:b:c", "a:", ":b", "a>=1", "a b", "a==", "\x1b[2J:x"])
-def test_what_is_no_entry_is_refused_in_one_sentence(text: str) -> None:
-    with pytest.raises(StudyError, match="names no plugin; write distribution:plugin") as error:
+def test_invalid_plugin_pattern_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="names no plugin; write distribution:plugin") as error:
         PluginPattern.parse(text, where="here")
     assert str(error.value).isprintable()
-    with pytest.raises(StudyError, match=r"\[policy\] allowed_plugins"):
+    with pytest.raises(RequestError, match=r"\[policy\] allowed_plugins"):
         SitePolicy(
             epsilon=1.0, delta=1e-5, unit="example", against="everyone", allowed_plugins=(text,)
         )
 
 
 @pytest.mark.parametrize("name", ["acme_split.x", "ACME-Split-X", "acme--split__x", "gauss_IAN"])
-def test_a_blocked_name_has_no_other_spelling(
+def test_blocked_name_matches_other_spellings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     broken_plugins.put(tmp_path, {"gauss-ian": "raise SystemExit('imported')"}, "Acme.split-x")
@@ -73,7 +73,7 @@ def test_a_blocked_name_has_no_other_spelling(
 @pytest.mark.parametrize(
     "only", ["gaussian", "cohortium", "cohortium:*", "cohortium:gaussian", "acme:gaussian==1.4"]
 )
-def test_a_stranger_of_an_allowed_name_is_not_imported(
+def test_foreign_plugin_with_allowed_name_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str
 ) -> None:
     broken_plugins.put(tmp_path, {"gaussian": WATCHED})
@@ -86,7 +86,7 @@ def test_a_stranger_of_an_allowed_name_is_not_imported(
         assert catalog.find("privatizer", "gaussian").factory.__module__ == "cohortium_gaussian"
 
 
-def test_the_first_of_two_copies_on_the_path_counts(
+def test_first_distribution_copy_on_path_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in ("first", "second"):

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.command_server import command
+
 SMALL = [
     "--set", "dataset.examples=300", "--set", "dataset.validation=50", "--set", "dataset.test=80",
     "--set", "federation.rounds=2", "--set", "federation.threads=1",
@@ -34,10 +36,7 @@ def cohortium(
     # Also the code under test, where it is not what is installed.
     where = os.pathsep.join([str(path or cwd), *map(os.path.abspath, PATHS)])
     environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": where}
-    return subprocess.run(
-        [sys.executable, "-m", "cohortium", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return command(*arguments, cwd=cwd, environment=environment)
 
 
 def plugin(folder: Path, distribution: str, name: str, source: str) -> None:
@@ -75,7 +74,7 @@ def test_a_study_runs_and_leaves_its_record(tmp_path: Path) -> None:
     assert json.loads(again.stdout) == json.loads((tmp_path / "again/result.json").read_text())
 
 
-def test_a_plan_tells_what_the_run_will_promise(tmp_path: Path) -> None:
+def test_plan_command_predicts_run_guarantee(tmp_path: Path) -> None:
     done = cohortium("plan", *SMALL, "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "noise / sensitivity" in done.stdout
@@ -181,7 +180,7 @@ def test_invalid_command_is_one_sentence_without_files(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_that_fails_says_why_and_exits_with_one(tmp_path: Path) -> None:
+def test_failed_run_states_reason_and_exits_one(tmp_path: Path) -> None:
     done = cohortium(
         "run", *SMALL, "--quiet", "--out", "record", "--set", "privatizer.name=none",
         "--set", "model.name=cnn", "--set", "trainer.name=fedavg",
@@ -197,7 +196,8 @@ def test_a_run_that_fails_says_why_and_exits_with_one(tmp_path: Path) -> None:
     assert "This run failed" in (tmp_path / "record" / "report.html").read_text()
 
 
-def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_report_command_handles_one_or_several_runs(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("two", 2)):
         done = cohortium(
             "run", *SMALL, "--quiet", "--out", name, "--set", f"federation.seed={seed}",
@@ -227,7 +227,7 @@ def test_runs_are_reported_one_by_one_and_side_by_side(tmp_path: Path) -> None:
     assert nowhere.stderr == "cohortium: cannot write no/where.html: No such file or directory.\n"
 
 
-def test_an_npz_file_of_ones_own_is_trained_on(tmp_path: Path) -> None:
+def test_run_trains_on_user_npz_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(240) % 3
     images = (rng.integers(0, 60, (240, 12, 12)) + 60 * labels[:, None, None]).astype(np.uint8)
@@ -257,7 +257,7 @@ def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (folder / "record" / "weights" / "last.safetensors").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -268,11 +268,13 @@ def long_run(folder: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_says_how_it_goes_on(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_stopped_run_prints_resume_command(tmp_path: Path, number: int) -> None:
     with long_run(tmp_path) as process:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     said = re.search(r"stopped after (\d+) of 2000 rounds; go on with `(.*)`\.\n$", errors)
@@ -302,7 +304,7 @@ def test_second_signal_ends_round_at_once(tmp_path: Path) -> None:
         while "once more to stop at once" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert errors.endswith(
         "cohortium: stopped within a round; go on with `cohortium resume record`.\n"
@@ -331,7 +333,7 @@ def cohortium_observers():
 """
 
 
-def test_a_run_that_goes_on_tells_whom_it_told_before(tmp_path: Path) -> None:
+def test_resume_notifies_recorded_and_new_observers(tmp_path: Path) -> None:
     for name in ("first", "second"):
         source = NOTING.format(kind=name.title(), name=name)
         plugin(tmp_path, f"noting_{name}", f"noting-{name}", source)
@@ -360,7 +362,7 @@ def break_off(folder: Path) -> None:
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
 
 
-def test_a_run_goes_on_by_its_folder_alone(tmp_path: Path) -> None:
+def test_resume_needs_only_run_folder(tmp_path: Path) -> None:
     seeded = [*SMALL, "--set", "federation.insecure_seeded_secrets=true", "--quiet"]
     whole = cohortium("run", *seeded, "--json", "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
@@ -409,7 +411,7 @@ def cohortium_partitioners():
 """
 
 
-def test_a_plugins_own_fault_is_said_to_be_its(tmp_path: Path) -> None:
+def test_plugin_fault_error_names_plugin(tmp_path: Path) -> None:
     plugin(tmp_path, "acme_dealer", "dealer", FAULTY)
     done = cohortium("run", *SMALL, "--set", "partitioner.name=mine", cwd=tmp_path)
     assert done.returncode == 1
@@ -486,7 +488,7 @@ def test_ledger_command_creates_once_and_shows_budget(tmp_path: Path) -> None:
         (["bad.toml"], "[policy] epsilom: the policy has no such parameter; did you mean epsilon"),
     ],
 )
-def test_what_a_ledger_cannot_show_is_one_sentence(
+def test_invalid_ledger_command_gives_one_sentence(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     from cohortium.ledger.ledger import Ledger
@@ -503,7 +505,7 @@ def test_what_a_ledger_cannot_show_is_one_sentence(
     assert done.stdout == ""
 
 
-def test_plugins_are_not_wrapped_in_a_pipe(tmp_path: Path) -> None:
+def test_piped_plugins_list_is_not_wrapped(tmp_path: Path) -> None:
     done = cohortium("plugins", cwd=tmp_path)
     lines = done.stdout.splitlines()
     # One line each, however long, with what it is and all of what it says of itself.

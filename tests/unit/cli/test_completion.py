@@ -44,9 +44,7 @@ def test_the_shell_completes_commands_options_and_names(tmp_path: Path) -> None:
     assert offered("cohortium export ", tmp_path) == ["runs/first"]
 
 
-def test_run_folders_are_found_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_completion_finds_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("runs/a", "runs/ab", "other/deep/c", "top"):
         (tmp_path / name).mkdir(parents=True)

@@ -74,14 +74,16 @@ def test_an_absurd_value_is_refused_by_its_name(settings: list[str]) -> None:
     assert str(refused.value).startswith(f"--set {settings[-1]}: ")
 
 
-def test_radii_are_numbers() -> None:
+def test_nan_radius_is_refused() -> None:
     with pytest.raises(StudyError, match="radii must be positive numbers, ascending"):
         Federation.read(None, ["model.radii=[0.5, nan]"])
 
 
 @pytest.mark.parametrize("epsilon", ["0", "-1", "nan", "inf"])
 @pytest.mark.usefixtures("idle")
-def test_a_plan_for_no_budget_is_refused(epsilon: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_with_invalid_epsilon_is_refused(
+    epsilon: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "--epsilon: 'epsilon' must be" in _refused(["plan", "--epsilon", epsilon], capsys)
 
 
@@ -137,7 +139,7 @@ def test_unwritable_path_is_refused_before_work(
     ],
 )
 @pytest.mark.usefixtures("idle")
-def test_a_study_that_is_none_is_refused(
+def test_invalid_study_file_is_refused(
     data: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "study.toml"
@@ -149,7 +151,7 @@ def test_a_study_that_is_none_is_refused(
         assert words in _refused([command, "study.toml"], capsys)
 
 
-def test_a_study_may_begin_with_the_mark_of_its_encoding(tmp_path: Path) -> None:
+def test_study_with_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_bytes("\ufeff[federation]\nsites = 7\n".encode())
     assert Federation.read(path).sites == 7
@@ -162,7 +164,7 @@ def test_override_of_part_as_value_is_explained(capsys: pytest.CaptureFixture[st
     )
 
 
-def test_what_another_name_leaves_out_is_told(tmp_path: Path) -> None:
+def test_keys_ignored_after_plugin_change_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text('[privatizer]\nname = "gaussian"\nepsilon = 3.0\ndelta = 1e-5\n')
     (told,) = study_file.ignored_keys(path, ["federation.rounds=3", "privatizer.name=skellam"])
@@ -173,7 +175,7 @@ def test_what_another_name_leaves_out_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["run", "plan", "audit", "rehearse"])
 @pytest.mark.usefixtures("idle")
-def test_every_command_that_reads_a_study_tells_it(
+def test_study_commands_report_ignored_keys(
     command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

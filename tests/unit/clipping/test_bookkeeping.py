@@ -138,7 +138,9 @@ CONVOLUTIONS = st.fixed_dictionaries({
 @settings(max_examples=40, deadline=None)
 @given(options=CONVOLUTIONS, copies=st.sampled_from([1, 3]))
 @pytest.mark.parametrize("forced", ["held", "grouped", "ghost", "thrown away"])
-def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> None:
+def test_convolution_clipped_sum_matches_reference(
+    forced: str, options: Mapping[str, Any], copies: int
+) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 6, **options), nn.GroupNorm(2, 6))
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +157,9 @@ def test_convolutions(forced: str, options: Mapping[str, Any], copies: int) -> N
     shape=st.lists(st.integers(1, 4), max_size=2), copies=st.sampled_from([1, 2]),
     bias=st.booleans(), hold=st.sampled_from([0, 2, 1000]),
 )  # fmt: skip
-def test_linear_layers(shape: list[int], copies: int, hold: int, *, bias: bool) -> None:
+def test_linear_layer_clipped_sum_matches_reference(
+    shape: list[int], copies: int, hold: int, *, bias: bool
+) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 7, bias=bias), nn.LayerNorm(7), nn.Linear(7, 2, bias=bias))
     with pytest.MonkeyPatch.context() as patch:
@@ -243,7 +247,9 @@ ODD: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD.keys())
-def test_odd_networks(make: Callable[[], nn.Module], copies: int) -> None:
+def test_unusual_network_clipped_sum_matches_reference(
+    make: Callable[[], nn.Module], copies: int
+) -> None:
     torch.manual_seed(2)
     agree(make(), torch.randn(3 * copies, 2, 6, 6), copies=copies)
 
@@ -258,7 +264,7 @@ def test_random_weight_is_not_recomputed() -> None:
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("padding", [None, 0])
-def test_embeddings(padding: int | None) -> None:
+def test_embedding_clipped_sum_matches_reference(padding: int | None) -> None:
     torch.manual_seed(2)
     net = nn.Sequential(nn.Embedding(9, 4, padding_idx=padding), nn.Linear(4, 2))
     agree(net, torch.randint(0, 9, (6, 8)), copies=2)
@@ -352,7 +358,7 @@ def test_unmappable_passes_run_per_example(make: Callable[[], nn.Module]) -> Non
         agree(make(), torch.randn(3, 2, 3, 6))
 
 
-def test_an_input_that_is_altered_in_place_is_noticed() -> None:
+def test_input_altered_in_place_is_refused() -> None:
     """Torch itself notices, but only where it takes the gradient."""
     net = Altered()
     losses = losses_of(net, torch.randn(3, 2, 3, 6))
@@ -409,7 +415,7 @@ def for_opacus(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
-def test_it_is_the_clipped_sum_of_opacus(model: Any) -> None:
+def test_clipped_sum_matches_opacus(model: Any) -> None:
     net = model.build(SPEC, 0)
     theirs = for_opacus(net)
     x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
@@ -430,7 +436,9 @@ WITHOUT_MOMENTS = [model for model in MODELS if not getattr(model, "private_whit
 
 
 @pytest.mark.parametrize("model", WITHOUT_MOMENTS, ids=str)
-def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_sums_stay_on_parameter_device(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a device without numbers, whose tensors torch lets meet few of the processor's."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     net = model.build(SPEC, 0).to("meta")
@@ -453,7 +461,7 @@ def test_no_tensor_is_of_another_device(model: Any, monkeypatch: pytest.MonkeyPa
     assert all(p.device == t.device and p.shape == t.shape for p, t in totals.items())
 
 
-def test_a_prelude_is_clipped_and_summed_as_by_opacus() -> None:
+def test_prelude_clipped_sum_matches_opacus() -> None:
     model = Descriptor(private_whitening=True)
     net = model.build(SPEC, 0)
     x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
@@ -470,14 +478,14 @@ def test_a_prelude_is_clipped_and_summed_as_by_opacus() -> None:
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD.keys())
-def test_the_mode_of_a_network_is_left_alone(make: Callable[[], nn.Module]) -> None:
+def test_clipped_sum_keeps_evaluation_mode(make: Callable[[], nn.Module]) -> None:
     net = make().eval()
     clipped_sum(net, losses_of(net, torch.randn(3, 2, 6, 6)), np.arange(3), clip=1.0)
     assert not any(m.training for m in net.modules())
 
 
 @pytest.mark.usefixtures("way")
-def test_a_ghost_norm_that_cancels_is_not_too_small() -> None:
+def test_cancelling_ghost_norm_stays_within_clip() -> None:
     """Nearly constant inputs under a normalisation: gradients add up to almost nothing."""
     torch.manual_seed(2)
     net = nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.Flatten(), nn.LayerNorm(8 * 144))
@@ -505,7 +513,7 @@ def test_large_layers_keep_no_gradient_for_each_example() -> None:
     assert floats < 8 * 0.03 * sum(p.numel() for p in trainable(net))
 
 
-def test_an_error_in_the_network_leaves_it_as_it_was() -> None:
+def test_network_error_leaves_network_unchanged() -> None:
     net = nn.Sequential(nn.Linear(6, 6), nn.Linear(5, 2))
     with pytest.raises(PrivacyError, match=r"Sequential cannot take a private step .*shapes"):
         clipped_sum(net, losses_of(net, torch.randn(3, 6)), np.arange(3), clip=1.0)

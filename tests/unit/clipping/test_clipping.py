@@ -78,7 +78,9 @@ def gradient(net: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 1e6])
 @pytest.mark.parametrize("make", [network, Tied])
-def test_it_is_the_sum_of_clipped_gradients(make: Callable[[], nn.Module], clip: float) -> None:
+def test_clipped_sum_matches_one_by_one_gradients(
+    make: Callable[[], nn.Module], clip: float
+) -> None:
     net = make()
     losses = losses_of(net, *data())
     batch = np.array([0, 3, 4, 8])
@@ -87,7 +89,7 @@ def test_it_is_the_sum_of_clipped_gradients(make: Callable[[], nn.Module], clip:
     assert float((gradient(net) - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
-def test_physical_batches_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_physical_batches_do_not_change_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     losses = losses_of(net, *data())
     clipped_sum(net, losses, np.arange(9), clip=0.1)
@@ -114,7 +116,7 @@ def test_copies_of_an_example_are_clipped_as_one() -> None:
     assert float((gradient(net) - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
-def test_an_example_with_a_non_finite_gradient_counts_as_zero() -> None:
+def test_example_with_non_finite_gradient_counts_zero() -> None:
     net = network()
     images, labels = data()
     images[4] = float("nan")
@@ -151,9 +153,7 @@ def test_the_network_is_left_without_hooks() -> None:
         (nn.GroupNorm(1, 2), False),
     ],
 )
-def test_layers_in_which_examples_see_one_another_are_found(
-    layer: nn.Module, *, refused: bool
-) -> None:
+def test_batch_mixing_layers_are_found(layer: nn.Module, *, refused: bool) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 1), layer)
     assert bool(find_batch_mixing_layers(net)) == refused
     if refused:
@@ -200,7 +200,7 @@ class Crops(nn.Module):
 
 
 @pytest.mark.parametrize("make", [Functional])
-def test_networks_whose_examples_see_one_another_are_refused(
+def test_batch_mixing_network_is_refused(
     make: Callable[[], nn.Module],
 ) -> None:
     inputs = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(5))

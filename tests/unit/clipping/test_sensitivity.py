@@ -441,7 +441,7 @@ class Memory(Part):
 
 
 @pytest.mark.parametrize("place", ["attribute", "count", "array", "dict", "list", "deque"])
-def test_what_a_network_keeps_in_its_modules_is_forgotten(place: str) -> None:
+def test_module_attribute_memory_is_discarded(place: str) -> None:
     torch.manual_seed(0)
     net, x = Network(Memory(place)), images(6, seed=1)
     for _ in range(3):
@@ -449,7 +449,7 @@ def test_what_a_network_keeps_in_its_modules_is_forgotten(place: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["buffer", "new buffer"])
-def test_a_buffer_that_remembers_is_refused(place: str) -> None:
+def test_stateful_buffer_is_refused(place: str) -> None:
     net = Network(Memory(place))
     with pytest.raises(PrivacyError, match=r"memory of what it sees in 'parts\.0\.running'"):
         clipped(net, images(6, seed=1), np.arange(6), C)
@@ -472,7 +472,7 @@ class Global(Part):
         return self.layer(x) + 20 * before  # type: ignore[no-any-return]
 
 
-def test_a_memory_outside_the_network_is_noticed() -> None:
+def test_memory_outside_network_is_refused() -> None:
     torch.manual_seed(0)
     net, x = Network(Global()), images(6, seed=1)
 
@@ -561,7 +561,7 @@ class Shuffling:
                                         reduction="none").view(2, -1).mean(0)  # fmt: skip
 
 
-def test_losses_that_disorder_their_examples_are_noticed() -> None:
+def test_losses_reordering_examples_are_detected() -> None:
     torch.manual_seed(0)
     net, x = Network(TokensFirst()), images(6, seed=1)
     losses = Shuffling(net, x)
@@ -703,7 +703,7 @@ def hooked_parameter() -> nn.Module:
     [OwnRule, Compressed, HookedTensor, Seeded, SeededApart, Redilated, Given, AlteredInput,
      hooked_parameter],
 )  # fmt: skip
-def test_code_that_rows_would_meet_in_is_clipped_as_examples_alone(
+def test_cross_row_code_is_clipped_per_example(
     make: Callable[[], nn.Module],
 ) -> None:
     torch.manual_seed(1)
@@ -787,7 +787,7 @@ class ByData(Part):
      ("frozen", r"alters its parameter 'parts\.0\.frozen'"),
      ("replaced", r"alters its parameter 'parts\.0\.layer\.bias'")],
 )  # fmt: skip
-def test_tensors_that_move_uncounted_are_refused(place: str, said: str) -> None:
+def test_untracked_tensor_changes_are_refused(place: str, said: str) -> None:
     with pytest.raises(PrivacyError, match=said):
         clipped(Network(ByData(place)), images(6, seed=1), np.arange(6), C)
 
@@ -832,7 +832,7 @@ class Hidden(Part):
 
 
 @pytest.mark.parametrize("kept", [nn.Identity, Slotted, enclosed])
-def test_hidden_memories_are_forgotten(kept: Callable[[], Any]) -> None:
+def test_unregistered_memory_is_discarded(kept: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     require_sensitivity(Network(Hidden(kept())), images(6, seed=1))
 
@@ -845,7 +845,7 @@ class Outside(Part):
         return self.layer(x) + 20 * before  # type: ignore[no-any-return]
 
 
-def test_a_memory_outside_a_network_that_is_not_mapped_is_noticed() -> None:
+def test_unmapped_network_with_outside_memory_is_refused() -> None:
     with pytest.raises(PrivacyError, match="another output alone than beside others"):
         clipped(Network(Outside()), images(6, seed=1), np.arange(6), C)
 
@@ -877,7 +877,7 @@ class Differences(nn.Module):
 
 
 @pytest.mark.parametrize("size", [1e6, 1e8])
-def test_sums_that_cancel_do_not_round_beyond_the_clip(size: float) -> None:
+def test_cancelling_sums_round_within_clip(size: float) -> None:
     torch.manual_seed(1)
     net, x = trained(Differences(), seed=2), torch.randn(6, 4, 64)
     x[3] = size * torch.randn(64)

@@ -16,13 +16,13 @@ def test_stream_matches_aes_256_counter_mode() -> None:
     assert KeyStream(bytes(32)).bytes(16) == ZERO_KEY_BLOCK
 
 
-def test_a_stream_does_not_depend_on_how_it_is_read() -> None:
+def test_stream_is_independent_of_read_sizes() -> None:
     whole = KeyStream(b"k" * 32).bytes(600_000)
     parts = KeyStream(b"k" * 32)
     assert b"".join(parts.bytes(n) for n in (1, 15, 262_144, 337_840)) == whole
 
 
-def test_a_simulated_source_repeats_itself_and_says_so() -> None:
+def test_seeded_randomness_repeats_and_is_marked_simulated() -> None:
     one, two = (
         Randomness.insecure_from_seed(3).derive("a", 1).secret_bytes(8, "x") for _ in range(2)
     )
@@ -38,18 +38,18 @@ def test_the_systems_source_never_repeats_itself() -> None:
     assert source.stream("x").bytes(16) != source.stream("x").bytes(16)
 
 
-def test_a_source_does_not_show_its_seed() -> None:
+def test_randomness_repr_hides_seed() -> None:
     assert "12345" not in repr(Randomness.insecure_from_seed(12345))
 
 
-def test_normals_are_normal() -> None:
+def test_normal_draws_are_standard_normal() -> None:
     sample = KeyStream(b"n" * 32).normal(200_001)
     assert len(sample) == 200_001
     assert stats.kstest(sample, "norm").pvalue > 1e-3
     assert abs(np.corrcoef(sample[:100_000], sample[100_001:])[0, 1]) < 0.02
 
 
-def test_uniforms_are_uniform() -> None:
+def test_uniform_draws_pass_kolmogorov_smirnov_test() -> None:
     sample = KeyStream(b"u" * 32).uniform(100_000)
     assert sample.min() >= 0
     assert sample.max() < 1
@@ -57,7 +57,7 @@ def test_uniforms_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 10, 257])
-def test_integers_below_a_limit_are_even(limit: int) -> None:
+def test_integers_below_limit_are_uniform(limit: int) -> None:
     stream = KeyStream(b"i" * 32)
     counts = np.bincount([stream.below(limit) for _ in range(100 * limit)], minlength=limit)
     assert len(counts) == limit

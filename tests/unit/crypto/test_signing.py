@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey, directory_line
-from cohortium.errors import IdentityError, StudyError
+from cohortium.errors import IdentityError, RequestError
 
 SECRET = Randomness.insecure_from_seed(1)
 KEYS = [SigningKey.generate(SECRET.derive(site)) for site in range(4)]
 PUBLIC = tuple(key.public for key in KEYS)
 
 
-def test_a_signature_of_rfc_8032() -> None:
+def test_signature_matches_rfc_8032() -> None:
     # Section 7.1, test 2.
     key = SigningKey(
         bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
@@ -31,7 +31,7 @@ def test_a_signature_of_rfc_8032() -> None:
     assert KeyDirectory((key.public,)).verify(0, key.sign(b"\x72"), b"\x72")
 
 
-def test_a_signature_is_of_one_site_and_one_text() -> None:
+def test_signature_verifies_for_one_site_and_text() -> None:
     directory = KeyDirectory(PUBLIC)
     signature = KEYS[1].sign(b"text")
     assert directory.verify(1, signature, b"text")
@@ -41,7 +41,7 @@ def test_a_signature_is_of_one_site_and_one_text() -> None:
     assert not any(directory.verify(site, signature, b"text") for site in (-3, 0, 2, 4))
 
 
-def test_a_directory_remembers_few_signatures() -> None:
+def test_directory_caches_few_signatures() -> None:
     key = SigningKey.generate(Randomness.system())
     directory = KeyDirectory((key.public,))
     texts = [bytes([number]) for number in range(10)]
@@ -62,7 +62,7 @@ def test_private_key_is_written_once_owner_only(tmp_path: Path) -> None:
         KEYS[1].create(tmp_path / "nowhere" / "key.pem")
 
 
-def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+def test_private_key_readable_by_others_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     KEYS[0].create(path)
     path.chmod(0o640)
@@ -71,7 +71,7 @@ def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"-----BEGIN PRIVATE KEY-----\nx", b"RSA"])
-def test_what_is_no_private_key(tmp_path: Path, content: bytes) -> None:
+def test_invalid_private_key_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(content)
     path.chmod(0o600)
@@ -81,7 +81,7 @@ def test_what_is_no_private_key(tmp_path: Path, content: bytes) -> None:
         SigningKey.read(tmp_path / "none.pem")
 
 
-def test_a_key_that_says_it_is_of_another_length(tmp_path: Path) -> None:
+def test_private_key_of_mismatched_algorithm_is_refused(tmp_path: Path) -> None:
     # A header of Ed448 over 32 bytes: OpenSSL has no word for that.
     path = tmp_path / "key.pem"
     body = bytes.fromhex("302e020100300506032b657104220420") + KEYS[0].private
@@ -92,12 +92,12 @@ def test_a_key_that_says_it_is_of_another_length(tmp_path: Path) -> None:
         SigningKey.read(path)
 
 
-def test_a_private_key_is_not_shown() -> None:
+def test_signing_key_repr_hides_private_key() -> None:
     assert KEYS[0].private.hex() not in repr(KEYS[0])
     assert str(KEYS[0].private) not in repr(KEYS[0])
 
 
-def test_a_directory_survives_its_file(tmp_path: Path) -> None:
+def test_directory_round_trips_through_file(tmp_path: Path) -> None:
     directory = KeyDirectory((PUBLIC[0], None, PUBLIC[2]), frozenset({(1, PUBLIC[1])}))
     path = tmp_path / "directory"
     directory.write(path)
@@ -155,7 +155,7 @@ def test_directory_parse_rejects_malformed(tmp_path: Path, lines: list[str], wor
         KeyDirectory.read(path)
 
 
-def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="cannot read"):
         KeyDirectory.read(tmp_path / "none")
     (tmp_path / "directory").write_bytes(b"\xff\xfe")
@@ -176,7 +176,7 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
     assert peak < 1 << 20
 
 
-def test_a_directory_of_very_many_sites() -> None:
+def test_directory_parses_many_sites() -> None:
     keys = tuple(site.to_bytes(32, "big") for site in range(50_000))
     assert KeyDirectory.parse(str(KeyDirectory(keys))).keys == keys
     with pytest.raises(IdentityError, match="the key of site 7 to another too"):
@@ -192,7 +192,7 @@ def test_keygen_writes_a_key_and_prints_its_line(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["keygen", "0", "--public", str(path)])
     assert (shown.exit_code, shown.output) == (0, result.output)
     both = CliRunner().invoke(app, ["keygen", "0", "--public", str(path), "--out", str(path)])
-    assert isinstance(both.exception, StudyError)
+    assert isinstance(both.exception, RequestError)
     none = CliRunner().invoke(app, ["keygen", "0", "--public", str(tmp_path / "none.pem")])
     assert isinstance(none.exception, IdentityError)
     again = CliRunner().invoke(app, ["keygen", "0", "--out", str(path)])

@@ -73,7 +73,7 @@ def test_outputs_that_overflowed_are_scored_in_finite_numbers() -> None:
     assert scores.calibration_error == pytest.approx(0.1)
 
 
-def test_certain_and_impossible_calls_have_a_bin() -> None:
+def test_certain_and_zero_confidence_predictions_are_binned() -> None:
     scores = score(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), ("a", "b"))
     assert scores.calibration[-1].examples == scores.calibration[0].examples == 1
     assert scores.calibration_error == 0.0
@@ -81,7 +81,7 @@ def test_certain_and_impossible_calls_have_a_bin() -> None:
 
 @settings(deadline=None)
 @given(trials=st.integers(1, 400), data=st.data())
-def test_the_interval_of_a_share_is_wilsons(trials: int, data: st.DataObject) -> None:
+def test_interval_matches_wilson_score(trials: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, trials))
     low, high = interval(hits, trials)
     expected = stats.binomtest(hits, trials).proportion_ci(method="wilson")

@@ -47,7 +47,7 @@ def test_oldest_participations_are_removed_first(tmp_path: Path) -> None:
     assert len(kept) == MAX_STORED_RUNS
 
 
-def test_a_run_goes_with_what_was_half_written_in_it(tmp_path: Path) -> None:
+def test_deleting_run_removes_partial_files(tmp_path: Path) -> None:
     participations = ParticipationStore(tmp_path)
     begin(participations, 0)
     (tmp_path / session(0).hex() / f".reply.abc{UNFINISHED}").write_bytes(b"half")

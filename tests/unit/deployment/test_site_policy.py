@@ -15,7 +15,7 @@ from cohortium import Federation, Guarantee
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import CohortiumError, RefusalError, RunError, StudyError
+from cohortium.errors import CohortiumError, RefusalError, RequestError, RunError
 from cohortium.ledger.cost import AttemptCost
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either
@@ -198,7 +198,7 @@ def test_only_pinned_directory_is_accepted() -> None:
     assert e.value.code == "policy.directory"
 
 
-def test_a_strong_unit_counts_by_what_it_proves() -> None:
+def test_site_level_guarantee_converts_to_example_epsilon() -> None:
     # One site at ε = 6 is one example at more than that.
     agreed = setting(privatizer=SITE_LEVEL)
     SitePolicy(**{**LENIENT, "unit": "site", "epsilon": 6.0}).admit(agreed)
@@ -215,7 +215,7 @@ class Curve:
     length: int = 10
 
 
-def test_a_strong_unit_that_proves_nothing_here_is_refused() -> None:
+def test_guarantee_without_bound_for_unit_is_refused() -> None:
     agreed = setting(privatizer=SITE_LEVEL)
     assert agreed.plan.guarantee is not None
     curve = RenyiBoundedMechanism(name="curve", bounds=(0.01,) * len(ORDERS))
@@ -273,7 +273,7 @@ def site_file(
     return path
 
 
-def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -> None:
+def test_site_file_is_read_completely(tmp_path: Path, images: Path) -> None:
     keys = [SigningKey.generate(Randomness.insecure_from_seed(1).derive(site)) for site in range(3)]
     KeyDirectory(tuple(key.public for key in keys)).write(tmp_path / "sites.txt")
     path = site_file(
@@ -335,7 +335,7 @@ def test_a_site_file_says_all_that_a_hospital_is(tmp_path: Path, images: Path) -
         ("[site]", "site", "is not valid TOML"),
     ],
 )
-def test_a_wrong_site_file_is_one_sentence(
+def test_invalid_site_file_gives_one_sentence(
     tmp_path: Path, images: Path, old: str, new: str, words: str
 ) -> None:
     path = site_file(tmp_path, images)
@@ -349,8 +349,8 @@ def test_a_wrong_site_file_is_one_sentence(
     assert error.value.exit_code == 2
 
 
-def test_a_site_file_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"cannot read the site file .*: No such file"):
+def test_missing_site_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"cannot read the site file .*: No such file"):
         SiteConfig.read(tmp_path / "site.toml")
 
 
@@ -580,7 +580,7 @@ class Breaks(FedSGD):
         raise RefusalError("odd", "something about the data.")
 
 
-def test_a_refusal_after_training_has_been_paid_for(tmp_path: Path) -> None:
+def test_refusal_after_training_is_charged(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
     assert code(made.create().answer(first_request(made.setting), b"")) == "odd"
@@ -588,7 +588,7 @@ def test_a_refusal_after_training_has_been_paid_for(tmp_path: Path) -> None:
         assert len(book.attempts("site 2", made.setting.session)) == 1
 
 
-def test_what_cannot_be_charged_is_not_trained(tmp_path: Path) -> None:
+def test_unchargeable_attempt_is_not_trained(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
     site = made.create()
@@ -596,7 +596,7 @@ def test_what_cannot_be_charged_is_not_trained(tmp_path: Path) -> None:
     assert code(site.answer(first_request(made.setting), b"")) == "ledger"
 
 
-def test_the_hospital_is_told_when_its_data_have_changed(tmp_path: Path, images: Path) -> None:
+def test_changed_site_data_gives_warning(tmp_path: Path, images: Path) -> None:
     path = site_file(tmp_path, images)
     SiteConfig.read(path).account.ledger.create()
     agreed = setting()
@@ -612,7 +612,7 @@ def test_the_hospital_is_told_when_its_data_have_changed(tmp_path: Path, images:
     assert "the data called 'squares of 2024' have changed" in warning
 
 
-def test_a_simulation_keeps_a_ledger_in_its_own_folder(tmp_path: Path) -> None:
+def test_simulation_writes_ledger_in_run_folder(tmp_path: Path) -> None:
     result = study(rounds=2).run(tmp_path / "run")
     with Ledger(tmp_path / "run" / "ledger.sqlite").read_transaction() as book:
         assert book.names() == [f"site {site}" for site in range(6)]

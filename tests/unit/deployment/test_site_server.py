@@ -143,7 +143,7 @@ def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitat
 # --- Taking part ---------------------------------------------------------------------------------
 
 
-def test_a_hospital_says_who_it_is(server: SiteServerFixture, dealt: Path) -> None:
+def test_site_identifies_itself_with_signature(server: SiteServerFixture, dealt: Path) -> None:
     from cohortium.crypto.signing import KeyDirectory
 
     challenge = os.urandom(32)
@@ -156,12 +156,13 @@ def test_a_hospital_says_who_it_is(server: SiteServerFixture, dealt: Path) -> No
     assert not directory.verify(2, present.signature, IdentifyReply.statement(challenge, 2))
 
 
-def test_a_hospital_takes_part(server: SiteServerFixture, invitation: Invitation) -> None:
+def test_site_accepts_invitation(server: SiteServerFixture, invitation: Invitation) -> None:
     accepted = server.send(invitation)
     assert accepted == Acceptance(invitation.session, 1, 0, {})
     assert server.send(invitation) == accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset", [QuadrantImages(), Npz(path="grey.npz")], ids=["squares", "npz"]
 )
@@ -270,7 +271,7 @@ def sentence(server: SiteServerFixture, message: Message) -> tuple[str, str]:
         ({"federation": {"insecure_seeded_secrets": True}}, "policy.epsilon", "public seed"),
     ],
 )
-def test_what_a_hospital_does_not_take_part_in(
+def test_unacceptable_invitation_is_refused_with_code(
     server: SiteServerFixture,
     invitation: Invitation,
     changes: dict[str, Any],
@@ -300,7 +301,7 @@ def evolved(invitation: Invitation, text: str) -> Invitation:
     return Invitation(invitation.session, text, invitation.directory, versions)
 
 
-def test_a_class_that_a_hospital_lacks_is_explained_in_its_own_log_alone(
+def test_missing_class_is_explained_in_log_only(
     place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
     with np.load(place / "data.npz") as stored:
@@ -401,7 +402,7 @@ def test_unbuildable_network_is_explained_in_log_only(
         server.journal.close()
 
 
-def test_a_site_searches_no_folder_that_a_study_names(
+def test_study_module_folder_is_refused_by_site(
     place: Path, invitation: Invitation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -418,7 +419,7 @@ def test_a_site_searches_no_folder_that_a_study_names(
     assert "sent_net" not in sys.modules
 
 
-def test_where_the_study_leads_code_lies_is_not_sent(dealt: Path, tmp_path: Path) -> None:
+def test_invitation_omits_local_module_folder(dealt: Path, tmp_path: Path) -> None:
     (tmp_path / "lead_net.py").write_text("from tests.support.federations import SmallConvNet\n")
     text = (dealt / "study.toml").read_text()
     head, _, rest = text.partition("[model]")
@@ -459,7 +460,7 @@ def test_plugin_outside_policy_is_never_built(
         server.journal.close()
 
 
-def test_another_version_is_refused_or_told(
+def test_version_difference_is_refused_or_reported(
     server: SiteServerFixture, invitation: Invitation
 ) -> None:
     for name in ("cohortium", "plugin fedsgd"):
@@ -473,9 +474,7 @@ def test_another_version_is_refused_or_told(
     assert server.send(other).versions == {"torch": invitation.versions["torch"]}
 
 
-def test_a_directory_that_is_not_the_pinned_one_is_refused(
-    place: Path, invitation: Invitation
-) -> None:
+def test_unpinned_key_directory_is_refused(place: Path, invitation: Invitation) -> None:
     from cohortium.crypto.signing import KeyDirectory, SigningKey
     from cohortium.plugin import Randomness
 
@@ -490,7 +489,7 @@ def test_a_directory_that_is_not_the_pinned_one_is_refused(
         server.journal.close()
 
 
-def test_the_hospital_s_own_trouble_stays_its_own(
+def test_site_data_error_is_explained_in_log_only(
     place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = SiteServerFixture(place)
@@ -505,7 +504,7 @@ def test_the_hospital_s_own_trouble_stays_its_own(
         server.journal.close()
 
 
-def test_a_ledger_that_has_gone_stops_it(place: Path, invitation: Invitation) -> None:
+def test_missing_ledger_refuses_invitation(place: Path, invitation: Invitation) -> None:
     server = SiteServerFixture(place)
     try:
         (place / "ledger.sqlite").unlink()
@@ -518,7 +517,9 @@ def test_a_ledger_that_has_gone_stops_it(place: Path, invitation: Invitation) ->
 # --- Who else speaks -----------------------------------------------------------------------------
 
 
-def test_a_run_has_one_setting(server: SiteServerFixture, invitation: Invitation) -> None:
+def test_second_study_for_session_is_refused(
+    server: SiteServerFixture, invitation: Invitation
+) -> None:
     assert isinstance(server.send(invitation), Acceptance)
     other = changed(invitation, federation={"rounds": 1})
     same = Invitation(invitation.session, other.study, "", invitation.versions)
@@ -534,7 +535,7 @@ def test_request_without_invitation_is_refused(server: SiteServerFixture) -> Non
     assert (code, reason) == ("session", "this site has not been invited to the run.")
 
 
-def test_coordinators_cannot_push_each_other_out(
+def test_active_run_limit_refuses_new_invitations(
     server: SiteServerFixture, invitation: Invitation
 ) -> None:
     def fresh() -> Invitation:
@@ -595,7 +596,8 @@ print(refusal.code, *sorted(packages() - before))
 """
 
 
-def test_the_first_invitation_of_a_process_waits_for_no_import(
+@pytest.mark.slow
+def test_warmed_site_answers_without_new_imports(
     place: Path, invitation: Invitation, tmp_path: Path
 ) -> None:
     hostile = changed(invitation, privatizer={"epsilon": 999_999.0})
@@ -657,7 +659,7 @@ def test_restarted_site_repeats_same_bytes(
     assert any("takes part again" in told for told in caplog.messages)
 
 
-def test_after_a_restart_an_attempt_is_not_made_twice(
+def test_restarted_site_does_not_repeat_attempt(
     server: SiteServerFixture, invitation: Invitation
 ) -> None:
     request, reply = begun(server, invitation)
@@ -680,7 +682,7 @@ def filled(*_: object) -> NoReturn:
 
 
 @pytest.mark.parametrize("call", ["write", "posix_fallocate"])
-def test_a_full_disk_costs_nothing_and_ends_nothing(
+def test_full_disk_refuses_without_charge(
     server: SiteServerFixture, invitation: Invitation, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     coordinator = coordinator_of(invitation)
@@ -731,7 +733,7 @@ class Line:
     def close(self) -> None: ...
 
 
-def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
+def test_invite_error_lists_each_site_problem(dealt: Path) -> None:
     ready = Federation.read(dealt / "study.toml").prepare()
     session = ready.setting.session
     answers = {
@@ -754,7 +756,7 @@ def test_a_muster_says_what_is_amiss_at_which_site(dealt: Path) -> None:
         invite_sites(Line(lies), ready)
 
 
-def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
+def test_invite_warns_of_size_and_version_differences(dealt: Path) -> None:
     ready = Federation.read(dealt / "study.toml").prepare()
     session = ready.setting.session
 
@@ -771,7 +773,7 @@ def test_a_muster_warns_of_what_differs(dealt: Path) -> None:
     assert versions == "site 2 has torch 1\\n2: equal bits need equal versions."
 
 
-def test_a_deployment_deals_nothing() -> None:
+def test_deployment_and_simulation_settings_are_exclusive() -> None:
     spec = QuadrantImages().load().spec
     for wrong, words in (
         ({"data": spec}, "has no partitioner"),

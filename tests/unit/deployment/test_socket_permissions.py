@@ -16,7 +16,7 @@ import pytest
 from cohortium.deployment import socket_access
 from cohortium.deployment.socket_access import AllowedUsers, listening_socket
 from cohortium.deployment.unix_socket import SiteSocketServer, call_site
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError, StudyError
 
 as_root = pytest.mark.skipif(
     not hasattr(os, "fork") or os.getuid() != 0, reason="only root can become other users"
@@ -55,7 +55,7 @@ def connected(path: Path) -> int:
 
 
 @as_root
-def test_a_stranger_cannot_even_connect(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_users_outside_group_cannot_connect(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     heard = list[bytes]()
 
     def answer(broadcast: bytes, own: bytes) -> bytes:
@@ -114,7 +114,9 @@ def _as_caller_meanwhile(path: Path) -> int:
 
 
 @as_root
-def test_the_mode_is_never_wider_than_it_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_mode_is_never_wider_than_final(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[int, int]] = []
 
     def look(name: str) -> None:
@@ -157,7 +159,7 @@ def test_site_outside_group_is_refused(place: Path) -> None:
         try:
             with listening_socket(place, GROUP):
                 return 1
-        except StudyError as error:
+        except RequestError as error:
             return 0 if "is not in it" in str(error) and not place.exists() else 2
 
     os.chown(place.parent, CALLER, -1)
@@ -166,10 +168,10 @@ def test_site_outside_group_is_refused(place: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
-def test_a_folder_that_others_may_write_to_is_refused(place: Path, mode: int) -> None:
+def test_folder_writable_by_others_is_refused(place: Path, mode: int) -> None:
     place.parent.chmod(mode)
     with (
-        pytest.raises(StudyError, match="may be written to by other users"),
+        pytest.raises(RequestError, match="may be written to by other users"),
         listening_socket(place, None),
     ):
         pass
@@ -177,20 +179,23 @@ def test_a_folder_that_others_may_write_to_is_refused(place: Path, mode: int) ->
 
 
 @as_root
-def test_a_folder_of_another_user_or_group_is_refused(place: Path) -> None:
+def test_group_writable_or_foreign_folder_is_refused(place: Path) -> None:
     os.chown(place.parent, -1, GROUP)
     place.parent.chmod(0o2750)
     with listening_socket(place, GROUP):
         assert place.lstat().st_gid == GROUP
     place.parent.chmod(0o2770)
     with (
-        pytest.raises(StudyError, match="may be written to by other users"),
+        pytest.raises(RequestError, match="may be written to by other users"),
         listening_socket(place, GROUP),
     ):
         pass
     place.parent.chmod(0o750)
     os.chown(place.parent, STRANGER, -1)
-    with pytest.raises(StudyError, match="belongs to another user"), listening_socket(place, None):
+    with (
+        pytest.raises(RequestError, match="belongs to another user"),
+        listening_socket(place, None),
+    ):
         pass
 
 
@@ -199,16 +204,16 @@ def test_symlink_at_socket_path_is_not_followed(place: Path) -> None:
     for target in (elsewhere, place.with_name("nowhere")):
         elsewhere.write_text("precious")
         place.symlink_to(target)
-        with pytest.raises(StudyError, match="symbolic link"), listening_socket(place, None):
+        with pytest.raises(RequestError, match="symbolic link"), listening_socket(place, None):
             pass
         assert elsewhere.read_text() == "precious"
         place.unlink()
 
 
-def test_a_path_that_is_too_long_is_one_sentence(place: Path) -> None:
+def test_too_long_socket_path_is_refused(place: Path) -> None:
     path = place.with_name("s" * 120)
     with (
-        pytest.raises(StudyError, match=r"cannot listen at .*too long"),
+        pytest.raises(RequestError, match=r"cannot listen at .*too long"),
         listening_socket(path, None),
     ):
         pass
@@ -226,14 +231,17 @@ def test_busy_process_keeps_its_socket(place: Path, monkeypatch: pytest.MonkeyPa
         for connection in waiting:
             connection.settimeout(0)
             connection.connect_ex(str(place))
-        with pytest.raises(StudyError, match="a process listens at"), listening_socket(place, None):
+        with (
+            pytest.raises(RequestError, match="a process listens at"),
+            listening_socket(place, None),
+        ):
             pass
         for connection in waiting:
             connection.close()
     assert place.exists()
 
 
-def test_who_is_named_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_users_are_looked_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     own = os.getuid()
     assert AllowedUsers.named("") == AllowedUsers(frozenset({own}))
     with pytest.raises(StudyError, match="no caller is named"):
@@ -246,7 +254,7 @@ def test_who_is_named_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @as_root
-def test_the_callers_group_lets_it_in(tmp_path: Path) -> None:
+def test_allowed_users_include_caller_group(tmp_path: Path) -> None:
     import grp
     import pwd
 

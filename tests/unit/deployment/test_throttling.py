@@ -61,7 +61,7 @@ def test_every_sentence_is_passed_on_or_counted(gaps: list[float], most: int) ->
         assert sum(begin <= at < begin + 60 for at, _ in told) <= 2 * (most + 1)
 
 
-def test_a_summary_says_how_long_it_speaks_of() -> None:
+def test_throttle_summary_states_its_duration() -> None:
     clock, told = Clock(), list[str]()
     throttle = Throttle(logger(told.append), "refused", limit=1, clock=clock)
     for _ in range(3):

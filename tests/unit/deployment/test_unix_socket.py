@@ -22,7 +22,7 @@ from cohortium.deployment import socket_frames, unix_socket
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.socket_frames import CALL, MAX_PART_BYTES, REPLY
 from cohortium.deployment.unix_socket import SiteSocketServer, call_site, peer_uid
-from cohortium.errors import MessageError, RunError, StudyError
+from cohortium.errors import MessageError, RequestError, RunError
 
 
 @define(eq=False)
@@ -117,7 +117,7 @@ def ended(connection: socket.socket) -> bool:
         CALL + struct.pack(">2Q", 2**64 - 1, 2**64 - 1),
     ],
 )
-def test_what_is_no_frame_is_cut_off_unanswered(
+def test_malformed_frame_closes_connection_unanswered(
     echo: Echo, frame: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with raw(echo.path) as connection:
@@ -129,7 +129,7 @@ def test_what_is_no_frame_is_cut_off_unanswered(
 
 
 @pytest.mark.parametrize("cut", [0, 3, 8, 20, 24, 30])
-def test_a_caller_that_goes_away_harms_nobody(echo: Echo, cut: int) -> None:
+def test_disconnected_caller_does_not_affect_others(echo: Echo, cut: int) -> None:
     frame = CALL + struct.pack(">2Q", 8, 8) + bytes(16)
     with raw(echo.path) as connection:
         connection.sendall(frame[:cut])
@@ -137,7 +137,7 @@ def test_a_caller_that_goes_away_harms_nobody(echo: Echo, cut: int) -> None:
     assert echo.heard == 1
 
 
-def test_an_announced_length_costs_no_memory(echo: Echo) -> None:
+def test_announced_length_allocates_no_memory(echo: Echo) -> None:
     with raw(echo.path) as connection:
         connection.sendall(CALL + struct.pack(">2Q", MAX_PART_BYTES, MAX_PART_BYTES) + b"a little")
         assert call_site(echo.path, b"x", b"y") == said(b"x", b"y")
@@ -173,7 +173,7 @@ def test_silent_callers_block_nobody(echo: Echo) -> None:
         connection.close()
 
 
-def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> None:
+def test_waiting_caller_keeps_its_connection(tmp_path: Path) -> None:
     go, begun = threading.Event(), threading.Event()
 
     def answer(broadcast: bytes, own: bytes) -> bytes:
@@ -196,7 +196,7 @@ def test_a_caller_that_waits_for_its_answer_keeps_its_place(tmp_path: Path) -> N
         thread.join()
 
 
-def test_another_user_is_not_heard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_call_from_other_user_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stranger = os.getuid() + 1
     for echo in served(Echo(tmp_path / "s", users={stranger})):
         with pytest.raises(RunError, match="does not answer"):
@@ -207,7 +207,7 @@ def test_another_user_is_not_heard(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ]
 
 
-def test_socket_of_other_user_gets_nothing(echo: Echo) -> None:
+def test_caller_sends_nothing_to_foreign_socket(echo: Echo) -> None:
     with pytest.raises(RunError, match="belongs to another user"):
         call_site(echo.path, b"secret", b"", user=os.getuid() + 1)
     assert echo.heard == 0
@@ -227,16 +227,19 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
     for echo in served(Echo(path)):
         assert call_site(path, b"x", b"y") == said(b"x", b"y")
         with (
-            pytest.raises(StudyError, match="a process listens at"),
+            pytest.raises(RequestError, match="a process listens at"),
             SiteSocketServer(path, echo.answer, {0}).open(),
         ):
             pass
 
 
-def test_a_file_in_the_place_of_the_socket_stands(tmp_path: Path) -> None:
+def test_file_at_socket_path_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
-    with pytest.raises(StudyError, match="is no socket"), SiteSocketServer(path, said, {0}).open():
+    with (
+        pytest.raises(RequestError, match="is no socket"),
+        SiteSocketServer(path, said, {0}).open(),
+    ):
         pass
     assert path.read_text() == "precious"
 
@@ -253,20 +256,20 @@ def test_stranger_flood_writes_bounded_log(
     assert told[-1] == f"{9 * MAX_SENTENCES} more callers turned away in the last minute."
 
 
-def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_socket_folder_is_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(StudyError, match="cannot listen at"),
+        pytest.raises(RequestError, match="cannot listen at"),
         SiteSocketServer(tmp_path / "no" / "s", said, {0}).open(),
     ):
         pass
 
 
-def test_a_site_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_call_to_missing_site_fails(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not answer: No such file"):
         call_site(tmp_path / "s", b"", b"")
 
 
-def test_a_site_that_comes_back_is_asked_again(tmp_path: Path) -> None:
+def test_call_retries_until_site_listens(tmp_path: Path) -> None:
     path, replies = tmp_path / "s", list[bytes]()
     caller = threading.Thread(
         target=lambda: replies.append(call_site(path, b"x", b"y", patience=60))
@@ -277,7 +280,7 @@ def test_a_site_that_comes_back_is_asked_again(tmp_path: Path) -> None:
     assert replies == [said(b"x", b"y")]
 
 
-def test_a_site_that_says_what_is_no_frame(tmp_path: Path) -> None:
+def test_malformed_site_reply_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as liar:
         liar.bind(str(path))
@@ -293,12 +296,12 @@ def test_a_site_that_says_what_is_no_frame(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=lie)
         thread.start()
-        with pytest.raises(MessageError, match="does not begin as a frame"):
+        with pytest.raises(MessageError, match="do not start as a frame"):
             call_site(path, b"x", b"y")
         thread.join()
 
 
-def test_the_peer_of_a_pair_is_this_user() -> None:
+def test_peer_uid_returns_current_user() -> None:
     one, other = socket.socketpair(socket.AF_UNIX)
     with one, other:
         assert peer_uid(one) == peer_uid(other) == os.getuid()

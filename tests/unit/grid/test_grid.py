@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cohortium import grid as grids
 from cohortium import reporting
-from cohortium.errors import RecordError, StoppedError, StudyError
+from cohortium.errors import RecordError, RequestError, StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
 from cohortium.runs.result import predictions_of
 from tests.support.command_line import PARTS, cohortium
@@ -52,7 +52,7 @@ def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
     assert cells[1].tables["privatizer"]["clip_norm"] == 7.0
 
 
-def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
+def test_excluded_combinations_give_no_cell(tmp_path: Path) -> None:
     exclude = '[grid]\nexclude = [{ sites = 4, privacy = "off" }, { sites = 5, privacy = "on" }]\n'
     grid = grids.read(write(tmp_path, exclude + GRID.replace("[grid]\n", "", 1) + STUDY))
     assert [cell.name for cell in grid.cells()] == ["sites=4,privacy=on", "sites=5,privacy=off"]
@@ -61,7 +61,7 @@ def test_what_is_excluded_is_no_cell(tmp_path: Path) -> None:
     assert cell.name == "flips=false"
 
 
-def test_a_combination_sets_what_its_choices_do_not(tmp_path: Path) -> None:
+def test_override_sets_keys_for_matching_combination(tmp_path: Path) -> None:
     joint = """
 [[grid.override]]
 match = { sites = 5, privacy = "on" }
@@ -74,7 +74,7 @@ set = { privatizer.clip_norm = 3.5 }
         grids.read(path, ["privatizer.clip_norm=2.0"])
 
 
-def test_filters_of_one_axis_add_up_and_of_several_narrow(tmp_path: Path) -> None:
+def test_filters_union_within_axis_intersect_across_axes(tmp_path: Path) -> None:
     grid = grids.read(write(tmp_path, GRID + STUDY))
     chosen = grid.select(["sites=4", "sites=5", "privacy=on", "seed=2"])
     assert [(cell.name, seed) for cell, seed in chosen] == [
@@ -126,9 +126,7 @@ def test_overrides_reach_cells_except_grid_axes(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_grid_that_is_none_is_refused_in_a_sentence(
-    tmp_path: Path, table: str, words: str
-) -> None:
+def test_invalid_grid_is_refused_in_one_sentence(tmp_path: Path, table: str, words: str) -> None:
     with pytest.raises(StudyError) as caught:
         grids.read(write(tmp_path, table)).cells()
     assert words in str(caught.value)
@@ -144,12 +142,12 @@ def test_a_grid_that_is_none_is_refused_in_a_sentence(
     ],
 )
 def test_a_filter_that_names_nothing_is_refused(tmp_path: Path, only: str, words: str) -> None:
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(RequestError) as caught:
         grids.read(write(tmp_path, GRID + STUDY)).select([only])
     assert words in str(caught.value)
 
 
-def test_a_dry_run_lists_and_leaves_nothing(tmp_path: Path) -> None:
+def test_dry_run_lists_cells_and_writes_nothing(tmp_path: Path) -> None:
     path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
     code, stdout, _ = cohortium("run", str(path), "--out", str(out), "--dry-run")
     assert code == 0
@@ -157,7 +155,8 @@ def test_a_dry_run_lists_and_leaves_nothing(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_grid_resumes_unfinished_cells(tmp_path: Path) -> None:
     path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
     run = ["run", str(path), "--out", str(out), "--quiet", "--only", "privacy=off"]
     code, stdout, stderr = cohortium(*run, "--only", "sites=4")
@@ -204,11 +203,11 @@ def test_a_folder_with_another_study_is_left_alone(tmp_path: Path) -> None:
     assert cohortium("run", str(path), "--out", str(out), "--quiet")[0] == 0
     record = out / "sites=4" / "seed-1" / "result.json"
     before = record.read_bytes()
-    with pytest.raises(StudyError, match="holds something else"):
+    with pytest.raises(RequestError, match="holds something else"):
         cohortium("run", str(path), "--out", str(out), "--set", "model.width=3")
     assert record.read_bytes() == before
     (out / "sites=4" / "seed-1" / "study.toml").write_text("not a study")
-    with pytest.raises(StudyError, match="holds something else"):
+    with pytest.raises(RequestError, match="holds something else"):
         cohortium("run", str(path), "--out", str(out))
 
 
@@ -220,7 +219,8 @@ fine = { trainer.learning_rate = 0.02 }
 """
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_failing_cell_is_reported_and_others_finish(tmp_path: Path, jobs: int) -> None:
     text = FAILING + STUDY + '[privatizer]\nname = "none"\n'
     path, out = write(tmp_path, text), tmp_path / "out"
@@ -239,16 +239,16 @@ def test_failing_cell_is_reported_and_others_finish(tmp_path: Path, jobs: int) -
 def test_one_study_takes_no_options_of_grids(tmp_path: Path) -> None:
     path = write(tmp_path, STUDY)
     for option in (["--only", "sites=3"], ["--jobs", "2"], ["--dry-run"]):
-        with pytest.raises(StudyError, match=r"with a \[grid\]"):
+        with pytest.raises(RequestError, match=r"with a \[grid\]"):
             cohortium("run", str(path), *option)
-    with pytest.raises(StudyError, match="is a grid of studies"):
+    with pytest.raises(RequestError, match="is a grid of studies"):
         cohortium("audit", str(write(tmp_path, GRID + STUDY)))
     path = write(tmp_path, STUDY)
-    with pytest.raises(StudyError, match=r"with a \[grid\]"):
+    with pytest.raises(RequestError, match=r"with a \[grid\]"):
         cohortium("plan", str(path), "--only", "sites=3")
 
 
-def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:
+def test_search_scores_validation_images_only(tmp_path: Path) -> None:
     text = '[grid]\nimages = "validation"\n"federation.sites" = [4]\n' + STUDY
     path, out = write(tmp_path, text), tmp_path / "out"
     code, stdout, _ = cohortium("run", str(path), "--out", str(out), "--quiet", "--json")
@@ -260,6 +260,7 @@ def test_a_search_looks_at_the_validation_images_alone(tmp_path: Path) -> None:
     assert line["auc_mean"] == result["history"][-1]["auc"] != result["auc"]
 
 
+@pytest.mark.slow
 def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     path, out = write(tmp_path, GRID + STUDY), tmp_path / "out"
     assert cohortium("run", str(path), "--out", str(out), "--quiet", "--only", "sites=4")[0] == 0
@@ -278,16 +279,16 @@ def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     assert code == 0
     assert "1 seed, 40 images" in stdout
     for wrong, words in ((tmp_path / "none", "no finished run"), (tmp_path, "no finished run")):
-        with pytest.raises(StudyError, match=words):
+        with pytest.raises(RequestError, match=words):
             grids.compare(off, wrong)
     (on / "seed-1" / "simulation" / "predictions.npz").write_bytes(b"PK damaged")
-    with pytest.raises(StudyError, match="is damaged"):
+    with pytest.raises(RequestError, match="is damaged"):
         grids.compare(off, on)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(0.0, 0.2))
-def test_the_interval_holds_the_difference_it_is_of(seed: int, seeds: int, gain: float) -> None:
+def test_bootstrap_interval_contains_mean_difference(seed: int, seeds: int, gain: float) -> None:
     rng = np.random.default_rng(seed)
     labels = np.arange(300) % 3
     first = rng.random((seeds, 300)) < 0.6 + gain
@@ -300,7 +301,7 @@ def test_the_interval_holds_the_difference_it_is_of(seed: int, seeds: int, gain:
     assert found["balanced accuracy"][0] == pytest.approx(mean)  # classes of one size
 
 
-def test_the_interval_is_as_wide_as_theory_says() -> None:
+def test_bootstrap_interval_width_matches_theory() -> None:
     """With one seed it is the paired test's: 1.96 standard errors each way."""
     rng = np.random.default_rng(3)
     gains = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.8, 0.15], size=(1, 949))

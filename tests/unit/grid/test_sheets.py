@@ -35,12 +35,12 @@ WORDS = st.one_of(
 
 
 @given(rows=st.lists(st.lists(WORDS, min_size=1, max_size=4), max_size=4))
-def test_words_are_read_back(rows: list[list[str]]) -> None:
+def test_csv_text_round_trips(rows: list[list[str]]) -> None:
     assert read(write(rows)) == list(rows)
 
 
 @given(word=WORDS, separator=st.sampled_from(",;\t"))
-def test_no_cell_begins_a_formula_however_cells_are_parted(word: str, separator: str) -> None:
+def test_no_cell_begins_formula_with_any_separator(word: str, separator: str) -> None:
     text = write([["name", "share"], [word, 0.5]])
     for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
         for cell in row:
@@ -53,7 +53,7 @@ def test_no_cell_begins_a_formula_however_cells_are_parted(word: str, separator:
 @pytest.mark.parametrize(
     "word", ["=cmd|' /C calc'!A0", "+1+1", "-2+3+cmd", "@SUM(1)", "\t=1", "\uff1d1"]
 )
-def test_what_a_formula_is_becomes_text(word: str) -> None:
+def test_formula_cell_becomes_text(word: str) -> None:
     assert write([[word]]).lstrip('"').startswith("'")
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from cohortium.cli import app
 from cohortium.data.examples import DataSpec
 from cohortium.data.metrics import score
-from cohortium.errors import CohortiumError, DataError, StudyError
+from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.export import card
@@ -50,7 +50,7 @@ def folder(run: Result, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run.folder, tmp_path / "run"))
 
 
-def test_it_predicts_what_the_result_was_scored_on(run: Result) -> None:
+def test_classifier_reproduces_result_scores(run: Result) -> None:
     assert run.folder is not None
     classifier = Classifier.open(run.folder)
     test = QuadrantImages().load().test
@@ -78,7 +78,7 @@ def test_without_scored_rounds_there_is_no_best(tmp_path: Path) -> None:
     tiny_federation(
         rounds=1, evaluate_every=0, model=Module(module="tests.support.federations:SmallConvNet")
     ).run(tmp_path / "run")
-    with pytest.raises(StudyError, match="keeps no best round"):
+    with pytest.raises(RequestError, match="keeps no best round"):
         Classifier.open(tmp_path / "run", "best")
 
 
@@ -126,9 +126,7 @@ def _swap(folder: Path) -> None:
         (_swap, "are not those of result.json"),
     ],
 )
-def test_a_record_that_does_not_hold_together_is_refused(
-    folder: Path, spoil: object, words: str
-) -> None:
+def test_inconsistent_run_record_is_refused(folder: Path, spoil: object, words: str) -> None:
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(CohortiumError, match=re.escape(words)) as caught:
         Classifier.open(folder)
@@ -143,7 +141,7 @@ def test_images_of_another_kind_are_refused(run: Result) -> None:
             classifier.predict(images)  # type: ignore[arg-type]
 
 
-def test_names_of_classes_are_no_formulas_in_a_table_of_predictions(tmp_path: Path) -> None:
+def test_class_names_in_predictions_csv_are_no_formulas(tmp_path: Path) -> None:
     classes = ("=1+1", "+a", "-b", "@c")
     images, labels = _noise(40, 8, 8), np.arange(40) % 4
     np.savez(
@@ -171,7 +169,7 @@ def _noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_pictures_come_as_they_are_and_in_order(tmp_path: Path) -> None:
+def test_image_files_are_read_unchanged_and_sorted(tmp_path: Path) -> None:
     grey, colour = _noise(3, 6, 4), _noise(3, 6, 4, 3)
     for spec, images in ((GREY, grey), (COLOUR, colour)):
         place = tmp_path / str(spec.channels)
@@ -259,6 +257,7 @@ def _program_says(model: Path, images: np.ndarray, aside: Path) -> np.ndarray:
     return called
 
 
+@pytest.mark.slow
 def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert run.folder is not None
     classifier = Classifier.open(run.folder)
@@ -268,13 +267,13 @@ def test_an_export_needs_torch_alone(run: Result, tmp_path: Path) -> None:
     assert test is not None
     called = _program_says(paths[1], test.images, tmp_path)
     assert np.allclose(called, classifier.predict(test.images), atol=1e-6)
-    with pytest.raises(StudyError, match="is not empty"):
+    with pytest.raises(RequestError, match="is not empty"):
         export.export(classifier, tmp_path / "model")
-    with pytest.raises(StudyError, match="cannot write to"):
+    with pytest.raises(RequestError, match="cannot write to"):
         export.export(classifier, paths[0] / "model")
 
 
-def test_a_card_says_what_the_result_says(run: Result, tmp_path: Path) -> None:
+def test_model_card_matches_result(run: Result, tmp_path: Path) -> None:
     assert run.folder is not None
     paths = export.export(Classifier.open(run.folder, "best"), tmp_path / "model")
     text = paths[-1].read_text("utf-8")
@@ -345,14 +344,14 @@ def test_incomplete_run_refuses_predict_and_export(folder: Path) -> None:
     classifier = Classifier.open(folder)
     assert classifier.result is None
     assert classifier.predict(_noise(2, 1, 8, 8)).shape == (2, 4)
-    with pytest.raises(StudyError, match="the run is not complete"):
+    with pytest.raises(RequestError, match="the run is not complete"):
         export.export(classifier, folder / "export")
     assert not (folder / "export").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["descriptor", "dpresnet", "cnn"])
-def test_programs_and_onnx_say_what_the_model_says(model: str, tmp_path: Path) -> None:
+def test_exported_programs_match_model_predictions(model: str, tmp_path: Path) -> None:
     import onnxruntime
 
     from cohortium import Federation

@@ -136,7 +136,7 @@ def test_faulty_network_is_named_in_one_sentence(
     assert sentence.endswith((".", "?"))
 
 
-def test_arguments_that_do_not_fit_are_told_with_the_remedy(tmp_path: Path) -> None:
+def test_invalid_network_arguments_error_names_remedy(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match=r"'depth'; .*\[model.arguments\] gives\."):
         tiny_federation(model=module(tmp_path, code(), depth=3)).prepare()
 
@@ -190,7 +190,7 @@ def test_network_needing_batches_gets_no_single_image(
         shared.prepare()
 
 
-def test_what_can_take_one_image_is_batched_as_ever(tmp_path: Path) -> None:
+def test_single_image_network_has_minimum_batch_one(tmp_path: Path) -> None:
     spatial = code("self.norm = nn.BatchNorm2d(4)").replace("conv(x)", "norm(self.conv(x))")
     for source, trainer in (
         (code(), FedAvg()),
@@ -205,7 +205,7 @@ def test_what_can_take_one_image_is_batched_as_ever(tmp_path: Path) -> None:
         sys.modules.pop("mynets", None)
 
 
-def test_batches_of_one_are_refused_where_each_would_be(tmp_path: Path) -> None:
+def test_batch_norm_with_single_image_batches_is_refused(tmp_path: Path) -> None:
     model = module(tmp_path, BATCH_NORM)
     with pytest.raises(NetworkError, match=r"^mynets:Net .*batch_size is 1; raise it"):
         tiny_federation(model=model, trainer=FedAvg(batch_size=1)).prepare()
@@ -297,7 +297,7 @@ class Mine(CNN):
         return nn.Flatten()
 
 
-def test_other_models_are_named_by_their_plugin_or_class() -> None:
+def test_model_errors_name_plugin_or_class() -> None:
     assert name_of(CNN()) == "model 'cnn'"
     with pytest.raises(NetworkError, match=r"^[a-z_.]*test_networks:Mine cannot be trained"):
         tiny_federation(model=Mine()).prepare()
@@ -305,7 +305,7 @@ def test_other_models_are_named_by_their_plugin_or_class() -> None:
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), 1e300])
 @pytest.mark.parametrize("trainer", ["fedavg", "fedprox", "fedsgd", "fedmic"])
-def test_a_class_weight_is_refused_where_it_is_declared(weight: float, trainer: str) -> None:
+def test_invalid_class_weight_is_refused_when_read(weight: float, trainer: str) -> None:
     from cohortium import Federation
 
     text = re.sub(r"^'|'$", "", repr(weight))

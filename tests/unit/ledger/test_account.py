@@ -53,7 +53,7 @@ def refusal(account: Account, attempt: int, charged: AttemptCost, session: bytes
     return error.value.reason
 
 
-def test_it_ends_before_the_attempt_that_would_overspend(ledger: Ledger) -> None:
+def test_account_refuses_overspending_attempt(ledger: Ledger) -> None:
     # ε of four releases with σ = 10 are one with σ = 5.
     (four,) = accounting.compose([(GaussianMechanism(noise_multiplier=5.0), 1)], 1e-5)
     budget = Budget(epsilon=four.epsilon * 1.0001, delta=1e-5, scope=EVERYONE)
@@ -129,7 +129,7 @@ def test_two_runs_share_one_budget(ledger: Ledger) -> None:
         ),
     ],
 )
-def test_what_has_no_bound_on_the_budgets_terms_is_refused(
+def test_cost_without_bound_for_budget_is_refused(
     ledger: Ledger, terms: PrivacyScope, charged: AttemptCost, words: str
 ) -> None:
     account = Account(ledger, "ours", Budget(epsilon=1e6, delta=1e-5, scope=terms))
@@ -157,7 +157,7 @@ def test_what_has_no_bound_on_the_budgets_terms_is_refused(
         (PrivacyScope(unit="site", against="coordinator"), cost(8.0, unit="site"), 8.0),
     ],
 )
-def test_a_stronger_promise_counts_as_what_it_proves(
+def test_stronger_guarantee_costs_its_converted_epsilon(
     terms: PrivacyScope, charged: AttemptCost, noise: float
 ) -> None:
     (expected,) = accounting.compose([(GaussianMechanism(noise_multiplier=noise), 3)], 1e-5)
@@ -185,7 +185,7 @@ def test_example_epsilon_of_site_price_is_tight() -> None:
     assert lost(naive) > 5 * delta
 
 
-def test_sampling_of_patients_is_not_credited_to_their_images() -> None:
+def test_patient_sampling_gives_examples_no_amplification() -> None:
     sampled = AttemptCost(
         mechanism=GaussianMechanism(noise_multiplier=8.0, sampling_rate=0.1, num_releases=5),
         unit="patient",
@@ -209,7 +209,7 @@ CURVES = st.builds(
 
 @given(costs=st.lists(st.one_of(UNSAMPLED, CURVES), max_size=6), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_the_order_does_not_matter_and_epsilon_never_shrinks(
+def test_epsilon_ignores_order_and_never_decreases(
     costs: list[AttemptCost], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     ledger = Ledger(tmp_path_factory.mktemp("any") / "ledger.sqlite", is_synced=False)
@@ -229,7 +229,7 @@ def test_the_order_does_not_matter_and_epsilon_never_shrinks(
 
 @given(times=st.integers(1, 40), noise=st.floats(0.5, 50), epsilon=st.floats(0.1, 20))
 @settings(max_examples=60, deadline=None)
-def test_what_fits_is_what_composes_to_no_more(times: int, noise: float, epsilon: float) -> None:
+def test_within_budget_matches_composed_epsilon(times: int, noise: float, epsilon: float) -> None:
     spends = [(GaussianMechanism(noise_multiplier=noise), times)]
     (spent,) = accounting.compose(spends, 1e-5)
     assert accounting.within_budget(spends, epsilon=epsilon, delta=1e-5) == (
@@ -289,7 +289,7 @@ def test_data_that_changed_are_pointed_out_once(ledger: Ledger) -> None:
     assert Account(ledger, "theirs").data_changed(fingerprint()) == ""
 
 
-def test_a_missing_ledger_is_no_fresh_budget(tmp_path: Path) -> None:
+def test_missing_ledger_is_refused_not_recreated(tmp_path: Path) -> None:
     account = Account(
         Ledger(tmp_path / "gone.sqlite"), "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE)
     )

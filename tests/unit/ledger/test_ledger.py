@@ -46,7 +46,7 @@ def is_intact(ledger: Ledger) -> bool:
     return bool(verdict == "ok")
 
 
-def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None:
+def test_charges_are_read_back_completely(ledger: Ledger) -> None:
     strange = AttemptCost(
         mechanism=RenyiBoundedMechanism(
             name="mine", bounds=(0.5,) * (len(ORDERS) - 1) + (float("inf"),)
@@ -70,7 +70,7 @@ def test_what_is_charged_is_there_for_every_later_reader(ledger: Ledger) -> None
     assert is_intact(ledger)
 
 
-def test_a_ledger_is_made_once_and_never_by_opening_it(tmp_path: Path) -> None:
+def test_ledger_is_created_once_and_only_explicitly(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     with (
         pytest.raises(LedgerError, match=r"there is no ledger .* --create"),
@@ -107,7 +107,7 @@ STATEMENTS = [
 
 @pytest.mark.parametrize("recursive", [0, 1])
 @pytest.mark.parametrize("statement", STATEMENTS)
-def test_what_was_spent_stays_spent(ledger: Ledger, statement: str, recursive: int) -> None:
+def test_recorded_spend_cannot_be_changed(ledger: Ledger, statement: str, recursive: int) -> None:
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     connection = sqlite3.connect(ledger.path)
     connection.execute(f"PRAGMA recursive_triggers = {recursive}")
@@ -130,7 +130,7 @@ def test_what_was_spent_stays_spent(ledger: Ledger, statement: str, recursive: i
         "CREATE TRIGGER aside BEFORE INSERT ON spend BEGIN SELECT RAISE(IGNORE); END",
     ],
 )
-def test_a_ledger_whose_triggers_are_others_is_refused(ledger: Ledger, script: str) -> None:
+def test_ledger_with_altered_schema_is_refused(ledger: Ledger, script: str) -> None:
     connection = sqlite3.connect(ledger.path)
     connection.executescript(script)
     connection.close()
@@ -143,7 +143,7 @@ def test_a_ledger_whose_triggers_are_others_is_refused(ledger: Ledger, script: s
         Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
 
 
-def test_a_spend_whose_price_is_gone_is_not_forgotten(ledger: Ledger) -> None:
+def test_spend_with_deleted_price_is_refused(ledger: Ledger) -> None:
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     connection = sqlite3.connect(ledger.path)
     trigger = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'prices_stay'")
@@ -157,7 +157,7 @@ def test_a_spend_whose_price_is_gone_is_not_forgotten(ledger: Ledger) -> None:
         book.attempts("ours", RUN)
 
 
-def test_a_ledger_of_the_first_format_goes_on(tmp_path: Path) -> None:
+def test_ledger_of_format_1_remains_usable(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     connection = sqlite3.connect(ledger.path)
     connection.executescript(
@@ -235,7 +235,7 @@ def folder(path: Path) -> None:
         (folder, "cannot be used"),
     ],
 )
-def test_what_is_no_ledger_is_one_sentence(ledger: Ledger, spoil: object, words: str) -> None:
+def test_invalid_ledger_file_gives_one_sentence(ledger: Ledger, spoil: object, words: str) -> None:
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     assert callable(spoil)
     spoil(ledger.path)
@@ -280,7 +280,7 @@ def test_an_attempt_is_charged_once(ledger: Ledger) -> None:
 # A child releases what was charged, and the parent kills it; forked, as Python is slow to start.
 KILLING = dedent(
     """
-    import contextlib, json, os, random, signal, sys
+    import contextlib, itertools, json, os, random, signal, sys
     from pathlib import Path
     from cohortium.ledger.account import Account
     from cohortium.privacy.accounting import GaussianMechanism
@@ -314,7 +314,7 @@ KILLING = dedent(
 
     def release(first, pipe):
         account = Account(ledger, "ours")
-        for attempt in range(first, first + 100_000):
+        for attempt in itertools.count(first):
             Deadly.is_last = attempt == first + 2
             account.charge(run, 0, attempt, cost)
             os.write(pipe, b"%d\\n" % attempt)
@@ -371,7 +371,7 @@ def lives(ledger: Ledger, window: str, durability: str, kills: int) -> list[dict
     [("before the insert", 2), ("before the commit", 2), ("after the commit", 3)],
 )
 @pytest.mark.parametrize("durability", ["synced", "unsynced"])
-def test_killed_in_a_window_it_has_what_was_released(
+def test_kill_around_commit_keeps_released_charges(
     ledger: Ledger, window: str, kept: int, durability: str
 ) -> None:
     for life, found in enumerate(lives(ledger, window, durability, kills=3)):
@@ -492,7 +492,7 @@ def test_full_disk_is_refused_without_loss(ledger: Ledger) -> None:
     assert is_intact(ledger)
 
 
-def test_where_nothing_can_be_written_nothing_is_spent(ledger: Ledger) -> None:
+def test_unwritable_ledger_charges_nothing(ledger: Ledger) -> None:
     account = Account(ledger, "ours")
     account.charge(RUN, 0, 0, PRICE)
     # In the way of SQLite's journal, as a folder without the right to write would be.
@@ -506,7 +506,7 @@ def test_where_nothing_can_be_written_nothing_is_spent(ledger: Ledger) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_file_without_the_right_to_write_can_be_read(ledger: Ledger) -> None:
+def test_read_only_ledger_can_be_read(ledger: Ledger) -> None:
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     ledger.path.chmod(0o400)
     assert charged(ledger) == {0}
@@ -514,7 +514,7 @@ def test_a_file_without_the_right_to_write_can_be_read(ledger: Ledger) -> None:
         Account(ledger, "ours").charge(RUN, 1, 1, PRICE)
 
 
-def test_the_schema_is_what_version_1_was() -> None:
+def test_ledger_schema_matches_version_1() -> None:
     # A change of it is another version, with a way from the old one.
     tables = sqlite3.connect(":memory:")
     tables.executescript(INITIAL_SCHEMA)

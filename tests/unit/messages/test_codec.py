@@ -64,7 +64,7 @@ def test_anything_but_one_well_formed_message_is_refused(data: bytes, words: str
         decode(data, Letter)
 
 
-def test_a_message_beyond_its_limit_is_not_looked_at() -> None:
+def test_message_above_size_limit_is_refused() -> None:
     with pytest.raises(MessageError, match="may take 10 bytes"):
         decode(encode(Parcel(bytes(100))), Parcel, limit=10)
 
@@ -85,7 +85,7 @@ def test_random_bytes_are_refused_and_nothing_else_happens(data: bytes) -> None:
 
 @given(st.data())
 @settings(max_examples=300)
-def test_a_changed_byte_gives_a_message_or_a_refusal(data: st.DataObject) -> None:
+def test_changed_bytes_decode_or_are_refused(data: st.DataObject) -> None:
     valid = bytearray(encode(REQUEST))
     for _ in range(data.draw(st.integers(1, 3))):
         valid[data.draw(st.integers(0, len(valid) - 1))] = data.draw(st.integers(0, 255))

@@ -36,7 +36,7 @@ def epsilon(*spends: tuple[Mechanism, int], delta: float) -> float:
     return compose(spends, delta)[0].epsilon
 
 
-def test_the_papers_noise_gives_what_it_gives() -> None:
+def test_paper_noise_matches_exact_epsilon() -> None:
     # Noise 0.699 for sensitivity 1, 7 or 14, and 50 rounds (the settings of arXiv 2412.00687;
     # figures from exact accounting of the Gaussian mechanism, Balle and Wang 2018).
     sigma = math.sqrt(2 * math.log(1.25 / 1.9e-4)) / 6
@@ -46,8 +46,9 @@ def test_the_papers_noise_gives_what_it_gives() -> None:
         assert spent.accountant == "analytic gaussian"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_opacus_accountants_do_not_get_there() -> None:
+def test_opacus_accountants_overestimate_paper_epsilon() -> None:
     sigma = math.sqrt(2 * math.log(1.25 / 1.9e-4)) / 6
     rdp, prv = RDPAccountant(), PRVAccountant()
     rdp.history = prv.history = [(sigma / 7, 1.0, 50)]
@@ -69,7 +70,7 @@ def test_exact_accounting_inverts_the_hockey_stick_integral(mu: float, delta: fl
     assert area == pytest.approx(delta, rel=1e-4)
 
 
-def test_sampling_amplifies_and_a_rate_of_one_does_not() -> None:
+def test_sampling_amplifies_except_at_rate_one() -> None:
     all_of_it = epsilon((whole(4.0), 60), delta=1e-5)
     nearly = epsilon((sampled(0.999999, 4.0, 60), 1), delta=1e-5)
     assert nearly == pytest.approx(all_of_it, rel=0.03)
@@ -94,7 +95,7 @@ def test_sampled_step_bound_is_tight_to_integral(q: float, sigma: float) -> None
     assert delta(spent.epsilon - 0.02) > 1e-4
 
 
-def test_more_steps_cost_more_and_rdp_is_the_looser() -> None:
+def test_epsilon_grows_with_steps_below_rdp() -> None:
     # N = 60,000, batch 256, σ = 1.1, 60 epochs, δ = 1e-5: the tutorial setting of TensorFlow
     # Privacy and Opacus, ε = 3.0 with the conversion of Mironov 2017, less with later ones.
     steps = 60 * 60_000 // 256
@@ -107,7 +108,7 @@ def test_more_steps_cost_more_and_rdp_is_the_looser() -> None:
     assert half < spent.epsilon < 2 * half
 
 
-def test_it_agrees_with_opacus_own_accountant() -> None:
+def test_epsilon_agrees_with_opacus_prv_accountant() -> None:
     accountant = PRVAccountant()
     accountant.history = [(4.0, 0.4, 60)]
     ours = compose([(sampled(0.4, 4.0), 60)], 1.9e-4, 1e-5)
@@ -118,7 +119,7 @@ def test_it_agrees_with_opacus_own_accountant() -> None:
 
 @pytest.mark.parametrize(("rate", "releases"), [(1.0, 1), (0.2, 3)])
 @pytest.mark.parametrize("target", [0.5, 6.0])
-def test_calibration_is_tight_and_on_the_safe_side(
+def test_calibration_is_tight_and_never_exceeds_target(
     rate: float, releases: int, target: float
 ) -> None:
     def attempt(noise: float) -> GaussianMechanism:
@@ -129,7 +130,7 @@ def test_calibration_is_tight_and_on_the_safe_side(
     assert epsilon((attempt(noise * 0.995), 10), delta=1e-4) > target
 
 
-def test_an_impossible_target_is_one_sentence() -> None:
+def test_unattainable_privacy_target_is_refused() -> None:
     with pytest.raises(PrivacyError, match="cannot be met with any noise"):
         calibrate_noise_multiplier(whole, epsilon=1e-9, delta=1e-12, attempts=6)
 
@@ -147,7 +148,7 @@ def test_composition_is_between_largest_and_sum() -> None:
     assert together <= rdp
 
 
-def test_composition_does_not_care_how_a_run_is_cut() -> None:
+def test_composition_is_independent_of_grouping() -> None:
     one = compose([(sampled(0.4, 4.0, 10), 6)], 1.9e-4, 1e-5)
     assert one == compose([(sampled(0.4, 4.0), 25), (sampled(0.4, 4.0, 5), 7)], 1.9e-4, 1e-5)
     assert epsilon((whole(3.0, 4), 2), delta=1e-5) == epsilon((whole(3.0), 8), delta=1e-5)
@@ -160,7 +161,7 @@ def test_sampled_gaussian_matches_exact_cases() -> None:
     assert exact <= mixed < exact + 0.02
 
 
-def test_what_is_known_by_its_renyi_divergence_composes_by_that() -> None:
+def test_renyi_bounded_mechanism_composes_by_rdp() -> None:
     curve = tuple(order / (2 * 3.0**2) for order in ORDERS)
     alike = RenyiBoundedMechanism(name="gaussian by another name", bounds=curve)
     for times in (1, 7):
@@ -178,12 +179,12 @@ def test_a_curve_over_other_orders_is_refused(bounds: tuple[float, ...]) -> None
         RenyiBoundedMechanism(name="x", bounds=bounds)
 
 
-def test_nothing_costs_nothing() -> None:
+def test_empty_composition_has_epsilon_zero() -> None:
     assert epsilon(delta=1e-5) == 0
     assert epsilon((whole(3.0), 0), (sampled(0.1, 1.0), 0), delta=1e-5) == 0
 
 
-def test_mechanisms_survive_being_written_down() -> None:
+def test_mechanisms_round_trip_through_messagepack() -> None:
     curve = tuple(math.inf if order % 1 else float(order) for order in ORDERS)
     for mechanism in (sampled(0.3, 2.5, 4), RenyiBoundedMechanism(name="skellam", bounds=curve)):
         written = msgspec.msgpack.encode(mechanism)
@@ -204,7 +205,7 @@ PEERS: list[tuple[list[tuple[Mechanism, int]], float, float]] = [
 
 
 @pytest.mark.parametrize(("spends", "strict", "loose"), PEERS)
-def test_it_agrees_with_dp_accounting(
+def test_epsilon_agrees_with_dp_accounting(
     spends: list[tuple[Mechanism, int]], strict: float, loose: float
 ) -> None:
     ours = compose(spends, 1e-5, 1.9e-4)
@@ -212,7 +213,7 @@ def test_it_agrees_with_dp_accounting(
         assert theirs - 1e-4 <= spent.epsilon <= theirs + 0.006
 
 
-def test_the_better_bound_is_quoted_and_both_are_kept() -> None:
+def test_smaller_bound_is_quoted_and_both_kept() -> None:
     (spent,) = compose([(sampled(0.4, 4.0), 60)], 1e-5)
     assert spent.accountant == "prv"
     assert spent.bounds["prv"] == spent.epsilon < spent.bounds["rdp"]

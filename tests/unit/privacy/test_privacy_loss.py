@@ -50,7 +50,7 @@ mechanisms = st.builds(
 )
 @example(spends=[(sampled(0.4, 2.2048780096697382), 60)], deltas=[1.9e-4, 1e-5], seed=None)
 @settings(deadline=None, max_examples=10)
-def test_one_mechanism_has_one_epsilon_whoever_asks(
+def test_epsilon_is_identical_for_equivalent_queries(
     spends: list[tuple[Mechanism, int]], deltas: list[float], seed: object
 ) -> None:
     # To the bit: a site's floor is held to what the study's own plan comes to.
@@ -72,7 +72,7 @@ def test_one_mechanism_has_one_epsilon_whoever_asks(
     delta=st.sampled_from(DELTAS),
 )
 @settings(deadline=None, max_examples=40)
-def test_without_sampling_it_bounds_the_exact_formula_closely(
+def test_unsampled_epsilon_closely_bounds_exact_formula(
     mu: float, times: int, delta: float
 ) -> None:
     exact = epsilon((GaussianMechanism(noise_multiplier=math.sqrt(times) / mu), times), delta=delta)
@@ -142,7 +142,7 @@ ABSURD = [
 ]
 
 
-def test_work_is_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_bounded_for_extreme_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     compose_ = privacy_loss._compose
 
@@ -171,7 +171,7 @@ def test_work_is_bounded_whatever_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     ("rate", "target", "attempts"),
     [(0.4, 6.0, 60), (0.4, 1000.0, 60), (0.4, 1e-3, 60), (1e-9, 1e-3, 10**6), (0.4, 999_999.0, 9)],
 )
-def test_a_search_asks_a_few_times(
+def test_calibration_uses_few_evaluations(
     monkeypatch: pytest.MonkeyPatch, rate: float, target: float, attempts: int
 ) -> None:
     asked: list[float] = []
@@ -190,14 +190,14 @@ def test_a_search_asks_a_few_times(
 
 
 @pytest.mark.parametrize("rate", [0.4, 1.0])
-def test_a_small_target_can_be_had_with_sampling_as_without(rate: float) -> None:
+def test_small_epsilon_target_is_attainable(rate: float) -> None:
     noise = calibrate_noise_multiplier(
         lambda noise: sampled(rate, noise), epsilon=1e-3, delta=1.9e-4, attempts=60
     )
     assert noise < 1e4
 
 
-def test_what_no_noise_can_show_names_what_can() -> None:
+def test_unattainable_renyi_target_error_names_alternative() -> None:
     def known(noise: float) -> accounting.RenyiBoundedMechanism:
         bounds = tuple(order / (2 * noise**2) for order in ORDERS)
         return accounting.RenyiBoundedMechanism(name="mine", bounds=bounds)
@@ -226,7 +226,7 @@ def test_invalid_mechanism_numbers_are_refused(
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, 1e-320, 1.0, math.nan, math.inf])
-def test_a_delta_of_nothing_is_one_sentence(delta: float) -> None:
+def test_invalid_delta_is_refused(delta: float) -> None:
     with pytest.raises(ValueError, match="δ is between"):
         compose([(sampled(0.4, 4.0), 1)], delta)
     with pytest.raises(PrivacyError, match="δ is between"):

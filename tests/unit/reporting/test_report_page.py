@@ -94,7 +94,7 @@ def opened(browser: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["private", "open", "both", "hostile"])
-def test_it_renders_alone_and_without_a_word_on_the_console(
+def test_report_renders_without_requests_or_console_messages(
     browser: Any, pages: dict[str, Path], name: str
 ) -> None:
     browser.get_log("performance")
@@ -111,9 +111,7 @@ def test_it_renders_alone_and_without_a_word_on_the_console(
     assert browser.title
 
 
-def test_the_numbers_that_are_read_are_those_of_the_result(
-    browser: Any, pages: dict[str, Path]
-) -> None:
+def test_displayed_numbers_match_result(browser: Any, pages: dict[str, Path]) -> None:
     result = json.loads((pages["private"].parent / "result.json").read_text())
     show(browser, pages["private"])
 
@@ -148,7 +146,7 @@ def test_the_numbers_that_are_read_are_those_of_the_result(
 @pytest.mark.parametrize(
     ("name", "width"), product(["private", "open", "both", "hostile"], [320, 390, 820])
 )
-def test_nothing_scrolls_sideways(
+def test_report_fits_screen_width(
     browser: Any, pages: dict[str, Path], name: str, width: int
 ) -> None:
     show(browser, pages[name], width=width)
@@ -159,7 +157,7 @@ def test_nothing_scrolls_sideways(
 @pytest.mark.parametrize(
     ("name", "scheme"), product(["private", "open", "both"], ["light", "dark"])
 )
-def test_every_word_stands_out_from_what_lies_behind_it(
+def test_text_contrast_meets_minimum_ratio(
     browser: Any, pages: dict[str, Path], name: str, scheme: str
 ) -> None:
     show(browser, pages[name], scheme=scheme)
@@ -173,7 +171,7 @@ def test_every_word_stands_out_from_what_lies_behind_it(
 
 
 @pytest.mark.parametrize("name", ["private", "both"])
-def test_every_plot_has_words_beside_it(browser: Any, pages: dict[str, Path], name: str) -> None:
+def test_every_plot_has_accessible_text(browser: Any, pages: dict[str, Path], name: str) -> None:
     show(browser, pages[name])
     plots = browser.execute_script(
         "return [...document.querySelectorAll('svg')].map(plot => [plot.getAttribute('role'), "
@@ -186,7 +184,7 @@ def test_every_plot_has_words_beside_it(browser: Any, pages: dict[str, Path], na
         assert all(words)
 
 
-def test_it_prints_in_ink_on_paper_even_in_the_dark(browser: Any, pages: dict[str, Path]) -> None:
+def test_print_uses_dark_text_in_dark_scheme(browser: Any, pages: dict[str, Path]) -> None:
     show(browser, pages["private"], scheme="dark")
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",

@@ -81,7 +81,7 @@ def page_of(*folders: Path) -> Page:
     return Page(reporting.render([reporting.read(folder) for folder in folders]))
 
 
-def test_numbers_on_the_page_are_those_of_the_result(folder: Path) -> None:
+def test_page_numbers_match_result(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     page = page_of(folder)
     wanted = [result[key] for key in ("accuracy", "balanced_accuracy", "auc", "loss")]
@@ -95,7 +95,7 @@ def test_numbers_on_the_page_are_those_of_the_result(folder: Path) -> None:
         assert version in page.words
 
 
-def test_dropouts_are_told_with_what_became_of_them(folder: Path) -> None:
+def test_dropouts_are_reported_with_outcome(folder: Path) -> None:
     page = page_of(folder)
     assert "Left out before anyone had masked with it." in page.words
     assert "Counted; masks came off in unmasking with the others’ shares." in page.words
@@ -137,7 +137,7 @@ def test_unfinished_run_is_reported_so_far(copy: Path) -> None:
     assert "Confusion" not in page.words
 
 
-def test_a_failed_run_says_why(copy: Path) -> None:
+def test_failed_run_report_states_reason(copy: Path) -> None:
     (copy / "result.json").unlink()
     text = (copy / "events.jsonl").read_text().splitlines()[:-1]
     text.append(json.dumps({"event": "RunFailed", "time": 1.0, "reason": "the roof fell in."}))
@@ -146,14 +146,14 @@ def test_a_failed_run_says_why(copy: Path) -> None:
     assert "This run failed after 3 of 3 rounds: the roof fell in." in page.words
 
 
-def test_a_run_without_events_is_told_by_its_result(copy: Path) -> None:
+def test_run_without_events_is_reported_from_result(copy: Path) -> None:
     (copy / "events.jsonl").unlink()
     page = page_of(copy)
     assert "There is no events.jsonl in this folder" in page.words
     assert "Accuracy and AUC by round" in page.words
 
 
-def test_a_run_that_went_on_is_one_run(copy: Path) -> None:
+def test_resumed_run_is_reported_as_one(copy: Path) -> None:
     lines = (copy / "events.jsonl").read_bytes().splitlines(keepends=True)
     again = [lines[0], *(line for line in lines if b'"round": 2' in line), lines[-1]]
     (copy / "events.jsonl").write_bytes(b"".join(lines[:-1] + again))
@@ -214,14 +214,14 @@ def first_line(**changes: Any) -> Any:
         ),
     ],
 )
-def test_a_damaged_record_is_one_sentence(copy: Path, act: Any, words: str) -> None:
+def test_damaged_record_gives_one_sentence(copy: Path, act: Any, words: str) -> None:
     act(copy)
     with pytest.raises(RecordError, match=r"^[^\n]+\.$") as error:
         reporting.read(copy)
     assert words in str(error.value)
 
 
-def test_a_folder_with_a_study_alone_tells_of_no_run(copy: Path) -> None:
+def test_folder_with_only_study_is_refused(copy: Path) -> None:
     for name in ("result.json", "events.jsonl"):
         (copy / name).unlink()
     with pytest.raises(RecordError, match="neither a result nor a first event"):
@@ -236,7 +236,7 @@ def test_a_folder_with_a_study_alone_tells_of_no_run(copy: Path) -> None:
     | st.sampled_from([b"null", b"-1", b"1e999", b"true", b"[]", b"NaN", b'"', b"9" * 400]),
     over=st.integers(0, 6),
 )
-def test_any_damage_is_refused_or_told(  # noqa: PLR0917
+def test_damaged_record_renders_or_is_refused(  # noqa: PLR0917
     folder: Path, tmp_path: Path, name: str, where: float, put: bytes, over: int
 ) -> None:
     target = tmp_path / "spoilt"
@@ -337,7 +337,7 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
         ),
     ],
 )
-def test_who_can_learn_what_follows_from_the_settings(
+def test_party_views_follow_from_settings(
     facts: PartyInputs, said: list[tuple[str, ...]], unsaid: list[str]
 ) -> None:
     found = party_views(facts)
@@ -349,7 +349,7 @@ def test_who_can_learn_what_follows_from_the_settings(
             assert phrase not in text
 
 
-def test_conditions_name_what_the_bound_rests_on() -> None:
+def test_conditions_list_guarantee_assumptions() -> None:
     terms = Terms(sites=10, rounds=2)
     promise = guarantee(assumptions=("real-valued noise",))
     honest = PartyInputs(
@@ -365,7 +365,7 @@ def test_conditions_name_what_the_bound_rests_on() -> None:
 
 @settings(deadline=None)
 @given(epsilon=st.floats(0, 800), delta=st.sampled_from([0.0, 1e-9, 1e-5, 1.9e-4, 0.27, 0.3]))
-def test_bounds_in_words_hold_as_they_stand(epsilon: float, delta: float) -> None:
+def test_rounded_bounds_in_words_remain_valid(epsilon: float, delta: float) -> None:
     promise = guarantee(epsilon=epsilon, delta=delta)
     factor = max_likelihood_ratio(promise)
     if not factor.startswith("e^"):
@@ -381,7 +381,7 @@ def test_bounds_in_words_hold_as_they_stand(epsilon: float, delta: float) -> Non
 
 @settings(deadline=None)
 @given(numbers=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8), ticks=st.integers(2, 9))
-def test_an_axis_holds_its_numbers_and_ends_on_ticks(numbers: list[float], ticks: int) -> None:
+def test_axis_covers_its_numbers_with_ticks(numbers: list[float], ticks: int) -> None:
     axis = Axis.over(numbers, ticks=ticks)
     slack = 1e-6 * max(1.0, *map(abs, numbers))
     assert axis.low <= min(numbers) + slack
@@ -393,7 +393,7 @@ def test_an_axis_holds_its_numbers_and_ends_on_ticks(numbers: list[float], ticks
 
 @settings(deadline=None)
 @given(levels=st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_labels_do_not_lie_on_one_another(levels: list[float]) -> None:
+def test_plot_labels_do_not_overlap(levels: list[float]) -> None:
     lines = tuple(
         Line(name=str(k), points=((1.0, level),), tone=1, label=str(k))
         for k, level in enumerate(levels)
@@ -406,7 +406,7 @@ def test_labels_do_not_lie_on_one_another(levels: list[float]) -> None:
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 7, 60, 61, 100, 1000])
-def test_rounds_are_numbered_from_the_first_to_the_last(last: int) -> None:
+def test_round_axis_spans_first_to_last(last: int) -> None:
     axis = Axis.rounds(last)
     assert axis.ticks[0] == 1
     assert axis.ticks[-1] == max(last, 2)

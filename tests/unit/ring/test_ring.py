@@ -32,7 +32,7 @@ def test_unpacking_undoes_packing(bits: int, length: int, seed: int) -> None:
 
 @given(bits=BITS, length=LENGTHS, seed=st.integers(0, 1000), offset=st.integers(0, 8))
 @settings(deadline=None)
-def test_packed_vectors_are_added_wherever_they_lie(
+def test_packed_addition_works_at_any_alignment(
     bits: int, length: int, seed: int, offset: int
 ) -> None:
     ring = Ring(bits)
@@ -46,7 +46,7 @@ def test_packed_vectors_are_added_wherever_they_lie(
     assert np.array_equal(spread[1::2], one)
 
 
-def test_the_layout_of_packed_elements_is_frozen() -> None:
+def test_packed_element_layout_is_unchanged() -> None:
     # 33 elements of 3 bits, 0 to 7 over and over, make 32 lanes of two, the last 15 empty.  Lane
     # after lane fills the words from the lowest bit; written out by hand from that description.
     lanes = [[i % 8, (i + 1) % 8 if i < 32 else 0] for i in range(0, 33, 2)]
@@ -60,7 +60,7 @@ def test_the_layout_of_packed_elements_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("bits", [20, 27, 32, 40])
-def test_a_long_vector_takes_its_bits_and_hardly_more(bits: int) -> None:
+def test_long_packed_vector_has_little_overhead(bits: int) -> None:
     length = 4_802_120
     assert Ring(bits).bytes_for(length) * 8 / length < bits + 0.001
 
@@ -103,7 +103,7 @@ def test_fixed_point_errs_by_half_a_step(
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(1.0, 3), (3.0, 4), (6.0, 5), (100.0, 8)])
-def test_the_ring_is_the_narrowest_that_holds_the_sum(largest: float, bits: int) -> None:
+def test_ring_is_narrowest_holding_sum(largest: float, bits: int) -> None:
     assert FixedPoint.fitting(largest, step=1.0).ring.bits == bits
 
 

@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("which", BROKEN)
-def test_what_would_end_a_round_ends_its_rehearsal(tmp_path: Path, which: str) -> None:
+def test_fault_ending_round_fails_dry_run(tmp_path: Path, which: str) -> None:
     parts, words = BROKEN[which]
     with pytest.raises(CohortiumError, match=words) as found:
         tiny_federation(**{"privatizer": SITE_LEVEL} | parts).run(tmp_path / "run")
@@ -211,7 +211,7 @@ def test_dry_run_leaves_config_and_torch_unchanged() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_sizes_are_those_of_what_is_written(tmp_path: Path) -> None:
+def test_estimated_sizes_match_written_files(tmp_path: Path) -> None:
     study = tiny_federation(trainer=FedMIC(), rounds=3)
     sizes = study.prepare().setting.sizes
     study.run(tmp_path / "run")
@@ -221,7 +221,7 @@ def test_sizes_are_those_of_what_is_written(tmp_path: Path) -> None:
     assert 0 <= server.stat().st_size - sizes.server < 8192
 
 
-def test_values_of_made_up_images_refuse_nothing() -> None:
+def test_dry_run_ignores_diverging_updates() -> None:
     # Its updates leave every bound at once; only the run itself may say so.
     hot = tiny_federation(
         trainer=FedAvg(learning_rate=1e6, optimizer_options={"weight_decay": 1e6})

@@ -70,7 +70,7 @@ def agree(policy: SitePolicy, **changes: Any) -> None:
         ({"max_sites": 2}, {"model": CNN(width=64)}, "policy.max_sites"),
     ],
 )
-def test_nothing_large_is_made_of_what_is_refused(
+def test_refused_study_allocates_no_network(
     ceilings: dict[str, Any], changes: dict[str, Any], code: str, allocated: Ledgered
 ) -> None:
     policy = SitePolicy(**FLOORS, **ceilings)
@@ -80,7 +80,7 @@ def test_nothing_large_is_made_of_what_is_refused(
     assert allocated.most == 0
 
 
-def test_what_is_within_the_ceilings_is_made(allocated: Ledgered) -> None:
+def test_study_within_limits_allocates_network(allocated: Ledgered) -> None:
     agree(SitePolicy(**FLOORS), model=CNN(width=16))
     assert allocated.most > 0
 
@@ -94,14 +94,14 @@ def test_copies_count_in_the_estimate() -> None:
         agree(policy, model=CNN(), trainer=FedSGD(sampling_rate=1.0, augmentation_multiplicity=128))
 
 
-def test_a_floor_is_asked_before_the_network_is_made(allocated: Ledgered) -> None:
+def test_policy_is_checked_before_building_network(allocated: Ledgered) -> None:
     with pytest.raises(RefusalError) as refusal:
         agree(SitePolicy(**{**FLOORS, "insecure_rehearsal": False}), model=CNN(width=64))
     assert refusal.value.code == "policy.epsilon"
     assert allocated.most == 0
 
 
-def test_a_size_is_found_without_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameter_count_needs_no_public_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Phantom, "load", lambda _: pytest.fail("public images were drawn"))
     for model, bare in (
         (Pretrained(images=Phantom(), width=8), None),
@@ -115,7 +115,7 @@ def test_a_size_is_found_without_what_it_is_of(monkeypatch: pytest.MonkeyPatch) 
             assert found == sum(p.numel() for p in bare.build(SPEC, 1).parameters())
 
 
-def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
+def test_data_dependent_network_has_unknown_size() -> None:
     class Stubborn:
         def preprocess(self, images: torch.Tensor) -> torch.Tensor:
             return images
@@ -128,7 +128,7 @@ def test_a_network_that_needs_content_has_no_size_beforehand() -> None:
         agree(SitePolicy(**FLOORS, max_parameters=10), model=CNN())
 
 
-def test_dealt_sites_take_part_in_what_they_were_dealt_for(tmp_path: Path) -> None:
+def test_rehearsal_site_policy_admits_its_study(tmp_path: Path) -> None:
     ready = tiny_federation(rounds=1500).prepare()
     rehearsal.write_rehearsal(ready, tmp_path / "new", engine="inline")
     policy = SiteConfig.read(tmp_path / "new" / "site-0" / "site.toml").policy

@@ -86,7 +86,7 @@ def test_weights_that_are_not_finite_are_refused(pair: Pair) -> None:
     assert code(pair.ask(pair.request(weights=weights))) == "malformed"
 
 
-def test_an_attempt_that_is_over_stays_over() -> None:
+def test_finished_attempt_is_stale() -> None:
     pair = Pair(retries=2, rounds=2)
     assert code(pair.ask(pair.request(attempt=1))) == "answered"
     assert code(pair.ask(pair.request(attempt=0))) == "stale"
@@ -97,7 +97,7 @@ def test_an_attempt_that_is_over_stays_over() -> None:
 
 @given(data=st.binary(max_size=200), keep=st.integers(0, 60))
 @settings(max_examples=100, deadline=None)
-def test_whatever_comes_a_site_answers_with_a_message(data: bytes, keep: int) -> None:
+def test_site_answers_any_bytes_with_refusal(data: bytes, keep: int) -> None:
     site = SHARED.site
     broadcast = SHARED.request()[:keep] + data
     assert isinstance(decode_either(site.answer(broadcast, data), Reply, Refusal), Refusal)

@@ -62,7 +62,7 @@ def command(*arguments: str) -> int | str | None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_it_writes_a_package(role: Role, tmp_path: Path, capsys: Any) -> None:
+def test_new_plugin_writes_package(role: Role, tmp_path: Path, capsys: Any) -> None:
     assert command("my-part", "--role", role, "--out", str(tmp_path / "deep")) == 0
     folder = tmp_path / "deep" / "cohortium-my-part"
     assert str(folder) in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_it_writes_a_package(role: Role, tmp_path: Path, capsys: Any) -> None:
         ("none-type", "model", ""),
     ],
 )
-def test_what_cannot_be_is_said(
+def test_invalid_plugin_name_or_role_is_refused(
     name: str, role: str, sentence: str, tmp_path: Path, capsys: Any
 ) -> None:
     code = command(name, "--role", role, "--out", str(tmp_path))
@@ -104,7 +104,7 @@ def test_what_cannot_be_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_stays(tmp_path: Path, capsys: Any) -> None:
+def test_new_plugin_overwrites_nothing(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "cohortium-mine").mkdir()
     assert command("mine", "--role", "model", "--out", str(tmp_path)) == 2
     assert "exists already" in capsys.readouterr().err
@@ -144,7 +144,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
 
 
 @pytest.mark.slow
-def test_all_are_found(python: Python) -> None:
+def test_generated_plugins_are_discovered(python: Python) -> None:
     records = json.loads(python.cohortium("plugins", "--json"))
     found = {record["name"]: record for record in records if record["name"].startswith("my-")}
     assert sorted(found) == sorted(f"my-{role}" for role in ROLES)
@@ -155,14 +155,14 @@ def test_all_are_found(python: Python) -> None:
 
 
 @pytest.mark.slow
-def test_each_passes_its_check(python: Python) -> None:
+def test_generated_plugins_pass_conformance_check(python: Python) -> None:
     said = python("-c", CHECK, *(f"my-{role}" for role in ROLES))
     assert "✗" not in said
     assert [f"{role} 'my-{role}' of" in said for role in ROLES] == [True] * len(ROLES)
 
 
 @pytest.mark.slow
-def test_each_passes_its_own_tests(python: Python) -> None:
+def test_generated_plugins_pass_their_tests(python: Python) -> None:
     options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib")
     said = python("-m", "pytest", *options, *(f"cohortium-my-{role}" for role in ROLES))
     assert " passed" in said
@@ -170,7 +170,7 @@ def test_each_passes_its_own_tests(python: Python) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_of_them_learns(python: Python) -> None:
+def test_study_of_generated_plugins_learns(python: Python) -> None:
     (python.workload / "study.toml").write_text(STUDY, encoding="utf-8")
     options = ("--out", "record", "--observer", "my-observer", "--json")
     result = json.loads(python.cohortium("run", "study.toml", *options))
@@ -181,7 +181,7 @@ def test_a_study_of_them_learns(python: Python) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_written_is_in_good_form(python: Python) -> None:
+def test_generated_plugins_pass_linters(python: Python) -> None:
     folders = [python.workload / f"cohortium-my-{role}" for role in ROLES]
     for tool in (["ruff", "check"], ["ruff", "format", "--check"]):
         python("-m", *tool, *map(str, folders))

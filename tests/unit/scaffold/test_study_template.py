@@ -33,7 +33,7 @@ def npz(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("epsilon", [None, 2.5])
 @pytest.mark.parametrize("secagg", [True, False])
-def test_what_is_written_runs(
+def test_generated_study_runs(
     npz: Path, tmp_path: Path, epsilon: float | None, secagg: bool
 ) -> None:
     answers = Answers(data=str(npz), sites=5, epsilon=epsilon, secagg=secagg)
@@ -71,7 +71,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return told.err
 
 
-def test_nothing_is_overwritten_and_nothing_half_written(
+def test_init_refusal_leaves_files_unchanged(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,7 +94,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
 
 
 @pytest.mark.slow
-def test_a_person_is_asked_four_questions(npz: Path, tmp_path: Path) -> None:
+def test_interactive_init_asks_four_questions(npz: Path, tmp_path: Path) -> None:
     person, side = pty.openpty()
     # What is no answer is asked for again, and what was answered is kept.
     os.write(person, f"no-such-set\n{npz.name}\n0\n4\nsome\nnone\nn\n".encode())

@@ -35,7 +35,7 @@ def test_entries_stay_in_order(tmp_path: Path, make: Callable[[Path], Journal]) 
     assert list(journal.entries()) == ENTRIES
 
 
-def test_a_file_keeps_them_and_goes_on(tmp_path: Path) -> None:
+def test_file_journal_keeps_entries_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written(path)
     assert reopened(path) == ENTRIES
@@ -46,7 +46,7 @@ def test_a_file_keeps_them_and_goes_on(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_line_torn_anywhere_is_taken_off_and_no_other(tmp_path: Path) -> None:
+def test_torn_last_line_alone_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written(path)
     whole = path.read_bytes()
@@ -163,7 +163,7 @@ def test_foreign_file_is_refused_and_kept(tmp_path: Path, content: bytes) -> Non
     assert path.read_bytes() == content
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_journal_in_use_is_refused(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path / "journal")
     with pytest.raises(RunError, match="in use"):
         FileJournal(tmp_path / "journal")

@@ -19,7 +19,7 @@ def machine(folder: Path, *, free: int, groups: str = "") -> tuple[Path, Path]:
     return folder / "proc", folder / "cgroup"
 
 
-def test_it_is_what_the_machine_has_left(tmp_path: Path) -> None:
+def test_available_memory_matches_meminfo(tmp_path: Path) -> None:
     assert memory.available(*machine(tmp_path, free=2048)) == 2 << 20
 
 
@@ -34,7 +34,7 @@ def test_it_is_what_the_machine_has_left(tmp_path: Path) -> None:
         ("torn", {}, 2 << 20),
     ],
 )
-def test_a_control_group_counts(
+def test_control_group_limits_available_memory(
     groups: str, files: dict[str, str], expected: int, tmp_path: Path
 ) -> None:
     processes, limits = machine(tmp_path, free=2048, groups=groups)
@@ -44,11 +44,11 @@ def test_a_control_group_counts(
     assert memory.available(processes, limits) == expected
 
 
-def test_a_system_that_tells_nothing_is_asked_otherwise(tmp_path: Path) -> None:
+def test_available_memory_falls_back_without_proc(tmp_path: Path) -> None:
     assert memory.available(tmp_path / "no", tmp_path / "none") > 1 << 20
 
 
-def test_a_file_that_unpacks_beyond_the_memory_there_is(
+def test_npz_exceeding_available_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bomb.npz"

@@ -14,7 +14,7 @@ from cohortium import grid as grids
 from cohortium.cli import app, main
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 from cohortium.renamed import COMMANDS, KEYS, OPTIONS, VARIABLES
 from cohortium.study.study import FEDERATION_KEYS
 
@@ -86,7 +86,7 @@ def test_old_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_discovery_refuses_old_variable(variable: str) -> None:
-    with pytest.raises(StudyError, match=f"{variable} is called {VARIABLES[variable]} now"):
+    with pytest.raises(RequestError, match=f"{variable} is called {VARIABLES[variable]} now"):
         discover({variable: "cohortium"})
 
 

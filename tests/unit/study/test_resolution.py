@@ -59,7 +59,7 @@ def test_the_order_of_settings_changes_nothing(order: list[str]) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_names_inside_a_part_come_first_too(order: tuple[int, ...]) -> None:
+def test_nested_name_settings_apply_first(order: tuple[int, ...]) -> None:
     given_ = ["model.center_on.examples=30", "model.center_on=phantom", "model.whiten=0.5"]
     federation = Federation.read(None, [given_[n] for n in order])
     assert federation.model == Descriptor(center_on=Phantom(examples=30), whiten=0.5)
@@ -117,7 +117,7 @@ def test_a_setting_reaches_every_cell_or_is_refused(tmp_path: Path) -> None:
         ("when.a = { federation.seed = 3 }\n", r"a choice sets federation\.seed, which 'seeds'"),
     ],
 )
-def test_what_would_not_reach_the_study_is_named(tmp_path: Path, grid: str, words: str) -> None:
+def test_ineffective_grid_setting_error_names_it(tmp_path: Path, grid: str, words: str) -> None:
     path = write(tmp_path, f"[grid]\n{grid}{BASE}")
     for command in (["run", "--dry-run"], ["plan"]):
         with pytest.raises(StudyError, match=words):
@@ -150,7 +150,7 @@ def test_two_settings_that_exclude_each_other_are_refused() -> None:
         )
 
 
-def test_a_setting_that_a_later_one_replaces_is_told() -> None:
+def test_replaced_setting_is_reported() -> None:
     (told,) = study_file.ignored_keys(None, ["federation.sites=4", "federation.sites=5"])
     assert told == "--set federation.sites=4 is replaced by --set federation.sites=5."
     assert Federation.read(None, ["federation.sites=4", "federation.sites=5"]).sites == 5
@@ -167,7 +167,7 @@ def test_a_setting_that_a_later_one_replaces_is_told() -> None:
         ),
     ],
 )
-def test_two_cells_that_are_one_study_are_refused(tmp_path: Path, axis: str) -> None:
+def test_duplicate_grid_cells_are_refused(tmp_path: Path, axis: str) -> None:
     path = write(tmp_path, f"[grid]\n{axis}\n{BASE}")
     names = [cell.name for cell in grids.read(path).cells()]
     for command in (["run", "--dry-run"], ["run"], ["plan"]):
@@ -175,7 +175,7 @@ def test_two_cells_that_are_one_study_are_refused(tmp_path: Path, axis: str) -> 
             cohortium(command[0], str(path), *command[1:])
 
 
-def test_keys_that_a_choice_leaves_out_are_told(tmp_path: Path) -> None:
+def test_keys_ignored_by_choice_are_reported(tmp_path: Path) -> None:
     path = write(tmp_path, f"[grid]\nseeds = [1, 2]\n{ALGORITHM}{BASE}")
     words = f"algorithm = prox: learning_rate of [trainer] in {path} were for 'fedavg'"
     code, stdout, stderr = cohortium("run", str(path), "--dry-run", "--out", str(tmp_path / "out"))
@@ -189,7 +189,7 @@ def test_keys_that_a_choice_leaves_out_are_told(tmp_path: Path) -> None:
     )
 
 
-def test_seeds_of_the_file_that_a_grid_replaces_are_told(tmp_path: Path) -> None:
+def test_replaced_study_seed_is_reported(tmp_path: Path) -> None:
     text = BASE.replace("sites = 4", "sites = 4\nseed = 7")
     path = write(tmp_path, f"[grid]\nseeds = [1]\n{ALGORITHM}{text}")
     assert "its seeds take the place of federation.seed" in cohortium("plan", str(path))[2]
@@ -206,7 +206,7 @@ bad = { model = { name = "module", module = "no_such_package:Net" } }
 """
 
 
-def test_a_dry_run_names_the_cell_that_cannot_run(tmp_path: Path) -> None:
+def test_dry_run_names_refused_cell(tmp_path: Path) -> None:
     path, out = write(tmp_path, NETS + BASE), tmp_path / "out"
     code, stdout, stderr = cohortium("run", str(path), "--dry-run", "--out", str(out))
     assert code == 2

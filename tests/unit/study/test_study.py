@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium.errors import CohortiumError, PluginError, RequestError, StudyError
 from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
@@ -20,7 +20,7 @@ def write(path: Path, text: str) -> Path:
     return file
 
 
-def test_the_quick_start_is_the_default_of_every_key() -> None:
+def test_quick_start_gives_default_values() -> None:
     federation = Federation.read(None)
     assert (federation.sites, federation.privatizer.epsilon) == (10, 6.0)  # type: ignore[attr-defined]
 
@@ -39,7 +39,7 @@ def test_another_name_drops_the_tables_other_defaults(tmp_path: Path) -> None:
     assert Federation.read(file).partitioner == Dirichlet(alpha=0.5, min_size=3)
 
 
-def test_settings_go_over_the_study_in_order() -> None:
+def test_settings_override_study_in_order() -> None:
     federation = Federation.read(
         None,
         ["model.name=dpresnet", "model.width=16", "federation.rounds=3", "model.width=8",
@@ -50,7 +50,7 @@ def test_settings_go_over_the_study_in_order() -> None:
     assert federation.trainer == FedSGD(optimizer_options={"momentum": 0.5, "nesterov": True})
 
 
-def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+def test_written_study_reads_back_equal(tmp_path: Path) -> None:
     federation = Federation.read(None, ["model.name=dpresnet", "federation.sites=7"])
     assert Federation.read(write(tmp_path, federation.as_toml())) == federation
 
@@ -91,7 +91,7 @@ def test_errors_name_file_key_and_expectation(tmp_path: Path, text: str, words: 
 
 @pytest.mark.parametrize("setting", ["model", "model.width", "=3", "width=3"])
 def test_a_setting_of_another_form_is_refused(setting: str) -> None:
-    with pytest.raises(StudyError, match=r"write it as table\.key=value"):
+    with pytest.raises(RequestError, match=r"write it as table\.key=value"):
         Federation.read(None, [setting])
 
 
@@ -103,13 +103,13 @@ def test_a_setting_of_another_form_is_refused(setting: str) -> None:
         (f"model.width={'[' * 5_000}", "width=.*…: expected int"),
     ],
 )
-def test_a_setting_that_python_cannot_hold(setting: str, words: str) -> None:
+def test_oversized_setting_is_refused(setting: str, words: str) -> None:
     with pytest.raises(StudyError, match=words):
         Federation.read(None, ["model.name=cnn", setting])
 
 
-def test_a_missing_study_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"cannot read the study .*No such file"):
+def test_missing_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"cannot read the study .*No such file"):
         Federation.read(tmp_path / "none.toml")
 
 

@@ -46,7 +46,7 @@ def test_deep_dotted_key_never_reaches_parser(
 
 
 @given(st.lists(st.sampled_from([*PARTS.values(), "a-b", "'x.y.z'"]), min_size=1, max_size=40))
-def test_what_is_parsed_has_few_parts(parts: list[str]) -> None:
+def test_dotted_key_depth_is_limited(parts: list[str]) -> None:
     text = ".".join(parts) + " = 1"
     if len(parts) < toml.MAX_LEVELS:
         assert toml.loads(text, where="test") == tomllib.loads(text)
@@ -72,18 +72,18 @@ def test_what_is_parsed_has_few_parts(parts: list[str]) -> None:
     ],
     ids=range(11),
 )
-def test_what_no_study_needs_is_refused(text: str, words: str) -> None:
+def test_excessive_toml_is_refused(text: str, words: str) -> None:
     with pytest.raises(StudyError, match=words) as error:
         toml.loads(text, where="test")
     assert len(str(error.value)) < 300
 
 
-def test_what_studies_need_is_read() -> None:
+def test_large_valid_toml_is_read() -> None:
     text = "[trainer]\nclass_weights = [" + "0.5, " * 10_000 + "]\n[a.b.c.d]\nx = 'a.b.c. d'"
     assert len(toml.loads(text, where="test")["trainer"]["class_weights"]) == 10_000
 
 
-def test_words_of_others_are_ones_that_can_be_shown() -> None:
+def test_unprintable_text_is_refused() -> None:
     toml.require_text({"a": ["é\u00a0x", {"b": "日本"}]}, where="test")
     for bad in ("a\nb", "\x1b", "\u202e"):
         with pytest.raises(StudyError, match="characters that cannot be shown"):

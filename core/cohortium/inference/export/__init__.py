@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cohortium.errors import RunError, StudyError
+from cohortium.errors import RequestError, RunError
 from cohortium.inference.export.card import Exported, model_card
 from cohortium.inference.export.scores import recompute_scores
 from cohortium.storage.atomic import atomic_write
@@ -44,24 +44,24 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
 
     Raises:
         DataError: The run's scores are not those of its stored predictions.
-        StudyError: The run is not complete, the folder is not empty, nothing can be written there,
-            or a package is missing.
+        RequestError: The run is not complete, the folder is not empty or cannot be written, or a
+            package is missing.
         RunError: torch cannot write the model as a program, or the file system refuses the files.
     """
     if classifier.result is None:
-        raise StudyError(
+        raise RequestError(
             f"the run is not complete (it has weights of round {classifier.rounds}), so that there "
             "is no guarantee to state; let it come to its end first."
         )
     missing = [name for name in ONNX_PACKAGES if onnx and importlib.util.find_spec(name) is None]
     if missing:
-        raise StudyError(f"ONNX needs {' and '.join(missing)}; pip install 'cohortium[onnx]'.")
+        raise RequestError(f"ONNX needs {' and '.join(missing)}; pip install 'cohortium[onnx]'.")
     check_directory_writable(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise StudyError(f"{folder} is not empty; give another folder with --out.")
+            raise RequestError(f"{folder} is not empty; give another folder with --out.")
     except OSError as error:
-        raise StudyError(f"cannot write to {folder}: {error.strerror}.") from error
+        raise RequestError(f"cannot write to {folder}: {error.strerror}.") from error
     is_scored_anew = recompute_scores(classifier)
     files, exported = _files(classifier, onnx=onnx)
     exported = attrs.evolve(exported, is_scored_anew=is_scored_anew)

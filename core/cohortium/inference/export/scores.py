@@ -34,7 +34,7 @@ def recompute_scores(classifier: Classifier) -> bool:
 
     Raises:
         DataError: The scores differ from the result's.
-        StudyError: The predictions are damaged.
+        RequestError: The predictions are damaged.
     """
     result = classifier.result
     assert result is not None, "only a complete run has scores"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import field, frozen
 
-from cohortium.plugin import RefusalError
+from cohortium.plugin import RefusalCode, RefusalError
+from cohortium_secagg._codes import SecAggRefusalCode
 from cohortium_secagg._keys import KEY_BYTES, KeyPair, seal, tag, unseal
 from cohortium_secagg._masks import Mask, pairwise
 from cohortium_secagg._messages import Keys, Shares, Unmasking, Vector
@@ -51,10 +52,13 @@ class SiteAttempt:
         cohort = self.protocol.setting.cohort
         least, most = self.protocol.quorum - 1, self.protocol.most_neighbours
         if self.site in peers or not all(peer < cohort.sites for peer in peers):
-            raise RefusalError("neighbourhood", "a neighbour is no other site of this federation.")
+            raise RefusalError(
+                SecAggRefusalCode.NEIGHBOURHOOD, "a neighbour is no other site of this federation."
+            )
         if not least <= len(peers) <= most:
             raise RefusalError(
-                "neighbourhood", f"{len(peers)} neighbours are not between {least} and {most}."
+                SecAggRefusalCode.NEIGHBOURHOOD,
+                f"{len(peers)} neighbours are not between {least} and {most}.",
             )
 
 
@@ -202,7 +206,9 @@ class Shared:
         site_attempt, sealed = self.channel.site_attempt, request.sealed
         site_attempt.check_neighbours(sealed)
         if not sealed.keys() <= self.neighbours.keys():
-            raise RefusalError("neighbourhood", "a share comes from a site that is no neighbour.")
+            raise RefusalError(
+                SecAggRefusalCode.NEIGHBOURHOOD, "a share comes from a site that is no neighbour."
+            )
         shares = {site_attempt.site: self.own}
         masks = [Mask(self.seed)]
         for peer, text in sealed.items():
@@ -224,7 +230,9 @@ class Shared:
         setting = self.channel.site_attempt.protocol.setting
         words = vector().words
         if words.dtype != setting.ring.dtype or words.shape != (setting.length,):
-            raise RefusalError("vector", "the release is not of the ring and length agreed on.")
+            raise RefusalError(
+                RefusalCode.VECTOR, "the release is not of the ring and length agreed on."
+            )
         return words
 
 
@@ -262,22 +270,29 @@ class Masked:
         protocol, survivors = self.site_attempt.protocol, frozenset(listed)
         cohort = protocol.setting.cohort
         if len(survivors) != len(listed) or len(survivors) > cohort.cohort_size:
-            raise RefusalError("survivors", "sites are listed twice, or more than were asked.")
+            raise RefusalError(
+                SecAggRefusalCode.SURVIVORS, "sites are listed twice, or more than were asked."
+            )
         if max(listed, default=0) >= cohort.sites or survivors & self.unmasked_neighbours:
-            raise RefusalError("survivors", "a site that cannot have sent a vector is listed.")
+            raise RefusalError(
+                SecAggRefusalCode.SURVIVORS, "a site that cannot have sent a vector is listed."
+            )
         if protocol.is_active:
             self.require_acquainted(survivors)
         if self.site_attempt.site not in survivors:
-            raise RefusalError("survivors", "this site sent its vector, but is not listed.")
+            raise RefusalError(
+                SecAggRefusalCode.SURVIVORS, "this site sent its vector, but is not listed."
+            )
         if len(survivors) < protocol.floor:
             raise RefusalError(
-                "floor",
+                SecAggRefusalCode.FLOOR,
                 f"a sum over {len(survivors)} sites is not opened, only over {protocol.floor}.",
             )
         near = len(survivors & self.shares.keys())
         if near < protocol.quorum:
             raise RefusalError(
-                "floor", f"{near} survivors here are too few; it takes {protocol.quorum}."
+                SecAggRefusalCode.FLOOR,
+                f"{near} survivors here are too few; it takes {protocol.quorum}.",
             )
 
     def require_acquainted(self, survivors: frozenset[SiteId]) -> None:
@@ -287,4 +302,6 @@ class Masked:
         would only make a small sum look large.
         """
         if not survivors <= self.shares.keys():
-            raise RefusalError("survivors", "a site that has shared nothing is listed.")
+            raise RefusalError(
+                SecAggRefusalCode.SURVIVORS, "a site that has shared nothing is listed."
+            )

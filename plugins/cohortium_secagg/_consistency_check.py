@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from cohortium.plugin import RefusalError
+from cohortium_secagg._codes import SecAggRefusalCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         SignedKeys,
         Unmasking,
     )
-    from cohortium_secagg._site_attempt import Advertised, Masked, SiteAttempt
+    from cohortium_secagg._site_states import Advertised, Masked, SiteAttempt
     from cohortium_secagg._statements import Statements
 
 
@@ -53,7 +54,9 @@ class SurvivorSigner:
         digest = self.statements.roster(roster)
         own = roster.pop(site, None)
         if own is None or (own.sealing, own.masking) != (state.keys.sealing, state.keys.masking):
-            raise RefusalError("signature", "the roster does not have this site with its keys.")
+            raise RefusalError(
+                SecAggRefusalCode.SIGNATURE, "the roster does not have this site with its keys."
+            )
         self.check_keys(roster)
         return evolve(state.site_attempt, roster=digest), roster
 
@@ -62,7 +65,8 @@ class SurvivorSigner:
         for peer, keys in roster.items():
             if not self.statements.verify_keys(peer, keys):
                 raise RefusalError(
-                    "signature", f"the keys of site {peer} are not signed by it for this attempt."
+                    SecAggRefusalCode.SIGNATURE,
+                    f"the keys of site {peer} are not signed by it for this attempt.",
                 )
 
     def consent(
@@ -107,5 +111,6 @@ class Confirmed:
             )
         if agreed < need:
             raise RefusalError(
-                "consent", f"{agreed} sites have signed for these survivors; it takes {need}."
+                SecAggRefusalCode.CONSENT,
+                f"{agreed} sites have signed for these survivors; it takes {need}.",
             )

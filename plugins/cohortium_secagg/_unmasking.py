@@ -19,7 +19,7 @@ from cohortium_secagg._messages import (
     max_message_bytes,
 )
 from cohortium_secagg._shamir import LagrangeInterpolation
-from cohortium_secagg._site_attempt import KEY_SHARE, SEED_SHARE
+from cohortium_secagg._site_states import KEY_SHARE, SEED_SHARE
 from cohortium_secagg._vectors import unmask
 
 if TYPE_CHECKING:
