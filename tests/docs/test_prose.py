@@ -137,3 +137,21 @@ def test_pending_files_exist() -> None:
 def test_breaches_are_found(text: str, words: str) -> None:
     assert any(words in fault for fault in faults(text))
     assert not list(faults("The site refuses a run. It writes `a; b` to its log."))
+
+
+ARCHITECTURE = """
+A Partitioner splits a Dataset over sites. Each site trains a Model with a Trainer under a
+Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
+"""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "README.md", "docs/concepts.md", "docs/design.md", "docs/glossary.md",
+        "core/cohortium/roles/__init__.py",
+    ],
+)  # fmt: skip
+def test_architecture_is_one_sentence_everywhere(path: str) -> None:
+    text = (ROOT / path).read_text("utf-8").replace("*", "")
+    assert " ".join(ARCHITECTURE.split()) in " ".join(text.split())

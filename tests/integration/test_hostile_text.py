@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from cohortium import Federation, federation
 from cohortium.cli import main
-from cohortium.cli._site import _print_log
+from cohortium.cli._site import log_to_stderr
 from cohortium.data.examples import DataSpec
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
@@ -202,7 +203,7 @@ def reception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SiteSe
     site_config = SiteConfig.read(folder / "site-0" / "site.toml")
     journal = site_config.open_journal()
     yield (
-        SiteServer(site_config, journal, tell=_print_log),
+        SiteServer(site_config, journal),
         build_invitation(Federation.read(folder / "study.toml").prepare()),
     )
     journal.close()
@@ -234,7 +235,8 @@ def test_invitation_text_cannot_control_site_terminal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     site_config, invitation = reception
-    reply = site_config.answer(encode(invited(invitation, change)), b"")
+    with log_to_stderr():
+        reply = site_config.answer(encode(invited(invitation, change)), b"")
     refusal = decode(reply, Refusal)
     assert is_printable(refusal.reason)
     log = capfd.readouterr().err
@@ -250,7 +252,8 @@ def test_hostile_invitation_versions_are_logged_on_one_line(
     words = "".join(HOSTILE).replace("\ud800", "")
     versions = {**invitation.versions, "cohortium": words}
     lying = Invitation(b"a third run's id", invitation.study, "", versions)
-    refusal = decode(site_config.answer(encode(lying), b""), Refusal)
+    with log_to_stderr():
+        refusal = decode(site_config.answer(encode(lying), b""), Refusal)
     assert is_printable(refusal.reason)
     log = capfd.readouterr().err
     assert is_quiet(log)
@@ -260,8 +263,9 @@ def test_hostile_invitation_versions_are_logged_on_one_line(
 def test_site_log_escapes_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    for text in HOSTILE:
-        _print_log(f"refused (study): {text}")
+    with log_to_stderr():
+        for text in HOSTILE:
+            logging.getLogger("cohortium.test").warning("%s", f"refused (study): {text}")
     lines = log.getvalue().splitlines()
     assert is_quiet(log.getvalue())
     assert all(line.startswith(("refused", "  ")) for line in lines)

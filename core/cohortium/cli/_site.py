@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cohortium.cli._options import Overrides, Study, federation_of
 from cohortium.text import sanitize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOG = logging.getLogger(__name__)
 
 
 def site(
@@ -37,14 +43,16 @@ def site(
     site_config = SiteConfig.read(path)
     callers = AllowedUsers.named(site_config.client_user, site_config.group)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(log_to_stderr())
         journal = site_config.open_journal()
         stack.callback(journal.close)
-        reception = SiteServer(site_config, journal, tell=_print_log)
+        reception = SiteServer(site_config, journal)
         stack.callback(reception.close)
         reception.self_check()
-        _print_log(f"site {site_config.id}: data, keys, ledger and policy are in order")
+        _LOG.info("site %d: data, keys, ledger and policy are in order", site_config.id)
         if site_config.policy.directory is not None:
-            _print_log(f"the pinned directory is {site_config.policy.directory.fingerprint.hex()}")
+            fingerprint = site_config.policy.directory.fingerprint.hex()
+            _LOG.info("the pinned directory is %s", fingerprint)
         if check:
             return
         reception.warm_up()
@@ -53,16 +61,33 @@ def site(
             reception.answer,
             callers.users,
             callers.group,
-            tell=_print_log,
         )
         with door.open() as listener:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            _print_log(f"site {site_config.id} listens at {door.path}")
+            _LOG.info("site %d listens at %s", site_config.id, door.path)
             door.serve(listener)
 
 
-def _print_log(sentence: str) -> None:
-    typer.echo(sanitize(sentence), err=True)
+@contextlib.contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Write Cohortium's log to the standard error stream, one sentence a line."""
+    log, handler = logging.getLogger("cohortium"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_SafeFormatter())
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _SafeFormatter(logging.Formatter):
+    """Formatter of a message alone, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return sanitize(super().format(record))
 
 
 def rehearse(

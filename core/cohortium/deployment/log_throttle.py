@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from cohortium.text import sanitize
+
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable
 
 MAX_SENTENCES = 20
@@ -26,25 +29,25 @@ MAX_LENGTH = 4000
 
 @define(eq=False)
 class Throttle:
-    """Filter that passes on `limit` sentences in a span.
+    """Writer of at most `limit` warnings in a span to a log.
 
-    It counts the others.
+    It counts the others. A warning may quote another party, so its text is escaped.
 
     Guarantees:
-        Over consecutive spans, at most `limit` + 1 sentences per span are passed on. Each has at
+        Over consecutive spans, at most `limit` + 1 sentences per span are written. Each quotes at
         most `MAX_LENGTH` characters.
 
-        After `close`, a summary has counted every sentence that was not passed on.
+        After `close`, a summary has counted every sentence that was not written.
 
     Attributes:
-        tell: Receives the sentences that are passed on.
+        log: Receives the sentences.
         what: The kind of sentence, for the summary: "refused" in "12 more refused …".
         limit: Sentences in a span.
         span: Length of a span in seconds.
         clock: Returns seconds since any fixed moment.
     """
 
-    tell: Callable[[str], None]
+    log: logging.Logger
     what: str
     limit: int = MAX_SENTENCES
     span: float = SPAN_SECONDS
@@ -54,7 +57,7 @@ class Throttle:
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def __call__(self, sentence: str) -> None:
-        """Pass `sentence` on, or count it."""
+        """Write `sentence`, or count it."""
         with self._lock:
             now = self.clock()
             if self._begun is None or now - self._begun >= self.span:
@@ -62,7 +65,7 @@ class Throttle:
                 self._begun, self._said = now, 0
             self._said += 1
             if self._said <= self.limit:
-                self.tell(sentence[:MAX_LENGTH])
+                self.log.warning("%s", sanitize(sentence[:MAX_LENGTH]))
 
     def close(self) -> None:
         """Write the number of sentences held back since the last summary."""
@@ -75,5 +78,5 @@ class Throttle:
         if self._begun is not None and held > 0:
             minutes = max(1, round((now - self._begun) / 60))
             last = "minute" if minutes == 1 else f"{minutes:,} minutes"
-            self.tell(f"{held:,} more {self.what} in the last {last}.")
+            self.log.warning("%s", f"{held:,} more {self.what} in the last {last}.")
         self._said = 0

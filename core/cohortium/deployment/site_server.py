@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.build_run_config import build_run_config
 from cohortium.runs.invite import collect_versions, version_differences
 from cohortium.study.toml import loads
+from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.rounds.site import Site
     from cohortium.storage.append_log import Journal
+
+_LOG = logging.getLogger(__name__)
 
 MAX_ACTIVE_RUNS = 4
 """Most runs that a site takes part in at a time."""
@@ -79,10 +83,10 @@ class SiteServer:
         The server sends only a site's messages, replies to identify requests, acceptances, and
         refusals. A refusal quotes the study, or the one floor that the study misses. It never
         quotes a path, an error of the site's own files or of a network's code, or the whole policy.
-        Those go only to `tell`, as does every refusal.
+        Those go only to the log of this module, as does every refusal.
 
-        However many refusals a caller provokes, `tell` receives a bounded number of them a minute,
-        and the number of the others.
+        However many refusals a caller provokes, the log receives a bounded number of them a minute,
+        and the number of the others. Text of other parties is escaped in it.
 
         The site takes part in a run only after `invite` and the policy's `admit` have accepted it.
         The site's data must have exactly the declared shape and classes.
@@ -103,7 +107,6 @@ class SiteServer:
         site_config: SiteConfig,
         journal: Journal,
         *,
-        tell: Callable[[str], None] = lambda _sentence: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the site's own files.
@@ -112,8 +115,8 @@ class SiteServer:
             CohortiumError: They are unusable.
         """
         self._config, self._journal = site_config, journal
-        self._log, self._clock = tell, clock
-        self._log_refusal = Throttle(tell, "refusals", clock=clock)
+        self._clock = clock
+        self._log_refusal = Throttle(_LOG, "refusals", clock=clock)
         self._identity = site_config.key
         self._participations = ParticipationStore(site_config.folder / site_config.runs_dir)
         self._active_runs: dict[bytes, ActiveRun] = {}
@@ -199,7 +202,7 @@ class SiteServer:
             active_run = self._join(invitation, participation)
             if known is None:
                 self._participations.add(participation, broadcast, keep=self._active_runs)
-            self._log(f"takes part in the run {invitation.session.hex()[:8]}")
+            _LOG.info("takes part in the run %s", invitation.session.hex()[:8])
         return active_run.acceptance
 
     def _handle_request(self, request: Request, broadcast: bytes, own: bytes) -> bytes:
@@ -226,7 +229,7 @@ class SiteServer:
         known = participation.invitation()
         if known is None:
             raise RefusalError(RefusalCode.SESSION, "this site has not been invited to the run.")
-        self._log(f"takes part again in the run {session.hex()[:8]}")
+        _LOG.info("takes part again in the run %s", session.hex()[:8])
         return self._join(codec.decode(known, Invitation), participation)
 
     def _join(self, invitation: Invitation, participation: Participation) -> ActiveRun:
@@ -253,7 +256,7 @@ class SiteServer:
             )
             site = site_config.open(setting, self._journal, examples)
         for warning in site.warnings:
-            self._log(warning)
+            _LOG.warning("%s", sanitize(warning))
         ours = collect_versions(loads(invitation.study, where="the invitation"))
         accepted = Acceptance(
             session=invitation.session,

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -57,6 +58,8 @@ from cohortium.errors import MessageError, RunError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 16
 """Most connections of a user."""
@@ -168,7 +171,6 @@ class SiteSocketServer:
         answer: Returns the reply to a common part and the site's own. Calls never overlap.
         users: Numbers of the users whose calls are answered.
         group: Number of the group whose members may connect. None admits the owner alone.
-        tell: Receives sentences about rejected callers.
         clock: Returns seconds since any fixed moment.
     """
 
@@ -176,7 +178,6 @@ class SiteSocketServer:
     answer: Callable[[bytes, bytes], bytes]
     users: Collection[int]
     group: int | None = None
-    tell: Callable[[str], None] = lambda _sentence: None
     clock: Callable[[], float] = time.monotonic
     _turn: threading.Lock = field(factory=threading.Lock, init=False)
     _places: _ConnectionSlots = field(factory=_ConnectionSlots, init=False)
@@ -193,7 +194,7 @@ class SiteSocketServer:
 
     def serve(self, listener: socket.socket) -> None:
         """Answer callers until `listener` is shut down."""
-        told = Throttle(self.tell, "callers turned away", clock=self.clock)
+        log = Throttle(_LOG, "callers turned away", clock=self.clock)
         try:
             while True:
                 try:
@@ -201,28 +202,26 @@ class SiteSocketServer:
                 except OSError as error:
                     if error.errno in (errno.EINVAL, errno.EBADF):
                         return
-                    told(f"a call could not be taken: {error.strerror}.")
+                    log(f"a call could not be taken: {error.strerror}.")
                     time.sleep(_PAUSE)
                     continue
-                self._let_in(connection, told)
+                self._let_in(connection, log)
         finally:
-            told.close()
+            log.close()
 
-    def _let_in(self, connection: socket.socket, tell: Callable[[str], None]) -> None:
+    def _let_in(self, connection: socket.socket, log: Throttle) -> None:
         """Start a thread for an allowed caller, if there is a slot."""
         user = peer_uid(connection)
         if user not in self.users:
-            tell(f"user {user} of this machine tried to speak to the site.")
+            log(f"user {user} of this machine tried to speak to the site.")
             connection.close()
         elif not self._places.take(user, connection):
-            tell("too many callers at once; one was turned away.")
+            log("too many callers at once; one was turned away.")
             connection.close()
         else:
-            threading.Thread(
-                target=self._attend, args=(user, connection, tell), daemon=True
-            ).start()
+            threading.Thread(target=self._attend, args=(user, connection, log), daemon=True).start()
 
-    def _attend(self, user: int, connection: socket.socket, tell: Callable[[str], None]) -> None:
+    def _attend(self, user: int, connection: socket.socket, log: Throttle) -> None:
         try:
             with connection:
                 parts = self._next(connection)
@@ -233,7 +232,7 @@ class SiteSocketServer:
                     reply = self.answer(*parts)
                 send(DeadlineSocket(connection, self.clock), REPLY, reply)
         except (OSError, MessageError) as error:
-            tell(f"a caller was cut off: {error}")
+            log(f"a caller was cut off: {error}")
         finally:
             self._places.leave(user, connection)
 

@@ -1,4 +1,8 @@
-"""The contracts of plugins: seven roles and the observer, with their values and hooks."""
+"""The contracts of plugins: seven roles and the observer, with their values and hooks.
+
+A Partitioner splits a Dataset over sites. Each site trains a Model with a Trainer under a
+Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -84,10 +85,9 @@ def place(dealt: Path, tmp_path: Path) -> Path:
 
 @define(eq=False)
 class SiteServerFixture:
-    """A hospital at work, and what it told its own people."""
+    """A hospital at work."""
 
     folder: Path
-    log: list[str] = field(factory=list)
     now: float = 0.0
     reception: SiteServer = field(init=False)
     journal: FileJournal = field(init=False)
@@ -98,9 +98,7 @@ class SiteServerFixture:
     def restart(self) -> None:
         site_config = SiteConfig.read(self.folder / "site.toml")
         self.journal = site_config.open_journal()
-        self.reception = SiteServer(
-            site_config, self.journal, tell=self.log.append, clock=lambda: self.now
-        )
+        self.reception = SiteServer(site_config, self.journal, clock=lambda: self.now)
 
     def send(self, message: Message | bytes, own: bytes = b"") -> Any:
         data = message if isinstance(message, bytes) else encode(message)
@@ -303,7 +301,9 @@ def evolved(invitation: Invitation, text: str) -> Invitation:
     return Invitation(invitation.session, text, invitation.directory, versions)
 
 
-def test_missing_class_is_explained_in_log_only(place: Path, invitation: Invitation) -> None:
+def test_missing_class_is_explained_in_log_only(
+    place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
+) -> None:
     with np.load(place / "data.npz") as stored:
         held = {name: stored[name] for name in stored.files}
     held["classes"] = held["classes"][:-1]
@@ -317,7 +317,7 @@ def test_missing_class_is_explained_in_log_only(place: Path, invitation: Invitat
     finally:
         server.journal.close()
     assert (code, "another shape or classes" in reason) == ("data", True)
-    why, refused = server.log
+    why, refused = caplog.messages
     assert refused == f"refused (data): {reason}"
     assert "3 classes (a, b, c); its data set must name every class" in why
     assert "(a, b, c)" not in reason
@@ -378,6 +378,7 @@ def test_unbuildable_network_is_explained_in_log_only(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    caplog = request.getfixturevalue("caplog")
     place, tmp_path = request.getfixturevalue("place"), request.getfixturevalue("tmp_path")
     invitation = request.getfixturevalue("invitation")
     (tmp_path / "installed").mkdir()
@@ -393,7 +394,7 @@ def test_unbuildable_network_is_explained_in_log_only(
         assert answer == (
             "network", "the site cannot make or train the network; its log says why.",
         )  # fmt: skip
-        told, refused = server.log
+        told, refused = caplog.messages
         assert refused.startswith("refused (network): ")
         assert words in told
         assert "\n" not in told
@@ -488,7 +489,9 @@ def test_unpinned_key_directory_is_refused(place: Path, invitation: Invitation) 
         server.journal.close()
 
 
-def test_site_data_error_is_explained_in_log_only(place: Path, invitation: Invitation) -> None:
+def test_site_data_error_is_explained_in_log_only(
+    place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
+) -> None:
     server = SiteServerFixture(place)
     try:
         (place / "data.npz").write_bytes(b"garbage")
@@ -496,7 +499,7 @@ def test_site_data_error_is_explained_in_log_only(place: Path, invitation: Invit
             "site-error",
             "the site's own files do not serve; its log says why.",
         )
-        assert any("data.npz" in told for told in server.log)
+        assert any("data.npz" in told for told in caplog.messages)
     finally:
         server.journal.close()
 
@@ -559,12 +562,14 @@ def test_hostile_bytes_are_answered_with_a_refusal(
     assert isinstance(server.send(whole[: cut % len(whole)] + broadcast, own), Refusal)
 
 
-def test_refusal_flood_writes_bounded_log(server: SiteServerFixture) -> None:
-    before = len(server.log)
+def test_refusal_flood_writes_bounded_log(
+    server: SiteServerFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = len(caplog.messages)
     for _ in range(10 * MAX_SENTENCES):
         assert isinstance(decode(server.reception.answer(b"no", b""), Refusal), Refusal)
     server.reception.close()
-    told = server.log[before:]
+    told = caplog.messages[before:]
     assert len(told) == MAX_SENTENCES + 1
     assert told[-1] == f"{9 * MAX_SENTENCES} more refusals in the last minute."
 
@@ -642,15 +647,16 @@ def begun(server: SiteServerFixture, invitation: Invitation) -> tuple[bytes, byt
 
 
 def test_restarted_site_repeats_same_bytes(
-    server: SiteServerFixture, invitation: Invitation
+    server: SiteServerFixture, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "cohortium")
     request, reply = begun(server, invitation)
     assert isinstance(decode_either(reply, Reply, Refusal), Reply)
     assert server.reception.answer(request, b"") == reply
     server.journal.close()
     server.restart()
     assert server.reception.answer(request, b"") == reply
-    assert any("takes part again" in told for told in server.log)
+    assert any("takes part again" in told for told in caplog.messages)
 
 
 def test_restarted_site_does_not_repeat_attempt(
@@ -700,7 +706,7 @@ def test_full_disk_refuses_without_charge(
 
 
 def test_unwritable_trainer_state_is_found_before_charge(
-    server: SiteServerFixture, invitation: Invitation
+    server: SiteServerFixture, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
     shared = toml.loads(invitation.study, where="test") | {"trainer": {"name": "fedmic"}}
     keeping = evolved(invitation, tomli_w.dumps(shared))
@@ -708,7 +714,7 @@ def test_unwritable_trainer_state_is_found_before_charge(
     (server.folder / "states").write_text("mine")
     code, _ = sentence(server, keeping)
     assert code == "site-error"
-    assert "the folder of states does not take them: File exists" in server.log[0]
+    assert "the folder of states does not take them: File exists" in caplog.messages[0]
     assert (server.folder / "states").read_text() == "mine"
 
 

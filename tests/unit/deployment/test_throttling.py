@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
+from collections.abc import Callable
 
 from attrs import define
 from hypothesis import given
@@ -19,6 +20,23 @@ class Clock:
         return self.now
 
 
+class Sink(logging.Handler):
+    """Gives each sentence to a function."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(record.getMessage())
+
+
+def logger(write: Callable[[str], None]) -> logging.Logger:
+    log = logging.Logger("test")  # noqa: LOG001 - of one test alone
+    log.addHandler(Sink(write))
+    return log
+
+
 @given(
     gaps=st.lists(st.floats(0, 100), max_size=60),
     most=st.integers(1, 5),
@@ -26,7 +44,11 @@ class Clock:
 def test_every_sentence_is_passed_on_or_counted(gaps: list[float], most: int) -> None:
     clock, told = Clock(), list[tuple[float, str]]()
     throttle = Throttle(
-        lambda s: told.append((clock.now, s)), "refused", limit=most, span=60.0, clock=clock
+        logger(lambda s: told.append((clock.now, s))),
+        "refused",
+        limit=most,
+        span=60.0,
+        clock=clock,
     )
     for gap in gaps:
         clock.now += gap
@@ -41,7 +63,7 @@ def test_every_sentence_is_passed_on_or_counted(gaps: list[float], most: int) ->
 
 def test_throttle_summary_states_its_duration() -> None:
     clock, told = Clock(), list[str]()
-    throttle = Throttle(told.append, "refused", limit=1, clock=clock)
+    throttle = Throttle(logger(told.append), "refused", limit=1, clock=clock)
     for _ in range(3):
         throttle("no.")
     clock.now = 59.0
@@ -53,6 +75,12 @@ def test_throttle_summary_states_its_duration() -> None:
 
 
 def test_a_long_sentence_is_cut() -> None:
-    told = Counter[int]()
-    Throttle(lambda s: told.update([len(s)]), "refused")("x" * 10_000_000)
-    assert told == {MAX_LENGTH: 1}
+    told = list[str]()
+    Throttle(logger(told.append), "refused")("x" * 10_000_000)
+    assert [len(sentence) for sentence in told] == [MAX_LENGTH]
+
+
+def test_throttled_text_is_escaped_and_no_format() -> None:
+    told = list[str]()
+    Throttle(logger(told.append), "refused")("%s\x1b[2J\nsite 0 is well")
+    assert told == ["%s\\x1b[2J\n  site 0 is well"]
