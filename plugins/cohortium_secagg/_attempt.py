@@ -27,7 +27,7 @@ class Attempt:
         scope: Label that this attempt's keys are bound to.
         sites: Sites that are asked.
         shuffle: Key stream from which the graph is drawn.
-        mac_key: Key pair that agrees with each site on the key of its vector's tag.
+        mac_agreement_key: Key pair that agrees with each site on the key of its vector's tag.
         threads: Number of threads that sum vectors and take masks off.
     """
 
@@ -35,7 +35,7 @@ class Attempt:
     scope: AttemptLabel
     sites: frozenset[SiteId]
     shuffle: KeyStream
-    mac_key: KeyPair
+    mac_agreement_key: KeyPair
     threads: int
 
     @property
@@ -135,9 +135,11 @@ class MaskingGraph:
         sealing: Public sealing keys of these sites.
         masking: Public masking keys of these sites.
         commitments: Commitments to their mask seeds.
-        seeds: Commitments to each shareholder's share of a site's mask seed, by site and holder.
-        keys: Commitments to each shareholder's share of a site's masking key, by site and holder.
-        roster: A hash of all keys where sites sign, otherwise empty.
+        seed_share_commitments: Commitments to each shareholder's share of a site's mask seed, by
+            site and holder.
+        key_share_commitments: Commitments to each shareholder's share of a site's masking key, by
+            site and holder.
+        roster_digest: A hash of all keys where sites sign, otherwise empty.
     """
 
     attempt: Attempt
@@ -146,9 +148,9 @@ class MaskingGraph:
     sealing: Mapping[SiteId, bytes]
     masking: Mapping[SiteId, bytes]
     commitments: Mapping[SiteId, bytes]
-    seeds: Mapping[SiteId, Mapping[SiteId, bytes]]
-    keys: Mapping[SiteId, Mapping[SiteId, bytes]]
-    roster: bytes = b""
+    seed_share_commitments: Mapping[SiteId, Mapping[SiteId, bytes]]
+    key_share_commitments: Mapping[SiteId, Mapping[SiteId, bytes]]
+    roster_digest: bytes = b""
 
     def lost(self, survivors: frozenset[SiteId]) -> list[SiteId]:
         """Return the dropped sites for which a survivor's vector carries a mask."""

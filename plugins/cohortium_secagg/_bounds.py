@@ -38,43 +38,49 @@ so this is not a matter of security.
 
 @frozen
 class Hypergeometric:
-    """Number of the `marked` among `drawn`, taken from `population` at random."""
+    """Number of successes in a sample without replacement.
+
+    Attributes:
+        population: Size of the population.
+        successes: Number of successes in it.
+        drawn: Size of the sample.
+    """
 
     population: int
-    marked: int
+    successes: int
     drawn: int
 
-    def at_least(self, count: int) -> Fraction:
+    def tail_probability(self, count: int) -> Fraction:
         """Return the probability of `count` or more."""
         ways = sum(ways for number, ways in self._downwards() if number >= count)
         return Fraction(ways, comb(self.population, self.drawn))
 
-    def rare(self, odds: Fraction) -> int:
-        """Return the least count that is reached with probability at most `odds`.
+    def upper_tail_quantile(self, probability: Fraction) -> int:
+        """Return the least count that is reached with probability at most `probability`.
 
         To reach a count is to have that many or more.
         """
-        allowed = odds.numerator * comb(self.population, self.drawn)
+        allowed = probability.numerator * comb(self.population, self.drawn)
         reached = 0
         for number, ways in self._downwards():
             reached += ways
-            if reached * odds.denominator > allowed:
+            if reached * probability.denominator > allowed:
                 return number + 1
         return 0
 
     def _downwards(self) -> Iterator[tuple[int, int]]:
-        """Yield each possible number of marked ones, and in how many ways.
+        """Yield each possible number of successes, and in how many ways.
 
         The largest number comes first.
         """
-        others = self.population - self.marked
-        number = min(self.marked, self.drawn)
-        ways = comb(self.marked, number) * comb(others, self.drawn - number)
+        others = self.population - self.successes
+        number = min(self.successes, self.drawn)
+        ways = comb(self.successes, number) * comb(others, self.drawn - number)
         while number >= 0 and ways:
             yield number, ways
             ways = ways * number * (others - self.drawn + number)
             number -= 1
-            ways //= (self.marked - number) * (self.drawn - number)
+            ways //= (self.successes - number) * (self.drawn - number)
 
 
 def gap_probability(places: int, removed: int, reach: int) -> Fraction:
@@ -103,13 +109,14 @@ class GraphRequirements:
         sites: Number of sites that are asked in an attempt.
         colluding: How many of them collude, chosen before the graph is drawn.
         lost: The most sites that drop out, at any stage, while the attempt is still to succeed.
-        odds: The largest probability with which an attempt may expose a site or split the sum.
+        failure_probability: The largest probability with which an attempt may expose a site or
+            split the sum.
     """
 
     sites: int
     colluding: int
     lost: int
-    odds: Fraction
+    failure_probability: Fraction
 
     def degrees(self) -> Iterator[int]:
         """Yield the even degrees, then the degree of a complete graph.
@@ -136,7 +143,7 @@ class GraphRequirements:
         others, degree = least - 1, degree + degree % 2
         honest = max(1, self.sites - self.colluding)
         draw = Hypergeometric(others, min(self.colluding, others), min(degree, others))
-        return max(2, draw.rare(self.odds / 2 / honest))
+        return max(2, draw.upper_tail_quantile(self.failure_probability / 2 / honest))
 
     def is_connected(self, degree: int, least: int) -> bool:
         """Return whether the honest among `least` or more contributors stay connected.
@@ -147,7 +154,7 @@ class GraphRequirements:
         if degree >= self.sites - 1:
             return True
         removed = self.colluding + self.sites - least
-        return gap_probability(self.sites, removed, degree // 2) <= self.odds / 2
+        return gap_probability(self.sites, removed, degree // 2) <= self.failure_probability / 2
 
     def fewest(self, degree: int, threshold: int) -> int:
         """Return the least number of contributors to a sum that is opened."""
@@ -165,7 +172,17 @@ class GraphRequirements:
         others, degree = self.sites - 1, min(degree, self.sites - 1)
         if not self.lost:
             return degree + 1
-        gone = Hypergeometric(others, self.lost, degree).rare(UNRECOVERED / 2 / self.sites) - 1
-        beside = Hypergeometric(others, self.lost - 1, degree).rare(UNRECOVERED / 2 / self.lost) - 1
+        gone = (
+            Hypergeometric(others, self.lost, degree).upper_tail_quantile(
+                UNRECOVERED / 2 / self.sites
+            )
+            - 1
+        )
+        beside = (
+            Hypergeometric(others, self.lost - 1, degree).upper_tail_quantile(
+                UNRECOVERED / 2 / self.lost
+            )
+            - 1
+        )
         # A lost site no longer holds a share of its own secrets.
         return min(degree + 1 - gone, degree - beside)

@@ -51,14 +51,14 @@ class SurvivorSigner:
             RefusalError: The roster has other keys for this site, or keys that no site signed.
         """
         site, roster = state.site_attempt.site, dict(request.roster)
-        digest = self.statements.roster(roster)
+        digest = self.statements.roster_digest(roster)
         own = roster.pop(site, None)
         if own is None or (own.sealing, own.masking) != (state.keys.sealing, state.keys.masking):
             raise RefusalError(
                 SecAggRefusalCode.SIGNATURE, "the roster does not have this site with its keys."
             )
         self.check_keys(roster)
-        return evolve(state.site_attempt, roster=digest), roster
+        return evolve(state.site_attempt, roster_digest=digest), roster
 
     def check_keys(self, roster: Mapping[SiteId, SignedKeys]) -> None:
         """Refuse keys that their site has not signed for this attempt."""
@@ -77,7 +77,7 @@ class SurvivorSigner:
         confirmed = Confirmed(self, state, frozenset(request.survivors))
         site_attempt = state.site_attempt
         return confirmed, self.statements.sign_survivors(
-            self.identity, site_attempt.site, site_attempt.roster, request.survivors
+            self.identity, site_attempt.site, site_attempt.roster_digest, request.survivors
         )
 
 
@@ -107,7 +107,7 @@ class Confirmed:
             if agreed == need:
                 break
             agreed += self.signer.statements.verify_survivors(
-                site, site_attempt.roster, self.survivors, signatures[site]
+                site, site_attempt.roster_digest, self.survivors, signatures[site]
             )
         if agreed < need:
             raise RefusalError(

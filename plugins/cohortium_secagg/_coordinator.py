@@ -39,9 +39,11 @@ class SecAggCoordinator:
         """Begin an attempt among `sites`, and forget any earlier one."""
         scope = self._protocol.scope(round, attempt)
         shuffle = self._secret.stream("graph", round, attempt)
-        mac_key = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
+        mac_agreement_key = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
         asked = frozenset(sites)
-        self._stage = Setup(Attempt(self._protocol, scope, asked, shuffle, mac_key, self._threads))
+        self._stage = Setup(
+            Attempt(self._protocol, scope, asked, shuffle, mac_agreement_key, self._threads)
+        )
         self._waiting = set()
 
     def next_requests(self) -> StageRequests:

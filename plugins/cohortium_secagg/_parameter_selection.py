@@ -140,7 +140,7 @@ def _calculated(config: SecAgg, cohort: FederationSpec) -> Sharing:
         sites=cohort.cohort_size,
         colluding=cohort.max_colluding,
         lost=_lost(config, cohort),
-        odds=Fraction(1, cohort.attempts << config.security_bits),
+        failure_probability=Fraction(1, cohort.attempts << config.security_bits),
     )
     fit = _fit(
         requirements, min(config.num_shares, cohort.cohort_size), config.reconstruction_threshold

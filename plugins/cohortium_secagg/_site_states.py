@@ -37,14 +37,15 @@ class SiteAttempt:
         protocol: Parameters of the run.
         scope: Label of the attempt.
         site: Number of the site.
-        roster: A hash of all sites' keys as the coordinator sent them.  Empty where no site signs.
+        roster_digest: A hash of all sites' keys as the coordinator sent them.  Empty where no site
+            signs.
         threads: Number of threads that mask and pack the site's vector.
     """
 
     protocol: ProtocolParameters
     scope: AttemptLabel
     site: SiteId
-    roster: bytes = b""
+    roster_digest: bytes = b""
     threads: int = 1
 
     def check_neighbours(self, peers: Mapping[SiteId, object]) -> None:
@@ -176,7 +177,7 @@ class Channel:
 
     def _joined(self, sender: Keys, receiver: Keys) -> bytes:
         keys = sender.sealing + sender.masking + receiver.sealing + receiver.masking
-        return keys + self.site_attempt.roster
+        return keys + self.site_attempt.roster_digest
 
 
 @frozen(eq=False)

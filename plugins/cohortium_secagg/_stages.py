@@ -53,7 +53,9 @@ class Setup(Stage):
         """Ask for keys."""
         self.attempt.require(self.attempt.sites, "are asked")
         attempt = self.attempt
-        broadcast = encode(AdvertiseKeysRequest(attempt.scope.attempt, attempt.mac_key.public))
+        broadcast = encode(
+            AdvertiseKeysRequest(attempt.scope.attempt, attempt.mac_agreement_key.public)
+        )
         stage = (
             AdvertiseSignedKeys(attempt) if attempt.protocol.is_active else AdvertiseKeys(attempt)
         )
@@ -121,7 +123,7 @@ class AdvertiseSignedKeys(Stage):
         graph = Graph.draw(sites, len(sites) - 1, attempt.shuffle)
         roster = {site: self.keys[site] for site in sites}
         broadcast = encode(ShareKeysAmongAllRequest(attempt.scope.attempt, roster))
-        digest = attempt.statements.roster(roster)
+        digest = attempt.statements.roster_digest(roster)
         stage = ShareKeys(attempt, self.keys, graph, graph.neighbours(), digest)
         return stage, StageRequests(broadcast, dict.fromkeys(sites, b""), "shares")
 
@@ -131,7 +133,7 @@ def _require_sound(attempt: Attempt, site: SiteId, keys: Keys) -> None:
 
     Otherwise the neighbours would drop out in the site's place.
     """
-    if not all(map(attempt.mac_key.can_agree, (keys.sealing, keys.masking))):
+    if not all(map(attempt.mac_agreement_key.can_agree, (keys.sealing, keys.masking))):
         raise MessageError(f"site {site} sent a public key of small order.")
 
 
@@ -147,7 +149,7 @@ class ShareKeys(Stage):
     keys: Mapping[SiteId, Keys]
     graph: Graph
     neighbours: Mapping[SiteId, frozenset[SiteId]]
-    roster: bytes = b""
+    roster_digest: bytes = b""
     shares: dict[SiteId, Shares] = field(factory=dict, init=False)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
@@ -183,9 +185,9 @@ class ShareKeys(Stage):
             sealing={site: self.keys[site].sealing for site in sites},
             masking={site: self.keys[site].masking for site in sites},
             commitments={site: self.shares[site].commitment for site in sites},
-            seeds={site: self.shares[site].seeds for site in sites},
-            keys={site: self.shares[site].keys for site in sites},
-            roster=self.roster,
+            seed_share_commitments={site: self.shares[site].seeds for site in sites},
+            key_share_commitments={site: self.shares[site].keys for site in sites},
+            roster_digest=self.roster_digest,
         )
         return CollectVectors(masking_graph), StageRequests(b"", each, "vectors")
 
@@ -210,7 +212,7 @@ class CollectVectors(Stage):
         limit = setting.ring.bytes_for(setting.length) + max_message_bytes(0)
         vector = decode(reply, Vector, limit=limit)
         setting.ring.require_length(vector.packed, setting.length)
-        key = attempt.mac_key.agree(
+        key = attempt.mac_agreement_key.agree(
             self.masking_graph.sealing[site], attempt.scope.label("vector", site)
         )
         if not verify_tag(key, vector.packed, vector.tag):

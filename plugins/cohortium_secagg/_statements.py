@@ -42,34 +42,38 @@ class Statements:
         """Return the statement with which a site declares its keys."""
         return self._about("signed keys", site) + keys.sealing + keys.masking
 
-    def of_survivors(self, site: SiteId, roster: bytes, survivors: Iterable[SiteId]) -> bytes:
+    def of_survivors(
+        self, site: SiteId, roster_digest: bytes, survivors: Iterable[SiteId]
+    ) -> bytes:
         """Return the statement with which a site agrees to one sum.
 
         It says: of this roster I open the sum over these survivors, and no other.
         """
-        return self._about("survivors", site) + roster + _numbers(sorted(survivors))
+        return self._about("survivors", site) + roster_digest + _numbers(sorted(survivors))
 
     def sign_keys(self, identity: SigningKey, site: SiteId, keys: Keys) -> SignedKeys:
         """Sign the keys of a site."""
         return SignedKeys(keys.sealing, keys.masking, identity.sign(self.of_keys(site, keys)))
 
     def sign_survivors(
-        self, identity: SigningKey, site: SiteId, roster: bytes, survivors: Iterable[SiteId]
+        self, identity: SigningKey, site: SiteId, roster_digest: bytes, survivors: Iterable[SiteId]
     ) -> ConsistencyCheck:
         """Sign a site's agreement to open the sum over `survivors`."""
-        return ConsistencyCheck(identity.sign(self.of_survivors(site, roster, survivors)))
+        return ConsistencyCheck(identity.sign(self.of_survivors(site, roster_digest, survivors)))
 
     def verify_keys(self, site: SiteId, keys: SignedKeys) -> bool:
         """Return whether `site` signed `keys` for this attempt."""
         return self.directory.verify(site, keys.signature, self.of_keys(site, keys))
 
     def verify_survivors(
-        self, site: SiteId, roster: bytes, survivors: Iterable[SiteId], signature: bytes
+        self, site: SiteId, roster_digest: bytes, survivors: Iterable[SiteId], signature: bytes
     ) -> bool:
         """Return whether `site` signed that it opens the sum over `survivors`."""
-        return self.directory.verify(site, signature, self.of_survivors(site, roster, survivors))
+        return self.directory.verify(
+            site, signature, self.of_survivors(site, roster_digest, survivors)
+        )
 
-    def roster(self, members: Mapping[SiteId, Keys]) -> bytes:
+    def roster_digest(self, members: Mapping[SiteId, Keys]) -> bytes:
         """Return a hash of the participating sites and their keys.
 
         Only sites that received the same roster compute the same hash.

@@ -44,7 +44,7 @@ class ConsistencyChecking(Stage):
         masking_graph, survivors = self.unmask_stage.masking_graph, self.unmask_stage.survivors
         signature = decode(reply, ConsistencyCheck, limit=max_message_bytes(0)).signature
         statements = masking_graph.attempt.statements
-        if not statements.verify_survivors(site, masking_graph.roster, survivors, signature):
+        if not statements.verify_survivors(site, masking_graph.roster_digest, survivors, signature):
             raise MessageError(f"site {site} has not signed for the survivors it was named.")
         self.signatures[site] = signature
 
@@ -93,8 +93,8 @@ class Unmask(Stage):
         if shares.seeds.keys() != survived or shares.keys.keys() != neighbours - survived:
             raise MessageError(f"site {site} sent other shares than those it was asked for.")
         wrong = {
-            *self._keep(SEED_SHARE, site, shares.seeds, self.masking_graph.seeds),
-            *self._keep(KEY_SHARE, site, shares.keys, self.masking_graph.keys),
+            *self._keep(SEED_SHARE, site, shares.seeds, self.masking_graph.seed_share_commitments),
+            *self._keep(KEY_SHARE, site, shares.keys, self.masking_graph.key_share_commitments),
         }
         if wrong:
             raise MessageError(

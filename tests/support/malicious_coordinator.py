@@ -219,7 +219,7 @@ class MaliciousCoordinator:
         told = {**roster, victim: self.keys[victim]}
         if self.protocol.is_active:
             request: Message = ShareKeysAmongAllRequest(self.attempt, told)
-            digest = Statements(self.protocol.directory, self.scope).roster(told)
+            digest = Statements(self.protocol.directory, self.scope).roster_digest(told)
         else:
             request = ShareKeysRequest(self.attempt, dict(roster))
             digest = b""

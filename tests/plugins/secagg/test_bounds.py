@@ -53,8 +53,8 @@ def fewest(requirements: GraphRequirements) -> tuple[int, ThresholdRange]:
 def test_the_tail_is_that_of_the_hypergeometric_distribution(
     draw: Hypergeometric, count: int
 ) -> None:
-    theirs = hypergeom.sf(count - 1, draw.population, draw.marked, draw.drawn)
-    assert math.isclose(draw.at_least(count), theirs, rel_tol=1e-9, abs_tol=1e-300)
+    theirs = hypergeom.sf(count - 1, draw.population, draw.successes, draw.drawn)
+    assert math.isclose(draw.tail_probability(count), theirs, rel_tol=1e-9, abs_tol=1e-300)
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,17 @@ def test_the_tail_is_that_of_the_hypergeometric_distribution(
 def test_tail_matches_exhaustive_count(draw: Hypergeometric) -> None:
     hands = list(itertools.combinations(range(draw.population), draw.drawn))
     for count in range(draw.population + 1):
-        met = sum(sum(ball < draw.marked for ball in hand) >= count for hand in hands)
-        assert draw.at_least(count) == Fraction(met, len(hands))
+        met = sum(sum(ball < draw.successes for ball in hand) >= count for hand in hands)
+        assert draw.tail_probability(count) == Fraction(met, len(hands))
 
 
-@given(draw=draws, odds=st.fractions(0, 1))
-def test_rare_count_is_least_rare_count(draw: Hypergeometric, odds: Fraction) -> None:
-    rare = draw.rare(odds)
-    assert draw.at_least(rare) <= odds
-    assert rare == 0 or draw.at_least(rare - 1) > odds
+@given(draw=draws, failure_probability=st.fractions(0, 1))
+def test_rare_count_is_least_rare_count(
+    draw: Hypergeometric, failure_probability: Fraction
+) -> None:
+    rare = draw.upper_tail_quantile(failure_probability)
+    assert draw.tail_probability(rare) <= failure_probability
+    assert rare == 0 or draw.tail_probability(rare - 1) > failure_probability
 
 
 # --- Every case of small graphs -------------------------------------------------------------------
@@ -114,20 +116,20 @@ def test_graph_bounds_exceed_exhaustive_failure_rates(sites: int) -> None:
             honest = set(range(sites)) - bad
             most.append(max(len(neighbours[site] & bad) for site in honest))
             split.append(parts(graph, honest - gone) > 1)
-        for odds in (Fraction(1, 2), Fraction(1, 10), Fraction(1, 200)):
-            requirements = GraphRequirements(sites, colluding, lost, odds)
+        for failure_probability in (Fraction(1, 2), Fraction(1, 10), Fraction(1, 200)):
+            requirements = GraphRequirements(sites, colluding, lost, failure_probability)
             threshold = requirements.hides(degree, sites)
-            assert share(known >= threshold for known in most) <= odds / 2
+            assert share(known >= threshold for known in most) <= failure_probability / 2
             if requirements.is_connected(degree, sites - lost):
-                assert share(split) <= odds / 2
+                assert share(split) <= failure_probability / 2
 
 
 @pytest.mark.parametrize("sites", [6, 7])
 def test_chosen_graph_holds_for_every_attendance(sites: int) -> None:
     """Sites are lost before the graph is drawn, and after; down to the least sum."""
-    odds, held = Fraction(1, 5), 0
+    failure_probability, held = Fraction(1, 5), 0
     for degree, colluding, lost in small(sites):
-        requirements = GraphRequirements(sites, colluding, lost, odds)
+        requirements = GraphRequirements(sites, colluding, lost, failure_probability)
         window = requirements.window(degree)
         if window is None:
             continue
@@ -147,7 +149,7 @@ def test_chosen_graph_holds_for_every_attendance(sites: int) -> None:
                     )
                     for bad, gone in placings(came, colluding, came - left)
                 ]
-                assert share(failed) <= odds
+                assert share(failed) <= failure_probability
                 held += 1
     assert held > 50
 
@@ -202,12 +204,15 @@ def test_calculated_failure_rate_matches_thirty_sites(
         split += parts(graph, honest - gone) > 1
         unrecovered += any(len((neighbours[site] | {site}) - gone) < 3 for site in range(30))
     for seen, bound in (
-        (exposed, (30 - colluding) * Hypergeometric(29, colluding, degree).at_least(threshold)),
+        (
+            exposed,
+            (30 - colluding) * Hypergeometric(29, colluding, degree).tail_probability(threshold),
+        ),
         (split, gap_probability(30, colluding + lost, degree // 2)),
         (
             unrecovered,
-            (30 - lost) * Hypergeometric(29, lost, degree).at_least(degree - 1)
-            + lost * Hypergeometric(29, lost - 1, degree).at_least(degree - 2),
+            (30 - lost) * Hypergeometric(29, lost, degree).tail_probability(degree - 1)
+            + lost * Hypergeometric(29, lost - 1, degree).tail_probability(degree - 2),
         ),
     ):
         expected = trials * float(bound)
@@ -277,10 +282,10 @@ def parameters(
     for degree in range(2, sites - 1, 2):
         if gap_probability(sites, bad + gone, degree // 2) >= Fraction(1, 2 << bits):
             continue
-        known = Hypergeometric(sites, bad, degree).rare(each) - 1
+        known = Hypergeometric(sites, bad, degree).upper_tail_quantile(each) - 1
         if majority:
             known = math.ceil((known + degree - 1.25) / 2)
-        if known + 1 <= degree + 1 - Hypergeometric(sites, gone, degree).rare(some):
+        if known + 1 <= degree + 1 - Hypergeometric(sites, gone, degree).upper_tail_quantile(some):
             return degree, max(known + 1, 2)
     return None
 
@@ -364,8 +369,8 @@ def test_stronger_adversary_raises_graph_requirements(
     assert window.most <= sites - lost
     assert colluding + 2 <= requirements.fewest(degree, window.least) <= sites - lost
     for feared in (
-        GraphRequirements(sites, colluding + 1, lost, requirements.odds),
-        GraphRequirements(sites, colluding, lost, requirements.odds / 4),
+        GraphRequirements(sites, colluding + 1, lost, requirements.failure_probability),
+        GraphRequirements(sites, colluding, lost, requirements.failure_probability / 4),
     ):
         assert feared.hides(degree, sites) >= requirements.hides(degree, sites)
         assert feared.is_connected(degree, sites) <= requirements.is_connected(degree, sites)
@@ -375,25 +380,34 @@ def test_stronger_adversary_raises_graph_requirements(
 @pytest.mark.parametrize(("colluding", "lost"), [(0.05, 0.05), (0.05, 0.3), (0.3, 0.1), (0.0, 0.2)])
 def test_chosen_graph_stays_within_allowed_odds(sites: int, colluding: float, lost: float) -> None:
     """The sums of docs/secagg.md, at any number of sites that may have sent keys."""
-    bad, gone, odds = round(colluding * sites), round(lost * sites), Fraction(1, 1 << 30)
-    requirements = GraphRequirements(sites, bad, gone, odds)
+    bad, gone, failure_probability = (
+        round(colluding * sites),
+        round(lost * sites),
+        Fraction(1, 1 << 30),
+    )
+    requirements = GraphRequirements(sites, bad, gone, failure_probability)
     k, window = fewest(requirements)
     for threshold in window:
         least = requirements.fewest(k, threshold)
         for came in {least, (least + sites) // 2, sites}:
-            exposed = (came - bad) * Hypergeometric(came - 1, bad, min(k, came - 1)).at_least(
-                threshold
-            )
+            exposed = (came - bad) * Hypergeometric(
+                came - 1, bad, min(k, came - 1)
+            ).tail_probability(threshold)
             removed = bad + came - least
             whole = k >= came - 1 or k > removed
-            assert exposed + (0 if whole else gap_probability(came, removed, k // 2)) <= odds
-    alive = sites * Hypergeometric(sites - 1, gone, k).at_least(k + 2 - window.most)
-    lacking = gone * Hypergeometric(sites - 1, gone - 1, k).at_least(k + 1 - window.most)
+            assert (
+                exposed + (0 if whole else gap_probability(came, removed, k // 2))
+                <= failure_probability
+            )
+    alive = sites * Hypergeometric(sites - 1, gone, k).tail_probability(k + 2 - window.most)
+    lacking = gone * Hypergeometric(sites - 1, gone - 1, k).tail_probability(k + 1 - window.most)
     assert alive + lacking <= UNRECOVERED
 
 
 def test_complete_graph_thresholds_are_exact() -> None:
-    requirements = GraphRequirements(sites=12, colluding=4, lost=3, odds=Fraction(1, 1 << 200))
+    requirements = GraphRequirements(
+        sites=12, colluding=4, lost=3, failure_probability=Fraction(1, 1 << 200)
+    )
     assert requirements.window(11) == ThresholdRange(least=5, most=9)
     assert requirements.fewest(11, 5) == 6
     assert Fraction(1, 1 << 20) == UNRECOVERED

@@ -171,7 +171,9 @@ def made_up(aggregation: InMemoryAggregation, how: str) -> RingSum:
         packed[0] ^= 1
         attempt = aggregation.coordinator._stage.masking_graph.attempt  # type: ignore[attr-defined]
         label = attempt.scope.label("vector", 2)
-        key = KeyPair(b"somebody who knows no secrets...").agree(attempt.mac_key.public, label)
+        key = KeyPair(b"somebody who knows no secrets...").agree(
+            attempt.mac_agreement_key.public, label
+        )
         return {
             "changed": [encode(Vector(memoryview(packed), vector.tag))],
             "with a key of their own": [
