@@ -100,7 +100,7 @@ class AdditiveSite:
 
     def _begin(self, ask: SiteRequest) -> bytes:
         if self._attempts and ask.attempt <= self._attempts[-1].number:
-            raise RefusalError(RefusalCode.OUT_OF_ORDER, "this attempt has begun already.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "this attempt has started already.")
         secret = self._secret(ask.attempt).secret_bytes(KEY_BYTES, "key")
         self._attempts[:] = [Attempt(ask.attempt, X25519PrivateKey.from_private_bytes(secret))]
         return encode(Key(public=self._public))
@@ -154,7 +154,7 @@ class AdditiveSite:
 
     def _current(self, ask: SiteRequest) -> Attempt:
         if not self._attempts or self._attempts[-1].number != ask.attempt:
-            raise RefusalError(RefusalCode.OUT_OF_ORDER, "the attempt has not begun here.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "the attempt has not started here.")
         return self._attempts[-1]
 
     @property

@@ -105,14 +105,14 @@ class SecAggSite:
             return encode(self._begin(request, message))
         if (request.attempt, request.round) != self._latest:
             raise RefusalError(
-                SecAggRefusalCode.ATTEMPT, "the request is of an attempt that was not begun here."
+                SecAggRefusalCode.ATTEMPT, "the request is of an attempt that was not started here."
             )
         return encode(self._go_on(message, release))
 
     def _require_later(self, ask: SiteRequest) -> None:
         """Refuse to begin an attempt again, or an older one."""
         if ask.attempt <= self._latest[0]:
-            raise RefusalError(RefusalCode.OUT_OF_ORDER, "the attempt has begun already.")
+            raise RefusalError(RefusalCode.OUT_OF_ORDER, "the attempt has started already.")
 
     def _begin(self, ask: SiteRequest, request: AdvertiseKeysRequest) -> Message:
         self._require_later(ask)

@@ -88,7 +88,7 @@ class LeavesSome:
 BAD = [
     (partitioners.check_honours_the_number_of_sites, OneHandMore(), "1 sites were asked for and 2"),
     (partitioners.check_honours_the_number_of_sites, Lists(), "site 0 is no one-dimensional int64"),
-    (partitioners.check_honours_the_number_of_sites, EmptyHand(), "was dealt nothing"),
+    (partitioners.check_honours_the_number_of_sites, EmptyHand(), "was assigned no example"),
     (partitioners.check_honours_the_number_of_sites, RefusesAll(), "never today"),
     (partitioners.check_no_example_twice, Overlaps(), "dealt twice"),
     (partitioners.check_no_example_twice, OffByOne(), "position outside 0…239"),

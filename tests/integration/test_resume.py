@@ -221,7 +221,7 @@ def test_lost_private_attempt_uses_retry_then_round(tmp_path: Path) -> None:
     assert [event.attempt for event in result.history] == [0, 3]
     assert result.rounds == 2
     warnings = recorder.of(RunStarted)[0].warnings
-    assert any("1 attempt was begun and not finished" in warning for warning in warnings)
+    assert any("1 attempt was started and not finished" in warning for warning in warnings)
     assert any("the run ends after 2 of its 3 rounds" in warning for warning in warnings)
     spent = result.history[-1].guarantee_so_far
     assert spent is not None
@@ -285,10 +285,10 @@ def changed_data(_: Path, study: Federation) -> Federation:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    (other(seed=2), "the study is not the one that the run was begun with"),
+    (other(seed=2), "the study is not the one with which the run started"),
     (other(rounds=9), "put its study.toml back as it was"),
     (other(privatizer=Gaussian(unit="site", epsilon=7.0)), "the study is not the one"),
-    (changed_data, "the training data, or how they are dealt, are not what"),
+    (changed_data, "the training data, or their partition, are not what"),
     (damaged(STATE, lambda data: data[:-1]), "state.safetensors is damaged"),
     (damaged(STATE, lambda data: data[:20]), "state.safetensors is damaged"),
     (damaged(STATE, lambda _: b""), "state.safetensors is damaged"),
@@ -298,9 +298,9 @@ REFUSED: list[tuple[Any, str]] = [
         damaged(JOURNAL, lambda data: b"".join(data.splitlines(keepends=True)[:2])),
         "does not know of round",
     ),
-    (damaged(JOURNAL, lambda _: b""), "run.log is gone, though the run had begun"),
-    (gone(JOURNAL), "run.log is gone, though the run had begun"),
-    (gone(STATE), "state.safetensors is gone, though the run had begun"),
+    (damaged(JOURNAL, lambda _: b""), "run.log is gone, though the run had started"),
+    (gone(JOURNAL), "run.log is gone, though the run had started"),
+    (gone(STATE), "state.safetensors is gone, though the run had started"),
     (gone("study.toml"), "holds no run: there is no study.toml"),
     (gone("ledger.sqlite"), "ledger.sqlite is gone, though attempts are charged"),
     (gone("trainer_state/site-3.safetensors"), "site-3.safetensors is gone, though a site needs"),
@@ -364,7 +364,7 @@ def test_run_folder_accepts_only_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     stopped(tiny_federation(), folder)
     with pytest.raises(
-        RequestError, match=r"not finished: go on with `cohortium resume '.*a run'`"
+        RequestError, match=r"not finished: continue with `cohortium resume '.*a run'`"
     ):
         tiny_federation().run(folder)
     tiny_federation().resume(folder)

@@ -252,7 +252,7 @@ def test_own_network_is_recorded_and_change_detected(
             return lambda event: warnings.extend(getattr(event, "warnings", ()))
 
     study.resume(broken, observers=[Listener()])
-    assert re.search(r"begun with other versions \(.*own_network:Net sha256", " ".join(warnings))
+    assert re.search(r"started with other versions \(.*own_network:Net sha256", " ".join(warnings))
     source.unlink()
     assert "not where it was" in reporting.render([reporting.read(tmp_path / "run")])
 

@@ -48,7 +48,7 @@ def stop_on_signal(folder: Path) -> Iterator[Callable[[], bool]]:
     except KeyboardInterrupt:
         if has_checkpoint(folder):
             raise StoppedError(
-                f"stopped within a round; go on with {resume_command(folder)}."
+                f"stopped within a round; continue with {resume_command(folder)}."
             ) from None
         raise StoppedError("stopped before the first round; nothing was trained.") from None
     finally:

@@ -169,7 +169,7 @@ def _numbering_advice(found: Sequence[int]) -> str:
 
 def _sentinel_advice(label: int) -> str:
     return (
-        f"{label} stands apart, as a code for 'ungraded' would: leave those images out if it is one"
+        f"{label} lies apart, as a code for 'ungraded' would: leave those images out if it is one"
     )
 
 

@@ -160,7 +160,7 @@ def read(folder: Path) -> Record:
     result = _result(folder / "result.json")
     happened = _Happened.read(folder / "events.jsonl")
     if result is None and happened.started is None:
-        raise RecordError(f"{folder} tells of no run: it has neither a result nor a first event.")
+        raise RecordError(f"{folder} holds no run: it has neither a result nor a first event.")
     if result is not None and happened.ended not in (None, result.weights_sha256):
         raise RecordError(f"{folder} holds the events of one run and the result of another.")
     return Record(

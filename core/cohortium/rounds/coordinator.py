@@ -182,7 +182,7 @@ class Coordinator:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 "the checkpoint is of another network or server optimizer than the study makes "
-                f"now: {error} Go on with the versions that the run was begun with."
+                f"now: {error} Resume with the versions with which the run started."
             ) from error
 
     @property

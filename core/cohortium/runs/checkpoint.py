@@ -61,18 +61,18 @@ class RunFingerprint:
         which = ", ".join(self.changes(now)) or "no version has changed"
         if self.study != now.study:
             raise StudyError(
-                "the study is not the one that the run was begun with; put its study.toml back as "
-                f"it was ({which}), or begin another run."
+                "the study is not the one with which the run started; put its study.toml back as "
+                f"it was ({which}), or start another run."
             )
         if self.data != now.data:
             raise StudyError(
-                "the training data, or how they are dealt, are not what the run was begun with; "
-                "put them back, or begin another run."
+                "the training data, or their partition, differ from those with which the run "
+                "started; put them back, or start another run."
             )
         if self.plan != now.plan:
             raise StudyError(
-                "the installed code plans this study's privacy otherwise than when the run was "
-                f"begun ({which}); go on with the versions of then, or begin another run."
+                "the installed code plans this study's privacy differently from when the run "
+                f"started ({which}); resume with those versions, or start another run."
             )
 
 

@@ -69,7 +69,7 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     """
     path = folder / DATASET_INFO
     if not path.is_file():
-        raise RequestError(f"{folder} holds no checkpoint: the run has not begun a round yet.")
+        raise RequestError(f"{folder} holds no checkpoint: the run has not started a round yet.")
     return _decoded(path, DatasetInfo)
 
 

@@ -207,7 +207,7 @@ class RunDriver:
         """Log an attempt before it begins, unless the run is to stop."""
         if self.stop():
             folder = self.folder
-            how = "nothing is kept" if folder is None else f"go on with {folder.resume_command}"
+            how = "nothing is kept" if folder is None else f"continue with {folder.resume_command}"
             raise StoppedError(
                 f"stopped after {number} of {self.run_state.target_rounds} rounds; {how}."
             )

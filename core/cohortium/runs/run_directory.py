@@ -137,7 +137,7 @@ class RunDirectory(RunFiles):
             raise RunError(
                 f"{self.state_dir / gone[0]} is gone, though a site needs what it kept there; put "
                 "the "
-                "whole folder back as it was, or begin another run."
+                "whole folder back as it was, or start another run."
             )
 
     def require_ledger(self) -> None:
@@ -153,7 +153,7 @@ class RunDirectory(RunFiles):
         if self.log.last_attempt >= 0:
             raise RunError(
                 f"{ledger.path} is gone, though attempts are charged there; put the whole "
-                "folder back as it was, or begin another run."
+                "folder back as it was, or start another run."
             )
         ledger.create()
 
@@ -171,8 +171,8 @@ class RunDirectory(RunFiles):
             gone = self.path / LOG
         if gone is not None:
             raise RunError(
-                f"{gone} is gone, though the run had begun; put the whole folder back as it was, "
-                "or begin another run."
+                f"{gone} is gone, though the run had started; put the whole folder back as it was, "
+                "or start another run."
             )
         return checkpoint
 
@@ -261,7 +261,7 @@ def _require_no_run(path: Path) -> None:
         raise RequestError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
         raise RequestError(
-            f"{path} holds a run that is not finished: go on with {resume_command(path)}, or give "
+            f"{path} holds a run that is not finished: continue with {resume_command(path)}, or give "
             "another folder with --out."
         )
     raise RequestError(f"{path} is not empty; give another folder with --out.")

@@ -164,7 +164,7 @@ class RunState:
         found = [] if guarantee is None else [*guarantee.warnings(cohort.num_units(guarantee.unit))]
         if self.lost_attempts:
             found.append(
-                f"{_attempts(self.lost_attempts)} begun and not finished; that counts as spent, "
+                f"{_attempts(self.lost_attempts)} started and not finished; that counts as spent, "
                 "and a new "
                 "one takes the place of each."
             )
@@ -176,7 +176,7 @@ class RunState:
             )
         if self.version_changes:
             found.append(
-                f"the run was begun with other versions ({', '.join(self.version_changes)}); it "
+                f"the run started with other versions ({', '.join(self.version_changes)}); it "
                 "may come "
                 "to other bits than it would have."
             )

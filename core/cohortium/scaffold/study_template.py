@@ -113,7 +113,7 @@ def _text(answers: Answers, dataset: dict[str, str], splits: Splits) -> str:
         [
             _HEAD.format(sites=answers.sites, rounds=60 if answers.epsilon else 20),
             f"# {len(splits.train):,} training images of {len(spec.classes)} classes, {shape}.",
-            "# They are dealt to the simulated sites: alpha = 0.5 skews the labels, 100 hardly.",
+            "# They are split over the simulated sites: alpha = 0.5 skews the labels, 100 hardly.",
             f"[dataset]\n{keys}\n",
             '[partitioner]\nname = "dirichlet"\nalpha = 0.5\n',
             _MODEL,

@@ -182,7 +182,7 @@ class Study:
             )
         if self.data is not None and self.partitioner is not None:
             raise StudyError(
-                "a deployment deals nothing, so it has no partitioner: each hospital's site file "
+                "a deployment splits no data, so it has no partitioner: each hospital's site file "
                 "names its own data."
             )
         if self.data is None and self.key_directory:

@@ -42,7 +42,7 @@ def check_honours_the_number_of_sites(partitioner: Partitioner) -> None:
             )
             ensure(
                 len(indices),
-                f"site {site} of {sites} was dealt nothing; give every site an example, or raise "
+                f"site {site} of {sites} was assigned no example; give every site an example, or raise "
                 "StudyError.",
             )
 
@@ -57,11 +57,11 @@ def check_no_example_twice(partitioner: Partitioner) -> str | None:
         dealt = np.concatenate(list(partition))
         ensure(
             dealt.size == 0 or (dealt.min() >= 0 and dealt.max() < EXAMPLES),
-            f"a position outside 0…{EXAMPLES - 1} was dealt to {sites} sites; deal what there is.",
+            f"a position outside 0…{EXAMPLES - 1} was assigned to {sites} sites; use positions that exist.",
         )
         ensure(
             len(np.unique(dealt)) == len(dealt),
-            f"an example was dealt twice among {sites} sites; its owner's privacy would be spent "
+            f"an example was assigned twice among {sites} sites; its owner's privacy would be spent "
             "twice. Cut one permutation into parts.",
         )
         left = max(left, EXAMPLES - len(dealt))
@@ -151,6 +151,6 @@ def _deals(
         yield sites, partition
     ensure(
         len(refusals) < len(SITES),
-        f"{EXAMPLES} examples of 12 clients could be dealt to no number of sites: "
+        f"{EXAMPLES} examples of 12 clients could be split over no number of sites: "
         f"{' '.join(dict.fromkeys(refusals))}",
     )

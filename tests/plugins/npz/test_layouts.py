@@ -122,7 +122,7 @@ UNGRADED = np.where(np.arange(TRAIN) == 3, 255, labels(TRAIN)).astype(np.uint8)
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        (UNGRADED, r"its labels are 0, 1, 2, 255; 255 stands apart, as a code for 'ungraded'"),
+        (UNGRADED, r"its labels are 0, 1, 2, 255; 255 lies apart, as a code for 'ungraded'"),
         (np.where(UNGRADED == 255, -1, labels(TRAIN)), "a negative one"),
         (labels(TRAIN, 0, 5, 10), "number the classes from 0 without gaps"),
         (ONE_HOT, r"of which one is 1 \(one-hot\); save labels\.argmax\(1\)"),

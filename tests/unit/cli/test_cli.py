@@ -276,7 +276,7 @@ def test_stopped_run_prints_resume_command(tmp_path: Path, number: int) -> None:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    said = re.search(r"stopped after (\d+) of 2000 rounds; go on with `(.*)`\.\n$", errors)
+    said = re.search(r"stopped after (\d+) of 2000 rounds; continue with `(.*)`\.\n$", errors)
     assert said is not None, errors
     events = (tmp_path / "record" / "events.jsonl").read_text().splitlines()
     rounds = [event for event in map(json.loads, events) if event["event"] == "RoundCompleted"]
@@ -306,7 +306,7 @@ def test_second_signal_ends_round_at_once(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert errors.endswith(
-        "cohortium: stopped within a round; go on with `cohortium resume record`.\n"
+        "cohortium: stopped within a round; continue with `cohortium resume record`.\n"
     )
     assert not (tmp_path / "record" / "result.json").exists()
 

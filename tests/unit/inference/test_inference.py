@@ -109,7 +109,7 @@ def _swap(folder: Path) -> None:
     [
         (_remove("study.toml"), "is no record of a run"),
         (_remove("weights/last.safetensors"), "no round is complete yet"),
-        (_remove("dataset.json"), "the run has not begun a round yet"),
+        (_remove("dataset.json"), "the run has not started a round yet"),
         (_cut, "is no whole safetensors file"),
         (
             _change(

@@ -162,7 +162,7 @@ def _data(classifier: Classifier) -> Iterator[str]:
         return
     partitioner = _name(classifier, "partitioner")
     yield (
-        f"The sites were simulated: partitioner `{partitioner}` dealt one data set to them. "
+        f"The sites were simulated: partitioner `{partitioner}` split one data set over them. "
         "Real hospitals differ in more than their labels."
     )
 
