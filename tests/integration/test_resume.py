@@ -288,7 +288,7 @@ REFUSED: list[tuple[Any, str]] = [
     (other(seed=2), "the study is not the one with which the run started"),
     (other(rounds=9), "put its study.toml back as it was"),
     (other(privatizer=Gaussian(unit="site", epsilon=7.0)), "the study is not the one"),
-    (changed_data, "the training data, or their partition, are not what"),
+    (changed_data, "the training data, or their partition, differ from"),
     (damaged(STATE, lambda data: data[:-1]), "state.safetensors is damaged"),
     (damaged(STATE, lambda data: data[:20]), "state.safetensors is damaged"),
     (damaged(STATE, lambda _: b""), "state.safetensors is damaged"),
@@ -339,7 +339,7 @@ def test_resume_of_changed_run_is_refused_without_loss(
 def test_another_plan_of_the_same_study_is_refused() -> None:
     origin = RunFingerprint(study="a", data="b", plan="c", versions={"torch": "2", "old": "1"})
     now = evolve(origin, plan="d", versions={"torch": "3", "new": "1"})
-    with pytest.raises(StudyError, match=r"plans this study's privacy otherwise .*torch 3 in pl"):
+    with pytest.raises(StudyError, match=r"plans this study's privacy differently .*torch 3 in pl"):
         origin.require(now)
     assert origin.changes(now) == (
         "new 1 in place of none", "old none in place of 1", "torch 3 in place of 2",

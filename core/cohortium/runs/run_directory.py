@@ -261,7 +261,7 @@ def _require_no_run(path: Path) -> None:
         raise RequestError(f"{path} holds a finished run; give another folder with --out.")
     if (path / STUDY).exists():
         raise RequestError(
-            f"{path} holds a run that is not finished: continue with {resume_command(path)}, or give "
-            "another folder with --out."
+            f"{path} holds a run that is not finished: continue with {resume_command(path)}, or "
+            "give another folder with --out."
         )
     raise RequestError(f"{path} is not empty; give another folder with --out.")

@@ -42,8 +42,8 @@ def check_honours_the_number_of_sites(partitioner: Partitioner) -> None:
             )
             ensure(
                 len(indices),
-                f"site {site} of {sites} was assigned no example; give every site an example, or raise "
-                "StudyError.",
+                f"site {site} of {sites} was assigned no example; give every site an example, or "
+                "raise StudyError.",
             )
 
 
@@ -57,12 +57,13 @@ def check_no_example_twice(partitioner: Partitioner) -> str | None:
         dealt = np.concatenate(list(partition))
         ensure(
             dealt.size == 0 or (dealt.min() >= 0 and dealt.max() < EXAMPLES),
-            f"a position outside 0…{EXAMPLES - 1} was assigned to {sites} sites; use positions that exist.",
+            f"a position outside 0…{EXAMPLES - 1} was assigned to {sites} sites; use positions that "
+            "exist.",
         )
         ensure(
             len(np.unique(dealt)) == len(dealt),
-            f"an example was assigned twice among {sites} sites; its owner's privacy would be spent "
-            "twice. Cut one permutation into parts.",
+            f"an example was assigned twice among {sites} sites; its owner's privacy would be "
+            "spent twice. Cut one permutation into parts.",
         )
         left = max(left, EXAMPLES - len(dealt))
     return f"leaves up to {left} of {EXAMPLES} examples undealt" if left else None
