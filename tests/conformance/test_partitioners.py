@@ -90,7 +90,7 @@ BAD = [
     (partitioners.check_honours_the_number_of_sites, Lists(), "site 0 is no one-dimensional int64"),
     (partitioners.check_honours_the_number_of_sites, EmptyHand(), "was assigned no example"),
     (partitioners.check_honours_the_number_of_sites, RefusesAll(), "never today"),
-    (partitioners.check_no_example_twice, Overlaps(), "dealt twice"),
+    (partitioners.check_no_example_twice, Overlaps(), "assigned twice"),
     (partitioners.check_no_example_twice, OffByOne(), "position outside 0…239"),
     (partitioners.check_deal_is_repeatable, GlobalGenerator(), "gave different partitions"),
     (partitioners.check_examples_untouched, SortsInPlace(), "changed the labels"),

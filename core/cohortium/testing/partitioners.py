@@ -57,8 +57,8 @@ def check_no_example_twice(partitioner: Partitioner) -> str | None:
         dealt = np.concatenate(list(partition))
         ensure(
             dealt.size == 0 or (dealt.min() >= 0 and dealt.max() < EXAMPLES),
-            f"a position outside 0…{EXAMPLES - 1} was assigned to {sites} sites; use positions that "
-            "exist.",
+            f"a position outside 0…{EXAMPLES - 1} was assigned to {sites} sites; use positions "
+            "that exist.",
         )
         ensure(
             len(np.unique(dealt)) == len(dealt),
