@@ -21,7 +21,6 @@ from attrs import Factory, define
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cohortium.clipping.layer_taps import AllRows, VectorizedCall
 from cohortium.clipping.module_call import (
     ParameterCopies,
     SubstitutedParameters,
@@ -45,6 +44,7 @@ from cohortium.clipping.pass_checks import (
 )
 from cohortium.clipping.recording import Settings, unpatch
 from cohortium.clipping.registry import Layer, find_parameter_layers
+from cohortium.clipping.vmap_rule import AllRows, VectorizedCall
 from cohortium.errors import CohortiumError
 
 if TYPE_CHECKING:

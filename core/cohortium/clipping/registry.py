@@ -8,7 +8,7 @@ from attrs import frozen
 from torch import nn
 
 from cohortium.clipping.linear_conv import ConvolutionCall, LinearCall, ParametrizedCall
-from cohortium.clipping.norm_embedding import EmbeddingCall, GroupNormCall, LayerNormCall
+from cohortium.clipping.normalization_embedding import EmbeddingCall, GroupNormCall, LayerNormCall
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from attrs import frozen
 from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.federation import Federation
 from cohortium.study import study_file
-from cohortium.study.resolution import Layer, resolve
+from cohortium.study.layered_tables import Layer, resolve
 from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.catalog.discovery import Catalog
-    from cohortium.study.resolution import Tables
+    from cohortium.study.layered_tables import Tables
 
 MAX_NAME_LENGTH = 200
 """Characters of a cell's folder name. File systems allow 255 bytes."""

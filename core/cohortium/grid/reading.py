@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from cohortium.errors import StudyError
 from cohortium.grid.cells import Axis, Choice, Grid, Override
 from cohortium.study import study_file, toml
-from cohortium.study.resolution import merge
+from cohortium.study.layered_tables import merge
 from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cohortium.study.resolution import Layer, Tables
+    from cohortium.study.layered_tables import Layer, Tables
 
 MAX_RUNS = 10_000
 """Most runs of one grid. With more, a list of values was surely mistyped."""

@@ -20,7 +20,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.errors import RequestError
 from cohortium.runs.prepare import prepare
 from cohortium.study import study_file
-from cohortium.study.resolution import merge
+from cohortium.study.layered_tables import merge
 from cohortium.study.study import Study
 
 if TYPE_CHECKING:

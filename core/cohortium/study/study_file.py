@@ -3,7 +3,7 @@
 The errors also name the table. Every key has a default, which is its value in the quick start. A
 table changes the keys that it names. If a table sets `name` to another plugin, it drops the other
 defaults of that table. Overrides of the command line set their names first and their values after
-(see `resolution`).
+(see `layered_tables`).
 
 A table `[data]` makes the study one of a deployment. It declares the public facts about the
 hospitals' data, and nothing is partitioned. In that case, `[dataset]` has the images for the
@@ -26,7 +26,7 @@ from cohortium.data.examples import DataSpec
 from cohortium.errors import RequestError, StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
-from cohortium.study.resolution import TABLES, Layer, Resolved, Tables, merge, resolve
+from cohortium.study.layered_tables import TABLES, Layer, Resolved, Tables, merge, resolve
 from cohortium.study.study import FEDERATION_KEYS, STUDY_ROLES, Study
 from cohortium.text import MAX_SHOWN, did_you_mean, escape_control_characters, quote_key
 
