@@ -151,7 +151,7 @@ def test_invalid_class_labels_are_refused(
         ((1, 2, 3), "its labels are 1, 2, 3; they begin at 1, .* subtract 1"),
         ((0,), "all its labels are 0, and of one class alone every answer is right"),
         ((7,), "all its labels are 7"),
-        ((0, 1, 9), "its labels are 0, 1, 9; 9 stands apart"),
+        ((0, 1, 9), "its labels are 0, 1, 9; 9 lies apart"),
         ((0, 5, 10), r"its labels are 0, 5, 10; number the classes from 0 without gaps"),
     ],
 )
@@ -167,7 +167,7 @@ def test_single_or_noncontiguous_labels_are_refused(
     ("numbers", "words"),
     [
         ((1, 2, 3), r"must lie in 0…2, found 1…3; they begin at 1, so subtract 1"),
-        ((0, 1, 99), r"must lie in 0…2, found 0…99; 99 stands apart"),
+        ((0, 1, 99), r"must lie in 0…2, found 0…99; 99 lies apart"),
         ((0, 1, 2, 3, 4), r"must lie in 0…2, found 0…4; give as many names"),
     ],
 )
