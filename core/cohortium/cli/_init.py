@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cohortium.errors import RequestError, RunError
+from cohortium.errors import CohortiumError, RequestError, RunError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _answer(
     refuses the answer.
 
     Raises:
-        RequestError: `read` refuses the option's value, or there is no terminal to ask on.
+        CohortiumError: `read` refuses the option's value, or there is no terminal to ask on.
     """
     if given is not None:
         return read(given)
@@ -98,7 +98,7 @@ def _answer(
     while True:
         try:
             return read(typer.prompt(question, default=default, type=type(default)))
-        except RequestError as error:
+        except CohortiumError as error:
             typer.echo(sanitize(f"cohortium: {error}"), err=True)
 
 
