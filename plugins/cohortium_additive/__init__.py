@@ -38,33 +38,32 @@ class Additive:
         stage, there is no sum.  A round then takes a retry.
     """
 
-    def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee:
+    def confidentiality(self, federation_spec: FederationSpec) -> AggregationGuarantee:
         """Return the guarantee: all sites that are asked, or no sum.
 
         Raises:
             StudyError: Too few sites are asked, or the coordinator may lie.
         """
-        if cohort.adversary == "active":
+        if federation_spec.adversary == "active":
             raise StudyError(
                 "additive: nobody signs the keys, so it does not hold against a coordinator that "
                 "lies; use aggregator 'secagg' with adversary 'active'."
             )
-        least = max(2, cohort.max_colluding + 2)
-        if cohort.cohort_size < least:
+        least = max(2, federation_spec.max_colluding + 2)
+        if federation_spec.cohort_size < least:
             raise StudyError(
-                f"additive: {cohort.cohort_size} sites are asked, but it takes at least {least}, "
-                f"so that "
-                "two of them are left beside those that collude."
+                f"additive: {federation_spec.cohort_size} sites are asked, but it takes at least "
+                f"{least}, so that two honest sites remain."
             )
         return AggregationGuarantee(
-            min_contributors=cohort.cohort_size,
-            reconstruction_threshold=cohort.cohort_size - 1,
+            min_contributors=federation_spec.cohort_size,
+            reconstruction_threshold=federation_spec.cohort_size - 1,
             max_dropouts=0,
         )
 
     def coordinator_session(
         self,
-        setting: AggregationConfig,
+        config: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
     ) -> AdditiveCoordinator:
         """Build the coordinator's session, which has no secret.
@@ -74,10 +73,10 @@ class Additive:
         """
         from cohortium_additive._coordinator import AdditiveCoordinator
 
-        self.confidentiality(setting.cohort)
-        return AdditiveCoordinator(setting)
+        self.confidentiality(config.federation_spec)
+        return AdditiveCoordinator(config)
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> AdditiveSite:
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> AdditiveSite:
         """Build a site's session.
 
         Raises:
@@ -85,8 +84,8 @@ class Additive:
         """
         from cohortium_additive._site import AdditiveSite
 
-        self.confidentiality(setting.cohort)
-        return AdditiveSite(setting, member)
+        self.confidentiality(config.federation_spec)
+        return AdditiveSite(config, site_context)
 
 
 @hookimpl

@@ -22,10 +22,10 @@ class AdditiveCoordinator:
     """Session of three exchanges.  A site missing in one ends the attempt.
 
     Attributes:
-        setting: Public configuration that all parties agree on.
+        config: Public configuration that all parties agree on.
     """
 
-    setting: AggregationConfig
+    config: AggregationConfig
     _sites: tuple[SiteId, ...] = ()
     _stage: int = -1
     _waiting: set[SiteId] = field(factory=set)
@@ -38,7 +38,7 @@ class AdditiveCoordinator:
         self._sites, self._stage = tuple(sorted(sites)), -1
         self._waiting, self._missing = set(), ()
         self._keys, self._shares = {}, {}
-        self._total = self.setting.ring.zeros(self.setting.length)
+        self._total = self.config.ring.zeros(self.config.length)
 
     def next_requests(self) -> StageRequests:
         """Return the next exchange, unless the last one lost a site."""
@@ -87,7 +87,7 @@ class AdditiveCoordinator:
                 raise MessageError(f"site {site} must seal one seed for each other site.")
             self._shares[site] = sealed
         else:
-            self.setting.ring.add(reply, self._total)
+            self.config.ring.add(reply, self._total)
         self._waiting.discard(site)
 
     def sum(self) -> RingSum:
@@ -99,4 +99,4 @@ class AdditiveCoordinator:
                 f"{PHASES[max(self._stage, 0)]}, and additive shares need every site; use "
                 "aggregator 'secagg' to survive dropouts."
             )
-        return RingSum(self.setting.ring, self._total, self._sites)
+        return RingSum(self.config.ring, self._total, self._sites)

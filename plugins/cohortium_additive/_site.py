@@ -83,8 +83,8 @@ class AdditiveSite:
         nothing.
     """
 
-    setting: AggregationConfig
-    member: SiteContext
+    config: AggregationConfig
+    site_context: SiteContext
     _attempts: list[Attempt] = field(factory=list, repr=False)
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
@@ -106,7 +106,7 @@ class AdditiveSite:
         return encode(Key(public=self._public))
 
     def _share(self, now: Attempt, request: SharesRequest) -> bytes:
-        sites, me = request.sites, self.member.site
+        sites, me = request.sites, self.site_context.site
         if now.given:
             raise RefusalError(
                 RefusalCode.OUT_OF_ORDER, "seeds have been shared in this attempt already."
@@ -115,10 +115,10 @@ class AdditiveSite:
             raise MessageError("sites must be ascending, with one key each.")
         if me not in sites or request.keys[sites.index(me)] != self._public:
             raise RefusalError(AdditiveRefusalCode.KEYS, "its own key is not the one that it sent.")
-        if len(sites) != self.setting.cohort.cohort_size:
+        if len(sites) != self.config.federation_spec.cohort_size:
             raise RefusalError(
                 AdditiveRefusalCode.TOO_FEW,
-                f"it sums over {self.setting.cohort.cohort_size} sites, not {len(sites)}.",
+                f"it sums over {self.config.federation_spec.cohort_size} sites, not {len(sites)}.",
             )
         others = tuple(site for site in sites if site != me)
         keys = tuple(key for site, key in zip(sites, request.keys, strict=True) if site != me)
@@ -136,7 +136,7 @@ class AdditiveSite:
             raise RefusalError(RefusalCode.OUT_OF_ORDER, "a sum is due once, after the seeds.")
         if len(shares.sealed) != len(now.others):
             raise MessageError(f"{len(now.others)} sealed seeds are due, not {len(shares.sealed)}.")
-        me = self.member.site
+        me = self.site_context.site
         taken = []
         for other, key, sealed in zip(now.others, now.keys, shares.sealed, strict=True):
             try:
@@ -150,7 +150,7 @@ class AdditiveSite:
         words = vector().words.copy()
         _combine(words, taken, now.given)
         now.given = ()
-        return self.setting.ring.pack(words)
+        return self.config.ring.pack(words)
 
     def _current(self, ask: SiteRequest) -> Attempt:
         if not self._attempts or self._attempts[-1].number != ask.attempt:
@@ -162,7 +162,7 @@ class AdditiveSite:
         return self._attempts[-1].private.public_key().public_bytes_raw()
 
     def _secret(self, attempt: int) -> Randomness:
-        return self.member.secret.derive("additive", attempt)
+        return self.site_context.secret.derive("additive", attempt)
 
     def _key(self, now: Attempt, public: bytes, sender: SiteId, receiver: SiteId) -> bytes:
         """Derive the key that seals one seed.
@@ -176,7 +176,7 @@ class AdditiveSite:
                 AdditiveRefusalCode.SMALL_ORDER, "a public key is of small order."
             ) from None
         numbers = b"".join(n.to_bytes(8, "big") for n in (now.number, sender, receiver))
-        info = b"cohortium additive seed" + self.setting.session + numbers
+        info = b"cohortium additive seed" + self.config.session + numbers
         return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=info).derive(common)
 
 

@@ -121,4 +121,4 @@ def _plain(value: Any) -> str:
 @hookimpl
 def cohortium_observers() -> list[Offer[Observer]]:
     """Offer `events`."""
-    return [Offer("events", Events, "What happens, as lines of JSON in events.jsonl.")]
+    return [Offer("events", Events, "Events, as lines of JSON in events.jsonl.")]

@@ -83,10 +83,13 @@ class FedAvg:
     augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
 
-    def workload(self, cohort: FederationSpec) -> Workload:
+    def workload(self, federation_spec: FederationSpec) -> Workload:
         """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
         return local_workload(
-            cohort, epochs=self.local_epochs, steps=self.local_steps, batch_size=self.batch_size
+            federation_spec,
+            epochs=self.local_epochs,
+            steps=self.local_steps,
+            batch_size=self.batch_size,
         )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:

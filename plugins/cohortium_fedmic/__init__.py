@@ -94,10 +94,13 @@ class FedMIC:
     flips: bool = False
     rotations: bool = False
 
-    def workload(self, cohort: FederationSpec) -> Workload:
+    def workload(self, federation_spec: FederationSpec) -> Workload:
         """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
         return local_workload(
-            cohort, epochs=self.local_epochs, steps=self.local_steps, batch_size=self.batch_size
+            federation_spec,
+            epochs=self.local_epochs,
+            steps=self.local_steps,
+            batch_size=self.batch_size,
         )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:

@@ -166,7 +166,7 @@ def _last_linear(net: nn.Module) -> nn.Linear:
     linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         raise StudyError(
-            "fedmic compares what enters the last linear layer, and the model has none; use a "
+            "fedmic compares the inputs of the last linear layer, and the model has none; use a "
             "model that ends in one."
         )
     return linear[-1]

@@ -82,7 +82,7 @@ class FedSGD:
     average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
     statistics_rounds: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
-    def workload(self, cohort: FederationSpec) -> Workload:  # noqa: ARG002
+    def workload(self, federation_spec: FederationSpec) -> Workload:  # noqa: ARG002
         """Declare one batch a round."""
         return Workload(output="gradient", steps=1, sampling_rate=self.sampling_rate)
 

@@ -80,11 +80,13 @@ class Gaussian:
     max_abs_value: float = field(default=64.0, validator=[gt(0), le(1e30)])
     quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> GaussianPlan:
         """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_gaussian._plan import GaussianPlan
 
-        self._require_covered(workload, cohort)
+        self._require_covered(workload, federation_spec)
         rate, steps = (1.0, 1) if self.unit == "site" else (workload.sampling_rate, workload.steps)
 
         def attempt(noise: float) -> accounting.GaussianMechanism:
@@ -93,15 +95,19 @@ class Gaussian:
             )
 
         noise = accounting.calibrate_noise_multiplier(
-            attempt, epsilon=self.epsilon, delta=self.delta, attempts=cohort.attempts
+            attempt, epsilon=self.epsilon, delta=self.delta, attempts=federation_spec.attempts
         )
         return GaussianPlan(
-            self, workload=workload, cohort=cohort, parameters=parameters, mechanism=attempt(noise)
+            self,
+            workload=workload,
+            federation_spec=federation_spec,
+            parameters=parameters,
+            mechanism=attempt(noise),
         )
 
-    def _require_covered(self, workload: Workload, cohort: FederationSpec) -> None:
+    def _require_covered(self, workload: Workload, federation_spec: FederationSpec) -> None:
         """Refuse a run that the guarantee would not cover."""
-        if self.unit == "patient" and cohort.patients is None:
+        if self.unit == "patient" and federation_spec.patients is None:
             raise PrivacyError(
                 "unit is 'patient', but the data do not say whose each image is; give the data set "
                 "a column of patients, or use unit 'example' where everyone has one image."
@@ -120,7 +126,7 @@ class Gaussian:
                 f"trainer takes {workload.steps} steps before it releases anything; use trainer "
                 "'fedsgd', or noise = 'local'."
             )
-        honest = cohort.min_honest_contributors()
+        honest = federation_spec.min_honest_contributors()
         if honest > MAX_HONEST:
             raise PrivacyError(
                 f"noise would be shared among {honest} honest sites, and the argument for rounded "

@@ -41,7 +41,7 @@ class GaussianPlan:
 
     terms: Gaussian
     workload: Workload = field(kw_only=True)
-    cohort: FederationSpec = field(kw_only=True)
+    federation_spec: FederationSpec = field(kw_only=True)
     parameters: int = field(kw_only=True)
     mechanism: accounting.GaussianMechanism = field(kw_only=True)
     code: FixedPoint = field(init=False)
@@ -56,7 +56,7 @@ class GaussianPlan:
 
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
-        return self.guarantee_after(self.cohort.attempts)
+        return self.guarantee_after(self.federation_spec.attempts)
 
     @property
     def ring(self) -> Ring:
@@ -81,13 +81,15 @@ class GaussianPlan:
     @property
     def honest(self) -> int:
         """Number of sites whose shares make up the noise."""
-        return self.cohort.min_honest_contributors() if self.is_shared else 1
+        return self.federation_spec.min_honest_contributors() if self.is_shared else 1
 
     @property
     def expected_batch(self) -> float:
         """Declared number of units that a batch's gradient sum is divided by."""
         return (
-            self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
+            self.workload.sampling_rate
+            * self.federation_spec.num_units(self.terms.unit)
+            / self.federation_spec.sites
         )
 
     @property
@@ -101,7 +103,9 @@ class GaussianPlan:
         moves no further than it did before.  So the noise covers it as well.
         """
         return (
-            self.terms.clip_norm * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
+            self.terms.clip_norm
+            * self.federation_spec.num_units(self.terms.unit)
+            / self.federation_spec.cohort_size
         )
 
     @property
@@ -116,7 +120,7 @@ class GaussianPlan:
 
     def guarantee_after(self, attempts: int) -> Guarantee:
         """Return the guarantee that holds after `attempts` attempts."""
-        terms, cohort = self.terms, self.cohort
+        terms, federation_spec = self.terms, self.federation_spec
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
         return Guarantee(
             epsilon=spent.epsilon,
@@ -125,19 +129,19 @@ class GaussianPlan:
             unit=terms.unit,
             adjacency=terms.adjacency,
             against="coordinator" if self.is_shared else "everyone",
-            colluding=cohort.max_colluding if self.is_shared else 0,
+            colluding=federation_spec.max_colluding if self.is_shared else 0,
             honest=self.honest,
             accountant=spent.accountant,
             bounds=spent.bounds,
             noise_multiplier=self.mechanism.noise_multiplier,
             assumptions=self._assumptions(),
-            simulation=cohort.insecure_seeded_secrets,
+            simulation=federation_spec.insecure_seeded_secrets,
         )
 
     def _assumptions(self) -> tuple[str, ...]:
         key = (
             "the study's public seed"
-            if self.cohort.insecure_seeded_secrets
+            if self.federation_spec.insecure_seeded_secrets
             else "the operating system"
         )
         shared = (
@@ -167,7 +171,11 @@ class GaussianPlan:
 
     def _narrowest(self) -> FixedPoint:
         """Return the smallest ring for the sum of all sites' releases."""
-        cohort, terms, size = self.cohort, self.terms, self.cohort.cohort_size
+        federation_spec, terms, size = (
+            self.federation_spec,
+            self.terms,
+            self.federation_spec.cohort_size,
+        )
         if self.clips_gradients and self.workload.output == "update":
             return FixedPoint.fitting(
                 size * terms.max_abs_value, step=terms.quantization_step, terms=size
@@ -177,7 +185,7 @@ class GaussianPlan:
             signal = size * self.largest_sum / self.expected_batch
         else:
             deviation, signal = self.deviation, size * terms.clip_norm
-        draws = 2.0 * self.parameters * cohort.attempts
+        draws = 2.0 * self.parameters * federation_spec.attempts
         tail = math.sqrt(2 * (math.log(draws) + WRAP_BITS * math.log(2)))
         largest = signal + tail * deviation * math.sqrt(size)
         return FixedPoint.fitting(largest, step=deviation / STEPS_PER_DEVIATION, terms=size)

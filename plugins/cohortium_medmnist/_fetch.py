@@ -62,7 +62,7 @@ class RemoteFile:
         part = folder / f".{self.name}.{uuid.uuid4().hex}.part"
         try:
             if self._copy_to(part) != self.md5:
-                raise FetchError("what arrived does not have its published MD5")
+                raise FetchError("the download does not have its published MD5")
             return part.replace(folder / self.name)
         finally:
             part.unlink(missing_ok=True)

@@ -110,8 +110,8 @@ class Module:
             signature.bind(**arguments)
         except TypeError as error:
             raise self._refused(
-                f"{error}; it is called with 'channels' and 'classes' where it has parameters so "
-                "called, and with what [model.arguments] gives"
+                f"{error}; it is called with 'channels' and 'classes' where it has parameters of "
+                "these names, and with [model.arguments]"
             ) from error
         return arguments
 

@@ -115,13 +115,13 @@ def _not_imported(package: str, folder: str | None, error: BaseException) -> str
     if missing and (package == missing or package.startswith(f"{missing}.")):
         place = f"in {folder}, where the study lies, or " if folder else ""
         return (
-            f"there is no module '{missing}' {place}among what is installed here; put "
-            f"{top}.py beside the study's file, or install its package."
+            f"there is no module '{missing}' {place}among the installed packages; put "
+            f"{top}.py next to the study's file, or install its package."
         )
     if missing:
         return (
             f"'{package}' needs {missing}, which is not installed here; install it, or put "
-            f"{missing.partition('.')[0]}.py beside the study's file."
+            f"{missing.partition('.')[0]}.py next to the study's file."
         )
     return f"'{package}' cannot be imported: {describe_fault(error)}{_mismatch(top)}."
 

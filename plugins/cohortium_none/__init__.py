@@ -49,7 +49,9 @@ class NoPrivacy:
     max_abs_value: float = field(default=64.0, validator=[ge(1e-30), le(1e30)])
     quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> UnprivatePlan:
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> UnprivatePlan:
         """Choose a ring for the weighted sum and the weights' sum.
 
         The ring's vector has one more element for the sum of the weights.  Weights are in units of
@@ -59,15 +61,15 @@ class NoPrivacy:
         """
         try:
             weights = (
-                cohort.sites + self.quantization_step * cohort.cohort_size
+                federation_spec.sites + self.quantization_step * federation_spec.cohort_size
             )  # each weight is rounded, to half a step
-            largest = max(weights * self.max_abs_value, weights * cohort.cohort_size)
+            largest = max(weights * self.max_abs_value, weights * federation_spec.cohort_size)
             code = FixedPoint.fitting(
-                largest, step=self.quantization_step, terms=cohort.cohort_size
+                largest, step=self.quantization_step, terms=federation_spec.cohort_size
             )
         except ValueError as error:
             raise PrivacyError(f"privatizer 'none': {error}") from error
-        return UnprivatePlan(code, self.max_abs_value, workload, cohort, parameters)
+        return UnprivatePlan(code, self.max_abs_value, workload, federation_spec, parameters)
 
 
 @frozen
@@ -77,7 +79,7 @@ class UnprivatePlan:
     code: FixedPoint
     bound: float
     workload: Workload
-    cohort: FederationSpec
+    federation_spec: FederationSpec
     parameters: int
     guarantee: None = None
     mechanism: None = None
@@ -108,11 +110,15 @@ class UnprivatePlan:
         import torch
 
         weight = float(self.code.decode(total.words[-1:])[0])
-        if not 0 <= weight <= self.cohort.sites + self.code.step * self.cohort.cohort_size / 2:
+        if (
+            not 0
+            <= weight
+            <= self.federation_spec.sites + self.code.step * self.federation_spec.cohort_size / 2
+        ):
             raise RunError(
-                f"the sites trained on {weight * self.cohort.examples_per_site:,.0f} examples, and "
-                f"{self.cohort.examples:,} are declared, for which sums are sized; raise examples "
-                "under [data]."
+                f"the sites trained on {weight * self.federation_spec.examples_per_site:,.0f} "
+                f"examples, and {self.federation_spec.examples:,} are declared, for which sums are "
+                "sized; raise examples under [data]."
             )
         if weight == 0:
             return torch.zeros(self.parameters)
@@ -150,8 +156,8 @@ class UnprivateSite:
         if not np.isfinite(largest):
             raise RefusalError(
                 RefusalCode.NON_FINITE,
-                "its update holds NaN or infinity; lower the rate, or look for them in what the "
-                "network gives.",
+                "its update holds NaN or infinity; lower the rate, or look for them in the "
+                "network's outputs.",
             )
         if largest > self.plan.bound:
             raise RefusalError(
@@ -160,14 +166,15 @@ class UnprivateSite:
                 "the "
                 "learning rate.",
             )
-        cohort = self.plan.cohort
-        if not 0 <= weight <= cohort.examples:
+        federation_spec = self.plan.federation_spec
+        if not 0 <= weight <= federation_spec.examples:
             raise RefusalError(
                 RefusalCode.EXAMPLES,
-                f"it trained on {weight:,.0f} examples, and the study declares {cohort.examples:,} "
-                "over all sites together; raise examples under [data].",
+                f"it trained on {weight:,.0f} examples, and the study declares "
+                f"{federation_spec.examples:,} over all sites together; raise examples under "
+                "[data].",
             )
-        relative = weight / cohort.examples_per_site
+        relative = weight / federation_spec.examples_per_site
         words, code = self.plan.ring.zeros(self.plan.length), self.plan.code
         code.encode(vector.cpu().numpy(), scale=relative, out=words[:-1])
         code.encode(np.array([relative]), out=words[-1:])

@@ -46,27 +46,27 @@ class Plain:
         under a secure aggregator.
     """
 
-    def confidentiality(self, cohort: FederationSpec) -> None:
+    def confidentiality(self, federation_spec: FederationSpec) -> None:
         """Return None, because nothing is hidden from the coordinator."""
 
     def coordinator_session(
         self,
-        setting: AggregationConfig,
+        config: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
     ) -> PlainCoordinator:
         """Build the coordinator's session, which has no secret."""
-        return PlainCoordinator(setting)
+        return PlainCoordinator(config)
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> PlainSite:  # noqa: ARG002
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> PlainSite:  # noqa: ARG002
         """Build a site's session, which has no secret."""
-        return PlainSite(setting)
+        return PlainSite(config)
 
 
 @define(slots=False)
 class PlainCoordinator:
     """Session of one exchange, in which vectors are added as they come."""
 
-    setting: AggregationConfig
+    config: AggregationConfig
     _waiting: frozenset[SiteId] = frozenset()
     _contributors: list[SiteId] = field(factory=list)
     _is_asked: bool = False
@@ -74,7 +74,7 @@ class PlainCoordinator:
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002
         """Begin anew among `sites`."""
         self._waiting, self._contributors, self._is_asked = frozenset(sites), [], False
-        self._total = self.setting.ring.zeros(self.setting.length)
+        self._total = self.config.ring.zeros(self.config.length)
 
     def next_requests(self) -> StageRequests:
         """Ask every site once."""
@@ -87,23 +87,23 @@ class PlainCoordinator:
         """Add a site's vector."""
         if site not in self._waiting:
             raise MessageError(f"site {site} was not asked, or has answered.")
-        self.setting.ring.add(reply, self._total)
+        self.config.ring.add(reply, self._total)
         self._waiting -= {site}
         self._contributors.append(site)
 
     def sum(self) -> RingSum:
         """Return the sum over the sites that answered."""
-        need = max(1, self.setting.cohort.min_contributors)
+        need = max(1, self.config.federation_spec.min_contributors)
         if len(self._contributors) < need:
             raise TooFewSitesError(f"{len(self._contributors)} sites answered, {need} are needed.")
-        return RingSum(self.setting.ring, self._total, tuple(sorted(self._contributors)))
+        return RingSum(self.config.ring, self._total, tuple(sorted(self._contributors)))
 
 
 @define
 class PlainSite:
     """Session that sends the vector when asked, once an attempt."""
 
-    setting: AggregationConfig
+    config: AggregationConfig
     _answered: int = -1
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
@@ -113,7 +113,7 @@ class PlainSite:
                 RefusalCode.OUT_OF_ORDER, "this attempt's vector has been sent already."
             )
         self._answered = request.attempt
-        return self.setting.ring.pack(release().words)
+        return self.config.ring.pack(release().words)
 
 
 @hookimpl

@@ -139,6 +139,6 @@ def _raised(error: RayError) -> Exception:
         return cause
     last = str(cause).strip().splitlines()[-1].strip().rstrip(".")
     return RunError(
-        f"engine 'ray': a worker and this process cannot read one another ({last}); install there "
-        "what is installed here."
+        f"engine 'ray': a worker and this process cannot read one another ({last}); install the "
+        "same versions there."
     )

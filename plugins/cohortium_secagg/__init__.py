@@ -52,7 +52,7 @@ class SecAgg:
     coordinator, all sites that take part are shareholders of each other.
 
     Guarantees:
-        An honest-but-curious coordinator and `cohort.max_colluding` sites together learn the sum
+        An honest-but-curious coordinator and `max_colluding` sites together learn the sum
         over the other contributors.  They learn nothing else about any of them.  A sum is opened
         only if no `max_colluding` sites can cut the graph of contributors.  This rests on X25519,
         HKDF-SHA256, AES-256 and ChaCha20-Poly1305.
@@ -60,7 +60,7 @@ class SecAgg:
         contributors.  A site refuses to help open a smaller one.
         Every dropout is recovered, at any stage, while `reconstruction_threshold` shareholders
         answer for each secret that is needed.  Otherwise the attempt fails and nothing is released.
-        An active coordinator and `cohort.max_colluding` sites together learn one sum in each
+        An active coordinator and `max_colluding` sites together learn one sum in each
         attempt, or nothing.  That sum is over at least max(reconstruction_threshold,
         min_contributors, max_colluding + 2) sites, the colluding ones included.  The coordinator
         may choose this set, by pretending that other sites dropped out.  This rests also on
@@ -94,18 +94,18 @@ class SecAgg:
     security_bits: int = field(default=40, validator=[ge(1), le(256)])
     threads: int = field(default=0, validator=[ge(0), le(256)])
 
-    def confidentiality(self, cohort: FederationSpec) -> Sharing:
-        """Return the guarantee against the coordinator and colluding sites of `cohort`.
+    def confidentiality(self, federation_spec: FederationSpec) -> Sharing:
+        """Return the guarantee against the coordinator and colluding sites of `federation_spec`.
 
         Raises:
             StudyError: It protects too little, or the cohort cannot meet it.
         """
         from cohortium_secagg._parameter_selection import choose_parameters
 
-        return choose_parameters(self, cohort)
+        return choose_parameters(self, federation_spec)
 
     def coordinator_session(
-        self, setting: AggregationConfig, secret: Randomness
+        self, config: AggregationConfig, secret: Randomness
     ) -> CoordinatorSession:
         """Build the coordinator's session of a run.
 
@@ -117,10 +117,10 @@ class SecAgg:
         from cohortium_secagg._protocol_parameters import ProtocolParameters
         from cohortium_secagg._vectors import available_cpus
 
-        protocol = ProtocolParameters.agreed(self, setting)
+        protocol = ProtocolParameters.agreed(self, config)
         return SecAggCoordinator(protocol, secret, threads=self.threads or available_cpus())
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> SiteSession:
         """Build one site's session of a run.
 
         Raises:
@@ -131,8 +131,8 @@ class SecAgg:
         from cohortium_secagg._site import SecAggSite
         from cohortium_secagg._vectors import available_cpus
 
-        protocol = ProtocolParameters.agreed(self, setting)
-        return SecAggSite(protocol, member, threads=self.threads or available_cpus())
+        protocol = ProtocolParameters.agreed(self, config)
+        return SecAggSite(protocol, site_context, threads=self.threads or available_cpus())
 
 
 @hookimpl

@@ -52,7 +52,7 @@ class Sharing(AggregationGuarantee):
         chance = (
             ""
             if self.statistical_security_bits is None
-            else f", but for one run in 2^{self.statistical_security_bits}"
+            else f", except in one run of 2^{self.statistical_security_bits}"
         )
         who = "sites that it picks" if self.adversary == "active" else "all that contributed"
         return (
@@ -63,64 +63,82 @@ class Sharing(AggregationGuarantee):
         )
 
 
-def choose_parameters(config: SecAgg, cohort: FederationSpec) -> Sharing:
-    """Return the parameters that `config` gives in `cohort`.
+def choose_parameters(config: SecAgg, federation_spec: FederationSpec) -> Sharing:
+    """Return the parameters that `config` gives in `federation_spec`.
 
     Raises:
         StudyError: They protect too little, or the cohort cannot meet them.
     """
-    if cohort.adversary == "active":
-        sharing = _active(config, cohort)
+    if federation_spec.adversary == "active":
+        sharing = _active(config, federation_spec)
     elif config.max_dropout_rate:
-        sharing = _calculated(config, cohort)
+        sharing = _calculated(config, federation_spec)
     else:
-        sharing = _certain(config, cohort)
+        sharing = _certain(config, federation_spec)
     least = sharing.min_contributors
-    _require("cohort_size", cohort.cohort_size, least, f"a sum is opened over {least} or more")
+    _require(
+        "cohort_size", federation_spec.cohort_size, least, f"a sum is opened over {least} or more"
+    )
     return sharing
 
 
-def _certain(config: SecAgg, cohort: FederationSpec) -> Sharing:
+def _certain(config: SecAgg, federation_spec: FederationSpec) -> Sharing:
     """Return a sparse graph's parameters that tolerate any choice of colluding sites."""
     threshold, shares = config.reconstruction_threshold or THRESHOLD, config.num_shares or SHARES
-    return _against_any(cohort, threshold, shares)
+    return _against_any(federation_spec, threshold, shares)
 
 
-def _active(config: SecAgg, cohort: FederationSpec) -> Sharing:
+def _active(config: SecAgg, federation_spec: FederationSpec) -> Sharing:
     """Return parameters with which all share with all, and a majority decides."""
-    majority = (cohort.cohort_size + cohort.max_colluding) // 2 + 1
+    majority = (federation_spec.cohort_size + federation_spec.max_colluding) // 2 + 1
     threshold = config.reconstruction_threshold or majority
     # Where all share with all, an error for a too small cohort must name the cohort's size.
-    shares = config.num_shares or max(cohort.cohort_size, threshold, cohort.max_colluding + 2)
-    why = f"the coordinator is active, {_against(cohort)}"
+    shares = config.num_shares or max(
+        federation_spec.cohort_size, threshold, federation_spec.max_colluding + 2
+    )
+    why = f"the coordinator is active, {_against(federation_spec)}"
     _require("reconstruction_threshold", threshold, majority, f"{why} (0 chooses it)")
-    _require("num_shares", shares, cohort.cohort_size, "every site is a shareholder (0 chooses it)")
-    sharing = _against_any(cohort, threshold, shares)
+    _require(
+        "num_shares",
+        shares,
+        federation_spec.cohort_size,
+        "every site is a shareholder (0 chooses it)",
+    )
+    sharing = _against_any(federation_spec, threshold, shares)
     if config.max_dropout_rate:
-        _require_left(config, cohort, sharing.min_contributors)
+        _require_left(config, federation_spec, sharing.min_contributors)
     return sharing
 
 
-def _against_any(cohort: FederationSpec, threshold: int, shares: int) -> Sharing:
+def _against_any(federation_spec: FederationSpec, threshold: int, shares: int) -> Sharing:
     _require(
         "reconstruction_threshold", threshold, 2, "one shareholder alone must not recover a secret"
     )
-    _require("reconstruction_threshold", threshold, cohort.max_colluding + 1, _against(cohort))
+    _require(
+        "reconstruction_threshold",
+        threshold,
+        federation_spec.max_colluding + 1,
+        _against(federation_spec),
+    )
     _require("num_shares", shares, threshold, f"reconstruction_threshold is {threshold}")
-    _require("num_shares", shares, cohort.max_colluding + 2, _against(cohort))
+    _require("num_shares", shares, federation_spec.max_colluding + 2, _against(federation_spec))
     # With fewer sites around it, all of them except the site itself might collude and know its
     # masks.
-    quorum = max(threshold, cohort.max_colluding + 2)
-    circle = min(shares, cohort.cohort_size)
+    quorum = max(threshold, federation_spec.max_colluding + 2)
+    circle = min(shares, federation_spec.cohort_size)
     # A sparse graph must stay connected without the lost sites and without the colluding ones.
     uncut = (
-        cohort.cohort_size if circle == cohort.cohort_size else circle - 2 - cohort.max_colluding
+        federation_spec.cohort_size
+        if circle == federation_spec.cohort_size
+        else circle - 2 - federation_spec.max_colluding
     )
     lost = min(circle - threshold, uncut)
-    return _sharing(cohort, threshold, shares, quorum=quorum, contributors=quorum, lost=lost)
+    return _sharing(
+        federation_spec, threshold, shares, quorum=quorum, contributors=quorum, lost=lost
+    )
 
 
-def _calculated(config: SecAgg, cohort: FederationSpec) -> Sharing:
+def _calculated(config: SecAgg, federation_spec: FederationSpec) -> Sharing:
     """Return parameters of a sparse random graph, calculated for a random placement.
 
     They hold against colluding sites, wherever the graph puts them.
@@ -133,27 +151,35 @@ def _calculated(config: SecAgg, cohort: FederationSpec) -> Sharing:
     )
     _require_left(
         config,
-        cohort,
-        max(cohort.max_colluding + 2, cohort.min_contributors, config.reconstruction_threshold),
+        federation_spec,
+        max(
+            federation_spec.max_colluding + 2,
+            federation_spec.min_contributors,
+            config.reconstruction_threshold,
+        ),
     )
     requirements = GraphRequirements(
-        sites=cohort.cohort_size,
-        colluding=cohort.max_colluding,
-        lost=_lost(config, cohort),
-        failure_probability=Fraction(1, cohort.attempts << config.security_bits),
+        sites=federation_spec.cohort_size,
+        colluding=federation_spec.max_colluding,
+        lost=_lost(config, federation_spec),
+        failure_probability=Fraction(1, federation_spec.attempts << config.security_bits),
     )
     fit = _fit(
-        requirements, min(config.num_shares, cohort.cohort_size), config.reconstruction_threshold
+        requirements,
+        min(config.num_shares, federation_spec.cohort_size),
+        config.reconstruction_threshold,
     )
-    why = f"{_against(cohort)} and max_dropout_rate is {config.max_dropout_rate:g}"
+    why = f"{_against(federation_spec)} and max_dropout_rate is {config.max_dropout_rate:g}"
     if config.num_shares:
-        _require("num_shares", min(config.num_shares, cohort.cohort_size), fit.degree + 1, why)
+        _require(
+            "num_shares", min(config.num_shares, federation_spec.cohort_size), fit.degree + 1, why
+        )
     if config.reconstruction_threshold:
         _require(
             "reconstruction_threshold", config.reconstruction_threshold, fit.least_threshold, why
         )
     return _sharing(
-        cohort,
+        federation_spec,
         fit.threshold,
         fit.degree + 1,
         quorum=fit.threshold,
@@ -196,20 +222,28 @@ def _fit(requirements: GraphRequirements, shares: int, threshold: int) -> Chosen
     )
 
 
-def _require_left(config: SecAgg, cohort: FederationSpec, needed: int) -> None:
+def _require_left(config: SecAgg, federation_spec: FederationSpec, needed: int) -> None:
     """Raise if fewer than `needed` sites remain after all allowed dropouts."""
-    _require("cohort_size", cohort.cohort_size, needed, f"a sum is opened over {needed} or more")
-    if cohort.cohort_size - _lost(config, cohort) < needed:
-        most = floor(Fraction(cohort.cohort_size - needed, cohort.cohort_size) * 10_000) / 10_000
+    _require(
+        "cohort_size", federation_spec.cohort_size, needed, f"a sum is opened over {needed} or more"
+    )
+    if federation_spec.cohort_size - _lost(config, federation_spec) < needed:
+        most = (
+            floor(
+                Fraction(federation_spec.cohort_size - needed, federation_spec.cohort_size) * 10_000
+            )
+            / 10_000
+        )
         raise StudyError(
             f"secagg: max_dropout_rate is {config.max_dropout_rate:g}, but must be at most "
-            f"{most:g}: a sum is opened over {needed} or more of {cohort.cohort_size} sites."
+            f"{most:g}: a sum is opened over {needed} or more of {federation_spec.cohort_size} "
+            "sites."
         )
 
 
-def _lost(config: SecAgg, cohort: FederationSpec) -> int:
+def _lost(config: SecAgg, federation_spec: FederationSpec) -> int:
     """Return the most sites that may drop out, rounded up."""
-    return ceil(Fraction(str(config.max_dropout_rate)) * cohort.cohort_size)
+    return ceil(Fraction(str(config.max_dropout_rate)) * federation_spec.cohort_size)
 
 
 def _require(name: str, value: int, least: int, why: str) -> None:
@@ -217,12 +251,12 @@ def _require(name: str, value: int, least: int, why: str) -> None:
         raise StudyError(f"secagg: {name} is {value}, but must be at least {least}: {why}.")
 
 
-def _against(cohort: FederationSpec) -> str:
-    return f"max_colluding is {cohort.max_colluding}"
+def _against(federation_spec: FederationSpec) -> str:
+    return f"max_colluding is {federation_spec.max_colluding}"
 
 
 def _sharing(
-    cohort: FederationSpec,
+    federation_spec: FederationSpec,
     threshold: int,
     shares: int,
     *,
@@ -231,15 +265,15 @@ def _sharing(
     lost: int,
     security: int | None = None,
 ) -> Sharing:
-    least = max(contributors, cohort.min_contributors)
+    least = max(contributors, federation_spec.min_contributors)
     return Sharing(
-        adversary=cohort.adversary,
-        colluding=cohort.max_colluding,
-        sites=cohort.cohort_size,
+        adversary=federation_spec.adversary,
+        colluding=federation_spec.max_colluding,
+        sites=federation_spec.cohort_size,
         reconstruction_threshold=threshold,
         shares=shares,
         quorum=quorum,
         min_contributors=least,
-        max_dropouts=max(0, min(lost, cohort.cohort_size - least)),
+        max_dropouts=max(0, min(lost, federation_spec.cohort_size - least)),
         statistical_security_bits=security,
     )

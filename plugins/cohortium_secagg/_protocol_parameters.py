@@ -54,22 +54,22 @@ class ProtocolParameters:
 
     Attributes:
         sharing: Thresholds and floors, and the adversary that they are to hold against.
-        setting: Public configuration of the sum, and of the sites that take part.
+        config: Public configuration of the sum, and of the sites that take part.
     """
 
     sharing: Sharing
-    setting: AggregationConfig
+    config: AggregationConfig
 
     @classmethod
-    def agreed(cls, config: SecAgg, setting: AggregationConfig) -> ProtocolParameters:
+    def agreed(cls, secagg: SecAgg, config: AggregationConfig) -> ProtocolParameters:
         """Return the parameters of a run.
 
         Raises:
             StudyError: They cannot protect as they should, or the cohort cannot meet them.
         """
-        if setting.cohort.adversary == "active":
-            _require_directory(setting)
-        return cls(choose_parameters(config, setting.cohort), setting)
+        if config.federation_spec.adversary == "active":
+            _require_directory(config)
+        return cls(choose_parameters(secagg, config.federation_spec), config)
 
     @property
     def threshold(self) -> int:
@@ -84,13 +84,13 @@ class ProtocolParameters:
     @property
     def is_active(self) -> bool:
         """Whether the coordinator may lie."""
-        return self.setting.cohort.adversary == "active"
+        return self.config.federation_spec.adversary == "active"
 
     @property
     def directory(self) -> KeyDirectory:
         """Directory whose signatures are believed, where sites sign."""
-        assert self.setting.directory is not None
-        return self.setting.directory
+        assert self.config.directory is not None
+        return self.config.directory
 
     @property
     def most_neighbours(self) -> int:
@@ -99,17 +99,20 @@ class ProtocolParameters:
         A random graph may give each site one more than `shares` says, to come out even.  Against an
         active coordinator, the required majority counts every shareholder.
         """
-        return self.setting.cohort.cohort_size - 1 if self.is_active else self.shares
+        return self.config.federation_spec.cohort_size - 1 if self.is_active else self.shares
 
-    def require_identity(self, member: SiteContext) -> None:
+    def require_identity(self, site_context: SiteContext) -> None:
         """Raise if other sites would not believe this site's signatures."""
         if not self.is_active:
             return
-        if member.identity is None:
-            raise StudyError(f"secagg: site {member.site} has no signing key; make one (keygen).")
-        if member.identity.public != self.directory.keys[member.site]:
+        if site_context.identity is None:
             raise StudyError(
-                f"secagg: the directory lists another key for site {member.site} than its own."
+                f"secagg: site {site_context.site} has no signing key; make one (keygen)."
+            )
+        if site_context.identity.public != self.directory.keys[site_context.site]:
+            raise StudyError(
+                f"secagg: the directory lists another key for site {site_context.site} than its "
+                "own."
             )
 
     @property
@@ -136,13 +139,14 @@ class ProtocolParameters:
 
     def scope(self, round_: int, attempt: int) -> AttemptLabel:
         """Return the label of the attempt, which keys are bound to."""
-        return AttemptLabel(self.setting.session, round_, attempt)
+        return AttemptLabel(self.config.session, round_, attempt)
 
 
-def _require_directory(setting: AggregationConfig) -> None:
-    listed = 0 if setting.directory is None else len(setting.directory.keys)
-    if listed != setting.cohort.sites:
+def _require_directory(config: AggregationConfig) -> None:
+    listed = 0 if config.directory is None else len(config.directory.keys)
+    if listed != config.federation_spec.sites:
         raise StudyError(
             f"secagg: the directory lists {listed} sites, but the study has "
-            f"{setting.cohort.sites}: against an active coordinator each must have a signing key."
+            f"{config.federation_spec.sites}: against an active coordinator each must have a "
+            "signing key."
         )

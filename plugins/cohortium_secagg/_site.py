@@ -77,13 +77,15 @@ class SecAggSite:
         or its masking key, never both.
     """
 
-    def __init__(self, protocol: ProtocolParameters, member: SiteContext, *, threads: int) -> None:
+    def __init__(
+        self, protocol: ProtocolParameters, site_context: SiteContext, *, threads: int
+    ) -> None:
         """Take the run's parameters, this site's private context, and its threads."""
         self._protocol = protocol
         self._threads = threads
-        protocol.require_identity(member)
-        self._member = member
-        self._answered = AnsweredAttempts(member.journal, protocol.setting.session)
+        protocol.require_identity(site_context)
+        self._member = site_context
+        self._answered = AnsweredAttempts(site_context.journal, protocol.config.session)
         self._latest = self._answered.latest
         self._state: State | None = None
 
@@ -94,7 +96,7 @@ class SecAggSite:
             RefusalError: An honest coordinator would not have sent it.
             MessageError: The request is malformed.
         """
-        limit = max_message_bytes(self._protocol.setting.cohort.sites)
+        limit = max_message_bytes(self._protocol.config.federation_spec.sites)
         kinds = ACTIVE_REQUESTS if self._protocol.is_active else HONEST_BUT_CURIOUS_REQUESTS
         message: Request = decode_either(request.own or request.broadcast, *kinds, limit=limit)
         if message.attempt != request.attempt:

@@ -50,9 +50,9 @@ class SiteAttempt:
 
     def check_neighbours(self, peers: Mapping[SiteId, object]) -> None:
         """Refuse neighbours that no honest graph would give this site."""
-        cohort = self.protocol.setting.cohort
+        federation_spec = self.protocol.config.federation_spec
         least, most = self.protocol.quorum - 1, self.protocol.most_neighbours
-        if self.site in peers or not all(peer < cohort.sites for peer in peers):
+        if self.site in peers or not all(peer < federation_spec.sites for peer in peers):
             raise RefusalError(
                 SecAggRefusalCode.NEIGHBOURHOOD, "a neighbour is no other site of this federation."
             )
@@ -219,7 +219,7 @@ class Shared:
             masks.append(
                 pairwise(self.masking, keys.masking, site_attempt.scope, site_attempt.site, peer)
             )
-        ring = site_attempt.protocol.setting.ring
+        ring = site_attempt.protocol.config.ring
         packed = masked(self._released(vector), masks, ring, threads=site_attempt.threads)
         unmasked_neighbours = frozenset(self.neighbours.keys() - sealed.keys())
         return Masked(site_attempt, shares, unmasked_neighbours), Vector(
@@ -228,9 +228,9 @@ class Shared:
 
     def _released(self, vector: Callable[[], RingVector]) -> Words:
         """Return the words that the site releases."""
-        setting = self.channel.site_attempt.protocol.setting
+        config = self.channel.site_attempt.protocol.config
         words = vector().words
-        if words.dtype != setting.ring.dtype or words.shape != (setting.length,):
+        if words.dtype != config.ring.dtype or words.shape != (config.length,):
             raise RefusalError(
                 RefusalCode.VECTOR, "the release is not of the ring and length agreed on."
             )
@@ -269,12 +269,12 @@ class Masked:
     def check(self, listed: tuple[SiteId, ...]) -> None:
         """Refuse survivors that are impossible or too few."""
         protocol, survivors = self.site_attempt.protocol, frozenset(listed)
-        cohort = protocol.setting.cohort
-        if len(survivors) != len(listed) or len(survivors) > cohort.cohort_size:
+        federation_spec = protocol.config.federation_spec
+        if len(survivors) != len(listed) or len(survivors) > federation_spec.cohort_size:
             raise RefusalError(
                 SecAggRefusalCode.SURVIVORS, "sites are listed twice, or more than were asked."
             )
-        if max(listed, default=0) >= cohort.sites or survivors & self.unmasked_neighbours:
+        if max(listed, default=0) >= federation_spec.sites or survivors & self.unmasked_neighbours:
             raise RefusalError(
                 SecAggRefusalCode.SURVIVORS, "a site that cannot have sent a vector is listed."
             )

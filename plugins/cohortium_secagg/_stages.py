@@ -202,23 +202,23 @@ class CollectVectors(Stage):
 
     @total.default
     def _nothing(self) -> Words:
-        setting = self.masking_graph.attempt.protocol.setting
-        return setting.ring.zeros(setting.length)
+        config = self.masking_graph.attempt.protocol.config
+        return config.ring.zeros(config.length)
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Add a site's masked vector."""
         attempt = self.masking_graph.attempt
-        setting = attempt.protocol.setting
-        limit = setting.ring.bytes_for(setting.length) + max_message_bytes(0)
+        config = attempt.protocol.config
+        limit = config.ring.bytes_for(config.length) + max_message_bytes(0)
         vector = decode(reply, Vector, limit=limit)
-        setting.ring.require_length(vector.packed, setting.length)
+        config.ring.require_length(vector.packed, config.length)
         key = attempt.mac_agreement_key.agree(
             self.masking_graph.sealing[site], attempt.scope.label("vector", site)
         )
         if not verify_tag(key, vector.packed, vector.tag):
             raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
         # On one thread: NumPy's loops are so short here that two threads would wait for each other.
-        setting.ring.add(vector.packed, self.total)
+        config.ring.add(vector.packed, self.total)
         self.survivors.add(site)
 
     def close(self) -> tuple[Stage, StageRequests]:

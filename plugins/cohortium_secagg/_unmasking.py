@@ -125,7 +125,7 @@ class Unmask(Stage):
         """Take the masks off."""
         masks = [*self._own_masks(), *self._masks_for_the_lost()]
         attempt = self.masking_graph.attempt
-        ring = attempt.protocol.setting.ring
+        ring = attempt.protocol.config.ring
         unmask(self.total, masks, ring, threads=attempt.threads)
         low = self.total.dtype.type((1 << ring.bits) - 1)
         np.bitwise_and(self.total, low, out=self.total)
@@ -173,7 +173,7 @@ class Unmask(Stage):
             if fits(site, secret):
                 return secret
         raise TooFewSitesError(
-            f"the shares of the masks of site {site} contradict what it had committed to."
+            f"the shares of the masks of site {site} contradict its commitments."
         )
 
 

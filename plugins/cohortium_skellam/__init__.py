@@ -72,11 +72,13 @@ class Skellam:
     )
     rounding_slack: float = field(default=0.01, validator=[ge(1e-6), lt(1)])
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> SkellamPlan:
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> SkellamPlan:
         """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_skellam._plan import SkellamPlan, calibrated
 
-        if self.unit == "patient" and cohort.patients is None:
+        if self.unit == "patient" and federation_spec.patients is None:
             raise PrivacyError(
                 "unit is 'patient', but the data do not say whose each image is; give the data set "
                 "a column of patients, or use unit 'example' where everyone has one image."
@@ -87,9 +89,13 @@ class Skellam:
                 f"{workload.steps} "
                 "steps before it releases anything; use trainer 'fedsgd', or privatizer 'gaussian'."
             )
-        integer_grid = calibrated(self, workload, cohort, parameters)
+        integer_grid = calibrated(self, workload, federation_spec, parameters)
         return SkellamPlan(
-            self, workload=workload, cohort=cohort, parameters=parameters, integer_grid=integer_grid
+            self,
+            workload=workload,
+            federation_spec=federation_spec,
+            parameters=parameters,
+            integer_grid=integer_grid,
         )
 
 

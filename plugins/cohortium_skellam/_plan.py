@@ -59,7 +59,7 @@ class IntegerGrid:
 
 
 def calibrated(
-    terms: Skellam, workload: Workload, cohort: FederationSpec, parameters: int
+    terms: Skellam, workload: Workload, federation_spec: FederationSpec, parameters: int
 ) -> IntegerGrid:
     """Return the coarsest grid that the terms allow, with its least noise.
 
@@ -78,20 +78,20 @@ def calibrated(
             return _renyi.mechanism(workload.sampling_rate, (noise * unit) ** 2, l1, l2)
 
         noise = accounting.calibrate_noise_multiplier(
-            attempt, epsilon=terms.epsilon, delta=terms.delta, attempts=cohort.attempts
+            attempt, epsilon=terms.epsilon, delta=terms.delta, attempts=federation_spec.attempts
         )
         variance = (noise * terms.clip_norm / grid) ** 2
         integer_grid = IntegerGrid(
             grid=grid, variance=variance, mechanism=attempt(noise), noise=noise
         )
-        if integer_grid.share(honest(terms, cohort)) >= 2 * _draw.MIN_MEAN:
+        if integer_grid.share(honest(terms, federation_spec)) >= 2 * _draw.MIN_MEAN:
             return integer_grid
         grid /= 2
 
 
-def honest(terms: Skellam, cohort: FederationSpec) -> int:
+def honest(terms: Skellam, federation_spec: FederationSpec) -> int:
     """Return the number of sites whose shares make up the noise."""
-    return cohort.min_honest_contributors() if terms.noise == "distributed" else 1
+    return federation_spec.min_honest_contributors() if terms.noise == "distributed" else 1
 
 
 @frozen
@@ -100,7 +100,7 @@ class SkellamPlan:
 
     terms: Skellam
     workload: Workload = field(kw_only=True)
-    cohort: FederationSpec = field(kw_only=True)
+    federation_spec: FederationSpec = field(kw_only=True)
     parameters: int = field(kw_only=True)
     integer_grid: IntegerGrid = field(kw_only=True)
     code: FixedPoint = field(init=False)
@@ -108,22 +108,24 @@ class SkellamPlan:
 
     @code.default
     def _make_code(self) -> FixedPoint:
-        cohort, integer_grid = self.cohort, self.integer_grid
-        signal = self.largest_sum * cohort.cohort_size
-        deviation = math.sqrt(self.share * cohort.cohort_size) * integer_grid.grid
-        draws = 2.0 * self.parameters * cohort.attempts
+        federation_spec, integer_grid = self.federation_spec, self.integer_grid
+        signal = self.largest_sum * federation_spec.cohort_size
+        deviation = math.sqrt(self.share * federation_spec.cohort_size) * integer_grid.grid
+        draws = 2.0 * self.parameters * federation_spec.attempts
         # Bernstein's bound for Poisson variables: the tail is normal, except for a term that is
         # linear in its logarithm.
         tail = math.log(draws) + WRAP_BITS * math.log(2)
         largest = signal + deviation * math.sqrt(2 * tail) + tail * integer_grid.grid
         try:
-            return FixedPoint.fitting(largest, step=integer_grid.grid, terms=cohort.cohort_size)
+            return FixedPoint.fitting(
+                largest, step=integer_grid.grid, terms=federation_spec.cohort_size
+            )
         except ValueError as error:
             raise PrivacyError(f"privatizer 'skellam': {error}") from error
 
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
-        return self.guarantee_after(self.cohort.attempts)
+        return self.guarantee_after(self.federation_spec.attempts)
 
     @property
     def largest_sum(self) -> float:
@@ -136,13 +138,15 @@ class SkellamPlan:
         moves no further than it did before.  So the noise covers it as well.
         """
         return (
-            self.terms.clip_norm * self.cohort.num_units(self.terms.unit) / self.cohort.cohort_size
+            self.terms.clip_norm
+            * self.federation_spec.num_units(self.terms.unit)
+            / self.federation_spec.cohort_size
         )
 
     @property
     def share(self) -> float:
         """Variance of a site's noise on each value, in grid units squared."""
-        return self.integer_grid.share(honest(self.terms, self.cohort))
+        return self.integer_grid.share(honest(self.terms, self.federation_spec))
 
     @property
     def mechanism(self) -> accounting.RenyiBoundedMechanism:
@@ -163,15 +167,19 @@ class SkellamPlan:
     def expected_batch(self) -> float:
         """Declared number of units that a batch's gradient sum is divided by."""
         return (
-            self.workload.sampling_rate * self.cohort.num_units(self.terms.unit) / self.cohort.sites
+            self.workload.sampling_rate
+            * self.federation_spec.num_units(self.terms.unit)
+            / self.federation_spec.sites
         )
 
     def guarantee_after(self, attempts: int) -> Guarantee:
         """Return the guarantee that holds after `attempts` attempts."""
-        terms, cohort = self.terms, self.cohort
+        terms, federation_spec = self.terms, self.federation_spec
         spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
         key = (
-            "the study's public seed" if cohort.insecure_seeded_secrets else "the operating system"
+            "the study's public seed"
+            if federation_spec.insecure_seeded_secrets
+            else "the operating system"
         )
         is_shared = terms.noise == "distributed"
         shared = (
@@ -185,8 +193,8 @@ class SkellamPlan:
             unit=terms.unit,
             adjacency="zero-out",
             against="coordinator" if is_shared else "everyone",
-            colluding=cohort.max_colluding if is_shared else 0,
-            honest=honest(terms, cohort),
+            colluding=federation_spec.max_colluding if is_shared else 0,
+            honest=honest(terms, federation_spec),
             accountant=spent.accountant,
             bounds=spent.bounds,
             noise_multiplier=self.integer_grid.noise,
@@ -198,7 +206,7 @@ class SkellamPlan:
                 "refusals, and how long a reply takes, are not covered",
                 *(shared if is_shared else ()),
             ),
-            simulation=cohort.insecure_seeded_secrets,
+            simulation=federation_spec.insecure_seeded_secrets,
         )
 
     def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> SkellamSite:

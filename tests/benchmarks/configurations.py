@@ -62,7 +62,7 @@ class PublishedPlan(GaussianPlan):
 
     def _narrowest(self) -> FixedPoint:
         # It sent floating-point numbers; a grid as coarse as the noise would be another fault.
-        size = self.cohort.cohort_size
+        size = self.federation_spec.cohort_size
         return FixedPoint.fitting(size * self.terms.clip_norm, step=2.0**-17, terms=size)
 
     def for_site(self, secret: Randomness, patients: Any = None) -> Any:
@@ -73,12 +73,12 @@ class PublishedPlan(GaussianPlan):
 class Published(Gaussian):
     """The paper's mechanism as its code ran."""
 
-    def plan(self, workload: Any, cohort: Any, parameters: int) -> PublishedPlan:
-        honest = super().plan(workload, cohort, parameters)
+    def plan(self, workload: Any, federation_spec: Any, parameters: int) -> PublishedPlan:
+        honest = super().plan(workload, federation_spec, parameters)
         return PublishedPlan(
             self,
             workload=workload,
-            cohort=cohort,
+            federation_spec=federation_spec,
             parameters=parameters,
             mechanism=honest.mechanism,
         )
@@ -132,9 +132,12 @@ def main() -> None:
     print("| configuration | claimed ε | audited ε | could have come to | verdict | accuracy |")
     print("| --- | --- | --- | --- | --- | ---: |", flush=True)
     for name, federation in rows(given.data).items():
-        setting = federation.prepare().setting
+        run_config = federation.prepare().run_config
         found = auditing.audit_mechanism(
-            federation.privatizer, setting.workload, setting.cohort, releases=given.releases
+            federation.privatizer,
+            run_config.workload,
+            run_config.federation_spec,
+            releases=given.releases,
         )
         result = federation.run()
         assert result.guarantee is not None

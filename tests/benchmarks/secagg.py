@@ -106,11 +106,13 @@ def ours(case: Case, threads: int, clock: Clock) -> Turn:
     aggregator = SecAgg(
         reconstruction_threshold=case.threshold, num_shares=case.sites, threads=threads
     )
-    cohort = FederationSpec(sites=case.sites, cohort_size=case.sites, examples=1, rounds=1)
-    setting = AggregationConfig(session=bytes(16), ring=CODE.ring, length=case.size, cohort=cohort)
-    coordinator = aggregator.coordinator_session(setting, Randomness.system())
+    federation_spec = FederationSpec(sites=case.sites, cohort_size=case.sites, examples=1, rounds=1)
+    config = AggregationConfig(
+        session=bytes(16), ring=CODE.ring, length=case.size, federation_spec=federation_spec
+    )
+    coordinator = aggregator.coordinator_session(config, Randomness.system())
     sites = [
-        aggregator.site_session(setting, SiteContext(site=k, secret=Randomness.system()))
+        aggregator.site_session(config, SiteContext(site=k, secret=Randomness.system()))
         for k in range(case.sites)
     ]
     updates = Updates(case, clock)

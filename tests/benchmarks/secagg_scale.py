@@ -96,14 +96,16 @@ class Meter:
 
 def attempt(case: Case, meter: Meter) -> dict[int, int]:
     """One attempt; the bytes that each site sent.  The sum is checked."""
-    cohort = FederationSpec(
+    federation_spec = FederationSpec(
         sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, max_colluding=case.colluding
     )
-    setting = AggregationConfig(session=bytes(16), ring=RING, length=case.size, cohort=cohort)
-    coordinator = case.aggregator.coordinator_session(setting, Randomness.system())
+    config = AggregationConfig(
+        session=bytes(16), ring=RING, length=case.size, federation_spec=federation_spec
+    )
+    coordinator = case.aggregator.coordinator_session(config, Randomness.system())
     sites = {
         site: case.aggregator.site_session(
-            setting, SiteContext(site=site, secret=Randomness.system())
+            config, SiteContext(site=site, secret=Randomness.system())
         )
         for site in range(case.sites)
     }
@@ -156,10 +158,10 @@ def row(case: Case) -> str:
     attempt(case, traced)
     tracemalloc.stop()
     whole = [site for site in range(case.sites) if site not in dict(case.lost)]
-    cohort = FederationSpec(
+    federation_spec = FederationSpec(
         sites=case.sites, cohort_size=case.sites, examples=1, rounds=1, max_colluding=case.colluding
     )
-    confidentiality = case.aggregator.confidentiality(cohort)
+    confidentiality = case.aggregator.confidentiality(federation_spec)
     return " | ".join(
         [
             f"| {case.sites:,}",

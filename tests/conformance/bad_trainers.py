@@ -45,8 +45,8 @@ class Local:
     def steps(self, task: LocalTask, privatizer: SitePrivatizer) -> Iterable[Any]:
         return privatizer.batches(len(task.labels))
 
-    def workload(self, cohort: FederationSpec) -> Workload:
-        return GOOD.workload(cohort)
+    def workload(self, federation_spec: FederationSpec) -> Workload:
+        return GOOD.workload(federation_spec)
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         before = parameters.flatten(task.net)

@@ -29,7 +29,7 @@ from cohortium_secagg import SecAgg
 class Lead:
     """The coordinator of a clear sum, in one exchange."""
 
-    setting: AggregationConfig
+    config: AggregationConfig
     waiting: set[SiteId] = field(factory=set)
     held: dict[SiteId, Any] = field(factory=dict)
     is_asked: bool = False
@@ -47,22 +47,22 @@ class Lead:
     def receive(self, site: SiteId, reply: bytes) -> None:
         if site not in self.waiting:
             raise MessageError("not asked.")
-        words = self.setting.ring.unpack(reply, self.setting.length)
+        words = self.config.ring.unpack(reply, self.config.length)
         self.waiting.discard(site)
         self.held[site] = words
 
     def sum(self) -> RingSum:
-        if len(self.held) < max(1, self.setting.cohort.min_contributors):
+        if len(self.held) < max(1, self.config.federation_spec.min_contributors):
             raise TooFewSitesError("too few.")
-        words = self.setting.ring.zeros(self.setting.length)
+        words = self.config.ring.zeros(self.config.length)
         for held in self.held.values():
             words = words + held
-        return RingSum(self.setting.ring, words, tuple(self.held))
+        return RingSum(self.config.ring, words, tuple(self.held))
 
 
 @define
 class Member:
-    setting: AggregationConfig
+    config: AggregationConfig
     latest: int = -1
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
@@ -71,26 +71,26 @@ class Member:
         if request.attempt <= self.latest:
             raise RefusalError("out-of-order", "again?")
         self.latest = request.attempt
-        return self.setting.ring.pack(release().words)
+        return self.config.ring.pack(release().words)
 
 
 @frozen
 class Clear:
     lead: Any = Lead
-    member: Any = Member
+    site_context: Any = Member
     hides: Any = None
 
-    def confidentiality(self, cohort: FederationSpec) -> Any:
-        del cohort
+    def confidentiality(self, federation_spec: FederationSpec) -> Any:
+        del federation_spec
         return self.hides
 
-    def coordinator_session(self, setting: AggregationConfig, secret: Any) -> Any:
+    def coordinator_session(self, config: AggregationConfig, secret: Any) -> Any:
         del secret
-        return self.lead(setting)
+        return self.lead(config)
 
-    def site_session(self, setting: AggregationConfig, member: Any) -> Any:
-        del member
-        return self.member(setting)
+    def site_session(self, config: AggregationConfig, site_context: Any) -> Any:
+        del site_context
+        return self.site_context(config)
 
 
 class AllOrNothing(Lead):
@@ -111,13 +111,13 @@ class ClaimsEveryone(Lead):
 
     def sum(self) -> RingSum:
         total = super().sum()
-        return evolve(total, contributors=tuple(range(self.setting.cohort.sites)))
+        return evolve(total, contributors=tuple(range(self.config.federation_spec.sites)))
 
 
 class NeverFails(Lead):
     def sum(self) -> RingSum:
-        words = self.setting.ring.zeros(self.setting.length)
-        return RingSum(self.setting.ring, words, ()) if not self.held else super().sum()
+        words = self.config.ring.zeros(self.config.length)
+        return RingSum(self.config.ring, words, ()) if not self.held else super().sum()
 
 
 class AsksForever(Lead):
@@ -127,8 +127,8 @@ class AsksForever(Lead):
 
 class IgnoresTheFloor(Lead):
     def sum(self) -> RingSum:
-        floor = evolve(self.setting.cohort, min_contributors=1)
-        self.setting = evolve(self.setting, cohort=floor)
+        floor = evolve(self.config.federation_spec, min_contributors=1)
+        self.config = evolve(self.config, federation_spec=floor)
         return super().sum()
 
 
@@ -136,13 +136,13 @@ class Pads(Lead):
     """Takes a damaged vector for what is left of it."""
 
     def receive(self, site: SiteId, reply: bytes) -> None:
-        ring, length = self.setting.ring, self.setting.length
+        ring, length = self.config.ring, self.config.length
         super().receive(site, reply[: ring.bytes_for(length)].ljust(ring.bytes_for(length), b"\1"))
 
 
 class Chokes(Lead):
     def receive(self, site: SiteId, reply: bytes) -> None:
-        if len(reply) != self.setting.ring.bytes_for(self.setting.length):
+        if len(reply) != self.config.ring.bytes_for(self.config.length):
             raise ValueError("what is this?")
         super().receive(site, reply)
 
@@ -193,7 +193,7 @@ class Talks(Member):
         return list(super().handle(request, release))
 
 
-def nobody(setting: AggregationConfig) -> Any:
+def nobody(config: AggregationConfig) -> Any:
     raise StudyError("not for you.")
 
 
@@ -203,8 +203,8 @@ BOASTED = AggregationGuarantee(min_contributors=4, reconstruction_threshold=2, m
 BAD = [
     (aggregators.check_exact_sum, Clear(lead=LeavesOneOut), "is not the sum of what"),
     (aggregators.check_exact_sum, Clear(lead=nobody), "served no cohort.*not for you"),
-    (aggregators.check_exact_sum, Clear(member=TrainsTwice), r"made to train \[2\] times"),
-    (aggregators.check_exact_sum, Clear(member=Talks), "answered with a list"),
+    (aggregators.check_exact_sum, Clear(site_context=TrainsTwice), r"made to train \[2\] times"),
+    (aggregators.check_exact_sum, Clear(site_context=Talks), "answered with a list"),
     (aggregators.check_dropouts, Clear(lead=ClaimsEveryone), "is not the sum of what"),
     (aggregators.check_dropouts, Clear(lead=AsksForever), "still asks after 20"),
     (aggregators.check_dropouts, Clear(lead=NeverFails), r"released over \(\)"),
@@ -216,8 +216,8 @@ BAD = [
     (aggregators.check_garbage_replies, Clear(lead=Chokes), "raised ValueError"),
     (aggregators.check_repeated_replies, Clear(lead=CountsTwice), "is not the sum of what"),
     (aggregators.check_unasked_replies, Clear(lead=TakesStrangers), "was released over"),
-    (aggregators.check_garbage_requests, Clear(member=Believes), "raised AssertionError"),
-    (aggregators.check_repeated_requests, Clear(member=Forgets), "train and release twice"),
+    (aggregators.check_garbage_requests, Clear(site_context=Believes), "raised AssertionError"),
+    (aggregators.check_repeated_requests, Clear(site_context=Forgets), "train and release twice"),
     (aggregators.check_sessions_last, Clear(lead=NeverBeginsAnew), "is not the sum of what"),
 ]
 

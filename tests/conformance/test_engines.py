@@ -114,7 +114,11 @@ BAD: list[tuple[Any, Any, str]] = [
     (engines.check_delivers, Engine(crossed), "not what it says to its own request"),
     (engines.check_delivers, Engine(twice), r"replies came from \[0, 0, 3, 3, 4, 4\]"),
     (engines.check_delivers, Engine(retrying), "asked 1 times over the run"),
-    (engines.check_delivers, Engine(good, odd_neighbour=True), "opened beside a Engine"),
+    (
+        engines.check_delivers,
+        Engine(good, odd_neighbour=True),
+        "shared model was given as a Engine",
+    ),
     (engines.check_alters_no_byte, Engine(textual), "send it `broadcast` and its own part as they"),
     (engines.check_asks_no_one_else, Engine(to_everyone), "the reply of site 2"),
     (engines.check_keeps_deadlines, Engine(good, patience="waits"), "although the deadline was"),

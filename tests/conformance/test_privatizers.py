@@ -50,7 +50,7 @@ class RandomRing(ToyPlan):
 class ForgetsRetries(ToyPlan):
     @property
     def guarantee(self) -> Guarantee | None:
-        return self.guarantee_after(self.cohort.rounds)
+        return self.guarantee_after(self.federation_spec.rounds)
 
 
 class Shrinks(ToyPlan):
@@ -173,7 +173,7 @@ class ForgetsTheMean(ToySite):
 
 @frozen
 class RefusesAll:
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Any:
+    def plan(self, workload: Workload, federation_spec: FederationSpec, parameters: int) -> Any:
         raise PrivacyError("not today.")
 
 

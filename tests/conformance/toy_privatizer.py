@@ -93,13 +93,13 @@ class ToySite:
 class ToyPlan:
     terms: Toy
     workload: Workload
-    cohort: FederationSpec
+    federation_spec: FederationSpec
     parameters: int
     code: FixedPoint = CODE
 
     @property
     def guarantee(self) -> Guarantee | None:
-        return self.guarantee_after(self.cohort.attempts)
+        return self.guarantee_after(self.federation_spec.attempts)
 
     @property
     def ring(self) -> Ring:
@@ -120,7 +120,7 @@ class ToyPlan:
             honest=self.terms.honest,
             accountant="none: a toy",
             noise_multiplier=MULTIPLIER,
-            simulation=self.cohort.insecure_seeded_secrets,
+            simulation=self.federation_spec.insecure_seeded_secrets,
         )
 
     @property
@@ -151,10 +151,10 @@ class Toy:
     kind: Callable[..., Any] = ToySite
     planned: Callable[..., Any] = ToyPlan
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> Any:
+    def plan(self, workload: Workload, federation_spec: FederationSpec, parameters: int) -> Any:
         if self.against == "coordinator" and workload.output != "gradient":
             raise PrivacyError("one gradient a round.")
-        return self.planned(self, workload, cohort, parameters)
+        return self.planned(self, workload, federation_spec, parameters)
 
 
 class Bounded(ToySite):

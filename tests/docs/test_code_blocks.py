@@ -100,7 +100,7 @@ def test_toml_block_is_package_site_or_study(text: str, tmp_path: Path) -> None:
     federation = study_file.build(
         study_file.merge(study_file.quick_start(), tables, where="the docs"), into=Federation
     )
-    assert federation.prepare().setting.plan.guarantee is not None
+    assert federation.prepare().run_config.plan.guarantee is not None
     # Another round shows nothing that two do not.
     assert evolve(federation, rounds=2).run().guarantee is not None
 

@@ -42,8 +42,10 @@ def functions(value: Any) -> Iterator[tuple[str, Any]]:
     if not inspect.isclass(value):
         yield value.__name__, value
         return
-    for name, member in vars(value).items():
-        plain = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    for name, site_context in vars(value).items():
+        plain = getattr(site_context, "fget", None) or getattr(
+            site_context, "__func__", site_context
+        )
         if not name.startswith("_") and inspect.isfunction(plain):
             yield name, plain
 

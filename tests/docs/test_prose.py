@@ -1,4 +1,4 @@
-"""Prose of docs and docstrings: plain words, short sentences, no semicolons.
+"""Prose of docs, docstrings, messages and help: plain words, short sentences, no semicolons.
 
 `prose_pending.txt` lists the files that do not yet follow the rules.  A file that is mended leaves
 the list, and none may be added.
@@ -60,9 +60,7 @@ def faults(text: str) -> Iterator[str]:
     if ";" in plain:
         at = plain.index(";")
         yield f"semicolon after …{plain[max(0, at - 40) : at]!r}"
-    for word, better in AVOIDED.items():
-        if re.search(rf"\b{word}\b", plain, re.IGNORECASE):
-            yield f"{word!r}: write {better!r}"
+    yield from metaphors(plain)
     for sentence in SENTENCE.split(plain):
         words = sentence.split()
         if words and words[0] == "What":
@@ -94,6 +92,23 @@ def docstrings(path: Path) -> Iterator[str]:
                 yield node.value.value
 
 
+def messages(path: Path) -> Iterator[str]:
+    """Sentences that a program shows: strings of four words or more that document nothing."""
+    tree = ast.parse(path.read_text("utf-8"))
+    documents = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and node not in documents else None
+        if isinstance(text, str) and len(text.split()) > 3:
+            yield prose(text)
+
+
+def metaphors(text: str) -> Iterator[str]:
+    """Every avoided word, with a better one."""
+    for word, better in AVOIDED.items():
+        if re.search(rf"\b{word}\b", text, re.IGNORECASE):
+            yield f"{word!r}: write {better!r}"
+
+
 def paragraphs(path: Path) -> Iterator[str]:
     """The prose of a page, without code blocks and tables' rules."""
     yield re.sub(r"(?m)^\|.*$|^ {4}.*$", "", path.read_text("utf-8"))
@@ -119,6 +134,11 @@ def test_prose_follows_the_rules(name: str) -> None:
         assert breaches, f"{name} follows the rules now: take it off prose_pending.txt"
         pytest.skip("not revised yet")
     assert breaches == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py")])
+def test_messages_have_no_metaphors(name: str) -> None:
+    assert [fault for text in messages(ROOT / name) for fault in metaphors(text)] == []
 
 
 def test_pending_files_exist() -> None:

@@ -59,7 +59,7 @@ def test_every_choice_of_a_study_can_be_prepared(path: Path, cell: grids.Cell | 
         pytest.skip("it trains a network for minutes before it can plan")
     federation = Federation.read(path, MADE_UP) if cell is None else cell.federation(1)
     ready = federation.prepare()
-    guarantee = ready.setting.plan.guarantee
+    guarantee = ready.run_config.plan.guarantee
     if guarantee is not None:
         assert guarantee.epsilon <= federation.privatizer.epsilon * 1.001  # type: ignore[attr-defined]
 

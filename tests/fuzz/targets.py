@@ -379,12 +379,12 @@ def _ready() -> PreparedStudy:
 
 def _federation(rng: Random) -> AttemptResult:
     """A round in which one message is a stranger's: a site answers, a coordinator goes on."""
-    setting, partition = _ready().setting, _ready().partition
-    coordinator, sites = Coordinator(setting), list[Site]()
+    run_config, partition = _ready().run_config, _ready().partition
+    coordinator, sites = Coordinator(run_config), list[Site]()
     for site in range(4):
         examples = _ready().splits.train.select(partition[site][:3])
         sites.append(
-            SimulatedSiteFactory(setting, site, examples).create(sites[0] if sites else None)
+            SimulatedSiteFactory(run_config, site, examples).create(sites[0] if sites else None)
         )
     hit = (rng.choice(("common", "own", "reply")), rng.randrange(4), rng.randrange(4))
     coordinator.begin_attempt(0, 0, range(4))

@@ -102,8 +102,8 @@ def test_rehearsal_sites_accept_rehearsed_study(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", STUDY_NAMES)
 def test_plan_guarantee_and_forecast_epsilon_agree(name: str) -> None:
-    setting = (ready := tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()).setting
-    plan, attempts = setting.plan, setting.cohort.attempts
+    run_config = (ready := tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()).run_config
+    plan, attempts = run_config.plan, run_config.federation_spec.attempts
     assert plan.guarantee is not None
     assert plan.mechanism is not None
     for count in {1, 1 + attempts // 3, attempts}:
@@ -115,7 +115,7 @@ def test_plan_guarantee_and_forecast_epsilon_agree(name: str) -> None:
     assert plan.guarantee == plan.guarantee_after(attempts)
     (outlook,) = forecast(ready)
     assert outlook.guarantee == plan.guarantee
-    assert dict(outlook.spent)[setting.cohort.rounds] <= plan.guarantee.epsilon
+    assert dict(outlook.spent)[run_config.federation_spec.rounds] <= plan.guarantee.epsilon
 
 
 @pytest.fixture(scope="module")

@@ -132,12 +132,12 @@ def test_another_process_makes_the_same_network(tmp_path: Path) -> None:
     where = os.pathsep.join(map(os.path.abspath, PATHS))
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        input=pickle.dumps(ready.setting), env=os.environ | {"PYTHONPATH": where},
+        input=pickle.dumps(ready.run_config), env=os.environ | {"PYTHONPATH": where},
         capture_output=True, check=True,
     )  # fmt: skip
     from cohortium import parameters
 
-    assert done.stdout.decode().strip() == parameters.sha256(ready.setting.network())
+    assert done.stdout.decode().strip() == parameters.sha256(ready.run_config.network())
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_missing_module_error_names_places_and_remedy(tmp_path: Path) -> None:
         Federation.read(path, ["model.module=mynet:Net"]).prepare()
     gone = Module(module="mynet:Net", folder=str(tmp_path / "gone"))
     with pytest.raises(NetworkError, match=r"'mynet' in .*gone, where the study lies, or"):
-        gone.build(Federation.read(path).prepare().setting.spec, 1)
+        gone.build(Federation.read(path).prepare().run_config.spec, 1)
 
 
 def test_module_hidden_by_installed_module_is_reported(tmp_path: Path) -> None:

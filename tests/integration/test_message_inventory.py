@@ -164,7 +164,7 @@ def test_run_sends_only_inventoried_fields(name: str) -> None:
         site: study.splits.train.select(indices) for site, indices in enumerate(study.partition)
     }
     play = InProcessRun.of(
-        study, study.setting, partition, {site: Recording().record for site in partition}
+        study, study.run_config, partition, {site: Recording().record for site in partition}
     )
     assert len(list(play.run_rounds(1))) == 1
     for message in play.messages:

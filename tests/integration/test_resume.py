@@ -469,7 +469,7 @@ def test_unserializable_optimizer_is_refused_before_first_round(
     tmp_path: Path,
 ) -> None:
     recorder = RecordingObserver()
-    with pytest.raises(StudyError, match="a Generator is to be kept for the next round, but only"):
+    with pytest.raises(StudyError, match="a Generator is state for the next round, but only"):
         tiny_federation(trainer=Odd()).run(tmp_path / "run", observers=[recorder])
     assert not recorder.of(RunStarted)
 

@@ -39,8 +39,8 @@ TERMS = [
 def test_a_weighted_mean_is_right_or_an_error(
     terms: NoPrivacy, declared: int, size: int, data: st.DataObject
 ) -> None:
-    cohort = FederationSpec(sites=size, cohort_size=size, examples=declared, rounds=1)
-    plan = terms.plan(UPDATE, cohort, 1)
+    federation_spec = FederationSpec(sites=size, cohort_size=size, examples=declared, rounds=1)
+    plan = terms.plan(UPDATE, federation_spec, 1)
     share = data.draw(st.sampled_from([declared // size, declared, declared + 1, 5 * declared]))
     weights = [float(share)] * data.draw(st.integers(1, size))
     values = [data.draw(st.sampled_from([-1.0, 0.3, 1.0])) * terms.max_abs_value for _ in weights]
@@ -68,7 +68,7 @@ def mean_of(plan: Any, values: list[float], weights: list[float]) -> float:
 
 @cache
 def planned(kind: str) -> Any:
-    cohort = FederationSpec(
+    federation_spec = FederationSpec(
         sites=4, cohort_size=4, examples=40, rounds=1, min_contributors=4, max_colluding=1
     )
     terms: dict[str, Any] = {
@@ -76,7 +76,7 @@ def planned(kind: str) -> Any:
         "shared": Gaussian(epsilon=50.0, noise="distributed"),
         "skellam": Skellam(epsilon=50.0),
     }
-    return terms[kind].plan(GRADIENT, cohort, 1)
+    return terms[kind].plan(GRADIENT, federation_spec, 1)
 
 
 @pytest.mark.parametrize("kind", ["everyone", "shared", "skellam"])
@@ -101,10 +101,12 @@ def test_clipped_sum_above_declaration_stays_in_ring(kind: str, examples: int, s
 @pytest.mark.parametrize("privatizer", ["none", Gaussian(epsilon=50.0, unit="site")])
 def test_site_above_declared_examples_takes_no_part(privatizer: Any) -> None:
     ready = tiny_federation(privatizer=privatizer).prepare()
-    setting, examples = ready.setting, ready.splits.train.select(ready.partition[0])
+    run_config, examples = ready.run_config, ready.splits.train.select(ready.partition[0])
     for declared, is_taken in ((len(examples), True), (len(examples) - 1, False)):
-        cohort = evolve(setting.cohort, examples=declared)
-        recipe = SimulatedSiteFactory(evolve(setting, cohort=cohort), 0, examples)
+        federation_spec = evolve(run_config.federation_spec, examples=declared)
+        recipe = SimulatedSiteFactory(
+            evolve(run_config, federation_spec=federation_spec), 0, examples
+        )
         if is_taken:
             recipe.create()
         else:

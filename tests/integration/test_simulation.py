@@ -147,7 +147,7 @@ def test_fedsgd_equals_hand_written_loop() -> None:
         trainer=FedSGD(sampling_rate=1.0, optimizer_options={}), rounds=3
     ).run()
     ready = tiny_federation(rounds=3).prepare()
-    net = ready.setting.network()
+    net = ready.run_config.network()
     images = torch.from_numpy(ready.splits.train.images).float() / 255
     labels = torch.from_numpy(ready.splits.train.labels)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
@@ -354,7 +354,7 @@ def test_a_cohort_is_drawn_anew_each_round() -> None:
 
 def test_simulated_site_gets_own_signing_key_only() -> None:
     ready = tiny_federation(adversary="active").prepare()
-    directory = ready.setting.directory
+    directory = ready.run_config.directory
     recipes = [ready.site_factory(site) for site in range(6)]
     assert directory is not None
     assert directory.keys == tuple(r.identity.public for r in recipes if r.identity)
@@ -363,7 +363,7 @@ def test_simulated_site_gets_own_signing_key_only() -> None:
     for site, recipe in enumerate(recipes):
         found = pickle.dumps(recipe)
         assert [key in found for key in privatizer] == [s == site for s in range(6)]
-    assert tiny_federation().prepare().setting.directory is None
+    assert tiny_federation().prepare().run_config.directory is None
 
 
 def test_run_record_matches_result(tmp_path: Path) -> None:
@@ -438,8 +438,8 @@ def test_shared_noise_with_plain_aggregation_is_refused() -> None:
 class Forgetful(SecAgg):
     """Says that it opens sums over two."""
 
-    def confidentiality(self, cohort: FederationSpec) -> Any:
-        return evolve(super().confidentiality(cohort), min_contributors=2)
+    def confidentiality(self, federation_spec: FederationSpec) -> Any:
+        return evolve(super().confidentiality(federation_spec), min_contributors=2)
 
 
 def test_shared_noise_requires_its_min_contributors() -> None:
@@ -469,7 +469,7 @@ def test_patients_are_partitioned_whole_and_protected() -> None:
         rounds=1,
     )
     ready = study.prepare()
-    assert ready.setting.cohort.patients == 80
+    assert ready.run_config.federation_spec.patients == 80
     patients = ready.splits.train.patients
     assert patients is not None
     owners = [set(patients[indices].tolist()) for indices in ready.partition]

@@ -116,12 +116,14 @@ def test_majority_share_is_computed_for_old_results(seeds: Path, tmp_path: Path)
 def test_comparison_states_seeds_and_images(seeds: Path) -> None:
     first, second = seeds / "width=two", seeds / "width=three"
     told = run("compare", str(first), str(second)).splitlines()
-    assert told[0].startswith("over 3 seeds (1, 2, 3), each a deal of its own, and 40 test images")
+    assert told[0].startswith(
+        "over 3 seeds (1, 2, 3), each with a partition of its own, and 40 test images"
+    )
     assert "95% interval" in told[1]
     few = run("compare", str(first / "seed-1"), str(second))
     assert "over 1 seed (1)" in few
     assert "left out, for only one of the two has them: 2 seeds (2, 3)" in few
-    assert "no interval (1 seed, 40 images; not told apart" in few
+    assert "no interval (1 seed, 40 images; not distinguishable" in few
     stored = json.loads(run("compare", str(first / "seed-1"), str(second), "--json"))
     assert stored["differences"][0]["low"] is None
     assert not stored["differences"][0]["is_told_apart"]

@@ -189,7 +189,7 @@ def _learned(noise: str, rounds: int = 6) -> Any:
     )
 
 
-def test_prelude_learns_second_moments_only() -> None:
+def test_statistics_loss_learns_second_moments_only() -> None:
     study = _learned("none", rounds=3)
     weights = study.run().weights
     rows = study.model.preprocess(
@@ -240,7 +240,7 @@ def test_the_last_weights_are_averaged(trainer: FedSGD | FedAvg) -> None:
     assert seen[3] == pytest.approx((wanted[2] + wanted[3]) / 2)
 
 
-def test_a_prelude_is_private_too() -> None:
+def test_statistics_loss_is_private_too() -> None:
     result = _learned("gaussian").run()
     assert result.guarantee is not None
     assert all(bool(w.isfinite().all()) for w in result.weights.values())
@@ -254,7 +254,7 @@ def test_a_prelude_is_private_too() -> None:
         ({"trainer": FedAvg()}, "has no rounds for it"),
     ],
 )
-def test_prelude_without_support_is_refused(changes: dict[str, Any], sentence: str) -> None:
+def test_statistics_loss_without_support_is_refused(changes: dict[str, Any], sentence: str) -> None:
     from attrs import evolve
 
     with pytest.raises(StudyError, match=sentence):

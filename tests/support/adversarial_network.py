@@ -109,17 +109,17 @@ class AdversarialNetwork:
             SigningKey.generate(self._secret.derive("identity", k)) for k in range(sites)
         ]
         self._journals: list[Journal] = [MemoryJournal() for _ in range(sites)]
-        self.setting = AggregationConfig(
+        self.config = AggregationConfig(
             session=b"sixteen bytes id",
             ring=Ring(bits),
             length=length,
-            cohort=FederationSpec(
+            federation_spec=FederationSpec(
                 sites=sites, cohort_size=sites, examples=9, rounds=1 << 20, **terms
             ),
             directory=KeyDirectory(tuple(identity.public for identity in self._identities)),
         )
         self.coordinator = aggregator.coordinator_session(
-            self.setting, self._secret.derive("coordinator")
+            self.config, self._secret.derive("coordinator")
         )
         self._lives, self._over = [0] * sites, [-1] * sites
         self.sites: list[SiteSession] = [self._begun(site) for site in range(sites)]
@@ -132,17 +132,17 @@ class AdversarialNetwork:
 
     def _begun(self, site: int) -> SiteSession:
         secret = self._secret.derive(site, self._lives[site])
-        member = SiteContext(
+        site_context = SiteContext(
             site=site,
             secret=secret,
             identity=self._identities[site],
             journal=self._journals[site],
         )
-        return self.aggregator.site_session(self.setting, member)
+        return self.aggregator.site_session(self.config, site_context)
 
     @property
     def is_active(self) -> bool:
-        return self.setting.cohort.adversary == "active"
+        return self.config.federation_spec.adversary == "active"
 
     @property
     def protocol(self) -> Any:
@@ -151,8 +151,8 @@ class AdversarialNetwork:
     @property
     def floor(self) -> int:
         """The least number of sites in a sum, as `docs/secagg.md` has it."""
-        cohort, threshold = self.setting.cohort, int(self.protocol.threshold)
-        return max(threshold, cohort.min_contributors, cohort.max_colluding + 2)
+        federation_spec, threshold = self.config.federation_spec, int(self.protocol.threshold)
+        return max(threshold, federation_spec.min_contributors, federation_spec.max_colluding + 2)
 
     # --- What parties do ------------------------------------------------------------------------
 
@@ -164,9 +164,9 @@ class AdversarialNetwork:
         self.attempts[self.attempt] = Attempt(
             frozenset(asked),
             AdversaryView(
-                scope=AttemptLabel(self.setting.session, self.round, self.attempt),
-                ring=self.setting.ring,
-                length=self.setting.length,
+                scope=AttemptLabel(self.config.session, self.round, self.attempt),
+                ring=self.config.ring,
+                length=self.config.length,
                 threshold=self.protocol.threshold,
             ),
         )
@@ -179,7 +179,7 @@ class AdversarialNetwork:
         if not requests:
             self._conclude()
             return False
-        assert self.exchanges <= EXCHANGES[self.setting.cohort.adversary], "it never ends."
+        assert self.exchanges <= EXCHANGES[self.config.federation_spec.adversary], "it never ends."
         for site, own in requests.per_site.items():
             ask = SiteRequest(
                 round=self.round, attempt=self.attempt, broadcast=requests.broadcast, own=own
@@ -246,8 +246,8 @@ class AdversarialNetwork:
         released = self.attempts[ask.attempt].released
         assert site not in released, "a site released two vectors in an attempt."
         stream = self._secret.stream("vector", site, ask.attempt)
-        ring = self.setting.ring
-        data = stream.bytes(self.setting.length * ring.dtype.itemsize)
+        ring = self.config.ring
+        data = stream.bytes(self.config.length * ring.dtype.itemsize)
         released[site] = np.frombuffer(data, ring.dtype)
         return RingVector(ring, released[site])
 
@@ -281,8 +281,8 @@ class AdversarialNetwork:
         """
         if attempt.is_twisted and not self.is_active:
             return
-        cohort = self.setting.cohort
-        for helping in combinations(range(cohort.sites), cohort.max_colluding):
+        federation_spec = self.config.federation_spec
+        for helping in combinations(range(federation_spec.sites), federation_spec.max_colluding):
             colluding = frozenset(helping)
             opened = list(attempt.view.openable(colluding))
             assert len(opened) <= 1, "more than one sum can be had."
@@ -308,8 +308,8 @@ class AdversarialNetwork:
         assert self.total is None or total.contributors == self.total.contributors
 
     def _sum(self, sites: Iterable[int]) -> list[int]:
-        ring, released = self.setting.ring, self.attempts[self.attempt].released
-        words = sum((released[site] for site in sites), ring.zeros(self.setting.length))
+        ring, released = self.config.ring, self.attempts[self.attempt].released
+        words = sum((released[site] for site in sites), ring.zeros(self.config.length))
         return [word % (1 << ring.bits) for word in words.tolist()]
 
     def check_attack(self) -> None:

@@ -96,8 +96,10 @@ class Broken:
     honest: Any
     fault: Any
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> WrappedPlan:
-        return WrappedPlan(self.honest.plan(workload, cohort, parameters), self.fault)
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> WrappedPlan:
+        return WrappedPlan(self.honest.plan(workload, federation_spec, parameters), self.fault)
 
 
 @frozen
@@ -151,8 +153,10 @@ class RestartsAccountant:
 
     honest: Gaussian
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> WrappedPlan:
-        plan = self.honest.plan(workload, evolve(cohort, rounds=1, retries=0), parameters)
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> WrappedPlan:
+        plan = self.honest.plan(workload, evolve(federation_spec, rounds=1, retries=0), parameters)
         return Forgetful(plan, lambda privatizer: privatizer)
 
 
@@ -171,14 +175,16 @@ class Fixed:
     terms: Gaussian
     noise_multiplier: float
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> GaussianPlan:
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> GaussianPlan:
         steps, rate = (
             (1, 1.0) if self.terms.unit == "site" else (workload.steps, workload.sampling_rate)
         )
         return GaussianPlan(
             self.terms,
             workload=workload,
-            cohort=cohort,
+            federation_spec=federation_spec,
             parameters=parameters,
             mechanism=accounting.GaussianMechanism(
                 noise_multiplier=self.noise_multiplier, sampling_rate=rate, num_releases=steps

@@ -51,19 +51,19 @@ class InMemoryAggregation:
         self.ring = Ring(bits)
         secret = Randomness.insecure_from_seed(1)
         identities = [SigningKey.generate(secret.derive("identity", site)) for site in range(sites)]
-        self.setting = AggregationConfig(
+        self.config = AggregationConfig(
             session=b"sixteen bytes id",
             ring=self.ring,
             length=length,
-            cohort=FederationSpec(sites=sites, cohort_size=sites, examples=100, rounds=9, **terms),
+            federation_spec=FederationSpec(
+                sites=sites, cohort_size=sites, examples=100, rounds=9, **terms
+            ),
             directory=KeyDirectory(tuple(identity.public for identity in identities)),
         )
-        self.coordinator = aggregator.coordinator_session(
-            self.setting, secret.derive("coordinator")
-        )
+        self.coordinator = aggregator.coordinator_session(self.config, secret.derive("coordinator"))
         self.sites = {
             site: aggregator.site_session(
-                self.setting,
+                self.config,
                 SiteContext(site=site, secret=secret.derive(site), identity=identities[site]),
             )
             for site in range(sites)
@@ -125,7 +125,7 @@ class InMemoryAggregation:
     def is_exact(self, total: RingSum) -> bool:
         """Whether `total` is the modular sum of its contributors' vectors, in canonical form."""
         modulus = 1 << self.ring.bits
-        expected = [0] * self.setting.length
+        expected = [0] * self.config.length
         for site in total.contributors:
             words = self.vectors[site].tolist()
             expected = [(a + b) % modulus for a, b in zip(expected, words, strict=True)]

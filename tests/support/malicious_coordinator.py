@@ -73,11 +73,11 @@ class MaliciousCoordinator:
         numbers: dict[str, Any] = {"cohort_size": sites, "examples": 9, "rounds": 9, **terms}
         self.aggregator = aggregator or SecAgg()
         identities = [SigningKey.generate(secret.derive("identity", site)) for site in range(sites)]
-        self.setting = AggregationConfig(
+        self.config = AggregationConfig(
             session=b"sixteen bytes id",
             ring=RING,
             length=4,
-            cohort=FederationSpec(sites=sites, adversary=adversary, **numbers),  # type: ignore[arg-type]
+            federation_spec=FederationSpec(sites=sites, adversary=adversary, **numbers),  # type: ignore[arg-type]
             directory=KeyDirectory(tuple(identity.public for identity in identities)),
         )
         self.all_sites = range(sites)
@@ -95,7 +95,7 @@ class MaliciousCoordinator:
         secret = Randomness.insecure_from_seed(self.lives)
         self.sites: dict[int, Any] = {
             site: self.aggregator.site_session(
-                self.setting,
+                self.config,
                 SiteContext(
                     site=site,
                     secret=secret.derive(site),
@@ -118,7 +118,7 @@ class MaliciousCoordinator:
 
     @property
     def scope(self) -> AttemptLabel:
-        return AttemptLabel(self.setting.session, 0, self.attempt)
+        return AttemptLabel(self.config.session, 0, self.attempt)
 
     @property
     def protocol(self) -> ProtocolParameters:
@@ -151,7 +151,7 @@ class MaliciousCoordinator:
     def collect_one(self, site: int, sealed: dict[int, bytes]) -> None:
         vector = decode(self.ask(site, MaskedVectorRequest(self.attempt, sealed)), Vector)
         self.met[site] = set(sealed)
-        self.masked[site] = RING.unpack(vector.packed, self.setting.length)
+        self.masked[site] = RING.unpack(vector.packed, self.config.length)
 
     def consent(self, sets: Mapping[int, Iterable[int]]) -> dict[int, bytes]:
         return {
@@ -203,7 +203,7 @@ class MaliciousCoordinator:
         return AdversaryView(
             scope=self.scope,
             ring=RING,
-            length=self.setting.length,
+            length=self.config.length,
             threshold=self.protocol.threshold,
             keys=self.keys,
             masked=self.masked,

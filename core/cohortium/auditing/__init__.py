@@ -69,8 +69,8 @@ def audit(
         RunError: A failure occurred before a check could reach a verdict.
     """
     prepared.require_simulated()
-    setting = prepared.setting
-    guarantee = setting.plan.guarantee
+    run_config = prepared.run_config
+    guarantee = run_config.plan.guarantee
     if guarantee is None:
         raise PrivacyError(
             "the study's privatizer promises nothing, so there is nothing to audit; choose one "
@@ -78,11 +78,11 @@ def audit(
         )
     with torch_threads(prepared.federation.threads or 1):
         findings = (
-            audit_accounting(setting.plan, setting.cohort.attempts),
+            audit_accounting(run_config.plan, run_config.federation_spec.attempts),
             audit_mechanism(
                 prepared.federation.privatizer,
-                setting.workload,
-                setting.cohort,
+                run_config.workload,
+                run_config.federation_spec,
                 releases=releases,
                 tell=lambda share: tell("mechanism", share),
             ),

@@ -51,7 +51,7 @@ def audit_accounting(plan: PrivacyPlan, attempts: int) -> Finding:
         + ".",
         detection_limit=(
             "it is arithmetic: it finds a budget that was counted for fewer attempts than the run "
-            "has, at any ε; whether the mechanism is what the plan says is the other ways' matter."
+            "has, at any ε; the other checks test the mechanism itself."
             if is_exact
             else "the mechanism is known by a bound, which another accountant may well improve "
             "upon: nothing is refuted by this way."

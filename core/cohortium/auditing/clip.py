@@ -48,8 +48,8 @@ def audit_clip(prepared: PreparedStudy) -> Finding:
     """Remove or replace single examples in batches, with the study's own parts."""
     import torch
 
-    setting = prepared.setting
-    guarantee = setting.plan.guarantee
+    run_config = prepared.run_config
+    guarantee = run_config.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     if guarantee.unit == "site":
         return Finding(
@@ -62,37 +62,37 @@ def audit_clip(prepared: PreparedStudy) -> Finding:
     train = prepared.splits.train
     rows = np.sort(np.concatenate(list(prepared.partition)))[: max(SIZES)]
     examples = train.select(rows)
-    images = setting.model.preprocess(torch.from_numpy(examples.images).float().div_(255))
+    images = run_config.model.preprocess(torch.from_numpy(examples.images).float().div_(255))
     measure = ClipProbe(privatizer=_private(prepared, np.arange(len(rows))), images=images)
     for moved in (0.0, MOVED):
-        net = setting.network()
+        net = run_config.network()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in parameters.trainable(net):
                 parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
         for size in sorted({min(size, len(rows)) for size in SIZES}):
-            measure.sizes = [size] * min(setting.workload.steps, STEPS)
+            measure.sizes = [size] * min(run_config.workload.steps, STEPS)
             measure.generator.manual_seed(0)
             task = LocalTask(
                 net=net.train(),
                 images=images,
                 labels=torch.from_numpy(examples.labels),
-                classes=len(setting.spec.classes),
+                classes=len(run_config.spec.classes),
                 round=0,
-                rounds=setting.cohort.rounds,
-                workload=setting.workload,
+                rounds=run_config.federation_spec.rounds,
+                workload=run_config.workload,
                 generator=measure.generator,
                 state={},
             )
             with torch.random.fork_rng(devices=[]):
-                setting.trainer.train(task, measure)
+                run_config.trainer.train(task, measure)
     return _finding(measure, prepared)
 
 
 def _finding(measure: ClipProbe, prepared: PreparedStudy) -> Finding:
     left, replaced = measure.left_out, measure.replaced
     is_refuted = left > 1 + TOLERANCE or replaced > 2 * (1 + TOLERANCE)
-    net = type(prepared.setting.network()).__name__
+    net = type(prepared.run_config.network()).__name__
     out = f"left out, by at most {left:.3g}" if measure.is_steady else "left out, not tried"
     return Finding(
         check="clip",
@@ -114,7 +114,7 @@ def _finding(measure: ClipProbe, prepared: PreparedStudy) -> Finding:
 
 def _private(prepared: PreparedStudy, patients: ExampleIndices) -> Callable[[], SitePrivatizer]:
     secret = Randomness.insecure_from_seed(0)
-    return lambda: prepared.setting.plan.for_site(secret, patients)
+    return lambda: prepared.run_config.plan.for_site(secret, patients)
 
 
 @define(eq=False)

@@ -137,13 +137,13 @@ class InProcessRun:
     """A coordinator and its sites, connected by function calls.
 
     Attributes:
-        setting: Settings that every party knows.
+        run_config: Settings that every party knows.
         sites: Each ready to answer.
         messages: Every message.
         failure: Reason for an early end of the rounds, if they ended early.
     """
 
-    setting: RunConfig
+    run_config: RunConfig
     sites: Mapping[SiteId, Site]
     messages: list[CapturedMessage] = field(factory=list)
     failure: str | None = None
@@ -152,26 +152,26 @@ class InProcessRun:
     def of(
         cls,
         prepared: PreparedStudy,
-        setting: RunConfig,
+        run_config: RunConfig,
         partition: Mapping[SiteId, Examples],
         wrap: Mapping[SiteId, Callable[[SitePrivatizer], SitePrivatizer]],
     ) -> InProcessRun:
         """Build the sites of a study with these examples and wrapped privatizers."""
         sites: dict[SiteId, Site] = {}
         for number, examples in partition.items():
-            own = attrs.evolve(setting, plan=WrappedPlan(setting.plan, wrap[number]))
-            recipe = attrs.evolve(prepared.site_factory(number), setting=own, examples=examples)
+            own = attrs.evolve(run_config, plan=WrappedPlan(run_config.plan, wrap[number]))
+            recipe = attrs.evolve(prepared.site_factory(number), run_config=own, examples=examples)
             sites[number] = recipe.create(share_model_with=next(iter(sites.values()), None))
-        return cls(setting=setting, sites=sites)
+        return cls(run_config=run_config, sites=sites)
 
     def run_rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
         """Run `number` rounds, and yield each round's network and contributors.
 
         They end early, with `failure` set, if too few sites answer.
         """
-        coordinator = Coordinator(self.setting)
+        coordinator = Coordinator(self.run_config)
         for at in range(number):
-            coordinator.begin_attempt(at, at, select_cohort(self.setting, at, at))
+            coordinator.begin_attempt(at, at, select_cohort(self.run_config, at, at))
             self._run_stages(coordinator, at)
             try:
                 outcome = coordinator.finish_attempt()

@@ -45,7 +45,7 @@ MIN_SAMPLES = 250
 def audit_mechanism(
     privatizer: Privatizer,
     workload: Workload,
-    cohort: FederationSpec,
+    federation_spec: FederationSpec,
     *,
     releases: int,
     tell: Callable[[float], None] = lambda _share: None,
@@ -56,7 +56,7 @@ def audit_mechanism(
     Args:
         privatizer: A privatizer for a network of two parameters, with the study's own terms.
         workload: The declaration of the study's trainer.
-        cohort: The sites that take part.
+        federation_spec: The sites that take part.
         releases: Noised sums in each world. If each gradient is noised, an attempt has
             `workload.steps` of them.
         tell: Receives the share that is done.
@@ -67,7 +67,7 @@ def audit_mechanism(
         PrivacyError: The privatizer refuses the work.
         RunError: A value that it releases is not finite.
     """
-    plan = privatizer.plan(workload, cohort, PARAMETERS)
+    plan = privatizer.plan(workload, federation_spec, PARAMETERS)
     guarantee = plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     probe = Probe(
@@ -75,7 +75,7 @@ def audit_mechanism(
     )
     steps = workload.steps if PrivacyProbe(workload, plan).noises_gradients else 1
     samples = max(4, releases // steps)
-    ladder = _attempt_counts(samples, cohort.attempts)
+    ladder = _attempt_counts(samples, federation_spec.attempts)
     claims = {attempts: _claims(plan, guarantee, attempts) for attempts in ladder}
     worlds = sample(probe, samples, tell)
     return _finding(worlds, claims, plan.mechanism, steps)
@@ -186,7 +186,7 @@ def _detection_limit(
 
     In a simulation, the share is the largest part of the claimed noise that the audit detects.
     """
-    sentence = f"so many samples cannot show more than ε = {most:.3g} at this δ, whatever happens"
+    sentence = f"so many samples cannot show more than ε = {most:.3g} at this δ in any case"
     if not isinstance(mechanism, GaussianMechanism):
         return f"{sentence}."
     rng = np.random.default_rng(0)

@@ -81,11 +81,11 @@ def audit_run(
         RunError: A round failed.
         RequestError: The network is too small for so many canaries.
     """
-    guarantee = prepared.setting.plan.guarantee
+    guarantee = prepared.run_config.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
     if guarantee.unit == "site":
-        return _not_run(guarantee, claims, prepared.setting.cohort.sites)
+        return _not_run(guarantee, claims, prepared.run_config.federation_spec.sites)
     many = canaries or _most_powerful_count(claims, prepared.parameters)
     if not canaries and _margin(many, claims) <= 0:
         return _not_run(guarantee, claims, many)
@@ -138,10 +138,10 @@ def _run_with_canaries(
         site: prepared.splits.train.select(indices) for site, indices in enumerate(partition)
     }
     play = InProcessRun.of(
-        prepared, prepared.setting, examples, {site: wrap(site) for site in tapes}
+        prepared, prepared.run_config, examples, {site: wrap(site) for site in tapes}
     )
     scores = np.zeros(many)
-    rounds = prepared.setting.cohort.rounds
+    rounds = prepared.run_config.federation_spec.rounds
     for number, (_, contributors) in enumerate(play.run_rounds(rounds)):
         scores += _canary_scores(prepared, found, tapes, contributors)
         for tape in tapes.values():
@@ -160,7 +160,7 @@ def _place_canaries(
     sites = np.zeros(many, dtype=np.int64)
     for site, indices in enumerate(prepared.partition):
         sites[indices[indices >= first] - first] = site
-    trainable = sum(p.numel() for p in parameters.trainable(prepared.setting.network()))
+    trainable = sum(p.numel() for p in parameters.trainable(prepared.run_config.network()))
     if many > trainable:
         raise RequestError(
             f"the network has {trainable} numbers, too few for {many} canaries; ask for fewer."
@@ -182,19 +182,19 @@ def _canary_scores(
 
     It is the value of the canary's coordinate.
     """
-    setting, guarantee = prepared.setting, prepared.setting.plan.guarantee
+    run_config, guarantee = prepared.run_config, prepared.run_config.plan.guarantee
     assert guarantee is not None
-    sign = 1.0 if setting.workload.output == "gradient" else -1.0
+    sign = 1.0 if run_config.workload.output == "gradient" else -1.0
     scores = np.zeros(len(found.coins))
     if guarantee.against == "coordinator":
-        words = setting.plan.ring.zeros(setting.plan.length)
+        words = run_config.plan.ring.zeros(run_config.plan.length)
         for site in contributors:
             words = words + tapes[site].releases[-1].words
-        mean = setting.plan.decode(RingSum(setting.plan.ring, words, contributors))
+        mean = run_config.plan.decode(RingSum(run_config.plan.ring, words, contributors))
         return sign * mean.double().numpy()[found.coordinates]
     for site in contributors:
         words = tapes[site].releases[-1].words
-        own = setting.plan.decode(RingSum(setting.plan.ring, words, (site,))).double().numpy()
+        own = run_config.plan.decode(RingSum(run_config.plan.ring, words, (site,))).double().numpy()
         here = found.sites == site
         scores[here] = sign * own[found.coordinates[here]]
     return scores
@@ -246,7 +246,7 @@ def _detection_limit(claimed: float, many: int, most: float, delta: float) -> st
     return (
         f"with {many} canaries one run cannot show more than ε = {most:.3g} at δ = {delta:.3g} and "
         f"{1 - ALPHA:.1%} confidence, and at δ = {claimed:.3g} with up to 2,000 canaries and 95 % "
-        f"no more than {best:.2g}, whatever happens."
+        f"no more than {best:.2g}, in any case."
     )
 
 
@@ -262,7 +262,7 @@ def _not_run(guarantee: Guarantee, claims: Mapping[float, float], many: int) -> 
     whose = "its canaries would be the sites; " if guarantee.unit == "site" else ""
     return Finding(
         check="run",
-        procedure=f"nothing: {whose}whatever came out of one run, it would not refute such a claim",
+        procedure=f"nothing: {whose}no result of one run could refute such a claim",
         observation="nothing.",
         detection_limit=_detection_limit(guarantee.delta, many, most, delta),
         is_refuted=False,

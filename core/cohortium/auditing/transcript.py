@@ -50,7 +50,7 @@ def audit_transcript(prepared: PreparedStudy) -> Finding:
     Raises:
         RunError: No round could be run.
     """
-    guarantee = prepared.setting.plan.guarantee
+    guarantee = prepared.run_config.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     first, tapes = _first(prepared)
     escaped: list[str] = []
@@ -66,12 +66,12 @@ def audit_transcript(prepared: PreparedStudy) -> Finding:
     return Finding(
         check="transcript",
         procedure=(
-            f"{len(first.messages)} messages of {ROUNDS} rounds, with equal secrets: as dealt, and "
-            f"with one {guarantee.unit} of site 0 replaced, or left out"
+            f"{len(first.messages)} messages of {ROUNDS} rounds, with equal secrets: as "
+            f"partitioned, and with one {guarantee.unit} of site 0 replaced, or left out"
         ),
         observation="; ".join(escaped) + "."
         if escaped
-        else "but for what the guarantee covers, all of them ("
+        else "except for the part that the guarantee covers, all of them ("
         + ", ".join(sorted(kinds))
         + ") are equal to the last bit.",
         detection_limit=(
@@ -87,23 +87,23 @@ def audit_secrets(prepared: PreparedStudy) -> Finding:
 
     The same round runs twice.
     """
-    setting, guarantee = prepared.setting, prepared.setting.plan.guarantee
+    run_config, guarantee = prepared.run_config, prepared.run_config.plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
     tapes: list[dict[SiteId, Recording]] = []
     for _ in range(2):
         partition = _partition(prepared)
         tape = {site: Recording() for site in partition}
         wrap = {site: tape[site].record for site in partition}
-        play = InProcessRun.of(prepared, setting, partition, wrap)
+        play = InProcessRun.of(prepared, run_config, partition, wrap)
         list(play.run_rounds(1))
         if play.failure is not None:
             raise RunError(f"the sites' secrets cannot be audited: {play.failure}")
         tapes.append(tape)
     one, other = tapes
     alike = []
-    rate, examples = setting.workload.sampling_rate, sum(map(len, _partition(prepared).values()))
+    rate, examples = run_config.workload.sampling_rate, sum(map(len, _partition(prepared).values()))
     sampled = guarantee.unit != "site" and rate < 1
-    chance = (rate**2 + (1 - rate) ** 2) ** (examples * setting.workload.steps)
+    chance = (rate**2 + (1 - rate) ** 2) ** (examples * run_config.workload.steps)
     if (
         sampled
         and chance < LIKELY
@@ -116,16 +116,16 @@ def audit_secrets(prepared: PreparedStudy) -> Finding:
         for a, b in zip(one[site].releases, other[site].releases, strict=True)
     ):
         alike.append("noise")
-    is_public = bool(alike) and not setting.cohort.insecure_seeded_secrets
+    is_public = bool(alike) and not run_config.federation_spec.insecure_seeded_secrets
     return Finding(
         check="secrets",
         procedure="the same round, asked twice of sites that were made twice",
         observation=(
-            f"the {' and the '.join(alike)} came out the same, so that whoever replays the round "
-            "knows them."
+            f"the {' and the '.join(alike)} came out the same, so that anyone who replays the "
+            "round knows them."
             if is_public
             else "they are the study's public seed, as the guarantee says: a simulation."
-            if setting.cohort.insecure_seeded_secrets
+            if run_config.federation_spec.insecure_seeded_secrets
             else f"{'batches and ' if sampled else ''}noise were drawn anew."
         ),
         detection_limit="it finds what is repeated for equal public values, not a weak generator.",
@@ -232,8 +232,10 @@ def _seeded(prepared: PreparedStudy) -> RunConfig:
 
     Only then can worlds be compared.
     """
-    cohort = attrs.evolve(prepared.setting.cohort, insecure_seeded_secrets=True)
-    return attrs.evolve(prepared.setting, cohort=cohort)
+    federation_spec = attrs.evolve(
+        prepared.run_config.federation_spec, insecure_seeded_secrets=True
+    )
+    return attrs.evolve(prepared.run_config, federation_spec=federation_spec)
 
 
 def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
@@ -250,7 +252,7 @@ def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple
     unit = _first_unit(own, guarantee)
     images, labels = own.images.copy(), own.labels.copy()
     images[unit] = 255 - images[unit]
-    labels[unit] = (labels[unit] + 1) % len(prepared.setting.spec.classes)
+    labels[unit] = (labels[unit] + 1) % len(prepared.run_config.spec.classes)
     article = f"one {guarantee.unit}"
     yield f"{article} replaced", attrs.evolve(own, images=images, labels=labels)
     # Part of a whole site must remain, so that a trainer has examples.

@@ -223,8 +223,7 @@ def blame_network(
         if images is None:
             raise BrokenNetworkError(f"{name} {fails}: {why}.") from error
         raise NetworkError(
-            f"{name} {fails} batches of {tuple(images.shape)}: {why}; change it, or what it is "
-            "made with."
+            f"{name} {fails} batches of {tuple(images.shape)}: {why}; change it, or its arguments."
         ) from error
 
 
@@ -258,7 +257,7 @@ def _require_called_with_images(name: str, net: nn.Module) -> None:
     except TypeError as error:
         raise NetworkError(
             f"{name} cannot be called with a batch of images alone (forward{signature}: {error}); "
-            "give whatever else it takes a default."
+            "give each other parameter a default."
         ) from error
 
 
@@ -276,8 +275,8 @@ def _require_logits(name: str, found: object, number: int, classes: Sequence[str
     if tuple(found.shape) != wanted:
         raise NetworkError(
             f"{name} gives outputs of shape {tuple(found.shape)} for {number} images, and not "
-            f"{wanted}: one number for each of the {len(classes)} classes; the parameter "
-            "'classes' of what makes it is told how many there are."
+            f"{wanted}: one number for each of the {len(classes)} classes; its factory receives "
+            "their number as the parameter 'classes'."
         )
     if not found.is_floating_point():
         raise NetworkError(
@@ -286,5 +285,5 @@ def _require_logits(name: str, found: object, number: int, classes: Sequence[str
     if not bool(torch.isfinite(found).all()):
         raise NetworkError(
             f"{name} gives NaN or infinity for made-up images before any training; look for a "
-            "division by zero, or a logarithm or root of what can be negative."
+            "division by zero, or a logarithm or root of a negative number."
         )

@@ -96,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_out_of_memory(error):
             reason = (str(error).strip().splitlines() or ["MemoryError"])[0].rstrip(".")
             typer.echo(
-                "cohortium: there is not enough memory for what was asked "
-                f"({escape_control_characters(reason)}); ask for "
-                "fewer or smaller images, sites or layers.",
+                "cohortium: there is not enough memory for this "
+                f"({escape_control_characters(reason)}); ask for fewer or smaller images, sites or "
+                "layers.",
                 err=True,
             )
             sys.exit(1)

@@ -69,7 +69,7 @@ def init(
         atomic_create(path, text.encode())
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}.") from error
-    typer.echo(f"{path}: {ready.setting.plan.guarantee or 'no privacy guarantee'}")
+    typer.echo(f"{path}: {ready.run_config.plan.guarantee or 'no privacy guarantee'}")
     typer.echo(f"run it: cohortium run {path}")
 
 

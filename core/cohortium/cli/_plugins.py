@@ -25,7 +25,7 @@ def plugins(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Details of this plugin, of what is offered so, or of [federation].",
+            help="Details of a plugin, of an offered name, or of [federation].",
             autocompletion=_completion.plugin_names,
         ),
     ] = None,

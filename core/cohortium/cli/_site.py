@@ -109,4 +109,4 @@ def rehearse(
     require_empty(out)
     ready = federation_of(study, overrides).prepare()
     write_rehearsal(ready, out)
-    typer.echo(f"{ready.setting.cohort.sites} hospitals and their study are in {out}")
+    typer.echo(f"{ready.run_config.federation_spec.sites} hospitals and their study are in {out}")

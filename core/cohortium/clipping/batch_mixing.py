@@ -100,11 +100,12 @@ def require_per_example_gradients(net: nn.Module, inputs: Tensor) -> None:
                 index = torch.from_numpy(batch)
                 return functional.cross_entropy(net(inputs[index]), labels[index], reduction="none")
 
-            def prelude(batch: ExampleIndices) -> Tensor:
-                found: Tensor = net.prelude(inputs[torch.from_numpy(batch)])  # type: ignore[operator]
+            def statistics_loss(batch: ExampleIndices) -> Tensor:
+                found: Tensor = net.statistics_loss(inputs[torch.from_numpy(batch)])  # type: ignore[operator]
                 return found
 
-            for phase in (losses, prelude) if hasattr(net, "prelude") else (losses,):
+            has_statistics = hasattr(net, "statistics_loss")
+            for phase in (losses, statistics_loss) if has_statistics else (losses,):
                 clipped_sum(net, phase, np.arange(len(inputs)), clip=1.0)
     finally:
         for layer, mode in modes:

@@ -65,7 +65,8 @@ def clipped_sum(
     Args:
         net: The network inside `losses`.
         losses: Returns the loss of each example at some positions, shape (B,).  It calls modules of
-            the network, or their `prelude`, and gives them tensors with a row for each example.
+            the network, or their `statistics_loss`, and gives them tensors with a row for each
+            example.
             If an example occurs K times in them, its copies must be adjacent.
         batch: Positions of examples, shape (B,).  May be empty.
         clip: C, the largest ℓ₂ norm of one example's contribution over all parameters.

@@ -107,7 +107,7 @@ class PerExamplePass:
             if p.requires_grad and (self.has_copies or id(p) not in known)
         ]
         for module in self.net.modules():
-            for name in ("forward", "prelude"):
+            for name in ("forward", "statistics_loss"):
                 if callable(original := getattr(module, name, None)):
                     self._patch(module, name, partial(self._forward, module, original))
             if has_hooks(module):  # because its hooks are the network's code, too
@@ -290,7 +290,7 @@ class PerExamplePass:
         with self._paused():
             if not has_drawn and not alone.is_same():
                 raise UntrackedGradientError(
-                    f"{alone.kind} gives an example another output alone than beside others"
+                    f"{alone.kind} gives an example another output alone than in a batch"
                 )
             if has_drawn and not self._is_tried and has_seeded(alone.call, device):
                 raise UntrackedGradientError(f"{alone.kind} seeds the generator that it draws from")

@@ -37,6 +37,6 @@ def require_constant_weights(layer: Layer) -> None:
     """Refuse a layer that alters its own weights by its inputs."""
     if getattr(layer.module, "max_norm", None) is not None:
         raise PrivacyError(
-            f"layer '{layer.name}' rescales its weights by what the examples look up, which no "
-            "noise covers; leave out its option 'max_norm'."
+            f"layer '{layer.name}' rescales its weights by the rows that the examples look up, "
+            "which no noise covers; leave out its option 'max_norm'."
         )

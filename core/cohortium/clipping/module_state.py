@@ -23,7 +23,7 @@ from cohortium.errors import PrivacyError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_PATCHED = frozenset({"forward", "prelude", "_call_impl"})
+_PATCHED = frozenset({"forward", "statistics_loss", "_call_impl"})
 """Methods that `mapped_forward` replaces for a pass."""
 
 _HELD = frozenset({"_parameters", "_buffers", "_modules"})
@@ -148,7 +148,7 @@ class ModuleState:
                 "privatizer's unit 'site'."
             )
         raise PrivacyError(
-            f"the network {kind} keeps a memory of what it sees in '{place}', by which one example "
+            f"the network {kind} keeps a memory of its input in '{place}', by which one example "
             "would reach another's gradient; remove it, or use the privatizer's unit 'site'."
         )
 

@@ -202,9 +202,9 @@ class Alone:
         """
         if not (self.is_same() and self.is_same()):
             raise PrivacyError(
-                f"the network {self.kind} gives an example another output alone than beside "
-                "others, so that one example would reach another's gradient; remove its memory "
-                "and its own generators, or use the privatizer's unit 'site'."
+                f"the network {self.kind} gives an example another output alone than in a batch, "
+                "so that one example would reach another's gradient; remove its memory and its own "
+                "generators, or use the privatizer's unit 'site'."
             )
 
 

@@ -30,7 +30,7 @@ class Recording:
 
     def __enter__(self) -> Self:
         for module in self.net.modules():
-            for name in ("forward", "prelude", "_call_impl"):
+            for name in ("forward", "statistics_loss", "_call_impl"):
                 if callable(original := getattr(module, name, None)):
                     self._patched.append((module, name, vars(module).get(name)))
                     vars(module)[name] = partial(self._call, module, original)
@@ -113,7 +113,7 @@ _COMPARED = (bool, int, float, str, tuple)
 
 
 def _keys(own: dict[str, Any]) -> set[str]:
-    return own.keys() - {"forward", "prelude", "_call_impl"}
+    return own.keys() - {"forward", "statistics_loss", "_call_impl"}
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _dtype_advice(values: NDArray[Any], where: str) -> str:
         return numbered + (named if where.endswith("_labels") else "")
     if kind == "f" and values.size:
         if np.isnan(values).any():
-            return ": nan is no class, so leave out what has none"
+            return ": nan is no class, so leave out examples that have none"
         if (values != np.round(values)).any():
             return ", for these are measurements; a class is one of a few numbers"
         return ": astype('int64') loses nothing here"

@@ -113,7 +113,7 @@ class Scores:
         shares += [share for part in self.calibration for share in (part.confidence, part.accuracy)]
         counts = [c for row in self.confusion for c in row] + [c.examples for c in self.per_class]
         if any(s is not None and not 0 <= s <= 1 for s in shares) or min(counts, default=0) < 0:
-            return "its scores are beyond what scores can be"
+            return "its scores are outside the range of scores"
         right = sum(row[index] for index, row in enumerate(self.confusion))
         if total and not math.isclose(self.accuracy, right / total, abs_tol=1e-6):
             return "its accuracy is not that of its confusion matrix"

@@ -52,7 +52,7 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
         RunError: The folder cannot be written.
     """
     prepared.require_simulated()
-    sites = range(prepared.setting.cohort.sites)
+    sites = range(prepared.run_config.federation_spec.sites)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -78,18 +78,18 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
 def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[str, Any]:
     study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
-    spec = attrs.asdict(prepared.setting.spec, filter=lambda _, value: value is not None)
-    study["data"] = {**spec, "classes": list(prepared.setting.spec.classes)}
+    spec = attrs.asdict(prepared.run_config.spec, filter=lambda _, value: value is not None)
+    study["data"] = {**spec, "classes": list(prepared.run_config.spec.classes)}
     study["engine"] = {"name": engine}
     if has_public:
         study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
-    if prepared.setting.cohort.adversary == "active":
+    if prepared.run_config.federation_spec.adversary == "active":
         study["federation"]["key_directory"] = "directory.txt"
     return study
 
 
 def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
-    guarantee, spec = prepared.setting.plan.guarantee, prepared.setting.spec
+    guarantee, spec = prepared.run_config.plan.guarantee, prepared.run_config.spec
     indices = prepared.splits.train.select(prepared.partition[site])
     atomic_create(folder / "data.npz", _archive(spec.classes, train=indices))
     Ledger(folder / "ledger.sqlite").create()
@@ -108,7 +108,7 @@ def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
             "delta": 1e-5 if guarantee is None else guarantee.delta,
             "unit": "example" if guarantee is None else guarantee.unit,
             "against": "everyone" if guarantee is None else guarantee.against,
-            "adversary": prepared.setting.cohort.adversary,
+            "adversary": prepared.run_config.federation_spec.adversary,
             **_ceilings(prepared),
             **({"insecure_rehearsal": True} if is_rehearsal else {}),
         },
@@ -122,9 +122,9 @@ def _ceilings(prepared: PreparedStudy) -> dict[str, int]:
     Each limit is the study's own number or the policy's default, the larger of both.
     """
     asked = {
-        "max_rounds": prepared.setting.cohort.attempts,
-        "max_sites": prepared.setting.cohort.sites,
-        "max_parameters": prepared.setting.plan.length,
+        "max_rounds": prepared.run_config.federation_spec.attempts,
+        "max_sites": prepared.run_config.federation_spec.sites,
+        "max_parameters": prepared.run_config.plan.length,
     }
     usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
     return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
@@ -138,7 +138,7 @@ def _write_public(path: Path, prepared: PreparedStudy) -> bool:
     first = prepared.test or prepared.validation
     assert first is not None
     data = _archive(
-        prepared.setting.spec.classes,
+        prepared.run_config.spec.classes,
         train=first.select(np.arange(1)),
         val=prepared.validation,
         test=prepared.test,

@@ -158,7 +158,9 @@ class SiteConfig:
         """
         return SigningKey.read(self.folder / self.signing_key) if self.signing_key else None
 
-    def open(self, setting: RunConfig, journal: Journal, examples: Examples | None = None) -> Site:
+    def open(
+        self, run_config: RunConfig, journal: Journal, examples: Examples | None = None
+    ) -> Site:
         """Take part in a run, with `examples` or the site's data set.
 
         Raises:
@@ -166,16 +168,16 @@ class SiteConfig:
             CohortiumError: The site's own files are unusable.
         """
         return Site(
-            setting,
+            run_config,
             self.id,
             self.dataset.load().train if examples is None else examples,
-            SharedModel(setting),
+            SharedModel(run_config),
             identity=self.key,
             journal=journal,
             policy=self.policy,
             account=self.account,
             store=TrainerStateFile(
-                self.folder / self.state_dir / _name(setting.session), setting.session
+                self.folder / self.state_dir / _name(run_config.session), run_config.session
             ),
         )
 

@@ -100,7 +100,7 @@ class SitePolicy:
         scope = PrivacyScope(unit=self.unit, against=self.against)
         return Budget(epsilon=self.epsilon, delta=self.delta, scope=scope)
 
-    def admit(self, setting: RunConfig) -> None:
+    def admit(self, run_config: RunConfig) -> None:
         """Refuse a run below a floor.
 
         Raises:
@@ -110,13 +110,15 @@ class SitePolicy:
         """
         # Plugins come first, so that code of a plugin that is not allowed cannot affect the other
         # checks.
-        self._require_plugins(setting)
-        self.admit_terms(sites=setting.cohort.sites, attempts=setting.cohort.attempts)
-        self._require_privacy(setting)
-        self._require_cohort(setting)
-        self._require_secrecy(setting)
-        self._require_directory(setting)
-        self.admit_parameters(setting.plan.length)
+        self._require_plugins(run_config)
+        self.admit_terms(
+            sites=run_config.federation_spec.sites, attempts=run_config.federation_spec.attempts
+        )
+        self._require_privacy(run_config)
+        self._require_cohort(run_config)
+        self._require_secrecy(run_config)
+        self._require_directory(run_config)
+        self.admit_parameters(run_config.plan.length)
 
     def admit_terms(self, *, sites: int, attempts: int) -> None:
         """Refuse too many sites or attempts, before anything is created.
@@ -156,11 +158,11 @@ class SitePolicy:
         own = (record.distribution, record.name, record.version)
         return not known or any(entry.allows(*own) for entry in known)
 
-    def _require_plugins(self, setting: RunConfig) -> None:
+    def _require_plugins(self, run_config: RunConfig) -> None:
         if not self.allowed_plugins:
             return
         catalog = discover()
-        for part in (setting.model, setting.trainer, setting.plan, setting.aggregator):
+        for part in (run_config.model, run_config.trainer, run_config.plan, run_config.aggregator):
             makers = catalog.plugins_defining(part)
             if not makers or not all(self.allows(record) for record in makers):
                 kind = type(part)
@@ -171,10 +173,10 @@ class SitePolicy:
                     f"site allows {', '.join(self.allowed_plugins)}.",
                 )
 
-    def _require_privacy(self, setting: RunConfig) -> None:
+    def _require_privacy(self, run_config: RunConfig) -> None:
         if self.insecure_rehearsal:
             return
-        guarantee, cost = setting.plan.guarantee, AttemptCost.from_plan(setting.plan)
+        guarantee, cost = run_config.plan.guarantee, AttemptCost.from_plan(run_config.plan)
         if guarantee is None or cost.mechanism is None:
             _refuse("epsilon", f"the study promises no privacy; this site allows {self._budget}.")
         if guarantee.simulation:
@@ -187,43 +189,43 @@ class SitePolicy:
         if ADVERSARY_ORDER.index(guarantee.against) < ADVERSARY_ORDER.index(self.against):
             _refuse(
                 "against",
-                "the study's guarantee is against the coordinator, and this site demands one "
+                "the study's guarantee is against the coordinator, and this site requires one "
                 "against everyone.",
             )
         objection = self._budget.scope.incompatibility(cost)
         if objection:
             _refuse("unit", f"{objection}, and this site allows {self._budget}.")
-        run = Counter({cost: setting.cohort.attempts})
+        run = Counter({cost: run_config.federation_spec.attempts})
         if not self._budget.holds(run):
             asked = rounded_up(self._budget.scope.epsilon(run, self.delta))
             _refuse(
                 "epsilon",
-                f"the study's {setting.cohort.attempts:,} attempts come to ε = {asked}, and this "
-                f"site allows {self._budget}.",
+                f"the study's {run_config.federation_spec.attempts:,} attempts come to ε = "
+                f"{asked}, and this site allows {self._budget}.",
             )
 
-    def _require_cohort(self, setting: RunConfig) -> None:
-        cohort = setting.cohort
-        if ADVERSARIES.index(cohort.adversary) < ADVERSARIES.index(self.adversary):
+    def _require_cohort(self, run_config: RunConfig) -> None:
+        federation_spec = run_config.federation_spec
+        if ADVERSARIES.index(federation_spec.adversary) < ADVERSARIES.index(self.adversary):
             _refuse(
                 "adversary",
-                f"the study fears a coordinator that is {cohort.adversary}, and this site one that "
-                f"is {self.adversary}.",
+                f"the study assumes a coordinator that is {federation_spec.adversary}, and this "
+                f"site one that is {self.adversary}.",
             )
-        if cohort.cohort_size < self.min_cohort_size:
+        if federation_spec.cohort_size < self.min_cohort_size:
             _refuse(
                 "min_cohort_size",
-                f"the study asks {cohort.cohort_size} sites a round, and this site demands "
-                f"{self.min_cohort_size}.",
+                f"the study asks {federation_spec.cohort_size} sites a round, and this site "
+                f"requires {self.min_cohort_size}.",
             )
-        if cohort.max_colluding < self.assumed_colluding:
+        if federation_spec.max_colluding < self.assumed_colluding:
             _refuse(
                 "assumed_colluding",
-                f"the study fears that {cohort.max_colluding} sites collude, and this site that "
-                f"{self.assumed_colluding} do.",
+                f"the study assumes that {federation_spec.max_colluding} sites collude, and this "
+                f"site that {self.assumed_colluding} do.",
             )
 
-    def _require_secrecy(self, setting: RunConfig) -> None:
+    def _require_secrecy(self, run_config: RunConfig) -> None:
         demanded = {
             "min_contributors": self.min_contributors,
             "min_honest_contributors": self.min_honest_contributors,
@@ -231,30 +233,30 @@ class SitePolicy:
         }
         if not any(demanded.values()):
             return
-        confidentiality = setting.aggregator.confidentiality(setting.cohort)
+        confidentiality = run_config.aggregator.confidentiality(run_config.federation_spec)
         if confidentiality is None:
             floor, least = next((name, n) for name, n in demanded.items() if n)
             _refuse(
                 floor,
                 "the study's aggregator shows every release to the coordinator, and this site "
-                f"demands {_SECRECY[floor]} of {least}.",
+                f"requires {_SECRECY[floor]} of {least}.",
             )
         asked = {
             "min_contributors": confidentiality.min_contributors,
             "min_honest_contributors": confidentiality.min_contributors
-            - setting.cohort.max_colluding,
+            - run_config.federation_spec.max_colluding,
             "min_reconstruction_threshold": confidentiality.reconstruction_threshold,
         }
         for floor, least in demanded.items():
             if asked[floor] < least:
                 _refuse(
                     floor,
-                    f"the study gives {_SECRECY[floor]} of {asked[floor]}, and this site demands "
+                    f"the study gives {_SECRECY[floor]} of {asked[floor]}, and this site requires "
                     f"{least}.",
                 )
 
-    def _require_directory(self, setting: RunConfig) -> None:
-        theirs, ours = setting.directory, self.directory
+    def _require_directory(self, run_config: RunConfig) -> None:
+        theirs, ours = run_config.directory, self.directory
         if theirs is None:
             return
         if ours is None:

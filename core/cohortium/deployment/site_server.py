@@ -247,14 +247,14 @@ class SiteServer:
         examples = self._load_examples(spec)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
-            setting = build_run_config(
+            run_config = build_run_config(
                 federation,
                 spec,
                 session=invitation.session,
                 directory=directory,
                 policy=site_config.policy,
             )
-            site = site_config.open(setting, self._journal, examples)
+            site = site_config.open(run_config, self._journal, examples)
         for warning in site.warnings:
             _LOG.warning("%s", sanitize(warning))
         ours = collect_versions(loads(invitation.study, where="the invitation"))

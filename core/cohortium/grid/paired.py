@@ -73,9 +73,10 @@ class Difference:
         told = f"{self.metric}: {100 * self.mean:+.2f} points"
         if not self.is_firm:
             return (
-                f"{told}, no interval ({of}; not told apart: that takes {MIN_SEEDS} seeds or more)"
+                f"{told}, no interval ({of}; not distinguishable: that takes {MIN_SEEDS} seeds or "
+                "more)"
             )
-        verdict = "" if self.is_significant else "; not told apart"
+        verdict = "" if self.is_significant else "; not distinguishable"
         return (
             f"{told}, {COVERAGE:.0%} interval {100 * self.low:+.2f} to {100 * self.high:+.2f} "
             f"({of}{verdict})"
@@ -118,7 +119,7 @@ class Comparison:
         seeds = f"{_counted(len(self.seeds), 'seed')} ({', '.join(map(str, self.seeds))})"
         first, second = self.accuracies
         spoken = (
-            f"over {seeds}, each a deal of its own, and {self.images} test images of "
+            f"over {seeds}, each with a partition of its own, and {self.images} test images of "
             f"{' and '.join(self.data)}: accuracy {first:.2%} and {second:.2%}; the most frequent "
             f"class alone {self.majority_share:.2%}"
         )

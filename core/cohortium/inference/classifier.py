@@ -157,7 +157,7 @@ def _weights_seed(study: dict[str, Any]) -> int:
 def _require_same(sha256: str, result: dict[str, Any], path: Path) -> None:
     if result.get("weights_sha256") != sha256:
         raise DataError(
-            f"the weights in {path} are not those of result.json beside it; one of the two was "
+            f"the weights in {path} are not those of result.json next to it; one of the two was "
             "replaced: take both from one run."
         )
 

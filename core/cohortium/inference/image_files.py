@@ -130,7 +130,7 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
                 )
             pixels = np.asarray(image, dtype=np.uint8)
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no PNG or JPEG file, whatever its name says.") from error
+        raise DataError(f"{path} is no PNG or JPEG file, despite its name.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is far larger than any image of the model's.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:

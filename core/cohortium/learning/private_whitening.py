@@ -32,7 +32,7 @@ class PrivateWhiteningHead(nn.Module):
         self._floor, self._norm = floor, norm
         self._made: tuple[Tensor, Tensor] | None = None
 
-    def prelude(self, inputs: Tensor) -> Tensor:
+    def statistics_loss(self, inputs: Tensor) -> Tensor:
         """Return a loss for each input, shape (N,)."""
         products: Tensor = self.moments(inputs) * inputs
         return products.sum(1) / -self._norm

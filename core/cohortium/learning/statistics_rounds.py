@@ -1,14 +1,14 @@
 """Statistics rounds: private training on images without labels, before the labels.
 
-A network may have a **prelude**: a method `prelude(inputs)` that returns a loss for each input and
-ignores its label.  Parameters of its own lower this loss.
+A network may have a **statistics loss**: a method `statistics_loss(inputs)` that returns a loss
+for each input and ignores its label.  Parameters of its own lower this loss.
 
 Statistics of the data can be computed in this way.  With the loss -wᵀφ(x), a mean gradient is
 minus the mean of φ.  It is clipped, noised, summed and paid for like any other gradient.
 
-A trainer spends its first rounds on the prelude.  The server's result for these parameters is the
-mean of the steps of these rounds.  The other parameters do not move in these rounds.  Afterwards
-only the other parameters move.
+A trainer spends its first rounds on the statistics loss.  The server's result for these
+parameters is the mean of the steps of these rounds.  The other parameters do not move in these
+rounds.  Afterwards only the other parameters move.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from cohortium.roles.values import ExampleIndices, LocalTask
 
-_MARK = "cohortium_prelude"
+_MARK = "cohortium_statistics"
 
 
 def mark_statistics_parameters(layer: nn.Module) -> None:
-    """Mark the parameters of `layer` as parameters of the prelude."""
+    """Mark the parameters of `layer` as parameters of the statistics loss."""
     for parameter in layer.parameters():
         setattr(parameter, _MARK, True)
 
@@ -41,7 +41,7 @@ def is_statistics_parameter(parameter: nn.Parameter) -> bool:
 
 
 def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
-    """Return a function for the prelude's loss of each example.
+    """Return a function for the statistics loss of each example.
 
     The function takes positions, and returns losses of shape (B,).
 
@@ -49,12 +49,12 @@ def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
         task: A site's task in one round.
 
     Raises:
-        StudyError: The network has no prelude.
+        StudyError: The network has no statistics loss.
     """
     import torch
 
-    prelude: Callable[[Tensor], Tensor] | None = getattr(task.net, "prelude", None)
-    if prelude is None:
+    statistics_loss: Callable[[Tensor], Tensor] | None = getattr(task.net, "statistics_loss", None)
+    if statistics_loss is None:
         raise StudyError(
             "the trainer has statistics rounds, and the model has none; set "
             "trainer.statistics_rounds to 0, "
@@ -62,35 +62,36 @@ def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
         )
 
     def losses(batch: ExampleIndices) -> Tensor:
-        assert prelude is not None
-        return prelude(task.images[torch.from_numpy(batch).to(task.images.device)])
+        assert statistics_loss is not None
+        return statistics_loss(task.images[torch.from_numpy(batch).to(task.images.device)])
 
     return losses
 
 
 def reject_statistics_rounds(parameters: Iterable[nn.Parameter], trainer: str) -> None:
-    """Refuse a network with a prelude, for a trainer without statistics rounds.
+    """Refuse a network with a statistics loss, for a trainer without statistics rounds.
 
-    Such a trainer would add noise to the prelude's parameters and move them in every round.
+    Such a trainer would add noise to the statistics parameters and move them in every round.
 
     Args:
         parameters: Parameters of the network.
         trainer: Name of the trainer in the error.
 
     Raises:
-        StudyError: The network has a prelude.
+        StudyError: The network has a statistics loss.
     """
     if any(map(is_statistics_parameter, parameters)):
         raise StudyError(
-            f"the model has a prelude, and trainer '{trainer}' has no rounds for it; use 'fedsgd'."
+            f"the model has a statistics loss, and trainer '{trainer}' has no rounds for it; "
+            "use 'fedsgd'."
         )
 
 
 def attach_statistics_rounds(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None:
-    """Reserve the first `rounds` of the server's `optimizer` for the prelude.
+    """Reserve the first `rounds` of the server's `optimizer` for the statistics loss.
 
-    In these rounds the prelude's parameters take steps of 1/rounds, without momentum, and no other
-    parameter moves.  Later the prelude's parameters do not move.
+    In these rounds the statistics parameters take steps of 1/rounds, without momentum, and no
+    other parameter moves.  Later the statistics parameters do not move.
 
     Args:
         optimizer: The server's optimizer.

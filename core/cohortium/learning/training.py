@@ -174,19 +174,21 @@ def attach_weight_averaging(optimizer: Optimizer, *, rounds: int, share: float) 
         optimizer.register_step_post_hook(after)
 
 
-def local_workload(cohort: FederationSpec, *, epochs: int, steps: int, batch_size: int) -> Workload:
+def local_workload(
+    federation_spec: FederationSpec, *, epochs: int, steps: int, batch_size: int
+) -> Workload:
     """Return the workload of a trainer that releases an update.
 
     The trainer takes steps at the site.
 
     Args:
-        cohort: The federation.  Its declared mean size of a site turns a batch size into a sampling
-            rate.
+        federation_spec: The federation.  Its declared mean size of a site turns a batch size
+            into a sampling rate.
         epochs: Passes over a site's own data each round.
         steps: Batches each round instead of whole passes.  0 means that `epochs` applies.
         batch_size: Examples in a batch.
     """
-    rate = min(1.0, batch_size / cohort.examples_per_site)
+    rate = min(1.0, batch_size / federation_spec.examples_per_site)
     return Workload(
         output="update",
         steps=steps or epochs * math.ceil(1 / rate),

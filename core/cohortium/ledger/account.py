@@ -144,7 +144,7 @@ class Account:
             return f"the site's budget is {budget}, and {objection}."
         before = budget.scope.epsilon(spent, budget.delta)
         if before == float("inf"):
-            return f"the site's budget is {budget}, and what was spent before has no bound."
+            return f"the site's budget is {budget}, and the spending before it has no bound."
         after = budget.scope.epsilon(wanted, budget.delta)
         more = "one more attempt" if times == 1 else f"{times:,} more attempts"
         return (

@@ -124,10 +124,10 @@ class PrivacyScope:
         if UNITS.index(cost.unit) < UNITS.index(self.unit):
             return f"hiding one {cost.unit} does not hide one {self.unit}"
         if ADVERSARY_ORDER.index(cost.against) < ADVERSARY_ORDER.index(self.against):
-            return "what holds against the coordinator does not hold against everyone"
+            return "a guarantee against the coordinator does not hold against everyone"
         inside = cost.unit != self.unit and cost.adjacency != "replace-one"
         if inside and _halved(cost.mechanism) is None:
-            return f"what is known of one {cost.unit} gives no bound for one {self.unit}"
+            return f"the knowledge of one {cost.unit} gives no bound for one {self.unit}"
         return ""
 
     def mechanisms(self, costs: Mapping[AttemptCost, int]) -> list[tuple[Mechanism, int]] | None:

@@ -147,7 +147,7 @@ def _coordinator(facts: PartyInputs) -> PartyView:
         role=(
             "runs the study, and may lie"
             if facts.terms.adversary == "active"
-            else "runs the study, and keeps to the protocol"
+            else "runs the study, and follows the protocol"
         ),
         sees=sees,
         hospital=hospital,
@@ -158,7 +158,7 @@ def _coordinator(facts: PartyInputs) -> PartyView:
 
 def _hospital(facts: PartyInputs) -> PartyView:
     others = max(1, facts.min_contributors - 1)
-    hospital = f"Its part in sums over {others} or more hospitals beside itself."
+    hospital = f"Its part in sums over {others} or more hospitals in addition to itself."
     if others == 1:
         hospital = "Its whole release, in a round in which only the two contribute."
     guarantee = facts.guarantee
@@ -186,7 +186,7 @@ def _colluding_sites(facts: PartyInputs) -> PartyView:
     who = "Hospitals and the coordinator together"
     if k:
         who = f"{plural(k, 'hospital')} and the coordinator together"
-    sees = "What the coordinator sees, and all that these hospitals know."
+    sees = "The coordinator's view, and all that these hospitals know."
     if confidentiality is None:
         hospital = "All that its releases tell: the coordinator sees them anyway."
     elif k:
@@ -199,8 +199,7 @@ def _colluding_sites(facts: PartyInputs) -> PartyView:
     else:
         hospital = (
             "The study declares that none conspires (max_colluding = 0), so nothing is promised "
-            "about "
-            "what the sums then tell"
+            "about such sums"
         )
         hospital += _undone(confidentiality)
     verdict, person = _bound(facts)
@@ -235,7 +234,7 @@ def _outsider(facts: PartyInputs) -> PartyView:
         hospital = "Its part in the model; from messages that it can read, all that releases tell."
     else:
         sees += ": those are masked."
-        hospital = "Its part in what all hospitals together made of the model."
+        hospital = "Its part in the model that all hospitals made together."
     verdict, person = _bound(facts)
     guarantee = facts.guarantee
     if guarantee is not None and guarantee.against == "coordinator" and facts.is_protected:
@@ -253,7 +252,7 @@ def _outsider(facts: PartyInputs) -> PartyView:
 def _bound(facts: PartyInputs) -> tuple[Verdict, str]:
     guarantee = facts.guarantee
     if guarantee is None:
-        return "open", "No bound. Nothing limits what can be worked out about an image."
+        return "open", "No bound. Nothing limits inferences about an image."
     if guarantee.simulation:
         return "open", "No bound. The noise came from a public seed, and anyone can take it off."
     unit = UNITS[guarantee.unit]

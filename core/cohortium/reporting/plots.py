@@ -61,7 +61,7 @@ def spending(record: Record) -> Plot | None:
     points = _points(rows, "epsilon")
     spent = points[-1][1]
     return Plot(
-        title="ε spent by round, beside the budget of the whole run",
+        title="ε spent by round, and the budget of the whole run",
         summary=f"{bound(spent)} of {bound(guarantee.epsilon)} spent after {len(rows)} rounds.",
         x=Axis.rounds(_last(record)),
         y=Axis.over((0.0, guarantee.epsilon * 1.08)),

@@ -128,11 +128,11 @@ class Trainer(Protocol):
         any value of any one example.  The conformance kit checks exactly that.
     """
 
-    def workload(self, cohort: FederationSpec) -> Workload:
+    def workload(self, federation_spec: FederationSpec) -> Workload:
         """Return the declaration by which the privatizer plans privacy.
 
         Args:
-            cohort: The federation, as declared.
+            federation_spec: The federation, as declared.
 
         Raises:
             StudyError: The parameters contradict one another.
@@ -177,15 +177,17 @@ class Privatizer(Protocol):
 
     Guarantees:
         The plan's guarantee covers everything that `SitePrivatizer.release` returns over
-        `cohort.attempts` attempts, against the adversary that the guarantee names.
+        `federation_spec.attempts` attempts, against the adversary that the guarantee names.
     """
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> PrivacyPlan:
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> PrivacyPlan:
         """Calibrate noise for the whole run, before its first step.
 
         Args:
             workload: The trainer's declaration.
-            cohort: The federation, as declared.
+            federation_spec: The federation, as declared.
             parameters: P, the length of the vector that a site will release.
 
         Raises:
@@ -205,8 +207,8 @@ class Aggregator(Protocol):
         to the sum.
     """
 
-    def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:
-        """Return the confidentiality guarantee against the coordinator that `cohort` declares.
+    def confidentiality(self, federation_spec: FederationSpec) -> AggregationGuarantee | None:
+        """Return the confidentiality guarantee against the declared coordinator.
 
         None means that the coordinator sees each release.
 
@@ -216,12 +218,12 @@ class Aggregator(Protocol):
         ...
 
     def coordinator_session(
-        self, setting: AggregationConfig, secret: Randomness
+        self, config: AggregationConfig, secret: Randomness
     ) -> CoordinatorSession:
         """Return the coordinator's session of a run.
 
         Args:
-            setting: The configuration on which all parties agree.
+            config: The configuration on which all parties agree.
             secret: The coordinator's own secrets.
 
         Raises:
@@ -230,12 +232,12 @@ class Aggregator(Protocol):
         """
         ...
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> SiteSession:
-        """Return the session of a run at the site `member`.
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> SiteSession:
+        """Return the session of a run at the site `site_context`.
 
         Args:
-            setting: The configuration on which all parties agree.
-            member: The site's number and private state.
+            config: The configuration on which all parties agree.
+            site_context: The site's number and private state.
 
         Raises:
             StudyError: As for the coordinator's session.

@@ -253,7 +253,7 @@ class AggregationConfig:
         session: 16 bytes that name the run.  Every derived key is bound to them.
         ring: Ring in which the sum is computed.
         length: Elements of a release.
-        cohort: The federation, as declared.
+        federation_spec: The federation, as declared.
         directory: The sites' public keys, as every party has pinned them.  None where nobody
             signs, because the coordinator is trusted to forward messages unchanged.
     """
@@ -261,7 +261,7 @@ class AggregationConfig:
     session: bytes
     ring: Ring
     length: int
-    cohort: FederationSpec
+    federation_spec: FederationSpec
     directory: KeyDirectory | None = None
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cohortium.study.study import Study
 
 
-def federation_spec(
+def to_federation_spec(
     federation: Study, *, examples: int, patients: int | None = None
 ) -> FederationSpec:
     """Return a study's declared numbers for so many examples and patients."""
@@ -95,20 +95,20 @@ def build_run_config(
 
     device = resolve_device(federation.device)
     seeds = Seeds(federation.seed)
-    cohort = federation_spec(federation, examples=spec.examples, patients=spec.patients)
+    federation_spec = to_federation_spec(federation, examples=spec.examples, patients=spec.patients)
     # The cheapest refusal first: the search for the noise takes seconds.
-    federation.aggregator.confidentiality(cohort)
-    workload = federation.trainer.workload(cohort)
+    federation.aggregator.confidentiality(federation_spec)
+    workload = federation.trainer.workload(federation_spec)
 
     def planned(parameters: int) -> RunConfig:
         return RunConfig(
             session=session,
             spec=spec,
-            cohort=cohort,
+            federation_spec=federation_spec,
             model=federation.model,
             trainer=federation.trainer,
             workload=workload,
-            plan=federation.privatizer.plan(workload, cohort, parameters),
+            plan=federation.privatizer.plan(workload, federation_spec, parameters),
             aggregator=federation.aggregator,
             seeds=seeds,
             directory=directory,
@@ -116,7 +116,7 @@ def build_run_config(
         )
 
     expected = None if policy is None else count_parameters(federation.model, spec)
-    setting = (
+    run_config = (
         None if expected is None else _admitted_config(federation, spec, planned, expected, policy)
     )
     net = networks.build_network(federation.model, spec, seeds.integer("weights"))
@@ -126,15 +126,15 @@ def build_run_config(
     made_up = federation.model.preprocess(made_up)
     networks.check_output_shape(federation.model, net, made_up, spec.classes)
     if not networks.accepts_single_image(net, made_up, len(spec.classes)):
-        workload, setting = with_min_batch_size(federation, net, made_up, workload), None
-    if setting is None or parameters.length(net) != expected:
-        setting = _admitted_config(federation, spec, planned, parameters.length(net), policy)
-    guarantee = setting.plan.guarantee
+        workload, run_config = with_min_batch_size(federation, net, made_up, workload), None
+    if run_config is None or parameters.length(net) != expected:
+        run_config = _admitted_config(federation, spec, planned, parameters.length(net), policy)
+    guarantee = run_config.plan.guarantee
     if guarantee is not None and guarantee.unit != "site":
         _require_private_network(federation, net, made_up, workload)
     # Refuse a cohort that the aggregator cannot serve, before anything is started.
-    setting.aggregator.coordinator_session(setting.sum, run_randomness(federation))
-    return attrs.evolve(setting, sizes=dry_run(setting, net))
+    run_config.aggregator.coordinator_session(run_config.sum, run_randomness(federation))
+    return attrs.evolve(run_config, sizes=dry_run(run_config, net))
 
 
 def _admitted_config(
@@ -148,11 +148,11 @@ def _admitted_config(
     if policy is None:
         return planned(parameters)
     policy.admit_parameters(parameters)
-    setting = planned(parameters)
-    policy.admit(setting)
+    run_config = planned(parameters)
+    policy.admit(run_config)
     copies = getattr(federation.trainer, "augmentation_multiplicity", 1)
     policy.admit_memory(estimate_memory(federation.model, spec, copies=copies))
-    return setting
+    return run_config
 
 
 def _require_private_network(

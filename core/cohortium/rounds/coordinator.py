@@ -57,19 +57,19 @@ class Coordinator:
         So a late reply cannot be taken for a due one.
     """
 
-    def __init__(self, setting: RunConfig) -> None:
+    def __init__(self, run_config: RunConfig) -> None:
         """Build the initial network and the server optimizer.
 
         Raises:
             StudyError: The aggregator cannot serve this cohort.
         """
-        self._setting = setting
-        self._session = setting.aggregator.coordinator_session(
-            setting.sum, setting.secret("coordinator", private=True)
+        self._run_config = run_config
+        self._session = run_config.aggregator.coordinator_session(
+            run_config.sum, run_config.secret("coordinator", private=True)
         )
-        self.net = setting.network()
-        self.optimizer, self.schedule = setting.trainer.make_server_optimizer(
-            parameters.trainable(self.net), setting.cohort.rounds
+        self.net = run_config.network()
+        self.optimizer, self.schedule = run_config.trainer.make_server_optimizer(
+            parameters.trainable(self.net), run_config.federation_spec.rounds
         )
         self._round = self._attempt = self._stage = 0
         self._asked: tuple[SiteId, ...] = ()
@@ -95,7 +95,7 @@ class Coordinator:
             return asked
         first = self._stage == 0
         request = Request(
-            session=self._setting.session,
+            session=self._run_config.session,
             round=self._round,
             attempt=self._attempt,
             stage=self._stage,
@@ -147,13 +147,13 @@ class Coordinator:
             total = self._session.sum()
         except TooFewSitesError as error:
             raise TooFewSitesError(f"{error}{self._reasons()}") from error
-        need = self._setting.cohort.min_contributors
+        need = self._run_config.federation_spec.min_contributors
         if len(total.contributors) < need:
             raise TooFewSitesError(
                 f"{len(total.contributors)} sites contributed, but min_contributors is {need}."
                 f"{self._reasons()}"
             )
-        self._step(self._setting.plan.decode(total))
+        self._step(self._run_config.plan.decode(total))
         return AttemptResult(
             contributors=total.contributors,
             dropped=tuple(s for s in self._asked if s not in total.contributors),
@@ -198,8 +198,8 @@ class Coordinator:
         """
         import torch
 
-        mean = mean.to(self._setting.device)
-        is_gradient = self._setting.workload.output == "gradient"
+        mean = mean.to(self._run_config.device)
+        is_gradient = self._run_config.workload.output == "gradient"
         position = 0
         for parameter in parameters.trainable(self.net):
             piece = mean[position : position + parameter.numel()].view_as(parameter)

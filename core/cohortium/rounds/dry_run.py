@@ -60,14 +60,14 @@ def require_transmittable(net: nn.Module) -> None:
             )
 
 
-def dry_run(setting: RunConfig, net: nn.Module) -> Sizes:
+def dry_run(run_config: RunConfig, net: nn.Module) -> Sizes:
     """Run the first and the last round with one made-up site.
 
     The site, the coordinator, the trainer, the privatizer, the server optimizer, the evaluation and
     the checkpoint are the run's own. The aggregation is of one site.
 
     Args:
-        setting: The run configuration. It is not changed.
+        run_config: The run configuration. It is not changed.
         net: The run's initial network. The dry run uses it up, so the caller must build another one
             for the run.
 
@@ -86,32 +86,34 @@ def dry_run(setting: RunConfig, net: nn.Module) -> Sizes:
     """
     import torch
 
-    rounds = setting.cohort.rounds
+    rounds = run_config.federation_spec.rounds
     with torch.random.fork_rng(devices=[]):
-        stage = _DryRun(setting, net)
+        stage = _DryRun(run_config, net)
         return stage.play([0] if rounds == 1 else [0, rounds - 1])
 
 
 class _DryRun:
     """Both parties of a dry run, which take turns with one network."""
 
-    def __init__(self, setting: RunConfig, net: nn.Module) -> None:
-        self._setting = setting
-        self._net = net.to(setting.device)
+    def __init__(self, run_config: RunConfig, net: nn.Module) -> None:
+        self._run_config = run_config
+        self._net = net.to(run_config.device)
         zero_gradients = partial(
-            ZeroGradientPrivatizer, max_examples=setting.workload.batch_size or PROBE_IMAGES
+            ZeroGradientPrivatizer, max_examples=run_config.workload.batch_size or PROBE_IMAGES
         )
         self._tried = attrs.evolve(
-            setting,
-            cohort=attrs.evolve(setting.cohort, min_contributors=1),
-            model=PrebuiltModel(setting.model, self._net),
-            workload=attrs.evolve(setting.workload, steps=1, epochs=None),
-            plan=WrappedPlan(setting.plan, zero_gradients),
-            aggregator=SingleSiteAggregator(setting.aggregator.confidentiality(setting.cohort)),
-            seeds=Seeds(setting.seeds.integer("rehearsal")),
+            run_config,
+            federation_spec=attrs.evolve(run_config.federation_spec, min_contributors=1),
+            model=PrebuiltModel(run_config.model, self._net),
+            workload=attrs.evolve(run_config.workload, steps=1, epochs=None),
+            plan=WrappedPlan(run_config.plan, zero_gradients),
+            aggregator=SingleSiteAggregator(
+                run_config.aggregator.confidentiality(run_config.federation_spec)
+            ),
+            seeds=Seeds(run_config.seeds.integer("rehearsal")),
             directory=None,
         )
-        self._examples = _probe_examples(setting)
+        self._examples = _probe_examples(run_config)
         self._scale = StateSizeRecorder()
 
     def play(self, rounds: Sequence[int]) -> Sizes:
@@ -148,9 +150,9 @@ class _DryRun:
         import torch
 
         images = torch.from_numpy(self._examples.images).float().div_(255)
-        inputs = self._setting.model.preprocess(images).to(self._setting.device)
-        found = probabilities(self._setting.model, self._net, inputs).shape
-        wanted = len(self._setting.spec.classes)
+        inputs = self._run_config.model.preprocess(images).to(self._run_config.device)
+        found = probabilities(self._run_config.model, self._net, inputs).shape
+        wanted = len(self._run_config.spec.classes)
         if found != (len(images), wanted):
             raise StudyError(
                 f"the model gives outputs of shape {found} after a round, not "
@@ -168,7 +170,7 @@ class _DryRun:
             raise
         except Exception as error:
             why = str(error).strip().partition("\n")[0].rstrip(".") or "no reason is given"
-            trainer, network = type(self._setting.trainer), type(self._net)
+            trainer, network = type(self._run_config.trainer), type(self._net)
             raise StudyError(
                 f"a round that was rehearsed on made-up images ended in {where}, so nothing is "
                 f"charged; with the network {network.__qualname__} and the trainer "
@@ -176,11 +178,11 @@ class _DryRun:
             ) from error
 
 
-def _probe_examples(setting: RunConfig) -> Examples:
+def _probe_examples(run_config: RunConfig) -> Examples:
     """Return a few images of the declared shape, each of another patient."""
-    spec = setting.spec
+    spec = run_config.spec
     count = min(PROBE_IMAGES, spec.examples)
-    rng = setting.seeds.generator("trial")
+    rng = run_config.seeds.generator("trial")
     return Examples(
         images=rng.integers(0, 256, (count, *spec.shape), dtype=np.uint8),
         labels=np.arange(count) % len(spec.classes),

@@ -45,7 +45,7 @@ class RoundRunner:
         There are never more attempts than privacy was planned for.
 
     Attributes:
-        setting: The run configuration.
+        run_config: The run configuration.
         coordinator: The coordinator, which has the weights.
         exchange: The engine's session, which carries messages.
         deadline: Seconds that a site has for each reply, or None.
@@ -56,7 +56,7 @@ class RoundRunner:
         notify: Called with each event for the observers.
     """
 
-    setting: RunConfig
+    run_config: RunConfig
     coordinator: Coordinator
     exchange: EngineSession
     deadline: float | None
@@ -74,7 +74,7 @@ class RoundRunner:
         seconds = 0.0
         while True:
             self.start_attempt(number, self.attempt)
-            sites = select_cohort(self.setting, number, self.attempt)
+            sites = select_cohort(self.run_config, number, self.attempt)
             self.coordinator.begin_attempt(number, self.attempt, sites)
             self.attempt += 1
             stages = self._run_stages(number)
@@ -83,7 +83,10 @@ class RoundRunner:
                 outcome = self.coordinator.finish_attempt()
             except TooFewSitesError as error:
                 self._tell_failures(number, str(error), stages)
-                if self.setting.cohort.attempts - self.attempt < self.target_rounds - number:
+                if (
+                    self.run_config.federation_spec.attempts - self.attempt
+                    < self.target_rounds - number
+                ):
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:
@@ -138,13 +141,17 @@ class RoundRunner:
         )
 
 
-def select_cohort(setting: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:
+def select_cohort(run_config: RunConfig, number: int, attempt: int) -> tuple[SiteId, ...]:
     """Return the sites that an attempt at round `number` asks.
 
     The choice is public, so it does not amplify privacy.
     """
-    cohort = setting.cohort
-    if cohort.cohort_size == cohort.sites:
-        return tuple(range(cohort.sites))
-    rng = setting.seeds.generator("cohort", number, attempt)
-    return tuple(sorted(rng.choice(cohort.sites, cohort.cohort_size, replace=False).tolist()))
+    federation_spec = run_config.federation_spec
+    if federation_spec.cohort_size == federation_spec.sites:
+        return tuple(range(federation_spec.sites))
+    rng = run_config.seeds.generator("cohort", number, attempt)
+    return tuple(
+        sorted(
+            rng.choice(federation_spec.sites, federation_spec.cohort_size, replace=False).tolist()
+        )
+    )

@@ -42,7 +42,7 @@ class RunConfig:
     Attributes:
         session: 16 bytes that name the run.
         spec: Public facts about the data.
-        cohort: The sites that take part, and the declared numbers.
+        federation_spec: The sites that take part, and the declared numbers.
         model: The model, built equally at every party.
         trainer: The training at each site.
         workload: The work that the trainer declared.
@@ -57,7 +57,7 @@ class RunConfig:
 
     session: bytes
     spec: DataSpec
-    cohort: FederationSpec
+    federation_spec: FederationSpec
     model: Model
     trainer: Trainer
     workload: Workload
@@ -73,7 +73,7 @@ class RunConfig:
         guarantee = self.plan.guarantee
         if guarantee is None or guarantee.against == "everyone":
             return
-        confidentiality = self.aggregator.confidentiality(self.cohort)
+        confidentiality = self.aggregator.confidentiality(self.federation_spec)
         if confidentiality is None:
             raise StudyError(
                 "the privatizer's guarantee is against a coordinator that sees sums, and the "
@@ -95,7 +95,7 @@ class RunConfig:
             session=self.session,
             ring=self.plan.ring,
             length=self.plan.length,
-            cohort=self.cohort,
+            federation_spec=self.federation_spec,
             directory=self.directory,
         )
 
@@ -110,7 +110,7 @@ class RunConfig:
         If nothing is protected (`private` is false) or the study asks for seeded noise, the source
         is a function of the public seed. Such a run is therefore repeatable.
         """
-        if private and not self.cohort.insecure_seeded_secrets:
+        if private and not self.federation_spec.insecure_seeded_secrets:
             return Randomness.system()
         return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
 
@@ -121,7 +121,7 @@ class AdmissionPolicy(Protocol):
     Each method raises a `RefusalError` for a run beyond a limit.
     """
 
-    def admit(self, setting: RunConfig) -> None:
+    def admit(self, run_config: RunConfig) -> None:
         """Refuse a run that offers less than the site demands."""
         ...
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class SharedModel:
     """One network in memory, which a process's sites use in turn."""
 
-    def __init__(self, setting: RunConfig) -> None:
+    def __init__(self, run_config: RunConfig) -> None:
         """Build the network."""
         import torch
 
-        self.net = setting.network()
+        self.net = run_config.network()
         self.length = parameters.length(self.net)
         self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        self._device = torch.device(setting.device)
+        self._device = torch.device(run_config.device)
         self._latest: tuple[bytes, Request] | None = None
         self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []

@@ -73,7 +73,7 @@ class Site:
 
     def __init__(
         self,
-        setting: RunConfig,
+        run_config: RunConfig,
         site: SiteId,
         examples: Examples,
         shared_model: SharedModel,
@@ -87,7 +87,7 @@ class Site:
         """Refuse runs that the site does not allow, and prepare its images.
 
         Args:
-            setting: The run configuration.
+            run_config: The run configuration.
             site: Number of the site.
             examples: Data of the site.
             shared_model: The network on which the site computes.
@@ -106,21 +106,21 @@ class Site:
         """
         import torch
 
-        self._account, self._cost = account, AttemptCost.from_plan(setting.plan)
+        self._account, self._cost = account, AttemptCost.from_plan(run_config.plan)
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
-            policy.admit(setting)
+            policy.admit(run_config)
         if account is not None:
-            account.check_run(setting.session, self._cost, setting.cohort.attempts)
+            account.check_run(run_config.session, self._cost, run_config.federation_spec.attempts)
             if account.budget is not None:
                 self.warnings = tuple(filter(None, [account.data_changed(examples.fingerprint)]))
-        _require_declared(examples, setting.cohort)
-        self._setting = setting
+        _require_declared(examples, run_config.federation_spec)
+        self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
         images = torch.from_numpy(examples.images).float().div_(255)
-        self._images = setting.model.preprocess(images).to(setting.device)
-        self._labels = torch.from_numpy(examples.labels).to(setting.device)
+        self._images = run_config.model.preprocess(images).to(run_config.device)
+        self._labels = torch.from_numpy(examples.labels).to(run_config.device)
         self._patients = examples.patients
         self._store = store
         self._journal = journal or MemoryJournal()
@@ -128,17 +128,17 @@ class Site:
             # A simulated site has no files yet.
             self._require_state_room()
         self._trainer_state = (
-            TrainerState() if store is None else store.read().to_device(setting.device)
+            TrainerState() if store is None else store.read().to_device(run_config.device)
         )
         self._round = self._trainer_state.round
         self._attempt = self._released = -1
-        member = SiteContext(
+        site_context = SiteContext(
             site=site,
-            secret=setting.secret(f"aggregation {site}", private=True),
+            secret=run_config.secret(f"aggregation {site}", private=True),
             identity=identity,
             journal=self._journal,
         )
-        self._session = setting.aggregator.site_session(setting.sum, member)
+        self._session = run_config.aggregator.site_session(run_config.sum, site_context)
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """Return the reply to one request, which may be a refusal.
@@ -164,12 +164,12 @@ class Site:
 
     def _admit(self, request: Request) -> None:
         """Refuse a foreign, stale or excessive request, and begin a new attempt."""
-        cohort = self._setting.cohort
-        if request.session != self._setting.session:
+        federation_spec = self._run_config.federation_spec
+        if request.session != self._run_config.session:
             raise RefusalError(RefusalCode.SESSION, "the request belongs to another run.")
         if request.attempt < self._attempt or request.round < self._round:
             raise RefusalError(RefusalCode.STALE, "the request belongs to an attempt that is over.")
-        if request.round >= cohort.rounds or request.attempt >= cohort.attempts:
+        if request.round >= federation_spec.rounds or request.attempt >= federation_spec.attempts:
             raise RefusalError(RefusalCode.BUDGET, "the study has no such round or attempt.")
         if request.attempt == self._attempt:
             if request.round != self._round:
@@ -190,12 +190,12 @@ class Site:
                 RefusalCode.OUT_OF_ORDER, "this attempt's vector has been released already."
             )
         self._released = request.attempt
-        setting = self._setting
+        run_config = self._run_config
         self._require_ready()
-        secret = setting.secret("privacy", private=setting.plan.guarantee is not None)
+        secret = run_config.secret("privacy", private=run_config.plan.guarantee is not None)
         secret = secret.derive(request.round, request.attempt, self._site)
-        privatizer = setting.plan.for_site(secret, self._patients)
-        privatizer = guard(privatizer, setting.plan.guarantee, setting.workload)
+        privatizer = run_config.plan.for_site(secret, self._patients)
+        privatizer = guard(privatizer, run_config.plan.guarantee, run_config.workload)
         # As secret as the batches: an example's flips depend on the examples drawn before it. An
         # adversary who knew the draws would see more of one example than its clipped gradient.
         generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
@@ -205,44 +205,46 @@ class Site:
             net=self.shared_model.net,
             images=self._images,
             labels=self._labels,
-            classes=len(setting.spec.classes),
+            classes=len(run_config.spec.classes),
             round=request.round,
-            rounds=setting.cohort.rounds,
-            workload=setting.workload,
+            rounds=run_config.federation_spec.rounds,
+            workload=run_config.workload,
             generator=generator,
             state=before,
         )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
             # paid for.
-            self._account.charge(setting.session, request.round, request.attempt, self._cost)
+            self._account.charge(run_config.session, request.round, request.attempt, self._cost)
         with torch.random.fork_rng(devices=[]):
             # Layers such as Dropout draw from torch's global generator. Without an accelerator,
             # torch.manual_seed would queue one call for each kind of accelerator, to make if one is
             # initialised.
-            seeded = setting.device == "cpu"
+            seeded = run_config.device == "cpu"
             seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
             seed(_seed(secret, "layers"))
             try:
-                with blame_network(setting.model, task.net, f"failed in round {request.round + 1}"):
-                    trained = setting.trainer.train(task, privatizer)
+                with blame_network(
+                    run_config.model, task.net, f"failed in round {request.round + 1}"
+                ):
+                    trained = run_config.trainer.train(task, privatizer)
             except PrivacyError as error:  # about the site's data, so its words must not leave
                 raise BrokenNetworkError(str(error)) from error
         self._require_unchanged_buffers()
         self._save_state(TrainerState.of(request.round, before, trained.state))
         released = privatizer.release(trained.vector, trained.weight)
-        if len(released.words) != setting.plan.length:
+        if len(released.words) != run_config.plan.length:
             raise RefusalError(
                 RefusalCode.VECTOR,
-                f"its release has {len(released.words)} elements, and {setting.plan.length} were "
-                "agreed on.",
+                f"its release has {len(released.words)} elements, and {run_config.plan.length} "
+                "were agreed on.",
             )
         return released
 
     @property
     def vector_bytes(self) -> int:
         """Bytes of the vector in the largest reply."""
-        return self._setting.plan.ring.bytes_for(self._setting.plan.length)
+        return self._run_config.plan.ring.bytes_for(self._run_config.plan.length)
 
     def _require_ready(self) -> None:
         """Refuse, before the charge, a reply that could not be stored afterwards."""
@@ -258,7 +260,7 @@ class Site:
         Raises:
             RunError: There is not enough room.
         """
-        size = self._setting.sizes.site
+        size = self._run_config.sizes.site
         if self._store is None or not size:
             return
         try:
@@ -282,7 +284,7 @@ class Site:
 
     def _require_unchanged_buffers(self) -> None:
         """Refuse buffers that changed under example-level privacy, as no noise covers them."""
-        guarantee = self._setting.plan.guarantee
+        guarantee = self._run_config.plan.guarantee
         if guarantee is None or guarantee.unit == "site":
             return
         if self.shared_model.buffers_changed():
@@ -292,7 +294,7 @@ class Site:
             )
 
 
-def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
+def _require_declared(examples: Examples, federation_spec: FederationSpec) -> None:
     """Refuse a study that declares less data than this site has.
 
     The data are examples and patients. The sums of such a study would not fit. The message names
@@ -300,8 +302,8 @@ def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
     """
     patients = 0 if examples.patients is None else len(np.unique(examples.patients))
     for what, own, declared in (
-        ("examples", len(examples), cohort.examples),
-        ("patients", patients, cohort.patients),
+        ("examples", len(examples), federation_spec.examples),
+        ("patients", patients, federation_spec.patients),
     ):
         if declared is not None and own > declared:
             raise RefusalError(
@@ -315,7 +317,7 @@ def _require_declared(examples: Examples, cohort: FederationSpec) -> None:
 class SimulatedSiteFactory:
     """Factory of a simulated site in any process (see `protocols.SiteFactory`)."""
 
-    setting: RunConfig
+    run_config: RunConfig
     site: SiteId
     examples: Examples = field(repr=False)
     identity: SigningKey | None = None
@@ -328,10 +330,10 @@ class SimulatedSiteFactory:
         place = (
             share_model_with.shared_model
             if isinstance(share_model_with, Site)
-            else SharedModel(self.setting)
+            else SharedModel(self.run_config)
         )
         return Site(
-            self.setting,
+            self.run_config,
             self.site,
             self.examples,
             place,

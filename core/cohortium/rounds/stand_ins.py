@@ -117,28 +117,32 @@ class SingleSiteAggregator:
 
     secret: AggregationGuarantee | None
 
-    def confidentiality(self, cohort: FederationSpec) -> AggregationGuarantee | None:  # noqa: ARG002
+    def confidentiality(self, federation_spec: FederationSpec) -> AggregationGuarantee | None:  # noqa: ARG002
         """Return the guarantee of the run's aggregator."""
         return self.secret
 
     def coordinator_session(
         self,
-        setting: AggregationConfig,
+        config: AggregationConfig,
         secret: Randomness,  # noqa: ARG002
     ) -> _SingleSiteSession:
         """Return the coordinator's session."""
-        return _SingleSiteSession(setting)
+        return _SingleSiteSession(config)
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> _SingleSiteSession:  # noqa: ARG002
+    def site_session(
+        self,
+        config: AggregationConfig,
+        site_context: SiteContext,  # noqa: ARG002
+    ) -> _SingleSiteSession:
         """Return the site's session."""
-        return _SingleSiteSession(setting)
+        return _SingleSiteSession(config)
 
 
 @define(eq=False)
 class _SingleSiteSession:
     """Session of either side: packs a release, or unpacks it."""
 
-    setting: AggregationConfig
+    config: AggregationConfig
     _words: Words | None = None
     _is_asked: bool = False
 
@@ -153,13 +157,13 @@ class _SingleSiteSession:
 
     def receive(self, site: SiteId, reply: bytes) -> None:  # noqa: ARG002
         """Unpack the site's release."""
-        self._words = self.setting.ring.unpack(reply, self.setting.length)
+        self._words = self.config.ring.unpack(reply, self.config.length)
 
     def sum(self) -> RingSum:
         """Return the site's release."""
         assert self._words is not None
-        return RingSum(self.setting.ring, self._words, (0,))
+        return RingSum(self.config.ring, self._words, (0,))
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:  # noqa: ARG002
         """Return the packed release of the site."""
-        return self.setting.ring.pack(release().words)
+        return self.config.ring.pack(release().words)

@@ -49,7 +49,7 @@ def start(
     engine: Engine | None = None,
 ) -> Result:
     """Run a prepared study (see `Federation.run`)."""
-    coordinator = Coordinator(prepared.setting)
+    coordinator = Coordinator(prepared.run_config)
     listeners = [observer.start_run() for observer in observers]
     # The folder last: until then, each party may refuse, and nothing has to be removed.
     with _engine_session(prepared, out, engine) as (exchange, site_warnings):
@@ -76,11 +76,11 @@ def resume(
     """Continue the run in `folder` (see `Federation.resume`)."""
     checkpoint = folder.read_checkpoint()
     if checkpoint is not None:
-        setting = attrs.evolve(prepared.setting, session=checkpoint.session)
-        prepared = attrs.evolve(prepared, setting=setting)
+        run_config = attrs.evolve(prepared.run_config, session=checkpoint.session)
+        prepared = attrs.evolve(prepared, run_config=run_config)
     run_state = RunState(
         prepared=prepared,
-        coordinator=Coordinator(prepared.setting),
+        coordinator=Coordinator(prepared.run_config),
         folder=folder,
         fingerprint=run_fingerprint(prepared),
     )
@@ -184,7 +184,7 @@ class RunDriver:
         self.notify(self._start(site_warnings))
         watch = self._evaluation(self.prepared.validation)
         rounds = RoundRunner(
-            setting=self.prepared.setting,
+            run_config=self.prepared.run_config,
             coordinator=run_state.coordinator,
             exchange=self.exchange,
             deadline=self.prepared.federation.reply_timeout or None,
@@ -200,8 +200,8 @@ class RunDriver:
         return self._end(None if test is None else test.predict(run_state.coordinator.net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
-        setting = self.prepared.setting
-        return Evaluation.of(examples, setting.spec.classes, setting.model, setting.device)
+        run_config = self.prepared.run_config
+        return Evaluation.of(examples, run_config.spec.classes, run_config.model, run_config.device)
 
     def _begin(self, number: int, attempt: int) -> None:
         """Log an attempt before it begins, unless the run is to stop."""
@@ -226,7 +226,7 @@ class RunDriver:
             attempt=run_state.attempt - 1,
             contributors=outcome.contributors,
             dropped=outcome.dropped,
-            guarantee_so_far=self.prepared.setting.plan.guarantee_after(run_state.attempt),
+            guarantee_so_far=self.prepared.run_config.plan.guarantee_after(run_state.attempt),
             scores=scores,
             upload_bytes_per_site=outcome.upload_bytes,
             seconds_train=played.exchange_seconds,
@@ -237,19 +237,19 @@ class RunDriver:
         self.notify(event)
 
     def _start(self, site_warnings: tuple[str, ...]) -> RunStarted:
-        prepared, setting = self.prepared, self.prepared.setting
+        prepared, run_config = self.prepared, self.prepared.run_config
         return RunStarted(
             folder=None if self.folder is None else self.folder.path,
             rounds=self.run_state.target_rounds,
-            sites=setting.cohort.sites,
+            sites=run_config.federation_spec.sites,
             parameters=prepared.parameters,
-            guarantee=setting.plan.guarantee,
+            guarantee=run_config.plan.guarantee,
             warnings=(*site_warnings, *self.run_state.warnings()),
             dataset=prepared.dataset_info.name,
             citation=prepared.dataset_info.source,
             history=tuple(self.run_state.history),
-            classes=setting.spec.classes,
-            aggregation=setting.aggregator.confidentiality(setting.cohort),
+            classes=run_config.spec.classes,
+            aggregation=run_config.aggregator.confidentiality(run_config.federation_spec),
             provenance=collect_provenance(prepared.federation),
             **({} if prepared.is_deployment else _simulation_info(prepared)),
         )
@@ -288,14 +288,14 @@ class RunDriver:
         return own_scores(found)
 
     def _result(self, scores: Scores | None, own: OwnScores | None) -> Result:
-        setting, history = self.prepared.setting, History(self.run_state.history)
+        run_config, history = self.prepared.run_config, History(self.run_state.history)
         net = self.run_state.coordinator.net
         return Result(
             scores=scores,
-            guarantee=setting.plan.guarantee,
-            aggregation=setting.aggregator.confidentiality(setting.cohort),
+            guarantee=run_config.plan.guarantee,
+            aggregation=run_config.aggregator.confidentiality(run_config.federation_spec),
             rounds=len(history),
-            sites=setting.cohort.sites,
+            sites=run_config.federation_spec.sites,
             dropouts=sum(len(event.dropped) for event in history),
             max_upload_bytes=max(e.upload_bytes_per_site for e in history),
             seconds=Timings(
@@ -310,7 +310,7 @@ class RunDriver:
             weights=parameters.state_dict(net),
             folder=None if self.folder is None else self.folder.path,
             data=self.prepared.dataset_info.name,
-            is_personal=personalises(setting.trainer, net),
+            is_personal=personalises(run_config.trainer, net),
             own=own,
             provenance=collect_provenance(self.prepared.federation),
         )
@@ -323,7 +323,7 @@ class RunDriver:
 
 def _simulation_info(prepared: PreparedStudy) -> dict[str, Any]:
     """Return the facts about the sites that only a simulator knows."""
-    labels, classes = prepared.splits.train.labels, len(prepared.setting.spec.classes)
+    labels, classes = prepared.splits.train.labels, len(prepared.run_config.spec.classes)
     return {
         "site_sizes": tuple(len(indices) for indices in prepared.partition),
         "label_histograms": tuple(

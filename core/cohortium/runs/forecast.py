@@ -99,10 +99,10 @@ def forecast(prepared: PreparedStudy, epsilons: Sequence[float] = ()) -> tuple[F
         PrivacyError: A budget cannot be met.
     """
     if not epsilons:
-        return (_forecast_plan(prepared, prepared.setting.plan),)
-    setting = prepared.setting
+        return (_forecast_plan(prepared, prepared.run_config.plan),)
+    run_config = prepared.run_config
     plans: list[PrivacyPlan] = [
-        privatizer.plan(setting.workload, setting.cohort, prepared.parameters)
+        privatizer.plan(run_config.workload, run_config.federation_spec, prepared.parameters)
         for privatizer in with_budgets(prepared.federation.privatizer, epsilons)
     ]
     return tuple(_forecast_plan(prepared, plan) for plan in plans)
@@ -128,35 +128,44 @@ def with_budgets(privatizer: Privatizer, epsilons: Sequence[float]) -> tuple[Pri
 
 
 def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
-    cohort, guarantee = prepared.setting.cohort, plan.guarantee
-    confidentiality = prepared.setting.aggregator.confidentiality(cohort)
-    missing = cohort.cohort_size - cohort.min_contributors
-    workload = prepared.setting.workload
+    federation_spec, guarantee = prepared.run_config.federation_spec, plan.guarantee
+    confidentiality = prepared.run_config.aggregator.confidentiality(federation_spec)
+    missing = federation_spec.cohort_size - federation_spec.min_contributors
+    workload = prepared.run_config.workload
     return Forecast(
         guarantee=guarantee,
-        spent=_epsilon_by_round(plan, cohort),
+        spent=_epsilon_by_round(plan, federation_spec),
         steps=workload.steps,
-        batch=_batch(workload, cohort, guarantee),
+        batch=_batch(workload, federation_spec, guarantee),
         sampling_rate=workload.sampling_rate,
         parameters=prepared.parameters,
         bits=plan.ring.bits,
         vector_bytes=plan.ring.bytes_for(plan.length),
         aggregation=confidentiality,
         dropouts=missing if confidentiality is None else min(missing, confidentiality.max_dropouts),
-        warnings=() if guarantee is None else guarantee.warnings(cohort.num_units(guarantee.unit)),
+        warnings=()
+        if guarantee is None
+        else guarantee.warnings(federation_spec.num_units(guarantee.unit)),
     )
 
 
-def _batch(workload: Workload, cohort: FederationSpec, guarantee: Guarantee | None) -> float:
+def _batch(
+    workload: Workload, federation_spec: FederationSpec, guarantee: Guarantee | None
+) -> float:
     """Return a batch's number of patients if they are protected, else examples."""
     if guarantee is None or guarantee.unit == "site":
-        return workload.batch_size or workload.sampling_rate * cohort.examples_per_site
-    return workload.sampling_rate * cohort.num_units(guarantee.unit) / cohort.sites
+        return workload.batch_size or workload.sampling_rate * federation_spec.examples_per_site
+    return (
+        workload.sampling_rate * federation_spec.num_units(guarantee.unit) / federation_spec.sites
+    )
 
 
-def _epsilon_by_round(plan: PrivacyPlan, cohort: FederationSpec) -> tuple[tuple[int, float], ...]:
-    counts = {1, *(cohort.rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1))} - {
-        0
-    }
+def _epsilon_by_round(
+    plan: PrivacyPlan, federation_spec: FederationSpec
+) -> tuple[tuple[int, float], ...]:
+    counts = {
+        1,
+        *(federation_spec.rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1)),
+    } - {0}
     spent = [(count, plan.guarantee_after(count)) for count in sorted(counts)]
     return tuple((count, promise.epsilon) for count, promise in spent if promise is not None)

@@ -59,8 +59,8 @@ def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str,
         StudyError: A site does not reply, or does not take part. The message names each such site
             and its reason. Or the sites have more examples than the study declares.
     """
-    setting = prepared.setting
-    sites = range(setting.cohort.sites)
+    run_config = prepared.run_config
+    sites = range(run_config.federation_spec.sites)
     invitation = build_invitation(prepared)
     failures: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
     accepted: dict[SiteId, Acceptance] = {}
@@ -74,7 +74,7 @@ def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str,
             continue
         if isinstance(answer, Refusal):
             failures[site] = escape_control_characters(answer.reason)
-        elif (answer.session, answer.site) != (setting.session, site):
+        elif (answer.session, answer.site) != (run_config.session, site):
             failures[site] = "it answers for another site, or another run."
         else:
             accepted[site] = answer
@@ -82,7 +82,7 @@ def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str,
     if failures:
         listed = "".join(f"\n  site {site}: {reason}" for site, reason in sorted(failures.items()))
         raise StudyError(f"{len(failures)} of {len(sites)} sites do not take part:{listed}")
-    return _warnings(accepted, setting.spec.examples)
+    return _warnings(accepted, run_config.spec.examples)
 
 
 def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str, ...]:
@@ -114,9 +114,9 @@ def build_invitation(prepared: PreparedStudy) -> Invitation:
     shared = {name: dict(whole[name]) for name in AGREED}
     shared["federation"] = {key: whole["federation"][key] for key in SHARED_KEYS}
     _remove_folders(shared)
-    directory = prepared.setting.directory
+    directory = prepared.run_config.directory
     return Invitation(
-        session=prepared.setting.session,
+        session=prepared.run_config.session,
         study=tomli_w.dumps(shared),
         directory="" if directory is None else str(directory),
         versions=collect_versions(shared),

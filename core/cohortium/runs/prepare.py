@@ -14,7 +14,7 @@ from cohortium.crypto.randomness import Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import StudyError
 from cohortium.ledger.account import Account
-from cohortium.rounds.build_run_config import build_run_config, federation_spec, run_randomness
+from cohortium.rounds.build_run_config import build_run_config, run_randomness, to_federation_spec
 from cohortium.rounds.site import SimulatedSiteFactory
 from cohortium.runs.dataset_info import DatasetInfo
 from cohortium.runs.holdout import hold_out
@@ -39,7 +39,7 @@ class PreparedStudy:
 
     Attributes:
         federation: The study.
-        setting: The run configuration.
+        run_config: The run configuration.
         parameters: Length of the update, P.
         loaded_splits: The coordinator's data: all data of a simulation, the public images of a
             deployment, or None.
@@ -49,7 +49,7 @@ class PreparedStudy:
     """
 
     federation: Study
-    setting: RunConfig
+    run_config: RunConfig
     parameters: int
     loaded_splits: Splits | None
     partition: tuple[ExampleIndices, ...] = ()
@@ -78,7 +78,7 @@ class PreparedStudy:
 
         Hospitals keep their own ledgers.
         """
-        return self.setting.plan.mechanism is not None and not self.is_deployment
+        return self.run_config.plan.mechanism is not None and not self.is_deployment
 
     def require_simulated(self) -> None:
         """Refuse a deployment.
@@ -129,10 +129,10 @@ class PreparedStudy:
             ledger: Ledger that records the site's spending, under a name of its own.
             states: Folder in which the trainer state survives this process.
         """
-        session = self.setting.session
+        session = self.run_config.session
         state = None if states is None else self.trainer_state_path(site, states)
         return SimulatedSiteFactory(
-            self.setting,
+            self.run_config,
             site,
             self.splits.train.select(self.partition[site]),
             identity=None if self.identities is None else self.identities[site],
@@ -161,7 +161,7 @@ class PreparedStudy:
 def prepare(federation: Study) -> PreparedStudy:
     """Load, partition and plan a study (see `Federation.prepare`)."""
     # The study alone decides this, so a refusal needs neither torch nor the data.
-    federation.aggregator.confidentiality(federation_spec(federation, examples=federation.sites))
+    federation.aggregator.confidentiality(to_federation_spec(federation, examples=federation.sites))
     if federation.data is not None:
         return _prepare_deployment(federation)
     assert federation.dataset is not None
@@ -175,17 +175,17 @@ def prepare(federation: Study) -> PreparedStudy:
         spec = _declared_sizes(splits.train, partition, spec)
     secret = run_randomness(federation)
     identities = _signing_keys(federation, secret)
-    setting = build_run_config(
+    run_config = build_run_config(
         federation,
         spec,
         session=secret.secret_bytes(16, "session"),
         directory=None if identities is None else KeyDirectory(tuple(i.public for i in identities)),
     )
-    _require_enough(partition, setting.workload.fewest)
+    _require_enough(partition, run_config.workload.fewest)
     return PreparedStudy(
         federation=federation,
-        setting=setting,
-        parameters=parameters.length(setting.network()),
+        run_config=run_config,
+        parameters=parameters.length(run_config.network()),
         loaded_splits=splits,
         partition=partition,
         holdout=held,
@@ -227,8 +227,8 @@ def _prepare_deployment(federation: Study) -> PreparedStudy:
         )
     if federation.holdout_fraction:
         raise StudyError(
-            "holdout_fraction is for simulated sites: what hospitals hold out is not scored; leave "
-            "it 0."
+            "holdout_fraction is for simulated sites: examples that hospitals hold out are not "
+            "scored; leave it 0."
         )
     is_active = federation.adversary == "active"
     if is_active != bool(federation.key_directory):
@@ -236,7 +236,7 @@ def _prepare_deployment(federation: Study) -> PreparedStudy:
             "a deployment names a directory of the sites' keys if, and only if, its adversary is "
             "'active'; set both federation.adversary and federation.key_directory, or neither."
         )
-    setting = build_run_config(
+    run_config = build_run_config(
         federation,
         spec,
         session=run_randomness(federation).secret_bytes(16, "session"),
@@ -244,8 +244,8 @@ def _prepare_deployment(federation: Study) -> PreparedStudy:
     )
     return PreparedStudy(
         federation=federation,
-        setting=setting,
-        parameters=parameters.length(setting.network()),
+        run_config=run_config,
+        parameters=parameters.length(run_config.network()),
         loaded_splits=public,
     )
 

@@ -65,7 +65,7 @@ class RunState:
 
     @target_rounds.default
     def _all(self) -> int:
-        return self.prepared.setting.cohort.rounds
+        return self.prepared.run_config.federation_spec.rounds
 
     @property
     def seconds(self) -> float:
@@ -75,8 +75,10 @@ class RunState:
     @property
     def is_deterministic(self) -> bool:
         """Whether a repeated attempt is equal to the last bit."""
-        setting = self.prepared.setting
-        is_seeded = setting.plan.guarantee is None or setting.cohort.insecure_seeded_secrets
+        run_config = self.prepared.run_config
+        is_seeded = (
+            run_config.plan.guarantee is None or run_config.federation_spec.insecure_seeded_secrets
+        )
         return bool(self.prepared.partition) and is_seeded
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -87,8 +89,8 @@ class RunState:
             RunError: The run's directory is damaged.
         """
         folder, origin = self.folder, self.fingerprint
-        assert folder is not None, "only what is kept is restored"
-        assert origin is not None, "only what is kept is restored"
+        assert folder is not None, "only stored state is restored"
+        assert origin is not None, "only stored state is restored"
         checkpoint.fingerprint.require(origin)
         self.version_changes = checkpoint.fingerprint.changes(origin)
         folder.require_state_files(checkpoint.states)
@@ -99,8 +101,10 @@ class RunState:
         if not self.is_deterministic:
             self.attempt = max(self.attempt, folder.log.last_attempt + 1)
             self.lost_attempts = self.attempt - checkpoint.attempt
-        cohort = self.prepared.setting.cohort
-        self.target_rounds = min(cohort.rounds, checkpoint.rounds + cohort.attempts - self.attempt)
+        federation_spec = self.prepared.run_config.federation_spec
+        self.target_rounds = min(
+            federation_spec.rounds, checkpoint.rounds + federation_spec.attempts - self.attempt
+        )
         self._keep_best()
 
     def start_attempt(self, attempt: int) -> None:
@@ -113,7 +117,7 @@ class RunState:
         if self.folder is not None:
             # The checkpoint, and the weights next to it: the latest and the best.
             weights = 2 * 4 * self.prepared.parameters
-            self.folder.require_room(self.prepared.setting.sizes.server + weights)
+            self.folder.require_room(self.prepared.run_config.sizes.server + weights)
             self.folder.log.log_attempt(attempt)
         self.attempt = attempt + 1
 
@@ -139,7 +143,7 @@ class RunState:
             return
         self.folder.write_checkpoint(
             Checkpoint(
-                session=self.prepared.setting.session,
+                session=self.prepared.run_config.session,
                 rounds=len(self.history),
                 attempt=self.attempt,
                 seconds=self.seconds,
@@ -160,19 +164,27 @@ class RunState:
 
     def warnings(self) -> tuple[str, ...]:
         """Return warnings for a careful reader, before the run begins or continues."""
-        cohort, guarantee = self.prepared.setting.cohort, self.prepared.setting.plan.guarantee
-        found = [] if guarantee is None else [*guarantee.warnings(cohort.num_units(guarantee.unit))]
+        federation_spec, guarantee = (
+            self.prepared.run_config.federation_spec,
+            self.prepared.run_config.plan.guarantee,
+        )
+        found = (
+            []
+            if guarantee is None
+            else [*guarantee.warnings(federation_spec.num_units(guarantee.unit))]
+        )
         if self.lost_attempts:
             found.append(
                 f"{_attempts(self.lost_attempts)} started and not finished; that counts as spent, "
                 "and a new "
                 "one takes the place of each."
             )
-        if self.target_rounds < cohort.rounds:
+        if self.target_rounds < federation_spec.rounds:
             found.append(
-                f"{cohort.attempts - self.attempt} of the {cohort.attempts} attempts that the "
-                f"study plans for are left: the run ends after {self.target_rounds} of its "
-                f"{cohort.rounds} rounds. More retries would have allowed for that."
+                f"{federation_spec.attempts - self.attempt} of the {federation_spec.attempts} "
+                "attempts that the study plans for are left: the run ends after "
+                f"{self.target_rounds} of its {federation_spec.rounds} rounds. More retries would "
+                "have allowed for that."
             )
         if self.version_changes:
             found.append(
@@ -187,11 +199,11 @@ def run_fingerprint(prepared: PreparedStudy) -> RunFingerprint:
     """Return the fingerprint of a run of `prepared`."""
     import torch
 
-    plan, federation = prepared.setting.plan, prepared.federation
+    plan, federation = prepared.run_config.plan, prepared.federation
     dealt = [np.ascontiguousarray(indices, dtype="<i8").tobytes() for indices in prepared.partition]
     terms = (
         AttemptCost.from_plan(plan),
-        prepared.setting.cohort.attempts,
+        prepared.run_config.federation_spec.attempts,
         plan.ring.bits,
         plan.length,
     )

@@ -100,22 +100,22 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
     Raises:
         RunError: A site's state is damaged.
     """
-    setting, found = prepared.setting, []
+    run_config, found = prepared.run_config, []
     for site, held in enumerate(prepared.holdout):
         watch = Evaluation.of(
             prepared.splits.train.select(held) if len(held) else None,
-            setting.spec.classes,
-            setting.model,
-            setting.device,
+            run_config.spec.classes,
+            run_config.model,
+            run_config.device,
         )
         if watch is None:
             continue
         kept = (
-            TrainerStateFile(prepared.trainer_state_path(site, states), setting.session)
+            TrainerStateFile(prepared.trainer_state_path(site, states), run_config.session)
             .read()
-            .to_device(setting.device)
+            .to_device(run_config.device)
         )
-        own = setting.trainer.personalize(net, kept.at_round_end)
+        own = run_config.trainer.personalize(net, kept.at_round_end)
         globally = watch.score(net)
         found.append(
             SiteScores(

@@ -138,10 +138,10 @@ def _quoted(value: Any) -> str:
 
 _HEAD = """\
 # A federated study.
-#   cohortium plan FILE     what it promises and costs, before any training
+#   cohortium plan FILE     its guarantee and cost, before any training
 #   cohortium run FILE      runs it
 #   cohortium plugins NAME  the parameters of any part named below
-# What is left out has the value that the quick start gives it.
+# A key that is left out has the value of the quick start.
 
 [federation]
 sites = {sites}        # hospitals, simulated on this machine
@@ -174,7 +174,7 @@ optimizer_options = { momentum = 0.9 }
 """
 
 _PRIVATE = """\
-# Noise for the whole run, so that no single image shows in what leaves a site.
+# Noise for the whole run, so that a site's updates hide each single image.
 [privatizer]
 name = "gaussian"
 epsilon = {epsilon}     # smaller is more private: 1 is strong, 6 moderate, beyond 10 weak
@@ -186,7 +186,7 @@ clip_norm = 7.0        # the most that one image may weigh in a step
 """
 
 _OPEN = """\
-# Nothing here is private: what leaves a site may give its images away.
+# Nothing here is private: a site's updates may reveal its images.
 [privatizer]
 name = "none"
 """

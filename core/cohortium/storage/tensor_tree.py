@@ -61,7 +61,7 @@ def read(path: Path) -> Any:
         digest, text = header[_TREE][:_DIGEST_LETTERS], header[_TREE][_DIGEST_LETTERS:]
         if digest == _digest(text, tensors):
             return _grown(json.loads(text), tensors)
-        why = "its content is not what was written"
+        why = "its content is not that which was written"
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -85,8 +85,8 @@ def _plain(tree: Any, tensors: dict[str, Tensor]) -> Any:
         kind = "list" if isinstance(tree, list) else "tuple"
         return {kind: [_plain(value, tensors) for value in tree]}
     raise RunError(
-        f"a {type(tree).__name__} is to be kept for the next round, but only tensors, numbers, "
-        "texts, and dicts, lists and tuples of these can be written down."
+        f"a {type(tree).__name__} is state for the next round, but only tensors, numbers, "
+        "texts, and dicts, lists and tuples of these can be stored."
     )
 
 

@@ -72,12 +72,12 @@ class AggregationHarness:
     """Sessions of a coordinator and its sites, for a run.
 
     Attributes:
-        setting: The configuration on which all agree.
+        config: The configuration on which all agree.
         calls: Number of times that each site trained, in the latest attempt.
         stages: Stages of the latest attempt.
     """
 
-    setting: AggregationConfig
+    config: AggregationConfig
     coordinator: CoordinatorSession
     sites: Mapping[SiteId, SiteSession]
     calls: dict[SiteId, int] = field(factory=dict)
@@ -100,7 +100,7 @@ class AggregationHarness:
 
         It passes on a `StudyError` of the aggregator.
         """
-        cohort = FederationSpec(
+        federation_spec = FederationSpec(
             sites=sites,
             cohort_size=sites,
             min_contributors=min_contributors,
@@ -110,19 +110,19 @@ class AggregationHarness:
         )
         secret = Randomness.insecure_from_seed(1)
         keys = [SigningKey.generate(secret.derive("identity", k)) for k in range(sites)]
-        setting = AggregationConfig(
+        config = AggregationConfig(
             session=bytes(16),
             ring=Ring(bits),
             length=length,
-            cohort=cohort,
+            federation_spec=federation_spec,
             directory=KeyDirectory(tuple(key.public for key in keys)),
         )
         return cls(
-            setting,
-            aggregator.coordinator_session(setting, secret.derive("coordinator")),
+            config,
+            aggregator.coordinator_session(config, secret.derive("coordinator")),
             {
                 k: aggregator.site_session(
-                    setting, SiteContext(site=k, secret=secret.derive("site", k), identity=keys[k])
+                    config, SiteContext(site=k, secret=secret.derive("site", k), identity=keys[k])
                 )
                 for k in range(sites)
             },
@@ -158,12 +158,12 @@ class AggregationHarness:
     def _begin(self) -> None:
         self._attempt += 1
         self.stages, self.calls = 0, dict.fromkeys(self.sites, 0)
-        rng, ring = np.random.default_rng(self._attempt), self.setting.ring
+        rng, ring = np.random.default_rng(self._attempt), self.config.ring
         self._vectors = {
             site: RingVector(
                 ring,
                 ring.encode_signed(
-                    rng.integers(-(1 << 62), 1 << 62, self.setting.length, dtype=np.int64)
+                    rng.integers(-(1 << 62), 1 << 62, self.config.length, dtype=np.int64)
                 ),
             )
             for site in self.sites
@@ -194,8 +194,8 @@ class AggregationHarness:
             return None
         except Exception as error:
             raise ConformanceError(
-                f"a site's session raised {type(error).__name__} ({error}) on a request; whatever "
-                "comes, it may raise only RefusalError and MessageError."
+                f"a site's session raised {type(error).__name__} ({error}) on a request; on any "
+                "request, it may raise only RefusalError and MessageError."
             ) from error
         ensure(
             isinstance(reply, bytes),
@@ -215,21 +215,21 @@ class AggregationHarness:
             ) from error
 
     def _ensure_exact(self, total: RingSum) -> None:
-        ring, who = self.setting.ring, total.contributors
-        least = max(1, self.setting.cohort.min_contributors)
+        ring, who = self.config.ring, total.contributors
+        least = max(1, self.config.federation_spec.min_contributors)
         ensure(
             len(set(who)) == len(who) >= least and set(who) <= set(self.sites),
             f"a sum was released over {who}, where at least {least} different sites of "
             f"{len(self.sites)} are needed; raise TooFewSitesError.",
         )
-        wanted = ring.zeros(self.setting.length)
+        wanted = ring.zeros(self.config.length)
         for site in who:
             wanted = wanted + self._vectors[site].words
         ensure(
             total.ring == ring
             and total.words.shape == wanted.shape
             and np.array_equal(ring.signed(total.words), ring.signed(wanted)),
-            f"the sum over {who} is not the sum of what these sites released; an aggregation gives "
+            f"the sum over {who} is not the sum of these sites' releases; an aggregation gives "
             "the exact sum over its contributors, or an error.",
         )
 

@@ -70,12 +70,12 @@ def check_secrecy(aggregator: Aggregator) -> str | None:
     The coordinator opens no smaller sum, and every dropout within the bound leaves a sum.
     """
     play = _first_of_eight(aggregator, min_contributors=4)
-    confidentiality = aggregator.confidentiality(play.setting.cohort)
+    confidentiality = aggregator.confidentiality(play.config.federation_spec)
     if confidentiality is None:
         return "not needed: the coordinator sees every release"
     least, sites = confidentiality.min_contributors, list(play.sites)
     ensure(
-        least >= play.setting.cohort.min_contributors,
+        least >= play.config.federation_spec.min_contributors,
         f"confidentiality() says that a sum over {least} sites may be opened, below "
         "min_contributors; "
         f"hold it.",

@@ -33,7 +33,7 @@ def check_loads_splits(dataset: Dataset) -> None:
 def check_names_its_classes(dataset: Dataset) -> None:
     """The data set has a name, and two or more distinct classes."""
     splits = dataset.load()
-    ensure(splits.name, "the data set has no name; figures that come from it could not be told.")
+    ensure(splits.name, "the data set has no name; figures could not name their source.")
     names = splits.classes
     ensure(
         isinstance(names, tuple) and all(isinstance(n, str) and n for n in names),

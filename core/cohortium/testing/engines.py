@@ -62,9 +62,8 @@ class EchoSiteFactory:
         """
         if share_model_with is not None and not isinstance(share_model_with, EchoSite):
             raise ConformanceError(
-                f"a recipe was opened beside a {type(share_model_with).__name__}; give it an open "
-                f"site of "
-                "the same process, or None."
+                f"the shared model was given as a {type(share_model_with).__name__}; give an "
+                "open site of the same process, or None."
             )
         return EchoSite(self.site, share_model_with is not None)
 
@@ -161,7 +160,7 @@ def check_keeps_deadlines(engine: Engine) -> str | None:
             late not in found,
             f"site {late} took {SLOW_SECONDS} s over its answer, and the reply was yielded "
             "although the "
-            f"deadline was {DEADLINE} s; leave out what comes later.",
+            f"deadline was {DEADLINE} s; leave out later replies.",
         )
         _ensure_echoes(exchange, b"at leisure", each, asked=2, unless_lost=1)
     finally:
@@ -202,7 +201,7 @@ def check_closes(engine: Engine) -> str | None:
             exchange.close()
         except Exception as error:
             raise ConformanceError(
-                f"close raised {type(error).__name__}: {error}; it is called whatever happened, so "
+                f"close raised {type(error).__name__}: {error}; it is called after any outcome, so "
                 "let it work at any time."
             ) from error
     return None
@@ -262,7 +261,7 @@ def _ensure_echoes(
         counts = range(asked - unless_lost, asked + 1)
         ensure(
             reply in [echo(site, count, broadcast, each[site]) for count in counts],
-            f"what came back as the reply of site {site} is not what it says to its own request, "
+            f"the reply of site {site} is not what it says to its own request, "
             f"asked {asked} times over the run; open each site once, send it `broadcast` and its "
             f"own "
             "part as they are, and yield its reply untouched.",

@@ -60,7 +60,7 @@ def check_influence_is_bounded(privatizer: Privatizer) -> str | None:
         noise = _deviation(output).mean()
         ensure(
             influence * guarantee.noise_multiplier <= SLACK * noise,
-            f"one {guarantee.unit} with a huge loss or update moves what is seen by "
+            f"one {guarantee.unit} with a huge loss or update moves the release by "
             f"{influence:.3g}, and noise of deviation {noise:.3g} at the declared multiplier "
             f"{guarantee.noise_multiplier:.3g} covers {noise / guarantee.noise_multiplier:.3g}; "
             "clip each unit, and scale the noise to the clip.",
@@ -93,8 +93,8 @@ def check_noise_is_fresh(privatizer: Privatizer) -> str | None:
         one, other = (ProbeNetwork().gradient(site, _all()[:0]).double().numpy() for _ in range(2))
         ensure(
             np.count_nonzero(one) and np.count_nonzero(other),
-            "an empty batch gave a gradient without noise, which tells that it was empty; add the "
-            "noise whatever the batch holds.",
+            "an empty batch gave a gradient without noise, which reveals that it was empty; add "
+            "the noise to every batch.",
         )
         likeness = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
         ensure(
@@ -114,8 +114,8 @@ def check_non_finite_examples_count_as_zero(privatizer: Privatizer) -> str | Non
         gap = float((broken - without).abs().max())
         ensure(
             gap <= 1e-4 * (1 + float(without.abs().max())),
-            "an example with a NaN loss spoiled the gradient of its batch, which tells everyone "
-            "that it is there; count its gradient as zero, as cohortium.plugin.clipped_sum does.",
+            "an example with a NaN loss spoiled the gradient of its batch, which reveals that it "
+            "is there; count its gradient as zero, as cohortium.plugin.clipped_sum does.",
         )
     return None if private else "not needed: examples are not protected one by one"
 
@@ -165,7 +165,7 @@ def _output(trial: PrivacyProbe, guarantee: Guarantee) -> Output:
             return trial.released([direction * scale, *others], draw)
         except RefusalError as refusal:
             raise ConformanceError(
-                f"one {guarantee.unit} with a huge update was refused ({refusal}), which tells of "
+                f"one {guarantee.unit} with a huge update was refused ({refusal}), which reveals "
                 "it; clip each unit, and scale the noise to the clip."
             ) from refusal
 

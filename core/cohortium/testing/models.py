@@ -118,7 +118,7 @@ def check_build_leaves_the_generator(model: Model) -> None:
     build_network(model, SPEC, 7)
     ensure(
         torch.equal(state, torch.get_rng_state()),
-        "build moved torch's global generator, and so whatever is drawn after it; build inside "
+        "build moved torch's global generator, and so all later draws; build inside "
         "`with torch.random.fork_rng(devices=[])`.",
     )
 

@@ -73,9 +73,9 @@ def check_takes_every_event(observer: Observer) -> None:
                     listener(event)
                 except Exception as error:
                     raise ConformanceError(
-                        f"the listener raised {type(error).__name__} ({error}) when it was told "
-                        f"{type(event).__name__}, which would end the run; pass over what it has "
-                        "no use for."
+                        f"the listener raised {type(error).__name__} ({error}) on "
+                        f"{type(event).__name__}, which would end the run; ignore events that it "
+                        "does not use."
                     ) from error
 
 
@@ -121,9 +121,9 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
                 again(event)
         except Exception as error:
             raise ConformanceError(
-                f"a run that went on after a round made the listener raise {type(error).__name__} "
-                f"({error}); its RunStarted has a history, and the folder what an earlier listener "
-                "has left there."
+                "a run that was resumed after a round made the listener raise "
+                f"{type(error).__name__} ({error}); its RunStarted has a history, and the folder "
+                "has an earlier listener's files."
             ) from error
         found = _lines(parted)
         lost = [
@@ -131,9 +131,9 @@ def check_takes_a_run_that_goes_on(observer: Observer) -> None:
         ]
         ensure(
             not lost,
-            f"a run that went on after its first round left fewer lines in {', '.join(lost)} than "
-            "one that never broke off: what was written of the round before is lost. Append to "
-            "what is there, or write the rounds of RunStarted.history again.",
+            f"a run that was resumed after its first round left fewer lines in {', '.join(lost)} "
+            "than one that never broke off: what was written of the round before is lost. Append "
+            "to what is there, or write the rounds of RunStarted.history again.",
         )
 
 
@@ -158,8 +158,8 @@ def check_listeners_are_independent(observer: Observer) -> None:
         wanted = _lines(alone)
         ensure(
             _lines(first) == wanted and _lines(second) == wanted,
-            "two runs at a time left other files in their folders than one alone; keep what "
-            "belongs to a run in its listener.",
+            "two runs at a time left other files in their folders than one alone; keep a run's "
+            "state in its listener.",
         )
 
 

@@ -104,7 +104,7 @@ def check_examples_untouched(partitioner: Partitioner) -> None:
     for name in ("images", "labels", "clients"):
         ensure(
             np.array_equal(getattr(data, name), getattr(kept, name)),
-            f"dealing changed the {name} it was shown; work on a copy.",
+            f"partitioning changed the {name} it was shown; work on a copy.",
         )
 
 
@@ -120,10 +120,10 @@ def check_refuses_too_many_sites(partitioner: Partitioner) -> None:
     except Exception as error:
         raise ConformanceError(
             f"4 examples for 9 sites raised {type(error).__name__}: {error}; raise a StudyError "
-            "whose sentence says what would do."
+            "whose sentence names a remedy."
         ) from error
     raise ConformanceError(
-        "4 examples were split over 9 sites; raise StudyError for what cannot be."
+        "4 examples were split over 9 sites; raise StudyError for an impossible split."
     )
 
 

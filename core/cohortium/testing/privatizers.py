@@ -238,7 +238,7 @@ def check_refuses_out_of_range(privatizer: Privatizer) -> str | None:
         ensure(
             np.allclose(found, large.double().numpy(), rtol=1e-3),
             "a vector of norm 1e9 was released and decoded to something else: it wrapped in the "
-            "ring. Raise RefusalError for what the ring was not sized for.",
+            "ring. Raise RefusalError for a vector that the ring was not sized for.",
         )
     return None if exact else "not needed: noise makes a wrap unlikely, by the plan's own sizing"
 
@@ -264,9 +264,8 @@ def check_round_trip(privatizer: Privatizer) -> None:
         error, size = float(np.linalg.norm(found - wanted)), float(np.linalg.norm(wanted))
         ensure(
             error < 0.1 * size + 2 * rounding,
-            f"the mean of {COHORT.cohort_size} vectors has norm {size:.3g}, and what was decoded "
-            f"from "
-            f"their sum lies {error:.3g} off; decode must undo release, in scale and order.",
+            f"the mean of {COHORT.cohort_size} vectors has norm {size:.3g}, and the decoded sum "
+            f"lies {error:.3g} off; decode must undo release, in scale and order.",
         )
 
 

@@ -40,7 +40,7 @@ CLOSE = 1e-6
 WHAT_ELSE = (
     "Let nothing but the losses inside privatizer.set_private_gradient see the data: no "
     "statistic of the batch, "
-    "no weight counted from labels, no network trained beside it, no BatchNorm."
+    "no weight counted from labels, no second network trained on it, no BatchNorm."
 )
 
 
@@ -184,7 +184,7 @@ def check_direction(trainer: Trainer) -> None:
         sign * float(found.sum()) > 0,
         f"workload() declares that {releases}s are released, but under a gradient of ones the "
         f"vector sums to {float(found.sum()):.3g}; an update is new weights minus old, a gradient "
-        "is what privatizer.set_private_gradient made.",
+        "comes from privatizer.set_private_gradient.",
     )
 
 
@@ -288,15 +288,15 @@ def _ensure_same_losses(one: ProbePrivatizer, other: ProbePrivatizer) -> None:
     ensure(
         len(one.seen) == len(other.seen)
         and all(np.array_equal(a, b) for (a, _), (b, _) in zip(one.seen, other.seen, strict=True)),
-        "which gradients were taken depends on what an example is; take them over the batches of "
-        "privatizer.batches, whatever they hold.",
+        "the choice of gradients depends on the content of an example; take one over each batch of "
+        "privatizer.batches.",
     )
     for (batch, losses), (_, others) in zip(one.seen, other.seen, strict=True):
         rest = batch != REPLACED
         ensure(
             _close(losses[rest], others[rest]),
             "the loss of other examples changed when one was replaced, so that clipping each "
-            f"example's gradient no longer bounds what one example can do. {WHAT_ELSE}",
+            f"example's gradient no longer bounds the effect of one example. {WHAT_ELSE}",
         )
 
 

@@ -57,8 +57,8 @@ def check_frozen_value(instance: object) -> None:
     except AttributeError:
         return
     raise ConformanceError(
-        f"{kind.__name__} can be changed after it was made ({name} was set); what an engine ships "
-        "elsewhere would no longer be what ran here. Decorate it with @attrs.frozen."
+        f"{kind.__name__} can be changed after it was made ({name} was set); the copy that an "
+        "engine ships would differ from the value that ran here. Decorate it with @attrs.frozen."
     )
 
 
@@ -126,8 +126,8 @@ def check_study_round_trip(instance: object, role: Role) -> None:
         ) from error
     ensure(
         again == instance,
-        f"{kind} written to a study file and read back is {again!r}, not {instance!r}; a "
-        "parameter must be kept as it was given.",
+        f"{kind} written to a study file and read back is {again!r}, not {instance!r}; store a "
+        "parameter unchanged.",
     )
 
 

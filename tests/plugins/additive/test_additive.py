@@ -22,27 +22,31 @@ from cohortium_additive._messages import Key, KeyRequest, Shares, SharesRequest,
 COHORT = FederationSpec(sites=4, cohort_size=4, examples=40, rounds=9)
 
 
-def setting(bits: int = 20, length: int = 40, cohort: FederationSpec = COHORT) -> AggregationConfig:
-    return AggregationConfig(session=bytes(16), ring=Ring(bits), length=length, cohort=cohort)
+def config(
+    bits: int = 20, length: int = 40, federation_spec: FederationSpec = COHORT
+) -> AggregationConfig:
+    return AggregationConfig(
+        session=bytes(16), ring=Ring(bits), length=length, federation_spec=federation_spec
+    )
 
 
 class Sums:
     """Four sites and a coordinator who keeps every message."""
 
     def __init__(self, seed: int = 0, agreed: AggregationConfig | None = None) -> None:
-        self.setting = agreed or setting()
-        self.coordinator = Additive().coordinator_session(self.setting, Randomness.system())
+        self.config = agreed or config()
+        self.coordinator = Additive().coordinator_session(self.config, Randomness.system())
         secret = Randomness.insecure_from_seed(seed)
         self.sites = [
             Additive().site_session(
-                self.setting, SiteContext(site=k, secret=secret.derive("site", k))
+                self.config, SiteContext(site=k, secret=secret.derive("site", k))
             )
             for k in range(4)
         ]
         rng = np.random.default_rng(seed)
-        values = rng.integers(-1000, 1000, (4, self.setting.length))
+        values = rng.integers(-1000, 1000, (4, self.config.length))
         self.vectors = [
-            RingVector(self.setting.ring, self.setting.ring.encode_signed(v)) for v in values
+            RingVector(self.config.ring, self.config.ring.encode_signed(v)) for v in values
         ]
         self.wanted = values.sum(0)
 
@@ -67,7 +71,7 @@ class Sums:
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.integers(13, 64), st.integers(0, 300))
 def test_the_sum_is_exact(seed: int, bits: int, length: int) -> None:
-    sums = Sums(seed, setting(bits, length))
+    sums = Sums(seed, config(bits, length))
     sums.play()
     total = sums.coordinator.sum()
     assert total.contributors == (0, 1, 2, 3)
@@ -79,7 +83,7 @@ def test_partial_sums_are_uniform() -> None:
     sums = Sums()
     attempts = 400
     sent = [sums.play(attempt)[2] for attempt in range(attempts)]
-    unpack = sums.setting.ring.unpack
+    unpack = sums.config.ring.unpack
     words = np.array([[unpack(replies[k], 40) for k in range(4)] for replies in sent])
     for some in itertools.combinations(range(4), 3):
         partial = words[:, some].astype(np.int64).sum(1) & 0xFFFFF

@@ -145,8 +145,8 @@ def test_fedmic_runs_with_and_without_privacy() -> None:
 
 def test_teacher_learns_and_stays_at_site() -> None:
     ready = tiny().prepare()
-    setting = ready.setting
-    net = setting.network()
+    run_config = ready.run_config
+    net = run_config.network()
     from cohortium.testing.probes import ProbePrivatizer, train
 
     trainer = FedMIC(local_steps=2, learning_rate=0.1)
@@ -202,7 +202,7 @@ def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
     parts = {"holdout_fraction": 0.25, "partitioner": "dirichlet", "rounds": 3, "threads": 1}
     federation = tiny(trainer=trainer, **parts)
     ready = federation.prepare()
-    assert sum(map(len, ready.partition)) == ready.setting.spec.examples < 160
+    assert sum(map(len, ready.partition)) == ready.run_config.spec.examples < 160
     for indices, held in zip(ready.partition, ready.holdout, strict=True):
         assert not set(indices) & set(held)
         assert len(held) == (len(indices) + len(held)) // 4
@@ -226,7 +226,7 @@ def test_whole_patients_are_held_out() -> None:
     for indices, held in zip(ready.partition, ready.holdout, strict=True):
         assert len(held)
         assert not set(patients[indices]) & set(patients[held])
-    assert ready.setting.spec.patients == len(set(patients[np.concatenate(ready.partition)]))
+    assert ready.run_config.spec.patients == len(set(patients[np.concatenate(ready.partition)]))
 
 
 def test_model_without_linear_layer_is_refused() -> None:

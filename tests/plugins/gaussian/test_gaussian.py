@@ -173,10 +173,10 @@ def test_shared_guarantee_states_honest_and_colluding_sites() -> None:
     ],
 )
 def test_unsafe_shared_noise_is_refused(
-    workload: Workload, cohort: FederationSpec, words: str
+    workload: Workload, federation_spec: FederationSpec, words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):
-        Gaussian(noise="distributed").plan(workload, cohort, 10)
+        Gaussian(noise="distributed").plan(workload, federation_spec, 10)
 
 
 @given(honest=st.integers(2, 8), steps=st.floats(1.0, 64.0))
@@ -213,8 +213,8 @@ def rounding_bound(honest: int, steps: float) -> float:
 
 
 def test_patient_enters_batch_once() -> None:
-    cohort = evolve(COHORT, patients=120)
-    plan = Gaussian(unit="patient").plan(UPDATE, cohort, 10)
+    federation_spec = evolve(COHORT, patients=120)
+    plan = Gaussian(unit="patient").plan(UPDATE, federation_spec, 10)
     assert plan.expected_batch == pytest.approx(0.1 * 30)
     patients = np.repeat(np.arange(300), np.arange(300) % 7 + 1)
     drawn = list(plan.for_site(Randomness.system(), patients).batches(len(patients)))

@@ -161,10 +161,16 @@ def test_insufficient_shares_or_cohort_is_refused() -> None:
         aggregation(10, SecAgg(reconstruction_threshold=11))
 
 
-def setting(directory: KeyDirectory | None) -> AggregationConfig:
-    cohort = FederationSpec(sites=4, cohort_size=4, examples=9, rounds=1, adversary="active")
+def config(directory: KeyDirectory | None) -> AggregationConfig:
+    federation_spec = FederationSpec(
+        sites=4, cohort_size=4, examples=9, rounds=1, adversary="active"
+    )
     return AggregationConfig(
-        session=bytes(16), ring=Ring(8), length=1, cohort=cohort, directory=directory
+        session=bytes(16),
+        ring=Ring(8),
+        length=1,
+        federation_spec=federation_spec,
+        directory=directory,
     )
 
 
@@ -175,23 +181,23 @@ DIRECTORY = KeyDirectory(tuple(identity.public for identity in IDENTITIES[:4]))
 @pytest.mark.parametrize("directory", [None, KeyDirectory(DIRECTORY.keys[:3])])
 def test_directory_not_listing_sites_is_refused(directory: KeyDirectory | None) -> None:
     with pytest.raises(StudyError, match="the directory lists"):
-        SecAgg().coordinator_session(setting(directory), Randomness.system())
+        SecAgg().coordinator_session(config(directory), Randomness.system())
 
 
 @pytest.mark.parametrize("identity", [None, IDENTITIES[1], IDENTITIES[4]])
 def test_site_without_listed_key_is_refused(identity: SigningKey | None) -> None:
-    member = SiteContext(site=0, secret=Randomness.system(), identity=identity)
+    site_context = SiteContext(site=0, secret=Randomness.system(), identity=identity)
     with pytest.raises(StudyError, match=r"signing key|another key"):
-        SecAgg().site_session(setting(DIRECTORY), member)
+        SecAgg().site_session(config(DIRECTORY), site_context)
 
 
 def test_sites_with_different_directories_reject_signatures() -> None:
     there = aggregation(6)
-    mine = there.setting.directory
+    mine = there.config.directory
     assert mine is not None
     other = evolve(mine, revoked=frozenset({(1, IDENTITIES[0].public)}))
     protocol = there.sites[0]._protocol  # type: ignore[attr-defined]
-    there.sites[0]._protocol = evolve(protocol, setting=evolve(there.setting, directory=other))  # type: ignore[attr-defined]
+    there.sites[0]._protocol = evolve(protocol, config=evolve(there.config, directory=other))  # type: ignore[attr-defined]
     total = there.run()
     assert total.contributors == (1, 2, 3, 4, 5)
 
@@ -252,8 +258,8 @@ def test_journal_keeps_attempts_per_run() -> None:
     there, journal = aggregation(6), MemoryJournal()
     there.sites[0]._answered._journal = journal  # type: ignore[attr-defined]
     there.run(attempt=3)
-    member = evolve(there.sites[0]._member, journal=journal)  # type: ignore[attr-defined]
-    again = SecAgg().site_session(there.setting, member)
-    other = SecAgg().site_session(evolve(there.setting, session=bytes(16)), member)
+    site_context = evolve(there.sites[0]._member, journal=journal)  # type: ignore[attr-defined]
+    again = SecAgg().site_session(there.config, site_context)
+    other = SecAgg().site_session(evolve(there.config, session=bytes(16)), site_context)
     assert again._latest == (3, 0)  # type: ignore[attr-defined]
     assert other._latest == (-1, -1)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from tests.support.in_memory_aggregation import InMemoryAggregation
 KEYS, SHARES, VECTOR, UNMASKING = range(4)
 
 
-def cohort(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
+def federation_spec(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
     numbers: dict[str, object] = {"cohort_size": sites, "examples": 9, "rounds": 1, **terms}
     return FederationSpec(sites=sites, max_colluding=colluding, **numbers)  # type: ignore[arg-type]
 
@@ -35,7 +35,9 @@ def cohort(sites: int, colluding: int = 0, **terms: object) -> FederationSpec:
 def test_neighbours_and_threshold_are_calculated(
     sites: int, colluding: int, dropout: float, threshold: int, shares: int
 ) -> None:
-    confidentiality = SecAgg(max_dropout_rate=dropout).confidentiality(cohort(sites, colluding))
+    confidentiality = SecAgg(max_dropout_rate=dropout).confidentiality(
+        federation_spec(sites, colluding)
+    )
     assert (confidentiality.reconstruction_threshold, confidentiality.shares) == (threshold, shares)
     assert confidentiality.min_contributors <= sites - dropout * sites
     assert confidentiality.statistical_security_bits == 40
@@ -43,7 +45,7 @@ def test_neighbours_and_threshold_are_calculated(
 
 def test_no_dropout_rate_keeps_four_of_five() -> None:
     for sites in (5, 10, 20, 1_000):
-        confidentiality = SecAgg().confidentiality(cohort(sites, 1))
+        confidentiality = SecAgg().confidentiality(federation_spec(sites, 1))
         assert (
             confidentiality.reconstruction_threshold,
             confidentiality.shares,
@@ -59,7 +61,7 @@ def test_active_adversary_chooses_majority_threshold(
     sites: int, colluding: int, threshold: int, dropout: float
 ) -> None:
     confidentiality = SecAgg(max_dropout_rate=dropout).confidentiality(
-        cohort(sites, colluding, adversary="active")
+        federation_spec(sites, colluding, adversary="active")
     )
     assert (
         confidentiality.reconstruction_threshold,
@@ -72,7 +74,7 @@ def test_active_adversary_chooses_majority_threshold(
 def test_more_rounds_or_security_need_more_shares() -> None:
     def least(rounds: int, security: int) -> int:
         wish = SecAgg(max_dropout_rate=0.05, security_bits=security)
-        return wish.confidentiality(cohort(1_000, 50, rounds=rounds)).shares
+        return wish.confidentiality(federation_spec(1_000, 50, rounds=rounds)).shares
 
     assert least(1, 20) < least(1, 40) < least(1_000, 40) < least(1, 80)
 
@@ -83,7 +85,7 @@ def test_docs_table_matches_calculation() -> None:
     rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+ of \d+; .*) \|$", page, re.MULTILINE)
     assert len(rows) == 14
     for sites, colluding, cells in rows:
-        asked = cohort(int(sites.replace(",", "")), int(colluding), rounds=100)
+        asked = federation_spec(int(sites.replace(",", "")), int(colluding), rounds=100)
         chosen = [SecAgg(max_dropout_rate=rate).confidentiality(asked) for rate in rates]
         told = [f"{c.reconstruction_threshold} of {c.shares}; {c.min_contributors}" for c in chosen]
         assert cells.split(" | ") == told
@@ -147,8 +149,9 @@ def test_docs_table_matches_calculation() -> None:
 def test_weak_parameters_error_names_least_value(
     wish: dict[str, float], terms: dict[str, object], sentence: str
 ) -> None:
+    federation = federation_spec(1_000, 50, **terms)
     with pytest.raises(StudyError, match=rf"^secagg: {sentence}[^\n]*\.$"):
-        SecAgg(**({"max_dropout_rate": 0.05} | wish)).confidentiality(cohort(1_000, 50, **terms))  # type: ignore[arg-type]
+        SecAgg(**({"max_dropout_rate": 0.05} | wish)).confidentiality(federation)  # type: ignore[arg-type]
 
 
 @given(
@@ -169,7 +172,7 @@ def test_value_named_by_error_is_accepted(
     }
     for _ in range(6):
         try:
-            confidentiality = SecAgg(**wish).confidentiality(cohort(sites, colluding))  # type: ignore[arg-type]
+            confidentiality = SecAgg(**wish).confidentiality(federation_spec(sites, colluding))  # type: ignore[arg-type]
         except StudyError as error:
             words = str(error).split()
             name, least = words[1], float(words[words.index("be") + 3].rstrip(":"))
@@ -192,12 +195,12 @@ def test_invalid_dropout_rate_is_refused(value: float) -> None:
 
 
 def test_confidentiality_text_states_numbers() -> None:
-    assert str(SecAgg(max_dropout_rate=0.05).confidentiality(cohort(100, 5))) == (
+    assert str(SecAgg(max_dropout_rate=0.05).confidentiality(federation_spec(100, 5))) == (
         "8 of 13 shares: from an attempt, an honest-but-curious coordinator and 5 colluding sites "
         "learn the sum over all that contributed, at least 94 of 100, and nothing else, but for "
         "one run in 2^40."
     )
-    assert str(SecAgg().confidentiality(cohort(10, 1, adversary="active"))) == (
+    assert str(SecAgg().confidentiality(federation_spec(10, 1, adversary="active"))) == (
         "6 of 10 shares: from an attempt, an active coordinator and 1 colluding sites learn the "
         "sum over sites that it picks, at least 6 of 10, and nothing else."
     )
@@ -218,7 +221,9 @@ def test_declared_dropouts_at_any_stage_are_survived(seed: int) -> None:
 def test_sum_below_min_contributors_is_not_opened() -> None:
     aggregation = InMemoryAggregation(SecAgg(max_dropout_rate=0.05), 60, max_colluding=6)
     least = (
-        SecAgg(max_dropout_rate=0.05).confidentiality(aggregation.setting.cohort).min_contributors
+        SecAgg(max_dropout_rate=0.05)
+        .confidentiality(aggregation.config.federation_spec)
+        .min_contributors
     )
     assert 20 < least <= 57
     with pytest.raises(TooFewSitesError, match=f"but a sum is opened over at least {least}"):

@@ -37,26 +37,26 @@ from cohortium_secagg import SecAgg, cohortium_aggregators
     ],
 )
 def test_weak_parameters_are_refused_at_both_parties(
-    aggregator: SecAgg, cohort: dict[str, object], sentence: str
+    aggregator: SecAgg, federation_spec: dict[str, object], sentence: str
 ) -> None:
     numbers: dict[str, object] = {
         "sites": 10,
         "cohort_size": 10,
         "examples": 100,
         "rounds": 1,
-        **cohort,
+        **federation_spec,
     }
-    setting = AggregationConfig(
+    config = AggregationConfig(
         session=bytes(16),
         ring=Ring(8),
         length=1,
-        cohort=FederationSpec(**numbers),  # type: ignore[arg-type]
+        federation_spec=FederationSpec(**numbers),  # type: ignore[arg-type]
     )
     with pytest.raises(StudyError, match=sentence):
-        aggregator.coordinator_session(setting, Randomness.insecure_from_seed(1))
+        aggregator.coordinator_session(config, Randomness.insecure_from_seed(1))
     with pytest.raises(StudyError, match=sentence):
         aggregator.site_session(
-            setting, SiteContext(site=0, secret=Randomness.insecure_from_seed(1))
+            config, SiteContext(site=0, secret=Randomness.insecure_from_seed(1))
         )
 
 

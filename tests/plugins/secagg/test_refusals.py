@@ -50,16 +50,16 @@ class Attempt:
     def __init__(
         self, stage: int, *, sites: int = 6, without: dict[int, int] | None = None
     ) -> None:
-        self.setting = AggregationConfig(
+        self.config = AggregationConfig(
             session=b"sixteen bytes id",
             ring=RING,
             length=3,
-            cohort=FederationSpec(sites=sites, cohort_size=sites, examples=9, rounds=9),
+            federation_spec=FederationSpec(sites=sites, cohort_size=sites, examples=9, rounds=9),
         )
         secret = Randomness.insecure_from_seed(1)
-        self.coordinator = SecAgg().coordinator_session(self.setting, secret.derive("coordinator"))
+        self.coordinator = SecAgg().coordinator_session(self.config, secret.derive("coordinator"))
         self.sites = {
-            i: SecAgg().site_session(self.setting, SiteContext(site=i, secret=secret.derive(i)))
+            i: SecAgg().site_session(self.config, SiteContext(site=i, secret=secret.derive(i)))
             for i in range(sites)
         }
         self.attempt, self.trained = 0, 0

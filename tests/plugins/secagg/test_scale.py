@@ -37,9 +37,7 @@ class Recording(InMemoryAggregation):
     ) -> None:
         """Play the coordinator again; `listen` hears what it asks of whom."""
         secret = Randomness.insecure_from_seed(1)
-        coordinator = self.aggregator.coordinator_session(
-            self.setting, secret.derive("coordinator")
-        )
+        coordinator = self.aggregator.coordinator_session(self.config, secret.derive("coordinator"))
         coordinator.begin_attempt(0, 0, tuple(self.sites))
         for _, replies in itertools.groupby(self.replies, lambda reply: reply[0]):
             requests = coordinator.next_requests()
@@ -59,8 +57,8 @@ class Recording(InMemoryAggregation):
 
     def answer(self, site: int, asks: list[SiteRequest]) -> None:
         """Play one site again."""
-        member = SiteContext(site=site, secret=Randomness.insecure_from_seed(1).derive(site))
-        session = self.aggregator.site_session(self.setting, member)
+        site_context = SiteContext(site=site, secret=Randomness.insecure_from_seed(1).derive(site))
+        session = self.aggregator.site_session(self.config, site_context)
         vector = RingVector(self.ring, self.vectors[site])
         for stage, ask in enumerate(asks):
             assert (stage, site, session.handle(ask, lambda: vector)) in self.replies

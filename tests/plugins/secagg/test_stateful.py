@@ -250,7 +250,7 @@ TestMachine.settings = BED
 
 def attempt(net: AdversarialNetwork, lost: dict[int, int]) -> None:
     """An attempt; a site in `lost` answers no more from that exchange on."""
-    net.open(range(net.setting.cohort.sites))
+    net.open(range(net.config.federation_spec.sites))
     while net.move_on():
         net.deliver_all({site for site, stage in lost.items() if net.exchanges > stage})
 
@@ -262,23 +262,23 @@ def test_undisturbed_attempt_sums_all_sites(terms: dict[str, Any], attempts: int
     for _ in range(attempts):
         attempt(net, {})
         assert net.total is not None
-        assert net.total.contributors == tuple(range(net.setting.cohort.sites))
+        assert net.total.contributors == tuple(range(net.config.federation_spec.sites))
         net.check_attack()
 
 
 def borne(net: AdversarialNetwork) -> int:
     """How many sites may be lost: any, at any stage."""
-    cohort, threshold, shares = (
-        net.setting.cohort,
+    federation_spec, threshold, shares = (
+        net.config.federation_spec,
         int(net.protocol.threshold),
         int(net.protocol.shares),
     )
-    quorum = max(threshold, cohort.max_colluding + 2)
-    over_all = cohort.sites - max(quorum, cohort.min_contributors)
-    if net.is_active or shares >= cohort.sites:
+    quorum = max(threshold, federation_spec.max_colluding + 2)
+    over_all = federation_spec.sites - max(quorum, federation_spec.min_contributors)
+    if net.is_active or shares >= federation_spec.sites:
         return over_all
     # On a sparse graph: those lost in one neighbourhood, and those that cut it with the colluding.
-    return max(0, min(over_all, shares - quorum, shares - 2 - cohort.max_colluding))
+    return max(0, min(over_all, shares - quorum, shares - 2 - federation_spec.max_colluding))
 
 
 @given(terms=terms(), data=st.data())

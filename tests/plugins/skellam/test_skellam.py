@@ -37,9 +37,12 @@ WORK = Workload(output="gradient", steps=1, sampling_rate=0.25)
 
 
 def planned(
-    workload: Workload = WORK, cohort: FederationSpec = COHORT, parameters: int = 400, **terms: Any
+    workload: Workload = WORK,
+    federation_spec: FederationSpec = COHORT,
+    parameters: int = 400,
+    **terms: Any,
 ) -> Any:
-    return Skellam(**terms).plan(workload, cohort, parameters)
+    return Skellam(**terms).plan(workload, federation_spec, parameters)
 
 
 @given(
@@ -169,10 +172,10 @@ def test_the_mean_of_many_sites_decodes() -> None:
     ],
 )
 def test_unsupported_workload_or_terms_are_refused(
-    workload: Workload, cohort: FederationSpec, terms: dict[str, Any], words: str
+    workload: Workload, federation_spec: FederationSpec, terms: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(PrivacyError, match=words):
-        planned(workload, cohort, **terms)
+        planned(workload, federation_spec, **terms)
 
 
 def test_a_non_finite_gradient_is_refused() -> None:

@@ -57,11 +57,11 @@ RELEASES = 240
 
 
 def audited(
-    privatizer: Any, workload: Workload, releases: int, cohort: FederationSpec = COHORT
+    privatizer: Any, workload: Workload, releases: int, federation_spec: FederationSpec = COHORT
 ) -> Finding:
     # A seed in place of the operating system: what is found is found every time.
     secret = Randomness.insecure_from_seed(5)
-    return audit_mechanism(privatizer, workload, cohort, releases=releases, secret=secret)
+    return audit_mechanism(privatizer, workload, federation_spec, releases=releases, secret=secret)
 
 
 def few(name: str) -> int:
@@ -141,20 +141,22 @@ def test_batches_from_public_seed_are_detected() -> None:
 @pytest.mark.slow
 def test_restarting_accountant_is_detected() -> None:
     restarts = RestartsAccountant(Gaussian(unit="site", epsilon=2.0, delta=1e-5))
-    cohort = evolve(COHORT, rounds=16)
-    finding = audited(restarts, STEPS, 16_000, cohort)
+    federation_spec = evolve(COHORT, rounds=16)
+    finding = audited(restarts, STEPS, 16_000, federation_spec)
     assert finding.is_refuted, finding
     assert "The guarantee says that 16 of them" in finding.observation
     # One round is what it says; only together do they cost more.
-    assert not audited(restarts, STEPS, 4000, evolve(cohort, rounds=1)).is_refuted
+    assert not audited(restarts, STEPS, 4000, evolve(federation_spec, rounds=1)).is_refuted
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 6.0, 50.0])
 def test_accounting_audit_detects_restart_at_any_epsilon(epsilon: float) -> None:
     honest = Gaussian(unit="site", epsilon=epsilon)
-    cohort = evolve(COHORT, rounds=20)
-    assert audit_accounting(RestartsAccountant(honest).plan(STEPS, cohort, 2), 20).is_refuted
-    assert not audit_accounting(honest.plan(STEPS, cohort, 2), 20).is_refuted
+    federation_spec = evolve(COHORT, rounds=20)
+    assert audit_accounting(
+        RestartsAccountant(honest).plan(STEPS, federation_spec, 2), 20
+    ).is_refuted
+    assert not audit_accounting(honest.plan(STEPS, federation_spec, 2), 20).is_refuted
 
 
 def test_accounting_audit_passes_sampled_batches() -> None:

@@ -461,13 +461,13 @@ def test_gradient_sums_stay_on_parameter_device(
     assert all(p.device == t.device and p.shape == t.shape for p, t in totals.items())
 
 
-def test_prelude_clipped_sum_matches_opacus() -> None:
+def test_statistics_loss_clipped_sum_matches_opacus() -> None:
     model = Descriptor(private_whitening=True)
     net = model.build(SPEC, 0)
     x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
 
     def losses(batch: NDArray[np.int64]) -> torch.Tensor:
-        found: torch.Tensor = cast("Any", net).prelude(x[torch.from_numpy(batch)])
+        found: torch.Tensor = cast("Any", net).statistics_loss(x[torch.from_numpy(batch)])
         return found
 
     for clip in (1e-2, 1e6):

@@ -54,8 +54,8 @@ def study(**changes: Any) -> Federation:
     return tiny_federation(**{**parts, **changes})
 
 
-def setting(**changes: Any) -> RunConfig:
-    return study(**changes).prepare().setting
+def run_config(**changes: Any) -> RunConfig:
+    return study(**changes).prepare().run_config
 
 
 @frozen
@@ -67,8 +67,8 @@ class Homemade:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def workload(self, cohort: Any) -> Any:
-        return self.inner.workload(cohort)
+    def workload(self, federation_spec: Any) -> Any:
+        return self.inner.workload(federation_spec)
 
     def train(self, task: Any, privatizer: Any) -> Any:
         return self.inner.train(task, privatizer)
@@ -107,26 +107,26 @@ class Homemade:
             {"min_cohort_size": 6},
             {"cohort_size": 5},
             "min_cohort_size",
-            "asks 5 sites a round, and this site demands 6",
+            "asks 5 sites a round, and this site requires 6",
         ),
         ({"assumed_colluding": 2}, SHARED, "assumed_colluding", "fears that 1 sites collude"),
         (
             {"min_contributors": 6},
             SHARED,
             "min_contributors",
-            "in a sum of 5, and this site demands 6",
+            "in a sum of 5, and this site requires 6",
         ),
         (
             {"min_honest_contributors": 5},
             SHARED,
             "min_honest_contributors",
-            "honest sites in a sum of 4, and this site demands 5",
+            "honest sites in a sum of 4, and this site requires 5",
         ),
         (
             {"min_reconstruction_threshold": 5},
             SHARED,
             "min_reconstruction_threshold",
-            "threshold of 4, and this site demands 5",
+            "threshold of 4, and this site requires 5",
         ),
         (
             {"min_reconstruction_threshold": 2},
@@ -153,7 +153,7 @@ class Homemade:
 def test_study_below_floor_is_refused_by_name(
     floors: Mapping[str, Any], asked: Mapping[str, Any], floor: str, words: str
 ) -> None:
-    policy, agreed = SitePolicy(**{**LENIENT, **floors}), setting(**asked)
+    policy, agreed = SitePolicy(**{**LENIENT, **floors}), run_config(**asked)
     with pytest.raises(RefusalError, match=words) as error:
         policy.admit(agreed)
     assert error.value.code == f"policy.{floor}"
@@ -184,11 +184,11 @@ def test_study_below_floor_is_refused_by_name(
     ],
 )
 def test_study_at_floor_is_admitted(floors: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    SitePolicy(**{**LENIENT, **floors}).admit(setting(**asked))
+    SitePolicy(**{**LENIENT, **floors}).admit(run_config(**asked))
 
 
 def test_only_pinned_directory_is_accepted() -> None:
-    agreed = setting(adversary="active", aggregator="secagg")
+    agreed = run_config(adversary="active", aggregator="secagg")
     assert agreed.directory is not None
     strict = {**LENIENT, "adversary": "active"}
     SitePolicy(**strict, directory=agreed.directory).admit(agreed)
@@ -200,7 +200,7 @@ def test_only_pinned_directory_is_accepted() -> None:
 
 def test_site_level_guarantee_converts_to_example_epsilon() -> None:
     # One site at ε = 6 is one example at more than that.
-    agreed = setting(privatizer=SITE_LEVEL)
+    agreed = run_config(privatizer=SITE_LEVEL)
     SitePolicy(**{**LENIENT, "unit": "site", "epsilon": 6.0}).admit(agreed)
     with pytest.raises(RefusalError, match=r"come to ε = 1[0-9]"):
         SitePolicy(**{**LENIENT, "epsilon": 6.0}).admit(agreed)
@@ -216,7 +216,7 @@ class Curve:
 
 
 def test_guarantee_without_bound_for_unit_is_refused() -> None:
-    agreed = setting(privatizer=SITE_LEVEL)
+    agreed = run_config(privatizer=SITE_LEVEL)
     assert agreed.plan.guarantee is not None
     curve = RenyiBoundedMechanism(name="curve", bounds=(0.01,) * len(ORDERS))
     plan: Any = Curve(agreed.plan.guarantee, curve)
@@ -383,7 +383,7 @@ class Hospitals:
         assert site_config.id == site
         self.journals.append(site_config.open_journal())
         try:
-            return site_config.open(recipe.setting, self.journals[-1])
+            return site_config.open(recipe.run_config, self.journals[-1])
         except RefusalError as refusal:
             return Absent(refusal)
 
@@ -433,7 +433,7 @@ def replies(engine: Hospitals, site: int) -> list[Reply | Refusal]:
         ("epsilon = 5.0", {}, "come to ε = 6, and this site allows ε = 5 at"),
         ('unit = "site"', {}, "hides one example; this site hides one site"),
         ('against = "everyone"', SHARED, "demands one against everyone"),
-        ("min_contributors = 7", SHARED, "in a sum of 6, and this site demands 7"),
+        ("min_contributors = 7", SHARED, "in a sum of 6, and this site requires 7"),
         (
             'allowed_plugins = ["cnn", "gaussian", "plain"]',
             {},
@@ -515,7 +515,7 @@ def test_overspending_run_stops_before_that_round(tmp_path: Path, images: Path) 
     path.write_text(path.read_text().replace("epsilon = 10.0", "epsilon = 7.0"))
     account = SiteConfig.read(path).account
     account.ledger.create()
-    cost = AttemptCost.from_plan(setting(rounds=5).plan)
+    cost = AttemptCost.from_plan(run_config(rounds=5).plan)
     assert account.budget is not None
 
     def another_run(exchange: int) -> None:
@@ -567,7 +567,7 @@ def code(reply: bytes) -> str:
 
 def test_restarted_site_does_not_release_again(tmp_path: Path) -> None:
     made = recipe(tmp_path)
-    broadcast = first_request(made.setting)
+    broadcast = first_request(made.run_config)
     assert code(made.create().answer(broadcast, b"")) == "answered"
     # A restarted site has forgotten that it answered; with other noise it would pay twice.
     assert code(made.create().answer(broadcast, b"")) == "out-of-order"
@@ -582,24 +582,24 @@ class Breaks(FedSGD):
 
 def test_refusal_after_training_is_charged(tmp_path: Path) -> None:
     made = recipe(tmp_path)
-    made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
-    assert code(made.create().answer(first_request(made.setting), b"")) == "odd"
+    made = evolve(made, run_config=evolve(made.run_config, trainer=Breaks(sampling_rate=1.0)))
+    assert code(made.create().answer(first_request(made.run_config), b"")) == "odd"
     with Ledger(tmp_path / "ledger.sqlite").read_transaction() as book:
-        assert len(book.attempts("site 2", made.setting.session)) == 1
+        assert len(book.attempts("site 2", made.run_config.session)) == 1
 
 
 def test_unchargeable_attempt_is_not_trained(tmp_path: Path) -> None:
     made = recipe(tmp_path)
-    made = evolve(made, setting=evolve(made.setting, trainer=Breaks(sampling_rate=1.0)))
+    made = evolve(made, run_config=evolve(made.run_config, trainer=Breaks(sampling_rate=1.0)))
     site = made.create()
     (tmp_path / "ledger.sqlite").unlink()
-    assert code(site.answer(first_request(made.setting), b"")) == "ledger"
+    assert code(site.answer(first_request(made.run_config), b"")) == "ledger"
 
 
 def test_changed_site_data_gives_warning(tmp_path: Path, images: Path) -> None:
     path = site_file(tmp_path, images)
     SiteConfig.read(path).account.ledger.create()
-    agreed = setting()
+    agreed = run_config()
 
     def opened() -> Site:
         return SiteConfig.read(path).open(agreed, MemoryJournal())

@@ -634,7 +634,7 @@ def coordinator_of(invitation: Invitation) -> Coordinator:
     """The other side of a run."""
     shared = toml.loads(invitation.study, where="test")
     ready = study_file.build(shared, engine=NoEngine(), into=Federation).prepare()
-    return Coordinator(evolve(ready.setting, session=invitation.session))
+    return Coordinator(evolve(ready.run_config, session=invitation.session))
 
 
 def begun(server: SiteServerFixture, invitation: Invitation) -> tuple[bytes, bytes]:
@@ -735,7 +735,7 @@ class Line:
 
 def test_invite_error_lists_each_site_problem(dealt: Path) -> None:
     ready = Federation.read(dealt / "study.toml").prepare()
-    session = ready.setting.session
+    session = ready.run_config.session
     answers = {
         0: encode(Acceptance(session, 0, 0, {})),
         1: encode(Refusal(0, 0, "data", "the site's have\x1b[31m another shape.")),
@@ -758,7 +758,7 @@ def test_invite_error_lists_each_site_problem(dealt: Path) -> None:
 
 def test_invite_warns_of_size_and_version_differences(dealt: Path) -> None:
     ready = Federation.read(dealt / "study.toml").prepare()
-    session = ready.setting.session
+    session = ready.run_config.session
 
     def answers(examples: int) -> Line:
         versions = {2: {"torch": "1\n2"}}

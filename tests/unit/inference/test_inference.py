@@ -307,7 +307,7 @@ def test_scores_differing_from_predictions_are_refused(
 def test_card_without_predictions_marks_scores_unverified(folder: Path) -> None:
     shutil.rmtree(folder / "simulation")
     text = export.export(Classifier.open(folder), folder / "export")[-1].read_text("utf-8")
-    assert "nothing that it kept can show whether they are so" in text
+    assert "nothing in its folder can prove them" in text
 
 
 def test_a_card_states_the_whole_guarantee(folder: Path) -> None:

@@ -181,7 +181,7 @@ def test_network_needing_batches_gets_no_single_image(
     # 40 images a site, of which batches of 39 leave one over.
     trainer = FedSGD(sampling_rate=0.03) if isinstance(trainer, FedSGD) else trainer
     federation = tiny_federation(model=module(tmp_path, source), trainer=trainer, rounds=3)
-    assert federation.prepare().setting.workload.fewest == 2
+    assert federation.prepare().run_config.workload.fewest == 2
     assert federation.run().rounds == 3
     shared = tiny_federation(
         model=module(tmp_path, source), trainer=TRAINERS[1], privatizer=PRIVATE
@@ -201,7 +201,9 @@ def test_single_image_network_has_minimum_batch_one(tmp_path: Path) -> None:
         ),  # a batch of one is a batch of two
     ):
         model = module(tmp_path, source)
-        assert tiny_federation(model=model, trainer=trainer).prepare().setting.workload.fewest == 1
+        assert (
+            tiny_federation(model=model, trainer=trainer).prepare().run_config.workload.fewest == 1
+        )
         sys.modules.pop("mynets", None)
 
 
@@ -309,7 +311,7 @@ def test_invalid_class_weight_is_refused_when_read(weight: float, trainer: str) 
     from cohortium import Federation
 
     text = re.sub(r"^'|'$", "", repr(weight))
-    setting = f"trainer.class_weights=[1.0, {text}, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]"
+    run_config = f"trainer.class_weights=[1.0, {text}, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]"
     with pytest.raises(StudyError, match="class_weights") as caught:
-        Federation.read(None, [f"trainer.name={trainer}", setting])
+        Federation.read(None, [f"trainer.name={trainer}", run_config])
     assert "\n" not in str(caught.value)

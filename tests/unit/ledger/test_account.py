@@ -110,7 +110,7 @@ def test_two_runs_share_one_budget(ledger: Ledger) -> None:
         (
             EVERYONE,
             cost(against="coordinator"),
-            "what holds against the coordinator does not hold against everyone",
+            "a guarantee against the coordinator does not hold against everyone",
         ),
         (
             PrivacyScope(unit="patient", against="everyone"),
@@ -125,7 +125,7 @@ def test_two_runs_share_one_budget(ledger: Ledger) -> None:
         (
             EVERYONE,
             AttemptCost(mechanism=CURVE, unit="site", against="everyone"),
-            "what is known of one site gives no bound for one example",
+            "the knowledge of one site gives no bound for one example",
         ),
     ],
 )

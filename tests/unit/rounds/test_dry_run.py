@@ -203,17 +203,17 @@ def test_resume_that_cannot_step_charges_nothing(
 def test_dry_run_leaves_config_and_torch_unchanged() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    setting = tiny_federation(trainer=FedAvg(flips=True)).prepare().setting
-    untouched, weights = copy.copy(setting), parameters.flatten(setting.network())
-    dry_run(setting, setting.network())
-    assert untouched == setting
-    assert torch.equal(weights, parameters.flatten(setting.network()))
+    run_config = tiny_federation(trainer=FedAvg(flips=True)).prepare().run_config
+    untouched, weights = copy.copy(run_config), parameters.flatten(run_config.network())
+    dry_run(run_config, run_config.network())
+    assert untouched == run_config
+    assert torch.equal(weights, parameters.flatten(run_config.network()))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_estimated_sizes_match_written_files(tmp_path: Path) -> None:
     study = tiny_federation(trainer=FedMIC(), rounds=3)
-    sizes = study.prepare().setting.sizes
+    sizes = study.prepare().run_config.sizes
     study.run(tmp_path / "run")
     (site, *_) = (tmp_path / "run" / "trainer_state").iterdir()
     server = tmp_path / "run" / "checkpoint" / "state.safetensors"
@@ -226,4 +226,4 @@ def test_dry_run_ignores_diverging_updates() -> None:
     hot = tiny_federation(
         trainer=FedAvg(learning_rate=1e6, optimizer_options={"weight_decay": 1e6})
     )
-    assert parameters.length(hot.prepare().setting.network()) > 0
+    assert parameters.length(hot.prepare().run_config.network()) > 0

@@ -134,4 +134,4 @@ def test_rehearsal_site_policy_admits_its_study(tmp_path: Path) -> None:
     policy = SiteConfig.read(tmp_path / "new" / "site-0" / "site.toml").policy
     assert policy.max_rounds == 1500
     assert policy.max_sites == 1000
-    policy.admit_terms(sites=ready.setting.cohort.sites, attempts=1500)
+    policy.admit_terms(sites=ready.run_config.federation_spec.sites, attempts=1500)

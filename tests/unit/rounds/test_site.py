@@ -29,9 +29,9 @@ class Pair:
 
     def __init__(self, **changes: Any) -> None:
         ready = tiny_federation(**changes).prepare()
-        self.coordinator = Coordinator(ready.setting)
+        self.coordinator = Coordinator(ready.run_config)
         self.site: Site = SimulatedSiteFactory(
-            ready.setting, 0, ready.splits.train.select(ready.partition[0])
+            ready.run_config, 0, ready.splits.train.select(ready.partition[0])
         ).create()
 
     def request(self, round_: int = 0, attempt: int = 0, **changes: Any) -> bytes:

@@ -43,13 +43,15 @@ def test_generated_study_runs(
     federation = attrs.evolve(Federation.read(path), rounds=2, threads=1)
     result = federation.run()
     assert (result.sites, result.rounds) == (5, 2)
-    guarantee = ready.setting.plan.guarantee
+    guarantee = ready.run_config.plan.guarantee
     assert (result.guarantee is None) == (guarantee is None) == (epsilon is None)
     if guarantee is not None:
         assert guarantee.epsilon == pytest.approx(2.5, rel=0.01)
         assert guarantee.delta == 1e-4
         assert not guarantee.warnings(240)
-    assert (federation.aggregator.confidentiality(ready.setting.cohort) is None) != secagg
+    assert (
+        federation.aggregator.confidentiality(ready.run_config.federation_spec) is None
+    ) != secagg
     tables = tomllib.loads(text)
     assert list(tables) == [name for name in study_file.TABLES if name in tables]
     comments = [line for line in text.splitlines() if line.startswith("#")]

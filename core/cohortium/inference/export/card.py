@@ -82,7 +82,7 @@ def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
     shape = (classifier.spec.channels, classifier.spec.height, classifier.spec.width)
     yield (
         f"`model.pt2` needs torch and nothing of Cohortium. It takes {number}, raw brightness from "
-        "0 to 255, channels first; what the model does to an image before the network is inside."
+        "0 to 255, channels first; the model's preprocessing is inside."
     )
     yield (
         "```python\nimport torch\n\n"
@@ -145,7 +145,7 @@ def _trusted(guarantee: Guarantee) -> tuple[tuple[str, object], ...]:
 def _whom(guarantee: Guarantee) -> str:
     if guarantee.against == "everyone":
         return "everyone, at all that leaves a site"
-    return "whoever sees sums over sites only"
+    return "an observer of sums over sites only"
 
 
 def _data(classifier: Classifier) -> Iterator[str]:
@@ -183,7 +183,7 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
     )
     if result.get("is_personal"):
         yield (
-            "**They are of the global network, which is what lies here and what no site of the run "
+            "**They are of the global network, which this folder holds and no site of the run "
             "uses:** its trainer makes each site a network of its own."
         )
     yield _table(
@@ -198,10 +198,10 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
         ),
     )
     yield (
-        "They are those of the run's predictions for each test image, which lay beside them; "
+        "They are those of the run's predictions for each test image, which lay next to them; "
         "neither is signed."
         if exported.is_scored_anew
-        else "They are as the run recorded them; nothing that it kept can show whether they are so."
+        else "They are as the run recorded them; nothing in its folder can prove them."
     )
 
 
@@ -209,7 +209,7 @@ LIMITS = """\
 - Not a medical device. Nobody has tried it on patients.
 - Images from another scanner, stain, hospital or population may be called anything, with any \
 confidence; the probabilities have not been calibrated.
-- Every image is called one of the classes above, whatever it shows.
+- Every image is called one of the classes above, regardless of its content.
 - Choosing hyper-parameters on private data is outside ε; whether that was done, this file cannot \
 know.
 - The guarantee is about the training. It does not make the predictions private, nor does it say \

@@ -85,7 +85,7 @@ def trace(classifier: Classifier) -> TracedProgram:
         except Exception as error:  # noqa: BLE001 - torch.export raises whatever its parts raise
             reason = _first_line(error)
     raise RunError(
-        f"torch.export cannot follow what the model does ({reason}); use its weights with "
+        f"torch.export cannot trace the model ({reason}); use its weights with "
         "`cohortium predict`, or rewrite its prepare without data-dependent Python."
     )
 

@@ -49,7 +49,7 @@ def recompute_scores(classifier: Classifier) -> bool:
     if not is_same:
         raise DataError(
             f"the scores in {classifier.folder / 'result.json'} are not those of the predictions "
-            f"in {PREDICTIONS} beside it; one of the two was replaced: take both from one run."
+            f"in {PREDICTIONS} next to it; one of the two was replaced: take both from one run."
         )
     return True
 

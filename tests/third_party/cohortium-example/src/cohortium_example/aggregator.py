@@ -35,23 +35,23 @@ class Committed:
         Against the coordinator, who sees every release, it protects nothing.
     """
 
-    def confidentiality(self, cohort: FederationSpec) -> None:
+    def confidentiality(self, federation_spec: FederationSpec) -> None:
         """Nothing is hidden from the coordinator."""
 
-    def coordinator_session(self, setting: AggregationConfig, secret: Randomness) -> CommittedLead:
+    def coordinator_session(self, config: AggregationConfig, secret: Randomness) -> CommittedLead:
         """Nothing is secret here."""
-        return CommittedLead(setting)
+        return CommittedLead(config)
 
-    def site_session(self, setting: AggregationConfig, member: SiteContext) -> CommittedSite:
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> CommittedSite:
         """Nothing is secret here."""
-        return CommittedSite(setting)
+        return CommittedSite(config)
 
 
 @define
 class CommittedLead:
     """Collects hashes, then the vectors that match them."""
 
-    setting: AggregationConfig
+    config: AggregationConfig
     _due: list[bytes] = field(factory=list)
     _asked: bytes = b""
     _waiting: set[SiteId] = field(factory=set)
@@ -86,19 +86,19 @@ class CommittedLead:
         if self._asked == COMMIT and len(reply) == hashlib.sha256().digest_size:
             self._hashes[site] = reply
         elif self._asked == REVEAL and hashlib.sha256(reply).digest() == self._hashes[site]:
-            self.setting.ring.unpack(reply, self.setting.length)
+            self.config.ring.unpack(reply, self.config.length)
             self._vectors[site] = reply
         else:
             raise MessageError(f"site {site} did not send what it was to {self._asked.decode()}.")
 
     def sum(self) -> RingSum:
         """The sum over those who revealed what they had committed to."""
-        need = max(1, self.setting.cohort.min_contributors)
+        need = max(1, self.config.federation_spec.min_contributors)
         if len(self._vectors) < need:
             raise TooFewSitesError(f"{len(self._vectors)} sites revealed, {need} are needed.")
-        ring, total = self.setting.ring, self.setting.ring.zeros(self.setting.length)
+        ring, total = self.config.ring, self.config.ring.zeros(self.config.length)
         for packed in self._vectors.values():
-            total = total + ring.unpack(packed, self.setting.length)
+            total = total + ring.unpack(packed, self.config.length)
         return RingSum(ring, total, tuple(sorted(self._vectors)))
 
 
@@ -106,7 +106,7 @@ class CommittedLead:
 class CommittedSite:
     """Trains when it is to commit, and shows the result when it is to reveal."""
 
-    setting: AggregationConfig
+    config: AggregationConfig
     _attempt: int = -1
     _packed: bytes = b""
 
@@ -123,7 +123,7 @@ class CommittedSite:
             raise RefusalError("out-of-order", f"to {request.broadcast.decode()} is not due.")
         if request.broadcast == COMMIT:
             self._attempt, self._packed = request.attempt, b""
-            self._packed = self.setting.ring.pack(release().words)
+            self._packed = self.config.ring.pack(release().words)
             return hashlib.sha256(self._packed).digest()
         if request.attempt != self._attempt or not self._packed:
             raise RefusalError("out-of-order", "there is nothing to reveal for this attempt.")

@@ -39,9 +39,11 @@ class Rounding:
     step: float = field(default=2.0**-16, validator=gt(0))
     bound: float = field(default=8.0, validator=gt(0))
 
-    def plan(self, workload: Workload, cohort: FederationSpec, parameters: int) -> RoundingPlan:
+    def plan(
+        self, workload: Workload, federation_spec: FederationSpec, parameters: int
+    ) -> RoundingPlan:
         """A ring in which the sum over all sites fits."""
-        code = FixedPoint.fitting(cohort.cohort_size * self.bound, step=self.step)
+        code = FixedPoint.fitting(federation_spec.cohort_size * self.bound, step=self.step)
         return RoundingPlan(code, self.bound, workload, parameters)
 
 

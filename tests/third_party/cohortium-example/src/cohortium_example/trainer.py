@@ -41,7 +41,7 @@ class SignSGD:
     sampling_rate: float = field(default=0.5, validator=[gt(0), le(1)])
     step_size: float = field(default=0.01, validator=gt(0))
 
-    def workload(self, cohort: FederationSpec) -> Workload:
+    def workload(self, federation_spec: FederationSpec) -> Workload:
         """Poisson batches, alike at every site."""
         return Workload(output="update", steps=self.steps, sampling_rate=self.sampling_rate)
 
