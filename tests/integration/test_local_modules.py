@@ -160,7 +160,9 @@ def test_command_finds_module_from_other_directory(tmp_path: Path) -> None:
 
 def test_missing_module_error_names_places_and_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
-    with pytest.raises(NetworkError, match=r"no module 'mynet' among .*put mynet.py beside the st"):
+    with pytest.raises(
+        NetworkError, match=r"no module 'mynet' among .*put mynet.py next to the st"
+    ):
         Federation.read(path, ["model.module=mynet:Net"]).prepare()
     gone = Module(module="mynet:Net", folder=str(tmp_path / "gone"))
     with pytest.raises(NetworkError, match=r"'mynet' in .*gone, where the study lies, or"):

@@ -212,6 +212,9 @@ class Aggregator(Protocol):
 
         None means that the coordinator sees each release.
 
+        Args:
+            federation_spec: The federation, as declared.
+
         Raises:
             StudyError: As for the coordinator's session.
         """

@@ -359,7 +359,7 @@ class Net(nn.Linear):
 @pytest.mark.parametrize(
     ("code", "source", "words"),
     [
-        ("no_such_file:Net", "", "there is no module 'no_such_file' among what is installed here"),
+        ("no_such_file:Net", "", "there is no module 'no_such_file' among the installed packages"),
         (
             "tests.support.federations:SmallConvNat",
             "",

@@ -221,7 +221,7 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
         ("grey", "has 1 channel of 6 × 4 pixels, and the model takes 3 channels of 6 × 4"),
         ("alpha", "4 channels"),
         ("large", "has 3 channels of 12 × 8 pixels"),
-        ("text", "no PNG or JPEG file, whatever its name says"),
+        ("text", "no PNG or JPEG file, despite its name"),
         ("cut", "cannot read"),
         ("turned.jpg", "asks its viewer to turn it"),
         ("other.png", "no PNG or JPEG file"),

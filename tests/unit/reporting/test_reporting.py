@@ -301,8 +301,8 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
         (
             PartyInputs(terms=Terms(sites=10, rounds=2), guarantee=guarantee(), aggregation=HIDDEN),
             [
-                ("keeps to the protocol", "a sum over 4 hospitals or more.", "any one image"),
-                ("3 or more hospitals in addition to itself", "Bounded"),
+                ("follows the protocol", "a sum over 4 hospitals or more.", "any one image"),
+                ("3 other hospitals or more", "Bounded"),
                 ("max_colluding = 0", "4 holders of shares", "However many they are"),
                 ("those are masked", "Bounded"),
             ],
