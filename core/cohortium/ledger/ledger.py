@@ -179,9 +179,13 @@ class Ledger:
         # budget.
         where = f"{self.path.resolve().as_uri()}?mode=rw"
         connection = sqlite3.connect(where, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
-        # Beyond FULL, EXTRA makes the end of the rollback journal durable, and with it the commit.
-        connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.is_synced else 'OFF'}")
-        connection.execute(f"PRAGMA fullfsync = {int(self.is_synced)}")
+        try:
+            # Beyond FULL, EXTRA makes the end of the rollback journal durable, and so the commit.
+            connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.is_synced else 'OFF'}")
+            connection.execute(f"PRAGMA fullfsync = {int(self.is_synced)}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _require_ledger(self, connection: sqlite3.Connection) -> None:
