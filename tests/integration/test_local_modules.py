@@ -197,7 +197,7 @@ def test_torchvision_build_mismatch_error_names_remedy(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom cohortium.data.examples import DataSpec\n"
         "from cohortium_module import Module\n"
-        "spec = DataSpec(channels=3, height=8, width=8, classes=('a', 'b'), examples=9)\n"
+        "spec = DataSpec(channels=3, size=(8, 8), task=Multiclass(('a', 'b')), examples=9)\n"
         "try:\n    Module(module='torchvision.models:resnet18').build(spec, 1)\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
