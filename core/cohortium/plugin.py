@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cohortium import parameters
 from cohortium.catalog.networks import build_network
+from cohortium.catalog.tasks import make_task
 from cohortium.clipping.batch_mixing import (
     find_batch_mixing_layers,
     require_no_batch_mixing,
@@ -244,6 +245,7 @@ __all__ = [
     "linear_head",
     "local_workload",
     "make_optimizer",
+    "make_task",
     "mark_statistics_parameters",
     "mean_gradient",
     "mean_of",
