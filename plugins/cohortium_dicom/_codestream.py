@@ -1,13 +1,15 @@
-"""Size of a compressed image, read from its first bytes before any pixel is decoded.
+"""Size of a compressed image, read from its data before any pixel is decoded.
 
 A decoder allocates memory for the size in its own data, which may differ from the file's header.
 
 References:
     JPEG: ITU-T T.81, B.2.2. JPEG-LS: ITU-T T.87, C.2.2. JPEG 2000: ITU-T T.800, A.5.1.
+    RLE: PS3.5, annex G.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from struct import unpack_from
 from typing import Final
 
@@ -60,3 +62,35 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             (length,) = unpack_from(">H", data, place + 2)
             place += 2 + length
     return None
+
+
+def run_lengths(data: bytes) -> list[int]:
+    """Return the number of bytes that each segment of RLE data makes.
+
+    Args:
+        data: A frame of RLE: a header of 64 bytes with the places of its segments, then these.
+
+    Raises:
+        struct.error: The header is cut.
+
+    Examples:
+        >>> run_lengths(bytes([1, 0, 0, 0, 64]) + bytes(59) + bytes([254, 7, 0, 8]))
+        [4]
+    """
+    count, *places = unpack_from("<16I", data)
+    return [
+        _unpacked_length(data[start:end]) for start, end in pairwise([*places[:count], len(data)])
+    ]
+
+
+def _unpacked_length(segment: bytes) -> int:
+    place = length = 0
+    while place + 1 < len(segment):  # an even length may need a byte without meaning
+        control = segment[place]
+        if control < 128:  # noqa: PLR2004 - that many bytes follow, and one more
+            length += min(control + 1, len(segment) - place - 1)
+            place += control + 2
+        else:  # the next byte repeats, and for 128 not at all
+            length += 0 if control == 128 else 257 - control  # noqa: PLR2004
+            place += 1 if control == 128 else 2  # noqa: PLR2004
+    return length

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from cohortium.plugin import DataError
+from cohortium.plugin import DataError, escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,8 @@ MAX_VALUES: Final = 1 << 27
 """Largest number of values of a file, the same as of one image of a study."""
 
 _DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-_INFLATION_STEP: Final = 1 << 16
+_INFLATION_STEP: Final = 1 << 12
+"""Number of bytes to inflate at a time, to at most 1,032 times as many."""
 
 _PIXELS: Final = (
     "BitsAllocated", "BitsStored", "Columns", "NumberOfFrames", "PhotometricInterpretation",
@@ -49,6 +50,9 @@ _PLACES: Final = (
 )  # fmt: skip
 
 MAX_BITS: Final = 16
+MAX_SHOWN: Final = 80
+"""Largest number of characters of a file's text in a sentence."""
+
 COLOURS: Final = 3
 """Values per pixel of a colour image."""
 
@@ -186,7 +190,7 @@ def pixel_format(dataset: FileDataset, path: Path) -> PixelFormat:
     if "PixelData" not in dataset:
         kind = "floating-point pixels" if _has_float_pixels(dataset) else "no pixels"
         raise DataError(f"{path} holds {kind}; leave it out.")
-    photometric = str(dataset.get("PhotometricInterpretation") or "")
+    photometric = shown(dataset.get("PhotometricInterpretation") or "")
     found = PixelFormat(
         rows=_number(dataset, "Rows", path),
         columns=_number(dataset, "Columns", path),
@@ -201,6 +205,11 @@ def pixel_format(dataset: FileDataset, path: Path) -> PixelFormat:
             f"{path} declares {stored} of {found.allocated} bits per value; only values of 8 or "
             f"{MAX_BITS} bits are read."
         )
+    if _number(dataset, "HighBit", path, default=stored - 1) != stored - 1:
+        raise DataError(
+            f"{path} keeps its {stored} bits at the upper end of {found.allocated}; write it anew "
+            f"with HighBit {stored - 1}."
+        )
     if found.samples != (1 if _is_one_channel(photometric) else COLOURS):
         raise DataError(
             f"{path} declares {found.samples} values per pixel in {photometric or 'no'} colours; "
@@ -213,6 +222,11 @@ def pixel_format(dataset: FileDataset, path: Path) -> PixelFormat:
             f"{path} declares {found}, more than {MAX_VALUES:,} values; split it, or leave it out."
         )
     return found
+
+
+def shown(text: str) -> str:
+    """Return a short text of a file on one line, for a sentence."""
+    return escape_control_characters(str(text)[:MAX_SHOWN])
 
 
 def _is_one_channel(photometric: str) -> bool:

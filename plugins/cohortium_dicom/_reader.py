@@ -16,9 +16,9 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.plugin import DataError
-from cohortium_dicom._codestream import image_size
+from cohortium_dicom._codestream import image_size, run_lengths
 from cohortium_dicom._functional_groups import flatten_functional_groups
-from cohortium_dicom._header import COLOURS, PixelFormat, pixel_format, read_header, worded
+from cohortium_dicom._header import COLOURS, PixelFormat, pixel_format, read_header, shown, worded
 from cohortium_dicom._windows import (
     StoredValues,
     Window,
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from pydicom.pixels.decoders.base import Decoder
 
 __all__ = ["DicomImage", "StoredValues", "Window", "Windowing", "read_dicom"]
-
-_RUN: Final = 64
-"""Largest number of bytes that RLE makes of one: 128 of every two."""
 
 
 @frozen(kw_only=True, eq=False)
@@ -128,11 +125,11 @@ def _decoder(dataset: FileDataset, path: Path) -> Decoder:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise DataError(
-            f"{path} has the transfer syntax {syntax.name[:80]}, which is not read; convert it to "
-            "an uncompressed one."
+            f"{path} has the transfer syntax {shown(syntax.name)}, which is not read; convert it "
+            "to an uncompressed one."
         ) from None
     if not decoder.is_available:
-        raise DataError(f"{path} is compressed as {syntax.name}{_MISSING}")
+        raise DataError(f"{path} is compressed as {shown(syntax.name)}{_MISSING}")
     return decoder
 
 
@@ -146,14 +143,11 @@ def _require_bytes(dataset: FileDataset, form: PixelFormat, path: Path) -> None:
     """Refuse a header that declares other sizes than the pixels' bytes have."""
     data: bytes = dataset.PixelData
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        from pydicom.uid import RLELossless
+
+        is_runs = dataset.file_meta.TransferSyntaxUID == RLELossless
         for frame in _compressed_frames(data, form, path):
-            size = image_size(frame)
-            fits = (
-                size == (form.rows, form.columns)
-                if size is not None
-                else form.frame_bytes <= _RUN * len(frame) <= _RUN * 4 * (form.frame_bytes + 64)
-            )
-            if not fits:
+            if not (_has_size_in_runs if is_runs else _has_size)(frame, form):
                 raise DataError(f"{path} declares {form}, and its data are of another size{_AGAIN}")
         return
     expected = form.frames * form.frame_bytes
@@ -165,6 +159,19 @@ def _require_bytes(dataset: FileDataset, form: PixelFormat, path: Path) -> None:
 
 
 _AGAIN: Final = "; copy the file anew, or leave it out."
+
+
+def _has_size(frame: bytes, form: PixelFormat) -> bool:
+    return image_size(frame) == (form.rows, form.columns)
+
+
+def _has_size_in_runs(frame: bytes, form: PixelFormat) -> bool:
+    """Return whether each byte of the values has a segment of its own, of the declared size."""
+    lengths, size = run_lengths(frame), form.rows * form.columns
+    is_odd = size % 2  # some writers make the length even
+    return len(lengths) * size == form.frame_bytes and all(
+        length in (size, size + is_odd) for length in lengths
+    )
 
 
 def _compressed_frames(data: bytes, form: PixelFormat, path: Path) -> Iterator[bytes]:
@@ -202,9 +209,9 @@ def _decoded(
             yield frame, str(facts["photometric_interpretation"])
     except RuntimeError:
         # Each installed decoder has failed, for instance at JPEG of 12 bits.
+        name = shown(dataset.file_meta.TransferSyntaxUID.name)
         raise DataError(
-            f"{path} is damaged, or compressed as {dataset.file_meta.TransferSyntaxUID.name} in a "
-            f"form that is rare{_MISSING}"
+            f"{path} is damaged, or compressed as {name} in a form that is rare{_MISSING}"
         ) from None
 
 
@@ -222,7 +229,7 @@ def _colours(
             # Palettes of 16 bits hold brightness in the upper byte.
             frame = (frame >> 8).astype(np.uint8)
     elif colours != "RGB":
-        raise DataError(f"{path} has colours as {colours[:80]}, which are not read; convert it.")
+        raise DataError(f"{path} has colours as {shown(colours)}, which are not read; convert it.")
     if frame.dtype != wanted:
         raise DataError(
             f"{path} has colours of type {frame.dtype}, and {wanted} is declared; declare stored "

@@ -14,23 +14,20 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 PATIENT = "DOE^JANE-4711"
 """A PatientID that no error may repeat."""
 
-Uid = Any
-"""A transfer syntax.  Types of pydicom's UIDs differ between its versions."""
-
 
 def dicom(
     pixels: NDArray[Any],
     *,
     stored: int | None = None,
     photometric: str = "MONOCHROME2",
-    syntax: Uid = ExplicitVRLittleEndian,
+    syntax: str = ExplicitVRLittleEndian,
     **elements: Any,
 ) -> FileDataset:
     """A file of `pixels`: (H, W), (frames, H, W), or with colours last for other photometrics."""
     samples = pixels.shape[-1] if photometric in ("RGB", "YBR_FULL") else 1
     frames = pixels.reshape(-1, *pixels.shape[-3:]) if samples > 1 else pixels
     frames = frames.reshape(-1, *frames.shape[-2:]) if samples == 1 else frames
-    meta = FileMetaDataset()
+    meta: Any = FileMetaDataset()  # pydicom's type of a UID accepts no text
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
     meta.MediaStorageSOPInstanceUID = generate_uid()
