@@ -26,6 +26,15 @@ MAX_BYTES: Final = 1 << 30
 MAX_VALUES: Final = 1 << 27
 """Largest number of values of a file, the same as of one image of a study."""
 
+MAX_ITEMS: Final = 1 << 16
+"""Largest number of items in a file's sequences and compressed pixels.
+
+pydicom makes an object of some hundred bytes for each item of eight.
+"""
+
+_ITEMS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""Tag of an item in both byte orders."""
+
 _DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 _INFLATION_STEP: Final = 1 << 12
 """Number of bytes to inflate at a time, to at most 1,032 times as many."""
@@ -130,6 +139,7 @@ def read_header(path: Path) -> FileDataset:
     content = _content(path)
     with worded(path, "its header"):
         try:
+            _require_few_items(_num_items(content), path)
             _require_bounded_inflation(content, path)
             dataset = dcmread(BytesIO(content), specific_tags=[*_PIXELS, *_VALUES, *_PLACES])
         except InvalidDicomError:
@@ -167,14 +177,28 @@ def _require_bounded_inflation(content: bytes, path: Path) -> None:
     meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_after_meta)
     if meta.get("TransferSyntaxUID") != _DEFLATED:
         return
-    inflation, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    inflation, size, items = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
     while part := file.read(_INFLATION_STEP):
-        size += len(inflation.decompress(part))
+        inflated = inflation.decompress(part)
+        size += len(inflated)
+        items += _num_items(inflated)
+        _require_few_items(items, path)
         if size > MAX_BYTES:
             raise DataError(
                 f"{path} inflates to more than {MAX_BYTES:,} bytes, and no more are read; write it "
                 "without compression, or leave it out."
             )
+
+
+def _num_items(content: bytes) -> int:
+    return sum(map(content.count, _ITEMS))
+
+
+def _require_few_items(count: int, path: Path) -> None:
+    if count > MAX_ITEMS:
+        raise DataError(
+            f"{path} has more than {MAX_ITEMS:,} items in its sequences; split it, or leave it out."
+        )
 
 
 def _is_after_meta(tag: Any, _representation: str | None, _length: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian
 
 PATIENT = "DOE^JANE-4711"
 """A PatientID that no error may repeat."""
@@ -30,7 +30,7 @@ def dicom(
     meta: Any = FileMetaDataset()  # pydicom's type of a UID accepts no text
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     dataset.PatientID = PATIENT
     dataset.SeriesInstanceUID = "1.2.3"

@@ -263,6 +263,19 @@ def test_deep_sequences_are_refused(tmp_path: Path) -> None:
     assert isinstance(tried(tmp_path / "a.dcm", content[:-36] + sequence * 5000), str)
 
 
+@pytest.mark.parametrize("is_deflated", [False, True])
+def test_sequence_of_many_items_is_refused(tmp_path: Path, *, is_deflated: bool) -> None:
+    # The shared functional groups, with items that are empty.
+    items = b"\xfe\xff\x00\xe0\x00\x00\x00\x00" * 100_000
+    sequence = b"\x00\x52\x29\x92SQ\x00\x00" + len(items).to_bytes(4, "little") + items
+    content = SAMPLES["plain"] + sequence
+    if is_deflated:
+        meta = SAMPLES["deflated"].index(DeflatedExplicitVRLittleEndian.encode()) + 22
+        packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        content = SAMPLES["deflated"][:meta] + packer.compress(sequence) + packer.flush()
+    assert "more than 65,536 items" in refused(tmp_path / "a.dcm", content)
+
+
 @pytest.mark.parametrize("element", ["FloatPixelData", "DoubleFloatPixelData"])
 def test_floating_point_pixels_are_refused(tmp_path: Path, element: str) -> None:
     dataset = dicom(PIXELS)
