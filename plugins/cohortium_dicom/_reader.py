@@ -69,8 +69,9 @@ def read_dicom(path: Path, *, window: Windowing) -> DicomImage:
     """Read the pixels of a file, with all frames.
 
     Grey values pass through the file's modality LUT or rescaling, and then through the window.
-    MONOCHROME1 is inverted, so that a higher value is always brighter. Colours become RGB. They
-    have no window, and must be of the declared type.
+    MONOCHROME1 is inverted, so that a higher value is always brighter. Padding (PixelPaddingValue)
+    is kept like any other value. Colours become RGB. They have no window, and must be of the
+    declared type.
 
     Args:
         path: The file.

@@ -55,7 +55,8 @@ def read_nifti(
 
     Values of type `uint8`, `uint16`, `int16` and `float32` keep their type. `int8` becomes `int16`.
     Other types become `float32`, if that changes no value. Scaled values (scl_slope, scl_inter)
-    become `float32`, rounded to it.
+    become `float32`, rounded to it. A file without an orientation is read as nibabel reads it: its
+    axes run to the left, front and head.
 
     Args:
         path: A file .nii or .nii.gz, or either file of a pair .hdr and .img.

@@ -22,8 +22,7 @@ VOXELS = np.arange(1, 25, dtype=np.int16).reshape(2, 3, 4)
 MEMORY = 1 << 22
 """Bytes beyond the file that a refusal may take: 4 MiB."""
 
-DIM, DATATYPE, BITPIX, PIXDIM, VOX_OFFSET, SLOPE, UNITS = 40, 70, 72, 76, 108, 112, 123
-QFORM, SFORM, AFFINE, MAGIC = 252, 254, 280, 344
+DIM, DATATYPE, VOX_OFFSET, SLOPE, FORMS, AFFINE, MAGIC = 40, 70, 108, 112, 252, 280, 344
 """Places of NIfTI-1's fields in bytes (nifti1.h)."""
 
 
@@ -211,6 +210,12 @@ def test_place_without_image_is_refused(tmp_path: Path, kind: str, name: str) ->
 def test_packed_file_under_another_name_is_refused(folder: Path, samples: dict[str, bytes]) -> None:
     assert "is no NIfTI file" in refused(folder / "b.nii", samples["packed.nii.gz"])
     assert "cannot be read" in refused(folder / "b.nii.gz", samples["one.nii"])
+
+
+def test_file_without_orientation_runs_to_the_left(folder: Path, samples: dict[str, bytes]) -> None:
+    found = tried(folder / "b.nii", changed(samples["one.nii"], FORMS, "<2h", 0, 0))
+    assert isinstance(found, NiftiImage)
+    assert np.array_equal(found.pixels[0], 2.0 * VOXELS[::-1] + 1)
 
 
 def test_damaged_mask_is_refused(folder: Path, samples: dict[str, bytes]) -> None:
