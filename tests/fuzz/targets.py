@@ -34,6 +34,7 @@ from cohortium_secagg import SecAgg
 from cohortium_secagg import _messages as secagg_messages
 from cohortium_secagg._keys import KeyPair, seal, unseal
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, LagrangeInterpolation, split
+from tests.fuzz import medical_files
 from tests.fuzz.mutation import bent, made, mutated, stranger, tree, written
 from tests.support.federations import tiny_federation
 from tests.support.in_memory_aggregation import InMemoryAggregation
@@ -81,6 +82,11 @@ def targets(folder: Path) -> Iterator[Target]:
     yield Target("journal", partial(_journal, folder / "journal"), (RunError,), weight=4)
     _foreign()
     yield Target("image file", partial(_images, folder / "images.npz"), (DataError,), weight=8)
+    run = partial(medical_files.dicom, folder / "image.dcm")
+    yield Target("DICOM file", run, (DataError,), medical_files.MEMORY, weight=8)
+    for name in ("image.nii", "image.nii.gz"):
+        run = partial(medical_files.nifti, folder / name)
+        yield Target(name, run, (DataError,), medical_files.MEMORY, weight=4)
     run = partial(_study, folder / "study.toml")
     yield Target("study", run, (CohortiumError,), STUDIES, weight=2)
     run = partial(_site_file, folder / "site.toml")
