@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from cohortium.cli import app
 from cohortium.data.examples import DataSpec
 from cohortium.data.metrics import score
+from cohortium.data.picture import ORIENTATION
 from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
@@ -204,7 +205,7 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
     colour.save(places["cut"])
     places["cut"].write_bytes(places["cut"].read_bytes()[:60])
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     colour.save(tmp_path / "turned.jpg", exif=exif)
     colour.save(tmp_path / "other.png", format="GIF")
     (tmp_path / "empty").mkdir()
@@ -221,7 +222,7 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
         ("grey", "has 1 channel of 6 × 4 pixels, and the model takes 3 channels of 6 × 4"),
         ("alpha", "4 channels"),
         ("large", "has 3 channels of 12 × 8 pixels"),
-        ("text", "no PNG or JPEG file, whatever its name says"),
+        ("text", "no PNG or JPEG file, despite its name"),
         ("cut", "cannot read"),
         ("turned.jpg", "asks its viewer to turn it"),
         ("other.png", "no PNG or JPEG file"),
