@@ -16,10 +16,19 @@ from cohortium.clipping.batch_mixing import (
 from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import DataSpec, Examples, Splits
+from cohortium.data.image_array import read_image_array
+from cohortium.data.image_file import IMAGE_SUFFIXES, ImageFileOptions, read_image
+from cohortium.data.location import find_data
 from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
+from cohortium.data.pseudonyms import pseudonyms, read_patient_key
+from cohortium.data.resize import Resize
+from cohortium.data.table import Table, read_table
+from cohortium.data.table_files import listed_files
+from cohortium.data.table_labels import class_labels
 from cohortium.deployment.study_lead import run_deployed_study
 from cohortium.deployment.unix_socket import call_site
 from cohortium.errors import (
@@ -119,13 +128,14 @@ from cohortium.roles.values import (
 )
 from cohortium.storage.append_log import FileJournal, Journal, MemoryJournal
 from cohortium.storage.atomic import atomic_write
-from cohortium.text import escape_control_characters
+from cohortium.text import did_you_mean, escape_control_characters, quote_key
 from cohortium.third_party import describe_fault
 
 __all__ = [
     "API",
     "CLASS_WEIGHTS",
     "EVENT_NAMES",
+    "IMAGE_SUFFIXES",
     "MAX_COPIES",
     "RATE",
     "Adjacency",
@@ -143,6 +153,7 @@ __all__ = [
     "DataError",
     "DataSpec",
     "Dataset",
+    "Delimiter",
     "Engine",
     "EngineSession",
     "Event",
@@ -155,6 +166,7 @@ __all__ = [
     "Guarantee",
     "IdentifyReply",
     "IdentifyRequest",
+    "ImageFileOptions",
     "Journal",
     "KeyDirectory",
     "KeyStream",
@@ -178,6 +190,7 @@ __all__ = [
     "RefusalCode",
     "RefusalError",
     "RequestError",
+    "Resize",
     "Ring",
     "RingBlock",
     "RingSum",
@@ -204,6 +217,7 @@ __all__ = [
     "StageRequests",
     "StageStats",
     "StudyError",
+    "Table",
     "TooFewSitesError",
     "Trainer",
     "Unit",
@@ -217,18 +231,22 @@ __all__ = [
     "attach_weight_averaging",
     "build_network",
     "call_site",
+    "class_labels",
     "clipped_sum",
     "data_dir",
     "decode",
     "decode_either",
     "describe_fault",
+    "did_you_mean",
     "encode",
     "escape_control_characters",
     "find_batch_mixing_layers",
+    "find_data",
     "first_existing",
     "hookimpl",
     "is_statistics_parameter",
     "linear_head",
+    "listed_files",
     "local_workload",
     "make_optimizer",
     "mark_statistics_parameters",
@@ -237,7 +255,13 @@ __all__ = [
     "poisson_batches",
     "poisson_patient_batches",
     "pretrain",
+    "pseudonyms",
+    "quote_key",
+    "read_image",
+    "read_image_array",
     "read_npz_splits",
+    "read_patient_key",
+    "read_table",
     "reject_statistics_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",
