@@ -16,19 +16,31 @@ from cohortium.clipping.batch_mixing import (
 from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import DataSpec, Examples, Splits
-from cohortium.data.image_array import read_image_array
+from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import IMAGE_SUFFIXES, ImageFileOptions, read_image
+from cohortium.data.intensity import to_unit_range
+from cohortium.data.labels import valid_names
 from cohortium.data.location import find_data
-from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
+from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
 from cohortium.data.resize import Resize
+from cohortium.data.scores import (
+    CalibrationBin,
+    ClassScores,
+    Scores,
+    mean_of,
+    metric_name,
+    roc_auc,
+)
 from cohortium.data.table import Table, read_table
 from cohortium.data.table_files import listed_files
-from cohortium.data.table_labels import class_labels
+from cohortium.data.table_labels import class_labels, finding_labels
+from cohortium.data.task import Task
 from cohortium.deployment.study_lead import run_deployed_study
 from cohortium.deployment.unix_socket import call_site
 from cohortium.errors import (
@@ -177,6 +189,7 @@ __all__ = [
     "Message",
     "MessageError",
     "Model",
+    "Multiclass",
     "NetworkError",
     "Observer",
     "Offer",
@@ -218,6 +231,7 @@ __all__ = [
     "StageStats",
     "StudyError",
     "Table",
+    "Task",
     "TooFewSitesError",
     "Trainer",
     "Unit",
@@ -230,6 +244,7 @@ __all__ = [
     "attach_statistics_rounds",
     "attach_weight_averaging",
     "build_network",
+    "build_splits",
     "call_site",
     "class_labels",
     "clipped_sum",
@@ -242,6 +257,7 @@ __all__ = [
     "escape_control_characters",
     "find_batch_mixing_layers",
     "find_data",
+    "finding_labels",
     "first_existing",
     "hookimpl",
     "is_statistics_parameter",
@@ -251,6 +267,8 @@ __all__ = [
     "make_optimizer",
     "mark_statistics_parameters",
     "mean_gradient",
+    "mean_of",
+    "metric_name",
     "parameters",
     "poisson_batches",
     "poisson_patient_batches",
@@ -259,17 +277,21 @@ __all__ = [
     "quote_key",
     "read_image",
     "read_image_array",
+    "read_mask_array",
     "read_npz_splits",
     "read_patient_key",
     "read_table",
     "reject_statistics_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",
+    "roc_auc",
     "run_deployed_study",
     "sample_batches",
     "schedule_factor",
     "shuffled_batches",
     "statistics_losses",
+    "to_unit_range",
+    "valid_names",
     "valid_options",
     "whitened_linear_head",
 ]

@@ -15,13 +15,14 @@ from attrs import Attribute, field, frozen
 
 from cohortium.plugin import (
     Dataset,
-    Examples,
     ImageFileOptions,
     Layout,
+    Multiclass,
     Offer,
     Resize,
-    Splits,
     StudyError,
+    Task,
+    build_splits,
     find_data,
     hookimpl,
     read_image_array,
@@ -30,6 +31,8 @@ from cohortium_folder._tree import read_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cohortium.plugin import Splits
 
 COHORTIUM_API = 1
 
@@ -66,8 +69,11 @@ class Folder:
             must have one size.
         resize: Method of resizing: "bilinear" or "bicubic", both with antialiasing, or "nearest".
         pages: Whether the pages of a TIFF file are the slices of a volume.
-        layout: Place of the channels in npy files: "channels-last" or "channels-first".  "auto"
-            reads only arrays that can be read in one way.
+        layout: Place of the channels in npy files: "channels-last", "channels-first", or "volumes"
+            without channels.  "auto" reads only arrays that can be read in one way.
+        task: Meaning of a class folder.
+        intensity_range: The stored values that become 0 and 1.  `uint8` images have 0 and 255.
+            Images of every other type need a declaration.
     """
 
     path: str = field(validator=_text)
@@ -78,6 +84,8 @@ class Folder:
     resize: Resize = "bilinear"
     pages: bool = False
     layout: Layout = "auto"
+    task: Task = field(factory=Multiclass)
+    intensity_range: tuple[float, float] | None = None
 
     def __attrs_post_init__(self) -> None:
         """Refuse options that no file can be read with."""
@@ -96,23 +104,20 @@ class Folder:
             DataError: The folder is missing or has another structure, or a file cannot be read.
         """
         root = find_data(self.path, "folder")
-        tree = read_tree(root, self.classes)
+        tree = read_tree(root, self.classes or self.task.names)
         files = [path for split in tree.splits.values() for path, _ in split]
+        labels = [label for split in tree.splits.values() for _, label in split]
         # All splits share one array, so that no image is copied, and any two files are compared.
-        images = read_image_array(files, self._options)
-        parts: dict[str, Examples] = {}
-        start = 0
-        for name, split in tree.splits.items():
-            labels = np.array([label for _, label in split], dtype=np.int64)
-            parts[name] = Examples(images[start : start + len(split)], labels)
-            start += len(split)
-        return Splits(
+        return build_splits(
+            {name: len(split) for name, split in tree.splits.items()},
+            read_image_array(files, self._options),
+            np.array(labels, dtype=np.int64),
+            task=self.task,
+            names=tree.classes,
             name=self.title or _name_of(root),
-            classes=tree.classes,
-            train=parts["train"],
-            validation=parts.get("validation"),
-            test=parts.get("test"),
+            where=str(root),
             source=self.source,
+            intensity_range=self.intensity_range,
         )
 
 

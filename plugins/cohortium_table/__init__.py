@@ -18,14 +18,14 @@ from attrs import Attribute, field, frozen
 from cohortium.plugin import (
     Dataset,
     Delimiter,
-    Examples,
     ImageFileOptions,
     Layout,
+    Multiclass,
     Offer,
     Resize,
-    Splits,
     StudyError,
-    class_labels,
+    Task,
+    build_splits,
     find_data,
     hookimpl,
     listed_files,
@@ -34,12 +34,13 @@ from cohortium.plugin import (
     read_patient_key,
     read_table,
 )
+from cohortium_table._labels import LabelColumns
 from cohortium_table._splits import require_disjoint, rows_by_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cohortium.plugin import Table
+    from cohortium.plugin import Splits, Table
 
 COHORTIUM_API = 1
 
@@ -53,8 +54,8 @@ def _names(_: object, attribute: Attribute[tuple[str, ...]], value: tuple[str, .
     is_texts = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
     if not is_texts or len(set(value)) < len(value):
         raise StudyError(
-            f"table: {attribute.name} is {value!r}; give the names in the labels' order as a "
-            "tuple of different texts, such as ('benign', 'malignant')."
+            f"table: {attribute.name} is {value!r}; give the names in their order as a tuple of "
+            "different texts, such as ('benign', 'malignant')."
         )
 
 
@@ -82,7 +83,11 @@ class TableDataset:
         classes: Names of the classes.  By default the different labels, sorted.
         source: Citation.
         image: Column of the paths, relative to `root`.
-        label: Column of the classes, by name or by number from 0.
+        label: Column of the classes, by name or by number from 0.  By default "label", without
+            `labels` and `mask`.
+        labels: Columns of findings instead, of which several may hold at once.  Their cells are 1,
+            0, or -1 or empty if unknown.
+        mask: Column of the paths of masks instead, which have a class for each pixel.
         patient: Column that names the patient of each image, or "".
         patient_key: File of the site's secret key, with which patients become numbers.  A missing
             file is created.  Without one, patients are numbered in the order of the table.
@@ -96,8 +101,12 @@ class TableDataset:
             must have one size.
         resize: Method of resizing: "bilinear" or "bicubic", both with antialiasing, or "nearest".
         pages: Whether the pages of a TIFF file are the slices of a volume.
-        layout: Place of the channels in npy files: "channels-last" or "channels-first".  "auto"
-            reads only arrays that can be read in one way.
+        layout: Place of the channels in npy files: "channels-last", "channels-first", or "volumes"
+            without channels.  "auto" reads only arrays that can be read in one way.
+        task: Meaning of a label.  `labels` need a task of several findings, such as "multilabel".
+            A `mask` needs "segmentation".
+        intensity_range: The stored values that become 0 and 1.  `uint8` images have 0 and 255.
+            Images of every other type need a declaration.
     """
 
     path: str = field(validator=_text)
@@ -106,7 +115,9 @@ class TableDataset:
     classes: tuple[str, ...] = field(default=(), validator=_names)
     source: str = ""
     image: str = field(default="path", validator=_text)
-    label: str = field(default="label", validator=_text)
+    label: str = ""
+    labels: tuple[str, ...] = field(default=(), validator=_names)
+    mask: str = ""
     patient: str = ""
     patient_key: str = ""
     site: str = ""
@@ -117,16 +128,22 @@ class TableDataset:
     resize: Resize = "bilinear"
     pages: bool = False
     layout: Layout = "auto"
+    task: Task = field(factory=Multiclass)
+    intensity_range: tuple[float, float] | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Refuse options that no file can be read with."""
-        _ = self._options
+        """Refuse options that no file can be read with, and labels of two kinds."""
+        _ = self._options, self._label_columns
 
     @property
     def _options(self) -> ImageFileOptions:
         return ImageFileOptions(
             size=self.size, resize=self.resize, pages=self.pages, layout=self.layout
         )
+
+    @property
+    def _label_columns(self) -> LabelColumns:
+        return LabelColumns(label=self.label, labels=self.labels, mask=self.mask)
 
     def load(self) -> Splits:
         """Read the table and the files that it lists.
@@ -136,37 +153,39 @@ class TableDataset:
         """
         path = find_data(self.path)
         root = find_data(self.root, "folder") if self.root else path.parent
-        named = (self.image, self.label, self.patient, self.site, self.split)
+        label_columns = self._label_columns
+        named = (self.image, *label_columns.columns, self.patient, self.site, self.split)
         table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
-        labels, classes = class_labels(table, self.label, self.classes)
         clients, patients = self._clients(table), self._patients(table)
         rows = rows_by_split(table, self.split)
         files = listed_files(table, self.image, root, allow_repeats=self.repeats)
         require_disjoint(table, files, rows)
         order = np.concatenate(list(rows.values()))
+        labels, names = label_columns.read(
+            table,
+            order,
+            classes=self.classes or self.task.names,
+            root=root,
+            options=self._options,
+        )
         # All splits share one array, so that no image is copied, and any two files are compared.
         images = read_image_array(
             [files[row] for row in order],
             self._options,
             where=lambda index: table.where(int(order[index])),
         )
-        parts: dict[str, Examples] = {}
-        start = 0
-        for name, index in rows.items():
-            parts[name] = Examples(
-                images[start : start + len(index)],
-                labels[index],
-                None if clients is None else clients[index],
-                None if patients is None else patients[index],
-            )
-            start += len(index)
-        return Splits(
+        return build_splits(
+            {split: len(found) for split, found in rows.items()},
+            images,
+            labels,
+            task=self.task,
+            names=names,
             name=self.title or path.stem,
-            classes=classes,
-            train=parts["train"],
-            validation=parts.get("validation"),
-            test=parts.get("test"),
+            where=f"{path}: {', '.join(label_columns.columns)[:200]}",
+            clients=None if clients is None else clients[order],
+            patients=None if patients is None else patients[order],
             source=self.source,
+            intensity_range=self.intensity_range,
         )
 
     def _clients(self, table: Table) -> NDArray[np.int64] | None:

@@ -55,7 +55,7 @@ def read_mask_array(
     *,
     where: Callable[[int], str] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the masks of files in their order, shape (N, H, W).
+    """Return the masks of files in their order, shape (N, H, W) or (N, D, H, W).
 
     Args:
         files: One file or more.

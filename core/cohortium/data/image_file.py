@@ -19,12 +19,12 @@ from attrs import Attribute, field, frozen
 from cohortium.data.examples import MAX_PIXELS
 from cohortium.data.npy import UNREADABLE, read_npy
 from cohortium.data.picture import open_picture, require_one_page, seek, to_array, to_mask
-from cohortium.data.pixels import Layout, to_channels_first
+from cohortium.data.pixels import FLAT, Layout, to_channels_first
 from cohortium.data.resize import Resize, resize
 from cohortium.errors import DataError, StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -103,25 +103,19 @@ def decode(path: Path, options: ImageFileOptions) -> NDArray[Any]:
         DataError: As for `read_image`.
     """
     image = _from_npy(path, options) if _is_npy(path) else _from_picture(path, options)
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise DataError(f"{path} has values that are not finite numbers; replace them.")
     if options.size is None:
         return image
-    if image.ndim != 3:  # noqa: PLR2004 - (C, H, W)
-        raise DataError(
-            f"{path} is a volume, and size = {list(options.size)} resizes only flat images; "
-            "resample it beforehand."
-        )
+    _require_flat(image[0], path, options)
     return resize(image, options.size, options.resize)
 
 
 def decode_mask(path: Path, options: ImageFileOptions) -> NDArray[np.uint8]:
-    """Return the mask of a file, shape (H, W): a label for each pixel.
+    """Return the mask of a file, shape (H, W) or (D, H, W): a label for each pixel.
 
     A declared size resizes it by copying the nearest label.
 
     Args:
-        path: A picture file, or an npy file of shape (H, W).
+        path: A picture file, or an npy file of such a shape.
         options: Declared ways to read it.
 
     Raises:
@@ -129,17 +123,27 @@ def decode_mask(path: Path, options: ImageFileOptions) -> NDArray[np.uint8]:
     """
     if _is_npy(path):
         mask = _load(path)
-        if mask.dtype not in (np.uint8, np.bool_) or mask.ndim != 2:  # noqa: PLR2004 - (H, W)
+        if mask.dtype not in (np.uint8, np.bool_) or mask.ndim not in (FLAT, FLAT + 1):
             raise DataError(
                 f"{path} is {mask.dtype} of shape {mask.shape}, which is no mask; save one uint8 "
-                "label for each pixel, shape (H, W)."
+                "label for each pixel, shape (H, W) or (D, H, W)."
             )
         mask = mask.astype(np.uint8)
     else:
-        with open_picture(path) as image:
-            require_one_page(image, path)
-            mask = to_mask(image, path)
-    return mask if options.size is None else resize(mask[None], options.size, "nearest")[0]
+        mask = _from_pages(path, options, to_mask)
+    if options.size is None:
+        return mask
+    _require_flat(mask, path, options)
+    resized: NDArray[np.uint8] = resize(mask[None], options.size, "nearest")[0]
+    return resized
+
+
+def _require_flat(channel: NDArray[Any], path: Path, options: ImageFileOptions) -> None:
+    if channel.ndim != FLAT:
+        raise DataError(
+            f"{path} is a volume, and size = {list(options.size or ())} resizes only flat images; "
+            "resample it beforehand."
+        )
 
 
 def _is_npy(path: Path) -> bool:
@@ -147,7 +151,9 @@ def _is_npy(path: Path) -> bool:
 
 
 def _from_npy(path: Path, options: ImageFileOptions) -> NDArray[Any]:
-    image: NDArray[Any] = to_channels_first(_load(path)[None], str(path), layout=options.layout)[0]
+    image: NDArray[Any] = to_channels_first(
+        _load(path)[None], f"{path} (with N = 1)", layout=options.layout
+    )[0]
     return image
 
 
@@ -165,25 +171,34 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _from_picture(path: Path, options: ImageFileOptions) -> NDArray[Any]:
+    image = _from_pages(path, options, to_array)
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError(f"{path} has values that are not finite numbers; replace them.")
+    return image
+
+
+def _from_pages(
+    path: Path, options: ImageFileOptions, convert: Callable[[Image, Path], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return the picture of a file, or its declared pages with their axis before the height."""
     with open_picture(path) as image:
         is_tiff = image.format == "TIFF"
         if options.pages and is_tiff:
-            return np.stack(list(_pages(image, path)), axis=1)
+            return np.stack([convert(page, path) for page in _pages(image, path)], axis=-3)
         require_one_page(image, path, _PAGES if is_tiff else "")
-        return to_array(image, path)
+        return convert(image, path)
 
 
 _PAGES: Final = ", or declare pages = true of the data set if they are slices of one volume"
 
 
-def _pages(image: Image, path: Path) -> Iterator[NDArray[Any]]:
-    """Yield the pages of a TIFF file, each of shape (C, H, W)."""
+def _pages(image: Image, path: Path) -> Iterator[Image]:
+    """Yield an opened TIFF file at each of its pages, which are compared and counted."""
     form: tuple[Any, ...] = ()
     values = 0
     for page in itertools.count():
         if not seek(image, page):
             return
-        # The page is compared and counted before it is decoded.
         values += image.width * image.height * len(image.getbands())
         form = form or (image.mode, image.size)
         if form != (image.mode, image.size):
@@ -196,4 +211,4 @@ def _pages(image: Image, path: Path) -> Iterator[NDArray[Any]]:
                 f"{path} has pages of more than {MAX_PIXELS:,} values; cut the volume into "
                 "smaller ones."
             )
-        yield to_array(image, path)
+        yield image

@@ -41,6 +41,13 @@ _SAMPLE_FORMAT: Final = 339
 _SIGNED: Final = 2
 """A sample's type in TIFF: a signed number."""
 
+_SMALL: Final = 1 << 24
+_DENSITY: Final = 1 << 12
+"""Number of values that any file may claim, and that a larger file may claim for each byte.
+
+Deflate makes at most 1032 bytes of one.
+"""
+
 _UNREADABLE: Final = (
     ArithmeticError,
     AttributeError,
@@ -184,6 +191,7 @@ def to_mask(image: Image, path: Path) -> NDArray[np.uint8]:
 
 
 def _require_bounded(image: Image, path: Path) -> None:
+    """Refuse a picture whose header claims too much, before memory is allocated for it."""
     values = image.width * image.height * len(image.getbands())
     if values > MAX_PIXELS:
         raise DataError(
@@ -192,6 +200,10 @@ def _require_bounded(image: Image, path: Path) -> None:
         )
     if not values:
         raise DataError(f"{path} has no pixels; leave it out.")
+    if values > max(_SMALL, _DENSITY * path.stat().st_size):
+        raise DataError(
+            f"{path} claims {values:,} values, which its size cannot hold; copy it anew."
+        )
 
 
 def _require_upright(image: Image, path: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from cohortium.data.examples import to_c_order
 from cohortium.data.npz import read_images
 from cohortium.data.picture import open_picture, require_one_page, to_array
+from cohortium.data.pixels import FLAT
 from cohortium.errors import DataError
 from cohortium.text import escape_control_characters
 
@@ -38,8 +39,8 @@ BATCH: Final = 512
 MAX_LOADED_BYTES: Final = 1 << 28
 """Most bytes of their pixels in memory at a time."""
 
-Batch = tuple[list[str], "NDArray[np.uint8]"]
-"""Names of some images, with the images, shape (N, C, H, W)."""
+Batch = tuple[list[str], "NDArray[Any]"]
+"""Names of some images, with the images, shape (N, C, …)."""
 
 
 def read(places: Sequence[Path], spec: DataSpec, *, split: str) -> Iterator[Batch]:
@@ -105,6 +106,10 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
 
     Its header is compared with `spec` before any pixel is decompressed.
     """
+    if len(spec.size) != FLAT:
+        raise DataError(
+            f"{path}: the model takes volumes, and a picture file is flat; give an npz file."
+        )
     if spec.channels not in MODES:
         raise DataError(
             f"{path}: the model takes {spec.channels} channels, which no picture file has; give "
@@ -127,7 +132,7 @@ _FORMATS: Final = ("PNG", "JPEG")
 
 
 def _require(shape: tuple[int, ...], spec: DataSpec, *, where: str) -> None:
-    wanted = (spec.channels, spec.height, spec.width)
+    wanted = spec.shape
     if shape != wanted:
         raise DataError(
             f"{where} {_worded(shape)}, and the model takes {_worded(wanted)}; bring them to that "
@@ -136,5 +141,5 @@ def _require(shape: tuple[int, ...], spec: DataSpec, *, where: str) -> None:
 
 
 def _worded(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{channels} channel{'s' if channels > 1 else ''} of {height} × {width} pixels"
+    channels, *size = shape
+    return f"{channels} channel{'s' if channels > 1 else ''} of {' × '.join(map(str, size))} pixels"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from PIL import Image
 from cohortium import Federation
 from cohortium.errors import DataError, StudyError
 from cohortium.plugin import Dataset
+from cohortium_multilabel import Multilabel
 from cohortium_npz import Npz
+from cohortium_segmentation import Segmentation
 from cohortium_table import TableDataset, cohortium_datasets
 from tests.support.federations import tiny_federation
 from tests.support.image_files import write_files
@@ -28,7 +31,7 @@ ROWS: list[tuple[str, ...]] = [
 COLUMNS: dict[str, Any] = {"patient": "who", "site": "place", "split": "part"}
 
 
-def put(folder: Path, rows: list[tuple[str, ...]], head: tuple[str, ...] = HEAD) -> str:
+def put(folder: Path, rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = HEAD) -> str:
     for number in range(1, 6):
         pixels = np.full((6, 4), number, np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -37,9 +40,9 @@ def put(folder: Path, rows: list[tuple[str, ...]], head: tuple[str, ...] = HEAD)
     return str(folder / "chest.csv")
 
 
-def column(part: Any, name: str) -> list[int]:
+def column(part: Any, name: str) -> list[Any]:
     values = part.images.max(axis=(1, 2, 3)) if name == "images" else getattr(part, name)
-    found: list[int] = values.tolist()
+    found: list[Any] = values.tolist()
     return found
 
 
@@ -165,6 +168,8 @@ def test_parquet_gives_the_same_splits(tmp_path: Path) -> None:
         ({"path": "a", "delimiter": "|"}, r"delimiter is '\|'; let it be one of 'auto', ','"),
         ({"path": "a", "classes": ("b", "b")}, "a tuple of different texts"),
         ({"path": "a", "resize": "lanczos"}, "resize is 'lanczos'"),
+        ({"path": "a", "label": "x", "mask": "y"}, "three kinds of labels; give one of them"),
+        ({"path": "a", "labels": ("x", "x")}, "a tuple of different texts"),
     ],
 )  # fmt: skip
 def test_invalid_parameters_are_refused_by_name(options: dict[str, Any], words: str) -> None:
@@ -186,6 +191,55 @@ def test_study_reads_table_parameters(tmp_path: Path) -> None:
     )  # fmt: skip
     (tmp_path / "study.toml").write_text(study.as_toml(), "utf-8")
     assert Federation.read(tmp_path / "study.toml") == study
+
+
+def test_several_findings_are_read(tmp_path: Path) -> None:
+    head = ("path", "mass", "fluid")
+    rows = [("1.png", "1", ""), ("2.png", "0", "1.0"), ("3.png", "-1", "0")]
+    dataset = TableDataset(
+        path=put(tmp_path, rows, head), labels=("mass", "fluid"), task=Multilabel()
+    )
+    splits = dataset.load()
+    assert splits.classes == ("mass", "fluid")
+    assert column(splits.train, "labels") == [[1, -1], [0, 1], [-1, 0]]
+    assert splits.train.labels.dtype == np.int8
+    with pytest.raises(DataError, match=r"chest\.csv: mass, fluid has shape \(3, 2\), several"):
+        TableDataset(path=dataset.path, labels=("mass", "fluid")).load()
+
+
+def test_masks_are_read(tmp_path: Path) -> None:
+    rows = [("1.png", "a.png", "val"), ("2.png", "a.png", "train"), ("3.png", "b.png", "train")]
+    path = put(tmp_path, rows, ("path", "outline", "part"))
+    masks = {name: np.zeros((6, 4), np.uint8) for name in ("a", "b")}
+    masks["b"][2:4] = 2
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    options: dict[str, Any] = {
+        "path": path, "mask": "outline", "split": "part", "task": Segmentation()
+    }  # fmt: skip
+    splits = TableDataset(**options).load()
+    np.testing.assert_array_equal(splits.train.labels, np.stack([masks["a"], masks["b"]]))
+    assert splits.classes == ("0", "1", "2")
+    assert splits.validation is not None
+    assert TableDataset(**options, size=(3, 2)).load().train.labels.shape == (2, 3, 2)
+    Image.fromarray(masks["b"][:4]).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"line 4: .*b\.png has 4 × 4 .*a\.png has 6 × 4"):
+        TableDataset(**options).load()
+    Image.fromarray(np.dstack([masks["b"]] * 3)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"line 4: .*b\.png is of mode RGB, which is no mask"):
+        TableDataset(**options).load()
+
+
+def test_deep_images_need_their_range(tmp_path: Path) -> None:
+    path = put(tmp_path, ROWS)
+    for number in range(1, 6):
+        pixels = np.full((6, 4), 1000 * number, np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    with pytest.raises(DataError, match=r"'intensity_range' must be declared for uint16"):
+        TableDataset(path=path).load()
+    splits = TableDataset(path=path, intensity_range=(0, 4095)).load()
+    assert splits.train.images.dtype == np.uint16
+    assert splits.spec.intensity_range == (0, 4095)
 
 
 @pytest.mark.data

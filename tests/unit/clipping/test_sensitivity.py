@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -451,7 +452,7 @@ def test_module_attribute_memory_is_discarded(place: str) -> None:
 @pytest.mark.parametrize("place", ["buffer", "new buffer"])
 def test_stateful_buffer_is_refused(place: str) -> None:
     net = Network(Memory(place))
-    with pytest.raises(PrivacyError, match=r"memory of what it sees in 'parts\.0\.running'"):
+    with pytest.raises(PrivacyError, match=r"memory of its input in 'parts\.0\.running'"):
         clipped(net, images(6, seed=1), np.arange(6), C)
     assert not bool(net.get_buffer("parts.0.running").isnan().any())
 
@@ -493,7 +494,7 @@ class Remembers:
 
     def build(self, spec: Any, seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        return Late(spec.channels * spec.height * spec.width, len(spec.classes))
+        return Late(math.prod(spec.shape), len(spec.classes))
 
 
 class Late(nn.Module):
@@ -846,7 +847,7 @@ class Outside(Part):
 
 
 def test_unmapped_network_with_outside_memory_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="another output alone than beside others"):
+    with pytest.raises(PrivacyError, match="another output alone than in a batch"):
         clipped(Network(Outside()), images(6, seed=1), np.arange(6), C)
 
 

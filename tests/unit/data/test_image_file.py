@@ -183,6 +183,7 @@ CMYK = Image.fromarray(COLOUR).convert("CMYK")
         (put("a.png", b""), "is no PNG, JPEG or TIFF file"),
         (put("a.png", png(1 << 30, 1 << 30, 8, 0, b"")), "far more pixels"),
         (put("a.png", png(1 << 14, 1 << 13, 8, 6, b"")), "an image may have 134,217,728"),
+        (put("a.png", png(1 << 12, 1 << 13, 8, 0, b"")), "claims 33,554,432 values, which"),
         (put("a.png", png(9, 9, 8, 0, bytes(20))), "cannot read .* copy it anew"),
         (put("a.png", png(4, 6, 8, 0, zlib.compress(bytes(30)))[:-25]), "cannot read .*truncated"),
         (put("a.png", png(4, 6, 8, 0, b"")[:33]), "is no PNG, JPEG or TIFF file"),
@@ -327,6 +328,20 @@ def test_mask_keeps_labels(tmp_path: Path) -> None:
     for name in ("colour.png", "deep.npy"):
         with pytest.raises(DataError, match=rf"{name} is .* which is no mask"):
             decode_mask(tmp_path / name, ImageFileOptions())
+
+
+def test_pages_of_masks_become_depth(tmp_path: Path) -> None:
+    labels = (GREY % 3).astype(np.uint8)
+    first, second = Image.fromarray(labels), Image.fromarray(labels[::-1])
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    np.save(tmp_path / "a.npy", np.stack([labels, labels[::-1]]))
+    for name in ("a.tif", "a.npy"):
+        found = decode_mask(tmp_path / name, ImageFileOptions(pages=True))
+        np.testing.assert_array_equal(found, np.stack([labels, labels[::-1]]))
+        with pytest.raises(DataError, match="is a volume, and size"):
+            decode_mask(tmp_path / name, ImageFileOptions(pages=True, size=(2, 2)))
+    with pytest.raises(DataError, match="several pictures"):
+        decode_mask(tmp_path / "a.tif", ImageFileOptions())
 
 
 def many(folder: Path, count: int) -> tuple[list[Path], np.ndarray]:
