@@ -89,8 +89,9 @@ class TableDataset:
             0, or -1 or empty if unknown.
         mask: Column of the paths of masks instead, which have a class for each pixel.
         patient: Column that names the patient of each image, or "".
-        patient_key: File of the site's secret key, with which patients become numbers.  A missing
-            file is created.  Without one, patients are numbered in the order of the table.
+        patient_key: File of the site's secret key, with which patients become numbers, relative to
+            the table's folder.  A missing file is created.  Without one, patients are numbered in
+            the order of the table.
         site: Column of the data's own grouping (hospital, scanner, …), or "".
         split: Column of the splits, "train", "val" or "validation", and "test".  By default all
             rows are for training.
@@ -156,7 +157,7 @@ class TableDataset:
         label_columns = self._label_columns
         named = (self.image, *label_columns.columns, self.patient, self.site, self.split)
         table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
-        clients, patients = self._clients(table), self._patients(table)
+        clients, patients = self._clients(table), self._patients(table, path.parent)
         rows = rows_by_split(table, self.split)
         files = listed_files(table, self.image, root, allow_repeats=self.repeats)
         require_disjoint(table, files, rows)
@@ -193,14 +194,13 @@ class TableDataset:
             return None
         return table.categories(self.site, "name the site of each image, or declare no site")[0]
 
-    def _patients(self, table: Table) -> NDArray[np.int64] | None:
+    def _patients(self, table: Table, folder: Path) -> NDArray[np.int64] | None:
         if not self.patient:
             return None
-        texts = table.complete(
-            self.patient, "name the patient of each image, or declare no patient"
-        )
-        key = Path(self.patient_key).expanduser() if self.patient_key else None
-        return pseudonyms(texts, None if key is None else read_patient_key(key))
+        advice = "name the patient of each image, or declare no patient"
+        texts = table.complete(self.patient, advice)
+        key = Path(self.patient_key).expanduser()
+        return pseudonyms(texts, read_patient_key(folder / key) if self.patient_key else None)
 
 
 @hookimpl

@@ -33,10 +33,14 @@ FORMATS: Final = ("PNG", "JPEG", "TIFF")
 ORIENTATION: Final = 0x0112
 """The EXIF tag that makes a viewer turn a picture."""
 
+_BITS: Final = 258
 _PHOTOMETRIC: Final = 262
 _SAMPLES: Final = 277
 _SAMPLE_FORMAT: Final = 339
-"""Tags of TIFF: the meaning of 0, the number of samples of a pixel, and their type."""
+"""Tags of TIFF: bits of each sample, the meaning of 0, samples of a pixel, and their type."""
+
+_BYTE: Final = 8
+"""Bits of a channel that Pillow keeps in colour."""
 
 _SIGNED: Final = 2
 """A sample's type in TIFF: a signed number."""
@@ -230,7 +234,8 @@ def _stored_type(image: Image, path: Path) -> type[np.generic]:
     tags = getattr(image, "tag_v2", {})
     is_positive = tags.get(_PHOTOMETRIC, 1) == 1
     if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        if any(";16" in name for name in stored):
+        # Pillow omits the bits where the channels of a TIFF file are apart.
+        if any(";16" in name for name in stored) or max(tags.get(_BITS, (1,))) > _BYTE:
             raise DataError(
                 f"{path} has 16 bits a channel and several channels, of which Pillow keeps 8 "
                 "bits; save it with 8 bits a channel, or as an npy file."

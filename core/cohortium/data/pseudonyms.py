@@ -73,7 +73,10 @@ def read_patient_key(path: Path) -> bytes:
                 atomic_create(path, secrets.token_hex(KEY_BYTES).encode())
         key = bytes.fromhex(path.read_text("ascii").strip())
     except OSError as error:
-        raise DataError(f"the patients' key {path} cannot be used: {error.strerror}.") from error
+        raise DataError(
+            f"the patients' key {path} cannot be read or created ({error.strerror}); name a file "
+            "in a folder of yours."
+        ) from error
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:

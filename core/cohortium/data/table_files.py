@@ -34,10 +34,11 @@ def listed_files(
             file is listed twice. The sentence names the row.
     """
     inside = Path(os.path.realpath(root))
+    folders: dict[Path, Path] = {}
     listed: dict[Path, int] = {}
     files = []
     for row, text in enumerate(table.complete(column, "name an image, or leave the row out")):
-        path = _resolve(text, inside, table.where(row))
+        path = _resolve(text, inside, folders, table.where(row))
         first = listed.setdefault(path, row)
         if first != row and not allow_repeats:
             raise DataError(
@@ -48,8 +49,11 @@ def listed_files(
     return tuple(files)
 
 
-def _resolve(text: str, root: Path, where: str) -> Path:
-    """Return the file that `text` names in `root`, without symbolic links."""
+def _resolve(text: str, root: Path, folders: dict[Path, Path], where: str) -> Path:
+    """Return the file that `text` names in `root`, without symbolic links.
+
+    Folders whose links have been followed are kept in `folders`.
+    """
     shown = escape_control_characters(text)[:200]
     is_absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).anchor
     if is_absolute or ".." in re.split(r"[/\\]", text) or "\0" in text:
@@ -62,13 +66,19 @@ def _resolve(text: str, root: Path, where: str) -> Path:
             f"{where}: {shown} is of no kind that can be read; the kinds are "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    path = Path(os.path.realpath(root / text))
+    given = root / text
+    folder = folders.get(given.parent)
+    if folder is None:
+        folder = folders[given.parent] = Path(os.path.realpath(given.parent))
+    path = folder / given.name
+    # Methods of Path raise if a folder may not be searched, or a name is too long.
+    if os.path.islink(path):  # noqa: PTH114 - see above
+        path = Path(os.path.realpath(path))
     if not path.is_relative_to(root):
         raise DataError(
             f"{where}: the path {shown} leaves the folder {root} by a symbolic link; put the "
             "file into that folder."
         )
-    # `Path.is_file` raises if a folder may not be searched, or a name is too long.
     if not os.path.isfile(path):  # noqa: PTH113 - see above
         slashes = ", with / between folders" if "\\" in text else ""
         raise DataError(

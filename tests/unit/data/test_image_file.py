@@ -83,6 +83,11 @@ def tiff(values: np.ndarray, **tags: int) -> bytes:
         262: [tags.get("photometric", 1)], 273: [8], 277: [channels], 278: [values.shape[0]],
         279: [values.nbytes], 339: [formats[values.dtype.kind]] * channels,
     }  # fmt: skip
+    if tags.get("planar"):
+        size = values[..., 0].nbytes
+        places = [8 + size * channel for channel in range(channels)]
+        entries |= {273: places, 279: [size] * channels, 284: [2]}
+        values = values.transpose(2, 0, 1)
     if "extra" in tags:
         entries[338] = [tags["extra"]]
     data, directory, behind = values.tobytes(), b"", b""
@@ -122,6 +127,7 @@ PALETTE = Image.fromarray(COLOUR).quantize(8)
         (saved(GREY.astype(np.float32) / 7, "a.tif"), GREY[None].astype(np.float32) / 7),
         (put("a.tif", tiff(DEEP.astype(np.int16))), DEEP[None].astype(np.int16)),
         (put("a.tif", tiff(GREY, photometric=0)), 255 - GREY[None]),
+        (put("a.tif", tiff(COLOUR, photometric=2, planar=1)), PLANES),
         (saved(np.dstack([COLOUR, OPAQUE]), "a.png"), PLANES),
         (saved(np.dstack([GREY[..., None], OPAQUE]), "a.png"), GREY[None]),
         (saved(np.full((6, 4), 9, np.uint8), "a.png", transparency=8), np.full((1, 6, 4), 9)),
@@ -169,6 +175,7 @@ CMYK = Image.fromarray(COLOUR).convert("CMYK")
         (saved(GREY.astype(np.int32), "a.tif"), "is of mode I, stored as I;32S"),
         (put("a.png", png(4, 6, 16, 2, DEEP_COLOUR)), "of which Pillow keeps 8 bits"),
         (put("a.tif", tiff(np.dstack([DEEP] * 3), photometric=2)), "Pillow keeps 8 bits"),
+        (put("a.tif", tiff(np.dstack([DEEP] * 3), photometric=2, planar=1)), "keeps 8 bits"),
         (put("a.tif", tiff(np.dstack([COLOUR, OPAQUE]), photometric=2, extra=0)), "stored as RGBX"),
         (put("a.tif", tiff(DEEP, photometric=0)), "stores white as 0"),
         (put("a.tif", tiff(GREY.astype(np.int8))), "signed values of 8 bits"),
