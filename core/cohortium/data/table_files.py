@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from cohortium.data.image_file import IMAGE_SUFFIXES
 from cohortium.errors import DataError
@@ -13,6 +13,9 @@ from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
     from cohortium.data.table import Table
+
+_ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
+"""Begin of a path that does not depend on a folder, on any operating system."""
 
 
 def listed_files(
@@ -34,7 +37,7 @@ def listed_files(
             file is listed twice. The sentence names the row.
     """
     inside = Path(os.path.realpath(root))
-    folders: dict[Path, Path] = {}
+    folders: dict[str, Path] = {}
     listed: dict[Path, int] = {}
     files = []
     for row, text in enumerate(table.complete(column, "name an image, or leave the row out")):
@@ -49,35 +52,33 @@ def listed_files(
     return tuple(files)
 
 
-def _resolve(text: str, root: Path, folders: dict[Path, Path], where: str) -> Path:
+def _resolve(text: str, root: Path, folders: dict[str, Path], where: str) -> Path:
     """Return the file that `text` names in `root`, without symbolic links.
 
     Folders whose links have been followed are kept in `folders`.
     """
-    shown = escape_control_characters(text)[:200]
-    is_absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).anchor
-    if is_absolute or ".." in re.split(r"[/\\]", text) or "\0" in text:
+    leaves = f"leaves the folder {root}"
+    if _ABSOLUTE.match(text) or ".." in re.split(r"[/\\]", text) or "\0" in text:
         raise DataError(
-            f"{where}: the path {shown} leaves the folder {root}; write it relative to that "
-            "folder, which root declares, and without '..'."
+            f"{where}: the path {_shown(text)} {leaves}; write it relative to that folder, which "
+            "root declares, and without '..'."
         )
-    if PurePosixPath(text).suffix.lower() not in IMAGE_SUFFIXES:
+    if not text.lower().endswith(IMAGE_SUFFIXES):
         raise DataError(
-            f"{where}: {shown} is of no kind that can be read; the kinds are "
+            f"{where}: {_shown(text)} is of no kind that can be read; the kinds are "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    given = root / text
-    folder = folders.get(given.parent)
-    if folder is None:
-        folder = folders[given.parent] = Path(os.path.realpath(given.parent))
-    path = folder / given.name
+    parent, name = os.path.split(text)
+    if parent not in folders:
+        folders[parent] = Path(os.path.realpath(root / parent))
+    path = folders[parent] / name
     # Methods of Path raise if a folder may not be searched, or a name is too long.
     if os.path.islink(path):  # noqa: PTH114 - see above
         path = Path(os.path.realpath(path))
     if not path.is_relative_to(root):
         raise DataError(
-            f"{where}: the path {shown} leaves the folder {root} by a symbolic link; put the "
-            "file into that folder."
+            f"{where}: the path {_shown(text)} {leaves} by a symbolic link; put the file into that "
+            "folder."
         )
     if not os.path.isfile(path):  # noqa: PTH113 - see above
         slashes = ", with / between folders" if "\\" in text else ""
@@ -85,3 +86,7 @@ def _resolve(text: str, root: Path, folders: dict[Path, Path], where: str) -> Pa
             f"{where}: there is no file {path}; correct the path{slashes}, or leave the row out."
         )
     return path
+
+
+def _shown(text: str) -> str:
+    return escape_control_characters(text)[:200]

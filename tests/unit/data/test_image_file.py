@@ -256,7 +256,7 @@ SAMPLES = dict(
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_damaged_image_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:

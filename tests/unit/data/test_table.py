@@ -132,7 +132,7 @@ def test_written_cells_are_read_back(
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_damaged_csv_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
@@ -347,4 +347,4 @@ def test_categories_are_sorted_as_numbers_or_texts(tmp_path: Path) -> None:
     assert table.categories("b", "fill it in")[1] == ("10", "9", "x")
     with pytest.raises(DataError, match="line 3: c is empty; fill it in"):
         made(tmp_path, c=["x", ""]).categories("c", "fill it in")
-    assert "10" not in repr(table)
+    assert "'9'" not in repr(table)
