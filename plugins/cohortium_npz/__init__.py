@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from attrs import Attribute, field, frozen
 
 from cohortium.plugin import (
-    DataError,
     Dataset,
     Layout,
     Multiclass,
     Offer,
     StudyError,
     Task,
-    data_dir,
-    first_existing,
+    find_data,
     hookimpl,
     read_npz_splits,
 )
@@ -88,7 +85,7 @@ class Npz:
         Raises:
             DataError: It is missing, damaged or of another layout.
         """
-        path = self._find()
+        path = find_data(self.path)
         return read_npz_splits(
             path,
             name=self.title or path.stem,
@@ -97,20 +94,6 @@ class Npz:
             source=self.source,
             layout=self.layout,
             intensity_range=self.intensity_range,
-        )
-
-    def _find(self) -> Path:
-        given, folder = Path(self.path).expanduser(), data_dir()
-        found = first_existing(given) if folder is None else first_existing(given, folder / given)
-        if found is not None:
-            return found
-        if folder is None:
-            beside = "COHORTIUM_DATA names no folder to look in besides"
-        else:
-            beside = f"it is not in {folder}, which COHORTIUM_DATA names, either"
-        raise DataError(
-            f"there is no file {given.absolute()}, and {beside}; correct the data set's path, or "
-            "put the file there."
         )
 
 
