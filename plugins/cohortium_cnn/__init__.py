@@ -19,6 +19,8 @@ COHORTIUM_API = 1
 class CNN:
     """Three strided convolutions with GroupNorm, a global mean and a linear layer.
 
+    Images have two axes or three.
+
     Attributes:
         width: Channels of the first convolution.  The last has four times as many.
     """
@@ -34,14 +36,16 @@ class CNN:
         import torch
         from torch import nn
 
-        w = self.width
+        w, is_flat = self.width, True
+        convolution = nn.Conv2d if is_flat else nn.Conv3d
+        mean = nn.AdaptiveAvgPool2d if is_flat else nn.AdaptiveAvgPool3d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return nn.Sequential(
-                *(nn.Conv2d(spec.channels, w, 3, 2, 1), nn.GroupNorm(1, w), nn.ReLU()),
-                *(nn.Conv2d(w, 2 * w, 3, 2, 1), nn.GroupNorm(2, 2 * w), nn.ReLU()),
-                *(nn.Conv2d(2 * w, 4 * w, 3, 1, 1), nn.GroupNorm(4, 4 * w), nn.ReLU()),
-                nn.AdaptiveAvgPool2d(1),
+                *(convolution(spec.channels, w, 3, 2, 1), nn.GroupNorm(1, w), nn.ReLU()),
+                *(convolution(w, 2 * w, 3, 2, 1), nn.GroupNorm(2, 2 * w), nn.ReLU()),
+                *(convolution(2 * w, 4 * w, 3, 1, 1), nn.GroupNorm(4, 4 * w), nn.ReLU()),
+                mean(1),
                 nn.Flatten(),
                 nn.Linear(4 * w, len(spec.classes)),
             )
