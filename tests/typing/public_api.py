@@ -53,6 +53,8 @@ from cohortium_scatternet import ScatterNet
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
 from cohortium_tensorboard import TensorBoard
+from cohortium_unet import UNet
+from cohortium_vgg16 import VGG16
 
 
 def compose() -> Federation:
@@ -128,6 +130,8 @@ MODELS: list[Model] = [
     ResNet9(),
     ResNet18(),
     ScatterNet(),
+    UNet(),
+    VGG16(),
 ]
 TRAINERS: list[Trainer] = [FedAvg(), FedMIC(), FedProx(), FedSGD()]
 PRIVATIZERS: list[Privatizer] = [Gaussian(), NoPrivacy(), Skellam()]
