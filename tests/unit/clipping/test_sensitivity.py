@@ -451,7 +451,7 @@ def test_module_attribute_memory_is_discarded(place: str) -> None:
 @pytest.mark.parametrize("place", ["buffer", "new buffer"])
 def test_stateful_buffer_is_refused(place: str) -> None:
     net = Network(Memory(place))
-    with pytest.raises(PrivacyError, match=r"memory of what it sees in 'parts\.0\.running'"):
+    with pytest.raises(PrivacyError, match=r"memory of its input in 'parts\.0\.running'"):
         clipped(net, images(6, seed=1), np.arange(6), C)
     assert not bool(net.get_buffer("parts.0.running").isnan().any())
 
@@ -846,7 +846,7 @@ class Outside(Part):
 
 
 def test_unmapped_network_with_outside_memory_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="another output alone than beside others"):
+    with pytest.raises(PrivacyError, match="another output alone than in a batch"):
         clipped(Network(Outside()), images(6, seed=1), np.arange(6), C)
 
 
