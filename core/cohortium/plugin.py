@@ -17,9 +17,20 @@ from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import DataSpec, Examples, Splits
-from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
+from cohortium.data.intensity import to_unit_range
+from cohortium.data.labels import valid_names
+from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
+from cohortium.data.scores import (
+    CalibrationBin,
+    ClassScores,
+    Scores,
+    mean_of,
+    metric_name,
+    roc_auc,
+)
+from cohortium.data.task import Task
 from cohortium.deployment.study_lead import run_deployed_study
 from cohortium.deployment.unix_socket import call_site
 from cohortium.errors import (
@@ -165,6 +176,7 @@ __all__ = [
     "Message",
     "MessageError",
     "Model",
+    "Multiclass",
     "NetworkError",
     "Observer",
     "Offer",
@@ -204,6 +216,7 @@ __all__ = [
     "StageRequests",
     "StageStats",
     "StudyError",
+    "Task",
     "TooFewSitesError",
     "Trainer",
     "Unit",
@@ -233,6 +246,8 @@ __all__ = [
     "make_optimizer",
     "mark_statistics_parameters",
     "mean_gradient",
+    "mean_of",
+    "metric_name",
     "parameters",
     "poisson_batches",
     "poisson_patient_batches",
@@ -241,11 +256,14 @@ __all__ = [
     "reject_statistics_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",
+    "roc_auc",
     "run_deployed_study",
     "sample_batches",
     "schedule_factor",
     "shuffled_batches",
     "statistics_losses",
+    "to_unit_range",
+    "valid_names",
     "valid_options",
     "whitened_linear_head",
 ]

@@ -21,7 +21,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortium.plugin import DataSpec, StudyError, build_network, find_batch_mixing_layers
+from cohortium.plugin import (
+    DataSpec,
+    Multiclass,
+    StudyError,
+    build_network,
+    find_batch_mixing_layers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +87,7 @@ class TeacherStudentPair(nn.Module):
 
         def losses(batch: NDArray[np.int64]) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)
-            images, labels = augmentation(task.images[index], task), task.labels[index]
+            images, labels = augmentation(task.images[index], task.labels[index], task)
             each: Tensor = self(images, labels)
             return each
 
@@ -130,9 +136,9 @@ def _built(model: Model, net: nn.Module, shape: Sequence[int]) -> nn.Module:
             "trainer.teacher takes images, and the student's model makes features of them; leave "
             "it out, or give the study a model of another kind."
         )
-    channels, height, width = shape
+    channels, *size = shape
     classes = tuple(map(str, range(_last_linear(net).out_features)))
-    spec = DataSpec(channels=channels, height=height, width=width, classes=classes, examples=1)
+    spec = DataSpec(channels=channels, size=tuple(size), task=Multiclass(classes), examples=1)
     teacher = build_network(model, spec, 0)
     if mixing := find_batch_mixing_layers(teacher):
         raise StudyError(

@@ -19,6 +19,7 @@ from attrs import Attribute, field, frozen
 from cohortium.plugin import (
     DataError,
     Dataset,
+    Multiclass,
     Offer,
     StudyError,
     data_dir,
@@ -107,6 +108,7 @@ class MedMNIST:
         return read_npz_splits(
             path,
             name=f"{info['python_class']} {self.size}×{self.size}",
+            task=Multiclass(),
             classes=[info["label"][str(label)] for label in range(len(info["label"]))],
             source=(
                 f"{info['python_class']} of MedMNIST v2 (Yang et al., Scientific Data 2023), "

@@ -14,8 +14,10 @@ from cohortium.plugin import (
     DataError,
     Dataset,
     Layout,
+    Multiclass,
     Offer,
     StudyError,
+    Task,
     data_dir,
     first_existing,
     hookimpl,
@@ -52,19 +54,24 @@ def _layout(_: object, attribute: Attribute[str], value: object) -> None:
 class Npz:
     """Images and labels from a file of the user's own.
 
-    The file holds `train_images` (N, H, W) or (N, H, W, C), `uint8`, and `train_labels` (N,) or
-    (N, 1), integers from 0 without gaps.  It may hold the same for `val_` and `test_`.  It may also
-    hold `train_clients` (the data's own grouping, integers), `train_patients` (the patient of each
-    image, integers) and `classes` (their names, text).  An array that can be read in two ways is
-    refused with an instruction, and so are labels that leave a class empty.
+    The file holds `train_images` (N, H, W) or (N, H, W, C), or volumes (N, D, H, W), and
+    `train_labels` in the form of the task: by default (N,) or (N, 1), integers from 0 without gaps.
+    It may hold the same for `val_` and `test_`.  It may also hold `train_clients` (the data's own
+    grouping, integers), `train_patients` (the patient of each image, integers) and `classes` (their
+    names, text).  An array that can be read in two ways is refused with an instruction, and so are
+    labels that leave a class empty.
 
     Attributes:
         path: The file: as given, else under the folder that `COHORTIUM_DATA` names.
         title: Name of the data set in figures.  By default the file's own name.
         classes: Names of the classes.  By default the file's `classes`, else "0", "1", ….
         source: Citation.
-        layout: Place of the channels in an array of four axes: "channels-last" (N, H, W, C) or
-            "channels-first" (N, C, H, W).  "auto" reads only arrays that can be read in one way.
+        layout: Place of the channels: "channels-last" as in (N, H, W, C), "channels-first" as in
+            (N, C, H, W), or "volumes" for (N, D, H, W) without channels.  "auto" reads only arrays
+            that can be read in one way.
+        task: Meaning of a label.
+        intensity_range: The stored values that become 0 and 1.  `uint8` images have 0 and 255.
+            Images of every other type need a declaration.
     """
 
     path: str = field(validator=_text)
@@ -72,6 +79,8 @@ class Npz:
     classes: tuple[str, ...] = field(default=(), validator=_texts)
     source: str = ""
     layout: Layout = field(default="auto", validator=_layout)
+    task: Task = field(factory=Multiclass)
+    intensity_range: tuple[float, float] | None = None
 
     def load(self) -> Splits:
         """Read the file.
@@ -83,9 +92,11 @@ class Npz:
         return read_npz_splits(
             path,
             name=self.title or path.stem,
+            task=self.task,
             classes=self.classes,
             source=self.source,
             layout=self.layout,
+            intensity_range=self.intensity_range,
         )
 
     def _find(self) -> Path:

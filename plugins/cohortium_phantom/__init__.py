@@ -16,7 +16,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 from attrs.validators import ge, le, lt
 
-from cohortium.plugin import Dataset, Examples, Offer, Seeds, Splits, hookimpl
+from cohortium.plugin import Dataset, Examples, Multiclass, Offer, Seeds, Splits, hookimpl
 from cohortium_phantom._draw import CELL_TYPES, draw
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Phantom:
             test = threads.submit(self._examples, "test", self.test)
         return Splits(
             name="phantom",
-            classes=CELL_TYPES,
+            task=Multiclass(CELL_TYPES),
             train=self._with_patients(train.result()),
             validation=validation.result() if self.validation else None,
             test=test.result() if self.test else None,

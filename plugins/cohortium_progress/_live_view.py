@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cohortium.plugin import RunCompleted, RunFailed, RunStarted
 from cohortium_progress._plain_view import format_event
-from cohortium_progress._run_progress import RunProgress
+from cohortium_progress._run_progress import RunProgress, format_scores
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -111,10 +111,10 @@ def _sites(progress: RunProgress) -> tuple[str, float | None, str]:
 
 def _scores(progress: RunProgress, console: Console) -> tuple[str, float | None, str]:
     assert progress.scores is not None
-    text = f"accuracy {progress.scores.accuracy:.1%}, loss {progress.scores.loss:.3f}"
+    text = ", ".join(reversed(format_scores(progress.scores)))
     if console.encoding.startswith("utf"):
         text += f"  {sparkline(progress.accuracies)}"
-    return "scores", progress.scores.accuracy, text
+    return "scores", progress.scores.main, text
 
 
 def _privacy(progress: RunProgress) -> tuple[str, float | None, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteFailed
-from cohortium_progress._run_progress import RunProgress
+from cohortium_progress._run_progress import RunProgress, format_scores
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ class PlainView:
         if event.dropped:
             parts.append(f"{len(event.dropped)} dropped")
         if event.scores is not None:
-            parts += [f"loss {event.scores.loss:.3f}", f"accuracy {event.scores.accuracy:.1%}"]
+            parts += format_scores(event.scores)
         if event.guarantee_so_far is not None and progress.promise is not None:
             parts.append(f"ε {progress.spent:.2f} of {progress.promise.epsilon:.2f}")
         if progress.left:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteReplied
+from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteReplied, metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 RECENT = 10
 """Number of rounds whose pace gives the estimate of the time left."""
+
+
+def format_scores(scores: Scores) -> list[str]:
+    """Return the loss, if there is one, and the main metric."""
+    loss = [] if scores.loss is None else [f"loss {scores.loss:.3f}"]
+    return [*loss, f"{metric_name(scores.main_metric)} {scores.main:.1%}"]
 
 
 @define
@@ -78,7 +84,7 @@ class RunProgress:
             self.spent = event.guarantee_so_far.epsilon
         if event.scores is not None:
             self.scores = event.scores
-            self.accuracies.append(event.scores.accuracy)
+            self.accuracies.append(event.scores.main)
 
     @property
     def left(self) -> dt.timedelta | None:

@@ -6,6 +6,7 @@ The transform is that of Bruna and Mallat 2013 (arXiv 1203.1513).  Oyallon and M
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ class ScatterNet:
         """Build the linear layer, which starts at zero and needs no seed."""
         from cohortium_scatternet._scattering import coarse
 
-        places = coarse(spec.height, self.scales) * coarse(spec.width, self.scales)
+        places = math.prod(coarse(side, self.scales) for side in spec.size)
         return linear_head(spec.channels * self.maps * places, len(spec.classes))
 
 

@@ -32,7 +32,7 @@ from attrs import define, field, frozen
 from torch import nn
 
 from cohortium import Federation
-from cohortium.plugin import Engine, Event, Examples, RoundCompleted, Splits
+from cohortium.plugin import Engine, Event, Examples, Multiclass, RoundCompleted, Splits
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
 from cohortium_module import Module
@@ -82,7 +82,9 @@ class RandomImages:
         images = rng.integers(0, 256, (self.examples, 3, 28, 28), np.uint8)
         labels = rng.integers(0, CLASSES, self.examples)
         return Splits(
-            name="noise", classes=tuple(map(str, range(CLASSES))), train=Examples(images, labels)
+            name="noise",
+            task=Multiclass(tuple(map(str, range(CLASSES)))),
+            train=Examples(images, labels),
         )
 
 

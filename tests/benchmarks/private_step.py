@@ -126,13 +126,13 @@ def work(name: str, batch: int, width: int, threads: int, pipe: Connection) -> N
     """Take a step whenever told to; answer how long it took and the peak memory so far, in MiB."""
     import torch
 
-    from cohortium.plugin import DataSpec
+    from cohortium.plugin import DataSpec, Multiclass
     from cohortium_dpresnet import DPResNet
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     classes = tuple("abcdefgh")
-    spec = DataSpec(channels=3, height=28, width=28, classes=classes, examples=batch)
+    spec = DataSpec(channels=3, size=(28, 28), task=Multiclass(classes), examples=batch)
     net = DPResNet(width=width).build(spec, 0)
     images, labels = torch.randn(batch, 3, 28, 28), torch.randint(0, len(classes), (batch,))
     step = CONTENDERS[name](net, images, labels)

@@ -201,24 +201,24 @@ HIDDEN = AggregationGuarantee(min_contributors=2, reconstruction_threshold=2, ma
 BOASTED = AggregationGuarantee(min_contributors=4, reconstruction_threshold=2, max_dropouts=1)
 
 BAD = [
-    (aggregators.check_exact_sum, Clear(lead=LeavesOneOut), "is not the sum of what"),
+    (aggregators.check_exact_sum, Clear(lead=LeavesOneOut), "is not the sum of these"),
     (aggregators.check_exact_sum, Clear(lead=nobody), "served no cohort.*not for you"),
     (aggregators.check_exact_sum, Clear(site_context=TrainsTwice), r"made to train \[2\] times"),
     (aggregators.check_exact_sum, Clear(site_context=Talks), "answered with a list"),
-    (aggregators.check_dropouts, Clear(lead=ClaimsEveryone), "is not the sum of what"),
+    (aggregators.check_dropouts, Clear(lead=ClaimsEveryone), "is not the sum of these"),
     (aggregators.check_dropouts, Clear(lead=AsksForever), "still asks after 20"),
     (aggregators.check_dropouts, Clear(lead=NeverFails), r"released over \(\)"),
     (aggregators.check_min_sites, Clear(lead=IgnoresTheFloor), "at least 7 different sites"),
     (aggregators.check_secrecy, Clear(hides=HIDDEN), "below min_contributors"),
     (aggregators.check_secrecy, Clear(hides=evolve(HIDDEN, min_contributors=6)), "one over"),
     (aggregators.check_secrecy, Clear(AllOrNothing, hides=BOASTED), "dropouts are survived"),
-    (aggregators.check_garbage_replies, Clear(lead=Pads), "is not the sum of what"),
+    (aggregators.check_garbage_replies, Clear(lead=Pads), "is not the sum of these"),
     (aggregators.check_garbage_replies, Clear(lead=Chokes), "raised ValueError"),
-    (aggregators.check_repeated_replies, Clear(lead=CountsTwice), "is not the sum of what"),
+    (aggregators.check_repeated_replies, Clear(lead=CountsTwice), "is not the sum of these"),
     (aggregators.check_unasked_replies, Clear(lead=TakesStrangers), "was released over"),
     (aggregators.check_garbage_requests, Clear(site_context=Believes), "raised AssertionError"),
     (aggregators.check_repeated_requests, Clear(site_context=Forgets), "train and release twice"),
-    (aggregators.check_sessions_last, Clear(lead=NeverBeginsAnew), "is not the sum of what"),
+    (aggregators.check_sessions_last, Clear(lead=NeverBeginsAnew), "is not the sum of these"),
 ]
 
 

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from attrs import evolve, frozen
 
-from cohortium.plugin import Examples, Splits
+from cohortium.plugin import Examples, Multiclass, Splits
 from cohortium.testing import ConformanceError, datasets, samples
 
-SPLITS = Splits(name="good", classes=samples.CLASSES, train=samples.examples(16))
+SPLITS = Splits(name="good", task=Multiclass(samples.CLASSES), train=samples.examples(16))
 
 
 def copy(splits: Splits = SPLITS, **changes: Any) -> Splits:
@@ -46,6 +47,13 @@ class Changed:
 
 
 @frozen
+class Listed(Multiclass):
+    """Names its classes in a list."""
+
+    names: Any = attrs.field(factory=lambda: ["a", "b", "c", "d"])
+
+
+@frozen
 class DrawsFromTheGlobalGenerator:
     def load(self) -> Splits:
         shape = (16, 3, 8, 8)
@@ -72,10 +80,14 @@ class HandsOutItsCache:
 
 BAD = [
     (datasets.check_loads_splits, NotSplits(), "load gave a Examples"),
-    (datasets.check_loads_splits, SmallLabels(), "labels of the train split are uint8"),
+    (datasets.check_loads_splits, SmallLabels(), "must be int64 of shape"),
     (datasets.check_names_its_classes, Changed({"name": ""}), "has no name"),
-    (datasets.check_names_its_classes, Changed({"classes": ["a"] * 4}), "must be a tuple of names"),
-    (datasets.check_names_its_classes, Changed({"classes": ("a",) * 4}), "two classes have one"),
+    (datasets.check_names_its_classes, Changed({"task": Listed()}), "must be a tuple of names"),
+    (
+        datasets.check_names_its_classes,
+        Changed({"task": Multiclass(("a",) * 4)}),
+        "two classes have one",
+    ),
     (datasets.check_load_is_repeatable, DrawsFromTheGlobalGenerator(), "different train examples"),
     (datasets.check_load_is_repeatable, SometimesTests([]), "different splits"),
     (datasets.check_load_is_fresh, HandsOutItsCache(copy()), "came back overwritten"),
@@ -95,7 +107,7 @@ def test_valid_plugin_passes_check(check: Any) -> None:
 
 def test_single_class_dataset_fails_check() -> None:
     train = samples.examples(4)
-    lone = Changed({"classes": ("a",), "train": Examples(train.images, train.labels * 0)})
+    lone = Changed({"task": Multiclass(("a",)), "train": Examples(train.images, train.labels * 0)})
     with pytest.raises(ConformanceError, match="nothing to tell apart"):
         datasets.check_names_its_classes(lone)
 

@@ -92,7 +92,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (guarantees.check_noise_is_everywhere, site(NoNoise, SITE), "from 0 to 0"),
     (guarantees.check_noise_is_everywhere, site(NoiseOnSomeValues), "every value needs the same"),
     (guarantees.check_noise_is_fresh, site(OneNoiseForAll), "draw it anew for every step"),
-    (guarantees.check_noise_is_fresh, site(SilentWhenEmpty), "tells that it was empty"),
+    (guarantees.check_noise_is_fresh, site(SilentWhenEmpty), "reveals that it was empty"),
     (guarantees.check_non_finite_examples_count_as_zero, site(PassesNaN), "as zero"),
 ]
 

@@ -118,8 +118,8 @@ class SharedFolder:
 
 BAD = [
     (observers.check_takes_every_event, NoListener(), "watch gave a str"),
-    (observers.check_takes_every_event, Picky(), "AttributeError .* told RunStarted"),
-    (observers.check_takes_every_event, WantsScores(), "(?s)AssertionError.* told RoundCompleted"),
+    (observers.check_takes_every_event, Picky(), "AttributeError .* on RunStarted"),
+    (observers.check_takes_every_event, WantsScores(), "(?s)AssertionError.* on RoundCompleted"),
     (observers.check_takes_a_failed_run, WantsAStart(), "hides the run's own error"),
     (observers.check_takes_a_run_that_goes_on, NewFolder(), "FileExistsError .* has a history"),
     (observers.check_takes_a_run_that_goes_on, Anew(), "fewer lines in rounds.csv .* is lost"),

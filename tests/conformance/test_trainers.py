@@ -16,7 +16,7 @@ BAD = [
     (trainers.check_no_leak, they.Weighted(), "loss of other examples changed"),
     (trainers.check_no_leak, they.Normalised(), "loss of other examples changed"),
     (trainers.check_no_leak, they.StandardisesTheSite(), "loss of other examples changed"),
-    (trainers.check_no_leak, they.SkipsHardOnes(), "which gradients were taken depends"),
+    (trainers.check_no_leak, they.SkipsHardOnes(), "the choice of gradients depends"),
     (
         trainers.check_no_leak,
         they.TrainsBeside(),

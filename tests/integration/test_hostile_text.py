@@ -25,6 +25,7 @@ from cohortium.learning.training import make_optimizer
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import Invitation
 from cohortium.messages.run import Refusal
+from cohortium.plugin import Multiclass
 from cohortium.runs.invite import build_invitation
 from cohortium.study import toml
 from cohortium.text import (
@@ -117,7 +118,7 @@ def test_toml_key_is_printable_or_refused(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_unprintable_class_names_are_refused(text: str) -> None:
     def spec(name: str) -> DataSpec:
-        return DataSpec(channels=1, height=8, width=8, classes=("a", name), examples=9)
+        return DataSpec(channels=1, size=(8, 8), task=Multiclass(("a", name)), examples=9)
 
     if is_printable(text):
         assert spec(text).classes[1] == text

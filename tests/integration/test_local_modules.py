@@ -160,7 +160,9 @@ def test_command_finds_module_from_other_directory(tmp_path: Path) -> None:
 
 def test_missing_module_error_names_places_and_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "mine")
-    with pytest.raises(NetworkError, match=r"no module 'mynet' among .*put mynet.py beside the st"):
+    with pytest.raises(
+        NetworkError, match=r"no module 'mynet' among .*put mynet.py next to the st"
+    ):
         Federation.read(path, ["model.module=mynet:Net"]).prepare()
     gone = Module(module="mynet:Net", folder=str(tmp_path / "gone"))
     with pytest.raises(NetworkError, match=r"'mynet' in .*gone, where the study lies, or"):
@@ -195,7 +197,7 @@ def test_torchvision_build_mismatch_error_names_remedy(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom cohortium.data.examples import DataSpec\n"
         "from cohortium_module import Module\n"
-        "spec = DataSpec(channels=3, height=8, width=8, classes=('a', 'b'), examples=9)\n"
+        "spec = DataSpec(channels=3, size=(8, 8), task=Multiclass(('a', 'b')), examples=9)\n"
         "try:\n    Module(module='torchvision.models:resnet18').build(spec, 1)\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )

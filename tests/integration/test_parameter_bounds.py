@@ -19,13 +19,14 @@ from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, StudyError
 from cohortium.federation import Federation
+from cohortium.plugin import Multiclass
 from cohortium.roles.values import FederationSpec, Workload
 from cohortium.rounds.network_size import count_parameters
 from cohortium.study.study import STUDY_ROLES
 from cohortium.text import is_printable
 from tests.support.federations import QuadrantImages, tiny_federation
 
-SPEC = DataSpec(channels=3, height=28, width=28, classes=("a", "b"), examples=300)
+SPEC = DataSpec(channels=3, size=(28, 28), task=Multiclass(("a", "b")), examples=300)
 COHORT = FederationSpec(sites=5, cohort_size=5, examples=300, rounds=3)
 
 NEVER = {

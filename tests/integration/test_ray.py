@@ -92,7 +92,7 @@ def test_dead_worker_release_is_not_repeated(mortal: Mortal, tmp_path: Path) -> 
         result = study.run(out=tmp_path / "run")
     assert [event.attempt for event in result.history] == [0, 2]
     assert result.history[1].dropped == ()
-    with sqlite3.connect(tmp_path / "run" / "ledger.sqlite") as book:
+    with contextlib.closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as book:
         charged = book.execute("SELECT attempt, count(*) FROM spend GROUP BY attempt").fetchall()
     # In the attempt that failed, those of the worker that lived, and the one that died of it.
     assert charged == [(0, 6), (1, 4), (2, 6)]

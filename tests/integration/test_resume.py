@@ -292,7 +292,7 @@ REFUSED: list[tuple[Any, str]] = [
     (damaged(STATE, lambda data: data[:-1]), "state.safetensors is damaged"),
     (damaged(STATE, lambda data: data[:20]), "state.safetensors is damaged"),
     (damaged(STATE, lambda _: b""), "state.safetensors is damaged"),
-    (damaged(STATE, lambda data: data[:-9] + b"\x01" + data[-8:]), "not what was written"),
+    (damaged(STATE, lambda data: data[:-9] + b"\x01" + data[-8:]), "not that which was written"),
     (damaged(JOURNAL, lambda data: data[:30] + b"?" + data[31:]), "journal .* is damaged in line"),
     (
         damaged(JOURNAL, lambda data: b"".join(data.splitlines(keepends=True)[:2])),

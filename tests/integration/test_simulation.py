@@ -62,7 +62,7 @@ def test_the_history_is_a_tidy_table() -> None:
     assert table["accuracy"].isna().tolist() == [True, False, False]
     assert table["epsilon"].is_monotonic_increasing
     assert result.history[1].scores is not None
-    assert table["auc"][1] == result.history[1].scores.auc
+    assert table["auc"][1] == result.history[1].scores.metrics["auc"]
     assert (table["contributors"] == 6).all()
     assert result.history._repr_html_().count("<tr>") == 4
     head, *lines = str(result.history).splitlines()

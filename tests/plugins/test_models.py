@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cohortium import Federation
-from cohortium.plugin import DataSpec, Model, Seeds, StudyError, parameters
+from cohortium.plugin import DataSpec, Model, Multiclass, Seeds, StudyError, parameters
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
@@ -19,7 +19,7 @@ from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 
 SPEC = DataSpec(
-    channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=100
+    channels=3, size=(28, 28), task=Multiclass(tuple("abcdefgh")), examples=100
 )  # BloodMNIST's shape
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from cohortium import Federation
 from cohortium.data.examples import Examples, Splits
-from cohortium.plugin import Event
+from cohortium.plugin import Event, Multiclass
 from cohortium.roles.sessions import EngineSession, SiteFactory
 from cohortium_fedavg import FedAvg
 from cohortium_inline import Inline
@@ -35,7 +35,7 @@ class QuadrantImages:
 
         return Splits(
             name="squares",
-            classes=("a", "b", "c", "d"),
+            task=Multiclass(("a", "b", "c", "d")),
             train=part(self.examples, 0),
             validation=part(40, 1),
             test=part(80, 2),

@@ -88,7 +88,7 @@ def run(federation: Federation) -> Result:
     for event in result.history:
         assert_type(event, RoundCompleted)
     if result.scores is not None:
-        assert_type(result.scores.accuracy, float)
+        assert_type(result.scores.main, float)
     return result
 
 

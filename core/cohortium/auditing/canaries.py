@@ -50,7 +50,7 @@ class CanaryDataset:
     def _with_canaries(self, train: Examples) -> Examples:
         many = self.canaries
         alike = np.arange(many) % len(train)  # labels and clients that the partitioner knows
-        blank = np.zeros((many, *train.images.shape[1:]), dtype=np.uint8)
+        blank = np.zeros((many, *train.images.shape[1:]), dtype=train.images.dtype)
         clients, patients = train.clients, train.patients
         return Examples(
             np.concatenate([train.images, blank]),

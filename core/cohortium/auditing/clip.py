@@ -18,6 +18,7 @@ from cohortium import parameters
 from cohortium.auditing.findings import Finding
 from cohortium.auditing.probe import HUGE
 from cohortium.crypto.randomness import Randomness
+from cohortium.data.intensity import to_unit_range
 from cohortium.roles.values import LocalTask
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def audit_clip(prepared: PreparedStudy) -> Finding:
     train = prepared.splits.train
     rows = np.sort(np.concatenate(list(prepared.partition)))[: max(SIZES)]
     examples = train.select(rows)
-    images = run_config.model.preprocess(torch.from_numpy(examples.images).float().div_(255))
+    images = run_config.model.preprocess(to_unit_range(examples.images, run_config.spec))
     measure = ClipProbe(privatizer=_private(prepared, np.arange(len(rows))), images=images)
     for moved in (0.0, MOVED):
         net = run_config.network()
@@ -77,7 +78,7 @@ def audit_clip(prepared: PreparedStudy) -> Finding:
                 net=net.train(),
                 images=images,
                 labels=torch.from_numpy(examples.labels),
-                classes=len(run_config.spec.classes),
+                spec=run_config.spec,
                 round=0,
                 rounds=run_config.federation_spec.rounds,
                 workload=run_config.workload,

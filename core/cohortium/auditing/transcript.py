@@ -9,7 +9,7 @@ digest that differs has escaped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import msgspec
@@ -23,8 +23,10 @@ from cohortium.messages.codec import MAGIC
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from cohortium.auditing.harness import CapturedMessage
-    from cohortium.data.examples import Examples
+    from cohortium.data.examples import DataSpec, Examples
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import ExampleIndices, SiteId
@@ -246,13 +248,22 @@ def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
     }
 
 
+def _other_labels(labels: NDArray[Any], spec: DataSpec) -> NDArray[Any]:
+    """Return labels of the task, each of which differs from the given one."""
+    drawn = spec.task.sample_labels(spec.size, max(2, len(spec.classes)), np.random.default_rng(0))
+    others = [next(d for d in drawn if not np.array_equal(d, label)) for label in labels]
+    return np.stack(others) if others else labels
+
+
 def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
     """Yield site 0's examples with one unit replaced, then left out."""
     own = _partition(prepared)[0]
     unit = _first_unit(own, guarantee)
+    spec = prepared.run_config.spec
     images, labels = own.images.copy(), own.labels.copy()
-    images[unit] = 255 - images[unit]
-    labels[unit] = (labels[unit] + 1) % len(prepared.run_config.spec.classes)
+    low, high = np.array(spec.intensity_range, dtype=images.dtype)
+    images[unit] = low + (high - images[unit])
+    labels[unit] = _other_labels(labels[unit], spec)
     article = f"one {guarantee.unit}"
     yield f"{article} replaced", attrs.evolve(own, images=images, labels=labels)
     # Part of a whole site must remain, so that a trainer has examples.

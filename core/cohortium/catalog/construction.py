@@ -71,19 +71,41 @@ def build_part(
         require_text(str(folder), where="the study's folder")
         given.setdefault("folder", str(folder))
     place, what = f"{where} [{role}]", f"{role} '{name}'"
+    part = build_value(
+        catalog, factory, given, where=place, what=what, overrides=overrides, folder=folder
+    )
+    return require_role(role, part)
+
+
+def build_value(
+    catalog: Catalog,
+    factory: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    where: str,
+    what: str,
+    overrides: Mapping[str, str] = MappingProxyType({}),
+    folder: Path | None = None,
+) -> Any:
+    """Call `factory` with the values of a table, of which some describe parts (see `construct`).
+
+    Raises:
+        PluginError: No usable plugin offers a part's name.
+        StudyError: A key is unknown, or a value has another type or is out of its range.
+    """
+    plain = dict(given)
     inner = {
         key: _build_inner(
             catalog,
             inside,
-            given.pop(key),
-            where=overrides.get(key, f"{place} {key}"),
+            plain.pop(key),
+            where=overrides.get(key, f"{where} {key}"),
             folder=folder,
         )
         for key, inside in roles_of(factory, what=what).items()
-        if key in given
+        if key in plain
     }
-    part = construct(factory, given, where=place, what=what, ready=inner, overrides=overrides)
-    return require_role(role, part)
+    return construct(factory, plain, where=where, what=what, ready=inner, overrides=overrides)
 
 
 def resolve_paths(
@@ -265,7 +287,7 @@ def require_role(role: Role, instance: object) -> Any:
         StudyError: Methods are missing. The message names them.
     """
     contract: type = getattr(protocols, role.capitalize())
-    wanted = sorted(n for n in vars(contract) if not n.startswith("_"))
+    wanted = sorted(n for n, m in vars(contract).items() if callable(m) and not n.startswith("_"))
     missing = [n for n in wanted if not callable(getattr(instance, n, None))]
     if missing or isinstance(instance, type):
         kind = instance.__name__ if isinstance(instance, type) else type(instance).__name__
@@ -287,9 +309,15 @@ def to_table(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
     name = catalog.name_of(role, instance) or f"{kind.__module__}:{kind.__qualname__}"
     if not attrs.has(kind):
         return {"name": name}
+    return {"name": name, **to_values(catalog, instance)}
+
+
+def to_values(catalog: Catalog, instance: Any) -> dict[str, Any]:
+    """Return the fields of an attrs value as TOML values, and parts inside it as tables."""
+    kind = type(instance)
     fields = {(f.alias or f.name): getattr(instance, f.name) for f in attrs.fields(kind) if f.init}
     try:
-        inner = roles_of(kind, what=name)
+        inner = roles_of(kind, what=kind.__name__)
     except PluginError:  # composed in Python, where annotations need not be importable
         inner = {}
     values = {
@@ -298,7 +326,7 @@ def to_table(catalog: Catalog, role: Role, instance: object) -> dict[str, Any]:
         else to_toml_value(value)
         for key, value in fields.items()
     }
-    return {"name": name, **{key: value for key, value in values.items() if value is not None}}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def to_toml_value(value: Any) -> Any:

@@ -17,7 +17,7 @@ from cohortium.errors import BrokenNetworkError, CohortiumError, NetworkError
 from cohortium.third_party import describe_fault, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
@@ -91,9 +91,7 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
         )
 
 
-def check_output_shape(
-    model: Model, net: nn.Module, images: Tensor, classes: Sequence[str]
-) -> None:
+def check_output_shape(model: Model, net: nn.Module, images: Tensor, spec: DataSpec) -> None:
     """Refuse a network that cannot be trained on the study's images.
 
     The check shows it made-up images.
@@ -102,13 +100,13 @@ def check_output_shape(
         model: Model of the network.
         net: The network, left as it was except for its gradients.
         images: A few different preprocessed inputs, shape (B, …), on the network's device.
-        classes: Names of the classes.
+        spec: Public facts about the data.
 
     Raises:
         NetworkError: The network cannot be trained. The message names the network and a remedy.
     """
+    import numpy as np
     import torch
-    from torch.nn import functional
 
     name = name_of(model)
     _require_trainable(name, net)
@@ -121,36 +119,37 @@ def check_output_shape(
             shown = images if mode else images[:2]
             with blame_network(model, net, "cannot take", shown):
                 found = net(shown)
-                _require_logits(name, found, len(shown), classes)
+                _require_outputs(name, found, len(shown), spec)
         if not found.requires_grad:
             raise NetworkError(
                 f"{name} gives outputs on which no trainable parameter has a bearing; take "
                 "detach() or no_grad() out of its forward."
             )
-        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        rng = np.random.default_rng(0)
+        labels = torch.from_numpy(spec.task.sample_labels(spec.size, len(images), rng))
         with blame_network(model, net, "has no gradient for", images):
-            torch.autograd.backward(functional.cross_entropy(found, labels))
+            torch.autograd.backward(spec.task.losses(found, labels.to(images.device)).mean())
     net.zero_grad(set_to_none=True)
 
 
-def require_rows(model: Model, logits: Tensor, number: int) -> None:
-    """Refuse logits that are not a row for each of `number` images.
+def require_rows(model: Model, outputs: Tensor, number: int, output_shape: tuple[int, ...]) -> None:
+    """Refuse outputs that do not have `output_shape` for each of `number` images.
 
     The images are those of a batch during a run.
 
     Raises:
-        BrokenNetworkError: The logits have another shape. A network may squeeze a batch of one
+        BrokenNetworkError: The outputs have another shape. A network may squeeze a batch of one
             away.
     """
-    if logits.ndim != 2 or len(logits) != number:  # noqa: PLR2004
+    if tuple(outputs.shape) != (number, *output_shape):
         raise BrokenNetworkError(
-            f"{name_of(model)} gives outputs of shape {tuple(logits.shape)} for a batch of "
+            f"{name_of(model)} gives outputs of shape {tuple(outputs.shape)} for a batch of "
             f"{number}; keep the batch as the first dimension, with flatten(1) in place of "
             "squeeze()."
         )
 
 
-def accepts_single_image(net: nn.Module, images: Tensor, classes: int) -> bool:
+def accepts_single_image(net: nn.Module, images: Tensor, output_shape: tuple[int, ...]) -> bool:
     """Return whether `net` can be trained on a batch of one image.
 
     The image is one of the preprocessed `images`, shape (B, …). Batch normalisation cannot if it
@@ -165,7 +164,7 @@ def accepts_single_image(net: nn.Module, images: Tensor, classes: int) -> bool:
             found = net(images[:1])
         except Exception:  # noqa: BLE001 - larger batches have passed `check_output_shape`
             return False
-    return tuple(found.shape) == (1, classes)
+    return tuple(found.shape) == (1, *output_shape)
 
 
 @contextlib.contextmanager
@@ -261,21 +260,24 @@ def _require_called_with_images(name: str, net: nn.Module) -> None:
         ) from error
 
 
-def _require_logits(name: str, found: object, number: int, classes: Sequence[str]) -> None:
-    """Refuse an output other than one finite number per image and class."""
+def _require_outputs(name: str, found: object, number: int, spec: DataSpec) -> None:
+    """Refuse outputs other than finite numbers of the task's shape."""
     import torch
 
-    wanted = (number, len(classes))
+    wanted = (number, *spec.output_shape)
+    axes = "images, classes" if len(wanted) == 2 else "images, classes, size"  # noqa: PLR2004
+    each = f"one number for each of the {len(spec.classes)} classes"
+    each += "" if len(wanted) == 2 else ", at each pixel"  # noqa: PLR2004
     if not isinstance(found, torch.Tensor):
         kind = type(found).__name__
         raise NetworkError(
             f"{name} gives a {kind} for a batch of images, and not the tensor of its logits, shape "
-            f"(images, classes); return that alone."
+            f"({axes}); return that alone."
         )
     if tuple(found.shape) != wanted:
         raise NetworkError(
             f"{name} gives outputs of shape {tuple(found.shape)} for {number} images, and not "
-            f"{wanted}: one number for each of the {len(classes)} classes; its factory receives "
+            f"{wanted}: {each}; its factory receives "
             "their number as the parameter 'classes'."
         )
     if not found.is_floating_point():

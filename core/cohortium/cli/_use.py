@@ -15,7 +15,8 @@ from cohortium.storage import csv_rows
 from cohortium.storage.writable import check_new_file
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from cohortium.inference.classifier import Classifier
@@ -73,29 +74,30 @@ def predict(
         raise RunError(f"cannot write {out}: {error.strerror}.") from error
 
 
-def _rows(
-    names: list[str], called: NDArray[np.float64], classifier: Classifier
-) -> list[dict[str, Any]]:
-    classes = classifier.spec.classes
-    return [
-        {
-            "image": name,
-            "predicted": classes[int(row.argmax())],
-            "probabilities": dict(zip(classes, map(float, row), strict=True)),
-        }
-        for name, row in zip(names, called, strict=True)
-    ]
+def _rows(names: list[str], called: NDArray[Any], classifier: Classifier) -> list[dict[str, Any]]:
+    describe = classifier.spec.task.describe
+    return [{"image": name, **describe(row)} for name, row in zip(names, called, strict=True)]
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """Return a header and one line per image.
+    """Return a header and one line per image, a column for each value of a table in it.
 
-    Probabilities have six digits.
+    Numbers have six digits.
     """
-    head = [["image", "predicted", *rows[0]["probabilities"]]] if rows else []
-    shares = ([f"{share:.6f}" for share in row["probabilities"].values()] for row in rows)
-    lines = ([r["image"], r["predicted"], *s] for r, s in zip(rows, shares, strict=True))
-    return csv_rows.write([*head, *lines])
+    flat = [_flat(row) for row in rows]
+    lines = [
+        [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row.values()]
+        for row in flat
+    ]
+    return csv_rows.write([*map(list, flat[:1]), *lines])
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `row` with each table in it replaced by its values."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        found |= value if isinstance(value, dict) else {key: value}
+    return found
 
 
 def export(

@@ -98,7 +98,8 @@ def require_per_example_gradients(net: nn.Module, inputs: Tensor) -> None:
 
             def losses(batch: ExampleIndices) -> Tensor:
                 index = torch.from_numpy(batch)
-                return functional.cross_entropy(net(inputs[index]), labels[index], reduction="none")
+                outputs = net(inputs[index]).flatten(1)
+                return functional.cross_entropy(outputs, labels[index], reduction="none")
 
             def statistics_loss(batch: ExampleIndices) -> Tensor:
                 found: Tensor = net.statistics_loss(inputs[torch.from_numpy(batch)])  # type: ignore[operator]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import numpy as np
-from attrs import field, frozen
-from attrs.validators import and_, ge, le, max_len, min_len, optional
+from attrs import Factory, field, frozen
+from attrs.validators import and_, deep_iterable, ge, in_, le, max_len, min_len, optional
 
+from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a `DataSpec`
 from cohortium.errors import DataError
 from cohortium.text import is_printable, truncate
 
@@ -24,10 +26,8 @@ A larger number is surely a mistake.
 """
 
 
-MAX_CLASSES = 10_000
-
-MAX_NAME_LENGTH = 200
-"""Largest number of characters in a class' name."""
+MAX_INTENSITY: Final = 1e9
+"""Largest absolute value of a declared intensity."""
 
 MAX_PIXELS = 1 << 27
 """Largest number of values of one image.
@@ -36,17 +36,7 @@ They take half a gibibyte as the numbers with which torch computes.
 """
 
 
-def _can_be_shown(_: object, __: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not is_printable(name) or len(name) > MAX_NAME_LENGTH:
-            raise ValueError(
-                f"the class name {truncate(name)} cannot be shown: it is longer than "
-                f"{MAX_NAME_LENGTH} "
-                "characters, or has some that do not show themselves; rename it"
-            )
-
-
-def to_c_order(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def to_c_order(images: NDArray[Any]) -> NDArray[Any]:
     """Return the same images in C order, with its strides alone.
 
     If there is one channel, NumPy calls every stride of it C order. Torch reads the stride. It may
@@ -57,39 +47,107 @@ def to_c_order(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images).reshape(-1).reshape(np.shape(images))
 
 
+PixelType = Literal["uint8", "uint16", "int16", "float32"]
+"""Type of stored intensities."""
+
+RANKS: Final = (2, 3)
+"""Numbers of axes of an image, without channels: height and width, or depth before them."""
+
+
+def intensity_range_of(
+    pixel_type: str, declared: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Return the declared range of intensities, or that of 8 bits.
+
+    Raises:
+        ValueError: There is no declared range, and the type does not imply one.
+    """
+    if declared is not None:
+        return declared
+    if pixel_type == "uint8":
+        return (0.0, 255.0)
+    raise ValueError(
+        f"'intensity_range' must be declared for {pixel_type} images: the two stored values that "
+        "become 0 and 1, as in [-1000, 1000]"
+    )
+
+
+def _ascending(_: object, __: object, given: tuple[float, float] | None) -> None:
+    if given is not None and not -MAX_INTENSITY <= given[0] < given[1] <= MAX_INTENSITY:
+        raise ValueError(
+            f"'intensity_range' is {list(given)}; give two numbers, the lower one first"
+        )
+
+
 @frozen(kw_only=True)
 class DataSpec:
-    """Public facts about the data: shapes, classes and the *declared* size.
+    """Public facts about the data: shapes, intensities, task and the *declared* size.
 
     Attributes:
         channels: Number of channels of an image, C. 1 for grey.
-        height: Height in pixels, H.
-        width: Width in pixels, W.
-        classes: Names of the classes, which labels index.
+        size: Axes of an image in pixels: (H, W), or (D, H, W) for a volume.
+        task: Meaning of a label, with the names of the classes.
+        pixel_type: Type of the stored intensities.
+        intensity_range: The stored values that become 0 and 1. Values beyond become 0 or 1 as well.
+            By default (0, 255) for `uint8`; every other type needs a declaration. It is never
+            learned from the data of a site.
         examples: Declared number of training examples over all sites. It is public, it scales
             weights and noise, and is never counted from one site's data.
         patients: Declared number of patients over all sites, or None if examples name none.
     """
 
     channels: int = field(validator=[ge(1), le(1 << 10)])
-    height: int = field(validator=[ge(1), le(1 << 15)])
-    width: int = field(validator=[ge(1), le(1 << 15)])
-    classes: tuple[str, ...] = field(validator=[min_len(1), max_len(MAX_CLASSES), _can_be_shown])
+    size: tuple[int, ...] = field(
+        validator=deep_iterable(and_(ge(1), le(1 << 15)), and_(min_len(2), max_len(3)))
+    )
+    task: Task
+    pixel_type: PixelType = field(default="uint8", validator=in_(get_args(PixelType)))
+    intensity_range: tuple[float, float] = field(
+        default=Factory(lambda self: intensity_range_of(self.pixel_type, None), takes_self=True),
+        validator=_ascending,
+    )
     examples: int = field(validator=[ge(1), le(MAX_EXAMPLES)])
     patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MAX_EXAMPLES))))
 
     def __attrs_post_init__(self) -> None:
-        """Refuse images that no network could take."""
-        if self.channels * self.height * self.width > MAX_PIXELS:
+        """Refuse images that no network could take, and a task without names."""
+        if math.prod(self.shape) > MAX_PIXELS:
             raise ValueError(
                 f"an image of shape {self.shape} has more than {MAX_PIXELS:,} values; cut it into "
                 "smaller ones"
             )
+        if not self.classes:
+            raise ValueError("the task has no names; give the names of its classes")
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of an image: (C, H, W)."""
-        return self.channels, self.height, self.width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an image: (C, H, W) or (C, D, H, W)."""
+        return (self.channels, *self.size)
+
+    def describes(self, other: DataSpec) -> bool:
+        """Return whether both describe the same kind of images and labels.
+
+        The number of examples may differ.
+        """
+        same = ("shape", "pixel_type", "intensity_range", "task")
+        return all(getattr(self, name) == getattr(other, name) for name in same)
+
+    def sample_images(self, count: int, rng: np.random.Generator) -> NDArray[Any]:
+        """Return made-up images, shape (count, C, …), with each intensity of the range."""
+        shape = (count, *self.shape)
+        if self.pixel_type == "uint8":
+            return rng.integers(0, 256, shape, dtype=np.uint8)
+        return rng.uniform(*self.intensity_range, shape).astype(self.pixel_type)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the task's classes."""
+        return self.task.names
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of a network's output for one image."""
+        return self.task.output_shape(self.size)
 
 
 @frozen(eq=False)
@@ -97,9 +155,9 @@ class Examples:
     """Labelled images of a data set.
 
     Attributes:
-        images: Images, shape (N, C, H, W), `uint8`. They are stored in C order, regardless of their
-            original order, so that equal images give equal bits.
-        labels: Labels, shape (N,), `int64`, from 0.
+        images: Images, shape (N, C, H, W) or (N, C, D, H, W), of a `PixelType`. They are in C
+            order, regardless of their original order, so that equal images give equal bits.
+        labels: Labels, shape (N, …), in the form of the data set's task.
         clients: The data's own grouping (hospital, scanner, …), shape (N,), or None.
         patients: Patient of each image, shape (N,), or None.
 
@@ -107,19 +165,23 @@ class Examples:
         DataError: The arrays do not match one another.
     """
 
-    images: NDArray[np.uint8] = field(repr=False, converter=to_c_order)
-    labels: NDArray[np.int64] = field(repr=False)
+    images: NDArray[Any] = field(repr=False, converter=to_c_order)
+    labels: NDArray[Any] = field(repr=False)
     clients: NDArray[np.int64] | None = field(default=None, repr=False)
     patients: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:  # noqa: PLR2004
+        if self.images.ndim - 2 not in RANKS or self.images.dtype.name not in get_args(PixelType):
             raise DataError(
-                f"images must be uint8 of shape (N, C, H, W), not {self.images.dtype} "
-                f"of shape {self.images.shape}."
+                "images must be uint8, uint16, int16 or float32 of shape (N, C, H, W) or "
+                f"(N, C, D, H, W), not {self.images.dtype} of shape {self.images.shape}."
             )
-        for name in ("labels", "clients", "patients"):
+        if self.labels.shape[:1] != (len(self.images),):
+            raise DataError(
+                f"labels has shape {self.labels.shape}, but there are {len(self.images)} images."
+            )
+        for name in ("clients", "patients"):
             column: NDArray[np.int64] | None = getattr(self, name)
             if column is not None and column.shape != (len(self.images),):
                 raise DataError(
@@ -151,23 +213,25 @@ class Splits:
 
     Attributes:
         name: Name of the data that figures are reported with.
-        classes: Names of the classes.
+        task: Meaning of a label, with the names of the classes.
         train: Examples that are partitioned among the sites.
         validation: Public images for scores during a run, or None.
         test: Public images for the scores of the result, or None.
         source: Work to cite.
+        intensity_range: The stored values that become 0 and 1. None for `uint8` means (0, 255).
 
     Raises:
-        DataError: A split is empty, differs in shape, or has a label without a class. Or a name has
-            characters that cannot be shown.
+        DataError: A split is empty, differs in shape or type, or has a label that is none of the
+            task's. Or a name has characters that cannot be shown.
     """
 
     name: str
-    classes: tuple[str, ...]
+    task: Task
     train: Examples
     validation: Examples | None = None
     test: Examples | None = None
     source: str = ""
+    intensity_range: tuple[float, float] | None = field(default=None, validator=_ascending)
 
     def __attrs_post_init__(self) -> None:
         """Refuse splits that do not belong together."""
@@ -185,15 +249,22 @@ class Splits:
                     f"{self.name}: {name} images have shape {part.images.shape[1:]}, "
                     f"training images {self.train.images.shape[1:]}."
                 )
-            if part.labels.min() < 0 or part.labels.max() >= len(self.classes):
+            if part.images.dtype != self.train.images.dtype:
                 raise DataError(
-                    f"{self.name}: {name} labels must lie in 0…{len(self.classes) - 1}, "
-                    f"found {part.labels.min()}…{part.labels.max()}."
+                    f"{self.name}: {name} images are {part.images.dtype}, training images "
+                    f"{self.train.images.dtype}; save them alike."
                 )
+            if fault := self.task.check_labels(part.labels, part.images.shape[2:]):
+                raise DataError(f"{self.name}: {name} labels {fault}.")
         try:
             _ = self.spec
         except ValueError as error:
             raise DataError(f"{self.name}: {error}.") from error
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the task's classes."""
+        return self.task.names
 
     def require_learnable(self) -> None:
         """Refuse data on which no training is distinguishable from guessing.
@@ -202,37 +273,42 @@ class Splits:
             DataError: All training images are of one class. Or there is no training image of a
                 class that is scored, or that has no name.
         """
-        known = set(np.unique(self.train.labels).tolist())
-        if len(known) == 1:
+        known = self.task.counts(self.train.labels) > 0
+        alike = self.task.strata(self.train.labels)
+        if len(np.unique(alike)) == 1 and known.sum() <= 1:
+            held = self.classes[int(known.argmax())] if known.any() else "none"
             raise DataError(
-                f"{self.name}: all training images are of class {self.classes[min(known)]!r}, and "
+                f"{self.name}: all training images are of class {held!r}, and "
                 "of one class alone every answer is right; there must be two or more."
             )
         # Numbers are not names that a person has given: each is a class only if some image has it.
         is_named = self.classes != tuple(map(str, range(len(self.classes))))
-        if not is_named and len(known) < len(self.classes):
-            empty = min(set(range(len(self.classes))) - known)
+        if not is_named and not known.all():
             raise DataError(
-                f"{self.name}: no training image is of class {empty}; number the classes from 0 "
-                "without gaps, or name them where that is a class."
+                f"{self.name}: no training image is of class {int(known.argmin())}; number the "
+                "classes from 0 without gaps, or name them where that is a class."
             )
         for name, part in (("validation", self.validation), ("test", self.test)):
-            extra = set() if part is None else {*np.unique(part.labels).tolist()} - known
-            if extra:
+            extra = np.zeros(0, int)
+            if part is not None:
+                extra = np.flatnonzero((self.task.counts(part.labels) > 0) & ~known)
+            if len(extra):
                 raise DataError(
-                    f"{self.name}: {name} images are of class {self.classes[min(extra)]!r}, of "
+                    f"{self.name}: {name} images are of class {self.classes[extra[0]]!r}, of "
                     "which there is no training image; add some, or leave those images out."
                 )
 
     @property
     def spec(self) -> DataSpec:
         """Public facts about the training examples."""
-        _, channels, height, width = self.train.images.shape
+        _, channels, *size = self.train.images.shape
+        pixel_type = cast("PixelType", self.train.images.dtype.name)
         return DataSpec(
             channels=channels,
-            height=height,
-            width=width,
-            classes=self.classes,
+            size=tuple(size),
+            task=self.task,
+            pixel_type=pixel_type,
+            intensity_range=intensity_range_of(pixel_type, self.intensity_range),
             examples=len(self.train),
             patients=None if self.train.patients is None else len(np.unique(self.train.patients)),
         )

@@ -12,16 +12,40 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data.examples import MAX_CLASSES
 from cohortium.errors import DataError
+from cohortium.text import is_printable, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+MAX_CLASSES: Final = 10_000
+
+MAX_NAME_LENGTH: Final = 200
+"""Largest number of characters in a class' name."""
+
 MAX_SHOWN: Final = 6
 """Largest number of labels that an error lists."""
+
+
+def valid_names(_: object, __: object, names: tuple[str, ...]) -> None:
+    """Refuse names of classes that cannot be shown, or are too many.
+
+    A validator of attrs.
+
+    Raises:
+        ValueError: There is such a name.
+    """
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"there are {len(names):,} class names, and at most {MAX_CLASSES:,} fit")
+    for name in names:
+        if not is_printable(name) or len(name) > MAX_NAME_LENGTH:
+            raise ValueError(
+                f"the class name {truncate(name)} cannot be shown: it is longer than "
+                f"{MAX_NAME_LENGTH} "
+                "characters, or has some that do not show themselves; rename it"
+            )
 
 
 def integer_column(values: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:

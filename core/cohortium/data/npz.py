@@ -6,11 +6,12 @@
 
 Such a file is an npz archive with these arrays:
 
-- `train_images` of shape (N, H, W) or (N, H, W, C), `uint8`,
-- `train_labels` of shape (N,) or (N, 1), integers from 0 without gaps,
+- `train_images` of shape (N, H, W) or (N, H, W, C), or of volumes,
+- `train_labels` in the form of the task: (N,) or (N, 1), integers from 0, for one class each,
 - the same for `val_` and `test_`, if there is such a split,
-- `train_clients` (N,), integers, if the data have a grouping of their own (by hospital, say),
-- `train_patients` (N,), if the patient of each image is known,
+- `train_clients` (N,), integers, if the data have a grouping of their own (by hospital, say), and
+  the same for the other splits,
+- `train_patients` (N,), if the patient of each image is known, and the same for the other splits,
 - `classes`, the names of the classes, as text.
 
 See `to_channels_first` and `labels` for the refusals.
@@ -34,8 +35,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cohortium.data.examples import Examples, Splits
-from cohortium.data.labels import class_names, integer_column, label_column
+from cohortium.data.labels import integer_column
 from cohortium.data.memory import available
+from cohortium.data.multiclass import Multiclass
 from cohortium.data.pixels import Layout, to_channels_first
 from cohortium.errors import DataError
 from cohortium.text import is_printable, truncate
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from cohortium.data.task import Task
 
 DATA_FOLDER: Final = "COHORTIUM_DATA"
 """The environment variable that names the folder of data files."""
@@ -55,9 +59,11 @@ It is just above the largest set of MedMNIST.
 """
 
 _ARRAYS: Final = (
-    *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")),
-    "train_clients",
-    "train_patients",
+    *(
+        f"{split}_{what}"
+        for split in ("train", "val", "test")
+        for what in ("images", "labels", "clients", "patients")
+    ),
     "classes",
 )
 
@@ -122,57 +128,66 @@ def read_npz_splits(
     path: Path,
     *,
     name: str,
+    task: Task | None = None,
     classes: Sequence[str] = (),
     source: str = "",
     layout: Layout = "auto",
+    intensity_range: tuple[float, float] | None = None,
 ) -> Splits:
     """Read a file in MedMNIST's array layout.
 
     Args:
         path: The npz file.
         name: Name of the data that figures are reported with.
-        classes: Names of the classes. Without them, the names are the file's own `classes`, or "0",
-            "1", ….
+        task: Meaning of a label. By default, each image has one class.
+        classes: Names of the classes. Without them, the names are the task's, the file's own
+            `classes`, or "0", "1", ….
         source: Work to cite.
-        layout: Position of the images' channels, if their shape is ambiguous.
+        layout: Order of the images' axes, if their shape is ambiguous.
+        intensity_range: The stored values that become 0 and 1, which `uint8` images do not need.
 
     Returns:
-        The splits, with images of shape (N, C, H, W). The validation and the test split are None if
+        The splits, with images of shape (N, C, …). The validation and the test split are None if
         the file has none.
 
     Raises:
         DataError: The file is missing or damaged, or lacks an array. Or an array has another form,
             or can be read in several ways.
     """
+    task = Multiclass() if task is None else task
     arrays = _read(path)
-    parts = {split: _examples(arrays, split, path, layout) for split in ("train", "val", "test")}
+    parts = {
+        split: _examples(arrays, split, path, task, layout) for split in ("train", "val", "test")
+    }
     train = parts["train"]
     if train is None:
         raise DataError(f"{path} holds no array 'train_images'; {_LAYOUT}.")
     labels = {split: part.labels for split, part in parts.items() if part is not None}
-    names = class_names(labels, tuple(classes) or _names(arrays, path), str(path))
+    given = tuple(classes) or task.names or _names(arrays, path)
+    names = (found := task.named(labels, given, str(path))).names
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two classes have one name ({', '.join(names)}); rename one.")
     return Splits(
         name=name,
-        classes=names,
+        task=found,
         train=train,
         validation=parts["val"],
         test=parts["test"],
         source=source,
+        intensity_range=intensity_range,
     )
 
 
-def read_images(path: Path, *, split: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def read_images(path: Path, *, split: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return the images of an npz file, without their labels.
 
     Args:
         path: The file: an array `images`, or a file in MedMNIST's layout.
         split: Name of the layout's split, if there is no array `images`.
-        shape: The required shape of an image, (C, H, W). It decides between two ways of reading.
+        shape: The required shape of an image, (C, …). It decides between two ways of reading.
 
     Returns:
-        Images of shape (N, C, H, W).
+        Images of shape (N, C, …).
 
     Raises:
         DataError: The file is missing or damaged, or has no such array, or one of another form.
@@ -242,7 +257,7 @@ def _worded(path: Path) -> Iterator[None]:
 
 
 def _examples(
-    arrays: dict[str, NDArray[Any]], split: str, path: Path, layout: Layout
+    arrays: dict[str, NDArray[Any]], split: str, path: Path, task: Task, layout: Layout
 ) -> Examples | None:
     """Remove a split from `arrays`, and return it.
 
@@ -265,8 +280,8 @@ def _examples(
         else integer_column(group, len(taken), f"{path}: {split}_{name}")
         for name, group in groups.items()
     }
-    classes = label_column(labels, len(taken), f"{path}: {split}_labels")
-    return Examples(taken, classes, columns["clients"], columns["patients"])
+    found = task.read_labels(labels, taken.shape, f"{path}: {split}_labels")
+    return Examples(taken, found, columns["clients"], columns["patients"])
 
 
 def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:

@@ -16,8 +16,11 @@ import attrs
 import numpy as np
 import tomli_w
 
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.pixels import FLAT
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
@@ -28,7 +31,7 @@ from cohortium.study import toml
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cohortium.data.examples import Examples
+    from cohortium.data.examples import DataSpec, Examples
     from cohortium.runs.prepare import PreparedStudy
 
 
@@ -78,14 +81,27 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
 def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[str, Any]:
     study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
-    spec = attrs.asdict(prepared.run_config.spec, filter=lambda _, value: value is not None)
-    study["data"] = {**spec, "classes": list(prepared.run_config.spec.classes)}
+    study["data"] = construction.to_values(discover(), prepared.run_config.spec)
     study["engine"] = {"name": engine}
     if has_public:
-        study["dataset"] = {"name": "npz", "path": "public.npz", "layout": "channels-last"}
+        study["dataset"] = _npz("public.npz", prepared.run_config.spec)
     if prepared.run_config.federation_spec.adversary == "active":
         study["federation"]["key_directory"] = "directory.txt"
     return study
+
+
+def _npz(path: str, spec: DataSpec) -> dict[str, Any]:
+    """Return the table of a data set that `_archive` wrote."""
+    grey_volumes = spec.channels == 1 and len(spec.size) > FLAT
+    task = construction.to_table(discover(), "task", spec.task)
+    del task["names"]  # the file has them, as a hospital's own would
+    return {
+        "name": "npz",
+        "path": path,
+        "layout": "volumes" if grey_volumes else "channels-last",
+        "task": task,
+        "intensity_range": list(spec.intensity_range),
+    }
 
 
 def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
@@ -101,7 +117,7 @@ def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
             "signing_key": "identity.pem",
             "key_directory": "directory.txt",
         },
-        "dataset": {"name": "npz", "path": "data.npz", "layout": "channels-last"},
+        "dataset": _npz("data.npz", spec),
         "policy": {
             # A site would write a bound that holds on every machine.
             "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),
@@ -153,8 +169,8 @@ def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
     for name, part in splits.items():
         if part is None:
             continue
-        images = part.images.transpose(0, 2, 3, 1)
-        arrays[f"{name}_images"] = images[..., 0] if images.shape[3] == 1 else images
+        images = np.moveaxis(part.images, 1, -1)
+        arrays[f"{name}_images"] = images[..., 0] if images.shape[-1] == 1 else images
         arrays[f"{name}_labels"] = part.labels
         if name == "train" and part.patients is not None:
             arrays["train_patients"] = part.patients

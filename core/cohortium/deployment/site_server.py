@@ -288,17 +288,19 @@ class SiteServer:
     def _load_examples(self, spec: DataSpec) -> Examples:
         """Return the site's own images, if they match the study's declaration."""
         splits = self._config.dataset.load()
-        declared, found = (spec.shape, spec.classes), (splits.spec.shape, splits.classes)
-        if declared != found:
+        if not spec.describes(own := splits.spec):
             self._log_refusal(
-                f"this site's images have shape {splits.spec.shape} and {len(splits.classes)} "
-                f"classes ({', '.join(splits.classes)[:200]}); its data set must name every class "
+                f"this site's images are {own.pixel_type} of shape {own.shape} from "
+                f"{own.intensity_range[0]:g} to {own.intensity_range[1]:g}, with "
+                f"{len(own.classes)} classes ({', '.join(own.classes)[:200]}) of the task "
+                f"{type(own.task).__name__}; its data set must name every class "
                 "of the study, those of which it has no image too."
             )
             raise RefusalError(
                 RefusalCode.DATA,
-                f"the study declares images of shape {spec.shape} in {len(spec.classes)} classes "
-                f"({', '.join(spec.classes)[:200]}), and the site's have another shape or classes.",
+                f"the study declares {spec.pixel_type} images of shape {spec.shape} in "
+                f"{len(spec.classes)} classes ({', '.join(spec.classes)[:200]}), and the site's "
+                "have another type, shape, range, task or classes.",
             )
         if (spec.patients is None) != (splits.train.patients is None):
             raise RefusalError(

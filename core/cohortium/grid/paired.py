@@ -92,7 +92,8 @@ class Comparison:
         seeds: Shared seeds. Each determines a partition of the data, and initial weights.
         others: Seeds that only one of the cells has. They are left out.
         images: Number of test images.
-        majority_share: Accuracy of a classifier that always predicts the most frequent class.
+        majority_share: Accuracy of a classifier that always predicts the most frequent class, or
+            None if an image has several classes.
         accuracies: Of the first and the second, over these seeds.
         data: Names of the data sets. One, unless they differ.
         rounds: Fewest and most rounds that the runs finished.
@@ -103,7 +104,7 @@ class Comparison:
     seeds: tuple[int, ...]
     others: tuple[int, ...]
     images: int
-    majority_share: float
+    majority_share: float | None
     accuracies: tuple[float, float]
     data: tuple[str, ...]
     rounds: tuple[int, int]
@@ -120,9 +121,10 @@ class Comparison:
         first, second = self.accuracies
         spoken = (
             f"over {seeds}, each with a partition of its own, and {self.images} test images of "
-            f"{' and '.join(self.data)}: accuracy {first:.2%} and {second:.2%}; the most frequent "
-            f"class alone {self.majority_share:.2%}"
+            f"{' and '.join(self.data)}: accuracy {first:.2%} and {second:.2%}"
         )
+        if self.majority_share is not None:
+            spoken += f"; the most frequent class alone {self.majority_share:.2%}"
         lines = [spoken]
         if self.others:
             lines.append(
@@ -168,11 +170,12 @@ def contrast(first: Path, second: Path) -> Comparison:
     hits = []
     for folder in folders:
         said = predictions_of(folder)
-        if not np.array_equal(said.labels, known.labels) or said.classes != known.classes:
+        if not np.array_equal(said.labels, known.labels) or said.task != known.task:
             raise RequestError(f"{folder} was tested on other images than {folders[0]}.")
-        hits.append((said.probabilities.argmax(1) == known.labels).astype(np.float64))
+        hits.append(said.task.example_scores(said.values, said.labels))
     firsts, seconds = np.stack(hits[::2]), np.stack(hits[1::2])
-    found = bootstrap(firsts - seconds, known.labels, np.random.default_rng(0))
+    strata = known.task.strata(known.labels)
+    found = bootstrap(firsts - seconds, strata, np.random.default_rng(0))
     results = [read_result(folder) or {} for folder in folders]
     counts = [int(result.get("rounds", 0)) for result in results]
     return Comparison(
@@ -190,7 +193,7 @@ def contrast(first: Path, second: Path) -> Comparison:
         seeds=seeds,
         others=tuple(sorted(one.keys() ^ other.keys())),
         images=len(known.labels),
-        majority_share=float(np.bincount(known.labels).max() / len(known.labels)),
+        majority_share=known.scores.majority_share,
         accuracies=(float(firsts.mean()), float(seconds.mean())),
         data=tuple(dict.fromkeys(str(r.get("data") or "unnamed data") for r in results)),
         rounds=(min(counts), max(counts)),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cohortium.grid.rows import headline_of
+from cohortium.data.scores import metric_name
+from cohortium.grid.rows import HOLDOUT_METRICS, headline_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,12 +122,12 @@ class _Panel:
     @property
     def title(self) -> str:
         """Title of the accuracy axis."""
-        if self.metric != "accuracy":
+        if self.metric in HOLDOUT_METRICS:
             return "accuracy of the sites' own models on what they held out, %"
         images = self.rows[0].images if self.rows else "test"
         is_global = any(row.is_personal for row in self.rows)
         whose = " of the global model, which no site uses" if is_global else ""
-        return f"{images} accuracy{whose}, %"
+        return f"{images} {metric_name(self.metric)}{whose}, %"
 
     def _accuracies(self, row: Row) -> tuple[float, float, list[float]]:
         """Return mean, standard deviation and every run's accuracy, in percent."""

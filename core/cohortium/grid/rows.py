@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from cohortium.data.scores import UNBOUNDED
 from cohortium.runs.result import SITE_SCORES
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.grid.cells import Cell, Grid, Images
-
-METRICS = ("accuracy", "balanced_accuracy", "auc")
-"""Names of metrics in `result.json`."""
 
 HOLDOUT_METRICS = ("personal_accuracy", "site_accuracy", "site_majority_share")
 """Metrics on the images that sites held out, if any.
@@ -29,16 +27,14 @@ site's most frequent class.
 
 HEADS = MappingProxyType(
     {
-        "accuracy": "accuracy",
         "balanced_accuracy": "balanced",
-        "auc": "AUC",
         "majority_share": "majority",
         "personal_accuracy": "own at sites",
         "site_accuracy": "global at sites",
         "site_majority_share": "majority at sites",
     }
 )
-"""Heading of each metric in the table."""
+"""Headings of metrics in the table whose heading is not their name."""
 
 
 @frozen(kw_only=True)
@@ -91,11 +87,20 @@ class Row:
             own: float | None = result.get(metric)
             return own
         # A round's metrics are always about the validation images.
-        scores = result if self.images == "test" else result["history"][-1]
-        value: float | None = scores.get(metric)
-        if value is None and metric == "majority_share" and self.images == "test":
-            return _majority_share(result.get("confusion"))
-        return value
+        if self.images != "test":
+            value: float | None = result["history"][-1].get(metric)
+            return value
+        scores = result.get("scores") or {}
+        named = scores if metric == "majority_share" else scores.get("metrics", {})
+        found: float | None = named.get(metric)
+        return found
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the shares among its metrics, the main one first."""
+        scored = [result.get("scores") or {} for result in self.results.values()]
+        names = dict.fromkeys(name for scores in scored for name in scores.get("metrics", ()))
+        return tuple(name for name in names if name not in UNBOUNDED) or ("accuracy",)
 
     @property
     def rounds(self) -> tuple[int, int]:
@@ -169,18 +174,13 @@ def _holdout_means(folder: Path) -> dict[str, float]:
     }
 
 
-def _majority_share(confusion: Sequence[Sequence[int]] | None) -> float | None:
-    """Compute the most frequent class's share, for results without it."""
-    counts = [sum(row) for row in confusion or ()]
-    return max(counts) / sum(counts) if sum(counts) else None
-
-
 def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
     """Return the metrics of the table, the most relevant first.
 
     If a trainer makes networks for the sites themselves, the metrics of those come first.
     """
-    figures = (*METRICS, "majority_share")
+    names = dict.fromkeys(name for row in table for name in row.metrics)
+    figures = (*names, "majority_share")
     if not any(row.summary(HOLDOUT_METRICS[0]) for row in table):
         return figures
     return (
@@ -199,4 +199,5 @@ def headline_of(table: Sequence[Row]) -> tuple[str, str]:
     is_own = any(row.is_personal for row in table) and all(
         row.summary(HOLDOUT_METRICS[0]) for row in table
     )
-    return (HOLDOUT_METRICS[0], HOLDOUT_METRICS[2]) if is_own else ("accuracy", "majority_share")
+    main = table[0].metrics[0] if table else "accuracy"
+    return (HOLDOUT_METRICS[0], HOLDOUT_METRICS[2]) if is_own else (main, "majority_share")

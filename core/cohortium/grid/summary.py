@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cohortium.data.scores import metric_name
 from cohortium.errors import RunError
-from cohortium.grid.rows import HEADS, METRICS, metrics_of
+from cohortium.grid.rows import HEADS, metrics_of
 from cohortium.storage import csv_rows
 from cohortium.storage.atomic import atomic_write
 
@@ -54,7 +55,10 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
     metrics = metrics_of(table)
     several = len({row.data for row in table}) > 1
     whose = "global " if any(row.is_personal for row in table) else ""
-    names = [(whose if name in METRICS else "") + HEADS[name] for name in metrics]
+    known = {name for row in table for name in row.metrics}
+    names = [
+        (whose if name in known else "") + HEADS.get(name, metric_name(name)) for name in metrics
+    ]
     data = ["data set"] if several else []
     head = [*axes, *data, *names, "guarantee", "seeds", "rounds finished", "kB up", "seconds"]
     lines = [head, ["---"] * len(head)]

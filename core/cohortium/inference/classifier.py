@@ -20,13 +20,13 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Seeds
+from cohortium.data.intensity import to_unit_range
 from cohortium.errors import DataError, RequestError, StudyError
-from cohortium.learning.evaluation import probabilities
+from cohortium.learning.evaluation import predict
 from cohortium.runs import dataset_info, result
 from cohortium.study import toml
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ class Classifier:
         model: Prepares images.
         net: In evaluation mode, on the CPU.
         rounds: Number of rounds after which its weights were taken.
-        chosen: Accuracy on the public validation images, if it determined the round.
+        chosen: Score on the public validation images, if it determined the round.
         study: The tables of the run's study.
         result: The content of the run's `result.json`, or None if the run is not complete.
     """
@@ -95,7 +95,7 @@ class Classifier:
             _require_same(parameters.sha256(net), record, path)
         try:
             rounds = int(notes["rounds"])
-            chosen = float(notes["accuracy"]) if round == "best" else None
+            chosen = float(notes["score"]) if round == "best" else None
         except (KeyError, ValueError) as error:
             raise DataError(f"{path} does not say after which round it was written.") from error
         return cls(
@@ -119,22 +119,22 @@ class Classifier:
         """SHA-256 of the weights, as `parameters.sha256` computes it."""
         return parameters.sha256(self.net)
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return class probabilities, shape (N, classes), for images (N, C, H, W).
+    def predict(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return the task's predictions, shape (N, …), for images (N, C, …).
+
+        They are class probabilities, shape (N, classes), if each image has one class.
 
         Raises:
-            DataError: They are not `uint8` images of the shape on which the network was trained.
+            DataError: The images are not of the type and shape on which the network was trained.
         """
-        import torch
-
-        wanted = (self.spec.channels, self.spec.height, self.spec.width)
-        if images.dtype != "uint8" or images.shape[1:] != wanted:
+        spec = self.spec
+        if images.dtype != spec.pixel_type or images.shape[1:] != spec.shape:
             raise DataError(
-                f"the model takes uint8 images of shape {wanted}, channels first, not "
-                f"{images.dtype} of shape {images.shape[1:]}."
+                f"the model takes {spec.pixel_type} images of shape {spec.shape}, channels first, "
+                f"not {images.dtype} of shape {images.shape[1:]}."
             )
-        prepared = self.model.preprocess(torch.from_numpy(images).float().div_(255))
-        return probabilities(self.model, self.net, prepared)
+        prepared = self.model.preprocess(to_unit_range(images, spec))
+        return predict(self.model, self.net, prepared, spec)
 
 
 def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

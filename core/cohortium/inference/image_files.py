@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from cohortium.data.examples import to_c_order
 from cohortium.data.npz import read_images
+from cohortium.data.pixels import FLAT
 from cohortium.errors import DataError
 from cohortium.text import escape_control_characters
 
@@ -40,8 +41,8 @@ MAX_LOADED_BYTES: Final = 1 << 28
 ORIENTATION: Final = 0x0112
 """The EXIF tag that makes a viewer turn a picture."""
 
-Batch = tuple[list[str], "NDArray[np.uint8]"]
-"""Names of some images, with the images, shape (N, C, H, W)."""
+Batch = tuple[list[str], "NDArray[Any]"]
+"""Names of some images, with the images, shape (N, C, …)."""
 
 
 def read(places: Sequence[Path], spec: DataSpec, *, split: str) -> Iterator[Batch]:
@@ -109,6 +110,10 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if len(spec.size) != FLAT:
+        raise DataError(
+            f"{path}: the model takes volumes, and a picture file is flat; give an npz file."
+        )
     if spec.channels not in MODES:
         raise DataError(
             f"{path}: the model takes {spec.channels} channels, which no picture file has; give "
@@ -145,7 +150,7 @@ _FORMATS: Final = ("PNG", "JPEG")
 
 
 def _require(shape: tuple[int, ...], spec: DataSpec, *, where: str) -> None:
-    wanted = (spec.channels, spec.height, spec.width)
+    wanted = spec.shape
     if shape != wanted:
         raise DataError(
             f"{where} {_worded(shape)}, and the model takes {_worded(wanted)}; bring them to that "
@@ -154,5 +159,5 @@ def _require(shape: tuple[int, ...], spec: DataSpec, *, where: str) -> None:
 
 
 def _worded(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{channels} channel{'s' if channels > 1 else ''} of {height} × {width} pixels"
+    channels, *size = shape
+    return f"{channels} channel{'s' if channels > 1 else ''} of {' × '.join(map(str, size))} pixels"

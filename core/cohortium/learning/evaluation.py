@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network, require_rows
-from cohortium.data.metrics import Predictions, Scores
+from cohortium.data.intensity import to_unit_range
+from cohortium.data.predictions import Predictions
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.data.examples import Examples
+    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.scores import Scores
     from cohortium.roles.protocols import Model
 
 BATCH = 512
@@ -33,25 +34,23 @@ class Evaluation:
         model: The model that preprocessed the images and is scored.
         images: Preprocessed images, shape (N, …).
         examples: The examples before preprocessing.
-        classes: Names of the classes.
+        spec: Public facts about the data.
     """
 
     model: Model
     images: Tensor = field(repr=False)
     examples: Examples
-    classes: tuple[str, ...]
+    spec: DataSpec
 
     @classmethod
     def of(
-        cls, examples: Examples | None, classes: tuple[str, ...], model: Model, device: str
+        cls, examples: Examples | None, spec: DataSpec, model: Model, device: str
     ) -> Evaluation | None:
         """Preprocess `examples`.  Return None where there are none."""
-        import torch
-
         if examples is None:
             return None
-        images = torch.from_numpy(examples.images).float().div_(255)
-        return cls(model, model.preprocess(images).to(device), examples, classes)
+        images = to_unit_range(examples.images, spec)
+        return cls(model, model.preprocess(images).to(device), examples, spec)
 
     def score(self, net: nn.Module) -> Scores:
         """Return the scores of `net`, and leave `net` unchanged."""
@@ -59,12 +58,12 @@ class Evaluation:
 
     def predict(self, net: nn.Module) -> Predictions:
         """Return the predictions of `net` for each image, and leave `net` unchanged."""
-        called = probabilities(self.model, net, self.images)
-        return Predictions(called, self.examples.labels, self.classes)
+        found = predict(self.model, net, self.images, self.spec)
+        return Predictions(found, self.examples.labels, self.spec.task)
 
 
-def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """Return the probabilities of `net`, of `model`, shape (N, classes).
+def predict(model: Model, net: nn.Module, images: Tensor, spec: DataSpec) -> NDArray[Any]:
+    """Return the task's predictions for preprocessed images, shape (N, …).
 
     The network and the preprocessed images stay unchanged, even if the network works in place.
 
@@ -77,12 +76,13 @@ def probabilities(model: Model, net: nn.Module, images: Tensor) -> NDArray[np.fl
     net.eval()
     with torch.no_grad(), blame_network(model, net, "cannot be scored"):
         for batch in torch.split(images, BATCH):
-            logits = net(batch.clone())
-            require_rows(model, logits, len(batch))
-            parts.append(logits.softmax(1).cpu())
+            outputs = net(batch.clone())
+            require_rows(model, outputs, len(batch), spec.output_shape)
+            parts.append(spec.task.predict(outputs).cpu())
     net.train(training)
-    called: NDArray[np.float64] = torch.cat(parts).double().numpy()
-    return called
+    found = torch.cat(parts)
+    predictions: NDArray[Any] = (found.double() if found.is_floating_point() else found).numpy()
+    return predictions
 
 
 def resolve_device(device: str) -> str:

@@ -202,6 +202,8 @@ def local_workload(
 class Augmentation:
     """Random symmetries of images, drawn again for each copy of each example.
 
+    A volume is mirrored and turned in its last two axes.  A label map takes part.
+
     Attributes:
         flips: Mirror left to right, with probability one half.
         rotations: Turn by 0, 90, 180 or 270 degrees, for square images.
@@ -214,44 +216,49 @@ class Augmentation:
     rotations: bool = False
     augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
 
-    def __call__(self, images: Tensor, task: LocalTask) -> Tensor:
-        """Return augmented copies of images, shape (B·copies, C, H, W).
+    def __call__(self, images: Tensor, labels: Tensor, task: LocalTask) -> tuple[Tensor, Tensor]:
+        """Return augmented copies of images, shape (B·copies, C, …), and their labels.
 
-        `images` has shape (B, C, H, W).  The copies of one image follow one another.
+        The copies of one image follow one another.
+
+        Args:
+            images: Images, shape (B, C, …).
+            labels: Their labels, shape (B, …).
+            task: The round's task, whose generator draws the symmetries.
 
         Raises:
             StudyError: The model's inputs are not images, or not square ones.
         """
         import torch
 
+        if self.augmentation_multiplicity > 1:
+            images = images.repeat_interleave(self.augmentation_multiplicity, 0)
+            labels = labels.repeat_interleave(self.augmentation_multiplicity, 0)
         if not self.flips and not self.rotations:
-            return (
-                images
-                if self.augmentation_multiplicity == 1
-                else images.repeat_interleave(self.augmentation_multiplicity, 0)
-            )
-        if images.ndim != 4:  # noqa: PLR2004
+            return images, labels
+        if tuple(images.shape[2:]) != task.spec.size:
             raise StudyError(
                 "flips and turns need a model whose inputs are images; this one's are features."
             )
-        if self.rotations and images.shape[2] != images.shape[3]:
+        if self.rotations and images.shape[-2] != images.shape[-1]:
             raise StudyError("turns need square images.")
-        images = images.repeat_interleave(self.augmentation_multiplicity, 0)
         quarter = 4 if self.rotations else 1
         symmetry = torch.randint(
             0, quarter * (1 + self.flips), (len(images),), generator=task.generator
         )
-        out = torch.empty_like(images)
+        mapped = [images, *([labels] if tuple(labels.shape[1:]) == task.spec.size else [])]
+        found = [torch.empty_like(each) for each in mapped]
         for s in range(quarter * (1 + self.flips)):
             chosen = (symmetry == s).to(images.device)
-            turned = images[chosen].rot90(s % quarter, (2, 3))
-            out[chosen] = turned.flip(3) if s >= quarter else turned
-        return out
+            for out, each in zip(found, mapped, strict=True):
+                turned = each[chosen].rot90(s % quarter, (-2, -1))
+                out[chosen] = turned.flip(-1) if s >= quarter else turned
+        return found[0], found[1] if len(found) > 1 else labels
 
 
 @frozen(kw_only=True)
 class AugmentedLoss:
-    """Cross-entropy of augmented images, one value an example.
+    """The task's loss of augmented images, one value an example.
 
     Attributes:
         augmentation: Augmentation of each example, drawn again every time.
@@ -272,13 +279,13 @@ class AugmentedLoss:
             StudyError: There are class weights, but not one for each class.
         """
         import torch
-        from torch.nn import functional
 
-        weights = None
+        spec, weights = task.spec, None
         if self.class_weights:
-            if len(self.class_weights) != task.classes:
+            classes = len(spec.classes)
+            if len(self.class_weights) != classes:
                 raise StudyError(
-                    f"there are {len(self.class_weights)} class weights, but {task.classes} "
+                    f"there are {len(self.class_weights)} class weights, but {classes} "
                     "classes; give one for each, or none."
                 )
             weights = torch.tensor(
@@ -290,17 +297,17 @@ class AugmentedLoss:
             index = torch.from_numpy(batch).to(task.images.device)
             # Faster than indexing: it saves more time than a layer of a small network takes.
             images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)
-            if copies > 1:
-                labels = labels.repeat_interleave(copies)
-            logits = task.net(self.augmentation(images, task))
-            if logits.shape != (len(labels), task.classes):
+            images, labels = self.augmentation(images, labels, task)
+            outputs = task.net(images)
+            if tuple(outputs.shape) != (len(labels), *spec.output_shape):
                 kind = type(task.net)
                 raise BrokenNetworkError(
                     f"{kind.__module__}:{kind.__qualname__} gives outputs of shape "
-                    f"{tuple(logits.shape)} for {len(labels)} images of {task.classes} classes, "
+                    f"{tuple(outputs.shape)} for {len(labels)} images of "
+                    f"{len(spec.classes)} classes, "
                     "and gave others before the run; let them depend on nothing but the images."
                 )
-            each = functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+            each = spec.task.losses(outputs, labels, weights)
             return each if copies == 1 else each.view(len(batch), copies).mean(1)
 
         return losses

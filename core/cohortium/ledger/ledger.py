@@ -52,23 +52,23 @@ CREATE TABLE spend (
 ) WITHOUT ROWID;
 CREATE TABLE data (name TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, seen TEXT NOT NULL);
 CREATE TRIGGER spends_stay BEFORE DELETE ON spend
-    BEGIN SELECT RAISE(ABORT, 'spending is append-only'); END;
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 CREATE TRIGGER spends_stay_as_they_are BEFORE UPDATE ON spend
-    BEGIN SELECT RAISE(ABORT, 'spending is append-only'); END;
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 CREATE TRIGGER prices_stay BEFORE DELETE ON price
-    BEGIN SELECT RAISE(ABORT, 'spending is append-only'); END;
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 CREATE TRIGGER prices_stay_as_they_are BEFORE UPDATE ON price
-    BEGIN SELECT RAISE(ABORT, 'spending is append-only'); END;
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 """
 
 SCHEMA_ADDITIONS = (
     """CREATE TRIGGER spends_are_new BEFORE INSERT ON spend
     WHEN EXISTS (SELECT 1 FROM spend
         WHERE data = NEW.data AND session = NEW.session AND attempt = NEW.attempt)
-    BEGIN SELECT RAISE(ABORT, 'spending is append-only'); END""",
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
     """CREATE TRIGGER prices_are_new BEFORE INSERT ON price
     WHEN EXISTS (SELECT 1 FROM price WHERE id = NEW.id OR body = NEW.body)
-    BEGIN SELECT RAISE(ABORT, 'spending is append-only'); END""",
+    BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
 )
 """Triggers that stop REPLACE, which deletes without the triggers on DELETE."""
 
@@ -179,9 +179,13 @@ class Ledger:
         # budget.
         where = f"{self.path.resolve().as_uri()}?mode=rw"
         connection = sqlite3.connect(where, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
-        # Beyond FULL, EXTRA makes the end of the rollback journal durable, and with it the commit.
-        connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.is_synced else 'OFF'}")
-        connection.execute(f"PRAGMA fullfsync = {int(self.is_synced)}")
+        try:
+            # Beyond FULL, EXTRA makes the end of the rollback journal durable, and so the commit.
+            connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.is_synced else 'OFF'}")
+            connection.execute(f"PRAGMA fullfsync = {int(self.is_synced)}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _require_ledger(self, connection: sqlite3.Connection) -> None:

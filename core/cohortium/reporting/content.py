@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
-from cohortium.data.metrics import interval
+from cohortium.data.scores import columns_of, interval, mean_of
 
 if TYPE_CHECKING:
-    from cohortium.data.metrics import CalibrationBin, ClassScores, Scores
+    from cohortium.data.scores import CalibrationBin, ClassScores, Scores
     from cohortium.reporting.reading import Record
     from cohortium.roles.events import StageStats
 
@@ -21,7 +21,7 @@ MAX_ROWS = 60
 
 @frozen(kw_only=True)
 class ClassRow:
-    """A class, its scores, and the interval of its sensitivity at 95 %."""
+    """A class, its scores, and the interval of its sensitivity at 95 %, where it has one."""
 
     scores: ClassScores
     low: float | None
@@ -90,20 +90,28 @@ class Cost:
     download: float | None = None
 
 
-def accuracy_interval(scores: Scores) -> tuple[float, float]:
-    """Return the interval of the accuracy at 95 %."""
-    total = scores.images
+def accuracy_interval(scores: Scores) -> tuple[float, float] | None:
+    """Return the interval of the accuracy at 95 %, or None if an image has several classes."""
+    if not scores.confusion:
+        return None
     hits = sum(row[k] for k, row in enumerate(scores.confusion))
-    return interval(hits, total) if total else (0.0, 1.0)
+    return interval(hits, scores.images) if scores.images else (0.0, 1.0)
 
 
 def class_rows(scores: Scores) -> tuple[ClassRow, ...]:
     """Return a row for each class."""
     found = []
-    for k, (row, counts) in enumerate(zip(scores.per_class, scores.confusion, strict=True)):
-        low, high = interval(counts[k], sum(counts)) if sum(counts) else (None, None)
+    for row in scores.per_class:
+        sensitivity, low, high = row.metrics.get("sensitivity"), None, None
+        if sensitivity is not None and row.examples:
+            low, high = interval(round(sensitivity * row.examples), row.examples)
         found.append(ClassRow(scores=row, low=low, high=high))
     return tuple(found)
+
+
+def means(scores: Scores) -> dict[str, float | None]:
+    """Return the mean over the classes of each of their scores."""
+    return {name: mean_of(scores.per_class, name) for name in columns_of(scores.per_class)}
 
 
 def bin_rows(scores: Scores) -> tuple[BinRow, ...]:

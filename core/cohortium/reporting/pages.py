@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cohortium.catalog.provenance import file_digest
+from cohortium.data.scores import columns_of, metric_name
 from cohortium.reporting import content, plots, wording
 from cohortium.reporting.differing import study_differences
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
+    from cohortium.data.scores import ClassScores
     from cohortium.reporting.parties import PartyView
     from cohortium.reporting.reading import Record
 
@@ -38,6 +40,7 @@ def render(records: Sequence[Record]) -> str:
     return environment.get_template("runs.html").render(
         runs=runs,
         settings=study_differences([record.study for record in records]),
+        metrics=tuple(dict.fromkeys(name for record in records for name in record.metrics)),
         accuracies=plots.accuracies(records, names),
         epsilon=plots.side_by_side(records, names, "epsilon"),
         classes=_classes(records),
@@ -64,6 +67,8 @@ def _environment() -> Environment:
     )
     for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural", "one_in"):
         environment.filters[name] = getattr(wording, name)
+    environment.filters["metric_name"] = metric_name
+    environment.filters["metric"] = wording.metric
     environment.filters["tick"] = "{:g}".format
     environment.filters["groupby_views"] = _by_views
     return environment
@@ -96,6 +101,11 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "title": _title(record),
         "began": _date(record.began),
         "scores": scores,
+        "main_metric": record.main_metric,
+        "row_metrics": record.metrics,
+        "metric": "accuracy" if scores is None else metric_name(scores.main_metric),
+        "columns": () if scores is None else columns_of(scores.per_class),
+        "means": {} if scores is None else content.means(scores),
         "own": None if record.result is None else record.result.own,
         "is_personal": record.is_personal,
         "headline": _headline(record),
@@ -140,7 +150,7 @@ def _headline(record: Record) -> float | None:
     If sites use networks of their own, it is the accuracy of those networks.
     """
     if not record.is_personal:
-        return None if record.scores is None else record.scores.accuracy
+        return None if record.scores is None else record.scores.main
     own = None if record.result is None else record.result.own
     return None if own is None else own.personal_accuracy
 
@@ -191,6 +201,11 @@ def _by_views(
     return [(found, group) for (found, _), group in groups.items()]
 
 
+def _first(row: ClassScores) -> float | None:
+    """Return the first score of a class: its sensitivity, or the like."""
+    return next(iter(row.metrics.values()), None)
+
+
 def _classes(
     records: Sequence[Record],
 ) -> list[tuple[str, list[tuple[str, list[float | None]]]]]:
@@ -202,5 +217,5 @@ def _classes(
     for number, record in enumerate(records):
         for row in record.scores.per_class if record.scores is not None else ():
             known = found.setdefault(record.data, {})
-            known.setdefault(row.name, [None] * len(records))[number] = row.sensitivity
+            known.setdefault(row.name, [None] * len(records))[number] = _first(row)
     return [(data, list(rows.items())) for data, rows in found.items()]

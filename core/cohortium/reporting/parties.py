@@ -158,7 +158,7 @@ def _coordinator(facts: PartyInputs) -> PartyView:
 
 def _hospital(facts: PartyInputs) -> PartyView:
     others = max(1, facts.min_contributors - 1)
-    hospital = f"Its part in sums over {others} or more hospitals in addition to itself."
+    hospital = f"Its part in sums over {others} other hospitals or more."
     if others == 1:
         hospital = "Its whole release, in a round in which only the two contribute."
     guarantee = facts.guarantee

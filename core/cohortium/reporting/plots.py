@@ -8,8 +8,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from cohortium.data.scores import metric_name
 from cohortium.reporting.figures import Axis, Line, Plot
-from cohortium.reporting.wording import bound, decimal, percent
+from cohortium.reporting.wording import bound, metric, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,21 +23,24 @@ TONES = 8
 
 
 def learning(record: Record) -> Plot | None:
-    """Plot accuracy and AUC by round, or return None without scores."""
-    rows = [row for row in record.rows if row["accuracy"] is not None]
+    """Plot the main metric and the AUC by round, or return None without scores."""
+    main = record.main_metric
+    keys = (main,) if main == "auc" else (main, "auc")
+    rows = [row for row in record.rows if row.get(main) is not None]
     lines = tuple(
-        Line(name=name, points=points, tone=tone, label=f"{name} {shown}")
-        for tone, (name, key) in enumerate((("accuracy", "accuracy"), ("AUC", "auc")), start=1)
+        Line(name=metric_name(key), points=points, tone=tone, label=f"{metric_name(key)} {shown}")
+        for tone, key in enumerate(keys, start=1)
         if (points := _points(rows, key))
-        for shown in (percent(points[-1][1]) if key == "accuracy" else decimal(points[-1][1]),)
+        for shown in (metric(points[-1][1], key),)
     )
     if not lines:
         return None
     last = ", ".join(line.label for line in lines)
     majority = _majority(record)
     whose = " of the global network" if record.is_personal else ""
+    drawn = " and ".join(line.name for line in lines)
     return Plot(
-        title=f"Accuracy and AUC{whose} on the validation images by round",
+        title=f"{drawn[0].upper()}{drawn[1:]}{whose} on the validation images by round",
         summary=f"{len(rows)} rounds; at the end {last}{_beside(majority)}.",
         x=Axis.rounds(_last(record)),
         y=Axis.over([y for line in lines for _, y in line.points] + _level(majority), most=1.0),
@@ -45,7 +49,10 @@ def learning(record: Record) -> Plot | None:
         hints=tuple(
             (
                 float(row["round"] or 0),
-                f"{row['round']}: accuracy {percent(row['accuracy'])}, AUC {decimal(row['auc'])}",
+                f"{row['round']}: "
+                + ", ".join(
+                    f"{metric_name(key)} {metric(row.get(key), key)}" for key in keys if key in row
+                ),
             )
             for row in rows
         ),
@@ -75,19 +82,20 @@ def spending(record: Record) -> Plot | None:
 
 
 def accuracies(records: Sequence[Record], names: Sequence[str]) -> tuple[tuple[str, Plot], ...]:
-    """Plot accuracy by round, a line for each run.
+    """Plot the main metric by round, a line for each run.
 
     Returns:
         The name of each data set, with its plot.
     """
-    groups: dict[tuple[str, float | None], list[tuple[Record, str]]] = {}
+    groups: dict[tuple[str, float | None, str], list[tuple[Record, str]]] = {}
     for record, name in zip(records, names, strict=True):
-        groups.setdefault((record.data, record.majority_share), []).append((record, name))
+        same = (record.data, record.majority_share, record.main_metric)
+        groups.setdefault(same, []).append((record, name))
     tones = {name: number for number, name in enumerate(names)}
     found = []
-    for (data, _), group in groups.items():
+    for (data, _, _), group in groups.items():
         runs, called = [record for record, _ in group], [name for _, name in group]
-        plot = side_by_side(runs, called, "accuracy", tones)
+        plot = side_by_side(runs, called, runs[0].main_metric, tones)
         found += [(data, plot)] if plot is not None else []
     return tuple(found)
 
@@ -109,7 +117,7 @@ def side_by_side(
     Returns:
         The plot, or None if no run has the quantity.
     """
-    shares = key == "accuracy"
+    shares = key != "epsilon"
     majority = _majority(records[0]) if shares else None
     lines = tuple(
         Line(
@@ -123,7 +131,8 @@ def side_by_side(
     )
     if not lines:
         return None
-    what = "Accuracy on the validation images" if shares else "ε spent"
+    drawn = metric_name(key)
+    what = f"{drawn[0].upper()}{drawn[1:]} on the validation images" if shares else "ε spent"
     numbers = [y for line in lines for _, y in line.points] + _level(majority)
     last = ", ".join(line.label for line in lines)
     return Plot(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
-from cohortium.data.metrics import Scores
+from cohortium.data.scores import Scores
 from cohortium.errors import RecordError, RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.reporting.stored import Summary, Terms
@@ -122,6 +122,18 @@ class Record:
         if self.result is not None and self.result.provenance:
             return self.result.provenance
         return {} if self.started is None else self.started.provenance
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of the rounds, the main one first."""
+        scored = [event.scores for event in self.rounds if event.scores is not None]
+        scored += [] if self.scores is None else [self.scores]
+        return tuple(dict.fromkeys(name for scores in scored for name in scores.metrics))
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the main metric, or "accuracy" without scores."""
+        return next(iter(self.metrics), "accuracy")
 
     @property
     def rows(self) -> list[dict[str, Cell]]:
@@ -256,10 +268,10 @@ def _result(path: Path) -> Summary | None:
     if data is None:
         return None
     raw = _decode(data, dict[str, Any], where=str(path))
-    summary = _convert({**raw, "scores": None}, Summary, where=str(path))
-    if raw.get("accuracy") is None:
-        return summary
-    return evolve(summary, scores=_sound(_convert(raw, Scores, where=str(path)), str(path)))
+    summary = _convert(raw, Summary, where=str(path))
+    if summary.scores is not None:
+        _sound(summary.scores, str(path))
+    return summary
 
 
 def _sound(scores: Scores, where: str) -> Scores:

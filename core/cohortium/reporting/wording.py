@@ -6,6 +6,7 @@ import math
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING
 
+from cohortium.data.scores import DECIMALS
 from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 def decimal(number: float | None, digits: int = 3) -> str:
     """Return a number with `digits` digits after the point."""
     return NONE if number is None else f"{number:.{digits}f}"
+
+
+def metric(value: float | None, name: str) -> str:
+    """Return the value of the metric `name`."""
+    return decimal(value) if name in DECIMALS else percent(value)
 
 
 def count(number: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The contracts of plugins: seven roles and the observer, with their values and hooks.
+"""The contracts of plugins: eight roles and the observer, with their values and hooks.
 
 A Partitioner splits a Dataset over sites. Each site trains a Model with a Trainer under a
 Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Role = Literal[
-    "dataset", "partitioner", "model", "trainer", "privatizer", "aggregator", "engine", "observer"
+    "dataset",
+    "task",
+    "partitioner",
+    "model",
+    "trainer",
+    "privatizer",
+    "aggregator",
+    "engine",
+    "observer",
 ]
 """The roles of a plugin, as a study file names them."""
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from attrs import field, frozen
 
-from cohortium.data.metrics import Scores
+from cohortium.data.scores import Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
 
@@ -173,19 +173,20 @@ class RoundCompleted:
     seconds_aggregate: float
     stages: tuple[StageStats, ...] = ()
 
-    def row(self) -> dict[str, float | int | None]:
+    def row(self, metrics: tuple[str, ...] = ()) -> dict[str, float | int | None]:
         """Return the round's numbers, always by the same names.
 
         See `History.rows`.
+
+        Args:
+            metrics: Names of the run's metrics, of which each is a number or None.
         """
         scores = self.scores
+        known = {} if scores is None else scores.metrics
         return {
             "round": self.round + 1,
             "attempt": self.attempt,
-            "accuracy": None if scores is None else scores.accuracy,
-            "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
-            "auc": None if scores is None else scores.auc,
-            "loss": None if scores is None else scores.loss,
+            **{name: known.get(name) for name in metrics or known},
             "majority_share": None if scores is None else scores.majority_share,
             "epsilon": None if self.guarantee_so_far is None else self.guarantee_so_far.epsilon,
             "contributors": len(self.contributors),

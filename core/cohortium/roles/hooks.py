@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Observer,
         Partitioner,
         Privatizer,
+        Task,
         Trainer,
     )
 
@@ -80,6 +81,12 @@ class Offer(Generic[R_co]):
 @hookspec
 def cohortium_datasets() -> Iterable[Offer[Dataset]]:
     """Return the data sets that this plugin offers."""
+    return ()
+
+
+@hookspec
+def cohortium_tasks() -> Iterable[Offer[Task]]:
+    """Return the tasks that this plugin offers."""
     return ()
 
 

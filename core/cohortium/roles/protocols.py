@@ -1,4 +1,4 @@
-"""The seven roles and the observer.  A plugin fills one by having its methods.
+"""The eight roles and the observer.  A plugin fills one by having its methods.
 
 A plugin needs no base class and no registration call.
 
@@ -13,6 +13,8 @@ pickle and to write as TOML.  Its methods import heavy libraries.  Its module im
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from cohortium.data.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +46,19 @@ if TYPE_CHECKING:
         SiteId,
         Workload,
     )
+
+
+__all__ = [
+    "Aggregator",
+    "Dataset",
+    "Engine",
+    "Model",
+    "Observer",
+    "Partitioner",
+    "Privatizer",
+    "Task",
+    "Trainer",
+]
 
 
 @runtime_checkable
@@ -104,15 +119,15 @@ class Model(Protocol):
         """Return the network's input for `images`, shape (N, …).
 
         Args:
-            images: Shape (N, C, H, W), `float32` in [0, 1].
+            images: Shape (N, C, H, W) or (N, C, D, H, W), `float32` in [0, 1].
         """
         ...
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
-        """Build a network that maps preprocessed images to logits, shape (N, classes).
+        """Build a network that maps preprocessed images to outputs, (N, *spec.output_shape).
 
         Args:
-            spec: Shapes and classes, which are public.
+            spec: Shapes, classes and task, which are public.
             seed: Seed of the initial weights.
         """
         ...
@@ -211,6 +226,9 @@ class Aggregator(Protocol):
         """Return the confidentiality guarantee against the declared coordinator.
 
         None means that the coordinator sees each release.
+
+        Args:
+            federation_spec: The federation, as declared.
 
         Raises:
             StudyError: As for the coordinator's session.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import KeyDirectory, SigningKey
+    from cohortium.data.examples import DataSpec
     from cohortium.privacy.guarantee import Unit
     from cohortium.ring.ring import Ring
     from cohortium.storage.append_log import Journal
@@ -144,8 +145,8 @@ class LocalTask:
     Attributes:
         net: The resident network with the round's global weights loaded.  Trained in place.
         images: Preprocessed inputs of the site's examples, shape (N, …), on the network's device.
-        labels: Shape (N,), `int64`.
-        classes: Number of classes.
+        labels: Shape (N, …), in the form of the data set's task.
+        spec: Public facts about the data, with the data set's task.
         round: From 0.
         rounds: Rounds of the whole run.
         workload: The trainer's declaration.
@@ -157,7 +158,7 @@ class LocalTask:
     net: nn.Module
     images: Tensor
     labels: Tensor
-    classes: int
+    spec: DataSpec
     round: int
     rounds: int
     workload: Workload

@@ -124,9 +124,9 @@ def build_run_config(
     shape = (PROBE_IMAGES, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
     made_up = federation.model.preprocess(made_up)
-    networks.check_output_shape(federation.model, net, made_up, spec.classes)
-    if not networks.accepts_single_image(net, made_up, len(spec.classes)):
-        workload, run_config = with_min_batch_size(federation, net, made_up, workload), None
+    networks.check_output_shape(federation.model, net, made_up, spec)
+    if not networks.accepts_single_image(net, made_up, spec.output_shape):
+        workload, run_config = with_min_batch_size(federation, net, made_up, workload, spec), None
     if run_config is None or parameters.length(net) != expected:
         run_config = _admitted_config(federation, spec, planned, parameters.length(net), policy)
     guarantee = run_config.plan.guarantee

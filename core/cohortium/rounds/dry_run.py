@@ -16,8 +16,9 @@ import numpy as np
 from cohortium import parameters
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.examples import Examples
+from cohortium.data.intensity import to_unit_range
 from cohortium.errors import CohortiumError, RunError, StudyError
-from cohortium.learning.evaluation import probabilities
+from cohortium.learning.evaluation import predict
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.network_size import PROBE_IMAGES
 from cohortium.rounds.run_config import Sizes
@@ -147,17 +148,11 @@ class _DryRun:
             coordinator.restore(coordinator.state())
 
     def _evaluate(self) -> None:
-        import torch
-
-        images = torch.from_numpy(self._examples.images).float().div_(255)
+        spec = self._run_config.spec
+        images = to_unit_range(self._examples.images, spec)
         inputs = self._run_config.model.preprocess(images).to(self._run_config.device)
-        found = probabilities(self._run_config.model, self._net, inputs).shape
-        wanted = len(self._run_config.spec.classes)
-        if found != (len(images), wanted):
-            raise StudyError(
-                f"the model gives outputs of shape {found} after a round, not "
-                f"{(len(images), wanted)}."
-            )
+        predictions = predict(self._run_config.model, self._net, inputs, spec)
+        spec.task.score(predictions, self._examples.labels)
 
     @contextlib.contextmanager
     def _saying(self, where: str) -> Iterator[None]:
@@ -184,7 +179,7 @@ def _probe_examples(run_config: RunConfig) -> Examples:
     count = min(PROBE_IMAGES, spec.examples)
     rng = run_config.seeds.generator("trial")
     return Examples(
-        images=rng.integers(0, 256, (count, *spec.shape), dtype=np.uint8),
-        labels=np.arange(count) % len(spec.classes),
+        images=spec.sample_images(count, rng),
+        labels=spec.task.sample_labels(spec.size, count, rng),
         patients=None if spec.patients is None else np.arange(count) % spec.patients,
     )

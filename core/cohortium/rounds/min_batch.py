@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from cohortium.data.examples import DataSpec
     from cohortium.ring.ring import RingVector
     from cohortium.roles.values import ExampleIndices, Workload
     from cohortium.study.study import Study
 
 
 def with_min_batch_size(
-    federation: Study, net: nn.Module, images: Tensor, workload: Workload
+    federation: Study, net: nn.Module, images: Tensor, workload: Workload, spec: DataSpec
 ) -> Workload:
     """Return `workload` for a network that cannot be trained on one image.
 
@@ -38,7 +39,7 @@ def with_min_batch_size(
     """
     try:
         with networks.restored_after(net):
-            _dry_run_trainer(federation, net, images[:1], workload)
+            _dry_run_trainer(federation, net, images[:1], workload, spec)
     except Exception:  # noqa: BLE001 - copies of the one do not help
         if workload.batch_size == 1:
             raise NetworkError(
@@ -72,21 +73,24 @@ class _DryRunPrivatizer:
         raise NotImplementedError
 
 
-def _dry_run_trainer(federation: Study, net: nn.Module, images: Tensor, workload: Workload) -> None:
+def _dry_run_trainer(
+    federation: Study, net: nn.Module, images: Tensor, workload: Workload, spec: DataSpec
+) -> None:
     """Let the trainer run one round on `images`."""
     import torch
 
     task = LocalTask(
         net=net.train(),
         images=images,
-        labels=torch.zeros(len(images), dtype=torch.int64),
-        classes=net.eval()(images).shape[1],
+        labels=torch.from_numpy(
+            spec.task.sample_labels(spec.size, len(images), np.random.default_rng(0))
+        ),
+        spec=spec,
         round=0,
         rounds=federation.rounds,
         workload=workload,
         generator=torch.Generator().manual_seed(0),
         state={},
     )
-    net.train()
     with torch.random.fork_rng(devices=[]):
         federation.trainer.train(task, _DryRunPrivatizer())

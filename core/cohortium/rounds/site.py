@@ -11,6 +11,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
+from cohortium.data.intensity import to_unit_range
 from cohortium.errors import (
     BrokenNetworkError,
     MessageError,
@@ -118,7 +119,7 @@ class Site:
         self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
-        images = torch.from_numpy(examples.images).float().div_(255)
+        images = to_unit_range(examples.images, run_config.spec)
         self._images = run_config.model.preprocess(images).to(run_config.device)
         self._labels = torch.from_numpy(examples.labels).to(run_config.device)
         self._patients = examples.patients
@@ -205,7 +206,7 @@ class Site:
             net=self.shared_model.net,
             images=self._images,
             labels=self._labels,
-            classes=len(run_config.spec.classes),
+            spec=run_config.spec,
             round=request.round,
             rounds=run_config.federation_spec.rounds,
             workload=run_config.workload,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
 import msgspec
 from attrs import frozen
 
+from cohortium.catalog.construction import build_value, to_values
+from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec
-from cohortium.errors import DataError, RequestError
+from cohortium.errors import DataError, RequestError, StudyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +62,21 @@ class DatasetInfo:
             test=test,
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**attrs.asdict(self, recurse=False), "spec": to_values(discover(), self.spec)}
+
+
+@frozen(kw_only=True)
+class _Stored:
+    """A `DatasetInfo` as its file holds it."""
+
+    name: str
+    source: str
+    spec: dict[str, Any]
+    validation: int
+    test: int
+
 
 def read_dataset_info(folder: Path) -> DatasetInfo:
     """Return the facts about the data of the run in `folder`.
@@ -66,11 +84,17 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     Raises:
         RequestError: The facts are missing, because the run has not begun its first round.
         DataError: The file is damaged.
+        PluginError: The plugin of its task cannot be used.
     """
     path = folder / DATASET_INFO
     if not path.is_file():
         raise RequestError(f"{folder} holds no checkpoint: the run has not started a round yet.")
-    return _decoded(path, DatasetInfo)
+    stored = _decoded(path, _Stored)
+    try:
+        spec = build_value(discover(), DataSpec, stored.spec, where=f"{path} spec", what="the data")
+    except StudyError as error:
+        raise DataError(f"{str(error).rstrip('.')}; copy the file anew from the run.") from error
+    return DatasetInfo(**{**attrs.asdict(stored, recurse=False), "spec": spec})
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import numpy as np
 import tomli_w
 from attrs import frozen
 
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.data.examples import Examples
-    from cohortium.data.metrics import Predictions, Scores
+    from cohortium.data.predictions import Predictions
+    from cohortium.data.scores import Scores
     from cohortium.roles.events import Event
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.roles.sessions import EngineSession
@@ -201,7 +201,7 @@ class RunDriver:
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
         run_config = self.prepared.run_config
-        return Evaluation.of(examples, run_config.spec.classes, run_config.model, run_config.device)
+        return Evaluation.of(examples, run_config.spec, run_config.model, run_config.device)
 
     def _begin(self, number: int, attempt: int) -> None:
         """Log an attempt before it begins, unless the run is to stop."""
@@ -323,12 +323,11 @@ class RunDriver:
 
 def _simulation_info(prepared: PreparedStudy) -> dict[str, Any]:
     """Return the facts about the sites that only a simulator knows."""
-    labels, classes = prepared.splits.train.labels, len(prepared.run_config.spec.classes)
+    labels, task = prepared.splits.train.labels, prepared.run_config.spec.task
     return {
         "site_sizes": tuple(len(indices) for indices in prepared.partition),
         "label_histograms": tuple(
-            tuple(np.bincount(labels[indices], minlength=classes).tolist())
-            for indices in prepared.partition
+            tuple(task.counts(labels[indices]).tolist()) for indices in prepared.partition
         ),
         "data_sha256": prepared.splits.train.fingerprint.hex(),
     }

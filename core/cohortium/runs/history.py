@@ -30,14 +30,17 @@ class History(tuple[RoundCompleted, ...]):
         """Return one dictionary per round, all with the same keys.
 
         The column `round` counts from 1. The column `attempt` counts over the run from 0, as in
-        events and the ledger. The columns `accuracy`, `balanced_accuracy`, `auc` and `loss` are
-        scores on the validation images, and None if these were not scored. The column
+        events and the ledger. The metrics of the task, such as `accuracy` and `loss`, are scores
+        on the validation images, and None if these were not scored. The column
         `majority_share` is the accuracy of always predicting the most frequent class, under the
         same condition. The column `epsilon` is the guarantee's ε for all attempts so far, or None
         without privacy. The columns `contributors` and `dropped` are numbers of sites. The column
         `upload_bytes` is the largest number of bytes that one site sent.
         """
-        return [event.row() for event in self]
+        metrics = dict.fromkeys(
+            name for event in self if event.scores is not None for name in event.scores.metrics
+        )
+        return [event.row(tuple(metrics)) for event in self]
 
     def __repr__(self) -> str:
         """Return the table as text, with the columns' names."""

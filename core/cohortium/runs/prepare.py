@@ -214,16 +214,23 @@ def _require_enough(partition: tuple[ExampleIndices, ...], fewest: int) -> None:
             )
 
 
+def _described(spec: DataSpec) -> str:
+    low, high = spec.intensity_range
+    return (
+        f"{spec.pixel_type} {spec.shape} from {low:g} to {high:g} of classes "
+        f"{', '.join(spec.classes)} ({type(spec.task).__name__})"
+    )
+
+
 def _prepare_deployment(federation: Study) -> PreparedStudy:
     """Plan a deployment from the study's declarations, without hospitals' data."""
     spec = federation.data
     assert spec is not None
     public = None if federation.dataset is None else federation.dataset.load()
-    if public is not None and (public.classes != spec.classes or public.spec.shape != spec.shape):
+    if public is not None and not spec.describes(public.spec):
         raise StudyError(
-            f"the public images of [dataset] are {public.spec.shape} of classes "
-            f"{', '.join(public.classes)}; [data] declares "
-            f"{spec.shape} of {', '.join(spec.classes)}."
+            f"the public images of [dataset] are {_described(public.spec)}; [data] declares "
+            f"{_described(spec)}."
         )
     if federation.holdout_fraction:
         raise StudyError(
@@ -265,7 +272,9 @@ def _signing_keys(federation: Study, secret: Randomness) -> tuple[SigningKey, ..
 def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[ExampleIndices, ...]:
     assert federation.partitioner is not None
     rng = seeds.generator("partition")
-    examples, whole = _partition_units(splits.train)
+    # A partitioner sees one number for each example, whatever the task's labels are.
+    strata = splits.task.strata(splits.train.labels)
+    examples, whole = _partition_units(attrs.evolve(splits.train, labels=strata))
     partition = tuple(federation.partitioner.partition(examples, federation.sites, rng))
     if len(partition) != federation.sites:
         raise StudyError(

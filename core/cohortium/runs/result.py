@@ -9,10 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 from attrs import frozen
 
-from cohortium.data.metrics import Predictions, Scores
-from cohortium.errors import RequestError
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.data.predictions import Predictions
+from cohortium.data.scores import Scores, metric_name
+from cohortium.errors import RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import html_table
@@ -64,17 +68,18 @@ class OwnScores:
     Attributes:
         sites: Number of sites that held images out.
         images: Number of held-out images.
-        accuracy: Accuracy of the global network.
-        personal_accuracy: Accuracy of each site's own network. It equals `accuracy` if the trainer
-            makes none.
-        majority_share: Accuracy of always predicting the most frequent class of a site.
+        accuracy: Main metric of the global network.
+        personal_accuracy: Main metric of each site's own network. It equals `accuracy` if the
+            trainer makes none.
+        majority_share: Accuracy of always predicting the most frequent class of a site. None if an
+            image has several classes.
     """
 
     sites: int
     images: int
     accuracy: float
     personal_accuracy: float
-    majority_share: float
+    majority_share: float | None
 
 
 @frozen(kw_only=True)
@@ -134,27 +139,17 @@ class Result(StoredResult):
 
     @property
     def accuracy(self) -> float | None:
-        """Share of correctly classified test images, or None without test images."""
-        return None if self.scores is None else self.scores.accuracy
+        """Share of correctly classified test images, or None without test images or classes."""
+        return None if self.scores is None else self.scores.metrics.get("accuracy")
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `result.json`."""
         scores, guarantee = self.scores, self.guarantee
-        bins = () if scores is None else scores.calibration
         return {
             "data": self.data,
             "is_personal": self.is_personal,
             "own": None if self.own is None else attrs.asdict(self.own),
-            "accuracy": self.accuracy,
-            "majority_share": None if scores is None else scores.majority_share,
-            "majority_class": None if scores is None else scores.majority_class,
-            "images": None if scores is None else scores.images,
-            "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
-            "auc": None if scores is None else scores.auc,
-            "loss": None if scores is None else scores.loss,
-            "per_class": None if scores is None else [attrs.asdict(c) for c in scores.per_class],
-            "confusion": None if scores is None else scores.confusion,
-            "calibration": [attrs.asdict(part) for part in bins],
+            "scores": None if scores is None else attrs.asdict(scores),
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
             "aggregation": None if self.aggregation is None else attrs.asdict(self.aggregation),
@@ -172,21 +167,25 @@ class Result(StoredResult):
 
     def headline(self) -> list[tuple[str, str]]:
         """Return label and text of each accuracy, the most important first."""
-        scores = self.scores
+        scores, metric = self.scores, "accuracy"
         told = "none (no test images)"
         if scores is not None:
-            majority = f"the most frequent class alone: {scores.majority_share:.2%}"
-            told = f"{scores.accuracy:.2%} ({majority})"
+            metric, told = metric_name(scores.main_metric), f"{scores.main:.2%}"
+            if scores.majority_share is not None:
+                told += f" (the most frequent class alone: {scores.majority_share:.2%})"
         if not self.is_personal:
-            return [("test accuracy", told)]
+            return [(f"test {metric}", told)]
         own = "not measured; federation.holdout_fraction holds images out"
         if self.own is not None:
-            own = (
-                f"{self.own.personal_accuracy:.2%} (each site's most frequent class alone: "
-                f"{self.own.majority_share:.2%}; {self.own.images:,} images held out)"
+            majority = self.own.majority_share
+            alone = (
+                ""
+                if majority is None
+                else f"each site's most frequent class alone: {majority:.2%}; "
             )
+            own = f"{self.own.personal_accuracy:.2%} ({alone}{self.own.images:,} images held out)"
         return [
-            ("sites' own accuracy", own),
+            (f"sites' own {metric}", own),
             ("global network", f"{told}; no site uses this network"),
         ]
 
@@ -222,13 +221,13 @@ def predictions_of(folder: Path) -> Predictions:
     path = folder / PREDICTIONS
     try:
         with np.load(path, allow_pickle=False) as data:
-            return Predictions(
-                data["probabilities"], data["labels"], tuple(map(str, data["classes"]))
-            )
+            table = msgspec.json.decode(str(data["task"]), type=dict[str, Any])
+            task = construction.build_part(discover(), "task", table, where=str(path))
+            return Predictions(data["predictions"], data["labels"], task)
     except FileNotFoundError as error:
         raise RequestError(
             f"{folder} has no predictions for test images; name a finished run on a data set that "
             "has some."
         ) from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, StudyError, zipfile.BadZipFile) as error:
         raise RequestError(f"{path} is damaged; run that study again.") from error

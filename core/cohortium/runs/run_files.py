@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import attrs
 from attrs import frozen
 
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
 from cohortium.errors import RunError
 from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.result import BEST, PREDICTIONS, RESULT, SITE_SCORES
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.data.metrics import Predictions
+    from cohortium.data.predictions import Predictions
     from cohortium.runs.dataset_info import DatasetInfo
     from cohortium.runs.result import Result
     from cohortium.runs.site_scores import SiteScores
@@ -37,18 +39,18 @@ class RunFiles:
 
     path: Path
 
-    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, accuracy: float) -> None:
+    def write_best(self, weights: Mapping[str, Tensor], *, rounds: int, score: float) -> None:
         """Write the best weights so far, next to the last weights.
 
         Args:
             weights: The weights by name.
             rounds: Number of rounds after which they were reached.
-            accuracy: Accuracy on the public validation images.
+            score: Main metric on the public validation images.
 
         Raises:
             RunError: The weights cannot be written.
         """
-        self._write_weights(BEST, weights, {"rounds": str(rounds), "accuracy": repr(accuracy)})
+        self._write_weights(BEST, weights, {"rounds": str(rounds), "score": repr(score)})
 
     def write_dataset_info(self, facts: DatasetInfo) -> None:
         """Write the facts about the data that the weights' users need.
@@ -56,7 +58,7 @@ class RunFiles:
         Raises:
             RunError: The facts cannot be written.
         """
-        text = json.dumps(attrs.asdict(facts), indent=2, ensure_ascii=False)
+        text = json.dumps(facts.as_json(), indent=2, ensure_ascii=False)
         self._write(DATASET_INFO, text.encode() + b"\n")
 
     def write_predictions(self, predictions: Predictions) -> None:
@@ -70,12 +72,14 @@ class RunFiles:
         """
         import numpy as np
 
+        values = predictions.values
+        table = construction.to_table(discover(), "task", predictions.task)
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
-            probabilities=predictions.probabilities.astype(np.float32),
+            predictions=values.astype(np.float32) if values.dtype.kind == "f" else values,
             labels=predictions.labels,
-            classes=np.array(predictions.classes),
+            task=np.array(json.dumps(table)),
         )
         self._write(PREDICTIONS, buffer.getvalue())
 

@@ -154,13 +154,13 @@ class RunState:
         )
 
     def _keep_best(self) -> None:
-        """Write the weights if they have the best validation accuracy so far."""
-        scored = [event.scores.accuracy for event in self.history if event.scores is not None]
+        """Write the weights if they have the best validation score so far."""
+        scored = [event.scores.main for event in self.history if event.scores is not None]
         if self.folder is None or not self.history or self.history[-1].scores is None:
             return
         if scored[-1] > max(scored[:-1], default=-1.0):
             weights = parameters.state_dict(self.coordinator.net)
-            self.folder.write_best(weights, rounds=len(self.history), accuracy=scored[-1])
+            self.folder.write_best(weights, rounds=len(self.history), score=scored[-1])
 
     def warnings(self) -> tuple[str, ...]:
         """Return warnings for a careful reader, before the run begins or continues."""

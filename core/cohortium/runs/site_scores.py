@@ -32,17 +32,18 @@ class SiteScores:
     Attributes:
         site: Number of the site.
         images: Number of held-out images.
-        accuracy: Accuracy of the global network.
-        personal_accuracy: Accuracy of the site's own network (`Trainer.personalize`). It equals
+        accuracy: Main metric of the global network.
+        personal_accuracy: Main metric of the site's own network (`Trainer.personalize`). It equals
             `accuracy` if the trainer has none.
-        majority_share: Accuracy of always predicting the site's most frequent class.
+        majority_share: Accuracy of always predicting the site's most frequent class. None if an
+            image has several classes.
     """
 
     site: int
     images: int
     accuracy: float
     personal_accuracy: float
-    majority_share: float
+    majority_share: float | None
 
 
 class _Watched(Mapping[str, "Tensor"]):
@@ -82,11 +83,19 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
     images = sum(each.images for each in found)
     if not images:
         return None
-    means = {
-        key: sum(each.images * getattr(each, key) for each in found) / images
-        for key in ("accuracy", "personal_accuracy", "majority_share")
-    }
-    return OwnScores(sites=len(found), images=images, **means)
+
+    def mean(values: Sequence[float]) -> float:
+        pairs = zip(found, values, strict=True)
+        return sum(each.images * value for each, value in pairs) / images
+
+    majority = [each.majority_share for each in found if each.majority_share is not None]
+    return OwnScores(
+        sites=len(found),
+        images=images,
+        accuracy=mean([each.accuracy for each in found]),
+        personal_accuracy=mean([each.personal_accuracy for each in found]),
+        majority_share=mean(majority) if len(majority) == len(found) else None,
+    )
 
 
 def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:
@@ -104,7 +113,7 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
     for site, held in enumerate(prepared.holdout):
         watch = Evaluation.of(
             prepared.splits.train.select(held) if len(held) else None,
-            run_config.spec.classes,
+            run_config.spec,
             run_config.model,
             run_config.device,
         )
@@ -121,8 +130,8 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
             SiteScores(
                 site=site,
                 images=len(held),
-                accuracy=globally.accuracy,
-                personal_accuracy=watch.score(own).accuracy,
+                accuracy=globally.main,
+                personal_accuracy=watch.score(own).main,
                 majority_share=globally.majority_share,
             )
         )

@@ -108,7 +108,7 @@ def customary_delta(units: int) -> float:
 def _text(answers: Answers, dataset: dict[str, str], splits: Splits) -> str:
     spec = splits.spec
     keys = "\n".join(f"{key} = {_quoted(value)}" for key, value in dataset.items())
-    shape = f"{spec.channels} × {spec.height} × {spec.width}"
+    shape = " × ".join(map(str, spec.shape))
     return "\n".join(
         [
             _HEAD.format(sites=answers.sites, rounds=60 if answers.epsilon else 20),

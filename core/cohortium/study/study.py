@@ -42,7 +42,7 @@ MAX_THREADS = 4096
 With more threads, OpenMP ends the process without an error message.
 """
 
-STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role != "observer")
+STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role not in ("observer", "task"))
 """Roles that a federation fills, in the order of a study file."""
 
 
@@ -207,10 +207,7 @@ class Study:
             }
         }
         if self.data is not None:
-            declared = attrs.asdict(self.data, filter=lambda _, value: value is not None)
-            tables["data"] = {
-                key: construction.to_toml_value(value) for key, value in declared.items()
-            }
+            tables["data"] = construction.to_values(catalog, self.data)
         for role in STUDY_ROLES:
             if getattr(self, role) is not None:
                 tables[role] = construction.to_table(catalog, role, getattr(self, role))

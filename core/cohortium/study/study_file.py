@@ -205,8 +205,8 @@ def build(
     if engine is not None:
         roles["engine"] = engine
     if is_deployed:
-        roles["data"] = construction.construct(
-            DataSpec, tables["data"], where=f"{where} [data]", what="the data"
+        roles["data"] = construction.build_value(
+            catalog, DataSpec, tables["data"], where=f"{where} [data]", what="the data"
         )
     terms, own = tables.get("federation", {}), overrides.get("federation", {})
     for key in terms:

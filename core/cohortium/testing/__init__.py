@@ -26,6 +26,7 @@ from cohortium.testing.classes import (
     ObserverConformance,
     PartitionerConformance,
     PrivatizerConformance,
+    TaskConformance,
     TrainerConformance,
 )
 from cohortium.testing.contract import Check, ConformanceError
@@ -42,6 +43,7 @@ __all__ = [
     "ObserverConformance",
     "PartitionerConformance",
     "PrivatizerConformance",
+    "TaskConformance",
     "TrainerConformance",
     "checks_for",
     "run_checks",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Observer,
         Partitioner,
         Privatizer,
+        Task,
         Trainer,
     )
     from cohortium.testing.contract import Check
@@ -46,6 +47,16 @@ class DatasetConformance(Conformance):
     def test_contract(self, dataset: Dataset, check: Check) -> None:
         """Run one check on the data set."""
         check(dataset)
+
+
+class TaskConformance(Conformance):
+    """Tests of a task.  They need a fixture `task`."""
+
+    role = "task"
+
+    def test_contract(self, task: Task, check: Check) -> None:
+        """Run one check on the task."""
+        check(task)
 
 
 class PartitionerConformance(Conformance):

@@ -22,7 +22,9 @@ def check_loads_splits(dataset: Dataset) -> None:
         f"load gave a {type(splits).__name__}; it must return cohortium.plugin.Splits.",
     )
     for name, part in _parts(splits).items():
-        for column, array in (("labels", part.labels), ("clients", part.clients)):
+        fault = splits.task.check_labels(part.labels, splits.spec.size)
+        ensure(not fault, f"the labels of the {name} split {fault}.")
+        for column, array in (("clients", part.clients), ("patients", part.patients)):
             ensure(
                 array is None or array.dtype == np.int64,
                 f"the {column} of the {name} split are {array is not None and array.dtype}; "

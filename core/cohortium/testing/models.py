@@ -140,7 +140,7 @@ def check_logits(model: Model) -> str | None:
         except (StudyError, RuntimeError, ValueError) as error:
             refused["×".join(map(str, shape))] = error
             continue
-        wanted = (len(inputs), len(spec.classes))
+        wanted = (len(inputs), *spec.output_shape)
         ensure(
             tuple(logits.shape) == wanted and torch.isfinite(logits).all(),
             f"for images of shape {shape} the network gave {tuple(logits.shape)} values, or some "

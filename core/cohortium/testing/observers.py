@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cohortium.data.metrics import ClassScores, Scores
+from cohortium.data.scores import ClassScores, Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.events import (
     AttemptFailed,
@@ -41,15 +41,9 @@ GUARANTEE = Guarantee(
     noise_multiplier=1.0,
 )
 SCORES = Scores(
-    accuracy=0.5,
-    balanced_accuracy=0.5,
-    auc=None,
-    loss=0.7,
-    per_class=(
-        ClassScores(
-            name="a", examples=2, sensitivity=1.0, specificity=None, precision=0.5, auc=None
-        ),
-    ),
+    images=4,
+    metrics={"accuracy": 0.5, "balanced_accuracy": 0.5, "auc": None, "loss": 0.7},
+    per_class=(ClassScores(name="a", examples=2, metrics={"sensitivity": 1.0, "auc": None}),),
     confusion=((1, 1), (0, 2)),
 )
 """Sample scores for the events."""

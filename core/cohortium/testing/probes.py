@@ -9,6 +9,7 @@ from attrs import define, field
 
 from cohortium import parameters
 from cohortium.clipping.clipped_sum import mean_gradient
+from cohortium.data.intensity import to_unit_range
 from cohortium.roles.values import FederationSpec, LocalTask
 from cohortium.testing import samples
 from cohortium.testing.contract import ConformanceError, ensure
@@ -114,11 +115,12 @@ def train(
 
     data = samples.examples(EXAMPLES) if data is None else data
     net = samples.network() if net is None else net
+    spec = samples.spec(*data.images.shape[1:])
     task = LocalTask(
         net=net.train(),
-        images=torch.from_numpy(data.images).float().div_(255),
+        images=to_unit_range(data.images, spec),
         labels=torch.from_numpy(data.labels),
-        classes=len(samples.CLASSES),
+        spec=spec,
         round=round,
         rounds=COHORT.rounds,
         workload=declared_workload(trainer),

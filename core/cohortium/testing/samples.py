@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cohortium.data.examples import DataSpec, Examples
+from cohortium.data.multiclass import Multiclass
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CLASSES = ("round", "square", "star", "cross")
 """Classes of the sample images."""
+
+TASK = Multiclass(CLASSES)
+"""Task of the sample images."""
 
 SIDE = 8
 """Height and width of the sample images, in pixels."""
@@ -34,18 +38,18 @@ def examples(number: int, *, seed: int = 0) -> Examples:
 def images(number: int, spec: DataSpec, *, seed: int = 0) -> Tensor:
     """Return noise images for a model's `preprocess`.
 
-    They have shape (N, C, H, W), and values in [0, 1].
+    They have shape (N, C, …), and values in [0, 1].
     """
     import torch
 
     rng = np.random.default_rng(seed)
-    shape = (number, spec.channels, spec.height, spec.width)
+    shape = (number, *spec.shape)
     return torch.from_numpy(rng.integers(0, 256, shape).astype(np.float32) / 255)
 
 
-def spec(channels: int, height: int, width: int) -> DataSpec:
+def spec(channels: int, *size: int) -> DataSpec:
     """Return the public description of sample images of another shape."""
-    return DataSpec(channels=channels, height=height, width=width, classes=CLASSES, examples=256)
+    return DataSpec(channels=channels, size=size, task=TASK, examples=256)
 
 
 def network(*, batch_norm: bool = False) -> nn.Module:

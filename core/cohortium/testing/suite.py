@@ -22,6 +22,7 @@ from cohortium.testing import (
     observers,
     partitioners,
     privatizers,
+    tasks,
     trainers,
     values,
 )
@@ -44,6 +45,7 @@ def checks_for(role: Role) -> tuple[tuple[str, Check], ...]:
     """
     own: dict[Role, tuple[Check, ...]] = {
         "dataset": datasets.CHECKS,
+        "task": tasks.CHECKS,
         "partitioner": partitioners.CHECKS,
         "model": models.CHECKS,
         "trainer": trainers.CHECKS,

@@ -159,7 +159,7 @@ def test_shared_guarantee_states_honest_and_colluding_sites() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workload", "cohort", "words"),
+    ("workload", "federation_spec", "words"),
     [
         (UPDATE, SHARING, "takes 7 steps before it releases"),
         (evolve(GRADIENT, steps=2), SHARING, "takes 2 steps before it releases"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cohortium.plugin import DataSpec, parameters
+from cohortium.plugin import DataSpec, Multiclass, parameters
 from cohortium_scatternet import ScatterNet
 from cohortium_scatternet._scattering import filter_bank, scattering
 
@@ -156,7 +156,7 @@ def test_features_have_unit_norm_per_image(channels: int, side: int, groups: int
     assert torch.allclose(rows.norm(dim=1), torch.full((20,), 70.0), rtol=1e-4)
     assert torch.allclose(model.preprocess(images[18:19]), rows[18:19], atol=1e-3)
     assert model.preprocess(images[:0]).shape == (0, rows.shape[1])
-    spec = DataSpec(channels=channels, height=side, width=side, classes=("a", "b"), examples=20)
+    spec = DataSpec(channels=channels, size=(side, side), task=Multiclass(("a", "b")), examples=20)
     net = model.build(spec, 5)
     assert net(rows).shape == (20, 2)
     assert not parameters.flatten(net).any()

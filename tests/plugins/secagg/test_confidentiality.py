@@ -197,8 +197,8 @@ def test_invalid_dropout_rate_is_refused(value: float) -> None:
 def test_confidentiality_text_states_numbers() -> None:
     assert str(SecAgg(max_dropout_rate=0.05).confidentiality(federation_spec(100, 5))) == (
         "8 of 13 shares: from an attempt, an honest-but-curious coordinator and 5 colluding sites "
-        "learn the sum over all that contributed, at least 94 of 100, and nothing else, but for "
-        "one run in 2^40."
+        "learn the sum over all that contributed, at least 94 of 100, and nothing else, except in "
+        "one run of 2^40."
     )
     assert str(SecAgg().confidentiality(federation_spec(10, 1, adversary="active"))) == (
         "6 of 10 shares: from an attempt, an active coordinator and 1 colluding sites learn the "

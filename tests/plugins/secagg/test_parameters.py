@@ -17,7 +17,7 @@ from cohortium_secagg import SecAgg, cohortium_aggregators
 
 
 @pytest.mark.parametrize(
-    ("aggregator", "cohort", "sentence"),
+    ("aggregator", "federation_spec", "sentence"),
     [
         (
             SecAgg(reconstruction_threshold=1),

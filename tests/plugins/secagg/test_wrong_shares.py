@@ -178,7 +178,7 @@ def test_dealer_with_false_commitments_is_named(monkeypatch: pytest.MonkeyPatch)
         return shares
 
     monkeypatch.setattr(_site_states, "split", misdealt)
-    with pytest.raises(TooFewSitesError, match="masks of site 2 contradict what it"):
+    with pytest.raises(TooFewSitesError, match="masks of site 2 contradict its"):
         Outspoken("honest-but-curious").run()
 
 

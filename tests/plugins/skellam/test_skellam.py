@@ -162,7 +162,7 @@ def test_the_mean_of_many_sites_decodes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workload", "cohort", "terms", "words"),
+    ("workload", "federation_spec", "terms", "words"),
     [
         (evolve(WORK, steps=3), COHORT, {}, "takes 3 steps"),
         (evolve(WORK, output="update"), COHORT, {}, "use trainer 'fedsgd'"),

@@ -68,7 +68,7 @@ class Tokens(nn.Module):
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
-        self.layer = nn.Linear(spec.width, len(spec.classes))
+        self.layer = nn.Linear(spec.size[-1], len(spec.classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x[:, 0].transpose(0, 1)).mean(0)  # type: ignore[no-any-return]

@@ -168,7 +168,7 @@ def test_audit_detects_missing_noise_and_passes_honest(name: str) -> None:
 def test_run_audit_without_power_is_skipped() -> None:
     finding = audit_run(prepared(privatizer=Gaussian(epsilon=6.0)))
     assert finding.procedure.startswith("nothing")
-    assert "no more than 5.3, whatever happens" in finding.detection_limit
+    assert "no more than 5.3, in any case" in finding.detection_limit
     sites = audit_run(prepared(privatizer=Gaussian(unit="site", epsilon=0.1)))
     assert "its canaries would be the sites" in sites.procedure
 

@@ -241,7 +241,7 @@ def test_run_trains_on_user_npz_file(tmp_path: Path) -> None:
         "--set", "trainer.learning_rate=0.003", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["accuracy"] > 0.8
+    assert json.loads(done.stdout)["scores"]["metrics"]["accuracy"] > 0.8
 
 
 @contextlib.contextmanager
@@ -372,7 +372,7 @@ def test_resume_needs_only_run_folder(tmp_path: Path) -> None:
     break_off(tmp_path / "broken")
     done = cohortium("resume", "broken", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    keys = ("weights_sha256", "accuracy", "guarantee", "history", "dropouts", "rounds")
+    keys = ("weights_sha256", "scores", "guarantee", "history", "dropouts", "rounds")
     first, second = json.loads(whole.stdout), json.loads(done.stdout)
     assert [first[key] for key in keys] == [second[key] for key in keys]
     again = cohortium("resume", "broken", cwd=tmp_path)

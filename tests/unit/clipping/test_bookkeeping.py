@@ -24,7 +24,7 @@ from cohortium.clipping.bookkeeping import GradientRecorder
 from cohortium.clipping.clipped_sum import clipped_sum
 from cohortium.errors import PrivacyError
 from cohortium.parameters import trainable
-from cohortium.plugin import DataSpec
+from cohortium.plugin import DataSpec, Multiclass
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dpresnet import DPResNet
@@ -315,7 +315,7 @@ def test_input_altered_in_place_is_refused() -> None:
         clipped_sum(net, losses, np.arange(3), clip=1.0)
 
 
-SPEC = DataSpec(channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=6)
+SPEC = DataSpec(channels=3, size=(28, 28), task=Multiclass(tuple("abcdefgh")), examples=6)
 
 
 CELLS = Phantom(examples=16, validation=0, test=8)

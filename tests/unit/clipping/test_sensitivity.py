@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -493,7 +494,7 @@ class Remembers:
 
     def build(self, spec: Any, seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        return Late(spec.channels * spec.height * spec.width, len(spec.classes))
+        return Late(math.prod(spec.shape), len(spec.classes))
 
 
 class Late(nn.Module):

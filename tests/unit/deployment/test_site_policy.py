@@ -101,7 +101,7 @@ class Homemade:
         ),
         ({"epsilon": 7.0, "delta": 1e-6}, {}, "epsilon", "site allows ε = 7 at δ = 1e-06 for"),
         ({"unit": "site"}, {}, "unit", "hides one example; this site hides one site"),
-        ({"against": "everyone"}, SHARED, "against", "demands one against everyone"),
+        ({"against": "everyone"}, SHARED, "against", "requires one against everyone"),
         ({"adversary": "active"}, {}, "adversary", "honest-but-curious, and this site one that is"),
         (
             {"min_cohort_size": 6},
@@ -109,7 +109,7 @@ class Homemade:
             "min_cohort_size",
             "asks 5 sites a round, and this site requires 6",
         ),
-        ({"assumed_colluding": 2}, SHARED, "assumed_colluding", "fears that 1 sites collude"),
+        ({"assumed_colluding": 2}, SHARED, "assumed_colluding", "assumes that 1 sites collude"),
         (
             {"min_contributors": 6},
             SHARED,
@@ -222,7 +222,7 @@ def test_guarantee_without_bound_for_unit_is_refused() -> None:
     plan: Any = Curve(agreed.plan.guarantee, curve)
     odd = evolve(agreed, plan=plan)
     SitePolicy(**{**LENIENT, "unit": "site"}).admit(odd)
-    with pytest.raises(RefusalError, match="known of one site gives no bound for one example"):
+    with pytest.raises(RefusalError, match="knowledge of one site gives no bound for one example"):
         SitePolicy(**LENIENT).admit(odd)
 
 
@@ -432,7 +432,7 @@ def replies(engine: Hospitals, site: int) -> list[Reply | Refusal]:
     [
         ("epsilon = 5.0", {}, "come to ε = 6, and this site allows ε = 5 at"),
         ('unit = "site"', {}, "hides one example; this site hides one site"),
-        ('against = "everyone"', SHARED, "demands one against everyone"),
+        ('against = "everyone"', SHARED, "requires one against everyone"),
         ("min_contributors = 7", SHARED, "in a sum of 6, and this site requires 7"),
         (
             'allowed_plugins = ["cnn", "gaussian", "plain"]',

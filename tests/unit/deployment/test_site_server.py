@@ -258,8 +258,12 @@ def sentence(server: SiteServerFixture, message: Message) -> tuple[str, str]:
         ({"federation": {"threads": 4096}}, "threads", "threads"),
         ({"federation": {"threads": TOO_MANY}}, "threads", f"asks for {TOO_MANY} threads"),
         ({"federation": {"sites": 1}}, "site-error", "no site 1"),
-        ({"data": {"height": 9}}, "data", "another shape or classes"),
-        ({"data": {"classes": ["a", "b", "c", "e"]}}, "data", "another shape or classes"),
+        ({"data": {"size": [9, 8]}}, "data", "another type, shape"),
+        (
+            {"data": {"task": {"name": "multiclass", "names": list("abce")}}},
+            "data",
+            "task or classes",
+        ),
         ({"data": {"patients": 3}}, "data", "patients"),
         ({"data": {"examples": 10}}, "examples", "declares 10 examples over all sites together"),
         ({"privatizer": {"epsilon": 60.0}}, "policy.epsilon", "this site allows"),
@@ -316,10 +320,10 @@ def test_missing_class_is_explained_in_log_only(
         code, reason = sentence(server, invitation)
     finally:
         server.journal.close()
-    assert (code, "another shape or classes" in reason) == ("data", True)
+    assert (code, "another type, shape" in reason) == ("data", True)
     why, refused = caplog.messages
     assert refused == f"refused (data): {reason}"
-    assert "3 classes (a, b, c); its data set must name every class" in why
+    assert "3 classes (a, b, c) of the task Multiclass; its data set must name" in why
     assert "(a, b, c)" not in reason
 
 
@@ -359,7 +363,7 @@ class Net(nn.Linear):
 @pytest.mark.parametrize(
     ("code", "source", "words"),
     [
-        ("no_such_file:Net", "", "there is no module 'no_such_file' among what is installed here"),
+        ("no_such_file:Net", "", "there is no module 'no_such_file' among the installed packages"),
         (
             "tests.support.federations:SmallConvNat",
             "",

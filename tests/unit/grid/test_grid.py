@@ -257,7 +257,7 @@ def test_search_scores_validation_images_only(tmp_path: Path) -> None:
     (line,) = json.loads(stdout)
     assert line["images"] == "validation"
     assert line["accuracy_mean"] == result["history"][-1]["accuracy"]
-    assert line["auc_mean"] == result["history"][-1]["auc"] != result["auc"]
+    assert line["auc_mean"] == result["history"][-1]["auc"] != result["scores"]["metrics"]["auc"]
 
 
 @pytest.mark.slow
@@ -267,8 +267,8 @@ def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     off, on = out / "sites=4,privacy=off", out / "sites=4,privacy=on"
     result = json.loads((off / "seed-1" / "result.json").read_text())
     said = predictions_of(off / "seed-1")
-    assert said.probabilities.shape == (40, 8)
-    assert said.scores.accuracy == result["accuracy"]
+    assert said.values.shape == (40, 8)
+    assert said.scores.main == result["scores"]["metrics"]["accuracy"]
     forth, back = grids.compare(off, on)[0], grids.compare(on, off)[0]
     assert forth.mean == pytest.approx(-back.mean)
     assert (forth.seeds, forth.images) == ((1, 2), 40)

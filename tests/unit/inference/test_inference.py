@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from cohortium.cli import app
 from cohortium.data.examples import DataSpec
-from cohortium.data.metrics import score
 from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.export import card
+from cohortium.plugin import Multiclass
 from cohortium.runs.result import Result
 from cohortium.storage import csv_rows
 from cohortium_fedavg import FedAvg
@@ -55,16 +55,14 @@ def test_classifier_reproduces_result_scores(run: Result) -> None:
     classifier = Classifier.open(run.folder)
     test = QuadrantImages().load().test
     assert test is not None
-    assert score(classifier.predict(test.images), test.labels, classifier.spec.classes) == (
-        run.scores
-    )
+    assert classifier.spec.task.score(classifier.predict(test.images), test.labels) == (run.scores)
     assert (classifier.rounds, classifier.chosen) == (6, None)
     assert classifier.sha256 == run.weights_sha256
 
 
 def test_best_round_is_first_with_best_validation(run: Result) -> None:
     assert run.folder is not None
-    accuracies = [event.scores.accuracy for event in run.history if event.scores is not None]
+    accuracies = [event.scores.main for event in run.history if event.scores is not None]
     best = Classifier.open(run.folder, "best")
     assert best.rounds == 1 + int(np.argmax(accuracies))
     assert best.chosen == max(accuracies)
@@ -121,7 +119,7 @@ def _swap(folder: Path) -> None:
         ),
         (_change("study.toml", b'"module"', b'"cnn"'), "has no such parameter"),
         (_change("dataset.json", b'"d"', b'"d", "e"'), "not of the model"),
-        (_change("dataset.json", b"1,", b'"one",'), "dataset.json is damaged"),
+        (_change("dataset.json", b"1,", b'"one",'), "copy the file anew"),
         (_change("result.json", b"{", b"["), "result.json is damaged"),
         (_swap, "are not those of result.json"),
     ],
@@ -138,7 +136,7 @@ def test_images_of_another_kind_are_refused(run: Result) -> None:
     classifier = Classifier.open(run.folder)
     for images in (np.zeros((2, 1, 8, 8)), np.zeros((2, 3, 8, 8), np.uint8)):
         with pytest.raises(DataError, match="takes uint8 images of shape"):
-            classifier.predict(images)  # type: ignore[arg-type]
+            classifier.predict(images)
 
 
 def test_class_names_in_predictions_csv_are_no_formulas(tmp_path: Path) -> None:
@@ -161,8 +159,8 @@ def test_class_names_in_predictions_csv_are_no_formulas(tmp_path: Path) -> None:
     assert first[1] in classes
 
 
-GREY = DataSpec(channels=1, height=6, width=4, classes=("a", "b"), examples=1)
-COLOUR = DataSpec(channels=3, height=6, width=4, classes=("a", "b"), examples=1)
+GREY = DataSpec(channels=1, size=(6, 4), task=Multiclass(("a", "b")), examples=1)
+COLOUR = DataSpec(channels=3, size=(6, 4), task=Multiclass(("a", "b")), examples=1)
 
 
 def _noise(*shape: int) -> np.ndarray:
@@ -221,7 +219,7 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
         ("grey", "has 1 channel of 6 × 4 pixels, and the model takes 3 channels of 6 × 4"),
         ("alpha", "4 channels"),
         ("large", "has 3 channels of 12 × 8 pixels"),
-        ("text", "no PNG or JPEG file, whatever its name says"),
+        ("text", "no PNG or JPEG file, despite its name"),
         ("cut", "cannot read"),
         ("turned.jpg", "asks its viewer to turn it"),
         ("other.png", "no PNG or JPEG file"),
@@ -288,13 +286,15 @@ def test_model_card_matches_result(run: Result, tmp_path: Path) -> None:
         assert f"{name} {version}" in text
 
 
-@pytest.mark.parametrize("place", [("accuracy",), ("per_class", 1, "sensitivity")])
+@pytest.mark.parametrize(
+    "place", [("metrics", "accuracy"), ("per_class", 1, "metrics", "sensitivity")]
+)
 def test_scores_differing_from_predictions_are_refused(
     folder: Path, place: tuple[Any, ...]
 ) -> None:
     path = folder / "result.json"
     result = json.loads(path.read_text())
-    inner = result
+    inner = result["scores"]
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = 0.999

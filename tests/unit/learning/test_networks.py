@@ -137,7 +137,7 @@ def test_faulty_network_is_named_in_one_sentence(
 
 
 def test_invalid_network_arguments_error_names_remedy(tmp_path: Path) -> None:
-    with pytest.raises(NetworkError, match=r"'depth'; .*\[model.arguments\] gives\."):
+    with pytest.raises(NetworkError, match=r"'depth'; .*\[model.arguments\]\."):
         tiny_federation(model=module(tmp_path, code(), depth=3)).prepare()
 
 

@@ -139,7 +139,7 @@ def test_cost_without_bound_for_budget_is_refused(
     # Where it has been released all the same, nothing more is: nobody can say what is left.
     Account(ledger, "ours").charge(OTHER, 0, 0, charged)
     good = cost(unit=terms.unit)
-    assert "what was spent before has no bound" in refusal(account, 0, good)
+    assert "the spending before it has no bound" in refusal(account, 0, good)
     assert terms.epsilon(Counter([charged]), 1e-5) == math.inf
 
 

@@ -84,12 +84,13 @@ def page_of(*folders: Path) -> Page:
 def test_page_numbers_match_result(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     page = page_of(folder)
-    wanted = [result[key] for key in ("accuracy", "balanced_accuracy", "auc", "loss")]
+    scores = result["scores"]
+    wanted = [*scores["metrics"].values()]
     wanted += [result["calibration_error"], result["guarantee"]["epsilon"]]
-    wanted += [row["sensitivity"] for row in result["per_class"]]
-    wanted += [row["specificity"] for row in result["per_class"]]
+    wanted += [row["metrics"]["sensitivity"] for row in scores["per_class"]]
+    wanted += [row["metrics"]["specificity"] for row in scores["per_class"]]
     assert set(wanted) <= set(page.values)
-    assert f"{100 * result['accuracy']:.1f}" in page.words
+    assert f"{100 * scores['metrics']['accuracy']:.1f}" in page.words
     assert result["weights_sha256"] in page.words
     for version in result["versions"].values():
         assert version in page.words
@@ -172,6 +173,17 @@ def edited(**changes: Any) -> Any:
     return lambda data: json.dumps(json.loads(data) | changes).encode()
 
 
+def rescored(**changes: Any) -> Any:
+    def change(data: bytes) -> bytes:
+        result = json.loads(data)
+        result["scores"] |= {k: v for k, v in changes.items() if k in result["scores"]}
+        metrics = {k: v for k, v in changes.items() if k not in result["scores"]}
+        result["scores"]["metrics"] |= metrics
+        return json.dumps(result).encode()
+
+    return change
+
+
 def first_line(**changes: Any) -> Any:
     def change(data: bytes) -> bytes:
         head, _, rest = data.partition(b"\n")
@@ -200,10 +212,16 @@ def first_line(**changes: Any) -> Any:
         (spoil("result.json", lambda data: b"[]"), "result.json is damaged"),
         (spoil("result.json", lambda data: b"[" * 100_000), "result.json is damaged"),
         (spoil("result.json", edited(rounds="three")), "result.json is damaged"),
-        (spoil("result.json", edited(confusion=[[1, 2]])), "its confusion matrix is not square"),
-        (spoil("result.json", edited(accuracy=7.9)), "its scores are outside the range of scores"),
-        (spoil("result.json", edited(auc=-0.1)), "its scores are outside the range of scores"),
-        (spoil("result.json", edited(accuracy=0.987654)), "accuracy is not that of its confusion"),
+        (spoil("result.json", rescored(confusion=[[1, 2]])), "its confusion matrix is not square"),
+        (
+            spoil("result.json", rescored(accuracy=7.9)),
+            "its scores are outside the range of scores",
+        ),
+        (spoil("result.json", rescored(auc=-0.1)), "its scores are outside the range of scores"),
+        (
+            spoil("result.json", rescored(accuracy=0.987654)),
+            "accuracy is not that of its confusion",
+        ),
         (spoil("result.json", edited(weights_sha256="00")), "events of one run and the result of"),
         (spoil("events.jsonl", lambda data: b"no\n" + data), "events.jsonl line 1 is damaged"),
         (spoil("events.jsonl", first_line(sites=[1])), "events.jsonl line 1 is damaged"),
@@ -301,8 +319,8 @@ SHARED = guarantee(against="coordinator", colluding=2, honest=3)
         (
             PartyInputs(terms=Terms(sites=10, rounds=2), guarantee=guarantee(), aggregation=HIDDEN),
             [
-                ("keeps to the protocol", "a sum over 4 hospitals or more.", "any one image"),
-                ("3 or more hospitals in addition to itself", "Bounded"),
+                ("follows the protocol", "a sum over 4 hospitals or more.", "any one image"),
+                ("3 other hospitals or more", "Bounded"),
                 ("max_colluding = 0", "4 holders of shares", "However many they are"),
                 ("those are masked", "Bounded"),
             ],

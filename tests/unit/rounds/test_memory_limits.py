@@ -13,6 +13,7 @@ from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RefusalError
+from cohortium.plugin import Multiclass
 from cohortium.rounds import build_run_config, network_size
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
@@ -22,7 +23,7 @@ from cohortium_pretrained import Pretrained
 from cohortium_resnet9 import ResNet9
 from tests.support.federations import tiny_federation
 
-SPEC = DataSpec(channels=1, height=8, width=8, classes=("a", "b", "c"), examples=240)
+SPEC = DataSpec(channels=1, size=(8, 8), task=Multiclass(("a", "b", "c")), examples=240)
 
 FLOORS: dict[str, Any] = {
     "epsilon": 6.0, "delta": 1e-5, "unit": "example", "against": "everyone",

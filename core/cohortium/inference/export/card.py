@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from attrs import frozen
 
+from cohortium.catalog.discovery import discover
+from cohortium.data.scores import DECIMALS, metric_name
 from cohortium.errors import DataError
 from cohortium.privacy.guarantee import Guarantee
 
@@ -53,9 +55,10 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
 def _summary(classifier: Classifier) -> Iterator[str]:
     terms = classifier.study.get("federation", {})
     parts = {role: _name(classifier, role) for role in ("model", "trainer", "aggregator")}
+    spec = classifier.spec
     yield (
-        f"A classifier of images ({classifier.spec.channels} × {classifier.spec.height} × "
-        f"{classifier.spec.width}, `uint8`) into {len(classifier.spec.classes)} classes, trained "
+        f"A network for images ({' × '.join(map(str, spec.shape))}, `{spec.pixel_type}`), task "
+        f"`{_task_name(classifier)}` with {len(spec.classes)} classes, trained "
         f"by federated learning with Cohortium: model `{parts['model']}`, trainer "
         f"`{parts['trainer']}`, aggregator `{parts['aggregator']}`, {terms.get('sites', '?')} "
         f"sites."
@@ -66,7 +69,7 @@ def _summary(classifier: Classifier) -> Iterator[str]:
     yield (
         f"These are the weights after round {classifier.rounds} of {terms.get('rounds', '?')}. "
         f"**A choice was made:** of all rounds that were scored, this one did best on "
-        f"{classifier.dataset_info.validation:,} validation images (accuracy "
+        f"{classifier.dataset_info.validation:,} validation images (score "
         f"{classifier.chosen:.2%}, "
         "which flatters it, having been chosen by that). The guarantee below covers the weights of "
         "every round, and so the choice among them, with regard to the training images. It says "
@@ -77,17 +80,18 @@ def _summary(classifier: Classifier) -> Iterator[str]:
 
 def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
     classes = ", ".join(f"`{_plain(name)}`" for name in classifier.spec.classes)
-    yield f"Probabilities are in the order of the classes: {classes}."
+    yield f"Predictions are in the order of the classes: {classes}."
+    low, high = classifier.spec.intensity_range
     number = "any number of images" if exported.most is None else f"{exported.most} image at a time"
-    shape = (classifier.spec.channels, classifier.spec.height, classifier.spec.width)
     yield (
-        f"`model.pt2` needs torch and nothing of Cohortium. It takes {number}, raw brightness from "
-        "0 to 255, channels first; the model's preprocessing is inside."
+        f"`model.pt2` needs torch and nothing of Cohortium. It takes {number}, raw intensities "
+        f"from {low:g} to {high:g}, channels first; the model's preprocessing is inside."
     )
     yield (
         "```python\nimport torch\n\n"
         'classify = torch.export.load("model.pt2").module()\n'
-        f"images = torch.zeros(1, {', '.join(map(str, shape))}, dtype=torch.uint8)\n"
+        f"images = torch.zeros(1, {', '.join(map(str, classifier.spec.shape))}, "
+        f"dtype=torch.{classifier.spec.pixel_type})\n"
         "probabilities = classify(images)\n```"
     )
     if "model.onnx" in exported.hashes:
@@ -170,31 +174,31 @@ def _data(classifier: Classifier) -> Iterator[str]:
 def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
     result = classifier.result
     assert result is not None
-    if result.get("accuracy") is None:
+    scores = result.get("scores")
+    if scores is None:
         yield "There were no test images, so there are no scores."
         return
     if classifier.chosen is not None:
         yield "**These are of the run's last round, not of the round that was chosen here.**"
-    auc = "–" if result.get("auc") is None else f"{result['auc']:.4f}"
-    yield (
-        f"On {classifier.dataset_info.test:,} test images: accuracy {result['accuracy']:.2%}, "
-        "balanced "
-        f"accuracy {result['balanced_accuracy']:.2%}, AUC {auc}.{_majority(result)}"
+    told = ", ".join(
+        f"{metric_name(name)} {_shown(name, value)}" for name, value in scores["metrics"].items()
     )
+    yield f"On {classifier.dataset_info.test:,} test images: {told}.{_majority(scores)}"
     if result.get("is_personal"):
         yield (
             "**They are of the global network, which this folder holds and no site of the run "
             "uses:** its trainer makes each site a network of its own."
         )
+    columns = list(dict.fromkeys(key for row in scores["per_class"] for key in row["metrics"]))
     yield _table(
-        ("class", "images", "sensitivity", "specificity", "precision"),
+        ("class", "images", *map(metric_name, columns)),
         (
             (
                 row["name"],
                 row["examples"],
-                *(_share(row[key]) for key in ("sensitivity", "specificity", "precision")),
+                *(_shown(key, row["metrics"].get(key)) for key in columns),
             )
-            for row in result["per_class"]
+            for row in scores["per_class"]
         ),
     )
     yield (
@@ -231,12 +235,17 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
     yield "The study, as it was resolved, is `study.toml` in the run's folder."
 
 
-def _majority(result: Mapping[str, Any]) -> str:
+def _task_name(classifier: Classifier) -> str:
+    """Return the name under which a plugin offers the task, or its class."""
+    task = classifier.spec.task
+    return _plain(discover().name_of("task", task) or type(task).__name__)
+
+
+def _majority(scores: Mapping[str, Any]) -> str:
     """Return the accuracy of always predicting the most frequent class."""
-    counts = [int(row["examples"]) for row in result["per_class"]]
-    if not sum(counts):
+    share = scores.get("majority_share")
+    if share is None:
         return ""
-    share = max(counts) / sum(counts)
     return f" Calling every image the most frequent class is right for {share:.2%}."
 
 
@@ -245,8 +254,10 @@ def _name(classifier: Classifier, role: str) -> str:
     return _plain(str(table.get("name", "?"))) if isinstance(table, dict) else "?"
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+def _shown(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if metric in DECIMALS else f"{value:.2%}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -35,21 +35,25 @@ TOLERANCE = 1e-4
 
 
 class ExportableClassifier(nn.Module):
-    """Network from raw `uint8` images (N, C, H, W) to probabilities.
+    """Network from stored images (N, C, …) to the task's predictions.
 
-    They have the shape (N, classes).
+    These are probabilities, shape (N, classes), if each image has one class.
     """
 
     def __init__(self, classifier: Classifier) -> None:
         """Take the model's preparation and network."""
         super().__init__()
         self.net = classifier.net
+        self._spec = classifier.spec
         self._prepare = classifier.model.preprocess
 
     def forward(self, images: Tensor) -> Tensor:
-        """Prepare the images, classify them, and normalise the outputs."""
-        probabilities: Tensor = self.net(self._prepare(images.float() / 255)).softmax(1)
-        return probabilities
+        """Scale and prepare the images, and predict."""
+        low, high = self._spec.intensity_range
+        scaled = images.float() / high if low == 0 else (images.float() - low) / (high - low)
+        if self._spec.pixel_type != "uint8" or (low, high) != (0, 255):
+            scaled = scaled.clamp(0, 1)
+        return self._spec.task.predict(self.net(self._prepare(scaled)))
 
 
 @frozen(eq=False)
@@ -102,7 +106,7 @@ def as_torch(traced: TracedProgram, classifier: Classifier) -> bytes:
         data = file.getvalue()
         module = torch.export.load(io.BytesIO(data)).module()
 
-    def call(images: NDArray[np.uint8]) -> NDArray[Any]:
+    def call(images: NDArray[Any]) -> NDArray[Any]:
         with torch.no_grad():
             called: NDArray[Any] = module(torch.from_numpy(images)).numpy()
             return called
@@ -140,7 +144,7 @@ def as_onnx(traced: TracedProgram, classifier: Classifier) -> bytes:
         ) from error
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
-    def call(images: NDArray[np.uint8]) -> NDArray[Any]:
+    def call(images: NDArray[Any]) -> NDArray[Any]:
         called: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: images})[0]
         return called
 
@@ -161,7 +165,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def _require_equal_outputs(
-    call: Callable[[NDArray[np.uint8]], NDArray[Any]],
+    call: Callable[[NDArray[Any]], NDArray[Any]],
     traced: TracedProgram,
     classifier: Classifier,
     *,
@@ -178,12 +182,10 @@ def _require_equal_outputs(
             )
 
 
-def _probe_images(classifier: Classifier, number: int) -> NDArray[np.uint8]:
+def _probe_images(classifier: Classifier, number: int) -> NDArray[Any]:
     """Return images of noise, with a black image first."""
-    spec = classifier.spec
-    shape = (number, spec.channels, spec.height, spec.width)
-    images = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
-    images[0] = 0
+    images = classifier.spec.sample_images(number, np.random.default_rng(number))
+    images[0] = classifier.spec.intensity_range[0]
     return images
 
 

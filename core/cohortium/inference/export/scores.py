@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from cohortium.data.scores import UNBOUNDED
 from cohortium.errors import DataError
 from cohortium.runs.result import PREDICTIONS, predictions_of
 
@@ -38,11 +39,11 @@ def recompute_scores(classifier: Classifier) -> bool:
     """
     result = classifier.result
     assert result is not None, "only a complete run has scores"
-    if result.get("accuracy") is None or not (classifier.folder / PREDICTIONS).exists():
+    if result.get("scores") is None or not (classifier.folder / PREDICTIONS).exists():
         return False
     found = attrs.asdict(predictions_of(classifier.folder).scores)
     try:
-        pairs = zip(_figures(found), _figures(result), strict=True)
+        pairs = zip(_figures(found), _figures(result["scores"]), strict=True)
         is_same = all(_is_close(one, other) for one, other in pairs)
     except (KeyError, TypeError, ValueError):
         is_same = False
@@ -56,9 +57,15 @@ def recompute_scores(classifier: Classifier) -> bool:
 
 def _figures(scores: Mapping[str, Any]) -> Iterator[float | None]:
     """Yield the figures that a card shows."""
-    yield from (scores[key] for key in ("accuracy", "balanced_accuracy", "auc"))
+    yield from _metrics(scores["metrics"])
     for row in scores["per_class"]:
-        yield from (row[key] for key in ("examples", "sensitivity", "specificity", "precision"))
+        yield row["examples"]
+        yield from _metrics(row["metrics"])
+
+
+def _metrics(values: Mapping[str, float | None]) -> Iterator[float | None]:
+    """Yield the metrics that are shares, by name.  The loss is not exact in single precision."""
+    yield from (values[name] for name in sorted(values) if name not in UNBOUNDED)
 
 
 def _is_close(one: float | None, other: float | None) -> bool:

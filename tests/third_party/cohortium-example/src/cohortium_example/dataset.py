@@ -6,7 +6,7 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import ge
 
-from cohortium.plugin import Examples, Seeds, Splits
+from cohortium.plugin import Examples, Multiclass, Seeds, Splits
 
 
 @frozen(kw_only=True)
@@ -27,7 +27,7 @@ class Squares:
         """Draw the images."""
         return Splits(
             name="squares",
-            classes=("red", "green", "blue"),
+            task=Multiclass(("red", "green", "blue")),
             train=self._drawn("train", self.examples),
             test=self._drawn("test", self.examples // 3),
             source="drawn from a seed",

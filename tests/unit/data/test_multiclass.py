@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from cohortium.data.metrics import BINS, interval, score
+from cohortium.data.multiclass import Multiclass
+from cohortium.data.scores import BINS, interval
 
 
 def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22,34 +23,34 @@ def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(2, 6))
 def test_scores_equal_scikit_learns(seed: int, n: int, k: int) -> None:
     p, y = example(seed, n, k)
-    scores = score(p, y, tuple("abcdef"[:k]))
-    assert scores.accuracy == pytest.approx(metrics.accuracy_score(y, p.argmax(1)))
-    assert scores.balanced_accuracy == pytest.approx(
+    scores = Multiclass(tuple("abcdef"[:k])).score(p, y)
+    assert scores.metrics["accuracy"] == pytest.approx(metrics.accuracy_score(y, p.argmax(1)))
+    assert scores.metrics["balanced_accuracy"] == pytest.approx(
         metrics.balanced_accuracy_score(y, p.argmax(1))
     )
     areas = [metrics.roc_auc_score(y == c, p[:, c]) for c in range(k)]
-    assert scores.auc == pytest.approx(np.mean(areas))
-    assert scores.loss == pytest.approx(metrics.log_loss(y, p, labels=range(k)))
+    assert scores.metrics["auc"] == pytest.approx(np.mean(areas))
+    assert scores.metrics["loss"] == pytest.approx(metrics.log_loss(y, p, labels=range(k)))
     assert np.array_equal(
         scores.confusion, metrics.confusion_matrix(y, p.argmax(1), labels=range(k))
     )
     recall = metrics.recall_score(y, p.argmax(1), labels=range(k), average=None, zero_division=0)
-    assert [c.sensitivity for c in scores.per_class] == pytest.approx(list(recall))
+    assert [c.metrics["sensitivity"] for c in scores.per_class] == pytest.approx(list(recall))
 
 
 def test_a_class_without_images_has_no_sensitivity() -> None:
-    scores = score(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]), ("a", "b"))
-    assert scores.per_class[1].sensitivity is None
-    assert scores.per_class[1].specificity == 0.5
-    assert scores.auc is None
-    assert scores.balanced_accuracy == 0.5
+    scores = Multiclass(("a", "b")).score(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
+    assert scores.per_class[1].metrics["sensitivity"] is None
+    assert scores.per_class[1].metrics["specificity"] == 0.5
+    assert scores.metrics["auc"] is None
+    assert scores.metrics["balanced_accuracy"] == 0.5
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 60), k=st.integers(2, 6))
 def test_bins_partition_images_and_give_calibration_error(seed: int, n: int, k: int) -> None:
     p, y = example(seed, n, k)
-    scores = score(p, y, tuple("abcdef"[:k]))
+    scores = Multiclass(tuple("abcdef"[:k])).score(p, y)
     sure, right = p.max(1), p.argmax(1) == y
     expected = 0.0
     for number, part in enumerate(scores.calibration):
@@ -66,15 +67,18 @@ def test_bins_partition_images_and_give_calibration_error(seed: int, n: int, k: 
 
 
 def test_outputs_that_overflowed_are_scored_in_finite_numbers() -> None:
-    scores = score(np.array([[np.nan, np.nan], [0.2, 0.8]]), np.array([1, 1]), ("a", "b"))
-    assert scores.accuracy == 0.5
+    scores = Multiclass(("a", "b")).score(
+        np.array([[np.nan, np.nan], [0.2, 0.8]]), np.array([1, 1])
+    )
+    assert scores.metrics["accuracy"] == 0.5
+    assert scores.loss is not None
     assert np.isfinite(scores.loss)
     assert sum(part.examples for part in scores.calibration) == 2
     assert scores.calibration_error == pytest.approx(0.1)
 
 
 def test_certain_and_zero_confidence_predictions_are_binned() -> None:
-    scores = score(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), ("a", "b"))
+    scores = Multiclass(("a", "b")).score(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([0, 1]))
     assert scores.calibration[-1].examples == scores.calibration[0].examples == 1
     assert scores.calibration_error == 0.0
 

@@ -1,0 +1,236 @@
+"""Scores of predictions, by name, with the parts that reports draw."""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+BINS = 10
+"""Number of bins, of equal width, that compare confidence with accuracy."""
+
+UNBOUNDED: Final = frozenset({"loss"})
+"""Metrics that are no shares."""
+
+SIGNED: Final = frozenset({"kappa", "mcc"})
+"""Metrics that lie in [-1, 1].  Every other metric lies in [0, 1]."""
+
+DECIMALS: Final = frozenset({"auc", *SIGNED, *UNBOUNDED})
+"""Metrics that people write as a decimal number.  The others are percentages."""
+
+
+@frozen(kw_only=True)
+class ClassScores:
+    """Scores of one class, finding or tissue against the rest.
+
+    Attributes:
+        name: Its name.
+        examples: Number of images that have it.
+        metrics: Scores by name.  A score is None if the images do not determine it.
+    """
+
+    name: str
+    examples: int
+    metrics: dict[str, float | None] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class CalibrationBin:
+    """Images for which a classifier had about equal confidence in its prediction.
+
+    Attributes:
+        low: Lower limit of the predicted class's probability, exclusive. The first bin includes 0,
+            too.
+        high: Upper limit of that probability, inclusive.
+        examples: Number of images in the bin.
+        confidence: Their mean probability of the predicted class, or None without images.
+        accuracy: Share of them that are predicted correctly, or None without images.
+    """
+
+    low: float
+    high: float
+    examples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@frozen(kw_only=True)
+class Scores:
+    """Scores of a network on images.
+
+    Attributes:
+        images: Number of scored images.
+        metrics: Scores by name.  The first is the main one, and more of it is better.  A score is
+            None if the images do not determine it.
+        per_class: One row for each name of the task.
+        confusion: Confusion matrix: `confusion[i][j]` images of class i were predicted as j.  Empty
+            if an image has several classes.
+        calibration: Bins of equal width over the probability of the predicted class.
+        majority_share: The accuracy of always predicting the most frequent class. None if an image
+            has several classes.
+        majority_class: The most frequent class, or the first of several. "" without one.
+    """
+
+    images: int
+    metrics: dict[str, float | None]
+    per_class: tuple[ClassScores, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    calibration: tuple[CalibrationBin, ...] = ()
+    majority_share: float | None = None
+    majority_class: str = ""
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the main metric."""
+        return next(iter(self.metrics))
+
+    @property
+    def main(self) -> float:
+        """The main metric.  NaN if the images do not determine it."""
+        value = self.metrics[self.main_metric]
+        return math.nan if value is None else value
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss, or None if it was not computed."""
+        return self.metrics.get("loss")
+
+    @property
+    def inconsistency(self) -> str:
+        """The first impossible relation among the scores, or "" without one."""
+        classes, total = len(self.per_class), sum(map(sum, self.confusion))
+        if not self.metrics:
+            return "it has no scores"
+        if self.confusion and any(len(row) != classes for row in (self.confusion, *self.confusion)):
+            return "its confusion matrix is not square"
+        named = [self.metrics, *(row.metrics for row in self.per_class)]
+        pairs = [pair for each in named for pair in each.items() if pair[0] not in UNBOUNDED]
+        shares = [part.confidence for part in self.calibration]
+        shares += [part.accuracy for part in self.calibration]
+        shares.append(self.majority_share)
+        counts = [c for row in self.confusion for c in row]
+        counts += [row.examples for row in self.per_class] + [self.images]
+        if (
+            any(v is not None and not -(k in SIGNED) <= v <= 1 for k, v in pairs)
+            or any(s is not None and not 0 <= s <= 1 for s in shares)
+            or min(counts) < 0
+        ):
+            return "its scores are outside the range of scores"
+        accuracy = self.metrics.get("accuracy")
+        right = sum(row[index] for index, row in enumerate(self.confusion))
+        if (
+            total
+            and accuracy is not None
+            and not math.isclose(accuracy, right / total, abs_tol=1e-6)
+        ):
+            return "its accuracy is not that of its confusion matrix"
+        if total and total != self.images:
+            return "its number of images is not that of its confusion matrix"
+        return ""
+
+    @property
+    def calibration_error(self) -> float | None:
+        """The expected calibration error: mean distance of confidence and accuracy.
+
+        The mean is over the bins, weighted by their images (Naeini et al. 2015, and Guo et al.
+        2017, equation 3). It is None if nothing was binned.
+        """
+        total = sum(part.examples for part in self.calibration)
+        if not total:
+            return None
+        return (
+            sum(
+                part.examples * abs(part.confidence - part.accuracy)
+                for part in self.calibration
+                if part.confidence is not None and part.accuracy is not None
+            )
+            / total
+        )
+
+
+def calibration_bins(
+    confidence: NDArray[np.floating], right: NDArray[np.bool_]
+) -> tuple[CalibrationBin, ...]:
+    """Return `confidence`, shape (N,), and `right` predictions in `BINS` bins."""
+    place = np.ceil(confidence.clip(0, 1) * BINS).astype(np.int64).clip(1) - 1
+    counts = np.bincount(place, minlength=BINS).tolist()
+    sure = np.bincount(place, weights=confidence, minlength=BINS).tolist()
+    hits = np.bincount(place, weights=right, minlength=BINS).tolist()
+    return tuple(
+        CalibrationBin(
+            low=k / BINS,
+            high=(k + 1) / BINS,
+            examples=n,
+            confidence=sure[k] / n if n else None,
+            accuracy=hits[k] / n if n else None,
+        )
+        for k, n in enumerate(counts)
+    )
+
+
+def interval(hits: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share (Wilson 1927).
+
+    The share was seen in `hits` of `trials`.
+
+    Args:
+        hits: Number of successes.
+        trials: Number of trials, more than 0.
+        z: Standard normal quantile of the level.
+    """
+    share, spread = hits / trials, z * z / trials
+    centre = share + spread / 2
+    reach = (spread * (share * (1 - share) + spread / 4)) ** 0.5
+    return max(0.0, (centre - reach) / (1 + spread)), min(1.0, (centre + reach) / (1 + spread))
+
+
+def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+    """Return the area under the ROC curve, or None without both kinds of examples.
+
+    It is the Mann-Whitney statistic over its maximum. Ties count half.
+
+    Args:
+        scores: A score of each example, shape (N,).
+        positive: Whether the example is positive, shape (N,).
+    """
+    n1 = int(positive.sum())
+    n0 = len(positive) - n1
+    if not n1 or not n0:
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    ranks = (ends - (counts - 1) / 2)[place]
+    return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+def metric_name(metric: str) -> str:
+    """Return the name of a metric in a sentence.
+
+    >>> metric_name("balanced_accuracy")
+    'balanced accuracy'
+    """
+    return _ACRONYMS.get(metric, metric.replace("_", " "))
+
+
+_ACRONYMS: Final[Mapping[str, str]] = MappingProxyType(
+    {"auc": "AUC", "mcc": "MCC", "iou": "IoU", "dice": "Dice"}
+)
+
+
+def mean_of(rows: tuple[ClassScores, ...], metric: str) -> float | None:
+    """Return the mean of `metric` over the rows that have it, or None if none has."""
+    known = [value for row in rows if (value := row.metrics.get(metric)) is not None]
+    return float(np.mean(known)) if known else None
+
+
+def columns_of(rows: tuple[ClassScores, ...]) -> tuple[str, ...]:
+    """Return the names of the metrics in `rows`, each once, in their order."""
+    return tuple(dict.fromkeys(name for row in rows for name in row.metrics))
