@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
+VOLUME = 3
+"""Axes of a volume."""
+
 
 @frozen
 class CNN:
@@ -36,9 +39,9 @@ class CNN:
         import torch
         from torch import nn
 
-        w, is_flat = self.width, True
-        convolution = nn.Conv2d if is_flat else nn.Conv3d
-        mean = nn.AdaptiveAvgPool2d if is_flat else nn.AdaptiveAvgPool3d
+        w, rank = self.width, len(spec.size)
+        convolution = nn.Conv3d if rank == VOLUME else nn.Conv2d
+        mean = nn.AdaptiveAvgPool3d if rank == VOLUME else nn.AdaptiveAvgPool2d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return nn.Sequential(
@@ -47,7 +50,7 @@ class CNN:
                 *(convolution(2 * w, 4 * w, 3, 1, 1), nn.GroupNorm(4, 4 * w), nn.ReLU()),
                 mean(1),
                 nn.Flatten(),
-                nn.Linear(4 * w, len(spec.classes)),
+                nn.Linear(4 * w, spec.output_shape[0]),
             )
 
 

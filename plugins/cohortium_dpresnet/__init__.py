@@ -46,7 +46,11 @@ class DPResNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Network(
-                spec.channels, len(spec.classes), self.width, rank=2, standardise=self.standardise
+                spec.channels,
+                spec.output_shape[0],
+                self.width,
+                rank=len(spec.size),
+                standardise=self.standardise,
             )
 
 

@@ -50,7 +50,12 @@ class ResNet18:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Network(
-                spec.channels, len(spec.classes), self.width, self.stem, self.norm, rank=2
+                spec.channels,
+                spec.output_shape[0],
+                self.width,
+                self.stem,
+                self.norm,
+                rank=len(spec.size),
             )
 
 

@@ -47,7 +47,9 @@ class ResNet9:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(spec.channels, len(spec.classes), self.width, self.norm, rank=2)
+            return Network(
+                spec.channels, spec.output_shape[0], self.width, self.norm, rank=len(spec.size)
+            )
 
 
 @hookimpl

@@ -42,13 +42,19 @@ class UNet:
         """Build the network with torch's default initialisation, drawn from `seed`.
 
         Raises:
-            StudyError: The images are too small for the depth.
+            StudyError: The task has no output for each pixel, or the images are too small for the
+                depth.
         """
         import torch
 
         from cohortium_unet._network import Network
 
-        size = (spec.height, spec.width)
+        outputs, *size = spec.output_shape
+        if tuple(size) != spec.size:
+            raise StudyError(
+                "model 'unet': it gives outputs for each pixel, and the task has outputs of shape "
+                f"{spec.output_shape}; use the task 'segmentation', or another model."
+            )
         if min(size) <= 1 << self.depth:
             raise StudyError(
                 f"model 'unet': depth {self.depth} takes images of more than {1 << self.depth} "
@@ -56,7 +62,7 @@ class UNet:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(spec.channels, len(spec.classes), self.width, self.depth, rank=len(size))
+            return Network(spec.channels, outputs, self.width, self.depth, rank=len(size))
 
 
 @hookimpl

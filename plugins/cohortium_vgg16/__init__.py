@@ -56,8 +56,8 @@ class VGG16:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Network(
-                spec.channels, len(spec.classes), self.width, self.pooled_size, self.dropout,
-                rank=2,
+                spec.channels, spec.output_shape[0], self.width, self.pooled_size, self.dropout,
+                rank=len(spec.size),
             )  # fmt: skip
 
 

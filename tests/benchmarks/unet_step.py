@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cohortium_segmentation import Segmentation
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -27,20 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Step = Callable[[], None]
-CLIP, NOISE, RATE, CLASSES = 1.0, 1.0, 1e-3, 3
-
-
-def losses_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Each image's loss, shape (B,), from logits (B, K, *size) and masks (B, *size)."""
-    import torch
-    from torch.nn import functional
-
-    entropy = functional.cross_entropy(logits, masks, reduction="none").flatten(1).mean(1)
-    found = logits.softmax(1).flatten(2)
-    wanted = functional.one_hot(masks.flatten(1), logits.shape[1]).transpose(1, 2).to(found.dtype)
-    overlap = (found * wanted).sum(2)
-    dice = (2 * overlap + 1) / (found.sum(2) + wanted.sum(2) + 1)
-    return torch.add(entropy, 1 - dice.mean(1))
+CLIP, NOISE, RATE = 1.0, 1.0, 1e-3
+TASK = Segmentation(("background", "organ", "tumour"))
 
 
 def plain(net: nn.Module, images: torch.Tensor, masks: torch.Tensor) -> Step:
@@ -50,7 +40,7 @@ def plain(net: nn.Module, images: torch.Tensor, masks: torch.Tensor) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        losses_of(net(images), masks).mean().backward()  # type: ignore[no-untyped-call]
+        TASK.losses(net(images), masks).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -66,7 +56,7 @@ def cohortium(net: nn.Module, images: torch.Tensor, masks: torch.Tensor) -> Step
 
     def losses(batch: Any) -> torch.Tensor:
         index = torch.from_numpy(batch)
-        return losses_of(net(images[index]), masks[index])
+        return TASK.losses(net(images[index]), masks[index])
 
     def step() -> None:
         clipped_sum(net, losses, np.arange(len(images)), clip=CLIP)
@@ -89,13 +79,16 @@ def work(name: str, options: argparse.Namespace, pipe: Connection) -> None:
     """Take a step whenever told to; answer how long it took and the peak memory so far, in MiB."""
     import torch
 
-    from cohortium_unet._network import Network
+    from cohortium.plugin import DataSpec
+    from cohortium_unet import UNet
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    net = Network(1, CLASSES, options.width, options.depth, rank=options.rank)
-    size = (options.batch, *[options.side] * options.rank)
-    images, masks = torch.randn(size).unsqueeze(1), torch.randint(0, CLASSES, size)
+    size = (options.side,) * options.rank
+    spec = DataSpec(channels=1, size=size, task=TASK, examples=options.batch)
+    net = UNet(width=options.width, depth=options.depth).build(spec, 0)
+    images = torch.randn(options.batch, *spec.shape)
+    masks = torch.randint(0, len(TASK.names), (options.batch, *size), dtype=torch.uint8)
     step = CONTENDERS[name](net, images, masks)
     while pipe.recv() == "step":
         start = time.process_time()

@@ -90,10 +90,6 @@ SLOW = {
 """Checks of shared noise, which draw it for every site."""
 
 
-WAITING = {("unet", "logits"), ("unet", "per example gradients")}
-"""Checks that try classification alone, so that a network for segmentation fails them."""
-
-
 def _cases() -> list[Any]:
     given = [(o, SMALL.get((o.role, o.offer.name), [])) for o in OURS]
     given += [
@@ -110,7 +106,6 @@ def _cases() -> list[Any]:
             id=" ".join([offering.role, offering.offer.name, *settings, "-", name]),
             marks=[
                 *MARKS.get(offering.offer.name, []),
-                *([pytest.mark.xfail] if (offering.offer.name, name) in WAITING else []),
                 *(
                     [pytest.mark.slow]
                     if (offering.offer.name, *settings, name) in SLOW

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from cohortium.plugin import DataSpec, Model
+from cohortium.plugin import DataSpec, Model, Multiclass
 from cohortium_cnn import CNN
 from cohortium_dpresnet import DPResNet
-from cohortium_dpresnet._network import Network as DPResNetLayers
 from cohortium_resnet9 import ResNet9
-from cohortium_resnet9._network import Network as ResNet9Layers
 from cohortium_resnet18 import ResNet18
-from cohortium_resnet18._network import Network as ResNet18Layers
+from cohortium_vgg16 import VGG16
 
-SPEC = DataSpec(channels=3, height=28, width=28, classes=tuple("abcdefgh"), examples=100)
+SPEC = DataSpec(channels=3, size=(28, 28), task=Multiclass(tuple("abcdefgh")), examples=100)
 
-VOLUMES: dict[str, Callable[[], nn.Module]] = {
-    "dpresnet": lambda: DPResNetLayers(1, 5, 4, rank=3, standardise=False),
-    "dpresnet, standardised": lambda: DPResNetLayers(1, 5, 4, rank=3, standardise=True),
-    "resnet9": lambda: ResNet9Layers(1, 5, 4, "group", rank=3),
-    "resnet9, batch": lambda: ResNet9Layers(1, 5, 4, "batch", rank=3),
-    "resnet18": lambda: ResNet18Layers(1, 5, 4, "small", "group", rank=3),
-    "resnet18, large": lambda: ResNet18Layers(1, 5, 4, "large", "batch", rank=3),
-}
+VOLUMES: list[Model] = [
+    CNN(width=4),
+    DPResNet(width=4),
+    DPResNet(width=4, standardise=True),
+    ResNet9(width=4),
+    ResNet9(width=4, norm="group"),
+    ResNet18(width=4),
+    ResNet18(width=4, stem="large", norm="batch"),
+    VGG16(width=2, pooled_size=2),
+]
 
 
-@pytest.mark.parametrize("make", VOLUMES.values(), ids=VOLUMES.keys())
-def test_volume_network_gives_logits(make: Callable[[], nn.Module]) -> None:
-    net = make()
+@pytest.mark.parametrize("model", VOLUMES, ids=str)
+def test_volume_network_gives_logits(model: Model) -> None:
+    spec = DataSpec(channels=1, size=(10, 12, 9), task=Multiclass(tuple("abcde")), examples=9)
+    net = model.build(spec, 0)
     assert net(torch.zeros(2, 1, 10, 12, 9)).shape == (2, 5)
-    flat = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+    flat = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
     assert not any(isinstance(layer, flat) for layer in net.modules())
 
 

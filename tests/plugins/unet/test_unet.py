@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from cohortium.clipping.clipped_sum import clipped_sum
-from cohortium.plugin import DataSpec, StudyError
+from cohortium.plugin import DataSpec, Multiclass, StudyError
+from cohortium_segmentation import Segmentation
 from cohortium_unet import UNet
 from cohortium_unet._network import Network
 from tests.support.per_example_gradients import EXACT, gradient, one_by_one
+
+TASK = Segmentation(("background", "organ"))
+
+
+def spec_of(*size: int) -> DataSpec:
+    return DataSpec(channels=1, size=size, task=TASK, examples=30)
 
 
 @settings(max_examples=25, deadline=None)
@@ -32,7 +38,7 @@ def test_unet_keeps_any_size(size: list[int], depth: int, width: int) -> None:
 
 def test_unet_matches_paper_layers() -> None:
     net = UNet(width=64, depth=4)
-    spec = DataSpec(channels=1, height=572, width=572, classes=("a", "b"), examples=30)
+    spec = spec_of(572, 572)
     with torch.device("meta"):
         layers = [*net.build(spec, 0).modules()]
     convolutions = [m for m in layers if isinstance(m, nn.Conv2d)]
@@ -49,9 +55,7 @@ def test_unet_matches_paper_layers() -> None:
 
 
 def test_unet_sees_whole_image_and_keeps_detail() -> None:
-    net = UNet(width=4, depth=2).build(
-        DataSpec(channels=1, height=16, width=16, classes=("a", "b"), examples=30), 0
-    )
+    net = UNet(width=4, depth=2).build(spec_of(16, 16), 0)
     image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     image.requires_grad_()
     (slope,) = torch.autograd.grad(net(image)[0, 0, 8, 8], image)
@@ -61,31 +65,27 @@ def test_unet_sees_whole_image_and_keeps_detail() -> None:
 
 @pytest.mark.parametrize(("side", "depth"), [(8, 3), (7, 3), (3, 2)])
 def test_unet_refuses_small_images(side: int, depth: int) -> None:
-    spec = DataSpec(channels=1, height=28, width=side, classes=("a", "b"), examples=30)
     with pytest.raises(StudyError, match=rf"more than {1 << depth} pixels .* lower depth\.$"):
-        UNet(depth=depth).build(spec, 0)
+        UNet(depth=depth).build(spec_of(28, side), 0)
 
 
-def segmentation_losses(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of an image's pixels, and one soft Dice loss of the image."""
-    entropy = functional.cross_entropy(logits, masks, reduction="none").flatten(1).mean(1)
-    found = logits.softmax(1).flatten(2)
-    wanted = functional.one_hot(masks.flatten(1), logits.shape[1]).transpose(1, 2)
-    dice = (2 * (found * wanted).sum(2) + 1) / (found.sum(2) + wanted.sum(2) + 1)
-    return torch.add(entropy, 1 - dice.mean(1))
+def test_unet_refuses_one_class_for_each_image() -> None:
+    spec = DataSpec(channels=1, size=(28, 28), task=Multiclass(("a", "b")), examples=30)
+    with pytest.raises(StudyError, match=r"outputs of shape \(2,\); use the task 'segmentation'"):
+        UNet().build(spec, 0)
 
 
 @pytest.mark.parametrize("size", [(9, 12), (7, 6, 9)], ids=str)
 @pytest.mark.parametrize("clip", [1e-2, 1e6])
 def test_unet_clipped_sum_matches_definition(size: tuple[int, ...], clip: float) -> None:
     torch.manual_seed(0)
-    net = Network(1, 3, 4, 2, rank=len(size)).double()
+    net = UNet(width=4, depth=2).build(spec_of(*size), 0).double()
     images = torch.randn(4, 1, *size, dtype=torch.float64)
-    masks = torch.randint(0, 3, (4, *size))
+    masks = torch.randint(0, 2, (4, *size), dtype=torch.uint8)
 
     def losses(batch: NDArray[np.int64]) -> torch.Tensor:
         index = torch.from_numpy(batch)
-        return segmentation_losses(net(images[index]), masks[index])
+        return TASK.losses(net(images[index]), masks[index])
 
     expected = one_by_one(net, losses, 4, clip)
     with warnings.catch_warnings():

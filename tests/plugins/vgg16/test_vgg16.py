@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cohortium.plugin import DataSpec
+from cohortium.plugin import DataSpec, Multiclass
 from cohortium_vgg16 import VGG16
 from cohortium_vgg16._network import Network
 
@@ -22,7 +22,7 @@ def test_vgg16_has_the_papers_parameters() -> None:
 
 @pytest.mark.parametrize("side", [16, 28, 45, 64, 224])
 def test_vgg16_takes_any_size(side: int) -> None:
-    spec = DataSpec(channels=3, height=side, width=side, classes=tuple("abcde"), examples=30)
+    spec = DataSpec(channels=3, size=(side, side), task=Multiclass(tuple("abcde")), examples=30)
     net = VGG16(width=1).build(spec, 0)
     assert net(torch.zeros(1, 3, side, side)).shape == (1, 5)
 
@@ -34,7 +34,7 @@ def test_vgg16_takes_volumes(pooled_size: int) -> None:
 
 
 def test_vgg16_drops_units_in_training_alone() -> None:
-    spec = DataSpec(channels=1, height=28, width=28, classes=tuple("abcde"), examples=30)
+    spec = DataSpec(channels=1, size=(28, 28), task=Multiclass(tuple("abcde")), examples=30)
     net = VGG16(width=2, dropout=0.5).build(spec, 0)
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(net(images), net(images))
