@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
+VOLUME = 3
+"""Axes of a volume."""
+
 
 @frozen
 class CNN:
     """Three strided convolutions with GroupNorm, a global mean and a linear layer.
+
+    Images have two axes or three.
 
     Attributes:
         width: Channels of the first convolution.  The last has four times as many.
@@ -34,16 +39,18 @@ class CNN:
         import torch
         from torch import nn
 
-        w = self.width
+        w, rank = self.width, len(spec.size)
+        convolution = nn.Conv3d if rank == VOLUME else nn.Conv2d
+        mean = nn.AdaptiveAvgPool3d if rank == VOLUME else nn.AdaptiveAvgPool2d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return nn.Sequential(
-                *(nn.Conv2d(spec.channels, w, 3, 2, 1), nn.GroupNorm(1, w), nn.ReLU()),
-                *(nn.Conv2d(w, 2 * w, 3, 2, 1), nn.GroupNorm(2, 2 * w), nn.ReLU()),
-                *(nn.Conv2d(2 * w, 4 * w, 3, 1, 1), nn.GroupNorm(4, 4 * w), nn.ReLU()),
-                nn.AdaptiveAvgPool2d(1),
+                *(convolution(spec.channels, w, 3, 2, 1), nn.GroupNorm(1, w), nn.ReLU()),
+                *(convolution(w, 2 * w, 3, 2, 1), nn.GroupNorm(2, 2 * w), nn.ReLU()),
+                *(convolution(2 * w, 4 * w, 3, 1, 1), nn.GroupNorm(4, 4 * w), nn.ReLU()),
+                mean(1),
                 nn.Flatten(),
-                nn.Linear(4 * w, len(spec.classes)),
+                nn.Linear(4 * w, spec.output_shape[0]),
             )
 
 

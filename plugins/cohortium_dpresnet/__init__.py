@@ -19,7 +19,7 @@ COHORTIUM_API = 1
 class DPResNet:
     """The network of arXiv 2412.00687.
 
-    It has 4,802,120 parameters at width 64, 3 channels, 8 classes.
+    It has 4,802,120 parameters at width 64, 3 channels, 8 classes.  Images have two axes or three.
 
     Attributes:
         width: Channels of the first convolution.  The last has eight times as many.
@@ -46,7 +46,11 @@ class DPResNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Network(
-                spec.channels, len(spec.classes), self.width, standardise=self.standardise
+                spec.channels,
+                spec.output_shape[0],
+                self.width,
+                rank=len(spec.size),
+                standardise=self.standardise,
             )
 
 

@@ -1,6 +1,6 @@
 """The layers of DPResNet.
 
-All convolutions are 3×3 with padding 1 and no bias.
+All convolutions have 3 taps along each axis, padding 1 and no bias.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ MAX_GROUPS = 32
 
 MIN_VARIANCE = 1e-5
 
+CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolutions by the number of axes."""
+
 
 class Standardised(nn.Module):
     """Kernels standardised to mean 0 and variance 1.
@@ -28,19 +31,21 @@ class Standardised(nn.Module):
     """
 
     def forward(self, kernels: torch.Tensor) -> torch.Tensor:
-        """Return standardised kernels, shape (outputs, inputs, 3, 3), as the input."""
+        """Return standardised kernels, shape (outputs, inputs, 3, …), as the input."""
         rows = kernels.flatten(1)
         variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
         return ((rows - mean) * (variance + MIN_VARIANCE).rsqrt()).view_as(kernels)
 
 
 class Network(nn.Module):
-    """DPResNet, which returns logits (N, classes) from images (N, C, H, W)."""
+    """DPResNet, which returns logits (N, classes) from images (N, C, *size)."""
 
-    def __init__(self, channels: int, classes: int, width: int, *, standardise: bool) -> None:
+    def __init__(
+        self, channels: int, classes: int, width: int, *, rank: int = 2, standardise: bool
+    ) -> None:
         super().__init__()
         w = width
-        block = partial(_block, standardise=standardise)
+        block = partial(_block, rank=rank, standardise=standardise)
         self.stem = nn.Sequential(block(channels, w), nn.ReLU(), block(w, 2 * w), nn.ReLU())
         self.residual = nn.Sequential(block(2 * w, 2 * w), nn.ReLU(), block(2 * w, 2 * w))
         self.middle = _pair(block, 2 * w, 4 * w)
@@ -59,12 +64,15 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""
-        logits: torch.Tensor = self.head(self.maps(images).mean((2, 3)))
+        maps = self.maps(images)
+        logits: torch.Tensor = self.head(maps.mean(tuple(range(2, maps.ndim))))
         return logits
 
 
-def _block(inputs: int, outputs: int, stride: int = 1, *, standardise: bool) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+def _block(
+    inputs: int, outputs: int, stride: int = 1, *, rank: int, standardise: bool
+) -> nn.Sequential:
+    convolution = CONVOLUTIONS[rank](inputs, outputs, 3, stride, 1, bias=False)
     if standardise:
         nn.utils.parametrize.register_parametrization(convolution, "weight", Standardised())
     return nn.Sequential(convolution, nn.GroupNorm(_groups(outputs), outputs))

@@ -19,7 +19,7 @@ COHORTIUM_API = 1
 class ResNet18:
     """Eight residual blocks of two 3×3 convolutions.
 
-    It has 11.2 M parameters at width 64.
+    It has 11.2 M parameters at width 64.  Images have two axes or three.
 
     Attributes:
         width: Channels of the first stage.  The last has eight times as many.
@@ -49,7 +49,14 @@ class ResNet18:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(spec.channels, len(spec.classes), self.width, self.stem, self.norm)
+            return Network(
+                spec.channels,
+                spec.output_shape[0],
+                self.width,
+                self.stem,
+                self.norm,
+                rank=len(spec.size),
+            )
 
 
 @hookimpl

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 MAX_GROUPS = 32
 """Groups of a GroupNorm, if there are that many channels."""
 
+CONVOLUTIONS: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+POOLS: dict[int, type[nn.MaxPool2d | nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+BATCH_NORMS: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
+"""Layers by the number of axes."""
+
 
 class Network(nn.Module):
-    """ResNet-18, which returns logits (N, classes) from images (N, C, H, W)."""
+    """ResNet-18, which returns logits (N, classes) from images (N, C, *size)."""
 
-    def __init__(self, channels: int, classes: int, width: int, stem: str, norm: str) -> None:
+    def __init__(
+        self, channels: int, classes: int, width: int, stem: str, norm: str, *, rank: int = 2
+    ) -> None:
         super().__init__()
-        w = width
+        w, stage = width, partial(_stage, norm=norm, rank=rank)
         large = stem == "large"
         self.stem = nn.Sequential(
-            nn.Conv2d(
+            CONVOLUTIONS[rank](
                 channels, w, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False
             ),
-            _norm(w, norm),
+            _norm(w, norm, rank),
             nn.ReLU(),
-            nn.MaxPool2d(3, 2, 1) if large else nn.Identity(),
+            POOLS[rank](3, 2, 1) if large else nn.Identity(),
         )
         self.stages = nn.Sequential(
-            _stage(w, w, 1, norm),
-            _stage(w, 2 * w, 2, norm),
-            _stage(2 * w, 4 * w, 2, norm),
-            _stage(4 * w, 8 * w, 2, norm),
+            stage(w, w, 1), stage(w, 2 * w, 2), stage(2 * w, 4 * w, 2), stage(4 * w, 8 * w, 2)
         )
         self.head = nn.Linear(8 * w, classes)
 
@@ -43,7 +52,8 @@ class Network(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""
-        logits: torch.Tensor = self.head(self.maps(images).mean((2, 3)))
+        maps = self.maps(images)
+        logits: torch.Tensor = self.head(maps.mean(tuple(range(2, maps.ndim))))
         return logits
 
 
@@ -53,31 +63,34 @@ class Block(nn.Module):
     There is a 1×1 convolution of x where the shape changes.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, rank: int) -> None:
         super().__init__()
+        convolution = CONVOLUTIONS[rank]
         self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            _norm(outputs, norm),
+            convolution(inputs, outputs, 3, stride, 1, bias=False),
+            _norm(outputs, norm, rank),
             nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            _norm(outputs, norm),
+            convolution(outputs, outputs, 3, 1, 1, bias=False),
+            _norm(outputs, norm, rank),
         )
         self.way: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.way = nn.Sequential(conv, _norm(outputs, norm))
+            conv = convolution(inputs, outputs, 1, stride, bias=False)
+            self.way = nn.Sequential(conv, _norm(outputs, norm, rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map shape (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map shape (N, inputs, *size) to (N, outputs, *size / stride)."""
         return torch.relu(self.body(x) + self.way(x))
 
 
-def _stage(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
-    return nn.Sequential(Block(inputs, outputs, stride, norm), Block(outputs, outputs, 1, norm))
+def _stage(inputs: int, outputs: int, stride: int, *, norm: str, rank: int) -> nn.Sequential:
+    return nn.Sequential(
+        Block(inputs, outputs, stride, norm, rank), Block(outputs, outputs, 1, norm, rank)
+    )
 
 
-def _norm(channels: int, norm: str) -> nn.Module:
+def _norm(channels: int, norm: str, rank: int) -> nn.Module:
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
+        return BATCH_NORMS[rank](channels)
     groups = next(g for g in range(min(MAX_GROUPS, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)

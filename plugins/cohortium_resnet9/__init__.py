@@ -24,7 +24,7 @@ class ResNet9:
 
     It has 6.6 M parameters at width 64.  A stem, a wider block and a residual pair come twice.
     Convolutions are 3×3 without bias.  A norm and a ReLU follow each.  There is 2×2 max-pooling
-    wherever the width doubles.
+    wherever the width doubles.  For images of three axes there is one tap more for each.
 
     Attributes:
         width: Channels of the first convolution.  The last has eight times as many.
@@ -47,7 +47,9 @@ class ResNet9:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(spec.channels, len(spec.classes), self.width, self.norm)
+            return Network(
+                spec.channels, spec.output_shape[0], self.width, self.norm, rank=len(spec.size)
+            )
 
 
 @hookimpl

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cohortium.plugin import DataSpec, StudyError
 from cohortium.testing import ConformanceError, models
 from cohortium_cnn import CNN
+from cohortium_unet import UNet
 
 SMALL = CNN(width=4)
 
@@ -95,7 +96,7 @@ def batch_norm(spec: DataSpec, seed: int) -> nn.Module:
 
 
 def dropout(spec: DataSpec, seed: int) -> nn.Module:
-    return nn.Sequential(nn.Dropout2d(), SMALL.build(spec, seed))
+    return nn.Sequential(nn.Dropout(), SMALL.build(spec, seed))
 
 
 def constant(spec: DataSpec, seed: int) -> nn.Module:
@@ -107,6 +108,19 @@ def only_grey(spec: DataSpec, seed: int) -> nn.Module:
     if spec.channels != 3:
         raise StudyError("three channels only.")
     return SMALL.build(spec, seed)
+
+
+def halved(spec: DataSpec, seed: int) -> nn.Module:
+    """Outputs for each pixel, of sides that are rounded down to even ones."""
+    if spec.output_shape[1:] != spec.size:
+        raise StudyError("outputs for each pixel only.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if len(spec.size) == 3:
+            down: nn.Module = nn.Conv3d(spec.channels, 4, 2, 2)
+            return nn.Sequential(down, nn.ConvTranspose3d(4, spec.output_shape[0], 2, 2))
+        down = nn.Conv2d(spec.channels, 4, 2, 2)
+        return nn.Sequential(down, nn.ConvTranspose2d(4, spec.output_shape[0], 2, 2))
 
 
 BAD = [
@@ -139,6 +153,11 @@ BAD = [
         "moved torch's global",
     ),
     (models.check_logits, Changed(maker=one_class_more), r"must give logits of shape \(4, 4\)"),
+    (
+        models.check_logits,
+        Changed(maker=halved),
+        r"gave \(4, 4, 16, 16, 16\) values.* of shape \(4, 4, 17, 17, 17\)",
+    ),
     (models.check_logits, Changed(maker=nothing_to_learn), "no trainable parameter"),
     (models.check_logits, Changed(maker=takes_nothing), "images of no shape.*not these"),
     (
@@ -165,7 +184,9 @@ def test_a_bad_model_fails(check: Any, bad: Any, words: str) -> None:
         check(bad)
 
 
-@pytest.mark.parametrize("model", [SMALL, Changed(maker=dropout)], ids=["cnn", "dropout"])
+@pytest.mark.parametrize(
+    "model", [SMALL, Changed(maker=dropout), UNet(width=4, depth=2)], ids=["cnn", "dropout", "unet"]
+)
 @pytest.mark.parametrize("check", models.CHECKS)
 def test_valid_plugin_passes_check(check: Any, model: Any) -> None:
     assert check(model) is None
@@ -181,7 +202,7 @@ def test_permitted_model_limitations_are_noted() -> None:
     same = models.check_build_is_repeatable(Changed(maker=constant))
     assert same == "every seed gives the same weights"
     refused = models.check_logits(Changed(maker=only_grey))
-    assert refused == "does not take images of 1×28×28, 2×64×64"
+    assert refused == "does not take images of 1×28×28, 2×64×64, 1×20×24×18, 2×17×17×17"
 
 
 def test_every_check_has_bad_implementation() -> None:

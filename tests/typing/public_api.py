@@ -57,6 +57,8 @@ from cohortium_secagg import SecAgg
 from cohortium_segmentation import Segmentation
 from cohortium_skellam import Skellam
 from cohortium_tensorboard import TensorBoard
+from cohortium_unet import UNet
+from cohortium_vgg16 import VGG16
 
 
 def compose() -> Federation:
@@ -133,6 +135,8 @@ MODELS: list[Model] = [
     ResNet9(),
     ResNet18(),
     ScatterNet(),
+    UNet(),
+    VGG16(),
 ]
 TRAINERS: list[Trainer] = [FedAvg(), FedMIC(), FedProx(), FedSGD()]
 PRIVATIZERS: list[Privatizer] = [Gaussian(), NoPrivacy(), Skellam()]

@@ -7,6 +7,7 @@ from that of the image's pixels.  The latter is as many times smaller as the ker
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,32 @@ Up to this limit, the weight gradient is the product of the patches and the outp
 it, and above the number of weights, copies of patches cost too much.  A convolution in as many
 groups as examples then costs less.
 """
+
+
+@frozen
+class AdjointConvolution:
+    """The convolution whose adjoint is a transposed convolution, without padding.
+
+    The attributes are those of `nn.Conv2d`.
+    """
+
+    weight: Tensor
+    in_channels: int
+    out_channels: int
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    padding: Sequence[int]
+    padding_mode: str = "zeros"
+
+    @classmethod
+    def of(cls, layer: Any) -> AdjointConvolution:
+        """Return the convolution for a transposed one."""
+        return cls(
+            layer.weight, layer.out_channels, layer.in_channels, layer.kernel_size, layer.stride,
+            layer.dilation, layer.groups, [0] * len(layer.kernel_size),
+        )  # fmt: skip
 
 
 def _inside(layer: Any, x: Tensor) -> tuple[Tensor, Sequence[int]]:
@@ -117,31 +144,36 @@ def patch_grams(layer: Any, x: Tensor, out: Sequence[int], examples: int) -> Ten
     products as a whole.  Products with the zeros of a padding are not computed.
 
     Args:
-        layer: A convolution in one group, of images or sequences.
-        x: Input, shape (N, D, H, W) or (N, D, W).
+        layer: A convolution in one group, of sequences, images or volumes.
+        x: Input, shape (N, D, *size).
         out: Sides of the output map.
         examples: B.
     """
     x, around = _inside(layer, x)
-    axes = list(zip(layer.kernel_size, layer.stride, layer.dilation, around, out, strict=True))
-    if len(axes) == 1:  # a sequence is an image of one line
-        x, axes = x.unsqueeze(2), [(1, 1, 1, 0, 1), *axes]
-    (height, rows), (width, columns) = (_phases(*axis) for axis in axes)
+    axes = zip(layer.kernel_size, layer.stride, layer.dilation, around, out, strict=True)
+    lengths, phases = zip(*(_phases(*axis) for axis in axes), strict=True)
+    steps = [prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
     k = len(x) // examples
-    n = k * height * width
+    n = k * prod(lengths)
     total = x.new_zeros(examples, n * n, dtype=torch.float64)
-    for row, column in product(rows, columns):
-        pixels = x[:, :, row.pixels, column.pixels].double()  # (N, D, h, w)
-        h, w = pixels.shape[2:]
-        flat = pixels.reshape(examples, k, -1, h * w).transpose(1, 2).flatten(2)  # (B, D, Khw)
-        gram = torch.bmm(flat.transpose(1, 2), flat).view(examples, k, h, w, k, h, w)
-        edges = (column.first, width - column.first - w, row.first, height - row.first - h)
+    for place in product(*phases):
+        pixels = x[:, :, *(phase.pixels for phase in place)].double()  # (N, D, *sides)
+        sides = pixels.shape[2:]
+        flat = pixels.flatten(2).reshape(examples, k, -1, prod(sides))
+        flat = flat.transpose(1, 2).flatten(2)  # (B, D, K·sides)
+        gram = torch.bmm(flat.transpose(1, 2), flat).view(examples, k, *sides, k, *sides)
+        edges = [
+            edge
+            for phase, side, length in zip(place, sides, lengths, strict=True)
+            for edge in (length - phase.first - side, phase.first)
+        ][::-1]
         gram = functional.pad(gram, (*edges, 0, 0, *edges)).view(examples, -1)
-        gram = _moved(_moved(gram, column.shifts, n + 1), row.shifts, width * (n + 1))
+        for phase, step in reversed([*zip(place, steps, strict=True)]):
+            gram = _moved(gram, phase.shifts, step * (n + 1))
         total[:, : gram.shape[1]] += gram
-    oh, ow = (axis[-1] for axis in axes)
-    grids = total.view(examples, k, height, width, k, height, width)
-    return grids[:, :, :oh, :ow, :, :oh, :ow].reshape(examples, k * oh * ow, -1)
+    inside = [slice(side) for side in out]
+    grids = total.view(examples, k, *lengths, k, *lengths)
+    return grids[:, :, *inside, :, *inside].reshape(examples, k * prod(out), -1)
 
 
 @frozen

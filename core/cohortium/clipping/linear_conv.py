@@ -5,7 +5,8 @@ The shapes are those of `layer_call`.
 Sources: Goodfellow 2015 (arXiv 1510.01799) for the norms of a linear layer without its gradients.
 Rochette et al. 2019 (arXiv 1912.06015) for per-example gradients of a convolution as one grouped
 convolution.  Li et al. 2022 (arXiv 2110.05679, section 4) and Bu et al. 2022 (arXiv 2205.10683)
-for the products of Gram matrices, the "ghost" norm.
+for the products of Gram matrices, the "ghost" norm.  Dumoulin and Visin 2016 (arXiv 1603.07285,
+section 4) for the transposed convolution as an adjoint.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 from torch import nn
+from torch.nn import functional
 
-from cohortium.clipping.conv import convolution_gradient, patch_grams
+from cohortium.clipping.conv import AdjointConvolution, convolution_gradient, patch_grams
 from cohortium.clipping.layer_call import LayerCall, gram_matrix, squared_norms
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class ConvolutionCall(LayerCall):
         The factor of two accounts for `float64`.
         """
         layer = self.layer
-        if layer.groups != 1 or self.x.ndim > 4:  # noqa: PLR2004
+        if layer.groups != 1:
             return float("inf")
         phases = 1
         for stride, size in zip(layer.stride, layer.kernel_size, strict=True):
@@ -129,6 +131,51 @@ class ConvolutionCall(LayerCall):
 
 
 @frozen
+class TransposedConvolutionCall(LayerCall):
+    """Call of `nn.ConvTranspose1d`, `nn.ConvTranspose2d` or `nn.ConvTranspose3d`.
+
+    The layer is the adjoint of a convolution with the same weight.  So it has the weight gradients
+    of that convolution's call, where input and output gradient change places.
+    """
+
+    @staticmethod
+    def fold(layer: Any, rows: Tensor) -> Tensor:
+        """Return the rows as images, as for a convolution."""
+        return ConvolutionCall.fold(layer, rows)
+
+    def grad_sample(self, name: str) -> Tensor:
+        """Return weight gradients of the convolution.
+
+        The gradients of the bias are sums.
+        """
+        if name == "bias":
+            return self.sum_per_example(self.g.flatten(2).transpose(1, 2))
+        return self._adjoint.grad_sample(name)
+
+    def squared_norms(self, name: str) -> Tensor | None:
+        """Return the norms of the convolution."""
+        return None if name == "bias" else self._adjoint.squared_norms(name)
+
+    def weighted_sum(self, name: str, factors: Tensor) -> Tensor:
+        """Return one weight gradient of the whole batch."""
+        return self._adjoint.weighted_sum(name, factors)
+
+    @cached_property
+    def _adjoint(self) -> ConvolutionCall:
+        """The convolution's call: it takes the output gradient, and has the input as gradient."""
+        layer = self.layer
+        # Values that the layer's padding removes are zeros here, and those of its output padding
+        # go: the sum over positions then has all terms of the layer's own.
+        sides = [
+            side
+            for before, more in zip(layer.padding, layer.output_padding, strict=True)
+            for side in (before - more, before)
+        ]
+        outer = functional.pad(self.g, sides[::-1]) if any(sides) else self.g
+        return ConvolutionCall(AdjointConvolution.of(layer), outer, self.x, self.examples)
+
+
+@frozen
 class ParametrizedCall(LayerCall):
     """Call of a linear layer or convolution with a parametrized weight.
 
@@ -140,7 +187,7 @@ class ParametrizedCall(LayerCall):
     @staticmethod
     def fold(layer: Any, rows: Tensor) -> Tensor:
         """Return rows as the layer with the computed weight takes them."""
-        return rows if isinstance(layer, nn.Linear) else ConvolutionCall.fold(layer, rows)
+        return _rule_for_weight(layer).fold(layer, rows)
 
     def grad_sample(self, name: str) -> Tensor:
         """Return weight gradients, each pulled back.
@@ -187,8 +234,7 @@ class ParametrizedCall(LayerCall):
 
     @cached_property
     def _inner(self) -> LayerCall:
-        kind = LinearCall if isinstance(self.layer, nn.Linear) else ConvolutionCall
-        return kind(self.layer, self.x, self.g, self.examples)
+        return _rule_for_weight(self.layer)(self.layer, self.x, self.g, self.examples)
 
     def _pull(self, gradient: Tensor) -> Tensor:
         """Return the gradient by the original from a gradient by the weight.
@@ -206,3 +252,19 @@ class ParametrizedCall(LayerCall):
 
         pulled: Tensor = torch.func.vjp(weight, steps.original.detach())[1](gradient)[0]
         return pulled
+
+
+RULES: dict[type[nn.Module], type[LayerCall]] = {
+    nn.Linear: LinearCall,
+    nn.Conv1d: ConvolutionCall,
+    nn.Conv2d: ConvolutionCall,
+    nn.Conv3d: ConvolutionCall,
+    nn.ConvTranspose1d: TransposedConvolutionCall,
+    nn.ConvTranspose2d: TransposedConvolutionCall,
+    nn.ConvTranspose3d: TransposedConvolutionCall,
+}
+"""Rules by the exact class of a layer.  A subclass may behave differently."""
+
+
+def _rule_for_weight(layer: nn.Module) -> type[LayerCall]:
+    return RULES[nn.utils.parametrize.type_before_parametrizations(layer)]

@@ -15,6 +15,7 @@ from attrs import frozen
 from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
+from cohortium.clipping.recurrent import mappable
 from cohortium.errors import PrivacyError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Watch(TorchFunctionMode):
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:
-        """Call `func`, or refuse it.
+        """Call `func` or its substitute, or refuse it.
 
         Raises:
             UntrackedGradientError: It would receive the rows of all examples.
@@ -145,7 +146,7 @@ class Watch(TorchFunctionMode):
                 )
         elif isinstance(func, torch._ops.OpOverload) and func.namespace not in _NAMESPACES:  # noqa: SLF001
             raise UntrackedGradientError(f"the operation {func} may have its own rule for vmap")
-        return func(*args, **(kwargs or {}))
+        return (mappable(func, args) or func)(*args, **(kwargs or {}))
 
 
 def has_seeded(call: Callable[[], object], device: torch.device) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from torch import nn
 
-from cohortium.clipping.linear_conv import ConvolutionCall, LinearCall, ParametrizedCall
+from cohortium.clipping.linear_conv import RULES, ParametrizedCall
 from cohortium.clipping.normalization_embedding import EmbeddingCall, GroupNormCall, LayerNormCall
 
 if TYPE_CHECKING:
@@ -72,13 +72,7 @@ def _kind_of(
 
     A subclass may behave differently.
     """
-    weighing: dict[type[nn.Module], type[LayerCall]] = {
-        nn.Linear: LinearCall,
-        nn.Conv1d: ConvolutionCall,
-        nn.Conv2d: ConvolutionCall,
-        nn.Conv3d: ConvolutionCall,
-    }
-    kinds = weighing | {
+    kinds = RULES | {
         nn.GroupNorm: GroupNormCall,
         nn.LayerNorm: LayerNormCall,
         nn.Embedding: EmbeddingCall,
@@ -89,7 +83,7 @@ def _kind_of(
     if names <= {"parametrizations.weight.original", "bias"}:
         # A parametrization with buffers, such as a spectral norm, would update them once more.
         is_pure = not list(layer.parametrizations.buffers())  # type: ignore[union-attr]
-        if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in weighing:
+        if is_pure and nn.utils.parametrize.type_before_parametrizations(layer) in RULES:
             return ParametrizedCall
     return None
 

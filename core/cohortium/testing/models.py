@@ -13,24 +13,22 @@ from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.errors import StudyError
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ConformanceError, ensure
+from cohortium.testing.networks import (
+    CLOSE,
+    SPEC,
+    build_with_inputs,
+    largest_gap,
+    mixes_examples,
+    outputs_of,
+    seeded_losses,
+    suitable_spec,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor, nn
-
-    from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Model
-    from cohortium.roles.values import ExampleIndices
 
-SPEC = samples.spec(3, 28, 28)
-"""The images of most checks, of MedMNIST's usual shape."""
-
-SHAPES = ((1, 28, 28), (3, 28, 28), (3, 32, 40), (2, 64, 64))
-"""Channels, height and width of the images for trials of a network."""
-
-CLOSE = 1e-4
-"""Largest gap of results, over their scale, for another order of additions."""
+SHAPES = ((1, 28, 28), (3, 28, 28), (3, 32, 40), (2, 64, 64), (1, 20, 24, 18), (2, 17, 17, 17))
+"""Channels and size of the images and volumes for trials of a network."""
 
 
 def check_prepare_is_per_image(model: Model) -> None:
@@ -49,7 +47,7 @@ def check_prepare_is_per_image(model: Model) -> None:
     }
     for what, found in trials.items():
         ensure(
-            found.shape == whole[0].shape and _gap(found, whole[0]) < CLOSE,
+            found.shape == whole[0].shape and largest_gap(found, whole[0]) < CLOSE,
             f"prepare is not per image: an image's result changed when {what}. Use fixed, public "
             "numbers instead of a batch's mean, deviation or maximum.",
         )
@@ -96,12 +94,13 @@ def check_build_is_repeatable(model: Model) -> str | None:
     """Equal seeds give equal weights, for any state of torch's global generator."""
     import torch
 
+    spec = suitable_spec(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        one = parameters.flatten(build_network(model, SPEC, 7))
+        one = parameters.flatten(build_network(model, spec, 7))
         torch.manual_seed(2)
-        again = parameters.flatten(build_network(model, SPEC, 7))
-        other = parameters.flatten(build_network(model, SPEC, 8))
+        again = parameters.flatten(build_network(model, spec, 7))
+        other = parameters.flatten(build_network(model, spec, 8))
     ensure(
         torch.equal(one, again),
         "build gave two networks for one seed, so that parties would start apart; draw weights "
@@ -114,8 +113,8 @@ def check_build_leaves_the_generator(model: Model) -> None:
     """`build` leaves torch's global generator unchanged."""
     import torch
 
-    state = torch.get_rng_state()
-    build_network(model, SPEC, 7)
+    spec, state = suitable_spec(model), torch.get_rng_state()
+    build_network(model, spec, 7)
     ensure(
         torch.equal(state, torch.get_rng_state()),
         "build moved torch's global generator, and so all later draws; build inside "
@@ -124,19 +123,19 @@ def check_build_leaves_the_generator(model: Model) -> None:
 
 
 def check_logits(model: Model) -> str | None:
-    """The network gives one finite logit a class, for many image shapes.
+    """The network gives finite outputs of its task's shape, for images and volumes.
 
-    It takes preprocessed images.
+    The task is one class for each image or, if the network suits it alone, for each pixel.
     """
     import torch
 
-    refused = {}
+    refused, task = {}, suitable_spec(model).task
     for shape in SHAPES:
-        spec = samples.spec(*shape)
+        spec = samples.spec(*shape, task=task)
         try:
-            net, inputs = _built(model, spec)
+            net, inputs = build_with_inputs(model, spec)
             with torch.no_grad():
-                logits = _logits(net.eval(), inputs)
+                logits = outputs_of(net.eval(), inputs)
         except (StudyError, RuntimeError, ValueError) as error:
             refused["×".join(map(str, shape))] = error
             continue
@@ -159,9 +158,9 @@ def check_logits(model: Model) -> str | None:
 
 def check_scores_one_image_at_a_time(model: Model) -> None:
     """In evaluation mode, an image's logits do not depend on its batch."""
-    net, inputs = _built(model, SPEC)
+    net, inputs = build_with_inputs(model, suitable_spec(model))
     ensure(
-        not _mixes(net.eval(), inputs),
+        not mixes_examples(net.eval(), inputs),
         "in evaluation mode an image's logits changed with the other images of the batch, so that "
         "scores depend on how images are batched; use statistics that are fixed by then.",
     )
@@ -173,10 +172,10 @@ def check_mixing_is_visible(model: Model) -> str | None:
     This is about training.  Example-level privacy refuses a network by those layers.  Without it,
     mixing is allowed.
     """
-    net, inputs = _built(model, SPEC)
+    net, inputs = build_with_inputs(model, suitable_spec(model))
     layers = find_batch_mixing_layers(net)
     ensure(
-        layers or not _mixes(net.train(), inputs),
+        layers or not mixes_examples(net.train(), inputs),
         "in training mode an image's logits changed with the other images of the batch, in code "
         "that example-level privacy cannot see and would not refuse; compute every example apart.",
     )
@@ -188,11 +187,14 @@ def check_per_example_gradients(model: Model) -> str | None:
 
     So clipping them is sound.
     """
-    net, inputs = _built(model, SPEC)
+    net, inputs = build_with_inputs(model, suitable_spec(model))
     if find_batch_mixing_layers(net):
         return "not tried: the network mixes examples"
     net.train()
-    losses, every = _seeded_losses(net, inputs), np.arange(len(inputs), dtype=np.int64)
+    losses, every = (
+        seeded_losses(net, inputs, suitable_spec(model)),
+        np.arange(len(inputs), dtype=np.int64),
+    )
     before = parameters.flatten(net)
     mean_gradient(net, losses, every)
     mean = parameters.flatten_gradients(net, before=before)
@@ -205,7 +207,7 @@ def check_per_example_gradients(model: Model) -> str | None:
             "torch's own layers."
         ) from error
     ensure(
-        _gap(parameters.flatten_gradients(net, before=before) / len(every), mean) < CLOSE,
+        largest_gap(parameters.flatten_gradients(net, before=before) / len(every), mean) < CLOSE,
         "per-example gradients do not add up to the gradient, so that clipping them would train "
         "something else; build the network of torch's own layers.",
     )
@@ -224,61 +226,3 @@ CHECKS: tuple[Check, ...] = (
     check_per_example_gradients,
 )
 """Every check of a model."""
-
-
-def _built(model: Model, spec: DataSpec) -> tuple[nn.Module, Tensor]:
-    return build_network(model, spec, 7), model.preprocess(samples.images(4, spec))
-
-
-def _logits(net: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the network's output, which must be a tensor.
-
-    This check comes before any other check of the output.
-    """
-    import torch
-
-    found = net(inputs)
-    ensure(
-        isinstance(found, torch.Tensor),
-        f"the network gave a {type(found).__name__}, and not the tensor of its logits; return that "
-        "alone.",
-    )
-    return found  # type: ignore[no-any-return]
-
-
-def _seeded_losses(net: nn.Module, inputs: Tensor) -> Callable[[ExampleIndices], Tensor]:
-    """Return a function for each example's loss.
-
-    Dropout is the same at every call.
-    """
-    import torch
-    from torch.nn import functional
-
-    labels = torch.arange(len(inputs)) % 2
-
-    def losses(batch: ExampleIndices) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            logits = _logits(net, inputs[batch])
-        return functional.cross_entropy(logits, labels[batch], reduction="none")
-
-    return losses
-
-
-def _mixes(net: nn.Module, inputs: Tensor) -> bool:
-    """Return whether the first example's logits change with the others."""
-    import torch
-
-    others = inputs.clone()
-    others[1:] = inputs[1:].flip(0) * 0.5
-    found = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for batch in (inputs, others):
-            torch.manual_seed(0)  # so that Dropout drops the same values
-            found.append(_logits(net, batch)[0])
-    return _gap(found[0], found[1]) > CLOSE
-
-
-def _gap(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference, over the scale of the compared values."""
-    return float((one - other).abs().max() / (1e-6 + other.abs().max()))

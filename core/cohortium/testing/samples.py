@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import frozen
 
 from cohortium.data.examples import DataSpec, Examples
 from cohortium.data.multiclass import Multiclass
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from cohortium.data.task import Task
 
 CLASSES = ("round", "square", "star", "cross")
 """Classes of the sample images."""
 
 TASK = Multiclass(CLASSES)
 """Task of the sample images."""
+
+
+@frozen
+class PixelClasses(Multiclass):
+    """One class for each pixel, the task of sample images for networks that segment.
+
+    The loss of an image is the mean over its pixels.
+    """
+
+    def named(
+        self, labels: Mapping[str, NDArray[Any]], names: tuple[str, ...], where: str
+    ) -> PixelClasses:
+        """Return the task with `names`, or with the numbers of the labels."""
+        return PixelClasses(super().named(labels, names, where).names)
+
+    def output_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return (K, *size)."""
+        return (len(self.names), *size)
+
+    def sample_labels(
+        self, size: tuple[int, ...], count: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Return masks of noise, shape (count, *size)."""
+        return rng.integers(0, len(self.names), (count, *size))
+
+    def losses(self, outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy of each image's pixels."""
+        return super().losses(outputs, labels, weights).flatten(1).mean(1)
+
+
+PIXEL_TASK = PixelClasses(CLASSES)
+"""Task of the sample images for networks that segment."""
 
 SIDE = 8
 """Height and width of the sample images, in pixels."""
@@ -47,9 +85,9 @@ def images(number: int, spec: DataSpec, *, seed: int = 0) -> Tensor:
     return torch.from_numpy(rng.integers(0, 256, shape).astype(np.float32) / 255)
 
 
-def spec(channels: int, *size: int) -> DataSpec:
+def spec(channels: int, *size: int, task: Task = TASK) -> DataSpec:
     """Return the public description of sample images of another shape."""
-    return DataSpec(channels=channels, size=size, task=TASK, examples=256)
+    return DataSpec(channels=channels, size=size, task=task, examples=256)
 
 
 def network(*, batch_norm: bool = False) -> nn.Module:

@@ -65,6 +65,8 @@ SHARED = ["federation.max_colluding=1", "federation.min_contributors=8", "privat
         ["model.name=dpresnet", "model.width=1000000"],
         ["model.name=resnet9", "model.width=1000000"],
         ["model.name=resnet18", "model.width=1000000"],
+        ["model.name=unet", "model.width=1000000"],
+        ["model.name=vgg16", "model.width=1000000"],
     ],
     ids=" ".join,
 )
