@@ -156,7 +156,7 @@ class Descriptor:
         assert self.center_on is not None
         if channels not in self._references:
             self._references[channels] = FeatureWhitening.of(
-                self._blocks(as_channels(self.center_on.load().train, channels)),
+                self._blocks(as_channels(self.center_on.load(), channels)),
                 power=self.whiten / 2,
                 floor=self.variance_floor,
                 components=self.components,

@@ -25,6 +25,7 @@ from cohortium.plugin import (
     StudyError,
     hookimpl,
     linear_head,
+    to_unit_range,
     whitened_linear_head,
 )
 
@@ -153,10 +154,9 @@ class Pretrained:
     @cached_property
     def _reference(self) -> FeatureWhitening:
         """Variation of the features of `images`."""
-        import torch
-
-        pixels = self.images.load().train.images
-        some = torch.from_numpy(pixels[:: -(-len(pixels) // MAX_REFERENCES)]).float().div_(255)
+        splits = self.images.load()
+        pixels = splits.train.images
+        some = to_unit_range(pixels[:: -(-len(pixels) // MAX_REFERENCES)], splits.spec)
         return FeatureWhitening.of(
             [self._features(some)], power=self.whiten / 2, floor=self.variance_floor
         )
@@ -192,7 +192,7 @@ class Pretrained:
             return self._read(net, path), spec.channels
         pretrain(
             net,
-            torch.from_numpy(splits.train.images).float().div_(255),
+            to_unit_range(splits.train.images, spec),
             torch.from_numpy(splits.train.labels),
             prepare=self._scaled,
             epochs=self.epochs,

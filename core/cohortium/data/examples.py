@@ -11,6 +11,7 @@ import numpy as np
 from attrs import Factory, field, frozen
 from attrs.validators import and_, deep_iterable, ge, in_, le, max_len, min_len, optional
 
+from cohortium.data.scratch import copied, select
 from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a `DataSpec`
 from cohortium.errors import DataError
 from cohortium.text import is_printable, truncate
@@ -43,8 +44,9 @@ def to_c_order(images: NDArray[Any]) -> NDArray[Any]:
     take the images for channels-last, convolve them along another path and compute other last bits.
     So equal images must have equal strides, regardless of their source.
     """
+    held = images if images.flags.c_contiguous else copied(images)
     # A view of flat memory derives its strides from the shape, those of length 1 too.
-    return np.ascontiguousarray(images).reshape(-1).reshape(np.shape(images))
+    return np.asarray(held).reshape(-1).reshape(np.shape(images))
 
 
 PixelType = Literal["uint8", "uint16", "int16", "float32"]
@@ -205,14 +207,16 @@ class Examples:
         """SHA-256 of all data, with which a hospital detects changes."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         for column in (self.images, self.labels, self.clients, self.patients):
-            digest.update(b"-" if column is None else b"+" + np.ascontiguousarray(column).tobytes())
+            digest.update(b"-" if column is None else b"+")
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
         return digest.digest()
 
     def select(self, index: NDArray[np.int64]) -> Examples:
         """Return the examples at `index`, copied."""
         clients = None if self.clients is None else self.clients[index]
         patients = None if self.patients is None else self.patients[index]
-        return Examples(self.images[index], self.labels[index], clients, patients)
+        return Examples(select(self.images, index), self.labels[index], clients, patients)
 
 
 @frozen(eq=False, kw_only=True)

@@ -23,7 +23,9 @@ def to_unit_range(images: NDArray[Any], spec: DataSpec) -> Tensor:
     import torch
 
     low, high = spec.intensity_range
-    scaled = torch.from_numpy(images).to(torch.float32, copy=True)
+    # Torch warns of arrays that cannot be written, such as mapped ones.
+    held = images if images.flags.writeable else images.copy()
+    scaled = torch.from_numpy(held).to(torch.float32, copy=True)
     if low:
         scaled.sub_(low)
     scaled.div_(high - low)

@@ -57,13 +57,23 @@ def check_header(file: IO[bytes], name: str, max_bytes: int) -> tuple[int, ...]:
     Raises:
         ValueError: The array claims to be larger than its data can be, or has another header.
     """
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"{name} has a header of version {version}")
-    shape, _, dtype = _HEADERS[version](file)
+    shape, _, dtype = read_header(file, name)
     if math.prod(shape) * dtype.itemsize > max_bytes:
         raise ValueError(f"{name} claims to hold more than there is")
     return tuple(shape)
+
+
+def read_header(file: IO[bytes], name: str = "it") -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether in Fortran's order, and type, as an array's header states them.
+
+    Raises:
+        ValueError: The header is damaged, or of another version.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} has a header of version {version}")
+    shape, is_fortran, dtype = _HEADERS[version](file)
+    return tuple(shape), bool(is_fortran), dtype
 
 
 def read_npy(path: Path, max_values: int) -> NDArray[Any]:

@@ -16,18 +16,23 @@ Such a file is an npz archive with these arrays:
 
 See `to_channels_first` and `labels` for the refusals.
 
+A large array that was stored without compression (`numpy.savez`) is mapped from the file, and not
+read into memory. The file must not change while it is used.
+
 The file may come from anyone. Nothing in it is ever unpickled, and its size is checked before it is
 unpacked.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -35,8 +40,9 @@ from cohortium.data.examples import Examples, Splits
 from cohortium.data.labels import integer_column
 from cohortium.data.memory import available
 from cohortium.data.multiclass import Multiclass
-from cohortium.data.npy import UNREADABLE, check_header
+from cohortium.data.npy import UNREADABLE, check_header, read_header
 from cohortium.data.pixels import Layout, to_channels_first
+from cohortium.data.scratch import MAX_MEMORY_BYTES
 from cohortium.errors import DataError
 from cohortium.text import is_printable, truncate
 
@@ -188,7 +194,7 @@ def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]
     with _worded(path), zipfile.ZipFile(path) as archive:
         held = {member.filename: member.file_size for member in archive.infolist()}
         found = {name: f"{name}.npy" for name in names if f"{name}.npy" in held}
-        size = sum(held[member] for member in found.values())
+        size = sum(held[member] for member in found.values() if not _is_mapped(archive, member))
         # Memory holds the images twice for a moment: as they were read, and in torch's order.
         most = min(MAX_ARRAY_BYTES, available() // 2)
         if size > most:
@@ -199,8 +205,17 @@ def _read(path: Path, names: Sequence[str] = _ARRAYS) -> dict[str, NDArray[Any]]
         return {name: _array(archive, member) for name, member in found.items()}
 
 
+def _is_mapped(archive: zipfile.ZipFile, name: str) -> bool:
+    """Return whether an array is mapped from the file instead of read.
+
+    It is if it is large and was stored without compression, as `numpy.savez` does.
+    """
+    member = archive.getinfo(name)
+    return member.compress_type == zipfile.ZIP_STORED and member.file_size > MAX_MEMORY_BYTES
+
+
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Return one array of `archive`.
+    """Return one array of `archive`, which cannot be written if it is mapped.
 
     Raises:
         ValueError: The array claims to be larger than its data can be.
@@ -212,9 +227,32 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     there = min(member.compress_size, archive.fp.seek(0, os.SEEK_END))
     with archive.open(member) as file:
         check_header(file, name, min(member.file_size, _DEFLATION * there))
+    if _is_mapped(archive, name):
+        return _mapped(archive, member)
     with archive.open(member) as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array
+
+
+def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """Return the array of an uncompressed member, mapped from the file."""
+    assert archive.fp is not None
+    assert archive.filename is not None
+    archive.fp.seek(member.header_offset)
+    local = archive.fp.read(_LOCAL_HEADER.size)
+    *_, name_length, extra_length = _LOCAL_HEADER.unpack(local)
+    start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    with archive.open(member) as file:
+        shape, is_fortran, dtype = read_header(file)
+        begin = start + file.tell()
+    if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize > start + member.file_size:
+        raise ValueError(f"{member.filename} claims to hold more than there is")
+    order: Literal["F", "C"] = "F" if is_fortran else "C"
+    return np.memmap(archive.filename, dtype, "r", begin, shape, order)
+
+
+_LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")
+"""The header of a member within a zip archive, before its name and extra field."""
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def to_channels_first(
     """
     if images.dtype.name not in get_args(PixelType):
         raise DataError(f"{where} is {images.dtype}; {_pixel_type_advice(images)}.")
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
+    if images.dtype.kind == "f" and not all(np.isfinite(image).all() for image in images):
         raise DataError(
             f"{where} has NaN or infinite values; replace them, or leave those images out."
         )

@@ -20,9 +20,9 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Seeds
-from cohortium.data.intensity import to_unit_range
 from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.learning.evaluation import predict
+from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info, result
 from cohortium.study import toml
 
@@ -133,8 +133,7 @@ class Classifier:
                 f"the model takes {spec.pixel_type} images of shape {spec.shape}, channels first, "
                 f"not {images.dtype} of shape {images.shape[1:]}."
             )
-        prepared = self.model.preprocess(to_unit_range(images, spec))
-        return predict(self.model, self.net, prepared, spec)
+        return predict(self.model, self.net, preprocess(self.model, images, spec), spec)
 
 
 def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

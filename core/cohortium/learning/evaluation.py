@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network, require_rows
-from cohortium.data.intensity import to_unit_range
 from cohortium.data.predictions import Predictions
 from cohortium.errors import StudyError
+from cohortium.learning.preprocessing import preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,7 @@ class Evaluation:
         """Preprocess `examples`.  Return None where there are none."""
         if examples is None:
             return None
-        images = to_unit_range(examples.images, spec)
-        return cls(model, model.preprocess(images).to(device), examples, spec)
+        return cls(model, preprocess(model, examples.images, spec).to(device), examples, spec)
 
     def score(self, net: nn.Module) -> Scores:
         """Return the scores of `net`, and leave `net` unchanged."""

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Self
 
 from attrs import field, frozen
 
+from cohortium.data.intensity import to_unit_range
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from cohortium.data.examples import Examples
+    from cohortium.data.examples import Splits
 
 MIN_SHARE = 1e-10
 """Smallest share of the largest variance that counts.
@@ -106,21 +108,19 @@ class FeatureWhitening:
         return centred + (along * (gains - 1)) @ basis.T
 
 
-def as_channels(examples: Examples, channels: int) -> Tensor:
-    """Return images (N, C, H, W) in [0, 1] with `channels` channels.
+def as_channels(splits: Splits, channels: int) -> Tensor:
+    """Return the training images, (N, C, …) in [0, 1], with `channels` channels.
 
     Where `channels` is 1, the result is the mean of the channels.
 
     Args:
-        examples: Public examples.
+        splits: Public images.
         channels: C, the number of channels of the images to compare with.
 
     Raises:
         ValueError: The images have another number of channels, which no rule can convert.
     """
-    import torch
-
-    images = torch.from_numpy(examples.images).float().div_(255)
+    images = to_unit_range(splits.train.images, splits.spec)
     if images.shape[1] == channels:
         return images
     if channels != 1:

@@ -11,7 +11,6 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
-from cohortium.data.intensity import to_unit_range
 from cohortium.errors import (
     BrokenNetworkError,
     MessageError,
@@ -20,6 +19,7 @@ from cohortium.errors import (
     RefusalError,
     RunError,
 )
+from cohortium.learning.preprocessing import preprocess
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
@@ -119,8 +119,8 @@ class Site:
         self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
-        images = to_unit_range(examples.images, run_config.spec)
-        self._images = run_config.model.preprocess(images).to(run_config.device)
+        inputs = preprocess(run_config.model, examples.images, run_config.spec)
+        self._images = inputs.to(run_config.device)
         self._labels = torch.from_numpy(examples.labels).to(run_config.device)
         self._patients = examples.patients
         self._store = store
