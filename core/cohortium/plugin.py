@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cohortium import parameters
 from cohortium.catalog.networks import build_network
+from cohortium.catalog.tasks import make_task
 from cohortium.clipping.batch_mixing import (
     find_batch_mixing_layers,
     require_no_batch_mixing,
@@ -16,12 +17,19 @@ from cohortium.clipping.batch_mixing import (
 from cohortium.clipping.clipped_sum import clipped_sum, mean_gradient
 from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.build import build_splits
+from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import DataSpec, Examples, Splits
+from cohortium.data.image_array import read_image_array, read_mask_array
+from cohortium.data.image_file import IMAGE_SUFFIXES, ImageFileOptions, read_image
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
+from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
+from cohortium.data.pseudonyms import pseudonyms, read_patient_key
+from cohortium.data.resize import Resize
 from cohortium.data.scores import (
     CalibrationBin,
     ClassScores,
@@ -30,6 +38,9 @@ from cohortium.data.scores import (
     metric_name,
     roc_auc,
 )
+from cohortium.data.table import Table, read_table
+from cohortium.data.table_files import listed_files
+from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.data.task import Task
 from cohortium.deployment.study_lead import run_deployed_study
 from cohortium.deployment.unix_socket import call_site
@@ -130,13 +141,14 @@ from cohortium.roles.values import (
 )
 from cohortium.storage.append_log import FileJournal, Journal, MemoryJournal
 from cohortium.storage.atomic import atomic_write
-from cohortium.text import escape_control_characters
+from cohortium.text import did_you_mean, escape_control_characters, quote_key
 from cohortium.third_party import describe_fault
 
 __all__ = [
     "API",
     "CLASS_WEIGHTS",
     "EVENT_NAMES",
+    "IMAGE_SUFFIXES",
     "MAX_COPIES",
     "RATE",
     "Adjacency",
@@ -154,6 +166,7 @@ __all__ = [
     "DataError",
     "DataSpec",
     "Dataset",
+    "Delimiter",
     "Engine",
     "EngineSession",
     "Event",
@@ -166,6 +179,7 @@ __all__ = [
     "Guarantee",
     "IdentifyReply",
     "IdentifyRequest",
+    "ImageFileOptions",
     "Journal",
     "KeyDirectory",
     "KeyStream",
@@ -190,6 +204,7 @@ __all__ = [
     "RefusalCode",
     "RefusalError",
     "RequestError",
+    "Resize",
     "Ring",
     "RingBlock",
     "RingSum",
@@ -216,6 +231,7 @@ __all__ = [
     "StageRequests",
     "StageStats",
     "StudyError",
+    "Table",
     "Task",
     "TooFewSitesError",
     "Trainer",
@@ -229,21 +245,28 @@ __all__ = [
     "attach_statistics_rounds",
     "attach_weight_averaging",
     "build_network",
+    "build_splits",
     "call_site",
+    "class_labels",
     "clipped_sum",
     "data_dir",
     "decode",
     "decode_either",
     "describe_fault",
+    "did_you_mean",
     "encode",
     "escape_control_characters",
     "find_batch_mixing_layers",
+    "find_data",
+    "finding_labels",
     "first_existing",
     "hookimpl",
     "is_statistics_parameter",
     "linear_head",
+    "listed_files",
     "local_workload",
     "make_optimizer",
+    "make_task",
     "mark_statistics_parameters",
     "mean_gradient",
     "mean_of",
@@ -252,7 +275,14 @@ __all__ = [
     "poisson_batches",
     "poisson_patient_batches",
     "pretrain",
+    "pseudonyms",
+    "quote_key",
+    "read_image",
+    "read_image_array",
+    "read_mask_array",
     "read_npz_splits",
+    "read_patient_key",
+    "read_table",
     "reject_statistics_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",

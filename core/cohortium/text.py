@@ -87,7 +87,7 @@ def elide_middle(sentence: str) -> str:
 
 
 def quote_key(key: str) -> str:
-    """Return a key as an error names it.
+    """Return `key` as an error names it.
 
     A plain word is unchanged. Other keys pass through `truncate`.
     """
@@ -95,7 +95,7 @@ def quote_key(key: str) -> str:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return a replacement for an unknown `key`, as a sentence's end."""
+    """Return a replacement for an unknown `key`, one of `known`, as a sentence's end."""
     known = sorted(known)
     new = next((name for name in KEYS.get(key, ()) if name in known), None)
     if new is not None:

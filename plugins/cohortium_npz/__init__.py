@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from attrs import Attribute, field, frozen
 
 from cohortium.plugin import (
-    DataError,
     Dataset,
     Layout,
     Multiclass,
     Offer,
     StudyError,
     Task,
-    data_dir,
-    first_existing,
+    find_data,
     hookimpl,
     read_npz_splits,
 )
@@ -66,8 +63,8 @@ class Npz:
         title: Name of the data set in figures.  By default the file's own name.
         classes: Names of the classes.  By default the file's `classes`, else "0", "1", ….
         source: Citation.
-        layout: Place of the channels: "channels-last" as in (N, H, W, C), "channels-first" as in
-            (N, C, H, W), or "volumes" for (N, D, H, W) without channels.  "auto" reads only arrays
+        layout: Place of the channels.  "channels-last" is (N, H, W, C), "channels-first" is
+            (N, C, H, W), and "volumes" is (N, D, H, W) without channels.  "auto" reads only arrays
             that can be read in one way.
         task: Meaning of a label.
         intensity_range: The stored values that become 0 and 1.  `uint8` images have 0 and 255.
@@ -88,7 +85,7 @@ class Npz:
         Raises:
             DataError: It is missing, damaged or of another layout.
         """
-        path = self._find()
+        path = find_data(self.path)
         return read_npz_splits(
             path,
             name=self.title or path.stem,
@@ -97,20 +94,6 @@ class Npz:
             source=self.source,
             layout=self.layout,
             intensity_range=self.intensity_range,
-        )
-
-    def _find(self) -> Path:
-        given, folder = Path(self.path).expanduser(), data_dir()
-        found = first_existing(given) if folder is None else first_existing(given, folder / given)
-        if found is not None:
-            return found
-        if folder is None:
-            beside = "COHORTIUM_DATA names no folder to look in besides"
-        else:
-            beside = f"it is not in {folder}, which COHORTIUM_DATA names, either"
-        raise DataError(
-            f"there is no file {given.absolute()}, and {beside}; correct the data set's path, or "
-            "put the file there."
         )
 
 

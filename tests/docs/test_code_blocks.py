@@ -150,6 +150,7 @@ DOCTESTED = [
     "roles.hooks",
     "learning.training",
     "catalog.parameters",
+    "data.pseudonyms",
     "scaffold.study_template",
     "text",
 ]

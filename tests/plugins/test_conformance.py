@@ -13,6 +13,8 @@ import pytest
 from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.roles import ROLES
 from cohortium.testing import Check, checks_for, engines, suite
+from cohortium_npz import Npz
+from tests.support.image_files import write_files
 
 CATALOG = discover()
 
@@ -133,11 +135,24 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(npz: Path) -> Callable[[CatalogEntry, list[str]], Any]:
+def files(npz: Path) -> dict[str, list[str]]:
+    """Parameters of the data sets that read files."""
+    folder = npz.parent / "files"
+    splits = Npz(path=str(npz), classes=("a", "b", "c")).load()
+    table = write_files(splits, folder)
+    return {
+        "npz": [f"path={npz}"],
+        "folder": [f"path={folder}"],
+        "table": [f"path={table}", f"root={folder}", "split=split", "patient=label"],
+    }
+
+
+@pytest.fixture(scope="module")
+def make(files: dict[str, list[str]]) -> Callable[[CatalogEntry, list[str]], Any]:
     """An offer's instance; equal ones are equal, so that their plans are calibrated once."""
 
     def make(offering: CatalogEntry, settings: list[str]) -> Any:
-        own = [f"path={npz}"] if offering.offer.name == "npz" else []
+        own = files.get(offering.offer.name, [])
         if offering.offer.name == "medmnist" and not os.environ.get("COHORTIUM_DATA"):
             pytest.skip("COHORTIUM_DATA names no folder of real images")
         return suite.instance_of(CATALOG, offering, [*settings, *own])

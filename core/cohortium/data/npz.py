@@ -22,10 +22,7 @@ unpacked.
 
 from __future__ import annotations
 
-import math
 import os
-import struct
-import tokenize
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -38,6 +35,7 @@ from cohortium.data.examples import Examples, Splits
 from cohortium.data.labels import integer_column
 from cohortium.data.memory import available
 from cohortium.data.multiclass import Multiclass
+from cohortium.data.npy import UNREADABLE, check_header
 from cohortium.data.pixels import Layout, to_channels_first
 from cohortium.errors import DataError
 from cohortium.text import is_printable, truncate
@@ -68,17 +66,8 @@ _ARRAYS: Final = (
 )
 
 _UNREADABLE: Final = (
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
+    *UNREADABLE,
     RuntimeError,  # the archive is encrypted, or packed in a way that zipfile does not know
-    SyntaxError,
-    SystemError,  # text with invalid characters
-    TypeError,
-    ValueError,
-    struct.error,
-    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -97,15 +86,6 @@ _DEFLATION: Final = 1032
 """Largest number of bytes that deflate makes of one.
 
 It makes 258, its longest match, of every two bits.
-"""
-
-_HEADERS: Final = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-"""Readers of an array's header, by its version.
-
-A third is for fields, which plain arrays lack.
 """
 
 
@@ -223,8 +203,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     """Return one array of `archive`.
 
     Raises:
-        ValueError: The array claims to be larger than its data can be. NumPy would allocate memory
-            for the whole array before it reads any of it.
+        ValueError: The array claims to be larger than its data can be.
     """
     member = archive.getinfo(name)
     if member.compress_type not in _PACKINGS:
@@ -232,12 +211,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     assert archive.fp is not None
     there = min(member.compress_size, archive.fp.seek(0, os.SEEK_END))
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in _HEADERS:
-            raise ValueError(f"{name} has a header of version {version}")
-        shape, _, dtype = _HEADERS[version](file)
-    if math.prod(shape) * dtype.itemsize > min(member.file_size, _DEFLATION * there):
-        raise ValueError(f"{name} claims to hold more than there is")
+        check_header(file, name, min(member.file_size, _DEFLATION * there))
     with archive.open(member) as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array

@@ -14,6 +14,7 @@ import numpy as np
 
 from cohortium.data.examples import to_c_order
 from cohortium.data.npz import read_images
+from cohortium.data.picture import open_picture, require_one_page, to_array
 from cohortium.data.pixels import FLAT
 from cohortium.errors import DataError
 from cohortium.text import escape_control_characters
@@ -37,9 +38,6 @@ BATCH: Final = 512
 
 MAX_LOADED_BYTES: Final = 1 << 28
 """Most bytes of their pixels in memory at a time."""
-
-ORIENTATION: Final = 0x0112
-"""The EXIF tag that makes a viewer turn a picture."""
 
 Batch = tuple[list[str], "NDArray[Any]"]
 """Names of some images, with the images, shape (N, C, …)."""
@@ -108,8 +106,6 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
 
     Its header is compared with `spec` before any pixel is decompressed.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if len(spec.size) != FLAT:
         raise DataError(
             f"{path}: the model takes volumes, and a picture file is flat; give an npz file."
@@ -119,30 +115,16 @@ def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:
             f"{path}: the model takes {spec.channels} channels, which no picture file has; give "
             "an npz file."
         )
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
-            channels = len(image.getbands())
-            _require((channels, image.height, image.width), spec, where=f"{path} has")
-            if image.mode != MODES[spec.channels]:
-                raise DataError(
-                    f"{path} is of mode {image.mode}, and the model takes {MODES[spec.channels]} "
-                    "(8 bits a channel); convert it."
-                )
-            if image.getexif().get(ORIENTATION, 1) != 1:
-                raise DataError(
-                    f"{path} asks its viewer to turn it (EXIF orientation); save it as it is to "
-                    "be looked at."
-                )
-            pixels = np.asarray(image, dtype=np.uint8)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no PNG or JPEG file, despite its name.") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is far larger than any image of the model's.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise DataError(f"cannot read {path}: {reason}.") from error
-    shaped = pixels[..., None] if pixels.ndim == 2 else pixels  # noqa: PLR2004 - (H, W)
-    return shaped.transpose(2, 0, 1)
+    with warnings.catch_warnings(action="ignore"), open_picture(path, _FORMATS) as image:
+        channels = len(image.getbands())
+        _require((channels, image.height, image.width), spec, where=f"{path} has")
+        if image.mode != MODES[spec.channels]:
+            raise DataError(
+                f"{path} is of mode {image.mode}, and the model takes {MODES[spec.channels]} "
+                "(8 bits a channel); convert it."
+            )
+        require_one_page(image, path)
+        return to_array(image, path)
 
 
 _FORMATS: Final = ("PNG", "JPEG")

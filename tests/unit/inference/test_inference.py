@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from cohortium.cli import app
 from cohortium.data.examples import DataSpec
+from cohortium.data.picture import ORIENTATION
 from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
@@ -202,7 +203,7 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
     colour.save(places["cut"])
     places["cut"].write_bytes(places["cut"].read_bytes()[:60])
     exif = Image.Exif()
-    exif[image_files.ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     colour.save(tmp_path / "turned.jpg", exif=exif)
     colour.save(tmp_path / "other.png", format="GIF")
     (tmp_path / "empty").mkdir()

@@ -1,0 +1,36 @@
+"""Places where data of the user's own are looked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from cohortium.data.npz import data_dir
+from cohortium.errors import DataError
+
+
+def find_data(given: str, kind: Literal["file", "folder"] = "file") -> Path:
+    """Return the path of data: as given, else in the folder that `COHORTIUM_DATA` names.
+
+    Args:
+        given: The path that a data set declares.
+        kind: Whether it names a file or a folder.
+
+    Raises:
+        DataError: Neither place has it.
+    """
+    path, folder = Path(given).expanduser(), data_dir()
+    # Methods of Path raise if a parent folder may not be searched.
+    exists = os.path.isfile if kind == "file" else os.path.isdir
+    for place in (path,) if folder is None else (path, folder / path):
+        if exists(place):
+            return place
+    if folder is None:
+        beside = "COHORTIUM_DATA names no folder to look in besides"
+    else:
+        beside = f"it is not in {folder}, which COHORTIUM_DATA names, either"
+    raise DataError(
+        f"there is no {kind} {path.absolute()}, and {beside}; correct the data set's path, or "
+        f"put the {kind} there."
+    )

@@ -1,0 +1,92 @@
+"""Files that a table lists, none of which lies outside its root folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cohortium.data.image_file import IMAGE_SUFFIXES
+from cohortium.errors import DataError
+from cohortium.text import escape_control_characters
+
+if TYPE_CHECKING:
+    from cohortium.data.table import Table
+
+_ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
+"""Begin of a path that does not depend on a folder, on any operating system."""
+
+
+def listed_files(
+    table: Table, column: str, root: Path, *, allow_repeats: bool = False
+) -> tuple[Path, ...]:
+    """Return the image file of each row.
+
+    Args:
+        table: The table.
+        column: Name of the column of paths, which are relative to `root`.
+        root: Folder that has all files.
+        allow_repeats: Whether several rows may list one file.
+
+    Guarantees:
+        Each file lies in `root` after all symbolic links are followed.
+
+    Raises:
+        DataError: A path is empty, leaves the folder, is of another kind or names no file. Or a
+            file is listed twice. The sentence names the row.
+    """
+    inside = Path(os.path.realpath(root))
+    folders: dict[str, Path] = {}
+    listed: dict[Path, int] = {}
+    files = []
+    for row, text in enumerate(table.complete(column, "name an image, or leave the row out")):
+        path = _resolve(text, inside, folders, table.where(row))
+        first = listed.setdefault(path, row)
+        if first != row and not allow_repeats:
+            raise DataError(
+                f"{table.where(row)}: {path} is listed in {table.unit} {table.numbers[first]} too; "
+                "leave one row out, or declare repeats = true of the data set."
+            )
+        files.append(path)
+    return tuple(files)
+
+
+def _resolve(text: str, root: Path, folders: dict[str, Path], where: str) -> Path:
+    """Return the file that `text` names in `root`, without symbolic links.
+
+    Folders whose links have been followed are kept in `folders`.
+    """
+    leaves = f"leaves the folder {root}"
+    if _ABSOLUTE.match(text) or ".." in re.split(r"[/\\]", text) or "\0" in text:
+        raise DataError(
+            f"{where}: the path {_shown(text)} {leaves}; write it relative to that folder, which "
+            "root declares, and without '..'."
+        )
+    if not text.lower().endswith(IMAGE_SUFFIXES):
+        raise DataError(
+            f"{where}: {_shown(text)} is of no kind that can be read; the kinds are "
+            f"{', '.join(IMAGE_SUFFIXES)}."
+        )
+    parent, name = os.path.split(text)
+    if parent not in folders:
+        folders[parent] = Path(os.path.realpath(root / parent))
+    path = folders[parent] / name
+    # Methods of Path raise if a folder may not be searched, or a name is too long.
+    if os.path.islink(path):  # noqa: PTH114 - see above
+        path = Path(os.path.realpath(path))
+    if not path.is_relative_to(root):
+        raise DataError(
+            f"{where}: the path {_shown(text)} {leaves} by a symbolic link; put the file into that "
+            "folder."
+        )
+    if not os.path.isfile(path):  # noqa: PTH113 - see above
+        slashes = ", with / between folders" if "\\" in text else ""
+        raise DataError(
+            f"{where}: there is no file {path}; correct the path{slashes}, or leave the row out."
+        )
+    return path
+
+
+def _shown(text: str) -> str:
+    return escape_control_characters(text)[:200]

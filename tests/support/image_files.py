@@ -1,0 +1,30 @@
+"""A data set's images, written as files as a hospital has them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from cohortium.plugin import Splits
+
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def write_files(splits: Splits, folder: Path) -> Path:
+    """Write each grey image as PNG in a folder of its class, and return a table of all of them."""
+    rows: list[tuple[object, ...]] = [("path", "label", "split")]
+    for name, split in FOLDERS.items():
+        part = getattr(splits, name)
+        if part is None:
+            continue
+        for number, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            path = f"{split}/{splits.classes[label]}/{number:06d}.png"
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0]).save(folder / path)
+            rows.append((path, splits.classes[label], split))
+    table = folder.parent / f"{folder.name}.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return table

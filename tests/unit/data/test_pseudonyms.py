@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cohortium.data.pseudonyms import KEY_BYTES, pseudonyms, read_patient_key
+from cohortium.errors import DataError
+
+KEY = bytes(range(KEY_BYTES))
+
+
+def test_keyed_numbers_have_known_values() -> None:
+    # hashlib.blake2b(b"P-7", key=KEY, digest_size=8, person=b"patient"), without its last bit.
+    assert pseudonyms(["P-7", "Müller", "P-7"], KEY).tolist() == [
+        8988728733098196527, 6943384287860964810, 8988728733098196527
+    ]  # fmt: skip
+
+
+@given(st.lists(st.text(), min_size=1), st.sampled_from([KEY, bytes(KEY_BYTES), None]))
+def test_numbers_are_equal_where_texts_are(texts: list[str], key: bytes | None) -> None:
+    numbers = pseudonyms(texts, key)
+    assert numbers.dtype == np.int64
+    assert numbers.min() >= 0
+    assert len(set(zip(texts, numbers.tolist(), strict=True))) == len(set(texts))
+    assert len(np.unique(numbers)) == len(set(texts))
+
+
+def test_another_key_gives_other_numbers() -> None:
+    assert pseudonyms(["P-7"], KEY)[0] != pseudonyms(["P-7"], bytes(KEY_BYTES))[0]
+
+
+def test_missing_key_is_created_once(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    key = read_patient_key(path)
+    assert len(key) == KEY_BYTES
+    assert read_patient_key(path) == key
+    assert path.stat().st_mode & 0o077 == 0
+    assert read_patient_key(tmp_path / "other") != key
+
+
+@pytest.mark.parametrize("content", [b"", b"00" * 31, b"x" * 64, b"\xff" * 64])
+def test_damaged_key_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"key holds no key, which is 64 digits"):
+        read_patient_key(path)
+    with pytest.raises(DataError, match=r"cannot be read or created \(No such file"):
+        read_patient_key(tmp_path / "missing" / "key")
+    with pytest.raises(DataError, match=r"cannot be read or created \(Is a directory"):
+        read_patient_key(tmp_path)
