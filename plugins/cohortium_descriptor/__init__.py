@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
+AXES = 2
+"""Axes of an image: height and width."""
+
 MAX_FEATURES = 1 << 20
 """Most features of an image.  With more, its histograms would hardly have a pixel for each bin."""
 
@@ -129,7 +132,16 @@ class Descriptor:
         return found
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Return features (N, D) of images (N, C, H, W) in [0, 1]."""
+        """Return features (N, D) of images (N, C, H, W) in [0, 1].
+
+        Raises:
+            StudyError: The images are volumes.
+        """
+        if len(size := images.shape[2:]) != AXES:
+            raise StudyError(
+                f"model 'descriptor' takes images of {AXES} axes, and these have {len(size)}; use "
+                "'cnn', 'dpresnet' or 'resnet18' for volumes."
+            )
         blocks = self._blocks(images)
         if self.center_on is None:
             return blocks[0]

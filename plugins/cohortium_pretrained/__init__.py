@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 COHORTIUM_API = 1
 
+AXES = 2
+"""Axes of an image: height and width."""
+
 MAX_REFERENCES = 1500
 """Images from which the variation of features is computed.  More would improve it little."""
 
@@ -104,7 +107,15 @@ class Pretrained:
 
         The images are in [0, 1].  If they have another number of channels than `images`, they are
         converted to grey.
+
+        Raises:
+            StudyError: The images are volumes.
         """
+        if len(size := images.shape[2:]) != AXES:
+            raise StudyError(
+                f"model 'pretrained' takes images of {AXES} axes, and these have {len(size)}; use "
+                "'cnn', 'dpresnet' or 'resnet18' for volumes."
+            )
         if self.trainable != "head":
             return self._inputs(images)
         rows = self._features(images)

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs.validators import ge, le
 
-from cohortium.plugin import DataSpec, Model, Offer, hookimpl, linear_head
+from cohortium.plugin import DataSpec, Model, Offer, StudyError, hookimpl, linear_head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
+
+AXES = 2
+"""Axes of an image: height and width."""
 
 MAX_MAPS = 1 << 13
 """Most maps of one channel, a hundred times the usual number."""
@@ -77,11 +80,19 @@ class ScatterNet:
         """Return features (N, C·K·h·w) of images (N, C, H, W).
 
         The images are in [0, 1]. h is H / 2^J, rounded up.
+
+        Raises:
+            StudyError: The images are volumes.
         """
         from torch.nn.functional import group_norm
 
         from cohortium_scatternet._scattering import scattering
 
+        if len(size := images.shape[2:]) != AXES:
+            raise StudyError(
+                f"model 'scatternet' takes images of {AXES} axes, and these have {len(size)}; use "
+                "'cnn', 'dpresnet' or 'resnet18' for volumes."
+            )
         rows = scattering(  # (N, C, K, h, w)
             images, scales=self.scales, angles=self.angles, banks=self._bank
         )

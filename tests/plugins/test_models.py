@@ -17,6 +17,7 @@ from cohortium_phantom import Phantom
 from cohortium_pretrained import Pretrained
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
+from cohortium_scatternet import ScatterNet
 
 SPEC = DataSpec(
     channels=3, size=(28, 28), task=Multiclass(tuple("abcdefgh")), examples=100
@@ -349,6 +350,12 @@ def test_pretrained_file_is_shared_between_trainable_settings(tmp_path: Path) ->
     assert (tmp_path / "kept.safetensors").stat().st_mtime_ns == written
     with pytest.raises(StudyError, match="trained otherwise"):
         model("head", width=5).build(SPEC, 0)
+
+
+@pytest.mark.parametrize("model", [Descriptor(), ScatterNet(), Pretrained(images=CELLS)], ids=str)
+def test_volumes_are_refused_by_flat_features(model: Model) -> None:
+    with pytest.raises(StudyError, match="takes images of 2 axes, and these have 3; use 'cnn'"):
+        model.preprocess(torch.rand(2, 1, 12, 12, 12))
 
 
 def test_a_network_without_maps_is_refused() -> None:

@@ -16,6 +16,7 @@ from cohortium_dpresnet import DPResNet
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 from cohortium_vgg16 import VGG16
+from tests.support.per_example_gradients import agree
 
 SPEC = DataSpec(channels=3, size=(28, 28), task=Multiclass(tuple("abcdefgh")), examples=100)
 
@@ -38,6 +39,16 @@ def test_volume_network_gives_logits(model: Model) -> None:
     assert net(torch.zeros(2, 1, 10, 12, 9)).shape == (2, 5)
     flat = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
     assert not any(isinstance(layer, flat) for layer in net.modules())
+
+
+APART = [model for model in VOLUMES if getattr(model, "norm", "group") == "group"]
+
+
+@pytest.mark.parametrize("model", APART, ids=str)
+def test_volume_network_clipped_sum_matches_definition(model: Model) -> None:
+    spec = DataSpec(channels=1, size=(9, 17, 16), task=Multiclass(tuple("abcde")), examples=9)
+    images = torch.rand(3, *spec.shape, generator=torch.Generator().manual_seed(0))
+    agree(model.build(spec, 0).double(), model.preprocess(images).double())
 
 
 SHAPES: dict[Any, str] = {

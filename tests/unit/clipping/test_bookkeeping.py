@@ -33,6 +33,7 @@ from cohortium_pretrained import Pretrained
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 from cohortium_scatternet import ScatterNet
+from cohortium_vgg16 import VGG16
 from tests.support.per_example_gradients import EXACT, Losses, agree, gradient, losses_of
 
 
@@ -335,6 +336,7 @@ MODELS = [
     ScatterNet(),
     ResNet18(width=4),
     ResNet9(width=4, norm="group"),
+    VGG16(width=2),
 ]
 
 

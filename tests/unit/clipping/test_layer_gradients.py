@@ -250,6 +250,47 @@ def test_recurrent_dropout_differs_between_examples() -> None:
     assert float(gradient(net).norm()) < 2.999e-3
 
 
+class Sized(nn.Module):
+    """A transposed convolution with an argument in addition to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ConvTranspose2d(2, 3, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x, output_size=[8, 10])  # type: ignore[no-any-return]
+
+
+class Twice(nn.Module):
+    """A transposed convolution that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ConvTranspose2d(2, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.layer(x).tanh())  # type: ignore[no-any-return]
+
+
+class Shared(nn.Module):
+    """A recurrent layer that is called twice, from a learned state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(5, 5, batch_first=True)
+        self.start = nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        start = self.start.expand(1, len(x), 5).contiguous()
+        return self.layer(self.layer(x.flatten(1, 2), start)[0])[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [Sized, Twice, Shared])
+def test_unusual_call_matches_definition(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    require_mapped(make(), torch.randn(3, 2, 4, 5, dtype=torch.float64))
+
+
 class Packed(nn.Module):
     """A batch of sequences of several lengths, in one tensor."""
 
