@@ -33,10 +33,12 @@ from cohortium.data.resize import Resize
 from cohortium.data.scores import (
     CalibrationBin,
     ClassScores,
+    RocCurve,
     Scores,
     mean_of,
     metric_name,
     roc_auc,
+    roc_curve,
 )
 from cohortium.data.table import Table, read_table
 from cohortium.data.table_files import listed_files
@@ -209,6 +211,7 @@ __all__ = [
     "RingBlock",
     "RingSum",
     "RingVector",
+    "RocCurve",
     "RoundCompleted",
     "RunCompleted",
     "RunError",
@@ -287,6 +290,7 @@ __all__ = [
     "require_no_batch_mixing",
     "require_per_example_gradients",
     "roc_auc",
+    "roc_curve",
     "run_deployed_study",
     "sample_batches",
     "schedule_factor",

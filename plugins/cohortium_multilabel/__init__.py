@@ -17,6 +17,7 @@ from cohortium.plugin import (
     hookimpl,
     mean_of,
     roc_auc,
+    roc_curve,
     valid_names,
 )
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from cohortium.plugin import RocCurve
 
 COHORTIUM_API = 1
 
@@ -151,6 +154,11 @@ class Multilabel:
                 "loss": loss,
             },
             per_class=rows,
+            curves=tuple(
+                curve
+                for k, name in enumerate(self.names)
+                if (curve := self._curve(name, predictions[:, k], labels[:, k])) is not None
+            ),
         )
 
     def example_scores(
@@ -217,6 +225,10 @@ class Multilabel:
         pairs = dict(zip(self.names, map(float, prediction), strict=True))
         found = [name for name, share in pairs.items() if share > 0.5]  # noqa: PLR2004 - even odds
         return {"predicted": "; ".join(found), "probabilities": pairs}
+
+    def _curve(self, name: str, shares: NDArray[Any], labels: NDArray[Any]) -> RocCurve | None:
+        known = labels != UNKNOWN
+        return roc_curve(name, shares[known], labels[known] == 1)
 
     def _finding(self, name: str, shares: NDArray[Any], labels: NDArray[Any]) -> ClassScores:
         known = labels != UNKNOWN

@@ -9,7 +9,15 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.data.labels import class_names, label_column, valid_names
-from cohortium.data.scores import ClassScores, Scores, calibration_bins, mean_of, roc_auc
+from cohortium.data.scores import (
+    ClassScores,
+    Scores,
+    calibration_bins,
+    matthews_correlation,
+    mean_of,
+    roc_auc,
+    roc_curve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,11 +107,17 @@ class Multiclass:
                 "accuracy": float((called == labels).mean()),
                 "balanced_accuracy": mean_of(rows, "sensitivity"),
                 "auc": mean_of(rows, "auc"),
+                "mcc": matthews_correlation(confusion),
                 "loss": float(-np.log(likelihood.clip(1e-12)).mean()),
             },
             per_class=rows,
             confusion=tuple(tuple(int(v) for v in row) for row in confusion),
             calibration=calibration_bins(predictions.max(1), called == labels),
+            curves=tuple(
+                curve
+                for c, name in enumerate(self.names)
+                if (curve := roc_curve(name, predictions[:, c], labels == c)) is not None
+            ),
             **_majority(confusion, self.names),
         )
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+MAX_POINTS: Final = 65
+"""Most points of a ROC curve that are kept."""
+
 BINS = 10
 """Number of bins, of equal width, that compare confidence with accuracy."""
 
@@ -63,6 +66,20 @@ class CalibrationBin:
 
 
 @frozen(kw_only=True)
+class RocCurve:
+    """Receiver operating characteristic of one class against the rest.
+
+    Attributes:
+        name: Name of the class.
+        points: Shares of false and of true positives, from (0, 0) to (1, 1), for falling
+            thresholds. At most `MAX_POINTS`, evenly chosen.
+    """
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@frozen(kw_only=True)
 class Scores:
     """Scores of a network on images.
 
@@ -74,6 +91,8 @@ class Scores:
         confusion: Confusion matrix: `confusion[i][j]` images of class i were predicted as j.  Empty
             if an image has several classes.
         calibration: Bins of equal width over the probability of the predicted class.
+        curves: ROC curve of each class that has both kinds of images. Scores during a run have
+            none.
         majority_share: The accuracy of always predicting the most frequent class. None if an image
             has several classes.
         majority_class: The most frequent class, or the first of several. "" without one.
@@ -84,6 +103,7 @@ class Scores:
     per_class: tuple[ClassScores, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
+    curves: tuple[RocCurve, ...] = ()
     majority_share: float | None = None
     majority_class: str = ""
 
@@ -116,6 +136,7 @@ class Scores:
         shares = [part.confidence for part in self.calibration]
         shares += [part.accuracy for part in self.calibration]
         shares.append(self.majority_share)
+        shares += [share for curve in self.curves for point in curve.points for share in point]
         counts = [c for row in self.confusion for c in row]
         counts += [row.examples for row in self.per_class] + [self.images]
         if (
@@ -209,6 +230,40 @@ def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float 
     ends = counts.cumsum()
     ranks = (ends - (counts - 1) / 2)[place]
     return float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+def roc_curve(
+    name: str, scores: NDArray[np.floating], positive: NDArray[np.bool_]
+) -> RocCurve | None:
+    """Return the ROC curve, or None without both kinds of examples.
+
+    Args:
+        name: Name of the class.
+        scores: A score of each example, shape (N,).
+        positive: Whether the example is positive, shape (N,).
+    """
+    total = int(positive.sum())
+    if not 0 < total < len(positive):
+        return None
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    hits = np.append(0, positive[order].cumsum()[last])
+    alarms = np.append(0, last + 1) - hits
+    kept = np.unique(np.linspace(0, len(hits) - 1, MAX_POINTS).round().astype(np.int64))
+    true, false = hits[kept] / total, alarms[kept] / (len(positive) - total)
+    return RocCurve(name=name, points=tuple(zip(false.tolist(), true.tolist(), strict=True)))
+
+
+def matthews_correlation(confusion: NDArray[np.int64]) -> float:
+    """Return the Matthews correlation coefficient of a confusion matrix (Gorodkin 2004).
+
+    It is 0 if all images, or all predictions, are of one class.
+    """
+    matrix = confusion.astype(np.float64)
+    truth, called, total = matrix.sum(1), matrix.sum(0), matrix.sum()
+    spread = (total**2 - called @ called) * (total**2 - truth @ truth)
+    covariance = np.trace(matrix) * total - truth @ called
+    return float(covariance / math.sqrt(spread)) if spread > 0 else 0.0
 
 
 def metric_name(metric: str) -> str:

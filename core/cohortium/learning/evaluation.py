@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cohortium.catalog.networks import blame_network, require_rows
 from cohortium.data.predictions import Predictions
@@ -52,8 +52,8 @@ class Evaluation:
         return cls(model, preprocess(model, examples.images, spec).to(device), examples, spec)
 
     def score(self, net: nn.Module) -> Scores:
-        """Return the scores of `net`, and leave `net` unchanged."""
-        return self.predict(net).scores
+        """Return the scores of `net` without curves, and leave `net` unchanged."""
+        return evolve(self.predict(net).scores, curves=())
 
     def predict(self, net: nn.Module) -> Predictions:
         """Return the predictions of `net` for each image, and leave `net` unchanged."""

@@ -115,6 +115,7 @@ class Plot:
         y: Vertical axis.
         lines: The lines to draw.
         limit: A marked level with its words, or None.
+        unit: Name of the numbers of the horizontal axis.
     """
 
     title: str
@@ -123,6 +124,7 @@ class Plot:
     y: Axis
     lines: tuple[Line, ...]
     limit: tuple[float, str] | None = None
+    unit: str = "round"
     width: float = 460.0
     height: float = 232.0
     left: float = 44.0

@@ -112,6 +112,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "images": None if scores is None else scores.images,
         "interval": None if scores is None else content.accuracy_interval(scores),
         "classes": () if scores is None else content.class_rows(scores),
+        "roc": None if scores is None else plots.roc(scores),
         "bins": () if scores is None else content.bin_rows(scores),
         "guarantee": guarantee,
         "unit": None if guarantee is None else wording.UNITS[guarantee.unit],

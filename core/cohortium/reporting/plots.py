@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 
 from cohortium.data.scores import metric_name
 from cohortium.reporting.figures import Axis, Line, Plot
-from cohortium.reporting.wording import bound, metric, percent
+from cohortium.reporting.wording import bound, decimal, metric, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cohortium.data.scores import Scores
     from cohortium.reporting.reading import Record
     from cohortium.runs.history import Cell
 
 TONES = 8
 """Colours of the style sheet that people can distinguish."""
+
+MAX_LABEL = 12
+"""Most characters of a class' name at the end of its line."""
 
 
 def learning(record: Record) -> Plot | None:
@@ -56,6 +60,34 @@ def learning(record: Record) -> Plot | None:
             )
             for row in rows
         ),
+    )
+
+
+def roc(scores: Scores) -> Plot | None:
+    """Plot the ROC curves of the classes with the lowest AUC, or return None without any."""
+    areas = {row.name: row.metrics.get("auc") or 0.0 for row in scores.per_class}
+    worst = sorted(scores.curves, key=lambda curve: areas.get(curve.name, 0.0))[:TONES]
+    if not worst:
+        return None
+    lines = tuple(
+        Line(
+            name=curve.name,
+            points=curve.points,
+            tone=number,
+            label=f"{curve.name[:MAX_LABEL]} {decimal(areas.get(curve.name))}",
+        )
+        for number, curve in enumerate(worst, start=1)
+    )
+    unit = Axis.over((0.0, 1.0), most=1.0)
+    shown = ", ".join(line.label for line in lines)
+    return Plot(
+        title="Share of a class that is found, by share of the others that is called so",
+        summary=f"Areas under the curves: {shown}.",
+        x=unit,
+        y=unit,
+        lines=lines,
+        unit="false positives",
+        height=260.0,
     )
 
 

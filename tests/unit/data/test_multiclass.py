@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics
 
 from cohortium.data.multiclass import Multiclass
-from cohortium.data.scores import BINS, interval
+from cohortium.data.scores import BINS, MAX_POINTS, interval
 
 
 def example(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +34,12 @@ def test_scores_equal_scikit_learns(seed: int, n: int, k: int) -> None:
     assert np.array_equal(
         scores.confusion, metrics.confusion_matrix(y, p.argmax(1), labels=range(k))
     )
+    assert scores.metrics["mcc"] == pytest.approx(metrics.matthews_corrcoef(y, p.argmax(1)))
+    for c, curve in enumerate(scores.curves):
+        false, true, _ = metrics.roc_curve(y == c, p[:, c], drop_intermediate=False)
+        if len(false) <= MAX_POINTS:
+            np.testing.assert_allclose(curve.points, np.stack([false, true], 1))
+        assert (curve.points[0], curve.points[-1]) == ((0, 0), (1, 1))
     recall = metrics.recall_score(y, p.argmax(1), labels=range(k), average=None, zero_division=0)
     assert [c.metrics["sensitivity"] for c in scores.per_class] == pytest.approx(list(recall))
 
