@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cohortium import parameters
 from cohortium.catalog.networks import build_network
+from cohortium.catalog.tasks import make_task
 from cohortium.clipping.batch_mixing import (
     find_batch_mixing_layers,
     require_no_batch_mixing,
@@ -265,6 +266,7 @@ __all__ = [
     "listed_files",
     "local_workload",
     "make_optimizer",
+    "make_task",
     "mark_statistics_parameters",
     "mean_gradient",
     "mean_of",

@@ -16,6 +16,7 @@ KEYS = MappingProxyType(
         "caller": ("client_user",),
         "cells": ("match",),
         "centre": ("center_on",),
+        "classes": ("task",),
         "clip": ("clip_norm",),
         "cohort": ("cohort_size",),
         "colluding": ("max_colluding", "assumed_colluding"),
@@ -29,6 +30,7 @@ KEYS = MappingProxyType(
         "examples": ("declared_examples",),
         "floor": ("variance_floor",),
         "gathering": ("connect_timeout",),
+        "height": ("size",),
         "holdout": ("holdout_fraction",),
         "honest": ("min_honest_contributors",),
         "identity": ("signing_key",),
@@ -56,6 +58,7 @@ KEYS = MappingProxyType(
         "threshold": ("min_reconstruction_threshold", "reconstruction_threshold"),
         "turns": ("rotations",),
         "where": ("override",),
+        "width": ("size",),
     }
 )
 """New names of TOML keys, by the old name.

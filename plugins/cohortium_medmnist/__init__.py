@@ -1,4 +1,4 @@
-"""The two-dimensional single-label sets of MedMNIST, in their official splits.
+"""The eighteen sets of MedMNIST, flat images and volumes, in their official splits.
 
 >>> MedMNIST(flag="pneumoniamnist").load()  # doctest: +SKIP
 
@@ -25,6 +25,7 @@ from cohortium.plugin import (
     data_dir,
     first_existing,
     hookimpl,
+    make_task,
     read_npz_splits,
 )
 from cohortium_medmnist._fetch import FetchError, RemoteFile
@@ -32,27 +33,40 @@ from cohortium_medmnist._fetch import FetchError, RemoteFile
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cohortium.plugin import Splits
+    from cohortium.plugin import Splits, Task
 
 COHORTIUM_API = 1
 
 SIZES: Final = (28, 64, 128, 224)
-"""Heights, and widths, in pixels."""
+"""Sides of a flat image, in pixels."""
+
+VOLUME_SIZES: Final = (28, 64)
+"""Sides of a volume, in voxels."""
+
+VOLUMES: Final = "3d"
+"""Ending of the flag of a set of volumes."""
 
 ORIGINS: Final[Mapping[str, str]] = {
+    "adrenalmnist3d": "Yang et al., Scientific Data 2023",
     "bloodmnist": "Acevedo et al., Data in Brief 2020",
     "breastmnist": "Al-Dhabyani et al., Data in Brief 2020",
+    "chestmnist": "Wang et al., CVPR 2017",
     "dermamnist": "Tschandl et al., Scientific Data 2018 and Codella et al., arXiv:1902.03368",
+    "fracturemnist3d": "Jin et al., EBioMedicine 2020",
+    "nodulemnist3d": "Armato et al., Medical Physics 2011",
     "octmnist": "Kermany et al., Cell 2018",
     "organamnist": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
     "organcmnist": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
     "organsmnist": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
+    "organmnist3d": "Bilic et al., Medical Image Analysis 2023 and Xu et al., IEEE TMI 2019",
     "pathmnist": "Kather et al., PLOS Medicine 2019",
     "pneumoniamnist": "Kermany et al., Cell 2018",
     "retinamnist": "Liu et al., Patterns 2022",
+    "synapsemnist3d": "Yang et al., Scientific Data 2023",
     "tissuemnist": "Ljosa et al., Nature Methods 2012",
+    "vesselmnist3d": "Yang et al., CVPR 2020",
 }
-"""The offered sets, and the authors of the images of each.
+"""The sets, and the authors of the images of each.
 
 RetinaMNIST's five grades are ordered.  They are taken as five classes, which is also how MedMNIST
 itself scores them.
@@ -60,22 +74,19 @@ itself scores them.
 
 
 def _offered(_: object, attribute: Attribute[str], flag: str) -> None:
-    if flag in ORIGINS:
-        return
-    if flag == "chestmnist":
-        why = "an image of chestmnist has several labels at once, and only one can be learned"
-    elif flag.endswith("3d"):
-        why = f"the images of {flag} are volumes, and only flat ones can be read"
-    else:
-        why = f"MedMNIST has no set '{flag}'"
-    raise StudyError(f"medmnist: {why}; let {attribute.name} be one of {', '.join(ORIGINS)}.")
-
-
-def _made(_: object, attribute: Attribute[int], size: int) -> None:
-    if size not in SIZES:
+    if flag not in ORIGINS:
         raise StudyError(
-            f"medmnist: there are no images of {attribute.name} {size}; choose one of "
-            f"{', '.join(map(str, SIZES))}."
+            f"medmnist: MedMNIST has no set '{flag}'; let {attribute.name} be one of "
+            f"{', '.join(ORIGINS)}."
+        )
+
+
+def _made(dataset: MedMNIST, attribute: Attribute[int], size: int) -> None:
+    sizes = VOLUME_SIZES if dataset.flag.endswith(VOLUMES) else SIZES
+    if size not in sizes:
+        raise StudyError(
+            f"medmnist: {dataset.flag} has no images of {attribute.name} {size}; choose one of "
+            f"{', '.join(map(str, sizes))}."
         )
 
 
@@ -86,7 +97,7 @@ class MedMNIST:
     Attributes:
         flag: MedMNIST's own name of the set, such as "bloodmnist".
         root: A folder to look in first, and to download to.
-        size: Height and width in pixels: 28, 64, 128 or 224.
+        size: Side of an image in pixels: 28, 64, 128 or 224.  Volumes have 28 or 64.
         download: Whether a file that is in none of the folders may be downloaded.
     """
 
@@ -105,16 +116,17 @@ class MedMNIST:
         suffix = "" if self.size == SIZES[0] else f"_{self.size}"
         remote = RemoteFile(f"{self.flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"])
         path = self._file(remote)
+        is_volume = self.flag.endswith(VOLUMES)
         return read_npz_splits(
             path,
-            name=f"{info['python_class']} {self.size}×{self.size}",
-            task=Multiclass(),
+            name=f"{info['python_class']} {'×'.join([str(self.size)] * (3 if is_volume else 2))}",
+            task=_task(info["task"]),
             classes=[info["label"][str(label)] for label in range(len(info["label"]))],
             source=(
                 f"{info['python_class']} of MedMNIST v2 (Yang et al., Scientific Data 2023), "
                 f"images from {ORIGINS[self.flag]}; {info['license']}"
             ),
-            layout="channels-last",
+            layout="volumes" if is_volume else "channels-last",
         )
 
     def _file(self, remote: RemoteFile) -> Path:
@@ -136,6 +148,11 @@ class MedMNIST:
             f"{remote.name} is not in {' or '.join(map(str, folders))}, and {failure}; get it "
             f"from {remote.url} and put it in {folders[0]}."
         )
+
+
+def _task(kind: str) -> Task:
+    """Return the task that MedMNIST calls `kind`."""
+    return make_task("multilabel") if kind.startswith("multi-label") else Multiclass()
 
 
 def _checked(path: Path, remote: RemoteFile) -> Path:
@@ -169,5 +186,5 @@ def _table() -> Mapping[str, Mapping[str, Any]]:
 @hookimpl
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `medmnist`."""
-    summary = "MedMNIST's official 2D sets, single-label."
+    summary = "MedMNIST's eighteen official sets, 2D and 3D."
     return [Offer("medmnist", MedMNIST, summary, local_parameters=("root",))]

@@ -63,8 +63,8 @@ class Npz:
         title: Name of the data set in figures.  By default the file's own name.
         classes: Names of the classes.  By default the file's `classes`, else "0", "1", ….
         source: Citation.
-        layout: Place of the channels: "channels-last" as in (N, H, W, C), "channels-first" as in
-            (N, C, H, W), or "volumes" for (N, D, H, W) without channels.  "auto" reads only arrays
+        layout: Place of the channels.  "channels-last" is (N, H, W, C), "channels-first" is
+            (N, C, H, W), and "volumes" is (N, D, H, W) without channels.  "auto" reads only arrays
             that can be read in one way.
         task: Meaning of a label.
         intensity_range: The stored values that become 0 and 1.  `uint8` images have 0 and 255.

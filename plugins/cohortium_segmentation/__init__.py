@@ -42,9 +42,9 @@ class Segmentation:
     Outputs are logits of shape (N, K, *size).  Predictions are the most probable class of each
     pixel, shape (N, *size), `uint8`.  Labels have the same form.
 
-    The loss of an image is one value: the mean cross-entropy over its pixels, in nats, plus the
-    soft Dice loss, the mean over the classes of one minus the soft Dice (Milletari et al. 2016).
-    `dice_weight` weighs the latter.
+    The loss of an image is one value.  Its first part is the mean cross-entropy over the pixels, in
+    nats.  Its second part is `dice_weight` times the soft Dice loss.  That is the mean over the
+    classes of one minus the soft Dice (Milletari et al. 2016).
 
     A score of an image is its Dice, 2·|A∩B| / (|A| + |B|), for each class but the background.  If
     neither mask has the class, the image has no Dice for it.

@@ -42,10 +42,8 @@ def functions(value: Any) -> Iterator[tuple[str, Any]]:
     if not inspect.isclass(value):
         yield value.__name__, value
         return
-    for name, site_context in vars(value).items():
-        plain = getattr(site_context, "fget", None) or getattr(
-            site_context, "__func__", site_context
-        )
+    for name, member in vars(value).items():
+        plain = getattr(member, "fget", None) or getattr(member, "__func__", member)
         if not name.startswith("_") and inspect.isfunction(plain):
             yield name, plain
 
@@ -65,9 +63,17 @@ def test_public_functions_document_every_parameter(name: str) -> None:
     for method, function in functions(value):
         text = inspect.getdoc(function)
         assert text, f"{name}.{method} has no docstring"
+        text += of_protocol(value, method)
         parameters = [p for p in inspect.signature(function).parameters if p not in ("self", "cls")]
         silent = [p for p in parameters if not is_told(p, text)]
         assert not silent, f"{name}: {method} does not say what {silent} are"
+
+
+def of_protocol(value: object, method: str) -> str:
+    """The docstring of the method in the protocol that the class fills, if it is a part."""
+    methods = {n for n, m in vars(plugin.Task).items() if callable(m) and not n.startswith("_")}
+    fills = inspect.isclass(value) and methods <= set(dir(value))
+    return inspect.getdoc(getattr(plugin.Task, method)) or "" if fills and method in methods else ""
 
 
 def issubclass_of_kit(value: object) -> bool:

@@ -160,8 +160,8 @@ def test_breaches_are_found(text: str, words: str) -> None:
 
 
 ARCHITECTURE = """
-A Partitioner splits a Dataset over sites. Each site trains a Model with a Trainer under a
-Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
+A Dataset states its Task. A Partitioner splits it over sites. Each site trains a Model with a
+Trainer under a Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
 """
 
 

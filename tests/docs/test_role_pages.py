@@ -16,6 +16,7 @@ OURS = [o for o in discover().entries if o.record.distribution == "cohortium"]
 
 CONTRACTS: dict[Role, tuple[str, ...]] = {
     "dataset": ("Dataset",),
+    "task": ("Task",),
     "partitioner": ("Partitioner",),
     "model": ("Model",),
     "trainer": ("Trainer",),
@@ -33,13 +34,13 @@ def page(role: Role) -> str:
 def signatures(contract: str) -> list[str]:
     """What the page of a role has to say of one of its protocols, as it stands there."""
     found = []
-    for name, site_context in vars(getattr(plugin, contract)).items():
+    for name, member in vars(getattr(plugin, contract)).items():
         if name.startswith("_"):
             continue
-        if isinstance(site_context, property):
+        if isinstance(member, property):
             found.append(f"{contract}.{name}")
-        elif inspect.isfunction(site_context):
-            arguments = [p for p in inspect.signature(site_context).parameters if p != "self"]
+        elif inspect.isfunction(member):
+            arguments = [p for p in inspect.signature(member).parameters if p != "self"]
             found.append(f"{contract}.{name}({', '.join(arguments)})")
     return found
 

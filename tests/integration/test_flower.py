@@ -125,7 +125,7 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
             deployment.run(**{"dry-run": "true"}).wait(PATIENCE)
         log = deployment.log("lead")
         assert "1 of 5 sites do not take part" in log, log[-4000:]
-        assert f"site {AMISS}: the study declares images of shape (1, 28, 28)" in log
+        assert f"site {AMISS}: the study declares uint8 images of shape (1, 28, 28)" in log
         assert not (folder / "run").exists()
 
         # Nobody has registered its key.

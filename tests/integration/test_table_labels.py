@@ -84,8 +84,8 @@ def test_mean_over_unequal_runs_is_labelled(seeds: Path) -> None:
 
 def test_majority_share_is_shown_with_accuracy(seeds: Path) -> None:
     result = json.loads((seeds / "width=two" / "seed-1" / "result.json").read_text())
-    share = max(map(sum, result["confusion"])) / 40
-    assert result["majority_share"] == share
+    share = max(map(sum, result["scores"]["confusion"])) / 40
+    assert result["scores"]["majority_share"] == share
     assert result["history"][0]["majority_share"] == 2 / 16
     assert columns(again(seeds))["majority"] == [f"{100 * share:.2f}"] * 2
     assert "majority_share_mean" in (seeds / "table.csv").read_text().splitlines()[0]
@@ -100,17 +100,6 @@ def test_majority_share_is_shown_with_accuracy(seeds: Path) -> None:
     both = reporting.render([reporting.read(folder) for folder in folders])
     assert both.count('id="majority"') == 1
     assert both.count('class="limit"') == 1
-
-
-def test_majority_share_is_computed_for_old_results(seeds: Path, tmp_path: Path) -> None:
-    old = shutil.copytree(seeds, tmp_path / "out")
-    (tmp_path / "grid.toml").write_text((seeds.parent / "grid.toml").read_text())
-    for path in old.glob("*/*/result.json"):
-        result = json.loads(path.read_text())
-        for key in ("majority_share", "is_personal", "own", "data", "provenance"):
-            del result[key]
-        path.write_text(json.dumps(result))
-    assert columns(again(old))["majority"] == ["12.50"] * 2
 
 
 def test_comparison_states_seeds_and_images(seeds: Path) -> None:

@@ -16,10 +16,12 @@ from cohortium.plugin import (
     Engine,
     Event,
     Model,
+    Multiclass,
     Observer,
     Partitioner,
     Privatizer,
     RoundCompleted,
+    Task,
     Trainer,
 )
 from cohortium_additive import Additive
@@ -38,6 +40,7 @@ from cohortium_inline import Inline
 from cohortium_medmnist import MedMNIST
 from cohortium_mlflow import MLflow
 from cohortium_module import Module
+from cohortium_multilabel import Multilabel
 from cohortium_natural import Natural
 from cohortium_none import NoPrivacy
 from cohortium_npz import Npz
@@ -51,6 +54,7 @@ from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 from cohortium_scatternet import ScatterNet
 from cohortium_secagg import SecAgg
+from cohortium_segmentation import Segmentation
 from cohortium_skellam import Skellam
 from cohortium_tensorboard import TensorBoard
 
@@ -118,6 +122,7 @@ class Counter:
 OBSERVER: Observer = Counter()
 
 DATASETS: list[Dataset] = [MedMNIST(), Npz(path="images.npz"), Phantom()]
+TASKS: list[Task] = [Multiclass(), Multilabel(), Segmentation()]
 PARTITIONERS: list[Partitioner] = [Dirichlet(), IID(), Natural(), Quantity(), QuantityPairs()]
 MODELS: list[Model] = [
     CNN(),

@@ -89,7 +89,7 @@ class DataSpec:
         task: Meaning of a label, with the names of the classes.
         pixel_type: Type of the stored intensities.
         intensity_range: The stored values that become 0 and 1. Values beyond become 0 or 1 as well.
-            By default (0, 255) for `uint8`; every other type needs a declaration. It is never
+            By default (0, 255) for `uint8`. Every other type needs a declaration. It is never
             learned from the data of a site.
         examples: Declared number of training examples over all sites. It is public, it scales
             weights and noise, and is never counted from one site's data.
@@ -128,12 +128,20 @@ class DataSpec:
         """Return whether both describe the same kind of images and labels.
 
         The number of examples may differ.
+
+        Args:
+            other: The other description.
         """
         same = ("shape", "pixel_type", "intensity_range", "task")
         return all(getattr(self, name) == getattr(other, name) for name in same)
 
     def sample_images(self, count: int, rng: np.random.Generator) -> NDArray[Any]:
-        """Return made-up images, shape (count, C, …), with each intensity of the range."""
+        """Return made-up images, shape (count, C, …), with each intensity of the range.
+
+        Args:
+            count: Number of images.
+            rng: The only source of chance.
+        """
         shape = (count, *self.shape)
         if self.pixel_type == "uint8":
             return rng.integers(0, 256, shape, dtype=np.uint8)

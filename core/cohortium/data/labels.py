@@ -34,6 +34,11 @@ def valid_names(_: object, __: object, names: tuple[str, ...]) -> None:
 
     A validator of attrs.
 
+    Args:
+        _: The instance.
+        __: The attribute.
+        names: Names of the classes.
+
     Raises:
         ValueError: There is such a name.
     """
@@ -163,8 +168,12 @@ def _multilabel_advice(values: NDArray[Any]) -> str:
         return (
             " that add up to 1, as probabilities do; save one class for each, or labels.argmax(1)"
         )
-    several = ": several findings may hold at once there," if is_binary else ";"
-    return f"{several} {single}, so choose one column"
+    if is_binary:
+        return (
+            ': several findings may hold at once there; set task = "multilabel" of the data set, '
+            "or choose one column"
+        )
+    return f"; {single}, so choose one column"
 
 
 def _out_of_range_advice(labels: NDArray[np.int64], named: int) -> str:

@@ -34,7 +34,13 @@ class Multiclass:
     def named(
         self, labels: Mapping[str, NDArray[Any]], names: tuple[str, ...], where: str
     ) -> Multiclass:
-        """Return the task with `names`, or with the numbers of the labels (see `class_names`)."""
+        """Return the task with `names`, or with the numbers of the labels (see `class_names`).
+
+        Args:
+            labels: Labels by split.
+            names: The declared names, or ().
+            where: Name of the data in an error.
+        """
         return attrs.evolve(self, names=class_names(labels, names or self.names, where))
 
     def output_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG002 - any size

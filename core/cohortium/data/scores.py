@@ -214,6 +214,9 @@ def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float 
 def metric_name(metric: str) -> str:
     """Return the name of a metric in a sentence.
 
+    Args:
+        metric: Key of the metric in `Scores.metrics`.
+
     >>> metric_name("balanced_accuracy")
     'balanced accuracy'
     """
@@ -226,7 +229,12 @@ _ACRONYMS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def mean_of(rows: tuple[ClassScores, ...], metric: str) -> float | None:
-    """Return the mean of `metric` over the rows that have it, or None if none has."""
+    """Return the mean of a metric, or None if no row has it.
+
+    Args:
+        rows: Scores by class.
+        metric: Key of the metric.
+    """
     known = [value for row in rows if (value := row.metrics.get(metric)) is not None]
     return float(np.mean(known)) if known else None
 

@@ -25,7 +25,7 @@ class Task(Protocol):
     Guarantees:
         Example i of `losses`, `predict`, `measure` and `example_scores` depends on example i
         alone.
-        Each row of `measure` has a Euclidean norm of at most 1, for any outputs and labels.
+        Each row of `measure` has a Euclidean norm of at most 1.  Outputs and labels do not matter.
         `summarize`, given the exact sum of `measure`, agrees with `score` in every metric that
         both give.
         No method keeps its arguments or changes them.
@@ -54,7 +54,11 @@ class Task(Protocol):
         ...
 
     def output_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a network's output for one image of `size`: (H, W) or (D, H, W)."""
+        """Return the shape of a network's output for one image.
+
+        Args:
+            size: Axes of the image: (H, W) or (D, H, W).
+        """
         ...
 
     def read_labels(
@@ -75,15 +79,24 @@ class Task(Protocol):
     def check_labels(self, labels: NDArray[Any], size: tuple[int, ...]) -> str:
         """Return the fault of `labels` among images of `size`, or "" without one.
 
-        The labels have the form that `read_labels` returns.  The text continues a sentence that
-        begins with the name of the labels.
+        The text continues a sentence that begins with the name of the labels.
+
+        Args:
+            labels: Labels in the form that `read_labels` returns.
+            size: Axes of an image.
         """
         ...
 
     def sample_labels(
         self, size: tuple[int, ...], count: int, rng: np.random.Generator
     ) -> NDArray[Any]:
-        """Return `count` made-up labels, which differ from one another where they can."""
+        """Return made-up labels, which differ from one another where they can.
+
+        Args:
+            size: Axes of an image.
+            count: Number of labels.
+            rng: The only source of chance.
+        """
         ...
 
     def losses(self, outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -97,13 +110,21 @@ class Task(Protocol):
         ...
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Return the predictions for outputs of shape (B, *output_shape), shape (B, …)."""
+        """Return the predictions, shape (B, …).
+
+        Args:
+            outputs: Outputs of the network, shape (B, *output_shape).
+        """
         ...
 
     def score(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Scores:
-        """Return the exact scores of predictions, shape (N, …), N > 0.
+        """Return the exact scores of predictions.
 
         The images are public, or the site's own.
+
+        Args:
+            predictions: Predictions, shape (N, …), N > 0.
+            labels: Labels of the examples, shape (N, …).
         """
         ...
 
@@ -113,6 +134,10 @@ class Task(Protocol):
         """Return the score of each example in [0, 1], shape (N,).
 
         Two runs are compared by these values.
+
+        Args:
+            predictions: Predictions, shape (N, …).
+            labels: Labels of the examples, shape (N, …).
         """
         ...
 
@@ -120,6 +145,10 @@ class Task(Protocol):
         """Return a row of bounded norm for each example, shape (B, M).
 
         A private evaluation sums the rows.
+
+        Args:
+            predictions: Predictions, shape (B, …).
+            labels: Labels of the examples, shape (B, …).
         """
         ...
 
@@ -133,16 +162,27 @@ class Task(Protocol):
         ...
 
     def counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the number of examples that have each name, shape (K,)."""
+        """Return the number of examples that have each name, shape (K,).
+
+        Args:
+            labels: Labels of the examples, shape (N, …).
+        """
         ...
 
     def strata(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return one number for each example, shape (N,), that groups similar labels.
 
         Partitioners skew or balance these groups.
+
+        Args:
+            labels: Labels of the examples, shape (N, …).
         """
         ...
 
     def describe(self, prediction: NDArray[Any]) -> dict[str, Any]:
-        """Return one prediction as texts, numbers and tables of them, for people."""
+        """Return one prediction as texts, numbers and tables of them, for people.
+
+        Args:
+            prediction: The prediction of one example.
+        """
         ...

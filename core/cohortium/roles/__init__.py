@@ -1,7 +1,7 @@
 """The contracts of plugins: eight roles and the observer, with their values and hooks.
 
-A Partitioner splits a Dataset over sites. Each site trains a Model with a Trainer under a
-Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
+A Dataset states its Task. A Partitioner splits it over sites. Each site trains a Model with a
+Trainer under a Privatizer. An Aggregator sums the sites' releases. An Engine carries the messages.
 """
 
 from __future__ import annotations

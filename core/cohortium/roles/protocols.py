@@ -2,9 +2,9 @@
 
 A plugin needs no base class and no registration call.
 
-    A **Partitioner** splits a **Dataset** over *sites*.  Each site trains a **Model** with a
-    **Trainer** under a **Privatizer**.  An **Aggregator** sums the releases of the sites.  An
-    **Engine** carries the messages.  An **Observer** receives the events of the run.
+    A **Dataset** states its **Task**.  A **Partitioner** splits it over *sites*.  Each site trains
+    a **Model** with a **Trainer** under a **Privatizer**.  An **Aggregator** sums the releases of
+    the sites.  An **Engine** carries the messages.  An **Observer** receives the events of the run.
 
 Every role instance is a frozen attrs value of plain parameters, cheap to make, to compare, to
 pickle and to write as TOML.  Its methods import heavy libraries.  Its module imports none.

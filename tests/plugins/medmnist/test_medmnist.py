@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
+from medmnist import evaluator
 
 import cohortium_medmnist
 from cohortium.plugin import DataError, Dataset, StudyError
-from cohortium_medmnist import ORIGINS, SIZES, MedMNIST, cohortium_datasets
+from cohortium_medmnist import ORIGINS, SIZES, VOLUME_SIZES, MedMNIST, cohortium_datasets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,27 +64,24 @@ def remote(
 
 
 @pytest.mark.usefixtures("home")
-def test_offered_sets_are_flat_and_single_label() -> None:
+def test_every_set_and_size_is_offered() -> None:
     table = cohortium_medmnist._table()
-    flat = {
-        flag
-        for flag, entry in table.items()
-        if f"MD5_{SIZES[-1]}" in entry and "multi-label" not in entry["task"]
-    }
-    assert set(ORIGINS) == flat
-    for flag in flat:
-        assert all(f"MD5_{size}" in table[flag] for size in SIZES[1:])
+    assert set(ORIGINS) == set(table)
+    assert len(ORIGINS) == 18
+    for flag, entry in table.items():
+        sizes = VOLUME_SIZES if flag.endswith("3d") else SIZES
+        made = {int(key.removeprefix("MD5_")) for key in entry if key.startswith("MD5_")}
+        assert made | {28} == set(sizes)
 
 
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
-        ("chestmnist", "several labels at once"),
-        ("organmnist3d", "volumes"),
-        ("bloodminst", "MedMNIST has no set 'bloodminst'; let flag be one of bloodmnist, "),
+        ("bloodminst", "MedMNIST has no set 'bloodminst'; let flag be one of adrenalmnist3d, "),
+        ("bloodmnist3d", "MedMNIST has no set 'bloodmnist3d'"),
     ],
 )
-def test_unsupported_sets_are_refused_at_construction(flag: str, sentence: str) -> None:
+def test_unknown_sets_are_refused_at_construction(flag: str, sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
         MedMNIST(flag=flag)
 
@@ -90,6 +89,41 @@ def test_unsupported_sets_are_refused_at_construction(flag: str, sentence: str) 
 def test_other_sizes_are_refused() -> None:
     with pytest.raises(StudyError, match="no images of size 32; choose one of 28, 64, 128, 224"):
         MedMNIST(size=32)
+    with pytest.raises(StudyError, match="no images of size 128; choose one of 28, 64"):
+        MedMNIST(flag="vesselmnist3d", size=128)
+
+
+@pytest.mark.parametrize("flag", sorted(ORIGINS))
+def test_each_set_loads_and_scores_as_medmnist_does(
+    flag: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = cohortium_medmnist._table()[flag]
+    names, rng = len(entry["label"]), np.random.default_rng(0)
+    axes = (28,) * (3 if flag.endswith("3d") else 2)
+    shape = (*axes, *([entry["n_channels"]] if entry["n_channels"] > 1 else []))
+    arrays: dict[str, Any] = {}
+    for split, size in (("train", 40), ("val", 10), ("test", 30)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (size, *shape), dtype=np.uint8)
+        several = rng.integers(0, 2, (size, names)) if "multi-label" in entry["task"] else None
+        one = (np.arange(size) % names)[:, None]
+        arrays[f"{split}_labels"] = (one if several is None else several).astype(np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    made_up = dict(entry) | {"MD5": hashlib.md5(buffer.getvalue()).hexdigest()}
+    monkeypatch.setattr(cohortium_medmnist, "_table", lambda: {flag: made_up})
+    (home / ".medmnist").mkdir(exist_ok=True)
+    (home / ".medmnist" / f"{flag}.npz").write_bytes(buffer.getvalue())
+    splits = MedMNIST(flag=flag, download=False).load()
+    assert splits.spec.shape == (entry["n_channels"], *axes)
+    assert splits.classes == tuple(entry["label"][str(k)] for k in range(names))
+    assert splits.test is not None
+    outputs = torch.from_numpy(rng.normal(size=(30, names)))
+    predictions = splits.task.predict(outputs).numpy()
+    scores = splits.task.score(predictions, splits.test.labels)
+    given = predictions[:, -1] if entry["task"] == "binary-class" else predictions
+    for name, oracle in (("auc", evaluator.getAUC), ("accuracy", evaluator.getACC)):
+        expected = oracle(arrays["test_labels"], given, entry["task"])
+        assert scores.metrics[name] == pytest.approx(expected, abs=1e-9)
 
 
 def test_missing_file_without_network_error_names_remedy(home: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cohortium import Federation, discover
+from cohortium.data.intensity import to_unit_range
 from cohortium.data.npz import read_images
 from cohortium.data.pixels import to_channels_first
 from cohortium.errors import DataError, StudyError
@@ -65,8 +67,9 @@ def test_unambiguous_layout_is_read(tmp_path: Path, shape: tuple[int, ...]) -> N
         ((28, 28, 4), ["with 4 channels (channels last)", "colour with transparency"]),
         ((28, 28, 2), ["with 2 channels (channels last)", "grey with transparency"]),
         ((3, 9, 3), ["3 × 9 with 3 channels (channels last)", "9 × 3 with 3 channels"]),
-        ((28, 28, 28), ["reads as grey volumes of 28 × 28 × 28"]),
-        ((28, 28, 28, 1), ["volumes are not read"]),
+        ((28, 28, 28), ["grey volumes of 28 × 28 × 28", 'layout = "volumes"']),
+        ((3, 9, 9, 3), ["volumes of 3 × 9 × 9 with 3 channels", "9 × 9 × 3 with 3 channels"]),
+        ((8, 28, 28, 28), ["volumes of 28 × 28 × 28 with 8 channels (channels first)"]),
     ],
 )
 def test_ambiguous_layout_error_names_all_readings(
@@ -76,6 +79,37 @@ def test_ambiguous_layout_error_names_all_readings(
         shaped(tmp_path, *shape)
     assert not [way for way in ways if way not in str(caught.value)]
     assert str(caught.value).count("\n") == 0
+
+
+def test_volumes_are_read_as_declared(tmp_path: Path) -> None:
+    for shape, options in (((12, 20, 18), {"layout": "volumes"}), ((12, 20, 18, 1), {})):
+        read = shaped(tmp_path, *shape, **options)
+        assert read.spec.shape == (1, 12, 20, 18)
+        np.testing.assert_array_equal(read.train.images[:, 0], images(TRAIN, *shape[:3]))
+    read = shaped(tmp_path, 3, 12, 20, 18, layout="channels-first")
+    assert read.spec.shape == (3, 12, 20, 18)
+    with pytest.raises(DataError, match='layout = "volumes" cannot read: it has an axis'):
+        shaped(tmp_path, 12, 20, 18, 1, layout="volumes")
+    with pytest.raises(DataError, match='layout = "volumes" cannot read: a volume has three axes'):
+        shaped(tmp_path, 12, 20, layout="volumes")
+
+
+@pytest.mark.parametrize("pixel_type", ["uint16", "int16", "float32"])
+def test_deep_images_need_a_declared_range(tmp_path: Path, pixel_type: str) -> None:
+    deep = {
+        f"{split}_images": (images(count, 20, 18).astype(np.int64) * 40).astype(pixel_type)
+        for split, count in (("train", TRAIN), ("test", TEST))
+    }
+    path = file(tmp_path, **deep)
+    with pytest.raises(DataError, match=f"'intensity_range' must be declared for {pixel_type}"):
+        Npz(path=path).load()
+    splits = Npz(path=path, intensity_range=(0, 4000)).load()
+    assert splits.train.images.dtype == pixel_type
+    scaled = to_unit_range(splits.train.images, splits.spec).numpy()
+    expected = (splits.train.images.astype(np.float64) / 4000).clip(0, 1)
+    np.testing.assert_allclose(scaled, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="the lower one first"):
+        evolve(splits.spec, intensity_range=(10.0, 10.0))
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
@@ -127,7 +161,7 @@ UNGRADED = np.where(np.arange(TRAIN) == 3, 255, labels(TRAIN)).astype(np.uint8)
         (labels(TRAIN, 0, 5, 10), "number the classes from 0 without gaps"),
         (ONE_HOT, r"of which one is 1 \(one-hot\); save labels\.argmax\(1\)"),
         (ONE_HOT.astype(float), r"\(one-hot\); save labels\.argmax\(1\)"),
-        (SEVERAL, "several findings may hold at once there, only one class .* choose one column"),
+        (SEVERAL, r"several findings may hold at once there; set task = \"multilabel\""),
         (ONE_HOT * 0.8 + 0.2 / 3, "add up to 1, as probabilities do"),
         (labels(TRAIN)[None], r"has shape \(1, 12\), but there are 12 images; .*reshape\(-1\)"),
         (labels(TRAIN).astype(float), r"astype\('int64'\) loses nothing"),
@@ -202,9 +236,11 @@ def test_site_may_lack_named_class(tmp_path: Path) -> None:
     ("values", "words"),
     [
         (np.zeros((TRAIN, 20, 18), bool), "multiply by 255"),
-        (np.full((TRAIN, 20, 18), 0.5, np.float32), "multiply by 255 and round"),
-        (np.full((TRAIN, 20, 18), 4000, np.uint16), "run from 4000 to 4000; a cast alone"),
-        (np.full((TRAIN, 20, 18), -1000, np.int16), "scale or window its values"),
+        (np.full((TRAIN, 20, 18), 0.5), r"save it as float32: astype\('float32'\)"),
+        (np.full((TRAIN, 20, 18), 4000), "save it as uint16, which holds its values, from 4000 to"),
+        (np.full((TRAIN, 20, 18), -1000), "save it as int16"),
+        (np.full((TRAIN, 20, 18), 70000), "as float32; a cast to fewer bits would wrap them"),
+        (np.full((TRAIN, 20, 18), np.nan, np.float32), "NaN or infinite values"),
     ],
 )
 def test_unsupported_pixel_type_error_names_conversion(

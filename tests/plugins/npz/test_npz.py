@@ -104,7 +104,7 @@ def test_relative_path_falls_back_to_data_folder(
         ({"train_labels": None}, "holds no array 'train_labels'"),
         ({"train_images": None, "train_labels": None}, "holds no array 'train_images'"),
         ({"test_labels": None}, "holds no array 'test_labels'"),
-        ({"train_images": np.zeros((12, 5, 4))}, "train_images is float64; save brightness"),
+        ({"train_images": np.zeros((12, 5, 4))}, "train_images is float64; save it as float32"),
         ({"train_images": np.zeros((12, 5), np.uint8)}, r"train_images has shape \(12, 5\); save"),
         ({"train_images": np.zeros((12, 3, 28, 28), np.uint8)}, "channels last"),
         ({"train_images": np.zeros((12, 0, 4), np.uint8)}, r"shape \(12, 0, 4\)"),

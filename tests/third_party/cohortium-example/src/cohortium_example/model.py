@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -31,7 +32,7 @@ class Linear:
         import torch
         from torch import nn
 
-        pixels = spec.channels * spec.height * spec.width
+        pixels = math.prod(spec.shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return nn.Linear(pixels, len(spec.classes), bias=self.bias)
