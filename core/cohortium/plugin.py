@@ -19,7 +19,7 @@ from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
-from cohortium.data.examples import DataSpec, Examples, Splits
+from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import IMAGE_SUFFIXES, ImageFileOptions, read_image
 from cohortium.data.intensity import to_unit_range
@@ -297,6 +297,7 @@ __all__ = [
     "shuffled_batches",
     "statistics_losses",
     "to_unit_range",
+    "valid_intensity_range",
     "valid_names",
     "valid_options",
     "whitened_linear_head",

@@ -26,6 +26,7 @@ from cohortium.plugin import (
     find_data,
     hookimpl,
     read_image_array,
+    valid_intensity_range,
 )
 from cohortium_folder._tree import read_tree
 
@@ -85,7 +86,9 @@ class Folder:
     pages: bool = False
     layout: Layout = "auto"
     task: Task = field(factory=Multiclass)
-    intensity_range: tuple[float, float] | None = None
+    intensity_range: tuple[float, float] | None = field(
+        default=None, validator=valid_intensity_range
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse options that no file can be read with."""

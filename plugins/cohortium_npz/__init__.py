@@ -19,6 +19,7 @@ from cohortium.plugin import (
     find_data,
     hookimpl,
     read_npz_splits,
+    valid_intensity_range,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class Npz:
     source: str = ""
     layout: Layout = field(default="auto", validator=_layout)
     task: Task = field(factory=Multiclass)
-    intensity_range: tuple[float, float] | None = None
+    intensity_range: tuple[float, float] | None = field(
+        default=None, validator=valid_intensity_range
+    )
 
     def load(self) -> Splits:
         """Read the file.

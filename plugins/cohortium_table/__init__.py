@@ -33,6 +33,7 @@ from cohortium.plugin import (
     read_image_array,
     read_patient_key,
     read_table,
+    valid_intensity_range,
 )
 from cohortium_table._labels import LabelColumns
 from cohortium_table._splits import require_disjoint, rows_by_split
@@ -130,7 +131,9 @@ class TableDataset:
     pages: bool = False
     layout: Layout = "auto"
     task: Task = field(factory=Multiclass)
-    intensity_range: tuple[float, float] | None = None
+    intensity_range: tuple[float, float] | None = field(
+        default=None, validator=valid_intensity_range
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse options that no file can be read with, and labels of two kinds."""

@@ -13,15 +13,10 @@ from typing import Any
 
 import numpy as np
 from attrs import frozen
-from PIL import Image
 
 from cohortium import Federation
 from cohortium.crypto.signing import KeyDirectory, SigningKey
-from cohortium.data.image_file import ImageFileOptions, read_image
 from cohortium.data.npz import read_npz_splits
-from cohortium.data.table import read_table
-from cohortium.data.table_files import listed_files
-from cohortium.data.table_labels import class_labels
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
 from cohortium.messages import deployment, run
@@ -39,7 +34,7 @@ from cohortium_secagg import SecAgg
 from cohortium_secagg import _messages as secagg_messages
 from cohortium_secagg._keys import KeyPair, seal, unseal
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, LagrangeInterpolation, split
-from tests.fuzz import medical_files
+from tests.fuzz import image_files, medical_files
 from tests.fuzz.mutation import bent, made, mutated, stranger, tree, written
 from tests.support.federations import tiny_federation
 from tests.support.in_memory_aggregation import InMemoryAggregation
@@ -50,9 +45,6 @@ SESSIONS = 1 << 22
 
 STUDIES = 1 << 25
 """Bytes that a study may hold: tomllib takes the square of a dotted key's length."""
-
-PICTURES = 1 << 27
-"""Bytes that a picture may hold: a header may claim 16 million values."""
 
 
 @frozen
@@ -95,8 +87,9 @@ def targets(folder: Path) -> Iterator[Target]:
     for name in ("image.nii", "image.nii.gz"):
         run = partial(medical_files.nifti, folder / name)
         yield Target(name, run, (DataError,), medical_files.MEMORY, weight=4)
-    yield Target("picture file", partial(_picture, folder), (DataError,), PICTURES, weight=8)
-    yield Target("table", partial(_table, folder), (DataError,), weight=8)
+    run = partial(image_files.picture, folder)
+    yield Target("picture file", run, (DataError,), image_files.MEMORY, weight=8)
+    yield Target("table", partial(image_files.table, folder), (DataError,), weight=8)
     run = partial(_study, folder / "study.toml")
     yield Target("study", run, (CohortiumError,), STUDIES, weight=2)
     run = partial(_site_file, folder / "site.toml")
@@ -305,65 +298,6 @@ NPY_TOKENS = (
 ZIP_TOKENS = (
     b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"\xff\xff\xff\xff",
     b"\x01\x00\x10\x00" + b"\xff" * 16, b"\x08\x00", b"\x63\x00", b"\x00\x00",
-)  # fmt: skip
-
-
-@cache
-def _picture_samples() -> tuple[tuple[str, bytes], ...]:
-    """Files of each kind, with the suffix of each."""
-    rng = np.random.default_rng(0)
-    grey, colour = (
-        Image.fromarray(rng.integers(0, 256, shape, np.uint8)) for shape in ((6, 5), (6, 5, 3))
-    )
-    deep = Image.fromarray(rng.integers(0, 1 << 16, (6, 5), np.uint16))
-    number = io.BytesIO()
-    np.save(number, np.asarray(colour))
-    kinds: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        ("png", grey, {}), ("png", colour, {}), ("png", deep, {"transparency": 9}),
-        ("png", colour.quantize(5), {}), ("jpeg", colour, {}),
-        ("jpeg", grey, {"progressive": True}),
-        ("tiff", deep, {"compression": "tiff_lzw"}), ("tiff", colour, {"compression": "jpeg"}),
-        ("tiff", grey, {"save_all": True, "append_images": [grey]}),
-        ("tiff", grey.convert("1"), {"compression": "group4"}),
-    ]  # fmt: skip
-    files = [("npy", number.getvalue())]
-    for kind, image, options in kinds:
-        file = io.BytesIO()
-        image.save(file, kind, **options)
-        files.append((kind, file.getvalue()))
-    return tuple(files)
-
-
-def _picture(folder: Path, rng: Random) -> None:
-    suffix, whole = rng.choice(_picture_samples())
-    data = stranger(partial(_same, whole), rng, PICTURE_TOKENS)
-    options = ImageFileOptions(pages=rng.random() < 0.5)
-    image = read_image(_put(folder / f"image.{suffix}", data), options)
-    assert image.ndim in (3, 4)
-    assert image.size
-
-
-PICTURE_TOKENS = (
-    *NPY_TOKENS, b"IHDR", b"IDAT", b"eXIf", b"acTL", b"tRNS", b"PLTE", b"II*\x00", b"MM\x00*",
-    b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"\xff\xd8", b"\xff\xc0", b"\xff\xe1", b"\x7f\xff",
-)  # fmt: skip
-
-
-def _table(folder: Path, rng: Random) -> None:
-    _put(folder / "a.png", b"")
-    data = stranger(partial(_same, TABLE), rng, TABLE_TOKENS)
-    table = read_table(_put(folder / "table.csv", data), ["path", "label"])
-    labels, names = class_labels(table, "label")
-    files = listed_files(table, "path", folder, allow_repeats=True)
-    assert len(labels) == len(files) == len(table)
-    assert labels.max() < len(names)
-    assert {*files} == {(folder / "a.png").resolve()}
-
-
-TABLE = b'path,label,note\na.png,"x",1\n./a.png,y,"2"\na.png,x,\n'
-TABLE_TOKENS = (
-    b",", b";", b"\t", b'"', b'""', b"\n", b"\r\n", b"\r", b"\x00", b"\xff", b"\xef\xbb\xbf",
-    b"../", b"/etc/", b"path", b"label", b"1.0", b"-1", b"9" * 5_000, b"\xe2\x80\xa8", b"\x85",
 )  # fmt: skip
 
 

@@ -45,6 +45,10 @@ GIVEN: dict[str, dict[str, Any]] = {
     "pretrained": {"images": "phantom"},
     "npz": {"path": "x.npz"},
     "module": {"module": "torch.nn:Identity"},
+    "folder": {"path": "x"},
+    "table": {"path": "x.csv"},
+    "dicom": {"path": "x.csv"},
+    "nifti": {"path": "x.csv"},
 }
 """What has to be said beside the number."""
 
@@ -161,12 +165,13 @@ def test_federation_numbers_are_validated(key: str, kind: Any) -> None:
 
 @pytest.mark.parametrize(("key", "kind"), declared(DataSpec))
 def test_data_spec_numbers_are_validated(key: str, kind: Any) -> None:
-    base = {"channels": 1, "height": 8, "width": 8, "classes": ["a", "b"], "examples": 9}
+    base = {"channels": 1, "size": [8, 8], "examples": 9}
+    ready = {"task": Multiclass(("a", "b"))}
     holds(
         key,
         kind,
         lambda value: construction.construct(
-            DataSpec, {**base, key: value}, where="test", what="the data"
+            DataSpec, {**base, key: value}, where="test", what="the data", ready=ready
         ),
     )
 

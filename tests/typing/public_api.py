@@ -34,6 +34,7 @@ from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedmic import FedMIC
 from cohortium_fedsgd import FedSGD
 from cohortium_flower import Flower
+from cohortium_folder import Folder
 from cohortium_gaussian import Gaussian
 from cohortium_iid import IID
 from cohortium_inline import Inline
@@ -56,6 +57,7 @@ from cohortium_scatternet import ScatterNet
 from cohortium_secagg import SecAgg
 from cohortium_segmentation import Segmentation
 from cohortium_skellam import Skellam
+from cohortium_table import TableDataset
 from cohortium_tensorboard import TensorBoard
 from cohortium_unet import UNet
 from cohortium_vgg16 import VGG16
@@ -123,7 +125,13 @@ class Counter:
 
 OBSERVER: Observer = Counter()
 
-DATASETS: list[Dataset] = [MedMNIST(), Npz(path="images.npz"), Phantom()]
+DATASETS: list[Dataset] = [
+    Folder(path="cells"),
+    MedMNIST(),
+    Npz(path="images.npz"),
+    Phantom(),
+    TableDataset(path="cells.csv"),
+]
 TASKS: list[Task] = [Multiclass(), Multilabel(), Segmentation()]
 PARTITIONERS: list[Partitioner] = [Dirichlet(), IID(), Natural(), Quantity(), QuantityPairs()]
 MODELS: list[Model] = [

@@ -74,7 +74,19 @@ def intensity_range_of(
     )
 
 
-def _ascending(_: object, __: object, given: tuple[float, float] | None) -> None:
+def valid_intensity_range(_: object, __: object, given: tuple[float, float] | None) -> None:
+    """Refuse a range whose ends are no ascending numbers.  None is no range.
+
+    A validator of attrs.
+
+    Args:
+        _: The instance.
+        __: The attribute.
+        given: The range.
+
+    Raises:
+        ValueError: It is no such range.
+    """
     if given is not None and not -MAX_INTENSITY <= given[0] < given[1] <= MAX_INTENSITY:
         raise ValueError(
             f"'intensity_range' is {list(given)}; give two numbers, the lower one first"
@@ -106,7 +118,7 @@ class DataSpec:
     pixel_type: PixelType = field(default="uint8", validator=in_(get_args(PixelType)))
     intensity_range: tuple[float, float] = field(
         default=Factory(lambda self: intensity_range_of(self.pixel_type, None), takes_self=True),
-        validator=_ascending,
+        validator=valid_intensity_range,
     )
     examples: int = field(validator=[ge(1), le(MAX_EXAMPLES)])
     patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MAX_EXAMPLES))))
@@ -243,7 +255,9 @@ class Splits:
     validation: Examples | None = None
     test: Examples | None = None
     source: str = ""
-    intensity_range: tuple[float, float] | None = field(default=None, validator=_ascending)
+    intensity_range: tuple[float, float] | None = field(
+        default=None, validator=valid_intensity_range
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse splits that do not belong together."""
