@@ -149,6 +149,7 @@ class Result(StoredResult):
             "data": self.data,
             "is_personal": self.is_personal,
             "own": None if self.own is None else attrs.asdict(self.own),
+            "accuracy": self.accuracy,
             "scores": None if scores is None else attrs.asdict(scores),
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),

@@ -241,7 +241,7 @@ def test_run_trains_on_user_npz_file(tmp_path: Path) -> None:
         "--set", "trainer.learning_rate=0.003", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["scores"]["metrics"]["accuracy"] > 0.8
+    assert json.loads(done.stdout)["accuracy"] > 0.8
 
 
 @contextlib.contextmanager

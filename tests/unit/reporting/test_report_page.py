@@ -121,15 +121,20 @@ def test_displayed_numbers_match_result(browser: Any, pages: dict[str, Path]) ->
         )
         return float(value), text
 
-    percents = {"#accuracy": "accuracy", "#balanced": "balanced_accuracy"}
+    metrics = result["scores"]["metrics"]
+    percents = {"#accuracy": "accuracy", "#metric-balanced_accuracy": "balanced_accuracy"}
     for place, key in percents.items():
         value, text = shown(place)
-        assert value == result[key]
+        assert value == metrics[key]
         assert float(text.rstrip("%").strip()) == pytest.approx(100 * value, abs=0.0501)
-    decimals = {"#auc": "auc", "#loss": "loss", "#calibration": "calibration_error"}
+    known = metrics | {"calibration_error": result["calibration_error"]}
+    decimals = {
+        "#metric-auc": "auc", "#mean-auc": "auc", "#metric-mcc": "mcc", "#loss": "loss",
+        "#calibration": "calibration_error",
+    }  # fmt: skip
     for place, key in decimals.items():
         value, text = shown(place)
-        assert value == result[key]
+        assert value == known[key]
         assert float(text) == pytest.approx(value, abs=0.000501)
     assert shown("#epsilon")[0] == result["guarantee"]["epsilon"]
     assert shown("#seconds")[0] == result["seconds"]["total"]
@@ -139,7 +144,8 @@ def test_displayed_numbers_match_result(browser: Any, pages: dict[str, Path]) ->
         "return [...document.querySelectorAll('#confusion tbody tr')].map("
         "row => [...row.querySelectorAll('td')].map(cell => cell.innerText))"
     )
-    assert [[0 if n == "·" else int(n) for n in row] for row in rows] == result["confusion"]
+    counts = [[0 if n == "·" else int(n) for n in row] for row in rows]
+    assert counts == result["scores"]["confusion"]
     assert browser.find_element("id", "weights").text == result["weights_sha256"]
 
 
