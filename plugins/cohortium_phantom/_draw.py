@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from cohortium_phantom._atlas import ATLAS, CELL_TYPES, Colour, Range
 
-__all__ = ["CELL_TYPES", "draw"]
+__all__ = ["CELL_TYPES", "SIDE", "draw", "draw_masks"]
 
 SIDE: Final = 28
 CHUNK: Final = 256
 MAX_LOBES: Final = 5
 RED_CELLS: Final = 6
+EDGE: Final = 0.5
+"""Opacity at the edge of a part, for masks."""
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 """Array of single precision throughout.  NumPy's stubs lose track of the width."""
@@ -54,8 +56,37 @@ def draw(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint
     return images
 
 
+def draw_masks(
+    labels: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw one cell for each label, with the mask of its parts.
+
+    Args:
+        labels: Types of the cells, shape (N,), indices into `CELL_TYPES`.
+        rng: The only source of randomness.
+
+    Returns:
+        Images as `draw` gives them, and masks of shape (N, 28, 28): 0 for the smear, 1 for
+        cytoplasm, 2 for the nucleus.
+    """
+    images = np.empty((len(labels), 3, SIDE, SIDE), dtype=np.uint8)
+    masks = np.zeros((len(labels), SIDE, SIDE), dtype=np.uint8)
+    for start in range(0, len(labels), CHUNK):
+        part = slice(start, start + CHUNK)
+        picture, body, nucleus = _layers(labels[part], rng)
+        images[part] = _expose(picture, rng)
+        masks[part][body[:, 0] > EDGE] = 1
+        masks[part][nucleus[:, 0] > EDGE] = 2
+    return images, masks
+
+
 def _picture(labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
     """Draw clean pictures, shape (n, 3, 28, 28), of cells on a smear."""
+    return _layers(labels, rng)[0]
+
+
+def _layers(labels: NDArray[np.int64], rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Return clean pictures, and the opacity of each cell's body and nucleus."""
     n = len(labels)
     radius = _draw_each([kind.radius for kind in ATLAS], labels, rng)
     x, y = _grid(_uniform(rng, (-3.0, 3.0), n), _uniform(rng, (-3.0, 3.0), n))
@@ -73,7 +104,8 @@ def _picture(labels: NDArray[np.int64], rng: np.random.Generator) -> Array:
     picture = _over(picture, 0.95 * nucleus, chromatin * (1 + 0.25 * _clumps(n, rng)))
     # Granules lie above and below the nucleus, so that those over it show only in part.
     seen = granules * (1 - 0.6 * nucleus)
-    return _over(picture, 0.8 * seen, _tint([kind.granule for kind in ATLAS], labels, rng))
+    whole = _over(picture, 0.8 * seen, _tint([kind.granule for kind in ATLAS], labels, rng))
+    return whole, body, nucleus
 
 
 def _nucleus(

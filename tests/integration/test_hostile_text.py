@@ -144,8 +144,8 @@ def test_unprintable_class_names_are_refused(text: str) -> None:
         '[model]\nname = "descriptor"\ncenter_on = 1\n"TEXT" = 2',
         '[trainer]\noptimizer_options = {"TEXT" = 1e300}',
         '[trainer]\noptimizer_options = {"TEXT" = 1}',
-        "[data]\nchannels = 1\nsize = [8, 8]\nexamples = 9\n[data.task]\n"
-        'name = "multiclass"\nnames = ["TEXT"]',
+        '[data]\nchannels = 1\nsize = [8, 8]\nexamples = 9\ntask = {name = "x", y = "TEXT"}',
+        '[data.task]\nname = "multiclass"\nnames = ["TEXT"]',
         '[dataset]\nname = "npz"\npath = "TEXT"',
         '[grid]\n"TEXT" = [1, 2]',
         '[grid]\n"model.width" = ["TEXT", "b"]',
