@@ -45,7 +45,7 @@ from cohortium_multilabel import Multilabel
 from cohortium_natural import Natural
 from cohortium_none import NoPrivacy
 from cohortium_npz import Npz
-from cohortium_phantom import Phantom
+from cohortium_phantom import Phantom, PhantomFields
 from cohortium_plain import Plain
 from cohortium_pretrained import Pretrained
 from cohortium_progress import Progress
@@ -130,6 +130,7 @@ DATASETS: list[Dataset] = [
     MedMNIST(),
     Npz(path="images.npz"),
     Phantom(),
+    PhantomFields(),
     TableDataset(path="cells.csv"),
 ]
 TASKS: list[Task] = [Multiclass(), Multilabel(), Segmentation()]
