@@ -22,6 +22,7 @@ OURS = [offering for offering in CATALOG.entries if offering.record.distribution
 
 SMALL: dict[tuple[str, str], list[str]] = {
     ("dataset", "phantom"): ["examples=24", "validation=8", "test=8"],
+    ("dataset", "phantom-fields"): ["examples=24", "validation=8", "test=8"],
     ("dataset", "medmnist"): ["flag=pneumoniamnist", "download=false"],
     ("model", "dpresnet"): ["width=4"],
     ("model", "cnn"): ["width=4"],

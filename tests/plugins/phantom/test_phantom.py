@@ -60,6 +60,6 @@ def test_numbers_out_of_range_are_refused_by_name(parameter: str, value: int) ->
 
 
 def test_plugin_is_offered_as_dataset() -> None:
-    (offer,) = cohortium_datasets()
+    offer = cohortium_datasets()[0]
     assert offer.name == "phantom"
     assert isinstance(offer.factory(), Dataset)
