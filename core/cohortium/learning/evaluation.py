@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Model
 
 BATCH = 512
-"""Number of images that are scored at a time."""
+"""Most images that are scored at a time."""
+
+BATCH_VALUES = 1 << 23
+"""Most values of the inputs that are scored at a time, which bounds a network's memory."""
 
 
 @frozen(eq=False)
@@ -74,7 +77,8 @@ def predict(model: Model, net: nn.Module, images: Tensor, spec: DataSpec) -> NDA
     training, parts = net.training, []
     net.eval()
     with torch.no_grad(), blame_network(model, net, "cannot be scored"):
-        for batch in torch.split(images, BATCH):
+        step = max(1, min(BATCH, BATCH_VALUES // max(1, images[:1].numel())))
+        for batch in torch.split(images, step):
             outputs = net(batch.clone())
             require_rows(model, outputs, len(batch), spec.output_shape)
             parts.append(spec.task.predict(outputs).cpu())
