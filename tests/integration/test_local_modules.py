@@ -195,7 +195,7 @@ def test_torchvision_build_mismatch_error_names_remedy(tmp_path: Path) -> None:
     source = "raise RuntimeError('operator torchvision::nms does not exist')\n"
     (package / "__init__.py").write_text(source)
     code = (
-        "import sys\nfrom cohortium.data.examples import DataSpec\n"
+        "import sys\nfrom cohortium.plugin import DataSpec, Multiclass\n"
         "from cohortium_module import Module\n"
         "spec = DataSpec(channels=3, size=(8, 8), task=Multiclass(('a', 'b')), examples=9)\n"
         "try:\n    Module(module='torchvision.models:resnet18').build(spec, 1)\n"
