@@ -27,6 +27,7 @@ from cohortium.plugin import (
 from cohortium_additive import Additive
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
+from cohortium_dicom import DicomDataset
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
 from cohortium_events import Events
@@ -34,6 +35,7 @@ from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedmic import FedMIC
 from cohortium_fedsgd import FedSGD
 from cohortium_flower import Flower
+from cohortium_folder import Folder
 from cohortium_gaussian import Gaussian
 from cohortium_iid import IID
 from cohortium_inline import Inline
@@ -42,6 +44,7 @@ from cohortium_mlflow import MLflow
 from cohortium_module import Module
 from cohortium_multilabel import Multilabel
 from cohortium_natural import Natural
+from cohortium_nifti import NiftiDataset
 from cohortium_none import NoPrivacy
 from cohortium_npz import Npz
 from cohortium_phantom import Phantom
@@ -56,6 +59,7 @@ from cohortium_scatternet import ScatterNet
 from cohortium_secagg import SecAgg
 from cohortium_segmentation import Segmentation
 from cohortium_skellam import Skellam
+from cohortium_table import TableDataset
 from cohortium_tensorboard import TensorBoard
 from cohortium_unet import UNet
 from cohortium_vgg16 import VGG16
@@ -123,7 +127,15 @@ class Counter:
 
 OBSERVER: Observer = Counter()
 
-DATASETS: list[Dataset] = [MedMNIST(), Npz(path="images.npz"), Phantom()]
+DATASETS: list[Dataset] = [
+    DicomDataset(path="ct.csv", window="file"),
+    Folder(path="lesions"),
+    MedMNIST(),
+    NiftiDataset(path="mr.csv"),
+    Npz(path="images.npz"),
+    Phantom(),
+    TableDataset(path="chest.csv"),
+]
 TASKS: list[Task] = [Multiclass(), Multilabel(), Segmentation()]
 PARTITIONERS: list[Partitioner] = [Dirichlet(), IID(), Natural(), Quantity(), QuantityPairs()]
 MODELS: list[Model] = [
