@@ -24,6 +24,8 @@ HEAVY = (
     "torchvision",
     "safetensors",
     "matplotlib",
+    "nibabel",
+    "pydicom",
 )
 
 

@@ -21,10 +21,16 @@ from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
 from cohortium.data.image_array import read_image_array, read_mask_array
-from cohortium.data.image_file import IMAGE_SUFFIXES, ImageFileOptions, read_image
+from cohortium.data.image_file import (
+    IMAGE_SUFFIXES,
+    ImageFileOptions,
+    decode_image,
+    decode_mask,
+    read_image,
+)
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
-from cohortium.data.location import find_data
+from cohortium.data.location import find_data, is_system_file
 from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
@@ -41,6 +47,8 @@ from cohortium.data.scores import (
     roc_curve,
 )
 from cohortium.data.table import Table, read_table
+from cohortium.data.table_dataset import FileTable
+from cohortium.data.table_examples import ListedExample, ListedFormat
 from cohortium.data.table_files import listed_files
 from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.data.task import Task
@@ -177,6 +185,7 @@ __all__ = [
     "FeatureWhitening",
     "FederationSpec",
     "FileJournal",
+    "FileTable",
     "FixedPoint",
     "Guarantee",
     "IdentifyReply",
@@ -186,6 +195,8 @@ __all__ = [
     "KeyDirectory",
     "KeyStream",
     "Layout",
+    "ListedExample",
+    "ListedFormat",
     "LocalResult",
     "LocalTask",
     "MemoryJournal",
@@ -255,6 +266,8 @@ __all__ = [
     "data_dir",
     "decode",
     "decode_either",
+    "decode_image",
+    "decode_mask",
     "describe_fault",
     "did_you_mean",
     "encode",
@@ -265,6 +278,7 @@ __all__ = [
     "first_existing",
     "hookimpl",
     "is_statistics_parameter",
+    "is_system_file",
     "linear_head",
     "listed_files",
     "local_workload",

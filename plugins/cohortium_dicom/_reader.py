@@ -2,7 +2,7 @@
 
     from cohortium_dicom._reader import Window, read_dicom
 
-    image = read_dicom(Path("slice.dcm"), window=Window(centre=40, width=400))
+    image = read_dicom(Path("slice.dcm"), window=Window(center=40, width=400))
 
 The file may come from anyone. Its sizes are compared with its bytes before any pixel is decoded.
 """

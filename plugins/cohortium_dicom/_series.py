@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.plugin import DataError
+from cohortium.plugin import DataError, is_system_file
 from cohortium_dicom._header import MAX_VALUES
+from cohortium_dicom._reader import read_dicom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from cohortium_dicom._reader import DicomImage
+    from cohortium_dicom._windows import Windowing
 
 TOLERANCE: Final = 0.01
 """Largest deviation of a slice's place, as a part of the distance between slices."""
@@ -83,6 +87,55 @@ def order_slices(files: Sequence[DicomImage]) -> Volume:
         patient_id=first.patient_id,
         series_uid=first.series_uid,
     )
+
+
+def read_series(folder: Path, *, window: Windowing) -> Volume:
+    """Read the files of a folder, which are the slices of one series, as a volume.
+
+    Hidden files, and those that operating systems leave in folders, are ignored.
+
+    Args:
+        folder: The folder.
+        window: The declared window.
+
+    Raises:
+        DataError: The folder cannot be read, or holds anything else. Or its slices are no volume.
+
+    Guarantees:
+        No file outside the folder is read, also by a symbolic link.
+    """
+    paths = _files_in(folder)
+    images = []
+    for path in paths:
+        image = read_dicom(path, window=window)
+        if len(paths) * image.pixels.size > MAX_VALUES:
+            raise DataError(
+                f"{folder} has {len(paths)} files like {path}, more than {MAX_VALUES:,} values; "
+                "leave slices out."
+            )
+        images.append(image)
+    if not images:
+        raise DataError(f"{folder} has no files; put the slices of one series there.")
+    return order_slices(images)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        inside = sorted(path for path in folder.iterdir() if not is_system_file(path.name))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
+    root = os.path.realpath(folder)
+    for path in inside:
+        if os.path.isdir(path):  # noqa: PTH112 - methods of Path may raise
+            raise DataError(
+                f"{path} is a folder among the slices of a series; list each series in a row of "
+                "its own."
+            )
+        if os.path.dirname(os.path.realpath(path)) != root:  # noqa: PTH120
+            raise DataError(
+                f"{path} leaves its folder by a symbolic link; put the file into that folder."
+            )
+    return inside
 
 
 def _require_same_kind(file: DicomImage, first: DicomImage) -> None:

@@ -33,11 +33,11 @@ class Window:
     The map is DICOM's linear function (PS3.3, C.11.2.1.2.1). Brightness is rounded to `uint8`.
 
     Attributes:
-        centre: Centre of the window, in the unit of the file's modality (Hounsfield units in CT).
+        center: Center of the window, in the unit of the file's modality (Hounsfield units in CT).
         width: Width of the window in the same unit, at least 1.
     """
 
-    centre: float = field(validator=_finite)
+    center: float = field(validator=_finite)
     width: float = field(validator=_finite)
 
     def __attrs_post_init__(self) -> None:
@@ -108,7 +108,7 @@ def windowed(
     if isinstance(windowing, StoredValues):
         return _stored(values, windowing, where, inverted=inverted)
     if isinstance(windowing, Window):
-        shown = _through_window(values, windowing.centre, windowing.width, "LINEAR")
+        shown = _through_window(values, windowing.center, windowing.width, "LINEAR")
     else:
         shown = _through_own_window(values, dataset, where)
     brightness = np.rint(shown).astype(np.uint8)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from cohortium.plugin import IMAGE_SUFFIXES, DataError, did_you_mean
+from cohortium.plugin import IMAGE_SUFFIXES, DataError, did_you_mean, is_system_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,6 @@ SPLITS: Final[Mapping[str, str]] = {
     "test": "test",
 }
 """Splits by the names of their folders, in lower case."""
-
-IGNORED: Final = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
-"""Names, in lower case, that operating systems leave in folders of pictures."""
 
 
 @frozen
@@ -146,4 +143,4 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _visible(paths: Iterable[Path]) -> Iterable[Path]:
-    return (p for p in paths if p.name[0] != "." and p.name.lower() not in IGNORED)
+    return (p for p in paths if not is_system_file(p.name))

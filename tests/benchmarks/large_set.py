@@ -3,8 +3,8 @@
     python tests/benchmarks/large_set.py --images 1000 10000 --side 512
 
 For each number of images, a process of its own writes an uncompressed npz of noise.  It trains on
-that for two rounds at one site, and predicts the first images.  It prints a row of a table in Markdown.
-Private memory is what the process holds beside mapped files, which the system can evict.
+that for two rounds at one site, and predicts the first images.  The table is in Markdown.  Private
+memory is what the process holds beside mapped files, which the system can evict.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MEMORY = 1 << 24
 
 WINDOWS: tuple[Windowing, ...] = (
     "file",
-    Window(centre=40, width=400),
+    Window(center=40, width=400),
     StoredValues(dtype="int16", intensity_range=(-1024, 3071)),
 )
 

@@ -14,6 +14,7 @@ from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.roles import ROLES
 from cohortium.testing import Check, checks_for, engines, suite
 from cohortium_npz import Npz
+from tests.support import dicom_files, nifti_files
 from tests.support.image_files import write_files
 
 CATALOG = discover()
@@ -141,9 +142,31 @@ def files(npz: Path) -> dict[str, list[str]]:
     folder = npz.parent / "files"
     splits = Npz(path=str(npz), classes=("a", "b", "c")).load()
     table = write_files(splits, folder)
+    dicom = write_files(splits, npz.parent / "dicom", suffix=".dcm", save=dicom_files.saved)
+    nifti = write_files(
+        splits,
+        npz.parent / "nifti",
+        suffix=".nii",
+        save=lambda path, image: nifti_files.saved(path, image[..., None]),
+    )
     return {
         "npz": [f"path={npz}"],
         "folder": [f"path={folder}"],
+        "dicom": [
+            f"path={dicom}",
+            f"root={dicom.with_suffix('')}",
+            "split=split",
+            "window=file",
+            "patients=header",
+            "patient_key=key",
+        ],
+        "nifti": [
+            f"path={nifti}",
+            f"root={nifti.with_suffix('')}",
+            "split=split",
+            "plane=axial",
+            "site=label",
+        ],
         "table": [f"path={table}", f"root={folder}", "split=split", "patient=label"],
     }
 

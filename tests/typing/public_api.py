@@ -27,6 +27,7 @@ from cohortium.plugin import (
 from cohortium_additive import Additive
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
+from cohortium_dicom import DicomDataset
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
 from cohortium_events import Events
@@ -43,6 +44,7 @@ from cohortium_mlflow import MLflow
 from cohortium_module import Module
 from cohortium_multilabel import Multilabel
 from cohortium_natural import Natural
+from cohortium_nifti import NiftiDataset
 from cohortium_none import NoPrivacy
 from cohortium_npz import Npz
 from cohortium_phantom import Phantom, PhantomFields
@@ -132,6 +134,8 @@ DATASETS: list[Dataset] = [
     Phantom(),
     PhantomFields(),
     TableDataset(path="cells.csv"),
+    DicomDataset(path="ct.csv", window="file"),
+    NiftiDataset(path="mr.csv"),
 ]
 TASKS: list[Task] = [Multiclass(), Multilabel(), Segmentation()]
 PARTITIONERS: list[Partitioner] = [Dirichlet(), IID(), Natural(), Quantity(), QuantityPairs()]

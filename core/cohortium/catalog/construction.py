@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import msgspec
 
-from cohortium.errors import CohortiumError, PluginError, StudyError
+from cohortium.errors import CohortiumError, DataError, PluginError, StudyError
 from cohortium.roles import ROLES, protocols
 from cohortium.storage.writable import require_text
 from cohortium.text import (
@@ -192,13 +192,16 @@ def construct(
         raise StudyError(f"{where}: {what} needs {' and '.join(absent)}.")
     arguments = {}
     for key, value in given.items():
+        place = overrides.get(key, f"{where} {key}")
+        _require_fields(value, types[key], place)
         try:
             arguments[key] = msgspec.convert(value, types[key], strict=True)
+        except DataError as error:
+            raise StudyError(f"{place}: {error}") from error
         except msgspec.ValidationError as error:
             expected = _plain(error)
             if typing.get_origin(types[key]) is Literal:
                 expected = f"expected {' or '.join(map(repr, typing.get_args(types[key])))}"
-            place = overrides.get(key, f"{where} {key}")
             raise StudyError(f"{place}: {expected}, got {truncate(value)}.") from error
     try:
         return _construct(factory, {**arguments, **ready}, where=f"{where}: {what}")
@@ -210,6 +213,18 @@ def construct(
         named = re.match(r"'(\w+)'", sentence)
         place = overrides.get(named[1], where) if named else where
         raise StudyError(f"{place}: {what}: {elide_middle(sentence).rstrip('.')}.") from error
+
+
+def _require_fields(value: object, kind: Any, where: str) -> None:
+    """Refuse a key that is no field of the attrs value that a table becomes."""
+    for inside in (kind, *typing.get_args(kind)):
+        if isinstance(value, dict) and isinstance(inside, type) and attrs.has(inside):
+            known = [f.alias or f.name for f in attrs.fields(inside) if f.init]
+            for key in value:
+                if key not in known:
+                    raise StudyError(
+                        f"{where}: {quote_key(key)} is unknown; {did_you_mean(key, known)}"
+                    )
 
 
 def _construct(factory: Callable[..., Any], arguments: Mapping[str, Any], *, where: str) -> Any:
@@ -335,6 +350,12 @@ def to_toml_value(value: Any) -> Any:
         return [to_toml_value(item) for item in value]
     if isinstance(value, dict):
         return {str(key): to_toml_value(item) for key, item in value.items()}
+    if attrs.has(type(value)):
+        return {
+            f.alias or f.name: to_toml_value(getattr(value, f.name))
+            for f in attrs.fields(type(value))
+            if f.init
+        }
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data.image_file import ImageFileOptions, decode, decode_mask
+from cohortium.data.image_file import ImageFileOptions, decode_image, decode_mask
 from cohortium.data.memory import available
 from cohortium.data.npz import MAX_ARRAY_BYTES
 from cohortium.errors import DataError
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Decoder = Callable[[Path, ImageFileOptions], NDArray[Any]]
-
 THREADS: Final = 4
 """Largest number of threads that decode. Each holds one decoded file."""
+
+_SIZE: Final = "declare size = [height, width] of the data set, or "
 
 _PART: Final = 256
 """Number of files after which a fault stops the others."""
@@ -46,7 +46,8 @@ def read_image_array(
         DataError: A file cannot be read. Or two differ in shape or type, and are named. Or the
             images do not fit into memory.
     """
-    return _read(files, options, decode, where)
+    (images,) = stack_files([files], lambda i: (decode_image(files[i], options),), where=where)
+    return images
 
 
 def read_mask_array(
@@ -65,51 +66,68 @@ def read_mask_array(
     Raises:
         DataError: A file is no mask or cannot be read, or two differ in shape.
     """
-    return _read(files, options, decode_mask, where)
+    (masks,) = stack_files([files], lambda i: (decode_mask(files[i], options),), where=where)
+    return masks
 
 
-def _read(
-    files: Sequence[Path],
-    options: ImageFileOptions,
-    decoder: Decoder,
-    where: Callable[[int], str] | None,
-) -> NDArray[Any]:
-    def load(index: int) -> NDArray[Any]:
+def stack_files(
+    files: Sequence[Sequence[Path]],
+    read: Callable[[int], tuple[NDArray[Any], ...]],
+    *,
+    where: Callable[[int], str] | None = None,
+    num_threads: int = THREADS,
+) -> tuple[NDArray[Any], ...]:
+    """Return the arrays of examples in their order, each stacked in memory allocated once.
+
+    Args:
+        files: The files of each of the K arrays, such as images and masks, N of each.
+        read: Returns the K arrays of example i. Each has the same types for every i.
+        where: The place that names example i, such as a line of a table, if there is one.
+        num_threads: Largest number of threads that may call `read` at once.
+
+    Raises:
+        DataError: A file cannot be read. Or two differ in shape or type, and are named. Or the
+            arrays do not fit into memory.
+    """
+
+    def load(index: int) -> tuple[NDArray[Any], ...]:
         try:
-            return decoder(files[index], options)
+            return read(index)
         except DataError as error:
             if where is None:
                 raise
             raise DataError(f"{where(index)}: {error}") from error
 
-    def name(index: int) -> str:
-        return str(files[index]) if where is None else f"{where(index)}: {files[index]}"
-
     def fill(index: int) -> None:
-        image = load(index)
-        if image.shape != first.shape or image.dtype != first.dtype:
-            raise DataError(
-                f"{name(index)} has {_worded(image)}, and {files[0]} has {_worded(first)}; "
-                "declare size = [height, width] of the data set, or bring the files to one form."
-            )
-        array[index] = image
+        for one, one_first, array, paths in zip(load(index), first, arrays, files, strict=True):
+            if one.shape != one_first.shape or one.dtype != one_first.dtype:
+                place = "" if where is None else f"{where(index)}: "
+                raise DataError(
+                    f"{place}{paths[index]} has {_worded(one)}, and {paths[0]} has "
+                    f"{_worded(one_first)}; {'' if is_volume else _SIZE}bring the files to one "
+                    "form."
+                )
+            array[index] = one
 
+    count = len(files[0])
     # Threads share the filters of warnings, so that they are set once around all of them.
     with warnings.catch_warnings(action="ignore"):
         first = load(0)
-        _require_room(first, files)
-        array = np.empty((len(files), *first.shape), first.dtype)
-        array[0] = first
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-            for start in range(1, len(files), _PART):
+        is_volume = first[0].ndim > 3  # noqa: PLR2004 - (C, H, W)
+        _require_room(sum(array.nbytes for array in first), files[0])
+        arrays = tuple(np.empty((count, *array.shape), array.dtype) for array in first)
+        for array, one in zip(arrays, first, strict=True):
+            array[0] = one
+        with ThreadPoolExecutor(min(num_threads, os.cpu_count() or 1)) as pool:
+            for start in range(1, count, _PART):
                 # Results come in order, so that the first fault is always the one reported.
-                for _ in pool.map(fill, range(start, min(start + _PART, len(files)))):
+                for _ in pool.map(fill, range(start, min(start + _PART, count))):
                     pass
-    return array
+    return arrays
 
 
-def _require_room(first: NDArray[Any], files: Sequence[Path]) -> None:
-    size, most = first.nbytes * len(files), min(MAX_ARRAY_BYTES, available() // 2)
+def _require_room(num_bytes: int, files: Sequence[Path]) -> None:
+    size, most = num_bytes * len(files), min(MAX_ARRAY_BYTES, available() // 2)
     if size > most:
         raise DataError(
             f"{len(files)} images like {files[0]} take {size / 2**30:.1f} GiB, and at most "

@@ -86,10 +86,10 @@ def read_image(path: Path, options: ImageFileOptions | None = None) -> NDArray[A
             lose something. The sentence names the path.
     """
     with warnings.catch_warnings(action="ignore"):
-        return decode(path, options or ImageFileOptions())
+        return decode_image(path, options or ImageFileOptions())
 
 
-def decode(path: Path, options: ImageFileOptions) -> NDArray[Any]:
+def decode_image(path: Path, options: ImageFileOptions) -> NDArray[Any]:
     """Return the image of a file, like `read_image`, from any thread.
 
     The caller must ignore warnings. To do so changes the state of the whole process, so that no
@@ -103,6 +103,20 @@ def decode(path: Path, options: ImageFileOptions) -> NDArray[Any]:
         DataError: As for `read_image`.
     """
     image = _from_npy(path, options) if _is_npy(path) else _from_picture(path, options)
+    return resize_image(image, path, options)
+
+
+def resize_image(image: NDArray[Any], path: Path, options: ImageFileOptions) -> NDArray[Any]:
+    """Return an image, shape (C, H, W), in the declared size if there is one.
+
+    Args:
+        image: The image.
+        path: Its file, for an error.
+        options: The declared size and method.
+
+    Raises:
+        DataError: A size is declared, and the image is a volume.
+    """
     if options.size is None:
         return image
     _require_flat(image[0], path, options)
@@ -131,6 +145,22 @@ def decode_mask(path: Path, options: ImageFileOptions) -> NDArray[np.uint8]:
         mask = mask.astype(np.uint8)
     else:
         mask = _from_pages(path, options, to_mask)
+    return resize_mask(mask, path, options)
+
+
+def resize_mask(
+    mask: NDArray[np.uint8], path: Path, options: ImageFileOptions
+) -> NDArray[np.uint8]:
+    """Return a mask, shape (H, W), in the declared size if there is one.
+
+    Args:
+        mask: The mask.
+        path: Its file, for an error.
+        options: The declared size. The nearest label is copied.
+
+    Raises:
+        DataError: A size is declared, and the mask is of a volume.
+    """
     if options.size is None:
         return mask
     _require_flat(mask, path, options)

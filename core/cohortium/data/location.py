@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from cohortium.data.npz import data_dir
 from cohortium.errors import DataError
+
+_SYSTEM_FILES: Final = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
+"""Names, in lower case, that operating systems leave in folders of pictures."""
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether a file of a folder is hidden, or left there by an operating system.
+
+    Args:
+        name: Name of the file.
+
+    Examples:
+        >>> [is_system_file(name) for name in ("Thumbs.db", ".DS_Store", "1.dcm")]
+        [True, True, False]
+    """
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def find_data(given: str, kind: Literal["file", "folder"] = "file") -> Path:

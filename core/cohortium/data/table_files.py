@@ -12,6 +12,8 @@ from cohortium.errors import DataError
 from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from cohortium.data.table import Table
 
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
@@ -19,15 +21,23 @@ _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 def listed_files(
-    table: Table, column: str, root: Path, *, allow_repeats: bool = False
+    table: Table,
+    column: str,
+    root: Path,
+    *,
+    allow_repeats: bool = False,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+    allow_folders: bool = False,
 ) -> tuple[Path, ...]:
-    """Return the image file of each row.
+    """Return the file of each row.
 
     Args:
         table: The table.
         column: Name of the column of paths, which are relative to `root`.
         root: Folder that has all files.
         allow_repeats: Whether several rows may list one file.
+        suffixes: Endings of the files, in lower case. Without any, all names are accepted.
+        allow_folders: Whether a row may list a folder, none of whose files is listed as well.
 
     Guarantees:
         Each file lies in `root` after all symbolic links are followed.
@@ -41,7 +51,10 @@ def listed_files(
     listed: dict[Path, int] = {}
     files = []
     for row, text in enumerate(table.complete(column, "name an image, or leave the row out")):
-        path = _resolve(text, inside, folders, table.where(row))
+        path = _resolve(text, inside, folders, table.where(row), tuple(suffixes))
+        is_folder = allow_folders and os.path.isdir(path)  # noqa: PTH112 - see `_require_file`
+        if not is_folder:
+            _require_file(text, path, table.where(row), allow_folders=allow_folders)
         first = listed.setdefault(path, row)
         if first != row and not allow_repeats:
             raise DataError(
@@ -49,11 +62,25 @@ def listed_files(
                 "leave one row out, or declare repeats = true of the data set."
             )
         files.append(path)
+    if allow_folders:
+        _require_apart(table, files, listed)
     return tuple(files)
 
 
-def _resolve(text: str, root: Path, folders: dict[str, Path], where: str) -> Path:
-    """Return the file that `text` names in `root`, without symbolic links.
+def _require_apart(table: Table, files: Sequence[Path], listed: Mapping[Path, int]) -> None:
+    """Refuse a file that lies in a listed folder, which holds it already."""
+    for row, path in enumerate(files):
+        if path.parent in listed:
+            raise DataError(
+                f"{table.where(row)}: {path} lies in the folder that {table.unit} "
+                f"{table.numbers[listed[path.parent]]} lists; leave one row out."
+            )
+
+
+def _resolve(
+    text: str, root: Path, folders: dict[str, Path], where: str, suffixes: tuple[str, ...]
+) -> Path:
+    """Return the path that `text` names in `root`, without symbolic links.
 
     Folders whose links have been followed are kept in `folders`.
     """
@@ -63,10 +90,10 @@ def _resolve(text: str, root: Path, folders: dict[str, Path], where: str) -> Pat
             f"{where}: the path {_shown(text)} {leaves}; write it relative to that folder, which "
             "root declares, and without '..'."
         )
-    if not text.lower().endswith(IMAGE_SUFFIXES):
+    if suffixes and not text.lower().endswith(suffixes):
         raise DataError(
             f"{where}: {_shown(text)} is of no kind that can be read; the kinds are "
-            f"{', '.join(IMAGE_SUFFIXES)}."
+            f"{', '.join(suffixes)}."
         )
     parent, name = os.path.split(text)
     if parent not in folders:
@@ -80,12 +107,17 @@ def _resolve(text: str, root: Path, folders: dict[str, Path], where: str) -> Pat
             f"{where}: the path {_shown(text)} {leaves} by a symbolic link; put the file into that "
             "folder."
         )
+    return path
+
+
+def _require_file(text: str, path: Path, where: str, *, allow_folders: bool) -> None:
+    # Methods of Path raise if a folder may not be searched.
     if not os.path.isfile(path):  # noqa: PTH113 - see above
         slashes = ", with / between folders" if "\\" in text else ""
+        kind = "file or folder" if allow_folders else "file"
         raise DataError(
-            f"{where}: there is no file {path}; correct the path{slashes}, or leave the row out."
+            f"{where}: there is no {kind} {path}; correct the path{slashes}, or leave the row out."
         )
-    return path
 
 
 def _shown(text: str) -> str:

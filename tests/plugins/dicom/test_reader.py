@@ -99,7 +99,7 @@ def test_window_is_the_standards_function(
         photometric="MONOCHROME1" if is_inverted else "MONOCHROME2",
         RescaleSlope=1, RescaleIntercept=-100, **own,
     )  # fmt: skip
-    window = Window(centre=centre, width=width) if is_declared else "file"
+    window = Window(center=centre, width=width) if is_declared else "file"
     expected = np.rint(linear(pixels.astype(np.int32) - 100, centre, width))
     found = read_dicom(path, window=window).pixels  # type: ignore[arg-type]
     assert found.dtype == np.uint8
@@ -111,7 +111,7 @@ def test_first_of_several_windows_is_used(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.dcm", pixels, WindowCenter=[50, 1], WindowWidth=[20, 2])
     assert np.array_equal(
         read_dicom(path, window="file").pixels,
-        read_dicom(path, window=Window(centre=50, width=20)).pixels,
+        read_dicom(path, window=Window(center=50, width=20)).pixels,
     )
 
 
@@ -153,7 +153,7 @@ def test_modality_table_is_applied(tmp_path: Path) -> None:
 @given(pixels=arrays(np.uint8, (2, 3, 4, 3)), frames=st.integers(1, 2))
 def test_colours_are_read_unchanged(folder: Path, pixels: NDArray[Any], frames: int) -> None:
     path = saved(folder / "a.dcm", pixels[:frames], photometric="RGB")
-    found = read_dicom(path, window=Window(centre=0, width=1))
+    found = read_dicom(path, window=Window(center=0, width=1))
     assert found.kind == "colour"
     assert np.array_equal(found.pixels, pixels[:frames])
 
@@ -232,9 +232,9 @@ def test_values_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Window(centre=0, width=0.5),
-        lambda: Window(centre=float("nan"), width=1),
-        lambda: Window(centre=0, width=float("inf")),
+        lambda: Window(center=0, width=0.5),
+        lambda: Window(center=float("nan"), width=1),
+        lambda: Window(center=0, width=float("inf")),
         lambda: StoredValues(dtype="int16", intensity_range=(1, 1)),
         lambda: StoredValues(dtype="int16", intensity_range=(0, float("inf"))),
     ],

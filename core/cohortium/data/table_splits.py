@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from cohortium.plugin import DataError, did_you_mean, quote_key
+from cohortium.errors import DataError
+from cohortium.text import did_you_mean, quote_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.plugin import Table
+    from cohortium.data.table import Table
 
 SPLITS: Final[Mapping[str, str]] = {
     "train": "train",

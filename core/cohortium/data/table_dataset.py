@@ -1,0 +1,223 @@
+"""Data sets of the files that a table lists: one mechanism for every format of the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+import numpy as np
+from attrs import Attribute, field, frozen
+
+from cohortium.data.build import build_splits
+from cohortium.data.csv_table import Delimiter
+from cohortium.data.image_file import ImageFileOptions
+from cohortium.data.location import find_data
+from cohortium.data.multiclass import Multiclass
+from cohortium.data.pseudonyms import pseudonyms, read_patient_key
+from cohortium.data.resize import Resize  # noqa: TC001 - the type is read to build a data set
+from cohortium.data.table import read_table
+from cohortium.data.table_examples import read_listed
+from cohortium.data.table_files import listed_files
+from cohortium.data.table_labels import class_labels, finding_labels
+from cohortium.data.table_splits import require_disjoint, rows_by_split
+from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a data set
+from cohortium.errors import StudyError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cohortium.data.examples import Splits, valid_intensity_range
+    from cohortium.data.table import Table
+    from cohortium.data.table_examples import ListedFormat
+
+
+def _text(self: FileTable, attribute: Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise StudyError(f"{self.kind}: {attribute.name} is {value!r}; give a name as text.")
+
+
+def _names(self: FileTable, attribute: Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+    is_texts = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    if not is_texts or len(set(value)) < len(value):
+        raise StudyError(
+            f"{self.kind}: {attribute.name} is {value!r}; give the names in their order as a tuple "
+            "of different texts, such as ('benign', 'malignant')."
+        )
+
+
+def _delimiter(self: FileTable, attribute: Attribute[str], value: object) -> None:
+    if value not in get_args(Delimiter):
+        raise StudyError(
+            f"{self.kind}: {attribute.name} is {value!r}; let it be one of "
+            f"{', '.join(map(repr, get_args(Delimiter)))}."
+        )
+
+
+@frozen(kw_only=True)
+class FileTable:
+    """Files of the user's own, listed in a CSV or Parquet file.
+
+    The table has a row for each image, and its first line names the columns. Files are read in the
+    order of the rows. A data set of a file format is a subclass. Its `load` calls `read_splits`.
+
+    Attributes:
+        path: The table: as given, else under the folder that `COHORTIUM_DATA` names.
+        root: The folder of the files, from which no path may lead out. By default the table's own
+            folder.
+        title: Name of the data set in figures. By default the table's own name.
+        classes: Names of the classes. By default the different labels, sorted.
+        source: Citation.
+        image: Column of the paths, relative to `root`.
+        label: Column of the classes, by name or by number from 0. By default "label", without
+            `labels` and `mask`.
+        labels: Columns of findings instead, of which several may hold at once. Their cells are 1,
+            0, or -1 or empty if unknown.
+        mask: Column of the paths of masks instead, which have a class for each pixel.
+        patient: Column that names the patient of each image, or "".
+        patient_key: File of the site's secret key, with which patients become numbers, relative to
+            the table's folder. A missing file is created. Without one, patients are numbered in
+            the order of the table.
+        site: Column of the data's own grouping (hospital, scanner, …), or "".
+        split: Column of the splits, "train", "val" or "validation", and "test". By default all rows
+            are for training.
+        delimiter: The character between the cells of a CSV file. "auto" takes the only possible one
+            of the comma, the semicolon and the tab.
+        repeats: Whether several rows of one split may list the same file.
+        size: Height and width in pixels to which each image is resized. Without it, all files must
+            have one size.
+        resize: Method of resizing: "bilinear" or "bicubic", both with antialiasing, or "nearest".
+        task: Meaning of a label. `labels` need a task of several findings, such as "multilabel". A
+            `mask` needs "segmentation".
+        intensity_range: The stored values that become 0 and 1. `uint8` images have 0 and 255.
+            Images of every other type need a declaration.
+    """
+
+    kind: ClassVar[str] = "table"
+    """Name of the data set in an error."""
+
+    path: str = field(validator=_text)
+    root: str = ""
+    title: str = ""
+    classes: tuple[str, ...] = field(default=(), validator=_names)
+    source: str = ""
+    image: str = field(default="path", validator=_text)
+    label: str = ""
+    labels: tuple[str, ...] = field(default=(), validator=_names)
+    mask: str = ""
+    patient: str = ""
+    patient_key: str = ""
+    site: str = ""
+    split: str = ""
+    delimiter: Delimiter = field(default="auto", validator=_delimiter)
+    repeats: bool = False
+    size: tuple[int, int] | None = None
+    resize: Resize = "bilinear"
+    task: Task = field(factory=Multiclass)
+    intensity_range: tuple[float, float] | None = field(
+        default=None, validator=valid_intensity_range
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a size that no image can have, and labels of two kinds."""
+        _ = self._resizing
+        if (self.label != "") + (self.labels != ()) + (self.mask != "") > 1:
+            raise StudyError(
+                f"{self.kind}: label, labels and mask are three kinds of labels; give one of them."
+            )
+
+    @property
+    def _resizing(self) -> ImageFileOptions:
+        return ImageFileOptions(size=self.size, resize=self.resize)
+
+    @property
+    def _label_columns(self) -> tuple[str, ...]:
+        return self.labels or (self.mask or self.label or "label",)
+
+    def read_patient_key(self) -> bytes | None:
+        """Return the key in the file `patient_key`, or None if no file is declared.
+
+        Raises:
+            DataError: The table is missing, or the file cannot be read or created.
+        """
+        if not self.patient_key:
+            return None
+        return read_patient_key(find_data(self.path).parent / Path(self.patient_key).expanduser())
+
+    def read_splits(self, file_format: ListedFormat) -> Splits:
+        """Read the table and the files that it lists.
+
+        Args:
+            file_format: The format of the files.
+
+        Raises:
+            DataError: The table is missing or damaged, or a row or a file cannot be read.
+        """
+        path = find_data(self.path)
+        root = find_data(self.root, "folder") if self.root else path.parent
+        named = (self.image, *self._label_columns, self.patient, self.site, self.split)
+        table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
+        clients, patients = self._clients(table), self._patients(table)
+        rows = rows_by_split(table, self.split)
+        files = listed_files(
+            table,
+            self.image,
+            root,
+            allow_repeats=self.repeats,
+            suffixes=file_format.suffixes,
+            allow_folders=file_format.has_folders,
+        )
+        require_disjoint(table, files, rows)
+        order = np.concatenate(list(rows.values()))
+        masks = self._masks(table, root, file_format)
+        labels, names = self._labels(table)
+        # All splits share one array, so that no image is copied, and any two files are compared.
+        read = read_listed(
+            file_format,
+            [files[row] for row in order],
+            None if masks is None else [masks[row] for row in order],
+            self._resizing,
+            where=lambda index: table.where(int(order[index])),
+        )
+        return build_splits(
+            {split: len(found) for split, found in rows.items()},
+            read.images,
+            labels[order] if read.masks is None else read.masks,
+            task=self.task,
+            names=names,
+            name=self.title or path.stem,
+            where=f"{path}: {', '.join(self._label_columns)[:200]}",
+            clients=None if clients is None else clients[order],
+            patients=read.patients if patients is None else patients[order],
+            source=self.source,
+            intensity_range=self.intensity_range,
+        )
+
+    def _labels(self, table: Table) -> tuple[NDArray[Any], tuple[str, ...]]:
+        """Return the labels of all rows, none for masks, with the names of the classes if known."""
+        classes = self.classes or self.task.names
+        if self.labels:
+            return finding_labels(table, self.labels), classes or self.labels
+        if self.mask:
+            return np.empty(0), classes
+        return class_labels(table, self._label_columns[0], classes)
+
+    def _masks(
+        self, table: Table, root: Path, file_format: ListedFormat
+    ) -> tuple[Path, ...] | None:
+        if not self.mask:
+            return None
+        # Images may share a mask, such as an empty one.
+        return listed_files(
+            table, self.mask, root, allow_repeats=True, suffixes=file_format.mask_suffixes
+        )
+
+    def _clients(self, table: Table) -> NDArray[np.int64] | None:
+        if not self.site:
+            return None
+        return table.categories(self.site, "name the site of each image, or declare no site")[0]
+
+    def _patients(self, table: Table) -> NDArray[np.int64] | None:
+        if not self.patient:
+            return None
+        advice = "name the patient of each image, or declare no patient"
+        return pseudonyms(table.complete(self.patient, advice), self.read_patient_key())
