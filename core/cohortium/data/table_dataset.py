@@ -10,6 +10,7 @@ from attrs import Attribute, field, frozen
 
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
+from cohortium.data.examples import valid_intensity_range
 from cohortium.data.image_file import ImageFileOptions
 from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
@@ -26,7 +27,7 @@ from cohortium.errors import StudyError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Splits, valid_intensity_range
+    from cohortium.data.examples import Splits
     from cohortium.data.table import Table
     from cohortium.data.table_examples import ListedFormat
 
