@@ -30,6 +30,7 @@ from cohortium.data.image_file import (
 )
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
+from cohortium.data.library_errors import replace_library_errors
 from cohortium.data.location import find_data, is_system_file
 from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
@@ -301,6 +302,7 @@ __all__ = [
     "read_patient_key",
     "read_table",
     "reject_statistics_rounds",
+    "replace_library_errors",
     "require_no_batch_mixing",
     "require_per_example_gradients",
     "roc_auc",

@@ -27,7 +27,6 @@ from cohortium.plugin import (
     decode_mask,
     hookimpl,
 )
-from cohortium_dicom._patients import patient_key
 from cohortium_dicom._reader import read_dicom
 from cohortium_dicom._series import read_series
 from cohortium_dicom._windows import Depth, StoredValues, Window, Windowing
@@ -122,14 +121,13 @@ class DicomDataset(FileTable):
         Raises:
             DataError: The table is missing or damaged, or a row or a file cannot be read.
         """
-        secret = self.read_patient_key() if self.patients else None
 
         def read(path: Path, mask_path: Path | None) -> ListedExample:
             image, patient_id = self._image(path)
             return ListedExample(
                 image=image,
                 mask=None if mask_path is None else _mask(mask_path, image, path),
-                patient=None if secret is None else _patient(patient_id, secret, path),
+                patient=_patient(patient_id, path) if self.patients else None,
             )
 
         # The reader mutes pydicom's warnings and log, which are one of the whole process.
@@ -170,12 +168,13 @@ def _mask(mask_path: Path, image: NDArray[Any], path: Path) -> NDArray[np.uint8]
     return mask
 
 
-def _patient(patient_id: str, secret: bytes, path: Path) -> int:
-    if not patient_id.strip():
+def _patient(patient_id: str, path: Path) -> str:
+    """Return the identifier as a table's column has it, without spaces around it."""
+    if not (text := patient_id.strip()):
         raise DataError(
             f"{path} has no PatientID; leave it out, or name patients in a column of the table."
         )
-    return patient_key(patient_id, secret)
+    return text
 
 
 def _shown(shape: tuple[int, ...]) -> str:

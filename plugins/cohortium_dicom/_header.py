@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import stat
-import warnings
 import zlib
-from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from cohortium.plugin import DataError, escape_control_characters
+from cohortium.plugin import DataError, escape_control_characters, replace_library_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pydicom.dataset import FileDataset
@@ -99,28 +96,9 @@ class PixelFormat:
         )
 
 
-@contextmanager
-def worded(path: Path, part: str) -> Iterator[None]:
-    """Raise one sentence for any error of pydicom, and let it print nothing.
-
-    The library raises errors of many types about damaged files, and its texts repeat values of the
-    file. So the sentence has the type alone, and the original error is left out.
-    """
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001 - see above
-        raise DataError(
-            f"{path}: {part} cannot be read ({type(error).__name__}); copy the file anew, or "
-            "leave it out."
-        ) from None
-    finally:
-        logger.setLevel(level)
+def worded(path: Path, part: str) -> AbstractContextManager[None]:
+    """Return a block in which any error about `part` of the file becomes one sentence."""
+    return replace_library_errors(path, f": {part} cannot be read", logger="pydicom")
 
 
 def read_header(path: Path) -> FileDataset:

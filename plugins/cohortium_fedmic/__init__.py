@@ -14,9 +14,11 @@ from cohortium.plugin import (
     LocalResult,
     LocalTask,
     Model,
+    Multiclass,
     Offer,
     Schedule,
     SitePrivatizer,
+    StudyError,
     Trainer,
     Workload,
     attach_schedule,
@@ -110,6 +112,11 @@ class FedMIC:
         from cohortium_fedmic._decomposition import low_rank_update
         from cohortium_fedmic._distillation import SHAPE, TeacherStudentPair, teacher_of
 
+        if not isinstance(task.spec.task, Multiclass):
+            raise StudyError(
+                "fedmic distils the probabilities of classes that exclude one another; give its "
+                "data the task 'multiclass', or choose another trainer."
+            )
         before = parameters.flatten(task.net)
         shape = tuple(task.images.shape[1:])
         pair = TeacherStudentPair.of(

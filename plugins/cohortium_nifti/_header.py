@@ -7,20 +7,19 @@ size before more is read or unpacked.
 from __future__ import annotations
 
 import gzip
-import logging
 import math
 import stat
-import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.plugin import DataError
+from cohortium.plugin import DataError, replace_library_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from nibabel.nifti1 import Nifti1Header
@@ -64,28 +63,9 @@ class Voxels:
         return (self.slope, self.intercept) != (1, 0)
 
 
-@contextmanager
-def worded(path: Path) -> Iterator[None]:
-    """Raise one sentence for any error of the libraries, and let them print nothing.
-
-    nibabel raises errors of many types about damaged files, and its texts repeat values of the
-    file. So the sentence has the type alone, and the original error is left out.
-    """
-    logger = logging.getLogger("nibabel.global")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001 - see above
-        raise DataError(
-            f"{path} cannot be read as NIfTI ({type(error).__name__}); copy the file anew, or "
-            "leave it out."
-        ) from None
-    finally:
-        logger.setLevel(level)
+def worded(path: Path) -> AbstractContextManager[None]:
+    """Return a block in which any error about the file becomes one sentence."""
+    return replace_library_errors(path, " cannot be read as NIfTI", logger="nibabel.global")
 
 
 def read_voxels(path: Path) -> Voxels:

@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
 from cohortium import Federation
-from cohortium.errors import DataError
+from cohortium.errors import DataError, StudyError
+from cohortium.grid.paired import contrast
 from cohortium.inference.classifier import Classifier
-from cohortium.plugin import Task
+from cohortium.plugin import Augmentation, DataSpec, LocalTask, Task, Workload
+from cohortium_cnn import CNN
+from cohortium_fedavg import FedAvg
 from cohortium_multilabel import UNKNOWN, Multilabel
 from cohortium_npz import Npz
 from cohortium_segmentation import Segmentation
+from tests.support.federations import QuadrantImages
 
 FINDINGS = Multilabel(("effusion", "nodule", "mass"))
 TISSUES = Segmentation(("background", "lung", "lesion"))
@@ -208,3 +213,51 @@ def test_private_multilabel_study_charges_and_scores(tmp_path: Path, place: str)
     scores = result.scores if place == "test" else result.history[-1].scores
     assert scores is not None
     assert scores.metrics.keys() == {"auc", "accuracy", "sensitivity", "specificity", "loss"}
+
+
+def test_fedmic_refuses_findings_before_a_run(tmp_path: Path) -> None:
+    findings(tmp_path / "own.npz")
+    data = Npz(path=str(tmp_path / "own.npz"), task=Multilabel())
+    with pytest.raises(StudyError, match="fedmic distils the probabilities of classes"):
+        study(data, trainer="fedmic").prepare()
+
+
+def test_runs_with_findings_are_compared_by_mean_score(tmp_path: Path) -> None:
+    findings(tmp_path / "own.npz")
+    data = Npz(path=str(tmp_path / "own.npz"), task=Multilabel())
+    for name, rounds in (("one", 1), ("other", 2)):
+        study(data, rounds=rounds).run(tmp_path / name)
+    found = contrast(tmp_path / "one", tmp_path / "other")
+    assert [each.metric for each in found.differences] == ["mean score", "balanced mean score"]
+    assert found.majority_share is None
+    assert ": mean score " in str(found)
+    assert "most frequent class" not in str(found)
+
+
+@frozen
+class Halved(CNN):
+    """A model that preprocesses images to half their height and width."""
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        return super().preprocess(images[:, :, ::2, ::2])
+
+
+def test_smaller_inputs_are_flipped_with_their_masks() -> None:
+    spec = DataSpec(channels=1, size=(8, 8), task=TISSUES, examples=4)
+    labels = torch.from_numpy(TISSUES.sample_labels((8, 8), 4, np.random.default_rng(0)))
+    task = LocalTask(
+        net=torch.nn.Identity(), images=torch.arange(64.0).view(4, 1, 4, 4), labels=labels,
+        spec=spec, round=0, rounds=1, state={}, generator=torch.Generator().manual_seed(0),
+        workload=Workload(output="gradient", steps=1, sampling_rate=1.0),
+    )  # fmt: skip
+    images, masks = Augmentation(flips=True)(task.images, labels, task)
+    is_flipped = [not torch.equal(a, b) for a, b in zip(images, task.images, strict=True)]
+    assert 0 < sum(is_flipped) < 4
+    for flipped, image, mask, before, label in zip(
+        is_flipped, images, masks, task.images, labels, strict=True
+    ):
+        assert torch.equal(image, before.flip(-1) if flipped else before)
+        assert torch.equal(mask, label.flip(-1) if flipped else label)
+    data = QuadrantImages()
+    trainer = FedAvg(flips=True, local_epochs=1)
+    assert study(data, model=Halved(), trainer=trainer, rounds=1).run().accuracy is not None

@@ -248,11 +248,13 @@ def _partition(prepared: PreparedStudy) -> dict[SiteId, Examples]:
     }
 
 
-def _other_labels(labels: NDArray[Any], spec: DataSpec) -> NDArray[Any]:
-    """Return labels of the task, each of which differs from the given one."""
-    drawn = spec.task.sample_labels(spec.size, max(2, len(spec.classes)), np.random.default_rng(0))
-    others = [next(d for d in drawn if not np.array_equal(d, label)) for label in labels]
-    return np.stack(others) if others else labels
+def _other_labels(labels: NDArray[Any], spec: DataSpec, rng: np.random.Generator) -> NDArray[Any]:
+    """Return labels of the task, each of which differs from the given one if the task allows it."""
+    drawn = spec.task.sample_labels(spec.size, max(2, len(spec.classes)), rng)
+    others = labels.copy()
+    for place, label in enumerate(labels):
+        others[place] = next((d for d in drawn if not np.array_equal(d, label)), label)
+    return others
 
 
 def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple[str, Examples]]:
@@ -261,9 +263,9 @@ def _neighbours(prepared: PreparedStudy, guarantee: Guarantee) -> Iterator[tuple
     unit = _first_unit(own, guarantee)
     spec = prepared.run_config.spec
     images, labels = own.images.copy(), own.labels.copy()
-    low, high = np.array(spec.intensity_range, dtype=images.dtype)
-    images[unit] = low + (high - images[unit])
-    labels[unit] = _other_labels(labels[unit], spec)
+    rng = np.random.default_rng(0)
+    images[unit] = spec.sample_images(len(unit), rng)
+    labels[unit] = _other_labels(labels[unit], spec, rng)
     article = f"one {guarantee.unit}"
     yield f"{article} replaced", attrs.evolve(own, images=images, labels=labels)
     # Part of a whole site must remain, so that a trainer has examples.

@@ -159,7 +159,11 @@ class DataSpec:
         shape = (count, *self.shape)
         if self.pixel_type == "uint8":
             return rng.integers(0, 256, shape, dtype=np.uint8)
-        return rng.uniform(*self.intensity_range, shape).astype(self.pixel_type)
+        drawn = rng.uniform(*self.intensity_range, shape)
+        if self.pixel_type != "float32":
+            limits = np.iinfo(self.pixel_type)
+            drawn = drawn.clip(limits.min, limits.max)
+        return drawn.astype(self.pixel_type)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ process can open it. It lies in the folder of temporary files (`TMPDIR`).
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,8 @@ def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     if size <= MAX_MEMORY_BYTES:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:
-        file.truncate(size)
+        # The room is reserved: to write into a mapped file on a full disk would end the process.
+        os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
 

@@ -134,16 +134,6 @@ class FileTable:
     def _label_columns(self) -> tuple[str, ...]:
         return self.labels or (self.mask or self.label or "label",)
 
-    def read_patient_key(self) -> bytes | None:
-        """Return the key in the file `patient_key`, or None if no file is declared.
-
-        Raises:
-            DataError: The table is missing, or the file cannot be read or created.
-        """
-        if not self.patient_key:
-            return None
-        return read_patient_key(find_data(self.path).parent / Path(self.patient_key).expanduser())
-
     def read_splits(self, file_format: ListedFormat) -> Splits:
         """Read the table and the files that it lists.
 
@@ -157,7 +147,10 @@ class FileTable:
         root = find_data(self.root, "folder") if self.root else path.parent
         named = (self.image, *self._label_columns, self.patient, self.site, self.split)
         table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
-        clients, patients = self._clients(table), self._patients(table)
+        key = None
+        if self.patient_key:
+            key = read_patient_key(path.parent / Path(self.patient_key).expanduser())
+        clients, patients = self._clients(table), self._patients(table, key)
         rows = rows_by_split(table, self.split)
         files = listed_files(
             table,
@@ -179,6 +172,10 @@ class FileTable:
             self._resizing,
             where=lambda index: table.where(int(order[index])),
         )
+        if patients is not None:
+            patients = patients[order]
+        elif read.patients is not None:
+            patients = pseudonyms(read.patients, key)
         return build_splits(
             {split: len(found) for split, found in rows.items()},
             read.images,
@@ -188,7 +185,7 @@ class FileTable:
             name=self.title or path.stem,
             where=f"{path}: {', '.join(self._label_columns)[:200]}",
             clients=None if clients is None else clients[order],
-            patients=read.patients if patients is None else patients[order],
+            patients=patients,
             source=self.source,
             intensity_range=self.intensity_range,
         )
@@ -217,8 +214,9 @@ class FileTable:
             return None
         return table.categories(self.site, "name the site of each image, or declare no site")[0]
 
-    def _patients(self, table: Table) -> NDArray[np.int64] | None:
+    def _patients(self, table: Table, key: bytes | None) -> NDArray[np.int64] | None:
+        """Return the patients of the column, numbered in the order of the table without a key."""
         if not self.patient:
             return None
         advice = "name the patient of each image, or declare no patient"
-        return pseudonyms(table.complete(self.patient, advice), self.read_patient_key())
+        return pseudonyms(table.complete(self.patient, advice), key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from attrs import field, frozen
 
 from cohortium.data.image_array import THREADS, stack_files
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from cohortium.data.image_file import ImageFileOptions
@@ -26,12 +26,13 @@ class ListedExample:
     Attributes:
         image: The image, shape (C, H, W) or (C, D, H, W).
         mask: The label of each pixel, shape (H, W) or (D, H, W), or None without a mask.
-        patient: Number of the patient, if the files name one.
+        patient: Identifier of the patient, if the files name one. It becomes a number under the
+            site's key (see `pseudonyms`), and is not kept.
     """
 
     image: NDArray[Any] = field(repr=False)
     mask: NDArray[np.uint8] | None = field(default=None, repr=False)
-    patient: int | None = field(default=None, repr=False)
+    patient: str | None = field(default=None, repr=False)
 
 
 @frozen(kw_only=True)
@@ -60,12 +61,12 @@ class ListedArrays:
     Attributes:
         images: The images, shape (N, C, …).
         masks: The masks, shape (N, …), or None without masks.
-        patients: Number of each patient, shape (N,), or None if files name none.
+        patients: Identifier of each patient, N of them, or None if files name none.
     """
 
     images: NDArray[Any] = field(repr=False)
     masks: NDArray[np.uint8] | None = field(repr=False)
-    patients: NDArray[np.int64] | None = field(repr=False)
+    patients: tuple[str, ...] | None = field(repr=False)
 
 
 def read_listed(
@@ -89,7 +90,7 @@ def read_listed(
         DataError: A file cannot be read, or two differ in shape or type. The sentence names the
             row.
     """
-    patients: dict[int, int] = {}
+    patients: dict[int, str] = {}
 
     def read(row: int) -> tuple[NDArray[Any], ...]:
         mask_path = None if masks is None else masks[row]
@@ -108,9 +109,9 @@ def read_listed(
         where=where,
         num_threads=file_format.num_threads,
     )
-    numbers = [patients[row] for row in range(len(files)) if row in patients]
+    named = tuple(patients[row] for row in range(len(files)) if row in patients)
     return ListedArrays(
         images=arrays[0],
         masks=None if masks is None else arrays[1],
-        patients=np.array(numbers, np.int64) if len(numbers) == len(files) else None,
+        patients=named if len(named) == len(files) else None,
     )

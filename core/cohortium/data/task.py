@@ -25,11 +25,10 @@ class Task(Protocol):
     Guarantees:
         Example i of `losses`, `predict`, `measure` and `example_scores` depends on example i
         alone.
-        Each row of `measure` has a Euclidean norm of at most 1.  Outputs and labels do not matter.
-        `summarize`, given the exact sum of `measure`, agrees with `score` in every metric that
-        both give.
+        Each row of `measure` has a Euclidean norm of at most 1, for all outputs and labels.
+        With the exact sum of `measure`, `summarize` agrees with `score` in every metric that both
+        give.
         No method keeps its arguments or changes them.
-
     """
 
     @property

@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import tomli_w
 
-from cohortium.catalog import construction
+from cohortium.catalog import toml_tables
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
@@ -81,7 +81,7 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
 def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[str, Any]:
     study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
-    study["data"] = construction.to_values(discover(), prepared.run_config.spec)
+    study["data"] = toml_tables.to_values(discover(), prepared.run_config.spec)
     study["engine"] = {"name": engine}
     if has_public:
         study["dataset"] = _npz("public.npz", prepared.run_config.spec)
@@ -93,7 +93,7 @@ def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[st
 def _npz(path: str, spec: DataSpec) -> dict[str, Any]:
     """Return the table of a data set that `_archive` wrote."""
     grey_volumes = spec.channels == 1 and len(spec.size) > FLAT
-    task = construction.to_table(discover(), "task", spec.task)
+    task = toml_tables.to_table(discover(), "task", spec.task)
     del task["names"]  # the file has them, as a hospital's own would
     return {
         "name": "npz",

@@ -37,7 +37,8 @@ class Difference:
     """First minus second, over the shared seeds and the test images.
 
     Attributes:
-        metric: Such as "accuracy".
+        metric: Such as "accuracy". For a task with several classes an image, it is "mean score"
+            (see `Task.example_scores`).
         mean: The difference.
         low: Lower end of the interval. Unless `is_firm`, it is rough and covers the images alone.
         high: Its upper end.
@@ -88,13 +89,14 @@ class Comparison:
     """Comparison of two cells, or of two runs.
 
     Attributes:
-        differences: In accuracy and balanced accuracy.
+        differences: In accuracy and balanced accuracy, or in the scores that stand for them.
         seeds: Shared seeds. Each determines a partition of the data, and initial weights.
         others: Seeds that only one of the cells has. They are left out.
         images: Number of test images.
         majority_share: Accuracy of a classifier that always predicts the most frequent class, or
             None if an image has several classes.
-        accuracies: Of the first and the second, over these seeds.
+        accuracies: Mean score of an example, of the first and the second, over these seeds. It is
+            the accuracy if each image has one class.
         data: Names of the data sets. One, unless they differ.
         rounds: Fewest and most rounds that the runs finished.
         is_personal: Whether sites of one cell use networks of their own. Those are not compared.
@@ -121,7 +123,7 @@ class Comparison:
         first, second = self.accuracies
         spoken = (
             f"over {seeds}, each with a partition of its own, and {self.images} test images of "
-            f"{' and '.join(self.data)}: accuracy {first:.2%} and {second:.2%}"
+            f"{' and '.join(self.data)}: {self.differences[0].metric} {first:.2%} and {second:.2%}"
         )
         if self.majority_share is not None:
             spoken += f"; the most frequent class alone {self.majority_share:.2%}"
@@ -176,6 +178,10 @@ def contrast(first: Path, second: Path) -> Comparison:
     firsts, seconds = np.stack(hits[::2]), np.stack(hits[1::2])
     strata = known.task.strata(known.labels)
     found = bootstrap(firsts - seconds, strata, np.random.default_rng(0))
+    majority_share = known.scores.majority_share
+    if majority_share is None:
+        names = {"accuracy": "mean score", "balanced accuracy": "balanced mean score"}
+        found = {names[metric]: ends for metric, ends in found.items()}
     results = [read_result(folder) or {} for folder in folders]
     counts = [int(result.get("rounds", 0)) for result in results]
     return Comparison(
@@ -193,7 +199,7 @@ def contrast(first: Path, second: Path) -> Comparison:
         seeds=seeds,
         others=tuple(sorted(one.keys() ^ other.keys())),
         images=len(known.labels),
-        majority_share=known.scores.majority_share,
+        majority_share=majority_share,
         accuracies=(float(firsts.mean()), float(seconds.mean())),
         data=tuple(dict.fromkeys(str(r.get("data") or "unnamed data") for r in results)),
         rounds=(min(counts), max(counts)),

@@ -48,7 +48,7 @@ def preprocess(model: Model, images: NDArray[Any], spec: DataSpec) -> Tensor:
     first = model.preprocess(to_unit_range(images[:step], spec))
     shape = (len(images), *first.shape[1:])
     try:
-        whole = torch.from_numpy(new_array(shape, first.numpy().dtype))
+        whole = torch.from_numpy(new_array(shape, first.detach().numpy().dtype))
     except OSError as error:
         raise NetworkError(
             f"there is no room for the inputs of {len(images):,} images in the folder of temporary "

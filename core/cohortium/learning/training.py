@@ -236,7 +236,7 @@ class Augmentation:
             labels = labels.repeat_interleave(self.augmentation_multiplicity, 0)
         if not self.flips and not self.rotations:
             return images, labels
-        if tuple(images.shape[2:]) != task.spec.size:
+        if images.ndim - 2 != len(task.spec.size):
             raise StudyError(
                 "flips and turns need a model whose inputs are images; this one's are features."
             )

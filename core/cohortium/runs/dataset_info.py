@@ -8,8 +8,9 @@ import attrs
 import msgspec
 from attrs import frozen
 
-from cohortium.catalog.construction import build_value, to_values
+from cohortium.catalog.construction import build_value
 from cohortium.catalog.discovery import discover
+from cohortium.catalog.toml_tables import to_values
 from cohortium.data.examples import DataSpec
 from cohortium.errors import DataError, RequestError, StudyError
 

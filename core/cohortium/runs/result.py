@@ -139,7 +139,7 @@ class Result(StoredResult):
 
     @property
     def accuracy(self) -> float | None:
-        """Share of correctly classified test images, or None without test images or classes."""
+        """Accuracy on the test images, as the task defines it, or None without one."""
         return None if self.scores is None else self.scores.metrics.get("accuracy")
 
     def as_json(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 from attrs import frozen
 
-from cohortium.catalog import construction
+from cohortium.catalog import toml_tables
 from cohortium.catalog.discovery import discover
 from cohortium.errors import RunError
 from cohortium.runs.dataset_info import DATASET_INFO
@@ -73,7 +73,7 @@ class RunFiles:
         import numpy as np
 
         values = predictions.values
-        table = construction.to_table(discover(), "task", predictions.task)
+        table = toml_tables.to_table(discover(), "task", predictions.task)
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,

@@ -9,7 +9,7 @@ import tomli_w
 from attrs import Factory, field, frozen
 from attrs.validators import ge, in_, le, lt
 
-from cohortium.catalog import construction
+from cohortium.catalog import construction, toml_tables
 from cohortium.catalog.discovery import discover
 from cohortium.data.examples import DataSpec
 from cohortium.errors import StudyError
@@ -203,14 +203,14 @@ class Study:
         catalog = discover()
         tables: dict[str, Any] = {
             "federation": {
-                term: construction.to_toml_value(getattr(self, term)) for term in FEDERATION_KEYS
+                term: toml_tables.to_toml_value(getattr(self, term)) for term in FEDERATION_KEYS
             }
         }
         if self.data is not None:
-            tables["data"] = construction.to_values(catalog, self.data)
+            tables["data"] = toml_tables.to_values(catalog, self.data)
         for role in STUDY_ROLES:
             if getattr(self, role) is not None:
-                tables[role] = construction.to_table(catalog, role, getattr(self, role))
+                tables[role] = toml_tables.to_table(catalog, role, getattr(self, role))
         return tomli_w.dumps(tables)
 
     def plugins(self) -> dict[str, str]:

@@ -138,7 +138,7 @@ def check_rows_are_bounded(task: Task) -> None:
         )
 
 
-def check_summary_agrees_with_score(task: Task) -> str | None:
+def check_summary_agrees_with_score(task: Task) -> None:
     """`summarize` of exact sums equals `score` in each metric that both give."""
     shared: set[str] = set()
     for sample in _samples(task):
@@ -156,7 +156,6 @@ def check_summary_agrees_with_score(task: Task) -> str | None:
         ensure(
             shared, "score and summarize share no metric, so that a private evaluation says nothing"
         )
-    return None
 
 
 def check_scores(task: Task) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import tomli_w
 
-from cohortium.catalog import construction
+from cohortium.catalog import construction, toml_tables
 from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError, StudyError
 from cohortium.roles.hooks import Offer
@@ -117,7 +117,7 @@ def check_study_round_trip(instance: object, role: Role) -> None:
     )
     catalog: Any = _OnlyThis(type(instance))
     try:
-        table = tomllib.loads(tomli_w.dumps(construction.to_table(catalog, role, instance)))
+        table = tomllib.loads(tomli_w.dumps(toml_tables.to_table(catalog, role, instance)))
         again = construction.build_part(catalog, role, table, where="its own study")
     except (CohortiumError, TypeError, ValueError) as error:
         raise ConformanceError(

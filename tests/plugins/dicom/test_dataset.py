@@ -14,9 +14,8 @@ from PIL import Image
 
 from cohortium import Federation
 from cohortium.errors import DataError, StudyError
-from cohortium.plugin import Dataset
+from cohortium.plugin import Dataset, pseudonyms
 from cohortium_dicom import DicomDataset, Window, cohortium_datasets
-from cohortium_dicom._patients import patient_key
 from cohortium_segmentation import Segmentation
 from cohortium_table import TableDataset
 from tests.support.dicom_files import PATIENT, saved
@@ -93,10 +92,11 @@ def test_patients_of_headers_become_keyed_numbers(tmp_path: Path) -> None:
     splits = dataset.load()
     secret = bytes.fromhex((tmp_path / "key").read_text())
     assert splits.train.patients is not None
-    assert splits.train.patients.tolist() == [patient_key(f"{PATIENT}-1", secret)] * 2
+    numbers = pseudonyms([f"{PATIENT}-1", f"{PATIENT}-0"], secret).tolist()
+    assert splits.train.patients.tolist() == numbers[:1] * 2
     assert splits.test is not None
     assert splits.test.patients is not None
-    assert splits.test.patients.tolist() == [patient_key(f"{PATIENT}-0", secret)]
+    assert splits.test.patients.tolist() == numbers[1:]
     assert "DOE" not in repr(splits)
     saved(tmp_path / "2", np.zeros((6, 4), np.uint8), PatientID=" ")
     refused(dataset, r"line 3: .*2 has no PatientID; leave it out")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from cohortium.data.pseudonyms import KEY_BYTES, pseudonyms, read_patient_key
 from cohortium.errors import DataError
-from cohortium_dicom._patients import patient_key
 
 KEY = bytes(range(KEY_BYTES))
 
@@ -18,10 +17,6 @@ def test_keyed_numbers_have_known_values() -> None:
     # openssl mac -digest sha256 -macopt hexkey:0001…1f HMAC, of "cohortium patient\0" and the text.
     first, second = 7865203829989159235, 3351391964525382091
     assert pseudonyms(["P-7", "Müller", "P-7"], KEY).tolist() == [first, second, first]
-
-
-def test_dicom_files_give_the_same_numbers() -> None:
-    assert pseudonyms(["A-17"], KEY).tolist() == [patient_key(" A-17 ", KEY)]
 
 
 @given(st.lists(st.text(), min_size=1), st.sampled_from([KEY, bytes(KEY_BYTES), None]))

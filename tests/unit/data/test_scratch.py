@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from cohortium.data.examples import DataSpec, Examples
 from cohortium.data.npz import read_npz_splits
 from cohortium.data.scratch import MAX_MEMORY_BYTES, new_array
-from cohortium.errors import DataError
+from cohortium.errors import DataError, NetworkError
 from cohortium.learning.preprocessing import MAX_WHOLE_BYTES, preprocess
 from cohortium.plugin import Multiclass
 
@@ -54,6 +56,18 @@ def test_parts_are_preprocessed_as_the_whole_is() -> None:
     assert found.shape == (COUNT, 1, SIDE // 2, SIDE // 2)
     expected = torch.from_numpy(images[:, :, ::2, ::2].copy()).float().div_(255) - 0.5
     assert torch.equal(found, expected)
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    spec = DataSpec(channels=1, size=(SIDE, SIDE), task=Multiclass(("a", "b")), examples=COUNT)
+    # The inputs of these would take four times the limit.
+    images = np.zeros((4 * COUNT, 1, SIDE, SIDE), np.uint8)
+    with pytest.raises(NetworkError, match=r"no room .*No space left on device\); set TMPDIR"):
+        preprocess(Shifted(), images, spec)
 
 
 def test_large_stored_array_is_mapped_and_read_only(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Numbers(FileTable):
         return ListedExample(
             image=image[None],
             mask=None if mask_path is None else np.loadtxt(mask_path, np.uint8, ndmin=2),
-            patient=int(image.sum()) if self.is_named else None,
+            patient=f"P-{image.sum()}" if self.is_named else None,
         )
 
 
@@ -52,7 +52,7 @@ def test_format_gives_images_and_labels(path: str) -> None:
 def test_format_names_patients(path: str) -> None:
     patients = Numbers(path=path, is_named=True).load().train.patients
     assert patients is not None
-    assert patients.tolist() == [7, 8, 9, 10]
+    assert patients.tolist() == [0, 1, 2, 3]
 
 
 def test_masks_are_resized_with_their_images(path: str) -> None:
