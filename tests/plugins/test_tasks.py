@@ -104,7 +104,7 @@ def test_nan_is_an_unknown_finding() -> None:
     assert read.dtype == np.int8
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([(6, 7), (3, 4, 5)]))
 def test_dice_equals_scikit_learns_f1(seed: int, size: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
