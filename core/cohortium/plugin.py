@@ -19,6 +19,15 @@ from cohortium.crypto.randomness import KeyStream, Randomness, Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
+from cohortium.data.estimates import (
+    Estimate,
+    Ratio,
+    area_rows,
+    areas,
+    mean_of_ratios,
+    mean_ratio,
+    share_ratio,
+)
 from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import (
@@ -180,6 +189,7 @@ __all__ = [
     "Delimiter",
     "Engine",
     "EngineSession",
+    "Estimate",
     "Event",
     "ExampleIndices",
     "Examples",
@@ -215,6 +225,7 @@ __all__ = [
     "Privatizer",
     "ProtectedAgainst",
     "Randomness",
+    "Ratio",
     "RefusalCode",
     "RefusalError",
     "RequestError",
@@ -254,6 +265,8 @@ __all__ = [
     "Words",
     "Workload",
     "accounting",
+    "area_rows",
+    "areas",
     "as_channels",
     "atomic_write",
     "attach_schedule",
@@ -288,6 +301,8 @@ __all__ = [
     "mark_statistics_parameters",
     "mean_gradient",
     "mean_of",
+    "mean_of_ratios",
+    "mean_ratio",
     "metric_name",
     "parameters",
     "poisson_batches",
@@ -310,6 +325,7 @@ __all__ = [
     "run_deployed_study",
     "sample_batches",
     "schedule_factor",
+    "share_ratio",
     "shuffled_batches",
     "statistics_losses",
     "to_unit_range",

@@ -14,10 +14,14 @@ from cohortium.plugin import (
     Offer,
     Scores,
     Task,
+    area_rows,
+    areas,
     hookimpl,
     mean_of,
+    mean_of_ratios,
     roc_auc,
     roc_curve,
+    share_ratio,
     valid_names,
 )
 
@@ -27,16 +31,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cohortium.plugin import RocCurve
+    from cohortium.plugin import Estimate, RocCurve
 
 COHORTIUM_API = 1
 
 UNKNOWN: Final = -1
 """Label of a finding that nobody has looked for, or of which nobody is sure."""
 
-COUNTS: Final = 5
-"""Numbers that `measure` sums for each finding: true and false positives, false and true negatives,
-and unknown labels."""
+COUNTS: Final = 4
+"""Numbers that `measure` sums for each finding: true and false positives, false and true
+negatives."""
 
 
 @frozen
@@ -172,39 +176,56 @@ class Multilabel:
         right = ((predictions > 0.5) == (labels == 1)) & known  # noqa: PLR2004 - even odds
         return np.where(known.any(1), right.sum(1) / known.sum(1).clip(1), 1.0)
 
-    def measure(self, predictions: Tensor, labels: Tensor) -> Tensor:
-        """Return each example's cell of K tables of two by two, over √K, shape (B, 5K).
+    @property
+    def score_parts(self) -> tuple[str, ...]:
+        """AUC, and the rates at even odds, of each finding."""
+        return ("auc", "rates")
 
-        The cells of a finding are true and false positives, false and true negatives, and unknown.
+    def measure(self, part: str, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Return a row for each example, in which an unknown label is zeros.
+
+        `auc` has `area_rows` of each finding.
+        `rates` has 4K cells, over √K: true and false positives, false and true negatives.
         """
         import torch
         from torch.nn import functional
 
-        called, present = predictions > 0.5, labels == 1  # noqa: PLR2004 - even odds
+        present, known = labels == 1, labels != UNKNOWN
+        if part == "auc":
+            return area_rows(predictions, present, known)
+        called = predictions > 0.5  # noqa: PLR2004 - even odds
         cell = torch.where(called, torch.where(present, 0, 1), torch.where(present, 2, 3))
-        cell = torch.where(labels == UNKNOWN, COUNTS - 1, cell)
-        rows = functional.one_hot(cell, COUNTS).to(predictions.dtype).flatten(1)
-        scaled: Tensor = rows / len(self.names) ** 0.5
+        rows = functional.one_hot(cell, COUNTS) * known[..., None]
+        scaled: Tensor = rows.flatten(1).double() / len(self.names) ** 0.5
         return scaled
 
-    def summarize(self, sums: NDArray[np.float64], examples: int) -> Scores:
-        """Return accuracy, sensitivity and specificity of the summed tables."""
-        tables = (sums * len(self.names) ** 0.5).reshape(-1, COUNTS)
-        rows = tuple(
-            ClassScores(
-                name=name,
-                examples=max(0, round(hits + missed)),
-                metrics=_rates(hits, alarms, missed, quiet),
-            )
-            for name, (hits, alarms, missed, quiet, _) in zip(self.names, tables, strict=True)
-        )
-        return Scores(
-            images=examples,
-            metrics={
-                name: mean_of(rows, name) for name in ("accuracy", "sensitivity", "specificity")
-            },
-            per_class=rows,
-        )
+    def summarize(self, part: str, sums: NDArray[np.float64], noise: float) -> tuple[Estimate, ...]:
+        """Return the mean over the findings and each finding's own score."""
+        if part == "auc":
+            found = areas(sums, noise=noise)
+            each = [area.estimate("auc", n) for area, n in zip(found, self.names, strict=True)]
+            return (mean_of_ratios(found, "auc", have_shared_examples=True), *each)
+        scale = len(self.names) ** 0.5
+        noise *= scale
+        means: list[Estimate] = []
+        singles: list[Estimate] = []
+        for metric, hits, misses in (
+            ("accuracy", (0, 3), (1, 2)), ("sensitivity", (0,), (2,)), ("specificity", (3,), (1,)),
+        ):  # fmt: skip
+            # Counts of as many cells on either side carry equal noise.
+            deviation = noise * len(hits) ** 0.5
+            tables = (sums * scale).reshape(-1, COUNTS)
+            rates = [
+                share_ratio(
+                    float(table[list(hits)].sum()),
+                    float(table[list(misses)].sum()),
+                    noise=deviation,
+                )
+                for table in tables
+            ]
+            means.append(mean_of_ratios(rates, metric, have_shared_examples=True))
+            singles += [r.estimate(metric, name) for r, name in zip(rates, self.names, strict=True)]
+        return (*means, *singles)
 
     def counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the number of images with each finding."""
@@ -246,7 +267,7 @@ class Multilabel:
 
 
 def _rates(hits: float, alarms: float, missed: float, quiet: float) -> dict[str, float | None]:
-    """Return the rates of a table of two by two, whose counts may be noised."""
+    """Return the rates of a table of two by two."""
 
     def share(part: float, whole: float) -> float | None:
         return float(part / whole) if whole > 0 else None

@@ -17,6 +17,9 @@ from cohortium.plugin import (
     Task,
     hookimpl,
     mean_of,
+    mean_of_ratios,
+    mean_ratio,
+    share_ratio,
     valid_names,
 )
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from cohortium.plugin import Estimate
 
 COHORTIUM_API = 1
 
@@ -162,42 +167,54 @@ class Segmentation:
         dice, _, _ = self._overlaps(predictions, labels)
         return np.array([1.0 if (m := _mean(row[1:])) is None else m for row in dice])
 
-    def measure(self, predictions: Tensor, labels: Tensor) -> Tensor:
-        """Return each image's Dice and presence by class, and right pixels, shape (B, 2K + 1).
+    @property
+    def score_parts(self) -> tuple[str, ...]:
+        """Dice of each class but the background, and the share of right pixels."""
+        return ("dice", "pixels")
 
-        A row is scaled by 1 / √(2K + 1), so that its norm is at most 1.
+    def measure(self, part: str, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Return a row for each image.
+
+        `dice` has 2 cells for each class, over the root of their number: the image's Dice, and one
+        where either mask has the class.
+        `pixels` has 2 cells: the share of right pixels, and the share of the others.
         """
         import torch
 
         guess, truth = predictions.flatten(1), labels.flatten(1)
+        if part == "pixels":
+            right = (guess == truth).double().mean(1)
+            return torch.stack([right, 1 - right], 1)
         parts = []
-        for k in range(len(self.names)):
+        for k in self._foreground:
             a, b = guess == k, truth == k
             both, size = (a & b).sum(1).double(), (a.sum(1) + b.sum(1)).double()
             parts += [torch.where(size > 0, 2 * both / size.clamp(min=1), 0.0), (size > 0).double()]
-        parts.append((guess == truth).double().mean(1))
-        scaled: Tensor = torch.stack(parts, 1) / (2 * len(self.names) + 1) ** 0.5
+        scaled: Tensor = torch.stack(parts, 1) / len(parts) ** 0.5
         return scaled
 
-    def summarize(self, sums: NDArray[np.float64], examples: int) -> Scores:
-        """Return the mean Dice over images and classes, and the share of right pixels."""
-        whole = sums * (2 * len(self.names) + 1) ** 0.5
-        rows = tuple(
-            ClassScores(
-                name=name,
-                examples=max(0, round(there)),
-                metrics={"dice": float(total / there) if there > 0 else None},
+    def summarize(self, part: str, sums: NDArray[np.float64], noise: float) -> tuple[Estimate, ...]:
+        """Return the mean Dice over images and classes, or the share of right pixels.
+
+        The variance by sampling is the largest that values of this mean can have.
+        """
+        if part == "pixels":
+            return (share_ratio(sums[0], sums[1], noise=noise).estimate("pixel_accuracy"),)
+        scale = len(sums) ** 0.5
+        ratios = []
+        for total, there in (sums * scale).reshape(-1, 2):
+            middle = min(max(total / there, 0.0), 1.0) if there > 0 else 0.5
+            ratios.append(
+                mean_ratio(total, there, noise=noise * scale, spread=middle * (1 - middle))
             )
-            for name, total, there in zip(self.names, whole[:-1:2], whole[1:-1:2], strict=True)
-        )
-        return Scores(
-            images=examples,
-            metrics={
-                "dice": mean_of(rows[1:] or rows, "dice"),
-                "pixel_accuracy": float(whole[-1] / examples),
-            },
-            per_class=rows,
-        )
+        pairs = zip(ratios, self._foreground, strict=True)
+        each = [ratio.estimate("dice", self.names[k]) for ratio, k in pairs]
+        return (mean_of_ratios(ratios, "dice", have_shared_examples=True), *each)
+
+    @property
+    def _foreground(self) -> range:
+        """Numbers of the classes but the background, or the only class."""
+        return range(min(1, len(self.names) - 1), len(self.names))
 
     def counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the number of images that have each class."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from attrs import frozen
 
-from cohortium.plugin import Multiclass, Scores
+from cohortium.plugin import Multiclass, Scores, share_ratio
 from cohortium.testing import ConformanceError, tasks
 from cohortium_multilabel import Multilabel
 from cohortium_segmentation import Segmentation
@@ -59,20 +59,28 @@ class RankedPredictions(Multiclass):
 
 @frozen
 class LongRows(Multiclass):
-    def measure(self, predictions: Any, labels: Any) -> Any:
-        return super().measure(predictions, labels) * 2
+    def measure(self, part: str, predictions: Any, labels: Any) -> Any:
+        return super().measure(part, predictions, labels) * 2
 
 
 @frozen
 class OtherSummary(Multiclass):
-    def summarize(self, sums: Any, examples: int) -> Scores:
-        return super().summarize(sums, examples + 1)
+    def summarize(self, part: str, sums: Any, noise: float) -> Any:
+        return super().summarize(part, sums + 1, noise)
 
 
 @frozen
 class SilentSummary(Multiclass):
-    def summarize(self, sums: Any, examples: int) -> Scores:
-        return Scores(images=examples, metrics={"closeness": 0.5})
+    def summarize(self, part: str, sums: Any, noise: float) -> Any:
+        return (share_ratio(1.0, 1.0, noise=noise).estimate("closeness"),)
+
+
+@frozen
+class NarrowIntervals(Multiclass):
+    """Ignores the noise in its intervals."""
+
+    def summarize(self, part: str, sums: Any, noise: float) -> Any:
+        return super().summarize(part, sums, noise / 4)
 
 
 @frozen
@@ -115,9 +123,10 @@ BAD = [
     (tasks.check_losses_are_per_example, MeanLoss(NAMES), "loss of an example changed with"),
     (tasks.check_losses_are_per_example, SummedLoss(NAMES), "give one number for each"),
     (tasks.check_predictions_are_per_example, RankedPredictions(NAMES), "prediction changed with"),
-    (tasks.check_rows_are_bounded, LongRows(NAMES), "has norm 2; a private evaluation"),
+    (tasks.check_rows_are_bounded, LongRows(NAMES), "has norm 2; an evaluation at the sites"),
     (tasks.check_summary_agrees_with_score, OtherSummary(NAMES), "summarize of the exact sum"),
     (tasks.check_summary_agrees_with_score, SilentSummary(NAMES), "share no metric"),
+    (tasks.check_intervals_hold_noise, NarrowIntervals(NAMES), "widen them to 95 %"),
     (tasks.check_scores, LossFirst(NAMES), "the first metric is loss"),
     (tasks.check_scores, ImpossibleScores(NAMES), "outside the range of scores"),
     (

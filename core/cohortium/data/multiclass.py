@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import numpy as np
 from attrs import field, frozen
 
+from cohortium.data.estimates import (
+    Ratio,
+    area_rows,
+    areas,
+    mean_of_ratios,
+    mean_ratio,
+    share_ratio,
+)
 from cohortium.data.labels import class_names, label_column, valid_names
 from cohortium.data.scores import (
     ClassScores,
@@ -24,6 +33,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from cohortium.data.estimates import Estimate
+
+_TWO: Final = 2
+"""Classes of which one ROC curve says everything."""
 
 
 @frozen
@@ -128,30 +142,96 @@ class Multiclass:
         hits: NDArray[np.bool_] = predictions.argmax(1) == labels
         return hits.astype(np.float64)
 
-    def measure(self, predictions: Tensor, labels: Tensor) -> Tensor:
-        """Return each example's cell of the confusion matrix, shape (B, K²).
+    @property
+    def score_parts(self) -> tuple[str, ...]:
+        """Accuracy, sensitivity and specificity by class, AUC, and calibration."""
+        return ("accuracy", "classes", "auc", "calibration")
 
-        The sum of the rows is the confusion matrix.  A row has norm 1.
+    def measure(self, part: str, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Return a row for each example.
+
+        The rows of `accuracy` have two cells: right and wrong.
+
+        The rows of `classes` have 3K cells, over √2.
+        They are right and wrong by true class, and wrong by predicted class.
+
+        The rows of `auc` are `area_rows` of each class against the rest.
+        With two classes, they are those of the second one alone.
+
+        The rows of `calibration` have three cells, over √3.
+        They are confidence minus success, its square, and one.
         """
+        import torch
         from torch.nn import functional
 
         k = len(self.names)
-        cells = labels * k + predictions.argmax(1)
-        return functional.one_hot(cells, k * k).to(predictions.dtype)
+        shares = predictions.double().nan_to_num()
+        called = shares.argmax(1)
+        right = called == labels
+        if part == "accuracy":
+            return torch.stack([right, ~right], 1).double()
+        if part == "classes":
+            truth = functional.one_hot(labels + k * ~right, 2 * k)
+            alarm = functional.one_hot(called, k) * ~right[:, None]
+            return torch.cat([truth, alarm], 1).double() / math.sqrt(2)
+        if part == "auc":
+            positive = functional.one_hot(labels, k).bool()
+            chosen = slice(1, 2) if k == _TWO else slice(None)
+            return area_rows(shares[:, chosen], positive[:, chosen])
+        gap = shares.amax(1).clamp(0, 1) - right.double()
+        return torch.stack([gap, gap.square(), torch.ones_like(gap)], 1) / math.sqrt(3)
 
-    def summarize(self, sums: NDArray[np.float64], examples: int) -> Scores:
-        """Return the scores of a confusion matrix, shape (K²,)."""
+    def summarize(self, part: str, sums: NDArray[np.float64], noise: float) -> tuple[Estimate, ...]:
+        """Return the scores of a part.
+
+        The `calibration_gap` is the mean confidence minus the accuracy, and `brier` the mean square
+        of that difference.
+        """
         k = len(self.names)
-        confusion = sums.reshape(k, k)
-        rows = tuple(_class_scores(name, c, confusion, None) for c, name in enumerate(self.names))
-        return Scores(
-            images=examples,
-            metrics={
-                "accuracy": float(np.trace(confusion)) / examples,
-                "balanced_accuracy": mean_of(rows, "sensitivity"),
-            },
-            per_class=rows,
+        if part == "accuracy":
+            return (share_ratio(sums[0], sums[1], noise=noise).estimate("accuracy"),)
+        if part == "classes":
+            return self._by_class(sums * math.sqrt(2), noise * math.sqrt(2))
+        if part == "auc":
+            found = areas(sums, noise=noise)
+            if k == _TWO:
+                return (found[0].estimate("auc"),)
+            each = [a.estimate("auc", name) for a, name in zip(found, self.names, strict=True)]
+            return (mean_of_ratios(found, "auc", have_shared_examples=True), *each)
+        gap, square, count = sums * math.sqrt(3)
+        noise *= math.sqrt(3)
+        spread = max(square, 0.0) / max(count, 1.0)
+        return (
+            mean_ratio(gap, count, noise=noise, spread=spread).estimate(
+                "calibration_gap", lowest=-1.0
+            ),
+            # A square of a share varies at most as a share of the same mean.
+            mean_ratio(square, count, noise=noise, spread=spread * (1 - min(spread, 1))).estimate(
+                "brier"
+            ),
         )
+
+    def _by_class(self, sums: NDArray[np.float64], noise: float) -> tuple[Estimate, ...]:
+        """Return balanced accuracy, and sensitivity and specificity of each class."""
+        hits, misses, alarms = sums.reshape(3, -1)
+        held = hits + misses
+        recalls = [share_ratio(h, m, noise=noise) for h, m in zip(hits, misses, strict=True)]
+        found = [mean_of_ratios(recalls, "balanced_accuracy")]
+        for c, name in enumerate(self.names):
+            others = float(held.sum() - held[c])
+            quiet = others - float(alarms[c])
+            # `others` sums 2(K - 1) cells, and the alarms are one more: A - θB is
+            # (1 - θ)·others - alarms.
+            cells, variance = 2 * (len(self.names) - 1), noise * noise
+            specificity = Ratio(
+                part=quiet,
+                whole=others,
+                noise=((cells + 1) * variance, -2 * cells * variance, cells * variance),
+                sampling=(0.0, max(others, 0.0), -max(others, 0.0)),
+            )
+            found += [recalls[c].estimate("sensitivity", name)]
+            found += [specificity.estimate("specificity", name)]
+        return tuple(found)
 
     def counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the number of examples of each class."""
@@ -178,13 +258,13 @@ def _majority(confusion: NDArray[np.int64], names: tuple[str, ...]) -> dict[str,
 
 
 def _class_scores(name: str, c: int, confusion: NDArray[Any], auc: float | None) -> ClassScores:
-    """Return the scores of class `c` against the rest, from counts that may be noised."""
+    """Return the scores of class `c` against the rest."""
     hits, total = float(confusion[c, c]), float(confusion.sum())
     of_class, called = float(confusion[c].sum()), float(confusion[:, c].sum())
     others = total - of_class
     return ClassScores(
         name=name,
-        examples=max(0, round(of_class)),
+        examples=int(of_class),
         metrics={
             "sensitivity": hits / of_class if of_class > 0 else None,
             "specificity": 1 - (called - hits) / others if others > 0 else None,

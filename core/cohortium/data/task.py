@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from cohortium.data.estimates import Estimate
     from cohortium.data.scores import Scores
 
 
@@ -27,7 +28,7 @@ class Task(Protocol):
         alone.
         Each row of `measure` has a Euclidean norm of at most 1, for all outputs and labels.
         With the exact sum of `measure`, `summarize` agrees with `score` in every metric that both
-        give.
+        give, except for the rounding of an AUC to bins.
         No method keeps its arguments or changes them.
     """
 
@@ -140,23 +141,33 @@ class Task(Protocol):
         """
         ...
 
-    def measure(self, predictions: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def score_parts(self) -> tuple[str, ...]:
+        """Names of the parts in which scores are measured, the main one first.
+
+        A study chooses among them, because each part has a share of the noise.
+        """
+        ...
+
+    def measure(self, part: str, predictions: Tensor, labels: Tensor) -> Tensor:
         """Return a row of bounded norm for each example, shape (B, M).
 
-        A private evaluation sums the rows.
+        An evaluation at the sites sums the rows, under noise.
 
         Args:
+            part: One of `score_parts`.
             predictions: Predictions, shape (B, …).
             labels: Labels of the examples, shape (B, …).
         """
         ...
 
-    def summarize(self, sums: NDArray[np.float64], examples: int) -> Scores:
-        """Return scores from the sum of `measure` over `examples` examples.
+    def summarize(self, part: str, sums: NDArray[np.float64], noise: float) -> tuple[Estimate, ...]:
+        """Return scores with intervals, the main one of the part first.
 
         Args:
-            sums: The sum, exact or noised, shape (M,).
-            examples: Number of examples in the sum, a public number.
+            part: One of `score_parts`.
+            sums: Sum of the rows of `measure`, exact or noised, shape (M,).
+            noise: Standard deviation of the noise on each value of the sum.  0 for an exact sum.
         """
         ...
 

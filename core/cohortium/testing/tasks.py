@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from cohortium.data.estimates import Estimate
     from cohortium.data.task import Task
 
 EXAMPLES = 24
@@ -27,6 +28,12 @@ SIZES = ((8, 6), (4, 6, 6))
 
 SCALES = (1.0, 1e3)
 """Standard deviations of made-up outputs."""
+
+DRAWS = 100
+"""Draws of noise over one sum."""
+
+LEAST_HELD = 0.85
+"""Least share of intervals of 95 % that hold the exact score."""
 
 CLOSE = 1e-5
 """Largest gap of two results that should be equal, in single precision."""
@@ -103,7 +110,7 @@ def check_predictions_are_per_example(task: Task) -> None:
     """Example i's prediction, score and row depend on example i alone."""
     for sample in _samples(task):
         whole = sample.predictions
-        rows = sample.task.measure(whole, sample.labels)
+        rows = [sample.task.measure(p, whole, sample.labels) for p in sample.task.score_parts]
         scores = sample.task.example_scores(*sample.scored())
         ensure(
             scores.shape == (EXAMPLES,) and bool(((scores >= 0) & (scores <= 1)).all()),
@@ -113,8 +120,11 @@ def check_predictions_are_per_example(task: Task) -> None:
             one = slice(k, k + 1)
             alone = sample.task.predict(sample.outputs[one].clone())
             _ensure_close(alone[0], whole[k], "a prediction changed with the other examples")
-            row = sample.task.measure(alone, sample.labels[one])
-            _ensure_close(row[0], rows[k], "a row of measure changed with the other examples")
+            for part, together in zip(sample.task.score_parts, rows, strict=True):
+                row = sample.task.measure(part, alone, sample.labels[one])
+                _ensure_close(
+                    row[0], together[k], "a row of measure changed with the other examples"
+                )
             single = sample.task.example_scores(alone.numpy(), sample.labels[one].numpy())
             ensure(
                 math.isclose(single[0], scores[k], abs_tol=CLOSE),
@@ -125,37 +135,90 @@ def check_predictions_are_per_example(task: Task) -> None:
 def check_rows_are_bounded(task: Task) -> None:
     """Each row of `measure` has a norm of at most 1, for any outputs."""
     for sample in _samples(task):
-        rows = sample.task.measure(sample.predictions, sample.labels)
+        parts = sample.task.score_parts
         ensure(
-            rows.ndim == 2 and len(rows) == EXAMPLES,  # noqa: PLR2004 - (B, M)
-            f"measure gave a tensor of shape {tuple(rows.shape)}; give a row for each example.",
+            isinstance(parts, tuple) and parts and len(set(parts)) == len(parts),
+            f"score_parts is {parts!r}; give a tuple of different names.",
         )
-        longest = float(rows.double().norm(dim=1).max())
-        ensure(
-            longest <= 1 + CLOSE,
-            f"a row of measure has norm {longest:.3g}; a private evaluation is noised for 1, so "
-            "scale the rows.",
-        )
+        for part in parts:
+            rows = sample.task.measure(part, sample.predictions, sample.labels)
+            ensure(
+                rows.ndim == 2 and len(rows) == EXAMPLES,  # noqa: PLR2004 - (B, M)
+                f"measure gave a tensor of shape {tuple(rows.shape)}; give a row for each example.",
+            )
+            longest = float(rows.double().norm(dim=1).max())
+            ensure(
+                longest <= 1 + CLOSE,
+                f"a row of measure has norm {longest:.3g}; an evaluation at the sites is noised "
+                "for 1, so scale the rows.",
+            )
 
 
 def check_summary_agrees_with_score(task: Task) -> None:
-    """`summarize` of exact sums equals `score` in each metric that both give."""
+    """`summarize` of exact sums equals `score` in each metric that both give.
+
+    An AUC may differ, because it is measured in bins.
+    """
     shared: set[str] = set()
     for sample in _samples(task):
-        rows = sample.task.measure(sample.predictions, sample.labels)
         exact = sample.task.score(*sample.scored())
-        found = sample.task.summarize(rows.double().sum(0).numpy(), EXAMPLES)
-        for name in exact.metrics.keys() & found.metrics.keys():
-            one, other = exact.metrics[name], found.metrics[name]
+        known: dict[tuple[str, str], float | None] = {
+            (metric, ""): value for metric, value in exact.metrics.items()
+        }
+        for row in exact.per_class:
+            known |= {(metric, row.name): value for metric, value in row.metrics.items()}
+        for found in _summaries(sample, noise=0.0):
+            key = found.metric, found.name
+            if key not in known:
+                continue
+            one, close = known[key], 0.1 if found.metric == "auc" else 1e-4
             ensure(
-                (one is None) == (other is None)
-                and (one is None or other is None or math.isclose(one, other, abs_tol=1e-4)),
-                f"score gives {name} = {one}, and summarize of the exact sum gives {other}.",
+                (one is None) == (found.value is None)
+                and (one is None or found.value is None or abs(one - found.value) <= close),
+                f"score gives {found.metric} = {one}, and summarize of the exact sum gives "
+                f"{found.value}.",
             )
-            shared.add(name)
+            shared.add(found.metric)
         ensure(
-            shared, "score and summarize share no metric, so that a private evaluation says nothing"
+            shared,
+            "score and summarize share no metric, so that an evaluation at the sites says nothing.",
         )
+
+
+def check_intervals_hold_noise(task: Task) -> None:
+    """The interval for noise holds the exact score about as often as it should.
+
+    Noise is drawn many times over one exact sum.  Each score must be held in 85 % of the draws.
+    """
+    rng = np.random.default_rng(0)
+    for sample in _samples(task)[: len(SCALES)]:
+        for part in sample.task.score_parts:
+            exact = _sum(sample, part)
+            truth = [each.value for each in sample.task.summarize(part, exact, 0.0)]
+            for noise in (0.5, 4.0):
+                held = np.zeros(len(truth))
+                for _ in range(DRAWS):
+                    sums = exact + noise * rng.standard_normal(len(exact))
+                    for k, found in enumerate(sample.task.summarize(part, sums, noise)):
+                        value = truth[k]
+                        held[k] += value is None or found.noise_low <= value <= found.noise_high
+                worst = int(held.argmin())
+                ensure(
+                    held[worst] >= LEAST_HELD * DRAWS,
+                    f"score {worst + 1} of part '{part}' lay in {held[worst] / DRAWS:.0%} of the "
+                    f"intervals that summarize gave for noise of {noise:g}; widen them to 95 %.",
+                )
+
+
+def _sum(sample: _Sample, part: str) -> NDArray[np.float64]:
+    rows = sample.task.measure(part, sample.predictions, sample.labels)
+    total: NDArray[np.float64] = rows.double().sum(0).numpy()
+    return total
+
+
+def _summaries(sample: _Sample, *, noise: float) -> list[Estimate]:
+    parts = sample.task.score_parts
+    return [e for part in parts for e in sample.task.summarize(part, _sum(sample, part), noise)]
 
 
 def check_scores(task: Task) -> None:
@@ -223,6 +286,7 @@ CHECKS: tuple[Check, ...] = (
     check_predictions_are_per_example,
     check_rows_are_bounded,
     check_summary_agrees_with_score,
+    check_intervals_hold_noise,
     check_scores,
     check_learning_improves_the_main_metric,
     check_groups,
