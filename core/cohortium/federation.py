@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.runs.prepare import PreparedStudy
     from cohortium.runs.result import Result
+    from cohortium.study.measurement import EvaluationPlan
 
 EVENT_LOG_OBSERVER = "events"
 """The observer that stores a run's events."""
@@ -90,13 +92,20 @@ class Federation(Study):
         from cohortium.runs.driver import start
 
         with torch_threads(self.threads):
-            return start(
-                self.prepare(),
-                out=None if out is None else Path(out),
+            folder = None if out is None else Path(out)
+            prepared = self.prepare()
+            # Refused now rather than after the training.
+            evaluation = self._prepare_evaluation(prepared, engine)
+            result = start(
+                prepared,
+                out=folder,
                 observers=self._observers(observers, is_kept=out is not None),
                 stop=stop,
                 engine=engine,
             )
+            if evaluation is None:
+                return result
+            return self._with_evaluation(result, evaluation, folder, stop=stop, engine=engine)
 
     def resume(
         self,
@@ -132,8 +141,104 @@ class Federation(Study):
         from cohortium.runs.run_directory import RunDirectory
 
         with RunDirectory.reopen(Path(out)) as folder, torch_threads(self.threads):
-            told = self._observers(observers, is_kept=True)
-            return resume(self.prepare(), folder, observers=told, stop=stop)
+            told, prepared = self._observers(observers, is_kept=True), self.prepare()
+            evaluation = self._prepare_evaluation(prepared, None)
+            result = resume(prepared, folder, observers=told, stop=stop)
+        if evaluation is None:
+            return result
+        with torch_threads(self.threads):
+            return self._with_evaluation(result, evaluation, Path(out), stop=stop)
+
+    def evaluate(
+        self,
+        run: str | Path,
+        evaluation: EvaluationPlan | None = None,
+        *,
+        out: str | Path | None = None,
+        observers: Sequence[Observer] = (),
+        stop: Callable[[], bool] = _never_stop,
+        engine: Engine | None = None,
+    ) -> Result:
+        """Evaluate the final weights of a run at the sites of this study.
+
+        An evaluation that was interrupted continues.
+
+        Args:
+            run: Folder of the finished run.  Its weights may be of another federation's study with
+                the same model.
+            evaluation: The evaluation.  None takes the study's own.
+            out: Folder of the evaluation's record.  None takes the folder `evaluation` in `run`.
+            observers: Observers of every event.
+            stop: Called before every attempt. Once it returns true, the evaluation stops there.
+            engine: A running engine to use in place of the study's.
+
+        Guarantees:
+            The sites release one noised sum, which the guarantee of the result covers.
+            The weights do not change.
+
+        Raises:
+            RequestError: The run is not finished, or its evaluation is.
+            StudyError: The study has no evaluation, or one that contradicts it.
+            CohortiumError: The evaluation failed.
+        """
+        from cohortium.learning.evaluation import torch_threads
+        from cohortium.runs.evaluate import EVALUATION, evaluate, final_weights, prepare_evaluation
+
+        chosen = evaluation or self.evaluation
+        if chosen is None:
+            raise StudyError(
+                "the study has no [evaluation]; add one, or give its epsilon and delta."
+            )
+        weights = final_weights(Path(run))
+        with torch_threads(self.threads):
+            return evaluate(
+                prepare_evaluation(self, chosen),
+                weights,
+                out=Path(run) / EVALUATION if out is None else Path(out),
+                observers=self._observers(observers, is_kept=True),
+                stop=stop,
+                engine=engine,
+            )
+
+    def _prepare_evaluation(
+        self, trained: PreparedStudy, engine: Engine | None
+    ) -> PreparedStudy | None:
+        """Prepare the study's evaluation, if it has one, and ask hospitals to accept it."""
+        from cohortium.runs.evaluate import prepare_evaluation
+        from cohortium.runs.invite import invite_sites
+
+        if self.evaluation is None:
+            return None
+        prepared = prepare_evaluation(self, self.evaluation, trained)
+        if prepared.is_deployment:
+            exchange = (engine or self.engine).connect(None)
+            try:
+                invite_sites(exchange, prepared)
+            finally:
+                exchange.close()
+        return prepared
+
+    def _with_evaluation(
+        self,
+        result: Result,
+        evaluation: PreparedStudy,
+        folder: Path | None,
+        *,
+        stop: Callable[[], bool],
+        engine: Engine | None = None,
+    ) -> Result:
+        """Return `result` with the evaluation of its weights."""
+        from cohortium.runs.evaluate import EVALUATION, evaluate
+
+        measured = evaluate(
+            evaluation,
+            result.weights,
+            out=None if folder is None else folder / EVALUATION,
+            observers=self._observers((), is_kept=folder is not None),
+            stop=stop,
+            engine=engine,
+        )
+        return attrs.evolve(result, evaluation=measured)
 
     def _observers(self, others: Sequence[Observer], *, is_kept: bool) -> list[Observer]:
         """Return the study's observers, `others`, and the event log's."""

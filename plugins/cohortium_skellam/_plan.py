@@ -133,15 +133,14 @@ class SkellamPlan:
 
         It keeps sums in the ring.
 
-        It corresponds to one batch with all of a site's declared units, at their mean number.  Each
-        unit has its whole gradient in that value.  For one unit, a sum that is cut off at a bound
-        moves no further than it did before.  So the noise covers it as well.
+        It corresponds to one batch with all of a site's declared units, at their mean number or at
+        `Workload.max_site_share`.  Each unit has its whole gradient in that value.  For one unit, a
+        sum that is cut off at a bound moves no further than it did before.  So the noise covers it
+        as well.
         """
-        return (
-            self.terms.clip_norm
-            * self.federation_spec.num_units(self.terms.unit)
-            / self.federation_spec.cohort_size
-        )
+        whole = self.terms.clip_norm * self.federation_spec.num_units(self.terms.unit)
+        share = self.workload.max_site_share
+        return whole / self.federation_spec.cohort_size if share is None else whole * share
 
     @property
     def share(self) -> float:

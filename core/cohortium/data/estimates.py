@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,8 @@ class Estimate:
         noise_low: Lower end of the 95 % interval for noise alone.  It holds the exact score of the
             examples in the sum.
         noise_high: Upper end of that interval.
-        lowest: Least possible value of the score.  The greatest is 1.
+        lowest: Least possible value of the score.
+        highest: Greatest possible value, or None without one.
     """
 
     metric: str
@@ -61,13 +62,19 @@ class Estimate:
     high: float
     noise_low: float
     noise_high: float
-    lowest: float = field(default=0.0)
+    lowest: float = 0.0
+    highest: float | None = 1.0
 
     @property
     def is_hidden(self) -> bool:
-        """Whether the noise alone leaves more than half of the range open."""
+        """Whether the noise alone leaves half of the range open, or more.
+
+        A value without a greatest one is hidden where its interval reaches its least one.
+        """
+        if self.highest is None:
+            return self.value is None or self.noise_low <= self.lowest
         half = (self.noise_high - self.noise_low) / 2
-        return self.value is None or half >= HIDDEN * (1 - self.lowest)
+        return self.value is None or half >= HIDDEN * (self.highest - self.lowest)
 
 
 @frozen(kw_only=True)
@@ -107,18 +114,19 @@ class Ratio:
         reach = math.sqrt(max(b * b - 4 * a * c, 0.0))
         return (-b - reach) / (2 * a), (-b + reach) / (2 * a)
 
-    def estimate(self, metric: str, name: str = "", *, lowest: float = 0.0) -> Estimate:
+    def estimate(
+        self, metric: str, name: str = "", *, lowest: float = 0.0, highest: float | None = 1.0
+    ) -> Estimate:
         """Return the ratio with its intervals.
 
         Args:
             metric: Key of the metric.
             name: Class, finding or tissue that it describes.
-            lowest: Least possible value.  The greatest is 1.
+            lowest: Least possible value.
+            highest: Greatest possible value, or None without one.
         """
-        return _estimate(
-            metric, name, self.value,
-            self.limits(with_sampling=False), self.limits(with_sampling=True), lowest=lowest,
-        )  # fmt: skip
+        noise, both = self.limits(with_sampling=False), self.limits(with_sampling=True)
+        return _estimate(metric, name, self.value, noise, both, span=(lowest, highest))
 
 
 def _estimate(
@@ -128,7 +136,7 @@ def _estimate(
     noise: tuple[float, float],
     both: tuple[float, float],
     *,
-    lowest: float,
+    span: tuple[float, float | None],
 ) -> Estimate:
     """Return the estimate whose intervals are cut at the ends of the range.
 
@@ -136,17 +144,19 @@ def _estimate(
     """
 
     def cut(limit: float) -> float:
-        return min(max(limit, lowest), 1.0)
+        above = max(float(limit), span[0])
+        return above if span[1] is None else min(above, span[1])
 
     return Estimate(
         metric=metric,
         name=name,
-        value=value,
+        value=None if value is None else float(value),
         low=cut(min(both[0], noise[0])),
         high=cut(max(both[1], noise[1])),
         noise_low=cut(noise[0]),
         noise_high=cut(noise[1]),
-        lowest=lowest,
+        lowest=span[0],
+        highest=span[1],
     )
 
 
@@ -294,7 +304,7 @@ def mean_of_ratios(
     pairs = [(ratio, value) for ratio in ratios if (value := ratio.value) is not None]
     if not pairs:
         unbounded = (-math.inf, math.inf)
-        return _estimate(metric, "", None, unbounded, unbounded, lowest=lowest)
+        return _estimate(metric, "", None, unbounded, unbounded, span=(lowest, 1.0))
     centre = sum(value for _, value in pairs) / len(pairs)
     gather = math.fsum if have_shared_examples else _root_sum_of_squares
 
@@ -317,7 +327,7 @@ def mean_of_ratios(
         centre,
         (centre - noise_down, centre + noise_up),
         (centre - down, centre + up),
-        lowest=lowest,
+        span=(lowest, 1.0),
     )
 
 

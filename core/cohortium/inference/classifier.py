@@ -10,7 +10,6 @@ This needs only the study's model, and neither its data nor its other plugins.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
@@ -24,11 +23,14 @@ from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info, result
+from cohortium.runs.saved_weights import read_weights
 from cohortium.study import toml
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
     from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Model
@@ -84,7 +86,7 @@ class Classifier:
         )
         net = build_network(model, known.spec, _weights_seed(study))
         path = folder / (result.BEST if round == "best" else result.LAST)
-        tensors, notes = _read_weights(path)
+        tensors, notes = read_weights(path)
         try:
             parameters.load_state_dict(net, tensors)
         except ValueError as error:
@@ -159,23 +161,3 @@ def _require_same(sha256: str, result: dict[str, Any], path: Path) -> None:
             f"the weights in {path} are not those of result.json next to it; one of the two was "
             "replaced: take both from one run."
         )
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a checkpoint by name, and its metadata."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        if path.name == Path(result.BEST).name:
-            raise RequestError(
-                f"{path.parent.parent} keeps no best round: the run was not scored on validation "
-                "images, which have to be public; use --weights last."
-            )
-        raise RequestError(f"{path.parent.parent} holds no weights: no round is complete yet.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - a file
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
-    except SafetensorError as error:
-        raise DataError(f"{path} is no whole safetensors file ({error}); copy it anew.") from error

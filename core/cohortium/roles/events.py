@@ -160,6 +160,7 @@ class RoundCompleted:
         seconds_train: Time spent waiting for sites, which train meanwhile.
         seconds_aggregate: Time of the coordinator's own work.
         stages: The stages of the attempt that succeeded, in order.
+        measured: The sum of a statistic's rows.  Empty where the sites train.
     """
 
     round: int
@@ -172,6 +173,7 @@ class RoundCompleted:
     seconds_train: float
     seconds_aggregate: float
     stages: tuple[StageStats, ...] = ()
+    measured: tuple[float, ...] = ()
 
     def row(self, metrics: tuple[str, ...] = ()) -> dict[str, float | int | None]:
         """Return the round's numbers, always by the same names.

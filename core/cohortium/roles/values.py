@@ -128,6 +128,9 @@ class Workload:
         fewest: Examples that a batch needs where it hides nothing.  It is 2 where the network
             cannot train on one example, as with batch normalisation.  A trainer need not declare
             it: Cohortium finds it by a trial of the network.
+        max_site_share: Largest share of all declared units that one site's batch may have, where
+            its sum may take any value up to it.  A privatizer sizes its ring for it, and cuts
+            larger values off.  None stands for the mean share, one over the cohort.
     """
 
     output: Literal["update", "gradient"]
@@ -136,6 +139,7 @@ class Workload:
     batch_size: int | None = None
     epochs: int | None = None
     fewest: int = field(default=1, validator=ge(1))
+    max_site_share: float | None = field(default=None, validator=optional([gt(0), le(1)]))
 
 
 @frozen(eq=False, kw_only=True)
@@ -153,6 +157,8 @@ class LocalTask:
         generator: Generator for augmentation, on the CPU.  Under example-level privacy it is
             secret, because the treatment of one example depends on the other examples drawn.
         state: The trainer's state at this site after its last round.  Empty at first.
+        groups: The group of each example, by column of groups, shape (N,) each.  -1 stands for an
+            unknown group.
     """
 
     net: nn.Module
@@ -164,6 +170,7 @@ class LocalTask:
     workload: Workload
     generator: torch.Generator
     state: Mapping[str, Tensor]
+    groups: Mapping[str, Tensor] = field(factory=dict)
 
 
 @frozen(eq=False, kw_only=True)

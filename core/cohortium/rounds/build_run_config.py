@@ -18,6 +18,7 @@ from cohortium.crypto.randomness import Randomness, Seeds
 from cohortium.errors import PrivacyError
 from cohortium.learning.evaluation import resolve_device
 from cohortium.roles.values import FederationSpec
+from cohortium.rounds.build_measuring_config import build_measuring_config
 from cohortium.rounds.dry_run import dry_run, require_transmittable
 from cohortium.rounds.min_batch import with_min_batch_size
 from cohortium.rounds.network_size import PROBE_IMAGES, count_parameters, estimate_memory
@@ -98,6 +99,17 @@ def build_run_config(
     federation_spec = to_federation_spec(federation, examples=spec.examples, patients=spec.patients)
     # The cheapest refusal first: the search for the noise takes seconds.
     federation.aggregator.confidentiality(federation_spec)
+    if federation.measurement is not None:
+        return build_measuring_config(
+            federation,
+            spec,
+            federation_spec,
+            seeds=seeds,
+            secret=run_randomness(federation),
+            session=session,
+            directory=directory,
+            policy=policy,
+        )
     workload = federation.trainer.workload(federation_spec)
 
     def planned(parameters: int) -> RunConfig:

@@ -38,12 +38,14 @@ class AttemptResult:
         dropped: Sites that were asked and are not in the sum.
         failures: Reasons of the dropped sites that reported one.
         upload_bytes: The largest number of bytes that one site sent.
+        measured: The sum of a statistic's rows.  Empty where the sites train.
     """
 
     contributors: tuple[SiteId, ...]
     dropped: tuple[SiteId, ...]
     failures: tuple[SiteFailed, ...]
     upload_bytes: int
+    measured: tuple[float, ...] = ()
 
 
 class Coordinator:
@@ -138,7 +140,7 @@ class Coordinator:
         return site not in self._failures
 
     def finish_attempt(self) -> AttemptResult:
-        """End the attempt and move the weights.
+        """End the attempt and move the weights, or return the measured sum.
 
         Raises:
             TooFewSitesError: Too few sites replied. The weights have not moved.
@@ -153,13 +155,32 @@ class Coordinator:
                 f"{len(total.contributors)} sites contributed, but min_contributors is {need}."
                 f"{self._reasons()}"
             )
-        self._step(self._run_config.plan.decode(total))
+        mean = self._run_config.plan.decode(total)
+        measured: tuple[float, ...] = ()
+        if self._run_config.statistic is None:
+            self._step(mean)
+        else:
+            measured = self._sums(mean, len(total.contributors))
         return AttemptResult(
             contributors=total.contributors,
             dropped=tuple(s for s in self._asked if s not in total.contributors),
             failures=self.failures,
             upload_bytes=max(self._uploads.values(), default=0),
+            measured=measured,
         )
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with `weights` in place of the initial ones.
+
+        Raises:
+            RunError: They are of another network.
+        """
+        try:
+            parameters.load_state_dict(self.net, weights)
+        except ValueError as error:
+            raise RunError(
+                f"the weights are of another network than the study makes: {error}."
+            ) from error
 
     def state(self) -> dict[str, Any]:
         """Return the state so far: weights, server optimizer and its schedule."""
@@ -212,6 +233,11 @@ class Coordinator:
             for buffer in parameters.statistics(self.net):
                 buffer.add_(mean[position : position + buffer.numel()].view_as(buffer))
                 position += buffer.numel()
+
+    def _sums(self, mean: Tensor, contributors: int) -> tuple[float, ...]:
+        """Return the sum of a statistic's rows over the contributors' examples."""
+        spec = self._run_config.federation_spec
+        return tuple((mean.double() * (contributors * spec.examples_per_site)).tolist())
 
     def _fail(self, site: SiteId, code: str, reason: str) -> None:
         self._failures[site] = self._failure(site, code, reason)

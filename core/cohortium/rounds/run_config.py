@@ -10,6 +10,7 @@ from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import StudyError
 from cohortium.roles.values import AggregationConfig
+from cohortium.statistics.measuring import MeasuringTrainer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Aggregator, Model, Trainer
     from cohortium.roles.sessions import PrivacyPlan
     from cohortium.roles.values import FederationSpec, Workload
+    from cohortium.statistics.statistic import Statistic
 
 
 @frozen(kw_only=True)
@@ -98,6 +100,11 @@ class RunConfig:
             federation_spec=self.federation_spec,
             directory=self.directory,
         )
+
+    @property
+    def statistic(self) -> Statistic | None:
+        """The statistic that sites release in place of training, or None."""
+        return self.trainer.statistic if isinstance(self.trainer, MeasuringTrainer) else None
 
     def network(self) -> nn.Module:
         """Build the initial network on the run's device, equal at every party."""

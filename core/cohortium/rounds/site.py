@@ -28,6 +28,7 @@ from cohortium.rounds.guard import guard
 from cohortium.rounds.shared_model import SharedModel
 from cohortium.storage.append_log import MemoryJournal
 from cohortium.storage.trainer_state import TrainerState
+from cohortium.study.measurement import SITE
 
 if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
@@ -212,6 +213,7 @@ class Site:
             workload=run_config.workload,
             generator=generator,
             state=before,
+            groups={SITE: torch.full((len(self._labels),), self._site, device=run_config.device)},
         )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 import tomli_w
 from attrs import frozen
 
@@ -19,16 +20,19 @@ from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
 from cohortium.runs.invite import invite_sites
-from cohortium.runs.result import OwnScores, Result, Timings, versions
+from cohortium.runs.result import Measured, OwnScores, Result, Timings, versions
 from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, run_ledger
 from cohortium.runs.run_state import RunState, run_fingerprint
 from cohortium.runs.site_scores import own_scores, personalises, score_sites
+from cohortium.statistics.noise import noise_of_sum
 from cohortium.storage.atomic import atomic_write
 from cohortium.study import toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from cohortium.data.examples import Examples
     from cohortium.data.predictions import Predictions
@@ -47,9 +51,21 @@ def start(
     observers: Sequence[Observer],
     stop: Callable[[], bool],
     engine: Engine | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Result:
-    """Run a prepared study (see `Federation.run`)."""
+    """Run a prepared study (see `Federation.run`).
+
+    Args:
+        prepared: The study.
+        out: Folder of the run's record, or None.
+        observers: Observers of every event.
+        stop: Whether the user has asked to stop.
+        engine: A running engine to use in place of the study's.
+        weights: Weights to begin with, or None for the initial ones.
+    """
     coordinator = Coordinator(prepared.run_config)
+    if weights is not None:
+        coordinator.load_weights(weights)
     listeners = [observer.start_run() for observer in observers]
     # The folder last: until then, each party may refuse, and nothing has to be removed.
     with _engine_session(prepared, out, engine) as (exchange, site_warnings):
@@ -72,8 +88,17 @@ def resume(
     *,
     observers: Sequence[Observer],
     stop: Callable[[], bool],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Result:
-    """Continue the run in `folder` (see `Federation.resume`)."""
+    """Continue the run in `folder` (see `Federation.resume`).
+
+    Args:
+        prepared: The study.
+        folder: Folder of the run.
+        observers: Observers of every event.
+        stop: Whether the user has asked to stop.
+        weights: Weights with which the run began, or None for the initial ones.
+    """
     checkpoint = folder.read_checkpoint()
     if checkpoint is not None:
         run_config = attrs.evolve(prepared.run_config, session=checkpoint.session)
@@ -86,6 +111,8 @@ def resume(
     )
     if checkpoint is not None:
         run_state.restore(checkpoint)
+    elif weights is not None:
+        run_state.coordinator.load_weights(weights)
     _remember_observers(prepared, folder)
     listeners = [observer.start_run() for observer in observers]
     with _engine_session(prepared, folder.path) as (exchange, site_warnings):
@@ -232,6 +259,7 @@ class RunDriver:
             seconds_train=played.exchange_seconds,
             seconds_aggregate=time.perf_counter() - began - played.exchange_seconds,
             stages=played.stages,
+            measured=outcome.measured,
         )
         run_state.complete_round(event)
         self.notify(event)
@@ -312,7 +340,24 @@ class RunDriver:
             data=self.prepared.dataset_info.name,
             is_personal=personalises(run_config.trainer, net),
             own=own,
+            measured=self._measured(),
             provenance=collect_provenance(self.prepared.federation),
+        )
+
+    def _measured(self) -> Measured | None:
+        """Return the estimates of the last round, or None where the sites train."""
+        run_config, last = self.prepared.run_config, self.run_state.history[-1]
+        if run_config.statistic is None:
+            return None
+        noise = noise_of_sum(run_config.plan.guarantee, len(last.contributors))
+        sums = np.array(last.measured)
+        return Measured(
+            contributors=len(last.contributors),
+            examples=run_config.spec.examples,
+            noise=noise,
+            cells=run_config.statistic.cells,
+            sums=last.measured,
+            estimates=run_config.statistic.estimate(sums, noise),
         )
 
     def notify(self, event: Event) -> None:

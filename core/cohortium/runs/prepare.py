@@ -18,6 +18,7 @@ from cohortium.rounds.build_run_config import build_run_config, run_randomness, 
 from cohortium.rounds.site import SimulatedSiteFactory
 from cohortium.runs.dataset_info import DatasetInfo
 from cohortium.runs.holdout import hold_out
+from cohortium.runs.site_test_images import test_images
 from cohortium.storage.trainer_state import TrainerStateFile
 
 if TYPE_CHECKING:
@@ -136,9 +137,14 @@ class PreparedStudy:
             site,
             self.splits.train.select(self.partition[site]),
             identity=None if self.identities is None else self.identities[site],
-            account=None if ledger is None else Account(ledger, f"site {site}"),
+            account=None if ledger is None else Account(ledger, self._account_name(site)),
             store=None if state is None else TrainerStateFile(state, session),
         )
+
+    def _account_name(self, site: SiteId) -> str:
+        measurement = self.federation.measurement
+        is_test = measurement is not None and measurement.data == "test"
+        return f"site {site}, test images" if is_test else f"site {site}"
 
     def trainer_state_path(self, site: SiteId, states: Path) -> Path:
         """Return the file in `states` of a simulated site's trainer state."""
@@ -158,20 +164,30 @@ class PreparedStudy:
         }
 
 
-def prepare(federation: Study) -> PreparedStudy:
-    """Load, partition and plan a study (see `Federation.prepare`)."""
+def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy:
+    """Load, partition and plan a study (see `Federation.prepare`).
+
+    Args:
+        federation: The study.
+        loaded: Its data, if they are loaded already.
+    """
     # The study alone decides this, so a refusal needs neither torch nor the data.
     federation.aggregator.confidentiality(to_federation_spec(federation, examples=federation.sites))
     if federation.data is not None:
-        return _prepare_deployment(federation)
+        return _prepare_deployment(federation, loaded)
     assert federation.dataset is not None
-    splits = federation.dataset.load()
+    splits = federation.dataset.load() if loaded is None else loaded
     splits.require_learnable()
     seeds, spec = Seeds(federation.seed), splits.spec
     partition, held = hold_out(
         splits.train, _partition(federation, splits, seeds), federation.holdout_fraction, seeds
     )
-    if federation.holdout_fraction:
+    if federation.measurement is not None and federation.measurement.data == "test":
+        splits, partition = test_images(federation, splits, partition, held)
+        held = ()
+    if federation.measurement is not None:
+        splits = attrs.evolve(splits, validation=None, test=None)
+    if federation.measurement is not None or federation.holdout_fraction:
         spec = _declared_sizes(splits.train, partition, spec)
     secret = run_randomness(federation)
     identities = _signing_keys(federation, secret)
@@ -181,7 +197,8 @@ def prepare(federation: Study) -> PreparedStudy:
         session=secret.secret_bytes(16, "session"),
         directory=None if identities is None else KeyDirectory(tuple(i.public for i in identities)),
     )
-    _require_enough(partition, run_config.workload.fewest)
+    if federation.measurement is None:
+        _require_enough(partition, run_config.workload.fewest)
     return PreparedStudy(
         federation=federation,
         run_config=run_config,
@@ -222,11 +239,13 @@ def _described(spec: DataSpec) -> str:
     )
 
 
-def _prepare_deployment(federation: Study) -> PreparedStudy:
+def _prepare_deployment(federation: Study, loaded: Splits | None) -> PreparedStudy:
     """Plan a deployment from the study's declarations, without hospitals' data."""
     spec = federation.data
     assert spec is not None
-    public = None if federation.dataset is None else federation.dataset.load()
+    public = loaded
+    if public is None and federation.dataset is not None:
+        public = federation.dataset.load()
     if public is not None and not spec.describes(public.spec):
         raise StudyError(
             f"the public images of [dataset] are {_described(public.spec)}; [data] declares "

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
+from cohortium.data.estimates import Estimate
 from cohortium.data.predictions import Predictions
 from cohortium.data.scores import Scores, metric_name
 from cohortium.errors import RequestError, StudyError
@@ -83,6 +84,27 @@ class OwnScores:
 
 
 @frozen(kw_only=True)
+class Measured:
+    """A statistic that the sites released, with estimates from it.
+
+    Attributes:
+        contributors: Number of sites in the sum.
+        examples: Declared examples over all sites.
+        noise: Standard deviation of the noise on each value of the sum.
+        cells: Names of the values of the sum.
+        sums: The noised sum of the rows.
+        estimates: Estimates with intervals.
+    """
+
+    contributors: int
+    examples: int
+    noise: float
+    cells: tuple[str, ...] = attrs.field(repr=False)
+    sums: tuple[float, ...] = attrs.field(repr=False)
+    estimates: tuple[Estimate, ...]
+
+
+@frozen(kw_only=True)
 class StoredResult:
     """Part of a result that `result.json` holds, except for the history.
 
@@ -103,6 +125,7 @@ class StoredResult:
             no site uses.
         own: Scores on the images that simulated sites held out. None if they held out none, or if
             the run is not stored on disk.
+        measured: Statistic that the sites released, or None where they trained.
         provenance: By part, the origin of its code in addition to the plugins (see `provenance`).
     """
 
@@ -120,6 +143,7 @@ class StoredResult:
     data: str = ""
     is_personal: bool = False
     own: OwnScores | None = None
+    measured: Measured | None = None
     provenance: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, repr=False)
 
 
@@ -131,11 +155,13 @@ class Result(StoredResult):
         history: One event for each round. `history.rows()` is a tidy table.
         weights: The final global weights by name.
         folder: Directory of the run, or None.
+        evaluation: Result of the evaluation at the sites, or None without one.
     """
 
     history: History = attrs.field(repr=False)
     weights: Mapping[str, Tensor] = attrs.field(repr=False, eq=False)
     folder: Path | None = None
+    evaluation: Result | None = attrs.field(default=None, repr=False)
 
     @property
     def accuracy(self) -> float | None:
@@ -149,6 +175,7 @@ class Result(StoredResult):
             "data": self.data,
             "is_personal": self.is_personal,
             "own": None if self.own is None else attrs.asdict(self.own),
+            "measured": None if self.measured is None else attrs.asdict(self.measured),
             "accuracy": self.accuracy,
             "scores": None if scores is None else attrs.asdict(scores),
             "calibration_error": None if scores is None else scores.calibration_error,

@@ -243,6 +243,16 @@ def resume_command(path: Path) -> str:
     return f"`cohortium resume {shlex.quote(str(path))}`"
 
 
+def has_run(path: Path) -> bool:
+    """Return whether `path` holds a run, in any state."""
+    return (path / STUDY).exists()
+
+
+def is_finished(path: Path) -> bool:
+    """Return whether the run in `path` has its result."""
+    return (path / STUDY).exists() and (path / RESULT).exists()
+
+
 def has_checkpoint(path: Path) -> bool:
     """Return whether `path` has a checkpoint to resume a run from."""
     return (path / CHECKPOINT).exists()

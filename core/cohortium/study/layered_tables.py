@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from cohortium.errors import RequestError, StudyError
 from cohortium.study import toml
-from cohortium.study.study import STUDY_ROLES
+from cohortium.study.study import STUDY_ROLES, VALUES
 from cohortium.text import did_you_mean, quote_key, truncate
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Tables = dict[str, dict[str, Any]]
 """A parsed study: `federation`, then one table for each role."""
 
-TABLES = ("federation", "data", *STUDY_ROLES)
+TABLES = ("federation", *VALUES, *STUDY_ROLES)
 """The tables of a study file."""
 
 Path = tuple[str, ...]

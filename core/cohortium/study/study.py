@@ -24,6 +24,7 @@ from cohortium.roles.protocols import (
     Trainer,
 )
 from cohortium.roles.values import Adversary
+from cohortium.study.measurement import EvaluationPlan, Measurement
 
 Part = TypeVar("Part")
 
@@ -44,6 +45,10 @@ With more threads, OpenMP ends the process without an error message.
 
 STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role not in ("observer", "task"))
 """Roles that a federation fills, in the order of a study file."""
+
+
+VALUES = ("data", "evaluation", "measurement")
+"""Tables of a study file that describe a value of the core, and no role."""
 
 
 MAX_TIMEOUT = 1e7
@@ -114,6 +119,8 @@ class Study:
             be written out.
         aggregator: The method that sums releases.
         engine: The transport of messages.
+        evaluation: Evaluation of the trained model at the sites, or None.
+        measurement: A statistic that the sites release in place of training, or None.
         sites: Number of hospitals in the federation.
         rounds: Number of times that the global weights move.
         seed: Seed of all public randomness: initial weights, partition, augmentation.
@@ -154,6 +161,8 @@ class Study:
     privatizer: Privatizer = field(converter=_privatizer)
     aggregator: Aggregator = field(converter=_aggregator)
     engine: Engine = field(factory=lambda: _engine("inline"), converter=_engine)
+    evaluation: EvaluationPlan | None = None
+    measurement: Measurement | None = None
 
     sites: int = field(default=10, validator=[ge(1), le(MAX_SITES)])
     rounds: int = field(default=60, validator=[ge(1), le(MAX_ROUNDS)])
@@ -206,8 +215,9 @@ class Study:
                 term: toml_tables.to_toml_value(getattr(self, term)) for term in FEDERATION_KEYS
             }
         }
-        if self.data is not None:
-            tables["data"] = toml_tables.to_values(catalog, self.data)
+        for name in VALUES:
+            if getattr(self, name) is not None:
+                tables[name] = toml_tables.to_values(catalog, getattr(self, name))
         for role in STUDY_ROLES:
             if getattr(self, role) is not None:
                 tables[role] = toml_tables.to_table(catalog, role, getattr(self, role))
@@ -227,5 +237,7 @@ class Study:
         }
 
 
-FEDERATION_KEYS = tuple(f.name for f in attrs.fields(Study) if f.name not in ("data", *STUDY_ROLES))
+FEDERATION_KEYS = tuple(
+    f.name for f in attrs.fields(Study) if f.name not in (*VALUES, *STUDY_ROLES)
+)
 """The keys of a study file's `[federation]` table."""

@@ -16,7 +16,7 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import evolve
 
@@ -27,6 +27,7 @@ from cohortium.errors import RequestError, StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.layered_tables import TABLES, Layer, Resolved, Tables, merge, resolve
+from cohortium.study.measurement import EvaluationPlan, Measurement
 from cohortium.study.study import FEDERATION_KEYS, STUDY_ROLES, Study
 from cohortium.text import MAX_SHOWN, did_you_mean, escape_control_characters, quote_key
 
@@ -52,6 +53,15 @@ __all__ = [
 ]
 
 S = TypeVar("S", bound=Study)
+
+_VALUES: Final = MappingProxyType(
+    {
+        "data": (DataSpec, "the data"),
+        "evaluation": (EvaluationPlan, "the evaluation"),
+        "measurement": (Measurement, "the measurement"),
+    }
+)
+"""Class of each table that is no role, and its name in errors."""
 
 SIMULATED = ("dataset", "partitioner")
 """Tables that have no default in the study of a deployment."""
@@ -204,10 +214,11 @@ def build(
     }
     if engine is not None:
         roles["engine"] = engine
-    if is_deployed:
-        roles["data"] = construction.build_value(
-            catalog, DataSpec, tables["data"], where=f"{where} [data]", what="the data"
-        )
+    for name, (kind, what) in _VALUES.items():
+        if name in tables:
+            roles[name] = construction.build_value(
+                catalog, kind, tables[name], where=f"{where} [{name}]", what=what
+            )
     terms, own = tables.get("federation", {}), overrides.get("federation", {})
     for key in terms:
         if key not in FEDERATION_KEYS:

@@ -1,0 +1,95 @@
+"""Evaluation of a trained model at the sites of its run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cohortium.errors import RequestError
+from cohortium.runs.driver import resume, start
+from cohortium.runs.prepare import prepare
+from cohortium.runs.result import LAST, RESULT
+from cohortium.runs.run_directory import RunDirectory, has_run
+from cohortium.runs.saved_weights import read_weights
+from cohortium.study.evaluation_study import evaluation_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cohortium.roles.protocols import Engine, Observer
+    from cohortium.runs.prepare import PreparedStudy
+    from cohortium.runs.result import Result
+    from cohortium.study.measurement import EvaluationPlan
+    from cohortium.study.study import Study
+
+EVALUATION = "evaluation"
+"""Folder of the evaluation, in the folder of the run whose model it evaluates."""
+
+
+def prepare_evaluation(
+    study: Study, evaluation: EvaluationPlan, trained: PreparedStudy | None = None
+) -> PreparedStudy:
+    """Prepare the evaluation of a study's model, or refuse it.
+
+    Args:
+        study: The study that trains.
+        evaluation: The evaluation.
+        trained: The prepared study that trains, whose data are used again.  None loads them.
+
+    Raises:
+        CohortiumError: The evaluation cannot be run in its present form.
+    """
+    loaded = None if trained is None else trained.loaded_splits
+    return prepare(evaluation_study(study, evaluation), loaded=loaded)
+
+
+def evaluate(
+    prepared: PreparedStudy,
+    weights: Mapping[str, Tensor],
+    *,
+    out: Path | None,
+    observers: Sequence[Observer],
+    stop: Callable[[], bool],
+    engine: Engine | None = None,
+) -> Result:
+    """Run an evaluation to its end, or continue the one in `out`.
+
+    An evaluation is a run of its own, in a folder of its own.
+
+    Args:
+        prepared: The prepared evaluation.
+        weights: Weights of the model.
+        out: Folder of its record, or None.
+        observers: Observers of every event.
+        stop: Whether the user has asked to stop.
+        engine: A running engine to use in place of the study's.
+
+    Guarantees:
+        The weights do not change.
+        An interrupted attempt counts as spent, as in every run.
+
+    Raises:
+        RequestError: The evaluation in `out` is complete.
+        CohortiumError: The run failed.
+    """
+    if out is None or not has_run(out):
+        return start(
+            prepared, out=out, observers=observers, stop=stop, engine=engine, weights=weights
+        )
+    with RunDirectory.reopen(out) as folder:
+        return resume(prepared, folder, observers=observers, stop=stop, weights=weights)
+
+
+def final_weights(folder: Path) -> Mapping[str, Tensor]:
+    """Return the final weights of the finished run in `folder`.
+
+    Raises:
+        RequestError: The run is not finished.
+        DataError: The weights are damaged.
+    """
+    if not (folder / RESULT).exists():
+        raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
+    tensors, _ = read_weights(folder / LAST)
+    return tensors

@@ -1,0 +1,1 @@
+"""Statistics that sites release as noised sums: scores of a model, and facts about images."""

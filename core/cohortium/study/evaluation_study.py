@@ -1,0 +1,90 @@
+"""The study of an evaluation: the same federation, whose sites release scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import attrs
+
+from cohortium.errors import StudyError
+from cohortium.study.measurement import Measurement
+from cohortium.study.study import Study
+
+if TYPE_CHECKING:
+    from cohortium.data.examples import DataSpec
+    from cohortium.roles.protocols import Privatizer
+    from cohortium.study.measurement import EvaluationPlan
+
+S = TypeVar("S", bound=Study)
+
+
+def evaluation_study(study: S, evaluation: EvaluationPlan) -> S:
+    """Return the study that evaluates the model of `study` at its sites.
+
+    Args:
+        study: The study that trains.
+        evaluation: Its evaluation.
+
+    Raises:
+        StudyError: The evaluation contradicts the study.
+    """
+    return attrs.evolve(
+        study,
+        evaluation=None,
+        measurement=Measurement(parts=evaluation.parts, by=evaluation.by),
+        data=_test_data(study, evaluation),
+        privatizer=measuring_privatizer(
+            evaluation.privatizer or study.privatizer, evaluation.epsilon, evaluation.delta
+        ),
+        rounds=1,
+        retries=evaluation.retries,
+        cohort_size=0,
+        observers=(),
+    )
+
+
+def _test_data(study: Study, evaluation: EvaluationPlan) -> DataSpec | None:
+    """Return the declared facts about the hospitals' test images, or None in a simulation."""
+    declared = evaluation.examples, evaluation.patients
+    if study.data is None:
+        if declared != (None, None):
+            raise StudyError(
+                "[evaluation] examples and patients are for a deployment; a simulation counts the "
+                "test images itself."
+            )
+        return None
+    if evaluation.examples is None:
+        raise StudyError(
+            "[evaluation] needs examples, the number of test images over all hospitals together; "
+            "ask them, and declare it."
+        )
+    return attrs.evolve(study.data, examples=evaluation.examples, patients=evaluation.patients)
+
+
+def measuring_privatizer(
+    privatizer: Privatizer, epsilon: float | None, delta: float | None
+) -> Privatizer:
+    """Return `privatizer` for rows of norm 1, with another ε and δ where they are given.
+
+    Raises:
+        StudyError: The privatizer has no such parameter, or hides whole sites.
+    """
+    value = cast("Any", privatizer)
+    names = {each.name for each in attrs.fields(type(value))}
+    wanted = {"epsilon": epsilon, "delta": delta}
+    changes: dict[str, float] = {name: v for name, v in wanted.items() if v is not None}
+    odd = sorted(changes.keys() - names)
+    if odd:
+        raise StudyError(
+            f"the evaluation has {odd[0]} = {changes[odd[0]]:g}, and its privatizer has no such "
+            "parameter; leave it out, or name another under [evaluation.privatizer]."
+        )
+    if getattr(privatizer, "unit", None) == "site":
+        raise StudyError(
+            "the evaluation sums single examples, and its privatizer hides whole sites; name one "
+            "with unit 'example' or 'patient' under [evaluation.privatizer]."
+        )
+    if "clip_norm" in names:
+        changes["clip_norm"] = 1.0
+    found: Privatizer = attrs.evolve(value, **changes)
+    return found

@@ -1,0 +1,259 @@
+"""Evaluation at simulated sites: exact sums, noised sums, dropouts, interruptions, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+import pytest
+
+from cohortium import Federation
+from cohortium.errors import RequestError, StoppedError, StudyError
+from cohortium.learning.evaluation import Evaluation
+from cohortium.ledger.ledger import Ledger
+from cohortium.study.measurement import EvaluationPlan, Measurement
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
+from cohortium_natural import Natural
+from cohortium_none import NoPrivacy
+from cohortium_plain import Plain
+from cohortium_secagg import SecAgg
+from cohortium_skellam import Skellam
+from tests.support.federations import FaultyEngine, QuadrantImages, tiny_federation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cohortium.runs.result import Result
+
+EVALUATION = EvaluationPlan(by=("site",))
+
+
+def study(**more: Any) -> Federation:
+    return tiny_federation(
+        **{
+            "sites": 5,
+            "rounds": 1,
+            "holdout_fraction": 0.4,
+            "evaluation": EVALUATION,
+            "trainer": FedSGD(sampling_rate=1.0),
+            **more,
+        }
+    )
+
+
+def measured(result: Result) -> Any:
+    assert result.evaluation is not None
+    assert result.evaluation.measured is not None
+    return result.evaluation.measured
+
+
+def exact_scores(federation: Federation, result: Result, sites: Any = None) -> Any:
+    """Return the scores on all held-out images of some sites together."""
+    prepared = federation.prepare()
+    run_config = prepared.run_config
+    chosen = range(len(prepared.holdout)) if sites is None else sites
+    held = np.concatenate([prepared.holdout[site] for site in chosen])
+    watch = Evaluation.of(
+        prepared.splits.train.select(held), run_config.spec, run_config.model, "cpu"
+    )
+    assert watch is not None
+    net = run_config.network()
+    from cohortium import parameters
+
+    parameters.load_state_dict(net, result.weights)
+    return watch.score(net)
+
+
+@pytest.mark.parametrize("aggregator", [Plain(), SecAgg()], ids=["plain", "secagg"])
+def test_without_noise_the_sum_gives_the_exact_pooled_scores(aggregator: Any) -> None:
+    federation = study(aggregator=aggregator)
+    result = federation.run()
+    exact = exact_scores(federation, result)
+    found = {(e.metric, e.name): e for e in measured(result).estimates if not e.group}
+    assert found["accuracy", ""].value == pytest.approx(exact.metrics["accuracy"], abs=1e-4)
+    assert found["balanced_accuracy", ""].value == pytest.approx(
+        exact.metrics["balanced_accuracy"], abs=1e-4
+    )
+    for row in exact.per_class:
+        for metric in ("sensitivity", "specificity"):
+            assert found[metric, row.name].value == pytest.approx(row.metrics[metric], abs=1e-4)
+    assert measured(result).noise == 0
+    assert result.evaluation is not None
+    assert result.evaluation.weights_sha256 == result.weights_sha256
+
+
+def test_plain_and_secagg_give_the_same_bits() -> None:
+    noise = Gaussian(epsilon=3.0, delta=1e-4)
+    sums = [
+        measured(
+            study(aggregator=aggregator, privatizer=noise, insecure_seeded_secrets=True).run()
+        ).sums
+        for aggregator in (Plain(), SecAgg())
+    ]
+    assert sums[0] == sums[1]
+
+
+@pytest.mark.parametrize("noise", ["local", "distributed"])
+def test_noise_is_as_large_as_the_result_says(noise: Any) -> None:
+    federation = study(
+        privatizer=Gaussian(epsilon=4.0, delta=1e-4, noise=noise, clip_norm=3.0),
+        aggregator=SecAgg(), min_contributors=4, max_colluding=1,
+    )  # fmt: skip
+    exact = np.array(measured(attrs.evolve(federation, privatizer=NoPrivacy()).run()).sums)
+    # A run without privacy trains other weights, so the noise shows where every score is known:
+    # in cells of the bins of an AUC that no example is in, most of which are the same.
+    found = measured(federation.run())
+    quiet = np.array([abs(e) < 0.5 for e in exact]) & np.array(
+        [cell.startswith("auc") for cell in found.cells]
+    )
+    spread = np.array(found.sums)[quiet].std()
+    assert quiet.sum() > 20
+    assert 0.3 * found.noise < spread < 3 * found.noise
+
+
+def test_skellam_noise_can_be_used() -> None:
+    federation = study(
+        evaluation=EvaluationPlan(
+            parts=("accuracy",), privatizer=Skellam(epsilon=8.0, delta=1e-4, noise="local")
+        )
+    )
+    (estimate, *_) = measured(federation.run()).estimates
+    assert estimate.low <= estimate.high
+
+
+def test_a_lost_site_leaves_the_score_of_the_others() -> None:
+    def lose_site_2(exchange: int, site: int, reply: bytes) -> bytes | None:
+        return None if site == 2 and exchange > 0 else reply
+
+    federation = study(aggregator=Plain(), min_contributors=3, engine=FaultyEngine(lose_site_2))
+    result = federation.run()
+    assert measured(result).contributors in (4, 5)
+    evaluation = federation.evaluation
+    assert evaluation is not None
+    losing = attrs.evolve(
+        federation, engine=FaultyEngine(lambda _, site, reply: None if site == 2 else reply)
+    )
+    again = losing.run()
+    exact = exact_scores(losing, again, sites=(0, 1, 3, 4))
+    assert measured(again).contributors == 4
+    assert measured(again).estimates[0].value == pytest.approx(exact.main, abs=1e-4)
+
+
+def test_natural_centres_are_scored_on_their_test_images() -> None:
+    federation = study(
+        dataset=QuadrantImages(), partitioner=Natural(), sites=4, holdout_fraction=0.0
+    )
+    result = federation.run()
+    assert result.scores is not None
+    assert measured(result).examples == result.scores.images
+    assert measured(result).estimates[0].value == pytest.approx(result.scores.main, abs=1e-4)
+
+
+def test_an_evaluation_is_charged_to_the_test_images(tmp_path: Path) -> None:
+    federation = study(privatizer=Gaussian(epsilon=3.0, delta=1e-4), evaluation=EvaluationPlan())
+    federation.run(tmp_path / "run")
+    ledger = Ledger(tmp_path / "run" / "evaluation" / "ledger.sqlite")
+    with ledger.read_transaction() as book:
+        counts = book.charge_counts("site 0, test images")
+    assert sum(counts.values()) == 1
+    record = json.loads((tmp_path / "run" / "evaluation" / "result.json").read_text())
+    assert record["guarantee"]["epsilon"] <= 3.0
+    assert record["scores"] is None
+    assert record["measured"]["estimates"][0]["metric"] == "accuracy"
+
+
+def test_a_stopped_evaluation_continues_and_is_charged_for_each_attempt(tmp_path: Path) -> None:
+    class Cut(Exception):  # noqa: N818 - a broken connection
+        pass
+
+    def cut(exchange: int, site: int, reply: bytes) -> bytes | None:
+        del exchange
+        if site == 4:
+            raise Cut
+        return reply
+
+    private = {"privatizer": Gaussian(epsilon=3.0, delta=1e-4)}
+    run = tmp_path / "run"
+    plain = study(**private, evaluation=None)
+    trained = plain.run(run)
+    evaluation = EvaluationPlan(retries=1)
+    with pytest.raises(Cut):
+        plain.evaluate(run, evaluation, engine=FaultyEngine(cut))
+    result = plain.evaluate(run, evaluation)
+    assert result.measured is not None
+    assert result.weights_sha256 == trained.weights_sha256
+    with Ledger(run / "evaluation" / "ledger.sqlite").read_transaction() as book:
+        charged = Counter(
+            {site: sum(book.charge_counts(f"site {site}, test images").values()) for site in (0, 4)}
+        )
+    # The first attempt was lost after every site had answered, and counts.
+    assert charged == {0: 2, 4: 2}
+    assert result.guarantee is not None
+    assert result.guarantee.epsilon <= 3.0
+    with pytest.raises(RequestError, match="is finished"):
+        plain.evaluate(run, evaluation)
+
+
+def test_a_run_that_was_stopped_is_evaluated_after_it_is_resumed(tmp_path: Path) -> None:
+    federation = study(rounds=2)
+    asked = iter(range(100))
+    with pytest.raises(StoppedError):
+        federation.run(tmp_path / "run", stop=lambda: next(asked) >= 1)
+    result = federation.resume(tmp_path / "run")
+    assert measured(result).estimates
+
+
+def test_a_model_of_another_run_can_be_evaluated(tmp_path: Path) -> None:
+    first = study(evaluation=None).run(tmp_path / "first")
+    other = study(seed=7, evaluation=None)
+    result = other.evaluate(tmp_path / "first", EvaluationPlan(), out=tmp_path / "elsewhere")
+    assert result.weights_sha256 == first.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"holdout_fraction": 0.0}, "use partitioner .natural., or set"),
+        ({"evaluation": EvaluationPlan(parts=("nothing",))}, "no part 'nothing'"),
+        ({"evaluation": EvaluationPlan(by=("age",))}, "no column of groups 'age'"),
+        ({"evaluation": EvaluationPlan(epsilon=1.0)}, "no such parameter"),
+        ({"evaluation": EvaluationPlan(examples=9)}, "for a deployment"),
+        ({"privatizer": Gaussian(unit="site")}, "hides whole sites"),
+    ],
+)
+def test_a_bad_evaluation_is_refused_before_training(more: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=words):
+        study(**more).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_file_keeps_its_evaluation() -> None:
+    federation = study(
+        evaluation=EvaluationPlan(
+            epsilon=1.0, delta=1e-5, by=("site",), privatizer=Gaussian(noise="distributed")
+        )
+    )
+    from cohortium.study import study_file, toml
+
+    tables = toml.loads(federation.as_toml(), where="study")
+    del tables["dataset"]
+    tables["dataset"] = {"name": "phantom"}
+    again = study_file.build(tables, into=Federation)
+    assert again.evaluation == federation.evaluation
+
+
+def test_facts_about_images_can_be_measured() -> None:
+    federation = study(
+        evaluation=None, measurement=Measurement(of="images", data="train"), holdout_fraction=0.0
+    )
+    found = federation.run().measured
+    assert found is not None
+    estimates = {(e.metric, e.name): e.value for e in found.estimates}
+    images = federation.prepare().splits.train.images / 255
+    assert estimates["mean", "0"] == pytest.approx(images.mean(), abs=1e-3)
+    assert estimates["deviation", "0"] == pytest.approx(images.std(), abs=1e-3)
+    assert estimates["images", ""] == pytest.approx(len(images), rel=1e-3)
