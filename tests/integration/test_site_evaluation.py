@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from cohortium import Federation
+from cohortium.auditing.transcript import audit_secrets, audit_transcript
 from cohortium.errors import RequestError, StoppedError, StudyError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.ledger.ledger import Ledger
+from cohortium.runs.evaluate import prepare_evaluation
+from cohortium.runs.evaluation_forecast import forecast_evaluation
+from cohortium.study.evaluation_study import evaluation_study
 from cohortium.study.measurement import EvaluationPlan, Measurement
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -257,3 +261,28 @@ def test_facts_about_images_can_be_measured() -> None:
     assert estimates["mean", "0"] == pytest.approx(images.mean(), abs=1e-3)
     assert estimates["deviation", "0"] == pytest.approx(images.std(), abs=1e-3)
     assert estimates["images", ""] == pytest.approx(len(images), rel=1e-3)
+
+
+def test_the_transcript_of_an_evaluation_holds_its_noised_sum_alone() -> None:
+    federation = study(privatizer=Gaussian(epsilon=3.0, delta=1e-4), min_contributors=2)
+    prepared = evaluation_study(federation, EVALUATION).prepare()
+    for audit in (audit_transcript, audit_secrets):
+        finding = audit(prepared)
+        assert not finding.is_refuted, finding.observation
+
+
+def test_a_forecast_says_how_wide_intervals_will_be() -> None:
+    federation = study(privatizer=Gaussian(epsilon=3.0, delta=1e-4), dataset=QuadrantImages(600))
+    prepared = prepare_evaluation(federation, EVALUATION)
+    forecast = forecast_evaluation(prepared)
+    accuracy = forecast.intervals[0]
+    (told,) = [e for e in measured(federation.run()).estimates if e.metric == "accuracy"][:1]
+    assert accuracy.noise == pytest.approx((told.noise_high - told.noise_low) / 2, rel=0.5)
+    assert forecast.smallest_group is not None
+    assert 1 < forecast.smallest_group < forecast.examples
+    assert any(each.group == "site 4" for each in forecast.intervals)
+    dear = attrs.evolve(
+        federation, evaluation=EvaluationPlan(epsilon=0.01), privatizer=Gaussian(delta=1e-4)
+    )
+    assert dear.evaluation is not None
+    assert forecast_evaluation(prepare_evaluation(dear, dear.evaluation)).smallest_group is None

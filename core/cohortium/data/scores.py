@@ -279,7 +279,7 @@ def metric_name(metric: str) -> str:
 
 
 _ACRONYMS: Final[Mapping[str, str]] = MappingProxyType(
-    {"auc": "AUC", "mcc": "MCC", "iou": "IoU", "dice": "Dice"}
+    {"auc": "AUC", "brier": "Brier score", "mcc": "MCC", "iou": "IoU", "dice": "Dice"}
 )
 
 
