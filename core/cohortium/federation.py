@@ -182,7 +182,8 @@ class Federation(Study):
             CohortiumError: The evaluation failed.
         """
         from cohortium.learning.evaluation import torch_threads
-        from cohortium.runs.evaluate import EVALUATION, evaluate, final_weights, prepare_evaluation
+        from cohortium.runs.evaluate import evaluate, final_weights, prepare_evaluation
+        from cohortium.runs.result import EVALUATION
 
         chosen = evaluation or self.evaluation
         if chosen is None:
@@ -228,7 +229,8 @@ class Federation(Study):
         engine: Engine | None = None,
     ) -> Result:
         """Return `result` with the evaluation of its weights."""
-        from cohortium.runs.evaluate import EVALUATION, evaluate
+        from cohortium.runs.evaluate import evaluate
+        from cohortium.runs.result import EVALUATION
 
         measured = evaluate(
             evaluation,

@@ -72,8 +72,9 @@ def audit_transcript(prepared: PreparedStudy) -> Finding:
     return Finding(
         check="transcript",
         procedure=(
-            f"{len(first.messages)} messages of {rounds} round{'s' * (rounds > 1)}, with "
-            f"equal secrets: as partitioned, and with one {guarantee.unit} of site 0 replaced, or left out"
+            f"{len(first.messages)} messages of {rounds} round{'s' * (rounds > 1)}, with equal "
+            f"secrets: as partitioned, and with one {guarantee.unit} of site 0 replaced, or left "
+            "out"
         ),
         observation="; ".join(escaped) + "."
         if escaped

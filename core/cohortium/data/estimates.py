@@ -82,6 +82,20 @@ class Estimate:
         half = (self.noise_high - self.noise_low) / 2
         return self.value is None or half >= HIDDEN * (self.highest - self.lowest)
 
+    @property
+    def inconsistency(self) -> str:
+        """The first impossible relation among the values, or "" without one."""
+        ends = (self.lowest, self.low, self.noise_low, self.noise_high, self.high)
+        above = () if self.highest is None else (self.highest,)
+        whole = (*ends, *above)
+        if not all(math.isfinite(each) for each in whole) or list(whole) != sorted(whole):
+            return "its interval is outside its range"
+        if above and not self.lowest < above[0]:
+            return "its range is empty"
+        if self.value is not None and not math.isfinite(self.value):
+            return "its value is no number"
+        return ""
+
 
 @frozen(kw_only=True)
 class Ratio:

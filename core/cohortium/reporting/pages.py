@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cohortium.catalog.provenance import file_digest
 from cohortium.data.scores import columns_of, metric_name
 from cohortium.reporting import content, plots, wording
+from cohortium.reporting.at_sites import site_evaluation
 from cohortium.reporting.differing import study_differences
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
 
@@ -133,6 +134,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "moved": content.bytes_moved(record),
         "most_rows": content.MAX_ROWS,
         "command": _command(record),
+        "evaluation": site_evaluation(record),
         "parts": _parts(record),
         "codes": _codes(record),
     }
@@ -186,7 +188,7 @@ def _parts(record: Record) -> list[tuple[str, str, str]]:
     made = {} if record.result is None else record.result.plugins
     found = []
     for role, table in record.study.items():
-        if role != "federation":
+        if role not in ("federation", "evaluation", "measurement"):
             name, plugin = str(table.get("name", "")), made.get(role, "")
             found.append((role, name, "" if plugin == name else plugin.removeprefix(f"{name} ")))
     return found

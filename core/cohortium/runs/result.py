@@ -35,6 +35,9 @@ RESULT = "result.json"
 OLDER = "checkpoint/journal"
 """A file that only run directories of an older format have."""
 
+EVALUATION = "evaluation"
+"""Folder of the evaluation at the sites, in the folder of the run whose model it evaluates."""
+
 LAST = "weights/last.safetensors"
 """The weights after the last completed round."""
 
@@ -102,6 +105,17 @@ class Measured:
     cells: tuple[str, ...] = attrs.field(repr=False)
     sums: tuple[float, ...] = attrs.field(repr=False)
     estimates: tuple[Estimate, ...]
+
+    @property
+    def inconsistency(self) -> str:
+        """The first impossible relation among the values, or "" without one."""
+        if len(self.cells) != len(self.sums):
+            return "its sums and their names differ in number"
+        if self.contributors < 1 or self.examples < 1 or self.noise < 0:
+            return "its numbers of sites, examples or its noise are too small"
+        if any(each.inconsistency for each in self.estimates):
+            return "an interval is outside its range"
+        return ""
 
 
 @frozen(kw_only=True)
