@@ -31,6 +31,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "resnet18"): ["width=4"],
     ("model", "unet"): ["width=4", "depth=2"],
     ("model", "vgg16"): ["width=2"],
+    ("model", "standardized"): ["model={name='cnn',width=4}"],
     ("model", "module"): ["module=tests.support.federations:SmallConvNet"],
     ("model", "pretrained"): [
         "images={name='phantom',examples=32,validation=0,test=0}",

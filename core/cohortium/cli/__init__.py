@@ -24,6 +24,7 @@ from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
 from cohortium.cli._site import rehearse, site
+from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
@@ -38,7 +39,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, run, resume, plan, report, compare, audit),
+        "Study": (init, statistics, plan, run, resume, report, compare, audit),
         "Model": (predict, export),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),

@@ -8,8 +8,12 @@ from cohortium.data.scores import metric_name
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from cohortium.data.estimates import Estimate
+    from cohortium.privacy.guarantee import Guarantee
     from cohortium.runs.evaluation_forecast import EvaluationForecast
 
 
@@ -46,3 +50,31 @@ def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
             "" if each.is_hidden else f"± {each.both:.3f}",
         )
     console.print(table)
+
+
+def print_estimates(
+    console: Console, estimates: Sequence[Estimate], guarantee: Guarantee | None
+) -> None:
+    """Print estimates with their intervals, and the guarantee that covers them."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score")
+    table.add_column("of")
+    table.add_column("estimate", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for each in estimates:
+        is_count = each.highest is None
+        shown = [
+            f"{value:,.0f}" if is_count else f"{value:.3f}"
+            for value in (each.value or 0.0, each.low, each.high)
+        ]
+        table.add_row(
+            metric_name(each.metric),
+            sanitize(each.group or each.name or "all"),
+            "–" if each.is_hidden else shown[0],
+            "hidden by the noise" if each.is_hidden else f"{shown[1]} to {shown[2]}",
+        )
+    console.print(table)
+    promise = "none: the sums are exact" if guarantee is None else str(guarantee)
+    console.print(f"guarantee  {promise}", markup=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from cohortium.reporting import content, plots, wording
 from cohortium.reporting.at_sites import site_evaluation
 from cohortium.reporting.differing import study_differences
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
+from cohortium.study.study import STUDY_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -186,9 +187,9 @@ def _command(record: Record) -> str:
 def _parts(record: Record) -> list[tuple[str, str, str]]:
     """Return role, name and plugin of each part."""
     made = {} if record.result is None else record.result.plugins
-    found = []
+    found: list[tuple[str, str, str]] = []
     for role, table in record.study.items():
-        if role not in ("federation", "evaluation", "measurement"):
+        if role in STUDY_ROLES:
             name, plugin = str(table.get("name", "")), made.get(role, "")
             found.append((role, name, "" if plugin == name else plugin.removeprefix(f"{name} ")))
     return found
