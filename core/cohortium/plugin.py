@@ -20,6 +20,7 @@ from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
+from cohortium.data.groups import GroupColumn
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import (
     IMAGE_SUFFIXES,
@@ -188,6 +189,7 @@ __all__ = [
     "FileJournal",
     "FileTable",
     "FixedPoint",
+    "GroupColumn",
     "Guarantee",
     "IdentifyReply",
     "IdentifyRequest",

@@ -199,7 +199,7 @@ class Result(StoredResult):
             if row is None:
                 continue
             ends = f"{_share(row.low)} to {_share(row.high)} at 95 %, {row.images:,} images"
-            chance = "" if part.is_below_all else "; the score of all images lies in its interval"
+            chance = "" if part.is_below_all else "; not below the score of all images"
             named = row.value or "not stated"
             yield f"worst {part.name}", f"{named}: {_share(row.score)} ({ends}{chance})"
 
