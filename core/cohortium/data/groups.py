@@ -59,7 +59,7 @@ class GroupColumn:
     """A declared column of groups.
 
     Attributes:
-        name: Name of the column, such as "sex". A study declares it, so it is public.
+        name: Name of the column, such as "sex". A study declares the name, which is public.
         values: Names of its values, which codes index. They stay with the data.
     """
 

@@ -14,8 +14,9 @@ Such a file is an npz archive with these arrays:
 - `train_patients` (N,), if the patient of each image is known, and the same for the other splits,
 - `train_groups` (N, G), integers, if the images have groups such as sex or scanner, and the same
   for the other splits. A number is a value of its column, from 0, or -1 if it is not stated,
-- `group_names` (G,), the names of the columns of groups, and `group_values` (G, V), the names of
-  their values in the order of the numbers, with "" after the last, both as text,
+- `group_names` (G,), the names of the columns of groups, as text,
+- `group_values` (G, V), the names of their values in the order of the numbers, as text, with ""
+  after the last value of a column,
 - `centres`, the names of the centres that `train_clients` numbers from 0, as text,
 - `classes`, the names of the classes, as text.
 
