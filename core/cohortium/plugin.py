@@ -29,6 +29,7 @@ from cohortium.data.estimates import (
     share_ratio,
 )
 from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
+from cohortium.data.groups import GroupColumn
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import (
     IMAGE_SUFFIXES,
@@ -198,6 +199,7 @@ __all__ = [
     "FileJournal",
     "FileTable",
     "FixedPoint",
+    "GroupColumn",
     "Guarantee",
     "IdentifyReply",
     "IdentifyRequest",

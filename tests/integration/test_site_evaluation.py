@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 import pytest
+from attrs import frozen
 
-from cohortium import Federation
+from cohortium import Federation, parameters
 from cohortium.auditing.transcript import audit_secrets, audit_transcript
-from cohortium.errors import RequestError, StoppedError, StudyError
+from cohortium.data.examples import Examples, Splits
+from cohortium.data.groups import GroupColumn
+from cohortium.errors import DataError, RequestError, StoppedError, StudyError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.evaluate import prepare_evaluation
@@ -66,8 +69,6 @@ def exact_scores(federation: Federation, result: Result, sites: Any = None) -> A
     )
     assert watch is not None
     net = run_config.network()
-    from cohortium import parameters
-
     parameters.load_state_dict(net, result.weights)
     return watch.score(net)
 
@@ -286,3 +287,53 @@ def test_a_forecast_says_how_wide_intervals_will_be() -> None:
     )
     assert dear.evaluation is not None
     assert forecast_evaluation(prepare_evaluation(dear, dear.evaluation)).smallest_group is None
+
+
+@frozen
+class GroupedImages(QuadrantImages):
+    """Images of two groups, and some without one."""
+
+    def load(self) -> Splits:
+        splits = super().load()
+
+        def grouped(part: Examples | None) -> Examples | None:
+            if part is None:
+                return None
+            codes = np.random.default_rng(0).integers(-1, 2, (len(part), 1))
+            return attrs.evolve(part, groups=codes)
+
+        train = grouped(splits.train)
+        assert train is not None
+        return attrs.evolve(
+            splits,
+            train=train,
+            validation=grouped(splits.validation),
+            test=grouped(splits.test),
+            groups=(GroupColumn("sex", ("female", "male")),),
+        )
+
+
+def test_groups_are_scored_where_the_data_name_them() -> None:
+    federation = study(
+        dataset=GroupedImages(480), evaluation=EvaluationPlan(parts=("accuracy",), by=("sex",))
+    )
+    result = federation.run()
+    prepared = federation.prepare()
+    held = prepared.splits.train.select(np.concatenate(prepared.holdout))
+    assert held.groups is not None
+    found = {e.group: e.value for e in measured(result).estimates if e.group}
+    for code, name in enumerate(("female", "male")):
+        chosen = held.select(np.flatnonzero(held.groups[:, 0] == code))
+        watch = Evaluation.of(chosen, prepared.run_config.spec, prepared.run_config.model, "cpu")
+        assert watch is not None
+        net = prepared.run_config.network()
+        parameters.load_state_dict(net, result.weights)
+        assert found[f"sex: {name}"] == pytest.approx(watch.score(net).main, abs=1e-4)
+
+
+def test_declared_groups_of_a_deployment_are_those_of_the_data() -> None:
+    splits = GroupedImages().load()
+    spec = attrs.evolve(splits.spec, groups=(GroupColumn("sex", ("male", "female")),))
+    with pytest.raises(DataError, match="no column of groups 'sex' with the values male, female"):
+        spec.group_codes(splits.train, splits.groups)
+    assert splits.spec.group_codes(splits.train, splits.groups).groups is not None

@@ -11,6 +11,7 @@ from attrs import Attribute, field, frozen
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import valid_intensity_range
+from cohortium.data.groups import MAX_COLUMNS, read_group
 from cohortium.data.image_file import ImageFileOptions
 from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
@@ -23,6 +24,7 @@ from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.data.table_splits import require_disjoint, rows_by_split
 from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a data set
 from cohortium.errors import StudyError
+from cohortium.text import is_printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +81,8 @@ class FileTable:
             the table's folder. A missing file is created. Without one, patients are numbered in
             the order of the table.
         site: Column of the data's own grouping (hospital, scanner, …), or "".
+        groups: Columns of groups, such as sex, age range or scanner, by which test scores are
+            reported. An empty cell is not stated.
         split: Column of the splits, "train", "val" or "validation", and "test". By default all rows
             are for training.
         delimiter: The character between the cells of a CSV file. "auto" takes the only possible one
@@ -108,6 +112,7 @@ class FileTable:
     patient: str = ""
     patient_key: str = ""
     site: str = ""
+    groups: tuple[str, ...] = field(default=(), validator=_names)
     split: str = ""
     delimiter: Delimiter = field(default="auto", validator=_delimiter)
     repeats: bool = False
@@ -124,6 +129,11 @@ class FileTable:
         if (self.label != "") + (self.labels != ()) + (self.mask != "") > 1:
             raise StudyError(
                 f"{self.kind}: label, labels and mask are three kinds of labels; give one of them."
+            )
+        if len(self.groups) > MAX_COLUMNS or (self.patient and self.patient in self.groups):
+            raise StudyError(
+                f"{self.kind}: groups names {len(self.groups)} columns; declare at most "
+                f"{MAX_COLUMNS}, and not that of the patients."
             )
 
     @property
@@ -146,11 +156,13 @@ class FileTable:
         path = find_data(self.path)
         root = find_data(self.root, "folder") if self.root else path.parent
         named = (self.image, *self._label_columns, self.patient, self.site, self.split)
+        named = (*named, *self.groups)
         table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
         key = None
         if self.patient_key:
             key = read_patient_key(path.parent / Path(self.patient_key).expanduser())
-        clients, patients = self._clients(table), self._patients(table, key)
+        (clients, centres), patients = self._clients(table), self._patients(table, key)
+        groups = [read_group(table, column) for column in self.groups]
         rows = rows_by_split(table, self.split)
         files = listed_files(
             table,
@@ -188,6 +200,9 @@ class FileTable:
             patients=patients,
             source=self.source,
             intensity_range=self.intensity_range,
+            groups=[column for column, _ in groups],
+            codes=np.stack([codes for _, codes in groups], 1)[order] if groups else None,
+            centres=centres,
         )
 
     def _labels(self, table: Table) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -209,10 +224,13 @@ class FileTable:
             table, self.mask, root, allow_repeats=True, suffixes=file_format.mask_suffixes
         )
 
-    def _clients(self, table: Table) -> NDArray[np.int64] | None:
+    def _clients(self, table: Table) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        """Return the centre of each row, and their names if all of them can be shown."""
         if not self.site:
-            return None
-        return table.categories(self.site, "name the site of each image, or declare no site")[0]
+            return None, ()
+        advice = "name the site of each image, or declare no site"
+        clients, names = table.categories(self.site, advice)
+        return clients, names if all(map(is_printable, names)) else ()
 
     def _patients(self, table: Table, key: bytes | None) -> NDArray[np.int64] | None:
         """Return the patients of the column, numbered in the order of the table without a key."""

@@ -115,6 +115,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "interval": None if scores is None else content.accuracy_interval(scores),
         "classes": () if scores is None else content.class_rows(scores),
         "roc": None if scores is None else plots.roc(scores),
+        "groups": () if scores is None else scores.groups,
         "bins": () if scores is None else content.bin_rows(scores),
         "guarantee": guarantee,
         "unit": None if guarantee is None else wording.UNITS[guarantee.unit],

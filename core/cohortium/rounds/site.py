@@ -11,6 +11,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
+from cohortium.data.groups import NOT_STATED
 from cohortium.errors import (
     BrokenNetworkError,
     MessageError,
@@ -31,6 +32,8 @@ from cohortium.storage.trainer_state import TrainerState
 from cohortium.study.measurement import SITE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
@@ -123,6 +126,7 @@ class Site:
         inputs = preprocess(run_config.model, examples.images, run_config.spec)
         self._images = inputs.to(run_config.device)
         self._labels = torch.from_numpy(examples.labels).to(run_config.device)
+        self._groups = _groups(examples, site, run_config)
         self._patients = examples.patients
         self._store = store
         self._journal = journal or MemoryJournal()
@@ -213,7 +217,7 @@ class Site:
             workload=run_config.workload,
             generator=generator,
             state=before,
-            groups={SITE: torch.full((len(self._labels),), self._site, device=run_config.device)},
+            groups=self._groups,
         )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
@@ -295,6 +299,19 @@ class Site:
                 RefusalCode.BUFFERS_CHANGED,
                 "the model keeps statistics of the data, which no noise covers.",
             )
+
+
+def _groups(examples: Examples, site: SiteId, run_config: RunConfig) -> dict[str, Tensor]:
+    """Return the group of each example by column, with the site itself as one more column."""
+    import torch
+
+    device, columns = run_config.device, run_config.spec.groups
+    codes = examples.groups
+    if codes is None:
+        codes = np.full((len(examples), len(columns)), NOT_STATED)
+    placed = torch.from_numpy(codes).to(device)
+    found = {column.name: placed[:, k] for k, column in enumerate(columns)}
+    return {**found, SITE: torch.full((len(examples),), site, device=device)}
 
 
 def _require_declared(examples: Examples, federation_spec: FederationSpec) -> None:

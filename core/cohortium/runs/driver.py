@@ -13,6 +13,8 @@ from attrs import frozen
 
 from cohortium import parameters
 from cohortium.catalog.provenance import collect_provenance
+from cohortium.crypto.randomness import Seeds
+from cohortium.data.group_scores import score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
@@ -289,7 +291,7 @@ class RunDriver:
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
             )
-        scores = None if predictions is None else predictions.scores
+        scores = None if predictions is None else self._scored(predictions)
         result = self._result(scores, self._own())
         if self.folder is not None:
             if predictions is not None and not self.prepared.is_deployment:
@@ -306,6 +308,15 @@ class RunDriver:
         if self.folder is not None:
             self.folder.log.log_result()
         return result
+
+    def _scored(self, predictions: Predictions) -> Scores:
+        """Return the scores of the test images, by centre and group as well."""
+        splits = self.prepared.loaded_splits
+        assert splits is not None
+        assert splits.test is not None
+        rng = Seeds(self.prepared.federation.seed).generator("group intervals")
+        groups = score_groups(predictions, splits.test, splits.groups, splits.centres, rng)
+        return attrs.evolve(predictions.scores, groups=groups)
 
     def _own(self) -> OwnScores | None:
         """Score simulated sites on their held-out images, and store the scores."""

@@ -12,6 +12,7 @@ from attrs import frozen
 from cohortium.errors import StudyError
 from cohortium.statistics.noise import noise_of_sum
 from cohortium.statistics.statistic import MeasuredExamples, TaskScores
+from cohortium.study.measurement import SITE
 
 if TYPE_CHECKING:
     from cohortium.data.estimates import Estimate
@@ -116,7 +117,8 @@ def _mean_row(prepared: PreparedStudy, statistic: Statistic) -> np.ndarray[Any, 
     spec, rng = run_config.spec, np.random.default_rng(0)
     labels = torch.from_numpy(spec.task.sample_labels(spec.size, MADE_UP, rng))
     outputs = torch.from_numpy(rng.standard_normal((MADE_UP, *spec.output_shape)))
-    groups = {"site": run_config.federation_spec.sites}
+    groups = {column.name: len(column.values) for column in spec.groups}
+    groups[SITE] = run_config.federation_spec.sites
     measured = MeasuredExamples(
         inputs=torch.zeros(MADE_UP, *spec.shape),
         predictions=spec.task.predict(outputs),
