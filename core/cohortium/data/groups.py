@@ -11,12 +11,10 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.errors import DataError
-from cohortium.text import is_printable, quote_key, truncate
+from cohortium.text import is_printable, truncate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from cohortium.data.table import Table
 
 NOT_STATED: Final = -1
 """Code of an image whose group is not stated."""
@@ -31,14 +29,15 @@ MAX_VALUE_LENGTH: Final = 80
 """Largest number of characters in a value, or in the name of a column."""
 
 
-def _shown(text: str) -> bool:
+def can_show(text: str) -> bool:
+    """Return whether `text` can be the name of a value or column."""
     return 0 < len(text) <= MAX_VALUE_LENGTH and is_printable(text)
 
 
 def _valid_values(_: object, __: object, values: tuple[str, ...]) -> None:
     if len(values) > MAX_VALUES:
         raise ValueError(f"{len(values):,} values, and at most {MAX_VALUES} {ADVICE}")
-    if not all(map(_shown, values)):
+    if not all(map(can_show, values)):
         raise ValueError(
             "a value that is empty, cannot be shown, or has more than "
             f"{MAX_VALUE_LENGTH} characters; rename it"
@@ -69,43 +68,8 @@ class GroupColumn:
 
     def __attrs_post_init__(self) -> None:
         """Refuse a name that cannot be shown."""
-        if not _shown(self.name):
+        if not can_show(self.name):
             raise ValueError(f"the name {truncate(self.name)}, which cannot be shown; rename it")
-
-
-def read_group(table: Table, column: str) -> tuple[GroupColumn, NDArray[np.int64]]:
-    """Return a table's column of groups, and the code of each row, shape (N,).
-
-    An empty cell is not stated. Errors repeat no cell.
-
-    Raises:
-        DataError: The column has more than `MAX_VALUES` values. Or a value cannot be shown, or two
-            differ in case or spaces alone.
-    """
-    cells = table.columns[column]
-    alike: dict[str, tuple[int, str]] = {}
-    for row, cell in enumerate(cells):
-        if cell and not _shown(cell):
-            raise DataError(
-                f"{table.where(row)}: {quote_key(column)} cannot be shown or has more than "
-                f"{MAX_VALUE_LENGTH} characters; write a short name of a group."
-            )
-        other, text = alike.setdefault(" ".join(cell.casefold().split()), (row, cell))
-        if text != cell:
-            raise DataError(
-                f"{table.where(row)}: {quote_key(column)} differs from {table.unit} "
-                f"{table.numbers[other]} in case or spaces alone; write both alike."
-            )
-    values = {cell for cell in cells if cell}
-    if len(values) > MAX_VALUES:
-        raise DataError(
-            f"{table.path}: column {quote_key(column)} has {len(values):,} different values, and "
-            f"at most {MAX_VALUES} {ADVICE}."
-        )
-    order: Any = int if all(cell.isascii() and cell.isdecimal() for cell in values) else str
-    names = tuple(sorted(values, key=lambda cell: (order(cell), cell)))
-    code = {"": NOT_STATED} | {name: index for index, name in enumerate(names)}
-    return GroupColumn(column, names), np.array([code[cell] for cell in cells], dtype=np.int64)
 
 
 def group_codes(codes: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from attrs import Attribute, field, frozen
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import valid_intensity_range
-from cohortium.data.groups import MAX_COLUMNS, read_group
+from cohortium.data.groups import MAX_COLUMNS
 from cohortium.data.image_file import ImageFileOptions
 from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
@@ -20,6 +20,7 @@ from cohortium.data.resize import Resize  # noqa: TC001 - the type is read to bu
 from cohortium.data.table import read_table
 from cohortium.data.table_examples import read_listed
 from cohortium.data.table_files import listed_files
+from cohortium.data.table_groups import read_group
 from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.data.table_splits import require_disjoint, rows_by_split
 from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a data set
