@@ -109,7 +109,8 @@ class DataSpec:
         examples: Declared number of training examples over all sites. It is public, it scales
             weights and noise, and is never counted from one site's data.
         patients: Declared number of patients over all sites, or None if examples name none.
-        groups: Columns of groups by which an evaluation at the sites may give scores.
+        groups: Columns of groups by which an evaluation at the sites gives scores.  They are
+            declared, because their values would otherwise tell of the training data.
     """
 
     channels: int = field(validator=[ge(1), le(1 << 10)])
@@ -419,5 +420,4 @@ class Splits:
             intensity_range=intensity_range_of(pixel_type, self.intensity_range),
             examples=len(self.train),
             patients=None if self.train.patients is None else len(np.unique(self.train.patients)),
-            groups=self.groups,
         )

@@ -171,19 +171,22 @@ class _Intervals:
     def _resampled(self, index: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], float | None]:
         """Return the function from a resample's positions in `index` to its score."""
         task, count = self.predictions.task, len(index)
+        part = task.score_parts[0]
         rows = self._measure()[index]
-        if task.summarize(rows.sum(0), count).metrics.get(self.metric) is None:
+        first = task.summarize(part, rows.sum(0), 0.0)[0]
+        # An AUC from sums is one of bins, and only close to the exact one.
+        if first.value is None or first.metric != self.metric or self.metric == "auc":
             return lambda drawn: self._main(index[drawn])
 
         def summed(drawn: NDArray[np.int64]) -> float | None:
             # Images in a resample count as often as they were drawn.
             sums = np.bincount(drawn, minlength=count) @ rows
-            return task.summarize(sums, count).metrics.get(self.metric)
+            return task.summarize(part, sums, 0.0)[0].value
 
         return summed
 
     def _measure(self) -> NDArray[np.float64]:
-        """Return `Task.measure` of all images, from whose sums scores of resamples follow."""
+        """Return rows of the main part of all images, from whose sums resamples' scores follow."""
         import torch
 
         if self._measured is None:
@@ -194,6 +197,7 @@ class _Intervals:
             )
             parts = [
                 task.measure(
+                    task.score_parts[0],
                     torch.from_numpy(np.ascontiguousarray(values[start : start + MEASURED])),
                     torch.from_numpy(np.ascontiguousarray(labels[start : start + MEASURED])),
                 )

@@ -186,7 +186,10 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
         splits, partition = test_images(federation, splits, partition, held)
         held = ()
     if federation.measurement is not None:
-        splits = attrs.evolve(splits, validation=None, test=None)
+        columns = tuple(c for c in splits.groups if c.name in federation.measurement.by)
+        spec = attrs.evolve(spec, groups=columns)
+        train = spec.group_codes(splits.train, splits.groups)
+        splits = attrs.evolve(splits, train=train, groups=columns, validation=None, test=None)
     if federation.measurement is not None or federation.holdout_fraction:
         spec = _declared_sizes(splits.train, partition, spec)
     secret = run_randomness(federation)
