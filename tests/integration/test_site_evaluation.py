@@ -212,6 +212,18 @@ def test_a_run_that_was_stopped_is_evaluated_after_it_is_resumed(tmp_path: Path)
     assert measured(result).estimates
 
 
+def test_resume_continues_an_evaluation_that_alone_was_interrupted(tmp_path: Path) -> None:
+    federation = study()
+    # The training is one attempt, and the evaluation is stopped before its own.
+    asked = iter(range(100))
+    with pytest.raises(StoppedError):
+        federation.run(tmp_path / "run", stop=lambda: next(asked) >= 1)
+    result = federation.resume(tmp_path / "run")
+    assert result.measured is not None
+    with pytest.raises(RequestError, match="is finished"):
+        federation.resume(tmp_path / "run")
+
+
 def test_a_model_of_another_run_can_be_evaluated(tmp_path: Path) -> None:
     first = study(evaluation=None).run(tmp_path / "first")
     other = study(seed=7, evaluation=None)
