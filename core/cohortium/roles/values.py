@@ -128,6 +128,9 @@ class Workload:
         fewest: Examples that a batch needs where it hides nothing.  It is 2 where the network
             cannot train on one example, as with batch normalisation.  A trainer need not declare
             it: Cohortium finds it by a trial of the network.
+        has_mixed_examples: Whether the loss of one example depends on others of its batch, as in
+            MixUp.  Then a clip bounds no example, and Cohortium refuses the trainer under
+            privacy of examples or patients.
     """
 
     output: Literal["update", "gradient"]
@@ -136,6 +139,7 @@ class Workload:
     batch_size: int | None = None
     epochs: int | None = None
     fewest: int = field(default=1, validator=ge(1))
+    has_mixed_examples: bool = False
 
 
 @frozen(eq=False, kw_only=True)
