@@ -97,6 +97,7 @@ from cohortium.learning.statistics_rounds import (
 from cohortium.learning.training import (
     CLASS_WEIGHTS,
     MAX_COPIES,
+    MIXUP_ALPHA,
     RATE,
     Augmentation,
     AugmentedLoss,
@@ -171,6 +172,7 @@ __all__ = [
     "EVENT_NAMES",
     "IMAGE_SUFFIXES",
     "MAX_COPIES",
+    "MIXUP_ALPHA",
     "RATE",
     "Adjacency",
     "Adversary",

@@ -17,6 +17,7 @@ from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import MAX_EXAMPLES
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
+from cohortium.learning.kept_features import MAX_FOLDER_GIB, FeatureFolder
 from cohortium.ledger.account import Account
 from cohortium.ledger.ledger import Ledger
 from cohortium.roles.protocols import Dataset
@@ -65,6 +66,9 @@ class SiteConfig:
         signing_key: File of its signing key. Empty if no study asks for one.
         key_directory: File of the directory that it has pinned. Empty if no study asks for one.
         runs_dir: Folder of its records of the runs that it takes part in.
+        features: Folder that keeps features of the images between runs. It needs the protection of
+            the images. Empty to keep none.
+        max_features_gib: Largest size of that folder, in GiB.
         socket: File of the socket that carries messages to it, from this machine alone.
         client_user: The operating system's user who may connect, in addition to the site's own.
             Empty for none.
@@ -85,6 +89,8 @@ class SiteConfig:
     signing_key: str = ""
     key_directory: str = ""
     runs_dir: str = "runs"
+    features: str = ""
+    max_features_gib: int = field(default=MAX_FOLDER_GIB, validator=[ge(1), le(1 << 20)])
     socket: str = "site.sock"
     client_user: str = ""
     group: str = ""
@@ -139,6 +145,13 @@ class SiteConfig:
         """Ledger and budget of the site's data."""
         return Account(Ledger(self.folder / self.ledger), self.dataset_id, self.policy.budget)
 
+    @property
+    def feature_folder(self) -> FeatureFolder | None:
+        """Folder that keeps features between runs, or None."""
+        if not self.features:
+            return None
+        return FeatureFolder(self.folder / self.features, self.max_features_gib << 30)
+
     def open_journal(self) -> FileJournal:
         """Open the site's journal, which serves every run of this process.
 
@@ -179,6 +192,7 @@ class SiteConfig:
             store=TrainerStateFile(
                 self.folder / self.state_dir / _name(run_config.session), run_config.session
             ),
+            features=self.feature_folder,
         )
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
+    from cohortium.learning.kept_features import FeatureFolder
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
     from cohortium.ring.ring import RingVector
@@ -88,6 +89,7 @@ class Site:
         policy: AdmissionPolicy | None = None,
         account: Account | None = None,
         store: TrainerStateStore | None = None,
+        features: FeatureFolder | None = None,
     ) -> None:
         """Refuse runs that the site does not allow, and prepare its images.
 
@@ -102,12 +104,14 @@ class Site:
             account: Account that is charged for each attempt.
             store: Store in which the trainer's state survives a restart. If None, the state is in
                 memory alone.
+            features: Folder that keeps features of the images between runs.
 
         Raises:
             RefusalError: The run is below a floor, does not fit the account's budget, or declares
                 fewer examples or patients than the site alone has.
             LedgerError: The account's ledger cannot be used.
-            RunError: The stored state is damaged, or cannot be stored in its place.
+            RunError: The stored state is damaged, or cannot be stored in its place. Or the folder
+                of features cannot be used.
         """
         import torch
 
@@ -123,7 +127,7 @@ class Site:
         self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
-        inputs = preprocess(run_config.model, examples.images, run_config.spec)
+        inputs = preprocess(run_config.model, examples.images, run_config.spec, features)
         self._images = inputs.to(run_config.device)
         self._labels = torch.from_numpy(examples.labels).to(run_config.device)
         self._groups = _groups(examples, site, run_config)
@@ -344,6 +348,7 @@ class SimulatedSiteFactory:
     policy: AdmissionPolicy | None = None
     account: Account | None = None
     store: TrainerStateFile | None = None
+    features: FeatureFolder | None = None
 
     def create(self, share_model_with: SiteHandle | None = None) -> Site:
         """Create the site, sharing the network in memory of `share_model_with`."""
@@ -361,4 +366,5 @@ class SimulatedSiteFactory:
             policy=self.policy,
             account=self.account,
             store=self.store,
+            features=self.features,
         )

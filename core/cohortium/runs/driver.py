@@ -229,8 +229,10 @@ class RunDriver:
         return self._end(None if test is None else test.predict(run_state.coordinator.net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
-        run_config = self.prepared.run_config
-        return Evaluation.of(examples, run_config.spec, run_config.model, run_config.device)
+        prepared, run_config = self.prepared, self.prepared.run_config
+        return Evaluation.of(
+            examples, run_config.spec, run_config.model, run_config.device, prepared.features
+        )
 
     def _begin(self, number: int, attempt: int) -> None:
         """Log an attempt before it begins, unless the run is to stop."""

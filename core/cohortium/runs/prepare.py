@@ -13,6 +13,7 @@ from cohortium import parameters
 from cohortium.crypto.randomness import Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import StudyError
+from cohortium.learning.kept_features import FeatureFolder
 from cohortium.ledger.account import Account
 from cohortium.rounds.build_run_config import build_run_config, run_randomness, to_federation_spec
 from cohortium.rounds.site import SimulatedSiteFactory
@@ -47,6 +48,8 @@ class PreparedStudy:
         partition: Positions of each simulated site's training examples.
         holdout: Positions of each simulated site's held-out examples, for scores.
         identities: Signing key of each simulated site, if the study assumes an active coordinator.
+        features: Folder that keeps features between runs, by default the one that
+            `COHORTIUM_FEATURES` names.
     """
 
     federation: Study
@@ -56,6 +59,7 @@ class PreparedStudy:
     partition: tuple[ExampleIndices, ...] = ()
     holdout: tuple[ExampleIndices, ...] = ()
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
+    features: FeatureFolder | None = field(factory=FeatureFolder.from_environment)
 
     @property
     def is_deployment(self) -> bool:
@@ -139,6 +143,7 @@ class PreparedStudy:
             identity=None if self.identities is None else self.identities[site],
             account=None if ledger is None else Account(ledger, self._account_name(site)),
             store=None if state is None else TrainerStateFile(state, session),
+            features=self.features,
         )
 
     def _account_name(self, site: SiteId) -> str:

@@ -118,6 +118,7 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
             run_config.spec,
             run_config.model,
             run_config.device,
+            prepared.features,
         )
         if watch is None:
             continue
