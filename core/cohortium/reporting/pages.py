@@ -93,7 +93,12 @@ def _is_control(letter: str) -> bool:
 def _run(record: Record, name: str) -> dict[str, Any]:
     """Return the values of a run that the templates show."""
     scores, guarantee, facts = record.scores, record.guarantee, PartyInputs.of(record)
-    sites = content.site_rows(record)
+    started = record.started
+    sites = (
+        ()
+        if started is None
+        else content.site_rows(started.site_sizes or (), started.label_histograms or ())
+    )
     found = content.lost_contributions(record)
     return {
         "name": name,

@@ -167,10 +167,8 @@ def prepare(federation: Study) -> PreparedStudy:
     assert federation.dataset is not None
     splits = federation.dataset.load()
     splits.require_learnable()
-    seeds, spec = Seeds(federation.seed), splits.spec
-    partition, held = hold_out(
-        splits.train, _partition(federation, splits, seeds), federation.holdout_fraction, seeds
-    )
+    spec = splits.spec
+    partition, held = partition_study(federation, splits)
     if federation.holdout_fraction:
         spec = _declared_sizes(splits.train, partition, spec)
     secret = run_randomness(federation)
@@ -191,6 +189,26 @@ def prepare(federation: Study) -> PreparedStudy:
         holdout=held,
         identities=identities,
     )
+
+
+def partition_study(
+    federation: Study, splits: Splits
+) -> tuple[tuple[ExampleIndices, ...], tuple[ExampleIndices, ...]]:
+    """Return the training examples and the held-out examples of each simulated site.
+
+    Args:
+        federation: The study, which is a simulation.
+        splits: Its data.
+
+    Returns:
+        Positions in `splits.train` for each site, for training and held out.
+
+    Raises:
+        StudyError: A site has no data, or the partitioner breaks its contract.
+    """
+    seeds = Seeds(federation.seed)
+    partition = _partition(federation, splits, seeds)
+    return hold_out(splits.train, partition, federation.holdout_fraction, seeds)
 
 
 def _declared_sizes(
