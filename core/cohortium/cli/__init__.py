@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._audit import audit
+from cohortium.cli._data import data
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_text
 from cohortium.cli._init import init
@@ -40,6 +41,7 @@ GROUPS = MappingProxyType(
     {
         "Study": (init, run, resume, plan, report, compare, audit),
         "Model": (predict, export),
+        "Data": (data,),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }

@@ -31,7 +31,23 @@ def listed_files(
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
     allow_folders: bool = False,
 ) -> tuple[Path, ...]:
-    """Return the file of each row (see `listed_rows`)."""
+    """Return the file of each row.
+
+    Args:
+        table: The table.
+        column: Name of the column of paths, which are relative to `root`.
+        root: Folder that has all files.
+        allow_repeats: Whether several rows may list one file.
+        suffixes: Endings of the files, in lower case. Without any, all names are accepted.
+        allow_folders: Whether a row may list a folder, none of whose files is listed as well.
+
+    Guarantees:
+        Each file lies in `root` after all symbolic links are followed.
+
+    Raises:
+        DataError: A path is empty, leaves the folder, is of another kind or names no file. Or a
+            file is listed twice. The sentence names the row.
+    """
     found = listed_rows(
         table,
         column,
