@@ -20,6 +20,7 @@ from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
+from cohortium.cli._pack import pack
 from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
@@ -41,7 +42,7 @@ GROUPS = MappingProxyType(
     {
         "Study": (init, run, resume, plan, report, compare, audit),
         "Model": (predict, export),
-        "Data": (data,),
+        "Data": (data, pack),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }

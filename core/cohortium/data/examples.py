@@ -235,6 +235,10 @@ class Examples:
         return Examples(select(self.images, index), self.labels[index], clients, patients)
 
 
+class UndeclaredRangeError(DataError):
+    """Images whose type implies no range of intensities, and none is declared."""
+
+
 @frozen(eq=False, kw_only=True)
 class Splits:
     """A data set: examples for training, for choices and for scores.
@@ -289,7 +293,9 @@ class Splits:
         try:
             _ = self.spec
         except ValueError as error:
-            raise DataError(f"{self.name}: {error}.") from error
+            is_undeclared = self.intensity_range is None and self.train.images.dtype != np.uint8
+            kind = UndeclaredRangeError if is_undeclared else DataError
+            raise kind(f"{self.name}: {error}.") from error
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ Such a file is an npz archive with these arrays:
 - `train_clients` (N,), integers, if the data have a grouping of their own (by hospital, say), and
   the same for the other splits,
 - `train_patients` (N,), if the patient of each image is known, and the same for the other splits,
-- `classes`, the names of the classes, as text.
+- `classes`, the names of the classes, as text,
+- `layout`, the order of the images' axes, and `intensity_range`, the two stored values that become
+  0 and 1, where nothing else is declared.
 
 See `to_channels_first` and `labels` for the refusals.
 
@@ -32,11 +34,11 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import numpy as np
 
-from cohortium.data.examples import Examples, Splits
+from cohortium.data.examples import MAX_INTENSITY, Examples, Splits
 from cohortium.data.labels import integer_column
 from cohortium.data.memory import available
 from cohortium.data.multiclass import Multiclass
@@ -69,6 +71,8 @@ _ARRAYS: Final = (
         for what in ("images", "labels", "clients", "patients")
     ),
     "classes",
+    "layout",
+    "intensity_range",
 )
 
 _UNREADABLE: Final = (
@@ -129,8 +133,10 @@ def read_npz_splits(
         classes: Names of the classes. Without them, the names are the task's, the file's own
             `classes`, or "0", "1", ….
         source: Work to cite.
-        layout: Order of the images' axes, if their shape is ambiguous.
+        layout: Order of the images' axes, if their shape is ambiguous. "auto" takes that of the
+            file, if it names one.
         intensity_range: The stored values that become 0 and 1, which `uint8` images do not need.
+            None takes those of the file, if it names some.
 
     Returns:
         The splits, with images of shape (N, C, …). The validation and the test split are None if
@@ -142,6 +148,10 @@ def read_npz_splits(
     """
     task = Multiclass() if task is None else task
     arrays = _read(path)
+    if layout == "auto":
+        layout = _layout(arrays, path)
+    if intensity_range is None:
+        intensity_range = _intensity_range(arrays, path)
     parts = {
         split: _examples(arrays, split, path, task, layout) for split in ("train", "val", "test")
     }
@@ -162,6 +172,20 @@ def read_npz_splits(
         source=source,
         intensity_range=intensity_range,
     )
+
+
+def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return every array of an npz file by its name. Large ones are mapped.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    with _worded(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    return _read(path, names)
 
 
 def read_images(path: Path, *, split: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -294,6 +318,33 @@ def _examples(
     }
     found = task.read_labels(labels, taken.shape, f"{path}: {split}_labels")
     return Examples(taken, found, columns["clients"], columns["patients"])
+
+
+def _layout(arrays: dict[str, NDArray[Any]], path: Path) -> Layout:
+    """Return the order of the axes that the file names, or "auto"."""
+    found = arrays.pop("layout", None)
+    if found is None:
+        return "auto"
+    text = str(found) if found.dtype.kind == "U" and not found.shape else ""
+    if text not in get_args(Layout):
+        raise DataError(
+            f"{path}: layout is {found.dtype} of shape {found.shape}; save one text of "
+            f"{', '.join(get_args(Layout))}, or none."
+        )
+    return cast("Layout", text)
+
+
+def _intensity_range(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[float, float] | None:
+    """Return the stored values that become 0 and 1, if the file names them."""
+    found = arrays.pop("intensity_range", None)
+    if found is None:
+        return None
+    is_range = found.dtype.kind in "iuf" and found.shape == (2,)
+    if not is_range or not -MAX_INTENSITY <= found[0] < found[1] <= MAX_INTENSITY:
+        raise DataError(
+            f"{path}: intensity_range is no range; save two numbers, the lower one first, or none."
+        )
+    return float(found[0]), float(found[1])
 
 
 def _names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:

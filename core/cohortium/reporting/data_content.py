@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.data.examples import MAX_INTENSITY
+from cohortium.data.examples import MAX_INTENSITY, UndeclaredRangeError
 from cohortium.data.survey import DataSurvey, load_readable
 from cohortium.errors import CohortiumError, DataError
 from cohortium.reporting.content import SiteRow, site_rows
@@ -136,15 +136,18 @@ def look(
     """
     survey = DataSurvey()
     try:
-        splits = load_readable(_with_any_range(dataset), survey)
+        try:
+            splits = load_readable(dataset, survey)
+        except UndeclaredRangeError:
+            survey = DataSurvey()
+            splits = load_readable(_with_any_range(dataset), survey)
     except DataError as error:
         if not survey.num_refused:
             raise
         return DataFacts(kind=kind, survey=survey, problem=str(error))
-    declared: tuple[float, float] | None = splits.spec.intensity_range
+    is_declared = splits.intensity_range != ANY_RANGE
+    declared = splits.spec.intensity_range if is_declared else None
     faults = []
-    if splits.intensity_range == ANY_RANGE:
-        declared = (0.0, 255.0) if splits.spec.pixel_type == "uint8" else None
     parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
     seen = count_intensities([part.images for part in parts], declared)
     if declared is None:
@@ -192,10 +195,7 @@ def _with_any_range(dataset: Dataset) -> Dataset:
     """Return a data set without a declared range with one that holds every value."""
     if not attrs.has(type(dataset)) or getattr(dataset, "intensity_range", ANY_RANGE) is not None:
         return dataset
-    try:
-        return attrs.evolve(dataset, intensity_range=ANY_RANGE)  # type: ignore[misc]
-    except (CohortiumError, ValueError):  # a window is declared instead
-        return dataset
+    return attrs.evolve(dataset, intensity_range=ANY_RANGE)  # type: ignore[misc]
 
 
 def _window(dataset: Dataset) -> str:
