@@ -41,8 +41,8 @@ INTERRUPTED = 130
 GROUPS = MappingProxyType(
     {
         "Study": (init, run, resume, plan, report, compare, audit),
-        "Model": (predict, export),
         "Data": (data, pack),
+        "Model": (predict, export),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }

@@ -35,10 +35,10 @@ def pack(
         bool, typer.Option("--check", help="Compare the store PATH with its digest.")
     ] = False,
 ) -> None:
-    """Convert a data set once into a store that is mapped instead of read.
+    """Convert a data set once into one file for fast reading.
 
-    A run on the store gives the same weights as on the original. Prints the table [dataset] with
-    which a study reads it.
+    A run maps the file, the store, and gives the same weights as on the original.
+    Prints the table [dataset] with which a study reads it.
 
     Examples:
       cohortium pack chest.csv --set dataset.label=finding -o chest.npz
