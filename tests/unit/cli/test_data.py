@@ -194,3 +194,17 @@ def test_other_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no such parameter"):
         cohortium("data", str(tmp_path), "--set", "dataset.widht=3", *out)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_unknown_findings_are_counted(tmp_path: Path) -> None:
+    path, page = tmp_path / "x.npz", tmp_path / "page.html"
+    labels = np.array([[1, -1], [0, -1], [-1, 1], [1, 0], [0, 1], [1, -1]], np.int8)
+    images = np.random.default_rng(0).integers(0, 256, (6, 6, 6), dtype=np.uint8)
+    np.savez(path, train_images=images, train_labels=labels, classes=np.array(["mass", "nodule"]))
+    setting = ("--set", "dataset.task=multilabel")
+    assert cohortium("data", str(path), *setting, "--out", str(page))[0] == 0
+    rows = re.findall(
+        r'<th scope="row">(mass|nodule)</th><td class="n">(\d+)</td><td class="n">(\d+)</td>',
+        page.read_text(),
+    )
+    assert rows == [("mass", "3", "1"), ("nodule", "2", "3")]
