@@ -46,6 +46,7 @@ from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
+from cohortium.data.readable_files import read_readable_images
 from cohortium.data.resize import Resize
 from cohortium.data.scores import (
     CalibrationBin,
@@ -57,6 +58,7 @@ from cohortium.data.scores import (
     roc_auc,
     roc_curve,
 )
+from cohortium.data.survey import DataSurvey
 from cohortium.data.table import Table, read_table
 from cohortium.data.table_dataset import FileTable
 from cohortium.data.table_examples import ListedExample, ListedFormat
@@ -188,6 +190,7 @@ __all__ = [
     "CoordinatorSession",
     "DataError",
     "DataSpec",
+    "DataSurvey",
     "Dataset",
     "Delimiter",
     "Engine",
@@ -319,6 +322,7 @@ __all__ = [
     "read_mask_array",
     "read_npz_splits",
     "read_patient_key",
+    "read_readable_images",
     "read_table",
     "reject_statistics_rounds",
     "replace_library_errors",

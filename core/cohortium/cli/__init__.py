@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._audit import audit
+from cohortium.cli._data import data
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_text
 from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
+from cohortium.cli._pack import pack
 from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
@@ -40,6 +42,7 @@ INTERRUPTED = 130
 GROUPS = MappingProxyType(
     {
         "Study": (init, statistics, plan, run, resume, report, compare, audit),
+        "Data": (data, pack),
         "Model": (predict, export),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),

@@ -282,6 +282,10 @@ def _distinct_columns(splits: Splits, _: object, columns: tuple[GroupColumn, ...
         )
 
 
+class UndeclaredRangeError(DataError):
+    """Images whose type implies no range of intensities, and none is declared."""
+
+
 @frozen(eq=False, kw_only=True)
 class Splits:
     """A data set: examples for training, for choices and for scores.
@@ -343,7 +347,9 @@ class Splits:
         try:
             _ = self.spec
         except ValueError as error:
-            raise DataError(f"{self.name}: {error}.") from error
+            is_undeclared = self.intensity_range is None and self.train.images.dtype != np.uint8
+            kind = UndeclaredRangeError if is_undeclared else DataError
+            raise kind(f"{self.name}: {error}.") from error
 
     def _check_groups(self, name: str, part: Examples) -> None:
         """Refuse codes of groups, or centres, that have no name."""

@@ -18,7 +18,9 @@ Such a file is an npz archive with these arrays:
 - `group_values` (G, V), the names of their values in the order of the numbers, as text, with ""
   after the last value of a column,
 - `centres`, the names of the centres that `train_clients` numbers from 0, as text,
-- `classes`, the names of the classes, as text.
+- `classes`, the names of the classes, as text,
+- `layout`, the order of the images' axes, and `intensity_range`, the two stored values that become
+  0 and 1, where nothing else is declared.
 
 See `to_channels_first` and `labels` for the refusals.
 
@@ -38,11 +40,11 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import numpy as np
 
-from cohortium.data.examples import Examples, Splits
+from cohortium.data.examples import MAX_INTENSITY, Examples, Splits
 from cohortium.data.groups import MAX_COLUMNS, MAX_VALUES, GroupColumn, group_codes
 from cohortium.data.labels import integer_column
 from cohortium.data.memory import available
@@ -79,6 +81,8 @@ _ARRAYS: Final = (
     "group_names",
     "group_values",
     "centres",
+    "layout",
+    "intensity_range",
 )
 
 _UNREADABLE: Final = (
@@ -139,8 +143,10 @@ def read_npz_splits(
         classes: Names of the classes. Without them, the names are the task's, the file's own
             `classes`, or "0", "1", ….
         source: Work to cite.
-        layout: Order of the images' axes, if their shape is ambiguous.
+        layout: Order of the images' axes, if their shape is ambiguous. "auto" takes that of the
+            file, if it names one.
         intensity_range: The stored values that become 0 and 1, which `uint8` images do not need.
+            None takes those of the file, if it names some.
 
     Returns:
         The splits, with images of shape (N, C, …). The validation and the test split are None if
@@ -152,6 +158,10 @@ def read_npz_splits(
     """
     task = Multiclass() if task is None else task
     arrays = _read(path)
+    if layout == "auto":
+        layout = _layout(arrays, path)
+    if intensity_range is None:
+        intensity_range = _intensity_range(arrays, path)
     parts = {
         split: _examples(arrays, split, path, task, layout) for split in ("train", "val", "test")
     }
@@ -174,6 +184,20 @@ def read_npz_splits(
         groups=_columns(arrays, list(parts.values()), path),
         centres=_names(arrays, path, "centres"),
     )
+
+
+def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return every array of an npz file by its name. Large ones are mapped.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    with _worded(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    return _read(path, names)
 
 
 def read_images(path: Path, *, split: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -351,6 +375,33 @@ def _without_padding(row: NDArray[Any]) -> tuple[str, ...]:
     while cells and not cells[-1]:
         cells.pop()
     return tuple(cells)
+
+
+def _layout(arrays: dict[str, NDArray[Any]], path: Path) -> Layout:
+    """Return the order of the axes that the file names, or "auto"."""
+    found = arrays.pop("layout", None)
+    if found is None:
+        return "auto"
+    text = str(found) if found.dtype.kind == "U" and not found.shape else ""
+    if text not in get_args(Layout):
+        raise DataError(
+            f"{path}: layout is {found.dtype} of shape {found.shape}; save one text of "
+            f"{', '.join(get_args(Layout))}, or none."
+        )
+    return cast("Layout", text)
+
+
+def _intensity_range(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[float, float] | None:
+    """Return the stored values that become 0 and 1, if the file names them."""
+    found = arrays.pop("intensity_range", None)
+    if found is None:
+        return None
+    is_range = found.dtype.kind in "iuf" and found.shape == (2,)
+    if not is_range or not -MAX_INTENSITY <= found[0] < found[1] <= MAX_INTENSITY:
+        raise DataError(
+            f"{path}: intensity_range is no range; save two numbers, the lower one first, or none."
+        )
+    return float(found[0]), float(found[1])
 
 
 def _names(arrays: dict[str, NDArray[Any]], path: Path, key: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def render(records: Sequence[Record]) -> str:
     """Return the page of one run, or of several side by side."""
-    environment = _environment()
+    environment = template_environment()
     if len(records) == 1:
         return environment.get_template("run.html").render(run=_run(records[0], "run"))
     names = tuple(chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(records)))  # noqa: PLR2004
@@ -56,7 +56,8 @@ def _labels(records: Sequence[Record]) -> list[str]:
     return ["/".join(p[-depth:]) for p in parts]
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Return the templates, which escape every value."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -95,7 +96,12 @@ def _is_control(letter: str) -> bool:
 def _run(record: Record, name: str) -> dict[str, Any]:
     """Return the values of a run that the templates show."""
     scores, guarantee, facts = record.scores, record.guarantee, PartyInputs.of(record)
-    sites = content.site_rows(record)
+    started = record.started
+    sites = (
+        ()
+        if started is None
+        else content.site_rows(started.site_sizes or (), started.label_histograms or ())
+    )
     found = content.lost_contributions(record)
     return {
         "name": name,

@@ -183,10 +183,8 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
     assert federation.dataset is not None
     splits = federation.dataset.load() if loaded is None else loaded
     splits.require_learnable()
-    seeds, spec = Seeds(federation.seed), splits.spec
-    partition, held = hold_out(
-        splits.train, _partition(federation, splits, seeds), federation.holdout_fraction, seeds
-    )
+    spec = splits.spec
+    partition, held = partition_study(federation, splits)
     if federation.measurement is not None and federation.measurement.data == "test":
         splits, partition = test_images(federation, splits, partition, held)
         held = ()
@@ -216,6 +214,26 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
         holdout=held,
         identities=identities,
     )
+
+
+def partition_study(
+    federation: Study, splits: Splits
+) -> tuple[tuple[ExampleIndices, ...], tuple[ExampleIndices, ...]]:
+    """Return the training examples and the held-out examples of each simulated site.
+
+    Args:
+        federation: The study, which is a simulation.
+        splits: Its data.
+
+    Returns:
+        Positions in `splits.train` for each site, for training and held out.
+
+    Raises:
+        StudyError: A site has no data, or the partitioner breaks its contract.
+    """
+    seeds = Seeds(federation.seed)
+    partition = _partition(federation, splits, seeds)
+    return hold_out(splits.train, partition, federation.holdout_fraction, seeds)
 
 
 def _declared_sizes(
