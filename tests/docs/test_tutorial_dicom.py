@@ -55,7 +55,7 @@ def test_dicom_tutorial_output_is_as_shown(newcomer: Newcomer) -> None:
     shown = [text for language, _, text in BLOCK.findall(PAGE) if language == "text"]
     said = "".join(newcomer.said.values())
     exact = [text for text in shown if "test accuracy" not in text]
-    assert len(exact) == len(shown) - 1 == 4
+    assert len(exact) == len(shown) - 1 == 3
     for text in exact:
         assert text in said
     assert newcomer.said["python make_files.py"] == "1400 files\n"
@@ -71,7 +71,7 @@ def test_dicom_tutorial_run_is_private_and_accurate(newcomer: Newcomer) -> None:
     assert result["accuracy"] > 0.9
     assert bare["accuracy"] > 0.9
     assert bare["guarantee"] is None
-    for report in ("first/report.html", "report.html"):
+    for report in ("first/report.html", "report.html", "data.html"):
         assert (newcomer.folder / report).stat().st_size > 10_000
 
 

@@ -65,6 +65,15 @@ def _pack(path: Path, overrides: list[str] | None, out: Path, *, skip_refused: b
 
     check_new_file(out, remedy="name another file with -o")
     dataset, _, _ = dataset_of(path, overrides)
+    is_declared = path.suffix.lower() == ".toml" or any(
+        "window" in each for each in overrides or ()
+    )
+    if getattr(dataset, "window", None) == "file" and not is_declared:
+        raise RequestError(
+            "a store keeps what the window of each image leaves; declare it with --set "
+            "dataset.window={center=40,width=400}, or --set dataset.window=file for each file's "
+            "own."
+        )
     survey = DataSurvey()
     try:
         splits = load_readable(dataset, survey)

@@ -250,4 +250,13 @@ def test_a_store_keeps_groups_and_centres(tmp_path: Path) -> None:
     assert (again.groups, again.centres) == (splits.groups, splits.centres)
     assert again.test is not None
     assert splits.test is not None
+    assert again.test.groups is not None
+    assert splits.test.groups is not None
     assert np.array_equal(again.test.groups, splits.test.groups)
+
+
+def test_a_window_is_declared_before_a_store_keeps_what_it_leaves(tmp_path: Path) -> None:
+    dicom_set(tmp_path)
+    with pytest.raises(RequestError, match=r"declare it with --set dataset\.window"):
+        cohortium("pack", str(tmp_path / "t.csv"), "-o", str(tmp_path / "store.npz"))
+    assert not (tmp_path / "store.npz").exists()
