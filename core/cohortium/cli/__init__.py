@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._audit import audit
+from cohortium.cli._evaluate import evaluate
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_text
 from cohortium.cli._init import init
@@ -38,7 +39,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, run, resume, plan, report, compare, audit),
+        "Study": (init, run, resume, evaluate, plan, report, compare, audit),
         "Model": (predict, export),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),

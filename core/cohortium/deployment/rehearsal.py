@@ -4,12 +4,14 @@ DIR/study.toml            the study of the deployment, for the study lead
 DIR/public.npz            its validation and test images, where there are some
 DIR/directory.txt         the sites' public keys
 DIR/site-0/site.toml      one site: give its folder away, and to nobody else
-DIR/site-0/data.npz · identity.pem · ledger.sqlite · directory.txt
+DIR/site-0/data.npz       its images, with test images if the study has an [evaluation]
+DIR/site-0/identity.pem · ledger.sqlite · directory.txt
 """
 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -23,8 +25,10 @@ from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.pixels import FLAT
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RequestError, RunError
+from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, AttemptCost, PrivacyScope
 from cohortium.ledger.ledger import Ledger
 from cohortium.privacy.guarantee import rounded_up
+from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.storage.atomic import atomic_create
 from cohortium.study import toml
 
@@ -49,6 +53,9 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
         The sites' examples are those of the simulated sites, in the same order. With seeded noise,
         equal versions and equal threads, simulation and deployment give the same weights.
 
+        With an [evaluation], the sites' test images are those of the simulated sites, in the same
+        order.
+
     Raises:
         RequestError: The folder is not empty.
         StudyError: The study is of a deployment already.
@@ -56,6 +63,12 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
     """
     prepared.require_simulated()
     sites = range(prepared.run_config.federation_spec.sites)
+    evaluation = prepared.federation.evaluation
+    measured = (
+        None
+        if evaluation is None
+        else prepare_evaluation(prepared.federation, evaluation, prepared)
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -69,18 +82,26 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
             place.mkdir(mode=0o700)
             drawn[site].create(place / "identity.pem")
             directory.write(place / "directory.txt")
-            _write_site(place, site, prepared)
+            _write_site(place, site, prepared, measured)
         directory.write(folder / "directory.txt")
         has_public = _write_public(folder / "public.npz", prepared)
-        study = _study(prepared, engine, has_public=has_public)
+        study = _study(prepared, measured, engine, has_public=has_public)
         atomic_create(folder / "study.toml", tomli_w.dumps(study).encode())
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
 
 
-def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[str, Any]:
+def _study(
+    prepared: PreparedStudy, measured: PreparedStudy | None, engine: str, *, has_public: bool
+) -> dict[str, Any]:
     study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
+    # The sites' folders have the held-out images, or none.
+    study["federation"]["holdout_fraction"] = 0.0
+    if measured is not None:
+        spec = measured.run_config.spec
+        declared = {"examples": spec.examples, "patients": spec.patients}
+        study["evaluation"] |= {name: n for name, n in declared.items() if n is not None}
     study["data"] = toml_tables.to_values(discover(), prepared.run_config.spec)
     study["engine"] = {"name": engine}
     if has_public:
@@ -104,43 +125,81 @@ def _npz(path: str, spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
-    guarantee, spec = prepared.run_config.plan.guarantee, prepared.run_config.spec
-    indices = prepared.splits.train.select(prepared.partition[site])
-    atomic_create(folder / "data.npz", _archive(spec.classes, train=indices))
+def _write_site(
+    folder: Path, site: int, prepared: PreparedStudy, measured: PreparedStudy | None
+) -> None:
+    spec = prepared.run_config.spec
+    tested = measured is not None and len(measured.partition[site]) > 0
+    images = {
+        "train": prepared.splits.train.select(prepared.partition[site]),
+        "test": measured.splits.train.select(measured.partition[site])
+        if measured is not None and tested
+        else None,
+    }
+    atomic_create(folder / "data.npz", _archive(spec.classes, **images))
     Ledger(folder / "ledger.sqlite").create()
-    is_rehearsal = guarantee is None or guarantee.simulation
+    dataset_id = f"{prepared.splits.name}, site {site}"
     site_file = {
         "site": {
             "id": site,
-            "dataset_id": f"{prepared.splits.name}, site {site}",
+            "dataset_id": dataset_id,
             "signing_key": "identity.pem",
             "key_directory": "directory.txt",
         },
         "dataset": _npz("data.npz", spec),
+        **({"test": {"dataset_id": f"{dataset_id}, test images"}} if tested else {}),
         "policy": {
-            # A site would write a bound that holds on every machine.
-            "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),
-            "delta": 1e-5 if guarantee is None else guarantee.delta,
-            "unit": "example" if guarantee is None else guarantee.unit,
-            "against": "everyone" if guarantee is None else guarantee.against,
+            **_privacy(prepared, measured),
             "adversary": prepared.run_config.federation_spec.adversary,
-            **_ceilings(prepared),
-            **({"insecure_rehearsal": True} if is_rehearsal else {}),
+            **_ceilings(prepared, measured),
         },
     }
     atomic_create(folder / "site.toml", tomli_w.dumps(site_file).encode())
 
 
-def _ceilings(prepared: PreparedStudy) -> dict[str, int]:
+def _privacy(prepared: PreparedStudy, measured: PreparedStudy | None) -> dict[str, Any]:
+    """Return the weakest demands that admit the study, and its evaluation if there is one.
+
+    Training and test images have an account each, so neither run counts for the other.
+    """
+    runs = [prepared.run_config] + ([] if measured is None else [measured.run_config])
+    guarantees = [g for run in runs if (g := run.plan.guarantee) is not None]
+    rehearses = len(guarantees) < len(runs) or any(g.simulation for g in guarantees)
+    if not guarantees:
+        floors = {"epsilon": 1.0, "delta": 1e-5, "unit": "example", "against": "everyone"}
+        return {**floors, "insecure_rehearsal": True}
+    unit = min((g.unit for g in guarantees), key=UNITS.index)
+    against = min((g.against for g in guarantees), key=ADVERSARY_ORDER.index)
+    delta = guarantees[0].delta
+    epsilon = guarantees[0].epsilon
+    if len(guarantees) > 1 and not rehearses:
+        scope = PrivacyScope(unit=unit, against=against)
+        epsilon = max(
+            scope.epsilon(
+                Counter({AttemptCost.from_plan(run.plan): run.federation_spec.attempts}), delta
+            )
+            for run in runs
+        )
+    return {
+        # A site would write a bound that holds on every machine.
+        "epsilon": float(rounded_up(epsilon)),
+        "delta": delta,
+        "unit": unit,
+        "against": against,
+        **({"insecure_rehearsal": True} if rehearses else {}),
+    }
+
+
+def _ceilings(prepared: PreparedStudy, measured: PreparedStudy | None) -> dict[str, int]:
     """Return limits that admit a study of this size.
 
     Each limit is the study's own number or the policy's default, the larger of both.
     """
+    runs = [prepared.run_config] + ([] if measured is None else [measured.run_config])
     asked = {
-        "max_rounds": prepared.run_config.federation_spec.attempts,
+        "max_rounds": max(run.federation_spec.attempts for run in runs),
         "max_sites": prepared.run_config.federation_spec.sites,
-        "max_parameters": prepared.run_config.plan.length,
+        "max_parameters": max(run.plan.length for run in runs),
     }
     usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
     return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
@@ -172,8 +231,8 @@ def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
         images = np.moveaxis(part.images, 1, -1)
         arrays[f"{name}_images"] = images[..., 0] if images.shape[-1] == 1 else images
         arrays[f"{name}_labels"] = part.labels
-        if name == "train" and part.patients is not None:
-            arrays["train_patients"] = part.patients
+        if part.patients is not None:
+            arrays[f"{name}_patients"] = part.patients
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()
