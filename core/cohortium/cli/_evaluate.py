@@ -120,20 +120,16 @@ def _observers(federation: Federation, *, is_quiet: bool) -> list[Observer]:
 
 
 def evaluation_rows(result: Result) -> list[tuple[str, str]]:
-    """Return a label and a text for the main scores at the sites, if they were measured."""
+    """Return label and text of the main score at the sites and its price, if it was measured."""
     evaluation = result.evaluation
     if evaluation is None or evaluation.measured is None:
         return []
     measured = evaluation.measured
-    rows = [
-        (f"sites' {_name(each)}", f"{_value(each)} (95 %: {_interval(each)}){_remark(each, '; ')}")
-        for each in measured.estimates
-        if not each.name and not each.group
-    ]
-    told = str(evaluation.guarantee or NO_PRIVACY)
+    main = measured.estimates[0]
+    price = str(evaluation.guarantee or NO_PRIVACY)
     return [
-        *rows,
-        ("its guarantee", f"{told}; for the test images of {measured.contributors} sites"),
+        (f"sites' {_name(main)}", f"{_value(main)} (95 %: {_interval(main)}{_remark(main, ', ')})"),
+        ("evaluation", f"{price}; for the test images of {measured.contributors} sites"),
     ]
 
 
