@@ -11,10 +11,8 @@ DIR/site-0/identity.pem · ledger.sqlite · directory.txt
 from __future__ import annotations
 
 import io
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 import tomli_w
 
@@ -23,12 +21,9 @@ from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.pixels import FLAT
-from cohortium.deployment.site_policy import SitePolicy
+from cohortium.deployment.rehearsed_runs import RehearsedRuns
 from cohortium.errors import RequestError, RunError
-from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, AttemptCost, PrivacyScope
 from cohortium.ledger.ledger import Ledger
-from cohortium.privacy.guarantee import rounded_up
-from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.storage.atomic import atomic_create
 from cohortium.study import toml
 
@@ -54,7 +49,7 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
         equal versions and equal threads, simulation and deployment give the same weights.
 
         With an [evaluation], the sites' test images are those of the simulated sites, in the same
-        order.
+        order. If they overlap with training images at a site, one account is charged for both.
 
     Raises:
         RequestError: The folder is not empty.
@@ -63,12 +58,7 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
     """
     prepared.require_simulated()
     sites = range(prepared.run_config.federation_spec.sites)
-    evaluation = prepared.federation.evaluation
-    measured = (
-        None
-        if evaluation is None
-        else prepare_evaluation(prepared.federation, evaluation, prepared)
-    )
+    runs = RehearsedRuns.of(prepared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -82,18 +72,17 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
             place.mkdir(mode=0o700)
             drawn[site].create(place / "identity.pem")
             directory.write(place / "directory.txt")
-            _write_site(place, site, prepared, measured)
+            _write_site(place, site, runs)
         directory.write(folder / "directory.txt")
         has_public = _write_public(folder / "public.npz", prepared)
-        study = _study(prepared, measured, engine, has_public=has_public)
+        study = _study(runs, engine, has_public=has_public)
         atomic_create(folder / "study.toml", tomli_w.dumps(study).encode())
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
 
 
-def _study(
-    prepared: PreparedStudy, measured: PreparedStudy | None, engine: str, *, has_public: bool
-) -> dict[str, Any]:
+def _study(runs: RehearsedRuns, engine: str, *, has_public: bool) -> dict[str, Any]:
+    prepared, measured = runs.trained, runs.measured
     study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
     # The sites' folders have the held-out images, or none.
@@ -125,20 +114,13 @@ def _npz(path: str, spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _write_site(
-    folder: Path, site: int, prepared: PreparedStudy, measured: PreparedStudy | None
-) -> None:
+def _write_site(folder: Path, site: int, runs: RehearsedRuns) -> None:
+    prepared, images = runs.trained, runs.images(site)
     spec = prepared.run_config.spec
-    tested = measured is not None and len(measured.partition[site]) > 0
-    images = {
-        "train": prepared.splits.train.select(prepared.partition[site]),
-        "test": measured.splits.train.select(measured.partition[site])
-        if measured is not None and tested
-        else None,
-    }
     atomic_create(folder / "data.npz", _archive(spec.classes, **images))
     Ledger(folder / "ledger.sqlite").create()
     dataset_id = f"{prepared.splits.name}, site {site}"
+    test_id = dataset_id if runs.is_one_account else f"{dataset_id}, test images"
     site_file = {
         "site": {
             "id": site,
@@ -147,62 +129,14 @@ def _write_site(
             "key_directory": "directory.txt",
         },
         "dataset": _npz("data.npz", spec),
-        **({"test": {"dataset_id": f"{dataset_id}, test images"}} if tested else {}),
+        **({} if images["test"] is None else {"test": {"dataset_id": test_id}}),
         "policy": {
-            **_privacy(prepared, measured),
+            **runs.privacy(),
             "adversary": prepared.run_config.federation_spec.adversary,
-            **_ceilings(prepared, measured),
+            **runs.ceilings(),
         },
     }
     atomic_create(folder / "site.toml", tomli_w.dumps(site_file).encode())
-
-
-def _privacy(prepared: PreparedStudy, measured: PreparedStudy | None) -> dict[str, Any]:
-    """Return the weakest demands that admit the study, and its evaluation if there is one.
-
-    Training and test images have an account each, so neither run counts for the other.
-    """
-    runs = [prepared.run_config] + ([] if measured is None else [measured.run_config])
-    guarantees = [g for run in runs if (g := run.plan.guarantee) is not None]
-    rehearses = len(guarantees) < len(runs) or any(g.simulation for g in guarantees)
-    if not guarantees:
-        floors = {"epsilon": 1.0, "delta": 1e-5, "unit": "example", "against": "everyone"}
-        return {**floors, "insecure_rehearsal": True}
-    unit = min((g.unit for g in guarantees), key=UNITS.index)
-    against = min((g.against for g in guarantees), key=ADVERSARY_ORDER.index)
-    delta = guarantees[0].delta
-    epsilon = guarantees[0].epsilon
-    if len(guarantees) > 1 and not rehearses:
-        scope = PrivacyScope(unit=unit, against=against)
-        epsilon = max(
-            scope.epsilon(
-                Counter({AttemptCost.from_plan(run.plan): run.federation_spec.attempts}), delta
-            )
-            for run in runs
-        )
-    return {
-        # A site would write a bound that holds on every machine.
-        "epsilon": float(rounded_up(epsilon)),
-        "delta": delta,
-        "unit": unit,
-        "against": against,
-        **({"insecure_rehearsal": True} if rehearses else {}),
-    }
-
-
-def _ceilings(prepared: PreparedStudy, measured: PreparedStudy | None) -> dict[str, int]:
-    """Return limits that admit a study of this size.
-
-    Each limit is the study's own number or the policy's default, the larger of both.
-    """
-    runs = [prepared.run_config] + ([] if measured is None else [measured.run_config])
-    asked = {
-        "max_rounds": max(run.federation_spec.attempts for run in runs),
-        "max_sites": prepared.run_config.federation_spec.sites,
-        "max_parameters": max(run.plan.length for run in runs),
-    }
-    usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
-    return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
 
 
 def _write_public(path: Path, prepared: PreparedStudy) -> bool:
