@@ -109,7 +109,8 @@ def own_scores(folder: Path, site: int) -> list[dict[str, Any]]:
 def pooled(scores: list[dict[str, Any]]) -> float:
     """The accuracy on all hospitals' images together."""
     images = sum(each["images"] for each in scores)
-    return sum(each["images"] * each["metrics"]["accuracy"] for each in scores) / images
+    hits = sum(each["images"] * each["metrics"]["accuracy"] for each in scores)
+    return float(hits / images)
 
 
 @pytest.mark.slow

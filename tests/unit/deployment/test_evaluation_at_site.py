@@ -32,7 +32,8 @@ from cohortium.study import toml
 from cohortium.study.measurement import EvaluationPlan
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
-from tests.support.federations import tiny_federation
+from cohortium_npz import Npz
+from tests.support.federations import QuadrantImages, tiny_federation
 
 SITES = 3
 
@@ -555,3 +556,28 @@ def test_missing_test_images_end_the_run_before_training(
         with pytest.raises(StudyError, match=r"site 1: the study evaluates .* has none"):
             ask()
     assert not (tmp_path / "run").exists()
+
+
+def test_rehearsed_sites_with_overlap_have_one_account(tmp_path: Path) -> None:
+    # Public data sets hold some images twice.
+    own = QuadrantImages().load().train
+    np.savez(
+        tmp_path / "twice.npz",
+        train_images=np.concatenate([own.images[:, 0]] * 2),
+        train_labels=np.concatenate([own.labels] * 2),
+    )
+    simulated = simulation(dataset=Npz(path=str(tmp_path / "twice.npz")))
+    rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "all", engine="inline")
+    deployed = Federation.read(tmp_path / "all" / "study.toml")
+    assert deployed.holdout_fraction == 0
+    assert deployed.evaluation is not None
+    measured = prepare_evaluation(deployed, deployed.evaluation)
+    with serving(tmp_path / "all" / "site-2") as hospital:
+        assert len(hospital.config.accounts) == 1
+        # Its budget has room for both.
+        for prepared in (deployed.prepare(), measured):
+            assert isinstance(hospital.send(build_invitation(prepared)), Acceptance)
+        assert isinstance(hospital.send(request_of(deployed, build_invitation(measured))), Reply)
+    study = toml.read(tmp_path / "all" / "study.toml", what="the study")
+    held = sum(len(part) for part in simulated.prepare().holdout)
+    assert study["evaluation"]["examples"] == held
