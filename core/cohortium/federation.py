@@ -258,7 +258,7 @@ class Federation(Study):
     def check_sites(self, engine: Engine | None = None) -> tuple[str, ...]:
         """Ask every hospital of a deployment whether it would take part.
 
-        The method trains nothing.
+        The method trains nothing. If the study has an evaluation, it asks for that, too.
 
         Args:
             engine: A running engine to use in place of the study's.
@@ -269,16 +269,21 @@ class Federation(Study):
         Raises:
             StudyError: A hospital does not take part. The message names each one and its reason.
         """
+        from cohortium.runs.evaluate import prepare_evaluation
         from cohortium.runs.invite import invite_sites
 
         prepared = self.prepare()
         if not prepared.is_deployment:
             raise StudyError("a simulation has no hospitals to ask; declare [data] for some.")
+        asked = [prepared]
+        if self.evaluation is not None:
+            asked.append(prepare_evaluation(self, self.evaluation, prepared))
         exchange = (engine or self.engine).connect(None)
         try:
-            return invite_sites(exchange, prepared)
+            found = [warning for each in asked for warning in invite_sites(exchange, each)]
         finally:
             exchange.close()
+        return tuple(dict.fromkeys(found))
 
     def prepare(self) -> PreparedStudy:
         """Load, partition and plan, and refuse all that can be refused.

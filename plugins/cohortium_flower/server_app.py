@@ -4,7 +4,8 @@ A run's configuration names, as paths on that machine:
 
     flwr run . --run-config 'study="/srv/study/study.toml" out="/srv/study/runs/first"'
 
-With `dry-run=true` it only asks the hospitals whether they would take part.
+With `dry-run=true` it only asks the hospitals whether they would take part.  With
+`evaluate="/srv/study/runs/first"` it trains nothing, and evaluates the model of that run.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = context.run_config
         study, out = config.get("study"), config.get("out", "")
-        dry = bool(config.get("dry-run", False))
+        dry, trained = bool(config.get("dry-run", False)), config.get("evaluate", "")
         if not isinstance(study, str) or not isinstance(out, str) or not (out or dry):
             raise RequestError("the run's configuration must name a study file and a folder out.")
+        if not isinstance(trained, str):
+            raise RequestError("evaluate must name the folder of a finished run.")
         found = run_deployed_study(
             Path(study),
             lambda federation: ConnectedEngine.of(
@@ -46,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             ),
             out=Path(out),
             check_only=dry,
+            evaluates=Path(trained) if trained else None,
         )
     except CohortiumError as error:
         raise RuntimeError(f"cohortium: {error}") from None

@@ -12,7 +12,7 @@ from cohortium.study import toml
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 
-WRITTEN = {"ledger", "journal", "state_dir", "runs_dir", "socket"}
+WRITTEN = {"ledger", "journal", "state_dir", "runs_dir", "evaluations_dir", "socket"}
 """What a site writes, of the paths in its file."""
 
 

@@ -238,6 +238,10 @@ def test_a_model_of_another_run_can_be_evaluated(tmp_path: Path) -> None:
         ({"evaluation": EvaluationPlan(parts=("nothing",))}, "no part 'nothing'"),
         ({"evaluation": EvaluationPlan(by=("age",))}, "no column of groups 'age'"),
         ({"evaluation": EvaluationPlan(epsilon=1.0)}, "no such parameter"),
+        (
+            {"evaluation": EvaluationPlan(epsilon=-1.0), "privatizer": Gaussian()},
+            "the evaluation: 'epsilon' must be > 0",
+        ),
         ({"evaluation": EvaluationPlan(examples=9)}, "for a deployment"),
         ({"privatizer": Gaussian(unit="site")}, "hides whole sites"),
     ],

@@ -14,6 +14,7 @@ import typer
 
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
+from cohortium.cli._evaluate import evaluate
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_text
 from cohortium.cli._init import init
@@ -41,7 +42,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, statistics, plan, run, resume, report, compare, audit),
+        "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
         "Data": (data, pack),
         "Model": (predict, export),
         "Hospital": (site, ledger, keygen, rehearse),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.data.scores import metric_name
+from cohortium.cli import _printing
+from cohortium.data.scores import DECIMALS, metric_name
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
     from cohortium.data.estimates import Estimate
-    from cohortium.privacy.guarantee import Guarantee
     from cohortium.runs.evaluation_forecast import EvaluationForecast
+    from cohortium.runs.result import Result
+
+NO_PRIVACY = "none: nothing here is private"
 
 
 def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
@@ -52,29 +53,61 @@ def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     console.print(table)
 
 
-def print_estimates(
-    console: Console, estimates: Sequence[Estimate], guarantee: Guarantee | None
-) -> None:
-    """Print estimates with their intervals, and the guarantee that covers them."""
-    from rich.table import Table
+def evaluation_rows(result: Result) -> list[tuple[str, str]]:
+    """Return label and text of the main score at the sites and its price, if it was measured."""
+    evaluation = result.evaluation
+    if evaluation is None or evaluation.measured is None:
+        return []
+    measured = evaluation.measured
+    main = measured.estimates[0]
+    price = str(evaluation.guarantee or NO_PRIVACY)
+    return [
+        (
+            f"sites' {metric_name(main.metric)}",
+            f"{_value(main)} (95 %: {_interval(main)}{_remark(main, ', ')})",
+        ),
+        ("evaluation", f"{price}; for the test images of {measured.contributors} sites"),
+    ]
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("score")
-    table.add_column("of")
-    table.add_column("estimate", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for each in estimates:
-        is_count = each.highest is None
-        shown = [
-            f"{value:,.0f}" if is_count else f"{value:.3f}"
-            for value in (each.value or 0.0, each.low, each.high)
-        ]
+
+def print_measured(result: Result) -> None:
+    """Print the estimates of a result, with their guarantee."""
+    from rich.table import Table
+    from rich.text import Text
+
+    measured = result.measured
+    assert measured is not None
+    table = Table("score", "of", "value", "95 % interval", "", box=None, pad_edge=False)
+    for each in measured.estimates:
+        of = ", ".join(filter(None, (each.group, each.name))) or "all"
+        # A class may have a name that is markup.
         table.add_row(
-            metric_name(each.metric),
-            sanitize(each.group or each.name or "all"),
-            "–" if each.is_hidden else shown[0],
-            "hidden by the noise" if each.is_hidden else f"{shown[1]} to {shown[2]}",
+            metric_name(each.metric), Text(of), _value(each), _interval(each), _remark(each)
         )
+    console = _printing.console()
     console.print(table)
-    promise = "none: the sums are exact" if guarantee is None else str(guarantee)
-    console.print(f"guarantee  {promise}", markup=False, soft_wrap=True)
+    declared = f"declared test images: {measured.examples:,}"
+    for line in (
+        f"guarantee: {result.guarantee or NO_PRIVACY}",
+        f"sites: {measured.contributors} of {result.sites}; {declared}",
+        f"record: {result.folder}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _value(estimate: Estimate) -> str:
+    return "unknown" if estimate.value is None else _number(estimate, estimate.value)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{_number(estimate, estimate.low)} to {_number(estimate, estimate.high)}"
+
+
+def _remark(estimate: Estimate, before: str = "") -> str:
+    return f"{before}hidden by the noise" if estimate.is_hidden else ""
+
+
+def _number(estimate: Estimate, value: float) -> str:
+    if estimate.highest is None:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if estimate.metric in DECIMALS else f"{value:.1%}"

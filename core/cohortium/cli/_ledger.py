@@ -45,11 +45,12 @@ def ledger(
 
     if delta is not None and not MIN_DELTA <= delta < 1:
         raise RequestError(f"--delta {delta:g}: δ lies between {MIN_DELTA:g} and 1.")
-    account = SiteConfig.read(path).account if path.suffix == ".toml" else None
-    book = Ledger(path) if account is None else account.ledger
+    site_config = SiteConfig.read(path) if path.suffix == ".toml" else None
+    book = Ledger(path) if site_config is None else site_config.account.ledger
     if create:
         book.create()
-    budgets = {account.data: account.budget} if account and account.budget else {}
+    accounts = {} if site_config is None else site_config.accounts
+    budgets = {name: each.budget for name, each in accounts.items() if each.budget}
     found = select_dataset(build_reports(book, budgets=budgets, delta=delta), data)
     if as_json:
         rows = [statement.as_json() for statement in found]

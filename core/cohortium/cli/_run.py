@@ -11,6 +11,7 @@ import attrs
 import typer
 
 from cohortium.cli import _completion
+from cohortium.cli._estimates import evaluation_rows, print_measured
 from cohortium.cli._grid import run_grid, warn_ignored_keys
 from cohortium.cli._options import Only, Overrides, RunFolder, Study, federation_of
 from cohortium.cli._stopping import stop_on_signal
@@ -168,6 +169,8 @@ def _write_report_after(folder: Path) -> Iterator[None]:
 def _print_outcome(result: Result, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result.as_json()))
+    elif result.measured is not None:
+        print_measured(result)
     else:
         _print_result(result)
 
@@ -175,6 +178,7 @@ def _print_outcome(result: Result, *, as_json: bool) -> None:
 def _print_result(result: Result) -> None:
     rows = [
         *result.headline(),
+        *evaluation_rows(result),
         ("guarantee", str(result.guarantee or "none: nothing here is private")),
         ("uploads", f"{result.max_upload_bytes:,} bytes per site and round at most"),
         ("time", f"{result.seconds.total:.1f} s"),

@@ -10,7 +10,7 @@ import tomli_w
 import typer
 
 from cohortium.cli import _printing
-from cohortium.cli._estimates import print_estimates
+from cohortium.cli._estimates import print_measured
 from cohortium.cli._options import Overrides, Study, federation_of
 from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
@@ -58,9 +58,8 @@ def statistics(
         typer.echo(json_text(result.as_json()))
         return
     assert result.measured is not None
+    print_measured(result)
     console = _printing.console()
-    print_estimates(console, result.measured.estimates, result.guarantee)
-    console.print(f"record  {folder}", markup=False, soft_wrap=True)
     if any(each.metric == "deviation" and not each.noise_low for each in result.measured.estimates):
         console.print("The noise hides a deviation, so no study should use it; raise --epsilon.")
         return

@@ -1,7 +1,8 @@
 """Admission of an invitation: a study that the site's policy allows.
 
 Guarantees:
-    Only the tables of `AGREED` are accepted, and of [federation] only the terms of `SHARED_KEYS`.
+    Only the tables of `AGREED` and `OPTIONAL` are accepted, and of [federation] only the terms of
+    `SHARED_KEYS`.
     An invitation cannot name a data set, an engine, an observer or a file.
 
     The site's policy checks every plugin by name before any plugin is called or instantiated. This
@@ -22,7 +23,7 @@ from attrs import frozen
 
 from cohortium.catalog.discovery import discover
 from cohortium.errors import RefusalCode, RefusalError, StudyError
-from cohortium.messages.deployment import AGREED
+from cohortium.messages.deployment import AGREED, OPTIONAL
 from cohortium.runs.invite import (
     SHARED_KEYS,
     SHARED_ROLES,
@@ -62,12 +63,12 @@ def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
     shared = toml.loads(invitation.study, where=where)
     toml.require_text(shared, where=where)
     for name in shared:
-        if name not in AGREED:
+        if name not in (*AGREED, *OPTIONAL):
             _refuse(
                 RefusalCode.TABLES,
                 f"the study has a table [{quote_key(name)}], which no site is sent.",
             )
-    for name in AGREED:
+    for name in (*AGREED, *(name for name in OPTIONAL if name in shared)):
         if not isinstance(shared.get(name), dict):
             _refuse(RefusalCode.TABLES, f"the study has no table [{name}].")
     for key in shared["federation"]:

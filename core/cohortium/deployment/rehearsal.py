@@ -4,7 +4,8 @@ DIR/study.toml            the study of the deployment, for the study lead
 DIR/public.npz            its validation and test images, where there are some
 DIR/directory.txt         the sites' public keys
 DIR/site-0/site.toml      one site: give its folder away, and to nobody else
-DIR/site-0/data.npz · identity.pem · ledger.sqlite · directory.txt
+DIR/site-0/data.npz       its images, with test images if the study has an [evaluation]
+DIR/site-0/identity.pem · ledger.sqlite · directory.txt
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 import tomli_w
 
@@ -21,10 +21,9 @@ from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.pixels import FLAT
-from cohortium.deployment.site_policy import SitePolicy
+from cohortium.deployment.rehearsed_runs import RehearsedRuns
 from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
-from cohortium.privacy.guarantee import rounded_up
 from cohortium.storage.atomic import atomic_create
 from cohortium.study import toml
 
@@ -49,6 +48,9 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
         The sites' examples are those of the simulated sites, in the same order. With seeded noise,
         equal versions and equal threads, simulation and deployment give the same weights.
 
+        With an [evaluation], the sites' test images are those of the simulated sites, in the same
+        order. If they overlap with training images at a site, one account is charged for both.
+
     Raises:
         RequestError: The folder is not empty.
         StudyError: The study is of a deployment already.
@@ -56,6 +58,7 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
     """
     prepared.require_simulated()
     sites = range(prepared.run_config.federation_spec.sites)
+    runs = RehearsedRuns.of(prepared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -69,18 +72,25 @@ def write_rehearsal(prepared: PreparedStudy, folder: Path, *, engine: str = "flo
             place.mkdir(mode=0o700)
             drawn[site].create(place / "identity.pem")
             directory.write(place / "directory.txt")
-            _write_site(place, site, prepared)
+            _write_site(place, site, runs)
         directory.write(folder / "directory.txt")
         has_public = _write_public(folder / "public.npz", prepared)
-        study = _study(prepared, engine, has_public=has_public)
+        study = _study(runs, engine, has_public=has_public)
         atomic_create(folder / "study.toml", tomli_w.dumps(study).encode())
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
 
 
-def _study(prepared: PreparedStudy, engine: str, *, has_public: bool) -> dict[str, Any]:
+def _study(runs: RehearsedRuns, engine: str, *, has_public: bool) -> dict[str, Any]:
+    prepared, measured = runs.trained, runs.measured
     study = toml.loads(prepared.federation.as_toml(), where="the study")
     del study["dataset"], study["partitioner"]
+    # The sites' folders have the held-out images, or none.
+    study["federation"]["holdout_fraction"] = 0.0
+    if measured is not None:
+        spec = measured.run_config.spec
+        declared = {"examples": spec.examples, "patients": spec.patients}
+        study["evaluation"] |= {name: n for name, n in declared.items() if n is not None}
     study["data"] = toml_tables.to_values(discover(), prepared.run_config.spec)
     study["engine"] = {"name": engine}
     if has_public:
@@ -104,46 +114,29 @@ def _npz(path: str, spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _write_site(folder: Path, site: int, prepared: PreparedStudy) -> None:
-    guarantee, spec = prepared.run_config.plan.guarantee, prepared.run_config.spec
-    indices = prepared.splits.train.select(prepared.partition[site])
-    atomic_create(folder / "data.npz", _archive(spec.classes, train=indices))
+def _write_site(folder: Path, site: int, runs: RehearsedRuns) -> None:
+    prepared, images = runs.trained, runs.images(site)
+    spec = prepared.run_config.spec
+    atomic_create(folder / "data.npz", _archive(spec.classes, **images))
     Ledger(folder / "ledger.sqlite").create()
-    is_rehearsal = guarantee is None or guarantee.simulation
+    dataset_id = f"{prepared.splits.name}, site {site}"
+    test_id = dataset_id if runs.is_one_account else f"{dataset_id}, test images"
     site_file = {
         "site": {
             "id": site,
-            "dataset_id": f"{prepared.splits.name}, site {site}",
+            "dataset_id": dataset_id,
             "signing_key": "identity.pem",
             "key_directory": "directory.txt",
         },
         "dataset": _npz("data.npz", spec),
+        **({} if images["test"] is None else {"test": {"dataset_id": test_id}}),
         "policy": {
-            # A site would write a bound that holds on every machine.
-            "epsilon": 1.0 if guarantee is None else float(rounded_up(guarantee.epsilon)),
-            "delta": 1e-5 if guarantee is None else guarantee.delta,
-            "unit": "example" if guarantee is None else guarantee.unit,
-            "against": "everyone" if guarantee is None else guarantee.against,
+            **runs.privacy(),
             "adversary": prepared.run_config.federation_spec.adversary,
-            **_ceilings(prepared),
-            **({"insecure_rehearsal": True} if is_rehearsal else {}),
+            **runs.ceilings(),
         },
     }
     atomic_create(folder / "site.toml", tomli_w.dumps(site_file).encode())
-
-
-def _ceilings(prepared: PreparedStudy) -> dict[str, int]:
-    """Return limits that admit a study of this size.
-
-    Each limit is the study's own number or the policy's default, the larger of both.
-    """
-    asked = {
-        "max_rounds": prepared.run_config.federation_spec.attempts,
-        "max_sites": prepared.run_config.federation_spec.sites,
-        "max_parameters": prepared.run_config.plan.length,
-    }
-    usual: dict[str, Any] = {f.name: f.default for f in attrs.fields(SitePolicy)}
-    return {limit: max(number, int(usual[limit])) for limit, number in asked.items()}
 
 
 def _write_public(path: Path, prepared: PreparedStudy) -> bool:
@@ -172,8 +165,8 @@ def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
         images = np.moveaxis(part.images, 1, -1)
         arrays[f"{name}_images"] = images[..., 0] if images.shape[-1] == 1 else images
         arrays[f"{name}_labels"] = part.labels
-        if name == "train" and part.patients is not None:
-            arrays["train_patients"] = part.patients
+        if part.patients is not None:
+            arrays[f"{name}_patients"] = part.patients
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()

@@ -15,6 +15,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import MAX_EXAMPLES
+from cohortium.deployment.own_images import OwnImages, SiteTestImages, can_be_shown
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
 from cohortium.learning.kept_features import MAX_FOLDER_GIB, FeatureFolder
@@ -27,26 +28,21 @@ from cohortium.storage.append_log import FileJournal
 from cohortium.storage.trainer_state import TrainerStateFile
 from cohortium.study import toml
 from cohortium.study.study import MAX_SITES
-from cohortium.text import did_you_mean, is_printable, quote_key, truncate
+from cohortium.text import did_you_mean, quote_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from attrs import Attribute
-
     from cohortium.data.examples import Examples
+    from cohortium.deployment.own_images import Use
     from cohortium.rounds.run_config import RunConfig
     from cohortium.storage.append_log import Journal
 
 TABLES = ("site", "dataset", "policy")
-"""The tables of a site file."""
+"""The tables that every site file has."""
 
-
-def _can_be_shown(_: object, attribute: Attribute[str], value: str) -> None:
-    if not is_printable(value):
-        raise ValueError(
-            f"'{attribute.name}' has characters that cannot be shown: {truncate(value)}"
-        )
+TEST = "test"
+"""The table of a site file that names test images. It is optional."""
 
 
 @frozen(kw_only=True)
@@ -69,6 +65,7 @@ class SiteConfig:
         features: Folder that keeps features of the images between runs. It needs the protection of
             the images. Empty to keep none.
         max_features_gib: Largest size of that folder, in GiB.
+        evaluations_dir: Folder of its own exact scores of the models that it evaluated.
         socket: File of the socket that carries messages to it, from this machine alone.
         client_user: The operating system's user who may connect, in addition to the site's own.
             Empty for none.
@@ -77,12 +74,13 @@ class SiteConfig:
         declared_examples: Number of training examples that it declares. It is public, and every
             party that invites the site receives it. 0 declares none.
         dataset: Its own images.
+        test: Its own test images, on which it evaluates models, or None.
         policy: Its floors.
         folder: Folder of its file.
     """
 
     id: int = field(validator=[ge(0), lt(MAX_SITES)])
-    dataset_id: str = field(validator=and_(min_len(1), _can_be_shown))
+    dataset_id: str = field(validator=and_(min_len(1), can_be_shown))
     ledger: str = "ledger.sqlite"
     journal: str = "journal"
     state_dir: str = "states"
@@ -91,13 +89,24 @@ class SiteConfig:
     runs_dir: str = "runs"
     features: str = ""
     max_features_gib: int = field(default=MAX_FOLDER_GIB, validator=[ge(1), le(1 << 20)])
+    evaluations_dir: str = "evaluations"
     socket: str = "site.sock"
     client_user: str = ""
     group: str = ""
     declared_examples: int = field(default=0, validator=[ge(0), le(MAX_EXAMPLES)])
     dataset: Dataset
+    test: SiteTestImages | None = None
     policy: SitePolicy
     folder: Path
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse two names for data of which the policy protects all together."""
+        is_whole = self.policy.unit == "site" and not self.policy.insecure_rehearsal
+        if is_whole and self.test is not None and self.test.dataset_id != self.dataset_id:
+            raise ValueError(
+                "the policy's unit 'site' protects all images of the site together, so [test] "
+                "needs the dataset_id of [site]"
+            )
 
     @classmethod
     def read(cls, path: Path) -> SiteConfig:
@@ -111,9 +120,9 @@ class SiteConfig:
         """
         where, tables = str(path), toml.read(path, what="the site file")
         for name in tables:
-            if name not in TABLES:
+            if name not in (known := (*TABLES, TEST)):
                 raise StudyError(
-                    f"{where}: a site file has no [{quote_key(name)}]; {did_you_mean(name, TABLES)}"
+                    f"{where}: a site file has no [{quote_key(name)}]; {did_you_mean(name, known)}"
                 )
         site, dataset, policy = (_table(tables, name, where=where) for name in TABLES)
         folder, pinned = path.absolute().parent, site.get("key_directory")
@@ -128,6 +137,7 @@ class SiteConfig:
             what="the site",
             ready={
                 "dataset": construction.build_part(discover(), "dataset", dataset, where=where),
+                "test": _test_images(tables, folder, where=where),
                 "policy": construction.construct(
                     SitePolicy,
                     policy,
@@ -142,8 +152,55 @@ class SiteConfig:
 
     @property
     def account(self) -> Account:
-        """Ledger and budget of the site's data."""
-        return Account(Ledger(self.folder / self.ledger), self.dataset_id, self.policy.budget)
+        """Ledger and budget of the site's training images."""
+        return self.account_of("train")
+
+    @property
+    def accounts(self) -> dict[str, Account]:
+        """Account of each of the site's names for its data."""
+        uses: tuple[Use, ...] = ("train",) if self.test is None else ("train", "test")
+        return {account.data: account for account in map(self.account_of, uses)}
+
+    def account_of(self, use: Use) -> Account:
+        """Return ledger and budget of the images of a use.
+
+        Each name of data has the whole budget of the policy, because no person has two.
+        """
+        name = self.dataset_id
+        if use == "test":
+            assert self.test is not None
+            name = self.test.dataset_id
+        return Account(Ledger(self.folder / self.ledger), name, self.policy.budget)
+
+    def declared(self, use: Use) -> int:
+        """Return the number of images of a use that the file declares."""
+        if use == "train" or self.test is None:
+            return self.declared_examples
+        return self.test.declared_examples
+
+    def load_images(self) -> OwnImages:
+        """Load the site's images.
+
+        Raises:
+            DataError: They are missing or damaged, overlap (see `OwnImages.load`), or are fewer
+                than the file declares.
+        """
+        images = OwnImages.load(self.dataset, self.test, self.dataset_id)
+        images.require("examples", images.train, self.declared("train"))
+        if images.test is not None:
+            images.require("test images", images.test, self.declared("test"))
+        return images
+
+    def warnings(self, images: OwnImages) -> tuple[str, ...]:
+        """Return warnings for the site's own staff about its loaded images."""
+        if self.policy.unit != "patient" or images.are_patients_apart(self.test):
+            return ()
+        sentence = (
+            "the patients of [test] and [dataset] are not compared, because their numbers may "
+            "differ; see to it that no patient is in both, and set has_same_patient_numbers under "
+            "[test] if equal numbers mean one patient."
+        )
+        return (sentence,)
 
     @property
     def feature_folder(self) -> FeatureFolder | None:
@@ -172,9 +229,22 @@ class SiteConfig:
         return SigningKey.read(self.folder / self.signing_key) if self.signing_key else None
 
     def open(
-        self, run_config: RunConfig, journal: Journal, examples: Examples | None = None
+        self,
+        run_config: RunConfig,
+        journal: Journal,
+        examples: Examples | None = None,
+        *,
+        use: Use = "train",
+        fingerprint: bytes | None = None,
     ) -> Site:
         """Take part in a run, with `examples` or the site's data set.
+
+        Args:
+            run_config: The run configuration.
+            journal: Journal of the site.
+            examples: Images of the run. None loads the training images.
+            use: Use of the images, which decides the charged account.
+            fingerprint: SHA-256 of all data of that account. None takes that of the images.
 
         Raises:
             RefusalError: The run is below a floor, or does not fit the budget. Nothing is spent.
@@ -188,7 +258,8 @@ class SiteConfig:
             identity=self.key,
             journal=journal,
             policy=self.policy,
-            account=self.account,
+            account=self.account_of(use),
+            fingerprint=fingerprint,
             store=TrainerStateFile(
                 self.folder / self.state_dir / _name(run_config.session), run_config.session
             ),
@@ -198,6 +269,26 @@ class SiteConfig:
 
 def _name(session: bytes) -> str:
     return f"{session.hex()}.safetensors"
+
+
+def _test_images(tables: Mapping[str, Any], folder: Path, *, where: str) -> SiteTestImages | None:
+    """Return the test images that a site file names, or None."""
+    if TEST not in tables:
+        return None
+    table = dict(_table(tables, TEST, where=where))
+    ready: dict[str, Any] = {"dataset": None}
+    if "dataset" in table:
+        described = _table(
+            {f"{TEST}.dataset": table.pop("dataset")}, f"{TEST}.dataset", where=where
+        )
+        described = construction.resolve_paths(discover(), "dataset", described, folder)
+        ready["dataset"] = construction.build_part(
+            discover(), "dataset", described, where=f"{where} [{TEST}]"
+        )
+    found: SiteTestImages = construction.construct(
+        SiteTestImages, table, where=f"{where} [{TEST}]", what="the test images", ready=ready
+    )
+    return found
 
 
 def _table(tables: Mapping[str, Any], name: str, *, where: str) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ from cohortium.errors import RefusalError
 from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, AttemptCost, Budget, PrivacyScope
 from cohortium.privacy.guarantee import MIN_DELTA, ProtectedAgainst, Unit, rounded_up
 from cohortium.roles.values import Adversary
+from cohortium.statistics.measuring import MeasuringTrainer
+from cohortium.statistics.raw_images import RawImages
 from cohortium.study.study import MAX_ROUNDS, MAX_SITES
 
 if TYPE_CHECKING:
@@ -163,6 +165,9 @@ class SitePolicy:
             return
         catalog = discover()
         for part in (run_config.model, run_config.trainer, run_config.plan, run_config.aggregator):
+            # They are of the core. Admission has checked the plugins that the study names.
+            if type(part) in (MeasuringTrainer, RawImages):
+                continue
             makers = catalog.plugins_defining(part)
             if not makers or not all(self.allows(record) for record in makers):
                 kind = type(part)

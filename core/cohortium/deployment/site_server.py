@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
+from cohortium import parameters
 from cohortium.crypto.signing import KeyDirectory
 from cohortium.deployment.admission import invited_study
 from cohortium.deployment.log_throttle import Throttle
+from cohortium.deployment.own_scores import SiteScore
 from cohortium.deployment.participation import Participation, ParticipationStore
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
-    DataError,
     MessageError,
     NetworkError,
     PrivacyError,
@@ -42,7 +43,8 @@ from cohortium.text import sanitize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.examples import DataSpec
+    from cohortium.deployment.own_images import OwnImages, Use
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.rounds.site import Site
     from cohortium.storage.append_log import Journal
@@ -72,6 +74,7 @@ class ActiveRun:
     threads: int
     acceptance: bytes
     last_request_at: float
+    dataset_id: str
 
 
 class SiteServer:
@@ -90,6 +93,12 @@ class SiteServer:
 
         The site takes part in a run only after `invite` and the policy's `admit` have accepted it.
         The site's data must have exactly the declared shape and classes.
+
+        A run that measures test images has those of the site file, and is charged to their account.
+        Training and test images of two accounts have no image in common, or no run is accepted.
+
+        The site's exact scores of an evaluated model go to its own log and folder. They are
+        computed after the reply is durable, never change it, and never leave.
 
         A run has one setting. A second invitation with its session gets the first one's answer if
         its bytes are equal. Otherwise it is refused.
@@ -127,7 +136,9 @@ class SiteServer:
         Raises:
             CohortiumError: A file is unusable. The sentence is for the site's own staff.
         """
-        self._require_declared(self._config.dataset.load().train)
+        images = self._config.load_images()
+        for warning in self._config.warnings(images):
+            _LOG.warning("%s", warning)
         with self._config.account.ledger.read_transaction():
             pass
         self._participations.require_usable()
@@ -212,6 +223,7 @@ class SiteServer:
         known = active_run.participation.reply(digest)
         if known is not None:
             return known
+        released = active_run.site.last_release
         # An answer that cannot be saved must not be sent, and may already be paid for.
         active_run.participation.require_room(active_run.site.vector_bytes)
         with torch_threads(active_run.threads):
@@ -221,7 +233,36 @@ class SiteServer:
             self._log_refusal(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
         else:
             active_run.participation.save_reply(digest, reply)
+            if active_run.site.last_release != released:
+                self._keep_own_scores(request.session, active_run)
         return reply
+
+    def _keep_own_scores(self, session: bytes, active_run: ActiveRun) -> None:
+        """Write the site's own scores of the evaluated model to its log and its folder.
+
+        A failure is logged, and changes nothing for the run.
+        """
+        site, site_config = active_run.site, self._config
+        try:
+            with torch_threads(active_run.threads):
+                scores = site.own_scores()
+            if scores is None:
+                return
+            own = SiteScore(
+                session=session,
+                site=site_config.id,
+                dataset_id=active_run.dataset_id,
+                weights_sha256=parameters.sha256(site.shared_model.net),
+                scores=scores,
+            )
+            for line in own.lines():
+                _LOG.info("%s", sanitize(line))
+            path = own.write(site_config.folder / site_config.evaluations_dir)
+            _LOG.info("these scores are in %s, and nothing of them leaves this site", path)
+        except CohortiumError as error:
+            self._log_refusal(f"the site's own scores are not kept: {error}")
+        except Exception:  # noqa: BLE001 - the run goes on without them
+            self._log_refusal(traceback.format_exc())
 
     def _rejoin(self, session: bytes) -> ActiveRun:
         """Take part again in a run that a restart has interrupted."""
@@ -244,7 +285,11 @@ class SiteServer:
         assert spec is not None
         if site_config.id >= federation.sites:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
-        examples = self._load_examples(spec)
+        use: Use = "train" if federation.measurement is None else federation.measurement.data
+        images = self._load_images(spec, use)
+        examples = images.of(use).train
+        if federation.measurement is not None:
+            examples = spec.group_codes(examples, images.of(use).groups)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
             run_config = build_run_config(
@@ -254,18 +299,29 @@ class SiteServer:
                 directory=directory,
                 policy=site_config.policy,
             )
-            site = site_config.open(run_config, self._journal, examples)
+            site = site_config.open(
+                run_config,
+                self._journal,
+                examples,
+                use=use,
+                fingerprint=images.fingerprint(use),
+            )
         for warning in site.warnings:
             _LOG.warning("%s", sanitize(warning))
         ours = collect_versions(loads(invitation.study, where="the invitation"))
         accepted = Acceptance(
             session=invitation.session,
             site=site_config.id,
-            examples=site_config.declared_examples,
+            examples=site_config.declared(use),
             versions=version_differences(invitation.versions, ours),
         )
         active_run = ActiveRun(
-            site, participation, federation.threads, codec.encode(accepted), self._clock()
+            site=site,
+            participation=participation,
+            threads=federation.threads,
+            acceptance=codec.encode(accepted),
+            last_request_at=self._clock(),
+            dataset_id=site_config.account_of(use).data,
         )
         self._active_runs[invitation.session] = active_run
         return active_run
@@ -285,9 +341,16 @@ class SiteServer:
             )
         del self._active_runs[session]
 
-    def _load_examples(self, spec: DataSpec) -> Examples:
-        """Return the site's own images, if they match the study's declaration."""
-        splits = self._config.dataset.load()
+    def _load_images(self, spec: DataSpec, use: Use) -> OwnImages:
+        """Return the site's own images, if those of `use` match the study's declaration."""
+        if use == "test" and self._config.test is None:
+            raise RefusalError(
+                RefusalCode.DATA,
+                "the study evaluates a model on test images, and this site has none; name some "
+                "under [test] in its site file.",
+            )
+        images = self._config.load_images()
+        splits = images.of(use)
         if not spec.describes(own := splits.spec):
             self._log_refusal(
                 f"this site's images are {own.pixel_type} of shape {own.shape} from "
@@ -307,12 +370,4 @@ class SiteServer:
                 RefusalCode.DATA,
                 "the study declares patients and the site's data name none, or vice versa.",
             )
-        self._require_declared(splits.train)
-        return splits.train
-
-    def _require_declared(self, examples: Examples) -> None:
-        declared = self._config.declared_examples
-        if len(examples) < declared:
-            raise DataError(
-                f"the site file declares {declared} examples, and there are {len(examples)}."
-            )
+        return images

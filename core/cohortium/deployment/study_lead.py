@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def run_deployed_study(
-    path: Path, engine: Callable[[Federation], Engine], *, out: Path, check_only: bool = False
+    path: Path,
+    engine: Callable[[Federation], Engine],
+    *,
+    out: Path,
+    check_only: bool = False,
+    evaluates: Path | None = None,
 ) -> Result | tuple[str, ...]:
     """Run a deployment's study over an engine that has already started.
 
@@ -28,6 +33,8 @@ def run_deployed_study(
         engine: Returns the engine, given the study.
         out: A new or empty folder for the run's record.
         check_only: Whether to ask the sites only, without training.
+        evaluates: Folder of a finished run. Its model is evaluated at the sites, as the study's
+            `[evaluation]` says, and nothing is trained.
 
     Returns:
         The result of the run, or with `check_only` the warnings.
@@ -40,4 +47,6 @@ def run_deployed_study(
         raise StudyError(f"{path}: the study of a deployment declares its [data].")
     if check_only:
         return federation.check_sites(engine(federation))
+    if evaluates is not None:
+        return federation.evaluate(evaluates, out=out, engine=engine(federation))
     return federation.run(out, engine=engine(federation))

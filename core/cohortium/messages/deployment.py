@@ -41,13 +41,15 @@ class IdentifyReply(Message, frozen=True, tag="identify-reply"):
 class Invitation(Message, frozen=True, tag="invitation"):
     """Study of a run, to every site before the first round.
 
-    It is a study in TOML, not code and not a pickle. Its tables are those of `AGREED`. The receiver
+    It is a study in TOML, not code and not a pickle. Its tables are those of `AGREED`, and perhaps
+    those of `OPTIONAL`. The receiver
     builds the parts, the plan and the run configuration itself. `site_server` describes the
     guarantees on receipt.
 
     Attributes:
         session: Name of the run, drawn by the coordinator.
-        study: The tables [federation], [data], [model], [trainer], [privatizer], [aggregator].
+        study: The tables [federation], [data], [model], [trainer], [privatizer], [aggregator], and
+            [measurement] if the sites measure instead of training.
         directory: The coordinator's copy of the sites' public keys, in a directory's own form.
             Empty without signatures.
         versions: The coordinator's versions of the study's packages and plugins.
@@ -62,8 +64,11 @@ class Invitation(Message, frozen=True, tag="invitation"):
 AGREED = ("federation", "data", "model", "trainer", "privatizer", "aggregator")
 """Tables of a study that all parties share.
 
-No other table is ever sent, or accepted.
+Except for those of `OPTIONAL`, no other table is ever sent, or accepted.
 """
+
+OPTIONAL = ("measurement",)
+"""Tables that the parties of some studies share, too."""
 
 
 class Acceptance(Message, frozen=True, tag="acceptance"):
@@ -74,8 +79,9 @@ class Acceptance(Message, frozen=True, tag="acceptance"):
     Attributes:
         session: Session of the run.
         site: Number of the site.
-        examples: Number of training examples that the hospital *declares* in its site file. It is a
-            public figure, never counted. 0 declares none.
+        examples: Number of examples that the hospital *declares* in its site file. They are those
+            of the run: training images, or test images. It is a public figure, never counted. 0
+            declares none.
         versions: The site's versions of the same things, as far as they differ.
     """
 

@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
 from cohortium.data.groups import NOT_STATED
+from cohortium.data.predictions import Predictions
 from cohortium.errors import (
     BrokenNetworkError,
     MessageError,
@@ -20,6 +21,7 @@ from cohortium.errors import (
     RefusalError,
     RunError,
 )
+from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
@@ -27,6 +29,7 @@ from cohortium.messages.run import Refusal, Reply
 from cohortium.roles.values import LocalTask, SiteContext, SiteRequest
 from cohortium.rounds.guard import guard
 from cohortium.rounds.shared_model import SharedModel
+from cohortium.statistics.raw_images import RawImages
 from cohortium.storage.append_log import MemoryJournal
 from cohortium.storage.trainer_state import TrainerState
 from cohortium.study.measurement import SITE
@@ -37,12 +40,13 @@ if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
+    from cohortium.data.scores import Scores
     from cohortium.learning.kept_features import FeatureFolder
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
     from cohortium.ring.ring import RingVector
     from cohortium.roles.sessions import SiteHandle
-    from cohortium.roles.values import FederationSpec, SiteId
+    from cohortium.roles.values import SiteId
     from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
     from cohortium.storage.append_log import Journal
     from cohortium.storage.trainer_state import TrainerStateFile, TrainerStateStore
@@ -90,6 +94,7 @@ class Site:
         account: Account | None = None,
         store: TrainerStateStore | None = None,
         features: FeatureFolder | None = None,
+        fingerprint: bytes | None = None,
     ) -> None:
         """Refuse runs that the site does not allow, and prepare its images.
 
@@ -105,6 +110,7 @@ class Site:
             store: Store in which the trainer's state survives a restart. If None, the state is in
                 memory alone.
             features: Folder that keeps features of the images between runs.
+            fingerprint: SHA-256 of all data of the account. None takes that of `examples`.
 
         Raises:
             RefusalError: The run is below a floor, does not fit the account's budget, or declares
@@ -122,8 +128,9 @@ class Site:
         if account is not None:
             account.check_run(run_config.session, self._cost, run_config.federation_spec.attempts)
             if account.budget is not None:
-                self.warnings = tuple(filter(None, [account.data_changed(examples.fingerprint)]))
-        _require_declared(examples, run_config.federation_spec)
+                known = examples.fingerprint if fingerprint is None else fingerprint
+                self.warnings = tuple(filter(None, [account.data_changed(known)]))
+        _require_declared(examples, run_config)
         self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
@@ -253,6 +260,25 @@ class Site:
         return released
 
     @property
+    def last_release(self) -> int:
+        """Number of the last attempt at which the site made a release, or -1."""
+        return self._released
+
+    def own_scores(self) -> Scores | None:
+        """Return the exact scores of the evaluated network on the site's own images.
+
+        They are for the site's own staff alone: no noise covers them, so they must not leave.
+
+        Returns:
+            The scores, or None if the last release was no sum of scores.
+        """
+        run_config = self._run_config
+        if run_config.statistic is None or isinstance(run_config.model, RawImages):
+            return None
+        found = predict(run_config.model, self.shared_model.net, self._images, run_config.spec)
+        return Predictions(found, self._labels.cpu().numpy(), run_config.spec.task).scores
+
+    @property
     def vector_bytes(self) -> int:
         """Bytes of the vector in the largest reply."""
         return self._run_config.plan.ring.bytes_for(self._run_config.plan.length)
@@ -318,12 +344,14 @@ def _groups(examples: Examples, site: SiteId, run_config: RunConfig) -> dict[str
     return {**found, SITE: torch.full((len(examples),), site, device=device)}
 
 
-def _require_declared(examples: Examples, federation_spec: FederationSpec) -> None:
+def _require_declared(examples: Examples, run_config: RunConfig) -> None:
     """Refuse a study that declares less data than this site has.
 
     The data are examples and patients. The sums of such a study would not fit. The message names
     the declared number, and not the site's own.
     """
+    federation_spec = run_config.federation_spec
+    table = "[data]" if run_config.statistic is None else "[evaluation]"
     patients = 0 if examples.patients is None else len(np.unique(examples.patients))
     for what, own, declared in (
         ("examples", len(examples), federation_spec.examples),
@@ -333,7 +361,7 @@ def _require_declared(examples: Examples, federation_spec: FederationSpec) -> No
             raise RefusalError(
                 RefusalCode(what),
                 f"the study declares {declared:,} {what} over all sites together, and this site "
-                f"alone has more; correct {what} under [data].",
+                f"alone has more; correct {what} under {table}.",
             )
 
 

@@ -10,7 +10,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import MessageError, RefusalCode, RefusalError, StudyError
 from cohortium.messages import codec
-from cohortium.messages.deployment import AGREED, Acceptance, Invitation
+from cohortium.messages.deployment import AGREED, OPTIONAL, Acceptance, Invitation
 from cohortium.messages.run import Refusal
 from cohortium.runs.result import versions
 from cohortium.study import toml
@@ -82,16 +82,17 @@ def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str,
     if failures:
         listed = "".join(f"\n  site {site}: {reason}" for site, reason in sorted(failures.items()))
         raise StudyError(f"{len(failures)} of {len(sites)} sites do not take part:{listed}")
-    return _warnings(accepted, run_config.spec.examples)
+    table = "[data]" if run_config.statistic is None else "[evaluation]"
+    return _warnings(accepted, run_config.spec.examples, table)
 
 
-def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str, ...]:
+def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int, table: str) -> tuple[str, ...]:
     found = []
     declared = [answer.examples for answer in accepted.values()]
     if sum(declared) > examples:
         raise StudyError(
             f"the sites declare {sum(declared):,} examples together, and the study {examples:,}: "
-            "sums would not fit; raise examples under [data]."
+            f"sums would not fit; raise examples under {table}."
         )
     if all(declared) and sum(declared) < examples:
         found.append(
@@ -111,7 +112,8 @@ def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int) -> tuple[str
 def build_invitation(prepared: PreparedStudy) -> Invitation:
     """Return the invitation for the sites of a deployment."""
     whole = toml.loads(prepared.federation.as_toml(), where="the study")
-    shared = {name: dict(whole[name]) for name in AGREED}
+    sent = (*AGREED, *(name for name in OPTIONAL if name in whole))
+    shared = {name: dict(whole[name]) for name in sent}
     shared["federation"] = {key: whole["federation"][key] for key in SHARED_KEYS}
     _remove_folders(shared)
     directory = prepared.run_config.directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,7 +201,7 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
     run_config = build_run_config(
         federation,
         spec,
-        session=secret.secret_bytes(16, "session"),
+        session=_session(federation, secret),
         directory=None if identities is None else KeyDirectory(tuple(i.public for i in identities)),
     )
     if federation.measurement is None:
@@ -234,6 +235,18 @@ def partition_study(
     seeds = Seeds(federation.seed)
     partition = _partition(federation, splits, seeds)
     return hold_out(splits.train, partition, federation.holdout_fraction, seeds)
+
+
+def _session(study: Study, secret: Randomness) -> bytes:
+    """Return the name of a run of `study`.
+
+    With a public seed, a study and its evaluation must have two names. So must two evaluations that
+    differ, because a site takes part in one run of a name.
+    """
+    purpose = "session"
+    if study.measurement is not None:
+        purpose += f" {hashlib.sha256(study.as_toml().encode()).hexdigest()}"
+    return secret.secret_bytes(16, purpose)
 
 
 def _declared_sizes(
@@ -291,7 +304,7 @@ def _prepare_deployment(federation: Study, loaded: Splits | None) -> PreparedStu
     run_config = build_run_config(
         federation,
         spec,
-        session=run_randomness(federation).secret_bytes(16, "session"),
+        session=_session(federation, run_randomness(federation)),
         directory=KeyDirectory.read(Path(federation.key_directory)) if is_active else None,
     )
     return PreparedStudy(

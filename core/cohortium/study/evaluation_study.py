@@ -91,7 +91,7 @@ def measuring_privatizer(
     """Return `privatizer` for rows of norm 1, with another ε and δ where they are given.
 
     Raises:
-        StudyError: The privatizer has no such parameter, or hides whole sites.
+        StudyError: The privatizer has no such parameter, refuses a value, or hides whole sites.
     """
     value = cast("Any", privatizer)
     names = {each.name for each in attrs.fields(type(value))}
@@ -110,5 +110,10 @@ def measuring_privatizer(
         )
     if "clip_norm" in names:
         changes["clip_norm"] = 1.0
-    found: Privatizer = attrs.evolve(value, **changes)
+    try:
+        found: Privatizer = attrs.evolve(value, **changes)
+    except (TypeError, ValueError) as error:
+        # attrs begins with the rejected parameter, in quotes.
+        told = str(error.args[0] if error.args else error)
+        raise StudyError(f"the evaluation: {told.rstrip('.')}.") from error
     return found
