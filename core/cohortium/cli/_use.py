@@ -42,27 +42,40 @@ def predict(
     ] = "test",
     out: Annotated[Path | None, typer.Option(help="A new file, instead of the terminal.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of CSV.")] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="A new folder for the masks of a segmentation, one file per image."),
+    ] = None,
 ) -> None:
     """Classify images with a run's model.
 
-    Writes one row per image: its name, the predicted class, and the probability of every class.
+    Writes one row per image: its name, the predicted class, and the probability of every class. For
+    a segmentation, the row has the share of each class, and --masks writes the masks themselves.
     Images must have the same form as the training images. Nothing is resized or recoloured.
 
     Examples:
       cohortium predict runs/first slides/
       cohortium predict runs/first a.png b.png --json
       cohortium predict runs/first bloodmnist.npz --split test --out called.csv
+      cohortium predict runs/cells slides/ --masks masks
     """
-    from cohortium.inference import image_files
+    from cohortium.inference import image_files, mask_files
     from cohortium.inference.classifier import Classifier
     from cohortium.storage.atomic import atomic_create
 
     if out is not None:
         check_new_file(out, remedy="give another file with --out")
     classifier = Classifier.open(folder, weights)
+    if masks is not None:
+        mask_files.check_new_folder(masks, classifier.spec)
     rows: list[dict[str, Any]] = []
     for names, batch in image_files.read(images, classifier.spec, split=split):
-        rows += _rows(names, classifier.predict(batch), classifier)
+        called = classifier.predict(batch)
+        found = _rows(names, called, classifier)
+        if masks is not None:
+            files = mask_files.write(masks, names, called, start=len(rows))
+            found = [row | {"mask": file} for row, file in zip(found, files, strict=True)]
+        rows += found
     if out is None:
         typer.echo(json_text(rows) + "\n" if as_json else _csv(rows), nl=False)
         return
