@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from cohortium.federation import Federation
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.runs.result import Result
+    from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Catalog",
     "CohortiumError",
+    "EvaluationPlan",
     "Federation",
     "Guarantee",
+    "Measurement",
     "PluginRecord",
+    "PriorRelease",
     "Result",
     "__version__",
     "discover",
@@ -40,9 +44,12 @@ def __getattr__(name: str) -> Any:
     homes = {
         "Catalog": "catalog.discovery",
         "CohortiumError": "errors",
+        "EvaluationPlan": "study.measurement",
         "Federation": "federation",
         "Guarantee": "privacy.guarantee",
+        "Measurement": "study.measurement",
         "PluginRecord": "catalog.discovery",
+        "PriorRelease": "study.measurement",
         "Result": "runs.result",
         "discover": "catalog.discovery",
     }

@@ -129,6 +129,8 @@ class Federation(Study):
             Otherwise an interrupted attempt counts as spent and a new one takes its place.
             If no retry is left for it, the run ends with one round fewer for each such attempt.
             It never has more attempts than the guarantee covers.
+            If only the evaluation at the sites was interrupted, that continues, and the result is
+            its own.
 
         Raises:
             RequestError: There is no such run, it is complete, or another process is driving it.
@@ -138,8 +140,10 @@ class Federation(Study):
         """
         from cohortium.learning.evaluation import torch_threads
         from cohortium.runs.driver import resume
-        from cohortium.runs.run_directory import RunDirectory
+        from cohortium.runs.run_directory import RunDirectory, is_finished
 
+        if self.evaluation is not None and is_finished(Path(out)):
+            return self.evaluate(out, observers=observers, stop=stop)
         with RunDirectory.reopen(Path(out)) as folder, torch_threads(self.threads):
             told, prepared = self._observers(observers, is_kept=True), self.prepare()
             evaluation = self._prepare_evaluation(prepared, None)
@@ -182,7 +186,8 @@ class Federation(Study):
             CohortiumError: The evaluation failed.
         """
         from cohortium.learning.evaluation import torch_threads
-        from cohortium.runs.evaluate import EVALUATION, evaluate, final_weights, prepare_evaluation
+        from cohortium.runs.evaluate import evaluate, final_weights, prepare_evaluation
+        from cohortium.runs.result import EVALUATION
 
         chosen = evaluation or self.evaluation
         if chosen is None:
@@ -228,7 +233,8 @@ class Federation(Study):
         engine: Engine | None = None,
     ) -> Result:
         """Return `result` with the evaluation of its weights."""
-        from cohortium.runs.evaluate import EVALUATION, evaluate
+        from cohortium.runs.evaluate import evaluate
+        from cohortium.runs.result import EVALUATION
 
         measured = evaluate(
             evaluation,

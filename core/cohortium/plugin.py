@@ -29,6 +29,7 @@ from cohortium.data.estimates import (
     share_ratio,
 )
 from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
+from cohortium.data.groups import GroupColumn
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import (
     IMAGE_SUFFIXES,
@@ -45,6 +46,7 @@ from cohortium.data.multiclass import Multiclass
 from cohortium.data.npz import data_dir, first_existing, read_npz_splits
 from cohortium.data.pixels import Layout
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
+from cohortium.data.readable_files import read_readable_images
 from cohortium.data.resize import Resize
 from cohortium.data.scores import (
     CalibrationBin,
@@ -56,6 +58,7 @@ from cohortium.data.scores import (
     roc_auc,
     roc_curve,
 )
+from cohortium.data.survey import DataSurvey
 from cohortium.data.table import Table, read_table
 from cohortium.data.table_dataset import FileTable
 from cohortium.data.table_examples import ListedExample, ListedFormat
@@ -96,6 +99,7 @@ from cohortium.learning.statistics_rounds import (
 from cohortium.learning.training import (
     CLASS_WEIGHTS,
     MAX_COPIES,
+    MIXUP_ALPHA,
     RATE,
     Augmentation,
     AugmentedLoss,
@@ -170,6 +174,7 @@ __all__ = [
     "EVENT_NAMES",
     "IMAGE_SUFFIXES",
     "MAX_COPIES",
+    "MIXUP_ALPHA",
     "RATE",
     "Adjacency",
     "Adversary",
@@ -185,6 +190,7 @@ __all__ = [
     "CoordinatorSession",
     "DataError",
     "DataSpec",
+    "DataSurvey",
     "Dataset",
     "Delimiter",
     "Engine",
@@ -198,6 +204,7 @@ __all__ = [
     "FileJournal",
     "FileTable",
     "FixedPoint",
+    "GroupColumn",
     "Guarantee",
     "IdentifyReply",
     "IdentifyRequest",
@@ -315,6 +322,7 @@ __all__ = [
     "read_mask_array",
     "read_npz_splits",
     "read_patient_key",
+    "read_readable_images",
     "read_table",
     "reject_statistics_rounds",
     "replace_library_errors",

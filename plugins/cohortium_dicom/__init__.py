@@ -18,6 +18,7 @@ from attrs import Attribute, field, frozen
 from cohortium.plugin import (
     DataError,
     Dataset,
+    DataSurvey,
     FileTable,
     ImageFileOptions,
     ListedExample,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.plugin import Splits
+    from cohortium_dicom._reader import DicomImage
+    from cohortium_dicom._series import Volume
 
 COHORTIUM_API = 1
 
@@ -121,34 +124,44 @@ class DicomDataset(FileTable):
         Raises:
             DataError: The table is missing or damaged, or a row or a file cannot be read.
         """
+        return self.read_splits(self._format)
 
+    def load_readable(self, survey: DataSurvey) -> Splits:
+        """Read the files that can be read, and note the others.
+
+        Raises:
+            DataError: The table is missing or damaged, or no training file can be read.
+        """
+        return self.read_splits(self._format, survey)
+
+    @property
+    def _format(self) -> ListedFormat:
         def read(path: Path, mask_path: Path | None) -> ListedExample:
-            image, patient_id = self._image(path)
+            image, found = self._image(path)
             return ListedExample(
                 image=image,
                 mask=None if mask_path is None else _mask(mask_path, image, path),
-                patient=_patient(patient_id, path) if self.patients else None,
+                patient=_patient(found.patient_id, path) if self.patients else None,
+                notes=found.notes,
             )
 
         # The reader mutes pydicom's warnings and log, which are one of the whole process.
-        return self.read_splits(
-            ListedFormat(read=read, suffixes=(), has_folders=True, num_threads=1)
-        )
+        return ListedFormat(read=read, suffixes=(), has_folders=True, num_threads=1)
 
-    def _image(self, path: Path) -> tuple[NDArray[Any], str]:
-        """Return the image of a file or folder, with the patient's identifier."""
+    def _image(self, path: Path) -> tuple[NDArray[Any], DicomImage | Volume]:
+        """Return the image of a file or folder, with its content."""
         if path.is_dir():
             volume = read_series(path, window=self._windowing)
-            return _channels_first(volume.pixels, num_axes=3), volume.patient_id
+            return _channels_first(volume.pixels, num_axes=3), volume
         found = read_dicom(path, window=self._windowing)
         if self.frames:
-            return _channels_first(found.pixels, num_axes=3), found.patient_id
+            return _channels_first(found.pixels, num_axes=3), found
         if len(found.pixels) > 1:
             raise DataError(
                 f"{path} holds {len(found.pixels)} frames; declare frames = true of the data set "
                 "if they are the slices of one volume, or split it."
             )
-        return _channels_first(found.pixels[0], num_axes=2), found.patient_id
+        return _channels_first(found.pixels[0], num_axes=2), found
 
 
 def _channels_first(pixels: NDArray[Any], *, num_axes: int) -> NDArray[Any]:

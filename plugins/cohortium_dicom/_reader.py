@@ -53,6 +53,7 @@ class DicomImage:
         position: Place of the first pixel's centre in mm (x, y, z), or None.
         orientation: Directions of a row and of a column, two unit vectors (6 numbers), or None.
         spacing: Distance of rows and of columns in mm, or None.
+        notes: The file's own window and its stored bits, as kind and value.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class DicomImage:
     position: tuple[float, ...] | None = None
     orientation: tuple[float, ...] | None = None
     spacing: tuple[float, ...] | None = None
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def read_dicom(path: Path, *, window: Windowing) -> DicomImage:
@@ -104,7 +106,23 @@ def read_dicom(path: Path, *, window: Windowing) -> DicomImage:
             position=_numbers(dataset, "ImagePositionPatient", 3),
             orientation=_numbers(dataset, "ImageOrientationPatient", 6),
             spacing=_numbers(dataset, "PixelSpacing", 2),
+            notes=(
+                ("window of the file", _own_window(dataset)),
+                ("stored bits", str(dataset.get("BitsStored") or form.allocated)),
+            ),
         )
+
+
+def _own_window(dataset: Dataset) -> str:
+    """Return the file's first window in words, for people alone."""
+    values = (dataset.get("WindowCenter"), dataset.get("WindowWidth"))
+    if None in values:
+        return "a table" if dataset.get("VOILUTSequence") else "none"
+    try:
+        center, width = (float(v if isinstance(v, (int, float)) else v[0]) for v in values)
+    except (IndexError, TypeError, ValueError):
+        return "unreadable"
+    return f"center {center:g}, width {width:g}"
 
 
 def _complete_rescaling(dataset: Dataset, path: Path) -> None:

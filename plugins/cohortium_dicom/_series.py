@@ -37,12 +37,14 @@ class Volume:
         spacing: Distance of slices, rows and columns in mm.
         patient_id: The patient's identifier, or "". It is in no text of this value.
         series_uid: Identifier of the series.
+        notes: The window and the stored bits of the first slice, as kind and value.
     """
 
     pixels: NDArray[Any] = field(repr=False)
     spacing: tuple[float, float, float]
     patient_id: str = field(repr=False)
     series_uid: str = field(repr=False)
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def order_slices(files: Sequence[DicomImage]) -> Volume:
@@ -86,6 +88,7 @@ def order_slices(files: Sequence[DicomImage]) -> Volume:
         spacing=(distance, spacing[0], spacing[1]),
         patient_id=first.patient_id,
         series_uid=first.series_uid,
+        notes=first.notes,
     )
 
 

@@ -10,6 +10,7 @@ from attrs.validators import ge, le
 from cohortium.plugin import (
     CLASS_WEIGHTS,
     MAX_COPIES,
+    MIXUP_ALPHA,
     RATE,
     Augmentation,
     AugmentedLoss,
@@ -65,6 +66,8 @@ class FedAvg:
         rotations: Whether to augment by quarter turns.
         augmentation_multiplicity: Augmented copies of an example in one step.
         class_weights: A declared factor above 0 for each class.  Empty for ones.
+        mixup_alpha: α of MixUp, which trains on convex pairs of images.  0 mixes nothing.  Refused
+            under privacy of examples or patients.
     """
 
     local_epochs: int = field(default=1, validator=[ge(1), le(10_000)])
@@ -82,6 +85,7 @@ class FedAvg:
     rotations: bool = False
     augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
+    mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
 
     def workload(self, federation_spec: FederationSpec) -> Workload:
         """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
@@ -90,6 +94,7 @@ class FedAvg:
             epochs=self.local_epochs,
             steps=self.local_steps,
             batch_size=self.batch_size,
+            has_mixed_examples=self.mixup_alpha > 0,
         )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
@@ -141,7 +146,11 @@ class FedAvg:
             rotations=self.rotations,
             augmentation_multiplicity=self.augmentation_multiplicity,
         )
-        return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights)
+        return AugmentedLoss(
+            augmentation=augmentation,
+            class_weights=self.class_weights,
+            mixup_alpha=self.mixup_alpha,
+        )
 
 
 @frozen(kw_only=True)

@@ -13,6 +13,7 @@ from attrs.validators import ge, le
 from cohortium.plugin import (
     CLASS_WEIGHTS,
     MAX_COPIES,
+    MIXUP_ALPHA,
     RATE,
     Augmentation,
     AugmentedLoss,
@@ -61,6 +62,8 @@ class FedSGD:
         rotations: Whether to augment by quarter turns.
         augmentation_multiplicity: Augmented copies of an example in a batch.
         class_weights: A declared factor above 0 for each class.  Empty for ones.
+        mixup_alpha: α of MixUp, which trains on convex pairs of images.  0 mixes nothing.  Refused
+            under privacy of examples or patients.
         average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
             end.
         statistics_rounds: Rounds at the start in which the model learns from images without their
@@ -79,12 +82,18 @@ class FedSGD:
     rotations: bool = False
     augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
+    mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
     average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
     statistics_rounds: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
     def workload(self, federation_spec: FederationSpec) -> Workload:  # noqa: ARG002
         """Declare one batch a round."""
-        return Workload(output="gradient", steps=1, sampling_rate=self.sampling_rate)
+        return Workload(
+            output="gradient",
+            steps=1,
+            sampling_rate=self.sampling_rate,
+            has_mixed_examples=self.mixup_alpha > 0,
+        )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Return the gradient of the round's batch, weighted by its examples."""
@@ -129,9 +138,11 @@ class FedSGD:
             rotations=self.rotations,
             augmentation_multiplicity=self.augmentation_multiplicity,
         )
-        return AugmentedLoss(augmentation=augmentation, class_weights=self.class_weights).losses(
-            task
-        )
+        return AugmentedLoss(
+            augmentation=augmentation,
+            class_weights=self.class_weights,
+            mixup_alpha=self.mixup_alpha,
+        ).losses(task)
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         """Return the global network, which every site uses."""

@@ -14,7 +14,9 @@ import numpy as np
 from attrs import Attribute, field, frozen
 
 from cohortium.plugin import (
+    DataError,
     Dataset,
+    DataSurvey,
     ImageFileOptions,
     Layout,
     Multiclass,
@@ -26,6 +28,7 @@ from cohortium.plugin import (
     find_data,
     hookimpl,
     read_image_array,
+    read_readable_images,
     valid_intensity_range,
 )
 from cohortium_folder._tree import read_tree
@@ -106,15 +109,37 @@ class Folder:
         Raises:
             DataError: The folder is missing or has another structure, or a file cannot be read.
         """
+        return self._read()
+
+    def load_readable(self, survey: DataSurvey) -> Splits:
+        """Read the files that can be read, and note the others.
+
+        Raises:
+            DataError: The folder has another structure, or no training file can be read.
+        """
+        return self._read(survey)
+
+    def _read(self, survey: DataSurvey | None = None) -> Splits:
         root = find_data(self.path, "folder")
-        tree = read_tree(root, self.classes or self.task.names)
+        tree = read_tree(root, self.classes or self.task.names, survey)
         files = [path for split in tree.splits.values() for path, _ in split]
-        labels = [label for split in tree.splits.values() for _, label in split]
+        labels = np.array(
+            [label for split in tree.splits.values() for _, label in split], dtype=np.int64
+        )
+        split_of = np.repeat(list(tree.splits), [len(split) for split in tree.splits.values()])
         # All splits share one array, so that no image is copied, and any two files are compared.
+        if survey is None:
+            images = read_image_array(files, self._options)
+        else:
+            kept, images = read_readable_images(files, self._options, survey)
+            labels, split_of = labels[kept], split_of[kept]
+        sizes = {name: int((split_of == name).sum()) for name in tree.splits}
+        if not sizes["train"]:
+            raise DataError(f"{root}: no training file can be read; see the reason of each.")
         return build_splits(
-            {name: len(split) for name, split in tree.splits.items()},
-            read_image_array(files, self._options),
-            np.array(labels, dtype=np.int64),
+            {name: size for name, size in sizes.items() if size},
+            images,
+            labels,
             task=self.task,
             names=tree.classes,
             name=self.title or _name_of(root),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.plugin import DataSurvey
+
 SPLITS: Final[Mapping[str, str]] = {
     "train": "train",
     "val": "validation",
@@ -34,18 +36,20 @@ class Tree:
     splits: Mapping[str, Sequence[tuple[Path, int]]]
 
 
-def read_tree(root: Path, declared: Sequence[str]) -> Tree:
+def read_tree(root: Path, declared: Sequence[str], survey: DataSurvey | None = None) -> Tree:
     """Return the files of `root`.
 
     Args:
         root: A folder of class folders, or of split folders.
         declared: Names of the classes, if they are declared.
+        survey: Takes the reason of each file that is refused. Without it, the first such file is an
+            error.
 
     Raises:
         DataError: The tree has another structure, or a file of another kind, or no images.
     """
     folders = _split_folders(root)
-    found = {split: _folders_in(folder) for split, folder in folders.items()}
+    found = {split: _folders_in(folder, survey) for split, folder in folders.items()}
     names = {folder.name for inside in found.values() for folder in inside}
     if not names:
         raise DataError(f"{root} has no folders; make one for each class, with its images.")
@@ -62,17 +66,17 @@ def read_tree(root: Path, declared: Sequence[str]) -> Tree:
             f"{root} has one class folder, and of one class alone every answer is right; add "
             "another, or declare classes of the data set."
         )
-    return Tree(
-        classes,
-        {
-            split: [
-                (path, classes.index(folder.name))
-                for folder in sorted(inside, key=lambda folder: classes.index(folder.name))
-                for path in _images_in(folder)
-            ]
-            for split, inside in found.items()
-        },
-    )
+    splits = {
+        split: [
+            (path, classes.index(folder.name))
+            for folder in sorted(inside, key=lambda folder: classes.index(folder.name))
+            for path in _images_in(folder, survey)
+        ]
+        for split, inside in found.items()
+    }
+    if not any(splits.values()):
+        raise DataError(f"{root} has no files that can be read; see the reason of each.")
+    return Tree(classes, splits)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -101,37 +105,54 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: folders[split] for split in ("train", "validation", "test") if split in folders}
 
 
-def _folders_in(folder: Path) -> list[Path]:
+def _folders_in(folder: Path, survey: DataSurvey | None) -> list[Path]:
     """Return the class folders in a folder, which must hold nothing else."""
     inside = _entries(folder)
     for path in inside:
         if not path.is_dir():
-            raise DataError(
+            _refuse(
                 f"{path} is in no class folder; put each image into the folder of its class, and "
-                "other files elsewhere."
+                "other files elsewhere.",
+                survey,
             )
     if not inside:
         raise DataError(f"{folder} has no folders; make one for each class, with its images.")
-    return inside
+    return [path for path in inside if path.is_dir()]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _refuse(reason: str, survey: DataSurvey | None) -> None:
+    """Leave a fault of one file to a survey, or raise it.
+
+    Raises:
+        DataError: There is no survey.
+    """
+    if survey is None:
+        raise DataError(reason)
+    survey.refuse(reason)
+
+
+def _images_in(folder: Path, survey: DataSurvey | None) -> list[Path]:
     """Return the image files in a class folder, which must hold nothing else."""
     inside = _entries(folder)
+    images = []
     for path in inside:
         if path.is_dir():
-            raise DataError(
+            _refuse(
                 f"{path} is a folder in a class folder; put its images into the class folder, or "
-                "name the folders of splits train, val and test."
+                "name the folders of splits train, val and test.",
+                survey,
             )
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            _refuse(
                 f"{path} is of no kind that can be read; put it elsewhere, or convert it to one of "
-                f"{', '.join(IMAGE_SUFFIXES)}."
+                f"{', '.join(IMAGE_SUFFIXES)}.",
+                survey,
             )
+        else:
+            images.append(path)
     if not inside:
-        raise DataError(f"the class folder {folder} has no images; add some, or remove it.")
-    return inside
+        _refuse(f"the class folder {folder} has no images; add some, or remove it.", survey)
+    return images
 
 
 def _entries(folder: Path) -> list[Path]:

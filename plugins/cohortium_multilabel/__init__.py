@@ -231,6 +231,10 @@ class Multilabel:
         """Return the number of images with each finding."""
         return np.asarray((labels == 1).sum(0), dtype=np.int64)
 
+    def unknown_counts(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the number of images whose finding is unknown, for each finding."""
+        return np.asarray((labels == UNKNOWN).sum(0), dtype=np.int64)
+
     def strata(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the rarest finding of each image, or K for an image without one.
 

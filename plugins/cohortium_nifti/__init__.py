@@ -19,6 +19,7 @@ from attrs.validators import and_, ge, le
 from cohortium.plugin import (
     DataError,
     Dataset,
+    DataSurvey,
     FileTable,
     ListedExample,
     ListedFormat,
@@ -99,9 +100,21 @@ class NiftiDataset(FileTable):
         Raises:
             DataError: The table is missing or damaged, or a row or a file cannot be read.
         """
+        return self.read_splits(self._format)
+
+    def load_readable(self, survey: DataSurvey) -> Splits:
+        """Read the files that can be read, and note the others.
+
+        Raises:
+            DataError: The table is missing or damaged, or no training file can be read.
+        """
+        return self.read_splits(self._format, survey)
+
+    @property
+    def _format(self) -> ListedFormat:
         # The reader mutes nibabel's warnings and log, which are one of the whole process.
-        return self.read_splits(
-            ListedFormat(read=self._read, suffixes=SUFFIXES, mask_suffixes=SUFFIXES, num_threads=1)
+        return ListedFormat(
+            read=self._read, suffixes=SUFFIXES, mask_suffixes=SUFFIXES, num_threads=1
         )
 
     def _read(self, path: Path, mask_path: Path | None) -> ListedExample:
@@ -109,10 +122,14 @@ class NiftiDataset(FileTable):
         axis = self._axis(found.pixels.shape[1:], path)
         image = _converted(found.pixels, self.dtype, path) if self.dtype else found.pixels
         mask = None if mask_path is None else read_mask(mask_path, image=found)
+        lengths = " × ".join(f"{length:.3g}" for length in found.spacing)
+        notes = (("voxel in mm", lengths),)
         if axis is None:
-            return ListedExample(image=image, mask=mask)
+            return ListedExample(image=image, mask=mask, notes=notes)
         return ListedExample(
-            image=image.squeeze(1 + axis), mask=None if mask is None else mask.squeeze(axis)
+            image=image.squeeze(1 + axis),
+            mask=None if mask is None else mask.squeeze(axis),
+            notes=notes,
         )
 
     def _axis(self, shape: tuple[int, ...], path: Path) -> int | None:

@@ -66,10 +66,10 @@ class Npz:
         source: Citation.
         layout: Place of the channels.  "channels-last" is (N, H, W, C), "channels-first" is
             (N, C, H, W), and "volumes" is (N, D, H, W) without channels.  "auto" reads only arrays
-            that can be read in one way.
+            that can be read in one way, or as the file's `layout` says.
         task: Meaning of a label.
         intensity_range: The stored values that become 0 and 1.  `uint8` images have 0 and 255.
-            Images of every other type need a declaration.
+            Images of every other type need a declaration, here or as the file's `intensity_range`.
     """
 
     path: str = field(validator=_text)

@@ -57,6 +57,8 @@ class Phantom:
         test: Number of test examples.  None if 0.
         images_per_patient: Number of consecutive training examples that are assigned to one
             patient. 0 assigns no patients.
+        centres: Number of centres, to which the images of each split are assigned in turn. 0
+            assigns none. The images do not depend on it.
         seed: Seed of the images.  Equal seeds give equal images.
     """
 
@@ -64,6 +66,7 @@ class Phantom:
     validation: int = field(default=1000, validator=[ge(0), le(MAX_IMAGES)])
     test: int = field(default=2000, validator=[ge(0), le(MAX_IMAGES)])
     images_per_patient: int = field(default=0, validator=[ge(0), le(MAX_IMAGES)])
+    centres: int = field(default=0, validator=[ge(0), le(MAX_IMAGES)])
     seed: int = field(default=0, validator=[ge(0), lt(1 << 63)])
 
     def load(self) -> Splits:
@@ -91,7 +94,8 @@ class Phantom:
     def _examples(self, split: str, number: int) -> Examples:
         rng = Seeds(self.seed).generator(f"phantom {split}")
         labels: NDArray[np.int64] = rng.permutation(np.arange(number) % len(CELL_TYPES))
-        return Examples(draw(labels, rng), labels)
+        clients = np.arange(number) % self.centres if self.centres else None
+        return Examples(draw(labels, rng), labels, clients)
 
 
 @frozen(kw_only=True)

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from cohortium.plugin import (
     Dataset,
+    DataSurvey,
     FileTable,
     ImageFileOptions,
     Layout,
@@ -67,6 +68,18 @@ class TableDataset(FileTable):
         Raises:
             DataError: The table is missing or damaged, or a row or a file cannot be read.
         """
+        return self.read_splits(self._format)
+
+    def load_readable(self, survey: DataSurvey) -> Splits:
+        """Read the files that can be read, and note the others.
+
+        Raises:
+            DataError: The table is missing or damaged, or no training file can be read.
+        """
+        return self.read_splits(self._format, survey)
+
+    @property
+    def _format(self) -> ListedFormat:
         options = self._options
 
         def read(path: Path, mask: Path | None) -> ListedExample:
@@ -75,7 +88,7 @@ class TableDataset(FileTable):
                 mask=None if mask is None else decode_mask(mask, options),
             )
 
-        return self.read_splits(ListedFormat(read=read))
+        return ListedFormat(read=read)
 
 
 @hookimpl

@@ -299,3 +299,11 @@ class PersonalBody(Local):
         del state
         assert isinstance(net, nn.Sequential)
         return net[:-1]
+
+
+@frozen(kw_only=True)
+class Undeclared(FedAvg):
+    """Mixes examples by MixUp, and declares the workload of a trainer that does not."""
+
+    def workload(self, federation_spec: FederationSpec) -> Workload:
+        return evolve(super().workload(federation_spec), has_mixed_examples=False)

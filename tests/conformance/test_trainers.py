@@ -72,6 +72,17 @@ def test_a_bad_trainer_fails(check: Any, bad: Any, words: str) -> None:
         check(bad)
 
 
+@pytest.mark.parametrize("trainer", [FedAvg(mixup_alpha=0.4), FedSGD(mixup_alpha=0.4)])
+def test_declared_mixing_is_noted_instead_of_losses(trainer: Any) -> None:
+    found = trainers.check_no_leak(trainer)
+    assert found == "mixes examples: no example-level privacy"
+
+
+def test_undeclared_mixing_fails() -> None:
+    with pytest.raises(ConformanceError, match="loss of other examples changed"):
+        trainers.check_no_leak(they.Undeclared(mixup_alpha=0.4))
+
+
 @pytest.mark.parametrize("trainer", GOOD_ONES.values(), ids=GOOD_ONES)
 @pytest.mark.parametrize("check", trainers.CHECKS)
 def test_valid_plugin_passes_check(check: Any, trainer: Any) -> None:

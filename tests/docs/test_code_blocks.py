@@ -29,8 +29,8 @@ from cohortium.study import study_file
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-FOLLOWED = ROOT / "docs" / "tutorial.md"
-"""Its blocks are the files of one package, which `test_tutorial.py` writes down and uses."""
+FOLLOWED = {ROOT / "docs" / name for name in ("tutorial.md", "tutorial-dicom.md")}
+"""Their blocks are files of one folder, which tests of their own write down and use."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 SLOW = re.compile(
@@ -43,7 +43,7 @@ SLOW = re.compile(
 def blocks(language: str) -> list[object]:
     found: list[object] = []
     for page in PAGES:
-        if page == FOLLOWED:
+        if page in FOLLOWED:
             continue
         for number, match in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
             if match[1] == language:

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 import pytest
+from attrs import frozen
 
-from cohortium import Federation
-from cohortium.errors import RequestError, StoppedError, StudyError
+from cohortium import Federation, parameters
+from cohortium.auditing.transcript import audit_secrets, audit_transcript
+from cohortium.data.examples import Examples, Splits
+from cohortium.data.groups import GroupColumn
+from cohortium.errors import DataError, RequestError, StoppedError, StudyError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.ledger.ledger import Ledger
+from cohortium.runs.evaluate import prepare_evaluation
+from cohortium.runs.evaluation_forecast import forecast_evaluation
+from cohortium.study.evaluation_study import evaluation_study
 from cohortium.study.measurement import EvaluationPlan, Measurement
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -62,8 +69,6 @@ def exact_scores(federation: Federation, result: Result, sites: Any = None) -> A
     )
     assert watch is not None
     net = run_config.network()
-    from cohortium import parameters
-
     parameters.load_state_dict(net, result.weights)
     return watch.score(net)
 
@@ -207,6 +212,18 @@ def test_a_run_that_was_stopped_is_evaluated_after_it_is_resumed(tmp_path: Path)
     assert measured(result).estimates
 
 
+def test_resume_continues_an_evaluation_that_alone_was_interrupted(tmp_path: Path) -> None:
+    federation = study()
+    # The training is one attempt, and the evaluation is stopped before its own.
+    asked = iter(range(100))
+    with pytest.raises(StoppedError):
+        federation.run(tmp_path / "run", stop=lambda: next(asked) >= 1)
+    result = federation.resume(tmp_path / "run")
+    assert result.measured is not None
+    with pytest.raises(RequestError, match="is finished"):
+        federation.resume(tmp_path / "run")
+
+
 def test_a_model_of_another_run_can_be_evaluated(tmp_path: Path) -> None:
     first = study(evaluation=None).run(tmp_path / "first")
     other = study(seed=7, evaluation=None)
@@ -261,3 +278,79 @@ def test_facts_about_images_can_be_measured() -> None:
     assert estimates["mean", "0"] == pytest.approx(images.mean(), abs=1e-3)
     assert estimates["deviation", "0"] == pytest.approx(images.std(), abs=1e-3)
     assert estimates["images", ""] == pytest.approx(len(images), rel=1e-3)
+
+
+def test_the_transcript_of_an_evaluation_holds_its_noised_sum_alone() -> None:
+    federation = study(privatizer=Gaussian(epsilon=3.0, delta=1e-4), min_contributors=2)
+    prepared = evaluation_study(federation, EVALUATION).prepare()
+    for audit in (audit_transcript, audit_secrets):
+        finding = audit(prepared)
+        assert not finding.is_refuted, finding.observation
+
+
+def test_a_forecast_says_how_wide_intervals_will_be() -> None:
+    federation = study(privatizer=Gaussian(epsilon=3.0, delta=1e-4), dataset=QuadrantImages(600))
+    prepared = prepare_evaluation(federation, EVALUATION)
+    forecast = forecast_evaluation(prepared)
+    accuracy = forecast.intervals[0]
+    (told,) = [e for e in measured(federation.run()).estimates if e.metric == "accuracy"][:1]
+    assert accuracy.noise == pytest.approx((told.noise_high - told.noise_low) / 2, rel=0.5)
+    assert forecast.smallest_group is not None
+    assert 1 < forecast.smallest_group < forecast.examples
+    assert any(each.group == "site 4" for each in forecast.intervals)
+    dear = attrs.evolve(
+        federation, evaluation=EvaluationPlan(epsilon=0.01), privatizer=Gaussian(delta=1e-4)
+    )
+    assert dear.evaluation is not None
+    assert forecast_evaluation(prepare_evaluation(dear, dear.evaluation)).smallest_group is None
+
+
+@frozen
+class GroupedImages(QuadrantImages):
+    """Images of two groups, and some without one."""
+
+    def load(self) -> Splits:
+        splits = super().load()
+
+        def grouped(part: Examples | None) -> Examples | None:
+            if part is None:
+                return None
+            codes = np.random.default_rng(0).integers(-1, 2, (len(part), 1))
+            return attrs.evolve(part, groups=codes)
+
+        train = grouped(splits.train)
+        assert train is not None
+        return attrs.evolve(
+            splits,
+            train=train,
+            validation=grouped(splits.validation),
+            test=grouped(splits.test),
+            groups=(GroupColumn("sex", ("female", "male")),),
+        )
+
+
+def test_groups_are_scored_where_the_data_name_them() -> None:
+    federation = study(
+        dataset=GroupedImages(480), evaluation=EvaluationPlan(parts=("accuracy",), by=("sex",))
+    )
+    result = federation.run()
+    prepared = federation.prepare()
+    held = prepared.splits.train.select(np.concatenate(prepared.holdout))
+    assert held.groups is not None
+    found = {e.group: e.value for e in measured(result).estimates if e.group}
+    for code, name in enumerate(("female", "male")):
+        chosen = held.select(np.flatnonzero(held.groups[:, 0] == code))
+        watch = Evaluation.of(chosen, prepared.run_config.spec, prepared.run_config.model, "cpu")
+        assert watch is not None
+        net = prepared.run_config.network()
+        parameters.load_state_dict(net, result.weights)
+        assert found[f"sex: {name}"] == pytest.approx(watch.score(net).main, abs=1e-4)
+
+
+def test_declared_groups_of_a_deployment_are_those_of_the_data() -> None:
+    splits = GroupedImages().load()
+    spec = attrs.evolve(splits.spec, groups=(GroupColumn("sex", ("male", "female")),))
+    with pytest.raises(DataError, match="no column of groups 'sex' with the values male, female"):
+        spec.group_codes(splits.train, splits.groups)
+    same = attrs.evolve(splits.spec, groups=splits.groups)
+    assert same.group_codes(splits.train, splits.groups).groups is not None

@@ -31,6 +31,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "resnet18"): ["width=4"],
     ("model", "unet"): ["width=4", "depth=2"],
     ("model", "vgg16"): ["width=2"],
+    ("model", "standardized"): ["model={name='cnn',width=4}"],
     ("model", "module"): ["module=tests.support.federations:SmallConvNet"],
     ("model", "pretrained"): [
         "images={name='phantom',examples=32,validation=0,test=0}",
@@ -79,6 +80,7 @@ MORE: list[tuple[str, str, list[str]]] = [
         "fedavg",
         ["local_steps=2", "flips=true", "rotations=true", "augmentation_multiplicity=2"],
     ),
+    ("trainer", "fedavg", ["local_steps=2", "mixup_alpha=0.4"]),
     ("trainer", "fedmic", ["local_steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedmic", ["local_steps=2", "teacher={name='cnn',width=6}"]),
     ("trainer", "fedsgd", ["flips=true", "augmentation_multiplicity=2"]),

@@ -59,6 +59,7 @@ from cohortium_scatternet import ScatterNet
 from cohortium_secagg import SecAgg
 from cohortium_segmentation import Segmentation
 from cohortium_skellam import Skellam
+from cohortium_standardized import Standardized
 from cohortium_table import TableDataset
 from cohortium_tensorboard import TensorBoard
 from cohortium_unet import UNet
@@ -148,6 +149,7 @@ MODELS: list[Model] = [
     ResNet9(),
     ResNet18(),
     ScatterNet(),
+    Standardized(model=CNN()),
     UNet(),
     VGG16(),
 ]

@@ -59,6 +59,7 @@ class CanaryDataset:
             None
             if patients is None
             else np.concatenate([patients, patients.max() + 1 + np.arange(many)]),
+            None if train.groups is None else np.concatenate([train.groups, train.groups[alike]]),
         )
 
 

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 ROUNDS = 2
-"""Rounds that are run. The second starts with the weights that the first has changed."""
+"""Rounds that are run, unless the study has fewer.
+
+The second starts with the weights that the first has changed.
+"""
 
 MAX_EXAMPLES = 32
 """Most examples at a site."""
@@ -64,18 +67,20 @@ def audit_transcript(prepared: PreparedStudy) -> Finding:
     if first.failure is not None and not escaped:
         raise RunError(f"the transcript cannot be audited: {first.failure}")
     names = {name for one in first.messages for name, _ in fields(one.data)}
+    rounds = _rounds(prepared)
     kinds = {part for name in names for part in name.split(".") if part[:1].isupper()}
     return Finding(
         check="transcript",
         procedure=(
-            f"{len(first.messages)} messages of {ROUNDS} rounds, with equal secrets: as "
-            f"partitioned, and with one {guarantee.unit} of site 0 replaced, or left out"
+            f"{len(first.messages)} messages of {rounds} round{'s' * (rounds > 1)}, with equal "
+            f"secrets: as partitioned, and with one {guarantee.unit} of site 0 replaced, or left "
+            "out"
         ),
         observation="; ".join(escaped) + "."
         if escaped
-        else "except for the part that the guarantee covers, all of them ("
-        + ", ".join(sorted(kinds))
-        + ") are equal to the last bit.",
+        else "except for the part that the guarantee covers, all of them"
+        + (f" ({', '.join(sorted(kinds))})" if kinds else "")
+        + " are equal to the last bit.",
         detection_limit=(
             "it finds what this unit changes in a message, be it one bit; not what only other data "
             "would change, and not how long a reply takes."
@@ -194,13 +199,18 @@ def _short(value: object) -> str:
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}… ({len(text)} letters)"
 
 
+def _rounds(prepared: PreparedStudy) -> int:
+    """Return the number of rounds that are run."""
+    return min(ROUNDS, prepared.run_config.federation_spec.rounds)
+
+
 def _first(prepared: PreparedStudy) -> tuple[InProcessRun, dict[SiteId, Recording]]:
     partition = _partition(prepared)
     tapes = {site: Recording() for site in partition}
     play = InProcessRun.of(
         prepared, _seeded(prepared), partition, {s: tapes[s].record for s in partition}
     )
-    list(play.run_rounds(ROUNDS))
+    list(play.run_rounds(_rounds(prepared)))
     return play, tapes
 
 
@@ -225,7 +235,7 @@ def _again(
     play = InProcessRun.of(
         prepared, _seeded(prepared), partition, {site: wrap(site) for site in partition}
     )
-    list(play.run_rounds(ROUNDS))
+    list(play.run_rounds(_rounds(prepared)))
     return play
 
 

@@ -45,7 +45,7 @@ def collect_provenance(study: object) -> dict[str, CodeOrigin]:
     found = {}
     parts = {role: getattr(study, role, None) for role in ROLES}
     for role, part in parts.items():
-        for name, inner in _inside(role, part):
+        for name, inner in parts_inside(role, part):
             code = getattr(inner, "code", None)
             if callable(code):
                 found[name] = describe_code(code())
@@ -108,12 +108,12 @@ def as_versions(found: Mapping[str, CodeOrigin]) -> dict[str, str]:
     }
 
 
-def _inside(name: str, part: object) -> Iterator[tuple[str, object]]:
-    """Yield `part`, and the parts inside it."""
+def parts_inside(name: str, part: object) -> Iterator[tuple[str, object]]:
+    """Yield `part`, and the parts inside it, with their names."""
     yield name, part
     kind: Any = type(part)
     if attrs.has(kind):
         for each in attrs.fields(kind):
             value = getattr(part, each.name, None)
             if attrs.has(type(value)):
-                yield from _inside(f"{name}.{each.name}", value)
+                yield from parts_inside(f"{name}.{each.name}", value)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._audit import audit
+from cohortium.cli._data import data
 from cohortium.cli._evaluate import evaluate
 from cohortium.cli._grid import compare
 from cohortium.cli._help import Grouped, Worded, help_text
@@ -20,11 +21,13 @@ from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
+from cohortium.cli._pack import pack
 from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
 from cohortium.cli._site import rehearse, site
+from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
 from cohortium.errors import CohortiumError
@@ -39,7 +42,8 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, run, resume, evaluate, plan, report, compare, audit),
+        "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
+        "Data": (data, pack),
         "Model": (predict, export),
         "Hospital": (site, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NO_PRIVACY = "none: nothing here is private"
 
+HIDDEN = "hidden by the noise"
+"""Text in place of a score whose noise leaves half of its range open."""
+
 
 def evaluate(
     folder: RunFolder,
@@ -57,7 +60,7 @@ def evaluate(
       cohortium evaluate runs/first --part accuracy --by site --json
       cohortium evaluate runs/first --study other.toml --out runs/first-elsewhere
     """
-    from cohortium.runs.evaluate import EVALUATION
+    from cohortium.runs.result import EVALUATION
     from cohortium.runs.run_directory import study_path
 
     is_quiet = quiet or as_json
@@ -126,9 +129,10 @@ def evaluation_rows(result: Result) -> list[tuple[str, str]]:
         return []
     measured = evaluation.measured
     main = measured.estimates[0]
+    score = f"{_value(main)} (95 %: {_interval(main)})"
     price = str(evaluation.guarantee or NO_PRIVACY)
     return [
-        (f"sites' {_name(main)}", f"{_value(main)} (95 %: {_interval(main)}{_remark(main, ', ')})"),
+        (f"sites' {_name(main)}", HIDDEN if main.is_hidden else score),
         ("evaluation", f"{price}; for the test images of {measured.contributors} sites"),
     ]
 
@@ -139,11 +143,12 @@ def _print_estimates(result: Result) -> None:
 
     measured = result.measured
     assert measured is not None
-    table = Table("score", "of", "value", "95 % interval", "", box=None, pad_edge=False)
+    table = Table("score", "of", "value", "95 % interval", box=None, pad_edge=False)
     for each in measured.estimates:
         of = ", ".join(filter(None, (each.group, each.name))) or "all"
+        told = ("", HIDDEN) if each.is_hidden else (_value(each), _interval(each))
         # A class may have a name that is markup.
-        table.add_row(_name(each), Text(of), _value(each), _interval(each), _remark(each))
+        table.add_row(_name(each), Text(of), *told)
     console = _printing.console()
     console.print(table)
     declared = f"declared test images: {measured.examples:,}"
@@ -167,10 +172,6 @@ def _value(estimate: Estimate) -> str:
 
 def _interval(estimate: Estimate) -> str:
     return f"{_number(estimate, estimate.low)} to {_number(estimate, estimate.high)}"
-
-
-def _remark(estimate: Estimate, before: str = "") -> str:
-    return f"{before}hidden by the noise" if estimate.is_hidden else ""
 
 
 def _number(estimate: Estimate, value: float) -> str:

@@ -35,7 +35,10 @@ def plan(
     from rich.table import Table
 
     from cohortium import grid as grids
+    from cohortium.cli._estimates import print_forecast
     from cohortium.runs import forecast
+    from cohortium.runs.evaluate import prepare_evaluation
+    from cohortium.runs.evaluation_forecast import forecast_evaluation
 
     if study is not None and grids.is_grid(study):
         grid = grids.read(study, overrides or [])
@@ -46,9 +49,16 @@ def plan(
     federation = federation_of(study, overrides, is_quiet=as_json)
     # Checks the budgets before anything is loaded.
     forecast.with_budgets(federation.privatizer, epsilon or [])
-    outlooks = forecast.forecast(federation.prepare(), epsilon or [])
+    prepared = federation.prepare()
+    outlooks = forecast.forecast(prepared, epsilon or [])
+    evaluation = None
+    if federation.evaluation is not None:
+        evaluation = forecast_evaluation(
+            prepare_evaluation(federation, federation.evaluation, prepared)
+        )
     if as_json:
-        typer.echo(json_text([o.as_json() for o in outlooks]))
+        told = {} if evaluation is None else {"evaluation": evaluation.as_json()}
+        typer.echo(json_text([o.as_json() | told for o in outlooks]))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for cells in zip(*(o.rows() for o in outlooks), strict=True):
@@ -57,3 +67,5 @@ def plan(
     console.print(table)
     for warning in dict.fromkeys(w for o in outlooks for w in o.warnings):
         console.print(warning, markup=False, soft_wrap=True)
+    if evaluation is not None:
+        print_forecast(console, evaluation)

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._data import kind_of, print_facts
 from cohortium.cli._options import Overrides, Study, federation_of
+from cohortium.errors import DataError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from cohortium.deployment.site_config import SiteConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,10 +30,16 @@ def site(
     check: Annotated[
         bool, typer.Option("--check", help="Try the hospital's own files, and serve nothing.")
     ] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="The page of --check; default data.html next to the ledger."),
+    ] = None,
 ) -> None:
     """Serve a site.
 
     Answers the runs that the site's policy allows, on a socket that only this machine reaches.
+    With --check it writes a page about the site's data, which stays on this machine, and names
+    each file that cannot be read.
 
     Examples:
       cohortium site site.toml --check
@@ -40,7 +50,12 @@ def site(
     from cohortium.deployment.socket_access import AllowedUsers
     from cohortium.deployment.unix_socket import SiteSocketServer
 
+    if page is not None and not check:
+        raise RequestError("--page is the page of --check; give both, or neither.")
     site_config = SiteConfig.read(path)
+    if check:
+        beside = (site_config.folder / site_config.ledger).parent
+        _look_at(site_config, beside / "data.html" if page is None else page)
     callers = AllowedUsers.named(site_config.client_user, site_config.group)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_to_stderr())
@@ -66,6 +81,20 @@ def site(
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             _LOG.info("site %d listens at %s", site_config.id, door.path)
             door.serve(listener)
+
+
+def _look_at(site_config: SiteConfig, page: Path) -> None:
+    """Write the page about a site's data, and stop if they cannot be used."""
+    from cohortium.reporting.data_page import check_page, look, write_page
+
+    check_page(page)
+    facts = look(site_config.dataset, kind=kind_of(site_config.dataset), is_site=True)
+    write_page(facts, page)
+    print_facts(facts, page)
+    if not facts.is_usable:
+        raise DataError(
+            f"site {site_config.id}: its data cannot be used; correct the faults above."
+        )
 
 
 @contextlib.contextmanager

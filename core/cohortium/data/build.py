@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cohortium.data.groups import GroupColumn
     from cohortium.data.task import Task
 
 
@@ -31,6 +32,9 @@ def build_splits(
     patients: NDArray[np.int64] | None = None,
     source: str = "",
     intensity_range: tuple[float, float] | None = None,
+    groups: Sequence[GroupColumn] = (),
+    codes: NDArray[np.int64] | None = None,
+    centres: Sequence[str] = (),
 ) -> Splits:
     """Return the splits of arrays in which the splits follow one another.
 
@@ -49,6 +53,9 @@ def build_splits(
         patients: Patient of each image, shape (N,), or None.
         source: Work to cite.
         intensity_range: The stored values that become 0 and 1, which `uint8` images do not need.
+        groups: The declared columns of groups.
+        codes: Codes of all images in these columns, shape (N, G), or None.
+        centres: Names of the centres that `clients` indexes.
 
     Raises:
         DataError: The labels are none of the task's, or two classes have one name. Or `Splits`
@@ -66,6 +73,7 @@ def build_splits(
             stored[part],
             None if clients is None else clients[part],
             None if patients is None else patients[part],
+            None if codes is None else codes[part],
         )
         for split, part in slices.items()
     }
@@ -77,4 +85,6 @@ def build_splits(
         test=parts.get("test"),
         source=source,
         intensity_range=intensity_range,
+        groups=tuple(groups),
+        centres=tuple(centres),
     )

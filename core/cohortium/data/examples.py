@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import numpy as np
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 from attrs.validators import and_, deep_iterable, ge, in_, le, max_len, min_len, optional
 
+from cohortium.data.groups import MAX_COLUMNS, NOT_STATED, GroupColumn
 from cohortium.data.scratch import copied, select
 from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a `DataSpec`
 from cohortium.errors import DataError
@@ -108,6 +109,8 @@ class DataSpec:
         examples: Declared number of training examples over all sites. It is public, it scales
             weights and noise, and is never counted from one site's data.
         patients: Declared number of patients over all sites, or None if examples name none.
+        groups: Columns of groups by which an evaluation at the sites gives scores.  They are
+            declared, because their values would otherwise tell of the training data.
     """
 
     channels: int = field(validator=[ge(1), le(1 << 10)])
@@ -122,6 +125,7 @@ class DataSpec:
     )
     examples: int = field(validator=[ge(1), le(MAX_EXAMPLES)])
     patients: int | None = field(default=None, validator=optional(and_(ge(1), le(MAX_EXAMPLES))))
+    groups: tuple[GroupColumn, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         """Refuse images that no network could take, and a task without names."""
@@ -141,13 +145,34 @@ class DataSpec:
     def describes(self, other: DataSpec) -> bool:
         """Return whether both describe the same kind of images and labels.
 
-        The number of examples may differ.
+        The number of examples and the groups may differ.
 
         Args:
             other: The other description.
         """
         same = ("shape", "pixel_type", "intensity_range", "task")
         return all(getattr(self, name) == getattr(other, name) for name in same)
+
+    def group_codes(self, examples: Examples, groups: tuple[GroupColumn, ...]) -> Examples:
+        """Return `examples` with the columns of groups that are declared here, in their order.
+
+        Args:
+            examples: Examples of data with the columns `groups`.
+            groups: Those columns.
+
+        Raises:
+            DataError: A declared column is missing, or has other values.
+        """
+        places = []
+        for column in self.groups:
+            if column not in groups:
+                raise DataError(
+                    f"the data have no column of groups {column.name!r} with the values "
+                    f"{', '.join(column.values)}; name it, with exactly these values."
+                )
+            places.append(groups.index(column))
+        codes = None if examples.groups is None else examples.groups[:, places]
+        return evolve(examples, groups=codes)
 
     def sample_images(self, count: int, rng: np.random.Generator) -> NDArray[Any]:
         """Return made-up images, shape (count, C, …), with each intensity of the range.
@@ -186,6 +211,8 @@ class Examples:
         labels: Labels, shape (N, …), in the form of the data set's task.
         clients: The data's own grouping (hospital, scanner, …), shape (N,), or None.
         patients: Patient of each image, shape (N,), or None.
+        groups: Codes of each image in the declared columns of groups, shape (N, G), or None. -1
+            means that a group is not stated.
 
     Raises:
         DataError: The arrays do not match one another.
@@ -195,6 +222,7 @@ class Examples:
     labels: NDArray[Any] = field(repr=False)
     clients: NDArray[np.int64] | None = field(default=None, repr=False)
     patients: NDArray[np.int64] | None = field(default=None, repr=False)
+    groups: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -213,6 +241,12 @@ class Examples:
                 raise DataError(
                     f"{name} has shape {column.shape}, but there are {len(self.images)} images."
                 )
+        groups = self.groups
+        if groups is not None and (groups.ndim != 2 or len(groups) != len(self.images)):  # noqa: PLR2004 - (N, G)
+            raise DataError(
+                f"groups has shape {groups.shape}, but there are {len(self.images)} images; give a "
+                "row for each."
+            )
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -220,7 +254,10 @@ class Examples:
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """SHA-256 of all data, with which a hospital detects changes."""
+        """SHA-256 of all data that training reads, with which a hospital detects changes.
+
+        Training reads no groups.
+        """
         digest = hashlib.sha256(repr(self.images.shape).encode())
         for column in (self.images, self.labels, self.clients, self.patients):
             digest.update(b"-" if column is None else b"+")
@@ -232,7 +269,21 @@ class Examples:
         """Return the examples at `index`, copied."""
         clients = None if self.clients is None else self.clients[index]
         patients = None if self.patients is None else self.patients[index]
-        return Examples(select(self.images, index), self.labels[index], clients, patients)
+        groups = None if self.groups is None else self.groups[index]
+        return Examples(select(self.images, index), self.labels[index], clients, patients, groups)
+
+
+def _distinct_columns(splits: Splits, _: object, columns: tuple[GroupColumn, ...]) -> None:
+    names = [column.name for column in columns]
+    if len(names) > MAX_COLUMNS or len(set(names)) < len(names):
+        raise DataError(
+            f"{splits.name}: there are {len(names)} columns of groups; declare at most "
+            f"{MAX_COLUMNS}, each once."
+        )
+
+
+class UndeclaredRangeError(DataError):
+    """Images whose type implies no range of intensities, and none is declared."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -247,10 +298,14 @@ class Splits:
         test: Public images for the scores of the result, or None.
         source: Work to cite.
         intensity_range: The stored values that become 0 and 1. None for `uint8` means (0, 255).
+        groups: The declared columns of groups, which the columns of `Examples.groups` follow.
+        centres: Names of the data's own centres, which `Examples.clients` indexes. Without them, a
+            centre has its number.
 
     Raises:
         DataError: A split is empty, differs in shape or type, or has a label that is none of the
-            task's. Or a name has characters that cannot be shown.
+            task's. Or groups or centres do not fit their
+            names. Or a name has characters that cannot be shown.
     """
 
     name: str
@@ -262,6 +317,8 @@ class Splits:
     intensity_range: tuple[float, float] | None = field(
         default=None, validator=valid_intensity_range
     )
+    groups: tuple[GroupColumn, ...] = field(default=(), validator=_distinct_columns)
+    centres: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         """Refuse splits that do not belong together."""
@@ -286,10 +343,38 @@ class Splits:
                 )
             if fault := self.task.check_labels(part.labels, part.images.shape[2:]):
                 raise DataError(f"{self.name}: {name} labels {fault}.")
+            self._check_groups(name, part)
         try:
             _ = self.spec
         except ValueError as error:
-            raise DataError(f"{self.name}: {error}.") from error
+            is_undeclared = self.intensity_range is None and self.train.images.dtype != np.uint8
+            kind = UndeclaredRangeError if is_undeclared else DataError
+            raise kind(f"{self.name}: {error}.") from error
+
+    def _check_groups(self, name: str, part: Examples) -> None:
+        """Refuse codes of groups, or centres, that have no name."""
+        codes, clients = part.groups, part.clients
+        if codes is not None and codes.shape[1] != len(self.groups):
+            raise DataError(
+                f"{self.name}: the {name} split has {codes.shape[1]} columns of groups, and "
+                f"{len(self.groups)} are named; name each."
+            )
+        for index, column in enumerate(self.groups if codes is not None else ()):
+            assert codes is not None
+            found = codes[:, index]
+            if len(found) and not NOT_STATED <= found.min() <= found.max() < len(column.values):
+                raise DataError(
+                    f"{self.name}: {name} images have codes from {found.min()} to {found.max()} in "
+                    f"the groups of {column.name!r}, which has {len(column.values)} values; number "
+                    "them from 0, and write -1 if one is not stated."
+                )
+        if self.centres and clients is not None and len(clients):
+            low, high = int(clients.min()), int(clients.max())
+            if low < 0 or high >= len(self.centres):
+                raise DataError(
+                    f"{self.name}: {name} images are of centres {low} to {high}, and "
+                    f"{len(self.centres)} centres have a name; name each."
+                )
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,7 @@ THREADS: Final = 4
 
 _SIZE: Final = "declare size = [height, width] of the data set, or "
 
-_PART: Final = 256
+PART: Final = 256
 """Number of files after which a fault stops the others."""
 
 
@@ -89,23 +89,14 @@ def stack_files(
         DataError: A file cannot be read. Or two differ in shape or type, and are named. Or the
             arrays do not fit into memory.
     """
-
-    def load(index: int) -> tuple[NDArray[Any], ...]:
-        try:
-            return read(index)
-        except DataError as error:
-            if where is None:
-                raise
-            raise DataError(f"{where(index)}: {error}") from error
+    load = with_place(read, where)
 
     def fill(index: int) -> None:
         for one, one_first, array, paths in zip(load(index), first, arrays, files, strict=True):
             if one.shape != one_first.shape or one.dtype != one_first.dtype:
                 place = "" if where is None else f"{where(index)}: "
                 raise DataError(
-                    f"{place}{paths[index]} has {_worded(one)}, and {paths[0]} has "
-                    f"{_worded(one_first)}; {'' if is_volume else _SIZE}bring the files to one "
-                    "form."
+                    f"{place}{differing(paths[index], form_of(one), paths[0], form_of(one_first))}"
                 )
             array[index] = one
 
@@ -113,15 +104,14 @@ def stack_files(
     # Threads share the filters of warnings, so that they are set once around all of them.
     with warnings.catch_warnings(action="ignore"):
         first = load(0)
-        is_volume = first[0].ndim > 3  # noqa: PLR2004 - (C, H, W)
         _require_room(sum(array.nbytes for array in first), files[0])
         arrays = tuple(np.empty((count, *array.shape), array.dtype) for array in first)
         for array, one in zip(arrays, first, strict=True):
             array[0] = one
         with ThreadPoolExecutor(min(num_threads, os.cpu_count() or 1)) as pool:
-            for start in range(1, count, _PART):
+            for start in range(1, count, PART):
                 # Results come in order, so that the first fault is always the one reported.
-                for _ in pool.map(fill, range(start, min(start + _PART, count))):
+                for _ in pool.map(fill, range(start, min(start + PART, count))):
                     pass
     return arrays
 
@@ -136,8 +126,43 @@ def _require_room(num_bytes: int, files: Sequence[Path]) -> None:
         )
 
 
-def _worded(image: NDArray[Any]) -> str:
-    *channels, height, width = image.shape
+Form: TypeAlias = tuple[tuple[int, ...], str]
+"""Shape and type of an array."""
+
+
+def form_of(array: NDArray[Any]) -> Form:
+    """Return shape and type of an array."""
+    return array.shape, array.dtype.name
+
+
+def with_place(
+    read: Callable[[int], tuple[NDArray[Any], ...]], where: Callable[[int], str] | None
+) -> Callable[[int], tuple[NDArray[Any], ...]]:
+    """Return `read`, whose errors name the place of the example."""
+
+    def load(index: int) -> tuple[NDArray[Any], ...]:
+        try:
+            return read(index)
+        except DataError as error:
+            if where is None:
+                raise
+            raise DataError(f"{where(index)}: {error}") from error
+
+    return load
+
+
+def differing(path: Path, form: Form, like: Path, expected: Form) -> str:
+    """Return a sentence about the file `path`, whose form is not that of the file `like`."""
+    advice = _SIZE if len(expected[0]) <= 3 else ""  # noqa: PLR2004 - (C, H, W)
+    return (
+        f"{path} has {worded(*form)}, and {like} has {worded(*expected)}; {advice}bring the "
+        "files to one form."
+    )
+
+
+def worded(shape: tuple[int, ...], dtype: str) -> str:
+    """Return the form of an image for a sentence."""
+    *channels, height, width = shape
     many = f"{channels[0]} channel{'s' if channels[0] > 1 else ''} of " if channels else ""
     depth = f"{channels[1]} × " if len(channels) > 1 else ""
-    return f"{many}{depth}{height} × {width} pixels as {image.dtype}"
+    return f"{many}{depth}{height} × {width} pixels as {dtype}"

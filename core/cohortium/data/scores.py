@@ -80,6 +80,65 @@ class RocCurve:
 
 
 @frozen(kw_only=True)
+class GroupScore:
+    """Main metric on the images of one centre, or of one value of a group.
+
+    Attributes:
+        value: Name of the centre or of the value. "" if it is not stated.
+        images: Number of images.
+        score: The main metric. None if the images do not determine it.
+        low: Lower end of its interval at 95 %, or None without a score.
+        high: Upper end of its interval at 95 %, or None without a score.
+    """
+
+    value: str
+    images: int
+    score: float | None
+    low: float | None
+    high: float | None
+
+
+@frozen(kw_only=True)
+class GroupScores:
+    """Main metric by centre, or by the values of one column of groups.
+
+    Attributes:
+        name: Name of the column, or "centre".
+        is_centre: Whether the rows are the data's own centres.
+        rows: One row for each centre or value that has images.
+        worst: Position of the worst row (see `group_scores.worst_row`). None if no row is.
+        is_below_all: Whether the interval of the worst row lies below the score of all images.
+    """
+
+    name: str
+    is_centre: bool
+    rows: tuple[GroupScore, ...]
+    worst: int | None = None
+    is_below_all: bool = False
+
+    @property
+    def worst_row(self) -> GroupScore | None:
+        """The worst row, if one is."""
+        return None if self.worst is None else self.rows[self.worst]
+
+    @property
+    def inconsistency(self) -> str:
+        """The first impossible relation among the rows, or "" without one."""
+        for row in self.rows:
+            ends = (row.low, row.score, row.high)
+            known = [end for end in ends if end is not None]
+            if len(known) not in (0, len(ends)) or any(not -1 <= end <= 1 for end in known):
+                return "a score of a group is outside the range of scores"
+            if known and not known[0] <= known[-1]:
+                return "the interval of a group has its ends in the wrong order"
+        if self.worst is not None and not (
+            0 <= self.worst < len(self.rows) and self.rows[self.worst].score is not None
+        ):
+            return "its worst group has no score"
+        return ""
+
+
+@frozen(kw_only=True)
 class Scores:
     """Scores of a network on images.
 
@@ -96,6 +155,8 @@ class Scores:
         majority_share: The accuracy of always predicting the most frequent class. None if an image
             has several classes.
         majority_class: The most frequent class, or the first of several. "" without one.
+        groups: The main metric by centre, and by each column of groups. Scores during a run have
+            none.
     """
 
     images: int
@@ -106,6 +167,7 @@ class Scores:
     curves: tuple[RocCurve, ...] = ()
     majority_share: float | None = None
     majority_class: str = ""
+    groups: tuple[GroupScores, ...] = ()
 
     @property
     def main_metric(self) -> str:
@@ -155,7 +217,7 @@ class Scores:
             return "its accuracy is not that of its confusion matrix"
         if total and total != self.images:
             return "its number of images is not that of its confusion matrix"
-        return ""
+        return next((fault for part in self.groups if (fault := part.inconsistency)), "")
 
     @property
     def calibration_error(self) -> float | None:
@@ -279,7 +341,7 @@ def metric_name(metric: str) -> str:
 
 
 _ACRONYMS: Final[Mapping[str, str]] = MappingProxyType(
-    {"auc": "AUC", "mcc": "MCC", "iou": "IoU", "dice": "Dice"}
+    {"auc": "AUC", "brier": "Brier score", "mcc": "MCC", "iou": "IoU", "dice": "Dice"}
 )
 
 

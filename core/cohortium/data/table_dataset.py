@@ -11,6 +11,7 @@ from attrs import Attribute, field, frozen
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import valid_intensity_range
+from cohortium.data.groups import MAX_COLUMNS
 from cohortium.data.image_file import ImageFileOptions
 from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
@@ -18,16 +19,19 @@ from cohortium.data.pseudonyms import pseudonyms, read_patient_key
 from cohortium.data.resize import Resize  # noqa: TC001 - the type is read to build a data set
 from cohortium.data.table import read_table
 from cohortium.data.table_examples import read_listed
-from cohortium.data.table_files import listed_files
+from cohortium.data.table_files import listed_rows
+from cohortium.data.table_groups import read_group
 from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.data.table_splits import require_disjoint, rows_by_split
 from cohortium.data.task import Task  # noqa: TC001 - the type is read to build a data set
-from cohortium.errors import StudyError
+from cohortium.errors import DataError, StudyError
+from cohortium.text import is_printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.data.examples import Splits
+    from cohortium.data.survey import DataSurvey
     from cohortium.data.table import Table
     from cohortium.data.table_examples import ListedFormat
 
@@ -79,6 +83,8 @@ class FileTable:
             the table's folder. A missing file is created. Without one, patients are numbered in
             the order of the table.
         site: Column of the data's own grouping (hospital, scanner, …), or "".
+        groups: Columns of groups, such as sex, age range or scanner, by which test scores are
+            reported. An empty cell is not stated.
         split: Column of the splits, "train", "val" or "validation", and "test". By default all rows
             are for training.
         delimiter: The character between the cells of a CSV file. "auto" takes the only possible one
@@ -108,6 +114,7 @@ class FileTable:
     patient: str = ""
     patient_key: str = ""
     site: str = ""
+    groups: tuple[str, ...] = field(default=(), validator=_names)
     split: str = ""
     delimiter: Delimiter = field(default="auto", validator=_delimiter)
     repeats: bool = False
@@ -125,6 +132,11 @@ class FileTable:
             raise StudyError(
                 f"{self.kind}: label, labels and mask are three kinds of labels; give one of them."
             )
+        if len(self.groups) > MAX_COLUMNS or (self.patient and self.patient in self.groups):
+            raise StudyError(
+                f"{self.kind}: groups names {len(self.groups)} columns; declare at most "
+                f"{MAX_COLUMNS}, and not that of the patients."
+            )
 
     @property
     def _resizing(self) -> ImageFileOptions:
@@ -134,11 +146,13 @@ class FileTable:
     def _label_columns(self) -> tuple[str, ...]:
         return self.labels or (self.mask or self.label or "label",)
 
-    def read_splits(self, file_format: ListedFormat) -> Splits:
+    def read_splits(self, file_format: ListedFormat, survey: DataSurvey | None = None) -> Splits:
         """Read the table and the files that it lists.
 
         Args:
             file_format: The format of the files.
+            survey: Takes the reason of each row whose file is refused. The row is then left out.
+                Without it, the first such row is an error.
 
         Raises:
             DataError: The table is missing or damaged, or a row or a file cannot be read.
@@ -146,23 +160,32 @@ class FileTable:
         path = find_data(self.path)
         root = find_data(self.root, "folder") if self.root else path.parent
         named = (self.image, *self._label_columns, self.patient, self.site, self.split)
+        named = (*named, *self.groups)
         table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
         key = None
         if self.patient_key:
             key = read_patient_key(path.parent / Path(self.patient_key).expanduser())
-        clients, patients = self._clients(table), self._patients(table, key)
+        (clients, centres), patients = self._clients(table), self._patients(table, key)
+        groups = [read_group(table, column) for column in self.groups]
         rows = rows_by_split(table, self.split)
-        files = listed_files(
+        files = listed_rows(
             table,
             self.image,
             root,
             allow_repeats=self.repeats,
             suffixes=file_format.suffixes,
             allow_folders=file_format.has_folders,
+            survey=survey,
         )
+        masks = self._masks(table, root, file_format, survey)
+        is_listed = np.array(
+            [row in files and (masks is None or row in masks) for row in range(len(table))]
+        )
+        rows = {split: found[is_listed[found]] for split, found in rows.items()}
         require_disjoint(table, files, rows)
         order = np.concatenate(list(rows.values()))
-        masks = self._masks(table, root, file_format)
+        if not len(order):
+            raise DataError(f"{path}: no row lists a file; see the reason of each.")
         labels, names = self._labels(table)
         # All splits share one array, so that no image is copied, and any two files are compared.
         read = read_listed(
@@ -171,13 +194,18 @@ class FileTable:
             None if masks is None else [masks[row] for row in order],
             self._resizing,
             where=lambda index: table.where(int(order[index])),
+            survey=survey,
         )
+        order = order[read.rows]
+        rows = {split: found[np.isin(found, order)] for split, found in rows.items()}
+        if not len(rows["train"]):
+            raise DataError(f"{path}: no training file can be read; see the reason of each.")
         if patients is not None:
             patients = patients[order]
         elif read.patients is not None:
             patients = pseudonyms(read.patients, key)
         return build_splits(
-            {split: len(found) for split, found in rows.items()},
+            {split: len(found) for split, found in rows.items() if len(found)},
             read.images,
             labels[order] if read.masks is None else read.masks,
             task=self.task,
@@ -188,6 +216,9 @@ class FileTable:
             patients=patients,
             source=self.source,
             intensity_range=self.intensity_range,
+            groups=[column for column, _ in groups],
+            codes=np.stack([codes for _, codes in groups], 1)[order] if groups else None,
+            centres=centres,
         )
 
     def _labels(self, table: Table) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -200,19 +231,27 @@ class FileTable:
         return class_labels(table, self._label_columns[0], classes)
 
     def _masks(
-        self, table: Table, root: Path, file_format: ListedFormat
-    ) -> tuple[Path, ...] | None:
+        self, table: Table, root: Path, file_format: ListedFormat, survey: DataSurvey | None
+    ) -> dict[int, Path] | None:
         if not self.mask:
             return None
         # Images may share a mask, such as an empty one.
-        return listed_files(
-            table, self.mask, root, allow_repeats=True, suffixes=file_format.mask_suffixes
+        return listed_rows(
+            table,
+            self.mask,
+            root,
+            allow_repeats=True,
+            suffixes=file_format.mask_suffixes,
+            survey=survey,
         )
 
-    def _clients(self, table: Table) -> NDArray[np.int64] | None:
+    def _clients(self, table: Table) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        """Return the centre of each row, and their names if all of them can be shown."""
         if not self.site:
-            return None
-        return table.categories(self.site, "name the site of each image, or declare no site")[0]
+            return None, ()
+        advice = "name the site of each image, or declare no site"
+        clients, names = table.categories(self.site, advice)
+        return clients, names if all(map(is_printable, names)) else ()
 
     def _patients(self, table: Table, key: bytes | None) -> NDArray[np.int64] | None:
         """Return the patients of the column, numbered in the order of the table without a key."""

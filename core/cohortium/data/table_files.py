@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -12,8 +13,9 @@ from cohortium.errors import DataError
 from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from cohortium.data.survey import DataSurvey
     from cohortium.data.table import Table
 
 _ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:")
@@ -46,35 +48,92 @@ def listed_files(
         DataError: A path is empty, leaves the folder, is of another kind or names no file. Or a
             file is listed twice. The sentence names the row.
     """
+    found = listed_rows(
+        table,
+        column,
+        root,
+        allow_repeats=allow_repeats,
+        suffixes=suffixes,
+        allow_folders=allow_folders,
+    )
+    return tuple(found[row] for row in range(len(table)))
+
+
+def listed_rows(
+    table: Table,
+    column: str,
+    root: Path,
+    *,
+    allow_repeats: bool = False,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+    allow_folders: bool = False,
+    survey: DataSurvey | None = None,
+) -> dict[int, Path]:
+    """Return the file of each row, by its number from 0.
+
+    Args:
+        table: The table.
+        column: Name of the column of paths, which are relative to `root`.
+        root: Folder that has all files.
+        allow_repeats: Whether several rows may list one file.
+        suffixes: Endings of the files, in lower case. Without any, all names are accepted.
+        allow_folders: Whether a row may list a folder, none of whose files is listed as well.
+        survey: Takes the reason of each row that is refused, which is then left out. Without it,
+            the first such row is an error.
+
+    Guarantees:
+        Each file lies in `root` after all symbolic links are followed.
+
+    Raises:
+        DataError: A path is empty, leaves the folder, is of another kind or names no file. Or a
+            file is listed twice. The sentence names the row.
+    """
     inside = Path(os.path.realpath(root))
     folders: dict[str, Path] = {}
     listed: dict[Path, int] = {}
-    files = []
+    files: dict[int, Path] = {}
     for row, text in enumerate(table.complete(column, "name an image, or leave the row out")):
-        path = _resolve(text, inside, folders, table.where(row), tuple(suffixes))
-        is_folder = allow_folders and os.path.isdir(path)  # noqa: PTH112 - see `_require_file`
-        if not is_folder:
-            _require_file(text, path, table.where(row), allow_folders=allow_folders)
-        first = listed.setdefault(path, row)
-        if first != row and not allow_repeats:
-            raise DataError(
-                f"{table.where(row)}: {path} is listed in {table.unit} {table.numbers[first]} too; "
-                "leave one row out, or declare repeats = true of the data set."
-            )
-        files.append(path)
+        with _noted(survey):
+            path = _resolve(text, inside, folders, table.where(row), tuple(suffixes))
+            is_folder = allow_folders and os.path.isdir(path)  # noqa: PTH112 - see `_require_file`
+            if not is_folder:
+                _require_file(text, path, table.where(row), allow_folders=allow_folders)
+            first = listed.setdefault(path, row)
+            if first != row and not allow_repeats:
+                raise DataError(
+                    f"{table.where(row)}: {path} is listed in {table.unit} "
+                    f"{table.numbers[first]} too; leave one row out, or declare repeats = true of "
+                    "the data set."
+                )
+            files[row] = path
     if allow_folders:
-        _require_apart(table, files, listed)
-    return tuple(files)
+        for row, path in [*files.items()]:
+            with _noted(survey):
+                del files[row]
+                _require_apart(table, row, path, listed)
+                files[row] = path
+        files = dict(sorted(files.items()))
+    return files
 
 
-def _require_apart(table: Table, files: Sequence[Path], listed: Mapping[Path, int]) -> None:
+@contextlib.contextmanager
+def _noted(survey: DataSurvey | None) -> Iterator[None]:
+    """Leave an error of the body to a survey, if there is one."""
+    try:
+        yield
+    except DataError as error:
+        if survey is None:
+            raise
+        survey.refuse(str(error))
+
+
+def _require_apart(table: Table, row: int, path: Path, listed: Mapping[Path, int]) -> None:
     """Refuse a file that lies in a listed folder, which holds it already."""
-    for row, path in enumerate(files):
-        if path.parent in listed:
-            raise DataError(
-                f"{table.where(row)}: {path} lies in the folder that {table.unit} "
-                f"{table.numbers[listed[path.parent]]} lists; leave one row out."
-            )
+    if path.parent in listed:
+        raise DataError(
+            f"{table.where(row)}: {path} lies in the folder that {table.unit} "
+            f"{table.numbers[listed[path.parent]]} lists; leave one row out."
+        )
 
 
 def _resolve(

@@ -10,7 +10,7 @@ from cohortium.errors import DataError
 from cohortium.text import did_you_mean, quote_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def rows_by_split(table: Table, column: str) -> dict[str, NDArray[np.int64]]:
 
 
 def require_disjoint(
-    table: Table, files: Sequence[Path], rows: Mapping[str, NDArray[np.int64]]
+    table: Table, files: Mapping[int, Path], rows: Mapping[str, NDArray[np.int64]]
 ) -> None:
     """Refuse a file that rows of two splits list.
 

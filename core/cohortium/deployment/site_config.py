@@ -18,6 +18,7 @@ from cohortium.data.examples import MAX_EXAMPLES
 from cohortium.deployment.own_images import OwnImages, SiteTestImages, can_be_shown
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
+from cohortium.learning.kept_features import MAX_FOLDER_GIB, FeatureFolder
 from cohortium.ledger.account import Account
 from cohortium.ledger.ledger import Ledger
 from cohortium.roles.protocols import Dataset
@@ -62,6 +63,9 @@ class SiteConfig:
         key_directory: File of the directory that it has pinned. Empty if no study asks for one.
         runs_dir: Folder of its records of the runs that it takes part in.
         evaluations_dir: Folder of its own exact scores of the models that it evaluated.
+        features: Folder that keeps features of the images between runs. It needs the protection of
+            the images. Empty to keep none.
+        max_features_gib: Largest size of that folder, in GiB.
         socket: File of the socket that carries messages to it, from this machine alone.
         client_user: The operating system's user who may connect, in addition to the site's own.
             Empty for none.
@@ -84,6 +88,8 @@ class SiteConfig:
     key_directory: str = ""
     runs_dir: str = "runs"
     evaluations_dir: str = "evaluations"
+    features: str = ""
+    max_features_gib: int = field(default=MAX_FOLDER_GIB, validator=[ge(1), le(1 << 20)])
     socket: str = "site.sock"
     client_user: str = ""
     group: str = ""
@@ -196,6 +202,13 @@ class SiteConfig:
         )
         return (sentence,)
 
+    @property
+    def feature_folder(self) -> FeatureFolder | None:
+        """Folder that keeps features between runs, or None."""
+        if not self.features:
+            return None
+        return FeatureFolder(self.folder / self.features, self.max_features_gib << 30)
+
     def open_journal(self) -> FileJournal:
         """Open the site's journal, which serves every run of this process.
 
@@ -250,6 +263,7 @@ class SiteConfig:
             store=TrainerStateFile(
                 self.folder / self.state_dir / _name(run_config.session), run_config.session
             ),
+            features=self.feature_folder,
         )
 
 

@@ -168,7 +168,7 @@ def _holdout_means(folder: Path) -> dict[str, float]:
     return {
         name: sum(site["images"] * site[key] for site in sites) / images
         for name, key in zip(
-            HOLDOUT_METRICS, ("personal_accuracy", "accuracy", "majority_share"), strict=True
+            HOLDOUT_METRICS, ("personal_score", "score", "majority_share"), strict=True
         )
         if images and all(key in site for site in sites)
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import DataSpec, Examples
     from cohortium.data.scores import Scores
+    from cohortium.learning.kept_features import FeatureFolder
     from cohortium.roles.protocols import Model
 
 BATCH = 512
@@ -47,12 +48,21 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, examples: Examples | None, spec: DataSpec, model: Model, device: str
+        cls,
+        examples: Examples | None,
+        spec: DataSpec,
+        model: Model,
+        device: str,
+        features: FeatureFolder | None = None,
     ) -> Evaluation | None:
-        """Preprocess `examples`.  Return None where there are none."""
+        """Preprocess `examples`, with the folder that keeps features.
+
+        Return None where there are none.
+        """
         if examples is None:
             return None
-        return cls(model, preprocess(model, examples.images, spec).to(device), examples, spec)
+        inputs = preprocess(model, examples.images, spec, features)
+        return cls(model, inputs.to(device), examples, spec)
 
     def score(self, net: nn.Module) -> Scores:
         """Return the scores of `net` without curves, and leave `net` unchanged."""

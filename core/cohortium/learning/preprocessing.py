@@ -2,6 +2,8 @@
 
 The result of a small set is in memory, and of a large one in an unnamed file (see `scratch`). Such
 a tensor is used like any other. The operating system reads the parts that a batch needs.
+
+A folder of features keeps the result for later runs (see `kept_features`).
 """
 
 from __future__ import annotations
@@ -9,16 +11,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.scratch import new_array
 from cohortium.errors import NetworkError
+from cohortium.learning.feature_key import feature_key, sample_positions
 from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
+
+    from numpy.typing import DTypeLike, NDArray
     from torch import Tensor
 
     from cohortium.data.examples import DataSpec
+    from cohortium.learning.kept_features import FeatureFolder
     from cohortium.roles.protocols import Model
 
 MAX_WHOLE_BYTES: Final = 1 << 28
@@ -28,17 +36,65 @@ PART_BYTES: Final = 1 << 26
 """Size of a part of a larger set, in bytes of its `float32` images: 64 MiB."""
 
 
-def preprocess(model: Model, images: NDArray[Any], spec: DataSpec) -> Tensor:
+def preprocess(
+    model: Model, images: NDArray[Any], spec: DataSpec, features: FeatureFolder | None = None
+) -> Tensor:
     """Return the network's inputs for stored images, shape (N, …).
 
     Args:
         model: Model whose `preprocess` is fixed and per image.
         images: Stored images, shape (N, C, …), in memory or mapped.
         spec: Public facts about the data.
+        features: Folder that keeps features between runs. Inputs in the form of the images are not
+            features: to compute them takes less than to read them.
+
+    Guarantees:
+        The result has the same bits with and without a folder.
 
     Raises:
         NetworkError: The model gives parts of different shapes, or there is no room for them.
+        RunError: The folder of features cannot be used.
     """
+    if features is None or not len(images) or not attrs.has(type(model)):
+        return _compute(model, images, spec, new_array)
+    sample = model.preprocess(to_unit_range(images[sample_positions(len(images))], spec))
+    size = len(images) * sample[:1].nbytes
+    if not _are_features(sample, spec) or size > features.max_bytes:
+        return _compute(model, images, spec, new_array)
+    return _kept(model, images, spec, features, sample)
+
+
+def _are_features(inputs: Tensor, spec: DataSpec) -> bool:
+    """Return whether inputs are floating-point numbers in another form than images."""
+    import torch
+
+    floats = (torch.float16, torch.float32, torch.float64)
+    return inputs.dtype in floats and inputs.ndim != 1 + len(spec.shape)
+
+
+def _kept(
+    model: Model, images: NDArray[Any], spec: DataSpec, features: FeatureFolder, sample: Tensor
+) -> Tensor:
+    """Return the inputs from the folder, or compute and keep them."""
+    import torch
+
+    key = feature_key(model, images, spec, sample)
+    shape = (len(images), *sample.shape[1:])
+    found = features.read(key)
+    if found is not None and found.shape == shape:
+        return torch.from_numpy(found)
+    with features.new_file(key, len(images) * sample[:1].nbytes) as file:
+        whole = _compute(model, images, spec, file.allocate)
+        return torch.from_numpy(file.finish(whole.detach().numpy()))
+
+
+def _compute(
+    model: Model,
+    images: NDArray[Any],
+    spec: DataSpec,
+    allocate: Callable[[tuple[int, ...], DTypeLike], NDArray[Any]],
+) -> Tensor:
+    """Return the inputs, those of a large set in an array of `allocate`."""
     import torch
 
     image = 4 * math.prod(spec.shape)
@@ -48,7 +104,7 @@ def preprocess(model: Model, images: NDArray[Any], spec: DataSpec) -> Tensor:
     first = model.preprocess(to_unit_range(images[:step], spec))
     shape = (len(images), *first.shape[1:])
     try:
-        whole = torch.from_numpy(new_array(shape, first.detach().numpy().dtype))
+        whole = torch.from_numpy(allocate(shape, first.detach().numpy().dtype))
     except OSError as error:
         raise NetworkError(
             f"there is no room for the inputs of {len(images):,} images in the folder of temporary "

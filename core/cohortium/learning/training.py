@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from attrs import field, frozen
 from attrs.validators import and_, deep_iterable, ge, le, max_len
 
@@ -47,6 +48,12 @@ MAX_COPIES = 128
 """Most augmented copies of an example.
 
 It is several times the largest number that the literature has tried.
+"""
+
+MIXUP_ALPHA: Any = (ge(0), le(1e3))
+"""Validators of attrs for the α of MixUp.
+
+At the upper limit, each mixed image is nearly the mean of two.
 """
 
 RATE: Any = (ge(1e-12), le(1e6))
@@ -175,7 +182,12 @@ def attach_weight_averaging(optimizer: Optimizer, *, rounds: int, share: float) 
 
 
 def local_workload(
-    federation_spec: FederationSpec, *, epochs: int, steps: int, batch_size: int
+    federation_spec: FederationSpec,
+    *,
+    epochs: int,
+    steps: int,
+    batch_size: int,
+    has_mixed_examples: bool = False,
 ) -> Workload:
     """Return the workload of a trainer that releases an update.
 
@@ -187,6 +199,7 @@ def local_workload(
         epochs: Passes over a site's own data each round.
         steps: Batches each round instead of whole passes.  0 means that `epochs` applies.
         batch_size: Examples in a batch.
+        has_mixed_examples: Whether the loss of one example depends on others, as in MixUp.
     """
     rate = min(1.0, batch_size / federation_spec.examples_per_site)
     return Workload(
@@ -195,6 +208,7 @@ def local_workload(
         sampling_rate=rate,
         batch_size=batch_size,
         epochs=None if steps else epochs,
+        has_mixed_examples=has_mixed_examples,
     )
 
 
@@ -264,10 +278,16 @@ class AugmentedLoss:
         augmentation: Augmentation of each example, drawn again every time.
         class_weights: A *declared* factor for each class, or empty for ones.  It is never
             counted from a site's labels, which the privacy guarantee would not cover.
+        mixup_alpha: α of MixUp (Zhang et al. 2018).  0 mixes nothing.  Each input x of a batch
+            becomes λ·x + (1 - λ)·y.  Its loss is λ times the loss towards the target of x plus
+            1 - λ times the loss towards that of y.  The y are the batch in random order, and each λ
+            is from the distribution Beta(α, α).  A mixed example depends on two patients.  So the
+            trainer declares `Workload.has_mixed_examples`.
     """
 
     augmentation: Augmentation
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
+    mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
 
     def losses(self, task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
         """Return a function for the loss of each example of `task`.
@@ -276,7 +296,8 @@ class AugmentedLoss:
         `SitePrivatizer.set_private_gradient` takes this function.
 
         Raises:
-            StudyError: There are class weights, but not one for each class.
+            StudyError: There are class weights, but not one for each class.  Or the inputs are
+                whole numbers, which MixUp cannot mix.
         """
         import torch
 
@@ -292,12 +313,21 @@ class AugmentedLoss:
                 self.class_weights, device=task.images.device, dtype=torch.float32
             )
         copies = self.augmentation.augmentation_multiplicity
+        if self.mixup_alpha and not task.images.is_floating_point():
+            kind = str(task.images.dtype).removeprefix("torch.")
+            raise StudyError(
+                f"trainer.mixup_alpha = {self.mixup_alpha:g} mixes inputs, and the model's are "
+                f"whole numbers ({kind}); set it to 0."
+            )
 
         def losses(batch: ExampleIndices) -> Tensor:
             index = torch.from_numpy(batch).to(task.images.device)
             # Faster than indexing: it saves more time than a layer of a small network takes.
             images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)
             images, labels = self.augmentation(images, labels, task)
+            pairs = _Pairs.of(images, self.mixup_alpha, task) if self.mixup_alpha else None
+            if pairs is not None:
+                images = pairs.mix(images)
             outputs = task.net(images)
             if tuple(outputs.shape) != (len(labels), *spec.output_shape):
                 kind = type(task.net)
@@ -308,6 +338,38 @@ class AugmentedLoss:
                     "and gave others before the run; let them depend on nothing but the images."
                 )
             each = spec.task.losses(outputs, labels, weights)
+            if pairs is not None:
+                other = spec.task.losses(outputs, labels[pairs.partners], weights)
+                each = torch.lerp(other, each, pairs.shares)
             return each if copies == 1 else each.view(len(batch), copies).mean(1)
 
         return losses
+
+
+@frozen(eq=False)
+class _Pairs:
+    """Pairs of a batch for MixUp.
+
+    Attributes:
+        partners: Position of the other example of each pair, shape (B,).
+        shares: λ, the share of the example itself, shape (B,).
+    """
+
+    partners: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, alpha: float, task: LocalTask) -> _Pairs:
+        """Draw pairs of a batch from the task's generator."""
+        import torch
+
+        seed = torch.randint(1 << 62, (), generator=task.generator)
+        rng = np.random.default_rng(int(seed))
+        partners = torch.from_numpy(rng.permutation(len(images)))
+        shares = torch.from_numpy(rng.beta(alpha, alpha, len(images)))
+        return cls(partners.to(images.device), shares.to(images))
+
+    def mix(self, images: Tensor) -> Tensor:
+        """Return λ·x + (1 - λ)·y for each image x and its partner y, shape (B, …)."""
+        shares = self.shares.view(-1, *[1] * (images.ndim - 1))
+        return images[self.partners].lerp(images, shares)

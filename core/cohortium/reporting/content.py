@@ -11,6 +11,8 @@ from attrs import frozen
 from cohortium.data.scores import columns_of, interval, mean_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cohortium.data.scores import CalibrationBin, ClassScores, Scores
     from cohortium.reporting.reading import Record
     from cohortium.roles.events import StageStats
@@ -46,8 +48,8 @@ class SiteRow:
         site: Its number.
         size: Number of training examples.
         counts: By class.
-        distance: Total variation between its labels and those of all sites. It is the share of the
-            site's examples that would need another label for the two to agree.
+        distance: Distance between its labels and those of all sites. It is the least share of the
+            site's examples that would need other labels for the two to agree.
     """
 
     site: int
@@ -125,18 +127,25 @@ def bin_rows(scores: Scores) -> tuple[BinRow, ...]:
     return tuple(found)
 
 
-def site_rows(record: Record) -> tuple[SiteRow, ...]:
-    """Return a row for each site of a simulation."""
-    started = record.started
-    if started is None or started.label_histograms is None:
+def site_rows(sizes: Sequence[int], counts: Sequence[Sequence[int]]) -> tuple[SiteRow, ...]:
+    """Return a row for each site of a simulation.
+
+    If each image has one label, the distance is the total variation. Else it is the largest
+    difference in the share of images with one label, which is also a least share of changes.
+
+    Args:
+        sizes: Number of training examples of each site.
+        counts: Number of each site's examples that have each label.
+    """
+    if not counts:
         return ()
-    counts = np.array(started.label_histograms, dtype=np.float64)
-    pooled = counts.sum(0) / max(counts.sum(), 1)
-    own = counts / counts.sum(1, keepdims=True).clip(1)
-    distances = np.abs(own - pooled).sum(1) / 2
+    held, images = np.array(counts, dtype=np.float64), np.array(sizes, dtype=np.float64)
+    apart = np.abs(held / images[:, None].clip(1) - held.sum(0) / max(images.sum(), 1))
+    is_exclusive = np.array_equal(held.sum(1), images)
+    distances = apart.sum(1) / 2 if is_exclusive else apart.max(1, initial=0.0)
     return tuple(
-        SiteRow(site=k, size=sum(row), counts=row, distance=float(distances[k]))
-        for k, row in enumerate(started.label_histograms)
+        SiteRow(site=k, size=sizes[k], counts=tuple(row), distance=float(distances[k]))
+        for k, row in enumerate(counts)
     )
 
 

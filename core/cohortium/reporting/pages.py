@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from cohortium.catalog.provenance import file_digest
 from cohortium.data.scores import columns_of, metric_name
 from cohortium.reporting import content, plots, wording
+from cohortium.reporting.at_sites import site_evaluation
 from cohortium.reporting.differing import study_differences
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
+from cohortium.study.study import STUDY_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 def render(records: Sequence[Record]) -> str:
     """Return the page of one run, or of several side by side."""
-    environment = _environment()
+    environment = template_environment()
     if len(records) == 1:
         return environment.get_template("run.html").render(run=_run(records[0], "run"))
     names = tuple(chr(ord("A") + k) if k < 26 else str(k + 1) for k in range(len(records)))  # noqa: PLR2004
@@ -54,7 +56,8 @@ def _labels(records: Sequence[Record]) -> list[str]:
     return ["/".join(p[-depth:]) for p in parts]
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Return the templates, which escape every value."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -93,7 +96,12 @@ def _is_control(letter: str) -> bool:
 def _run(record: Record, name: str) -> dict[str, Any]:
     """Return the values of a run that the templates show."""
     scores, guarantee, facts = record.scores, record.guarantee, PartyInputs.of(record)
-    sites = content.site_rows(record)
+    started = record.started
+    sites = (
+        ()
+        if started is None
+        else content.site_rows(started.site_sizes or (), started.label_histograms or ())
+    )
     found = content.lost_contributions(record)
     return {
         "name": name,
@@ -113,6 +121,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "interval": None if scores is None else content.accuracy_interval(scores),
         "classes": () if scores is None else content.class_rows(scores),
         "roc": None if scores is None else plots.roc(scores),
+        "groups": () if scores is None else scores.groups,
         "bins": () if scores is None else content.bin_rows(scores),
         "guarantee": guarantee,
         "unit": None if guarantee is None else wording.UNITS[guarantee.unit],
@@ -133,6 +142,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "moved": content.bytes_moved(record),
         "most_rows": content.MAX_ROWS,
         "command": _command(record),
+        "evaluation": site_evaluation(record),
         "parts": _parts(record),
         "codes": _codes(record),
     }
@@ -184,9 +194,9 @@ def _command(record: Record) -> str:
 def _parts(record: Record) -> list[tuple[str, str, str]]:
     """Return role, name and plugin of each part."""
     made = {} if record.result is None else record.result.plugins
-    found = []
+    found: list[tuple[str, str, str]] = []
     for role, table in record.study.items():
-        if role != "federation":
+        if role in STUDY_ROLES:
             name, plugin = str(table.get("name", "")), made.get(role, "")
             found.append((role, name, "" if plugin == name else plugin.removeprefix(f"{name} ")))
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cohortium.data.scores import Scores
 from cohortium.errors import RecordError, RequestError, StudyError
@@ -23,7 +23,7 @@ from cohortium.roles.events import (
 )
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
-from cohortium.runs.result import OLDER
+from cohortium.runs.result import EVALUATION, OLDER
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Record:
         failures: Failures that sites reported.
         failed_attempts: Attempts at a round that failed.
         result: `result.json`, or None in a run that is not finished.
+        evaluation: Record of the evaluation at the sites, or None without one.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Record:
     failures: tuple[events.SiteFailed, ...] = field(default=(), repr=False)
     failed_attempts: tuple[AttemptFailed, ...] = field(default=(), repr=False)
     result: Summary | None = field(default=None, repr=False)
+    evaluation: Record | None = field(default=None, repr=False)
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -144,11 +146,18 @@ class Record:
 
 
 def read(folder: Path) -> Record:
-    """Read the record in `folder`.
+    """Read the record in `folder`, with that of its evaluation.
 
     Raises:
         RecordError: It is missing or damaged, or contains no information about a run.
     """
+    record, inner = _read(folder), folder / EVALUATION
+    if not (inner / "study.toml").is_file():
+        return record
+    return evolve(record, evaluation=_read(inner))
+
+
+def _read(folder: Path) -> Record:
     path = folder / "study.toml"
     if not path.is_file():
         run = min(folder.glob("*/seed-*/study.toml"), default=None)
@@ -271,6 +280,8 @@ def _result(path: Path) -> Summary | None:
     summary = _convert(raw, Summary, where=str(path))
     if summary.scores is not None:
         _sound(summary.scores, str(path))
+    if summary.measured is not None and summary.measured.inconsistency:
+        raise RecordError(f"{path} is damaged: {summary.measured.inconsistency}.")
     return summary
 
 

@@ -141,6 +141,8 @@ class Trainer(Protocol):
         All training data reaches the update through `SitePrivatizer.set_private_gradient` alone.
         With zero gradients, `parameters`, `state` and every *other* example's loss are the same for
         any value of any one example.  The conformance kit checks exactly that.
+        A trainer whose losses mix examples declares it (`Workload.has_mixed_examples`).  It never
+        trains under privacy of examples or patients.
     """
 
     def workload(self, federation_spec: FederationSpec) -> Workload:

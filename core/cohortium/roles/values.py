@@ -131,6 +131,9 @@ class Workload:
         max_site_share: Largest share of all declared units that one site's batch may have, where
             its sum may take any value up to it.  A privatizer sizes its ring for it, and cuts
             larger values off.  None stands for the mean share, one over the cohort.
+        has_mixed_examples: Whether the loss of one example depends on others of its batch, as in
+            MixUp.  Then a clip bounds no example, and Cohortium refuses the trainer under
+            privacy of examples or patients.
     """
 
     output: Literal["update", "gradient"]
@@ -140,6 +143,7 @@ class Workload:
     epochs: int | None = None
     fewest: int = field(default=1, validator=ge(1))
     max_site_share: float | None = field(default=None, validator=optional([gt(0), le(1)]))
+    has_mixed_examples: bool = False
 
 
 @frozen(eq=False, kw_only=True)

@@ -110,7 +110,8 @@ def _statistic(
             raise StudyError(
                 f"the task has no part '{part}' among its scores; {did_you_mean(part, known)}"
             )
-    columns = {SITE: tuple(map(str, range(federation_spec.sites)))}
+    columns = {column.name: column.values for column in spec.groups}
+    columns[SITE] = tuple(map(str, range(federation_spec.sites)))
     for column in measurement.by:
         if column not in columns:
             raise StudyError(

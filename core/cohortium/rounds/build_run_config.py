@@ -22,6 +22,7 @@ from cohortium.rounds.build_measuring_config import build_measuring_config
 from cohortium.rounds.dry_run import dry_run, require_transmittable
 from cohortium.rounds.min_batch import with_min_batch_size
 from cohortium.rounds.network_size import PROBE_IMAGES, count_parameters, estimate_memory
+from cohortium.rounds.plan_with_prior import with_prior
 from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
 
 if TYPE_CHECKING:
@@ -120,7 +121,11 @@ def build_run_config(
             model=federation.model,
             trainer=federation.trainer,
             workload=workload,
-            plan=federation.privatizer.plan(workload, federation_spec, parameters),
+            plan=with_prior(
+                federation.privatizer.plan(workload, federation_spec, parameters),
+                federation.prior,
+                federation_spec.attempts,
+            ),
             aggregator=federation.aggregator,
             seeds=seeds,
             directory=directory,

@@ -11,6 +11,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
+from cohortium.data.groups import NOT_STATED
 from cohortium.data.predictions import Predictions
 from cohortium.errors import (
     BrokenNetworkError,
@@ -34,10 +35,13 @@ from cohortium.storage.trainer_state import TrainerState
 from cohortium.study.measurement import SITE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
     from cohortium.data.scores import Scores
+    from cohortium.learning.kept_features import FeatureFolder
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
     from cohortium.ring.ring import RingVector
@@ -90,6 +94,7 @@ class Site:
         account: Account | None = None,
         store: TrainerStateStore | None = None,
         fingerprint: bytes | None = None,
+        features: FeatureFolder | None = None,
     ) -> None:
         """Refuse runs that the site does not allow, and prepare its images.
 
@@ -105,12 +110,14 @@ class Site:
             store: Store in which the trainer's state survives a restart. If None, the state is in
                 memory alone.
             fingerprint: SHA-256 of all data of the account. None takes that of `examples`.
+            features: Folder that keeps features of the images between runs.
 
         Raises:
             RefusalError: The run is below a floor, does not fit the account's budget, or declares
                 fewer examples or patients than the site alone has.
             LedgerError: The account's ledger cannot be used.
-            RunError: The stored state is damaged, or cannot be stored in its place.
+            RunError: The stored state is damaged, or cannot be stored in its place. Or the folder
+                of features cannot be used.
         """
         import torch
 
@@ -127,9 +134,10 @@ class Site:
         self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
-        inputs = preprocess(run_config.model, examples.images, run_config.spec)
+        inputs = preprocess(run_config.model, examples.images, run_config.spec, features)
         self._images = inputs.to(run_config.device)
         self._labels = torch.from_numpy(examples.labels).to(run_config.device)
+        self._groups = _groups(examples, site, run_config)
         self._patients = examples.patients
         self._store = store
         self._journal = journal or MemoryJournal()
@@ -220,7 +228,7 @@ class Site:
             workload=run_config.workload,
             generator=generator,
             state=before,
-            groups={SITE: torch.full((len(self._labels),), self._site, device=run_config.device)},
+            groups=self._groups,
         )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
@@ -323,6 +331,19 @@ class Site:
             )
 
 
+def _groups(examples: Examples, site: SiteId, run_config: RunConfig) -> dict[str, Tensor]:
+    """Return the group of each example by column, with the site itself as one more column."""
+    import torch
+
+    device, columns = run_config.device, run_config.spec.groups
+    codes = examples.groups
+    if codes is None:
+        codes = np.full((len(examples), len(columns)), NOT_STATED)
+    placed = torch.from_numpy(codes).to(device)
+    found = {column.name: placed[:, k] for k, column in enumerate(columns)}
+    return {**found, SITE: torch.full((len(examples),), site, device=device)}
+
+
 def _require_declared(examples: Examples, run_config: RunConfig) -> None:
     """Refuse a study that declares less data than this site has.
 
@@ -355,6 +376,7 @@ class SimulatedSiteFactory:
     policy: AdmissionPolicy | None = None
     account: Account | None = None
     store: TrainerStateFile | None = None
+    features: FeatureFolder | None = None
 
     def create(self, share_model_with: SiteHandle | None = None) -> Site:
         """Create the site, sharing the network in memory of `share_model_with`."""
@@ -372,4 +394,5 @@ class SimulatedSiteFactory:
             policy=self.policy,
             account=self.account,
             store=self.store,
+            features=self.features,
         )

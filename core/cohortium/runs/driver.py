@@ -13,6 +13,8 @@ from attrs import frozen
 
 from cohortium import parameters
 from cohortium.catalog.provenance import collect_provenance
+from cohortium.crypto.randomness import Seeds
+from cohortium.data.group_scores import score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
@@ -227,8 +229,10 @@ class RunDriver:
         return self._end(None if test is None else test.predict(run_state.coordinator.net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
-        run_config = self.prepared.run_config
-        return Evaluation.of(examples, run_config.spec, run_config.model, run_config.device)
+        prepared, run_config = self.prepared, self.prepared.run_config
+        return Evaluation.of(
+            examples, run_config.spec, run_config.model, run_config.device, prepared.features
+        )
 
     def _begin(self, number: int, attempt: int) -> None:
         """Log an attempt before it begins, unless the run is to stop."""
@@ -289,7 +293,7 @@ class RunDriver:
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
             )
-        scores = None if predictions is None else predictions.scores
+        scores = None if predictions is None else self._scored(predictions)
         result = self._result(scores, self._own())
         if self.folder is not None:
             if predictions is not None and not self.prepared.is_deployment:
@@ -306,6 +310,15 @@ class RunDriver:
         if self.folder is not None:
             self.folder.log.log_result()
         return result
+
+    def _scored(self, predictions: Predictions) -> Scores:
+        """Return the scores of the test images, by centre and group as well."""
+        splits = self.prepared.loaded_splits
+        assert splits is not None
+        assert splits.test is not None
+        rng = Seeds(self.prepared.federation.seed).generator("group intervals")
+        groups = score_groups(predictions, splits.test, splits.groups, splits.centres, rng)
+        return attrs.evolve(predictions.scores, groups=groups)
 
     def _own(self) -> OwnScores | None:
         """Score simulated sites on their held-out images, and store the scores."""

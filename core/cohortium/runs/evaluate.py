@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from cohortium.study.measurement import EvaluationPlan
     from cohortium.study.study import Study
 
-EVALUATION = "evaluation"
-"""Folder of the evaluation, in the folder of the run whose model it evaluates."""
-
 
 def prepare_evaluation(
     study: Study, evaluation: EvaluationPlan, trained: PreparedStudy | None = None

@@ -14,6 +14,7 @@ from cohortium import parameters
 from cohortium.crypto.randomness import Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import StudyError
+from cohortium.learning.kept_features import FeatureFolder
 from cohortium.ledger.account import Account
 from cohortium.rounds.build_run_config import build_run_config, run_randomness, to_federation_spec
 from cohortium.rounds.site import SimulatedSiteFactory
@@ -48,6 +49,8 @@ class PreparedStudy:
         partition: Positions of each simulated site's training examples.
         holdout: Positions of each simulated site's held-out examples, for scores.
         identities: Signing key of each simulated site, if the study assumes an active coordinator.
+        features: Folder that keeps features between runs, by default the one that
+            `COHORTIUM_FEATURES` names.
     """
 
     federation: Study
@@ -57,6 +60,7 @@ class PreparedStudy:
     partition: tuple[ExampleIndices, ...] = ()
     holdout: tuple[ExampleIndices, ...] = ()
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
+    features: FeatureFolder | None = field(factory=FeatureFolder.from_environment)
 
     @property
     def is_deployment(self) -> bool:
@@ -140,6 +144,7 @@ class PreparedStudy:
             identity=None if self.identities is None else self.identities[site],
             account=None if ledger is None else Account(ledger, self._account_name(site)),
             store=None if state is None else TrainerStateFile(state, session),
+            features=self.features,
         )
 
     def _account_name(self, site: SiteId) -> str:
@@ -179,15 +184,16 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
     assert federation.dataset is not None
     splits = federation.dataset.load() if loaded is None else loaded
     splits.require_learnable()
-    seeds, spec = Seeds(federation.seed), splits.spec
-    partition, held = hold_out(
-        splits.train, _partition(federation, splits, seeds), federation.holdout_fraction, seeds
-    )
+    spec = splits.spec
+    partition, held = partition_study(federation, splits)
     if federation.measurement is not None and federation.measurement.data == "test":
         splits, partition = test_images(federation, splits, partition, held)
         held = ()
     if federation.measurement is not None:
-        splits = attrs.evolve(splits, validation=None, test=None)
+        columns = tuple(c for c in splits.groups if c.name in federation.measurement.by)
+        spec = attrs.evolve(spec, groups=columns)
+        train = spec.group_codes(splits.train, splits.groups)
+        splits = attrs.evolve(splits, train=train, groups=columns, validation=None, test=None)
     if federation.measurement is not None or federation.holdout_fraction:
         spec = _declared_sizes(splits.train, partition, spec)
     secret = run_randomness(federation)
@@ -221,6 +227,26 @@ def _session(study: Study, secret: Randomness) -> bytes:
     if study.measurement is not None:
         purpose += f" {hashlib.sha256(study.as_toml().encode()).hexdigest()}"
     return secret.secret_bytes(16, purpose)
+
+
+def partition_study(
+    federation: Study, splits: Splits
+) -> tuple[tuple[ExampleIndices, ...], tuple[ExampleIndices, ...]]:
+    """Return the training examples and the held-out examples of each simulated site.
+
+    Args:
+        federation: The study, which is a simulation.
+        splits: Its data.
+
+    Returns:
+        Positions in `splits.train` for each site, for training and held out.
+
+    Raises:
+        StudyError: A site has no data, or the partitioner breaks its contract.
+    """
+    seeds = Seeds(federation.seed)
+    partition = _partition(federation, splits, seeds)
+    return hold_out(splits.train, partition, federation.holdout_fraction, seeds)
 
 
 def _declared_sizes(

@@ -23,6 +23,7 @@ from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import html_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -34,6 +35,9 @@ RESULT = "result.json"
 
 OLDER = "checkpoint/journal"
 """A file that only run directories of an older format have."""
+
+EVALUATION = "evaluation"
+"""Folder of the evaluation at the sites, in the folder of the run whose model it evaluates."""
 
 LAST = "weights/last.safetensors"
 """The weights after the last completed round."""
@@ -102,6 +106,17 @@ class Measured:
     cells: tuple[str, ...] = attrs.field(repr=False)
     sums: tuple[float, ...] = attrs.field(repr=False)
     estimates: tuple[Estimate, ...]
+
+    @property
+    def inconsistency(self) -> str:
+        """The first impossible relation among the values, or "" without one."""
+        if len(self.cells) != len(self.sums):
+            return "its sums and their names differ in number"
+        if self.contributors < 1 or self.examples < 1 or self.noise < 0:
+            return "its numbers of sites, examples or its noise are too small"
+        if any(each.inconsistency for each in self.estimates):
+            return "an interval is outside its range"
+        return ""
 
 
 @frozen(kw_only=True)
@@ -202,7 +217,7 @@ class Result(StoredResult):
             if scores.majority_share is not None:
                 told += f" (the most frequent class alone: {scores.majority_share:.2%})"
         if not self.is_personal:
-            return [(f"test {metric}", told)]
+            return [(f"test {metric}", told), *self._worst()]
         own = "not measured; federation.holdout_fraction holds images out"
         if self.own is not None:
             majority = self.own.majority_share
@@ -215,7 +230,19 @@ class Result(StoredResult):
         return [
             (f"sites' own {metric}", own),
             ("global network", f"{told}; no site uses this network"),
+            *self._worst(),
         ]
+
+    def _worst(self) -> Iterator[tuple[str, str]]:
+        """Yield label and text of the worst centre, and of the worst value of each group."""
+        for part in () if self.scores is None else self.scores.groups:
+            row = part.worst_row
+            if row is None:
+                continue
+            ends = f"{_share(row.low)} to {_share(row.high)} at 95 %, {row.images:,} images"
+            chance = "" if part.is_below_all else "; not below the score of all images"
+            named = row.value or "not stated"
+            yield f"worst {part.name}", f"{named}: {_share(row.score)} ({ends}{chance})"
 
     def _repr_html_(self) -> str:
         """Return the important figures for a notebook, one per row."""
@@ -231,6 +258,10 @@ class Result(StoredResult):
             "record": "not kept" if self.folder is None else str(self.folder),
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2%}"
 
 
 PREDICTIONS = "simulation/predictions.npz"

@@ -32,17 +32,19 @@ class SiteScores:
     Attributes:
         site: Number of the site.
         images: Number of held-out images.
-        accuracy: Main metric of the global network.
-        personal_accuracy: Main metric of the site's own network (`Trainer.personalize`). It equals
-            `accuracy` if the trainer has none.
+        metric: Name of the task's main metric, which the scores are.
+        score: Main metric of the global network.
+        personal_score: Main metric of the site's own network (`Trainer.personalize`). It equals
+            `score` if the trainer has none.
         majority_share: Accuracy of always predicting the site's most frequent class. None if an
             image has several classes.
     """
 
     site: int
     images: int
-    accuracy: float
-    personal_accuracy: float
+    metric: str
+    score: float
+    personal_score: float
     majority_share: float | None
 
 
@@ -92,8 +94,8 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
     return OwnScores(
         sites=len(found),
         images=images,
-        accuracy=mean([each.accuracy for each in found]),
-        personal_accuracy=mean([each.personal_accuracy for each in found]),
+        accuracy=mean([each.score for each in found]),
+        personal_accuracy=mean([each.personal_score for each in found]),
         majority_share=mean(majority) if len(majority) == len(found) else None,
     )
 
@@ -116,6 +118,7 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
             run_config.spec,
             run_config.model,
             run_config.device,
+            prepared.features,
         )
         if watch is None:
             continue
@@ -130,8 +133,9 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
             SiteScores(
                 site=site,
                 images=len(held),
-                accuracy=globally.main,
-                personal_accuracy=watch.score(own).main,
+                metric=globally.main_metric,
+                score=globally.main,
+                personal_score=watch.score(own).main,
                 majority_share=globally.majority_share,
             )
         )

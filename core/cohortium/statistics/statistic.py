@@ -207,10 +207,13 @@ class ChannelMoments:
         return (*(f"mean {c}" for c in names), *(f"square {c}" for c in names), "images")
 
     def measure(self, examples: MeasuredExamples) -> Tensor:
-        """Return each image's means and mean squares by channel, and one."""
+        """Return each image's means and mean squares by channel, and one.
+
+        Intensities are moved to [-1, 1] first, where their squares say most.
+        """
         import torch
 
-        flat = examples.inputs.double().flatten(2)
+        flat = 2 * examples.inputs.double().flatten(2) - 1
         ones = flat.new_ones(len(flat), 1)
         rows = torch.cat([flat.mean(2), flat.square().mean(2), ones], 1)
         scaled: Tensor = rows / math.sqrt(rows.shape[1])
@@ -223,33 +226,58 @@ class ChannelMoments:
         means, squares = values[:-1].reshape(2, -1)
         found: list[Estimate] = []
         for channel, (total, square) in enumerate(zip(means, squares, strict=True)):
-            first = _bounded_mean(total, values[-1], noise).estimate("mean", str(channel))
-            second = _bounded_mean(square, values[-1], noise).estimate("square", str(channel))
-            found += [first, _deviation(first, second)]
+            middle = total / values[-1] if values[-1] > 0 else 0.0
+            # Values in [-1, 1] vary most at its ends, and so do their squares in [0, 1].
+            first = mean_ratio(total, values[-1], noise=noise, spread=1 - min(middle**2, 1.0))
+            second = mean_ratio(square, values[-1], noise=noise, spread=0.25)
+            pair = (
+                first.estimate("mean", str(channel), lowest=-1.0),
+                second.estimate("square", str(channel)),
+            )
+            found += [_moved(pair[0]), _deviation(*pair)]
         return tuple(found)
 
 
-def _bounded_mean(total: float, count: float, noise: float) -> Ratio:
-    """Return the mean of values in [0, 1], whose variance is the largest possible one."""
-    middle = min(max(total / count, 0.0), 1.0) if count > 0 else 0.5
-    return mean_ratio(total, count, noise=noise, spread=middle * (1 - middle))
+def _moved(mean: Estimate) -> Estimate:
+    """Return the mean of intensities in [0, 1] from that of intensities in [-1, 1]."""
+
+    def back(value: float) -> float:
+        return (value + 1) / 2
+
+    return attrs.evolve(
+        mean,
+        value=None if mean.value is None else back(mean.value),
+        low=back(mean.low),
+        high=back(mean.high),
+        noise_low=back(mean.noise_low),
+        noise_high=back(mean.noise_high),
+        lowest=0.0,
+    )
 
 
-def _deviation(first: Estimate, second: Estimate) -> Estimate:
-    """Return the standard deviation from the estimates of a mean and of a mean square."""
+def _deviation(mean: Estimate, square: Estimate) -> Estimate:
+    """Return the standard deviation from estimates of a mean and of a mean square."""
 
     def root(square: float, mean: float) -> float:
-        return math.sqrt(min(max(square - mean * mean, 0.0), 1.0))
+        return math.sqrt(min(max(square - mean * mean, 0.0), 1.0)) / 2
 
-    known = first.value is not None and second.value is not None
+    def ends(low: float, high: float) -> tuple[float, float]:
+        """Return the least and the greatest distance of a mean from zero."""
+        nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+        return nearest, max(abs(low), abs(high))
+
+    is_known = mean.value is not None and square.value is not None
+    near, far = ends(mean.low, mean.high)
+    noise_near, noise_far = ends(mean.noise_low, mean.noise_high)
     return attrs.evolve(
-        first,
+        square,
         metric="deviation",
-        value=root(second.value or 0.0, first.value or 0.0) if known else None,
-        low=root(second.low, first.high),
-        high=root(second.high, first.low),
-        noise_low=root(second.noise_low, first.noise_high),
-        noise_high=root(second.noise_high, first.noise_low),
+        value=root(square.value or 0.0, mean.value or 0.0) if is_known else None,
+        low=root(square.low, far),
+        high=root(square.high, near),
+        noise_low=root(square.noise_low, noise_far),
+        noise_high=root(square.noise_high, noise_near),
+        highest=0.5,
     )
 
 

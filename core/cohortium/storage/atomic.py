@@ -50,6 +50,25 @@ def atomic_create(path: Path, data: bytes) -> None:
         make_durable(path.parent)
 
 
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield an empty file of mode 0600, which becomes the new file `path` after the body.
+
+    If the body raises, there is no file in the end.
+
+    Raises:
+        FileExistsError: A file exists, which is unchanged.
+        OSError: The file cannot be written.
+    """
+    with _beside(path, b"") as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # A link, unlike a move, never replaces.
+        os.link(temporary, path)
+        make_durable(path.parent)
+
+
 def check_path_writable(path: Path, *, is_folder: bool = False) -> None:
     """Raise the error of writing to `path`, before the work.
 

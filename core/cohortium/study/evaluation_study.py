@@ -31,6 +31,7 @@ def evaluation_study(study: S, evaluation: EvaluationPlan) -> S:
     return attrs.evolve(
         study,
         evaluation=None,
+        prior=None,
         measurement=Measurement(parts=evaluation.parts, by=evaluation.by),
         data=_test_data(study, evaluation),
         privatizer=measuring_privatizer(
@@ -38,6 +39,29 @@ def evaluation_study(study: S, evaluation: EvaluationPlan) -> S:
         ),
         rounds=1,
         retries=evaluation.retries,
+        cohort_size=0,
+        observers=(),
+    )
+
+
+def statistics_study(study: S, epsilon: float | None, delta: float | None) -> S:
+    """Return the study that releases facts about the training images of `study`.
+
+    Args:
+        study: The study that is to train.
+        epsilon: ε of the release.  None takes that of the study.
+        delta: δ of the release.  None takes that of the study.
+
+    Raises:
+        StudyError: The study's privatizer cannot release sums of examples.
+    """
+    return attrs.evolve(
+        study,
+        evaluation=None,
+        prior=None,
+        measurement=Measurement(of="images", data="train"),
+        privatizer=measuring_privatizer(study.privatizer, epsilon, delta),
+        rounds=1,
         cohort_size=0,
         observers=(),
     )
@@ -58,7 +82,13 @@ def _test_data(study: Study, evaluation: EvaluationPlan) -> DataSpec | None:
             "[evaluation] needs examples, the number of test images over all hospitals together; "
             "ask them, and declare it."
         )
-    return attrs.evolve(study.data, examples=evaluation.examples, patients=evaluation.patients)
+    return attrs.evolve(
+        study.data,
+        examples=evaluation.examples,
+        patients=evaluation.patients,
+        # Hospitals need no columns that nothing is measured by.
+        groups=tuple(column for column in study.data.groups if column.name in evaluation.by),
+    )
 
 
 def measuring_privatizer(

@@ -1,4 +1,7 @@
-"""Tables of a study about statistics that its sites release: `[evaluation]`, `[measurement]`."""
+"""Tables of a study about statistics that its sites release.
+
+They are `[evaluation]`, `[measurement]` and `[prior]`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,12 @@ from attrs import field, frozen
 from attrs.validators import ge, in_, le, optional
 
 from cohortium.data.examples import MAX_EXAMPLES
+from cohortium.privacy.guarantee import (  # noqa: TC001 - resolved to build the table
+    Adjacency,
+    ProtectedAgainst,
+    Unit,
+)
+from cohortium.privacy.mechanisms import NOISES, GaussianMechanism
 from cohortium.roles.protocols import Privatizer  # noqa: TC001 - resolved to build the table
 
 if TYPE_CHECKING:
@@ -17,6 +26,8 @@ SITE = "site"
 """The column of groups that every study has: the sites themselves."""
 
 MAX_RETRIES = 1000
+
+MAX_PRIOR = 1000
 
 Parts = tuple[str, ...]
 
@@ -67,3 +78,31 @@ class EvaluationPlan:
     examples: int | None = field(default=None, validator=optional([ge(1), le(MAX_EXAMPLES)]))
     patients: int | None = field(default=None, validator=optional([ge(1), le(MAX_EXAMPLES)]))
     privatizer: Privatizer | None = None
+
+
+@frozen(kw_only=True)
+class PriorRelease:
+    """Releases of the same data before the run, such as statistics of images.
+
+    The guarantee of the run covers them, too.  Ledgers have charged them when they were made.
+
+    Attributes:
+        noise_multiplier: Standard deviation of their noise over the sensitivity.
+        releases: Number of the releases.
+        unit: Protected unit.
+        adjacency: Difference between neighbouring data.
+        against: Adversary that their guarantee covers.
+    """
+
+    noise_multiplier: float = field(validator=[ge(NOISES[0]), le(NOISES[1])])
+    releases: int = field(default=1, validator=[ge(1), le(MAX_PRIOR)])
+    unit: Unit = field(default="example", validator=in_(("example", "patient", "site")))
+    adjacency: Adjacency = field(default="zero-out", validator=in_(("zero-out", "replace-one")))
+    against: ProtectedAgainst = field(
+        default="everyone", validator=in_(("everyone", "coordinator"))
+    )
+
+    @property
+    def mechanism(self) -> GaussianMechanism:
+        """Mechanism of one release."""
+        return GaussianMechanism(noise_multiplier=self.noise_multiplier)

@@ -24,7 +24,7 @@ from cohortium.roles.protocols import (
     Trainer,
 )
 from cohortium.roles.values import Adversary
-from cohortium.study.measurement import EvaluationPlan, Measurement
+from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
 
 Part = TypeVar("Part")
 
@@ -47,7 +47,7 @@ STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role not in ("ob
 """Roles that a federation fills, in the order of a study file."""
 
 
-VALUES = ("data", "evaluation", "measurement")
+VALUES = ("data", "evaluation", "measurement", "prior")
 """Tables of a study file that describe a value of the core, and no role."""
 
 
@@ -121,6 +121,7 @@ class Study:
         engine: The transport of messages.
         evaluation: Evaluation of the trained model at the sites, or None.
         measurement: A statistic that the sites release in place of training, or None.
+        prior: Releases of the same data before the run, which the guarantee covers, or None.
         sites: Number of hospitals in the federation.
         rounds: Number of times that the global weights move.
         seed: Seed of all public randomness: initial weights, partition, augmentation.
@@ -163,6 +164,7 @@ class Study:
     engine: Engine = field(factory=lambda: _engine("inline"), converter=_engine)
     evaluation: EvaluationPlan | None = None
     measurement: Measurement | None = None
+    prior: PriorRelease | None = None
 
     sites: int = field(default=10, validator=[ge(1), le(MAX_SITES)])
     rounds: int = field(default=60, validator=[ge(1), le(MAX_ROUNDS)])

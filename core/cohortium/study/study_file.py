@@ -27,7 +27,7 @@ from cohortium.errors import RequestError, StudyError
 from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.layered_tables import TABLES, Layer, Resolved, Tables, merge, resolve
-from cohortium.study.measurement import EvaluationPlan, Measurement
+from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
 from cohortium.study.study import FEDERATION_KEYS, STUDY_ROLES, Study
 from cohortium.text import MAX_SHOWN, did_you_mean, escape_control_characters, quote_key
 
@@ -59,6 +59,7 @@ _VALUES: Final = MappingProxyType(
         "data": (DataSpec, "the data"),
         "evaluation": (EvaluationPlan, "the evaluation"),
         "measurement": (Measurement, "the measurement"),
+        "prior": (PriorRelease, "the prior release"),
     }
 )
 """Class of each table that is no role, and its name in errors."""

@@ -10,6 +10,8 @@ from cohortium.data.examples import Splits
 from cohortium.testing.contract import Check, ensure
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cohortium.data.examples import Examples
     from cohortium.roles.protocols import Dataset
 
@@ -24,7 +26,8 @@ def check_loads_splits(dataset: Dataset) -> None:
     for name, part in _parts(splits).items():
         fault = splits.task.check_labels(part.labels, splits.spec.size)
         ensure(not fault, f"the labels of the {name} split {fault}.")
-        for column, array in (("clients", part.clients), ("patients", part.patients)):
+        columns = {"clients": part.clients, "patients": part.patients, "groups": part.groups}
+        for column, array in columns.items():
             ensure(
                 array is None or array.dtype == np.int64,
                 f"the {column} of the {name} split are {array is not None and array.dtype}; "
@@ -94,12 +97,15 @@ def _parts(splits: Splits) -> dict[str, Examples]:
 
 
 def _equal(one: Examples, other: Examples) -> bool:
-    if one.clients is None or other.clients is None:
-        same_clients = one.clients is other.clients
-    else:
-        same_clients = np.array_equal(one.clients, other.clients)
     return (
-        same_clients
+        _same(one.clients, other.clients)
+        and _same(one.groups, other.groups)
         and np.array_equal(one.images, other.images)
         and np.array_equal(one.labels, other.labels)
     )
+
+
+def _same(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cohortium import Federation
-from cohortium.errors import DataError, StudyError
+from cohortium.errors import StudyError
 from cohortium.plugin import Dataset, pseudonyms
 from cohortium_dicom import DicomDataset, Window, cohortium_datasets
 from cohortium_segmentation import Segmentation
@@ -22,6 +22,7 @@ from tests.support.dicom_files import PATIENT, saved
 from tests.support.federations import tiny_federation
 from tests.support.image_files import write_files
 from tests.support.pneumonia import first_images
+from tests.support.refusals import refuse_table
 
 HEAD = ("path", "label", "place", "part")
 ROWS: list[tuple[str, ...]] = [
@@ -60,17 +61,6 @@ def series(folder: Path, volume: NDArray[Any], *, seed: int = 0, **elements: Any
     return folder
 
 
-def refused(dataset: DicomDataset, words: str) -> None:
-    """Whether `dataset` is refused in one sentence without the patient."""
-    with pytest.raises(DataError, match=words) as caught:
-        dataset.load()
-    text = str(caught.value)
-    assert text.startswith(f"{dataset.path}, line ")
-    assert text.endswith(".")
-    assert "\n" not in text
-    assert "DOE" not in text
-
-
 def test_columns_become_splits_in_order(tmp_path: Path) -> None:
     splits = DicomDataset(path=put(tmp_path), **COLUMNS).load()
     assert (splits.name, splits.classes) == ("ct", ("x", "y"))
@@ -99,7 +89,7 @@ def test_patients_of_headers_become_keyed_numbers(tmp_path: Path) -> None:
     assert splits.test.patients.tolist() == numbers[1:]
     assert "DOE" not in repr(splits)
     saved(tmp_path / "2", np.zeros((6, 4), np.uint8), PatientID=" ")
-    refused(dataset, r"line 3: .*2 has no PatientID; leave it out")
+    refuse_table(dataset, r"line 3: .*2 has no PatientID; leave it out")
 
 
 def test_patients_of_a_column_are_read(tmp_path: Path) -> None:
@@ -124,8 +114,10 @@ def test_window_and_stored_values_are_declared(tmp_path: Path) -> None:
     assert stored.train.images[0, 0].tolist() == [[-1024, 0], [40, 976]]
     assert stored.spec.intensity_range == (-1000, 1000)
     words = "line 2: .*1.dcm has values from -1024 to 976, and uint16 holds"
-    refused(DicomDataset(path=path, intensity_range=(0, 1), dtype="uint16"), words)
-    refused(DicomDataset(path=path, window="file"), r"line 2: .*1\.dcm has no window of its own")
+    refuse_table(DicomDataset(path=path, intensity_range=(0, 1), dtype="uint16"), words)
+    refuse_table(
+        DicomDataset(path=path, window="file"), r"line 2: .*1\.dcm has no window of its own"
+    )
 
 
 def test_colours_become_channels(tmp_path: Path) -> None:
@@ -143,7 +135,7 @@ def test_declared_size_resizes_flat_images(tmp_path: Path) -> None:
     assert DicomDataset(path=path, **COLUMNS, size=(3, 2)).load().train.images.shape[1:] == (
         1, 3, 2,
     )  # fmt: skip
-    refused(
+    refuse_table(
         DicomDataset(path=path, **COLUMNS),
         r"line 4: .*a/3\.dcm has .* 6 × 4 .* and .*2 has .* 9 × 9 .*; declare size",
     )
@@ -188,7 +180,7 @@ def test_faulty_row_is_refused_with_line_and_path(tmp_path: Path, row: str, word
         ImagePositionPatient=[0, 0, 9], ImageOrientationPatient=AXIAL, PixelSpacing=[1, 1],
     )  # fmt: skip
     path = table(tmp_path, [ROWS[0], (row, *ROWS[1][1:]), *ROWS[2:]])
-    refused(DicomDataset(path=path, window="file"), words)
+    refuse_table(DicomDataset(path=path, window="file"), words)
 
 
 def test_shuffled_series_become_volumes(tmp_path: Path) -> None:
@@ -204,9 +196,11 @@ def test_shuffled_series_become_volumes(tmp_path: Path) -> None:
     assert splits.spec.size == (5, 4, 3)
     assert splits.train.patients is not None
     assert len(set(splits.train.patients.tolist())) == 2
-    refused(DicomDataset(**options, size=(2, 2)), r"line 2: .*s0 is a volume, and size = \[2, 2\]")
+    refuse_table(
+        DicomDataset(**options, size=(2, 2)), r"line 2: .*s0 is a volume, and size = \[2, 2\]"
+    )
     (tmp_path / "s1" / "2.dcm").unlink()
-    refused(DicomDataset(**options), r"line 3: .*mm")
+    refuse_table(DicomDataset(**options), r"line 3: .*mm")
 
 
 def test_series_beyond_the_bound_is_refused_early(
@@ -217,7 +211,7 @@ def test_series_beyond_the_bound_is_refused_early(
     path = table(tmp_path, [("s", "x")], ("path", "label"))
     monkeypatch.setattr("cohortium_dicom._series.MAX_VALUES", 50)
     dataset = DicomDataset(path=path, classes=("x", "y"), window="file")
-    refused(dataset, "line 2: .*s has 4 files like .*0.dcm, more than 50 values")
+    refuse_table(dataset, "line 2: .*s has 4 files like .*0.dcm, more than 50 values")
 
 
 def test_frames_become_volumes(tmp_path: Path) -> None:
@@ -240,7 +234,7 @@ def test_masks_are_pictures_or_arrays(tmp_path: Path) -> None:
     assert np.array_equal(DicomDataset(path=path, **options).load().train.labels, masks)
     np.save(tmp_path / "m.npy", masks[1, :5])
     words = r"line 3: .*m\.npy has 5 × 4 labels, and its image .*2 has 6 × 4 pixels"
-    refused(DicomDataset(path=path, **options, size=(6, 4)), words)
+    refuse_table(DicomDataset(path=path, **options, size=(6, 4)), words)
 
 
 def test_masks_of_volumes_have_their_slices(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import traceback
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +23,10 @@ from cohortium.plugin import DataError
 from cohortium_dicom import _header
 from cohortium_dicom._reader import DicomImage, StoredValues, Windowing, read_dicom
 from tests.support.dicom_files import PATIENT, dicom, written
+from tests.support.refusals import MEMORY, refused_in_memory
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 PIXELS = np.arange(1, 13, dtype=np.uint16).reshape(3, 4)
-MEMORY = 1 << 22
-"""Bytes beyond the file that a refusal may take: 4 MiB."""
 
 WINDOWS: tuple[Windowing, ...] = ("file", StoredValues(dtype="float32", intensity_range=(0, 1)))
 
@@ -55,16 +53,7 @@ def tried(path: Path, content: bytes, window: Windowing = WINDOWS[1]) -> DicomIm
 
 def refused(path: Path, content: bytes, memory: int = MEMORY) -> str:
     """The sentence that refuses `content`, in bounded memory."""
-    tried(path, content)  # imports are not part of the measurement
-    tracemalloc.start()
-    try:
-        text = tried(path, content)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert isinstance(text, str)
-    assert peak < 3 * len(content) + memory
-    return text
+    return refused_in_memory(lambda: tried(path, content), content, memory)
 
 
 def runs() -> FileDataset:

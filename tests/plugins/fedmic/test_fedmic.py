@@ -209,10 +209,10 @@ def test_sites_are_scored_with_their_own_models(tmp_path: Path) -> None:
     federation.run(tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "simulation" / "holdout_scores.json").read_text())
     assert [row["images"] for row in rows] == [len(held) for held in ready.holdout if len(held)]
-    assert any(row["accuracy"] != row["personal_accuracy"] for row in rows)
+    assert any(row["score"] != row["personal_score"] for row in rows)
     tiny(trainer="fedavg", **parts).run(tmp_path / "plain")
     rows = json.loads((tmp_path / "plain" / "simulation" / "holdout_scores.json").read_text())
-    assert all(row["accuracy"] == row["personal_accuracy"] for row in rows)
+    assert all(row["score"] == row["personal_score"] for row in rows)
     assert not (tiny().prepare().holdout[0].size)
 
 

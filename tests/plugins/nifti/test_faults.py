@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tracemalloc
 from pathlib import Path
 from struct import pack_into
 from typing import Any
@@ -17,10 +16,9 @@ from hypothesis import strategies as st
 from cohortium.plugin import DataError
 from cohortium_nifti._reader import NiftiImage, read_mask, read_nifti
 from tests.support.nifti_files import saved
+from tests.support.refusals import refused_in_memory
 
 VOXELS = np.arange(1, 25, dtype=np.int16).reshape(2, 3, 4)
-MEMORY = 1 << 22
-"""Bytes beyond the file that a refusal may take: 4 MiB."""
 
 DIM, DATATYPE, VOX_OFFSET, SLOPE, FORMS, AFFINE, MAGIC = 40, 70, 108, 112, 252, 280, 344
 """Places of NIfTI-1's fields in bytes (nifti1.h)."""
@@ -57,16 +55,7 @@ def tried(path: Path, content: bytes) -> NiftiImage | str:
 
 def refused(path: Path, content: bytes) -> str:
     """The sentence that refuses `content`, in bounded memory."""
-    tried(path, content)  # imports are not part of the measurement
-    tracemalloc.start()
-    try:
-        text = tried(path, content)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert isinstance(text, str)
-    assert peak < 3 * len(content) + MEMORY
-    return text
+    return refused_in_memory(lambda: tried(path, content), content)
 
 
 def changed(content: bytes, place: int, form: str, *values: Any) -> bytes:

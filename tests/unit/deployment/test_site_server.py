@@ -203,6 +203,51 @@ def test_deployment_in_process_matches_simulation(
     assert Federation.read(tmp_path / "reh" / "study.toml") == deployed
 
 
+def with_features(place: Path, **keys: Any) -> SiteServerFixture:
+    path = place / "site.toml"
+    file = toml.read(path, what="the site file")
+    file["site"] |= keys
+    path.write_text(tomli_w.dumps(file))
+    return SiteServerFixture(place)
+
+
+def features_of(invitation: Invitation) -> Invitation:
+    """An invitation with a model of features."""
+    shared = toml.loads(changed(invitation).study, where="test")
+    text = tomli_w.dumps(
+        {**shared, "model": {"name": "scatternet", "scales": 1, "angles": 2, "groups": 3}}
+    )
+    return evolved(changed(invitation), text)
+
+
+def test_site_keeps_features_in_its_own_folder(place: Path, invitation: Invitation) -> None:
+    invited = features_of(invitation)
+    server = with_features(place, features="features", max_features_gib=1)
+    try:
+        assert isinstance(server.send(invited), Acceptance)
+        (file,) = (place / "features").iterdir()
+        first = file.stat().st_ino
+        server.journal.close()
+        server.restart()
+        assert isinstance(server.send(features_of(invitation)), Acceptance)
+        assert (place / "features" / file.name).stat().st_ino == first
+    finally:
+        server.journal.close()
+
+
+def test_unusable_feature_folder_is_explained_in_log_only(
+    place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "features").write_text("a file")
+    server = with_features(place, features="features")
+    try:
+        found = sentence(server, features_of(invitation))
+    finally:
+        server.journal.close()
+    assert found == ("site-error", "the site's own files do not serve; its log says why.")
+    assert "the folder of features" in caplog.text
+
+
 # --- What is refused -----------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cohortium import reporting
 from cohortium.errors import RecordError
 from cohortium.privacy.guarantee import Guarantee
+from cohortium.reporting import content
 from cohortium.reporting.differing import study_differences
 from cohortium.reporting.figures import MIN_GAP, Axis, Line, Plot
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
@@ -430,3 +431,13 @@ def test_round_axis_spans_first_to_last(last: int) -> None:
     assert axis.ticks[-1] == max(last, 2)
     assert all(tick == int(tick) for tick in axis.ticks)
     assert list(axis.ticks) == sorted(set(axis.ticks))
+
+
+def test_label_distance_counts_images_with_several_labels() -> None:
+    one = content.site_rows((4, 4), ((4, 0), (0, 4)))
+    assert [row.distance for row in one] == [0.5, 0.5]
+    several = content.site_rows((4, 4), ((4, 4), (4, 4)))
+    assert [row.distance for row in several] == [0.0, 0.0]
+    findings = content.site_rows((10, 10), ((10, 10, 0), (0, 10, 0)))
+    assert [row.distance for row in findings] == [0.5, 0.5]
+    assert [row.size for row in findings] == [10, 10]
