@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from cohortium.cli import _printing
 from cohortium.data.scores import DECIMALS, metric_name
-from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,10 +16,14 @@ if TYPE_CHECKING:
 
 NO_PRIVACY = "none: nothing here is private"
 
+HIDDEN = "hidden by the noise"
+"""Text in place of a score whose noise leaves half of its range open."""
+
 
 def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     """Print the expected intervals of an evaluation."""
     from rich.table import Table
+    from rich.text import Text
 
     guarantee = forecast.guarantee
     console.print("\nevaluation at the sites", style="bold")
@@ -43,11 +46,10 @@ def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     table.add_column("noise alone", justify="right")
     table.add_column("with sampling", justify="right")
     for each in forecast.intervals:
-        hidden = "hidden by the noise"
         table.add_row(
             metric_name(each.metric),
-            sanitize(each.group or each.name or "all"),
-            hidden if each.is_hidden else f"± {each.noise:.3f}",
+            Text(each.group or each.name or "all"),
+            HIDDEN if each.is_hidden else f"± {each.noise:.3f}",
             "" if each.is_hidden else f"± {each.both:.3f}",
         )
     console.print(table)
@@ -60,12 +62,10 @@ def evaluation_rows(result: Result) -> list[tuple[str, str]]:
         return []
     measured = evaluation.measured
     main = measured.estimates[0]
+    score = f"{_value(main)} (95 %: {_interval(main)})"
     price = str(evaluation.guarantee or NO_PRIVACY)
     return [
-        (
-            f"sites' {metric_name(main.metric)}",
-            f"{_value(main)} (95 %: {_interval(main)}{_remark(main, ', ')})",
-        ),
+        (f"sites' {metric_name(main.metric)}", HIDDEN if main.is_hidden else score),
         ("evaluation", f"{price}; for the test images of {measured.contributors} sites"),
     ]
 
@@ -77,13 +77,12 @@ def print_measured(result: Result) -> None:
 
     measured = result.measured
     assert measured is not None
-    table = Table("score", "of", "value", "95 % interval", "", box=None, pad_edge=False)
+    table = Table("score", "of", "value", "95 % interval", box=None, pad_edge=False)
     for each in measured.estimates:
         of = ", ".join(filter(None, (each.group, each.name))) or "all"
         # A class may have a name that is markup.
-        table.add_row(
-            metric_name(each.metric), Text(of), _value(each), _interval(each), _remark(each)
-        )
+        told = ("", HIDDEN) if each.is_hidden else (_value(each), _interval(each))
+        table.add_row(metric_name(each.metric), Text(of), *told)
     console = _printing.console()
     console.print(table)
     declared = f"declared test images: {measured.examples:,}"
@@ -101,10 +100,6 @@ def _value(estimate: Estimate) -> str:
 
 def _interval(estimate: Estimate) -> str:
     return f"{_number(estimate, estimate.low)} to {_number(estimate, estimate.high)}"
-
-
-def _remark(estimate: Estimate, before: str = "") -> str:
-    return f"{before}hidden by the noise" if estimate.is_hidden else ""
 
 
 def _number(estimate: Estimate, value: float) -> str:

@@ -24,6 +24,7 @@ from cohortium.deployment.participation import Participation, ParticipationStore
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
+    DataError,
     MessageError,
     NetworkError,
     PrivacyError,
@@ -43,11 +44,12 @@ from cohortium.text import sanitize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.data.examples import DataSpec
+    from cohortium.data.examples import DataSpec, Examples, Splits
     from cohortium.deployment.own_images import OwnImages, Use
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.rounds.site import Site
     from cohortium.storage.append_log import Journal
+    from cohortium.study.measurement import Measurement
 
 _LOG = logging.getLogger(__name__)
 
@@ -287,9 +289,6 @@ class SiteServer:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         use: Use = "train" if federation.measurement is None else federation.measurement.data
         images = self._load_images(spec, use)
-        examples = images.of(use).train
-        if federation.measurement is not None:
-            examples = spec.group_codes(examples, images.of(use).groups)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
         with torch_threads(federation.threads):
             run_config = build_run_config(
@@ -302,7 +301,7 @@ class SiteServer:
             site = site_config.open(
                 run_config,
                 self._journal,
-                examples,
+                self._grouped(images.of(use), spec, federation.measurement),
                 use=use,
                 fingerprint=images.fingerprint(use),
             )
@@ -340,6 +339,16 @@ class SiteServer:
                 RefusalCode.BUSY, f"the site takes part in {MAX_ACTIVE_RUNS} other runs."
             )
         del self._active_runs[session]
+
+    @staticmethod
+    def _grouped(splits: Splits, spec: DataSpec, measurement: Measurement | None) -> Examples:
+        """Return the images of a run, with the groups by which the study measures."""
+        if measurement is None:
+            return splits.train
+        try:
+            return spec.group_codes(splits.train, splits.groups)
+        except DataError as error:  # it names the study's columns, and none of the site's
+            raise RefusalError(RefusalCode.DATA, str(error)) from error
 
     def _load_images(self, spec: DataSpec, use: Use) -> OwnImages:
         """Return the site's own images, if those of `use` match the study's declaration."""

@@ -82,7 +82,13 @@ def _test_data(study: Study, evaluation: EvaluationPlan) -> DataSpec | None:
             "[evaluation] needs examples, the number of test images over all hospitals together; "
             "ask them, and declare it."
         )
-    return attrs.evolve(study.data, examples=evaluation.examples, patients=evaluation.patients)
+    return attrs.evolve(
+        study.data,
+        examples=evaluation.examples,
+        patients=evaluation.patients,
+        # Hospitals need no columns that nothing is measured by.
+        groups=tuple(column for column in study.data.groups if column.name in evaluation.by),
+    )
 
 
 def measuring_privatizer(

@@ -257,6 +257,14 @@ def test_allowed_plugins_hold_for_the_named_parts(
         ({"federation": {"sites": 60_000}}, "policy.max_sites", "60,000 sites"),
         ({"data": {"examples": 2}}, "examples", "correct examples under [evaluation]"),
         ({"data": {"size": [9, 8]}}, "data", "another type, shape"),
+        (
+            {
+                "data": {"groups": [{"name": "sex", "values": ["f", "m"]}]},
+                "measurement": {"by": ["sex"]},
+            },
+            "data",
+            "no column of groups 'sex'",
+        ),
     ],
 )
 def test_unacceptable_evaluation_is_refused_with_code(
