@@ -49,6 +49,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "table": {"path": "x.csv"},
     "dicom": {"path": "x.csv"},
     "nifti": {"path": "x.csv"},
+    "standardized": {"model": "cnn"},
 }
 """What has to be said beside the number."""
 

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import assert_type
 
 import cohortium
-from cohortium import Catalog, CohortiumError, Federation, Guarantee, PluginRecord, Result, discover
+from cohortium import (
+    Catalog,
+    CohortiumError,
+    EvaluationPlan,
+    Federation,
+    Guarantee,
+    Measurement,
+    PluginRecord,
+    PriorRelease,
+    Result,
+    discover,
+)
 from cohortium.plugin import (
     Aggregator,
     Dataset,
@@ -99,6 +110,15 @@ def run(federation: Federation) -> Result:
     if result.scores is not None:
         assert_type(result.scores.main, float)
     return result
+
+
+def evaluate(federation: Federation) -> float | None:
+    """An evaluation at the sites, and the statistics before a run."""
+    assert_type(Measurement(of="images", data="train").by, tuple[str, ...])
+    assert_type(PriorRelease(noise_multiplier=4.0).releases, int)
+    result = federation.evaluate("record", EvaluationPlan(epsilon=1.0, by=("site",)))
+    assert_type(result, Result)
+    return None if result.measured is None else result.measured.estimates[0].value
 
 
 def look() -> Catalog:

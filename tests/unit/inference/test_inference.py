@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -56,7 +57,9 @@ def test_classifier_reproduces_result_scores(run: Result) -> None:
     classifier = Classifier.open(run.folder)
     test = QuadrantImages().load().test
     assert test is not None
-    assert classifier.spec.task.score(classifier.predict(test.images), test.labels) == (run.scores)
+    assert run.scores is not None
+    exact = classifier.spec.task.score(classifier.predict(test.images), test.labels)
+    assert exact == evolve(run.scores, groups=())
     assert (classifier.rounds, classifier.chosen) == (6, None)
     assert classifier.sha256 == run.weights_sha256
 
