@@ -54,7 +54,6 @@ def simulation() -> Federation:
         rounds=1,
         threads=1,
         reply_timeout=300.0,
-        adversary="active",
         insecure_seeded_secrets=True,
         holdout_fraction=0.4,
         evaluation=EvaluationPlan(epsilon=2.0, parts=PARTS),
@@ -130,15 +129,7 @@ def test_hospital_lost_in_evaluation_leaves_scores_of_others(tmp_path: Path) -> 
         log = deployment.log("lead")
         assert f"node-{LOST}" not in deployment.processes, log[-4000:]
 
-        # Its model is evaluated once more, on demand, after the hospital is back.
-        deployment.start_node(LOST)
-        deployment.until(lambda: deployment.log("superlink").count("Activated node") > SITES)
-        file["evaluation"] |= {"epsilon": 1.0, "parts": [*PARTS]}
-        (folder / "study.toml").write_text(tomli_w.dumps(file))
-        run, later = folder / "run", folder / "later"
-        deployment.run(evaluate=f'"{run}"', out=f'"{later}"').wait(900)
-        log_of_later = deployment.log("lead")
-
+    run = folder / "run"
     assert (run / "evaluation" / "result.json").exists(), log[-4000:]
     trained = json.loads((run / "result.json").read_text())
     evaluated = json.loads((run / "evaluation" / "result.json").read_text())
@@ -156,19 +147,12 @@ def test_hospital_lost_in_evaluation_leaves_scores_of_others(tmp_path: Path) -> 
     assert main["low"] <= main["noise_low"]
     assert main["noise_high"] <= main["high"]
 
-    assert (later / "result.json").exists(), log_of_later[-4000:]
-    again = json.loads((later / "result.json").read_text())
-    assert again["weights_sha256"] == trained["weights_sha256"]
-    assert again["measured"]["contributors"] >= SITES - 1
-
     # Each hospital was charged, the lost one too, and has its own exact figures.
     for site in range(SITES):
         place = folder / f"site-{site}"
-        training, testing = spent(place)
-        assert training == 1
-        assert testing in ((1, 2) if site == LOST else (2,))
+        assert spent(place) == [1, 1]
         own = own_scores(folder, site)
-        assert len(own) == testing
+        assert len(own) == 1
         told = f"accuracy {own[0]['metrics']['accuracy']:.2%}"
         assert told in (folder / f"site-{site}.log").read_text()
 
