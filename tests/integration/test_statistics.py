@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ def test_the_guarantee_of_a_study_covers_the_releases_before_it() -> None:
     assert both.guarantee.epsilon > alone.guarantee.epsilon
     assert any("[prior]" in sentence for sentence in both.guarantee.assumptions)
     assert both.mechanism == alone.mechanism
+    # An engine may send the plan to another process.
+    assert pickle.loads(pickle.dumps(both)).guarantee == both.guarantee
 
 
 def test_a_release_of_another_kind_is_refused() -> None:

@@ -9,34 +9,32 @@ from attrs import frozen
 
 from cohortium.errors import PrivacyError
 from cohortium.privacy import accounting
+from cohortium.rounds.wrapped_plan import WrappedPlan
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cohortium.crypto.randomness import Randomness
-    from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
-    from cohortium.ring.ring import Ring, RingSum
     from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
-    from cohortium.roles.values import ExampleIndices
     from cohortium.study.measurement import PriorRelease
 
 ASSUMPTION = "the releases before this run are those that the study's [prior] declares"
 
 
+def _unchanged(privatizer: SitePrivatizer) -> SitePrivatizer:
+    """Return a site's privatizer as it is.  It has a name, so that plans can be pickled."""
+    return privatizer
+
+
 @frozen
-class PlanWithPrior:
+class PlanWithPrior(WrappedPlan):
     """Plan whose guarantee composes a run with the releases before it.
 
     Ledgers have charged those releases already, so the cost of an attempt stays that of the plan.
 
     Attributes:
-        plan: The plan of the run.
-        prior: The releases before it.
+        prior: The releases before the run.
         attempts: Attempts of the run.
     """
 
-    plan: PrivacyPlan
     prior: PriorRelease
     attempts: int
 
@@ -44,21 +42,6 @@ class PlanWithPrior:
     def guarantee(self) -> Guarantee | None:
         """Guarantee of the whole run and of the releases before it."""
         return self.guarantee_after(self.attempts)
-
-    @property
-    def mechanism(self) -> Mechanism | None:
-        """Mechanism of the run's own attempts."""
-        return self.plan.mechanism
-
-    @property
-    def ring(self) -> Ring:
-        """Ring of the run."""
-        return self.plan.ring
-
-    @property
-    def length(self) -> int:
-        """Length of the run's releases."""
-        return self.plan.length
 
     def guarantee_after(self, attempts: int) -> Guarantee | None:
         """Return the guarantee of the releases before the run and of its first `attempts`."""
@@ -75,16 +58,6 @@ class PlanWithPrior:
             bounds=spent.bounds,
             assumptions=(*guarantee.assumptions, ASSUMPTION),
         )
-
-    def for_site(
-        self, secret: Randomness, patients: ExampleIndices | None = None
-    ) -> SitePrivatizer:
-        """Return the run's own privatizer."""
-        return self.plan.for_site(secret, patients)
-
-    def decode(self, total: RingSum) -> Tensor:
-        """Decode `total` as the run's plan does."""
-        return self.plan.decode(total)
 
 
 def with_prior(plan: PrivacyPlan, prior: PriorRelease | None, attempts: int) -> PrivacyPlan:
@@ -109,4 +82,4 @@ def with_prior(plan: PrivacyPlan, prior: PriorRelease | None, attempts: int) -> 
             f"one {ours[0]} ({ours[1]}) against {ours[2]}; release the statistics with the "
             "privatizer of the study."
         )
-    return PlanWithPrior(plan, prior, attempts)
+    return PlanWithPrior(plan, _unchanged, prior, attempts)
