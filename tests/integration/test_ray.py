@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 from cohortium.errors import RefusalError, StudyError
 from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer
 from cohortium.roles.sessions import SiteHandle
+from cohortium.study.measurement import EvaluationPlan
 from cohortium_fedavg import FedAvg
 from cohortium_gaussian import Gaussian
 from cohortium_ray import Ray
@@ -63,6 +64,20 @@ def test_ray_engine_matches_inline_bits() -> None:
     here = tiny_federation(**terms, threads=1).run()
     there = tiny_federation(**terms, threads=1, engine=Ray()).run()
     assert there.weights_sha256 == here.weights_sha256
+
+
+def test_evaluation_under_ray_releases_the_sum_of_inline() -> None:
+    terms: dict[str, Any] = {
+        "insecure_seeded_secrets": True, "privatizer": Gaussian(epsilon=3.0, clip_norm=1.0),
+        "evaluation": EvaluationPlan(parts=("accuracy",)), "holdout_fraction": 0.4, "threads": 1,
+    }  # fmt: skip
+    sums = []
+    for engine in ("inline", Ray()):
+        evaluation = tiny_federation(**terms, engine=engine).run().evaluation
+        assert evaluation is not None
+        assert evaluation.measured is not None
+        sums.append(evaluation.measured.sums)
+    assert sums[0] == sums[1]
 
 
 def test_dead_worker_sites_drop_and_return(mortal: Mortal) -> None:
