@@ -77,7 +77,7 @@ def test_evaluate_command_prints_json_alone(trained: Path) -> None:
         (["gone"], "gone"),
         (["record"], "record/evaluation is finished"),
         (["record", "--epsilon", "-1", "--out", "x"], "the evaluation: 'epsilon' must be > 0"),
-        (["record", "--part", "acuracy", "--out", "x"], "did you mean accuracy"),
+        (["record", "--part", "acuraccy", "--out", "x"], "did you mean accuracy"),
         (["record", "--by", "site", "--by", "site", "--out", "x"], "must name each once"),
         (["record", "--by", "age", "--out", "x"], "no column of groups 'age'"),
         (["record", "--study", "gone.toml", "--out", "x"], "gone.toml"),
