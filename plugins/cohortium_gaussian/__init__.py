@@ -44,7 +44,13 @@ class Gaussian:
     Attributes:
         epsilon: ε of the whole run.
         delta: δ of the whole run.  Keep it below a tenth of one over the number of units.
-        clip_norm: C, the largest ℓ₂ norm of a unit's contribution.
+        clip_norm: C, the largest ℓ₂ norm of a unit's contribution.  With `target_unclipped`, that
+            of the first round.
+        target_unclipped: Share of the units that the clip shall leave as they are, such as 0.5.
+            The clip norm then follows that quantile of the norms (Andrew et al. 2021).  Sites
+            release one noised number more, which the guarantee covers.  0 keeps the clip norm.
+            It needs one gradient a round (`fedsgd`) or `unit = "site"`.
+        clip_learning_rate: η, the speed at which the clip norm follows.
         unit: Protected unit: "example", "patient" (all examples of one person, of which each batch
             takes at most one) or "site".
         adjacency: "zero-out", or "replace-one", which doubles the sensitivity.  "replace-one" with
@@ -55,6 +61,10 @@ class Gaussian:
             (Kairouz et al. 2021).  The guarantee is against any party that sees sums only.  It
             needs an aggregator that shows no more.  It also needs one gradient a round (`fedsgd`)
             or `unit = "site"`.
+        noise_schedule: "constant": all rounds have equal noise.  "optimizer": a round has the less
+            noise, the further the server optimizer carries it.  The rounds cost the same ε in
+            all.  It needs a linear server optimizer such as SGD with momentum, and a sampling rate
+            of 1 or `unit = "site"`.
         max_abs_value: The largest value of a noised update that can be sent.
         quantization_step: Noised updates are rounded to multiples of it.
 
@@ -77,6 +87,11 @@ class Gaussian:
     noise: Literal["local", "distributed"] = field(
         default="local", validator=in_(("local", "distributed"))
     )
+    target_unclipped: float = field(default=0.0, validator=[ge(0.0), lt(1.0)])
+    clip_learning_rate: float = field(default=0.2, validator=[gt(0.0), le(10.0)])
+    noise_schedule: Literal["constant", "optimizer"] = field(
+        default="constant", validator=in_(("constant", "optimizer"))
+    )
     max_abs_value: float = field(default=64.0, validator=[gt(0), le(1e30)])
     quantization_step: float = field(default=2.0**-17, validator=[ge(1e-30), le(1e30)])
 
@@ -85,6 +100,7 @@ class Gaussian:
     ) -> GaussianPlan:
         """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_gaussian._plan import GaussianPlan
+        from cohortium_gaussian._schedule import noise_by_round
 
         self._require_covered(workload, federation_spec)
         rate, steps = (1.0, 1) if self.unit == "site" else (workload.sampling_rate, workload.steps)
@@ -97,12 +113,15 @@ class Gaussian:
         noise = accounting.calibrate_noise_multiplier(
             attempt, epsilon=self.epsilon, delta=self.delta, attempts=federation_spec.attempts
         )
+        noises: tuple[float, ...] = (noise,)
+        if self.noise_schedule == "optimizer":
+            noises = noise_by_round(workload, federation_spec, noise)
         return GaussianPlan(
             self,
             workload=workload,
             federation_spec=federation_spec,
             parameters=parameters,
-            mechanism=attempt(noise),
+            mechanisms=tuple(map(attempt, noises)),
         )
 
     def _require_covered(self, workload: Workload, federation_spec: FederationSpec) -> None:
@@ -118,9 +137,21 @@ class Gaussian:
                 "no proven bound is implemented for adjacency 'replace-one' with sampled batches; "
                 "use 'zero-out', or a sampling rate of 1."
             )
+        if sampled and self.noise_schedule == "optimizer":
+            raise PrivacyError(
+                "noise by round is sized for releases without sampling; set trainer.sampling_rate "
+                "to 1, or noise_schedule = 'constant'."
+            )
+        is_one_sum = workload.output == "gradient" and workload.steps == 1
+        if self.target_unclipped and self.unit != "site" and not is_one_sum:
+            raise PrivacyError(
+                f"an adaptive clip counts the gradients of one batch a round, and the trainer "
+                f"takes {workload.steps} steps before it releases anything; use trainer 'fedsgd', "
+                "or target_unclipped = 0."
+            )
         if self.noise == "local":
             return
-        if self.unit != "site" and (workload.output != "gradient" or workload.steps != 1):
+        if self.unit != "site" and not is_one_sum:
             raise PrivacyError(
                 f"noise shared against the coordinator covers one gradient a round, and the "
                 f"trainer takes {workload.steps} steps before it releases anything; use trainer "

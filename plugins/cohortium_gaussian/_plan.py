@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -12,17 +13,18 @@ from cohortium.plugin import (
     FixedPoint,
     Guarantee,
     PrivacyError,
+    RefusalCode,
+    RefusalError,
     Workload,
     accounting,
 )
-from cohortium_gaussian._site import GaussianSite
+from cohortium_gaussian._clip import AdaptiveClip, count_weight
+from cohortium_gaussian._round import GaussianRound
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
+    from collections.abc import Sequence
 
-    from cohortium.plugin import Randomness, Ring, RingSum
+    from cohortium.plugin import PlanState, Ring
     from cohortium_gaussian import Gaussian
 
 STEPS_PER_DEVIATION = 64
@@ -37,15 +39,43 @@ WRAP_BITS = 40
 
 @frozen
 class GaussianPlan:
-    """Public numbers of a Gaussian run.  See `PrivacyPlan`."""
+    """Public numbers of a Gaussian run.  See `PrivacyPlan`.
+
+    Attributes:
+        terms: The privatizer.
+        workload: Declaration of the trainer.
+        federation_spec: The federation, as declared.
+        parameters: P, the length of the trainer's vector.
+        mechanisms: Mechanism of each round, or of all rounds if there is only one.
+        adaptive: Rule of the clip norm.  None for a fixed one.
+        code: Encoding of releases.
+        guarantee: Guarantee of the whole run.
+    """
 
     terms: Gaussian
     workload: Workload = field(kw_only=True)
     federation_spec: FederationSpec = field(kw_only=True)
     parameters: int = field(kw_only=True)
-    mechanism: accounting.GaussianMechanism = field(kw_only=True)
+    mechanisms: tuple[accounting.GaussianMechanism, ...] = field(kw_only=True)
+    adaptive: AdaptiveClip | None = field(init=False)
     code: FixedPoint = field(init=False)
     guarantee: Guarantee = field(init=False)
+
+    @adaptive.default
+    def _make_adaptive(self) -> AdaptiveClip | None:
+        terms = self.terms
+        if not terms.target_unclipped:
+            return None
+        units = self.expected_batch if self.clips_gradients else 1.0
+        total = units * self.federation_spec.min_contributors
+        return AdaptiveClip(
+            initial=terms.clip_norm,
+            target=terms.target_unclipped,
+            rate=terms.clip_learning_rate,
+            weight=count_weight(self.least_noise, total),
+            move=0.5 if self.clips_gradients else 1.0,
+            units=units,
+        )
 
     @code.default
     def _make_code(self) -> FixedPoint:
@@ -56,7 +86,9 @@ class GaussianPlan:
 
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
-        return self.guarantee_after(self.federation_spec.attempts)
+        spec = self.federation_spec
+        costliest = min(range(len(self.mechanisms)), key=self._noise_of)
+        return self.guarantee_after([*range(spec.rounds), *[costliest] * spec.retries])
 
     @property
     def ring(self) -> Ring:
@@ -65,8 +97,27 @@ class GaussianPlan:
 
     @property
     def length(self) -> int:
-        """Length of the vector alone: all sites have the same declared weight."""
-        return self.parameters
+        """Length of the vector, and a count with an adaptive clip.
+
+        All sites have the same declared weight, so it is not sent.
+        """
+        return self.parameters + (self.adaptive is not None)
+
+    @property
+    def initial_state(self) -> PlanState:
+        """The first clip norm, if it is adaptive."""
+        return () if self.adaptive is None else (self.adaptive.initial,)
+
+    @property
+    def least_noise(self) -> float:
+        """Noise multiplier of the round with the least noise."""
+        return min(mechanism.noise_multiplier for mechanism in self.mechanisms)
+
+    def _noise_of(self, number: int) -> float:
+        return self._mechanism_at(number).noise_multiplier
+
+    def _mechanism_at(self, number: int) -> accounting.GaussianMechanism:
+        return self.mechanisms[number if len(self.mechanisms) > 1 else 0]
 
     @property
     def clips_gradients(self) -> bool:
@@ -92,9 +143,8 @@ class GaussianPlan:
             / self.federation_spec.sites
         )
 
-    @property
-    def largest_sum(self) -> float:
-        """Limit on each value of one site's clipped sum.
+    def largest_sum(self, clip: float) -> float:
+        """Return the limit on each value of one site's clipped sum.
 
         It keeps sums in the ring.
 
@@ -102,25 +152,34 @@ class GaussianPlan:
         `Workload.max_site_share`.  Each unit has its whole gradient in that value.  For one unit, a
         sum that is cut off at a bound moves no further than it did before.  So the noise covers it
         as well.
+
+        Args:
+            clip: Clip norm.
         """
-        whole = self.terms.clip_norm * self.federation_spec.num_units(self.terms.unit)
+        whole = clip * self.federation_spec.num_units(self.terms.unit)
         share = self.workload.max_site_share
         return whole / self.federation_spec.cohort_size if share is None else whole * share
 
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of a site's noise on each value.
+    def deviation(self, noise: float, clip: float) -> float:
+        """Return the standard deviation of a site's noise on each value.
 
         The noise is added to a clipped sum or update.
+
+        Args:
+            noise: Noise multiplier.
+            clip: Clip norm.
         """
         doubled = 2 if self.terms.adjacency == "replace-one" else 1
-        whole = self.mechanism.noise_multiplier * doubled * self.terms.clip_norm
+        whole = noise * doubled * clip
+        if self.adaptive is not None:
+            whole *= self.adaptive.sensitivity
         return whole / math.sqrt(self.honest)
 
-    def guarantee_after(self, attempts: int) -> Guarantee:
-        """Return the guarantee that holds after `attempts` attempts."""
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee:
+        """Return the guarantee that holds after attempts at `rounds`."""
         terms, federation_spec = self.terms, self.federation_spec
-        spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
+        spends = Counter(self._mechanism_at(number) for number in rounds)
+        spent, strict = accounting.compose(spends.items(), terms.delta, 1e-5)
         return Guarantee(
             epsilon=spent.epsilon,
             delta=terms.delta,
@@ -132,7 +191,7 @@ class GaussianPlan:
             honest=self.honest,
             accountant=spent.accountant,
             bounds=spent.bounds,
-            noise_multiplier=self.mechanism.noise_multiplier,
+            noise_multiplier=self.least_noise,
             assumptions=self._assumptions(),
             simulation=federation_spec.insecure_seeded_secrets,
         )
@@ -156,17 +215,19 @@ class GaussianPlan:
             *(shared if self.is_shared else ()),
         )
 
-    def for_site(
-        self, secret: Randomness, patients: NDArray[np.int64] | None = None
-    ) -> GaussianSite:
-        """Return one attempt at one site, with its own batches and noise."""
-        return GaussianSite(self, secret, patients)
+    def at_round(self, round: int, state: PlanState) -> GaussianRound:  # noqa: A002
+        """Return one round, with the clip norm of `state` if it is adaptive.
 
-    def decode(self, total: RingSum) -> Tensor:
-        """Return the mean over the contributors."""
-        import torch
-
-        return torch.from_numpy(self.code.mean(total.words, len(total.contributors)))
+        Raises:
+            RefusalError: The plan has no such state.
+        """
+        clip = self.terms.clip_norm if self.adaptive is None else self.adaptive.require(state)
+        if self.adaptive is None and state:
+            raise RefusalError(
+                RefusalCode.OUT_OF_RANGE,
+                "the study's clip norm is fixed, and the coordinator asks for another.",
+            )
+        return GaussianRound(self, self._mechanism_at(round), clip)
 
     def _narrowest(self) -> FixedPoint:
         """Return the smallest ring for the sum of all sites' releases."""
@@ -179,12 +240,15 @@ class GaussianPlan:
             return FixedPoint.fitting(
                 size * terms.max_abs_value, step=terms.quantization_step, terms=size
             )
+        # Releases are in units of an adaptive clip.
+        clip = terms.clip_norm if self.adaptive is None else 1.0
+        noises = [mechanism.noise_multiplier for mechanism in self.mechanisms]
+        least, most = (self.deviation(noise, clip) for noise in (min(noises), max(noises)))
+        signal = size * clip
         if self.clips_gradients:
-            deviation = self.deviation / self.expected_batch
-            signal = size * self.largest_sum / self.expected_batch
-        else:
-            deviation, signal = self.deviation, size * terms.clip_norm
-        draws = 2.0 * self.parameters * federation_spec.attempts
+            least, most = least / self.expected_batch, most / self.expected_batch
+            signal = size * self.largest_sum(clip) / self.expected_batch
+        draws = 2.0 * self.length * federation_spec.attempts
         tail = math.sqrt(2 * (math.log(draws) + WRAP_BITS * math.log(2)))
-        largest = signal + tail * deviation * math.sqrt(size)
-        return FixedPoint.fitting(largest, step=deviation / STEPS_PER_DEVIATION, terms=size)
+        largest = signal + tail * most * math.sqrt(size)
+        return FixedPoint.fitting(largest, step=least / STEPS_PER_DEVIATION, terms=size)

@@ -24,21 +24,30 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.plugin import ExampleIndices, KeyStream, Randomness
+    from cohortium_gaussian._clip import AdaptiveClip
     from cohortium_gaussian._plan import GaussianPlan
+    from cohortium_gaussian._round import GaussianRound
 
 
 @frozen
 class GaussianSite:
     """One site's part of one attempt.  See `SitePrivatizer`."""
 
-    plan: GaussianPlan
+    round_plan: GaussianRound
     secret: Randomness = field(repr=False)
     patients: ExampleIndices | None = field(repr=False)
     _noise: KeyStream = field(init=False, repr=False)
+    # The weighted count of the batch, once the batch is clipped.
+    _counts: list[float] = field(factory=list, init=False, repr=False)
 
     @_noise.default
     def _make_noise(self) -> KeyStream:
         return self.secret.stream("noise")
+
+    @property
+    def plan(self) -> GaussianPlan:
+        """Numbers of the run."""
+        return self.round_plan.plan
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Yield Poisson samples of examples or patients, or shuffled batches.
@@ -58,19 +67,21 @@ class GaussianSite:
         """
         import torch
 
-        plan = self.plan
+        plan, here = self.plan, self.round_plan
         if not plan.clips_gradients:
             mean_gradient(net, losses, batch)
             return
-        clipped_sum(net, losses, batch, clip=plan.terms.clip_norm)
+        unclipped = clipped_sum(net, losses, batch, clip=here.clip)
+        if plan.adaptive is not None:
+            self._counts.append(plan.adaptive.count(unclipped, len(batch) - unclipped))
         trained = parameters.trainable(net)
         # In double precision, so that the noise's own bits are not lost.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         total = torch.cat([g.flatten() for g in gradients]).cpu().double()
         if plan.workload.output == "gradient":
-            total.clamp_(-plan.largest_sum, plan.largest_sum)
+            total.clamp_(-here.largest_sum, here.largest_sum)
         if not plan.is_shared:
-            total += torch.from_numpy(plan.deviation * self._noise.normal(len(total)))
+            total += torch.from_numpy(here.deviation * self._noise.normal(len(total)))
         mean = (total / plan.expected_batch).float()
         pieces = torch.split(mean, [p.numel() for p in trained])
         for parameter, piece in zip(trained, pieces, strict=True):
@@ -80,7 +91,7 @@ class GaussianSite:
         """Encode the vector, after the clipping and noising that are still due."""
         import torch
 
-        plan = self.plan
+        plan, here = self.plan, self.round_plan
         values = vector.detach().to("cpu", torch.float64, copy=True).numpy()
         norm = float(np.linalg.norm(values))
         if not math.isfinite(norm):
@@ -88,10 +99,10 @@ class GaussianSite:
                 RefusalCode.NON_FINITE, "its update holds NaN or infinity; lower the rate."
             )
         if not plan.clips_gradients:
-            values *= min(1.0, plan.terms.clip_norm / max(norm, 1e-12))
-            values += plan.deviation * self._noise.normal(len(values))
+            values *= min(1.0, here.clip / max(norm, 1e-12))
+            values += here.deviation * self._noise.normal(len(values))
         elif plan.is_shared:
-            values += plan.deviation / plan.expected_batch * self._noise.normal(len(values))
+            values += here.deviation / plan.expected_batch * self._noise.normal(len(values))
         elif (
             plan.workload.output == "update"
             and np.abs(values).max(initial=0) > plan.terms.max_abs_value
@@ -102,4 +113,22 @@ class GaussianSite:
                 "privatizer.max_abs_value or lower "
                 "the learning rate.",
             )
-        return RingVector(plan.ring, plan.code.encode(values))
+        if plan.adaptive is None:
+            return RingVector(plan.ring, plan.code.encode(values))
+        words = np.empty(plan.length, dtype=plan.ring.dtype)
+        plan.code.encode(values, scale=1 / here.scale, out=words[:-1])
+        plan.code.encode(np.array([self._count(plan.adaptive, norm)]), out=words[-1:])
+        return RingVector(plan.ring, words)
+
+    def _count(self, adaptive: AdaptiveClip, norm: float) -> float:
+        """Return the noised count of units within the clip, per expected unit.
+
+        Args:
+            adaptive: Rule of the clip norm.
+            norm: Norm of the update, where that is the clipped unit.
+        """
+        here = self.round_plan
+        within = int(norm <= here.clip)
+        count = sum(self._counts) if self._counts else adaptive.count(within, 1 - within)
+        noise = here.deviation / here.scale * float(self._noise.normal(1)[0])
+        return (count + noise) / adaptive.units

@@ -28,11 +28,11 @@ from cohortium.plugin import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import ExampleIndices, KeyStream, Randomness, Ring, RingSum
+    from cohortium.plugin import ExampleIndices, KeyStream, PlanState, Randomness, Ring, RingSum
 
 COHORTIUM_API = 1
 
@@ -83,6 +83,7 @@ class UnprivatePlan:
     parameters: int
     guarantee: None = None
     mechanism: None = None
+    initial_state: PlanState = ()
 
     @property
     def ring(self) -> Ring:
@@ -94,8 +95,12 @@ class UnprivatePlan:
         """Length of the update and its weight."""
         return self.parameters + 1
 
-    def guarantee_after(self, attempts: int) -> None:
+    def guarantee_after(self, rounds: Sequence[int]) -> None:
         """Return None, because there is no guarantee."""
+
+    def at_round(self, round: int, state: PlanState) -> UnprivatePlan:  # noqa: A002, ARG002
+        """Return this plan, because all rounds are alike."""
+        return self
 
     def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> UnprivateSite:  # noqa: ARG002
         """Return a site whose batches come from `secret`, without noise."""
@@ -123,6 +128,10 @@ class UnprivatePlan:
         if weight == 0:
             return torch.zeros(self.parameters)
         return torch.from_numpy(self.code.mean(total.words[:-1], weight))
+
+    def next_state(self, total: RingSum) -> PlanState:  # noqa: ARG002
+        """Return (), because nothing changes."""
+        return ()
 
 
 @frozen

@@ -25,11 +25,11 @@ from cohortium.plugin import (
 from cohortium_skellam import _draw, _renyi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from cohortium.plugin import ExampleIndices, Randomness, Ring, RingSum
+    from cohortium.plugin import ExampleIndices, PlanState, Randomness, Ring, RingSum
     from cohortium_skellam import Skellam
 
 WRAP_BITS = 40
@@ -125,7 +125,7 @@ class SkellamPlan:
 
     @guarantee.default
     def _make_guarantee(self) -> Guarantee:
-        return self.guarantee_after(self.federation_spec.attempts)
+        return self.guarantee_after(range(self.federation_spec.attempts))
 
     @property
     def largest_sum(self) -> float:
@@ -171,10 +171,19 @@ class SkellamPlan:
             / self.federation_spec.sites
         )
 
-    def guarantee_after(self, attempts: int) -> Guarantee:
-        """Return the guarantee that holds after `attempts` attempts."""
+    @property
+    def initial_state(self) -> PlanState:
+        """No state, because nothing changes."""
+        return ()
+
+    def at_round(self, round: int, state: PlanState) -> SkellamPlan:  # noqa: A002, ARG002
+        """Return this plan, because all rounds are alike."""
+        return self
+
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee:
+        """Return the guarantee that holds after attempts at `rounds`."""
         terms, federation_spec = self.terms, self.federation_spec
-        spent, strict = accounting.compose([(self.mechanism, attempts)], terms.delta, 1e-5)
+        spent, strict = accounting.compose([(self.mechanism, len(rounds))], terms.delta, 1e-5)
         key = (
             "the study's public seed"
             if federation_spec.insecure_seeded_secrets
@@ -218,6 +227,10 @@ class SkellamPlan:
 
         divisor = len(total.contributors) * self.expected_batch
         return torch.from_numpy(self.code.mean(total.words, divisor))
+
+    def next_state(self, total: RingSum) -> PlanState:  # noqa: ARG002
+        """Return (), because nothing changes."""
+        return ()
 
 
 @frozen

@@ -10,6 +10,7 @@ its code was published: each site's update is clipped to 7, noise is drawn, and 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium import Federation, auditing
-from cohortium.plugin import FixedPoint, Guarantee, Randomness, RingVector
+from cohortium.plugin import FixedPoint, Guarantee, PlanState, RingVector
+from cohortium.rounds.wrapped_plan import WrappedRound
 from cohortium_descriptor import Descriptor
 from cohortium_dirichlet import Dirichlet
 from cohortium_fedavg import FedAvg
@@ -56,8 +58,8 @@ class ThrownAway:
 class PublishedPlan(GaussianPlan):
     """Claims what the paper claims, whatever its numbers."""
 
-    def guarantee_after(self, attempts: int) -> Guarantee:
-        honest = super().guarantee_after(attempts)
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee:
+        honest = super().guarantee_after(rounds)
         return evolve(honest, epsilon=6.0, accountant="none: as published", bounds={})
 
     def _narrowest(self) -> FixedPoint:
@@ -65,8 +67,9 @@ class PublishedPlan(GaussianPlan):
         size = self.federation_spec.cohort_size
         return FixedPoint.fitting(size * self.terms.clip_norm, step=2.0**-17, terms=size)
 
-    def for_site(self, secret: Randomness, patients: Any = None) -> Any:
-        return ThrownAway(super().for_site(secret, patients))
+    def at_round(self, round: int, state: PlanState) -> Any:  # noqa: A002
+        wrap: Any = ThrownAway
+        return WrappedRound(super().at_round(round, state), wrap)
 
 
 @frozen(kw_only=True)
@@ -80,7 +83,7 @@ class Published(Gaussian):
             workload=workload,
             federation_spec=federation_spec,
             parameters=parameters,
-            mechanism=honest.mechanism,
+            mechanisms=honest.mechanisms,
         )
 
 

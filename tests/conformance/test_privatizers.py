@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 from cohortium.plugin import (
     FederationSpec,
     Guarantee,
+    PlanState,
     PrivacyError,
     Randomness,
     Ring,
@@ -28,6 +29,7 @@ from cohortium.testing import ConformanceError, plans, privatizers, samples
 from tests.conformance.toy_privatizer import (
     BATCH,
     GOOD,
+    MULTIPLIER,
     SITE,
     Toy,
     ToyPlan,
@@ -50,19 +52,19 @@ class RandomRing(ToyPlan):
 class ForgetsRetries(ToyPlan):
     @property
     def guarantee(self) -> Guarantee | None:
-        return self.guarantee_after(self.federation_spec.rounds)
+        return self.guarantee_after(range(self.federation_spec.rounds))
 
 
 class Shrinks(ToyPlan):
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        most = ToyPlan.guarantee_after(self, 10)
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
+        most = ToyPlan.guarantee_after(self, range(10))
         assert most is not None
-        return evolve(most, epsilon=10.0 - attempts)
+        return evolve(most, epsilon=10.0 - len(rounds))
 
 
 class HidesTheSeed(ToyPlan):
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        most = ToyPlan.guarantee_after(self, attempts)
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
+        most = ToyPlan.guarantee_after(self, rounds)
         assert most is not None
         return evolve(most, simulation=False)
 
@@ -83,6 +85,56 @@ class Conceals(ToyPlan):
     @property
     def mechanism(self) -> Any:
         return None
+
+
+class MovesItsClip(ToyPlan):
+    """An adaptive clip in place: a site in another process keeps the old one."""
+
+    def next_state(self, total: RingSum) -> PlanState:
+        del total
+        object.__setattr__(self, "code", evolve(self.code, step=self.code.step / 2))
+        return ()
+
+
+class ForgetsItself(ToyPlan):
+    def __reduce__(self) -> Any:
+        code = evolve(self.code, step=self.code.step / 2)
+        return ForgetsItself, (
+            self.terms, self.workload, self.federation_spec, self.parameters, code,
+        )  # fmt: skip
+
+
+class Stateful(ToyPlan):
+    """A clip that moves, as numbers in the state."""
+
+    @property
+    def initial_state(self) -> PlanState:
+        return (1.0,)
+
+    def next_state(self, total: RingSum) -> PlanState:
+        del total
+        return (0.5,)
+
+
+class LosesItsState(Stateful):
+    def next_state(self, total: RingSum) -> PlanState:
+        del total
+        return (np.nan,)
+
+
+@frozen
+class CheaperLater(Stateful):
+    """The cost of a round depends on the data of earlier ones."""
+
+    clip: float = 1.0
+
+    def at_round(self, round: int, state: PlanState) -> Any:  # noqa: A002
+        del round
+        return evolve(self, clip=state[0])
+
+    @property
+    def mechanism(self) -> Any:
+        return accounting.GaussianMechanism(noise_multiplier=MULTIPLIER / self.clip)
 
 
 class Transposes(ToyPlan):
@@ -204,6 +256,11 @@ BAD: list[tuple[Any, Any, str]] = [
     (privatizers.check_spent, plan(SpendsNothingForSomething), "yet something is spent"),
     (privatizers.check_mechanism, plan(Understates), "a ledger would count too little"),
     (privatizers.check_mechanism, plan(Conceals), "both or none"),
+    (privatizers.check_plan_is_a_value, plan(MovesItsClip), "changed the plan"),
+    (privatizers.check_plan_is_a_value, plan(ForgetsItself), "a pickled plan releases"),
+    (privatizers.check_plan_is_a_value, plan(LosesItsState), "next_state gave"),
+    (privatizers.check_plan_is_a_value, plan(CheaperLater), "known before the run"),
+    (privatizers.check_refuses_foreign_state, plan(Stateful), "at_round took the state"),
     (privatizers.check_batches, site(SystemBatches), "one secret gave two series"),
     (privatizers.check_batches, site(WithReplacement), "none twice"),
     (privatizers.check_batches_are_poisson, site(FixedSizes), "deviation 0.00; Poisson"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from cohortium.plugin import (
     FederationSpec,
     FixedPoint,
     Guarantee,
+    PlanState,
     PrivacyError,
     Randomness,
     RefusalError,
@@ -99,7 +100,7 @@ class ToyPlan:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        return self.guarantee_after(self.federation_spec.attempts)
+        return self.guarantee_after(range(self.federation_spec.attempts))
 
     @property
     def ring(self) -> Ring:
@@ -109,11 +110,11 @@ class ToyPlan:
     def length(self) -> int:
         return self.parameters
 
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
         return Guarantee(
-            epsilon=float(attempts),
+            epsilon=float(len(rounds)),
             delta=1e-5,
-            epsilon_at_1e_5=float(attempts),
+            epsilon_at_1e_5=float(len(rounds)),
             unit=self.terms.unit,
             adjacency=self.terms.adjacency,
             against=self.terms.against,
@@ -130,6 +131,18 @@ class ToyPlan:
             if self.guarantee is None
             else accounting.GaussianMechanism(noise_multiplier=MULTIPLIER)
         )
+
+    @property
+    def initial_state(self) -> PlanState:
+        return ()
+
+    def at_round(self, round: int, state: PlanState) -> Any:  # noqa: A002
+        del round, state
+        return self
+
+    def next_state(self, total: RingSum) -> PlanState:
+        del total
+        return ()
 
     def for_site(self, secret: Randomness, patients: Any = None) -> Any:
         del patients
@@ -171,8 +184,8 @@ class Unpromising(ToyPlan):
     def guarantee(self) -> Guarantee | None:
         return None
 
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        del attempts
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
+        del rounds
         return None
 
 
@@ -196,6 +209,8 @@ GOOD: dict[str, Any] = {
     "unpromising": plan(Unpromising, Toy(unit="nobody", kind=Bounded)),
     "gaussian-site": Gaussian(unit="site", adjacency="replace-one", epsilon=0.5),
     "gaussian-whole": Gaussian(adjacency="replace-one"),
+    "gaussian-adaptive": Gaussian(target_unclipped=0.5),
+    "gaussian-adaptive-site": Gaussian(target_unclipped=0.5, unit="site", noise="distributed"),
     "none": NoPrivacy(),
 }
 """Privatizers that keep their promises, by name."""

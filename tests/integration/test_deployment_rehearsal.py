@@ -30,6 +30,7 @@ from cohortium_phantom import Phantom
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
 from tests.support.federations import tiny_federation
+from tests.support.round_plans import first_round
 
 PATIENTS = Phantom(examples=320, test=20, validation=0, images_per_patient=4)
 
@@ -105,14 +106,17 @@ def test_plan_guarantee_and_forecast_epsilon_agree(name: str) -> None:
     run_config = (ready := tiny_federation(**{"sites": 3, **STUDIES[name]}).prepare()).run_config
     plan, attempts = run_config.plan, run_config.federation_spec.attempts
     assert plan.guarantee is not None
-    assert plan.mechanism is not None
+    assert first_round(plan).mechanism is not None
     for count in {1, 1 + attempts // 3, attempts}:
         at, strict = plan.guarantee.delta, 1e-5
-        spent = plan.guarantee_after(count)
+        spent = plan.guarantee_after(range(count))
         assert spent is not None
-        assert spent.epsilon == compose([(plan.mechanism, count)], at)[0].epsilon
-        assert spent.epsilon_at_1e_5 == compose([(plan.mechanism, count)], strict)[0].epsilon
-    assert plan.guarantee == plan.guarantee_after(attempts)
+        assert spent.epsilon == compose([(first_round(plan).mechanism, count)], at)[0].epsilon
+        assert (
+            spent.epsilon_at_1e_5
+            == compose([(first_round(plan).mechanism, count)], strict)[0].epsilon
+        )
+    assert plan.guarantee == plan.guarantee_after(range(attempts))
     (outlook,) = forecast(ready)
     assert outlook.guarantee == plan.guarantee
     assert dict(outlook.spent)[run_config.federation_spec.rounds] <= plan.guarantee.epsilon

@@ -44,6 +44,7 @@ COVERED: dict[str, str] = {
     "request.stage": PLACE,
     "request.weights": SUM,
     "request.body": NESTED,
+    "request.plan_state": SUM,
     "reply.attempt": PLACE,
     "reply.stage": PLACE,
     "reply.body": NESTED,
@@ -132,6 +133,19 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 FAST_EXAMPLE = "secagg-fedsgd-example-active"
 
+RUNS["adaptive"] = RUNS["secagg-fedsgd-example-active"] | {
+    "privatizer": Gaussian(epsilon=20.0, target_unclipped=0.5),
+}
+RUNS["adaptive-site"] = RUNS["secagg-fedavg-site-active"] | {
+    "privatizer": Gaussian(epsilon=20.0, unit="site", target_unclipped=0.5),
+}
+RUNS["shared-adaptive"] = {
+    "aggregator": "secagg",
+    "trainer": TRAINERS["fedsgd"],
+    "privatizer": Gaussian(epsilon=20.0, noise="distributed", target_unclipped=0.5),
+    "max_colluding": 1,
+    "min_contributors": 4,
+}
 RUNS["shared"] = {
     "aggregator": "secagg",
     "trainer": TRAINERS["fedsgd"],

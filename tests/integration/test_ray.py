@@ -58,9 +58,14 @@ def mortal(tmp_path: Path) -> Mortal:
     return Mortal(alive=str(tmp_path / "alive"))
 
 
-def test_ray_engine_matches_inline_bits() -> None:
+@pytest.mark.parametrize(
+    "privatizer",
+    [Gaussian(clip_norm=1.0), Gaussian(unit="site", clip_norm=0.1, target_unclipped=0.5)],
+    ids=["fixed-clip", "adaptive-clip"],
+)
+def test_ray_engine_matches_inline_bits(privatizer: Gaussian) -> None:
     terms: dict[str, Any] = {"aggregator": SecAgg(), "insecure_seeded_secrets": True}
-    terms |= {"privatizer": Gaussian(clip_norm=1.0)}
+    terms |= {"privatizer": privatizer}
     here = tiny_federation(**terms, threads=1).run()
     there = tiny_federation(**terms, threads=1, engine=Ray()).run()
     assert there.weights_sha256 == here.weights_sha256

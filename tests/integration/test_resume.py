@@ -72,6 +72,8 @@ def stopped(federation: Federation, folder: Path, rounds: int = 1, **more: Any) 
 
 SEEDED: dict[str, Any] = {"privatizer": Gaussian(unit="site"), "insecure_seeded_secrets": True}
 
+QUICK = ("plain", "seeded", "adaptive")
+
 STUDIES: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"trainer": FedSGD(schedule="cosine"), "cohort_size": 4},
@@ -80,13 +82,16 @@ STUDIES: dict[str, dict[str, Any]] = {
     "secagg": {"aggregator": SecAgg()},
     "active": {"aggregator": SecAgg(), "adversary": "active"},
     "seeded": SEEDED,
+    "adaptive": SEEDED | {"privatizer": Gaussian(unit="site", target_unclipped=0.5)},
 }
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("plain", "seeded") else [pytest.mark.slow])
+        pytest.param(
+            name, marks=[] if name in ("plain", "seeded", "adaptive") else [pytest.mark.slow]
+        )
         for name in STUDIES
     ],
 )

@@ -18,6 +18,7 @@ from cohortium_gaussian import Gaussian
 from cohortium_none import NoPrivacy
 from cohortium_skellam import Skellam
 from tests.support.federations import tiny_federation
+from tests.support.round_plans import first_round
 
 UPDATE = Workload(output="update", steps=1, sampling_rate=1.0, batch_size=8)
 GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.5)
@@ -61,9 +62,9 @@ def test_a_weighted_mean_is_right_or_an_error(
 def mean_of(plan: Any, values: list[float], weights: list[float]) -> float:
     total = plan.ring.zeros(plan.length)
     for value, weight in zip(values, weights, strict=True):
-        private = plan.for_site(Randomness.insecure_from_seed(0))
+        private = first_round(plan).for_site(Randomness.insecure_from_seed(0))
         total += private.release(torch.tensor([value]), weight).words
-    return float(plan.decode(RingSum(plan.ring, total, tuple(range(len(weights))))))
+    return float(first_round(plan).decode(RingSum(plan.ring, total, tuple(range(len(weights))))))
 
 
 @cache
@@ -88,12 +89,12 @@ def test_clipped_sum_above_declaration_stays_in_ring(kind: str, examples: int, s
     total = plan.ring.zeros(1)
     for _ in range(4):
         net = torch.nn.Linear(1, 1, bias=False)
-        private = plan.for_site(Randomness.system())
+        private = first_round(plan).for_site(Randomness.system())
         losses = lambda batch, net=net: 9.0 * sign * net(torch.ones(len(batch), 1))[:, 0]  # noqa: E731
         private.set_private_gradient(net, losses, np.arange(examples))
         assert net.weight.grad is not None
         total += private.release(net.weight.grad.flatten(), 1.0).words
-    mean = float(plan.decode(RingSum(plan.ring, total, (0, 1, 2, 3))))
+    mean = float(first_round(plan).decode(RingSum(plan.ring, total, (0, 1, 2, 3))))
     # Ten examples of norm C over the five of a declared batch, and the noise.
     assert sign * mean == pytest.approx(2.0, abs=1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,16 +51,16 @@ def with_noise(factor: float) -> Callable[[SitePrivatizer], SitePrivatizer]:
 def forgets_clip(privatizer: SitePrivatizer) -> SitePrivatizer:
     """The same noise, for a clip that nothing reaches."""
     assert isinstance(privatizer, GaussianSite)
-    plan = privatizer.plan
+    plan, here = privatizer.plan, privatizer.round_plan
     loud = evolve(
         plan,
         terms=evolve(plan.terms, clip_norm=LOUD * plan.terms.clip_norm),
-        mechanism=accounting.GaussianMechanism(
-            noise_multiplier=plan.mechanism.noise_multiplier / LOUD
+        mechanisms=(
+            accounting.GaussianMechanism(noise_multiplier=here.mechanism.noise_multiplier / LOUD),
         ),
     )
     object.__setattr__(loud, "code", plan.code)
-    return evolve(privatizer, plan=loud)
+    return evolve(privatizer, round_plan=loud.at_round(0, ()))
 
 
 @frozen
@@ -164,8 +164,8 @@ class RestartsAccountant:
 class Forgetful(WrappedPlan):
     """Says of all attempts what it says of one."""
 
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        return self.plan.guarantee_after(min(attempts, 1))
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
+        return self.plan.guarantee_after(rounds[:1])
 
 
 @frozen
@@ -186,8 +186,10 @@ class Fixed:
             workload=workload,
             federation_spec=federation_spec,
             parameters=parameters,
-            mechanism=accounting.GaussianMechanism(
-                noise_multiplier=self.noise_multiplier, sampling_rate=rate, num_releases=steps
+            mechanisms=(
+                accounting.GaussianMechanism(
+                    noise_multiplier=self.noise_multiplier, sampling_rate=rate, num_releases=steps
+                ),
             ),
         )
 

@@ -78,7 +78,7 @@ def audit(
         )
     with torch_threads(prepared.federation.threads or 1):
         findings = (
-            audit_accounting(run_config.plan, run_config.federation_spec.attempts),
+            audit_accounting(run_config.plan, run_config.federation_spec),
             audit_mechanism(
                 prepared.federation.privatizer,
                 run_config.workload,

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from cohortium.auditing.findings import Finding
 from cohortium.errors import PrivacyError
+from cohortium.ledger.cost import run_costs
 from cohortium.privacy.accounting import GaussianMechanism, compose
 
 if TYPE_CHECKING:
     from cohortium.roles.sessions import PrivacyPlan
+    from cohortium.roles.values import FederationSpec
 
 SLACK = 0.99
 """Fraction of the composed ε that a guarantee must reach. It allows for the accountants'
@@ -22,8 +24,8 @@ ROUNDING = 0.01
 """Absolute shortfall that is allowed in addition. Numerical accountants have an absolute error."""
 
 
-def audit_accounting(plan: PrivacyPlan, attempts: int) -> Finding:
-    """Compare the guarantee with the mechanism's cost over all attempts.
+def audit_accounting(plan: PrivacyPlan, federation_spec: FederationSpec) -> Finding:
+    """Compare the guarantee with the cost of the mechanisms over all attempts.
 
     At a large ε, measurement has little power over a whole run, and much over one attempt. The
     mechanism claims the cost of one attempt, and this check composes that cost over all attempts.
@@ -31,16 +33,18 @@ def audit_accounting(plan: PrivacyPlan, attempts: int) -> Finding:
     Raises:
         PrivacyError: The plan names no mechanism.
     """
-    guarantee, mechanism = plan.guarantee, plan.mechanism
+    guarantee, attempts = plan.guarantee, federation_spec.attempts
     assert guarantee is not None, "an audit begins with a claim"
-    if mechanism is None:
+    costs = run_costs(plan, federation_spec.rounds, federation_spec.retries)
+    spends = [(cost.mechanism, n) for cost, n in costs.items() if cost.mechanism is not None]
+    if len(spends) < len(costs):
         raise PrivacyError(
             "the privatizer's plan has a guarantee and names no mechanism, so there is nothing to "
             "compose; hold it to its contract with cohortium check."
         )
     claims = {guarantee.delta: guarantee.epsilon, 1e-5: guarantee.epsilon_at_1e_5}
-    spent = compose([(mechanism, attempts)], *claims)
-    is_exact = isinstance(mechanism, GaussianMechanism)
+    spent = compose(spends, *claims)
+    is_exact = all(isinstance(mechanism, GaussianMechanism) for mechanism, _ in spends)
     return Finding(
         check="accounting",
         procedure=f"{attempts} attempts of the mechanism that the plan names, composed anew",

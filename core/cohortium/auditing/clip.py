@@ -115,7 +115,8 @@ def _finding(measure: ClipProbe, prepared: PreparedStudy) -> Finding:
 
 def _private(prepared: PreparedStudy, patients: ExampleIndices) -> Callable[[], SitePrivatizer]:
     secret = Randomness.insecure_from_seed(0)
-    return lambda: prepared.run_config.plan.for_site(secret, patients)
+    plan = prepared.run_config.plan
+    return lambda: plan.at_round(0, plan.initial_state).for_site(secret, patients)
 
 
 @define(eq=False)

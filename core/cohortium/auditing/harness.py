@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import attrs
+import numpy as np
 from attrs import define, field, frozen
 
 from cohortium import parameters
 from cohortium.errors import TooFewSitesError
+from cohortium.ring.ring import RingVector
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.round_runner import select_cohort
 from cohortium.rounds.wrapped_plan import WrappedPlan
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.data.examples import Examples
-    from cohortium.ring.ring import RingVector
-    from cohortium.roles.sessions import SitePrivatizer
+    from cohortium.roles.sessions import RoundPlan, SitePrivatizer
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig
     from cohortium.rounds.site import Site
@@ -108,9 +109,15 @@ class ReplayPrivatizer:
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """Return the recorded release, or the site's own."""
         released = self.privatizer.release(vector, weight)
-        if self.replaces == "releases" and self.tape.releases:
-            return self.tape.releases.pop(0)
-        return released
+        if not self.tape.releases:
+            return released
+        noted = self.tape.releases.pop(0)
+        if self.replaces == "releases":
+            return noted
+        # The privatizer's own numbers, such as a count, follow the trainer's vector.
+        own = len(vector)
+        words = np.concatenate([released.words[:own], noted.words[own:]])
+        return RingVector(released.ring, words)
 
 
 @frozen
@@ -164,8 +171,8 @@ class InProcessRun:
             sites[number] = recipe.create(share_model_with=next(iter(sites.values()), None))
         return cls(run_config=run_config, sites=sites)
 
-    def run_rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...]]]:
-        """Run `number` rounds, and yield each round's network and contributors.
+    def run_rounds(self, number: int) -> Iterator[tuple[nn.Module, tuple[SiteId, ...], RoundPlan]]:
+        """Run `number` rounds, and yield each round's network, contributors and privacy plan.
 
         They end early, with `failure` set, if too few sites answer.
         """
@@ -178,7 +185,7 @@ class InProcessRun:
             except TooFewSitesError as error:
                 self.failure = str(error)
                 return
-            yield coordinator.net, outcome.contributors
+            yield coordinator.net, outcome.contributors, coordinator.round_plan
 
     def _run_stages(self, coordinator: Coordinator, at: int) -> None:
         stage = 0

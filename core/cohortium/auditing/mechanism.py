@@ -15,6 +15,7 @@ from cohortium.auditing.hypothesis_samples import Claim, HypothesisSamples, test
 from cohortium.auditing.probe import HUGE, PARAMETERS, Probe
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import RunError
+from cohortium.ledger.cost import costliest_round
 from cohortium.privacy.accounting import GaussianMechanism, compose
 from cohortium.testing.plans import PrivacyProbe
 
@@ -70,15 +71,22 @@ def audit_mechanism(
     plan = privatizer.plan(workload, federation_spec, PARAMETERS)
     guarantee = plan.guarantee
     assert guarantee is not None, "an audit begins with a claim"
+    # Attempts at the costliest round, which are the easiest to tell apart.
+    number = costliest_round(plan, federation_spec.rounds)
+    round_plan = plan.at_round(number, plan.initial_state)
     probe = Probe(
-        plan=plan, workload=workload, guarantee=guarantee, secret=secret or Randomness.system()
+        plan=plan,
+        number=number,
+        workload=workload,
+        guarantee=guarantee,
+        secret=secret or Randomness.system(),
     )
     steps = workload.steps if PrivacyProbe(workload, plan).noises_gradients else 1
     samples = max(4, releases // steps)
     ladder = _attempt_counts(samples, federation_spec.attempts)
-    claims = {attempts: _claims(plan, guarantee, attempts) for attempts in ladder}
+    claims = {attempts: _claims(plan, number, guarantee, attempts) for attempts in ladder}
     worlds = sample(probe, samples, tell)
-    return _finding(worlds, claims, plan.mechanism, steps)
+    return _finding(worlds, claims, round_plan.mechanism, steps)
 
 
 def sample(probe: Probe, samples: int, tell: Callable[[float], None]) -> HypothesisSamples:
@@ -101,17 +109,18 @@ def _attempt_counts(samples: int, attempts: int) -> list[int]:
     return [GROWTH**n for n in range(10) if GROWTH**n <= most]
 
 
-def _claims(plan: PrivacyPlan, guarantee: Guarantee, attempts: int) -> list[Claim]:
-    """Return the plan's claims for so many attempts.
+def _claims(plan: PrivacyPlan, number: int, guarantee: Guarantee, attempts: int) -> list[Claim]:
+    """Return the plan's claims for so many attempts at round `number`.
 
     They are its guarantee so far, and its mechanism's curve. The first claim is the guarantee at
     its own δ.
     """
-    spent = plan.guarantee_after(attempts)
+    spent = plan.guarantee_after([number] * attempts)
     assert spent is not None, "a plan with a guarantee has spent something"
     said = [(spent.epsilon, spent.delta, "guarantee"), (spent.epsilon_at_1e_5, 1e-5, "guarantee")]
-    if plan.mechanism is not None:
-        curve = compose([(plan.mechanism, attempts)], guarantee.delta, *DELTAS)
+    mechanism = plan.at_round(number, plan.initial_state).mechanism
+    if mechanism is not None:
+        curve = compose([(mechanism, attempts)], guarantee.delta, *DELTAS)
         deltas = (guarantee.delta, *DELTAS)
         said += [(p.epsilon, d, "mechanism") for p, d in zip(curve, deltas, strict=True)]
     return [Claim(attempts=attempts, epsilon=e, delta=d, says=who) for e, d, who in said]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.privacy.guarantee import Guarantee
-    from cohortium.roles.sessions import SitePrivatizer
+    from cohortium.roles.sessions import RoundPlan, SitePrivatizer
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.runs.prepare import PreparedStudy
 
@@ -142,8 +142,8 @@ def _run_with_canaries(
     )
     scores = np.zeros(many)
     rounds = prepared.run_config.federation_spec.rounds
-    for number, (_, contributors) in enumerate(play.run_rounds(rounds)):
-        scores += _canary_scores(prepared, found, tapes, contributors)
+    for number, (_, contributors, round_plan) in enumerate(play.run_rounds(rounds)):
+        scores += _canary_scores(prepared, round_plan, found, tapes, contributors)
         for tape in tapes.values():
             tape.clear()
         play.messages.clear()
@@ -174,6 +174,7 @@ def _place_canaries(
 
 def _canary_scores(
     prepared: PreparedStudy,
+    round_plan: RoundPlan,
     found: CanaryPlacement,
     tapes: Mapping[SiteId, Recording],
     contributors: tuple[SiteId, ...],
@@ -190,11 +191,11 @@ def _canary_scores(
         words = run_config.plan.ring.zeros(run_config.plan.length)
         for site in contributors:
             words = words + tapes[site].releases[-1].words
-        mean = run_config.plan.decode(RingSum(run_config.plan.ring, words, contributors))
+        mean = round_plan.decode(RingSum(run_config.plan.ring, words, contributors))
         return sign * mean.double().numpy()[found.coordinates]
     for site in contributors:
         words = tapes[site].releases[-1].words
-        own = run_config.plan.decode(RingSum(run_config.plan.ring, words, (site,))).double().numpy()
+        own = round_plan.decode(RingSum(run_config.plan.ring, words, (site,))).double().numpy()
         here = found.sites == site
         scores[here] = sign * own[found.coordinates[here]]
     return scores

@@ -42,12 +42,14 @@ class Probe:
 
     Attributes:
         plan: The privatizer's own, for a network of two parameters.
+        number: Round of the attempts.
         workload: The declaration for which the plan was made.
         guarantee: The guarantee that the plan claims.
         secret: The sites' source of secrets. By default the operating system's.
     """
 
     plan: PrivacyPlan
+    number: int
     workload: Workload
     guarantee: Guarantee
     secret: Randomness = field(factory=Randomness.system)
@@ -57,7 +59,7 @@ class Probe:
 
     @_trial.default
     def _make_trial(self) -> PrivacyProbe:
-        return PrivacyProbe(self.workload, self.plan)
+        return PrivacyProbe(self.workload, self.plan, self.number)
 
     @_net.default
     def _make_net(self) -> nn.Module:
@@ -102,7 +104,7 @@ class Probe:
         return float(self._trial.decoded(words)[0])
 
     def _site(self, *label: int) -> SitePrivatizer:
-        privatizer = self.plan.for_site(self.secret.derive(*label), self._patients)
+        privatizer = self._trial.round_plan.for_site(self.secret.derive(*label), self._patients)
         return guard(privatizer, self.guarantee, self.workload)
 
     def _steps(self, privatizer: SitePrivatizer, features: Tensor) -> list[Tensor]:
@@ -124,7 +126,9 @@ class Probe:
 
         The replay uses other secrets.
         """
-        replay = self.plan.for_site(self.secret.derive("replay", attempt), self._patients)
+        replay = self._trial.round_plan.for_site(
+            self.secret.derive("replay", attempt), self._patients
+        )
         drawn = [self._patients[batch] for batch in replay.batches(len(self._patients))]
         counts = np.bincount(np.concatenate(drawn), minlength=1)
         return np.flatnonzero(self._patients == np.argmax(counts))

@@ -7,6 +7,8 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from attrs import define, field
+
 from cohortium.errors import CohortiumError, PrivacyError
 from cohortium.parameters import trainable
 
@@ -25,6 +27,19 @@ GRADIENT_FLOATS = 1 << 26
 
 SMALLEST_FACTOR = 2.0**-126
 """Smallest factor.  Below it, `float32` has fewer digits."""
+
+
+@define(eq=False)
+class ClippedSums:
+    """Clipped sums of a batch so far.
+
+    Attributes:
+        totals: The sum of clipped gradients by parameter.
+        unclipped: Number of examples whose gradient was within the clip norm.
+    """
+
+    totals: dict[nn.Parameter, Tensor] = field(factory=dict)
+    unclipped: int = 0
 
 
 def mean_gradient(
@@ -57,7 +72,7 @@ def clipped_sum(
     batch: ExampleIndices,
     *,
     clip: float,
-) -> None:
+) -> int:
     """Set `.grad` to the sum of clipped per-example gradients over `batch`.
 
     Each per-example gradient is clipped to norm `clip`.
@@ -70,6 +85,10 @@ def clipped_sum(
             If an example occurs K times in them, its copies must be adjacent.
         batch: Positions of examples, shape (B,).  May be empty.
         clip: C, the largest ℓ₂ norm of one example's contribution over all parameters.
+
+    Returns:
+        The number of examples whose gradient was within the clip norm.  It is as secret as the
+        batch.
 
     Guarantees:
         Replacing one example's data by any other data changes the result by at most 2·C in ℓ₂ norm,
@@ -111,17 +130,18 @@ def clipped_sum(
             )
     state = ModuleState.of(net)
     with _uncompiled():
-        totals = reason = _mapped(net, losses, batch, clip, state)
-        if isinstance(totals, UntrackedGradientError):
+        found = reason = _mapped(net, losses, batch, clip, state)
+        if isinstance(found, UntrackedGradientError):
             state.restore()
-            totals = _one_by_one(net, losses, batch, clip, state)
+            found = _one_by_one(net, losses, batch, clip, state)
     if isinstance(reason, UntrackedGradientError):
         # The warning waits for success: a fault of the network is not one of the mapping.
         warnings.warn(f"{reason}: examples are taken one by one, which is slow.", stacklevel=2)
     state.require_same()
     for parameter in parameters:
-        total = totals.get(parameter)
+        total = found.totals.get(parameter)
         parameter.grad = torch.zeros_like(parameter) if total is None else total
+    return found.unclipped
 
 
 def _uncompiled() -> AbstractContextManager[None]:
@@ -139,8 +159,8 @@ def _uncompiled() -> AbstractContextManager[None]:
 def _mapped(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
-) -> dict[nn.Parameter, Tensor] | UntrackedGradientError:  # fmt: skip
-    """Return clipped sums by parameter, or the reason for their absence."""
+) -> ClippedSums | UntrackedGradientError:  # fmt: skip
+    """Return clipped sums, or the reason for their absence."""
     from cohortium.clipping.pass_checks import SharedParameterError, UntrackedGradientError
 
     try:
@@ -158,11 +178,11 @@ def _mapped(
 def _from_one_pass(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState, *, has_copies: bool = False,
-) -> dict[nn.Parameter, Tensor]:  # fmt: skip
-    """Return clipped sums by parameter, one physical batch at a time."""
+) -> ClippedSums:  # fmt: skip
+    """Return clipped sums, taken one physical batch at a time."""
     from cohortium.clipping.bookkeeping import GradientRecorder
 
-    totals: dict[nn.Parameter, Tensor] = {}
+    found = ClippedSums()
     # The first batch fits even if every gradient is stored.  Later ones use the measured size.
     size = max(1, sum(parameter.numel() for parameter in trainable(net)))
     start, step = 0, max(1, GRADIENT_FLOATS // size)
@@ -172,15 +192,15 @@ def _from_one_pass(
             contributions, floats = book.record(losses, part)
             state.restore()
             if contributions:
-                _add_clipped(totals, contributions, clip)
+                _add_clipped(found, contributions, clip)
+            else:  # no gradient, which is within every clip
+                found.unclipped += len(part)
             start += step
             step = max(1, GRADIENT_FLOATS * len(part) // max(1, floats))
-    return totals
+    return found
 
 
-def _add_clipped(
-    totals: dict[nn.Parameter, Tensor], contributions: list[Contribution], clip: float
-) -> None:
+def _add_clipped(found: ClippedSums, contributions: list[Contribution], clip: float) -> None:
     """Add a physical batch's clipped sums.
 
     The memory of each contribution is freed after its use.
@@ -193,6 +213,8 @@ def _add_clipped(
         contributions[0].squared_norms,
     )
     factors = _factors(squares, clip)
+    found.unclipped += int((factors == 1).sum())
+    totals = found.totals
     bad = None if bool(squares.isfinite().all()) else ~squares.isfinite()
     with torch.no_grad(), torch.autocast(factors.device.type, enabled=False), cached():
         while contributions:
@@ -206,20 +228,22 @@ def _add_clipped(
 def _one_by_one(
     net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices, clip: float,
     state: ModuleState,
-) -> dict[nn.Parameter, Tensor]:  # fmt: skip
+) -> ClippedSums:  # fmt: skip
     """Return the same sums by definition: one backward pass for each example."""
     import torch
 
     from cohortium.clipping.recording import Recording
 
     parameters = trainable(net)
-    totals: dict[nn.Parameter, Tensor] = {}
+    found = ClippedSums()
+    totals = found.totals
     recording = Recording(net, state.rewind)
     for i in range(len(batch)):
         try:
             with nullcontext() if i else recording:
                 loss = losses(batch[i : i + 1]).sum()
             if not loss.requires_grad:
+                found.unclipped += 1
                 state.restore()
                 continue
             net.zero_grad(set_to_none=True)
@@ -237,10 +261,12 @@ def _one_by_one(
         pairs = [(p, p.grad if p.grad.layout == torch.strided else p.grad.to_dense())
                  for p in parameters if p.grad is not None]  # fmt: skip
         if not pairs:
+            found.unclipped += 1
             continue
         squares = torch.stack([g.square().sum(dtype=torch.float64) for _, g in pairs]).sum()
         if squares.isfinite():
             factor = _factors(squares, clip)
+            found.unclipped += int(factor == 1)
             for parameter, g in pairs:
                 totals[parameter] = totals.get(parameter, 0) + g * factor.to(g.dtype)
     state.require_same()
@@ -248,7 +274,7 @@ def _one_by_one(
         alone.require()
     state.restore()
     net.zero_grad(set_to_none=True)
-    return totals
+    return found
 
 
 def _factors(squares: Tensor, clip: float) -> Tensor:

@@ -12,7 +12,7 @@ from attrs import frozen
 from cohortium.deployment.own_images import require_disjoint
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import DataError
-from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, AttemptCost, PrivacyScope
+from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, PrivacyScope
 from cohortium.privacy.guarantee import rounded_up
 from cohortium.runs.evaluate import prepare_evaluation
 
@@ -87,10 +87,7 @@ class RehearsedRuns:
         epsilon, delta = guarantees[0].epsilon, guarantees[0].delta
         if len(runs) > 1 and not rehearses:
             scope = PrivacyScope(unit=unit, against=against)
-            costs = [
-                Counter({AttemptCost.from_plan(run.plan): run.federation_spec.attempts})
-                for run in runs
-            ]
+            costs = [run.costs() for run in runs]
             accounts = [sum(costs, Counter())] if self.is_one_account else costs
             epsilon = max(scope.epsilon(account, delta) for account in accounts)
         return {

@@ -6,7 +6,6 @@ before anything of that size is created.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
 
 from attrs import field, frozen
@@ -17,7 +16,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import KeyDirectory
 from cohortium.data.memory import available
 from cohortium.errors import RefusalError
-from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, AttemptCost, Budget, PrivacyScope
+from cohortium.ledger.cost import ADVERSARY_ORDER, UNITS, Budget, PrivacyScope
 from cohortium.privacy.guarantee import MIN_DELTA, ProtectedAgainst, Unit, rounded_up
 from cohortium.roles.values import Adversary
 from cohortium.statistics.measuring import MeasuringTrainer
@@ -181,8 +180,8 @@ class SitePolicy:
     def _require_privacy(self, run_config: RunConfig) -> None:
         if self.insecure_rehearsal:
             return
-        guarantee, cost = run_config.plan.guarantee, AttemptCost.from_plan(run_config.plan)
-        if guarantee is None or cost.mechanism is None:
+        guarantee, run = run_config.plan.guarantee, run_config.costs()
+        if guarantee is None or any(cost.mechanism is None for cost in run):
             _refuse("epsilon", f"the study promises no privacy; this site allows {self._budget}.")
         if guarantee.simulation:
             _refuse("epsilon", "the study's noise is from a public seed, which protects nothing.")
@@ -197,10 +196,9 @@ class SitePolicy:
                 "the study's guarantee is against the coordinator, and this site requires one "
                 "against everyone.",
             )
-        objection = self._budget.scope.incompatibility(cost)
+        objection = next(filter(None, map(self._budget.scope.incompatibility, run)), "")
         if objection:
             _refuse("unit", f"{objection}, and this site allows {self._budget}.")
-        run = Counter({cost: run_config.federation_spec.attempts})
         if not self._budget.holds(run):
             asked = rounded_up(self._budget.scope.epsilon(run, self.delta))
             _refuse(

@@ -37,7 +37,7 @@ class Account:
     # Costs that were shown to fit. Any part of them fits, too.
     _known_to_fit: Counter[AttemptCost] = field(factory=Counter, init=False, eq=False, repr=False)
 
-    def check_run(self, session: bytes, cost: AttemptCost, attempts: int) -> None:
+    def check_run(self, session: bytes, costs: Counter[AttemptCost]) -> None:
         """Refuse a run whose total cost exceeds the remaining budget.
 
         The method charges nothing. Without a budget, it refuses nothing, and the ledger may not
@@ -46,8 +46,7 @@ class Account:
         Args:
             session: Name of the run. After a restart, attempts that are charged already count as
                 paid.
-            cost: Cost of one attempt.
-            attempts: Largest number of attempts.
+            costs: Costs of all attempts.
 
         Raises:
             RefusalError: The run would overspend, or the ledger cannot be read.
@@ -60,9 +59,9 @@ class Account:
                 charged = book.attempts(self.data, session)
         except LedgerError as error:
             raise _unusable() from error
-        left = attempts - len(charged)
-        if left > 0:
-            self._require_room(spent, cost, left)
+        left = costs - Counter(charged.values())
+        if left:
+            self._require_room(spent, left)
 
     def charge(self, session: bytes, round_: int, attempt: int, cost: AttemptCost) -> None:
         """Charge an attempt, before anything of it is released.
@@ -91,7 +90,7 @@ class Account:
                         RefusalCode.OUT_OF_ORDER,
                         "this attempt has been charged before; it may have been released.",
                     )
-                self._require_room(book.charge_counts(self.data), cost, 1)
+                self._require_room(book.charge_counts(self.data), Counter({cost: 1}))
                 book.add_charge(self.data, session, attempt, round_, cost)
         except LedgerError as error:
             raise _unusable() from error
@@ -119,36 +118,30 @@ class Account:
             "before stay on this account, and only data of other people may have another name."
         )
 
-    def _require_room(self, spent: Counter[AttemptCost], cost: AttemptCost, times: int) -> None:
-        """Refuse `times` more attempts at `cost` if they do not fit."""
+    def _require_room(self, spent: Counter[AttemptCost], more: Counter[AttemptCost]) -> None:
+        """Refuse further attempts if they do not fit."""
         if self.budget is None:
             return
-        wanted = spent + Counter({cost: times})
+        wanted = spent + more
         if wanted <= self._known_to_fit:
             return
         if not self.budget.holds(wanted):
-            raise RefusalError(RefusalCode.BUDGET, self._overspending(spent, cost, wanted, times))
+            raise RefusalError(RefusalCode.BUDGET, self._overspending(spent, more))
         self._known_to_fit = wanted
 
-    def _overspending(
-        self,
-        spent: Counter[AttemptCost],
-        cost: AttemptCost,
-        wanted: Counter[AttemptCost],
-        times: int,
-    ) -> str:
-        budget = self.budget
+    def _overspending(self, spent: Counter[AttemptCost], more: Counter[AttemptCost]) -> str:
+        budget, times = self.budget, more.total()
         assert budget is not None
-        objection = budget.scope.incompatibility(cost)
+        objection = next(filter(None, map(budget.scope.incompatibility, more)), "")
         if objection:
             return f"the site's budget is {budget}, and {objection}."
         before = budget.scope.epsilon(spent, budget.delta)
         if before == float("inf"):
             return f"the site's budget is {budget}, and the spending before it has no bound."
-        after = budget.scope.epsilon(wanted, budget.delta)
-        more = "one more attempt" if times == 1 else f"{times:,} more attempts"
+        after = budget.scope.epsilon(spent + more, budget.delta)
+        asked = "one more attempt" if times == 1 else f"{times:,} more attempts"
         return (
-            f"the site's budget is {budget}; {rounded_up(before)} is spent, and {more} would make "
+            f"the site's budget is {budget}; {rounded_up(before)} is spent, and {asked} would make "
             f"it {rounded_up(after)}."
         )
 

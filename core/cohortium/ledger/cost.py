@@ -6,6 +6,8 @@ requested scope. It has no bound if a cost does not hold in that scope.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +21,7 @@ from cohortium.privacy.mechanisms import NOISES, Mechanism, RenyiBoundedMechanis
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.sessions import PrivacyPlan
 
 UNITS: tuple[Unit, ...] = ("example", "patient", "site")
@@ -54,19 +57,56 @@ class AttemptCost(msgspec.Struct, frozen=True, kw_only=True):
     simulation: bool = False
 
     @classmethod
-    def from_plan(cls, plan: PrivacyPlan) -> AttemptCost:
-        """Return the cost of one attempt under `plan`."""
-        scope = plan.guarantee
-        if scope is None or plan.mechanism is None:
+    def of(cls, mechanism: Mechanism | None, guarantee: Guarantee | None) -> AttemptCost:
+        """Return the cost of an attempt that applies `mechanism` under `guarantee`."""
+        if guarantee is None or mechanism is None:
             return cls()
         return cls(
-            mechanism=plan.mechanism,
-            unit=scope.unit,
-            adjacency=scope.adjacency,
-            against=scope.against,
-            colluding=scope.colluding,
-            simulation=scope.simulation,
+            mechanism=mechanism,
+            unit=guarantee.unit,
+            adjacency=guarantee.adjacency,
+            against=guarantee.against,
+            colluding=guarantee.colluding,
+            simulation=guarantee.simulation,
         )
+
+
+def run_costs(plan: PrivacyPlan, rounds: int, retries: int) -> Counter[AttemptCost]:
+    """Return the costs of all attempts of a run, with every retry at the costliest round.
+
+    Args:
+        plan: The plan of the run.
+        rounds: Rounds of the run.
+        retries: Further attempts over the whole run.
+    """
+    costs = _costs_by_round(plan, rounds)
+    found = Counter(costs)
+    found[costs[costliest_round(plan, rounds)]] += retries
+    return found
+
+
+def costliest_round(plan: PrivacyPlan, rounds: int) -> int:
+    """Return the first of the rounds whose attempts cost most."""
+    costs = _costs_by_round(plan, rounds)
+    if len({*costs}) == 1 or plan.guarantee is None:
+        return 0
+    delta = plan.guarantee.delta
+
+    def price(cost: AttemptCost) -> float:
+        if cost.mechanism is None:
+            return math.inf
+        (spent,) = accounting.compose([(cost.mechanism, 1)], delta)
+        return spent.epsilon
+
+    return costs.index(max({*costs}, key=price))
+
+
+def _costs_by_round(plan: PrivacyPlan, rounds: int) -> list[AttemptCost]:
+    guarantee, state = plan.guarantee, plan.initial_state
+    return [
+        AttemptCost.of(plan.at_round(number, state).mechanism, guarantee)
+        for number in range(rounds)
+    ]
 
 
 @frozen(kw_only=True)

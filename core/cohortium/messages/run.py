@@ -18,7 +18,14 @@ Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 """Name of a run."""
 
 
-class Request(Message, frozen=True, tag="request"):
+MAX_PLAN_STATE = 1024
+"""Most numbers in the state of a privacy plan."""
+
+PlanState = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_PLAN_STATE)]
+"""State of a privacy plan."""
+
+
+class Request(Message, frozen=True, tag="request", omit_defaults=True):
     """Common part of a request, for every site that is asked.
 
     Attributes:
@@ -28,6 +35,7 @@ class Request(Message, frozen=True, tag="request"):
         stage: Number of exchanges so far in this attempt.
         weights: Global weights, `float32` little-endian, with an attempt's first request only.
         body: The aggregator's common part.
+        plan_state: State of the privacy plan, with an attempt's first request only.
     """
 
     session: Session
@@ -36,6 +44,7 @@ class Request(Message, frozen=True, tag="request"):
     stage: Count
     weights: memoryview | None
     body: bytes
+    plan_state: PlanState = ()
 
 
 class Reply(Message, frozen=True, tag="reply"):

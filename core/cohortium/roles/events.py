@@ -161,6 +161,7 @@ class RoundCompleted:
         seconds_aggregate: Time of the coordinator's own work.
         stages: The stages of the attempt that succeeded, in order.
         measured: The sum of a statistic's rows.  Empty where the sites train.
+        plan_state: State of the privacy plan after the round, such as an adaptive clip norm.
     """
 
     round: int
@@ -174,6 +175,7 @@ class RoundCompleted:
     seconds_aggregate: float
     stages: tuple[StageStats, ...] = ()
     measured: tuple[float, ...] = ()
+    plan_state: tuple[float, ...] = ()
 
     def row(self, metrics: tuple[str, ...] = ()) -> dict[str, float | int | None]:
         """Return the round's numbers, always by the same names.

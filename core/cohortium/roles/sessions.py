@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingSum, RingVector
-    from cohortium.roles.values import ExampleIndices, SiteId, SiteRequest, StageRequests
+    from cohortium.roles.values import (
+        ExampleIndices,
+        PlanState,
+        SiteId,
+        SiteRequest,
+        StageRequests,
+    )
 
 
 @runtime_checkable
@@ -70,40 +76,15 @@ class SitePrivatizer(Protocol):
 
 
 @runtime_checkable
-class PrivacyPlan(Protocol):
-    """The numbers of a run's privacy.
-
-    They are public, the same at every party, and fixed before the run starts.
-    """
-
-    @property
-    def guarantee(self) -> Guarantee | None:
-        """Guarantee of the whole run, all attempts included.  None without privacy."""
-        ...
+class RoundPlan(Protocol):
+    """The numbers of one round's privacy.  They are public."""
 
     @property
     def mechanism(self) -> Mechanism | None:
-        """Mechanism that one attempt applies at a site.  None without privacy.
+        """Mechanism that one attempt at the round applies at a site.  None without privacy.
 
-        A site's ledger stores it, and composes it with the mechanisms of other runs.
+        A site's ledger stores it, and composes it with the mechanisms of other attempts.
         """
-        ...
-
-    @property
-    def ring(self) -> Ring:
-        """The narrowest ring in which the sum fits.
-
-        Under noise, the sum wraps with probability less than 2⁻⁴⁰ over the run.
-        """
-        ...
-
-    @property
-    def length(self) -> int:
-        """Number of elements of a release."""
-        ...
-
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """Return the guarantee of the first `attempts` attempts."""
         ...
 
     def for_site(
@@ -119,6 +100,77 @@ class PrivacyPlan(Protocol):
 
     def decode(self, total: RingSum) -> Tensor:
         """Return the mean that `total` encodes, shape (P,), `float32`."""
+        ...
+
+    def next_state(self, total: RingSum) -> PlanState:
+        """Return the plan's state for the next round, computed from the released sum alone.
+
+        A plan whose rounds are alike returns ().
+        """
+        ...
+
+
+@runtime_checkable
+class PrivacyPlan(Protocol):
+    """The numbers of a run's privacy.
+
+    They are public, the same at every party, and fixed before the run starts.
+
+    A plan is a value.  All that changes between rounds, such as a clip norm, is its **state**: a
+    few numbers that `RoundPlan.next_state` computes from a released sum.  The coordinator sends
+    the state with the weights, and stores it in the checkpoint.  A plan whose rounds are alike has
+    the state (), and may be its own `RoundPlan`.
+
+    Guarantees:
+        The mechanism of a round is the same for every state, so the cost of a run is known before
+        it starts.
+        No method changes the plan.
+    """
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """Guarantee of the whole run, all attempts included.  None without privacy.
+
+        It covers retries of the costliest rounds.
+        """
+        ...
+
+    @property
+    def ring(self) -> Ring:
+        """The narrowest ring in which the sum of every round fits.
+
+        Under noise, the sum wraps with probability less than 2⁻⁴⁰ over the run.
+        """
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of elements of a release."""
+        ...
+
+    @property
+    def initial_state(self) -> PlanState:
+        """State of the first round."""
+        ...
+
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
+        """Return the guarantee of some attempts.
+
+        Args:
+            rounds: The round of each attempt.
+        """
+        ...
+
+    def at_round(self, round: int, state: PlanState) -> RoundPlan:  # noqa: A002
+        """Return the plan of one round.
+
+        Args:
+            round: From 0.
+            state: State of that round.  A site receives it from a coordinator that may lie.
+
+        Raises:
+            RefusalError: The plan has no such state.
+        """
         ...
 
 

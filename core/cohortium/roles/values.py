@@ -34,6 +34,9 @@ ExampleIndices: TypeAlias = "NDArray[np.int64]"
 SiteId: TypeAlias = int
 """A site's number in the federation, from 0."""
 
+PlanState: TypeAlias = tuple[float, ...]
+"""State of a privacy plan in one round: at most 1,024 finite numbers, all of them public."""
+
 Adversary: TypeAlias = Literal["honest-but-curious", "active"]
 """Behaviour of the coordinator.
 
@@ -134,6 +137,10 @@ class Workload:
         has_mixed_examples: Whether the loss of one example depends on others of its batch, as in
             MixUp.  Then a clip bounds no example, and Cohortium refuses the trainer under
             privacy of examples or patients.
+        noise_response: For each round, how far the server optimizer carries noise of size 1 in the
+            round's release: the root of the summed squares of its part in the weights after each
+            round.  Empty where the server optimizer is not linear.  A trainer need not declare it:
+            Cohortium finds it by a trial of the server optimizer.
     """
 
     output: Literal["update", "gradient"]
@@ -144,6 +151,7 @@ class Workload:
     fewest: int = field(default=1, validator=ge(1))
     max_site_share: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     has_mixed_examples: bool = False
+    noise_response: tuple[float, ...] = ()
 
 
 @frozen(eq=False, kw_only=True)

@@ -17,6 +17,7 @@ from cohortium.clipping.batch_mixing import require_no_batch_mixing, require_per
 from cohortium.crypto.randomness import Randomness, Seeds
 from cohortium.errors import PrivacyError
 from cohortium.learning.evaluation import resolve_device
+from cohortium.learning.noise_response import noise_response
 from cohortium.roles.values import FederationSpec
 from cohortium.rounds.build_measuring_config import build_measuring_config
 from cohortium.rounds.dry_run import dry_run, require_transmittable
@@ -111,7 +112,10 @@ def build_run_config(
             directory=directory,
             policy=policy,
         )
-    workload = federation.trainer.workload(federation_spec)
+    workload = attrs.evolve(
+        federation.trainer.workload(federation_spec),
+        noise_response=noise_response(federation.trainer, federation_spec.rounds),
+    )
 
     def planned(parameters: int) -> RunConfig:
         return RunConfig(
@@ -124,7 +128,7 @@ def build_run_config(
             plan=with_prior(
                 federation.privatizer.plan(workload, federation_spec, parameters),
                 federation.prior,
-                federation_spec.attempts,
+                federation_spec,
             ),
             aggregator=federation.aggregator,
             seeds=seeds,

@@ -52,7 +52,7 @@ class Coordinator:
     """The study lead's side of a run.
 
     Guarantees:
-        A failed attempt leaves the weights and the server optimizer as they were.
+        A failed attempt leaves the weights, the server optimizer and the plan's state as they were.
         A reply that is missing, malformed or a refusal drops its site from the attempt.
         Only a site's first reply to a request counts.
         A later reply, or a reply that belongs to another attempt or stage, changes nothing.
@@ -73,6 +73,8 @@ class Coordinator:
         self.optimizer, self.schedule = run_config.trainer.make_server_optimizer(
             parameters.trainable(self.net), run_config.federation_spec.rounds
         )
+        self.plan_state = run_config.plan.initial_state
+        self.round_plan = run_config.plan.at_round(0, self.plan_state)
         self._round = self._attempt = self._stage = 0
         self._asked: tuple[SiteId, ...] = ()
         self._failures: dict[SiteId, SiteFailed] = {}
@@ -83,6 +85,7 @@ class Coordinator:
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin `attempt` at `round` among `sites`."""
         self._round, self._attempt, self._stage = round, attempt, 0
+        self.round_plan = self._run_config.plan.at_round(round, self.plan_state)
         self._asked, self._failures, self._late_replies = tuple(sites), {}, {}
         self._uploads = dict.fromkeys(sites, 0)
         self._session.begin_attempt(round, attempt, sites)
@@ -103,6 +106,7 @@ class Coordinator:
             stage=self._stage,
             weights=self._weights() if first else None,
             body=asked.broadcast,
+            plan_state=self.plan_state if first else (),
         )
         self._stage += 1
         self._answered = set()
@@ -155,12 +159,13 @@ class Coordinator:
                 f"{len(total.contributors)} sites contributed, but min_contributors is {need}."
                 f"{self._reasons()}"
             )
-        mean = self._run_config.plan.decode(total)
+        mean, next_state = self.round_plan.decode(total), self.round_plan.next_state(total)
         measured: tuple[float, ...] = ()
         if self._run_config.statistic is None:
             self._step(mean)
         else:
             measured = self._sums(mean, len(total.contributors))
+        self.plan_state = next_state
         return AttemptResult(
             contributors=total.contributors,
             dropped=tuple(s for s in self._asked if s not in total.contributors),
@@ -183,11 +188,12 @@ class Coordinator:
             ) from error
 
     def state(self) -> dict[str, Any]:
-        """Return the state so far: weights, server optimizer and its schedule."""
+        """Return the weights, the server optimizer, its schedule, and the plan's state."""
         return {
             "weights": parameters.state_dict(self.net),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            **({"plan": list(self.plan_state)} if self.plan_state else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -200,6 +206,7 @@ class Coordinator:
             parameters.load_state_dict(self.net, state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
+            self.plan_state = tuple(map(float, state.get("plan", ())))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 "the checkpoint is of another network or server optimizer than the study makes "

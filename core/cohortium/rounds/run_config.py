@@ -9,15 +9,19 @@ from attrs import frozen
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import StudyError
+from cohortium.ledger.cost import run_costs
 from cohortium.roles.values import AggregationConfig
 from cohortium.statistics.measuring import MeasuringTrainer
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from torch import nn
 
     from cohortium.crypto.randomness import Seeds
     from cohortium.crypto.signing import KeyDirectory
     from cohortium.data.examples import DataSpec
+    from cohortium.ledger.cost import AttemptCost
     from cohortium.privacy.guarantee import Unit
     from cohortium.roles.protocols import Aggregator, Model, Trainer
     from cohortium.roles.sessions import PrivacyPlan
@@ -108,6 +112,10 @@ class RunConfig:
     def statistic(self) -> Statistic | None:
         """The statistic that sites release in place of training, or None."""
         return self.trainer.statistic if isinstance(self.trainer, MeasuringTrainer) else None
+
+    def costs(self) -> Counter[AttemptCost]:
+        """Return the costs of all attempts of the run at one site."""
+        return run_costs(self.plan, self.federation_spec.rounds, self.federation_spec.retries)
 
     def network(self) -> nn.Module:
         """Build the initial network on the run's device, equal at every party."""

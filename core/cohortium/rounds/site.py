@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
     from cohortium.ring.ring import RingVector
-    from cohortium.roles.sessions import SiteHandle
+    from cohortium.roles.sessions import RoundPlan, SiteHandle
     from cohortium.roles.values import SiteId
     from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
     from cohortium.storage.append_log import Journal
@@ -121,12 +121,12 @@ class Site:
         """
         import torch
 
-        self._account, self._cost = account, AttemptCost.from_plan(run_config.plan)
+        self._account = account
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(run_config)
         if account is not None:
-            account.check_run(run_config.session, self._cost, run_config.federation_spec.attempts)
+            account.check_run(run_config.session, run_config.costs())
             if account.budget is not None:
                 known = examples.fingerprint if fingerprint is None else fingerprint
                 self.warnings = tuple(filter(None, [account.data_changed(known)]))
@@ -149,6 +149,7 @@ class Site:
         )
         self._round = self._trainer_state.round
         self._attempt = self._released = -1
+        self._round_plan: RoundPlan | None = None
         site_context = SiteContext(
             site=site,
             secret=run_config.secret(f"aggregation {site}", private=True),
@@ -196,7 +197,8 @@ class Site:
             raise RefusalError(
                 RefusalCode.MISSING_WEIGHTS, "an attempt must begin with the global weights."
             )
-        self._round, self._attempt = request.round, request.attempt
+        round_plan = self._run_config.plan.at_round(request.round, request.plan_state)
+        self._round, self._attempt, self._round_plan = request.round, request.attempt, round_plan
 
     def _release(self, request: Request) -> RingVector:
         """Run the round's training, and release the result through the privatizer."""
@@ -211,7 +213,9 @@ class Site:
         self._require_ready()
         secret = run_config.secret("privacy", private=run_config.plan.guarantee is not None)
         secret = secret.derive(request.round, request.attempt, self._site)
-        privatizer = run_config.plan.for_site(secret, self._patients)
+        round_plan = self._round_plan
+        assert round_plan is not None, "admission has begun the attempt"
+        privatizer = round_plan.for_site(secret, self._patients)
         privatizer = guard(privatizer, run_config.plan.guarantee, run_config.workload)
         # As secret as the batches: an example's flips depend on the examples drawn before it. An
         # adversary who knew the draws would see more of one example than its clipped gradient.
@@ -233,7 +237,8 @@ class Site:
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
             # paid for.
-            self._account.charge(run_config.session, request.round, request.attempt, self._cost)
+            cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
+            self._account.charge(run_config.session, request.round, request.attempt, cost)
         with torch.random.fork_rng(devices=[]):
             # Layers such as Dropout draw from torch's global generator. Without an accelerator,
             # torch.manual_seed would queue one call for each kind of accelerator, to make if one is

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingSum
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
-    from cohortium.roles.values import ExampleIndices
+    from cohortium.roles.sessions import PrivacyPlan, RoundPlan, SitePrivatizer
+    from cohortium.roles.values import ExampleIndices, PlanState
 
 
 @frozen
@@ -40,11 +40,6 @@ class WrappedPlan:
         return self.plan.guarantee
 
     @property
-    def mechanism(self) -> Mechanism | None:
-        """Mechanism of the plan inside."""
-        return self.plan.mechanism
-
-    @property
     def ring(self) -> Ring:
         """Ring of the plan inside."""
         return self.plan.ring
@@ -54,9 +49,36 @@ class WrappedPlan:
         """Length of the plan inside."""
         return self.plan.length
 
-    def guarantee_after(self, attempts: int) -> Guarantee | None:
-        """Return the guarantee of the plan inside after `attempts` attempts."""
-        return self.plan.guarantee_after(attempts)
+    @property
+    def initial_state(self) -> PlanState:
+        """State in which the plan inside begins."""
+        return self.plan.initial_state
+
+    def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
+        """Return the guarantee of the plan inside after attempts at `rounds`."""
+        return self.plan.guarantee_after(rounds)
+
+    def at_round(self, round: int, state: PlanState) -> RoundPlan:  # noqa: A002
+        """Return the round of the plan inside, wrapped."""
+        return WrappedRound(self.plan.at_round(round, state), self.wrap)
+
+
+@frozen
+class WrappedRound:
+    """Plan of one round that wraps its sites' privatizers.
+
+    Attributes:
+        plan: The plan inside.
+        wrap: Returns the wrapper of a site's privatizer.
+    """
+
+    plan: RoundPlan
+    wrap: Callable[[SitePrivatizer], SitePrivatizer]
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """Mechanism of the plan inside."""
+        return self.plan.mechanism
 
     def for_site(
         self, secret: Randomness, patients: ExampleIndices | None = None
@@ -67,3 +89,7 @@ class WrappedPlan:
     def decode(self, total: RingSum) -> Tensor:
         """Decode `total` with the plan inside."""
         return self.plan.decode(total)
+
+    def next_state(self, total: RingSum) -> PlanState:
+        """Return the next state of the plan inside."""
+        return self.plan.next_state(total)

@@ -257,13 +257,16 @@ class RunDriver:
             attempt=run_state.attempt - 1,
             contributors=outcome.contributors,
             dropped=outcome.dropped,
-            guarantee_so_far=self.prepared.run_config.plan.guarantee_after(run_state.attempt),
+            guarantee_so_far=self.prepared.run_config.plan.guarantee_after(
+                History(run_state.history).attempt_rounds(run_state.attempt)
+            ),
             scores=scores,
             upload_bytes_per_site=outcome.upload_bytes,
             seconds_train=played.exchange_seconds,
             seconds_aggregate=time.perf_counter() - began - played.exchange_seconds,
             stages=played.stages,
             measured=outcome.measured,
+            plan_state=run_state.coordinator.plan_state,
         )
         run_state.complete_round(event)
         self.notify(event)

@@ -8,6 +8,7 @@ import attrs
 from attrs import frozen
 
 from cohortium.errors import RequestError
+from cohortium.privacy.mechanisms import GaussianMechanism
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,8 @@ class Forecast:
     Attributes:
         guarantee: Guarantee of the whole run, or None without privacy.
         spent: ε after some rounds, if none is retried: pairs of a number of rounds and ε.
+        noise_by_round: Noise multiplier of some rounds, where the rounds differ: pairs of a round,
+            counted from 1, and its multiplier.
         steps: Number of batches that a site uses in a round.
         batch: Declared number of units in a batch, which is a mean if batches are Poisson samples.
         sampling_rate: Probability that a unit is in a batch.
@@ -42,6 +45,7 @@ class Forecast:
 
     guarantee: Guarantee | None
     spent: tuple[tuple[int, float], ...]
+    noise_by_round: tuple[tuple[int, float], ...]
     steps: int
     batch: float
     sampling_rate: float
@@ -70,6 +74,7 @@ class Forecast:
                 ("from", _whom(promise)),
                 ("sites that may conspire", others),
                 ("noise / sensitivity", f"{promise.noise_multiplier:.3f}"),
+                *((f"the same in round {n}", f"{noise:.3f}") for n, noise in self.noise_by_round),
                 ("honest noise shares", str(promise.honest)),
                 *((f"ε after {count} rounds", f"{epsilon:.3f}") for count, epsilon in self.spent),
             ]
@@ -135,6 +140,7 @@ def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
     return Forecast(
         guarantee=guarantee,
         spent=_epsilon_by_round(plan, federation_spec),
+        noise_by_round=_noise_by_round(plan, federation_spec),
         steps=workload.steps,
         batch=_batch(workload, federation_spec, guarantee),
         sampling_rate=workload.sampling_rate,
@@ -160,12 +166,27 @@ def _batch(
     )
 
 
+def _reported(rounds: int) -> list[int]:
+    """Return the numbers of rounds that are reported."""
+    points = (rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1))
+    return sorted({1, *points} - {0})
+
+
+def _noise_by_round(
+    plan: PrivacyPlan, federation_spec: FederationSpec
+) -> tuple[tuple[int, float], ...]:
+    found = []
+    for number in _reported(federation_spec.rounds):
+        mechanism = plan.at_round(number - 1, plan.initial_state).mechanism
+        if not isinstance(mechanism, GaussianMechanism):
+            return ()
+        found.append((number, mechanism.noise_multiplier))
+    return tuple(found) if len({noise for _, noise in found}) > 1 else ()
+
+
 def _epsilon_by_round(
     plan: PrivacyPlan, federation_spec: FederationSpec
 ) -> tuple[tuple[int, float], ...]:
-    counts = {
-        1,
-        *(federation_spec.rounds * n // REPORTED_POINTS for n in range(1, REPORTED_POINTS + 1)),
-    } - {0}
-    spent = [(count, plan.guarantee_after(count)) for count in sorted(counts)]
+    counts = _reported(federation_spec.rounds)
+    spent = [(count, plan.guarantee_after(range(count))) for count in counts]
     return tuple((count, promise.epsilon) for count, promise in spent if promise is not None)

@@ -42,6 +42,16 @@ class History(tuple[RoundCompleted, ...]):
         )
         return [event.row(tuple(metrics)) for event in self]
 
+    def attempt_rounds(self, attempts: int) -> list[int]:
+        """Return the round of each of the first `attempts` attempts.
+
+        An attempt that no completed round ends was made at the round after the last one.
+        """
+        found: list[int] = []
+        for event in self:
+            found += [event.round] * (event.attempt + 1 - len(found))
+        return [*found, *[len(self)] * (attempts - len(found))]
+
     def __repr__(self) -> str:
         """Return the table as text, with the columns' names."""
         rows = self.rows()

@@ -84,7 +84,7 @@ class PreparedStudy:
 
         Hospitals keep their own ledgers.
         """
-        return self.run_config.plan.mechanism is not None and not self.is_deployment
+        return self.run_config.plan.guarantee is not None and not self.is_deployment
 
     def require_simulated(self) -> None:
         """Refuse a deployment.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from attrs import define, field
 
 from cohortium import parameters
 from cohortium.catalog.provenance import as_versions, collect_provenance
-from cohortium.ledger.cost import AttemptCost
 from cohortium.runs.checkpoint import Checkpoint, RunFingerprint
 from cohortium.runs.result import versions
 
@@ -202,8 +202,7 @@ def run_fingerprint(prepared: PreparedStudy) -> RunFingerprint:
     plan, federation = prepared.run_config.plan, prepared.federation
     dealt = [np.ascontiguousarray(indices, dtype="<i8").tobytes() for indices in prepared.partition]
     terms = (
-        AttemptCost.from_plan(plan),
-        prepared.run_config.federation_spec.attempts,
+        *itertools.chain.from_iterable(prepared.run_config.costs().items()),
         plan.ring.bits,
         plan.length,
     )

@@ -102,7 +102,7 @@ def measuring_privatizer(
     value = cast("Any", privatizer)
     names = {each.name for each in attrs.fields(type(value))}
     wanted = {"epsilon": epsilon, "delta": delta}
-    changes: dict[str, float] = {name: v for name, v in wanted.items() if v is not None}
+    changes: dict[str, float | str] = {name: v for name, v in wanted.items() if v is not None}
     odd = sorted(changes.keys() - names)
     if odd:
         raise StudyError(
@@ -116,6 +116,9 @@ def measuring_privatizer(
         )
     if "clip_norm" in names:
         changes["clip_norm"] = 1.0
+    # Rows are scaled to the clip norm, and no server optimizer takes their sum.
+    fixed: dict[str, float | str] = {"target_unclipped": 0.0, "noise_schedule": "constant"}
+    changes |= {name: value for name, value in fixed.items() if name in names}
     try:
         found: Privatizer = attrs.evolve(value, **changes)
     except (TypeError, ValueError) as error:

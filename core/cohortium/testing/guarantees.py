@@ -137,7 +137,7 @@ def _guaranteed(privatizer: Privatizer) -> list[tuple[PrivacyProbe, Guarantee]]:
 def _output(trial: PrivacyProbe, guarantee: Guarantee) -> Output:
     """Return the view of the adversary that `guarantee` names.
 
-    It is a sum over the honest sites, or one site alone.
+    It is a sum over the honest sites, or one site alone, with every element of the releases.
     """
     import torch
 
@@ -157,12 +157,12 @@ def _output(trial: PrivacyProbe, guarantee: Guarantee) -> Output:
             batch = _all() if probed or site else _all()[1:]
             scene = ProbeNetwork().with_scale(0, scale) if probed else ProbeNetwork()
             words.append(private.release(scene.gradient(private, batch), float(EXAMPLES)).words)
-        return trial.decoded(words)
+        return trial.seen(words)
 
     def released_update(scale: float, draw: int) -> Reals:
         others = [direction * 0] * (sites - 1)
         try:
-            return trial.released([direction * scale, *others], draw)
+            return trial.seen(trial.releases([direction * scale, *others], draw))
         except RefusalError as refusal:
             raise ConformanceError(
                 f"one {guarantee.unit} with a huge update was refused ({refusal}), which reveals "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.roles.protocols import Privatizer
-    from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
+    from cohortium.roles.sessions import PrivacyPlan, RoundPlan, SitePrivatizer
     from cohortium.roles.values import ExampleIndices
 
     Reals = NDArray[np.float64]
@@ -58,10 +58,16 @@ The first has whole batches, whose accounting is exact and quick.
 
 @frozen
 class PrivacyProbe:
-    """A plan, and the workload for which it was made."""
+    """A plan, the workload for which it was made, and the number of a round."""
 
     workload: Workload
     plan: PrivacyPlan
+    number: int = 0
+
+    @property
+    def round_plan(self) -> RoundPlan:
+        """The plan of the round."""
+        return self.plan.at_round(self.number, self.plan.initial_state)
 
     @property
     def unit(self) -> str | None:
@@ -79,24 +85,35 @@ class PrivacyProbe:
 
     def site(self, *label: int) -> SitePrivatizer:
         """Return one attempt at one site.  Equal labels give equal secrets."""
-        return self.plan.for_site(
+        return self.round_plan.for_site(
             Randomness.insecure_from_seed(1).derive(*label), np.arange(EXAMPLES)
         )
 
-    def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
-        """Return the coordinator's decoding of the sum of some sites' words."""
+    def total(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> RingSum:
+        """Return the sum of some sites' words."""
         ring = self.plan.ring
         words = ring.zeros(self.plan.length)
         for release in releases:
             words = words + release
-        total = RingSum(ring, words, tuple(range(len(releases))))
-        return self.plan.decode(total).double().numpy()
+        return RingSum(ring, words, tuple(range(len(releases))))
+
+    def decoded(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
+        """Return the coordinator's decoding of the sum of some sites' words."""
+        return self.round_plan.decode(self.total(releases)).double().numpy()
+
+    def seen(self, releases: Sequence[NDArray[np.unsignedinteger]]) -> Reals:
+        """Return every element of the sum of some sites' words, shape (length,)."""
+        return self.plan.ring.signed(self.total(releases).words).astype(np.float64)
+
+    def releases(self, vectors: Sequence[Tensor], *label: int) -> list[NDArray[np.unsignedinteger]]:
+        """Return the words of each site, where site k releases `vectors[k]`."""
+        return [
+            self.site(*label, k).release(v, float(EXAMPLES)).words for k, v in enumerate(vectors)
+        ]
 
     def released(self, vectors: Sequence[Tensor], *label: int) -> Reals:
         """Return the coordinator's decoding when site k releases `vectors[k]`."""
-        return self.decoded(
-            [self.site(*label, k).release(v, float(EXAMPLES)).words for k, v in enumerate(vectors)]
-        )
+        return self.decoded(self.releases(vectors, *label))
 
 
 def privacy_probes(privatizer: Privatizer) -> tuple[PrivacyProbe, ...]:

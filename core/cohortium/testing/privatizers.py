@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 
 from cohortium.errors import RefusalError
+from cohortium.ledger.cost import costliest_round, run_costs
+from cohortium.messages.run import MAX_PLAN_STATE
 from cohortium.privacy.accounting import compose
 from cohortium.testing.contract import Check, ConformanceError, ensure
 from cohortium.testing.plans import (
@@ -55,7 +59,8 @@ def check_plan_is_repeatable(privatizer: Privatizer) -> None:
 def check_spent(privatizer: Privatizer) -> None:
     """The guarantee's ε grows with the attempts, up to the run's guarantee."""
     for plan in (trial.plan for trial in privacy_probes(privatizer)):
-        spent = [plan.guarantee_after(n) for n in range(1, COHORT.attempts + 1)]
+        rounds = [*range(COHORT.rounds), *[costliest_round(plan, COHORT.rounds)] * COHORT.retries]
+        spent = [plan.guarantee_after(rounds[: n + 1]) for n in range(len(rounds))]
         if plan.guarantee is None:
             ensure(
                 spent == [None] * len(spent),
@@ -86,14 +91,16 @@ def check_mechanism(privatizer: Privatizer) -> str | None:
     """
     plans = [trial.plan for trial in privacy_probes(privatizer)]
     for plan in plans:
-        guarantee, mechanism = plan.guarantee, plan.mechanism
+        guarantee, costs = plan.guarantee, run_costs(plan, COHORT.rounds, COHORT.retries)
+        spends = [(cost.mechanism, n) for cost, n in costs.items() if cost.mechanism is not None]
+        mechanism = plan.at_round(0, plan.initial_state).mechanism
         ensure(
             (guarantee is None) == (mechanism is None),
             f"the guarantee is {guarantee} and the mechanism {mechanism}; a plan has both or none.",
         )
-        if guarantee is None or mechanism is None:
+        if guarantee is None:
             continue
-        (spent,) = compose([(mechanism, COHORT.attempts)], guarantee.delta)
+        (spent,) = compose(spends, guarantee.delta)
         ensure(
             spent.epsilon >= MECHANISM_SLACK * guarantee.epsilon,
             f"{COHORT.attempts} attempts of the mechanism compose to ε = {spent.epsilon:.4g}, and "
@@ -101,6 +108,59 @@ def check_mechanism(privatizer: Privatizer) -> str | None:
             "the mechanism of one whole attempt.",
         )
     return None if any(plan.guarantee for plan in plans) else "not needed: nothing is guaranteed"
+
+
+def check_plan_is_a_value(privatizer: Privatizer) -> None:
+    """No method changes a plan, and its copy in another process releases the same.
+
+    All that changes between rounds is the state, which comes from a released sum.
+    """
+    for trial in privacy_probes(privatizer):
+        plan, vectors = trial.plan, [_direction(k) * 0.01 for k in range(COHORT.cohort_size)]
+        before = trial.releases(vectors)
+        total = trial.total(before)
+        trial.round_plan.decode(total)
+        state = trial.round_plan.next_state(total)
+        ensure(
+            all(map(np.array_equal, before, trial.releases(vectors))),
+            "decode or next_state changed the plan, so a site in another process would go on with "
+            "the old one; return what changes from next_state, and take it in at_round.",
+        )
+        copy = attrs.evolve(trial, plan=pickle.loads(pickle.dumps(plan)))  # noqa: S301 - our own
+        ensure(
+            all(map(np.array_equal, before, copy.releases(vectors))),
+            "a pickled plan releases something else than the plan; keep all of it in its fields.",
+        )
+        ensure(
+            isinstance(state, tuple)
+            and len(state) == len(plan.initial_state) <= MAX_PLAN_STATE
+            and all(isinstance(value, float) and math.isfinite(value) for value in state),
+            f"next_state gave {state!r} after {plan.initial_state!r}; give as many finite numbers, "
+            f"{MAX_PLAN_STATE:,} at most.",
+        )
+        costs = [plan.at_round(1, each).mechanism for each in (plan.initial_state, state)]
+        ensure(
+            costs[0] == costs[1],
+            f"round 1 applies {costs[0]} or {costs[1]}, by the state; the mechanism of a round "
+            "must be known before the run.",
+        )
+
+
+def check_refuses_foreign_state(privatizer: Privatizer) -> str | None:
+    """A state that a lying coordinator made up raises an error."""
+    plans = [trial.plan for trial in privacy_probes(privatizer) if trial.plan.initial_state]
+    for plan in plans:
+        state = plan.initial_state
+        for bad in ((), (*state, 0.0), (math.nan,) * len(state), (math.inf,) * len(state)):
+            try:
+                plan.at_round(0, bad)
+            except RefusalError:
+                continue
+            raise ConformanceError(
+                f"at_round took the state {bad}, where the first one is {state}; raise "
+                "RefusalError for a state that the plan does not have."
+            )
+    return None if plans else "not needed: all rounds are alike"
 
 
 def check_batches(privatizer: Privatizer) -> None:
@@ -289,6 +349,8 @@ CHECKS: tuple[Check, ...] = (
     check_plan_is_repeatable,
     check_spent,
     check_mechanism,
+    check_plan_is_a_value,
+    check_refuses_foreign_state,
     check_batches,
     check_batches_are_poisson,
     check_gradient,

@@ -22,6 +22,7 @@ from cohortium.plugin import (
     poisson_patient_batches,
 )
 from cohortium_gaussian import Gaussian
+from tests.support.round_plans import first_round
 
 COHORT = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, retries=1)
 GRADIENT = Workload(output="gradient", steps=1, sampling_rate=0.25)
@@ -35,18 +36,18 @@ def test_replace_one_doubles_noise_and_refuses_sampling() -> None:
         one.plan(GRADIENT, COHORT, 10)
     whole = Workload(output="gradient", steps=1, sampling_rate=1.0)
     plans = [g.plan(whole, COHORT, 10) for g in (one, Gaussian())]
-    assert plans[0].deviation == pytest.approx(2 * plans[1].deviation)
+    assert first_round(plans[0]).deviation == pytest.approx(2 * first_round(plans[1]).deviation)
 
 
 def test_the_guarantee_covers_retries_and_never_shrinks() -> None:
     plan = Gaussian().plan(UPDATE, COHORT, 10)
-    curve = [plan.guarantee_after(n).epsilon for n in range(1, COHORT.attempts + 1)]
+    curve = [plan.guarantee_after(range(n)).epsilon for n in range(1, COHORT.attempts + 1)]
     assert curve == sorted(curve)
-    assert plan.guarantee == plan.guarantee_after(COHORT.attempts)
+    assert plan.guarantee == plan.guarantee_after(range(COHORT.attempts))
     assert 5.9 < plan.guarantee.epsilon <= 6.0
     assert plan.guarantee.epsilon_at_1e_5 > plan.guarantee.epsilon
     fewer = FederationSpec(sites=4, cohort_size=4, examples=400, rounds=5, retries=0)
-    assert Gaussian().plan(UPDATE, fewer, 10).deviation < plan.deviation
+    assert first_round(Gaussian().plan(UPDATE, fewer, 10)).deviation < first_round(plan).deviation
 
 
 def test_seeded_noise_is_labelled_a_simulation() -> None:
@@ -60,12 +61,12 @@ def test_seeded_noise_is_labelled_a_simulation() -> None:
 
 def test_batches_are_poisson_samples_from_the_secret() -> None:
     plan = Gaussian().plan(UPDATE, COHORT, 10)
-    drawn = list(plan.for_site(Randomness.system()).batches(5000))
+    drawn = list(first_round(plan).for_site(Randomness.system()).batches(5000))
     assert len(drawn) == UPDATE.steps
     sizes = [len(batch) for batch in drawn]
     assert all(abs(size - 500) < 6 * math.sqrt(450) for size in sizes)
     assert len(set(sizes)) > 1
-    again = list(plan.for_site(Randomness.system()).batches(5000))
+    again = list(first_round(plan).for_site(Randomness.system()).batches(5000))
     assert any(not np.array_equal(a, b) for a, b in zip(drawn, again, strict=True))
 
 
@@ -74,12 +75,12 @@ def one_gradient(plan_secret: Randomness, loss: float) -> tuple[torch.Tensor, fl
     plan = Gaussian(clip_norm=0.5).plan(GRADIENT, COHORT, 50_000)
     net = torch.nn.Linear(50_000, 1, bias=False)
     inputs = torch.full((1, 50_000), loss)
-    privatizer = plan.for_site(plan_secret)
+    privatizer = first_round(plan).for_site(plan_secret)
     privatizer.set_private_gradient(
         net, lambda b: net(inputs[torch.from_numpy(b)])[:, 0], np.array([0])
     )
     assert net.weight.grad is not None
-    return net.weight.grad.flatten().double(), plan.deviation / plan.expected_batch
+    return net.weight.grad.flatten().double(), first_round(plan).deviation / plan.expected_batch
 
 
 def test_the_gradient_carries_the_noise_that_was_planned() -> None:
@@ -96,10 +97,12 @@ def test_example_changes_gradient_by_clip_norm() -> None:
 def test_a_site_level_release_is_clipped_then_noised() -> None:
     plan = Gaussian(unit="site", clip_norm=2.0, epsilon=50.0).plan(UPDATE, COHORT, 20_000)
     vector = torch.ones(20_000)
-    released = plan.for_site(Randomness.system()).release(vector, weight=1e9)
-    values = plan.decode(RingSum(released.ring, released.words, (0,))).double().numpy()
-    assert values.mean() == pytest.approx(2 / math.sqrt(20_000), abs=6 * plan.deviation / 141)
-    noise = (values - 2 / math.sqrt(20_000)) / plan.deviation
+    released = first_round(plan).for_site(Randomness.system()).release(vector, weight=1e9)
+    values = first_round(plan).decode(RingSum(released.ring, released.words, (0,))).double().numpy()
+    assert values.mean() == pytest.approx(
+        2 / math.sqrt(20_000), abs=6 * first_round(plan).deviation / 141
+    )
+    noise = (values - 2 / math.sqrt(20_000)) / first_round(plan).deviation
     assert distributions.kstest(noise, "norm").pvalue > 1e-4
 
 
@@ -108,16 +111,18 @@ def test_the_mean_of_many_sites_decodes() -> None:
     vectors = [torch.full((100,), 0.01 * k) for k in range(4)]
     total = plan.ring.zeros(100)
     for vector in vectors:
-        total += plan.for_site(Randomness.system()).release(vector, 1.0).words
-    mean = plan.decode(RingSum(plan.ring, total, (0, 1, 2, 3)))
-    assert torch.allclose(mean, torch.full((100,), 0.015), atol=4 * plan.deviation)
+        total += first_round(plan).for_site(Randomness.system()).release(vector, 1.0).words
+    mean = first_round(plan).decode(RingSum(plan.ring, total, (0, 1, 2, 3)))
+    assert torch.allclose(mean, torch.full((100,), 0.015), atol=4 * first_round(plan).deviation)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_update_is_refused(value: float) -> None:
     plan = Gaussian().plan(UPDATE, COHORT, 3)
     with pytest.raises(RefusalError, match="NaN or infinity"):
-        plan.for_site(Randomness.system()).release(torch.tensor([0.0, value, 0.0]), 1.0)
+        first_round(plan).for_site(Randomness.system()).release(
+            torch.tensor([0.0, value, 0.0]), 1.0
+        )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def shared_sum(plan: Any, sites: int, values: float = 0.0) -> NDArray[np.float64
     """What `sites` sites' releases of equal vectors add up to, in real numbers."""
     total = plan.ring.zeros(plan.length)
     for _ in range(sites):
-        privatizer = plan.for_site(Randomness.system())
+        privatizer = first_round(plan).for_site(Randomness.system())
         total += privatizer.release(torch.full((plan.length,), values), 1.0).words
     return np.asarray(plan.code.decode(total))
 
@@ -142,7 +147,7 @@ def test_honest_noise_shares_sum_to_full_noise(unit: Any) -> None:
     plan = Gaussian(noise="distributed", unit=unit, clip_norm=2.0).plan(GRADIENT, SHARING, 20_000)
     assert plan.honest == 2
     scale = plan.expected_batch if unit == "example" else 1.0
-    whole = plan.mechanism.noise_multiplier * 2.0 / scale
+    whole = first_round(plan).mechanism.noise_multiplier * 2.0 / scale
     noise = shared_sum(plan, sites=2) / whole
     assert distributions.kstest(noise, "norm").pvalue > 1e-4
     # All four sites: more than is needed, by the square root of their number over the honest.
@@ -217,7 +222,7 @@ def test_patient_enters_batch_once() -> None:
     plan = Gaussian(unit="patient").plan(UPDATE, federation_spec, 10)
     assert plan.expected_batch == pytest.approx(0.1 * 30)
     patients = np.repeat(np.arange(300), np.arange(300) % 7 + 1)
-    drawn = list(plan.for_site(Randomness.system(), patients).batches(len(patients)))
+    drawn = list(first_round(plan).for_site(Randomness.system(), patients).batches(len(patients)))
     assert len(drawn) == UPDATE.steps
     for batch in drawn:
         assert len(np.unique(patients[batch])) == len(batch)
@@ -240,4 +245,4 @@ def test_patient_unit_without_patient_ids_is_refused() -> None:
         Gaussian(unit="patient").plan(UPDATE, COHORT, 10)
     plan = Gaussian(unit="patient").plan(UPDATE, evolve(COHORT, patients=120), 10)
     with pytest.raises(RefusalError, match="do not say whose"):
-        plan.for_site(Randomness.system()).batches(100)
+        first_round(plan).for_site(Randomness.system()).batches(100)

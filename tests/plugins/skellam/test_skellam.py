@@ -22,6 +22,7 @@ from cohortium.plugin import (
 )
 from cohortium.privacy import accounting
 from cohortium_skellam import Skellam, _draw, _renyi
+from tests.support.round_plans import first_round
 
 COHORT = FederationSpec(
     sites=6,
@@ -130,7 +131,9 @@ def test_honest_shares_make_up_the_noise_exactly() -> None:
     assert plan.guarantee.honest == 3
     total = plan.ring.zeros(2000)
     for _ in range(3):
-        total += plan.for_site(Randomness.system()).release(torch.zeros(2000), 1.0).words
+        total += (
+            first_round(plan).for_site(Randomness.system()).release(torch.zeros(2000), 1.0).words
+        )
     noise = plan.ring.signed(total) / math.sqrt(plan.integer_grid.variance)
     assert distributions.kstest(noise, "norm").pvalue > 1e-4
 
@@ -155,8 +158,8 @@ def test_the_mean_of_many_sites_decodes() -> None:
     total = plan.ring.zeros(50)
     for site in range(6):
         vector = torch.full((50,), 0.01 * site)
-        total += plan.for_site(Randomness.system()).release(vector, 1.0).words
-    mean = plan.decode(RingSum(plan.ring, total, tuple(range(6))))
+        total += first_round(plan).for_site(Randomness.system()).release(vector, 1.0).words
+    mean = first_round(plan).decode(RingSum(plan.ring, total, tuple(range(6))))
     tolerance = 8 * math.sqrt(plan.share) * plan.integer_grid.grid / plan.expected_batch
     assert torch.allclose(mean, torch.full((50,), 0.025), atol=tolerance)
 
@@ -181,4 +184,6 @@ def test_unsupported_workload_or_terms_are_refused(
 def test_a_non_finite_gradient_is_refused() -> None:
     plan = planned(parameters=3)
     with pytest.raises(RefusalError, match="NaN or infinity"):
-        plan.for_site(Randomness.system()).release(torch.tensor([0.0, math.nan, 0.0]), 1.0)
+        first_round(plan).for_site(Randomness.system()).release(
+            torch.tensor([0.0, math.nan, 0.0]), 1.0
+        )

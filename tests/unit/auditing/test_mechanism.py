@@ -154,14 +154,14 @@ def test_accounting_audit_detects_restart_at_any_epsilon(epsilon: float) -> None
     honest = Gaussian(unit="site", epsilon=epsilon)
     federation_spec = evolve(COHORT, rounds=20)
     assert audit_accounting(
-        RestartsAccountant(honest).plan(STEPS, federation_spec, 2), 20
+        RestartsAccountant(honest).plan(STEPS, federation_spec, 2), federation_spec
     ).is_refuted
-    assert not audit_accounting(honest.plan(STEPS, federation_spec, 2), 20).is_refuted
+    assert not audit_accounting(honest.plan(STEPS, federation_spec, 2), federation_spec).is_refuted
 
 
 def test_accounting_audit_passes_sampled_batches() -> None:
     plan = HONEST["sampled"][0].plan(SAMPLED, COHORT, 2)
-    finding = audit_accounting(plan, COHORT.attempts)
+    finding = audit_accounting(plan, COHORT)
     assert not finding.is_refuted, finding
 
 

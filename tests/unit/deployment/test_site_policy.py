@@ -16,7 +16,6 @@ from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import CohortiumError, RefusalError, RequestError, RunError
-from cohortium.ledger.cost import AttemptCost
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either
 from cohortium.messages.run import Refusal, Reply
@@ -213,6 +212,11 @@ class Curve:
     guarantee: Guarantee
     mechanism: RenyiBoundedMechanism
     length: int = 10
+    initial_state: tuple[float, ...] = ()
+
+    def at_round(self, number: int, state: tuple[float, ...]) -> Curve:
+        del number, state
+        return self
 
 
 def test_guarantee_without_bound_for_unit_is_refused() -> None:
@@ -515,7 +519,7 @@ def test_overspending_run_stops_before_that_round(tmp_path: Path, images: Path) 
     path.write_text(path.read_text().replace("epsilon = 10.0", "epsilon = 7.0"))
     account = SiteConfig.read(path).account
     account.ledger.create()
-    cost = AttemptCost.from_plan(run_config(rounds=5).plan)
+    (cost,) = run_config(rounds=5).costs()
     assert account.budget is not None
 
     def another_run(exchange: int) -> None:

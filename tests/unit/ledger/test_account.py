@@ -73,22 +73,22 @@ def test_account_refuses_overspending_attempt(ledger: Ledger) -> None:
 def test_unaffordable_run_is_refused_at_start(ledger: Ledger) -> None:
     account = Account(ledger, "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE))
     with pytest.raises(RefusalError, match="0 is spent, and 60 more attempts would make it 3"):
-        account.check_run(RUN, cost(), 60)
-    account.check_run(RUN, cost(), 5)
+        account.check_run(RUN, Counter({cost(): 60}))
+    account.check_run(RUN, Counter({cost(): 5}))
     for attempt in range(3):
         account.charge(RUN, attempt, attempt, cost())
     # It goes on after a restart: what it has spent it need not find again.
     again = Account(ledger, "ours", account.budget)
-    again.check_run(RUN, cost(), 5)
+    again.check_run(RUN, Counter({cost(): 5}))
     with pytest.raises(RefusalError, match="is spent, and 5 more attempts"):
-        again.check_run(OTHER, cost(), 5)
+        again.check_run(OTHER, Counter({cost(): 5}))
 
 
 def test_two_runs_share_one_budget(ledger: Ledger) -> None:
     budget = Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE)
     accounts = {RUN: Account(ledger, "ours", budget), OTHER: Account(ledger, "ours", budget)}
     for session, account in accounts.items():
-        account.check_run(session, cost(), 5)
+        account.check_run(session, Counter({cost(): 5}))
     made, codes = 0, set()
     for attempt in range(5):
         for session, account in accounts.items():
@@ -135,7 +135,7 @@ def test_cost_without_bound_for_budget_is_refused(
     account = Account(ledger, "ours", Budget(epsilon=1e6, delta=1e-5, scope=terms))
     assert refusal(account, 0, charged).endswith(f"and {words}.")
     with pytest.raises(RefusalError, match=words):
-        account.check_run(RUN, charged, 1)
+        account.check_run(RUN, Counter({charged: 1}))
     # Where it has been released all the same, nothing more is: nobody can say what is left.
     Account(ledger, "ours").charge(OTHER, 0, 0, charged)
     good = cost(unit=terms.unit)
@@ -246,7 +246,7 @@ def test_sampled_run_fits_by_quick_or_tight_bound() -> None:
 
 def test_fitting_run_is_not_recomputed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     account = Account(ledger, "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE))
-    account.check_run(RUN, cost(), 7)
+    account.check_run(RUN, Counter({cost(): 7}))
     calls = []
     fits = accounting.within_budget
 
@@ -294,7 +294,7 @@ def test_missing_ledger_is_refused_not_recreated(tmp_path: Path) -> None:
         Ledger(tmp_path / "gone.sqlite"), "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE)
     )
     tries: list[Callable[[], None]] = [
-        lambda: account.check_run(RUN, cost(), 1),
+        lambda: account.check_run(RUN, Counter({cost(): 1})),
         lambda: account.charge(RUN, 0, 0, cost()),
     ]
     for attempt in tries:

@@ -17,12 +17,20 @@ from cohortium.plugin import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.plugin import FederationSpec, KeyStream, Randomness, Ring, RingSum, Workload
+    from cohortium.plugin import (
+        FederationSpec,
+        KeyStream,
+        PlanState,
+        Randomness,
+        Ring,
+        RingSum,
+        Workload,
+    )
 
     ExampleIndices = NDArray[np.int64]
 
@@ -57,14 +65,23 @@ class RoundingPlan:
     length: int
     guarantee: None = None
     mechanism: None = None
+    initial_state: PlanState = ()
 
     @property
     def ring(self) -> Ring:
         """Where the sum is taken."""
         return self.code.ring
 
-    def guarantee_after(self, attempts: int) -> None:
+    def guarantee_after(self, rounds: Sequence[int]) -> None:
         """Nothing was promised."""
+
+    def at_round(self, round: int, state: PlanState) -> RoundingPlan:  # noqa: A002
+        """The plan itself, as all rounds are alike."""
+        return self
+
+    def next_state(self, total: RingSum) -> PlanState:
+        """Nothing changes between rounds."""
+        return ()
 
     def for_site(self, secret: Randomness, patients: ExampleIndices | None = None) -> RoundingSite:
         """One attempt at one site."""
