@@ -14,7 +14,7 @@ from attrs import frozen
 from cohortium import parameters
 from cohortium.catalog.provenance import collect_provenance
 from cohortium.crypto.randomness import Seeds
-from cohortium.data.group_scores import score_groups
+from cohortium.data.group_scores import groupings, score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
@@ -293,6 +293,7 @@ class RunDriver:
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
             )
+        predictions = None if predictions is None else self._grouped(predictions)
         scores = None if predictions is None else self._scored(predictions)
         result = self._result(scores, self._own())
         if self.folder is not None:
@@ -311,14 +312,18 @@ class RunDriver:
             self.folder.log.log_result()
         return result
 
-    def _scored(self, predictions: Predictions) -> Scores:
-        """Return the scores of the test images, by centre and group as well."""
+    def _grouped(self, predictions: Predictions) -> Predictions:
+        """Return the predictions for the test images with the images' centres and groups."""
         splits = self.prepared.loaded_splits
         assert splits is not None
         assert splits.test is not None
+        found = groupings(splits.test, splits.groups, splits.centres)
+        return attrs.evolve(predictions, groupings=found)
+
+    def _scored(self, predictions: Predictions) -> Scores:
+        """Return the scores of the test images, by centre and group as well."""
         rng = Seeds(self.prepared.federation.seed).generator("group intervals")
-        groups = score_groups(predictions, splits.test, splits.groups, splits.centres, rng)
-        return attrs.evolve(predictions.scores, groups=groups)
+        return attrs.evolve(predictions.scores, groups=score_groups(predictions, rng))
 
     def _own(self) -> OwnScores | None:
         """Score simulated sites on their held-out images, and store the scores."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
+import numpy as np
 from attrs import frozen
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.estimates import Estimate
+from cohortium.data.groups import Grouping
 from cohortium.data.predictions import Predictions
 from cohortium.data.scores import Scores, metric_name
 from cohortium.errors import RequestError, StudyError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from cohortium.runs.history import History
@@ -272,21 +275,59 @@ SITE_SCORES = "simulation/holdout_scores.json"
 def predictions_of(folder: Path) -> Predictions:
     """Return the predictions of the run in `folder` for each test image.
 
+    They have groupings only if the data have centres or groups, and the run stored them.
+
     Raises:
         RequestError: The file is missing or damaged.
     """
-    import numpy as np
-
     path = folder / PREDICTIONS
     try:
         with np.load(path, allow_pickle=False) as data:
             table = msgspec.json.decode(str(data["task"]), type=dict[str, Any])
             task = construction.build_part(discover(), "task", table, where=str(path))
-            return Predictions(data["predictions"], data["labels"], task)
+            return Predictions(data["predictions"], data["labels"], task, _groupings(data))
     except FileNotFoundError as error:
         raise RequestError(
             f"{folder} has no predictions for test images; name a finished run on a data set that "
             "has some."
         ) from error
-    except (OSError, ValueError, KeyError, StudyError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        StudyError,
+        msgspec.MsgspecError,
+        zipfile.BadZipFile,
+    ) as error:
         raise RequestError(f"{path} is damaged; run that study again.") from error
+
+
+class _Named(msgspec.Struct, forbid_unknown_fields=True):
+    """A stored grouping, without its codes."""
+
+    name: str
+    is_centre: bool
+    values: tuple[str, ...]
+
+
+def _groupings(data: Mapping[str, NDArray[Any]]) -> tuple[Grouping, ...]:
+    """Return the stored groupings.
+
+    Raises:
+        ValueError: They do not fit the labels.
+    """
+    if "groups" not in data:
+        return ()
+    codes = data["groups"]
+    named = msgspec.json.decode(str(data["groupings"]), type=list[_Named])
+    if codes.shape != (len(data["labels"]), len(named)):
+        raise ValueError("the groups do not fit the labels")
+    return tuple(
+        Grouping(
+            name=each.name,
+            is_centre=each.is_centre,
+            values=each.values,
+            codes=codes[:, k].astype(np.int64),
+        )
+        for k, each in enumerate(named)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
@@ -75,11 +75,25 @@ class RunFiles:
         values = predictions.values
         table = toml_tables.to_table(discover(), "task", predictions.task)
         buffer = io.BytesIO()
+        groupings = predictions.groupings
+        names = [
+            {"name": each.name, "is_centre": each.is_centre, "values": list(each.values)}
+            for each in groupings
+        ]
+        grouped: dict[str, Any] = (
+            {}
+            if not groupings
+            else {
+                "groups": np.stack([each.codes for each in groupings], 1).astype(np.int16),
+                "groupings": np.array(json.dumps(names)),
+            }
+        )
         np.savez_compressed(
             buffer,
             predictions=values.astype(np.float32) if values.dtype.kind == "f" else values,
             labels=predictions.labels,
             task=np.array(json.dumps(table)),
+            **grouped,
         )
         self._write(PREDICTIONS, buffer.getvalue())
 
