@@ -29,6 +29,7 @@ from cohortium.data.estimates import (
     share_ratio,
 )
 from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
+from cohortium.data.file_reader import FileImage, FileReader, MaskFormat
 from cohortium.data.groups import GroupColumn
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import (
@@ -37,6 +38,7 @@ from cohortium.data.image_file import (
     decode_image,
     decode_mask,
     read_image,
+    resize_image,
 )
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
@@ -201,7 +203,9 @@ __all__ = [
     "Examples",
     "FeatureWhitening",
     "FederationSpec",
+    "FileImage",
     "FileJournal",
+    "FileReader",
     "FileTable",
     "FixedPoint",
     "GroupColumn",
@@ -217,6 +221,7 @@ __all__ = [
     "ListedFormat",
     "LocalResult",
     "LocalTask",
+    "MaskFormat",
     "MemoryJournal",
     "Message",
     "MessageError",
@@ -328,6 +333,7 @@ __all__ = [
     "replace_library_errors",
     "require_no_batch_mixing",
     "require_per_example_gradients",
+    "resize_image",
     "roc_auc",
     "roc_curve",
     "run_deployed_study",
