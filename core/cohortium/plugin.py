@@ -28,7 +28,7 @@ from cohortium.data.estimates import (
     mean_ratio,
     share_ratio,
 )
-from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
+from cohortium.data.examples import DataSpec, Examples, valid_intensity_range
 from cohortium.data.file_reader import FileImage, FileReader, MaskFormat
 from cohortium.data.groups import GroupColumn
 from cohortium.data.image_array import read_image_array, read_mask_array
@@ -60,6 +60,7 @@ from cohortium.data.scores import (
     roc_auc,
     roc_curve,
 )
+from cohortium.data.splits import Splits
 from cohortium.data.survey import DataSurvey
 from cohortium.data.table import Table, read_table
 from cohortium.data.table_dataset import FileTable
@@ -108,6 +109,8 @@ from cohortium.learning.training import (
     Schedule,
     attach_schedule,
     attach_weight_averaging,
+    check_optimizer,
+    default_momentum,
     local_workload,
     make_optimizer,
     schedule_factor,
@@ -287,6 +290,7 @@ __all__ = [
     "build_network",
     "build_splits",
     "call_site",
+    "check_optimizer",
     "class_labels",
     "clipped_sum",
     "data_dir",
@@ -294,6 +298,7 @@ __all__ = [
     "decode_either",
     "decode_image",
     "decode_mask",
+    "default_momentum",
     "describe_fault",
     "did_you_mean",
     "encode",

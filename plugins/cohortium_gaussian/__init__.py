@@ -86,6 +86,7 @@ class Gaussian:
         """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_gaussian._plan import GaussianPlan
 
+        workload.require_separate_examples(self.unit)
         self._require_covered(workload, federation_spec)
         rate, steps = (1.0, 1) if self.unit == "site" else (workload.sampling_rate, workload.steps)
 

@@ -13,7 +13,7 @@ from cohortium.errors import DataError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
 
 
 def pack(

@@ -32,7 +32,7 @@ from cohortium.text import is_printable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
     from cohortium.data.survey import DataSurvey
     from cohortium.data.table import Table
     from cohortium.data.table_examples import ListedFormat
@@ -163,6 +163,9 @@ class FileTable:
 
     def load_readable(self, survey: DataSurvey) -> Splits:
         """Read the files that can be read, and note the others.
+
+        Args:
+            survey: Takes the reason of each row whose file is refused.
 
         Raises:
             DataError: The table is missing or damaged, or no training file can be read.

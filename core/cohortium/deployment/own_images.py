@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from attrs import Attribute
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Examples, Splits
+    from cohortium.data.examples import Examples
+    from cohortium.data.splits import Splits
 
 Use = Literal["train", "test"]
 """Use of a site's images in a run."""

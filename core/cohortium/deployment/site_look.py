@@ -14,7 +14,7 @@ from cohortium.errors import DataError
 from cohortium.reporting.data_content import DataFacts, Reading, facts_of, read
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.roles.protocols import Dataset
 

@@ -8,7 +8,8 @@ import attrs
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.data.examples import MAX_INTENSITY, UndeclaredRangeError
+from cohortium.data.examples import MAX_INTENSITY
+from cohortium.data.splits import UndeclaredRangeError
 from cohortium.data.survey import DataSurvey, load_readable
 from cohortium.errors import CohortiumError, DataError
 from cohortium.reporting.content import SiteRow, site_rows
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Examples, Splits
+    from cohortium.data.examples import Examples
+    from cohortium.data.splits import Splits
     from cohortium.roles.protocols import Dataset
     from cohortium.study.study import Study
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from cohortium.data.examples import Examples, Splits
+from cohortium.data.examples import Examples
 from cohortium.data.group_scores import MIN_IMAGES, groupings, score_groups, worst_row
 from cohortium.data.groups import MAX_VALUES, GroupColumn
 from cohortium.data.predictions import Predictions
 from cohortium.data.scores import GroupScore, GroupScores, Scores, interval
+from cohortium.data.splits import Splits
 from cohortium.plugin import DataError, Multiclass
 from cohortium_multilabel import Multilabel
 from cohortium_segmentation import Segmentation
