@@ -19,8 +19,8 @@ class MaskFormat:
 
     Attributes:
         suffix: Ending of the files, such as ".nii.gz".
-        encode: Returns the file's content for a mask, shape (H, W) or (D, H, W), with a class for
-            each pixel of the image as read and not resized.
+        encode: Returns the file's content for a mask, shape (H, W) or (D, H, W). The mask has a
+            class for each pixel of the image before it was resized.
     """
 
     suffix: str

@@ -22,6 +22,7 @@ from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
 from cohortium.runs.invite import invite_sites
+from cohortium.runs.mask_examples import choose_mask_examples
 from cohortium.runs.result import Measured, OwnScores, Result, Timings, versions
 from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, run_ledger
 from cohortium.runs.run_state import RunState, run_fingerprint
@@ -299,6 +300,7 @@ class RunDriver:
         if self.folder is not None:
             if predictions is not None and not self.prepared.is_deployment:
                 self.folder.write_predictions(predictions)
+                self._write_mask_examples(self.folder, predictions)
             self.folder.write_result(result)
         self.notify(
             RunCompleted(
@@ -311,6 +313,14 @@ class RunDriver:
         if self.folder is not None:
             self.folder.log.log_result()
         return result
+
+    def _write_mask_examples(self, folder: RunDirectory, predictions: Predictions) -> None:
+        splits = self.prepared.loaded_splits
+        assert splits is not None
+        assert splits.test is not None
+        found = choose_mask_examples(splits.test, predictions, self.prepared.run_config.spec)
+        if found is not None:
+            folder.write_mask_examples(found)
 
     def _grouped(self, predictions: Predictions) -> Predictions:
         """Return the predictions for the test images with the images' centres and groups."""

@@ -18,7 +18,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.data.estimates import Estimate
 from cohortium.data.groups import Grouping
 from cohortium.data.predictions import Predictions
-from cohortium.data.scores import Scores, metric_name
+from cohortium.data.scores import DECIMALS, Scores, metric_name
 from cohortium.errors import RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
@@ -216,7 +216,7 @@ class Result(StoredResult):
         scores, metric = self.scores, "accuracy"
         told = "none (no test images)"
         if scores is not None:
-            metric, told = metric_name(scores.main_metric), f"{scores.main:.2%}"
+            metric, told = metric_name(scores.main_metric), self._shown(scores.main)
             if scores.majority_share is not None:
                 told += f" (the most frequent class alone: {scores.majority_share:.2%})"
         if not self.is_personal:
@@ -229,7 +229,8 @@ class Result(StoredResult):
                 if majority is None
                 else f"each site's most frequent class alone: {majority:.2%}; "
             )
-            own = f"{self.own.personal_accuracy:.2%} ({alone}{self.own.images:,} images held out)"
+            own = self._shown(self.own.personal_accuracy)
+            own += f" ({alone}{self.own.images:,} images held out)"
         return [
             (f"sites' own {metric}", own),
             ("global network", f"{told}; no site uses this network"),
@@ -242,10 +243,19 @@ class Result(StoredResult):
             row = part.worst_row
             if row is None:
                 continue
-            ends = f"{_share(row.low)} to {_share(row.high)} at 95 %, {row.images:,} images"
+            ends = (
+                f"{self._shown(row.low)} to {self._shown(row.high)} at 95 %, {row.images:,} images"
+            )
             chance = "" if part.is_below_all else "; not below the score of all images"
             named = row.value or "not stated"
-            yield f"worst {part.name}", f"{named}: {_share(row.score)} ({ends}{chance})"
+            yield f"worst {part.name}", f"{named}: {self._shown(row.score)} ({ends}{chance})"
+
+    def _shown(self, value: float | None) -> str:
+        """Return a value of the main metric for people."""
+        if value is None:
+            return "none"
+        is_decimal = self.scores is not None and self.scores.main_metric in DECIMALS
+        return f"{value:.4f}" if is_decimal else f"{value:.2%}"
 
     def _repr_html_(self) -> str:
         """Return the important figures for a notebook, one per row."""
@@ -261,10 +271,6 @@ class Result(StoredResult):
             "record": "not kept" if self.folder is None else str(self.folder),
         }
         return html_table([{"result": key, "": value} for key, value in rows.items()])
-
-
-def _share(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2%}"
 
 
 PREDICTIONS = "simulation/predictions.npz"
