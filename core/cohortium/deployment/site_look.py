@@ -94,9 +94,11 @@ def _compare(site_config: SiteConfig, train: Reading, test: Reading) -> tuple[st
     )
     if images.is_one_account:
         return f"Both are charged to one account, so they may overlap.{rest}", ""
-    patients = (
-        "no patient is in both"
-        if images.are_patients_apart(site_config.test)
-        else "patients were not compared, because their numbers may differ"
-    )
+    columns = (train.splits.train.patients, test.splits.train.patients)
+    if images.are_patients_apart(site_config.test):
+        patients = "no patient is in both"
+    elif all(column is not None for column in columns):
+        patients = "patients were not compared, because their numbers may differ"
+    else:
+        patients = "patients were not compared, because not all images name one"
     return f"No image is in both, and {patients}.{rest}", ""
