@@ -28,7 +28,8 @@ from cohortium.data.estimates import (
     mean_ratio,
     share_ratio,
 )
-from cohortium.data.examples import DataSpec, Examples, Splits, valid_intensity_range
+from cohortium.data.examples import DataSpec, Examples, valid_intensity_range
+from cohortium.data.file_reader import FileImage, FileReader, MaskFormat
 from cohortium.data.groups import GroupColumn
 from cohortium.data.image_array import read_image_array, read_mask_array
 from cohortium.data.image_file import (
@@ -37,6 +38,7 @@ from cohortium.data.image_file import (
     decode_image,
     decode_mask,
     read_image,
+    resize_image,
 )
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
@@ -58,6 +60,7 @@ from cohortium.data.scores import (
     roc_auc,
     roc_curve,
 )
+from cohortium.data.splits import Splits
 from cohortium.data.survey import DataSurvey
 from cohortium.data.table import Table, read_table
 from cohortium.data.table_dataset import FileTable
@@ -106,6 +109,8 @@ from cohortium.learning.training import (
     Schedule,
     attach_schedule,
     attach_weight_averaging,
+    check_optimizer,
+    default_momentum,
     local_workload,
     make_optimizer,
     schedule_factor,
@@ -203,7 +208,9 @@ __all__ = [
     "Examples",
     "FeatureWhitening",
     "FederationSpec",
+    "FileImage",
     "FileJournal",
+    "FileReader",
     "FileTable",
     "FixedPoint",
     "GroupColumn",
@@ -219,6 +226,7 @@ __all__ = [
     "ListedFormat",
     "LocalResult",
     "LocalTask",
+    "MaskFormat",
     "MemoryJournal",
     "Message",
     "MessageError",
@@ -286,6 +294,7 @@ __all__ = [
     "build_network",
     "build_splits",
     "call_site",
+    "check_optimizer",
     "class_labels",
     "clipped_sum",
     "data_dir",
@@ -293,6 +302,7 @@ __all__ = [
     "decode_either",
     "decode_image",
     "decode_mask",
+    "default_momentum",
     "describe_fault",
     "did_you_mean",
     "encode",
@@ -332,6 +342,7 @@ __all__ = [
     "replace_library_errors",
     "require_no_batch_mixing",
     "require_per_example_gradients",
+    "resize_image",
     "roc_auc",
     "roc_curve",
     "run_deployed_study",

@@ -18,7 +18,6 @@ from attrs import Attribute, field, frozen
 from cohortium.plugin import (
     DataError,
     Dataset,
-    DataSurvey,
     FileTable,
     ImageFileOptions,
     ListedExample,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.plugin import Splits
     from cohortium_dicom._reader import DicomImage
     from cohortium_dicom._series import Volume
 
@@ -118,24 +116,10 @@ class DicomDataset(FileTable):
         assert self.intensity_range is not None
         return StoredValues(dtype=self.dtype, intensity_range=self.intensity_range)
 
-    def load(self) -> Splits:
-        """Read the table and the files that it lists.
-
-        Raises:
-            DataError: The table is missing or damaged, or a row or a file cannot be read.
-        """
-        return self.read_splits(self._format)
-
-    def load_readable(self, survey: DataSurvey) -> Splits:
-        """Read the files that can be read, and note the others.
-
-        Raises:
-            DataError: The table is missing or damaged, or no training file can be read.
-        """
-        return self.read_splits(self._format, survey)
-
     @property
-    def _format(self) -> ListedFormat:
+    def file_format(self) -> ListedFormat:
+        """The format of the files."""
+
         def read(path: Path, mask_path: Path | None) -> ListedExample:
             image, found = self._image(path)
             return ListedExample(

@@ -24,6 +24,7 @@ from cohortium.plugin import (
     Workload,
     attach_schedule,
     attach_weight_averaging,
+    check_optimizer,
     hookimpl,
     local_workload,
     make_optimizer,
@@ -88,7 +89,15 @@ class FedAvg:
     mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
 
     def workload(self, federation_spec: FederationSpec) -> Workload:
-        """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
+        """Declare Poisson steps for private runs, otherwise shuffled passes or steps.
+
+        Raises:
+            StudyError: An optimizer does not exist, or refuses an option.
+        """
+        check_optimizer(self.optimizer, self.optimizer_options)
+        check_optimizer(
+            self.server_optimizer, self.server_optimizer_options, key="server_optimizer_options"
+        )
         return local_workload(
             federation_spec,
             epochs=self.local_epochs,
@@ -125,6 +134,7 @@ class FedAvg:
             parameters,
             learning_rate=self.server_learning_rate,
             options=self.server_optimizer_options,
+            key="server_optimizer_options",
         )
         attach_weight_averaging(optimizer, rounds=rounds, share=self.average_last_fraction)
         return attach_schedule(optimizer, "constant", rounds)

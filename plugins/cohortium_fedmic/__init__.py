@@ -22,6 +22,7 @@ from cohortium.plugin import (
     Trainer,
     Workload,
     attach_schedule,
+    check_optimizer,
     hookimpl,
     local_workload,
     make_optimizer,
@@ -97,7 +98,15 @@ class FedMIC:
     rotations: bool = False
 
     def workload(self, federation_spec: FederationSpec) -> Workload:
-        """Declare Poisson steps for private runs, otherwise shuffled passes or steps."""
+        """Declare Poisson steps for private runs, otherwise shuffled passes or steps.
+
+        Raises:
+            StudyError: An optimizer does not exist, or refuses an option.
+        """
+        check_optimizer(self.optimizer, self.optimizer_options)
+        check_optimizer(
+            self.server_optimizer, self.server_optimizer_options, key="server_optimizer_options"
+        )
         return local_workload(
             federation_spec,
             epochs=self.local_epochs,
@@ -151,6 +160,7 @@ class FedMIC:
             parameters,
             learning_rate=self.server_learning_rate,
             options=self.server_optimizer_options,
+            key="server_optimizer_options",
         )
         return attach_schedule(optimizer, "constant", rounds)
 

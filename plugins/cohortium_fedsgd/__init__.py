@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 from attrs.validators import ge, le
 
 from cohortium.plugin import (
@@ -29,6 +29,8 @@ from cohortium.plugin import (
     attach_schedule,
     attach_statistics_rounds,
     attach_weight_averaging,
+    check_optimizer,
+    default_momentum,
     hookimpl,
     make_optimizer,
     parameters,
@@ -56,7 +58,8 @@ class FedSGD:
         sampling_rate: Probability of each example to be in a round's batch.
         optimizer: Optimizer at the server, any of `torch.optim`.
         learning_rate: Learning rate of that optimizer.
-        optimizer_options: Further arguments of that optimizer.
+        optimizer_options: Further arguments of that optimizer.  By default momentum 0.9, if the
+            optimizer has a momentum (`sgd`, `rmsprop`, `muon`).
         schedule: Schedule of the learning rate, over the rounds.
         flips: Whether to augment by mirroring.
         rotations: Whether to augment by quarter turns.
@@ -75,7 +78,8 @@ class FedSGD:
     optimizer: str = "sgd"
     learning_rate: float = field(default=0.06, validator=RATE)
     optimizer_options: dict[str, float | bool] = field(
-        factory=lambda: {"momentum": 0.9}, validator=valid_options
+        default=Factory(lambda self: default_momentum(self.optimizer, 0.9), takes_self=True),
+        validator=valid_options,
     )
     schedule: Schedule = "linear"
     flips: bool = False
@@ -87,7 +91,12 @@ class FedSGD:
     statistics_rounds: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
     def workload(self, federation_spec: FederationSpec) -> Workload:  # noqa: ARG002
-        """Declare one batch a round."""
+        """Declare one batch a round.
+
+        Raises:
+            StudyError: The optimizer does not exist, or refuses an option.
+        """
+        check_optimizer(self.optimizer, self.optimizer_options)
         return Workload(
             output="gradient",
             steps=1,

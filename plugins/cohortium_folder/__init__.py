@@ -11,12 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from cohortium.plugin import (
+    IMAGE_SUFFIXES,
     DataError,
     Dataset,
     DataSurvey,
+    FileImage,
+    FileReader,
     ImageFileOptions,
     Layout,
     Multiclass,
@@ -27,8 +30,10 @@ from cohortium.plugin import (
     build_splits,
     find_data,
     hookimpl,
+    read_image,
     read_image_array,
     read_readable_images,
+    resize_image,
     valid_intensity_range,
 )
 from cohortium_folder._tree import read_tree
@@ -118,6 +123,16 @@ class Folder:
             DataError: The folder has another structure, or no training file can be read.
         """
         return self._read(survey)
+
+    def file_reader(self) -> FileReader:
+        """Return the reader of single files like those of the folder."""
+        options = self._options
+
+        def read(path: Path) -> FileImage:
+            image = read_image(path, evolve(options, size=None))
+            return FileImage(pixels=resize_image(image, path, options), size=image.shape[1:])
+
+        return FileReader(suffixes=IMAGE_SUFFIXES, read=read)
 
     def _read(self, survey: DataSurvey | None = None) -> Splits:
         root = find_data(self.path, "folder")

@@ -102,6 +102,7 @@ class Gaussian:
         from cohortium_gaussian._plan import GaussianPlan
         from cohortium_gaussian._schedule import noise_by_round
 
+        workload.require_separate_examples(self.unit)
         self._require_covered(workload, federation_spec)
         rate, steps = (1.0, 1) if self.unit == "site" else (workload.sampling_rate, workload.steps)
 

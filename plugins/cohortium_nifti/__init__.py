@@ -19,14 +19,15 @@ from attrs.validators import and_, ge, le
 from cohortium.plugin import (
     DataError,
     Dataset,
-    DataSurvey,
     FileTable,
     ListedExample,
     ListedFormat,
+    MaskFormat,
     Offer,
     StudyError,
     hookimpl,
 )
+from cohortium_nifti._masks import SUFFIX, encode_mask
 from cohortium_nifti._reader import read_mask, read_nifti
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.plugin import Splits
 
 COHORTIUM_API = 1
 
@@ -94,24 +94,9 @@ class NiftiDataset(FileTable):
     plane: Plane = field(default="", validator=_known)
     dtype: ValueType = field(default="", validator=_known)
 
-    def load(self) -> Splits:
-        """Read the table and the files that it lists.
-
-        Raises:
-            DataError: The table is missing or damaged, or a row or a file cannot be read.
-        """
-        return self.read_splits(self._format)
-
-    def load_readable(self, survey: DataSurvey) -> Splits:
-        """Read the files that can be read, and note the others.
-
-        Raises:
-            DataError: The table is missing or damaged, or no training file can be read.
-        """
-        return self.read_splits(self._format, survey)
-
     @property
-    def _format(self) -> ListedFormat:
+    def file_format(self) -> ListedFormat:
+        """The format of the files."""
         # The reader mutes nibabel's warnings and log, which are one of the whole process.
         return ListedFormat(
             read=self._read, suffixes=SUFFIXES, mask_suffixes=SUFFIXES, num_threads=1
@@ -124,12 +109,16 @@ class NiftiDataset(FileTable):
         mask = None if mask_path is None else read_mask(mask_path, image=found)
         lengths = " × ".join(f"{length:.3g}" for length in found.spacing)
         notes = (("voxel in mm", lengths),)
+        mask_format = MaskFormat(
+            suffix=SUFFIX, encode=lambda predicted: encode_mask(path, predicted, axis)
+        )
         if axis is None:
-            return ListedExample(image=image, mask=mask, notes=notes)
+            return ListedExample(image=image, mask=mask, notes=notes, mask_format=mask_format)
         return ListedExample(
             image=image.squeeze(1 + axis),
             mask=None if mask is None else mask.squeeze(axis),
             notes=notes,
+            mask_format=mask_format,
         )
 
     def _axis(self, shape: tuple[int, ...], path: Path) -> int | None:

@@ -78,6 +78,7 @@ class Skellam:
         """Calibrate the noise.  See `Privatizer.plan`."""
         from cohortium_skellam._plan import SkellamPlan, calibrated
 
+        workload.require_separate_examples(self.unit)
         if self.unit == "patient" and federation_spec.patients is None:
             raise PrivacyError(
                 "unit is 'patient', but the data do not say whose each image is; give the data set "

@@ -15,7 +15,6 @@ from attrs import frozen
 
 from cohortium.plugin import (
     Dataset,
-    DataSurvey,
     FileTable,
     ImageFileOptions,
     Layout,
@@ -30,7 +29,6 @@ from cohortium.plugin import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cohortium.plugin import Splits
 
 COHORTIUM_API = 1
 
@@ -62,24 +60,9 @@ class TableDataset(FileTable):
         # A declared size is applied by `read_splits`.
         return ImageFileOptions(pages=self.pages, layout=self.layout)
 
-    def load(self) -> Splits:
-        """Read the table and the files that it lists.
-
-        Raises:
-            DataError: The table is missing or damaged, or a row or a file cannot be read.
-        """
-        return self.read_splits(self._format)
-
-    def load_readable(self, survey: DataSurvey) -> Splits:
-        """Read the files that can be read, and note the others.
-
-        Raises:
-            DataError: The table is missing or damaged, or no training file can be read.
-        """
-        return self.read_splits(self._format, survey)
-
     @property
-    def _format(self) -> ListedFormat:
+    def file_format(self) -> ListedFormat:
+        """The format of the files."""
         options = self._options
 
         def read(path: Path, mask: Path | None) -> ListedExample:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cohortium.roles import ROLES
+from tests.support.command_server import command
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +26,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.path = os.pathsep.join(map(str, [folder / "src", ROOT / "core", ROOT / "plugins"]))
         page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
         for name, text in BLOCK.findall(page):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,15 +44,20 @@ class Reader:
         (info / "entry_points.txt").write_text("\n".join(["[cohortium]", *lines]), "utf-8")
 
     def __call__(self, *arguments: str) -> str:
-        path = [self.folder / "src", ROOT / "core", ROOT / "plugins"]
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
+            env=os.environ | {"PYTHONPATH": self.path},
             capture_output=True,
             text=True,
             check=False,
         )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def cohortium(self, *arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": self.path}
+        done = command(*arguments, cwd=self.folder, environment=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -76,14 +83,14 @@ def test_tutorial_tests_pass(reader: Reader) -> None:
 
 
 def test_tutorial_study_matches_described_results(reader: Reader) -> None:
-    result = json.loads(reader("-m", "cohortium", "run", "study.toml", "--out", "record", "--json"))
+    result = json.loads(reader.cohortium("run", "study.toml", "--out", "record", "--json"))
     assert result["guarantee"]["unit"] == "site"
     assert result["guarantee"]["epsilon"] <= 100
     assert result["dropouts"] > 0
     lines = (reader.folder / "record" / "budget.txt").read_text("utf-8").splitlines()
     assert len(lines) == result["rounds"] == 20
     options = ("--set", "privatizer.name=none", "--out", "bare", "--json")
-    bare = json.loads(reader("-m", "cohortium", "run", "study.toml", *options))
+    bare = json.loads(reader.cohortium("run", "study.toml", *options))
     assert bare["accuracy"] == pytest.approx(0.5, abs=0.1)
     assert result["accuracy"] < bare["accuracy"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cohortium.study import toml
+from tests.support.command_server import write_script
 
 pytestmark = pytest.mark.slow
 
@@ -24,15 +25,17 @@ class Newcomer:
     """Someone who follows the page from top to bottom, and notes what each command says."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.said = folder, dict[str, str]()
+        self.folder, self.said = folder / "study", dict[str, str]()
+        self.folder.mkdir()
+        self.scripts = write_script(folder / "bin")
         for language, name, text in BLOCK.findall(PAGE):
             if name:
-                (folder / name).write_text(text, "utf-8")
+                (self.folder / name).write_text(text, "utf-8")
             elif language == "sh" and "pip install" not in text and "mkdir" not in text:
                 self.said[text.strip()] = self.run(text)
 
     def run(self, commands: str) -> str:
-        places = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        places = [str(self.scripts), str(Path(sys.executable).parent), os.environ["PATH"]]
         code = [str(ROOT / "core"), str(ROOT / "plugins")]
         done = subprocess.run(
             ["bash", "-e", "-c", commands],

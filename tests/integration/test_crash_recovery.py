@@ -88,7 +88,7 @@ def test_resume_after_random_kills_reaches_same_bits(
     server: ForkServer, whole: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     rng, kills, lives = random.Random(6), 0, 0
-    while kills < 50:
+    while kills < 24:
         study = REPEATABLE[lives % len(REPEATABLE)]
         folder = tmp_path / str(lives)
         lives += 1

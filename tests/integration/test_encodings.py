@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import define, field
 
 from cohortium.errors import StudyError
 from cohortium.study import toml
 from tests.support.study_files import CLASSES, PATHS, write_files
+from tests.support.warm_processes import LIBRARIES, WarmProcesses
 
 ANSWERS = "\n" * 8
 
 ENCODINGS: dict[str, dict[str, str]] = {
+    "utf-8": {"PYTHONIOENCODING": "utf-8"},
     "cp1252": {"PYTHONIOENCODING": "cp1252"},
     "ascii": {"PYTHONIOENCODING": "ascii"},
     # Without the help that Python gives itself where a locale has no name.
@@ -24,30 +29,63 @@ ENCODINGS: dict[str, dict[str, str]] = {
 }
 
 
-def cohortium(
-    *arguments: str | bytes, cwd: Path, encoding: str
-) -> tuple[subprocess.CompletedProcess[bytes], str]:
-    """A process, and what it printed, read strictly as what it was told to write."""
-    environment = {
+def environment(home: Path, encoding: str) -> dict[str, str]:
+    return {
         "PATH": os.environ["PATH"],
-        "HOME": str(cwd),
+        "HOME": str(home),
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, PATHS)),
         "OMP_NUM_THREADS": "1",
-        **ENCODINGS.get(encoding, {"PYTHONIOENCODING": "utf-8"}),
+        **ENCODINGS[encoding],
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "cohortium", *arguments],
-        cwd=cwd, env=environment, capture_output=True, check=False, input=ANSWERS.encode(),
-    )  # fmt: skip
+
+
+@define(eq=False)
+class Commands:
+    """Processes, forked from one interpreter for each encoding that began with it."""
+
+    _servers: dict[str, WarmProcesses] = field(factory=dict)
+    _stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
+
+    def __call__(
+        self, *arguments: str | bytes, cwd: Path, encoding: str
+    ) -> tuple[subprocess.CompletedProcess[bytes], str]:
+        """A process, and what it printed, read strictly as what it was told to write."""
+        values = environment(cwd, encoding)
+        if encoding not in self._servers:
+            server = WarmProcesses(*LIBRARIES, environment=values)
+            self._servers[encoding] = self._stack.enter_context(server).wait()
+        command = self._servers[encoding].command("cohortium.cli", "main", "cohortium")
+        return told(
+            subprocess.run(
+                [*command, *arguments],
+                cwd=cwd, env=values, capture_output=True, check=False, input=ANSWERS.encode(),
+            ),
+            encoding,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def told(
+    done: subprocess.CompletedProcess[bytes], encoding: str
+) -> tuple[subprocess.CompletedProcess[bytes], str]:
     name = "cp1252" if encoding == "cp1252" else "utf-8" if encoding == "utf-8" else "ascii"
-    told = done.stderr.decode(name)
-    assert "Traceback" not in told
-    assert "Unicode" not in told
+    errors = done.stderr.decode(name)
+    assert "Traceback" not in errors
+    assert "Unicode" not in errors
     return done, done.stdout.decode(name)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cohortium() -> Iterator[Commands]:
+    commands = Commands()
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, cohortium: Commands) -> Path:
     """A run, and a deployment dealt from it, by processes that print cp1252."""
     folder = tmp_path_factory.mktemp("made")
     write_files(folder)
@@ -87,7 +125,7 @@ CASES += [(COMMANDS[i], other) for i in (0, 4, 5, 9, 12, 23, 24) for other in ("
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "encoding"), CASES, ids=str)
 def test_command_works_in_any_locale_encoding(
-    command: tuple[str, ...], encoding: str, made: Path, tmp_path: Path
+    command: tuple[str, ...], encoding: str, made: Path, tmp_path: Path, cohortium: Commands
 ) -> None:
     arguments = [each.replace("{}", str(tmp_path)).encode() for each in command]
     done, text = cohortium(*arguments, cwd=made, encoding=encoding)
@@ -103,14 +141,14 @@ def test_command_works_in_any_locale_encoding(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_output_keeps_every_character(encoding: str, made: Path) -> None:
+def test_json_output_keeps_every_character(encoding: str, made: Path, cohortium: Commands) -> None:
     done, text = cohortium("predict", "run", "data.npz", "--json", cwd=made, encoding=encoding)
     assert done.returncode == 0
     assert set(json.loads(text)[0]["probabilities"]) == set(CLASSES)
 
 
 @pytest.mark.slow
-def test_text_output_escapes_only_unencodable_characters(made: Path) -> None:
+def test_text_output_escapes_only_unencodable_characters(made: Path, cohortium: Commands) -> None:
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="utf-8")
     assert text.splitlines()[0] == f'image,predicted,"{CLASSES[0]}",{CLASSES[1]},{CLASSES[2]}'
     _, text = cohortium("predict", "run", "data.npz", cwd=made, encoding="cp1252")
@@ -120,7 +158,19 @@ def test_text_output_escapes_only_unencodable_characters(made: Path) -> None:
 
 
 @pytest.mark.slow
-def test_undecodable_path_is_refused_in_one_sentence(made: Path) -> None:
+@pytest.mark.parametrize("encoding", ["cp1252", "locale C"])
+def test_new_interpreter_works_in_any_locale_encoding(encoding: str, made: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cohortium", "report", "run", "--out", f"{encoding}.html"],
+        cwd=made, env=environment(made, encoding), capture_output=True, check=False,
+    )  # fmt: skip
+    told(done, encoding)
+    assert done.returncode == 0
+    assert CLASSES[1] in (made / f"{encoding}.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_undecodable_path_is_refused_in_one_sentence(made: Path, cohortium: Commands) -> None:
     done, _ = cohortium("run", b"no\xff.toml", cwd=made, encoding="utf-8")
     assert done.returncode == 2
     assert rb"no\udcff.toml" in done.stderr

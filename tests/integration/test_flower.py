@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,22 +18,24 @@ import tomli_w
 from attrs import evolve
 
 from cohortium import Federation
-from cohortium.data.npz import data_dir
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.unix_socket import SiteSocketServer, call_site
-from cohortium.messages.codec import decode_either
+from cohortium.messages.codec import decode, decode_either
 from cohortium.messages.deployment import Acceptance, IdentifyReply
-from cohortium.messages.run import Refusal, Reply
+from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.study import toml
+from cohortium.study.measurement import EvaluationPlan
 from cohortium_cnn import CNN
 from cohortium_fedsgd import FedSGD
 from cohortium_flower import Flower
 from cohortium_gaussian import Gaussian
-from cohortium_medmnist import MedMNIST
+from cohortium_phantom import Phantom
 from cohortium_secagg import SecAgg
 from tests.support.federations import FaultyEngine
 from tests.support.flower_processes import DEPLOY, PATIENCE, Deployment, deployed
+
+SITES = 5
 
 LOST = 3
 """The hospital whose SuperNode is killed."""
@@ -45,17 +49,19 @@ MASKED = 2
 
 def simulation() -> Federation:
     return Federation(
-        dataset=MedMNIST(flag="pneumoniamnist", download=False),
-        model=CNN(width=8),
+        dataset=Phantom(examples=1000, validation=0, test=80),
+        model=CNN(width=4),
         trainer=FedSGD(sampling_rate=0.1),
         privatizer=Gaussian(epsilon=6.0, delta=1e-4, clip_norm=1.0),
         aggregator=SecAgg(reconstruction_threshold=4, num_shares=5),
-        sites=5,
+        sites=SITES,
         rounds=2,
         threads=1,
         reply_timeout=300.0,
         adversary="active",
         insecure_seeded_secrets=True,
+        holdout_fraction=0.4,
+        evaluation=EvaluationPlan(epsilon=2.0, parts=("accuracy",)),
     )
 
 
@@ -66,16 +72,19 @@ def is_masked_vector(reply: bytes) -> bool:
 
 @contextlib.contextmanager
 def severed(deployment: Deployment, site: int) -> Iterator[Path]:
-    """A socket before that of a site, which kills its SuperNode when its masked vector is made.
+    """A socket before that of a site, which kills its SuperNode at its first masked vector.
 
     So the site has trained, been charged and masked, and its vector never leaves the hospital.
     """
+    is_killed = False
 
     def answer(broadcast: bytes, own: bytes) -> bytes:
         reply = call_site(
             deployment.folder / f"site-{site}" / "site.sock", broadcast, own, patience=60.0
         )
-        if is_masked_vector(reply):
+        nonlocal is_killed
+        if is_masked_vector(reply) and not is_killed:
+            is_killed = True
             deployment.kill(f"node-{site}")
         return reply
 
@@ -90,24 +99,76 @@ def other_images(folder: Path) -> Iterator[None]:
     """For a time, the hospital's file holds images of another size."""
     own, kept = folder / "data.npz", folder / "kept.npz"
     own.rename(kept)
-    np.savez(
-        own,
-        train_images=np.zeros((9, 14, 14), np.uint8),
-        train_labels=np.arange(9) % 2,
-        classes=np.array(["normal", "pneumonia"]),
-    )
+    with np.load(kept) as data:
+        smaller = {
+            name: values[:, ::2, ::2] if name.endswith("_images") else values
+            for name, values in data.items()
+        }
+    np.savez(own, **smaller)
     yield
     kept.replace(own)
 
 
+def spent(folder: Path) -> list[int]:
+    """Charged attempts on the training and on the test images of a hospital."""
+    site_config = SiteConfig.read(folder / "site.toml")
+    with site_config.account.ledger.read_transaction() as book:
+        return [sum(book.charge_counts(name).values()) for name in site_config.accounts]
+
+
+def own_scores(folder: Path) -> dict[str, Any]:
+    """The exact scores in a hospital's folder, which has those of one evaluation."""
+    (path,) = (folder / "evaluations").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    scores: dict[str, Any] = json.loads(path.read_text())["scores"]
+    return scores
+
+
+def pooled(scores: list[dict[str, Any]]) -> float:
+    """The accuracy on all hospitals' images together."""
+    images = sum(each["images"] for each in scores)
+    hits = sum(each["images"] * each["metrics"]["accuracy"] for each in scores)
+    return float(hits / images)
+
+
+def rounds_of(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "events.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e.get("event") == "RoundCompleted"]
+
+
+def check_evaluation(folder: Path, weights: str) -> dict[str, Any]:
+    """Compare the evaluation with the hospitals' own figures; what it measured."""
+    evaluated = json.loads((folder / "run" / "evaluation" / "result.json").read_text())
+    assert evaluated["weights_sha256"] == weights
+    measured = evaluated["measured"]
+    assert measured["contributors"] == SITES
+    main = measured["estimates"][0]
+    assert main["metric"] == "accuracy"
+    # The exact scores of the hospitals, which only they know, are close to the noised one.
+    places = [folder / f"site-{site}" for site in range(SITES)]
+    exact = pooled([own_scores(place) for place in places])
+    reach = main["noise_high"] - main["noise_low"]
+    assert 0 < reach < 0.5
+    assert abs(main["value"] - exact) < reach
+    assert main["low"] <= main["noise_low"]
+    assert main["noise_high"] <= main["high"]
+
+    # Each hospital was charged for each attempt that it heard of, the lost one too.
+    for site, place in enumerate(places):
+        assert spent(place) == [1 if site == LOST else 2, 1]
+        told = f"accuracy {own_scores(place)['metrics']['accuracy']:.2%}"
+        assert told in (folder / f"{place.name}.log").read_text()
+    found: dict[str, Any] = measured
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.data
-@pytest.mark.skipif(data_dir() is None, reason="needs PneumoniaMNIST under COHORTIUM_DATA")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
     """Against a coordinator that may lie, with nodes that are registered; first a dry run.
 
     The round goes on without its vector, and the next one without the hospital.
+    The hospital comes back for the evaluation.
     """
     folder = tmp_path / "deployment"
     rehearsal.write_rehearsal(simulation().prepare(), folder)
@@ -115,7 +176,7 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
     file["engine"]["connect_timeout"] = 300.0
     (folder / "study.toml").write_text(tomli_w.dumps(file))
     with (
-        deployed(folder, sites=5) as deployment,
+        deployed(folder, sites=SITES) as deployment,
         severed(deployment, LOST) as before,
     ):
         deployment.start_all({LOST: before})
@@ -125,38 +186,51 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
             deployment.run(**{"dry-run": "true"}).wait(PATIENCE)
         log = deployment.log("lead")
         assert "1 of 5 sites do not take part" in log, log[-4000:]
-        assert f"site {AMISS}: the study declares uint8 images of shape (1, 28, 28)" in log
+        assert f"site {AMISS}: the study declares uint8 images of shape (3, 28, 28)" in log
         assert not (folder / "run").exists()
 
         # Nobody has registered its key.
         assert stranger.wait(PATIENCE) != 0
-        assert deployment.log("superlink").count("Activated node") == 5
+        assert deployment.log("superlink").count("Activated node") == SITES
 
-        deployment.run().wait(900)
+        run, lead = folder / "run", deployment.run()
+        # It comes back when the last round is over, and the evaluation waits for it.
+        deployment.until(
+            lambda: (run / "result.json").exists() or lead.poll() is not None, patience=900
+        )
+        assert f"node-{LOST}" not in deployment.processes, deployment.log("lead")[-4000:]
+        deployment.start_node(LOST)
+        lead.wait(900)
         log = deployment.log("lead")
-        assert f"node-{LOST}" not in deployment.processes
-    assert (folder / "run" / "result.json").exists(), log[-4000:]
-    result = json.loads((folder / "run" / "result.json").read_text())
-    lines = (folder / "run" / "events.jsonl").read_text().splitlines()
-    rounds = [e for e in map(json.loads, lines) if e.get("event") == "RoundCompleted"]
+    assert (run / "evaluation" / "result.json").exists(), log[-4000:]
+    result = json.loads((run / "result.json").read_text())
+    rounds = rounds_of(run)
     assert [event["dropped"] for event in rounds] == [[LOST], [LOST]]
-    lost = [[stage["dropped"] for stage in event["stages"]] for event in rounds]
-    assert [phases.index([LOST]) for phases in lost] == [MASKED, 0]
+    lost = [[stage["dropped"] for stage in event["stages"]].index([LOST]) for event in rounds]
+    assert lost == [MASKED, 0]
     assert result["dropouts"] == 2
     assert result["guarantee"]["simulation"]
     assert result["accuracy"] is not None
 
-    # The same in one process, where the vector of the lost site does not come, nor anything after.
-    is_gone = False
+    measured = check_evaluation(folder, weights=result["weights_sha256"])
+
+    # The same in one process, where the training has no vector of the lost site, nor more of it.
+    training = b""
 
     def tamper(_count: int, site: int, reply: bytes) -> bytes | None:
-        nonlocal is_gone
-        is_gone = is_gone or (site == LOST and is_masked_vector(reply))
-        return None if site == LOST and is_gone else reply
+        nonlocal training
+        session = decode(engine.log[-1][0], Request).session
+        if site == LOST and is_masked_vector(reply):
+            training = training or session
+        return None if site == LOST and session == training else reply
 
-    twin = evolve(simulation(), engine=FaultyEngine(tamper)).run()
+    engine = FaultyEngine(tamper)
+    twin = evolve(simulation(), engine=engine).run()
     assert [list(e.contributors) for e in twin.history] == [e["contributors"] for e in rounds]
     assert twin.weights_sha256 == result["weights_sha256"]
+    assert twin.evaluation is not None
+    assert twin.evaluation.measured is not None
+    assert list(twin.evaluation.measured.sums) == measured["sums"]
 
 
 def test_docs_deploy_files_match_deployment(tmp_path: Path) -> None:

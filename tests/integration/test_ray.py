@@ -119,7 +119,7 @@ def test_dead_worker_release_is_not_repeated(mortal: Mortal, tmp_path: Path) -> 
 
 
 def test_ray_with_two_hundred_sites_matches_inline() -> None:
-    study: dict[str, Any] = {"aggregator": SecAgg(), "sites": 200, "rounds": 5, "threads": 1}
+    study: dict[str, Any] = {"aggregator": SecAgg(), "sites": 200, "rounds": 2, "threads": 1}
     study |= {"dataset": QuadrantImages(examples=800), "evaluate_every": 0}
     here = tiny_federation(**study).run()
     there = tiny_federation(**study, engine=Ray()).run()

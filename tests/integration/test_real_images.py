@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.command_server import command
+
 
 def run(folder: Path, *settings: str) -> dict[str, Any]:
     words = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "cohortium", "run", "--json", "--out", "record", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    arguments = ["run", "--json", "--out", "record", *words]
+    done = command(*arguments, cwd=folder, environment=os.environ)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -13,8 +13,9 @@ from attrs import frozen
 
 from cohortium import Federation, parameters
 from cohortium.auditing.transcript import audit_secrets, audit_transcript
-from cohortium.data.examples import Examples, Splits
+from cohortium.data.examples import Examples
 from cohortium.data.groups import GroupColumn
+from cohortium.data.splits import Splits
 from cohortium.errors import DataError, RequestError, StoppedError, StudyError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.ledger.ledger import Ledger

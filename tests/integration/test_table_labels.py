@@ -17,7 +17,7 @@ import pytest
 from cohortium import Federation, reporting
 from cohortium.catalog.provenance import collect_provenance
 from cohortium.data.scores import Scores
-from cohortium.grid.paired import Difference
+from cohortium.grid.differences import Difference
 from cohortium.runs.site_scores import personalises
 from cohortium_fedavg import FedAvg
 from cohortium_fedmic import FedMIC

@@ -10,7 +10,8 @@ from attrs import field, frozen
 from torch import nn
 
 from cohortium import Federation
-from cohortium.data.examples import Examples, Splits
+from cohortium.data.examples import Examples
+from cohortium.data.splits import Splits
 from cohortium.plugin import Event, Multiclass
 from cohortium.roles.sessions import EngineSession, SiteFactory
 from cohortium_fedavg import FedAvg

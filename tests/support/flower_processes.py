@@ -1,9 +1,15 @@
-"""A SuperLink, SuperNodes and site processes on loopback with TLS, as a user would start them."""
+"""A SuperLink, SuperNodes and site processes on loopback with TLS.
+
+The SuperLink, the study lead and the first hospital start each process as a user would.
+The processes of the other hospitals are the same commands, forked from a server that has imported
+their libraries.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cohortium.study import toml
+from tests.support.warm_processes import LIBRARIES, WarmProcesses
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -70,19 +77,28 @@ class Deployment:
     sites: int
     ports: list[int] = field(init=False)
     processes: dict[str, subprocess.Popen[bytes]] = field(factory=dict)
+    _warm: WarmProcesses = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         # One for each node, a stranger's, and the SuperLink's.
         self.ports = free_ports(self.sites + 2)
-        scripts = self.folder / "bin"
-        scripts.mkdir()
+        modules = {target.split(":")[0] for target in COMMANDS.values()}
+        self._warm = WarmProcesses(
+            *LIBRARIES, *modules, "cohortium_flower.client_app", environment=self.environment()
+        )
+        for scripts in ("bin", "warm"):
+            (self.folder / scripts).mkdir()
         for name, target in COMMANDS.items():
             module, function = target.split(":")
+            new, forked = self.folder / "bin" / name, self.folder / "warm" / name
             lines = f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
-            (scripts / name).write_text(f"{lines}sys.exit({function}())\n")
-            (scripts / name).chmod(0o755)
-        script = ["sh", str(DEPLOY / "certificates.sh"), "localhost", str(self.folder / "tls")]
-        subprocess.run(script, check=True, capture_output=True)
+            new.write_text(f"{lines}sys.exit({function}())\n")
+            words = shlex.join(self._warm.command(module, function, name))
+            forked.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+            for script in (new, forked):
+                script.chmod(0o755)
+        command = ["sh", str(DEPLOY / "certificates.sh"), "localhost", str(self.folder / "tls")]
+        subprocess.run(command, check=True, capture_output=True)
         (self.folder / "app").mkdir()
         app = toml.read(DEPLOY / "app" / "pyproject.toml", what="the app")
         app["tool"]["flwr"]["app"]["config"] |= {
@@ -99,27 +115,29 @@ class Deployment:
         superlinks = {"superlink": {"default": "study", "study": link}}
         (home / "config.toml").write_text(tomli_w.dumps(superlinks))
 
-    @property
-    def environment(self) -> Mapping[str, str]:
+    def environment(self, scripts: str = "bin") -> Mapping[str, str]:
         return os.environ | {
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{self.folder / scripts}:{os.environ['PATH']}",
             "FLWR_HOME": str(self.folder / "home"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
             "OMP_NUM_THREADS": "1",
         }
 
-    def start(self, name: str, *command: str, **changes: str) -> None:
+    def start(self, name: str, *command: str, warm: bool = False, **changes: str) -> None:
+        """Start a command: from a new interpreter, or `warm`, from the server's."""
+        scripts = "warm" if warm else "bin"
+        program = str(self.folder / scripts / command[0])
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                command,
+                [program, *command[1:]],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env={**self.environment, **changes},
+                env={**self.environment(scripts), **changes},
                 # A node's whole group goes when it is killed.
-                start_new_session=True,
+                process_group=0,
             )
 
     def start_superlink(self) -> None:
@@ -139,26 +157,30 @@ class Deployment:
         """Make the key of each node, and have the SuperLink know it, as the study lead would."""
         for site in range(self.sites):
             public = draw_node_key(self.folder / f"node-{site}.key")
-            self.start(f"register-{site}", "flwr", "supernode", "register", str(public), "study")
+            command = ["flwr", "supernode", "register", str(public), "study"]
+            self.start(f"register-{site}", *command, warm=site > 0)
         for site in range(self.sites):
             done = self.processes.pop(f"register-{site}").wait(PATIENCE)
             assert done == 0, self.log(f"register-{site}")
 
     def start_site(self, site: int) -> None:
-        self.start(f"site-{site}", "cohortium", "site", f"site-{site}/site.toml")
+        command = ["cohortium", "site", f"site-{site}/site.toml"]
+        self.start(f"site-{site}", *command, warm=site > 0)
 
     def start_node(self, site: int, listening: Path | None = None) -> None:
         """Start the SuperNode of a hospital, with its own key and before its own socket."""
         listening = listening or self.folder / f"site-{site}" / "site.sock"
-        self._start_node(f"node-{site}", self.ports[site], listening)
+        self._start_node(f"node-{site}", self.ports[site], listening, warm=site > 0)
 
     def start_stranger(self) -> subprocess.Popen[bytes]:
         """Start a SuperNode whose key nobody has registered."""
         draw_node_key(self.folder / "stranger.key")
-        self._start_node("stranger", self.ports[-2], self.folder / "site-0" / "site.sock")
+        self._start_node(
+            "stranger", self.ports[-2], self.folder / "site-0" / "site.sock", warm=True
+        )
         return self.processes["stranger"]
 
-    def _start_node(self, name: str, port: int, listening: Path) -> None:
+    def _start_node(self, name: str, port: int, listening: Path, *, warm: bool) -> None:
         self.start(
             name,
             "flower-supernode", "--superlink", f"localhost:{self.ports[-1]}",
@@ -166,12 +188,14 @@ class Deployment:
             "--auth-supernode-private-key", str(self.folder / f"{name}.key"),
             "--host", "127.0.0.1", "--port", str(port),
             "--node-config", f'socket="{listening}"',
+            warm=warm,
             FLWR_HOME=str(self.folder / f"home-{name}"),
         )  # fmt: skip
 
     def start_all(self, sockets: Mapping[int, Path] | None = None) -> None:
         """Start everything, and wait for it; `sockets` replaces those of some hospitals."""
         self.start_superlink()
+        self._warm.wait()
         self.register()
         for site in range(self.sites):
             self.start_site(site)
@@ -188,8 +212,8 @@ class Deployment:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", errors="replace")
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
+    def until(self, condition: Callable[[], bool], patience: float = PATIENCE) -> None:
+        end = time.monotonic() + patience
         while not condition():
             assert time.monotonic() < end, self.log("superlink")[-3000:]
             time.sleep(0.05)
@@ -204,6 +228,7 @@ class Deployment:
     def end(self) -> None:
         for name in list(self.processes):
             self.kill(name)
+        self._warm.close()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
     from cohortium.ring.ring import RingVector
     from cohortium.roles.protocols import Dataset
     from cohortium.roles.sessions import SitePrivatizer

@@ -51,8 +51,8 @@ def _by_kind(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         return _by_listed_files(find_data(str(path)), given)
     if suffix == ".npy":
         raise RequestError(
-            f"{path} holds one array, and no labels; save images and labels in one npz file, or "
-            "list npy files in a table."
+            f"{path} holds one array, and no labels; save both in one npz file, as train_images "
+            "and train_labels, or list an npy file of each image in a table with its label."
         )
     # Methods of Path raise if a parent folder may not be searched.
     if os.path.isfile(path):  # noqa: PTH113 - see above

@@ -12,6 +12,7 @@ from cohortium.errors import RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
+    from cohortium.deployment.site_config import SiteConfig
     from cohortium.reporting.data_page import DataFacts
     from cohortium.roles.protocols import Dataset
     from cohortium.study.study import Study
@@ -47,37 +48,46 @@ def data(
       cohortium data study.toml
       cohortium data site.toml
     """
-    from cohortium.reporting.data_page import check_page, look, write_page
+    from cohortium.reporting.data_page import check_page, write_page
 
     check_page(out)
-    dataset, study, is_site = dataset_of(path, overrides)
-    facts = look(dataset, kind=kind_of(dataset), study=study, is_site=is_site)
+    facts = _facts(path, overrides)
     write_page(facts, out)
     print_facts(facts, out)
     if not facts.is_usable:
         raise typer.Exit(1)
 
 
-def dataset_of(
-    path: Path | None, overrides: list[str] | None
-) -> tuple[Dataset, Study | None, bool]:
-    """Return the data set of a path, with its study, and whether it is a site's.
+def _facts(path: Path | None, overrides: list[str] | None) -> DataFacts:
+    """Return the content of a data set, or of both sets of a site file."""
+    from cohortium.reporting.data_page import look
+
+    if path is not None and _is_site_file(path):
+        from cohortium.deployment.site_look import look_at_site
+
+        return look_at_site(_site_config(path, overrides))
+    dataset, study = dataset_of(path, overrides)
+    return look(dataset, kind=kind_of(dataset), study=study)
+
+
+def dataset_of(path: Path | None, overrides: list[str] | None) -> tuple[Dataset, Study | None]:
+    """Return the data set of a path, with its study.
 
     Raises:
         CohortiumError: The path names no data set.
     """
-    from cohortium.study import study_file, toml
+    from cohortium.study import study_file
     from cohortium.study.study import Study
 
     if path is None or path.suffix.lower() == ".toml":
-        if path is not None and "site" in toml.read(path, what="the study or site file"):
-            return _site_dataset(path, overrides), None, True
+        if path is not None and _is_site_file(path):
+            return _site_config(path, overrides).dataset, None
         study = study_file.read(path, overrides or (), into=Study)
         if study.dataset is None:
             raise RequestError(
                 f"{path} names no [dataset]; give the file of a simulation, or a site file."
             )
-        return study.dataset, study if study.data is None else None, False
+        return study.dataset, study if study.data is None else None
     from cohortium.catalog.dataset_paths import build_dataset
 
     given: dict[str, object] = {}
@@ -86,15 +96,22 @@ def dataset_of(
         if table != "dataset":
             raise RequestError(f"--set {setting}: {path} has no study; set keys of dataset alone.")
         given.update(values)
-    return build_dataset(path, given), None, False
+    return build_dataset(path, given), None
 
 
-def _site_dataset(path: Path, overrides: list[str] | None) -> Dataset:
+def _is_site_file(path: Path) -> bool:
+    from cohortium.study import toml
+
+    is_toml = path.suffix.lower() == ".toml"
+    return is_toml and "site" in toml.read(path, what="the study or site file")
+
+
+def _site_config(path: Path, overrides: list[str] | None) -> SiteConfig:
     from cohortium.deployment.site_config import SiteConfig
 
     if overrides:
         raise RequestError("--set is for studies and paths; change the keys of the site file.")
-    return SiteConfig.read(path).dataset
+    return SiteConfig.read(path)
 
 
 def kind_of(dataset: Dataset) -> str:
@@ -104,16 +121,25 @@ def kind_of(dataset: Dataset) -> str:
     return discover().name_of("dataset", dataset) or type(dataset).__name__
 
 
-def print_facts(facts: DataFacts, page: Path) -> None:
-    """Print the summary of a data set, with the reasons of refused files."""
+def print_facts(facts: DataFacts, page: Path, *, is_private: bool = False) -> None:
+    """Print the summary of a data set, with the reasons of refused files.
+
+    Args:
+        facts: The data set.
+        page: The page about it.
+        is_private: Whether the output may end in a log, so that only the page names files.
+    """
     from cohortium.reporting.data_page import summary
 
     for label, value in (*summary(facts), ("page", str(page))):
         typer.echo(sanitize(f"{label:>14}  {value}"))
-    print_refused(facts.survey.refused, facts.survey.num_refused)
-    for fault in (facts.problem, *facts.faults):
-        if fault:
-            typer.echo(sanitize(f"cohortium: {fault}"), err=True)
+    for each in (facts,) if facts.test is None else (facts, facts.test):
+        if not is_private:
+            print_refused(each.survey.refused, each.survey.num_refused)
+        # The sentence of a problem may name a file, and no other fault does.
+        for fault in ("" if is_private else each.problem, *each.faults):
+            if fault:
+                typer.echo(sanitize(f"cohortium: {fault}"), err=True)
 
 
 def print_refused(refused: tuple[str, ...], num_refused: int) -> None:

@@ -13,7 +13,7 @@ from cohortium.errors import DataError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
 
 
 def pack(
@@ -64,7 +64,7 @@ def _pack(path: Path, overrides: list[str] | None, out: Path, *, skip_refused: b
     from cohortium.storage.writable import check_new_file
 
     check_new_file(out, remedy="name another file with -o")
-    dataset, _, _ = dataset_of(path, overrides)
+    dataset, _ = dataset_of(path, overrides)
     is_declared = path.suffix.lower() == ".toml" or any(
         "window" in each for each in overrides or ()
     )

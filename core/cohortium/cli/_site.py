@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortium.cli._data import kind_of, print_facts
+from cohortium.cli._data import print_facts
 from cohortium.cli._options import Overrides, Study, federation_of
 from cohortium.errors import DataError, RequestError
 from cohortium.text import sanitize
@@ -38,8 +38,8 @@ def site(
     """Serve a site.
 
     Answers the runs that the site's policy allows, on a socket that only this machine reaches.
-    With --check it writes a page about the site's data, which stays on this machine, and names
-    each file that cannot be read.
+    With --check it writes a page about the site's images, those of [test] included. The page stays
+    on this machine. It alone names the files that cannot be read.
 
     Examples:
       cohortium site site.toml --check
@@ -85,15 +85,16 @@ def site(
 
 def _look_at(site_config: SiteConfig, page: Path) -> None:
     """Write the page about a site's data, and stop if they cannot be used."""
-    from cohortium.reporting.data_page import check_page, look, write_page
+    from cohortium.deployment.site_look import look_at_site
+    from cohortium.reporting.data_page import check_page, write_page
 
     check_page(page)
-    facts = look(site_config.dataset, kind=kind_of(site_config.dataset), is_site=True)
+    facts = look_at_site(site_config)
     write_page(facts, page)
-    print_facts(facts, page)
+    print_facts(facts, page, is_private=True)
     if not facts.is_usable:
         raise DataError(
-            f"site {site_config.id}: its data cannot be used; correct the faults above."
+            f"site {site_config.id}: its data cannot be used; correct the faults that {page} lists."
         )
 
 

@@ -32,7 +32,10 @@ Weights = Annotated[
 def predict(
     folder: RunFolder,
     images: Annotated[
-        list[Path], typer.Argument(help="npz, PNG or JPEG files, or folders of the latter two.")
+        list[Path],
+        typer.Argument(
+            help="npz, PNG or JPEG files, files like those of the study, or folders of files."
+        ),
     ],
     *,
     weights: Weights = "last",
@@ -50,8 +53,9 @@ def predict(
     """Classify images with a run's model.
 
     Writes one row per image: its name, the predicted class, and the probability of every class. For
-    a segmentation, the row has the share of each class, and --masks writes the masks themselves.
-    Images must have the same form as the training images. Nothing is resized or recoloured.
+    a segmentation, the row has the share of each class, and --masks writes the masks themselves,
+    in the size of the image files. Files are read as the study read its own, in the size that it
+    declares. Images must have the same form as the training images.
 
     Examples:
       cohortium predict runs/first slides/
@@ -69,11 +73,18 @@ def predict(
     if masks is not None:
         mask_files.check_new_folder(masks, classifier.spec)
     rows: list[dict[str, Any]] = []
-    for names, batch in image_files.read(images, classifier.spec, split=split):
-        called = classifier.predict(batch)
-        found = _rows(names, called, classifier)
+    reader = classifier.file_reader()
+    for batch in image_files.read(images, classifier.spec, split=split, reader=reader):
         if masks is not None:
-            files = mask_files.write(masks, names, called, start=len(rows))
+            for name, source in zip(batch.names, batch.sources, strict=True):
+                if source is not None:
+                    mask_files.require_mappable(name, source, classifier.spec)
+        called = classifier.predict(batch.images)
+        found = _rows(batch.names, called, classifier)
+        if masks is not None:
+            files = mask_files.write(
+                masks, batch.names, called, start=len(rows), sources=batch.sources
+            )
             found = [row | {"mask": file} for row, file in zip(found, files, strict=True)]
         rows += found
     if out is None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cohortium.data.examples import Examples, Splits
+from cohortium.data.examples import Examples
+from cohortium.data.splits import Splits
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:

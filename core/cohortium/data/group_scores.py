@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from cohortium.data.groups import MAX_VALUES, NOT_STATED
+from cohortium.data.groups import MAX_VALUES, NOT_STATED, Grouping
 from cohortium.data.scores import SIGNED, GroupScore, GroupScores, interval
 
 if TYPE_CHECKING:
@@ -34,13 +34,7 @@ CENTRE: Final = "centre"
 """Name of the data's own centres in figures."""
 
 
-def score_groups(
-    predictions: Predictions,
-    examples: Examples,
-    columns: Sequence[GroupColumn],
-    centres: Sequence[str],
-    rng: np.random.Generator,
-) -> tuple[GroupScores, ...]:
+def score_groups(predictions: Predictions, rng: np.random.Generator) -> tuple[GroupScores, ...]:
     """Return the main metric by centre and by group.
 
     If the metric is the share of images that are right, intervals are Wilson's. Every other metric
@@ -48,27 +42,50 @@ def score_groups(
     `MIN_IMAGES` images such a bootstrap is too narrow, so the interval is the whole range.
 
     Args:
-        predictions: Predictions for the images.
-        examples: The images, with their centres and groups.
-        columns: The columns of the groups.
-        centres: Names of the centres, or () for their numbers.
+        predictions: Predictions for the images, with their groupings.
         rng: Source of the bootstrap's resamples.
 
     Returns:
-        The centres, if there are from 2 to `MAX_VALUES` of them, and each column with an image
-        whose group is stated.
+        The scores of each grouping of `predictions`, in their order.
     """
-    interval_of, found = _Intervals(predictions, rng), []
+    interval_of = _Intervals(predictions, rng)
+    return tuple(_scored(interval_of, grouping) for grouping in predictions.groupings)
+
+
+def groupings(
+    examples: Examples, columns: Sequence[GroupColumn], centres: Sequence[str]
+) -> tuple[Grouping, ...]:
+    """Return the images by centre, and by each column of groups.
+
+    Args:
+        examples: The images, with their centres and groups.
+        columns: The columns of the groups.
+        centres: Names of the centres, or () for their numbers.
+
+    Returns:
+        The centres, if there are from 2 to `MAX_VALUES` of them, and each column with an image
+        whose group is stated. A value without images is left out.
+    """
+    found = []
     if examples.clients is not None:
         numbers, codes = np.unique(examples.clients, return_inverse=True)
         if 1 < len(numbers) <= MAX_VALUES:
-            names = [centres[n] if centres else str(n) for n in numbers.tolist()]
-            found.append(_scored(interval_of, CENTRE, codes, names, is_centre=True))
+            names = tuple(centres[n] if centres else str(n) for n in numbers.tolist())
+            found.append(
+                Grouping(name=CENTRE, is_centre=True, values=names, codes=codes.reshape(-1))
+            )
     for index, column in enumerate(columns if examples.groups is not None else ()):
         assert examples.groups is not None
         codes = examples.groups[:, index]
         if (codes != NOT_STATED).any():
-            found.append(_scored(interval_of, column.name, codes, column.values, is_centre=False))
+            # Images without a stated group come last.
+            last = np.where(codes == NOT_STATED, len(column.values), codes)
+            present, places = np.unique(last, return_inverse=True)
+            named = (*column.values, "")
+            values = tuple(named[k] for k in present.tolist())
+            found.append(
+                Grouping(name=column.name, is_centre=False, values=values, codes=places.reshape(-1))
+            )
     return tuple(found)
 
 
@@ -106,24 +123,16 @@ def _or_one(value: float | None) -> float:
     return 1.0 if value is None else value
 
 
-def _scored(
-    interval_of: _Intervals,
-    name: str,
-    codes: NDArray[np.int64],
-    values: Sequence[str],
-    *,
-    is_centre: bool,
-) -> GroupScores:
-    rows = []
-    for code, value in enumerate([*values, ""]):
-        index = np.flatnonzero(codes == (code if code < len(values) else NOT_STATED))
-        if len(index):
-            rows.append(interval_of.score(value, index))
+def _scored(interval_of: _Intervals, grouping: Grouping) -> GroupScores:
+    rows = [
+        interval_of.score(value, np.flatnonzero(grouping.codes == code))
+        for code, value in enumerate(grouping.values)
+    ]
     worst = worst_row(rows)
     whole, high = interval_of.whole, None if worst is None else rows[worst].high
     return GroupScores(
-        name=name,
-        is_centre=is_centre,
+        name=grouping.name,
+        is_centre=grouping.is_centre,
         rows=tuple(rows),
         worst=worst,
         is_below_all=whole is not None and high is not None and high < whole,

@@ -72,6 +72,38 @@ class GroupColumn:
             raise ValueError(f"the name {truncate(self.name)}, which cannot be shown; rename it")
 
 
+@frozen(eq=False, kw_only=True)
+class Grouping:
+    """Images by centre, or by the values of one column of groups.
+
+    Attributes:
+        name: Name of the column, or "centre".
+        is_centre: Whether the values are the data's own centres.
+        values: The values that images have, in the column's order. "" if it is not stated.
+        codes: Position of each image's value in `values`, shape (N,).
+    """
+
+    name: str
+    is_centre: bool
+    values: tuple[str, ...]
+    codes: NDArray[np.int64] = field(repr=False)
+
+    @codes.validator
+    def _valid_codes(self, _: object, codes: NDArray[np.int64]) -> None:
+        if codes.ndim != 1 or codes.dtype.kind not in "iu":
+            raise ValueError(f"the codes of {truncate(self.name)} are no row of whole numbers")
+        if codes.size and not 0 <= codes.min() <= codes.max() < len(self.values):
+            raise ValueError(f"the codes of {truncate(self.name)} exceed its values")
+
+    def is_same(self, other: Grouping) -> bool:
+        """Return whether both are one grouping of the same images."""
+        return (self.name, self.is_centre, self.values) == (
+            other.name,
+            other.is_centre,
+            other.values,
+        ) and np.array_equal(self.codes, other.codes)
+
+
 def group_codes(codes: NDArray[Any], length: int, where: str) -> NDArray[np.int64]:
     """Return codes of groups of shape (N, G), or (N,) for one column, as (N, G).
 

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import numpy as np
 
-from cohortium.data.examples import MAX_INTENSITY, Examples, Splits
+from cohortium.data.examples import MAX_INTENSITY, Examples
 from cohortium.data.groups import MAX_COLUMNS, MAX_VALUES, GroupColumn, group_codes
 from cohortium.data.labels import integer_column
 from cohortium.data.memory import available
@@ -52,6 +52,7 @@ from cohortium.data.multiclass import Multiclass
 from cohortium.data.npy import UNREADABLE, check_header, read_header
 from cohortium.data.pixels import Layout, to_channels_first
 from cohortium.data.scratch import MAX_MEMORY_BYTES
+from cohortium.data.splits import Splits
 from cohortium.errors import DataError
 from cohortium.text import is_printable, truncate
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Examples, Splits
+    from cohortium.data.examples import Examples
+    from cohortium.data.splits import Splits
 
 DIGEST: Final = "sha256"
 """Name of the array with the digest."""

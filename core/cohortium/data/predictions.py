@@ -9,6 +9,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from cohortium.data.groups import Grouping
     from cohortium.data.scores import Scores
     from cohortium.data.task import Task
 
@@ -21,11 +22,13 @@ class Predictions:
         values: Predictions in the form of the task, shape (N, …), N > 0.
         labels: True labels of the images, shape (N, …).
         task: Meaning of both.
+        groupings: The images by centre, and by each column of groups.
     """
 
     values: NDArray[Any] = field(repr=False)
     labels: NDArray[Any] = field(repr=False)
     task: Task
+    groupings: tuple[Grouping, ...] = field(default=(), repr=False)
 
     @property
     def scores(self) -> Scores:

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
 
 MAX_REFUSED: Final = 200
 """Largest number of refused files whose reason is kept. All are counted."""

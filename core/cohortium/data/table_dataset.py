@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -11,8 +12,9 @@ from attrs import Attribute, field, frozen
 from cohortium.data.build import build_splits
 from cohortium.data.csv_table import Delimiter
 from cohortium.data.examples import valid_intensity_range
+from cohortium.data.file_reader import FileImage, FileReader
 from cohortium.data.groups import MAX_COLUMNS
-from cohortium.data.image_file import ImageFileOptions
+from cohortium.data.image_file import ImageFileOptions, resize_image
 from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
@@ -30,7 +32,7 @@ from cohortium.text import is_printable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
     from cohortium.data.survey import DataSurvey
     from cohortium.data.table import Table
     from cohortium.data.table_examples import ListedFormat
@@ -63,7 +65,7 @@ class FileTable:
     """Files of the user's own, listed in a CSV or Parquet file.
 
     The table has a row for each image, and its first line names the columns. Files are read in the
-    order of the rows. A data set of a file format is a subclass. Its `load` calls `read_splits`.
+    order of the rows. A data set of a file format is a subclass, which defines `file_format`.
 
     Attributes:
         path: The table: as given, else under the folder that `COHORTIUM_DATA` names.
@@ -145,6 +147,54 @@ class FileTable:
     @property
     def _label_columns(self) -> tuple[str, ...]:
         return self.labels or (self.mask or self.label or "label",)
+
+    @property
+    def file_format(self) -> ListedFormat | None:
+        """The format of the files, or None if a subclass has a `load` of its own."""
+        return None
+
+    def load(self) -> Splits:
+        """Read the table and the files that it lists.
+
+        Raises:
+            DataError: The table is missing or damaged, or a row or a file cannot be read.
+        """
+        return self.read_splits(self._required_format)
+
+    def load_readable(self, survey: DataSurvey) -> Splits:
+        """Read the files that can be read, and note the others.
+
+        Args:
+            survey: Takes the reason of each row whose file is refused.
+
+        Raises:
+            DataError: The table is missing or damaged, or no training file can be read.
+        """
+        return self.read_splits(self._required_format, survey)
+
+    def file_reader(self) -> FileReader | None:
+        """Return the reader of single files like those that the table lists."""
+        file_format = self.file_format
+        if file_format is None:
+            return None
+
+        def read(path: Path) -> FileImage:
+            with warnings.catch_warnings(action="ignore"):
+                example = file_format.read(path, None)
+            return FileImage(
+                pixels=resize_image(example.image, path, self._resizing),
+                size=example.image.shape[1:],
+                mask_format=example.mask_format,
+            )
+
+        return FileReader(suffixes=file_format.suffixes, read=read)
+
+    @property
+    def _required_format(self) -> ListedFormat:
+        file_format = self.file_format
+        if file_format is None:
+            raise NotImplementedError(f"{type(self).__name__} defines no file_format and no load")
+        return file_format
 
     def read_splits(self, file_format: ListedFormat, survey: DataSurvey | None = None) -> Splits:
         """Read the table and the files that it lists.

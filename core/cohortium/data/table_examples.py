@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cohortium.data.file_reader import MaskFormat
     from cohortium.data.image_file import ImageFileOptions
     from cohortium.data.survey import DataSurvey
 
@@ -32,12 +33,14 @@ class ListedExample:
             site's key (see `pseudonyms`), and is not kept.
         notes: Facts about the files for a look at the data: kind and value, such as the window and
             its numbers. None may name a patient.
+        mask_format: Format of a predicted mask on the image, or None for the usual ones.
     """
 
     image: NDArray[Any] = field(repr=False)
     mask: NDArray[np.uint8] | None = field(default=None, repr=False)
     patient: str | None = field(default=None, repr=False)
     notes: tuple[tuple[str, str], ...] = ()
+    mask_format: MaskFormat | None = None
 
 
 @frozen(kw_only=True)

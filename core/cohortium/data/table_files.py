@@ -69,24 +69,23 @@ def listed_rows(
     allow_folders: bool = False,
     survey: DataSurvey | None = None,
 ) -> dict[int, Path]:
-    """Return the file of each row, by its number from 0.
+    """Return the file of each row, by its number from 0, as `listed_files` does.
 
     Args:
         table: The table.
-        column: Name of the column of paths, which are relative to `root`.
+        column: Name of the column of paths.
         root: Folder that has all files.
         allow_repeats: Whether several rows may list one file.
-        suffixes: Endings of the files, in lower case. Without any, all names are accepted.
-        allow_folders: Whether a row may list a folder, none of whose files is listed as well.
+        suffixes: Endings of the files.
+        allow_folders: Whether a row may list a folder.
         survey: Takes the reason of each row that is refused, which is then left out. Without it,
             the first such row is an error.
 
     Guarantees:
-        Each file lies in `root` after all symbolic links are followed.
+        As for `listed_files`.
 
     Raises:
-        DataError: A path is empty, leaves the folder, is of another kind or names no file. Or a
-            file is listed twice. The sentence names the row.
+        DataError: As for `listed_files`, if there is no survey.
     """
     inside = Path(os.path.realpath(root))
     folders: dict[str, Path] = {}

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from attrs import Attribute
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Examples, Splits
+    from cohortium.data.examples import Examples
+    from cohortium.data.splits import Splits
 
 Use = Literal["train", "test"]
 """Use of a site's images in a run."""
@@ -104,7 +105,23 @@ class OwnImages:
         train = dataset.load()
         if test is None:
             return cls(train=train)
-        found = _test_splits(train, test)
+        return cls.compared(train, _test_splits(train, test), test, dataset_id)
+
+    @classmethod
+    def compared(
+        cls, train: Splits, found: Splits, test: SiteTestImages, dataset_id: str
+    ) -> OwnImages:
+        """Return loaded training and test images that do not overlap.
+
+        Args:
+            train: Training images.
+            found: Test images, as the training images of a data set.
+            test: The table `[test]`.
+            dataset_id: The site's name for the training images.
+
+        Raises:
+            DataError: The two differ in kind, or overlap and have two names.
+        """
         if not train.spec.describes(found.spec):
             raise DataError(
                 "the images of [test] have another shape, type, range, task or classes than those "

@@ -44,7 +44,8 @@ from cohortium.text import sanitize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cohortium.data.examples import DataSpec, Examples, Splits
+    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.splits import Splits
     from cohortium.deployment.own_images import OwnImages, Use
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.rounds.site import Site

@@ -23,8 +23,9 @@ name = "dpresnet"
 from __future__ import annotations
 
 from cohortium.grid.cells import Axis, Cell, Choice, Grid, Override
+from cohortium.grid.differences import Difference, GroupDifference, GroupDifferences
 from cohortium.grid.forecast import CellForecast, forecast_cells, forecast_table
-from cohortium.grid.paired import Comparison, Difference, compare, contrast
+from cohortium.grid.paired import Comparison, compare, contrast
 from cohortium.grid.reading import is_grid, read
 from cohortium.grid.rows import Row, rows
 from cohortium.grid.running import GridRun, GridRunResult, plan, run
@@ -40,6 +41,8 @@ __all__ = [
     "Grid",
     "GridRun",
     "GridRunResult",
+    "GroupDifference",
+    "GroupDifferences",
     "Override",
     "Row",
     "compare",

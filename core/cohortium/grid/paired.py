@@ -12,6 +12,13 @@ import numpy as np
 from attrs import frozen
 
 from cohortium.errors import RequestError
+from cohortium.grid.differences import (
+    COVERAGE,
+    Difference,
+    GroupDifference,
+    GroupDifferences,
+    counted,
+)
 from cohortium.runs.dataset_info import read_result
 from cohortium.runs.result import predictions_of
 
@@ -20,68 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cohortium.data.groups import Grouping
+
 DRAWS = 10_000
 """Draws of the bootstrap. The ends of a 95 % interval are then precise to about a fiftieth of its
 width."""
-
-COVERAGE = 0.95
-
-
-MIN_SEEDS = 3
-"""Fewest seeds for an interval. Two seeds can only agree or disagree, which does not show how much
-a seed matters."""
-
-
-@frozen(kw_only=True)
-class Difference:
-    """First minus second, over the shared seeds and the test images.
-
-    Attributes:
-        metric: Such as "accuracy". For a task with several classes an image, it is "mean score"
-            (see `Task.example_scores`).
-        mean: The difference.
-        low: Lower end of the interval. Unless `is_firm`, it is rough and covers the images alone.
-        high: Its upper end.
-        seeds: The seeds compared.
-        images: Number of images compared.
-    """
-
-    metric: str
-    mean: float
-    low: float
-    high: float
-    seeds: tuple[int, ...]
-    images: int
-
-    @property
-    def is_firm(self) -> bool:
-        """Whether there are enough seeds for a valid interval."""
-        return len(self.seeds) >= MIN_SEEDS
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval is valid and excludes 0."""
-        return self.is_firm and (self.low > 0 or self.high < 0)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values, without an interval that is not valid."""
-        told = {**attrs.asdict(self), "is_told_apart": self.is_significant}
-        return told if self.is_firm else {**told, "low": None, "high": None}
-
-    def __str__(self) -> str:
-        """Return a text for people, in percentage points."""
-        of = f"{_counted(len(self.seeds), 'seed')}, {self.images} images"
-        told = f"{self.metric}: {100 * self.mean:+.2f} points"
-        if not self.is_firm:
-            return (
-                f"{told}, no interval ({of}; not distinguishable: that takes {MIN_SEEDS} seeds or "
-                "more)"
-            )
-        verdict = "" if self.is_significant else "; not distinguishable"
-        return (
-            f"{told}, {COVERAGE:.0%} interval {100 * self.low:+.2f} to {100 * self.high:+.2f} "
-            f"({of}{verdict})"
-        )
 
 
 @frozen(kw_only=True)
@@ -100,6 +50,7 @@ class Comparison:
         data: Names of the data sets. One, unless they differ.
         rounds: Fewest and most rounds that the runs finished.
         is_personal: Whether sites of one cell use networks of their own. Those are not compared.
+        groups: Differences by centre and by each column of groups that all runs stored alike.
     """
 
     differences: tuple[Difference, ...]
@@ -111,15 +62,19 @@ class Comparison:
     data: tuple[str, ...]
     rounds: tuple[int, int]
     is_personal: bool
+    groups: tuple[GroupDifferences, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        differences = [each.as_json() for each in self.differences]
-        return {**attrs.asdict(self, recurse=False), "differences": differences}
+        return {
+            **attrs.asdict(self, recurse=False),
+            "differences": [each.as_json() for each in self.differences],
+            "groups": [each.as_json() for each in self.groups],
+        }
 
     def __str__(self) -> str:
         """Return a text for people."""
-        seeds = f"{_counted(len(self.seeds), 'seed')} ({', '.join(map(str, self.seeds))})"
+        seeds = f"{counted(len(self.seeds), 'seed')} ({', '.join(map(str, self.seeds))})"
         first, second = self.accuracies
         spoken = (
             f"over {seeds}, each with a partition of its own, and {self.images} test images of "
@@ -131,7 +86,7 @@ class Comparison:
         if self.others:
             lines.append(
                 f"left out, for only one of the two has them: "
-                f"{_counted(len(self.others), 'seed')} ({', '.join(map(str, self.others))})"
+                f"{counted(len(self.others), 'seed')} ({', '.join(map(str, self.others))})"
             )
         if self.rounds[0] != self.rounds[1]:
             lines.append(f"the runs finished {self.rounds[0]} to {self.rounds[1]} rounds")
@@ -139,7 +94,7 @@ class Comparison:
             lines.append(
                 "of global networks, which no site uses where a trainer makes each one of its own"
             )
-        return "\n".join([*lines, *map(str, self.differences)])
+        return "\n".join([*lines, *map(str, self.differences), *map(str, self.groups)])
 
 
 def compare(first: Path, second: Path) -> tuple[Difference, ...]:
@@ -169,9 +124,10 @@ def contrast(first: Path, second: Path) -> Comparison:
         raise RequestError(f"{first} and {second} have no finished run with the same seed.")
     folders = [runs[seed] for seed in seeds for runs in (one, other)]
     known = predictions_of(folders[0])
-    hits = []
+    hits, groupings = [], known.groupings
     for folder in folders:
         said = predictions_of(folder)
+        groupings = tuple(g for g in groupings if any(g.is_same(other) for other in said.groupings))
         if not np.array_equal(said.labels, known.labels) or said.task != known.task:
             raise RequestError(f"{folder} was tested on other images than {folders[0]}.")
         hits.append(said.task.example_scores(said.values, said.labels))
@@ -204,7 +160,40 @@ def contrast(first: Path, second: Path) -> Comparison:
         data=tuple(dict.fromkeys(str(r.get("data") or "unnamed data") for r in results)),
         rounds=(min(counts), max(counts)),
         is_personal=any(bool(result.get("is_personal")) for result in results),
+        groups=tuple(
+            _by_group(grouping, firsts, seconds, seeds, next(iter(found))) for grouping in groupings
+        ),
     )
+
+
+def _by_group(
+    grouping: Grouping,
+    firsts: NDArray[np.float64],
+    seconds: NDArray[np.float64],
+    seeds: tuple[int, ...],
+    metric: str,
+) -> GroupDifferences:
+    """Return the differences of a grouping's values, from scores of shape (S, N)."""
+    ends = bootstrap_groups(firsts - seconds, grouping.codes, np.random.default_rng(0))
+    rows = []
+    for code, value in enumerate(grouping.values):
+        chosen = grouping.codes == code
+        mean, low, high = ends[code]
+        rows.append(
+            GroupDifference(
+                value=value,
+                accuracies=(float(firsts[:, chosen].mean()), float(seconds[:, chosen].mean())),
+                difference=Difference(
+                    metric=metric,
+                    mean=mean,
+                    low=low,
+                    high=high,
+                    seeds=seeds,
+                    images=int(chosen.sum()),
+                ),
+            )
+        )
+    return GroupDifferences(name=grouping.name, rows=tuple(rows))
 
 
 def bootstrap(
@@ -246,6 +235,40 @@ def bootstrap(
     return found
 
 
+def bootstrap_groups(
+    gains: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+) -> list[tuple[float, float, float]]:
+    """Return mean and interval of the difference on the images of each group.
+
+    The draws are those of `bootstrap`, and a group has its images among them.
+
+    Args:
+        gains: Shape (S, N), by seed and image, as for `bootstrap`.
+        codes: Group of each image, from 0 to G - 1, each at least once, shape (N,).
+        rng: Source of the draws.
+        draws: Number of draws.
+    """
+    seeds, images = gains.shape
+    groups = int(codes.max()) + 1
+    drawn = np.full((draws, groups), np.nan)
+    for d in range(draws):
+        weights = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds) / seeds
+        counts = np.bincount(rng.integers(images, size=images), minlength=images)
+        totals = np.bincount(codes, weights=counts, minlength=groups)
+        sums = np.bincount(codes, weights=(weights @ gains) * counts, minlength=groups)
+        # A group that was not drawn has no difference.
+        np.divide(sums, totals, out=drawn[d], where=totals > 0)
+    ends = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
+    found = []
+    for code in range(groups):
+        low, high = np.nanquantile(drawn[:, code], ends)
+        found.append((float(gains[:, codes == code].mean()), float(low), float(high)))
+    return found
+
+
 def _runs(folder: Path) -> dict[int, Path]:
     """Return a folder's finished runs by seed.
 
@@ -266,7 +289,3 @@ def _seed(folder: Path) -> int:
 
     study = toml.read(folder / "study.toml", what="the study")
     return int(study.get("federation", {}).get("seed", 1))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from cohortium.data.scores import UNBOUNDED
+from cohortium.data.group_scores import worst_row
+from cohortium.data.scores import UNBOUNDED, GroupScore
 from cohortium.runs.result import SITE_SCORES
 
 if TYPE_CHECKING:
@@ -67,6 +68,25 @@ class Summary:
 
 
 @frozen(kw_only=True)
+class GroupSummary:
+    """Main metric of one centre, or of one value of a group, over seeds.
+
+    Attributes:
+        value: Name of the centre or of the value. "" if it is not stated.
+        images: Number of images, the fewest of the runs.
+        score: The main metric.
+        low: Lowest end of the runs' intervals.
+        high: Highest end of the runs' intervals.
+    """
+
+    value: str
+    images: int
+    score: Summary
+    low: float
+    high: float
+
+
+@frozen(kw_only=True)
 class Row:
     """One cell that has finished runs.
 
@@ -101,6 +121,64 @@ class Row:
         scored = [result.get("scores") or {} for result in self.results.values()]
         names = dict.fromkeys(name for scores in scored for name in scores.get("metrics", ()))
         return tuple(name for name in names if name not in UNBOUNDED) or ("accuracy",)
+
+    @property
+    def groupings(self) -> tuple[str, ...]:
+        """Names of the groupings by which its test images have scores."""
+        parts = [part for seed in self.results for part in self._groups(seed)]
+        return tuple(dict.fromkeys(str(part["name"]) for part in parts))
+
+    def group_scores(self, name: str) -> tuple[GroupSummary, ...]:
+        """Return the main metric of each value of a grouping that all runs have.
+
+        Args:
+            name: Name of the grouping, such as "centre" or "sex".
+        """
+        by_value: dict[str, list[Mapping[str, Any]]] = {}
+        for seed in self.results:
+            for part in self._groups(seed):
+                for each in part["rows"] if part["name"] == name else ():
+                    by_value.setdefault(each["value"], []).append(each)
+        return tuple(
+            GroupSummary(
+                value=value,
+                images=min(int(each["images"]) for each in rows),
+                score=Summary.of([each["score"] for each in rows]),
+                low=min(each["low"] for each in rows),
+                high=max(each["high"] for each in rows),
+            )
+            for value, rows in by_value.items()
+            if len(rows) == len(self.results) and all(each["score"] is not None for each in rows)
+        )
+
+    def worst_group(self, name: str) -> GroupSummary | None:
+        """Return the worst value of a grouping by its mean, or None (see `worst_row`)."""
+        found = self.group_scores(name)
+        worst = worst_row(
+            [
+                GroupScore(
+                    value=each.value,
+                    images=each.images,
+                    score=each.score.mean,
+                    low=each.low,
+                    high=each.high,
+                )
+                for each in found
+            ]
+        )
+        return None if worst is None else found[worst]
+
+    def scores_by_value(self, seed: int, name: str) -> dict[str, float | None]:
+        """Return the main metric of one run by the values of a grouping."""
+        parts = [part for part in self._groups(seed) if part["name"] == name]
+        return {each["value"]: each["score"] for part in parts for each in part["rows"]}
+
+    def _groups(self, seed: int) -> Sequence[Mapping[str, Any]]:
+        """Return the scores by group of one run. A search does not look at them."""
+        if self.images != "test":
+            return ()
+        scores = self.results[seed].get("scores") or {}
+        return scores.get("groups") or ()
 
     @property
     def rounds(self) -> tuple[int, int]:
@@ -188,6 +266,11 @@ def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
         if any(row.is_personal for row in table)
         else (*figures, *HOLDOUT_METRICS)
     )
+
+
+def groupings_of(table: Sequence[Row]) -> tuple[str, ...]:
+    """Return the names of the groupings of the table, each once."""
+    return tuple(dict.fromkeys(name for row in table for name in row.groupings))
 
 
 def headline_of(table: Sequence[Row]) -> tuple[str, str]:

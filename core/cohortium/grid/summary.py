@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cohortium.data.scores import metric_name
 from cohortium.errors import RunError
-from cohortium.grid.rows import HEADS, metrics_of
+from cohortium.grid.rows import HEADS, groupings_of, metrics_of
 from cohortium.storage import csv_rows
 from cohortium.storage.atomic import atomic_write
 
@@ -51,8 +51,10 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
 
     Shares are in percent, as mean ± standard deviation. Uploads are in kB per site and round.
     `majority` is the share of the most frequent class: the accuracy of always predicting it.
+    The `worst` columns name the centre, or the value of a group, with the lowest mean of the main
+    metric.
     """
-    metrics = metrics_of(table)
+    metrics, groupings = metrics_of(table), groupings_of(table)
     several = len({row.data for row in table}) > 1
     whose = "global " if any(row.is_personal for row in table) else ""
     known = {name for row in table for name in row.metrics}
@@ -60,7 +62,18 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
         (whose if name in known else "") + HEADS.get(name, metric_name(name)) for name in metrics
     ]
     data = ["data set"] if several else []
-    head = [*axes, *data, *names, "guarantee", "seeds", "rounds finished", "kB up", "seconds"]
+    worst = [f"worst {_cell(name)}" for name in groupings]
+    head = [
+        *axes,
+        *data,
+        *names,
+        *worst,
+        "guarantee",
+        "seeds",
+        "rounds finished",
+        "kB up",
+        "seconds",
+    ]
     lines = [head, ["---"] * len(head)]
     for row in table:
         fewest, most = row.rounds
@@ -69,6 +82,7 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
                 *(row.cell.place[axis] for axis in axes),
                 *([row.data or "–"] if several else []),
                 *(_shown(row, metric) for metric in metrics),
+                *(_worst(row, name) for name in groupings),
                 _promise(row.guarantee),
                 str(len(row.results)),
                 str(most) if fewest == most else f"{fewest}–{most}",
@@ -93,6 +107,18 @@ def _shown(row: Row, metric: str) -> str:
     if metric == "majority_share" and not spread.standard_deviation:
         return f"{100 * spread.mean:.2f}"
     return spread.percent()
+
+
+def _worst(row: Row, grouping: str) -> str:
+    found = row.worst_group(grouping)
+    return (
+        "–" if found is None else f"{_cell(found.value or 'not stated')}: {found.score.percent()}"
+    )
+
+
+def _cell(text: str) -> str:
+    """Return a data set's own text for a cell of a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _links(table: Sequence[Row], out: Path) -> str:
@@ -132,6 +158,13 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
             spread = row.summary(metric)
             line[f"{metric}_mean"] = None if spread is None else spread.mean
             line[f"{metric}_sd"] = None if spread is None else spread.standard_deviation
+        for name in groupings_of(table):
+            worst = row.worst_group(name)
+            line |= {
+                f"worst_{name}": None if worst is None else worst.value or "not stated",
+                f"worst_{name}_mean": None if worst is None else worst.score.mean,
+                f"worst_{name}_sd": None if worst is None else worst.score.standard_deviation,
+            }
         yield (
             line
             | _terms(row.guarantee)
@@ -143,7 +176,14 @@ def figures(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
 
 
 def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, object]]:
-    """Yield a line for each run, with its data, guarantee and versions."""
+    """Yield a line for each run, with its data, scores by group, guarantee and versions."""
+    values = {
+        (name, each): None
+        for name in groupings_of(table)
+        for row in table
+        for seed in row.results
+        for each in row.scores_by_value(seed, name)
+    }
     for row in table:
         for seed, result in row.results.items():
             yield {
@@ -154,6 +194,7 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 "rounds_finished": result["rounds"],
                 "is_personal": bool(result.get("is_personal")),
                 **{metric: row.metric(seed, metric) for metric in metrics_of(table)},
+                **_by_group(row, seed, values),
                 **_terms(result["guarantee"]),
                 "seconds": result["seconds"]["total"],
                 "upload_bytes": result["max_upload_bytes"],
@@ -161,6 +202,14 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 "weights_sha256": result["weights_sha256"],
                 "versions": " ".join(f"{k}={v}" for k, v in sorted(result["versions"].items())),
             }
+
+
+def _by_group(row: Row, seed: int, values: Iterable[tuple[str, str]]) -> dict[str, float | None]:
+    """Return the main metric of one run for each of the table's centres and values of groups."""
+    return {
+        f"{name} {value or 'not stated'}": row.scores_by_value(seed, name).get(value)
+        for name, value in values
+    }
 
 
 def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:

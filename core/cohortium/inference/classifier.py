@@ -19,7 +19,8 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Seeds
-from cohortium.errors import DataError, RequestError, StudyError
+from cohortium.data.file_reader import ReadsFiles
+from cohortium.errors import DataError, PluginError, RequestError, StudyError
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info, result
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cohortium.data.examples import DataSpec
+    from cohortium.data.file_reader import FileReader
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
 
@@ -120,6 +122,22 @@ class Classifier:
     def sha256(self) -> str:
         """SHA-256 of the weights, as `parameters.sha256` computes it."""
         return parameters.sha256(self.net)
+
+    def file_reader(self) -> FileReader | None:
+        """Return the reader of files like those of the study's data set.
+
+        None if the run's record has no such data set, as in a deployment, or if its plugin is not
+        here. Nothing is read.
+        """
+        table = self.study.get("dataset")
+        if not isinstance(table, dict):
+            return None
+        where = str(self.folder / "study.toml")
+        try:
+            dataset = construction.build_part(discover(), "dataset", table, where=where)
+        except (PluginError, StudyError):
+            return None
+        return dataset.file_reader() if isinstance(dataset, ReadsFiles) else None
 
     def predict(self, images: NDArray[Any]) -> NDArray[Any]:
         """Return the task's predictions, shape (N, …), for images (N, C, …).

@@ -1,6 +1,7 @@
 """Reading of images to classify: npz file, folder, or single files.
 
-Every image is used unchanged or refused. Nothing is resized, cropped, recoloured or turned, because
+Files are read as the study's data set reads its own, with the size that it declares. Without such a
+data set every image is used unchanged or refused. Nothing is cropped, recoloured or turned, because
 a network trained on one kind of image says nothing about another.
 """
 
@@ -11,6 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from attrs import field, frozen
 
 from cohortium.data.examples import to_c_order
 from cohortium.data.npz import read_images
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.data.examples import DataSpec
+    from cohortium.data.file_reader import FileImage, FileReader
 
 SUFFIXES: Final = (".jpeg", ".jpg", ".png")
 """Suffixes of picture files that are read."""
@@ -39,19 +42,35 @@ BATCH: Final = 512
 MAX_LOADED_BYTES: Final = 1 << 28
 """Most bytes of their pixels in memory at a time."""
 
-Batch = tuple[list[str], "NDArray[Any]"]
-"""Names of some images, with the images, shape (N, C, …)."""
+
+@frozen(kw_only=True, eq=False)
+class Batch:
+    """Some images.
+
+    Attributes:
+        names: Their names.
+        images: The images, shape (N, C, …).
+        sources: Each image's file as the data set reads it, N of them. None for an image that was
+            read unchanged.
+    """
+
+    names: list[str]
+    images: NDArray[Any] = field(repr=False)
+    sources: list[FileImage | None] = field(repr=False)
 
 
-def read(places: Sequence[Path], spec: DataSpec, *, split: str) -> Iterator[Batch]:
+def read(
+    places: Sequence[Path], spec: DataSpec, *, split: str, reader: FileReader | None = None
+) -> Iterator[Batch]:
     """Yield images in batches, in the order of `places`.
 
     Files within a folder are in the order of their names.
 
     Args:
-        places: npz files, folders of picture files, or picture files.
+        places: npz files, folders of image files, or image files.
         spec: The required form of the images.
         split: Of an npz file in MedMNIST's layout.
+        reader: Reads files as the study's data set does, or None for pictures alone.
 
     Raises:
         DataError: There are no images, or one cannot be read or is of another kind. The message
@@ -60,28 +79,39 @@ def read(places: Sequence[Path], spec: DataSpec, *, split: str) -> Iterator[Batc
     files: list[Path] = []
     for place in places:
         if place.is_dir():
-            files += _pictures_in(place)
+            files += _files_in(place, reader)
         elif place.suffix.lower() == ".npz":
-            yield from _of_files(files, spec)
+            yield from _of_files(files, spec, reader)
             files = []
             yield _of_archive(place, spec, split=split)
-        elif place.suffix.lower() in SUFFIXES:
+        elif _is_readable(place, reader):
             files.append(place)
         else:
+            kinds = " or ".join(_suffixes(reader))
             raise DataError(
-                f"{place} is no image that can be read here; give npz, PNG or JPEG files, or a "
-                "folder of the latter two."
+                f"{place} is no image that can be read here; give npz files, files that end in "
+                f"{kinds}, or a folder of the latter."
             )
-    yield from _of_files(files, spec)
+    yield from _of_files(files, spec, reader)
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _suffixes(reader: FileReader | None) -> tuple[str, ...]:
+    return SUFFIXES if reader is None else tuple(dict.fromkeys((*SUFFIXES, *reader.suffixes)))
+
+
+def _is_readable(path: Path, reader: FileReader | None) -> bool:
+    is_any = reader is not None and not reader.suffixes
+    return is_any or path.name.lower().endswith(_suffixes(reader))
+
+
+def _files_in(folder: Path, reader: FileReader | None) -> list[Path]:
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        found = sorted(path for path in folder.iterdir() if _is_readable(path, reader))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
     if not found:
-        raise DataError(f"the folder {folder} holds no PNG or JPEG file.")
+        kinds = "PNG or JPEG file" if reader is None else " or ".join(_suffixes(reader)) + " file"
+        raise DataError(f"the folder {folder} holds no {kinds}.")
     return found
 
 
@@ -90,15 +120,35 @@ def _of_archive(path: Path, spec: DataSpec, *, split: str) -> Batch:
     if len(images) == 0:
         raise DataError(f"{path} holds no images; give a file that does.")
     _require(images.shape[1:], spec, where=f"{path}: its images have")
-    return [f"{path.name}#{number}" for number in range(len(images))], images
+    names = [f"{path.name}#{number}" for number in range(len(images))]
+    return Batch(names=names, images=images, sources=[None] * len(images))
 
 
-def _of_files(files: Sequence[Path], spec: DataSpec) -> Iterator[Batch]:
+def _of_files(files: Sequence[Path], spec: DataSpec, reader: FileReader | None) -> Iterator[Batch]:
     step = max(1, min(BATCH, MAX_LOADED_BYTES // math.prod(spec.shape)))
     for start in range(0, len(files), step):
         part = files[start : start + step]
-        pixels = np.stack([_picture(path, spec) for path in part])
-        yield [escape_control_characters(str(path)) for path in part], to_c_order(pixels)
+        names = [escape_control_characters(str(path)) for path in part]
+        sources: list[FileImage | None] = [None] * len(part)
+        if reader is None:
+            pixels = [_picture(path, spec) for path in part]
+        else:
+            found = [_as_the_study(path, spec, reader) for path in part]
+            pixels = [source.pixels for source in found]
+            sources = [*found]
+        yield Batch(names=names, images=to_c_order(np.stack(pixels)), sources=sources)
+
+
+def _as_the_study(path: Path, spec: DataSpec, reader: FileReader) -> FileImage:
+    """Return a file as the study's data set reads it."""
+    found = reader.read(path)
+    _require(found.pixels.shape, spec, where=f"{path} has")
+    if found.pixels.dtype != spec.pixel_type:
+        raise DataError(
+            f"{path} has {found.pixels.dtype} values, and the model takes {spec.pixel_type}; bring "
+            "it to that as the training images were."
+        )
+    return found
 
 
 def _picture(path: Path, spec: DataSpec) -> NDArray[np.uint8]:

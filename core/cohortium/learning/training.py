@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,12 +95,50 @@ def valid_options(_: object, attribute: Attribute[Any], given: Mapping[str, floa
 MAX_OPTION = 1e6
 
 
+WITH_MOMENTUM = ("muon", "rmsprop", "sgd")
+"""Optimizers of `torch.optim` that have an option `momentum`."""
+
+
+def default_momentum(optimizer: str, momentum: float) -> dict[str, float | bool]:
+    """Return the default options of a trainer that sets a momentum, for its optimizer.
+
+    Args:
+        optimizer: Name of the optimizer, in upper or lower case.
+        momentum: The momentum, which an optimizer without one does not get.
+
+    Examples:
+        >>> default_momentum("sgd", 0.9), default_momentum("adam", 0.9)
+        ({'momentum': 0.9}, {})
+    """
+    return {"momentum": momentum} if optimizer.lower() in WITH_MOMENTUM else {}
+
+
+def check_optimizer(
+    name: str, options: Mapping[str, float | bool], *, key: str = "optimizer_options"
+) -> None:
+    """Refuse an optimizer that cannot be made, before a run.
+
+    Args:
+        name: Name of its class in `torch.optim`.
+        options: Its keyword arguments in addition to the learning rate.
+        key: The trainer's parameter that holds the options.
+
+    Raises:
+        StudyError: There is no optimizer of that name, or it refuses an option.
+    """
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(1, 1))
+    make_optimizer(name, [parameter], learning_rate=1e-3, options=options, key=key)
+
+
 def make_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],
     *,
     learning_rate: float,
     options: Mapping[str, float | bool],
+    key: str = "optimizer_options",
 ) -> Optimizer:
     """Make the optimizer of `torch.optim` called `name`, in upper or lower case.
 
@@ -108,6 +147,7 @@ def make_optimizer(
         parameters: Parameters that it moves.
         learning_rate: Its `lr`.
         options: Its other keyword arguments.
+        key: The trainer's parameter that holds the options, for an error.
 
     Raises:
         StudyError: There is no optimizer of that name, or it has no such option.
@@ -125,6 +165,13 @@ def make_optimizer(
         raise StudyError(
             f"torch.optim has no optimizer {truncate(name)}; {did_you_mean(name.lower(), kinds)}"
         )
+    known = inspect.signature(kind).parameters
+    for option in options:
+        if option not in known or option == "params":
+            raise StudyError(
+                f"trainer.{key}: the optimizer {name.lower()} has no option {quote_key(option)}; "
+                f"its options are {', '.join(_options_of(known))}."
+            )
     arguments: dict[str, Any] = {"lr": learning_rate, **options}
     try:
         return kind(parameters, **arguments)
@@ -132,6 +179,15 @@ def make_optimizer(
         raise StudyError(
             f"optimizer {truncate(name)}: {escape_control_characters(str(error))}."
         ) from error
+
+
+def _options_of(known: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Return the options of an optimizer that a number can be."""
+    return sorted(
+        option
+        for option, parameter in known.items()
+        if option not in ("params", "lr") and not isinstance(parameter.default, tuple)
+    )
 
 
 def attach_schedule(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
 
 MIN_SHARE = 1e-10
 """Smallest share of the largest variance that counts.

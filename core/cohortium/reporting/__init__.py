@@ -6,8 +6,8 @@ It is for people who decide.
 
     html = reporting.render([reporting.read(Path("runs/first"))])
 
-It reads only `study.toml`, `events.jsonl` and `result.json`, and loads no plugin. Neither the
-writer of the page nor the page uses a network.
+It reads only `study.toml`, `events.jsonl`, `result.json` and examples of masks, and loads no
+plugin. Neither the writer of the page nor the page uses a network.
 """
 
 from __future__ import annotations

@@ -112,8 +112,17 @@ def class_rows(scores: Scores) -> tuple[ClassRow, ...]:
 
 
 def means(scores: Scores) -> dict[str, float | None]:
-    """Return the mean over the classes of each of their scores."""
-    return {name: mean_of(scores.per_class, name) for name in columns_of(scores.per_class)}
+    """Return the mean over the classes of each of their scores.
+
+    Scores of masks leave out the background, as their main metric does.
+    """
+    rows = scores.per_class[1:] if has_masks(scores) and scores.per_class[1:] else scores.per_class
+    return {name: mean_of(rows, name) for name in columns_of(scores.per_class)}
+
+
+def has_masks(scores: Scores) -> bool:
+    """Return whether the scores are of masks, whose first class is the background."""
+    return scores.main_metric == "dice"
 
 
 def bin_rows(scores: Scores) -> tuple[BinRow, ...]:

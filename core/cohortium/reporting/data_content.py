@@ -8,7 +8,8 @@ import attrs
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.data.examples import MAX_INTENSITY, UndeclaredRangeError
+from cohortium.data.examples import MAX_INTENSITY
+from cohortium.data.splits import UndeclaredRangeError
 from cohortium.data.survey import DataSurvey, load_readable
 from cohortium.errors import CohortiumError, DataError
 from cohortium.reporting.content import SiteRow, site_rows
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cohortium.data.examples import Examples, Splits
+    from cohortium.data.examples import Examples
+    from cohortium.data.splits import Splits
     from cohortium.roles.protocols import Dataset
     from cohortium.study.study import Study
 
@@ -86,6 +88,8 @@ class DataFacts:
         shared_patients: Number of patients in more than one split.
         faults: Sentences about faults for which a run would refuse the data.
         window: The declared window in words, or "".
+        test: The test images of a hospital's site file, as a data set of their own, or None.
+        overlap: Outcome of the comparison of a hospital's training and test images, or "".
     """
 
     kind: str
@@ -108,6 +112,8 @@ class DataFacts:
     shared_patients: int = 0
     faults: tuple[str, ...] = ()
     window: str = ""
+    test: DataFacts | None = field(default=None, repr=False)
+    overlap: str = ""
 
     @property
     def images(self) -> int:
@@ -116,20 +122,33 @@ class DataFacts:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a run can use the data as they are."""
-        return not (self.survey.num_refused or self.problem or self.faults)
+        """Whether a run can use the data, and the test images, as they are."""
+        is_sound = not (self.survey.num_refused or self.problem or self.faults)
+        return is_sound and (self.test is None or self.test.is_usable)
+
+    @property
+    def num_refused(self) -> int:
+        """Number of refused files, those of the test images included."""
+        return self.survey.num_refused + (0 if self.test is None else self.test.num_refused)
 
 
-def look(
-    dataset: Dataset, *, kind: str, study: Study | None = None, is_site: bool = False
-) -> DataFacts:
-    """Read a data set, and count its content.
+@frozen(kw_only=True, eq=False)
+class Reading:
+    """A data set as read for a look.
 
-    Args:
-        dataset: The data set.
-        kind: Name of its plugin.
-        study: The study whose simulation partitions it, or None.
-        is_site: Whether the data are of one hospital, which may lack some labels.
+    Attributes:
+        survey: Its refused files, and facts about the others.
+        splits: Its splits without those files, or None if no training file can be read.
+        problem: Reason for which there are no splits, or "".
+    """
+
+    survey: DataSurvey = field(repr=False)
+    splits: Splits | None = field(default=None, repr=False)
+    problem: str = ""
+
+
+def read(dataset: Dataset) -> Reading:
+    """Read a data set without the files that a run refuses.
 
     Raises:
         DataError: The data set as a whole cannot be read, and no file of it was refused.
@@ -144,7 +163,44 @@ def look(
     except DataError as error:
         if not survey.num_refused:
             raise
-        return DataFacts(kind=kind, survey=survey, problem=str(error))
+        return Reading(survey=survey, problem=str(error))
+    return Reading(survey=survey, splits=splits)
+
+
+def look(dataset: Dataset, *, kind: str, study: Study | None = None) -> DataFacts:
+    """Read a data set, and count its content.
+
+    Args:
+        dataset: The data set.
+        kind: Name of its plugin.
+        study: The study whose simulation partitions it, or None.
+
+    Raises:
+        DataError: The data set as a whole cannot be read, and no file of it was refused.
+    """
+    return facts_of(read(dataset), dataset, kind=kind, study=study)
+
+
+def facts_of(
+    reading: Reading,
+    dataset: Dataset,
+    *,
+    kind: str,
+    study: Study | None = None,
+    is_site: bool = False,
+) -> DataFacts:
+    """Count the content of a data set that was read.
+
+    Args:
+        reading: The data set as read.
+        dataset: The data set.
+        kind: Name of its plugin.
+        study: The study whose simulation partitions it, or None.
+        is_site: Whether the data are of one hospital, which may lack some labels.
+    """
+    splits, survey = reading.splits, reading.survey
+    if splits is None:
+        return DataFacts(kind=kind, survey=survey, problem=reading.problem)
     is_declared = splits.intensity_range != ANY_RANGE
     declared = splits.spec.intensity_range if is_declared else None
     faults = []

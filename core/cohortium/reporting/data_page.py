@@ -65,31 +65,51 @@ def write_page(facts: DataFacts, out: Path) -> None:
 
 def render_page(facts: DataFacts) -> str:
     """Return the page of a data set."""
-    totals = [sum(counts) for counts in zip(*(row.counts for row in facts.splits), strict=True)]
-    columns = sorted(sorted(range(len(totals)), key=lambda k: -totals[k])[:MAX_COLUMNS])
+    sets = [_set(facts, "", "for training")]
+    if facts.test is not None:
+        sets.append(_set(facts.test, "test-", "for tests"))
     return (
         template_environment()
         .get_template("data.html")
         .render(
             facts=facts,
-            totals=totals,
-            unknown=[
-                sum(column)
-                for column in zip(
-                    *(row.unknown for row in facts.splits if row.unknown), strict=True
-                )
-            ],
-            columns=[facts.names[k] for k in columns],
-            sites=_of_columns(facts.sites, columns),
-            groups=_of_columns(facts.groups, columns),
-            distance=mean_distance(facts.sites or facts.groups),
-            colours=[(name, COLOURS[k % len(COLOURS)]) for k, name in enumerate(facts.names[1:])]
-            if facts.has_masks
-            else [],
-            bars=_bars(facts),
+            sets=sets,
             most_rows=MAX_ROWS,
+            sites=sets[0]["sites"],
+            groups=sets[0]["groups"],
+            columns=sets[0]["columns"],
+            distance=mean_distance(facts.sites or facts.groups),
         )
     )
+
+
+def _set(facts: DataFacts, prefix: str, purpose: str) -> dict[str, Any]:
+    """Return the content of the sections of one set of images.
+
+    Args:
+        facts: The set.
+        prefix: Beginning of the names of its sections.
+        purpose: Use of its images, in words.
+    """
+    totals = [sum(counts) for counts in zip(*(row.counts for row in facts.splits), strict=True)]
+    columns = sorted(sorted(range(len(totals)), key=lambda k: -totals[k])[:MAX_COLUMNS])
+    return {
+        "facts": facts,
+        "prefix": prefix,
+        "purpose": purpose,
+        "totals": totals,
+        "unknown": [
+            sum(column)
+            for column in zip(*(row.unknown for row in facts.splits if row.unknown), strict=True)
+        ],
+        "columns": [facts.names[k] for k in columns],
+        "sites": _of_columns(facts.sites, columns),
+        "groups": _of_columns(facts.groups, columns),
+        "colours": [(name, COLOURS[k % len(COLOURS)]) for k, name in enumerate(facts.names[1:])]
+        if facts.has_masks
+        else [],
+        "bars": _bars(facts),
+    }
 
 
 def summary(facts: DataFacts) -> list[tuple[str, str]]:
@@ -110,8 +130,12 @@ def summary(facts: DataFacts) -> list[tuple[str, str]]:
             rows.append(("patients", f"{facts.patients:,}"))
         if facts.sites:
             rows.append(("sites", f"{len(facts.sites):,} simulated"))
-    if facts.survey.num_refused:
-        rows.append(("refused", wording.plural(facts.survey.num_refused, "file")))
+    if facts.test is not None and facts.test.splits:
+        rows.append(("test images", f"{facts.test.images:,} ({facts.test.kind})"))
+    if facts.overlap:
+        rows.append(("overlap", facts.overlap))
+    if facts.num_refused:
+        rows.append(("refused", wording.plural(facts.num_refused, "file")))
     return rows
 
 

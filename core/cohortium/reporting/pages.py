@@ -17,7 +17,9 @@ from cohortium.data.scores import columns_of, metric_name
 from cohortium.reporting import content, plots, wording
 from cohortium.reporting.at_sites import site_evaluation
 from cohortium.reporting.differing import study_differences
+from cohortium.reporting.mask_pictures import mask_pictures
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
+from cohortium.reporting.thumbnails import COLOURS
 from cohortium.study.study import STUDY_ROLES
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def render(records: Sequence[Record]) -> str:
         accuracies=plots.accuracies(records, names),
         epsilon=plots.side_by_side(records, names, "epsilon"),
         classes=_classes(records),
+        class_score=_class_score(records),
     )
 
 
@@ -114,6 +117,14 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "metric": "accuracy" if scores is None else metric_name(scores.main_metric),
         "columns": () if scores is None else columns_of(scores.per_class),
         "means": {} if scores is None else content.means(scores),
+        "background": scores.per_class[0].name
+        if scores is not None and content.has_masks(scores) and scores.per_class[1:]
+        else "",
+        "masks": mask_pictures(record.folder),
+        "colours": [
+            (row.name, COLOURS[k % len(COLOURS)])
+            for k, row in enumerate(() if scores is None else scores.per_class[1:])
+        ],
         "own": None if record.result is None else record.result.own,
         "is_personal": record.is_personal,
         "headline": _headline(record),
@@ -215,6 +226,21 @@ def _by_views(
 def _first(row: ClassScores) -> float | None:
     """Return the first score of a class: its sensitivity, or the like."""
     return next(iter(row.metrics.values()), None)
+
+
+def _class_score(records: Sequence[Record]) -> str:
+    """Return the name of the first score of each class, or a word for several of them."""
+    names = {
+        name
+        for record in records
+        if record.scores is not None
+        for row in record.scores.per_class[:1]
+        for name in list(row.metrics)[:1]
+    }
+    if len(names) > 1:
+        return "First score"
+    name = metric_name(next(iter(names), "sensitivity"))
+    return name[:1].upper() + name[1:]
 
 
 def _classes(

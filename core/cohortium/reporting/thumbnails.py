@@ -120,17 +120,24 @@ def _thumbnail(
         picture = picture.resize(size, Image.Resampling.BOX)
     if is_mask:
         mask = Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
-        picture = Image.fromarray(_overlaid(np.asarray(picture), np.asarray(mask)))
-    file = BytesIO()
-    picture.save(file, "PNG", optimize=True)
+        picture = Image.fromarray(overlaid(np.asarray(picture), np.asarray(mask)))
     return Thumbnail(
-        source=f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}",
+        source=picture_uri(np.asarray(picture)),
         caption=_caption(examples.labels[index : index + 1], task, is_mask=is_mask),
         has_few_pixels=max(height, width) <= FEW_PIXELS,
     )
 
 
-def _overlaid(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def picture_uri(pixels: NDArray[np.uint8]) -> str:
+    """Return a picture of colours, shape (H, W, 3), as the `data:` URI of a PNG file."""
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def overlaid(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a picture with each class of its mask, but the background, in a colour."""
     colours = np.array(COLOURS, dtype=np.float32)[(mask.astype(int) - 1) % len(COLOURS)]
     mixed = pixels * (1 - _OPACITY) + colours * _OPACITY

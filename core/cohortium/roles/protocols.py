@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from cohortium.crypto.randomness import Randomness
-    from cohortium.data.examples import DataSpec, Examples, Splits
+    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.splits import Splits
     from cohortium.roles.events import Event
     from cohortium.roles.sessions import (
         CoordinatorSession,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, optional
 
-from cohortium.errors import PrivacyError
+from cohortium.errors import PrivacyError, StudyError
 from cohortium.storage.append_log import MemoryJournal
 
 if TYPE_CHECKING:
@@ -152,6 +152,26 @@ class Workload:
     max_site_share: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     has_mixed_examples: bool = False
     noise_response: tuple[float, ...] = ()
+
+    def require_separate_examples(self, unit: Unit) -> None:
+        """Refuse a trainer that mixes examples, under privacy of one example or patient.
+
+        A privatizer that searches its noise calls it before that. Cohortium calls it for every
+        plan.
+
+        Args:
+            unit: The unit of the guarantee.
+
+        Raises:
+            StudyError: The trainer mixes examples, and the unit is not the site.
+        """
+        if self.has_mixed_examples and unit != "site":
+            raise StudyError(
+                "the trainer mixes the examples of a batch (MixUp), so a mixed example depends on "
+                "two patients and the clip of its gradient no longer bounds the effect of one "
+                f"{unit}; set trainer.mixup_alpha to 0, or use the privatizer's unit 'site' or "
+                "privatizer 'none'."
+            )
 
 
 @frozen(eq=False, kw_only=True)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from cohortium.crypto.signing import KeyDirectory
     from cohortium.data.examples import DataSpec
     from cohortium.ledger.cost import AttemptCost
-    from cohortium.privacy.guarantee import Unit
     from cohortium.roles.protocols import Aggregator, Model, Trainer
     from cohortium.roles.sessions import PrivacyPlan
     from cohortium.roles.values import FederationSpec, Workload
@@ -78,8 +77,8 @@ class RunConfig:
     def __attrs_post_init__(self) -> None:
         """Refuse a guarantee that the trainer or the aggregator breaks."""
         guarantee = self.plan.guarantee
-        if guarantee is not None and guarantee.unit != "site":
-            _require_separate_examples(self.workload, guarantee.unit)
+        if guarantee is not None:
+            self.workload.require_separate_examples(guarantee.unit)
         if guarantee is None or guarantee.against == "everyone":
             return
         confidentiality = self.aggregator.confidentiality(self.federation_spec)
@@ -131,21 +130,6 @@ class RunConfig:
         if private and not self.federation_spec.insecure_seeded_secrets:
             return Randomness.system()
         return Randomness.insecure_from_seed(self.seeds.root).derive(purpose)
-
-
-def _require_separate_examples(workload: Workload, unit: Unit) -> None:
-    """Refuse a trainer that mixes examples, under a guarantee for one example or patient.
-
-    Raises:
-        StudyError: The trainer declares it.
-    """
-    if workload.has_mixed_examples:
-        raise StudyError(
-            "the trainer mixes the examples of a batch (MixUp), so a mixed example depends on two "
-            "patients and the clip of its gradient no longer bounds the effect of one "
-            f"{unit}; set trainer.mixup_alpha to 0, or use the privatizer's unit 'site' or "
-            "privatizer 'none'."
-        )
 
 
 class AdmissionPolicy(Protocol):

@@ -17,7 +17,7 @@ from cohortium.errors import DataError, RequestError, StudyError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
 
 DATASET_INFO = "dataset.json"
 

@@ -14,7 +14,7 @@ from attrs import frozen
 from cohortium import parameters
 from cohortium.catalog.provenance import collect_provenance
 from cohortium.crypto.randomness import Seeds
-from cohortium.data.group_scores import score_groups
+from cohortium.data.group_scores import groupings, score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
@@ -22,6 +22,7 @@ from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
 from cohortium.runs.invite import invite_sites
+from cohortium.runs.mask_examples import choose_mask_examples
 from cohortium.runs.result import Measured, OwnScores, Result, Timings, versions
 from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, run_ledger
 from cohortium.runs.run_state import RunState, run_fingerprint
@@ -296,11 +297,13 @@ class RunDriver:
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
             )
+        predictions = None if predictions is None else self._grouped(predictions)
         scores = None if predictions is None else self._scored(predictions)
         result = self._result(scores, self._own())
         if self.folder is not None:
             if predictions is not None and not self.prepared.is_deployment:
                 self.folder.write_predictions(predictions)
+                self._write_mask_examples(self.folder, predictions)
             self.folder.write_result(result)
         self.notify(
             RunCompleted(
@@ -314,14 +317,26 @@ class RunDriver:
             self.folder.log.log_result()
         return result
 
-    def _scored(self, predictions: Predictions) -> Scores:
-        """Return the scores of the test images, by centre and group as well."""
+    def _write_mask_examples(self, folder: RunDirectory, predictions: Predictions) -> None:
         splits = self.prepared.loaded_splits
         assert splits is not None
         assert splits.test is not None
+        found = choose_mask_examples(splits.test, predictions, self.prepared.run_config.spec)
+        if found is not None:
+            folder.write_mask_examples(found)
+
+    def _grouped(self, predictions: Predictions) -> Predictions:
+        """Return the predictions for the test images with the images' centres and groups."""
+        splits = self.prepared.loaded_splits
+        assert splits is not None
+        assert splits.test is not None
+        found = groupings(splits.test, splits.groups, splits.centres)
+        return attrs.evolve(predictions, groupings=found)
+
+    def _scored(self, predictions: Predictions) -> Scores:
+        """Return the scores of the test images, by centre and group as well."""
         rng = Seeds(self.prepared.federation.seed).generator("group intervals")
-        groups = score_groups(predictions, splits.test, splits.groups, splits.centres, rng)
-        return attrs.evolve(predictions.scores, groups=groups)
+        return attrs.evolve(predictions.scores, groups=score_groups(predictions, rng))
 
     def _own(self) -> OwnScores | None:
         """Score simulated sites on their held-out images, and store the scores."""

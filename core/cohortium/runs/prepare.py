@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.crypto.randomness import Randomness
-    from cohortium.data.examples import DataSpec, Examples, Splits
+    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.splits import Splits
     from cohortium.ledger.ledger import Ledger
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
+import numpy as np
 from attrs import frozen
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.estimates import Estimate
+from cohortium.data.groups import Grouping
 from cohortium.data.predictions import Predictions
-from cohortium.data.scores import Scores, metric_name
+from cohortium.data.scores import DECIMALS, Scores, metric_name
 from cohortium.errors import RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from cohortium.runs.history import History
@@ -213,7 +216,7 @@ class Result(StoredResult):
         scores, metric = self.scores, "accuracy"
         told = "none (no test images)"
         if scores is not None:
-            metric, told = metric_name(scores.main_metric), f"{scores.main:.2%}"
+            metric, told = metric_name(scores.main_metric), self._shown(scores.main)
             if scores.majority_share is not None:
                 told += f" (the most frequent class alone: {scores.majority_share:.2%})"
         if not self.is_personal:
@@ -226,7 +229,8 @@ class Result(StoredResult):
                 if majority is None
                 else f"each site's most frequent class alone: {majority:.2%}; "
             )
-            own = f"{self.own.personal_accuracy:.2%} ({alone}{self.own.images:,} images held out)"
+            own = self._shown(self.own.personal_accuracy)
+            own += f" ({alone}{self.own.images:,} images held out)"
         return [
             (f"sites' own {metric}", own),
             ("global network", f"{told}; no site uses this network"),
@@ -239,10 +243,19 @@ class Result(StoredResult):
             row = part.worst_row
             if row is None:
                 continue
-            ends = f"{_share(row.low)} to {_share(row.high)} at 95 %, {row.images:,} images"
+            ends = (
+                f"{self._shown(row.low)} to {self._shown(row.high)} at 95 %, {row.images:,} images"
+            )
             chance = "" if part.is_below_all else "; not below the score of all images"
             named = row.value or "not stated"
-            yield f"worst {part.name}", f"{named}: {_share(row.score)} ({ends}{chance})"
+            yield f"worst {part.name}", f"{named}: {self._shown(row.score)} ({ends}{chance})"
+
+    def _shown(self, value: float | None) -> str:
+        """Return a value of the main metric for people."""
+        if value is None:
+            return "none"
+        is_decimal = self.scores is not None and self.scores.main_metric in DECIMALS
+        return f"{value:.4f}" if is_decimal else f"{value:.2%}"
 
     def _repr_html_(self) -> str:
         """Return the important figures for a notebook, one per row."""
@@ -260,10 +273,6 @@ class Result(StoredResult):
         return html_table([{"result": key, "": value} for key, value in rows.items()])
 
 
-def _share(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2%}"
-
-
 PREDICTIONS = "simulation/predictions.npz"
 SITE_SCORES = "simulation/holdout_scores.json"
 """Paths in the folder of facts that only a simulator knows."""
@@ -272,21 +281,59 @@ SITE_SCORES = "simulation/holdout_scores.json"
 def predictions_of(folder: Path) -> Predictions:
     """Return the predictions of the run in `folder` for each test image.
 
+    They have groupings only if the data have centres or groups, and the run stored them.
+
     Raises:
         RequestError: The file is missing or damaged.
     """
-    import numpy as np
-
     path = folder / PREDICTIONS
     try:
         with np.load(path, allow_pickle=False) as data:
             table = msgspec.json.decode(str(data["task"]), type=dict[str, Any])
             task = construction.build_part(discover(), "task", table, where=str(path))
-            return Predictions(data["predictions"], data["labels"], task)
+            return Predictions(data["predictions"], data["labels"], task, _groupings(data))
     except FileNotFoundError as error:
         raise RequestError(
             f"{folder} has no predictions for test images; name a finished run on a data set that "
             "has some."
         ) from error
-    except (OSError, ValueError, KeyError, StudyError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        StudyError,
+        msgspec.MsgspecError,
+        zipfile.BadZipFile,
+    ) as error:
         raise RequestError(f"{path} is damaged; run that study again.") from error
+
+
+class _Named(msgspec.Struct, forbid_unknown_fields=True):
+    """A stored grouping, without its codes."""
+
+    name: str
+    is_centre: bool
+    values: tuple[str, ...]
+
+
+def _groupings(data: Mapping[str, NDArray[Any]]) -> tuple[Grouping, ...]:
+    """Return the stored groupings.
+
+    Raises:
+        ValueError: They do not fit the labels.
+    """
+    if "groups" not in data:
+        return ()
+    codes = data["groups"]
+    named = msgspec.json.decode(str(data["groupings"]), type=list[_Named])
+    if codes.shape != (len(data["labels"]), len(named)):
+        raise ValueError("the groups do not fit the labels")
+    return tuple(
+        Grouping(
+            name=each.name,
+            is_centre=each.is_centre,
+            values=each.values,
+            codes=codes[:, k].astype(np.int64),
+        )
+        for k, each in enumerate(named)
+    )

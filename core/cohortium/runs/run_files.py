@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
@@ -14,6 +14,7 @@ from cohortium.catalog import toml_tables
 from cohortium.catalog.discovery import discover
 from cohortium.errors import RunError
 from cohortium.runs.dataset_info import DATASET_INFO
+from cohortium.runs.mask_examples import MASK_EXAMPLES
 from cohortium.runs.result import BEST, PREDICTIONS, RESULT, SITE_SCORES
 from cohortium.storage.atomic import atomic_write
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from cohortium.data.predictions import Predictions
@@ -75,13 +77,40 @@ class RunFiles:
         values = predictions.values
         table = toml_tables.to_table(discover(), "task", predictions.task)
         buffer = io.BytesIO()
+        groupings = predictions.groupings
+        names = [
+            {"name": each.name, "is_centre": each.is_centre, "values": list(each.values)}
+            for each in groupings
+        ]
+        grouped: dict[str, Any] = (
+            {}
+            if not groupings
+            else {
+                "groups": np.stack([each.codes for each in groupings], 1).astype(np.int16),
+                "groupings": np.array(json.dumps(names)),
+            }
+        )
         np.savez_compressed(
             buffer,
             predictions=values.astype(np.float32) if values.dtype.kind == "f" else values,
             labels=predictions.labels,
             task=np.array(json.dumps(table)),
+            **grouped,
         )
         self._write(PREDICTIONS, buffer.getvalue())
+
+    def write_mask_examples(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a few test images with masks, for the report.
+
+        Raises:
+            RunError: They cannot be written.
+        """
+        import numpy as np
+
+        buffer = io.BytesIO()
+        contents: dict[str, Any] = dict(arrays)
+        np.savez_compressed(buffer, **contents)
+        self._write(MASK_EXAMPLES, buffer.getvalue())
 
     def write_site_scores(self, scores: Sequence[SiteScores]) -> None:
         """Write the scores of each site's own model and the global one.

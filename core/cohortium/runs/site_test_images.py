@@ -10,7 +10,7 @@ import numpy as np
 from cohortium.errors import StudyError
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
     from cohortium.roles.values import ExampleIndices
     from cohortium.study.study import Study
 

@@ -24,7 +24,7 @@ from cohortium.study.layered_tables import merge
 from cohortium.study.study import Study
 
 if TYPE_CHECKING:
-    from cohortium.data.examples import Splits
+    from cohortium.data.splits import Splits
     from cohortium.runs.prepare import PreparedStudy
 
 

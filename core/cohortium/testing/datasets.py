@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.data.examples import Splits
+from cohortium.data.splits import Splits
 from cohortium.testing.contract import Check, ensure
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cohortium import Federation
 from cohortium.errors import StudyError
-from cohortium.plugin import Dataset, pseudonyms
+from cohortium.plugin import Dataset, GroupColumn, pseudonyms
 from cohortium_dicom import DicomDataset, Window, cohortium_datasets
 from cohortium_segmentation import Segmentation
 from cohortium_table import TableDataset
@@ -74,6 +74,26 @@ def test_columns_become_splits_in_order(tmp_path: Path) -> None:
     assert splits.validation is not None
     assert splits.test is not None
     assert splits.test.images.max() == 1
+
+
+def test_group_columns_follow_files_and_series(tmp_path: Path) -> None:
+    volumes = np.arange(3 * 4 * 6 * 5, dtype=np.uint8).reshape(3, 4, 6, 5)
+    for number, volume in enumerate(volumes):
+        series(tmp_path / f"s{number}", volume, seed=number)
+    rows = [
+        ("s0", "x", "f", "", "train"),
+        ("s1", "y", "m", "B", "test"),
+        ("s2", "x", "m", "A", "train"),
+    ]
+    path = table(tmp_path, rows, ("path", "label", "sex", "scanner", "part"))
+    dataset = DicomDataset(path=path, groups=("sex", "scanner"), split="part", window="file")
+    splits = dataset.load()
+    assert splits.groups == (GroupColumn("sex", ("f", "m")), GroupColumn("scanner", ("A", "B")))
+    assert splits.train.groups is not None
+    assert splits.test is not None
+    assert splits.test.groups is not None
+    assert splits.train.groups.tolist() == [[0, -1], [1, 0]]
+    assert splits.test.groups.tolist() == [[1, 1]]
 
 
 def test_patients_of_headers_become_keyed_numbers(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cohortium import Federation
 from cohortium.errors import DataError, StudyError
-from cohortium.plugin import Dataset
+from cohortium.plugin import Dataset, DataSurvey, GroupColumn
 from cohortium_nifti import NiftiDataset, cohortium_datasets
 from cohortium_segmentation import Segmentation
 from cohortium_unet import UNet
@@ -69,6 +69,29 @@ def test_columns_become_splits(tmp_path: Path) -> None:
     keyed = NiftiDataset(path=path, **options, patient_key="key").load()
     assert keyed.train.patients is not None
     assert keyed.train.patients.min() > 1
+
+
+def test_group_columns_follow_their_files(tmp_path: Path) -> None:
+    put(tmp_path)
+    rows = [
+        ("1.nii", "x", "m", "60-69", "test"),
+        ("2.nii.gz", "y", "", "70-79", "train"),
+        ("3.nii", "x", "f", "60-69", "train"),
+    ]
+    path = table(tmp_path, rows, ("path", "label", "sex", "age", "part"))
+    dataset = NiftiDataset(path=path, groups=("sex", "age"), split="part")
+    splits = dataset.load()
+    assert splits.groups == (GroupColumn("sex", ("f", "m")), GroupColumn("age", ("60-69", "70-79")))
+    assert splits.train.groups is not None
+    assert splits.test is not None
+    assert splits.test.groups is not None
+    assert splits.train.groups.tolist() == [[-1, 1], [0, 0]]
+    assert splits.test.groups.tolist() == [[1, 0]]
+    # A refused file takes its own groups with it, and no other's.
+    (tmp_path / "2.nii.gz").write_bytes(b"?")
+    readable = dataset.load_readable(DataSurvey())
+    assert readable.train.groups is not None
+    assert readable.train.groups.tolist() == [[0, 0]]
 
 
 def test_volumes_of_a_file_are_channels(tmp_path: Path) -> None:

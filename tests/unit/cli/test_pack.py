@@ -22,6 +22,7 @@ from cohortium.errors import DataError, RequestError, RunError
 from cohortium.plugin import Examples, Multiclass, Splits
 from tests.support.command_line import cohortium
 from tests.support.dicom_files import saved
+from tests.support.nifti_files import saved as saved_nifti
 
 RNG = np.random.default_rng(0)
 COUNT = 24
@@ -75,6 +76,54 @@ def dicom_set(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def grouped_rows(suffix: str) -> list[str]:
+    """Rows with two columns of groups, of which the second is not always stated."""
+    rows = ["path,label,mask,who,site,sex,scanner,split"]
+    for k in range(COUNT):
+        split = ("train", "train", "val", "test")[k // 2 % 4]
+        scanner = ("A", "B", "")[k % 3]
+        rows.append(
+            f"{k}{suffix},{'ab'[k // 2 % 2]},m{k}{suffix},P{k // 2},h{k % 3},{'fm'[k % 2]},"
+            f"{scanner},{split}"
+        )
+    return rows
+
+
+COLUMNS: dict[str, Any] = {
+    "patient": "who", "site": "site", "groups": ["sex", "scanner"], "split": "split",
+}  # fmt: skip
+
+
+def grouped_dicom_set(folder: Path) -> dict[str, Any]:
+    for k in range(COUNT):
+        saved(folder / f"{k}.dcm", RNG.integers(0, 3000, (8, 8), dtype=np.uint16))
+    return {
+        "name": "dicom", "path": table(folder, grouped_rows(".dcm")), **COLUMNS,
+        "window": {"center": 1200, "width": 2000},
+    }  # fmt: skip
+
+
+def nifti_set(folder: Path) -> dict[str, Any]:
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    for k in range(COUNT):
+        saved_nifti(folder / f"{k}.nii.gz", RNG.integers(-9, 90, (6, 5, 4), np.int16), affine)
+    return {
+        "name": "nifti", "path": table(folder, grouped_rows(".nii.gz")), **COLUMNS,
+        "intensity_range": [0, 80],
+    }  # fmt: skip
+
+
+def nifti_mask_set(folder: Path) -> dict[str, Any]:
+    for k in range(COUNT):
+        saved_nifti(folder / f"{k}.nii", RNG.random((4, 4, 6, 2), dtype=np.float32))
+        saved_nifti(folder / f"m{k}.nii", RNG.integers(0, 3, (4, 4, 6), np.uint8))
+    return {
+        "name": "nifti", "path": table(folder, grouped_rows(".nii")), **COLUMNS, "mask": "mask",
+        "channels": 2, "intensity_range": [0, 1], "task": "segmentation",
+        "classes": ["rest", "a", "b"],
+    }  # fmt: skip
+
+
 def finding_set(folder: Path) -> dict[str, Any]:
     rows = ["path,x,y,z"]
     for k in range(COUNT):
@@ -86,14 +135,17 @@ def finding_set(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SETS = {"folder": folder_set, "masks": mask_set, "dicom": dicom_set, "findings": finding_set}
+SETS = {
+    "folder": folder_set, "masks": mask_set, "dicom": dicom_set, "findings": finding_set,
+    "dicom groups": grouped_dicom_set, "nifti": nifti_set, "nifti masks": nifti_mask_set,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SETS)
 def test_run_on_store_gives_same_weights(tmp_path: Path, kind: str) -> None:
     dataset = SETS[kind](tmp_path)
     study = dict(STUDY)
-    if kind == "masks":
+    if "masks" in kind:
         study["model"] = {"name": "unet", "width": 4, "depth": 1}
     (tmp_path / "study.toml").write_text(tomli_w.dumps({**study, "dataset": dataset}))
     store = tmp_path / "store.npz"
@@ -110,7 +162,13 @@ def test_run_on_store_gives_same_weights(tmp_path: Path, kind: str) -> None:
     assert original.dataset is not None
     assert packed.dataset is not None
     assert packed.dataset.load().spec == original.dataset.load().spec
-    assert packed.run().weights_sha256 == original.run().weights_sha256
+    found, wanted = packed.run(), original.run()
+    assert found.weights_sha256 == wanted.weights_sha256
+    if wanted.scores is not None:
+        assert found.scores == wanted.scores
+        names = [part.name for part in wanted.scores.groups]
+        if "groups" in dataset:
+            assert names == ["centre", "sex", "scanner"]
 
 
 def test_refused_files_stop_packing_unless_skipped(tmp_path: Path) -> None:

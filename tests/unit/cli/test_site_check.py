@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cohortium.cli import main
 from cohortium.errors import DataError, RequestError
 from tests.support.command_line import cohortium
 
@@ -57,7 +59,89 @@ def test_check_names_every_refused_file(site: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its data cannot be used"):
         cohortium("site", str(site), "--check", "--page", str(page))
     assert page.read_text().count("is no PNG, JPEG or TIFF") == 3
+    assert "name may hold the name of a patient" in page.read_text()
     assert not (site.parent / "data.html").exists()
+
+
+def test_refused_files_are_named_on_page_alone(
+    site: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (site.parent / "lesions" / "benign" / "jane-doe.png").write_bytes(b"?")
+    caplog.set_level(0)
+    with pytest.raises(SystemExit) as caught:
+        main(["site", str(site), "--check"])
+    printed = capfd.readouterr()
+    assert caught.value.code
+    assert "refused  1 file" in printed.out
+    assert "correct the faults that" in printed.err
+    for text in (printed.out, printed.err, caplog.text):
+        assert "jane" not in text
+    assert (site.parent / "data.html").read_text().count("jane-doe.png") == 1
+
+
+def with_test(site: Path, first: int, account: str = "lesions, test") -> Path:
+    for k in range(4):
+        path = site.parent / "tests" / ("benign", "malignant")[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((6, 5), first + k, np.uint8)).save(path)
+    site.write_text(
+        SITE + f'[test]\ndataset_id = "{account}"\n[test.dataset]\nname = "folder"\n'
+        'path = "tests"\nclasses = ["benign", "malignant", "unclear"]\n'
+    )
+    return site.parent / "data.html"
+
+
+def test_check_shows_test_images_and_their_comparison(site: Path) -> None:
+    page = with_test(site, 201)
+    status, out, _ = cohortium("site", str(site), "--check")
+    assert status == 0
+    assert "test images  4 (folder)" in out
+    assert "No image is in both" in out
+    text = page.read_text()
+    assert text.count("<img ") == 12
+    assert "4 images of 4 for tests" in text
+    assert 'id="test-counts"' in text
+    assert "No image is in both, and patients were not compared" in text
+
+
+def test_check_reports_overlap_on_page(site: Path) -> None:
+    page = with_test(site, 20)
+    with pytest.raises(DataError, match="its data cannot be used"):
+        cohortium("site", str(site), "--check")
+    assert "1 of the 4 test images are training images too" in page.read_text()
+    with_test(site, 20, "lesions")
+    assert cohortium("site", str(site), "--check")[0] == 0
+    assert "they may overlap" in page.read_text()
+
+
+def test_check_shows_test_images_of_dataset(site: Path) -> None:
+    folder = site.parent / "lesions"
+    for part, names in (("train", ("benign", "malignant")), ("test", ("benign",))):
+        for name in names:
+            path = folder / part / name / "x.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            value = len(part) * 9 + len(name)
+            Image.fromarray(np.full((6, 5), value, np.uint8)).save(path)
+    for name in ("benign", "malignant"):
+        shutil.rmtree(folder / name)
+    site.write_text(SITE + '[test]\ndataset_id = "lesions, test"\n')
+    status, out, _ = cohortium("site", str(site), "--check")
+    assert status == 0
+    assert "test images  1 (folder)" in out
+    assert "No image is in both" in (site.parent / "data.html").read_text()
+
+
+def test_refused_test_file_is_on_page(site: Path) -> None:
+    page = with_test(site, 201)
+    (site.parent / "tests" / "benign" / "broken.png").write_bytes(b"?")
+    with pytest.raises(DataError, match="its data cannot be used"):
+        cohortium("site", str(site), "--check")
+    text = page.read_text()
+    assert "Refused test files" in text
+    assert "Refused files are not compared" in text
+    code, _, err = cohortium("data", str(site), "--out", str(page))
+    assert code == 1
+    assert "broken.png" in err
 
 
 def test_page_is_for_check_alone(site: Path, tmp_path: Path) -> None:

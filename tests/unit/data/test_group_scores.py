@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from cohortium.data.examples import Examples, Splits
-from cohortium.data.group_scores import MIN_IMAGES, score_groups, worst_row
+from cohortium.data.examples import Examples
+from cohortium.data.group_scores import MIN_IMAGES, groupings, score_groups, worst_row
 from cohortium.data.groups import MAX_VALUES, GroupColumn
 from cohortium.data.predictions import Predictions
-from cohortium.data.scores import GroupScore, Scores, interval
+from cohortium.data.scores import GroupScore, GroupScores, Scores, interval
+from cohortium.data.splits import Splits
 from cohortium.plugin import DataError, Multiclass
 from cohortium_multilabel import Multilabel
 from cohortium_segmentation import Segmentation
 
 COLUMNS = (GroupColumn("sex", ("f", "m")), GroupColumn("scanner", ("A", "B", "C")))
+
+
+def scored(
+    predictions: Predictions,
+    part: Examples,
+    columns: Sequence[GroupColumn],
+    centres: Sequence[str],
+    rng: np.random.Generator,
+) -> tuple[GroupScores, ...]:
+    return score_groups(evolve(predictions, groupings=groupings(part, columns, centres)), rng)
 
 
 def examples(labels: Any, groups: Any = None, clients: Any = None) -> Examples:
@@ -46,7 +58,7 @@ def test_multiclass_scores_equal_scikit_learn_on_subsets() -> None:
     clients = rng.integers(0, 4, 200) * 7
     predictions = Predictions(rng.dirichlet(np.ones(3), 200), labels, Multiclass(("a", "b", "c")))
     part = examples(labels, groups, clients)
-    centre, sex, scanner = score_groups(predictions, part, COLUMNS, (), rng)
+    centre, sex, scanner = scored(predictions, part, COLUMNS, (), rng)
     assert [found.value for found in centre.rows] == ["0", "7", "14", "21"]
     assert [found.value for found in sex.rows] == ["f", "m", ""]
     assert [found.value for found in scanner.rows] == ["A", "B", "C"]
@@ -71,7 +83,7 @@ def test_multilabel_score_equals_scikit_learn_with_interval() -> None:
     groups = (np.arange(120) % 2)[:, None]
     task = Multilabel(("x", "y"))
     assert task.score(values, labels).main_metric == "auc"
-    (found,) = score_groups(
+    (found,) = scored(
         Predictions(values, labels, task), examples(labels, groups), COLUMNS[:1], (), rng
     )
     for code, each in enumerate(found.rows):
@@ -98,7 +110,7 @@ def test_segmentation_interval_covers_true_score() -> None:
     for start in range(0, 4000, 40):
         part = slice(start, start + 40)
         codes = (np.arange(40) % 2)[:, None]
-        (found,) = score_groups(
+        (found,) = scored(
             Predictions(called[part], truth[part], task),
             examples(truth[part], codes), COLUMNS[:1], (), rng,
         )  # fmt: skip
@@ -113,7 +125,7 @@ def test_few_images_have_whole_range() -> None:
     rng, task = np.random.default_rng(4), Segmentation(("ground", "cell"))
     truth, called = masks(30, rng, 0.1)
     codes = (np.arange(30) >= MIN_IMAGES - 1).astype(np.int64)[:, None]
-    (found,) = score_groups(
+    (found,) = scored(
         Predictions(called, truth, task), examples(truth, codes), COLUMNS[:1], (), rng
     )
     few, many = found.rows
@@ -130,7 +142,7 @@ def test_undetermined_score_has_no_interval() -> None:
     codes = (np.arange(24) >= 12).astype(np.int64)[:, None]
     labels[:12] = 1
     values = np.random.default_rng(5).random((24, 1))
-    (found,) = score_groups(
+    (found,) = scored(
         Predictions(values, labels, Multilabel(("x",))), examples(labels, codes), COLUMNS[:1], (),
         np.random.default_rng(0),
     )  # fmt: skip
@@ -152,9 +164,9 @@ def test_one_centre_or_too_many_give_no_rows() -> None:
     predictions = Predictions(np.eye(2)[labels], labels, Multiclass(("a", "b")))
     rng = np.random.default_rng(0)
     for clients in (np.zeros(70, np.int64), np.arange(70)):
-        assert score_groups(predictions, examples(labels, None, clients), (), (), rng) == ()
+        assert scored(predictions, examples(labels, None, clients), (), (), rng) == ()
     unknown = np.full((70, 2), -1)
-    assert score_groups(predictions, examples(labels, unknown), COLUMNS, (), rng) == ()
+    assert scored(predictions, examples(labels, unknown), COLUMNS, (), rng) == ()
 
 
 @given(st.data())
@@ -217,7 +229,7 @@ def test_columns_bound_values_and_names() -> None:
 def test_impossible_stored_groups_are_refused() -> None:
     labels = np.arange(40) % 2
     predictions = Predictions(np.eye(2)[labels], labels, Multiclass(("a", "b")))
-    found = score_groups(
+    found = scored(
         predictions, examples(labels, None, np.arange(40) % 2), (), (), np.random.default_rng(0)
     )
     scores = evolve(predictions.scores, groups=found)

@@ -33,9 +33,13 @@ from cohortium.study.measurement import EvaluationPlan
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
+from cohortium_secagg import SecAgg
 from tests.support.federations import QuadrantImages, tiny_federation
 
 SITES = 3
+
+MASKED = 2
+"""The stage of an attempt in which sites send their masked vectors."""
 
 
 def simulation(**changes: Any) -> Federation:
@@ -549,6 +553,74 @@ def test_deployment_measures_as_the_simulation_does(
     assert later.measured is not None
     assert later.measured.contributors == SITES - 1
     assert later.weights_sha256 == result.weights_sha256
+
+
+@define(eq=False)
+class Severed(Corridor):
+    """An engine from which `lost` disappears when it has masked a measurement.
+
+    It has measured and been charged, and its vector never leaves the hospital.
+    """
+
+    _measuring: set[bytes] = field(factory=set)
+    _is_gone: bool = False
+
+    def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Any:
+        request = decode_either(broadcast, Request, Invitation)
+        if isinstance(request, Invitation) and "[measurement]" in request.study:
+            self._measuring.add(request.session)
+        for number, own in per_site.items():
+            if number == self.lost and self._is_gone:
+                continue
+            reply = self.hospitals[number].server.answer(broadcast, own)
+            said = decode_either(reply, Reply, Refusal, Acceptance)
+            if number == self.lost and request.session in self._measuring:
+                self._is_gone = isinstance(said, Reply) and said.stage == MASKED
+            if number != self.lost or not self._is_gone:
+                yield number, reply
+
+
+@pytest.mark.slow
+def test_hospital_lost_after_its_charge_leaves_scores_of_others(tmp_path: Path) -> None:
+    simulated = simulation(
+        dataset=QuadrantImages(1000), sites=5, insecure_seeded_secrets=True, threads=1,
+        aggregator=SecAgg(reconstruction_threshold=4, num_shares=5),
+        evaluation=EvaluationPlan(epsilon=2.0, parts=("accuracy",)),
+    )  # fmt: skip
+    rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "all", engine="inline")
+    deployed = Federation.read(tmp_path / "all" / "study.toml")
+    with contextlib.ExitStack() as stack:
+        hospitals = {
+            n: stack.enter_context(serving(tmp_path / "all" / f"site-{n}")) for n in range(5)
+        }
+        engine = Severed(hospitals, lost=3)
+        result = deployed.run(tmp_path / "run", engine=engine)
+    assert result.dropouts == 0
+    evaluation = result.evaluation
+    assert evaluation is not None
+    assert evaluation.weights_sha256 == result.weights_sha256
+    measured = evaluation.measured
+    assert measured is not None
+    assert measured.contributors == 4
+    # Each hospital was charged, the lost one too, and has its own exact figures.
+    own = []
+    for hospital in hospitals.values():
+        assert [*hospital.spent().values()] == [1, 1]
+        (path,) = (hospital.folder / "evaluations").iterdir()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        own.append(json.loads(path.read_text())["scores"])
+    images = [each["images"] for number, each in enumerate(own) if number != 3]
+    scores = [each["metrics"]["accuracy"] for number, each in enumerate(own) if number != 3]
+    main = measured.estimates[0]
+    assert main.metric == "accuracy"
+    reach = main.noise_high - main.noise_low
+    assert 0 < reach < 0.5
+    assert abs(main.value - np.average(scores, weights=images)) < reach
+    assert main.low <= main.noise_low
+    assert main.noise_high <= main.high
+    # The same sites in one process train the same weights.
+    twin = evolve(simulated, evaluation=None).run()
+    assert twin.weights_sha256 == result.weights_sha256
 
 
 def test_missing_test_images_end_the_run_before_training(

@@ -182,7 +182,8 @@ def test_image_files_are_read_unchanged_and_sorted(tmp_path: Path) -> None:
         np.savez(place / "own.npz", images=images)
         np.savez(place / "split.npz", val_images=images, test_images=images[:1])
         wanted = images.reshape(3, 6, 4, -1).transpose(0, 3, 1, 2)
-        ((names, found),) = image_files.read([place], spec, split="test")
+        (batch,) = image_files.read([place], spec, split="test")
+        names, found = batch.names, batch.images
         assert [Path(name).name for name in names] == ["a.PNG", "b.png", "c.png"]
         assert np.array_equal(found, wanted[[1, 2, 0]])
         batches = list(
@@ -190,9 +191,9 @@ def test_image_files_are_read_unchanged_and_sorted(tmp_path: Path) -> None:
                 [place / "c.png", place / "own.npz", place / "split.npz"], spec, split="val"
             )
         )
-        assert [len(found) for _, found in batches] == [1, 3, 3]
-        assert batches[1][0] == ["own.npz#0", "own.npz#1", "own.npz#2"]
-        assert all(np.array_equal(found, wanted[: len(found)]) for _, found in batches)
+        assert [len(batch.images) for batch in batches] == [1, 3, 3]
+        assert batches[1].names == ["own.npz#0", "own.npz#1", "own.npz#2"]
+        assert all(np.array_equal(batch.images, wanted[: len(batch.images)]) for batch in batches)
 
 
 def _spoiled(tmp_path: Path) -> dict[str, Path]:

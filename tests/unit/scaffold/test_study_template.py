@@ -19,6 +19,7 @@ from cohortium import Federation
 from cohortium.cli import main
 from cohortium.scaffold.study_template import Answers, customary_delta, render_study
 from cohortium.study import study_file
+from tests.support.command_server import command
 
 
 @pytest.fixture
@@ -121,10 +122,7 @@ def test_the_default_answers_run_from_the_command_line(tmp_path: Path) -> None:
         "--set", "dataset.examples=600", "--set", "dataset.validation=50",
         "--set", "dataset.test=80", "--set", "federation.rounds=2",
     ]  # fmt: skip
-    for command in (["init", "--yes"], ["run", "study.toml", *small, "--out", "record"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "cohortium", *command],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    for arguments in (["init", "--yes"], ["run", "study.toml", *small, "--out", "record"]):
+        done = command(*arguments, cwd=tmp_path, environment=os.environ)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "record" / "result.json").exists()

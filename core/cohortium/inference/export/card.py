@@ -201,12 +201,47 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
             for row in scores["per_class"]
         ),
     )
+    yield from _groups(scores)
     yield (
         "They are those of the run's predictions for each test image, which lay next to them; "
         "neither is signed."
         if exported.is_scored_anew
         else "They are as the run recorded them; nothing in its folder can prove them."
     )
+
+
+def _groups(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the main metric by centre and by group, with the worst of each."""
+    metric = next(iter(scores["metrics"]))
+    for part in scores.get("groups") or ():
+        yield f"By {_plain(part['name'])}, with intervals at 95 %:"
+        yield _table(
+            (part["name"], "images", metric_name(metric), "from", "to"),
+            (
+                (
+                    _stated(row["value"]),
+                    row["images"],
+                    *(_shown(metric, row[key]) for key in ("score", "low", "high")),
+                )
+                for row in part["rows"]
+            ),
+        )
+        if part["worst"] is not None:
+            row = part["rows"][part["worst"]]
+            chance = (
+                "Its interval lies below the score of all images."
+                if part["is_below_all"]
+                else "Its interval does not lie below the score of all images, so that chance "
+                "alone may have made it the worst."
+            )
+            yield (
+                f"**Worst {_plain(part['name'])}:** {_plain(_stated(row['value']))}, "
+                f"{_shown(metric, row['score'])} on {row['images']:,} images. {chance}"
+            )
+
+
+def _stated(value: str) -> str:
+    return value or "not stated"
 
 
 LIMITS = """\

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 
 from cohortium.data.scores import UNBOUNDED
 from cohortium.errors import DataError
@@ -17,6 +18,7 @@ from cohortium.runs.result import PREDICTIONS, predictions_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from cohortium.data.predictions import Predictions
     from cohortium.inference.classifier import Classifier
 
 CLOSE = 5e-5
@@ -41,7 +43,9 @@ def recompute_scores(classifier: Classifier) -> bool:
     assert result is not None, "only a complete run has scores"
     if result.get("scores") is None or not (classifier.folder / PREDICTIONS).exists():
         return False
-    found = attrs.asdict(predictions_of(classifier.folder).scores)
+    predictions = predictions_of(classifier.folder)
+    found = attrs.asdict(predictions.scores)
+    found["groups"] = list(_by_group(predictions))
     try:
         pairs = zip(_figures(found), _figures(result["scores"]), strict=True)
         is_same = all(_is_close(one, other) for one, other in pairs)
@@ -61,6 +65,22 @@ def _figures(scores: Mapping[str, Any]) -> Iterator[float | None]:
     for row in scores["per_class"]:
         yield row["examples"]
         yield from _metrics(row["metrics"])
+    for part in scores.get("groups") or ():
+        for row in part["rows"]:
+            yield row["images"]
+            yield row["score"]
+
+
+def _by_group(predictions: Predictions) -> Iterator[dict[str, Any]]:
+    """Yield the main metric by centre and by group, without intervals."""
+    task, main = predictions.task, predictions.scores.main_metric
+    for grouping in predictions.groupings:
+        rows = []
+        for code in range(len(grouping.values)):
+            index = np.flatnonzero(grouping.codes == code)
+            part = task.score(predictions.values[index], predictions.labels[index])
+            rows.append({"images": len(index), "score": part.metrics.get(main)})
+        yield {"rows": rows}
 
 
 def _metrics(values: Mapping[str, float | None]) -> Iterator[float | None]:
