@@ -99,7 +99,7 @@ class GaussianPlan:
     def length(self) -> int:
         """Length of the vector, and a count with an adaptive clip.
 
-        All sites have the same declared weight, so it is not sent.
+        All sites have the same declared weight. It is not sent.
         """
         return self.parameters + (self.adaptive is not None)
 

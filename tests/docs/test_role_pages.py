@@ -20,7 +20,7 @@ CONTRACTS: dict[Role, tuple[str, ...]] = {
     "partitioner": ("Partitioner",),
     "model": ("Model",),
     "trainer": ("Trainer",),
-    "privatizer": ("Privatizer", "PrivacyPlan", "SitePrivatizer"),
+    "privatizer": ("Privatizer", "PrivacyPlan", "RoundPlan", "SitePrivatizer"),
     "aggregator": ("Aggregator", "CoordinatorSession", "SiteSession"),
     "engine": ("Engine", "SiteFactory", "SiteHandle", "EngineSession"),
     "observer": ("Observer",),

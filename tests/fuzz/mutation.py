@@ -73,6 +73,8 @@ def _plain(info: inspect.Type, rng: Random) -> Builtins:
         case inspect.IntType(ge=int(least), lt=int(most)):
             near = rng.randint(least, min(least + 9, most - 1))
             return rng.choice((near, rng.randrange(least, most), least, most - 1))
+        case inspect.FloatType():
+            return rng.choice((rng.uniform(-2.0, 2.0), 0.0, 1e300))
         case inspect.BytesType() | inspect.MemoryViewType():
             return rng.randbytes(_length(info.min_length, info.max_length, rng))
         case inspect.StrType():

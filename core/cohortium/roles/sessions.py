@@ -103,9 +103,12 @@ class RoundPlan(Protocol):
         ...
 
     def next_state(self, total: RingSum) -> PlanState:
-        """Return the plan's state for the next round, computed from the released sum alone.
+        """Return the plan's state for the next round.
 
         A plan whose rounds are alike returns ().
+
+        Args:
+            total: The released sum, from which alone the state is computed.
         """
         ...
 

@@ -123,8 +123,8 @@ def check_plan_is_a_value(privatizer: Privatizer) -> None:
         state = trial.round_plan.next_state(total)
         ensure(
             all(map(np.array_equal, before, trial.releases(vectors))),
-            "decode or next_state changed the plan, so a site in another process would go on with "
-            "the old one; return what changes from next_state, and take it in at_round.",
+            "decode or next_state changed the plan, so a site in another process would still "
+            "have the old one; return what changes from next_state, and take it in at_round.",
         )
         copy = attrs.evolve(trial, plan=pickle.loads(pickle.dumps(plan)))  # noqa: S301 - our own
         ensure(

@@ -401,6 +401,7 @@ def test_killed_at_any_instant_no_spend_is_lost(ledger: Ledger, durability: str)
 RACING = dedent(
     """
     import sys
+    from collections import Counter
     from pathlib import Path
     from cohortium.ledger.account import Account
     from cohortium.privacy.accounting import GaussianMechanism
@@ -413,7 +414,7 @@ RACING = dedent(
     )
     account = Account(Ledger(Path(sys.argv[1])), "ours", budget)
     cost = AttemptCost(mechanism=GaussianMechanism(noise_multiplier=10.0), against="everyone")
-    account.check_run(sys.argv[2].encode(), cost, 2)
+    account.check_run(sys.argv[2].encode(), Counter({cost: 2}))
     sys.stdin.readline()
     try:
         for attempt in range(100):
