@@ -127,6 +127,7 @@ from cohortium.roles.events import (
     RunStarted,
     SiteFailed,
     SiteReplied,
+    SitesEvaluated,
     StageStats,
 )
 from cohortium.roles.hooks import API, Offer, hookimpl
@@ -260,6 +261,7 @@ __all__ = [
     "SiteReplied",
     "SiteRequest",
     "SiteSession",
+    "SitesEvaluated",
     "Splits",
     "StageRequests",
     "StageStats",

@@ -282,6 +282,9 @@ def _result(path: Path) -> Summary | None:
         _sound(summary.scores, str(path))
     if summary.measured is not None and summary.measured.inconsistency:
         raise RecordError(f"{path} is damaged: {summary.measured.inconsistency}.")
+    odd = next((o for each in summary.measured_by_round if (o := each.inconsistency)), "")
+    if odd:
+        raise RecordError(f"{path} is damaged: {odd}.")
     return summary
 
 

@@ -62,6 +62,7 @@ class EvaluationForecast:
     """Forecast of an evaluation.
 
     Attributes:
+        releases: Number of evaluations, which the guarantee covers together.
         guarantee: Guarantee of the evaluation, or None without privacy.
         examples: Declared test examples over all sites.
         cells: Number of values that are summed.
@@ -71,6 +72,7 @@ class EvaluationForecast:
             the score of all examples.
     """
 
+    releases: int
     guarantee: Guarantee | None
     examples: int
     cells: int
@@ -100,6 +102,7 @@ def forecast_evaluation(prepared: PreparedStudy) -> EvaluationForecast:
     sums = _mean_row(prepared, statistic) * examples
     groups = len(measurement.parts or run_config.spec.task.score_parts) + len(measurement.by)
     return EvaluationForecast(
+        releases=run_config.federation_spec.rounds,
         guarantee=run_config.plan.guarantee,
         examples=examples,
         cells=len(statistic.cells),

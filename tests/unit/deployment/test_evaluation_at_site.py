@@ -551,12 +551,40 @@ def test_deployment_measures_as_the_simulation_does(
     assert later.weights_sha256 == result.weights_sha256
 
 
-def test_missing_test_images_end_the_run_before_training(
+def test_deployment_evaluates_while_it_trains(
     hospitals: dict[int, Hospital], tmp_path: Path
+) -> None:
+    plan = EvaluationPlan(every=1, parts=("accuracy",))
+    twin = simulation(insecure_seeded_secrets=True, threads=1, rounds=2, evaluation=plan)
+    deployed = Federation.read(tmp_path / "all" / "study.toml")
+    assert deployed.evaluation is not None
+    plan = evolve(deployed.evaluation, every=1, retries=0)
+    deployed = evolve(deployed, rounds=2, evaluation=plan)
+    for hospital in hospitals.values():
+        edit(hospital.folder, policy={"epsilon": 20.0})
+        hospital.restart()
+    result = deployed.run(tmp_path / "run", engine=Corridor(hospitals))
+    assert result.evaluation is not None
+    assert [m.trained_rounds for m in result.evaluation.measured_by_round] == [1, 2]
+    measured = twin.run().evaluation
+    assert measured is not None
+    assert result.evaluation.measured_by_round == measured.measured_by_round
+    for hospital in hospitals.values():
+        train, test = hospital.config.accounts
+        assert hospital.spent() == {train: 2, test: 2}
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_missing_test_images_end_the_run_before_training(
+    hospitals: dict[int, Hospital], tmp_path: Path, every: int
 ) -> None:
     edit(hospitals[1].folder, test=None)
     hospitals[1].restart()
     deployed = Federation.read(tmp_path / "all" / "study.toml")
+    assert deployed.evaluation is not None
+    plan = evolve(deployed.evaluation, every=every)
+    # Two evaluations need the larger budget that the study then asks for.
+    deployed = evolve(deployed, rounds=2 if every else 1, evaluation=plan)
     for ask in (
         lambda: deployed.check_sites(Corridor(hospitals)),
         lambda: deployed.run(tmp_path / "run", engine=Corridor(hospitals)),
