@@ -73,17 +73,19 @@ class OwnScores:
     Attributes:
         sites: Number of sites that held images out.
         images: Number of held-out images.
-        accuracy: Main metric of the global network.
-        personal_accuracy: Main metric of each site's own network. It equals `accuracy` if the
-            trainer makes none.
+        metric: Name of the task's main metric, which the scores are.
+        score: Main metric of the global network.
+        personal_score: Main metric of each site's own network. It equals `score` if the trainer
+            makes none.
         majority_share: Accuracy of always predicting the most frequent class of a site. None if an
             image has several classes.
     """
 
     sites: int
     images: int
-    accuracy: float
-    personal_accuracy: float
+    metric: str
+    score: float
+    personal_score: float
     majority_share: float | None
 
 
@@ -256,7 +258,7 @@ class Result(StoredResult):
                 if majority is None
                 else f"each site's most frequent class alone: {majority:.2%}; "
             )
-            own = f"{self.own.personal_accuracy:.2%} ({alone}{self.own.images:,} images held out)"
+            own = f"{self.own.personal_score:.2%} ({alone}{self.own.images:,} images held out)"
         return [
             (f"sites' own {metric}", own),
             ("global network", f"{told}; no site uses this network"),
