@@ -31,10 +31,10 @@ def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     if forecast.releases > 1:
         table.add_row("evaluations", f"{forecast.releases:,}, which one guarantee covers")
     table.add_row("guarantee", "none: the sum is exact" if guarantee is None else str(guarantee))
-    each = ""
+    counted = ""
     if forecast.rows != forecast.examples:
-        each = f", of which one image of each of {forecast.rows:,} patients counts"
-    table.add_row("test images", f"{forecast.examples:,}{each}")
+        counted = f", of which one image of each of {forecast.rows:,} patients counts"
+    table.add_row("test images", f"{forecast.examples:,}{counted}")
     table.add_row("values in the sum", f"{forecast.cells:,}")
     table.add_row("noise on each value", f"{forecast.noise:.3g}")
     table.add_row(
