@@ -138,6 +138,7 @@ class Federation(Study):
             Otherwise an interrupted attempt counts as spent and a new one takes its place.
             If no retry is left for it, the run ends with one round fewer for each such attempt.
             It never has more attempts than the guarantee covers.
+            An evaluation that is due for the completed rounds comes before the next round.
             If only the evaluation at the sites was interrupted, that continues, and the result is
             its own.
 
