@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.roles.events import Event
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.roles.sessions import EngineSession, SiteFactory
     from cohortium.roles.values import SiteId
@@ -55,12 +56,13 @@ def start(
     """
     run_state = _new_state(prepared, evaluated)
     both = (prepared,) if due is None else (prepared, due.prepared)
+    run = _Run.of(observers, stop, due)
     # The folder last: until then, each party may refuse, and nothing has to be removed.
     with (
         _engine_session(both, _folders(out), engine) as (exchange, site_warnings),
         contextlib.ExitStack() as stack,
     ):
-        run = _Run(exchange=exchange, observers=observers, stop=stop)
+        run = attrs.evolve(run, exchange=exchange)
         evaluation = None
         if out is not None:
             _create(run_state, out, stack)
@@ -93,24 +95,45 @@ def resume(
     """
     run_state = _restored_state(prepared, folder, evaluated)
     _remember_observers(prepared, folder)
+    run = _Run.of(observers, stop, due)
     states = [run_state]
     with contextlib.ExitStack() as stack:
         if due is not None:
             states.append(_reopened(due, run_state, folder.path / EVALUATION, stack))
         both = tuple(state.prepared for state in states)
         with _engine_session(both, _folders(folder.path)) as (exchange, site_warnings):
-            run = _Run(exchange=exchange, observers=observers, stop=stop)
+            run = attrs.evolve(run, exchange=exchange)
             evaluation = None if due is None else run.evaluations(states[1], run_state, due)
             return run.execute(run_state, site_warnings, evaluated, evaluation)
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class _Run:
-    """A run whose sites are connected."""
+    """A run, before and after its sites are connected.
 
-    exchange: EngineSession
-    observers: Sequence[Observer]
+    Attributes:
+        listeners: Listeners of the run, which are made before anything is written.
+        evaluation_listeners: Listeners of its evaluations.
+        stop: Whether the user has asked to stop.
+        exchange: Session of the engine, or None before it is open.
+    """
+
+    listeners: Sequence[Callable[[Event], None]]
+    evaluation_listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
+    exchange: EngineSession | None = None
+
+    @classmethod
+    def of(
+        cls, observers: Sequence[Observer], stop: Callable[[], bool], due: DueEvaluations | None
+    ) -> _Run:
+        """Return the run of these observers."""
+        others = () if due is None else due.observers
+        return cls(
+            listeners=[observer.start_run() for observer in observers],
+            evaluation_listeners=[observer.start_run() for observer in others],
+            stop=stop,
+        )
 
     def execute(
         self,
@@ -120,7 +143,7 @@ class _Run:
         evaluation: SiteEvaluations | None,
     ) -> Result:
         """Run the study, and evaluate its model where it is due."""
-        driver = self._driver(run_state, self.observers)
+        driver = self._driver(run_state, self.listeners)
         if evaluated is not None:
             own = SiteEvaluations(driver)
             own.begin(site_warnings)
@@ -138,15 +161,20 @@ class _Run:
         """Return the evaluations of a training, which `resume` continues with it."""
         folder = trained.folder
         command = None if folder is None else folder.resume_command
-        driver = attrs.evolve(self._driver(run_state, due.observers), resume_command=command)
+        driver = attrs.evolve(
+            self._driver(run_state, self.evaluation_listeners), resume_command=command
+        )
         return SiteEvaluations(driver, due.every)
 
-    def _driver(self, run_state: RunState, observers: Sequence[Observer]) -> RunDriver:
+    def _driver(
+        self, run_state: RunState, listeners: Sequence[Callable[[Event], None]]
+    ) -> RunDriver:
+        assert self.exchange is not None, "the sites are connected"
         folder = run_state.folder
         return RunDriver(
             run_state,
             self.exchange,
-            [observer.start_run() for observer in observers],
+            listeners,
             self.stop,
             None if folder is None else folder.resume_command,
         )
