@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.runs.prepare import PreparedStudy
     from cohortium.runs.result import Result
+    from cohortium.runs.site_evaluations import DueEvaluations
     from cohortium.study.measurement import EvaluationPlan
 
 EVENT_LOG_OBSERVER = "events"
@@ -28,6 +29,13 @@ EVENT_LOG_OBSERVER = "events"
 def _never_stop() -> bool:
     """Return False at every call."""
     return False
+
+
+def _recorders(*, is_kept: bool) -> list[Observer]:
+    """Return the event log's observer, if it is installed and the run is kept."""
+    if not is_kept or EVENT_LOG_OBSERVER not in discover().names("observer"):
+        return []
+    return [resolved("observer", EVENT_LOG_OBSERVER)]
 
 
 @frozen(kw_only=True)
@@ -89,7 +97,7 @@ class Federation(Study):
         if out is not None:
             require_empty(Path(out))
         from cohortium.learning.evaluation import torch_threads
-        from cohortium.runs.driver import start
+        from cohortium.runs.launch import start
 
         with torch_threads(self.threads):
             folder = None if out is None else Path(out)
@@ -102,8 +110,9 @@ class Federation(Study):
                 observers=self._observers(observers, is_kept=out is not None),
                 stop=stop,
                 engine=engine,
+                due=self._due(evaluation, is_kept=out is not None),
             )
-            if evaluation is None:
+            if evaluation is None or result.evaluation is not None:
                 return result
             return self._with_evaluation(result, evaluation, folder, stop=stop, engine=engine)
 
@@ -129,6 +138,7 @@ class Federation(Study):
             Otherwise an interrupted attempt counts as spent and a new one takes its place.
             If no retry is left for it, the run ends with one round fewer for each such attempt.
             It never has more attempts than the guarantee covers.
+            An evaluation that is due for the completed rounds comes before the next round.
             If only the evaluation at the sites was interrupted, that continues, and the result is
             its own.
 
@@ -139,16 +149,19 @@ class Federation(Study):
             StoppedError: `stop` returned true.
         """
         from cohortium.learning.evaluation import torch_threads
-        from cohortium.runs.driver import resume
-        from cohortium.runs.run_directory import RunDirectory, is_finished
+        from cohortium.runs.launch import resume
+        from cohortium.runs.run_directory import RunDirectory, is_finished, require_not_inner
 
+        if self.measurement is not None and self.rounds > 1:
+            require_not_inner(Path(out))
         if self.evaluation is not None and is_finished(Path(out)):
             return self.evaluate(out, observers=observers, stop=stop)
         with RunDirectory.reopen(Path(out)) as folder, torch_threads(self.threads):
             told, prepared = self._observers(observers, is_kept=True), self.prepare()
             evaluation = self._prepare_evaluation(prepared, None)
-            result = resume(prepared, folder, observers=told, stop=stop)
-        if evaluation is None:
+            due = self._due(evaluation, is_kept=True)
+            result = resume(prepared, folder, observers=told, stop=stop, due=due)
+        if evaluation is None or result.evaluation is not None:
             return result
         with torch_threads(self.threads):
             return self._with_evaluation(result, evaluation, Path(out), stop=stop)
@@ -186,7 +199,12 @@ class Federation(Study):
             CohortiumError: The evaluation failed.
         """
         from cohortium.learning.evaluation import torch_threads
-        from cohortium.runs.evaluate import evaluate, final_weights, prepare_evaluation
+        from cohortium.runs.evaluate import (
+            evaluate,
+            final_weights,
+            planned_releases,
+            prepare_evaluation,
+        )
         from cohortium.runs.result import EVALUATION
 
         chosen = evaluation or self.evaluation
@@ -194,12 +212,13 @@ class Federation(Study):
             raise StudyError(
                 "the study has no [evaluation]; add one, or give its epsilon and delta."
             )
-        weights = final_weights(Path(run))
+        evaluated = final_weights(Path(run))
+        folder = Path(run) / EVALUATION if out is None else Path(out)
         with torch_threads(self.threads):
             return evaluate(
-                prepare_evaluation(self, chosen),
-                weights,
-                out=Path(run) / EVALUATION if out is None else Path(out),
+                prepare_evaluation(self, chosen, releases=planned_releases(folder)),
+                evaluated,
+                out=folder,
                 observers=self._observers(observers, is_kept=True),
                 stop=stop,
                 engine=engine,
@@ -208,20 +227,36 @@ class Federation(Study):
     def _prepare_evaluation(
         self, trained: PreparedStudy, engine: Engine | None
     ) -> PreparedStudy | None:
-        """Prepare the study's evaluation, if it has one, and ask hospitals to accept it."""
+        """Prepare the study's evaluation, if it has one, and ask hospitals to accept it.
+
+        Evaluations between rounds are asked for together with the training.
+        """
         from cohortium.runs.evaluate import prepare_evaluation
         from cohortium.runs.invite import invite_sites
 
         if self.evaluation is None:
             return None
         prepared = prepare_evaluation(self, self.evaluation, trained)
-        if prepared.is_deployment:
+        if prepared.is_deployment and prepared.federation.rounds == 1:
             exchange = (engine or self.engine).connect(None)
             try:
                 invite_sites(exchange, prepared)
             finally:
                 exchange.close()
         return prepared
+
+    def _due(self, evaluation: PreparedStudy | None, *, is_kept: bool) -> DueEvaluations | None:
+        """Return the evaluations between rounds, or None if only the last weights are evaluated.
+
+        Their observers keep the record alone: others hear of them from the training's events.
+        """
+        from cohortium.runs.site_evaluations import DueEvaluations
+
+        if self.evaluation is None or evaluation is None or evaluation.federation.rounds == 1:
+            return None
+        return DueEvaluations(
+            prepared=evaluation, every=self.evaluation.every, observers=_recorders(is_kept=is_kept)
+        )
 
     def _with_evaluation(
         self,
@@ -235,10 +270,11 @@ class Federation(Study):
         """Return `result` with the evaluation of its weights."""
         from cohortium.runs.evaluate import evaluate
         from cohortium.runs.result import EVALUATION
+        from cohortium.runs.site_evaluations import EvaluatedWeights
 
         measured = evaluate(
             evaluation,
-            result.weights,
+            EvaluatedWeights(result.weights, result.rounds),
             out=None if folder is None else folder / EVALUATION,
             observers=self._observers((), is_kept=folder is not None),
             stop=stop,
@@ -250,10 +286,7 @@ class Federation(Study):
         """Return the study's observers, `others`, and the event log's."""
         told: list[Observer] = [resolved("observer", name) for name in self.observers]
         told += others
-        if is_kept and EVENT_LOG_OBSERVER in discover().names("observer"):
-            recorder: Observer = resolved("observer", EVENT_LOG_OBSERVER)
-            told += [] if recorder in told else [recorder]
-        return told
+        return [*told, *(each for each in _recorders(is_kept=is_kept) if each not in told)]
 
     def check_sites(self, engine: Engine | None = None) -> tuple[str, ...]:
         """Ask every hospital of a deployment whether it would take part.

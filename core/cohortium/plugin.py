@@ -132,6 +132,7 @@ from cohortium.roles.events import (
     RunStarted,
     SiteFailed,
     SiteReplied,
+    SitesEvaluated,
     StageStats,
 )
 from cohortium.roles.hooks import API, Offer, hookimpl
@@ -272,6 +273,7 @@ __all__ = [
     "SiteReplied",
     "SiteRequest",
     "SiteSession",
+    "SitesEvaluated",
     "Splits",
     "StageRequests",
     "StageStats",

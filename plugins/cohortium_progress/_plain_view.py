@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from cohortium.plugin import AttemptFailed, RoundCompleted, RunStarted, SiteFailed
+from cohortium.plugin import (
+    AttemptFailed,
+    RoundCompleted,
+    RunStarted,
+    SiteFailed,
+    SitesEvaluated,
+    metric_name,
+)
 from cohortium_progress._run_progress import RunProgress, format_scores
 
 if TYPE_CHECKING:
@@ -62,4 +69,18 @@ def format_event(event: Event) -> list[tuple[str, str | None]]:
             return [(f"round {event.round + 1}: site {event.site}: {event.reason}", "yellow")]
         case AttemptFailed():
             return [(f"round {event.round + 1} failed: {event.reason}", "yellow")]
+        case SitesEvaluated():
+            return [(_evaluation(event), None)]
     return []
+
+
+def _evaluation(event: SitesEvaluated) -> str:
+    """Return the line of an evaluation at the sites."""
+    main, promise = event.main, event.guarantee_so_far
+    score = "hidden by the noise"
+    if not main.is_hidden and main.value is not None:
+        score = f"{main.value:.1%} (95 %: {main.low:.1%} to {main.high:.1%})"
+    spent = "" if promise is None else f", ε {promise.epsilon:.2f} of the test images"
+    sites = f"{event.contributors} sites"
+    name = metric_name(main.metric)
+    return f"evaluated at {sites} after round {event.rounds}: {name} {score}{spent}"

@@ -71,18 +71,20 @@ def test_ray_engine_matches_inline_bits(privatizer: Gaussian) -> None:
     assert there.weights_sha256 == here.weights_sha256
 
 
-def test_evaluation_under_ray_releases_the_sum_of_inline() -> None:
+@pytest.mark.parametrize("every", [0, 1])
+def test_evaluation_under_ray_releases_the_sum_of_inline(every: int) -> None:
     terms: dict[str, Any] = {
         "insecure_seeded_secrets": True, "privatizer": Gaussian(epsilon=3.0, clip_norm=1.0),
-        "evaluation": EvaluationPlan(parts=("accuracy",)), "holdout_fraction": 0.4, "threads": 1,
+        "evaluation": EvaluationPlan(every=every, parts=("accuracy",)), "holdout_fraction": 0.4,
+        "threads": 1,
     }  # fmt: skip
     sums = []
     for engine in ("inline", Ray()):
         evaluation = tiny_federation(**terms, engine=engine).run().evaluation
         assert evaluation is not None
-        assert evaluation.measured is not None
-        sums.append(evaluation.measured.sums)
+        sums.append([event.measured for event in evaluation.history])
     assert sums[0] == sums[1]
+    assert len(sums[0]) == (2 if every == 1 else 1)
 
 
 def test_dead_worker_sites_drop_and_return(mortal: Mortal) -> None:

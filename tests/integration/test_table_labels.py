@@ -174,7 +174,7 @@ def test_personalised_report_leads_with_site_scores(tmp_path: Path) -> None:
     own = result["own"]
     assert result["is_personal"]
     page = reporting.render([reporting.read(folder)])
-    assert f"<title>cnn on phantom: {100 * own['personal_accuracy']:.1f}" in page
+    assert f"<title>cnn on phantom: {100 * own['personal_score']:.1f}" in page
     assert page.index('id="own"') < page.index('id="accuracy"')
     assert "Test accuracy of the global network, which no hospital uses" in page
     other = out / "holdout_fraction=0.3,algorithm=avg" / "seed-1"

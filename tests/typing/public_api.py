@@ -116,7 +116,9 @@ def evaluate(federation: Federation) -> float | None:
     """An evaluation at the sites, and the statistics before a run."""
     assert_type(Measurement(of="images", data="train").by, tuple[str, ...])
     assert_type(PriorRelease(noise_multiplier=4.0).releases, int)
-    result = federation.evaluate("record", EvaluationPlan(epsilon=1.0, by=("site",)))
+    result = federation.evaluate("record", EvaluationPlan(epsilon=1.0, by=("site",), every=10))
+    for each in result.measured_by_round:
+        assert_type(each.trained_rounds, int | None)
     assert_type(result, Result)
     return None if result.measured is None else result.measured.estimates[0].value
 

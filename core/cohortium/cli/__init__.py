@@ -21,6 +21,7 @@ from cohortium.cli._init import init
 from cohortium.cli._keygen import keygen
 from cohortium.cli._ledger import ledger
 from cohortium.cli._new_plugin import new_plugin
+from cohortium.cli._own_report import own_report
 from cohortium.cli._pack import pack
 from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
@@ -45,7 +46,7 @@ GROUPS = MappingProxyType(
         "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
         "Data": (data, pack),
         "Model": (predict, export),
-        "Hospital": (site, ledger, keygen, rehearse),
+        "Hospital": (site, own_report, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }
 )

@@ -28,8 +28,13 @@ def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     guarantee = forecast.guarantee
     console.print("\nevaluation at the sites", style="bold")
     table = Table(show_header=False, box=None, pad_edge=False)
+    if forecast.releases > 1:
+        table.add_row("evaluations", f"{forecast.releases:,}, which one guarantee covers")
     table.add_row("guarantee", "none: the sum is exact" if guarantee is None else str(guarantee))
-    table.add_row("test images", f"{forecast.examples:,}")
+    counted = ""
+    if forecast.rows != forecast.examples:
+        counted = f", of which one image of each of {forecast.rows:,} patients counts"
+    table.add_row("test images", f"{forecast.examples:,}{counted}")
     table.add_row("values in the sum", f"{forecast.cells:,}")
     table.add_row("noise on each value", f"{forecast.noise:.3g}")
     table.add_row(

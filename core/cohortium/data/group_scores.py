@@ -89,6 +89,54 @@ def groupings(
     return tuple(found)
 
 
+def score_images(predictions: Predictions, rng: np.random.Generator) -> GroupScore:
+    """Return the main metric of all images, with its interval (see `score_groups`)."""
+    return _Intervals(predictions, rng).score("", np.arange(len(predictions.labels)))
+
+
+def paired_difference(
+    first: Predictions,
+    second: Predictions,
+    patients: NDArray[np.int64] | None,
+    rng: np.random.Generator,
+) -> GroupScore:
+    """Return the main metric of `first` minus that of `second`, on the same images.
+
+    The interval is the percentile interval of a paired bootstrap: both have the same draws, so
+    images that both find hard do not widen it. Whole patients are drawn if the images name them.
+    With fewer than `MIN_IMAGES` images or patients there is no interval.
+
+    Args:
+        first: Predictions for the images.
+        second: Other predictions for them.
+        patients: The patient of each image, or None.
+        rng: Source of the bootstrap's resamples.
+    """
+    one, other = _Intervals(first, rng), _Intervals(second, rng)
+    every = np.arange(len(first.labels))
+    owners = every if patients is None else np.unique(patients, return_inverse=True)[1]
+    units = [np.flatnonzero(owners == unit) for unit in range(int(owners.max()) + 1)]
+    pair = one.drawn_from(every), other.drawn_from(every)
+
+    def minus(drawn: NDArray[np.int64]) -> float | None:
+        scores = pair[0](drawn), pair[1](drawn)
+        return None if None in scores else (scores[0] or 0.0) - (scores[1] or 0.0)
+
+    if one.whole is None or other.whole is None:
+        return GroupScore(value="", images=len(every), score=None, low=None, high=None)
+    exact, known = one.whole - other.whole, []
+    if len(units) >= MIN_IMAGES:
+        for _ in range(REPLICATES):
+            chosen = rng.integers(0, len(units), len(units))
+            found = minus(np.concatenate([units[unit] for unit in chosen]))
+            known += [] if found is None else [found]
+    low, high = None, None
+    # Resamples without a class have no score. If most are, the images say little.
+    if 2 * len(known) >= REPLICATES:
+        low, high = np.quantile(known, [0.025, 0.975]).tolist()
+    return GroupScore(value="", images=len(every), score=exact, low=low, high=high)
+
+
 def worst_row(rows: Sequence[GroupScore]) -> int | None:
     """Return the position of the worst row, or None if fewer than two rows have a score.
 
@@ -168,7 +216,7 @@ class _Intervals:
         count = len(index)
         if count < MIN_IMAGES:
             return (self.lowest, 1.0)
-        resampled = self._resampled(index)
+        resampled = self.drawn_from(index)
         drawn = (resampled(self.rng.integers(0, count, count)) for _ in range(REPLICATES))
         known = [value for value in drawn if value is not None]
         # Resamples without a class have no score. If most are, the images say little.
@@ -177,7 +225,7 @@ class _Intervals:
         low, high = np.quantile(known, [0.025, 0.975]).tolist()
         return min(low, score), max(high, score)
 
-    def _resampled(self, index: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], float | None]:
+    def drawn_from(self, index: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], float | None]:
         """Return the function from a resample's positions in `index` to its score."""
         task, count = self.predictions.task, len(index)
         part = task.score_parts[0]

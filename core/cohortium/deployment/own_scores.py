@@ -6,13 +6,16 @@ Nothing of them leaves the site: no noise covers them, and no ε counts them.
 from __future__ import annotations
 
 import datetime as dt
+import io
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
+import numpy as np
 from attrs import frozen
 
-from cohortium.data.scores import DECIMALS, metric_name
+from cohortium.data.scores import DECIMALS, Scores, metric_name
 from cohortium.errors import RunError
 from cohortium.storage.atomic import atomic_write
 
@@ -20,10 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from cohortium.data.scores import Scores
+    from numpy.typing import NDArray
 
 MAX_STORED_SCORES = 1000
 """Most files of scores. The site removes none, and writes no further ones."""
+
+MAX_STORED_PREDICTIONS = 16
+"""Most files of predictions. The site removes older ones."""
+
+MAX_PREDICTION_BYTES = 1 << 28
+"""Largest size of the predictions that are stored, before compression."""
+
+MAX_SCORES_BYTES = 1 << 26
+"""Largest size of a file of scores that is read."""
 
 
 @frozen(kw_only=True)
@@ -36,6 +48,8 @@ class SiteScore:
         dataset_id: The site's name for the images.
         weights_sha256: SHA-256 of the evaluated weights.
         scores: The scores.
+        images_sha256: SHA-256 of the images.
+        study: The study that trained the model, as the site has accepted it. Empty if unknown.
     """
 
     session: bytes
@@ -43,6 +57,8 @@ class SiteScore:
     dataset_id: str
     weights_sha256: str
     scores: Scores
+    images_sha256: str = ""
+    study: str = ""
 
     def lines(self) -> Iterator[str]:
         """Yield the sentences of the log: the scores, then those of each class."""
@@ -66,14 +82,21 @@ class SiteScore:
             "weights_sha256": self.weights_sha256,
             "calibration_error": self.scores.calibration_error,
             "scores": attrs.asdict(self.scores),
+            "images_sha256": self.images_sha256,
+            "study": self.study,
         }
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, predictions: NDArray[Any] | None = None) -> Path:
         """Write the scores to a file in `folder`, and return its path.
 
+        Args:
+            folder: Folder of the site's scores.
+            predictions: Predictions to store next to the scores, unless they are too large.
+
         Guarantees:
-            Only the site's user can read the folder and the file.
-            A later evaluation in the same session replaces the file. No other file changes.
+            Only the site's user can read the folder and the files.
+            A later evaluation in the same session replaces its files. No other file of scores
+            changes. Of the files of predictions, the newest remain.
 
         Raises:
             RunError: The file cannot be written, or the folder is full.
@@ -85,10 +108,75 @@ class SiteScore:
                 raise RunError(
                     f"{folder} holds {MAX_STORED_SCORES:,} files of scores; move some elsewhere."
                 )
+            _write_predictions(path.with_suffix(".npz"), predictions)
             atomic_write(path, msgspec.json.format(msgspec.json.encode(self.as_json())))
         except OSError as error:
             raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
         return path
+
+
+@frozen(kw_only=True)
+class StoredScore:
+    """Scores that a site has stored (see `SiteScore.as_json`)."""
+
+    written: str
+    session: str
+    site: int
+    dataset_id: str
+    weights_sha256: str
+    scores: Scores
+    images_sha256: str = ""
+    study: str = ""
+
+
+def read_scores(folder: Path) -> tuple[StoredScore, ...]:
+    """Return the scores in `folder`, the newest first.
+
+    Raises:
+        RunError: A file is damaged, or cannot be read.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_SCORES_BYTES + 1)
+            if len(data) > MAX_SCORES_BYTES:
+                raise RunError(f"{path} is larger than {MAX_SCORES_BYTES:,} bytes.")
+            found.append(msgspec.json.decode(data, type=StoredScore))
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}.") from error
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise RunError(f"{path} is damaged; move it elsewhere.") from error
+    return tuple(sorted(found, key=lambda each: each.written, reverse=True))
+
+
+def read_predictions(folder: Path, session: str) -> NDArray[Any] | None:
+    """Return the stored predictions of an evaluation, or None if there are none.
+
+    Raises:
+        RunError: The file is damaged, or cannot be read.
+    """
+    path = folder / f"{session}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            values: NDArray[Any] = data["predictions"]
+            return values
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} is damaged; move it elsewhere.") from error
+
+
+def _write_predictions(path: Path, predictions: NDArray[Any] | None) -> None:
+    path.unlink(missing_ok=True)
+    if predictions is None or predictions.nbytes > MAX_PREDICTION_BYTES:
+        return
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, predictions=predictions)
+    atomic_write(path, buffer.getvalue())
+    kept = sorted(path.parent.glob("*.npz"), key=lambda each: each.stat().st_mtime)
+    for old in kept[:-MAX_STORED_PREDICTIONS]:
+        old.unlink()
 
 
 def _listed(metrics: Mapping[str, float | None]) -> str:

@@ -12,7 +12,7 @@ from cohortium.errors import RefusalCode, RefusalError, RunError
 from cohortium.storage.atomic import atomic_write, require_room, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 MAX_STORED_RUNS = 16
@@ -116,6 +116,13 @@ class ParticipationStore:
     def for_session(self, session: bytes) -> Participation:
         """Return the record of a run, with or without files yet."""
         return Participation(self.folder / session.hex())
+
+    def invitations(self) -> Iterator[bytes]:
+        """Yield the invitation of each stored run, that of the last active one first."""
+        runs = filter(_is_run, self.folder.iterdir())
+        for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+            if (invitation := Participation(path).invitation()) is not None:
+                yield invitation
 
     def add(
         self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]

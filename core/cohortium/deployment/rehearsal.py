@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 import tomli_w
 
@@ -20,6 +21,7 @@ from cohortium.catalog import toml_tables
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.groups import NOT_STATED
 from cohortium.data.pixels import FLAT
 from cohortium.deployment.rehearsed_runs import RehearsedRuns
 from cohortium.errors import RequestError, RunError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.groups import GroupColumn
     from cohortium.runs.prepare import PreparedStudy
 
 
@@ -91,7 +94,9 @@ def _study(runs: RehearsedRuns, engine: str, *, has_public: bool) -> dict[str, A
         spec = measured.run_config.spec
         declared = {"examples": spec.examples, "patients": spec.patients}
         study["evaluation"] |= {name: n for name, n in declared.items() if n is not None}
-    study["data"] = toml_tables.to_values(discover(), prepared.run_config.spec)
+    # Each site's file has the columns of groups.
+    spec = attrs.evolve(prepared.run_config.spec, groups=prepared.splits.groups)
+    study["data"] = toml_tables.to_values(discover(), spec)
     study["engine"] = {"name": engine}
     if has_public:
         study["dataset"] = _npz("public.npz", prepared.run_config.spec)
@@ -117,7 +122,7 @@ def _npz(path: str, spec: DataSpec) -> dict[str, Any]:
 def _write_site(folder: Path, site: int, runs: RehearsedRuns) -> None:
     prepared, images = runs.trained, runs.images(site)
     spec = prepared.run_config.spec
-    atomic_create(folder / "data.npz", _archive(spec.classes, **images))
+    atomic_create(folder / "data.npz", _archive(spec.classes, prepared.splits.groups, **images))
     Ledger(folder / "ledger.sqlite").create()
     dataset_id = f"{prepared.splits.name}, site {site}"
     test_id = dataset_id if runs.is_one_account else f"{dataset_id}, test images"
@@ -148,6 +153,7 @@ def _write_public(path: Path, prepared: PreparedStudy) -> bool:
     assert first is not None
     data = _archive(
         prepared.run_config.spec.classes,
+        prepared.splits.groups,
         train=first.select(np.arange(1)),
         val=prepared.validation,
         test=prepared.test,
@@ -156,9 +162,17 @@ def _write_public(path: Path, prepared: PreparedStudy) -> bool:
     return True
 
 
-def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
+def _archive(
+    classes: tuple[str, ...], groups: tuple[GroupColumn, ...], **splits: Examples | None
+) -> bytes:
     """Return splits in MedMNIST's array layout."""
     arrays: dict[str, Any] = {"classes": np.array(classes)}
+    if groups:
+        most = max(len(column.values) for column in groups)
+        arrays["group_names"] = np.array([column.name for column in groups])
+        arrays["group_values"] = np.array(
+            [[*column.values, *[""] * (most - len(column.values))] for column in groups]
+        )
     for name, part in splits.items():
         if part is None:
             continue
@@ -167,6 +181,11 @@ def _archive(classes: tuple[str, ...], **splits: Examples | None) -> bytes:
         arrays[f"{name}_labels"] = part.labels
         if part.patients is not None:
             arrays[f"{name}_patients"] = part.patients
+        if groups:
+            codes = part.groups
+            if codes is None:
+                codes = np.full((len(part), len(groups)), NOT_STATED)
+            arrays[f"{name}_groups"] = codes
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()

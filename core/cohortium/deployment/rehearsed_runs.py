@@ -50,7 +50,11 @@ class RehearsedRuns:
             "test": None,
         }
         if self.measured is not None and len(indices := self.measured.partition[site]):
-            found["test"] = self.measured.splits.train.select(indices)
+            splits = self.trained.splits
+            # With all columns of groups, where those of the evaluation are only its own.
+            source = splits.train if self.trained.federation.holdout_fraction else splits.test
+            assert source is not None
+            found["test"] = source.select(indices)
         return found
 
     @cached_property

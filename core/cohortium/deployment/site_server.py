@@ -13,6 +13,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+import attrs
 from attrs import define
 
 from cohortium import parameters
@@ -21,6 +22,7 @@ from cohortium.deployment.admission import invited_study
 from cohortium.deployment.log_throttle import Throttle
 from cohortium.deployment.own_scores import SiteScore
 from cohortium.deployment.participation import Participation, ParticipationStore
+from cohortium.deployment.trained_study import trained_study
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
@@ -78,6 +80,7 @@ class ActiveRun:
     acceptance: bytes
     last_request_at: float
     dataset_id: str
+    images_sha256: str
 
 
 class SiteServer:
@@ -248,19 +251,21 @@ class SiteServer:
         site, site_config = active_run.site, self._config
         try:
             with torch_threads(active_run.threads):
-                scores = site.own_scores()
-            if scores is None:
+                predictions = site.own_predictions()
+            if predictions is None:
                 return
             own = SiteScore(
                 session=session,
                 site=site_config.id,
                 dataset_id=active_run.dataset_id,
                 weights_sha256=parameters.sha256(site.shared_model.net),
-                scores=scores,
+                scores=predictions.scores,
+                images_sha256=active_run.images_sha256,
+                study=trained_study(self._participations, session),
             )
             for line in own.lines():
                 _LOG.info("%s", sanitize(line))
-            path = own.write(site_config.folder / site_config.evaluations_dir)
+            path = own.write(site_config.folder / site_config.evaluations_dir, predictions.values)
             _LOG.info("these scores are in %s, and nothing of them leaves this site", path)
         except CohortiumError as error:
             self._log_refusal(f"the site's own scores are not kept: {error}")
@@ -322,6 +327,7 @@ class SiteServer:
             acceptance=codec.encode(accepted),
             last_request_at=self._clock(),
             dataset_id=site_config.account_of(use).data,
+            images_sha256=images.of(use).train.fingerprint.hex(),
         )
         self._active_runs[invitation.session] = active_run
         return active_run
@@ -345,7 +351,8 @@ class SiteServer:
     def _grouped(splits: Splits, spec: DataSpec, measurement: Measurement | None) -> Examples:
         """Return the images of a run, with the groups by which the study measures."""
         if measurement is None:
-            return splits.train
+            # Training has no use for groups, and the study may declare others.
+            return attrs.evolve(splits.train, groups=None)
         try:
             return spec.group_codes(splits.train, splits.groups)
         except DataError as error:  # it names the study's columns, and none of the site's

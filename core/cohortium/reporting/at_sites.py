@@ -25,6 +25,8 @@ class SiteEvaluation:
         groups: Estimates of groups of images.
         worst: The lowest estimate of a group that is not hidden, or None.
         overlap: Whether its interval overlaps that of all images.
+        course: By rounds of training, the main estimate of each of several evaluations.
+        is_old: Whether later weights than the evaluated ones exist.
     """
 
     measured: Measured | None
@@ -34,6 +36,8 @@ class SiteEvaluation:
     groups: tuple[Estimate, ...] = ()
     worst: Estimate | None = None
     overlap: bool = False
+    course: tuple[tuple[int, Estimate], ...] = ()
+    is_old: bool = False
 
 
 def site_evaluation(record: Record) -> SiteEvaluation | None:
@@ -42,12 +46,18 @@ def site_evaluation(record: Record) -> SiteEvaluation | None:
     if own is None:
         return None
     measured = None if own.result is None else own.result.measured
-    if measured is None:
+    if own.result is None or measured is None:
         return SiteEvaluation(measured=None, guarantee=own.guarantee)
     groups = tuple(each for each in measured.estimates if each.group)
     told = [each for each in groups if not each.is_hidden]
     worst = min(told, key=lambda each: each.value or 0.0, default=None)
     totals = tuple(each for each in measured.estimates if not each.group and not each.name)
+    course = tuple(
+        (each.trained_rounds, each.estimates[0])
+        for each in own.result.measured_by_round
+        if each.trained_rounds is not None and each.estimates
+    )
+    trained = None if own is record or record.result is None else record.result.rounds
     same = next((t for t in totals if worst is not None and t.metric == worst.metric), None)
     return SiteEvaluation(
         measured=measured,
@@ -57,4 +67,6 @@ def site_evaluation(record: Record) -> SiteEvaluation | None:
         groups=groups,
         worst=worst,
         overlap=worst is not None and same is not None and worst.high >= same.low,
+        course=course if len(course) > 1 else (),
+        is_old=bool(course) and trained is not None and course[-1][0] < trained,
     )

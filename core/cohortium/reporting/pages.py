@@ -174,7 +174,7 @@ def _headline(record: Record) -> float | None:
     if not record.is_personal:
         return None if record.scores is None else record.scores.main
     own = None if record.result is None else record.result.own
-    return None if own is None else own.personal_accuracy
+    return None if own is None else own.personal_score
 
 
 def _codes(record: Record) -> list[tuple[str, Mapping[str, str], str]]:

@@ -178,7 +178,7 @@ def _read(folder: Path) -> Record:
         raise RecordError(str(error)) from error
     if not all(isinstance(table, dict) for table in study.values()):
         raise RecordError(f"{path} is damaged: a study consists of tables.")
-    result = _result(folder / "result.json")
+    result = read_result(folder / "result.json")
     happened = _Happened.read(folder / "events.jsonl")
     if result is None and happened.started is None:
         raise RecordError(f"{folder} holds no run: it has neither a result nor a first event.")
@@ -272,7 +272,12 @@ def _events(path: Path) -> Iterator[tuple[float, object]]:
             yield head.time, _fitting(event, where) if isinstance(event, RunStarted) else event
 
 
-def _result(path: Path) -> Summary | None:
+def read_result(path: Path) -> Summary | None:
+    """Return the content of a `result.json`, or None if there is no such file.
+
+    Raises:
+        RecordError: It is damaged, or cannot be read.
+    """
     data = _bytes(path)
     if data is None:
         return None
@@ -282,6 +287,9 @@ def _result(path: Path) -> Summary | None:
         _sound(summary.scores, str(path))
     if summary.measured is not None and summary.measured.inconsistency:
         raise RecordError(f"{path} is damaged: {summary.measured.inconsistency}.")
+    odd = next((o for each in summary.measured_by_round if (o := each.inconsistency)), "")
+    if odd:
+        raise RecordError(f"{path} is damaged: {odd}.")
     return summary
 
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from attrs import field, frozen
 
+from cohortium.data.estimates import Estimate
 from cohortium.data.scores import Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
@@ -162,6 +163,7 @@ class RoundCompleted:
         stages: The stages of the attempt that succeeded, in order.
         measured: The sum of a statistic's rows.  Empty where the sites train.
         plan_state: State of the privacy plan after the round, such as an adaptive clip norm.
+        trained_rounds: In an evaluation, the rounds of training that its weights had.  Else None.
     """
 
     round: int
@@ -176,6 +178,7 @@ class RoundCompleted:
     stages: tuple[StageStats, ...] = ()
     measured: tuple[float, ...] = ()
     plan_state: tuple[float, ...] = ()
+    trained_rounds: int | None = None
 
     def row(self, metrics: tuple[str, ...] = ()) -> dict[str, float | int | None]:
         """Return the round's numbers, always by the same names.
@@ -204,6 +207,23 @@ class RoundCompleted:
         """Return the known numbers, without the round itself, for an experiment tracker."""
         known = {name: value for name, value in self.row().items() if value is not None}
         return {name: float(value) for name, value in known.items() if name != "round"}
+
+
+@frozen(kw_only=True)
+class SitesEvaluated:
+    """Evaluation of the global weights on the sites' own test images, between two rounds.
+
+    Attributes:
+        rounds: Completed rounds of training.
+        contributors: Number of sites in the sum.
+        main: The main score, with its interval.
+        guarantee_so_far: Guarantee of the evaluations so far, or None without privacy.
+    """
+
+    rounds: int
+    contributors: int
+    main: Estimate
+    guarantee_so_far: Guarantee | None
 
 
 @frozen(kw_only=True)
@@ -240,6 +260,7 @@ Event: TypeAlias = (
     | SiteFailed
     | AttemptFailed
     | RoundCompleted
+    | SitesEvaluated
     | RunCompleted
     | RunFailed
 )
@@ -251,6 +272,7 @@ EVENT_NAMES: dict[type[Event], str] = {
     SiteFailed: "SiteFailed",
     AttemptFailed: "AttemptFailed",
     RoundCompleted: "RoundCompleted",
+    SitesEvaluated: "SitesEvaluated",
     RunCompleted: "RunCompleted",
     RunFailed: "RunFailed",
 }

@@ -242,9 +242,12 @@ class Coordinator:
                 position += buffer.numel()
 
     def _sums(self, mean: Tensor, contributors: int) -> tuple[float, ...]:
-        """Return the sum of a statistic's rows over the contributors' examples."""
-        spec = self._run_config.federation_spec
-        return tuple((mean.double() * (contributors * spec.examples_per_site)).tolist())
+        """Return the sum of a statistic's rows over the contributors' units.
+
+        These are their examples, or one example of each patient where patients are protected.
+        """
+        per_site = self._run_config.measured_units / self._run_config.federation_spec.sites
+        return tuple((mean.double() * (contributors * per_site)).tolist())
 
     def _fail(self, site: SiteId, code: str, reason: str) -> None:
         self._failures[site] = self._failure(site, code, reason)

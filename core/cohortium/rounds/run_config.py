@@ -116,6 +116,16 @@ class RunConfig:
         """Return the costs of all attempts of the run at one site."""
         return run_costs(self.plan, self.federation_spec.rounds, self.federation_spec.retries)
 
+    @property
+    def measured_units(self) -> int:
+        """Number of rows in a statistic's sum, as declared.
+
+        There is one for each example. Where patients are protected, one example of each counts.
+        """
+        guarantee = self.plan.guarantee
+        is_by_patient = guarantee is not None and guarantee.unit == "patient"
+        return self.federation_spec.num_units("patient" if is_by_patient else "example")
+
     def network(self) -> nn.Module:
         """Build the initial network on the run's device, equal at every party."""
         net = build_network(self.model, self.spec, self.seeds.integer("weights"))

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
-    from cohortium.data.scores import Scores
     from cohortium.learning.kept_features import FeatureFolder
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
@@ -269,19 +268,19 @@ class Site:
         """Number of the last attempt at which the site made a release, or -1."""
         return self._released
 
-    def own_scores(self) -> Scores | None:
-        """Return the exact scores of the evaluated network on the site's own images.
+    def own_predictions(self) -> Predictions | None:
+        """Return the evaluated network's predictions for the site's own images.
 
         They are for the site's own staff alone: no noise covers them, so they must not leave.
 
         Returns:
-            The scores, or None if the last release was no sum of scores.
+            The predictions, or None if the last release was no sum of scores.
         """
         run_config = self._run_config
         if run_config.statistic is None or isinstance(run_config.model, RawImages):
             return None
         found = predict(run_config.model, self.shared_model.net, self._images, run_config.spec)
-        return Predictions(found, self._labels.cpu().numpy(), run_config.spec.task).scores
+        return Predictions(found, self._labels.cpu().numpy(), run_config.spec.task)
 
     @property
     def vector_bytes(self) -> int:

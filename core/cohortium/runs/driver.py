@@ -1,4 +1,4 @@
-"""A run from its start or its last checkpoint to its result."""
+"""A run in steps: its beginning, its rounds and its end."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import numpy as np
-import tomli_w
-from attrs import frozen
+from attrs import define, field
 
 from cohortium import parameters
 from cohortium.catalog.provenance import collect_provenance
@@ -18,153 +16,28 @@ from cohortium.data.group_scores import groupings, score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
-from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
-from cohortium.runs.invite import invite_sites
 from cohortium.runs.mask_examples import choose_mask_examples
-from cohortium.runs.result import Measured, OwnScores, Result, Timings, versions
-from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, run_ledger
-from cohortium.runs.run_state import RunState, run_fingerprint
+from cohortium.runs.measured import measured_by_round, measured_sum
+from cohortium.runs.result import OwnScores, Result, Timings, versions
 from cohortium.runs.site_scores import own_scores, personalises, score_sites
-from cohortium.statistics.noise import noise_of_sum
-from cohortium.storage.atomic import atomic_write
-from cohortium.study import toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from torch import Tensor
+    from collections.abc import Callable, Iterator, Sequence
 
     from cohortium.data.examples import Examples
     from cohortium.data.predictions import Predictions
     from cohortium.data.scores import Scores
-    from cohortium.roles.events import Event
-    from cohortium.roles.protocols import Engine, Observer
+    from cohortium.roles.events import Event, SitesEvaluated
     from cohortium.roles.sessions import EngineSession
     from cohortium.rounds.round_runner import RoundResult
     from cohortium.runs.prepare import PreparedStudy
+    from cohortium.runs.run_directory import RunDirectory
+    from cohortium.runs.run_state import RunState
 
 
-def start(
-    prepared: PreparedStudy,
-    *,
-    out: Path | None,
-    observers: Sequence[Observer],
-    stop: Callable[[], bool],
-    engine: Engine | None = None,
-    weights: Mapping[str, Tensor] | None = None,
-) -> Result:
-    """Run a prepared study (see `Federation.run`).
-
-    Args:
-        prepared: The study.
-        out: Folder of the run's record, or None.
-        observers: Observers of every event.
-        stop: Whether the user has asked to stop.
-        engine: A running engine to use in place of the study's.
-        weights: Weights to begin with, or None for the initial ones.
-    """
-    coordinator = Coordinator(prepared.run_config)
-    if weights is not None:
-        coordinator.load_weights(weights)
-    listeners = [observer.start_run() for observer in observers]
-    # The folder last: until then, each party may refuse, and nothing has to be removed.
-    with _engine_session(prepared, out, engine) as (exchange, site_warnings):
-        if out is None:
-            run_state = RunState(prepared=prepared, coordinator=coordinator)
-            return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
-        with RunDirectory.create(out, prepared.federation.as_toml()) as folder:
-            run_state = RunState(
-                prepared=prepared,
-                coordinator=coordinator,
-                folder=folder,
-                fingerprint=run_fingerprint(prepared),
-            )
-            return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
-
-
-def resume(
-    prepared: PreparedStudy,
-    folder: RunDirectory,
-    *,
-    observers: Sequence[Observer],
-    stop: Callable[[], bool],
-    weights: Mapping[str, Tensor] | None = None,
-) -> Result:
-    """Continue the run in `folder` (see `Federation.resume`).
-
-    Args:
-        prepared: The study.
-        folder: Folder of the run.
-        observers: Observers of every event.
-        stop: Whether the user has asked to stop.
-        weights: Weights with which the run began, or None for the initial ones.
-    """
-    checkpoint = folder.read_checkpoint()
-    if checkpoint is not None:
-        run_config = attrs.evolve(prepared.run_config, session=checkpoint.session)
-        prepared = attrs.evolve(prepared, run_config=run_config)
-    run_state = RunState(
-        prepared=prepared,
-        coordinator=Coordinator(prepared.run_config),
-        folder=folder,
-        fingerprint=run_fingerprint(prepared),
-    )
-    if checkpoint is not None:
-        run_state.restore(checkpoint)
-    elif weights is not None:
-        run_state.coordinator.load_weights(weights)
-    _remember_observers(prepared, folder)
-    listeners = [observer.start_run() for observer in observers]
-    with _engine_session(prepared, folder.path) as (exchange, site_warnings):
-        return RunDriver(run_state, exchange, listeners, stop).execute(site_warnings)
-
-
-def _remember_observers(prepared: PreparedStudy, folder: RunDirectory) -> None:
-    """Store the names of observers with the run, for each resumption.
-
-    Raises:
-        RunError: The names cannot be written.
-    """
-    path = folder.path / STUDY
-    study = toml.read(path, what="the study")
-    known = study["federation"].get("observers", [])
-    names = [*dict.fromkeys([*known, *prepared.federation.observers])]
-    if names != known:
-        study["federation"]["observers"] = names
-        try:
-            atomic_write(path, tomli_w.dumps(study).encode())
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}.") from error
-
-
-@contextlib.contextmanager
-def _engine_session(
-    prepared: PreparedStudy, out: Path | None, engine: Engine | None = None
-) -> Iterator[tuple[EngineSession, tuple[str, ...]]]:
-    """Open the engine and, in a deployment, invite the sites.
-
-    Yields the engine session and the sites' warnings. Writes nothing to disk.
-
-    Args:
-        prepared: The study.
-        out: Folder of the simulated sites' ledger and trainer state.
-        engine: A running engine to use in place of the study's.
-    """
-    ledger = run_ledger(out) if out is not None and prepared.uses_run_ledger else None
-    states = None if out is None else out / STATES
-    exchange = (engine or prepared.federation.engine).connect(
-        prepared.site_factories(ledger, states)
-    )
-    try:
-        yield exchange, invite_sites(exchange, prepared) if prepared.is_deployment else ()
-    finally:
-        exchange.close()
-
-
-@frozen(eq=False)
+@define(eq=False)
 class RunDriver:
     """One run in progress, in this process.
 
@@ -173,12 +46,16 @@ class RunDriver:
         exchange: Session of the engine, which reaches the sites.
         listeners: Observers of this run.
         stop: Whether the user has asked to stop. It is called before each attempt.
+        resume_command: The command that continues the run, or None if nothing is kept.
     """
 
     run_state: RunState
     exchange: EngineSession
     listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
+    resume_command: str | None = None
+    _rounds: RoundRunner | None = field(default=None, init=False)
+    _watch: Evaluation | None = field(default=None, init=False)
 
     @property
     def prepared(self) -> PreparedStudy:
@@ -190,30 +67,51 @@ class RunDriver:
         """Directory of the run, or None."""
         return self.run_state.folder
 
-    def execute(self, site_warnings: tuple[str, ...]) -> Result:
+    def execute(
+        self,
+        site_warnings: tuple[str, ...],
+        between: Callable[[RunState], SitesEvaluated | None] | None = None,
+    ) -> Result:
         """Run every round that is left, and score the final weights.
 
         Args:
             site_warnings: Warnings of the hospitals.
+            between: Called before each round that follows another, also where the run resumes.
         """
-        if self.folder is not None and self.prepared.uses_run_ledger:
-            self.folder.require_ledger()
+        with self.reported():
+            self.begin(site_warnings)
+            while (done := len(self.run_state.history)) < self.run_state.target_rounds:
+                if between is not None and done and (event := between(self.run_state)) is not None:
+                    self.notify(event)
+                self.run_round()
+            return self.end()
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Notify the observers if the body fails."""
         try:
-            return self._to_end(site_warnings)
+            yield
         except BaseException as error:
             # An error in an observer must not hide the original error.
             with contextlib.suppress(Exception):
                 self.notify(RunFailed(reason=str(error) or type(error).__name__))
             raise
 
-    def _to_end(self, site_warnings: tuple[str, ...]) -> Result:
+    def begin(self, site_warnings: tuple[str, ...]) -> None:
+        """Store the state before the next round, and notify the observers.
+
+        Args:
+            site_warnings: Warnings of the hospitals.
+        """
         run_state = self.run_state
         if self.folder is not None:
+            if self.prepared.uses_run_ledger:
+                self.folder.require_ledger()
             self.folder.write_dataset_info(self.prepared.dataset_info)
         run_state.checkpoint()
         self.notify(self._start(site_warnings))
-        watch = self._evaluation(self.prepared.validation)
-        rounds = RoundRunner(
+        self._watch = self._evaluation(self.prepared.validation)
+        self._rounds = RoundRunner(
             run_config=self.prepared.run_config,
             coordinator=run_state.coordinator,
             exchange=self.exchange,
@@ -223,11 +121,22 @@ class RunDriver:
             start_attempt=self._begin,
             notify=self.notify,
         )
-        for number in range(len(run_state.history), run_state.target_rounds):
-            began = time.perf_counter()
-            self._finish(number, rounds.run_round(number), watch, began)
+
+    def run_round(self, trained_rounds: int | None = None) -> RoundCompleted:
+        """Run the next round.
+
+        Args:
+            trained_rounds: In an evaluation, rounds of training that the weights have had.
+        """
+        assert self._rounds is not None, "a run begins before its first round"
+        began, number = time.perf_counter(), len(self.run_state.history)
+        return self._finish(number, self._rounds.run_round(number), began, trained_rounds)
+
+    def end(self) -> Result:
+        """Score the final weights, and store the result."""
         test = self._evaluation(self.prepared.test)
-        return self._end(None if test is None else test.predict(run_state.coordinator.net))
+        net = self.run_state.coordinator.net
+        return self._end(None if test is None else test.predict(net))
 
     def _evaluation(self, examples: Examples | None) -> Evaluation | None:
         prepared, run_config = self.prepared, self.prepared.run_config
@@ -238,20 +147,21 @@ class RunDriver:
     def _begin(self, number: int, attempt: int) -> None:
         """Log an attempt before it begins, unless the run is to stop."""
         if self.stop():
-            folder = self.folder
-            how = "nothing is kept" if folder is None else f"continue with {folder.resume_command}"
+            command = self.resume_command
+            how = "nothing is kept" if command is None else f"continue with {command}"
             raise StoppedError(
                 f"stopped after {number} of {self.run_state.target_rounds} rounds; {how}."
             )
         self.run_state.start_attempt(attempt)
 
     def _finish(
-        self, number: int, played: RoundResult, watch: Evaluation | None, began: float
-    ) -> None:
+        self, number: int, played: RoundResult, began: float, trained_rounds: int | None
+    ) -> RoundCompleted:
         """Store the result of a round, and notify the observers."""
         run_state, outcome = self.run_state, played.outcome
         every = self.prepared.federation.evaluate_every
         due = every and ((number + 1) % every == 0 or number + 1 == run_state.target_rounds)
+        watch = self._watch
         scores = watch.score(run_state.coordinator.net) if watch is not None and due else None
         event = RoundCompleted(
             round=number,
@@ -268,9 +178,11 @@ class RunDriver:
             stages=played.stages,
             measured=outcome.measured,
             plan_state=run_state.coordinator.plan_state,
+            trained_rounds=trained_rounds,
         )
         run_state.complete_round(event)
         self.notify(event)
+        return event
 
     def _start(self, site_warnings: tuple[str, ...]) -> RunStarted:
         prepared, run_config = self.prepared, self.prepared.run_config
@@ -348,6 +260,7 @@ class RunDriver:
 
     def _result(self, scores: Scores | None, own: OwnScores | None) -> Result:
         run_config, history = self.prepared.run_config, History(self.run_state.history)
+        measured = measured_by_round(run_config, history)
         net = self.run_state.coordinator.net
         return Result(
             scores=scores,
@@ -371,24 +284,9 @@ class RunDriver:
             data=self.prepared.dataset_info.name,
             is_personal=personalises(run_config.trainer, net),
             own=own,
-            measured=self._measured(),
+            measured=None if not measured else measured_sum(run_config, history[-1]),
+            measured_by_round=measured,
             provenance=collect_provenance(self.prepared.federation),
-        )
-
-    def _measured(self) -> Measured | None:
-        """Return the estimates of the last round, or None where the sites train."""
-        run_config, last = self.prepared.run_config, self.run_state.history[-1]
-        if run_config.statistic is None:
-            return None
-        noise = noise_of_sum(run_config.plan.guarantee, len(last.contributors))
-        sums = np.array(last.measured)
-        return Measured(
-            contributors=len(last.contributors),
-            examples=run_config.spec.examples,
-            noise=noise,
-            cells=run_config.statistic.cells,
-            sums=last.measured,
-            estimates=run_config.statistic.estimate(sums, noise),
         )
 
     def notify(self, event: Event) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cohortium.errors import RequestError
-from cohortium.runs.driver import resume, start
+from cohortium.runs.launch import resume, start
 from cohortium.runs.prepare import prepare
 from cohortium.runs.result import LAST, RESULT
-from cohortium.runs.run_directory import RunDirectory, has_run
+from cohortium.runs.run_directory import STUDY, RunDirectory, has_run
 from cohortium.runs.saved_weights import read_weights
+from cohortium.runs.site_evaluations import EvaluatedWeights
+from cohortium.study import toml
 from cohortium.study.evaluation_study import evaluation_study
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from torch import Tensor
 
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.runs.prepare import PreparedStudy
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def prepare_evaluation(
-    study: Study, evaluation: EvaluationPlan, trained: PreparedStudy | None = None
+    study: Study,
+    evaluation: EvaluationPlan,
+    trained: PreparedStudy | None = None,
+    *,
+    releases: int | None = None,
 ) -> PreparedStudy:
     """Prepare the evaluation of a study's model, or refuse it.
 
@@ -34,17 +38,18 @@ def prepare_evaluation(
         study: The study that trains.
         evaluation: The evaluation.
         trained: The prepared study that trains, whose data are used again.  None loads them.
+        releases: Number of evaluations.  None takes those that are due while `study` trains.
 
     Raises:
         CohortiumError: The evaluation cannot be run in its present form.
     """
     loaded = None if trained is None else trained.loaded_splits
-    return prepare(evaluation_study(study, evaluation), loaded=loaded)
+    return prepare(evaluation_study(study, evaluation, releases), loaded=loaded)
 
 
 def evaluate(
     prepared: PreparedStudy,
-    weights: Mapping[str, Tensor],
+    evaluated: EvaluatedWeights,
     *,
     out: Path | None,
     observers: Sequence[Observer],
@@ -57,7 +62,7 @@ def evaluate(
 
     Args:
         prepared: The prepared evaluation.
-        weights: Weights of the model.
+        evaluated: Weights of the model.
         out: Folder of its record, or None.
         observers: Observers of every event.
         stop: Whether the user has asked to stop.
@@ -73,13 +78,26 @@ def evaluate(
     """
     if out is None or not has_run(out):
         return start(
-            prepared, out=out, observers=observers, stop=stop, engine=engine, weights=weights
+            prepared, out=out, observers=observers, stop=stop, engine=engine, evaluated=evaluated
         )
     with RunDirectory.reopen(out) as folder:
-        return resume(prepared, folder, observers=observers, stop=stop, weights=weights)
+        return resume(prepared, folder, observers=observers, stop=stop, evaluated=evaluated)
 
 
-def final_weights(folder: Path) -> Mapping[str, Tensor]:
+def planned_releases(out: Path) -> int:
+    """Return the number of evaluations that the run in `out` was planned for, 1 if there is none.
+
+    Raises:
+        RequestError: The study of the run cannot be read.
+        StudyError: It is damaged.
+    """
+    if not has_run(out):
+        return 1
+    study = toml.read(out / STUDY, what="the study of the evaluation")
+    return int(study.get("federation", {}).get("rounds", 1))
+
+
+def final_weights(folder: Path) -> EvaluatedWeights:
     """Return the final weights of the finished run in `folder`.
 
     Raises:
@@ -88,5 +106,5 @@ def final_weights(folder: Path) -> Mapping[str, Tensor]:
     """
     if not (folder / RESULT).exists():
         raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
-    tensors, _ = read_weights(folder / LAST)
-    return tensors
+    tensors, notes = read_weights(folder / LAST)
+    return EvaluatedWeights(tensors, int(notes.get("rounds", 0)))

@@ -62,8 +62,11 @@ class EvaluationForecast:
     """Forecast of an evaluation.
 
     Attributes:
+        releases: Number of evaluations, which the guarantee covers together.
         guarantee: Guarantee of the evaluation, or None without privacy.
         examples: Declared test examples over all sites.
+        rows: Number of rows in the sum: one for each example, or for each patient if patients are
+            protected.
         cells: Number of values that are summed.
         noise: Standard deviation of the noise on each value, if all sites contribute.
         intervals: Expected intervals, with as many examples of each kind.
@@ -71,8 +74,10 @@ class EvaluationForecast:
             the score of all examples.
     """
 
+    releases: int
     guarantee: Guarantee | None
     examples: int
+    rows: int
     cells: int
     noise: float
     intervals: tuple[ExpectedInterval, ...]
@@ -97,11 +102,14 @@ def forecast_evaluation(prepared: PreparedStudy) -> EvaluationForecast:
         raise StudyError("the study evaluates nothing; add a table [evaluation].")
     sites = run_config.federation_spec.sites
     noise, examples = noise_of_sum(run_config.plan.guarantee, sites), run_config.spec.examples
-    sums = _mean_row(prepared, statistic) * examples
+    rows = run_config.measured_units
+    sums = _mean_row(prepared, statistic) * rows
     groups = len(measurement.parts or run_config.spec.task.score_parts) + len(measurement.by)
     return EvaluationForecast(
+        releases=run_config.federation_spec.rounds,
         guarantee=run_config.plan.guarantee,
         examples=examples,
+        rows=rows,
         cells=len(statistic.cells),
         noise=noise,
         intervals=tuple(map(ExpectedInterval.of, statistic.estimate(sums, noise))),
@@ -131,16 +139,16 @@ def _mean_row(prepared: PreparedStudy, statistic: Statistic) -> np.ndarray[Any, 
 
 def _smallest_group(prepared: PreparedStudy, noise: float) -> int | None:
     """Return the fewest examples whose main score `noise` does not hide."""
-    spec = prepared.run_config.spec
+    spec, most = prepared.run_config.spec, prepared.run_config.measured_units
     main = TaskScores.of(spec, spec.task.score_parts[0])
     row = _mean_row(prepared, main)
 
     def hides(examples: int) -> bool:
         return main.estimate(row * examples, noise)[0].is_hidden
 
-    if hides(spec.examples):
+    if hides(most):
         return None
-    low, high = 0, spec.examples
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if hides(middle) else (low, middle)

@@ -76,17 +76,19 @@ class OwnScores:
     Attributes:
         sites: Number of sites that held images out.
         images: Number of held-out images.
-        accuracy: Main metric of the global network.
-        personal_accuracy: Main metric of each site's own network. It equals `accuracy` if the
-            trainer makes none.
+        metric: Name of the task's main metric, which the scores are.
+        score: Main metric of the global network.
+        personal_score: Main metric of each site's own network. It equals `score` if the trainer
+            makes none.
         majority_share: Accuracy of always predicting the most frequent class of a site. None if an
             image has several classes.
     """
 
     sites: int
     images: int
-    accuracy: float
-    personal_accuracy: float
+    metric: str
+    score: float
+    personal_score: float
     majority_share: float | None
 
 
@@ -123,6 +125,32 @@ class Measured:
 
 
 @frozen(kw_only=True)
+class MeasuredRound:
+    """Estimates of one of several evaluations.
+
+    Attributes:
+        trained_rounds: Rounds of training that the evaluated weights had, or None if unknown.
+        contributors: Number of sites in the sum.
+        noise: Standard deviation of the noise on each value of the sum.
+        estimates: Estimates with intervals, the main score first.
+    """
+
+    trained_rounds: int | None
+    contributors: int
+    noise: float
+    estimates: tuple[Estimate, ...]
+
+    @property
+    def inconsistency(self) -> str:
+        """The first impossible value, or "" without one."""
+        if self.contributors < 1 or self.noise < 0 or (self.trained_rounds or 0) < 0:
+            return "its numbers of sites, rounds or its noise are too small"
+        if any(each.inconsistency for each in self.estimates):
+            return "an interval is outside its range"
+        return ""
+
+
+@frozen(kw_only=True)
 class StoredResult:
     """Part of a result that `result.json` holds, except for the history.
 
@@ -143,7 +171,9 @@ class StoredResult:
             no site uses.
         own: Scores on the images that simulated sites held out. None if they held out none, or if
             the run is not stored on disk.
-        measured: Statistic that the sites released, or None where they trained.
+        measured: Statistic that the sites released, or None where they trained.  The last one of
+            several.
+        measured_by_round: Estimates of every statistic that they released, in order.
         provenance: By part, the origin of its code in addition to the plugins (see `provenance`).
     """
 
@@ -162,6 +192,7 @@ class StoredResult:
     is_personal: bool = False
     own: OwnScores | None = None
     measured: Measured | None = None
+    measured_by_round: tuple[MeasuredRound, ...] = attrs.field(default=(), repr=False)
     provenance: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, repr=False)
 
 
@@ -194,6 +225,7 @@ class Result(StoredResult):
             "is_personal": self.is_personal,
             "own": None if self.own is None else attrs.asdict(self.own),
             "measured": None if self.measured is None else attrs.asdict(self.measured),
+            "measured_by_round": [attrs.asdict(each) for each in self.measured_by_round],
             "accuracy": self.accuracy,
             "scores": None if scores is None else attrs.asdict(scores),
             "calibration_error": None if scores is None else scores.calibration_error,
@@ -229,7 +261,7 @@ class Result(StoredResult):
                 if majority is None
                 else f"each site's most frequent class alone: {majority:.2%}; "
             )
-            own = self._shown(self.own.personal_accuracy)
+            own = self._shown(self.own.personal_score)
             own += f" ({alone}{self.own.images:,} images held out)"
         return [
             (f"sites' own {metric}", own),

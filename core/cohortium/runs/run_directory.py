@@ -10,7 +10,7 @@ from attrs import field, frozen
 from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
-from cohortium.runs.result import LAST, OLDER, RESULT
+from cohortium.runs.result import EVALUATION, LAST, OLDER, RESULT
 from cohortium.runs.run_files import RunFiles
 from cohortium.storage.atomic import UNFINISHED, require_room, sweep
 from cohortium.storage.writable import check_directory_writable, require_text
@@ -251,6 +251,19 @@ def has_run(path: Path) -> bool:
 def is_finished(path: Path) -> bool:
     """Return whether the run in `path` has its result."""
     return (path / STUDY).exists() and (path / RESULT).exists()
+
+
+def require_not_inner(path: Path) -> None:
+    """Refuse to continue evaluations between rounds without the training.
+
+    Raises:
+        RequestError: `path` is the folder of an evaluation in that of a run.
+    """
+    if path.name == EVALUATION and has_run(path.parent):
+        raise RequestError(
+            f"{path} holds evaluations between the rounds of a run; continue with "
+            f"{resume_command(path.parent)}."
+        )
 
 
 def has_checkpoint(path: Path) -> bool:

@@ -94,8 +94,9 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
     return OwnScores(
         sites=len(found),
         images=images,
-        accuracy=mean([each.score for each in found]),
-        personal_accuracy=mean([each.personal_score for each in found]),
+        metric=found[0].metric,
+        score=mean([each.score for each in found]),
+        personal_score=mean([each.personal_score for each in found]),
         majority_share=mean(majority) if len(majority) == len(found) else None,
     )
 

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Study)
 
 
-def evaluation_study(study: S, evaluation: EvaluationPlan) -> S:
+def evaluation_study(study: S, evaluation: EvaluationPlan, releases: int | None = None) -> S:
     """Return the study that evaluates the model of `study` at its sites.
+
+    Its rounds are the evaluations, so its privacy covers all of them.
 
     Args:
         study: The study that trains.
         evaluation: Its evaluation.
+        releases: Number of evaluations.  None takes those that are due while `study` trains.
 
     Raises:
         StudyError: The evaluation contradicts the study.
@@ -37,7 +40,7 @@ def evaluation_study(study: S, evaluation: EvaluationPlan) -> S:
         privatizer=measuring_privatizer(
             evaluation.privatizer or study.privatizer, evaluation.epsilon, evaluation.delta
         ),
-        rounds=1,
+        rounds=evaluation.releases(study.rounds) if releases is None else releases,
         retries=evaluation.retries,
         cohort_size=0,
         observers=(),

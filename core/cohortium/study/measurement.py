@@ -27,6 +27,8 @@ SITE = "site"
 
 MAX_RETRIES = 1000
 
+MAX_EVERY = 100_000
+
 MAX_PRIOR = 1000
 
 Parts = tuple[str, ...]
@@ -57,9 +59,11 @@ class Measurement:
 
 @frozen(kw_only=True)
 class EvaluationPlan:
-    """Evaluation of the trained model at the sites, after the last round.
+    """Evaluation of the model at the sites, after the last round and, if asked, before.
 
     Attributes:
+        every: Rounds between two evaluations.  0 evaluates after the last round alone.  ε covers
+            all of them.
         epsilon: ε of the evaluation.  None takes that of its privatizer.
         delta: δ of the evaluation.  None takes that of its privatizer.
         parts: Parts of the task's scores.  Empty for all of them.
@@ -70,6 +74,7 @@ class EvaluationPlan:
         privatizer: Privatizer of the evaluation.  None takes that of the study, with clip norm 1.
     """
 
+    every: int = field(default=0, validator=[ge(0), le(MAX_EVERY)])
     epsilon: float | None = None
     delta: float | None = None
     parts: Parts = field(default=(), validator=_different)
@@ -78,6 +83,10 @@ class EvaluationPlan:
     examples: int | None = field(default=None, validator=optional([ge(1), le(MAX_EXAMPLES)]))
     patients: int | None = field(default=None, validator=optional([ge(1), le(MAX_EXAMPLES)]))
     privatizer: Privatizer | None = None
+
+    def releases(self, rounds: int) -> int:
+        """Return the number of evaluations of a training of `rounds` rounds."""
+        return -(-rounds // (self.every or rounds))
 
 
 @frozen(kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cohortium.data.estimates import Estimate
 from cohortium.data.scores import ClassScores, Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.events import (
@@ -21,6 +22,7 @@ from cohortium.roles.events import (
     RunStarted,
     SiteFailed,
     SiteReplied,
+    SitesEvaluated,
 )
 from cohortium.testing.contract import Check, ConformanceError, ensure
 
@@ -47,6 +49,9 @@ SCORES = Scores(
     confusion=((1, 1), (0, 2)),
 )
 """Sample scores for the events."""
+
+MAIN = Estimate(metric="accuracy", value=0.5, low=0.3, high=0.7, noise_low=0.4, noise_high=0.6)
+"""Sample estimate for the events."""
 
 
 def check_takes_every_event(observer: Observer) -> None:
@@ -200,7 +205,9 @@ def sample_events(folder: Path | None, *, full: bool = True) -> list[Event]:
         SiteReplied(round=0, attempt=0, stage=0, site=0, num_replied=1, num_asked=3),
         SiteFailed(round=0, attempt=0, site=1, code="non-finite", reason="it holds NaN [sic]."),
         AttemptFailed(round=0, attempt=0, reason="too few."),
-        *rounds,
+        rounds[0],
+        SitesEvaluated(rounds=1, contributors=2, main=MAIN, guarantee_so_far=promise),
+        rounds[1],
         RunCompleted(scores=scores, guarantee=promise, weights_sha256="0" * 64, seconds=0.2),
     ]
 

@@ -113,6 +113,11 @@ def test_plain_log_has_one_line_per_round() -> None:
         "round 2/2: 2 sites, 1 dropped, loss 0.700, accuracy 50.0%, ε 2.00 of 2.00"
     ]
     assert "round 1: site 1: it holds NaN [sic]." in text
+    (told,) = [line for line in text.splitlines() if line.startswith("evaluated")]
+    assert told == (
+        "evaluated at 2 sites after round 1: accuracy 50.0% (95 %: 30.0% to 70.0%), ε 2.00 of the "
+        "test images"
+    )
 
 
 def test_sparkline_spans_least_to_greatest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def test_run_prints_the_main_score_and_its_price(trained: Path) -> None:
     assert "ε = 40 " in price
     assert price.endswith("for the test images of 2 sites")
     assert (trained / "record" / "evaluation" / "result.json").exists()
+
+
+def test_evaluations_between_rounds_are_planned_and_printed(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    asked = ["study.toml", *EVALUATED, "--set", "evaluation.every=1"]
+    planned = cohortium("plan", *asked, cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert re.search(r"(?m)^evaluations +2, which one guarantee covers *$", planned.stdout)
+    (told,) = json.loads(cohortium("plan", *asked, "--json", cwd=tmp_path).stdout)
+    assert told["evaluation"]["releases"] == 2
+    done = cohortium("run", *asked, "--out", "record", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, score, second = [
+        line for line in done.stderr.splitlines() if line.startswith(("round", "evaluated"))
+    ]
+    assert first.startswith("round 1/2")
+    assert score.startswith("evaluated at 2 sites after round 1: accuracy ")
+    assert second.startswith("round 2/2")
+    inner = cohortium("resume", "record/evaluation", cwd=tmp_path)
+    assert inner.returncode == 2
+    assert "continue with `cohortium resume record`" in inner.stderr
 
 
 def test_evaluate_command_prints_estimates_and_guarantee(trained: Path) -> None:

@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from cohortium import Federation
+from cohortium.data.examples import Examples
+from cohortium.data.groups import GroupColumn
+from cohortium.data.splits import Splits
 from cohortium.deployment import rehearsal
+from cohortium.deployment.own_scores import read_scores
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import CohortiumError, DataError, StudyError
@@ -455,8 +459,10 @@ def test_own_scores_are_exact_and_stay(
     hospital.send(invitation)
     assert isinstance(hospital.send(request := request_of(study, invitation)), Reply)
     folder = hospital.folder / "evaluations"
-    (path,) = folder.iterdir()
+    path, predictions = sorted(folder.iterdir())
     assert path.name == f"{invitation.session.hex()}.json"
+    assert predictions.name == f"{invitation.session.hex()}.npz"
+    assert stat.S_IMODE(predictions.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     told = json.loads(path.read_text())
@@ -479,6 +485,19 @@ def test_own_scores_are_exact_and_stay(
     assert any(f"accuracy {exact.main:.2%}" in line for line in caplog.messages)
     assert sum("images: " in line for line in caplog.messages) >= len(spec.classes)
     assert decode_either(request, Request).weights is not None
+
+
+def test_own_scores_name_the_study_that_trained(
+    hospital: Hospital, study: Federation, invitations: tuple[Invitation, Invitation]
+) -> None:
+    training, measuring = invitations
+    hospital.send(changed(training, trainer={"sampling_rate": 0.5}))
+    hospital.send(training)
+    hospital.send(measuring)
+    assert isinstance(hospital.send(request_of(study, measuring)), Reply)
+    (stored,) = read_scores(hospital.folder / "evaluations")
+    assert stored.study == training.study
+    assert stored.images_sha256 == hospital.config.load_images().of("test").train.fingerprint.hex()
 
 
 def test_failure_of_own_scores_changes_no_reply(
@@ -623,12 +642,40 @@ def test_hospital_lost_after_its_charge_leaves_scores_of_others(tmp_path: Path) 
     assert twin.weights_sha256 == result.weights_sha256
 
 
-def test_missing_test_images_end_the_run_before_training(
+def test_deployment_evaluates_while_it_trains(
     hospitals: dict[int, Hospital], tmp_path: Path
+) -> None:
+    plan = EvaluationPlan(every=1, parts=("accuracy",))
+    twin = simulation(insecure_seeded_secrets=True, threads=1, rounds=2, evaluation=plan)
+    deployed = Federation.read(tmp_path / "all" / "study.toml")
+    assert deployed.evaluation is not None
+    plan = evolve(deployed.evaluation, every=1, retries=0)
+    deployed = evolve(deployed, rounds=2, evaluation=plan)
+    for hospital in hospitals.values():
+        edit(hospital.folder, policy={"epsilon": 20.0})
+        hospital.restart()
+    result = deployed.run(tmp_path / "run", engine=Corridor(hospitals))
+    assert result.evaluation is not None
+    assert [m.trained_rounds for m in result.evaluation.measured_by_round] == [1, 2]
+    measured = twin.run().evaluation
+    assert measured is not None
+    assert result.evaluation.measured_by_round == measured.measured_by_round
+    for hospital in hospitals.values():
+        train, test = hospital.config.accounts
+        assert hospital.spent() == {train: 2, test: 2}
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_missing_test_images_end_the_run_before_training(
+    hospitals: dict[int, Hospital], tmp_path: Path, every: int
 ) -> None:
     edit(hospitals[1].folder, test=None)
     hospitals[1].restart()
     deployed = Federation.read(tmp_path / "all" / "study.toml")
+    assert deployed.evaluation is not None
+    plan = evolve(deployed.evaluation, every=every)
+    # Two evaluations need the larger budget that the study then asks for.
+    deployed = evolve(deployed, rounds=2 if every else 1, evaluation=plan)
     for ask in (
         lambda: deployed.check_sites(Corridor(hospitals)),
         lambda: deployed.run(tmp_path / "run", engine=Corridor(hospitals)),
@@ -636,6 +683,58 @@ def test_missing_test_images_end_the_run_before_training(
         with pytest.raises(StudyError, match=r"site 1: the study evaluates .* has none"):
             ask()
     assert not (tmp_path / "run").exists()
+
+
+@frozen
+class GroupedImages(QuadrantImages):
+    """Images with two columns of groups, the second of which not all images state."""
+
+    def load(self) -> Splits:
+        splits, columns = super().load(), (SITE_COLUMN, SEX)
+
+        def grouped(part: Examples | None) -> Examples | None:
+            if part is None:
+                return None
+            rng = np.random.default_rng(len(part))
+            codes = np.stack([rng.integers(0, 3, len(part)), rng.integers(-1, 2, len(part))], 1)
+            return evolve(part, groups=codes)
+
+        train = grouped(splits.train)
+        assert train is not None
+        return evolve(splits, train=train, test=grouped(splits.test), groups=columns)
+
+
+SITE_COLUMN = GroupColumn("scanner", ("one", "two", "three"))
+SEX = GroupColumn("sex", ("female", "male"))
+
+
+def test_rehearsed_groups_are_evaluated_as_in_the_simulation(tmp_path: Path) -> None:
+    plan = EvaluationPlan(parts=("accuracy",), by=("sex",), retries=1)
+    simulated = simulation(
+        dataset=GroupedImages(), evaluation=plan, insecure_seeded_secrets=True, threads=1
+    )
+    rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "all", engine="inline")
+    deployed = Federation.read(tmp_path / "all" / "study.toml")
+    assert deployed.data is not None
+    assert deployed.data.groups == (SITE_COLUMN, SEX)
+    with contextlib.ExitStack() as stack:
+        hospitals = {
+            n: stack.enter_context(serving(tmp_path / "all" / f"site-{n}")) for n in range(SITES)
+        }
+        result = deployed.run(engine=Corridor(hospitals))
+        # A hospital may lack a column by which nothing is measured, or all of them in a training.
+        (folder,) = [hospitals[0].folder]
+        with np.load(folder / "data.npz") as stored:
+            held = {name: stored[name] for name in stored.files if "group" not in name}
+        np.savez(folder / "data.npz", **held)
+        hospitals[0].restart()
+        trains = evolve(deployed, evaluation=None)
+        assert trains.run(engine=Corridor(hospitals)).weights_sha256 == result.weights_sha256
+    twin = simulated.run().evaluation
+    assert twin is not None
+    assert result.evaluation is not None
+    assert result.evaluation.measured == twin.measured
+    assert {e.group for e in twin.measured.estimates if e.group} == {"sex: female", "sex: male"}  # type: ignore[union-attr]
 
 
 def test_rehearsed_sites_with_overlap_have_one_account(tmp_path: Path) -> None:
