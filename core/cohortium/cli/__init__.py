@@ -31,6 +31,7 @@ from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
 from cohortium.cli._use import export, predict
+from cohortium.cli._waiting import wait_passively
 from cohortium.errors import CohortiumError
 from cohortium.text import escape_control_characters, sanitize
 from cohortium.third_party import is_out_of_memory
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     A user's mistake prints one sentence and sets an exit code. It never prints a traceback.
     """
     spell()
+    wait_passively()
     try:
         app(args=arguments, standalone_mode=True)
     except CohortiumError as error:
