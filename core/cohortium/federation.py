@@ -103,7 +103,7 @@ class Federation(Study):
             folder = None if out is None else Path(out)
             prepared = self.prepare()
             # Refused now rather than after the training.
-            evaluation = self._prepare_evaluation(prepared, engine)
+            evaluation = self._prepare_evaluation(prepared)
             result = start(
                 prepared,
                 out=folder,
@@ -158,7 +158,7 @@ class Federation(Study):
             return self.evaluate(out, observers=observers, stop=stop)
         with RunDirectory.reopen(Path(out)) as folder, torch_threads(self.threads):
             told, prepared = self._observers(observers, is_kept=True), self.prepare()
-            evaluation = self._prepare_evaluation(prepared, None)
+            evaluation = self._prepare_evaluation(prepared)
             due = self._due(evaluation, is_kept=True)
             result = resume(prepared, folder, observers=told, stop=stop, due=due)
         if evaluation is None or result.evaluation is not None:
@@ -224,39 +224,32 @@ class Federation(Study):
                 engine=engine,
             )
 
-    def _prepare_evaluation(
-        self, trained: PreparedStudy, engine: Engine | None
-    ) -> PreparedStudy | None:
-        """Prepare the study's evaluation, if it has one, and ask hospitals to accept it.
-
-        Evaluations between rounds are asked for together with the training.
-        """
+    def _prepare_evaluation(self, trained: PreparedStudy) -> PreparedStudy | None:
+        """Prepare the study's evaluation, if it has one."""
         from cohortium.runs.evaluate import prepare_evaluation
-        from cohortium.runs.invite import invite_sites
 
         if self.evaluation is None:
             return None
-        prepared = prepare_evaluation(self, self.evaluation, trained)
-        if prepared.is_deployment and prepared.federation.rounds == 1:
-            exchange = (engine or self.engine).connect(None)
-            try:
-                invite_sites(exchange, prepared)
-            finally:
-                exchange.close()
-        return prepared
+        return prepare_evaluation(self, self.evaluation, trained)
 
     def _due(self, evaluation: PreparedStudy | None, *, is_kept: bool) -> DueEvaluations | None:
-        """Return the evaluations between rounds, or None if only the last weights are evaluated.
+        """Return the evaluations that the connection of the training serves, or None.
 
-        Their observers keep the record alone: others hear of them from the training's events.
+        Hospitals accept both before the training, so the loss of one later leaves the others.
+        Observers of evaluations between rounds keep the record alone: others hear of them from the
+        training's events.
         """
         from cohortium.runs.site_evaluations import DueEvaluations
 
-        if self.evaluation is None or evaluation is None or evaluation.federation.rounds == 1:
+        if self.evaluation is None or evaluation is None:
             return None
-        return DueEvaluations(
-            prepared=evaluation, every=self.evaluation.every, observers=_recorders(is_kept=is_kept)
-        )
+        if evaluation.federation.rounds > 1:
+            every, told = self.evaluation.every, _recorders(is_kept=is_kept)
+        elif evaluation.is_deployment:
+            every, told = 0, self._observers((), is_kept=is_kept)
+        else:
+            return None
+        return DueEvaluations(prepared=evaluation, every=every, observers=told)
 
     def _with_evaluation(
         self,

@@ -52,7 +52,7 @@ def start(
         stop: Whether the user has asked to stop.
         engine: A running engine to use in place of the study's.
         evaluated: Weights that an evaluation evaluates, or None where the sites train.
-        due: Evaluations between rounds, or None.
+        due: Evaluations that the same connection serves, or None.
     """
     run_state = _new_state(prepared, evaluated)
     both = (prepared,) if due is None else (prepared, due.prepared)
@@ -91,7 +91,7 @@ def resume(
         observers: Observers of every event.
         stop: Whether the user has asked to stop.
         evaluated: Weights that an evaluation evaluates, or None where the sites train.
-        due: Evaluations between rounds, or None.
+        due: Evaluations that the same connection serves, or None.
     """
     run_state = _restored_state(prepared, folder, evaluated)
     _remember_observers(prepared, folder)
@@ -150,8 +150,11 @@ class _Run:
             return own.finish(evaluated)
         if evaluation is None:
             return driver.execute(site_warnings)
-        evaluation.begin()
+        if evaluation.every:
+            evaluation.begin()
         result = driver.execute(site_warnings, evaluation.bring_up_to_date)
+        if not evaluation.every:
+            evaluation.begin()
         final = EvaluatedWeights(result.weights, result.rounds)
         return attrs.evolve(result, evaluation=evaluation.finish(final))
 
@@ -225,7 +228,7 @@ def _reopened(
     """
     if has_run(place):
         return _restored_state(due.prepared, stack.enter_context(RunDirectory.reopen(place)))
-    if trained.history:
+    if trained.history and due.every:
         raise RunError(
             f"{place} is gone, though evaluations are charged there; put the whole folder back as "
             "it was, or start another run."

@@ -37,11 +37,11 @@ class EvaluatedWeights:
 
 @frozen(eq=False, kw_only=True)
 class DueEvaluations:
-    """Evaluations that are due while a model is trained.
+    """Evaluations of a model while it is trained, or after it.
 
     Attributes:
         prepared: The prepared evaluation, whose rounds are the evaluations.
-        every: Rounds of training between two evaluations.
+        every: Rounds of training between two evaluations.  0 evaluates the last weights alone.
         observers: Observers of the evaluation's run.
     """
 
@@ -61,7 +61,7 @@ class SiteEvaluations:
 
     Attributes:
         driver: Driver of the evaluation's run.
-        every: Rounds of training between two evaluations.
+        every: Rounds of training between two evaluations.  0 evaluates the last weights alone.
     """
 
     driver: RunDriver
@@ -82,7 +82,7 @@ class SiteEvaluations:
             The event of a new evaluation, or None.
         """
         rounds = len(trained.history)
-        if rounds % self.every or self._last == rounds:
+        if not self.every or rounds % self.every or self._last == rounds:
             return None
         # Of this round, of those that follow, and of the last one.
         ahead = -(-(trained.target_rounds - rounds) // self.every) + 1
@@ -104,9 +104,7 @@ class SiteEvaluations:
         with self.driver.reported():
             run_state = self.driver.run_state
             if self._left and not (run_state.history and self._last == final.rounds):
-                # The checkpoint of a single evaluation has its weights.
-                if run_state.prepared.run_config.federation_spec.rounds > 1:
-                    self._load(final.weights)
+                self._load(final.weights)
                 self.driver.run_round(final.rounds)
             return self.driver.end()
 

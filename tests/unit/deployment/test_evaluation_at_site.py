@@ -599,6 +599,18 @@ class Severed(Corridor):
                 yield number, reply
 
 
+def test_hospital_lost_in_training_leaves_scores_of_others(
+    hospitals: dict[int, Hospital], tmp_path: Path
+) -> None:
+    deployed = Federation.read(tmp_path / "all" / "study.toml")
+    result = deployed.run(tmp_path / "run", engine=Corridor(hospitals, lost=2))
+    assert result.evaluation is not None
+    assert result.evaluation.measured is not None
+    assert result.evaluation.measured.contributors == SITES - 1
+    assert result.evaluation.weights_sha256 == result.weights_sha256
+    assert [*hospitals[2].spent().values()] == [0, 0]
+
+
 @pytest.mark.slow
 def test_hospital_lost_after_its_charge_leaves_scores_of_others(tmp_path: Path) -> None:
     simulated = simulation(
@@ -625,7 +637,7 @@ def test_hospital_lost_after_its_charge_leaves_scores_of_others(tmp_path: Path) 
     own = []
     for hospital in hospitals.values():
         assert [*hospital.spent().values()] == [1, 1]
-        (path,) = (hospital.folder / "evaluations").iterdir()
+        (path,) = (hospital.folder / "evaluations").glob("*.json")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         own.append(json.loads(path.read_text())["scores"])
     images = [each["images"] for number, each in enumerate(own) if number != 3]
