@@ -137,9 +137,9 @@ class Workload:
         has_mixed_examples: Whether the loss of one example depends on others of its batch, as in
             MixUp.  Then a clip bounds no example, and Cohortium refuses the trainer under
             privacy of examples or patients.
-        noise_response: For each round, how far the server optimizer carries noise of size 1 in the
-            round's release: the root of the summed squares of its part in the weights after each
-            round.  Empty where the server optimizer is not linear.  A trainer need not declare it:
+        noise_response: For each round, how far the server optimizer carries noise of size 1.  This
+            is the root of the summed squares of the noise's part in the weights after each round.
+            Empty where the server optimizer is not linear.  A trainer need not declare it:
             Cohortium finds it by a trial of the server optimizer.
     """
 
