@@ -17,9 +17,8 @@ from hypothesis import settings
 # A deadline would fail on a busy machine.
 settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
-settings.register_profile(
-    "long", max_examples=5_000, deadline=None
-)  # for state machines: minutes to an hour
+# For state machines: minutes to an hour.
+settings.register_profile("long", max_examples=5_000, deadline=None)
 settings.load_profile("repeatable")
 
 
