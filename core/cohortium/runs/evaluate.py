@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cohortium.study.measurement import EvaluationPlan
     from cohortium.study.study import Study
 
+ANOTHER = "name another folder with --out for a second evaluation, which costs again"
+
 
 def prepare_evaluation(
     study: Study, evaluation: EvaluationPlan, trained: PreparedStudy | None = None
@@ -75,7 +77,7 @@ def evaluate(
         return start(
             prepared, out=out, observers=observers, stop=stop, engine=engine, weights=weights
         )
-    with RunDirectory.reopen(out) as folder:
+    with RunDirectory.reopen(out, advice=ANOTHER) as folder:
         return resume(prepared, folder, observers=observers, stop=stop, weights=weights)
 
 
