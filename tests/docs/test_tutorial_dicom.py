@@ -64,6 +64,12 @@ def test_dicom_tutorial_output_is_as_shown(newcomer: Newcomer) -> None:
     assert newcomer.said["python make_files.py"] == "1400 files\n"
 
 
+def test_dicom_tutorial_plans_a_dropout_as_it_says(newcomer: Newcomer) -> None:
+    plans = [said for command, said in newcomer.said.items() if "plan study.toml" in command]
+    told = [re.findall(r"max dropouts per round +(\d+)", said) for said in plans]
+    assert told == [["0"], ["1"]]
+
+
 def test_dicom_tutorial_run_is_private_and_accurate(newcomer: Newcomer) -> None:
     result, bare = (
         json.loads((newcomer.folder / name / "result.json").read_text("utf-8"))

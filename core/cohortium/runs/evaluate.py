@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cohortium.study.measurement import EvaluationPlan
     from cohortium.study.study import Study
 
+ANOTHER = "name another folder with --out for a second evaluation, which costs again"
+
 
 def prepare_evaluation(
     study: Study,
@@ -80,7 +82,7 @@ def evaluate(
         return start(
             prepared, out=out, observers=observers, stop=stop, engine=engine, evaluated=evaluated
         )
-    with RunDirectory.reopen(out) as folder:
+    with RunDirectory.reopen(out, advice=ANOTHER) as folder:
         return resume(prepared, folder, observers=observers, stop=stop, evaluated=evaluated)
 
 

@@ -66,8 +66,12 @@ class RunDirectory(RunFiles):
         return folder
 
     @classmethod
-    def reopen(cls, path: Path) -> RunDirectory:
+    def reopen(cls, path: Path, *, advice: str = "") -> RunDirectory:
         """Open the directory of an interrupted run.
+
+        Args:
+            path: The directory.
+            advice: What to do if the run is complete.
 
         Raises:
             RequestError: The directory has no run, or one that is complete or in progress.
@@ -88,7 +92,8 @@ class RunDirectory(RunFiles):
                     folder.log.log_opening()
                 return folder
             folder.close()
-        raise RequestError(f"the run in {path} is finished; its result is {path / RESULT}.")
+        told = f"the run in {path} is finished; its result is {path / RESULT}"
+        raise RequestError("; ".join(filter(None, (told, advice))) + ".")
 
     def remove_partial_files(self) -> None:
         """Remove the half-written files of a killed process.

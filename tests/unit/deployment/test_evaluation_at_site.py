@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tomli_w
 from attrs import define, evolve, field, frozen
+from msgspec import structs
 
 from cohortium import Federation
 from cohortium.data.examples import Examples
@@ -418,6 +419,85 @@ def test_unusable_test_images_are_named(place: Path) -> None:
     edit(place, test={"declared_examples": 500})
     with pytest.raises(DataError, match="declares 500 test images, and there are"):
         SiteConfig.read(place / "site.toml").load_images()
+
+
+# --- A coordinator that attacks ------------------------------------------------------------------
+
+
+def with_weights(request: bytes, values: Callable[[int], Any]) -> bytes:
+    """The request with other weights.  `values` makes so many of them."""
+    read = decode_either(request, Request, Invitation)
+    assert isinstance(read, Request)
+    assert read.weights is not None
+    count = len(read.weights) // 4
+    made = np.broadcast_to(np.asarray(values(count), "<f4"), (count,))
+    return encode(structs.replace(read, weights=memoryview(made.tobytes())))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_cost_nothing(
+    hospital: Hospital, study: Federation, invitation: Invitation, value: float
+) -> None:
+    hospital.send(invitation)
+    asked = with_weights(request_of(study, invitation), lambda count: [*[0.0] * (count - 1), value])
+    answer = hospital.send(asked)
+    assert isinstance(answer, Refusal)
+    assert "not all finite" in answer.reason
+    assert set(hospital.spent().values()) == {0}
+
+
+@pytest.mark.parametrize("parts", [["accuracy"], ["auc", "calibration", "classes"]])
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e20, 0.0])
+def test_huge_weights_are_answered_as_others_are(
+    hospital: Hospital, study: Federation, invitation: Invitation, value: float, parts: list[str]
+) -> None:
+    # A refusal that depends on the network's outputs would be a release without noise.
+    assert study.evaluation is not None
+    asked = evolve(study, evaluation=evolve(study.evaluation, parts=tuple(parts)))
+    own = changed(invitation, measurement={"parts": parts})
+    assert isinstance(hospital.send(own), Acceptance)
+    request = with_weights(request_of(asked, own), lambda _: value)
+    assert isinstance(hospital.send(request), Reply)
+    _, test = hospital.config.accounts
+    assert hospital.spent()[test] == 1
+
+
+def test_other_weights_in_one_attempt_get_no_second_answer(
+    hospital: Hospital, study: Federation, invitation: Invitation
+) -> None:
+    hospital.send(invitation)
+    first, second = (request_of(study, invitation, attempt) for attempt in range(2))
+    assert isinstance(hospital.send(with_weights(second, lambda _: 0.5)), Reply)
+    for late in (with_weights(second, lambda _: -0.5), second, first):
+        assert isinstance(hospital.send(late), Refusal)
+    hospital.restart()
+    # Its memory is gone and its ledger is not: no attempt is answered twice, nor one too many.
+    assert isinstance(hospital.send(with_weights(second, lambda _: -0.5)), Refusal)
+    assert isinstance(hospital.send(first), Reply)
+    assert isinstance(hospital.send(with_weights(first, lambda _: -0.5)), Refusal)
+    assert isinstance(hospital.send(request_of(study, invitation, attempt=2)), Refusal)
+    _, test = hospital.config.accounts
+    assert hospital.spent()[test] == 2
+
+
+def test_other_study_in_one_session_is_refused(hospital: Hospital, invitation: Invitation) -> None:
+    assert isinstance(hospital.send(invitation), Acceptance)
+    other = changed(invitation, measurement={"parts": ["auc"]})
+    again = structs.replace(other, session=invitation.session)
+    refused(hospital.send(again), "session", "another configuration")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "a\x00b", "site\n[policy]", "x" * 5000, "\u202esite", "\x1b[31m", ""]
+)
+def test_hostile_names_of_groups_are_refused_in_one_sentence(
+    hospital: Hospital, invitation: Invitation, name: str
+) -> None:
+    answer = hospital.send(changed(invitation, measurement={"by": [name]}))
+    assert isinstance(answer, Refusal)
+    assert "\n" not in answer.reason
+    assert len(answer.reason) <= 1000
+    assert answer.reason.isprintable()
 
 
 # --- Restarts ------------------------------------------------------------------------------------
