@@ -355,3 +355,24 @@ def test_declared_groups_of_a_deployment_are_those_of_the_data() -> None:
         spec.group_codes(splits.train, splits.groups)
     same = attrs.evolve(splits.spec, groups=splits.groups)
     assert same.group_codes(splits.train, splits.groups).groups is not None
+
+
+@frozen
+class Doubled:
+    """Each image occurs twice, as in a public set that nobody has looked through."""
+
+    def load(self) -> Splits:
+        splits = QuadrantImages().load()
+        images = splits.train.images.copy()
+        images[1::2] = images[::2]
+        return attrs.evolve(splits, train=attrs.evolve(splits.train, images=images))
+
+
+def test_test_images_that_were_trained_on_are_named(tmp_path: Path) -> None:
+    study(dataset=Doubled()).run(tmp_path / "run")
+    lines = (tmp_path / "run" / "evaluation" / "events.jsonl").read_text().splitlines()
+    warnings = " ".join(json.loads(lines[0])["warnings"])
+    assert "test images are training images too; for these, the guarantees" in warnings
+    study().run(tmp_path / "other")
+    lines = (tmp_path / "other" / "evaluation" / "events.jsonl").read_text().splitlines()
+    assert not any("training images too" in each for each in json.loads(lines[0])["warnings"])

@@ -6,18 +6,17 @@ import hashlib
 from typing import TYPE_CHECKING, Literal
 
 import attrs
-import numpy as np
 from attrs import field, frozen
 from attrs.validators import and_, ge, le, min_len
 
 from cohortium.data.examples import MAX_EXAMPLES
+from cohortium.data.overlap import overlap
 from cohortium.errors import DataError
 from cohortium.roles.protocols import Dataset  # noqa: TC001 - resolved to build the table
 from cohortium.text import is_printable, truncate
 
 if TYPE_CHECKING:
     from attrs import Attribute
-    from numpy.typing import NDArray
 
     from cohortium.data.examples import Examples
     from cohortium.data.splits import Splits
@@ -189,21 +188,9 @@ def require_disjoint(train: Examples, test: Examples, *, compares_patients: bool
     Raises:
         DataError: The two overlap.
     """
-    known = {*_digests(train)}
-    shared = sum(digest in known for digest in _digests(test))
-    if shared:
-        raise DataError(
-            _overlap(f"{shared:,} of the {len(test):,} test images are training images")
-        )
-    if not compares_patients or train.patients is None or test.patients is None:
-        return
-    patients = np.unique(test.patients)
-    both = np.intersect1d(patients, train.patients)
-    if len(both):
-        told = (
-            f"{len(both):,} of the {len(patients):,} patients with test images have training images"
-        )
-        raise DataError(_overlap(told))
+    found = overlap(train, test, compares_patients=compares_patients)
+    if found:
+        raise DataError(_overlap(found))
 
 
 def _overlap(fact: str) -> str:
@@ -211,12 +198,3 @@ def _overlap(fact: str) -> str:
         f"{fact} too; remove these from one of the two sets, or give [test] the dataset_id of "
         "[site], so that both are charged to one account."
     )
-
-
-def _digests(examples: Examples) -> list[bytes]:
-    """Return the SHA-256 of each image's stored values."""
-
-    def digest(image: NDArray[np.generic]) -> bytes:
-        return hashlib.sha256(np.ascontiguousarray(image).reshape(-1).view(np.uint8).data).digest()
-
-    return [digest(examples.images[place]) for place in range(len(examples))]

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from cohortium import parameters
 from cohortium.crypto.randomness import Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.overlap import overlap
 from cohortium.errors import StudyError
 from cohortium.learning.kept_features import FeatureFolder
 from cohortium.ledger.account import Account
@@ -52,6 +53,8 @@ class PreparedStudy:
         identities: Signing key of each simulated site, if the study assumes an active coordinator.
         features: Folder that keeps features between runs, by default the one that
             `COHORTIUM_FEATURES` names.
+        shared: What the sites' test images have in common with their training images, in the
+            evaluation of a simulation. Empty if they are disjoint.
     """
 
     federation: Study
@@ -62,6 +65,7 @@ class PreparedStudy:
     holdout: tuple[ExampleIndices, ...] = ()
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
     features: FeatureFolder | None = field(factory=FeatureFolder.from_environment)
+    shared: str = ""
 
     @property
     def is_deployment(self) -> bool:
@@ -187,9 +191,12 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
     splits.require_learnable()
     spec = splits.spec
     partition, held = partition_study(federation, splits)
+    shared = ""
     if federation.measurement is not None and federation.measurement.data == "test":
+        trained = splits.train.select(np.concatenate(partition))
         splits, partition = test_images(federation, splits, partition, held)
-        held = ()
+        tested = splits.train.select(np.concatenate(partition))
+        shared, held = overlap(trained, tested), ()
     if federation.measurement is not None:
         columns = tuple(c for c in splits.groups if c.name in federation.measurement.by)
         spec = attrs.evolve(spec, groups=columns)
@@ -215,6 +222,7 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
         partition=partition,
         holdout=held,
         identities=identities,
+        shared=shared,
     )
 
 

@@ -173,6 +173,11 @@ class RunState:
             if guarantee is None
             else [*guarantee.warnings(federation_spec.num_units(guarantee.unit))]
         )
+        if self.prepared.shared:
+            found.append(
+                f"{self.prepared.shared} too; for these, the guarantees of the training and of the "
+                "evaluation hold together only, and the scores are too good."
+            )
         if self.lost_attempts:
             found.append(
                 f"{_attempts(self.lost_attempts)} started and not finished; that counts as spent, "
