@@ -65,7 +65,7 @@ IDLE_TIMEOUT = 3600.0
 MAX_REASON_LENGTH = 1000
 """Characters of a refusal."""
 
-HEAVY = ("torch", "scipy.fft", "scipy.optimize", "scipy.special")
+HEAVY = ("torch", "torch._dynamo", "scipy.fft", "scipy.optimize", "scipy.special")
 """Packages that take a second or more to import. An invitation needs them before the policy
 check."""
 
