@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from cohortium.errors import RequestError, RunError
 from cohortium.reporting import wording
 from cohortium.reporting.content import MAX_ROWS, SiteRow, mean_distance
 from cohortium.reporting.data_content import DataFacts, look
+from cohortium.reporting.local_page import check_local_page, write_local_page
 from cohortium.reporting.pages import template_environment
 from cohortium.reporting.thumbnails import COLOURS
-from cohortium.storage.atomic import atomic_write
-from cohortium.storage.writable import check_file_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,14 +37,7 @@ def check_page(out: Path) -> None:
     Raises:
         RequestError: It is such a path.
     """
-    check_file_writable(out)
-    try:
-        if out.exists() and _MARK not in out.read_bytes():
-            raise RequestError(
-                f"{out} exists and is no page of a data set; give another file for the page."
-            )
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}.") from error
+    check_local_page(out, _MARK, "a data set; give another file for the page")
 
 
 def write_page(facts: DataFacts, out: Path) -> None:
@@ -57,10 +48,7 @@ def write_page(facts: DataFacts, out: Path) -> None:
         RunError: The file cannot be written.
     """
     check_page(out)
-    try:
-        atomic_write(out, render_page(facts).encode())
-    except OSError as error:
-        raise RunError(f"cannot write {out}: {error.strerror}.") from error
+    write_local_page(out, render_page(facts))
 
 
 def render_page(facts: DataFacts) -> str:

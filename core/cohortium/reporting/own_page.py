@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 
 from cohortium.data.scores import columns_of
-from cohortium.errors import RecordError, RequestError, RunError
+from cohortium.errors import RecordError
+from cohortium.reporting.local_page import check_local_page, write_local_page
 from cohortium.reporting.pages import template_environment
 from cohortium.reporting.reading import read_result
-from cohortium.storage.atomic import atomic_write
-from cohortium.storage.writable import check_file_writable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,14 +125,7 @@ def check_own_page(out: Path) -> None:
     Raises:
         RequestError: It is such a path.
     """
-    check_file_writable(out)
-    try:
-        if out.exists() and _MARK not in out.read_bytes():
-            raise RequestError(
-                f"{out} exists and is no page of own figures; give another file with --out."
-            )
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}.") from error
+    check_local_page(out, _MARK, "own figures; give another file with --out")
 
 
 def write_own_page(figures: OwnFigures, out: Path) -> None:
@@ -144,10 +136,7 @@ def write_own_page(figures: OwnFigures, out: Path) -> None:
         RunError: The file cannot be written.
     """
     check_own_page(out)
-    try:
-        atomic_write(out, render_own_page(figures).encode())
-    except OSError as error:
-        raise RunError(f"cannot write {out}: {error.strerror}.") from error
+    write_local_page(out, render_own_page(figures))
 
 
 def render_own_page(figures: OwnFigures) -> str:
