@@ -24,10 +24,16 @@ from pathlib import Path
 RUN = """
 import sys
 from cohortium import Federation
-from attrs import evolve
+from cohortium_dirichlet import Dirichlet
+from cohortium_gaussian import Gaussian
+from cohortium_secagg import SecAgg
 
-study = evolve(Federation(), rounds=int(sys.argv[1]), threads=int(sys.argv[2]))
-study.run()
+Federation(
+    dataset="phantom", partitioner=Dirichlet(alpha=0.5), model="descriptor", trainer="fedsgd",
+    privatizer=Gaussian(epsilon=6.0, delta=1.9e-4, clip_norm=7.0),
+    aggregator=SecAgg(reconstruction_threshold=4),
+    sites=10, rounds=int(sys.argv[1]), seed=1, threads=int(sys.argv[2]),
+).run()
 """
 
 CASES: dict[str, tuple[dict[str, str], int]] = {

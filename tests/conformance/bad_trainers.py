@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer
@@ -17,6 +17,7 @@ from cohortium.plugin import (
     FederationSpec,
     LocalResult,
     LocalTask,
+    ReleasedMean,
     SitePrivatizer,
     Workload,
     attach_schedule,
@@ -307,3 +308,123 @@ class Undeclared(FedAvg):
 
     def workload(self, federation_spec: FederationSpec) -> Workload:
         return evolve(super().workload(federation_spec), has_mixed_examples=False)
+
+
+class Drifting(Local):
+    """A good trainer with a server state: the sum of all means, with their norm released."""
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        made = super().made(task, before)
+        return LocalResult(vector=made.vector, weight=made.weight, extra=made.vector.norm()[None])
+
+    def extra_length(self, parameters: int) -> int:
+        return 1
+
+    def initial_server_state(self, parameters: int) -> Tensor:
+        return torch.zeros(parameters)
+
+    def next_server_state(self, server_state: Tensor, mean: ReleasedMean) -> Tensor:
+        return server_state + mean.share * mean.vector
+
+
+class TooMuch(Drifting):
+    """It releases more than it declares."""
+
+    def extra_length(self, parameters: int) -> int:
+        return 0
+
+
+class CountsLabels(Drifting):
+    """It releases the sum of its labels beside its update."""
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        made = super().made(task, before)
+        count = task.labels.sum().float()[None]
+        return LocalResult(vector=made.vector, weight=made.weight, extra=count)
+
+
+class MovesInPlace(Drifting):
+    """It adds to the server state in place."""
+
+    def next_server_state(self, server_state: Tensor, mean: ReleasedMean) -> Tensor:
+        return server_state.add_(mean.vector)
+
+
+class Grows(Drifting):
+    """Its server state keeps all means."""
+
+    def next_server_state(self, server_state: Tensor, mean: ReleasedMean) -> Tensor:
+        return torch.cat([server_state, mean.vector])
+
+
+class Doubles(Drifting):
+    """Its server state is in double precision."""
+
+    def initial_server_state(self, parameters: int) -> Tensor:
+        return torch.zeros(parameters, dtype=torch.float64)
+
+
+class Wanders(Drifting):
+    """Its server state is partly drawn at random."""
+
+    def next_server_state(self, server_state: Tensor, mean: ReleasedMean) -> Tensor:
+        return server_state + torch.randn_like(mean.vector)
+
+
+@frozen
+class GradientAndMore(Drifting):
+    """It declares a gradient, and releases more."""
+
+    def workload(self, federation_spec: FederationSpec) -> Workload:
+        return evolve(super().workload(federation_spec), output="gradient")
+
+
+class Owning(Local):
+    """A good trainer with a tensor of the site's own: the mean of its images."""
+
+    def train_own(self, task: LocalTask, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"mean": task.images.mean(0)}
+
+
+class OwnReachesTheState(Owning):
+    """It moves the state of the next round in place."""
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        made = super().made(task, before)
+        return LocalResult(vector=made.vector, weight=made.weight, state={"pull": torch.zeros(1)})
+
+    def train_own(self, task: LocalTask, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        for each in task.state.values():
+            each.add_(task.images.mean())
+        return {}
+
+
+@frozen
+class OwnReachesTheTrainer(Owning):
+    """It remembers the site's own tensors on itself."""
+
+    seen: list[float] = field(factory=list)
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        made = super().made(task, before)
+        return LocalResult(vector=made.vector + sum(self.seen), weight=made.weight)
+
+    def train_own(self, task: LocalTask, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        self.seen.append(float(task.images.mean()))
+        return {}
+
+
+class OwnImagesInPlace(Owning):
+    """It standardises the site's images in place."""
+
+    def train_own(self, task: LocalTask, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        task.images.sub_(task.images.mean())
+        return {}
+
+
+class OneName(Owning):
+    """Its state and its own tensors have one name."""
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        made = super().made(task, before)
+        return LocalResult(vector=made.vector, weight=made.weight, state={"mean": torch.zeros(1)})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cohortium.testing import ConformanceError, trainers
+from cohortium.testing import ConformanceError, own_tensors, server_states, trainers
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedsgd import FedSGD
 from tests.conformance import bad_trainers as they
@@ -48,10 +48,31 @@ BAD = [
     (trainers.check_server, they.Climbs(), "did not go against the pseudo-gradient"),
     (trainers.check_personal, they.PersonalState(), "personal gave a dict"),
     (trainers.check_personal, they.PersonalBody(), r"gives shape \(2, 16\)"),
+    (trainers.check_no_leak, they.CountsLabels(), "the further numbers of the release changed"),
+    (server_states.check_server_state, they.TooMuch(), "extra_length declares 0"),
+    (server_states.check_server_state, they.GradientAndMore(), "beside a gradient"),
+    (server_states.check_server_state, they.MovesInPlace(), "changed its arguments"),
+    (server_states.check_server_state, they.Grows(), "its length must not change"),
+    (server_states.check_server_state, they.Doubles(), "must return a vector of float32"),
+    (server_states.check_server_state, they.Wanders(), "two states for equal arguments"),
+    (
+        own_tensors.check_own_tensors,
+        they.OwnReachesTheState(),
+        "changed a tensor that it was given",
+    ),
+    (
+        own_tensors.check_own_tensors,
+        they.OwnReachesTheTrainer(),
+        "depends on the site's own tensors",
+    ),
+    (own_tensors.check_own_tensors, they.OwnImagesInPlace(), "changed the site's images"),
+    (own_tensors.check_own_tensors, they.OneName(), r"of one name \(mean\)"),
 ]
 
 GOOD_ONES: dict[str, Any] = {
     "minimal": they.Local(),
+    "server state": they.Drifting(),
+    "own tensors": they.Owning(),
     "fedavg": GOOD,
     "adamw": FedAvg(optimizer="adamw", learning_rate=1e-3, optimizer_options={"weight_decay": 0.1}),
     "augmented": FedAvg(

@@ -19,7 +19,7 @@ CONTRACTS: dict[Role, tuple[str, ...]] = {
     "task": ("Task",),
     "partitioner": ("Partitioner",),
     "model": ("Model",),
-    "trainer": ("Trainer",),
+    "trainer": ("Trainer", "ServerStateTrainer", "OwnModelTrainer"),
     "privatizer": ("Privatizer", "PrivacyPlan", "RoundPlan", "SitePrivatizer"),
     "aggregator": ("Aggregator", "CoordinatorSession", "SiteSession"),
     "engine": ("Engine", "SiteFactory", "SiteHandle", "EngineSession"),

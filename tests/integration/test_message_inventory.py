@@ -45,6 +45,7 @@ COVERED: dict[str, str] = {
     "request.weights": SUM,
     "request.body": NESTED,
     "request.plan_state": SUM,
+    "request.server_state": SUM,
     "reply.attempt": PLACE,
     "reply.stage": PLACE,
     "reply.body": NESTED,

@@ -36,7 +36,7 @@ MESSAGES = {
     "masked-vector-request": "attempt sealed",
     "refusal": "attempt stage code reason",
     "reply": "attempt stage body",
-    "request": "session round attempt stage weights body plan_state",
+    "request": "session round attempt stage weights body plan_state server_state",
     "round-completed": "event",
     "run-completed": "",
     "sealed-seeds": "sealed",

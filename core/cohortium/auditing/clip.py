@@ -20,6 +20,7 @@ from cohortium.auditing.probe import HUGE
 from cohortium.crypto.randomness import Randomness
 from cohortium.data.intensity import to_unit_range
 from cohortium.roles.values import LocalTask
+from cohortium.rounds.server_state import initial_server_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def audit_clip(prepared: PreparedStudy) -> Finding:
                 workload=run_config.workload,
                 generator=measure.generator,
                 state={},
+                server_state=initial_server_state(run_config.trainer, parameters.length(net)),
             )
             with torch.random.fork_rng(devices=[]):
                 run_config.trainer.train(task, measure)

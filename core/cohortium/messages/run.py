@@ -36,6 +36,8 @@ class Request(Message, frozen=True, tag="request", omit_defaults=True):
         weights: Global weights, `float32` little-endian, with an attempt's first request only.
         body: The aggregator's common part.
         plan_state: State of the privacy plan, with an attempt's first request only.
+        server_state: Server state of the trainer, `float32` little-endian, with an attempt's first
+            request only.
     """
 
     session: Session
@@ -45,6 +47,7 @@ class Request(Message, frozen=True, tag="request", omit_defaults=True):
     weights: memoryview | None
     body: bytes
     plan_state: PlanState = ()
+    server_state: memoryview | None = None
 
 
 class Reply(Message, frozen=True, tag="reply"):

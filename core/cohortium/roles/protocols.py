@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         FederationSpec,
         LocalResult,
         LocalTask,
+        ReleasedMean,
         SiteContext,
         SiteId,
         Workload,
@@ -55,8 +56,10 @@ __all__ = [
     "Engine",
     "Model",
     "Observer",
+    "OwnModelTrainer",
     "Partitioner",
     "Privatizer",
+    "ServerStateTrainer",
     "Task",
     "Trainer",
 ]
@@ -185,6 +188,73 @@ class Trainer(Protocol):
         """Return the network that a site would use itself, given its `state`.
 
         By default this is `net`, the global network.
+
+        Args:
+            net: The global network, which the method must not change.
+            state: The trainer's state at the site, with the tensors of `OwnModelTrainer.train_own`
+                among it.
+        """
+        ...
+
+
+@runtime_checkable
+class ServerStateTrainer(Trainer, Protocol):
+    """A trainer whose server publishes a vector with the weights, such as a control variate.
+
+    The vector is the **server state**, shape (S,), `float32`.  The coordinator computes it from
+    released means.  It sends the vector with the weights, and stores it in the checkpoint.  Sites
+    may release further numbers for it, in addition to the network's vector.
+
+    Guarantees:
+        The server state is a function of released means, so it costs no privacy.
+        No method changes an argument or the trainer.
+        The further numbers are part of the release: the privatizer clips, noises and encodes one
+        vector of P + E numbers.  Cohortium refuses them where sites release a gradient.
+    """
+
+    def extra_length(self, parameters: int) -> int:
+        """Return E, the number of further numbers that a site releases.
+
+        Args:
+            parameters: P, the length of the network's vector.
+        """
+        ...
+
+    def initial_server_state(self, parameters: int) -> Tensor:
+        """Return the server state of the first round, shape (S,), `float32`, on the CPU.
+
+        Args:
+            parameters: P, the length of the network's vector.
+        """
+        ...
+
+    def next_server_state(self, server_state: Tensor, mean: ReleasedMean) -> Tensor:
+        """Return the server state of the next round, shape (S,), `float32`.
+
+        Args:
+            server_state: That of this round, shape (S,), on the CPU.
+            mean: The mean that the sites have released in this round.
+        """
+        ...
+
+
+@runtime_checkable
+class OwnModelTrainer(Trainer, Protocol):
+    """A trainer that also trains tensors of a site's own, which never leave it.
+
+    Guarantees:
+        `train` is never given these tensors, so no release depends on them.  They may therefore
+        depend on the site's data in any way, and cost no privacy.
+    """
+
+    def train_own(self, task: LocalTask, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Train the site's own tensors for one round, and return them.
+
+        A site calls it after `train`.  What it does to `task.net` has no effect.
+
+        Args:
+            task: The task of the round, its network with the round's global weights.
+            own: The result of the round before.  Empty at first.
         """
         ...
 

@@ -189,6 +189,8 @@ class LocalTask:
         generator: Generator for augmentation, on the CPU.  Under example-level privacy it is
             secret, because the treatment of one example depends on the other examples drawn.
         state: The trainer's state at this site after its last round.  Empty at first.
+        server_state: The vector that the server publishes with the round's weights, shape (S,),
+            `float32`, on the CPU.  None if the trainer is no `ServerStateTrainer`.
         groups: The group of each example, by column of groups, shape (N,) each.  -1 stands for an
             unknown group.
     """
@@ -202,6 +204,7 @@ class LocalTask:
     workload: Workload
     generator: torch.Generator
     state: Mapping[str, Tensor]
+    server_state: Tensor | None = None
     groups: Mapping[str, Tensor] = field(factory=dict)
 
 
@@ -214,11 +217,33 @@ class LocalResult:
         weight: Weight in the mean: the number of examples behind it.  A privatizer with a guarantee
             ignores it and uses the declared number.
         state: State that stays at the site.  It is durable and never sent.
+        extra: Further numbers of the release, shape (E,), `float32`.  A `ServerStateTrainer`
+            declares E.  None stands for none.
     """
 
     vector: Tensor
     weight: float
     state: Mapping[str, Tensor] = field(factory=dict)
+    extra: Tensor | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class ReleasedMean:
+    """The mean of a round's releases, from which a trainer computes its server state.
+
+    Attributes:
+        vector: The mean of the networks' vectors, shape (P,), `float32`, on the CPU.
+        extra: The mean of the further numbers, shape (E,), `float32`, on the CPU.
+        round: From 0.
+        rounds: Rounds of the whole run.
+        share: Sites in the mean, over all sites of the federation.
+    """
+
+    vector: Tensor
+    extra: Tensor
+    round: int
+    rounds: int
+    share: float
 
 
 @frozen(eq=False)

@@ -25,6 +25,7 @@ from cohortium.rounds.min_batch import with_min_batch_size
 from cohortium.rounds.network_size import PROBE_IMAGES, count_parameters, estimate_memory
 from cohortium.rounds.plan_with_prior import with_prior
 from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
+from cohortium.rounds.server_state import extra_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,7 @@ def build_run_config(
     )
 
     def planned(parameters: int) -> RunConfig:
+        length = parameters + extra_length(federation.trainer, workload, parameters)
         return RunConfig(
             session=session,
             spec=spec,
@@ -126,7 +128,7 @@ def build_run_config(
             trainer=federation.trainer,
             workload=workload,
             plan=with_prior(
-                federation.privatizer.plan(workload, federation_spec, parameters),
+                federation.privatizer.plan(workload, federation_spec, length),
                 federation.prior,
                 federation_spec,
             ),

@@ -17,7 +17,8 @@ from cohortium.errors import MessageError, RefusalCode, RunError, TooFewSitesErr
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
-from cohortium.roles.values import StageRequests
+from cohortium.roles.values import ReleasedMean, StageRequests
+from cohortium.rounds import server_state
 from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Coordinator:
     """The study lead's side of a run.
 
     Guarantees:
-        A failed attempt leaves the weights, the server optimizer and the plan's state as they were.
+        A failed attempt leaves the weights, the server optimizer, the plan's state and the
+        trainer's server state as they were.
         A reply that is missing, malformed or a refusal drops its site from the attempt.
         Only a site's first reply to a request counts.
         A later reply, or a reply that belongs to another attempt or stage, changes nothing.
@@ -73,6 +75,8 @@ class Coordinator:
         self.optimizer, self.schedule = run_config.trainer.make_server_optimizer(
             parameters.trainable(self.net), run_config.federation_spec.rounds
         )
+        self._length = parameters.length(self.net)
+        self.server_state = server_state.initial_server_state(run_config.trainer, self._length)
         self.plan_state = run_config.plan.initial_state
         self.round_plan = run_config.plan.at_round(0, self.plan_state)
         self._round = self._attempt = self._stage = 0
@@ -107,6 +111,7 @@ class Coordinator:
             weights=self._weights() if first else None,
             body=asked.broadcast,
             plan_state=self.plan_state if first else (),
+            server_state=server_state.encode_server_state(self.server_state) if first else None,
         )
         self._stage += 1
         self._answered = set()
@@ -162,7 +167,9 @@ class Coordinator:
         mean, next_state = self.round_plan.decode(total), self.round_plan.next_state(total)
         measured: tuple[float, ...] = ()
         if self._run_config.statistic is None:
+            next_server_state = self._next_server_state(mean, len(total.contributors))
             self._step(mean)
+            self.server_state = next_server_state
         else:
             measured = self._sums(mean, len(total.contributors))
         self.plan_state = next_state
@@ -188,12 +195,16 @@ class Coordinator:
             ) from error
 
     def state(self) -> dict[str, Any]:
-        """Return the weights, the server optimizer, its schedule, and the plan's state."""
+        """Return the weights, the server optimizer, its schedule, and the states of two plugins.
+
+        These are the plan's state and the trainer's server state.
+        """
         return {
             "weights": parameters.state_dict(self.net),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             **({"plan": list(self.plan_state)} if self.plan_state else {}),
+            **({} if self.server_state is None else {"trainer": self.server_state}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -207,6 +218,8 @@ class Coordinator:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.plan_state = tuple(map(float, state.get("plan", ())))
+            if self.server_state is not None:
+                self.server_state = state["trainer"]
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 "the checkpoint is of another network or server optimizer than the study makes "
@@ -218,6 +231,18 @@ class Coordinator:
         """Reasons of the sites that failed in this attempt."""
         # A site that sent only late replies has failed as well.
         return tuple((self._late_replies | self._failures).values())
+
+    def _next_server_state(self, mean: Tensor, contributors: int) -> Tensor | None:
+        run_config = self._run_config
+        whole = mean.detach().cpu()
+        released = ReleasedMean(
+            vector=whole[: self._length],
+            extra=whole[self._length :],
+            round=self._round,
+            rounds=run_config.federation_spec.rounds,
+            share=contributors / run_config.federation_spec.sites,
+        )
+        return server_state.next_server_state(run_config.trainer, self.server_state, released)
 
     def _step(self, mean: Tensor) -> None:
         """Apply the server optimizer to the pseudo-gradient, and move the statistics.

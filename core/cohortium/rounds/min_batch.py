@@ -15,6 +15,7 @@ from cohortium import parameters
 from cohortium.catalog import networks
 from cohortium.errors import NetworkError
 from cohortium.roles.values import LocalTask
+from cohortium.rounds.server_state import initial_server_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,6 +92,7 @@ def _dry_run_trainer(
         workload=workload,
         generator=torch.Generator().manual_seed(0),
         state={},
+        server_state=initial_server_state(federation.trainer, parameters.length(net)),
     )
     with torch.random.fork_rng(devices=[]):
         federation.trainer.train(task, _DryRunPrivatizer())

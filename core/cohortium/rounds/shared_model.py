@@ -13,6 +13,7 @@ from cohortium import parameters
 from cohortium.errors import MessageError
 from cohortium.messages import codec
 from cohortium.messages.run import Request
+from cohortium.rounds.server_state import decode_server_state, initial_server_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,8 @@ class SharedModel:
 
         self.net = run_config.network()
         self.length = parameters.length(self.net)
+        self.server_state = initial_server_state(run_config.trainer, self.length)
+        """Server state of the latest attempt, or None if the trainer has none."""
         self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         self._device = torch.device(run_config.device)
         self._latest: tuple[bytes, Request] | None = None
@@ -46,6 +49,8 @@ class SharedModel:
         request = codec.decode(broadcast, Request)
         if request.weights is not None:
             self._weights = self._decoded(request.weights)
+            length = None if self.server_state is None else len(self.server_state)
+            self.server_state = decode_server_state(request.server_state, length)
         self._latest = (broadcast, request)
         return request
 

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.catalog.networks import blame_network
 from cohortium.data.groups import NOT_STATED
 from cohortium.data.predictions import Predictions
 from cohortium.errors import (
-    BrokenNetworkError,
     MessageError,
-    PrivacyError,
     RefusalCode,
     RefusalError,
     RunError,
@@ -26,8 +23,10 @@ from cohortium.learning.preprocessing import preprocess
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
-from cohortium.roles.values import LocalTask, SiteContext, SiteRequest
+from cohortium.roles.values import SiteContext, SiteRequest
 from cohortium.rounds.guard import guard
+from cohortium.rounds.local_round import LocalRound, SiteData
+from cohortium.rounds.server_state import extra_length, whole_release
 from cohortium.rounds.shared_model import SharedModel
 from cohortium.statistics.raw_images import RawImages
 from cohortium.storage.append_log import MemoryJournal
@@ -37,7 +36,6 @@ from cohortium.study.measurement import SITE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cohortium.crypto.randomness import Randomness
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
     from cohortium.learning.kept_features import FeatureFolder
@@ -49,11 +47,6 @@ if TYPE_CHECKING:
     from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
     from cohortium.storage.append_log import Journal
     from cohortium.storage.trainer_state import TrainerStateFile, TrainerStateStore
-
-
-def _seed(secret: Randomness, purpose: str) -> int:
-    """Derive a seed for torch's generators."""
-    return int.from_bytes(secret.secret_bytes(8, purpose), "big") >> 1
 
 
 class Site:
@@ -134,10 +127,12 @@ class Site:
         self._site = site
         self.shared_model = shared_model
         inputs = preprocess(run_config.model, examples.images, run_config.spec, features)
-        self._images = inputs.to(run_config.device)
-        self._labels = torch.from_numpy(examples.labels).to(run_config.device)
-        self._groups = _groups(examples, site, run_config)
-        self._patients = examples.patients
+        self._data = SiteData(
+            images=inputs.to(run_config.device),
+            labels=torch.from_numpy(examples.labels).to(run_config.device),
+            groups=_groups(examples, site, run_config),
+            patients=examples.patients,
+        )
         self._store = store
         self._journal = journal or MemoryJournal()
         if journal is not None:
@@ -201,8 +196,6 @@ class Site:
 
     def _release(self, request: Request) -> RingVector:
         """Run the round's training, and release the result through the privatizer."""
-        import torch
-
         if self._released == request.attempt:
             raise RefusalError(
                 RefusalCode.OUT_OF_ORDER, "this attempt's vector has been released already."
@@ -214,47 +207,28 @@ class Site:
         secret = secret.derive(request.round, request.attempt, self._site)
         round_plan = self._round_plan
         assert round_plan is not None, "admission has begun the attempt"
-        privatizer = round_plan.for_site(secret, self._patients)
+        privatizer = round_plan.for_site(secret, self._data.patients)
         privatizer = guard(privatizer, run_config.plan.guarantee, run_config.workload)
-        # As secret as the batches: an example's flips depend on the examples drawn before it. An
-        # adversary who knew the draws would see more of one example than its clipped gradient.
-        generator = torch.Generator().manual_seed(_seed(secret, "augmentation"))
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
-        task = LocalTask(
-            net=self.shared_model.net,
-            images=self._images,
-            labels=self._labels,
-            spec=run_config.spec,
-            round=request.round,
-            rounds=run_config.federation_spec.rounds,
-            workload=run_config.workload,
-            generator=generator,
-            state=before,
-            groups=self._groups,
-        )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
             # paid for.
             cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
             self._account.charge(run_config.session, request.round, request.attempt, cost)
-        with torch.random.fork_rng(devices=[]):
-            # Layers such as Dropout draw from torch's global generator. Without an accelerator,
-            # torch.manual_seed would queue one call for each kind of accelerator, to make if one is
-            # initialised.
-            seeded = run_config.device == "cpu"
-            seed = torch.default_generator.manual_seed if seeded else torch.manual_seed
-            seed(_seed(secret, "layers"))
-            try:
-                with blame_network(
-                    run_config.model, task.net, f"failed in round {request.round + 1}"
-                ):
-                    trained = run_config.trainer.train(task, privatizer)
-            except PrivacyError as error:  # about the site's data, so its words must not leave
-                raise BrokenNetworkError(str(error)) from error
+        attempt = LocalRound(
+            run_config=run_config,
+            data=self._data,
+            shared_model=self.shared_model,
+            secret=secret,
+            round=request.round,
+        )
+        trained = attempt.train(privatizer, before)
         self._require_unchanged_buffers()
+        trained = attempt.with_own(trained, before)
         self._save_state(TrainerState.of(request.round, before, trained.state))
-        released = privatizer.release(trained.vector, trained.weight)
+        extra = extra_length(run_config.trainer, run_config.workload, self.shared_model.length)
+        released = privatizer.release(whole_release(trained, extra), trained.weight)
         if len(released.words) != run_config.plan.length:
             raise RefusalError(
                 RefusalCode.VECTOR,
@@ -279,8 +253,8 @@ class Site:
         run_config = self._run_config
         if run_config.statistic is None or isinstance(run_config.model, RawImages):
             return None
-        found = predict(run_config.model, self.shared_model.net, self._images, run_config.spec)
-        return Predictions(found, self._labels.cpu().numpy(), run_config.spec.task)
+        found = predict(run_config.model, self.shared_model.net, self._data.images, run_config.spec)
+        return Predictions(found, self._data.labels.cpu().numpy(), run_config.spec.task)
 
     @property
     def vector_bytes(self) -> int:

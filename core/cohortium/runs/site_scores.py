@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cohortium.learning.evaluation import Evaluation
+from cohortium.rounds.local_round import reading_own
 from cohortium.runs.result import OwnScores
 from cohortium.storage.trainer_state import TrainerStateFile
 
@@ -128,7 +129,7 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
             .read()
             .to_device(run_config.device)
         )
-        own = run_config.trainer.personalize(net, kept.at_round_end)
+        own = run_config.trainer.personalize(net, reading_own(kept.at_round_end))
         globally = watch.score(net)
         found.append(
             SiteScores(

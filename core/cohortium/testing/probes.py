@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from attrs import define, field
@@ -11,6 +11,7 @@ from cohortium import parameters
 from cohortium.clipping.clipped_sum import mean_gradient
 from cohortium.data.intensity import to_unit_range
 from cohortium.roles.values import FederationSpec, LocalTask
+from cohortium.rounds.server_state import initial_server_state
 from cohortium.testing import samples
 from cohortium.testing.contract import ConformanceError, ensure
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from cohortium.data.examples import Examples
     from cohortium.roles.protocols import Trainer
     from cohortium.roles.values import ExampleIndices, LocalResult, Workload
+
+Result = TypeVar("Result")
 
 EXAMPLES = 64
 """Number of examples of the probed site, and declared number of every site."""
@@ -111,12 +114,25 @@ def train(
     state: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Train one round at one site, as the site's state machine does."""
+    task = local_task(trainer, net=net, data=data, round=round, state=state)
+    return on_unchanged_data(task, lambda: trainer.train(task, probe))
+
+
+def local_task(
+    trainer: Trainer,
+    *,
+    net: nn.Module | None = None,
+    data: Examples | None = None,
+    round: int = 0,  # noqa: A002
+    state: Mapping[str, Tensor] | None = None,
+) -> LocalTask:
+    """Return the task of one round at one site, with the first server state."""
     import torch
 
     data = samples.examples(EXAMPLES) if data is None else data
     net = samples.network() if net is None else net
     spec = samples.spec(*data.images.shape[1:])
-    task = LocalTask(
+    return LocalTask(
         net=net.train(),
         images=to_unit_range(data.images, spec),
         labels=torch.from_numpy(data.labels),
@@ -126,13 +142,20 @@ def train(
         workload=declared_workload(trainer),
         generator=torch.Generator().manual_seed(round),
         state={} if state is None else state,
+        server_state=initial_server_state(trainer, parameters.length(net)),
     )
+
+
+def on_unchanged_data(task: LocalTask, work: Callable[[], Result]) -> Result:
+    """Return the result of a trainer's `work`, which must leave the task's data as they are."""
+    import torch
+
     kept = task.images.clone(), task.labels.clone()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(round)
-        trained = trainer.train(task, probe)
+        torch.manual_seed(task.round)
+        result = work()
     ensure(
         torch.equal(kept[0], task.images) and torch.equal(kept[1], task.labels),
         "training changed the site's images or labels, which later rounds use; work on copies.",
     )
-    return trained
+    return result

@@ -14,6 +14,7 @@ from cohortium import parameters
 from cohortium.data.examples import Examples
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ensure
+from cohortium.testing.own_tensors import check_own_tensors
 from cohortium.testing.probes import (
     COHORT,
     EXAMPLES,
@@ -22,6 +23,7 @@ from cohortium.testing.probes import (
     poisson_batches,
     train,
 )
+from cohortium.testing.server_states import check_server_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +53,8 @@ def check_no_leak(trainer: Trainer) -> str | None:
     *other* example must stay unchanged.  This holds in the first round and in one that begins with
     a state.  Losses may change if the workload declares mixed examples.
     """
+    import torch
+
     workload = declared_workload(trainer)
     batches = poisson_batches(workload, always=REPLACED)
     data = samples.examples(EXAMPLES)
@@ -66,6 +70,12 @@ def check_no_leak(trainer: Trainer) -> str | None:
             _close(one.vector, other.vector),
             "the vector changed when one example was replaced, though every gradient was zero: "
             f"training data reaches it past the privatizer. {WHAT_ELSE}",
+        )
+        extras = [torch.zeros(0) if each.extra is None else each.extra for each in (one, other)]
+        ensure(
+            _close(*extras),
+            "the further numbers of the release changed when one example was replaced, though "
+            f"every gradient was zero. {WHAT_ELSE}",
         )
         ensure(
             one.state.keys() == other.state.keys()
@@ -275,6 +285,8 @@ CHECKS: tuple[Check, ...] = (
     check_training_is_repeatable,
     check_server,
     check_personal,
+    check_server_state,
+    check_own_tensors,
 )
 """Every check of a trainer."""
 

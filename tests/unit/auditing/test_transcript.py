@@ -57,8 +57,8 @@ def tell(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
 
     def answer(self: Site, broadcast: bytes, own: bytes) -> bytes:
         reply = decode(honest(self, broadcast, own), Reply)
-        loss = float(self._images.mean()) if what == "loss" else 0.0
-        count = len(self._labels) if what == "examples" else 0
+        loss = float(self._data.images.mean()) if what == "loss" else 0.0
+        count = len(self._data.labels) if what == "examples" else 0
         return encode(Told(reply.attempt, reply.stage, reply.body, loss, count))
 
     monkeypatch.setattr(Site, "answer", answer)
