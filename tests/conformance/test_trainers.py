@@ -50,7 +50,7 @@ BAD = [
     (trainers.check_personal, they.PersonalBody(), r"gives shape \(2, 16\)"),
     (trainers.check_no_leak, they.CountsLabels(), "the further numbers of the release changed"),
     (server_states.check_server_state, they.TooMuch(), "extra_length declares 0"),
-    (server_states.check_server_state, they.GradientAndMore(), "beside a gradient"),
+    (server_states.check_server_state, they.GradientAndMore(), "released with a gradient"),
     (server_states.check_server_state, they.MovesInPlace(), "changed its arguments"),
     (server_states.check_server_state, they.Grows(), "its length must not change"),
     (server_states.check_server_state, they.Doubles(), "must return a vector of float32"),

@@ -81,6 +81,7 @@ MORE: list[tuple[str, str, list[str]]] = [
         ["local_steps=2", "flips=true", "rotations=true", "augmentation_multiplicity=2"],
     ),
     ("trainer", "fedavg", ["local_steps=2", "mixup_alpha=0.4"]),
+    ("trainer", "scaffold", ["local_steps=2"]),
     ("trainer", "fedmic", ["local_steps=2", "flips=true", "optimizer=adam"]),
     ("trainer", "fedmic", ["local_steps=2", "teacher={name='cnn',width=6}"]),
     ("trainer", "fedsgd", ["flips=true", "augmentation_multiplicity=2"]),

@@ -29,9 +29,11 @@ from cohortium.plugin import (
     Model,
     Multiclass,
     Observer,
+    OwnModelTrainer,
     Partitioner,
     Privatizer,
     RoundCompleted,
+    ServerStateTrainer,
     Task,
     Trainer,
 )
@@ -42,7 +44,19 @@ from cohortium_dicom import DicomDataset
 from cohortium_dirichlet import Dirichlet
 from cohortium_dpresnet import DPResNet
 from cohortium_events import Events
-from cohortium_fedavg import FedAvg, FedProx
+from cohortium_fedavg import (
+    Ditto,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedBN,
+    FedDyn,
+    FedPer,
+    FedProx,
+    FedYogi,
+    Scaffold,
+)
 from cohortium_fedmic import FedMIC
 from cohortium_fedsgd import FedSGD
 from cohortium_flower import Flower
@@ -175,7 +189,23 @@ MODELS: list[Model] = [
     UNet(),
     VGG16(),
 ]
-TRAINERS: list[Trainer] = [FedAvg(), FedMIC(), FedProx(), FedSGD()]
+TRAINERS: list[Trainer] = [
+    Ditto(),
+    FedAdagrad(),
+    FedAdam(),
+    FedAvg(),
+    FedAvgM(),
+    FedBN(),
+    FedDyn(),
+    FedMIC(),
+    FedPer(),
+    FedProx(),
+    FedSGD(),
+    FedYogi(),
+    Scaffold(),
+]
+SERVER_STATES: list[ServerStateTrainer] = [Scaffold()]
+OWN_MODELS: list[OwnModelTrainer] = [Ditto()]
 PRIVATIZERS: list[Privatizer] = [Gaussian(), NoPrivacy(), Skellam()]
 AGGREGATORS: list[Aggregator] = [Additive(), Plain(), SecAgg()]
 ENGINES: list[Engine] = [Flower(), Inline(), Ray()]

@@ -250,7 +250,7 @@ class OwnModelTrainer(Trainer, Protocol):
     def train_own(self, task: LocalTask, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Train the site's own tensors for one round, and return them.
 
-        A site calls it after `train`.  What it does to `task.net` has no effect.
+        A site calls it after `train`.  A change of `task.net` has no effect.
 
         Args:
             task: The task of the round, its network with the round's global weights.

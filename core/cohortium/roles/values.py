@@ -236,6 +236,7 @@ class ReleasedMean:
         extra: The mean of the further numbers, shape (E,), `float32`, on the CPU.
         round: From 0.
         rounds: Rounds of the whole run.
+        steps: Batches a round, as the trainer declared them.
         share: Sites in the mean, over all sites of the federation.
     """
 
@@ -243,6 +244,7 @@ class ReleasedMean:
     extra: Tensor
     round: int
     rounds: int
+    steps: int
     share: float
 
 

@@ -240,6 +240,7 @@ class Coordinator:
             extra=whole[self._length :],
             round=self._round,
             rounds=run_config.federation_spec.rounds,
+            steps=run_config.workload.steps,
             share=contributors / run_config.federation_spec.sites,
         )
         return server_state.next_server_state(run_config.trainer, self.server_state, released)

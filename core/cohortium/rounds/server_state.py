@@ -32,8 +32,9 @@ def extra_length(trainer: Trainer, workload: Workload, parameters: int) -> int:
     length = trainer.extra_length(parameters)
     if length and workload.output == "gradient":
         raise StudyError(
-            f"the trainer {type(trainer).__qualname__} releases {length:,} values beside a "
-            "gradient, and neither clip nor noise covers them; let it release an update."
+            f"the trainer {type(trainer).__qualname__} releases a gradient and "
+            f"{length:,} further values, and neither clip nor noise covers those; let it release "
+            "an update."
         )
     return length
 

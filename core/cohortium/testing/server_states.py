@@ -47,7 +47,7 @@ def check_server_state(trainer: Trainer) -> str | None:
     )
     ensure(
         not declared or workload.output == "update",
-        "further numbers are released beside a gradient, whose clip and noise do not cover them; "
+        "further numbers are released with a gradient, whose clip and noise do not cover them; "
         "release an update.",
     )
     ensure(torch.isfinite(extra).all(), "one round on noise images made NaN or infinity in extra.")
@@ -58,6 +58,7 @@ def check_server_state(trainer: Trainer) -> str | None:
             extra=torch.from_numpy(rng.normal(size=declared).astype(np.float32)),
             round=round_,
             rounds=COHORT.rounds,
+            steps=workload.steps,
             share=0.5,
         )
         given = state.clone(), mean.vector.clone(), mean.extra.clone()
