@@ -78,7 +78,8 @@ class Twin:
         parameters.load(self.net, weights)
         self.net.zero_grad()
         images, labels = self.data[site]
-        functional.cross_entropy(self.net(images), labels).backward()
+        loss = functional.cross_entropy(self.net(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         return parameters.flatten_gradients(self.net, before=weights)
 
     def mean(self, vectors: list[Tensor]) -> Tensor:
@@ -204,7 +205,7 @@ def test_weights_are_those_of_the_paper(tmp_path: Path, trainer: Any, reference:
 
 def test_scaffold_releases_a_second_vector_only_where_steps_differ() -> None:
     def length(trainer: Any) -> int:
-        return study(trainer).prepare().run_config.plan.length
+        return int(study(trainer).prepare().run_config.plan.length)
 
     plain, network = length(FedAvg(**WHOLE)), len(Twin(study(FedAvg(**WHOLE))).first)
     assert length(Scaffold(local_steps=2, **WHOLE)) == plain
