@@ -14,6 +14,7 @@ from attrs import frozen
 from cohortium.errors import RequestError
 from cohortium.grid.differences import (
     COVERAGE,
+    MIN_SEEDS,
     Difference,
     GroupDifference,
     GroupDifferences,
@@ -83,6 +84,12 @@ class Comparison:
         if self.majority_share is not None:
             spoken += f"; the most frequent class alone {self.majority_share:.2%}"
         lines = [spoken]
+        if len(self.seeds) < MIN_SEEDS:
+            of = "one partition" if len(self.seeds) == 1 else f"{len(self.seeds)} partitions"
+            lines.append(
+                f"this speaks of {of} of the data, and not of the two settings; that takes "
+                f"{MIN_SEEDS} seeds or more"
+            )
         if self.others:
             lines.append(
                 f"left out, for only one of the two has them: "
