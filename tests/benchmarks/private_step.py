@@ -53,14 +53,14 @@ def cohortium(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Ste
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
 
     def losses(batch: Any) -> torch.Tensor:
-        index = torch.from_numpy(batch)
+        index = torch.from_numpy(batch).to(images.device)
         return functional.cross_entropy(net(images[index]), labels[index], reduction="none")
 
     def step() -> None:
         clipped_sum(net, losses, np.arange(len(images)), clip=CLIP)
         for parameter in net.parameters():
             assert parameter.grad is not None
-            noise = torch.normal(0.0, NOISE * CLIP, parameter.shape)
+            noise = torch.normal(0.0, NOISE * CLIP, parameter.shape, device=images.device)
             parameter.grad.add_(noise).div_(len(images))
         optimizer.step()
 
@@ -122,25 +122,33 @@ CONTENDERS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Step]] =
 }
 
 
-def work(name: str, batch: int, width: int, threads: int, pipe: Connection) -> None:
+def work(name: str, sizes: tuple[int, int, int], device: str, pipe: Connection) -> None:
     """Take a step whenever told to; answer how long it took and the peak memory so far, in MiB."""
     import torch
 
     from cohortium.plugin import DataSpec, Multiclass
     from cohortium_dpresnet import DPResNet
 
+    batch, width, threads = sizes
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     classes = tuple("abcdefgh")
     spec = DataSpec(channels=3, size=(28, 28), task=Multiclass(classes), examples=batch)
-    net = DPResNet(width=width).build(spec, 0)
-    images, labels = torch.randn(batch, 3, 28, 28), torch.randint(0, len(classes), (batch,))
+    net = DPResNet(width=width).build(spec, 0).to(device)
+    images = torch.randn(batch, 3, 28, 28).to(device)
+    labels = torch.randint(0, len(classes), (batch,)).to(device)
+    on_card = device.startswith("cuda")
     step = CONTENDERS[name](net, images, labels)
     while pipe.recv() == "step":
         start = time.perf_counter()
         step()
+        if on_card:
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if on_card:
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        pipe.send((seconds, peak))
 
 
 def main() -> None:
@@ -149,12 +157,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for name in CONTENDERS:
         pipes[name], end = context.Pipe()
-        arguments = (name, options.batch, options.width, options.threads, end)
+        sizes = (options.batch, options.width, options.threads)
+        arguments = (name, sizes, options.device, end)
         context.Process(target=work, args=arguments, daemon=True).start()
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     peak = {}
