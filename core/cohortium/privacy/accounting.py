@@ -37,6 +37,7 @@ __all__ = (
     "RenyiBoundedMechanism",
     "calibrate_noise_multiplier",
     "compose",
+    "gaussian_mu",
     "within_budget",
 )
 
@@ -123,6 +124,15 @@ def compose(spends: Iterable[tuple[Mechanism, int]], *deltas: float) -> list[Eps
         for delta, bound in zip(deltas, rdp, strict=True)
     ]
     return [EpsilonBound.tightest(prv=one, rdp=other) for one, other in zip(prv, rdp, strict=True)]
+
+
+def gaussian_mu(spends: Iterable[tuple[Mechanism, int]]) -> float | None:
+    """Return μ of the one Gaussian mechanism that equals some mechanisms.
+
+    The result is None if one of them samples its data, or is known by its Rényi divergence alone.
+    """
+    whole, sampled, curves = _sorted(spends)
+    return None if sampled or curves else whole
 
 
 def within_budget(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float) -> bool:
