@@ -127,7 +127,7 @@ def build_run_config(
             workload=workload,
             plan=with_prior(
                 federation.privatizer.plan(workload, federation_spec, parameters),
-                federation.prior,
+                federation,
                 federation_spec,
             ),
             aggregator=federation.aggregator,
