@@ -115,6 +115,12 @@ def print_plan(plan: TuningPlan, *, as_json: bool) -> None:
     for price in plan.prices:
         for label, value in _price_rows(price, plan):
             table.add_row(label, Text(value))
+    if plan.number == "fixed":
+        told = (
+            "as for both: the theorem of Papernot and Steinke (2022) needs a secret random number "
+            'of candidates, such as number = "poisson"'
+        )
+        table.add_row("final model alone", Text(told))
     console = _printing.console()
     console.print(table)
     for warning in plan.warnings:
@@ -127,13 +133,10 @@ def _price_rows(price: Price, plan: TuningPlan) -> list[tuple[str, str]]:
     found = [(f"{of}search", f"ε = {rounded_up(price.search)}")]
     if price.final:
         found.append((f"{of}final run", f"ε = {rounded_up(price.final)}"))
-    found.append((f"{of}both", f"{price}; it holds for who sees every candidate"))
+    found.append((f"{of}both", f"{price}; it holds even for who sees every candidate"))
     if price.final_model is None:
-        told = (
-            "as for both: the bound of Papernot and Steinke (2022) needs a secret random number "
-            'of candidates, such as number = "poisson"'
-        )
-    elif math.isinf(price.final_model) or price.final_model >= price.together:
+        return found
+    if math.isinf(price.final_model) or price.final_model >= price.together:
         told = (
             "as for both: the bound of Papernot and Steinke (2022) is no smaller here "
             f"({_shown(price.final_model)})"

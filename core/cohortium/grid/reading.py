@@ -62,6 +62,7 @@ def build(
     overrides: Sequence[str] = (),
     *,
     heading: str = "[grid]",
+    has_seeds: bool = True,
 ) -> Grid:
     """Return the grid of a study's tables and of a table of axes.
 
@@ -71,6 +72,7 @@ def build(
         table: The table of axes.
         overrides: Changes to the study as `table.key=value`, for all cells.
         heading: Name of the table of axes in an error.
+        has_seeds: Whether the seeds are those of the table, so that no override sets another.
 
     Raises:
         StudyError: As for `read`.
@@ -96,7 +98,7 @@ def build(
     if count > MAX_RUNS:
         raise StudyError(f"{place} makes {count} runs, more than {MAX_RUNS}; shorten it.")
     layers, replaced = study_file.override_layers(overrides)
-    _require_not_varied(layers, axes, joint, where=place)
+    _require_not_varied(layers, axes, joint, where=place, has_seeds=has_seeds)
     return Grid(
         name=path.stem,
         axes=axes,
@@ -115,7 +117,12 @@ def build(
 
 
 def _require_not_varied(
-    layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Override], *, where: str
+    layers: Sequence[Layer],
+    axes: Sequence[Axis],
+    joint: Sequence[Override],
+    *,
+    where: str,
+    has_seeds: bool,
 ) -> None:
     """Refuse settings of keys that the grid varies.
 
@@ -125,14 +132,12 @@ def _require_not_varied(
     varied = {key for setter in setters for key in _keys(setter.changes)}
     if SEED_KEY in varied:
         raise StudyError(
-            f"{where}: a choice sets {SEED_KEY}, which 'seeds' of the grid gives; take it "
-            "out there."
+            f"{where}: a choice sets {SEED_KEY}, which 'seeds' of a grid gives; take it out there."
         )
     for layer in layers:
-        if twice := _keys(layer.changes) & (varied | {SEED_KEY}):
-            raise StudyError(
-                f"{layer.where}: the grid varies {twice.pop()}; choose with --only instead."
-            )
+        if twice := _keys(layer.changes) & (varied | ({SEED_KEY} if has_seeds else set())):
+            how = "choose with --only" if has_seeds else "change its values there"
+            raise StudyError(f"{layer.where}: {where} varies {twice.pop()}; {how} instead.")
 
 
 def _seeds(value: Any, tables: Tables, *, where: str) -> tuple[int, ...]:

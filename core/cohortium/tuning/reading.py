@@ -17,10 +17,11 @@ from cohortium.text import quote_key
 from cohortium.tuning.settings import Tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cohortium.grid import Grid
+    from cohortium.study.layered_tables import Tables
 
 TUNE = "tune"
 
@@ -80,11 +81,11 @@ def read(
             f"{where}: name the values of at least one key, as in "
             '"trainer.learning_rate" = [0.01, 0.05].'
         )
-    base, catalog = build(path, tables, {}, overrides, heading="[tune]"), discover()
-    found = build(path, tables, axes, overrides, heading="[tune]")
+    base, catalog = _build(path, tables, {}, overrides), discover()
+    found = _build(path, tables, axes, overrides)
     found.require_distinct(catalog)
-    seed = found.seeds[0]
     (own,) = base.cells()
+    seed = own.tables["federation"]["seed"]
     studies = {cell.name: cell.federation(seed, catalog) for cell in found.cells()}
     tuning: Tuning = construction.construct(
         Tuning, terms, where=where, what="the search", ready={"studies": studies}
@@ -94,8 +95,12 @@ def read(
 
 def ignored_keys(path: Path, overrides: Sequence[str]) -> tuple[str, ...]:
     """Return a sentence for each setting of the command line that leaves out another one."""
-    tables: Mapping[str, Any] = toml.read(path, what="the study")
+    tables = toml.read(path, what="the study")
     plain = {name: table for name, table in tables.items() if name != TUNE}
-    found: Grid = build(path, plain, {}, overrides, heading="[tune]")
+    found = _build(path, plain, {}, overrides)
     told = [sentence for cell in found.cells() for sentence in cell.ignored_keys]
     return tuple(dict.fromkeys([*found.ignored_keys, *told]))
+
+
+def _build(path: Path, tables: Tables, axes: dict[str, Any], overrides: Sequence[str]) -> Grid:
+    return build(path, tables, axes, overrides, heading=f"[{TUNE}]", has_seeds=False)
