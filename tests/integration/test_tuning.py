@@ -22,6 +22,8 @@ from cohortium.inference.export.card import Exported, model_card
 from cohortium.ledger.cost import AttemptCost, PrivacyScope
 from cohortium.ledger.ledger import Ledger
 from cohortium.tuning import CandidateScore, TuningPlan, TuningResult, read_plan, tune
+from cohortium_fedavg import FedAvg
+from cohortium_phantom import Phantom
 from tests.support.searches import DELTA, EPSILON, SITES, rates, search_of, searched
 from tests.support.study_files import PATHS
 
@@ -98,14 +100,15 @@ def test_finished_search_is_refused(tuned: TuningResult) -> None:
         tune(study, search_of(study), tuned.folder)
 
 
+@pytest.mark.slow
 def test_stopped_search_continues_without_another_charge(tmp_path: Path) -> None:
-    study, folder = searched(), tmp_path / "search"
+    study, folder = searched(rounds=1), tmp_path / "search"
     tuning = search_of(study)
     plans: list[TuningPlan] = []
-    stops = 0
+    stops: list[str] = []
 
     class Stop:
-        """Stop before every other attempt, of which each search has eight."""
+        """Stop before every other attempt, of which each search has six."""
 
         def __init__(self) -> None:
             self.calls = 0
@@ -118,19 +121,17 @@ def test_stopped_search_continues_without_another_charge(tmp_path: Path) -> None
         try:
             found = tune(study, tuning, folder, stop=Stop(), planned=plans.append)
         except StoppedError as error:
-            stops += 1
-            assert "the same command continues it" in str(error)
+            stops.append(str(error))
         else:
             break
-    assert stops >= 5
+    assert len(stops) >= 4
+    assert all("the same command continues it" in told for told in stops)
     assert len({plan.digest for plan in plans}) == 1
     assert all(plan == plans[0] for plan in plans)
     for spent in charged(folder):
-        assert spent.total() == 2 + 3
-        assert SCOPE.epsilon(spent, DELTA) == pytest.approx(
-            found.plan.prices[0].together, abs=1e-6
-        )
-    assert found.final.rounds == 3
+        assert spent.total() == 2 + 1
+        assert SCOPE.epsilon(spent, DELTA) == pytest.approx(found.plan.prices[0].together, abs=1e-6)
+    assert found.final.rounds == 1
 
 
 KILLED = """
@@ -150,8 +151,8 @@ class Kill:
             import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
 
-study = searched(retries=1)
-tune(study, search_of(study), Path(sys.argv[1]), observers=[Kill(int(sys.argv[2]))])
+study = searched(retries=1, rounds=2, evaluation=None, holdout_fraction=0.0)
+tune(study, search_of(study, score="public"), Path(sys.argv[1]), observers=[Kill(int(sys.argv[2]))])
 """
 
 
@@ -160,7 +161,7 @@ def test_killed_search_repeats_no_charge(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, [".", *PATHS]))}
     code = 1
-    for after in (3, 4, 5, 1000):
+    for after in (2, 4, 1000):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, str(folder), str(after)],
             env=environment, capture_output=True, text=True, check=False,
@@ -172,7 +173,7 @@ def test_killed_search_repeats_no_charge(tmp_path: Path) -> None:
     assert plan is not None
     for spent in charged(folder):
         # A killed attempt is charged, and its retry is within the plan.
-        assert 2 + 3 <= spent.total() <= 2 * (1 + 1) + (3 + 1)
+        assert 2 + 2 <= spent.total() <= 2 * (1 + 1) + (2 + 1)
         assert SCOPE.epsilon(spent, DELTA) <= plan.prices[0].together
 
 
@@ -194,6 +195,7 @@ def test_search_is_bound_to_its_folder(tmp_path: Path) -> None:
         tune(study, search_of(study), folder)
 
 
+@pytest.mark.slow
 def test_public_images_score_without_any_charge(tmp_path: Path) -> None:
     study = searched(evaluation=None, holdout_fraction=0.0)
     told: list[CandidateScore] = []
@@ -208,19 +210,19 @@ def test_public_images_score_without_any_charge(tmp_path: Path) -> None:
         assert score.low is None
     with Ledger(tmp_path / "search" / "ledger.sqlite").read_transaction() as book:
         assert book.names() == [f"site {site}" for site in range(SITES)]
+    blind = searched(
+        dataset=Phantom(examples=60, validation=0), evaluation=None, holdout_fraction=0.0
+    )
     with pytest.raises(cohortium.CohortiumError, match="no public validation images"):
-        from cohortium_phantom import Phantom
-
-        blind = searched(
-            dataset=Phantom(examples=60, validation=0), evaluation=None, holdout_fraction=0.0
-        )
         tune(blind, search_of(blind, score="public"), tmp_path / "blind")
 
 
+@pytest.mark.slow
 def test_candidate_that_fails_is_counted_and_not_chosen(tmp_path: Path) -> None:
-    # Without noise that could be seen, an absurd rate ends in NaN, which no site sends.
-    study = searched(rounds=3, evaluation=None, holdout_fraction=0.0)
-    tuning = Tuning(studies=rates(study, 1e38, 0.2), rounds=3, score="public", share=0.5)
+    # No site sends an update with values beyond the privatizer's limit.
+    trainer = FedAvg(batch_size=64)
+    study = searched(rounds=1, evaluation=None, holdout_fraction=0.0, trainer=trainer)
+    tuning = Tuning(studies=rates(study, 1e5, 0.2), rounds=1, score="public", share=0.5)
     found = tune(study, tuning, tmp_path / "search")
     failed, fine = found.choice.scores
     assert failed.value is None
@@ -229,6 +231,7 @@ def test_candidate_that_fails_is_counted_and_not_chosen(tmp_path: Path) -> None:
     assert found.plan.counted == 2
 
 
+@pytest.mark.slow
 def test_seeded_search_charges_each_candidate(tmp_path: Path) -> None:
     study = searched(evaluation=None, holdout_fraction=0.0, insecure_seeded_secrets=True)
     tuning = search_of(study, score="public")
@@ -240,9 +243,8 @@ def test_seeded_search_charges_each_candidate(tmp_path: Path) -> None:
     assert [spent.total() for spent in charged(tmp_path / "first")] == [2 + 3] * SITES
 
 
+@pytest.mark.slow
 def test_model_card_says_that_tuning_is_counted(tmp_path: Path) -> None:
-    from cohortium_phantom import Phantom
-
     study = searched(
         dataset=Phantom(examples=90, validation=20, test=20), evaluation=None,
         holdout_fraction=0.0, rounds=2,

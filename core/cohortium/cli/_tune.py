@@ -102,7 +102,7 @@ def print_plan(plan: TuningPlan, *, as_json: bool) -> None:
     from rich.text import Text
 
     if as_json:
-        from cohortium.tuning.record import as_plain
+        from cohortium.tuning.plain import as_plain
 
         typer.echo(json_text(as_plain(plan)))
         return

@@ -200,11 +200,12 @@ class Grid:
                 # A row's label names the value, so no other value may replace it.
                 source="" if axis.is_of_values else axis.name,
             )
+        heading = f"{self.where} [{self.heading[:-1]}.override]]"
         for each in self.overrides:
             if each.place.items() <= place.items():
                 yield Layer(
                     changes=each.changes,
-                    where=f"{self.where} [{self.heading[:-1]}.override]] {_format_place(each.place)}",
+                    where=f"{heading} {_format_place(each.place)}",
                     overrides=frozenset(each.place),
                 )
 

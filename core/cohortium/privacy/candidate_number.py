@@ -1,8 +1,8 @@
 """Choice of the best of several private runs, for an observer of the chosen run alone.
 
 A search that reveals only its best run costs less than the composition of all runs, if the number
-of the runs is random and stays secret (Liu and Talwar 2019; Papernot and Steinke 2022, "Hyperparameter
-tuning with Rényi differential privacy").
+of the runs is random and stays secret (Liu and Talwar 2019). The theorems are those of Papernot and
+Steinke (2022), "Hyperparameter tuning with Rényi differential privacy".
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class CandidateNumber:
     distribution: Distribution = field(
         default="fixed", validator=in_(("fixed", "poisson", "negative binomial"))
     )
-    mean: float = field(validator=[gt(0), le(MAX_MEAN)])
-    shape: float = field(default=1.0, validator=[gt(-1), le(100)])
+    mean: float = field(validator=[gt(0.0), le(MAX_MEAN)])
+    shape: float = field(default=1.0, validator=[gt(-1.0), le(100.0)])
 
     def __attrs_post_init__(self) -> None:
         """Refuse a mean that the distribution cannot have."""
@@ -70,7 +70,8 @@ class CandidateNumber:
         """Return the probability of 0, 1, … `most` runs, shape (`most` + 1,)."""
         runs = np.arange(most + 1, dtype=np.float64)
         if self.distribution == "fixed":
-            return (runs == self.mean).astype(np.float64)
+            fixed: Reals = (runs == self.mean).astype(np.float64)
+            return fixed
         if self.distribution == "poisson":
             from scipy.special import gammaln
 

@@ -144,9 +144,7 @@ def conditions(facts: PartyInputs) -> tuple[str, ...]:
             "of them. Any other choice by looking at private data is covered by nothing here."
         )
     else:
-        found.append(
-            "A choice of settings by looking at private data is covered by nothing here."
-        )
+        found.append("A choice of settings by looking at private data is covered by nothing here.")
     return tuple(found)
 
 

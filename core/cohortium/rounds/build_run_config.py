@@ -188,7 +188,7 @@ def _require_private_network(
     except PrivacyError as error:
         raise PrivacyError(f"{networks.name_of(federation.model)}: {error}") from error
     raise PrivacyError(
-        f"{networks.name_of(federation.model)} cannot be trained on a batch of one image, and example-level privacy takes "
-        "examples one by one; keep the batch as the first dimension, with flatten(1) in place of "
-        "squeeze()."
+        f"{networks.name_of(federation.model)} cannot be trained on a batch of one image, and "
+        "example-level privacy takes examples one by one; keep the batch as the first "
+        "dimension, with flatten(1) in place of squeeze()."
     )

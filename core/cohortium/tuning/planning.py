@@ -68,7 +68,7 @@ def plan_tuning(federation: Federation, tuning: Tuning) -> TuningPlan:
     number = tuning.random_number
     assert federation.dataset is not None, "a simulation has data"
     splits = federation.dataset.load()
-    scored_on = _scored_on(federation, tuning, splits)
+    scored_on = _scored_on(tuning, splits)
     with torch_threads(federation.threads):
         prepared = _Prepared.of(federation, tuning, splits)
     training = _TrainingImages.of(prepared, tuning, number)
@@ -119,7 +119,7 @@ def main_part(splits: Splits) -> str:
     return splits.task.score_parts[0]
 
 
-def _scored_on(federation: Federation, tuning: Tuning, splits: Splits) -> str:
+def _scored_on(tuning: Tuning, splits: Splits) -> str:
     """Return the images that score the candidates, as a text."""
     if tuning.score == "sites":
         return (
@@ -405,9 +405,7 @@ class _TrainingImages(_Images):
     """Pricing for the training images."""
 
     @classmethod
-    def of(
-        cls, prepared: _Prepared, tuning: Tuning, number: CandidateNumber
-    ) -> _TrainingImages:
+    def of(cls, prepared: _Prepared, tuning: Tuning, number: CandidateNumber) -> _TrainingImages:
         """Return the pricing of a prepared search."""
         some = next(iter(prepared.long.values()))
         epsilon, delta = _budget(some.privatizer)

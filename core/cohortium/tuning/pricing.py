@@ -127,8 +127,7 @@ def largest_epsilon(together: Callable[[float], float], target: float, *, what: 
     try:
         while excess(low) > 0:
             high, low = low, low - math.log(2)
-            if low < math.log(MIN_EPSILON):
-                raise PrivacyError("it has no ε left")
+            _require_some(low)
         found: float = brentq(excess, low, high, xtol=TOLERANCE)
         while excess(found) > 0:
             found -= TOLERANCE
@@ -139,3 +138,9 @@ def largest_epsilon(together: Callable[[float], float], target: float, *, what: 
             "another share."
         ) from error
     return math.exp(found)
+
+
+def _require_some(log_epsilon: float) -> None:
+    """Refuse an ε that is too small for any run."""
+    if log_epsilon < math.log(MIN_EPSILON):
+        raise PrivacyError("it has no ε left")

@@ -10,7 +10,6 @@ from cohortium import grid
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import StudyError
-from cohortium.federation import Federation
 from cohortium.grid.reading import build
 from cohortium.study import toml
 from cohortium.text import quote_key
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from cohortium.federation import Federation
     from cohortium.grid import Grid
     from cohortium.study.layered_tables import Tables
 

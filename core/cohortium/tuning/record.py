@@ -7,14 +7,14 @@ Guarantees:
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from cohortium.errors import RecordError, RequestError, RunError
 from cohortium.runs.run_directory import SEARCH
 from cohortium.storage.atomic import UNFINISHED, atomic_create, atomic_write
+from cohortium.tuning.plain import as_plain, with_infinity
 from cohortium.tuning.prices import TuningPlan
 from cohortium.tuning.scores import Choice
 
@@ -78,30 +78,8 @@ def write(folder: Path, name: str, content: object) -> None:
         raise RunError(f"cannot write {folder / name}: {error.strerror}.") from error
 
 
-def as_plain(content: object) -> Any:
-    """Return plain values, with text in place of infinity, which JSON has not."""
-    return _finite(msgspec.to_builtins(content))
-
-
 def _encode(content: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(as_plain(content)), indent=2) + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return "infinity" if isinstance(value, float) and math.isinf(value) else value
-
-
-def _infinite(value: Any) -> Any:
-    """Undo `_finite`."""
-    if isinstance(value, dict):
-        return {key: _infinite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_infinite(each) for each in value]
-    return math.inf if value == "infinity" else value
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
@@ -115,7 +93,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
     if len(data) > MAX_BYTES:
         raise RecordError(f"{path} is larger than {MAX_BYTES} bytes.")
     try:
-        return msgspec.convert(_infinite(msgspec.json.decode(data)), kind)
+        return msgspec.convert(with_infinity(msgspec.json.decode(data)), kind)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         reason = str(error).splitlines()[0].replace("`", "").rstrip(".")
         raise RecordError(f"{path} is damaged: {reason}.") from error

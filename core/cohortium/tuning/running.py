@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from cohortium import reporting
 from cohortium.errors import RecordError, RequestError, RunError, StoppedError
 from cohortium.reporting.reading import read_result
@@ -92,7 +94,15 @@ def tune(
     else:
         _require_same(plan, federation, tuning, splits, folder)
         planned(plan)
-    search = _Search(federation, tuning, plan, folder, main_part(splits), observers, stop)
+    search = _Search(
+        federation=federation,
+        tuning=tuning,
+        plan=plan,
+        folder=folder,
+        part=main_part(splits),
+        observers=observers,
+        stop=stop,
+    )
     try:
         choice = record.read_choice(folder)
         if choice is None:
@@ -133,22 +143,27 @@ def _require_same(
         )
 
 
+@frozen(eq=False, kw_only=True)
 class _Search:
-    """The runs of a search, each in a folder of its own."""
+    """The runs of a search, each in a folder of its own.
 
-    def __init__(
-        self,
-        federation: Federation,
-        tuning: Tuning,
-        plan: TuningPlan,
-        folder: Path,
-        part: str,
-        observers: Sequence[Observer],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.federation, self.tuning, self.plan = federation, tuning, plan
-        self.folder, self.part = folder, part
-        self.observers, self.stop = observers, stop
+    Attributes:
+        federation: The study.
+        tuning: The search.
+        plan: Its plan.
+        folder: Its folder.
+        part: Part of the task's scores that has the main score.
+        observers: Observers of every run's events.
+        stop: Whether the user has asked to stop.
+    """
+
+    federation: Federation
+    tuning: Tuning
+    plan: TuningPlan
+    folder: Path
+    part: str
+    observers: Sequence[Observer]
+    stop: Callable[[], bool]
 
     def choose(self, scored: Callable[[CandidateScore], None]) -> Choice:
         """Run every candidate, and return the choice.
@@ -227,4 +242,3 @@ class _Search:
             high=main.high,
             rounds=rounds,
         )
-

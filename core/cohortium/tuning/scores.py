@@ -12,6 +12,7 @@ from cohortium.data.scores import DECIMALS, metric_name
 from cohortium.privacy.guarantee import rounded_up
 from cohortium.runs.result import StoredResult
 from cohortium.text import escape_control_characters
+from cohortium.tuning.plain import as_plain
 from cohortium.tuning.prices import TuningPlan
 
 
@@ -96,8 +97,6 @@ class TuningResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of the search's `result.json`."""
-        from cohortium.tuning.record import as_plain
-
         guarantee = self.final.guarantee
         told: dict[str, Any] = as_plain(
             {
@@ -124,16 +123,22 @@ class TuningResult:
         """Return a page for people: what was searched, how it was scored, and the guarantee."""
         lines = [
             f"# Search: {_plain(self.choice.chosen)}\n",
-            f"{len(self.plan.drawn)} candidates of {self.plan.rounds} rounds each, "
-            f"{self.plan.counted} of them counted.",
+            f"Candidates: {len(self.plan.drawn)}, of {self.plan.rounds} rounds each.",
+            f"The guarantee counts {self.plan.counted}.",
             f"Scored by {_plain(self.plan.scored_on)}.\n",
             "| candidate | score | rounds |",
             "| --- | --- | --- |",
         ]
         for each in self.choice.scores:
             mark = " (chosen)" if each.candidate == self.choice.chosen else ""
-            lines.append(f"| {_plain(each.candidate)}{mark} | {_plain(str(each))} | {each.rounds} |")
-        lines += ["", "| images | search | final run | both, composed |", "| --- | --- | --- | --- |"]
+            lines.append(
+                f"| {_plain(each.candidate)}{mark} | {_plain(str(each))} | {each.rounds} |"
+            )
+        lines += [
+            "",
+            "| images | search | final run | both, composed |",
+            "| --- | --- | --- | --- |",
+        ]
         for price in self.plan.prices:
             final = rounded_up(price.final) if price.final else "none"
             lines.append(f"| {price.images} | {rounded_up(price.search)} | {final} | {price} |")

@@ -73,7 +73,9 @@ def candidate_study(
     )
 
 
-def final_study(federation: Federation, tuning: Tuning, plan: TuningPlan, chosen: str) -> Federation:
+def final_study(
+    federation: Federation, tuning: Tuning, plan: TuningPlan, chosen: str
+) -> Federation:
     """Return the study of the final run with the chosen settings.
 
     Its guarantee counts the whole search.
@@ -119,7 +121,9 @@ def require_tunable(federation: Federation, tuning: Tuning) -> None:
             "public or made-up images, and deploy the chosen settings."
         )
     if federation.search is not None:
-        raise StudyError("the settings of this study come from a search already; take [search] out.")
+        raise StudyError(
+            "the settings of this study come from a search already; take [search] out."
+        )
     if not has_epsilon(federation.privatizer):
         kind = type(federation.privatizer).__name__
         raise StudyError(

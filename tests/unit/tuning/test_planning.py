@@ -53,7 +53,9 @@ def composed_anew(plan: TuningPlan, study: Federation, tuning: Tuning, chosen: s
 @given(
     share=st.floats(0.02, 0.95),
     rounds=st.integers(1, 3),
-    values=st.lists(st.sampled_from([0.01, 0.02, 0.05, 0.1, 0.4]), min_size=1, max_size=3, unique=True),
+    values=st.lists(
+        st.sampled_from([0.01, 0.02, 0.05, 0.1, 0.4]), min_size=1, max_size=3, unique=True
+    ),
     retries=st.integers(0, 2),
 )
 def test_search_and_run_compose_to_the_study(
@@ -210,9 +212,7 @@ def test_study_that_cannot_be_tuned_is_refused(changes: dict[str, Any], told: st
 
 def test_deployment_and_searched_study_are_refused() -> None:
     study = searched()
-    spec = DataSpec(
-        channels=1, size=(8, 8), examples=100, task=Multiclass(("a", "b", "c", "d"))
-    )
+    spec = DataSpec(channels=1, size=(8, 8), examples=100, task=Multiclass(("a", "b", "c", "d")))
     deployed = attrs.evolve(
         study, data=spec, dataset=None, partitioner=None, evaluation=None, holdout_fraction=0.0
     )
