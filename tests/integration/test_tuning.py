@@ -177,6 +177,7 @@ def test_killed_search_repeats_no_charge(tmp_path: Path) -> None:
         assert SCOPE.epsilon(spent, DELTA) <= plan.prices[0].together
 
 
+@pytest.mark.slow
 def test_search_is_bound_to_its_folder(tmp_path: Path) -> None:
     study, folder = searched(), tmp_path / "search"
     with pytest.raises(StoppedError):

@@ -365,8 +365,9 @@ class _Images:
         """Refuse final runs whose choice by private scores has no proven bound.
 
         The choice among final runs depends on released scores.  If all have one mechanism, it does
-        not change what is composed.  If all are Gaussian releases without sampling, each is a part
-        of the one with the least noise (Dong et al. 2022), so the worst of them bounds the choice.
+        not change the composition.  Gaussian releases without sampling are in an order: each can be
+        computed from the one with the least noise (Dong et al. 2022).  So the worst of them bounds
+        the choice.
         """
         found = list(costs.values())
         if all(each == found[0] for each in found[1:]):

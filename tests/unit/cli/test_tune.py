@@ -110,7 +110,7 @@ def test_search_runs_to_its_end(folder: Path) -> None:
         ("share = 1.5\n", "share"),
         ('number = "zipf"\n', "number"),
         ("candidates = 9\n", "candidates = 9 is more than the 2 combinations"),
-        ('"federation.seed" = [1, 2]\n', "sets federation.seed"),
+        ('"federation.seed" = [1, 2]\n', "cannot be called 'seed'"),
         ('"privatizer.epsilon" = [6.0, 5.0]\n', "all candidates share the study's budget"),
     ],
 )

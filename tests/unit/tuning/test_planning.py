@@ -49,6 +49,7 @@ def composed_anew(plan: TuningPlan, study: Federation, tuning: Tuning, chosen: s
     return spent.epsilon
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     share=st.floats(0.02, 0.95),
@@ -77,6 +78,7 @@ def test_search_and_run_compose_to_the_study(
     assert final.epsilon == pytest.approx(price.together, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_sampled_search_composes_within_the_study() -> None:
     study = searched(trainer=FedSGD(sampling_rate=0.5), evaluation=None, holdout_fraction=0.0)
     tuning = search_of(study, **PUBLIC)
@@ -115,6 +117,7 @@ def test_prior_release_is_counted_with_the_search() -> None:
     }
 
 
+@pytest.mark.slow
 def test_candidate_guarantee_counts_the_candidates_before_it() -> None:
     study = searched(evaluation=None, holdout_fraction=0.0)
     tuning = Tuning(studies=rates(study, 0.05, 0.1, 0.4), rounds=1, score="public")
@@ -129,6 +132,7 @@ def test_candidate_guarantee_counts_the_candidates_before_it() -> None:
     assert found[0] < found[1] < found[2] == pytest.approx(plan.prices[0].search, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_studies_of_a_search_survive_their_files(tmp_path: Any) -> None:
     study = searched(
         dataset=Phantom(examples=60, validation=8, test=0),
@@ -148,16 +152,19 @@ def test_studies_of_a_search_survive_their_files(tmp_path: Any) -> None:
 
 def test_drawn_candidates_are_a_seeded_subset() -> None:
     study = searched(evaluation=None, holdout_fraction=0.0)
-    names = tuple(rates(study, 0.01, 0.02, 0.05, 0.1))
-    tuning = Tuning(
-        studies=rates(study, 0.01, 0.02, 0.05, 0.1), rounds=1, score="public", candidates=2
-    )
-    first, again = plan_tuning(study, tuning), plan_tuning(study, tuning)
-    assert first == again
-    assert len({*first.drawn}) == first.counted == 2
-    assert {*first.drawn} <= {*names}
+    studies = rates(study, 0.01, 0.05, 0.1)
+    tuning = Tuning(studies=studies, rounds=1, score="public", candidates=2)
+    plan = plan_tuning(study, tuning)
+    assert len({*plan.drawn}) == plan.counted == 2
+    assert {*plan.drawn} <= {*studies}
+    (price,) = plan.prices
+    assert price.together <= EPSILON == pytest.approx(price.together, rel=3e-3)
+    final = final_study(study, tuning, plan, plan.drawn[0]).prepare().run_config.plan.guarantee
+    assert final is not None
+    assert final.epsilon == pytest.approx(price.together, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["poisson", "negative binomial"])
 def test_random_number_bounds_the_final_model(number: str) -> None:
     study = searched(evaluation=None, holdout_fraction=0.0)
@@ -239,6 +246,7 @@ def test_candidate_with_another_budget_is_refused(changes: dict[str, Any], told:
         plan_tuning(study, tuning)
 
 
+@pytest.mark.slow
 def test_choice_without_a_proven_bound_is_refused() -> None:
     study = searched(evaluation=None, holdout_fraction=0.0)
     trainers = {f"q={q:g}": FedSGD(sampling_rate=q) for q in (0.3, 0.6)}
