@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.runs.result import Result
     from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
+    from cohortium.study.search import Search
+    from cohortium.tuning.running import tune
+    from cohortium.tuning.scores import TuningResult
+    from cohortium.tuning.settings import Tuning
 
 __version__ = "0.1.0"
 
@@ -31,8 +35,12 @@ __all__ = [
     "PluginRecord",
     "PriorRelease",
     "Result",
+    "Search",
+    "Tuning",
+    "TuningResult",
     "__version__",
     "discover",
+    "tune",
 ]
 
 
@@ -51,7 +59,11 @@ def __getattr__(name: str) -> Any:
         "PluginRecord": "catalog.discovery",
         "PriorRelease": "study.measurement",
         "Result": "runs.result",
+        "Search": "study.search",
+        "Tuning": "tuning.settings",
+        "TuningResult": "tuning.scores",
         "discover": "catalog.discovery",
+        "tune": "tuning.running",
     }
     if name not in homes:
         raise AttributeError(f"module 'cohortium' has no attribute {name!r}")

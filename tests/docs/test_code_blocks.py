@@ -18,7 +18,7 @@ import typer.main
 from attrs import evolve
 from typer.testing import CliRunner
 
-from cohortium import Federation, discover, grid
+from cohortium import Federation, discover, grid, tuning
 from cohortium.catalog.allow_list import parse_patterns
 from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
@@ -92,6 +92,11 @@ def test_toml_block_is_package_site_or_study(text: str, tmp_path: Path) -> None:
         return
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]
+        return
+    if "tune" in tables:
+        (tmp_path / "study.toml").write_text(text)
+        federation, found = tuning.read(tmp_path / "study.toml")
+        assert tuning.plan_tuning(federation, found).prices[0].together <= 6.0
         return
     if "grid" in tables:
         (tmp_path / "grid.toml").write_text(text)

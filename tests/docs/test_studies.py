@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortium import Federation, discover
+from cohortium import Federation, discover, tuning
 from cohortium import grid as grids
 
 STUDIES = sorted((Path(__file__).parents[2] / "docs" / "studies").glob("*.toml"))
@@ -35,6 +35,8 @@ def one_of_each(cells: tuple[grids.Cell, ...]) -> list[grids.Cell]:
 def plannable() -> list[object]:
     found: list[object] = []
     for path in STUDIES:
+        if tuning.has_tuning(path):
+            continue
         if not grids.is_grid(path):
             found.append(pytest.param(path, None, id=path.stem))
             continue
@@ -48,6 +50,9 @@ def plannable() -> list[object]:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_cell_of_a_study_is_a_federation(path: Path) -> None:
+    if tuning.has_tuning(path):
+        tuning.read(path)
+        return
     if not grids.is_grid(path):
         Federation.read(path)
         return

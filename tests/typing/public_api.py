@@ -19,7 +19,11 @@ from cohortium import (
     PluginRecord,
     PriorRelease,
     Result,
+    Search,
+    Tuning,
+    TuningResult,
     discover,
+    tune,
 )
 from cohortium.plugin import (
     Aggregator,
@@ -135,6 +139,16 @@ def evaluate(federation: Federation) -> float | None:
         assert_type(each.trained_rounds, int | None)
     assert_type(result, Result)
     return None if result.measured is None else result.measured.estimates[0].value
+
+
+def choose_inside_epsilon(federation: Federation) -> float | None:
+    """A search whose guarantee covers the final run, too."""
+    tuning = Tuning(studies={"one": federation}, rounds=3, share=0.3, score="public")
+    result = tune(federation, tuning, "tuned")
+    assert_type(result, TuningResult)
+    assert_type(federation.search, Search | None)
+    assert_type(result.final.guarantee, Guarantee | None)
+    return result.choice.scores[0].value
 
 
 def look() -> Catalog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 
 from cohortium.catalog.construction import roles_of
 from cohortium.errors import PluginError
@@ -51,10 +52,13 @@ def to_toml_value(value: Any) -> Any:
         return [to_toml_value(item) for item in value]
     if isinstance(value, dict):
         return {str(key): to_toml_value(item) for key, item in value.items()}
+    if isinstance(value, msgspec.Struct):
+        return to_toml_value(msgspec.to_builtins(value))
     if attrs.has(type(value)):
-        return {
+        values = {
             f.alias or f.name: to_toml_value(getattr(value, f.name))
             for f in attrs.fields(type(value))
             if f.init
         }
+        return {key: inner for key, inner in values.items() if inner is not None}
     return value if isinstance(value, str | int | float | None) else repr(value)

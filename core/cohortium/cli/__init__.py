@@ -30,6 +30,7 @@ from cohortium.cli._run import resume, run
 from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
+from cohortium.cli._tune import tune
 from cohortium.cli._use import export, predict
 from cohortium.cli._waiting import wait_passively
 from cohortium.errors import CohortiumError
@@ -44,7 +45,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
+        "Study": (init, statistics, plan, run, resume, tune, evaluate, report, compare, audit),
         "Data": (data, pack),
         "Model": (predict, export),
         "Hospital": (site, own_report, ledger, keygen, rehearse),

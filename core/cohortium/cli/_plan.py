@@ -10,6 +10,7 @@ from cohortium.cli import _printing
 from cohortium.cli._grid import plan_grid
 from cohortium.cli._options import Only, Overrides, Study, federation_of
 from cohortium.cli._streams import json_text
+from cohortium.cli._tune import plan_file
 from cohortium.errors import RequestError
 
 
@@ -26,6 +27,7 @@ def plan(
     """Compute a study's or a grid's numbers before any training.
 
     Prints steps and batches, noise, ε by round, bytes, and how many sites may drop out or collude.
+    Of a study with a [tune], it prints the price of the search and of the final run.
 
     Examples:
       cohortium plan
@@ -39,10 +41,16 @@ def plan(
     from cohortium.runs import forecast
     from cohortium.runs.evaluate import prepare_evaluation
     from cohortium.runs.evaluation_forecast import forecast_evaluation
+    from cohortium.tuning import has_tuning
 
     if study is not None and grids.is_grid(study):
         grid = grids.read(study, overrides or [])
         plan_grid(grid, only=only or [], epsilons=epsilon or [], as_json=as_json)
+        return
+    if study is not None and has_tuning(study):
+        if only or epsilon:
+            raise RequestError("--only and --epsilon are for a study file without a [tune].")
+        plan_file(study, overrides, as_json=as_json)
         return
     if only:
         raise RequestError("--only is for a study file with a [grid].")

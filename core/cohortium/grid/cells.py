@@ -137,6 +137,7 @@ class Grid:
         base: The tables that all cells share, the defaults included.
         written: The part of `base` that is in the file.
         where: The file's name in an error.
+        heading: Name of the table of the axes in an error.
         folder: Folder of the file.
         ignored_keys: A sentence for each setting that leaves out another one.
     """
@@ -151,6 +152,7 @@ class Grid:
     base: Tables
     written: Tables
     where: str
+    heading: str = "[grid]"
     folder: Path | None = None
     ignored_keys: tuple[str, ...] = ()
 
@@ -194,15 +196,16 @@ class Grid:
         for axis, choice in zip(self.axes, chosen, strict=True):
             yield Layer(
                 changes=choice.changes,
-                where=f"{self.where} [grid] {axis.name} = {choice.label}",
+                where=f"{self.where} {self.heading} {axis.name} = {choice.label}",
                 # A row's label names the value, so no other value may replace it.
                 source="" if axis.is_of_values else axis.name,
             )
+        heading = f"{self.where} [{self.heading[:-1]}.override]]"
         for each in self.overrides:
             if each.place.items() <= place.items():
                 yield Layer(
                     changes=each.changes,
-                    where=f"{self.where} [[grid.override]] {_format_place(each.place)}",
+                    where=f"{heading} {_format_place(each.place)}",
                     overrides=frozenset(each.place),
                 )
 

@@ -51,47 +51,78 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Grid:
         StudyError: The grid is invalid. Or a setting changes a key that
             the grid varies.
     """
-    where = str(path)
     tables = toml.read(path, what="the study")
-    table = tables.pop("grid", {})
+    return build(path, tables, tables.pop("grid", {}), overrides)
+
+
+def build(
+    path: Path,
+    tables: Tables,
+    table: object,
+    overrides: Sequence[str] = (),
+    *,
+    heading: str = "[grid]",
+    has_seeds: bool = True,
+) -> Grid:
+    """Return the grid of a study's tables and of a table of axes.
+
+    Args:
+        path: The file of both.
+        tables: Tables of the study.
+        table: The table of axes.
+        overrides: Changes to the study as `table.key=value`, for all cells.
+        heading: Name of the table of axes in an error.
+        has_seeds: Whether the seeds are those of the table, so that no override sets another.
+
+    Raises:
+        StudyError: As for `read`.
+    """
+    where, place = str(path), f"{path} {heading}"
     if not isinstance(table, dict):
-        raise StudyError(f"{where}: [grid] must be a table.")
+        raise StudyError(f"{place} must be a table.")
+    table = dict(table)
     base = merge(study_file.quick_start(), tables, where=where)
     told = []
     if "seeds" in table and "seed" in tables.get("federation", {}):
-        told.append(f"{where} [grid]: its seeds take the place of {SEED_KEY}.")
-    seeds = _seeds(table.pop("seeds", None), tables, where=where)
+        told.append(f"{place}: its seeds take the place of {SEED_KEY}.")
+    seeds = _seeds(table.pop("seeds", None), tables, where=place)
     images = table.pop("images", "test")
     if images not in ("test", "validation"):
-        raise StudyError(f'{where} [grid] images must be "test" or "validation", not {images!r}.')
+        raise StudyError(f'{place} images must be "test" or "validation", not {images!r}.')
     if "where" in table:
         raise StudyError(f"{where} [[grid.where]]: {did_you_mean('where', ['override'])}")
     exclude, where_cells = table.pop("exclude", []), table.pop("override", [])
-    axes = _axes(table, where=where)
-    joint = _joint(where_cells, axes, where=where)
+    axes = _axes(table, where=place)
+    joint = _joint(where_cells, axes, where=f"{where} [{heading[:-1]}.override]]")
     count = len(seeds) * math.prod(len(axis.choices) for axis in axes)
     if count > MAX_RUNS:
-        raise StudyError(f"{where} [grid] makes {count} runs, more than {MAX_RUNS}; shorten it.")
+        raise StudyError(f"{place} makes {count} runs, more than {MAX_RUNS}; shorten it.")
     layers, replaced = study_file.override_layers(overrides)
-    _require_not_varied(layers, axes, joint, where=where)
+    _require_not_varied(layers, axes, joint, where=place, has_seeds=has_seeds)
     return Grid(
         name=path.stem,
         axes=axes,
         seeds=seeds,
         images=images,
-        exclude=_places(exclude, axes, where=f"{where} [grid] exclude"),
+        exclude=_places(exclude, axes, where=f"{place} exclude"),
         overrides=joint,
         cli_overrides=layers,
         base=base,
         written=tables,
         where=where,
+        heading=heading,
         folder=path.absolute().parent,
         ignored_keys=(*told, *replaced),
     )
 
 
 def _require_not_varied(
-    layers: Sequence[Layer], axes: Sequence[Axis], joint: Sequence[Override], *, where: str
+    layers: Sequence[Layer],
+    axes: Sequence[Axis],
+    joint: Sequence[Override],
+    *,
+    where: str,
+    has_seeds: bool,
 ) -> None:
     """Refuse settings of keys that the grid varies.
 
@@ -101,14 +132,12 @@ def _require_not_varied(
     varied = {key for setter in setters for key in _keys(setter.changes)}
     if SEED_KEY in varied:
         raise StudyError(
-            f"{where} [grid]: a choice sets {SEED_KEY}, which 'seeds' of the grid gives; take it "
-            "out there."
+            f"{where}: a choice sets {SEED_KEY}, which 'seeds' of a grid gives; take it out there."
         )
     for layer in layers:
-        if twice := _keys(layer.changes) & (varied | {SEED_KEY}):
-            raise StudyError(
-                f"{layer.where}: the grid varies {twice.pop()}; choose with --only instead."
-            )
+        if twice := _keys(layer.changes) & (varied | ({SEED_KEY} if has_seeds else set())):
+            how = "choose with --only" if has_seeds else "change its values there"
+            raise StudyError(f"{layer.where}: {where} varies {twice.pop()}; {how} instead.")
 
 
 def _seeds(value: Any, tables: Tables, *, where: str) -> tuple[int, ...]:
@@ -117,7 +146,7 @@ def _seeds(value: Any, tables: Tables, *, where: str) -> tuple[int, ...]:
     is_list = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
     if not is_list or not value or len(set(value)) != len(value):
         raise StudyError(
-            f"{where} [grid] seeds must be a list of different whole numbers, such as [1, 2, 3]."
+            f"{where} seeds must be a list of different whole numbers, such as [1, 2, 3]."
         )
     return tuple(value)
 
@@ -135,7 +164,6 @@ def _places(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Mapping[st
 
 
 def _joint(value: Any, axes: Sequence[Axis], *, where: str) -> tuple[Override, ...]:
-    where = f"{where} [[grid.override]]"
     for each in value if isinstance(value, list) else ():
         if isinstance(each, dict) and "cells" in each:
             raise StudyError(f"{where} cells: {did_you_mean('cells', ['match'])}")
@@ -157,7 +185,7 @@ def _axes(table: Mapping[str, Any], *, where: str) -> tuple[Axis, ...]:
     axes = []
     for key, last in zip(table, short, strict=True):
         name = last if short.count(last) == 1 else key
-        place = f"{where} [grid] {key}"
+        place = f"{where} {key}"
         if name in COLUMNS or not re.fullmatch(r"[\w.-]+", name):
             raise StudyError(
                 f"{place}: an axis cannot be called {name!r}, which is a column of the table; "

@@ -61,16 +61,23 @@ class PartyInputs:
         terms: The study's.
         guarantee: The privatizer's guarantee, or None.
         aggregation: The aggregator's guarantee, or None.
+        search: Number of candidates of a search that the guarantee counts, or None without one.
     """
 
     terms: Terms
     guarantee: Guarantee | None
     aggregation: AggregationGuarantee | None
+    search: int | None = None
 
     @classmethod
     def of(cls, record: Record) -> PartyInputs:
         """Return the inputs of a run."""
-        return cls(terms=record.terms, guarantee=record.guarantee, aggregation=record.aggregation)
+        return cls(
+            terms=record.terms,
+            guarantee=record.guarantee,
+            aggregation=record.aggregation,
+            search=_counted_candidates(record),
+        )
 
     @property
     def min_contributors(self) -> int:
@@ -90,6 +97,15 @@ class PartyInputs:
     def colluding(self) -> int:
         """Sites that may collude with the coordinator, as the study declares."""
         return self.terms.max_colluding
+
+
+def _counted_candidates(record: Record) -> int | None:
+    """Return the number of candidates that the run's guarantee counts, or None."""
+    search = record.study.get("search", {})
+    cost = search.get("evaluation" if "measurement" in record.study else "training")
+    candidates = search.get("candidates")
+    is_counted = isinstance(cost, dict) and bool(cost.get("releases"))
+    return candidates if is_counted and isinstance(candidates, int) else None
 
 
 def party_views(facts: PartyInputs) -> tuple[PartyView, ...]:
@@ -120,10 +136,15 @@ def conditions(facts: PartyInputs) -> tuple[str, ...]:
     if guarantee is not None:
         found += [f"{text[:1].upper()}{text[1:]}." for text in guarantee.assumptions]
         found += MEANING[guarantee.unit]
-    found.append(
-        "Everyone learns who took part, when, and how much each sent. A choice of settings by "
-        "looking at private data is covered by nothing here."
-    )
+    found.append("Everyone learns who took part, when, and how much each sent.")
+    if facts.search is not None and guarantee is not None:
+        found.append(
+            f"The guarantee counts a search for the settings before this run "
+            f"({plural(facts.search, 'candidate')}). It holds even against a party that saw each "
+            "of them. Any other choice by looking at private data is covered by nothing here."
+        )
+    else:
+        found.append("A choice of settings by looking at private data is covered by nothing here.")
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ from cohortium.errors import StudyError
 from cohortium.learning.evaluation import resolve_device
 from cohortium.rounds.dry_run import dry_run, require_transmittable
 from cohortium.rounds.network_size import count_parameters, estimate_memory
+from cohortium.rounds.plan_with_prior import with_prior
 from cohortium.rounds.run_config import RunConfig
 from cohortium.statistics.measuring import MeasuringTrainer
 from cohortium.statistics.raw_images import RawImages
@@ -71,7 +72,11 @@ def build_measuring_config(
         is_private=True,
     )
     workload = trainer.workload(federation_spec)
-    plan = study.privatizer.plan(workload, federation_spec, len(trainer.statistic.cells))
+    plan = with_prior(
+        study.privatizer.plan(workload, federation_spec, len(trainer.statistic.cells)),
+        study,
+        federation_spec,
+    )
     run_config = RunConfig(
         session=session,
         spec=spec,

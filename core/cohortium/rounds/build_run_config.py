@@ -129,7 +129,7 @@ def build_run_config(
             workload=workload,
             plan=with_prior(
                 federation.privatizer.plan(workload, federation_spec, length),
-                federation.prior,
+                federation,
                 federation_spec,
             ),
             aggregator=federation.aggregator,
@@ -182,16 +182,15 @@ def _require_private_network(
     federation: Study, net: nn.Module, images: Tensor, workload: Workload
 ) -> None:
     """Refuse a network that mixes examples' gradients, and name the network."""
-    name = networks.name_of(federation.model)
     try:
         require_no_batch_mixing(net)
         if workload.fewest == 1:
             require_per_example_gradients(net, images)
             return
     except PrivacyError as error:
-        raise PrivacyError(f"{name}: {error}") from error
+        raise PrivacyError(f"{networks.name_of(federation.model)}: {error}") from error
     raise PrivacyError(
-        f"{name} cannot be trained on a batch of one image, and example-level privacy takes "
-        "examples one by one; keep the batch as the first dimension, with flatten(1) in place of "
-        "squeeze()."
+        f"{networks.name_of(federation.model)} cannot be trained on a batch of one image, and "
+        "example-level privacy takes examples one by one; keep the batch as the first "
+        "dimension, with flatten(1) in place of squeeze()."
     )

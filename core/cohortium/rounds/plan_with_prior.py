@@ -14,19 +14,41 @@ from cohortium.privacy import accounting
 from cohortium.rounds.wrapped_plan import WrappedPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
     from cohortium.roles.values import FederationSpec
-    from cohortium.study.measurement import PriorRelease
+    from cohortium.study.study import Study
 
 ASSUMPTION = "the releases before this run are those that the study's [prior] declares"
+
+SEARCH_ASSUMPTION = "the search for the settings before this run is the one that [search] declares"
 
 
 def _unchanged(privatizer: SitePrivatizer) -> SitePrivatizer:
     """Return a site's privatizer as it is.  It has a name, so that plans can be pickled."""
     return privatizer
+
+
+@frozen(kw_only=True)
+class EarlierReleases:
+    """Releases of the same data before a run.
+
+    Attributes:
+        table: Table of the study that declares them.
+        terms: Their unit, adjacency and adversary.
+        spends: Their mechanisms, with their numbers.
+        assumption: Condition of a guarantee that counts them.
+        advice: What to do if their terms differ from those of the run.
+    """
+
+    table: str
+    terms: tuple[str, str, str]
+    spends: tuple[tuple[Mechanism, int], ...]
+    assumption: str
+    advice: str
 
 
 @frozen
@@ -36,12 +58,12 @@ class PlanWithPrior(WrappedPlan):
     Ledgers have charged those releases already, so the cost of an attempt stays that of the plan.
 
     Attributes:
-        prior: The releases before the run.
+        earlier: The releases before the run.
         rounds: Rounds of the run.
         retries: Further attempts over the whole run.
     """
 
-    prior: PriorRelease
+    earlier: tuple[EarlierReleases, ...]
     rounds: int
     retries: int
 
@@ -64,7 +86,7 @@ class PlanWithPrior(WrappedPlan):
         if guarantee is None:
             return None
         spends = [(c.mechanism, n) for c, n in costs.items() if c.mechanism is not None]
-        spends.append((self.prior.mechanism, self.prior.releases))
+        spends += [each for releases in self.earlier for each in releases.spends]
         spent, strict = accounting.compose(spends, guarantee.delta, 1e-5)
         return attrs.evolve(
             guarantee,
@@ -72,32 +94,54 @@ class PlanWithPrior(WrappedPlan):
             epsilon_at_1e_5=strict.epsilon,
             accountant=spent.accountant,
             bounds=spent.bounds,
-            assumptions=(*guarantee.assumptions, ASSUMPTION),
+            assumptions=(*guarantee.assumptions, *(each.assumption for each in self.earlier)),
         )
 
 
-def with_prior(
-    plan: PrivacyPlan, prior: PriorRelease | None, federation_spec: FederationSpec
-) -> PrivacyPlan:
-    """Return `plan`, with a guarantee that covers `prior`, too.
+def with_prior(plan: PrivacyPlan, study: Study, federation_spec: FederationSpec) -> PrivacyPlan:
+    """Return `plan`, with a guarantee that covers the releases before the run, too.
 
     Args:
         plan: The plan of the run.
-        prior: The releases before it, or None.
+        study: The study of the run, with its `prior` and its `search`.
         federation_spec: The federation, as declared.
 
     Raises:
         PrivacyError: The guarantees of both are not of one kind.
     """
-    guarantee = plan.guarantee
-    if prior is None or guarantee is None:
+    guarantee, earlier = plan.guarantee, tuple(earlier_releases(study))
+    if not earlier or guarantee is None:
         return plan
-    theirs = (prior.unit, prior.adjacency, prior.against)
     ours = (guarantee.unit, guarantee.adjacency, guarantee.against)
-    if theirs != ours:
-        raise PrivacyError(
-            f"[prior] protects one {theirs[0]} ({theirs[1]}) against {theirs[2]}, and the study "
-            f"one {ours[0]} ({ours[1]}) against {ours[2]}; release the statistics with the "
-            "privatizer of the study."
+    for releases in earlier:
+        theirs = releases.terms
+        if theirs != ours:
+            raise PrivacyError(
+                f"[{releases.table}] protects one {theirs[0]} ({theirs[1]}) against {theirs[2]}, "
+                f"and the study one {ours[0]} ({ours[1]}) against {ours[2]}; {releases.advice}."
+            )
+    return PlanWithPrior(plan, _unchanged, earlier, federation_spec.rounds, federation_spec.retries)
+
+
+def earlier_releases(study: Study) -> Iterator[EarlierReleases]:
+    """Yield the releases of a study's data before its run, as the study declares them."""
+    prior, search = study.prior, study.search
+    if prior is not None:
+        yield EarlierReleases(
+            table="prior",
+            terms=(prior.unit, prior.adjacency, prior.against),
+            spends=((prior.mechanism, prior.releases),),
+            assumption=ASSUMPTION,
+            advice="release the statistics with the privatizer of the study",
         )
-    return PlanWithPrior(plan, _unchanged, prior, federation_spec.rounds, federation_spec.retries)
+    if search is None:
+        return
+    cost = search.training if study.measurement is None else search.evaluation
+    if cost is not None and cost.releases:
+        yield EarlierReleases(
+            table="search",
+            terms=(cost.unit, cost.adjacency, cost.against),
+            spends=tuple(cost.spends),
+            assumption=SEARCH_ASSUMPTION,
+            advice="search with the unit, adjacency and noise of the study",
+        )

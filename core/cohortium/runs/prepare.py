@@ -250,10 +250,10 @@ def _session(study: Study, secret: Randomness) -> bytes:
     """Return the name of a run of `study`.
 
     With a public seed, a study and its evaluation must have two names. So must two evaluations that
-    differ, because a site takes part in one run of a name.
+    differ, and the runs of a search, because a site takes part in one run of a name.
     """
     purpose = "session"
-    if study.measurement is not None:
+    if study.measurement is not None or study.search is not None:
         purpose += f" {hashlib.sha256(study.as_toml().encode()).hexdigest()}"
     return secret.secret_bytes(16, purpose)
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SEARCH = "search.json"
+"""Record of a search, in the folder that holds the folders of its runs."""
+
 LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
 STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
 """Paths in a run's directory."""
@@ -222,10 +225,15 @@ def study_path(path: Path) -> Path:
 def run_ledger(path: Path) -> Ledger:
     """Return the ledger of simulated sites of the run in `path`.
 
+    The runs of a search share the ledger in the folder of the search.
+
     The file may not exist yet. No person's privacy depends on it, so it needs to survive only the
     process, and not a power cut. Waiting for the disk 600 times would take longer than the sums.
     """
-    return Ledger(path / LEDGER, is_synced=False)
+    # A run of a search, or the evaluation of one.
+    folders = (path.absolute().parent, path.absolute().parent.parent)
+    place = next((folder for folder in folders if (folder / SEARCH).is_file()), path)
+    return Ledger(place / LEDGER, is_synced=False)
 
 
 def require_empty(path: Path) -> None:

@@ -62,6 +62,7 @@ def statistics_study(study: S, epsilon: float | None, delta: float | None) -> S:
         study,
         evaluation=None,
         prior=None,
+        search=None,
         measurement=Measurement(of="images", data="train"),
         privatizer=measuring_privatizer(study.privatizer, epsilon, delta),
         rounds=1,

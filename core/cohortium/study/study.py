@@ -25,6 +25,7 @@ from cohortium.roles.protocols import (
 )
 from cohortium.roles.values import Adversary
 from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
+from cohortium.study.search import Search
 
 Part = TypeVar("Part")
 
@@ -47,7 +48,7 @@ STUDY_ROLES: tuple[Role, ...] = tuple(role for role in ROLES if role not in ("ob
 """Roles that a federation fills, in the order of a study file."""
 
 
-VALUES = ("data", "evaluation", "measurement", "prior")
+VALUES = ("data", "evaluation", "measurement", "prior", "search")
 """Tables of a study file that describe a value of the core, and no role."""
 
 
@@ -122,6 +123,7 @@ class Study:
         evaluation: Evaluation of the trained model at the sites, or None.
         measurement: A statistic that the sites release in place of training, or None.
         prior: Releases of the same data before the run, which the guarantee covers, or None.
+        search: A search for the settings before the run, which the guarantee covers, or None.
         sites: Number of hospitals in the federation.
         rounds: Number of times that the global weights move.
         seed: Seed of all public randomness: initial weights, partition, augmentation.
@@ -165,6 +167,7 @@ class Study:
     evaluation: EvaluationPlan | None = None
     measurement: Measurement | None = None
     prior: PriorRelease | None = None
+    search: Search | None = None
 
     sites: int = field(default=10, validator=[ge(1), le(MAX_SITES)])
     rounds: int = field(default=60, validator=[ge(1), le(MAX_ROUNDS)])

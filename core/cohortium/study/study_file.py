@@ -28,6 +28,7 @@ from cohortium.storage.writable import require_text
 from cohortium.study import toml
 from cohortium.study.layered_tables import TABLES, Layer, Resolved, Tables, merge, resolve
 from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
+from cohortium.study.search import Search
 from cohortium.study.study import FEDERATION_KEYS, STUDY_ROLES, Study
 from cohortium.text import MAX_SHOWN, did_you_mean, escape_control_characters, quote_key
 
@@ -60,6 +61,7 @@ _VALUES: Final = MappingProxyType(
         "evaluation": (EvaluationPlan, "the evaluation"),
         "measurement": (Measurement, "the measurement"),
         "prior": (PriorRelease, "the prior release"),
+        "search": (Search, "the search"),
     }
 )
 """Class of each table that is no role, and its name in errors."""
@@ -111,6 +113,11 @@ def _resolve(
     tables, written = quick_start(), {}
     if path is not None:
         written = toml.read(path, what="the study")
+        if "tune" in written:
+            raise StudyError(
+                f"{path} has a [tune]: search with `cohortium tune {path}`, or take the table out "
+                "to run the study with the settings as they are."
+            )
         if "data" in written:
             tables = {name: kept for name, kept in tables.items() if name not in SIMULATED}
         tables = merge(tables, written, where=str(path))

@@ -128,9 +128,33 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
             ("noise over sensitivity", f"{guarantee.noise_multiplier:.4g}"),
         ),
     )
+    yield from _search(classifier)
     if guarantee.assumptions:
         yield "It rests on this:"
         yield "\n".join(f"- {_plain(sentence)}" for sentence in guarantee.assumptions)
+
+
+def _search(classifier: Classifier) -> Iterator[str]:
+    """Yield the counted search for the settings, if there was one."""
+    search = classifier.study.get("search")
+    if not isinstance(search, dict):
+        return
+    scored = {
+        "sites": "private evaluations at the sites, which are counted for their test images",
+        "public": "validation images that the data set declares to be public",
+    }.get(str(search.get("scored_by")), "unknown images")
+    if not search.get("chosen"):
+        yield (
+            "This run was a candidate of a search for settings. Its guarantee counts the "
+            f"candidates before it, {_plain(str(search.get('candidates', '?')))}, and none after."
+        )
+        return
+    yield (
+        f"**Tuning is counted.** {_plain(str(search.get('candidates', '?')))} candidates of "
+        f"{_plain(str(search.get('rounds', '?')))} rounds came before this run, scored by "
+        f"{scored}. The guarantee composes them with the run, so it holds even against a party "
+        f"that saw each of them. Chosen: `{_plain(str(search.get('chosen', '?')))}`."
+    )
 
 
 def _trusted(guarantee: Guarantee) -> tuple[tuple[str, object], ...]:
@@ -244,13 +268,24 @@ def _stated(value: str) -> str:
     return value or "not stated"
 
 
+UNCOUNTED = (
+    "Choosing hyper-parameters on private data is outside ε; whether that was done, this file "
+    "cannot know."
+)
+"""Limit of a model whose study has no counted search."""
+
+COUNTED = (
+    "The search that [search] of the study declares is inside ε. Another choice of "
+    "hyper-parameters on private data is not; whether there was one, this file cannot know."
+)
+"""Limit of a model whose study has a counted search."""
+
 LIMITS = """\
 - Not a medical device. Nobody has tried it on patients.
 - Images from another scanner, stain, hospital or population may be called anything, with any \
 confidence; the probabilities have not been calibrated.
 - Every image is called one of the classes above, regardless of its content.
-- Choosing hyper-parameters on private data is outside ε; whether that was done, this file cannot \
-know.
+- {choice}
 - The guarantee is about the training. It does not make the predictions private, nor does it say \
 that the model treats groups of people alike."""
 """Limits of every model."""
@@ -258,7 +293,8 @@ that the model treats groups of people alike."""
 
 def _limits(classifier: Classifier) -> Iterator[str]:
     unmeasured = "" if classifier.dataset_info.test else "- Its accuracy was never measured.\n"
-    yield unmeasured + LIMITS
+    choice = COUNTED if isinstance(classifier.study.get("search"), dict) else UNCOUNTED
+    yield unmeasured + LIMITS.format(choice=choice)
 
 
 def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
