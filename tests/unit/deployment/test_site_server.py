@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from cohortium import Federation
 from cohortium.data.npz import DATA_FOLDER
 from cohortium.deployment import rehearsal
+from cohortium.deployment.active_runs import IDLE_TIMEOUT, MAX_ACTIVE_RUNS
 from cohortium.deployment.admission import MAX_THREADS, NoEngine
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.deployment.site_server import IDLE_TIMEOUT, MAX_ACTIVE_RUNS, SiteServer
+from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
