@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._approvals import approve, revoke, studies
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
 from cohortium.cli._evaluate import evaluate
@@ -30,6 +31,7 @@ from cohortium.cli._run import resume, run
 from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
+from cohortium.cli._trail import trail
 from cohortium.cli._use import export, predict
 from cohortium.cli._waiting import wait_passively
 from cohortium.errors import CohortiumError
@@ -47,7 +49,17 @@ GROUPS = MappingProxyType(
         "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
         "Data": (data, pack),
         "Model": (predict, export),
-        "Hospital": (site, own_report, ledger, keygen, rehearse),
+        "Hospital": (
+            site,
+            studies,
+            approve,
+            revoke,
+            own_report,
+            ledger,
+            trail,
+            keygen,
+            rehearse,
+        ),
         "Plugins": (plugins, check, new_plugin),
     }
 )

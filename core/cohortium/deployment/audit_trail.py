@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import secrets
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from cohortium.storage.hash_chain import Head, Link
 
 TRAIL_BYTES = 16
+
+SHORT = 12
+"""Digits of a hash that are shown to people."""
 
 
 def utc_now() -> dt.datetime:
@@ -155,6 +159,17 @@ class AuditTrail:
         self._num_refusals += 1
         self.write(entries.Refused(at=self._now(), session=session.hex(), omitted=self._omitted))
         self._omitted = 0
+
+    def noted(self, other: SignedHead) -> None:
+        """Record the head of another site's trail."""
+        self.write(
+            entries.HeadNoted(
+                at=self._now(),
+                site=other.site,
+                number=other.head.number,
+                sha256=other.head.sha256.hex(),
+            )
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -310,3 +325,32 @@ def _is_signed(head: Head, signature: bytes, key: str) -> bool:
 def is_signed_by(noted: SignedHead, keys: Collection[bytes]) -> bool:
     """Return whether one of `keys` has signed a head."""
     return any(_is_signed(noted.head, noted.signature, key.hex()) for key in keys)
+
+
+def last_entries(path: Path, number: int) -> list[tuple[int, str]]:
+    """Return the numbers and sentences of the last lines of a trail.
+
+    Raises:
+        RecordError: A line was altered, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            kept = deque(links(file), maxlen=number)
+    except OSError as error:
+        raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
+    return [(link.head.number, _sentence(entries.decode_entry(link))) for link in kept]
+
+
+def _sentence(entry: AnyEntry) -> str:
+    """Return an entry for people: its time, its kind and its facts."""
+    facts = msgspec.to_builtins(entry)
+    del facts["at"], facts["event"]
+    told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items() if value != "")
+    kind = str(entry.__struct_config__.tag).replace("-", " ")
+    return f"{entry.at:%Y-%m-%d %H:%M:%S}  {kind}" + (f": {told}" if told else "")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    is_hash = len(text) > SHORT and all(c in "0123456789abcdef" for c in text)
+    return f"{text[:SHORT]}…" if is_hash else text
