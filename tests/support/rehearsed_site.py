@@ -30,7 +30,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from tests.support.federations import tiny_federation
 
-SITES = 3
+SITES = 2
 
 
 def rehearse(folder: Path, **changes: Any) -> Invitation:
