@@ -203,6 +203,7 @@ class HashChain:
         except OSError as error:
             raise RunError(f"cannot open the trail {path}: {error.strerror}.") from error
         try:
+            _require_own(self._file, path)
             with exclusive(self._file):
                 self._catch_up()
             make_durable(path.parent)
@@ -300,6 +301,12 @@ class HashChain:
             with contextlib.suppress(OSError):  # or before the next line
                 os.ftruncate(self._file, self._end)
             raise
+
+
+def _require_own(file: int, path: Path) -> None:
+    """Refuse a file of another user, as the administrator may open it by mistake."""
+    if hasattr(os, "geteuid") and os.fstat(file).st_uid != os.geteuid():
+        raise RunError(f"the trail {path} is another user's; run the command as that user.")
 
 
 def _unwritable() -> RefusalError:

@@ -275,6 +275,15 @@ def test_chain_continues_after_full_disk(
     assert [link.entry for link in read(path.read_bytes())] == [*ENTRIES, b'{"found":1}']
 
 
+def test_chain_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = written(tmp_path / "chain")
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(RunError, match="is another user's"):
+        HashChain(tmp_path / "chain", seal)
+    assert (tmp_path / "chain").read_bytes() == whole
+
+
 def test_entry_beyond_a_line_is_refused(tmp_path: Path) -> None:
     chain = HashChain(tmp_path / "chain")
     with pytest.raises(RefusalError):
