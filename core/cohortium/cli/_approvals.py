@@ -101,7 +101,7 @@ def revoke(path: SiteFile, digest: Digest, *, by: By) -> None:
     """Revoke the approval of a study, or decline one that waits.
 
     A run under way ends here before its next release. The others may continue without this
-    hospital. What was charged stays charged.
+    hospital. The ledger keeps what was charged.
 
     Examples:
       cohortium revoke site.toml 3f2a90bc --by "Dr. A. Meyer"

@@ -64,9 +64,9 @@ class ApprovalStore:
     """The studies of a site, in a folder only for its owner.
 
     Guarantees:
-        `admit` and `holding` raise nothing only for a study that a person has approved, that is
-        within its last day, and of which no more runs have begun than were approved. The run counts
-        as begun from its first request on, and that is durable.
+        `admit` and `holding` let only a study pass that a person has approved. The last day is not
+        over, and no more runs have begun than were approved. A run counts as begun from its first
+        request on, and that is durable.
 
         Once `revoke` has returned, the body of no `holding` begins for the study. One that had
         begun is over.

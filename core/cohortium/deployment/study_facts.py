@@ -23,7 +23,7 @@ Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run of a study would let leave a site, at which cost.
+    """Releases of a run of a study, and their cost.
 
     Attributes:
         data: Name of the images that are charged.

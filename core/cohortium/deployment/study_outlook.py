@@ -1,4 +1,4 @@
-"""What a waiting study would let leave a site, for the site's staff."""
+"""Releases and cost of a waiting study, for the site's staff."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_RUNS = 3
 def study_outlook(
     record: StudyRecord, site_config: SiteConfig, path: Path, *, runs: int = MOST_RUNS
 ) -> StudyOutlook:
-    """Return what a study would let leave a site, and cost it.
+    """Return the releases of a study, and their cost to a site.
 
     Args:
         record: The study.

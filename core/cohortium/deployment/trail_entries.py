@@ -1,7 +1,7 @@
 """Entries of a site's trail, and the text of its head.
 
 An entry states a fact that the coordinator or the site's own staff know. It has no patient data and
-no value that was computed from images, but for the hash of bytes that left. It has no reason of a
+no value that was computed from images, except the hash of bytes that left. It has no reason of a
 refusal, because a reason may tell something about an update.
 
 A class's tag and field names are the format.

@@ -30,7 +30,7 @@ _MARK: Final = b'<meta name="generator" content="cohortium study">'
 
 @frozen(kw_only=True)
 class Release:
-    """What leaves a site in a run.
+    """The vectors that leave a site in a run.
 
     Attributes:
         attempts: Most attempts, each with one release.
