@@ -51,7 +51,7 @@ MAX_DAYS = 5 * 366
 MIN_DIGITS = 8
 """Fewest digits by which a command names a study."""
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 24
 
 CLOCK_TOLERANCE = dt.timedelta(hours=1)
 """Time by which the clock may be before the time of a decision."""
@@ -309,9 +309,11 @@ class ApprovalStore:
         return record
 
     def _write(self, record: StudyRecord) -> None:
-        path = self._path(record.digest)
+        path, data = self._path(record.digest), msgspec.msgpack.encode(record)
+        if len(data) > MAX_FILE_BYTES:
+            raise RunError(f"the study of {path} is too large to wait for approval.")
         try:
-            atomic_write(path, msgspec.msgpack.encode(record))
+            atomic_write(path, data)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}.") from error
 

@@ -33,7 +33,8 @@ def study_digest(invitation: Invitation, versions: Mapping[str, str]) -> str:
     decides what leaves. So a new version waits anew.
 
     It does not cover the session: a repetition of the same study is the same study, and the
-    approval's number of runs limits that. Nor does it cover other packages or the site's images.
+    approval's number of runs limits that. Nor does it cover other packages, the site's images, or
+    code that the policy allows by name: the hospital itself installs that.
 
     Args:
         invitation: The invitation.
