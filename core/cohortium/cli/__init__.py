@@ -28,6 +28,7 @@ from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
+from cohortium.cli._sign import sign
 from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
@@ -48,7 +49,7 @@ GROUPS = MappingProxyType(
     {
         "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
         "Data": (data, pack),
-        "Model": (predict, export),
+        "Model": (predict, export, sign),
         "Hospital": (
             site,
             studies,

@@ -9,7 +9,7 @@ import datetime as dt
 import hashlib
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cohortium import __version__
 from cohortium.deployment import trail_entries as entries
 from cohortium.deployment.log_throttle import MAX_SENTENCES, SPAN_SECONDS
-from cohortium.errors import RecordError, RunError
+from cohortium.errors import RecordError, RequestError, RunError
 from cohortium.storage.hash_chain import HashChain, links
 
 if TYPE_CHECKING:
@@ -339,6 +339,34 @@ def last_entries(path: Path, number: int) -> list[tuple[int, str]]:
     except OSError as error:
         raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
     return [(link.head.number, _sentence(entries.decode_entry(link))) for link in kept]
+
+
+def released_in(path: Path, key: bytes, digits: str) -> tuple[bytes, int]:
+    """Return a run's session and the number of releases in it, as a site's trail has them.
+
+    Args:
+        path: The trail, which is checked first.
+        key: Present public key of the site.
+        digits: First digits of the session.
+
+    Raises:
+        RecordError: A line was altered, or the file cannot be read.
+        RequestError: The site has made no release in such a run, or in several.
+    """
+    check_trail(path, (key,))
+    found: Counter[str] = Counter()
+    with path.open("rb") as file:
+        for link in links(file):
+            entry = entries.decode_entry(link)
+            if isinstance(entry, entries.Answered) and entry.session.startswith(digits):
+                found[entry.session] += entry.has_release
+    runs = [session for session, releases in found.items() if releases]
+    if len(runs) != 1:
+        raise RequestError(
+            f"the trail has releases in {len(runs)} runs whose session begins with those digits; "
+            "`cohortium trail` shows the sessions."
+        )
+    return bytes.fromhex(runs[0]), found[runs[0]]
 
 
 def _sentence(entry: AnyEntry) -> str:
