@@ -19,6 +19,7 @@ from cohortium.messages.codec import Message, decode, encode
 from cohortium.privacy.mechanisms import GaussianMechanism, RenyiBoundedMechanism
 from cohortium.roles.events import EVENT_NAMES, Event
 from cohortium.runs import checkpoint
+from cohortium.runs.signatures import Signature
 
 MESSAGES = {
     "acceptance": "session site examples versions",
@@ -73,8 +74,9 @@ TRAIL = {
     "study-waits": "at study",
 }
 
-STUDIES = {
+FILES = {
     "Approval": "by made until runs sessions",
+    "Signature": "role site session releases result_sha256 weights_sha256 key signature",
     "StudyFacts": ("data use terms guarantee aggregation costs values size is_measurement"),
     "StudyRecord": ("format digest study versions facts first_asked last_asked state approval"),
 }
@@ -125,12 +127,12 @@ def test_trail_entries_keep_their_tags_and_fields() -> None:
     assert found == TRAIL
 
 
-def test_files_of_approvals_keep_their_fields() -> None:
+def test_files_of_approvals_and_signatures_keep_their_fields() -> None:
     found = {
         kind.__name__: " ".join(kind.__struct_encode_fields__)
-        for kind in (Approval, StudyFacts, StudyRecord)
+        for kind in (Approval, Signature, StudyFacts, StudyRecord)
     }
-    assert found == STUDIES
+    assert found == FILES
 
 
 def test_each_event_has_a_name() -> None:

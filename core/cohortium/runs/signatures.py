@@ -1,7 +1,7 @@
 """Signatures under a run's result: its coordinator's, and those of sites that took part.
 
-The file `signatures.json` is next to `result.json`. The coordinator signs with a key of its own, and
-a site with the key that the directory has.
+The file `signatures.json` is next to `result.json`. The coordinator signs with a key of its own,
+and a site with the key that the directory has.
 
 Guarantees:
     A signature covers every byte of `result.json`, the digest of the final weights, and the role of
