@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cohortium.rounds.site import Site
 from cohortium.runs.invite import collect_versions
 from cohortium.storage.hash_chain import links
 from cohortium.study import toml
+from tests.support.command_line import cohortium
 from tests.support.rehearsed_site import (
     SITES,
     RehearsedSite,
@@ -239,6 +241,32 @@ def test_damaged_file_approves_nothing(
         "disk", "the site's folder of approvals cannot be used.",
     )  # fmt: skip
     assert "is damaged, so the study is not approved" in caplog.text
+
+
+def test_commands_show_and_decide(
+    site: RehearsedSite, rehearsed: tuple[Path, Invitation], invitation: Invitation
+) -> None:
+    file = str(site.folder / "site.toml")
+    assert cohortium("studies", file)[1] == "no study was asked for\n"
+    site.send(invitation)
+    (listed,) = json.loads(cohortium("studies", file, "--json")[1])
+    assert (listed["state"], listed["approval"]) == ("waiting", None)
+    page = site.folder / "page.html"
+    _, out, _ = cohortium("studies", file, listed["digest"][:12], "--page", str(page))
+    assert str(page) in out
+    assert listed["digest"] in page.read_text()
+    assert "after a run  ε = " in out
+    by = ("--by", "A. Meyer")
+    last = ("--until", str(TODAY + 7 * DAY))
+    _, out, _ = cohortium("approve", file, listed["digest"], *last, *by, "--runs", "2")
+    assert f"is approved for 2 runs until {TODAY + 7 * DAY}" in out
+    (listed,) = json.loads(cohortium("studies", file, "--json")[1])
+    assert (listed["approval"]["by"], listed["approval"]["runs"]) == ("A. Meyer", 2)
+    cohortium("revoke", file, listed["digest"][:8], *by)
+    assert "revoked" in cohortium("studies", file)[1]
+    assert site.events()[-2:] == ["study-approved", "study-revoked"]
+    with pytest.raises(RequestError, match="set approve = true"):
+        cohortium("studies", str(rehearsed[0] / "site-0" / "site.toml"))
 
 
 @define
