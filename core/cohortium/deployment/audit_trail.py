@@ -221,11 +221,22 @@ def check_trail(
     """
     try:
         with path.open("rb") as file:
-            return _Check(trusted, contains).run(file)
+            return check_lines(file, trusted, contains=contains)
     except OSError as error:
         raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
     except RecordError as error:
         raise RecordError(f"the trail {path}: {error}") from error
+
+
+def check_lines(
+    file: BinaryIO, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+) -> CheckedTrail:
+    """Check every line of an open trail, as `check_trail` does.
+
+    Raises:
+        RecordError: As for `check_trail`, without the file's name.
+    """
+    return _Check(trusted, contains).run(file)
 
 
 @define(eq=False)

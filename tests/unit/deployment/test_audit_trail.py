@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import hashlib
+import io
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +17,7 @@ import pytest
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import SigningKey
 from cohortium.deployment import trail_entries as entries
-from cohortium.deployment.audit_trail import AuditTrail, check_trail, is_signed_by
+from cohortium.deployment.audit_trail import AuditTrail, check_lines, check_trail, is_signed_by
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.trail_entries import SignedHead
 from cohortium.errors import RecordError, RequestError, RunError
@@ -23,6 +25,7 @@ from cohortium.messages.codec import encode
 from cohortium.messages.deployment import Acceptance, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.storage.hash_chain import HashChain
+from tests.support.altered_lines import altered, is_cut
 from tests.support.command_line import cohortium
 from tests.support.rehearsed_site import (
     SITES,
@@ -34,6 +37,7 @@ from tests.support.rehearsed_site import (
 )
 
 KEYS = [SigningKey.generate(Randomness.insecure_from_seed(seed)) for seed in range(3)]
+EDITS = 10_000
 NOON = dt.datetime(2027, 3, 1, 12, tzinfo=dt.UTC)
 
 
@@ -225,6 +229,23 @@ def test_noted_head_shows_loss_of_last_lines(tmp_path: Path) -> None:
         check_trail(path, contains=noted)
     with pytest.raises(RecordError, match="the trail of site 0, not 4"):
         check_trail(path, contains=SignedHead(4, noted.head, noted.signature))
+
+
+def test_ten_thousand_random_edits_removals_and_swaps_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "trail"
+    write_trail(path, *[KEYS[0]] * 5)
+    whole = path.read_bytes()
+    lines, rng, num_found = whole.splitlines(keepends=True), random.Random(7), 0
+    while num_found < EDITS:
+        data = altered(lines, rng)
+        if is_cut(data, whole):
+            continue
+        try:
+            check_lines(io.BytesIO(data), [KEYS[0].public])
+        except RecordError:
+            num_found += 1
+        else:
+            raise AssertionError(data)
 
 
 def test_empty_or_missing_trail_is_no_trail(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from cohortium.errors import RecordError, RefusalError, RunError
 from cohortium.storage.hash_chain import MAX_LINE, HashChain, Head, Link, links, next_link, to_line
+from tests.support.altered_lines import altered, is_cut
 from tests.support.chain_writer import seal
 from tests.support.warm_processes import WarmProcesses
 
 ENTRIES = [b'{"event":"opened"}', b'{"by":"A. \\"B\\""}', '{"by":"Å","n":1}'.encode(), b"{}"] * 4
 
-EDITS = 10_000
+EDITS = 2000
 
 INSTANTS = 50
 
@@ -39,36 +40,6 @@ def read(data: bytes) -> list[Link]:
     return list(links(io.BytesIO(data)))
 
 
-def altered(lines: list[bytes], rng: random.Random) -> bytes:
-    """The lines after one random edit, removal or swap."""
-    lines = list(lines)
-    kind = rng.choice(["flip", "delete", "insert", "remove", "swap", "repeat", "move"])
-    k = rng.randrange(len(lines))
-    j = rng.randrange(len(lines))
-    if kind == "remove":
-        del lines[k]
-    elif kind == "swap":
-        lines[k], lines[j] = lines[j], lines[k]
-    elif kind == "repeat":
-        lines.insert(j, lines[k])
-    elif kind == "move":
-        lines.insert(j, lines.pop(k))
-    whole = bytearray(b"".join(lines))
-    place = rng.randrange(len(whole))
-    if kind == "flip":
-        whole[place] ^= 1 << rng.randrange(8)
-    elif kind == "delete":
-        del whole[place : place + rng.randint(1, 40)]
-    elif kind == "insert":
-        whole[place:place] = rng.choice([b" ", b"\n", b"0", b'{"number":1', rng.randbytes(3)])
-    return bytes(whole)
-
-
-def is_cut(data: bytes, whole: bytes) -> bool:
-    """Whether only the last lines are missing, perhaps with the beginning of one."""
-    return whole.startswith(data[: data.rfind(b"\n") + 1])
-
-
 def is_found(data: bytes, check: Callable[[bytes], list[Link]]) -> bool:
     try:
         found = check(data)
@@ -81,7 +52,7 @@ def test_random_edits_removals_and_swaps_are_found(tmp_path: Path) -> None:
     whole = written(tmp_path / "chain")
     lines, rng = whole.splitlines(keepends=True), random.Random(7)
     num_found = 0
-    for _ in range(EDITS + 4000):
+    for _ in range(2 * EDITS):
         data = altered(lines, rng)
         if is_cut(data, whole):
             continue
@@ -292,6 +263,7 @@ def test_entry_beyond_a_line_is_refused(tmp_path: Path) -> None:
     chain.close()
 
 
+@pytest.mark.slow
 def test_killed_writers_lose_no_line(tmp_path: Path) -> None:
     """A process is killed at its 20th call of a function, its 43rd, and so on."""
     lengths = set()
