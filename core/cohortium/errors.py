@@ -149,6 +149,8 @@ class RefusalCode(StrEnum):
     LEDGER = "ledger"
     JOURNAL = "journal"
     DISK = "disk"
+    TRAIL = "trail"
+    APPROVAL = "approval"
     BUSY = "busy"
     SITE_ERROR = "site-error"
     INTERNAL_ERROR = "internal-error"

@@ -296,7 +296,7 @@ class Federation(Study):
             StudyError: A hospital does not take part. The message names each one and its reason.
         """
         from cohortium.runs.evaluate import prepare_evaluation
-        from cohortium.runs.invite import invite_sites
+        from cohortium.runs.invite import invite_to_all
 
         prepared = self.prepare()
         if not prepared.is_deployment:
@@ -306,10 +306,10 @@ class Federation(Study):
             asked.append(prepare_evaluation(self, self.evaluation, prepared))
         exchange = (engine or self.engine).connect(None)
         try:
-            found = [warning for each in asked for warning in invite_sites(exchange, each)]
+            found = invite_to_all(exchange, asked)
         finally:
             exchange.close()
-        return tuple(dict.fromkeys(found))
+        return found
 
     def prepare(self) -> PreparedStudy:
         """Load, partition and plan, and refuse all that can be refused.

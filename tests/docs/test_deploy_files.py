@@ -20,7 +20,10 @@ from cohortium.study import toml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 
-WRITTEN = {"ledger", "journal", "state_dir", "runs_dir", "evaluations_dir", "socket"}
+WRITTEN = {
+    "ledger", "journal", "state_dir", "runs_dir", "evaluations_dir", "socket", "trail",
+    "approvals_dir",
+}  # fmt: skip
 """What a site writes, of the paths in its file."""
 
 

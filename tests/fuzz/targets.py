@@ -17,8 +17,16 @@ from attrs import frozen
 from cohortium import Federation
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.npz import read_npz_splits
+from cohortium.deployment.audit_trail import AuditTrail, check_trail
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.errors import CohortiumError, DataError, IdentityError, RunError, TooFewSitesError
+from cohortium.errors import (
+    CohortiumError,
+    DataError,
+    IdentityError,
+    RecordError,
+    RunError,
+    TooFewSitesError,
+)
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
@@ -80,6 +88,8 @@ def targets(folder: Path) -> Iterator[Target]:
     yield Target("directory", partial(_directory, folder / "directory"), (IdentityError,))
     yield Target("signing key", partial(_signing_key, folder / "key"), (IdentityError,))
     yield Target("journal", partial(_journal, folder / "journal"), (RunError,), weight=4)
+    run = partial(_trail, folder / "audit.jsonl")
+    yield Target("trail", run, (RecordError,), weight=4)
     _foreign()
     yield Target("image file", partial(_images, folder / "images.npz"), (DataError,), weight=8)
     run = partial(medical_files.dicom, folder / "image.dcm")
@@ -240,6 +250,20 @@ def _journal(path: Path, rng: Random) -> None:
     again = FileJournal(path)
     again.close()
     assert again.entries() == journal.entries()
+
+
+def _trail(path: Path, rng: Random) -> None:
+    def sample(rng: Random) -> bytes:
+        path.unlink(missing_ok=True)
+        trail = AuditTrail(path, 1, None)
+        for _ in range(rng.randint(0, 3)):
+            trail.started()
+        trail.close()
+        return path.read_bytes()
+
+    data = stranger(sample, rng, (b"\n", b'"', b"{", b"\0"))
+    found = check_trail(_put(path, data))
+    assert found.head.head.number == data.count(b"\n")
 
 
 def _arrays(number: int) -> dict[str, bytes]:

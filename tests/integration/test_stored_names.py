@@ -10,12 +10,16 @@ from typing import get_args
 
 import pytest
 
+from cohortium.deployment.study_facts import StudyFacts
+from cohortium.deployment.study_record import Approval, StudyRecord
+from cohortium.deployment.trail_entries import AnyEntry
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import deployment, run
 from cohortium.messages.codec import Message, decode, encode
 from cohortium.privacy.mechanisms import GaussianMechanism, RenyiBoundedMechanism
 from cohortium.roles.events import EVENT_NAMES, Event
 from cohortium.runs import checkpoint
+from cohortium.runs.signatures import Signature
 
 MESSAGES = {
     "acceptance": "session site examples versions",
@@ -56,6 +60,27 @@ PRICES = {
     "renyi": "name bounds",
 }
 
+TRAIL = {
+    "answered": "at session round attempt stage has_release size sha256",
+    "approval-ended": "at study",
+    "head-noted": "at site number sha256",
+    "key-changed": "at key",
+    "opened": "at format trail site key",
+    "refused": "at session omitted",
+    "run-accepted": "at session study use",
+    "started": "at version",
+    "study-approved": "at study by until runs",
+    "study-revoked": "at study by",
+    "study-waits": "at study",
+}
+
+FILES = {
+    "Approval": "by made until runs sessions",
+    "Signature": "role site session releases result_sha256 weights_sha256 key signature",
+    "StudyFacts": ("data use terms guarantee aggregation costs values size is_measurement"),
+    "StudyRecord": ("format digest study versions facts first_asked last_asked state approval"),
+}
+
 MODULES = (
     run,
     deployment,
@@ -92,6 +117,22 @@ def test_attempt_costs_keep_their_tags_and_fields() -> None:
         for kind in (AttemptCost, GaussianMechanism, RenyiBoundedMechanism)
     }
     assert found == PRICES
+
+
+def test_trail_entries_keep_their_tags_and_fields() -> None:
+    found = {
+        str(kind.__struct_config__.tag): " ".join(kind.__struct_encode_fields__)
+        for kind in get_args(AnyEntry)
+    }
+    assert found == TRAIL
+
+
+def test_files_of_approvals_and_signatures_keep_their_fields() -> None:
+    found = {
+        kind.__name__: " ".join(kind.__struct_encode_fields__)
+        for kind in (Approval, Signature, StudyFacts, StudyRecord)
+    }
+    assert found == FILES
 
 
 def test_each_event_has_a_name() -> None:

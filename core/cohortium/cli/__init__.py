@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._approvals import approve, revoke, studies
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
 from cohortium.cli._evaluate import evaluate
@@ -27,9 +28,11 @@ from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
+from cohortium.cli._sign import sign
 from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
+from cohortium.cli._trail import trail
 from cohortium.cli._tune import tune
 from cohortium.cli._use import export, predict
 from cohortium.cli._waiting import wait_passively
@@ -47,8 +50,18 @@ GROUPS = MappingProxyType(
     {
         "Study": (init, statistics, plan, run, resume, tune, evaluate, report, compare, audit),
         "Data": (data, pack),
-        "Model": (predict, export),
-        "Hospital": (site, own_report, ledger, keygen, rehearse),
+        "Model": (predict, export, sign),
+        "Hospital": (
+            site,
+            studies,
+            approve,
+            revoke,
+            own_report,
+            ledger,
+            trail,
+            keygen,
+            rehearse,
+        ),
         "Plugins": (plugins, check, new_plugin),
     }
 )

@@ -78,6 +78,7 @@ def site(
             callers.group,
         )
         with door.open() as listener:
+            reception.record_start()
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             _LOG.info("site %d listens at %s", site_config.id, door.path)
             door.serve(listener)

@@ -70,6 +70,7 @@ def predict(
     if out is not None:
         check_new_file(out, remedy="give another file with --out")
     classifier = Classifier.open(folder, weights)
+    _tell_signatures(classifier)
     if masks is not None:
         mask_files.check_new_folder(masks, classifier.spec)
     rows: list[dict[str, Any]] = []
@@ -150,6 +151,17 @@ def export(
     from cohortium.inference.classifier import Classifier
 
     target = folder / "export" if out is None else out
-    written = export.export(Classifier.open(folder, weights), target, onnx=onnx)
+    classifier = Classifier.open(folder, weights)
+    written = export.export(classifier, target, onnx=onnx)
+    _tell_signatures(classifier)
     for path in written:
         typer.echo(f"{path}")
+
+
+def _tell_signatures(classifier: Classifier) -> None:
+    """Print whose signatures of the result were seen, if there are any."""
+    from cohortium.runs.signatures import seen_signatures, summarize
+
+    seen = seen_signatures(classifier.folder)
+    if told := summarize(seen, covers_weights=classifier.chosen is None):
+        typer.echo(told, err=True)

@@ -15,6 +15,8 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import MAX_EXAMPLES
+from cohortium.deployment.approvals import ApprovalStore
+from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.own_images import OwnImages, SiteTestImages, can_be_shown
 from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import StudyError
@@ -66,6 +68,8 @@ class SiteConfig:
             the images. Empty to keep none.
         max_features_gib: Largest size of that folder, in GiB.
         evaluations_dir: Folder of its own exact scores of the models that it evaluated.
+        trail: File of its trail: its decisions and answers, in lines that show alterations.
+        approvals_dir: Folder of the studies that its staff have approved, or have to.
         socket: File of the socket that carries messages to it, from this machine alone.
         client_user: The operating system's user who may connect, in addition to the site's own.
             Empty for none.
@@ -90,6 +94,8 @@ class SiteConfig:
     features: str = ""
     max_features_gib: int = field(default=MAX_FOLDER_GIB, validator=[ge(1), le(1 << 20)])
     evaluations_dir: str = "evaluations"
+    trail: str = "audit.jsonl"
+    approvals_dir: str = "approvals"
     socket: str = "site.sock"
     client_user: str = ""
     group: str = ""
@@ -218,6 +224,24 @@ class SiteConfig:
             RunError: It is damaged, in use, or cannot be opened.
         """
         return FileJournal(self.folder / self.journal)
+
+    def open_trail(self) -> AuditTrail:
+        """Open the site's trail, to which several processes may write.
+
+        The caller must close it.
+
+        Raises:
+            RunError: It was altered, or cannot be used.
+            RefusalError: It cannot be written.
+            IdentityError: The site's key cannot be used.
+        """
+        return AuditTrail(self.folder / self.trail, self.id, self.key)
+
+    def approvals(self, trail: AuditTrail) -> ApprovalStore | None:
+        """Return the studies that people decide on, or None if the policy demands no approval."""
+        if not self.policy.approve:
+            return None
+        return ApprovalStore(self.folder / self.approvals_dir, trail)
 
     @property
     def key(self) -> SigningKey | None:

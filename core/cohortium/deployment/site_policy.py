@@ -63,6 +63,7 @@ class SitePolicy:
         max_parameters: Most values of a model.
         max_memory: Most memory of a training step in GiB, as estimated beforehand. With 0, it is
             half of the free memory of the machine, or of the service's share of it.
+        approve: Whether a member of the staff has to approve each study (see `approvals`).
         insecure_rehearsal: Whether to demand no privacy and keep no budget. Only for data that are
             public or made up.
         directory: The sites' public keys, as this site has pinned them.
@@ -84,6 +85,7 @@ class SitePolicy:
     min_cohort_size: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
     allowed_plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
     allowed_local_values: tuple[str, ...] = ()
+    approve: bool = False
     insecure_rehearsal: bool = False
     max_rounds: int = field(default=1000, validator=[ge(1), le(MAX_ROUNDS)])
     max_sites: int = field(default=1000, validator=[ge(1), le(MAX_SITES)])

@@ -6,6 +6,7 @@ thread. The sender of a message is not trusted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import logging
@@ -13,20 +14,18 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-import attrs
-from attrs import define
-
-from cohortium import parameters
 from cohortium.crypto.signing import KeyDirectory
+from cohortium.deployment.active_runs import ActiveRun, ActiveRuns
 from cohortium.deployment.admission import invited_study
 from cohortium.deployment.log_throttle import Throttle
-from cohortium.deployment.own_scores import SiteScore
-from cohortium.deployment.participation import Participation, ParticipationStore
-from cohortium.deployment.trained_study import trained_study
+from cohortium.deployment.matching_images import load_matching, with_groups
+from cohortium.deployment.own_scoring import keep_own_scores
+from cohortium.deployment.participation import ParticipationStore
+from cohortium.deployment.study_facts import StudyFacts
+from cohortium.deployment.study_record import InvitedStudy
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
-    DataError,
     MessageError,
     NetworkError,
     PrivacyError,
@@ -45,22 +44,16 @@ from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-    from cohortium.data.examples import DataSpec, Examples
-    from cohortium.data.splits import Splits
-    from cohortium.deployment.own_images import OwnImages, Use
+    from cohortium.deployment.own_images import Use
+    from cohortium.deployment.participation import Participation
     from cohortium.deployment.site_config import SiteConfig
-    from cohortium.rounds.site import Site
+    from cohortium.rounds.run_config import RunConfig
     from cohortium.storage.append_log import Journal
-    from cohortium.study.measurement import Measurement
+    from cohortium.study.study import Study
 
 _LOG = logging.getLogger(__name__)
-
-MAX_ACTIVE_RUNS = 4
-"""Most runs that a site takes part in at a time."""
-
-IDLE_TIMEOUT = 3600.0
-"""Idle seconds after which another run may take a run's place."""
 
 MAX_REASON_LENGTH = 1000
 """Characters of a refusal."""
@@ -68,19 +61,6 @@ MAX_REASON_LENGTH = 1000
 HEAVY = ("torch", "torch._dynamo", "scipy.fft", "scipy.optimize", "scipy.special")
 """Packages that take a second or more to import. An invitation needs them before the policy
 check."""
-
-
-@define(eq=False)
-class ActiveRun:
-    """A site's state in one active run."""
-
-    site: Site
-    participation: Participation
-    threads: int
-    acceptance: bytes
-    last_request_at: float
-    dataset_id: str
-    images_sha256: str
 
 
 class SiteServer:
@@ -106,6 +86,12 @@ class SiteServer:
         The site's exact scores of an evaluated model go to its own log and folder. They are
         computed after the reply is durable, never change it, and never leave.
 
+        If the policy demands it, a person at the site has approved the study. Without an approval,
+        or after its end, the site answers nothing of the run and releases nothing more. A release
+        that was computed meanwhile does not leave, though it is charged.
+
+        Each acceptance and each answer to a request is an entry of the trail before it leaves.
+
         A run has one setting. A second invitation with its session gets the first one's answer if
         its bytes are equal. Otherwise it is refused.
 
@@ -130,11 +116,13 @@ class SiteServer:
             CohortiumError: They are unusable.
         """
         self._config, self._journal = site_config, journal
-        self._clock = clock
         self._log_refusal = Throttle(_LOG, "refusals", clock=clock)
         self._identity = site_config.key
         self._participations = ParticipationStore(site_config.folder / site_config.runs_dir)
-        self._active_runs: dict[bytes, ActiveRun] = {}
+        self._trail = site_config.open_trail()
+        self._approvals = site_config.approvals(self._trail)
+        self._active_runs = ActiveRuns(clock)
+        self._asked = b""
 
     def self_check(self) -> None:
         """Check the site's own files before the first message.
@@ -148,6 +136,16 @@ class SiteServer:
         with self._config.account.ledger.read_transaction():
             pass
         self._participations.require_usable()
+        if self._approvals is not None:
+            self._approvals.require_usable()
+
+    def record_start(self) -> None:
+        """Record in the trail that the site serves from now on.
+
+        Raises:
+            RefusalError: The trail cannot be written.
+        """
+        self._trail.started()
 
     @staticmethod
     def warm_up() -> None:
@@ -166,13 +164,16 @@ class SiteServer:
             return self._refuse(RefusalCode.INTERNAL_ERROR, "the site failed; its log says why.")
 
     def close(self) -> None:
-        """Write the number of refusals that the log has not shown."""
+        """Write the number of refusals that the log has not shown, and close the trail."""
         self._log_refusal.close()
+        self._trail.close()
 
     def _answer(self, broadcast: bytes, own: bytes) -> bytes:
+        self._asked = b""
         message = codec.decode_either(broadcast, Request, Invitation, IdentifyRequest)
         if isinstance(message, IdentifyRequest):
             return self._identify(message)
+        self._asked = message.session
         if isinstance(message, Invitation):
             return self._handle_invitation(message, broadcast)
         return self._handle_request(message, broadcast, own)
@@ -200,7 +201,15 @@ class SiteServer:
 
     def _refuse(self, code: str, reason: str) -> bytes:
         self._log_refusal(f"refused ({code}): {reason}")
+        self._record_refusal()
         return codec.encode(Refusal(0, 0, code, reason[:MAX_REASON_LENGTH]))
+
+    def _record_refusal(self) -> None:
+        """Record a refusal in the trail. It tells nothing, so it leaves even without an entry."""
+        try:
+            self._trail.refused(self._asked)
+        except RefusalError as error:
+            self._log_refusal(error.reason)
 
     def _identify(self, call: IdentifyRequest) -> bytes:
         number, key = self._config.id, self._identity
@@ -215,16 +224,20 @@ class SiteServer:
             raise RefusalError(
                 RefusalCode.SESSION, "this site started the run with another configuration."
             )
-        if active_run is None:
-            active_run = self._join(invitation, participation)
-            if known is None:
-                self._participations.add(participation, broadcast, keep=self._active_runs)
-            _LOG.info("takes part in the run %s", invitation.session.hex()[:8])
+        if active_run is not None:
+            with self._approved(active_run):
+                return active_run.acceptance
+        active_run = self._join(invitation, participation)
+        if known is None:
+            self._participations.add(participation, broadcast, keep=self._active_runs.sessions)
+        _LOG.info("takes part in the run %s", invitation.session.hex()[:8])
         return active_run.acceptance
 
     def _handle_request(self, request: Request, broadcast: bytes, own: bytes) -> bytes:
         active_run = self._active_runs.get(request.session) or self._rejoin(request.session)
-        active_run.last_request_at = self._clock()
+        if self._approvals is not None:
+            self._approvals.begin(active_run.study, request.session)
+        active_run.last_request_at = self._active_runs.clock()
         digest = hashlib.sha256(hashlib.sha256(broadcast).digest() + own).digest()
         known = active_run.participation.reply(digest)
         if known is not None:
@@ -232,45 +245,31 @@ class SiteServer:
         released = active_run.site.last_release
         # An answer that cannot be saved must not be sent, and may already be paid for.
         active_run.participation.require_room(active_run.site.vector_bytes)
+        self._trail.try_out()
         with torch_threads(active_run.threads):
             reply = active_run.site.answer(broadcast, own)
         said = codec.decode_either(reply, Reply, Refusal)
         if isinstance(said, Refusal):
             self._log_refusal(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
-        else:
+            self._record_refusal()
+            return reply
+        has_release = active_run.site.last_release != released
+        # The training may have taken hours, in which the approval may have ended.
+        with self._approved(active_run):
+            self._trail.answered(request, reply, has_release=has_release)
             active_run.participation.save_reply(digest, reply)
-            if active_run.site.last_release != released:
-                self._keep_own_scores(request.session, active_run)
+        if has_release:
+            keep_own_scores(active_run, self._config, self._participations, warn=self._log_refusal)
         return reply
 
-    def _keep_own_scores(self, session: bytes, active_run: ActiveRun) -> None:
-        """Write the site's own scores of the evaluated model to its log and its folder.
+    def _approved(self, active_run: ActiveRun) -> AbstractContextManager[object]:
+        """Return a context in which nobody can revoke the approval of a run's study.
 
-        A failure is logged, and changes nothing for the run.
+        Entering it raises a `RefusalError` without approval.
         """
-        site, site_config = active_run.site, self._config
-        try:
-            with torch_threads(active_run.threads):
-                predictions = site.own_predictions()
-            if predictions is None:
-                return
-            own = SiteScore(
-                session=session,
-                site=site_config.id,
-                dataset_id=active_run.dataset_id,
-                weights_sha256=parameters.sha256(site.shared_model.net),
-                scores=predictions.scores,
-                images_sha256=active_run.images_sha256,
-                study=trained_study(self._participations, session),
-            )
-            for line in own.lines():
-                _LOG.info("%s", sanitize(line))
-            path = own.write(site_config.folder / site_config.evaluations_dir, predictions.values)
-            _LOG.info("these scores are in %s, and nothing of them leaves this site", path)
-        except CohortiumError as error:
-            self._log_refusal(f"the site's own scores are not kept: {error}")
-        except Exception:  # noqa: BLE001 - the run goes on without them
-            self._log_refusal(traceback.format_exc())
+        if self._approvals is None:
+            return contextlib.nullcontext()
+        return self._approvals.holding(active_run.study, active_run.session)
 
     def _rejoin(self, session: bytes) -> ActiveRun:
         """Take part again in a run that a restart has interrupted."""
@@ -286,7 +285,7 @@ class SiteServer:
 
         The demands are those of the site's file and policy.
         """
-        self._evict_idle()
+        self._active_runs.make_room()
         site_config = self._config
         federation = invited_study(invitation, site_config.policy)
         spec = federation.data
@@ -294,8 +293,10 @@ class SiteServer:
         if site_config.id >= federation.sites:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         use: Use = "train" if federation.measurement is None else federation.measurement.data
-        images = self._load_images(spec, use)
+        images = load_matching(site_config, spec, use, self._log_refusal)
         directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
+        ours = collect_versions(loads(invitation.study, where="the invitation"))
+        invited = InvitedStudy.of(invitation, ours)
         with torch_threads(federation.threads):
             run_config = build_run_config(
                 federation,
@@ -304,16 +305,16 @@ class SiteServer:
                 directory=directory,
                 policy=site_config.policy,
             )
+            self._require_approval(invited, federation, run_config, use)
             site = site_config.open(
                 run_config,
                 self._journal,
-                self._grouped(images.of(use), spec, federation.measurement),
+                with_groups(images.of(use), spec, federation.measurement),
                 use=use,
                 fingerprint=images.fingerprint(use),
             )
         for warning in site.warnings:
             _LOG.warning("%s", sanitize(warning))
-        ours = collect_versions(loads(invitation.study, where="the invitation"))
         accepted = Acceptance(
             session=invitation.session,
             site=site_config.id,
@@ -322,69 +323,27 @@ class SiteServer:
         )
         active_run = ActiveRun(
             site=site,
+            session=invitation.session,
+            study=invited.digest,
             participation=participation,
             threads=federation.threads,
             acceptance=codec.encode(accepted),
-            last_request_at=self._clock(),
+            last_request_at=self._active_runs.clock(),
             dataset_id=site_config.account_of(use).data,
             images_sha256=images.of(use).train.fingerprint.hex(),
         )
-        self._active_runs[invitation.session] = active_run
+        self._trail.accepted(invitation.session, invited.digest, use)
+        self._active_runs.add(active_run)
         return active_run
 
-    def _evict_idle(self) -> None:
-        """Remove the run that is idle longest, if all places are taken.
-
-        Raises:
-            RefusalError: No run has been idle for `IDLE_TIMEOUT` seconds.
-        """
-        if len(self._active_runs) < MAX_ACTIVE_RUNS:
+    def _require_approval(
+        self, invited: InvitedStudy, federation: Study, run_config: RunConfig, use: Use
+    ) -> None:
+        """Refuse a study that no person has approved, after all other refusals."""
+        if self._approvals is None:
             return
-        session, oldest = min(self._active_runs.items(), key=lambda item: item[1].last_request_at)
-        if self._clock() - oldest.last_request_at < IDLE_TIMEOUT:
-            raise RefusalError(
-                RefusalCode.BUSY, f"the site takes part in {MAX_ACTIVE_RUNS} other runs."
-            )
-        del self._active_runs[session]
-
-    @staticmethod
-    def _grouped(splits: Splits, spec: DataSpec, measurement: Measurement | None) -> Examples:
-        """Return the images of a run, with the groups by which the study measures."""
-        if measurement is None:
-            # Training has no use for groups, and the study may declare others.
-            return attrs.evolve(splits.train, groups=None)
-        try:
-            return spec.group_codes(splits.train, splits.groups)
-        except DataError as error:  # it names the study's columns, and none of the site's
-            raise RefusalError(RefusalCode.DATA, str(error)) from error
-
-    def _load_images(self, spec: DataSpec, use: Use) -> OwnImages:
-        """Return the site's own images, if those of `use` match the study's declaration."""
-        if use == "test" and self._config.test is None:
-            raise RefusalError(
-                RefusalCode.DATA,
-                "the study evaluates a model on test images, and this site has none; name some "
-                "under [test] in its site file.",
-            )
-        images = self._config.load_images()
-        splits = images.of(use)
-        if not spec.describes(own := splits.spec):
-            self._log_refusal(
-                f"this site's images are {own.pixel_type} of shape {own.shape} from "
-                f"{own.intensity_range[0]:g} to {own.intensity_range[1]:g}, with "
-                f"{len(own.classes)} classes ({', '.join(own.classes)[:200]}) of the task "
-                f"{type(own.task).__name__}; its data set must name every class "
-                "of the study, those of which it has no image too."
-            )
-            raise RefusalError(
-                RefusalCode.DATA,
-                f"the study declares {spec.pixel_type} images of shape {spec.shape} in "
-                f"{len(spec.classes)} classes ({', '.join(spec.classes)[:200]}), and the site's "
-                "have another type, shape, range, task or classes.",
-            )
-        if (spec.patients is None) != (splits.train.patients is None):
-            raise RefusalError(
-                RefusalCode.DATA,
-                "the study declares patients and the site's data name none, or vice versa.",
-            )
-        return images
+        # A person sees only studies that the site could take part in.
+        account = self._config.account_of(use)
+        account.check_run(run_config.session, run_config.costs())
+        facts = StudyFacts.of(federation, run_config, data=account.data, use=use)
+        self._approvals.admit(invited, facts)

@@ -24,6 +24,7 @@ from cohortium.roles.events import (
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
 from cohortium.runs.result import EVALUATION, OLDER
+from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Record:
         failed_attempts: Attempts at a round that failed.
         result: `result.json`, or None in a run that is not finished.
         evaluation: Record of the evaluation at the sites, or None without one.
+        signatures: Signatures under the result.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class Record:
     failed_attempts: tuple[AttemptFailed, ...] = field(default=(), repr=False)
     result: Summary | None = field(default=None, repr=False)
     evaluation: Record | None = field(default=None, repr=False)
+    signatures: tuple[SeenSignature, ...] = field(default=(), repr=False)
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -197,6 +200,7 @@ def _read(folder: Path) -> Record:
         failures=tuple(happened.failures),
         failed_attempts=tuple(happened.failed_attempts),
         result=result,
+        signatures=seen_signatures(folder),
     )
 
 

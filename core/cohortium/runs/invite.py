@@ -17,7 +17,7 @@ from cohortium.study import toml
 from cohortium.text import escape_control_characters, truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from cohortium.catalog.discovery import Catalog, CatalogEntry
     from cohortium.roles import Role
@@ -84,6 +84,30 @@ def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str,
         raise StudyError(f"{len(failures)} of {len(sites)} sites do not take part:{listed}")
     table = "[data]" if run_config.statistic is None else "[evaluation]"
     return _warnings(accepted, run_config.spec.examples, table)
+
+
+def invite_to_all(exchange: EngineSession, asked: Sequence[PreparedStudy]) -> tuple[str, ...]:
+    """Invite every site to each of several runs, and collect all refusals.
+
+    So a person at a hospital can decide about a study and its evaluation together.
+
+    Returns:
+        Warnings, each once.
+
+    Raises:
+        StudyError: A site does not take part in one of the runs.
+    """
+    found: list[str] = []
+    refused: list[str] = []
+    for prepared in asked:
+        try:
+            found += invite_sites(exchange, prepared)
+        except StudyError as error:
+            table = "" if prepared.run_config.statistic is None else "[evaluation]: "
+            refused.append(f"{table}{error}")
+    if refused:
+        raise StudyError("\n".join(refused))
+    return tuple(dict.fromkeys(found))
 
 
 def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int, table: str) -> tuple[str, ...]:

@@ -21,17 +21,18 @@ from hypothesis import strategies as st
 from cohortium import Federation
 from cohortium.data.npz import DATA_FOLDER
 from cohortium.deployment import rehearsal
+from cohortium.deployment.active_runs import IDLE_TIMEOUT, MAX_ACTIVE_RUNS
 from cohortium.deployment.admission import MAX_THREADS, NoEngine
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.deployment.site_server import IDLE_TIMEOUT, MAX_ACTIVE_RUNS, SiteServer
+from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.protocols import Dataset
 from cohortium.rounds.coordinator import Coordinator
-from cohortium.runs.invite import build_invitation, collect_versions, invite_sites
+from cohortium.runs.invite import build_invitation, collect_versions, invite_sites, invite_to_all
 from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file, toml
 from cohortium_fedsgd import FedSGD
@@ -803,6 +804,14 @@ def test_invite_error_lists_each_site_problem(dealt: Path) -> None:
     }
     with pytest.raises(StudyError, match="3 of 3"):
         invite_sites(Line(lies), ready)
+
+
+def test_all_runs_are_asked_for_before_a_refusal_is_told(dealt: Path) -> None:
+    ready = Federation.read(dealt / "study.toml").prepare()
+    refusals = {n: encode(Refusal(0, 0, "approval", f"site {n} waits.")) for n in range(3)}
+    with pytest.raises(StudyError) as error:
+        invite_to_all(Line(refusals), [ready, ready])
+    assert str(error.value).count("3 of 3 sites do not take part") == 2
 
 
 def test_invite_warns_of_size_and_version_differences(dealt: Path) -> None:

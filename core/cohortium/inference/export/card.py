@@ -11,6 +11,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.data.scores import DECIMALS, metric_name
 from cohortium.errors import DataError
 from cohortium.privacy.guarantee import Guarantee
+from cohortium.runs.signatures import seen_signatures, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -300,6 +301,10 @@ def _limits(classifier: Classifier) -> Iterator[str]:
 def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
     assert classifier.result is not None
     yield f"SHA-256 over the weights by name: `{classifier.sha256}`."
+    if told := summarize(
+        seen_signatures(classifier.folder), covers_weights=classifier.chosen is None
+    ):
+        yield f"{told[:1].upper()}{told[1:]}"
     yield _table(("file", "SHA-256"), ((name, f"`{sha}`") for name, sha in exported.hashes.items()))
     versions = classifier.result.get("versions", {})
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."

@@ -1,0 +1,77 @@
+"""`cohortium sign`: signatures under the result of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cohortium.cli._options import RunFolder
+from cohortium.errors import RecordError, RequestError
+from cohortium.text import sanitize
+
+if TYPE_CHECKING:
+    from cohortium.deployment.site_config import SiteConfig
+
+
+def sign(
+    folder: RunFolder,
+    *,
+    key: Annotated[
+        Path | None, typer.Option(help="Sign as the coordinator, with this key of `keygen`.")
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="Countersign as the site of this site file.")
+    ] = None,
+    session: Annotated[
+        str, typer.Option(help="First digits of the run's session in the site's trail.")
+    ] = "",
+    key_directory: Annotated[
+        Path | None, typer.Option(help="The sites' public keys, to compare signatures with.")
+    ] = None,
+) -> None:
+    """Sign the result of a run, or show who has signed it.
+
+    A signature covers `result.json` and the digest of the weights. A site countersigns only a run
+    in which it made releases, as its own trail says.
+
+    Examples:
+      cohortium sign runs/first --key lead.pem
+      cohortium sign runs/first --site site.toml --session 9f0c52ab
+      cohortium sign runs/first --key-directory directory.txt
+    """
+    from cohortium.crypto.signing import KeyDirectory, SigningKey
+    from cohortium.deployment.site_config import SiteConfig
+    from cohortium.inference.classifier import Classifier
+    from cohortium.runs.signatures import seen_signatures, sign_result
+
+    if key is not None and site is not None:
+        raise RequestError("--key signs as the coordinator, and --site as a site; give one.")
+    if (site is None) != (not session):
+        raise RequestError("a site names the run that it countersigns; give --site and --session.")
+    if key is not None:
+        # Not before the weights there are seen to be those of the result.
+        Classifier.open(folder)
+        sign_result(folder, SigningKey.read(key))
+    elif site is not None:
+        _countersign(folder, SiteConfig.read(site), session)
+    directory = None if key_directory is None else KeyDirectory.read(key_directory)
+    seen = seen_signatures(folder, directory)
+    for each in seen:
+        typer.echo(sanitize(str(each)))
+    if not seen:
+        typer.echo("nobody has signed this result")
+    if not all(each.is_valid and each.is_vouched is not False for each in seen):
+        raise RecordError("a signature is not valid for this result.")
+
+
+def _countersign(folder: Path, site_config: SiteConfig, digits: str) -> None:
+    from cohortium.deployment.audit_trail import released_in
+    from cohortium.runs.signatures import sign_result
+
+    key = site_config.key
+    if key is None:
+        raise RequestError("the site file names no signing_key, so the site cannot sign.")
+    session, releases = released_in(site_config.folder / site_config.trail, key.public, digits)
+    sign_result(folder, key, site=site_config.id, session=session, releases=releases)

@@ -1,0 +1,248 @@
+"""Signatures under a run's result: its coordinator's, and those of sites that took part.
+
+The file `signatures.json` is next to `result.json`. The coordinator signs with a key of its own,
+and a site with the key that the directory has.
+
+Guarantees:
+    A signature covers every byte of `result.json`, the digest of the final weights, and the role of
+    the signer. It is valid for no other result, role or site.
+
+    A signature says that the holder of the key vouches for these bytes. It is no proof that they
+    are right, and a key is only as trustworthy as the comparison with one that is known.
+
+    A site's signature also states the session in which it made releases, and their number. The
+    site's own trail has both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import msgspec
+from attrs import frozen
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cohortium.errors import RecordError, RequestError, RunError
+from cohortium.runs.dataset_info import read_result
+from cohortium.runs.result import RESULT
+from cohortium.storage.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cohortium.crypto.signing import KeyDirectory, SigningKey
+
+SIGNATURES: Final = "signatures.json"
+"""The file of the signatures."""
+
+MAX_SIGNATURES: Final = 10_000
+
+_MAX_BYTES: Final = 1 << 23
+
+_SIGNED: Final = b"cohortium result 1\x1f"
+
+Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One signature.
+
+    Attributes:
+        role: Role of the signer.
+        site: Number of the site, or 0 for the coordinator.
+        session: Session of the run in which a site made releases, or "".
+        releases: Number of those releases.
+        result_sha256: Hash of `result.json`.
+        weights_sha256: Digest of the final weights.
+        key: The signer's public key.
+        signature: Signature of all other fields.
+    """
+
+    role: Literal["coordinator", "site"]
+    site: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    session: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    releases: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    result_sha256: Hash
+    weights_sha256: Hash
+    key: Hash
+    signature: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{128})?$")] = ""
+
+    @property
+    def signed_text(self) -> bytes:
+        """The text that the signature covers."""
+        fields = msgspec.structs.asdict(self)
+        del fields["signature"]
+        return _SIGNED + msgspec.json.encode(fields)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the key made the signature."""
+        try:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.key))
+            key.verify(bytes.fromhex(self.signature), self.signed_text)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@frozen(kw_only=True)
+class SeenSignature:
+    """A signature, compared with the result next to it.
+
+    Attributes:
+        made: The signature.
+        is_valid: Whether its key has signed this result.
+        is_vouched: Whether the directory gives its site this key. None without a directory, and for
+            the coordinator, whose key is in none.
+    """
+
+    made: Signature
+    is_valid: bool
+    is_vouched: bool | None = None
+
+    @property
+    def who(self) -> str:
+        """The signer: "the coordinator", or "site" and its number."""
+        return "the coordinator" if self.made.role == "coordinator" else f"site {self.made.site}"
+
+    def __str__(self) -> str:
+        if not self.is_valid:
+            return f"{self.who}: NOT VALID for this result"
+        vouched = {None: "", True: ", as in the directory", False: ", NOT as in the directory"}
+        text = f"{self.who}: key {self.made.key[:16]}…{vouched[self.is_vouched]}"
+        if self.made.role == "site":
+            text += f", {self.made.releases:,} releases in run {self.made.session[:8]}"
+        return text
+
+
+def sign_result(
+    folder: Path,
+    key: SigningKey,
+    *,
+    site: int | None = None,
+    session: bytes = b"",
+    releases: int = 0,
+) -> Signature:
+    """Sign the result in `folder`, and store the signature there.
+
+    It replaces an earlier signature of the same signer.
+
+    Args:
+        folder: Folder of a finished run.
+        key: The signer's key.
+        site: Number of the signing site. None signs as the coordinator.
+        session: Session of the run in which the site made releases.
+        releases: Number of those releases.
+
+    Raises:
+        RequestError: The run is not finished.
+        RecordError: The signatures there are damaged, or too many.
+        RunError: The signature cannot be written.
+    """
+    found = _digests(folder)
+    if found is None:
+        raise RequestError(f"the run in {folder} is not finished, so there is nothing to sign.")
+    result, weights = found
+    made = Signature(
+        role="coordinator" if site is None else "site",
+        site=site or 0,
+        session=session.hex(),
+        releases=releases,
+        result_sha256=result,
+        weights_sha256=weights,
+        key=key.public.hex(),
+    )
+    made = msgspec.structs.replace(made, signature=key.sign(made.signed_text).hex())
+    others = [each for each in _read(folder) if (each.role, each.site) != (made.role, made.site)]
+    if len(others) >= MAX_SIGNATURES:
+        raise RecordError(f"{folder / SIGNATURES} has {MAX_SIGNATURES} signatures already.")
+    data = msgspec.json.format(msgspec.json.encode([*others, made]), indent=1)
+    try:
+        atomic_write(folder / SIGNATURES, data + b"\n")
+    except OSError as error:
+        raise RunError(f"cannot write {folder / SIGNATURES}: {error.strerror}.") from error
+    return made
+
+
+def seen_signatures(
+    folder: Path, directory: KeyDirectory | None = None
+) -> tuple[SeenSignature, ...]:
+    """Return the signatures in `folder`, the coordinator's first.
+
+    Args:
+        folder: Folder of a run.
+        directory: The sites' public keys, or None.
+
+    Raises:
+        RecordError: The file of signatures is damaged.
+    """
+    made = _read(folder)
+    digests = _digests(folder) if made else None
+    found = [
+        SeenSignature(
+            made=each,
+            is_valid=each.is_valid and digests == (each.result_sha256, each.weights_sha256),
+            is_vouched=_is_vouched(each, directory),
+        )
+        for each in made
+    ]
+    return tuple(sorted(found, key=lambda seen: (seen.made.role, seen.made.site)))
+
+
+def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> str:
+    """Return whose signatures were seen, in one sentence, or "" without any.
+
+    Args:
+        seen: The signatures.
+        covers_weights: Whether the used weights are the final ones, which a result names.
+    """
+    valid = [each.who for each in seen if each.is_valid and each.is_vouched is not False]
+    broken = [each.who for each in seen if not (each.is_valid and each.is_vouched is not False)]
+    parts = []
+    if valid:
+        parts.append(f"signed by {', '.join(valid)}")
+    if broken:
+        parts.append(f"NOT validly signed by {', '.join(broken)}")
+    if not parts:
+        return ""
+    rest = "" if covers_weights else ", which does not cover the weights of the best round"
+    return f"the result is {' and '.join(parts)}{rest}."
+
+
+def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:
+    if directory is None or made.role == "coordinator":
+        return None
+    known = directory.keys[made.site] if made.site < len(directory.keys) else None
+    return known == bytes.fromhex(made.key)
+
+
+def _digests(folder: Path) -> tuple[str, str] | None:
+    """Return the hash of the result and the digest of its weights, or None without a result."""
+    result = read_result(folder)
+    if result is None:
+        return None
+    try:
+        data = (folder / RESULT).read_bytes()
+    except OSError as error:
+        raise RecordError(f"cannot read {folder / RESULT}: {error.strerror}.") from error
+    return hashlib.sha256(data).hexdigest(), str(result.get("weights_sha256", ""))
+
+
+def _read(folder: Path) -> list[Signature]:
+    path = folder / SIGNATURES
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        found = msgspec.json.decode(data[:_MAX_BYTES], type=list[Signature])
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise RecordError(f"{path} is damaged: it holds no signatures.") from error
+    if len(found) > MAX_SIGNATURES:
+        raise RecordError(f"{path} has more than {MAX_SIGNATURES} signatures.")
+    return found
