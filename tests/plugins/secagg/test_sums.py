@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cohortium.plugin import MessageError, RingSum, TooFewSitesError, decode, encode
 from cohortium.ring.ring import PACK_BLOCK
@@ -175,9 +176,9 @@ def made_up(aggregation: InMemoryAggregation, how: str) -> RingSum:
             attempt.mac_agreement_key.public, label
         )
         return {
-            "changed": [encode(Vector(memoryview(packed), vector.tag))],
+            "changed": [encode(replace(vector, packed=memoryview(packed)))],
             "with a key of their own": [
-                encode(Vector(memoryview(packed), tag(key, memoryview(packed))))
+                encode(replace(vector, packed=packed, tag=tag(key, memoryview(packed))))
             ],
             "of another site": [seen.vectors[1]],
             "of an older attempt": [seen.vectors[2]],
