@@ -276,7 +276,8 @@ class AdversarialNetwork:
         pair = KeyPair(b"the coordinator of all attempts.")
         for site in some:
             self._forge(site, AdvertiseKeysRequest(self.attempt, pair.public))
-        told = {site: attempt.view.keys[site] for site in some if site in attempt.view.keys}
+        fresh = {} if attempt.view is None else attempt.view.keys
+        told = {site: fresh[site] for site in some if site in fresh}
         if attempt.prepared is not None:
             told |= {site: attempt.prepared.keys[site] for site in others}
         sealed: dict[int, dict[int, bytes]] = {}
@@ -336,7 +337,7 @@ class AdversarialNetwork:
         self, site: int, ask: SiteRequest, request: Message, message: Message, attempt: Attempt
     ) -> None:
         """What an answer has for the next attempt, which was drawn for the next round."""
-        told = None
+        told: Message | None = None
         if isinstance(message, Vector):
             told = message.next_keys
         elif isinstance(message, Unmasking):
