@@ -24,8 +24,8 @@ class SecAggCoordinator:
         neighbours.
         Only a site's first reply to a request counts.  If it is malformed, the site has dropped
         out.  If some shares in a reply are wrong, the others are kept.
-        Keys and shares that came with one attempt serve the next one alone, and only if that
-        follows at once, at the next round, among the same sites, and none of them is missing.
+        Keys and shares that came with one attempt serve the next one alone.  It must follow at
+        once, at the next round, among the same sites, and no site's shares may be missing.
     """
 
     def __init__(self, protocol: ProtocolParameters, secret: Randomness, *, threads: int) -> None:
