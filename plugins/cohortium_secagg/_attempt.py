@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError
+from cohortium_secagg._keys import KEY_BYTES, KeyPair
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from cohortium.plugin import KeyStream, SiteId
+    from cohortium.plugin import KeyStream, Randomness, SiteId
     from cohortium_secagg._graph import Graph
-    from cohortium_secagg._keys import KeyPair
     from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
+    from cohortium_secagg._stages import ShareKeys
 
 
 @frozen(eq=False)
@@ -37,6 +38,40 @@ class Attempt:
     shuffle: KeyStream
     mac_agreement_key: KeyPair
     threads: int
+    _secret: Randomness = field(repr=False)
+
+    @classmethod
+    def fresh(
+        cls,
+        protocol: ProtocolParameters,
+        scope: AttemptLabel,
+        sites: frozenset[SiteId],
+        secret: Randomness,
+        *,
+        threads: int,
+        use: str = "set-up",
+    ) -> Attempt:
+        """Draw the coordinator's secrets of an attempt, for one `use` of one source `secret`."""
+        own = secret.derive(use, scope.round, scope.attempt)
+        key = KeyPair(own.secret_bytes(KEY_BYTES, "tagging"))
+        return cls(protocol, scope, sites, own.stream("graph"), key, threads, secret)
+
+    def following(self, sites: Collection[SiteId]) -> Attempt | None:
+        """Return the attempt to prepare while `sites` take part in this one, or None.
+
+        Only an attempt among the same sites can be prepared.
+        """
+        federation_spec = self.protocol.config.federation_spec
+        if (
+            federation_spec.cohort_size != federation_spec.sites
+            or self.scope.round + 1 >= federation_spec.rounds
+            or self.sites != frozenset(sites)
+        ):
+            return None
+        scope = self.scope.following
+        return Attempt.fresh(
+            self.protocol, scope, self.sites, self._secret, threads=self.threads, use="prepared"
+        )
 
     @property
     def statements(self) -> Statements:
@@ -119,9 +154,15 @@ class Failed(Stage):
 
 @frozen(eq=False)
 class Finished(Stage):
-    """The attempt is complete: there is a sum."""
+    """The attempt is complete: there is a sum.
+
+    Attributes:
+        total: The sum.
+        prepared: The next attempt with the shares for it that have come, if any was prepared.
+    """
 
     total: RingSum
+    prepared: ShareKeys | None = None
 
 
 @frozen(eq=False, kw_only=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         ConsistencyCheck,
         ConsistencyRequest,
         Keys,
-        ShareKeysAmongAllRequest,
+        Shares,
         SignedKeys,
         Unmasking,
     )
@@ -43,14 +43,14 @@ class SurvivorSigner:
         return self.statements.sign_keys(self.identity, state.site_attempt.site, state.keys)
 
     def admit(
-        self, state: Advertised, request: ShareKeysAmongAllRequest
+        self, state: Advertised, signed: Mapping[SiteId, SignedKeys]
     ) -> tuple[SiteAttempt, Mapping[SiteId, Keys]]:
-        """Return the attempt with its roster, and the other sites' keys.
+        """Return the attempt with the roster of `signed` keys, and the other sites' keys.
 
         Raises:
             RefusalError: The roster has other keys for this site, or keys that no site signed.
         """
-        site, roster = state.site_attempt.site, dict(request.roster)
+        site, roster = state.site_attempt.site, dict(signed)
         digest = self.statements.roster_digest(roster)
         own = roster.pop(site, None)
         if own is None or (own.sealing, own.masking) != (state.keys.sealing, state.keys.masking):
@@ -89,14 +89,16 @@ class Confirmed:
     masked: Masked
     survivors: frozenset[SiteId]
 
-    def open(self, request: ConfirmedUnmaskRequest) -> Unmasking:
+    def open(self, request: ConfirmedUnmaskRequest, next_shares: Shares | None = None) -> Unmasking:
         """Return the shares once enough others have signed for the same sum.
+
+        The sealed shares of the next attempt, `next_shares`, are sent with them.
 
         Raises:
             RefusalError: Fewer than `threshold` sites have signed.
         """
         self.check_signatures(request.signatures)
-        return self.masked.shares_for(self.survivors)
+        return self.masked.shares_for(self.survivors, next_shares)
 
     def check_signatures(self, signatures: Mapping[SiteId, bytes]) -> None:
         """Refuse to open a sum with fewer than `threshold` signatures for it."""

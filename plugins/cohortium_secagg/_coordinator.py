@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from cohortium.plugin import MessageError, StageRequests, TooFewSitesError
 from cohortium_secagg._attempt import Attempt, Failed, Finished
-from cohortium_secagg._keys import KEY_BYTES, KeyPair
 from cohortium_secagg._stages import Setup
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ class SecAggCoordinator:
         neighbours.
         Only a site's first reply to a request counts.  If it is malformed, the site has dropped
         out.  If some shares in a reply are wrong, the others are kept.
+        Keys and shares that came with one attempt serve the next one alone.  It must follow at
+        once, at the next round, among the same sites, and no site's shares may be missing.
     """
 
     def __init__(self, protocol: ProtocolParameters, secret: Randomness, *, threads: int) -> None:
@@ -37,13 +38,14 @@ class SecAggCoordinator:
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002 - the contract's name
         """Begin an attempt among `sites`, and forget any earlier one."""
-        scope = self._protocol.scope(round, attempt)
-        shuffle = self._secret.stream("graph", round, attempt)
-        mac_agreement_key = KeyPair(self._secret.secret_bytes(KEY_BYTES, "tagging", round, attempt))
-        asked = frozenset(sites)
-        self._stage = Setup(
-            Attempt(self._protocol, scope, asked, shuffle, mac_agreement_key, self._threads)
-        )
+        scope, asked = self._protocol.scope(round, attempt), frozenset(sites)
+        prepared = self._stage.prepared if isinstance(self._stage, Finished) else None
+        if prepared is not None and prepared.is_complete(scope, asked):
+            self._stage = prepared
+        else:
+            self._stage = Setup(
+                Attempt.fresh(self._protocol, scope, asked, self._secret, threads=self._threads)
+            )
         self._waiting = set()
 
     def next_requests(self) -> StageRequests:

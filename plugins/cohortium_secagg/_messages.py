@@ -13,6 +13,12 @@ Against a coordinator that lies, there is one exchange more:
     ConsistencyRequest       → ConsistencyCheck  a signature for one set of survivors
     ConfirmedUnmaskRequest   → Unmasking         once enough have signed
 
+The keys and the shares of the next attempt ride with the last of these (fields `next_…`).  If they
+are complete, the next attempt begins with MaskedVectorRequest:
+
+    MaskedVectorRequest                     → Vector     and the public keys of the next attempt
+    UnmaskRequest or ConfirmedUnmaskRequest → Unmasking  and its sealed shares
+
 A request that is the same for all sites is the common part.  Any other request is each site's own
 part.
 """
@@ -115,9 +121,12 @@ class MaskedVectorRequest(Request, frozen=True, tag="masked-vector-request"):
 
     Attributes:
         sealed: Sealed shares by sender.
+        next_tagging: The coordinator's public key for the tags of the next attempt.  With it, the
+            request is also one for keys of that attempt.
     """
 
     sealed: Annotated[dict[Site, Sealed], _Bounded]
+    next_tagging: Key | None = None
 
 
 class Vector(Message, frozen=True, tag="masked-vector"):
@@ -128,19 +137,27 @@ class Vector(Message, frozen=True, tag="masked-vector"):
         tag: Tag of `packed`, under a key of this attempt that only the site and the coordinator can
             derive.  A vector that is damaged on its way, replayed or made up drops its site and
             leaves the sum exact.
+        next_keys: The site's public keys of the next attempt, if they are asked for.
     """
 
     packed: memoryview
     tag: Tag
+    next_keys: Keys | SignedKeys | None = None
 
 
 class UnmaskRequest(Request, frozen=True, tag="unmask-request"):
     """Request to open the sum over `survivors`, in rising order.
 
     A neighbour either survived or did not, so no request can ask for both of its secrets.
+
+    Attributes:
+        survivors: Sites of the sum.
+        next_neighbours: Keys of the neighbours of the next attempt.  With them, the request is also
+            one to share the secrets of that attempt.
     """
 
     survivors: Annotated[tuple[Site, ...], _Bounded]
+    next_neighbours: Annotated[dict[Site, Keys], _Bounded] | None = None
 
 
 class ConsistencyRequest(Request, frozen=True, tag="consistency-request"):
@@ -159,16 +176,30 @@ class ConsistencyCheck(Message, frozen=True, tag="consistency-check"):
 
 
 class ConfirmedUnmaskRequest(Request, frozen=True, tag="confirmed-unmask-request"):
-    """Request to open the sum that the sites named here signed for."""
+    """Request to open the sum that the sites named here signed for.
+
+    Attributes:
+        signatures: Signatures by site.
+        next_roster: Signed keys of the next attempt.  With them, the request is also one to share
+            the secrets of that attempt among all on this roster.
+    """
 
     signatures: Annotated[dict[Site, Signature], _Bounded]
+    next_roster: Annotated[dict[Site, SignedKeys], _Bounded] | None = None
 
 
 class Unmasking(Message, frozen=True, tag="unmasking-shares"):
-    """Shares of survivors' mask seeds and of the other neighbours' masking keys."""
+    """Shares of survivors' mask seeds and of the other neighbours' masking keys.
+
+    Attributes:
+        seeds: Shares of mask seeds, by their sites.
+        keys: Shares of masking keys, by their sites.
+        next_shares: The site's sealed shares of the next attempt, if they are asked for.
+    """
 
     seeds: Annotated[dict[Site, Share], _Bounded]
     keys: Annotated[dict[Site, Share], _Bounded]
+    next_shares: Shares | None = None
 
 
 class CompletedStage(Message, frozen=True, tag="completed-stage"):
@@ -200,4 +231,4 @@ ACTIVE_REQUESTS: tuple[type[Request], ...] = (
 
 def max_message_bytes(entries: int) -> int:
     """Return more bytes than any message with `entries` entries takes, vectors aside."""
-    return 512 + 256 * entries
+    return 512 + 320 * entries

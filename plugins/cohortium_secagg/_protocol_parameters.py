@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cohortium_secagg import SecAgg
     from cohortium_secagg._parameter_selection import Sharing
 
-PROTOCOL = b"cohortium secagg 2\x00"
+PROTOCOL = b"cohortium secagg 3\x00"
 """Start of every label.  A key of another protocol, or of another version of this one, differs."""
 
 
@@ -37,6 +37,11 @@ class AttemptLabel:
         """Return the label that binds a derived key or a ciphertext."""
         numbers = struct.pack(f">{2 + len(sites)}Q", self.round, self.attempt, *sites)
         return PROTOCOL + purpose.encode() + b"\x00" + self.session + numbers
+
+    @property
+    def following(self) -> AttemptLabel:
+        """The label of the attempt that follows a complete one."""
+        return AttemptLabel(self.session, self.round + 1, self.attempt + 1)
 
     def digest(self, purpose: str, data: bytes, *sites: SiteId) -> bytes:
         """Return a hash that fixes `data` of `sites` in this attempt.

@@ -45,14 +45,18 @@ from cohortium_secagg._site_states import Advertised, Masked, Shared, SiteAttemp
 from cohortium_secagg._statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from cohortium.plugin import Message, RingVector, SiteContext, SiteRequest
+    from cohortium.plugin import Message, RingVector, SiteContext, SiteId, SiteRequest
+    from cohortium_secagg._messages import Keys, Shares, SignedKeys
     from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
 
 State: TypeAlias = Advertised | Shared | Masked | Confirmed
 """State of a site after a request.  Each kind of state allows one answer."""
+
+Prepared: TypeAlias = Advertised | Shared
+"""State of a site in the next attempt, while this one runs."""
 
 DUE = (
     (Advertised, ShareKeysRequest | ShareKeysAmongAllRequest),
@@ -71,6 +75,9 @@ class SecAggSite:
         further, so a refused request ends the attempt for this site.
         A site forgets an attempt's secrets with its unmasking, or when the next attempt begins.
         (It drops the last reference.  Python does not overwrite the memory.)
+        It draws the secrets of the next attempt with its vector, if it is asked to.  They serve
+        the next attempt at the next round alone, and at most once.  A full set-up of any attempt
+        drops them, and they are never written.
         The fact that it has masked, or unmasked, is durable before the reply.  After a restart it
         takes no further part in any attempt in which it had masked, nor in an earlier one.
         It opens at most one sum an attempt.  For that sum it gives either a neighbour's mask seed
@@ -88,6 +95,7 @@ class SecAggSite:
         self._answered = AnsweredAttempts(site_context.journal, protocol.config.session)
         self._latest = self._answered.latest
         self._state: State | None = None
+        self._prepared: Prepared | None = None
 
     def handle(self, request: SiteRequest, release: Callable[[], RingVector]) -> bytes:
         """Return the reply to one request.
@@ -105,6 +113,7 @@ class SecAggSite:
             )
         if isinstance(message, AdvertiseKeysRequest):
             return encode(self._begin(request, message))
+        self._enter_prepared(request, message)
         if (request.attempt, request.round) != self._latest:
             raise RefusalError(
                 SecAggRefusalCode.ATTEMPT, "the request is of an attempt that was not started here."
@@ -119,14 +128,38 @@ class SecAggSite:
     def _begin(self, ask: SiteRequest, request: AdvertiseKeysRequest) -> Message:
         self._require_later(ask)
         self._latest = (ask.attempt, ask.round)
-        scope, site = self._protocol.scope(ask.round, ask.attempt), self._member.site
+        self._forget()
+        scope = self._protocol.scope(ask.round, ask.attempt)
+        self._state = self._advertised(scope, request.tagging, "set-up")
+        return self._public_keys(self._state)
+
+    def _forget(self) -> None:
+        """Drop all secrets, of the attempt before and of a prepared one."""
+        self._state = self._prepared = None
+
+    def _enter_prepared(self, ask: SiteRequest, request: Request) -> None:
+        """Begin the prepared attempt if `request` is its first one."""
+        prepared = self._prepared
+        if (
+            isinstance(request, MaskedVectorRequest)
+            and isinstance(prepared, Shared)
+            and prepared.scope == self._protocol.scope(ask.round, ask.attempt)
+        ):
+            self._latest = (ask.attempt, ask.round)
+            self._forget()
+            self._state = prepared
+
+    def _advertised(self, scope: AttemptLabel, tagging: bytes, use: str) -> Advertised:
+        """Draw the keys of an attempt, for one `use` of this site's secrets."""
+        site = self._member.site
         site_attempt = SiteAttempt(self._protocol, scope, site, threads=self._threads)
-        secret = self._member.secret.derive(ask.round, ask.attempt, site)
-        self._state = None
-        self._state = Advertised.fresh(site_attempt, secret, coordinator=request.tagging)
+        secret = self._member.secret.derive(use, scope.round, scope.attempt, site)
+        return Advertised.fresh(site_attempt, secret, coordinator=tagging)
+
+    def _public_keys(self, state: Advertised) -> Keys | SignedKeys:
         if not self._protocol.is_active:
-            return self._state.keys
-        return self._signer(site_attempt.scope).sign(self._state)
+            return state.keys
+        return self._signer(state.site_attempt.scope).sign(state)
 
     def _signer(self, scope: AttemptLabel) -> SurvivorSigner:
         """Return this site's signer, where the coordinator may lie."""
@@ -134,41 +167,88 @@ class SecAggSite:
         return SurvivorSigner(self._member.identity, Statements(self._protocol.directory, scope))
 
     def _go_on(self, request: Request, vector: Callable[[], RingVector]) -> Message:
-        state, reply = self._step(self._take(request), request, vector)
+        state, prepared, reply = self._step(*self._take(request), request, vector)
         scope = self._protocol.scope(self._latest[1], self._latest[0])
         if isinstance(reply, Vector):
             self._answered.keep(scope, "masked")
         elif isinstance(reply, Unmasking):
             self._answered.keep(scope, "unmasked")
-        self._state = state
+        self._state, self._prepared = state, prepared
         return reply
 
-    def _take(self, request: Request) -> State:
-        """Return the state in which `request` is due, and spend it.
+    def _take(self, request: Request) -> tuple[State, Prepared | None]:
+        """Return the state in which `request` is due and the prepared one, and spend both.
 
-        It is spent for any outcome of the request.
+        They are spent for any outcome of the request.
         """
-        state = self._state
+        state, prepared = self._state, self._prepared
         for due, kinds in DUE:
             if isinstance(state, due) and isinstance(request, kinds):
-                self._state = None
-                return state
+                self._forget()
+                return state, prepared
         raise RefusalError(RefusalCode.OUT_OF_ORDER, f"{type(request).__name__} is not due now.")
 
     def _step(
-        self, state: State, request: Request, vector: Callable[[], RingVector]
-    ) -> tuple[State | None, Message]:
+        self,
+        state: State,
+        prepared: Prepared | None,
+        request: Request,
+        vector: Callable[[], RingVector],
+    ) -> tuple[State | None, Prepared | None, Message]:
+        """Return the next state, the state in the next attempt, and the reply."""
         match state, request:
             case Advertised(), ShareKeysRequest():
-                return state.share(state.site_attempt, request.neighbours)
+                shared, shares = state.share(state.site_attempt, request.neighbours)
+                return shared, None, shares
             case Advertised(), ShareKeysAmongAllRequest():
-                return state.share(*self._signer(state.site_attempt.scope).admit(state, request))
+                shared, shares = self._share_among_all(state, request.roster)
+                return shared, None, shares
             case Shared(), MaskedVectorRequest():
-                return state.mask(request, vector)
+                advertised, keys = self._advertise_next(state.scope, request.next_tagging)
+                masked, vector_reply = state.mask(request, vector, keys)
+                return masked, advertised, vector_reply
             case Masked(), UnmaskRequest():
-                return None, state.unmask(request)
+                following, next_shares = self._share_next(prepared, request)
+                return None, following, state.unmask(request, next_shares)
             case Masked(), ConsistencyRequest():
-                return self._signer(state.site_attempt.scope).consent(state, request)
+                confirmed, check = self._signer(state.site_attempt.scope).consent(state, request)
+                return confirmed, prepared, check
             case Confirmed(), ConfirmedUnmaskRequest():
-                return None, state.open(request)
+                following, next_shares = self._share_next(prepared, request)
+                return None, following, state.open(request, next_shares)
         raise AssertionError(state, request)
+
+    def _share_among_all(
+        self, state: Advertised, roster: Mapping[SiteId, SignedKeys]
+    ) -> tuple[Shared, Shares]:
+        return state.share(*self._signer(state.site_attempt.scope).admit(state, roster))
+
+    def _advertise_next(
+        self, scope: AttemptLabel, tagging: bytes | None
+    ) -> tuple[Advertised | None, Keys | SignedKeys | None]:
+        """Draw keys for the attempt after `scope`, if the coordinator sends its own."""
+        if tagging is None:
+            return None, None
+        state = self._advertised(scope.following, tagging, "prepared")
+        return state, self._public_keys(state)
+
+    def _share_next(
+        self, prepared: Prepared | None, request: UnmaskRequest | ConfirmedUnmaskRequest
+    ) -> tuple[Shared | None, Shares | None]:
+        """Share the secrets of the next attempt, if `request` also asks for that."""
+        match request:
+            case UnmaskRequest(next_neighbours=dict(neighbours)):
+                state = _require_advertised(prepared)
+                return state.share(state.site_attempt, neighbours)
+            case ConfirmedUnmaskRequest(next_roster=dict(roster)):
+                return self._share_among_all(_require_advertised(prepared), roster)
+        return None, None
+
+
+def _require_advertised(prepared: Prepared | None) -> Advertised:
+    """Refuse to share for an attempt for which this site has sent no keys."""
+    if not isinstance(prepared, Advertised):
+        raise RefusalError(
+            RefusalCode.OUT_OF_ORDER, "this site has sent no keys of the next attempt."
+        )
+    return prepared

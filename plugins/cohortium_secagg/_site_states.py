@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import Randomness, RingVector, SiteId
     from cohortium_secagg._masks import Words
-    from cohortium_secagg._messages import MaskedVectorRequest, UnmaskRequest
+    from cohortium_secagg._messages import MaskedVectorRequest, SignedKeys, UnmaskRequest
     from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
 SEED_SHARE, KEY_SHARE = "seed share", "masking key share"
@@ -200,10 +200,21 @@ class Shared:
     own: Pair = field(repr=False)
     neighbours: Mapping[SiteId, Keys]
 
+    @property
+    def scope(self) -> AttemptLabel:
+        """Label of the attempt."""
+        return self.channel.site_attempt.scope
+
     def mask(
-        self, request: MaskedVectorRequest, vector: Callable[[], RingVector]
+        self,
+        request: MaskedVectorRequest,
+        vector: Callable[[], RingVector],
+        next_keys: Keys | SignedKeys | None = None,
     ) -> tuple[Masked, Vector]:
-        """Mask the vector with its own seed and every neighbour that shared."""
+        """Mask the vector with its own seed and every neighbour that shared.
+
+        The public keys of the next attempt, `next_keys`, are sent with it.
+        """
         site_attempt, sealed = self.channel.site_attempt, request.sealed
         site_attempt.check_neighbours(sealed)
         if not sealed.keys() <= self.neighbours.keys():
@@ -223,7 +234,7 @@ class Shared:
         packed = masked(self._released(vector), masks, ring, threads=site_attempt.threads)
         unmasked_neighbours = frozenset(self.neighbours.keys() - sealed.keys())
         return Masked(site_attempt, shares, unmasked_neighbours), Vector(
-            packed, tag(self.mac_key, packed)
+            packed, tag(self.mac_key, packed), next_keys
         )
 
     def _released(self, vector: Callable[[], RingVector]) -> Words:
@@ -252,19 +263,24 @@ class Masked:
     shares: Mapping[SiteId, Pair] = field(repr=False)
     unmasked_neighbours: frozenset[SiteId]
 
-    def unmask(self, request: UnmaskRequest) -> Unmasking:
-        """Return shares of survivors' mask seeds and of the others' masking keys."""
-        self.check(request.survivors)
-        return self.shares_for(frozenset(request.survivors))
+    def unmask(self, request: UnmaskRequest, next_shares: Shares | None = None) -> Unmasking:
+        """Return shares of survivors' mask seeds and of the others' masking keys.
 
-    def shares_for(self, survivors: frozenset[SiteId]) -> Unmasking:
+        The sealed shares of the next attempt, `next_shares`, are sent with them.
+        """
+        self.check(request.survivors)
+        return self.shares_for(frozenset(request.survivors), next_shares)
+
+    def shares_for(
+        self, survivors: frozenset[SiteId], next_shares: Shares | None = None
+    ) -> Unmasking:
         """Return one share for each shareholder's secret.
 
         For one site it never returns both kinds.
         """
         seeds = {peer: seed for peer, (seed, _) in self.shares.items() if peer in survivors}
         keys = {peer: key for peer, (_, key) in self.shares.items() if peer not in survivors}
-        return Unmasking(seeds, keys)
+        return Unmasking(seeds, keys, next_shares)
 
     def check(self, listed: tuple[SiteId, ...]) -> None:
         """Refuse survivors that are impossible or too few."""

@@ -7,6 +7,9 @@ Where the coordinator may lie, it forwards signatures:
     Setup → AdvertiseSignedKeys → ShareKeys
         → CollectVectors → ConsistencyChecking → Unmask → Finished
 
+`CollectVectors` and `Unmask` also take in the keys and the shares of the next attempt, on behalf of
+its own first stages.  If nothing is missing, that attempt begins where `ShareKeys` closes.
+
 A stage takes in replies.  `close` ends it, and returns the next stage and its requests.
 A stage passes on only the data that later stages need.
 """
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import SiteId
     from cohortium_secagg._masks import Words
+    from cohortium_secagg._protocol_parameters import AttemptLabel
 
 
 @frozen(eq=False)
@@ -56,10 +60,9 @@ class Setup(Stage):
         broadcast = encode(
             AdvertiseKeysRequest(attempt.scope.attempt, attempt.mac_agreement_key.public)
         )
-        stage = (
-            AdvertiseSignedKeys(attempt) if attempt.protocol.is_active else AdvertiseKeys(attempt)
+        return _advertise(attempt), StageRequests(
+            broadcast, dict.fromkeys(sorted(attempt.sites), b""), "keys"
         )
-        return stage, StageRequests(broadcast, dict.fromkeys(sorted(attempt.sites), b""), "keys")
 
 
 @frozen(eq=False)
@@ -74,28 +77,34 @@ class AdvertiseKeys(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
-        keys = decode(reply, Keys, limit=max_message_bytes(1))
+        self.keep(site, decode(reply, Keys, limit=max_message_bytes(1)))
+
+    def keep(self, site: SiteId, keys: Keys | None) -> None:
+        """Keep a site's keys.
+
+        Raises:
+            MessageError: They are missing, or their neighbours would refuse them.
+        """
+        if keys is None or isinstance(keys, SignedKeys):
+            raise MessageError(f"site {site} sent no keys of the kind that it was asked for.")
         _require_sound(self.attempt, site, keys)
         self.keys[site] = keys
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Draw the graph, and send each site its neighbours."""
         self.attempt.require(self.keys, "sent keys")
-        degree = self.attempt.protocol.shares - 1
-        graph = Graph.draw(sorted(self.keys), degree, self.attempt.shuffle)
-        neighbours = graph.neighbours()
+        stage = self.share_keys()
         each = {
-            site: encode(
-                ShareKeysRequest(
-                    self.attempt.scope.attempt,
-                    {peer: self.keys[peer] for peer in sorted(neighbours[site])},
-                )
-            )
+            site: encode(ShareKeysRequest(self.attempt.scope.attempt, stage.neighbour_keys(site)))
             for site in sorted(self.keys)
         }
-        return ShareKeys(self.attempt, self.keys, graph, neighbours), StageRequests(
-            b"", each, "shares"
-        )
+        return stage, StageRequests(b"", each, "shares")
+
+    def share_keys(self) -> ShareKeys:
+        """Draw the graph, and return the next stage."""
+        degree = self.attempt.protocol.shares - 1
+        graph = Graph.draw(sorted(self.keys), degree, self.attempt.shuffle)
+        return ShareKeys(self.attempt, self.keys, graph, graph.neighbours())
 
 
 @frozen(eq=False)
@@ -110,7 +119,16 @@ class AdvertiseSignedKeys(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's keys."""
-        keys = decode(reply, SignedKeys, limit=max_message_bytes(1))
+        self.keep(site, decode(reply, SignedKeys, limit=max_message_bytes(1)))
+
+    def keep(self, site: SiteId, keys: Keys | None) -> None:
+        """Keep a site's keys.
+
+        Raises:
+            MessageError: They are missing, or the other sites would refuse them.
+        """
+        if not isinstance(keys, SignedKeys):
+            raise MessageError(f"site {site} sent no keys of the kind that it was asked for.")
         _require_sound(self.attempt, site, keys)
         if not self.attempt.statements.verify_keys(site, keys):
             raise MessageError(f"site {site} sent keys that it has not signed for this attempt.")
@@ -118,14 +136,22 @@ class AdvertiseSignedKeys(Stage):
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Send the roster to every site."""
+        self.attempt.require(self.keys, "sent keys")
+        stage = self.share_keys()
+        broadcast = encode(ShareKeysAmongAllRequest(self.attempt.scope.attempt, stage.roster))
+        return stage, StageRequests(broadcast, dict.fromkeys(stage.roster, b""), "shares")
+
+    def share_keys(self) -> ShareKeys:
+        """Return the next stage, in which all share with all."""
         attempt, sites = self.attempt, sorted(self.keys)
-        attempt.require(sites, "sent keys")
         graph = Graph.draw(sites, len(sites) - 1, attempt.shuffle)
-        roster = {site: self.keys[site] for site in sites}
-        broadcast = encode(ShareKeysAmongAllRequest(attempt.scope.attempt, roster))
-        digest = attempt.statements.roster_digest(roster)
-        stage = ShareKeys(attempt, self.keys, graph, graph.neighbours(), digest)
-        return stage, StageRequests(broadcast, dict.fromkeys(sites, b""), "shares")
+        digest = attempt.statements.roster_digest(self.keys)
+        return ShareKeys(attempt, self.keys, graph, graph.neighbours(), digest)
+
+
+def _advertise(attempt: Attempt) -> AdvertiseKeys | AdvertiseSignedKeys:
+    """Return the stage that collects the public keys of an attempt."""
+    return AdvertiseSignedKeys(attempt) if attempt.protocol.is_active else AdvertiseKeys(attempt)
 
 
 def _require_sound(attempt: Attempt, site: SiteId, keys: Keys) -> None:
@@ -154,14 +180,39 @@ class ShareKeys(Stage):
 
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's sealed shares."""
-        shares = decode(reply, Shares, limit=max_message_bytes(len(self.neighbours[site])))
+        limit = max_message_bytes(len(self.neighbours[site]))
+        self.keep(site, decode(reply, Shares, limit=limit))
+
+    def keep(self, site: SiteId, shares: Shares | None) -> None:
+        """Keep a site's sealed shares.
+
+        Raises:
+            MessageError: They are missing, or not for its neighbours.
+        """
         neighbours = self.neighbours[site]
         holders = neighbours | {site}
-        if shares.sealed.keys() != neighbours or not (
-            shares.seeds.keys() == shares.keys.keys() == holders
+        if (
+            shares is None
+            or shares.sealed.keys() != neighbours
+            or not (shares.seeds.keys() == shares.keys.keys() == holders)
         ):
             raise MessageError(f"site {site} did not share with exactly its neighbours.")
         self.shares[site] = shares
+
+    def neighbour_keys(self, site: SiteId) -> dict[SiteId, Keys]:
+        """Return the keys of a site's neighbours."""
+        return {peer: self.keys[peer] for peer in sorted(self.neighbours[site])}
+
+    @property
+    def roster(self) -> dict[SiteId, SignedKeys]:
+        """The signed keys of all sites, where the coordinator may lie."""
+        return {
+            site: keys for site, keys in sorted(self.keys.items()) if isinstance(keys, SignedKeys)
+        }
+
+    def is_complete(self, scope: AttemptLabel, sites: frozenset[SiteId]) -> bool:
+        """Return whether this is the attempt `scope` among `sites`, and all of them shared."""
+        return self.attempt.scope == scope and self.attempt.sites == sites == self.shares.keys()
 
     def close(self) -> tuple[Stage, StageRequests]:
         """Forward the sealed shares, and ask for vectors."""
@@ -169,11 +220,14 @@ class ShareKeys(Stage):
         self.attempt.require(sites, "shared their secrets with enough neighbours")
         self.attempt.require_whole(self.graph, sites)
         neighbours = {site: self.neighbours[site] & sites for site in sorted(sites)}
+        following = self.attempt.following(sites)
+        tagging = None if following is None else following.mac_agreement_key.public
         each = {
             site: encode(
                 MaskedVectorRequest(
                     self.attempt.scope.attempt,
                     {peer: self.shares[peer].sealed[site] for peer in sorted(peers)},
+                    tagging,
                 )
             )
             for site, peers in neighbours.items()
@@ -189,14 +243,23 @@ class ShareKeys(Stage):
             key_share_commitments={site: self.shares[site].keys for site in sites},
             roster_digest=self.roster_digest,
         )
-        return CollectVectors(masking_graph), StageRequests(b"", each, "vectors")
+        next_keys = None if following is None else _advertise(following)
+        return CollectVectors(masking_graph, next_keys), StageRequests(b"", each, "vectors")
 
 
 @frozen(eq=False)
 class CollectVectors(Stage):
-    """Stage that adds each masked vector to the total, and drops it."""
+    """Stage that adds each masked vector to the total, and drops it.
+
+    Attributes:
+        masking_graph: The sites that mask with each other.
+        next_keys: The stage that takes in keys of the next attempt, or None.
+        total: The sum so far.
+        survivors: Sites in it.
+    """
 
     masking_graph: MaskingGraph
+    next_keys: AdvertiseKeys | AdvertiseSignedKeys | None
     total: Words = field(init=False)
     survivors: set[SiteId] = field(factory=set, init=False)
 
@@ -217,6 +280,8 @@ class CollectVectors(Stage):
         )
         if not verify_tag(key, vector.packed, vector.tag):
             raise MessageError(f"the vector of site {site} is damaged, or of another attempt.")
+        if self.next_keys is not None:
+            self.next_keys.keep(site, vector.next_keys)
         # On one thread: NumPy's loops are so short here that two threads would wait for each other.
         config.ring.add(vector.packed, self.total)
         self.survivors.add(site)
@@ -229,11 +294,20 @@ class CollectVectors(Stage):
             holders = (self.masking_graph.neighbours[site] | {site}) & survivors
             attempt.require_holders(site, holders)
         attempt.require_whole(self.masking_graph.graph, survivors)
-        listed, each = tuple(sorted(survivors)), dict.fromkeys(sorted(survivors), b"")
-        unmask_stage = Unmask(self.masking_graph, self.total, survivors)
+        number, listed = attempt.scope.attempt, tuple(sorted(survivors))
+        each = dict.fromkeys(listed, b"")
+        # Of a part of the sites no attempt is prepared: the others may return.
+        whole = self.next_keys if survivors == attempt.sites else None
+        prepared = None if whole is None else whole.share_keys()
+        unmask_stage = Unmask(self.masking_graph, self.total, survivors, prepared)
         if attempt.protocol.is_active:
-            broadcast = encode(ConsistencyRequest(attempt.scope.attempt, listed))
+            broadcast = encode(ConsistencyRequest(number, listed))
             return ConsistencyChecking(unmask_stage), StageRequests(broadcast, each, "consent")
-        return unmask_stage, StageRequests(
-            encode(UnmaskRequest(attempt.scope.attempt, listed)), each, "unmasking"
-        )
+        if prepared is None:
+            broadcast = encode(UnmaskRequest(number, listed))
+            return unmask_stage, StageRequests(broadcast, each, "unmasking")
+        each = {
+            site: encode(UnmaskRequest(number, listed, prepared.neighbour_keys(site)))
+            for site in listed
+        }
+        return unmask_stage, StageRequests(b"", each, "unmasking")

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cohortium.plugin import MessageError, RingSum, StageRequests, TooFewSitesError, decode, encode
 from cohortium_secagg._attempt import Finished, MaskingGraph, Stage, named
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import SiteId
     from cohortium_secagg._masks import Words
+    from cohortium_secagg._stages import ShareKeys
 
 MAX_TRIALS = 256
 """Sets of holders tried for one secret, in addition to the first."""
@@ -56,10 +57,13 @@ class ConsistencyChecking(Stage):
                 f"{len(signed)} of {len(self.unmask_stage.survivors)} survivors signed for the "
                 f"sum, but it takes {attempt.protocol.threshold}."
             )
-        broadcast = encode(
-            ConfirmedUnmaskRequest(attempt.scope.attempt, dict(sorted(self.signatures.items())))
-        )
-        return self.unmask_stage, StageRequests(broadcast, dict.fromkeys(signed, b""), "unmasking")
+        # Only those who signed are asked further, so only if all did can the next attempt be ready.
+        prepared = self.unmask_stage.prepared if attempt.sites == self.signatures.keys() else None
+        signatures = dict(sorted(self.signatures.items()))
+        roster = None if prepared is None else prepared.roster
+        broadcast = encode(ConfirmedUnmaskRequest(attempt.scope.attempt, signatures, roster))
+        unmask_stage = evolve(self.unmask_stage, prepared=prepared)
+        return unmask_stage, StageRequests(broadcast, dict.fromkeys(signed, b""), "unmasking")
 
 
 @frozen(eq=False)
@@ -74,11 +78,20 @@ class Unmask(Stage):
         The coordinator leaves out a share that does not match its site's commitment, and names its
         sender.  Any other shareholder's share replaces it.  So wrong shares have no more effect
         than shares that never come.  No more is asked of any site for that.
+
+    Attributes:
+        masking_graph: The sites that mask with each other.
+        total: The sum, under masks.
+        survivors: Sites in it.
+        prepared: The stage that takes in shares of the next attempt, or None.
+        held: Right shares, by the site of the secret and the holder.
+        wrong: Holders that sent wrong shares, by the site of the secret.
     """
 
     masking_graph: MaskingGraph
     total: Words
     survivors: frozenset[SiteId]
+    prepared: ShareKeys | None
     held: dict[SiteId, dict[SiteId, bytes]] = field(factory=dict, init=False)
     wrong: dict[SiteId, set[SiteId]] = field(factory=dict, init=False)
     _interpolations: dict[tuple[SiteId, ...], LagrangeInterpolation] = field(
@@ -88,7 +101,9 @@ class Unmask(Stage):
     def accept(self, site: SiteId, reply: bytes) -> None:
         """Keep a site's shares, except the wrong ones."""
         neighbours = self.masking_graph.neighbours[site]
-        shares = decode(reply, Unmasking, limit=max_message_bytes(len(neighbours)))
+        next_neighbours = () if self.prepared is None else self.prepared.neighbours[site]
+        limit = max_message_bytes(len(neighbours) + len(next_neighbours))
+        shares = decode(reply, Unmasking, limit=limit)
         survived = (neighbours | {site}) & self.survivors
         if shares.seeds.keys() != survived or shares.keys.keys() != neighbours - survived:
             raise MessageError(f"site {site} sent other shares than those it was asked for.")
@@ -101,6 +116,8 @@ class Unmask(Stage):
                 f"site {site} sent shares of the masks of {named(wrong)} that are not those that "
                 "had been committed to; they are left out."
             )
+        if self.prepared is not None:
+            self.prepared.keep(site, shares.next_shares)
 
     def _keep(
         self,
@@ -129,7 +146,8 @@ class Unmask(Stage):
         unmask(self.total, masks, ring, threads=attempt.threads)
         low = self.total.dtype.type((1 << ring.bits) - 1)
         np.bitwise_and(self.total, low, out=self.total)
-        return Finished(RingSum(ring, self.total, tuple(sorted(self.survivors)))), StageRequests()
+        ring_sum = RingSum(ring, self.total, tuple(sorted(self.survivors)))
+        return Finished(ring_sum, self.prepared), StageRequests()
 
     def _own_masks(self) -> Iterator[Mask]:
         for site in sorted(self.survivors):

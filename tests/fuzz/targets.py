@@ -397,7 +397,12 @@ def _attempt(aggregator: SecAgg | Additive | Plain, adversary: str, rng: Random)
             return [data]
         return [stranger(lambda rng: rng.choice((data, rng.choice(seen))), rng)]
 
-    total = aggregation.run(tamper=tamper)
+    number = 0
+    if isinstance(aggregator, SecAgg) and rng.random() < 0.5:
+        # The next attempt then begins with keys and shares of this one.
+        aggregation.run()
+        number = 1
+    total = aggregation.run(tamper=tamper, round_=number, attempt=number)
     # What `plain` and `additive` take is what they add: they cannot tell a vector from another.
     assert not isinstance(aggregator, SecAgg) or aggregation.is_exact(total)
 

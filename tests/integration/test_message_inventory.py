@@ -81,17 +81,22 @@ COVERED: dict[str, str] = {
     "sealed-shares.keys": "hashes of uniform shares of a key that was drawn by the site",
     "masked-vector-request.attempt": PLACE,
     "masked-vector-request.sealed": SEALED,
+    "masked-vector-request.next_tagging": "drawn by the coordinator: a public key",
     "masked-vector.packed": RELEASE,
     "masked-vector.tag": TAG,
+    "masked-vector.next_keys": KEY,
     "unmask-request.attempt": PLACE,
     "unmask-request.survivors": CHOICE,
+    "unmask-request.next_neighbours": KEY,
     "consistency-request.attempt": PLACE,
     "consistency-request.survivors": CHOICE,
     "consistency-check.signature": SIGNED,
     "confirmed-unmask-request.attempt": PLACE,
     "confirmed-unmask-request.signatures": SIGNED,
+    "confirmed-unmask-request.next_roster": KEY,
     "unmasking-shares.seeds": SHARE,
     "unmasking-shares.keys": SHARE,
+    "unmasking-shares.next_shares": "shares sealed between two sites, and hashes of them",
 }
 """Why each field of each message may be sent."""
 

@@ -26,7 +26,7 @@ MESSAGES = {
     "advertise-keys-request": "attempt tagging",
     "attempt-started": "attempt",
     "completed-stage": "session round attempt what",
-    "confirmed-unmask-request": "attempt signatures",
+    "confirmed-unmask-request": "attempt signatures next_roster",
     "consistency-check": "signature",
     "consistency-request": "attempt survivors",
     "identify-reply": "site signature",
@@ -36,8 +36,8 @@ MESSAGES = {
     "key-request": "",
     "keys": "sealing masking",
     "log-opened": "",
-    "masked-vector": "packed tag",
-    "masked-vector-request": "attempt sealed",
+    "masked-vector": "packed tag next_keys",
+    "masked-vector-request": "attempt sealed next_tagging",
     "refusal": "attempt stage code reason",
     "reply": "attempt stage body",
     "request": "session round attempt stage weights body plan_state server_state",
@@ -50,8 +50,8 @@ MESSAGES = {
     "shares-request": "sites keys",
     "signed-keys": "sealing masking signature",
     "sum-request": "",
-    "unmask-request": "attempt survivors",
-    "unmasking-shares": "seeds keys",
+    "unmask-request": "attempt survivors next_neighbours",
+    "unmasking-shares": "seeds keys next_shares",
 }
 
 PRICES = {

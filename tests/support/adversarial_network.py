@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 from numpy.typing import NDArray
 
 from cohortium.plugin import (
@@ -30,17 +30,22 @@ from cohortium.plugin import (
     SiteSession,
     StageRequests,
     TooFewSitesError,
+    decode,
     decode_either,
     encode,
 )
 from cohortium_secagg import SecAgg
+from cohortium_secagg._keys import KeyPair
 from cohortium_secagg._messages import (
     ACTIVE_REQUESTS,
     HONEST_BUT_CURIOUS_REQUESTS,
+    AdvertiseKeysRequest,
     ConfirmedUnmaskRequest,
     ConsistencyCheck,
     ConsistencyRequest,
     Keys,
+    MaskedVectorRequest,
+    ShareKeysAmongAllRequest,
     Shares,
     SignedKeys,
     Unmasking,
@@ -74,13 +79,15 @@ class Envelope:
     reply: bytes | None = None
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Attempt:
-    """What has happened in an attempt.
+    """What has happened in an attempt, and what was prepared for it.
 
     Attributes:
         sites: Those that are asked.
-        view: What a curious coordinator has seen of it.
+        view: What a curious coordinator has seen of it, after a full set-up.
+        prepared: What it has seen of it, after shares that came with the attempt before.
+        set_up: Sites that have begun a full set-up.
         sent: The requests that the coordinator made, by site.
         released: The vectors that left their sites' trainers.
         unmasked: Sites that have given shares.
@@ -88,13 +95,26 @@ class Attempt:
         is_twisted: Whether a site answered what the coordinator had not asked it.
     """
 
-    sites: frozenset[int]
-    view: AdversaryView
+    sites: frozenset[int] = frozenset()
+    view: AdversaryView | None = None
+    prepared: AdversaryView | None = None
+    set_up: set[int] = field(factory=set)
     sent: set[tuple[int, int, bytes, bytes]] = field(factory=set)
     released: dict[int, Words] = field(factory=dict)
     unmasked: set[int] = field(factory=set)
     signed: dict[int, bytes] = field(factory=dict)
-    is_twisted: list[bool] = field(factory=list)
+    is_twisted: bool = False
+
+    @property
+    def views(self) -> list[AdversaryView]:
+        """Both views; no mask of one is a mask of the other."""
+        return [view for view in (self.view, self.prepared) if view is not None]
+
+    def view_of(self, site: int) -> AdversaryView:
+        """Where belongs what `site` says."""
+        view = self.view if site in self.set_up else self.prepared
+        assert view is not None, "a site takes part without a set-up."
+        return view
 
 
 class AdversarialNetwork:
@@ -127,6 +147,7 @@ class AdversarialNetwork:
         self.seen: list[Envelope] = []
         self.attempts: dict[int, Attempt] = {}
         self.round, self.attempt, self.exchanges = 0, -1, 0
+        self.stage, self.is_short = "", False
         self.total: RingSum | None = None
         self.is_over = True
 
@@ -156,21 +177,24 @@ class AdversarialNetwork:
 
     # --- What parties do ------------------------------------------------------------------------
 
-    def open(self, sites: Iterable[int], *, rounds: int = 0) -> None:
-        """Begin an attempt, whatever has become of the one before."""
-        self.round, self.attempt, self.exchanges = self.round + rounds, self.attempt + 1, 0
+    def open(self, sites: Iterable[int], *, rounds: int | None = None) -> None:
+        """Begin an attempt whatever became of the one before, at the next round after a sum."""
+        later = int(self.total is not None) if rounds is None else rounds
+        self.round, self.attempt, self.exchanges = self.round + later, self.attempt + 1, 0
+        self.stage, self.is_short = "", False
         self.total, self.is_over = None, False
         asked = sorted(sites)
-        self.attempts[self.attempt] = Attempt(
-            frozenset(asked),
-            AdversaryView(
-                scope=AttemptLabel(self.config.session, self.round, self.attempt),
-                ring=self.config.ring,
-                length=self.config.length,
-                threshold=self.protocol.threshold,
-            ),
-        )
+        attempt = self.attempts.setdefault(self.attempt, Attempt())
+        attempt.sites, attempt.view = frozenset(asked), self._view(self.round, self.attempt)
         self.coordinator.begin_attempt(self.round, self.attempt, asked)
+
+    def _view(self, round_: int, attempt: int) -> AdversaryView:
+        return AdversaryView(
+            scope=AttemptLabel(self.config.session, round_, attempt),
+            ring=self.config.ring,
+            length=self.config.length,
+            threshold=self.protocol.threshold,
+        )
 
     def move_on(self) -> bool:
         """Let the coordinator ask what comes next; whether it asks anything."""
@@ -179,7 +203,10 @@ class AdversarialNetwork:
         if not requests:
             self._conclude()
             return False
-        assert self.exchanges <= EXCHANGES[self.config.federation_spec.adversary], "it never ends."
+        self.stage = requests.stage
+        self.is_short |= self.exchanges == 1 and self.stage == "vectors"
+        most = EXCHANGES[self.config.federation_spec.adversary] - 2 * self.is_short
+        assert self.exchanges <= most, "it never ends."
         for site, own in requests.per_site.items():
             ask = SiteRequest(
                 round=self.round, attempt=self.attempt, broadcast=requests.broadcast, own=own
@@ -223,7 +250,11 @@ class AdversarialNetwork:
     def restart(self, site: int) -> None:
         """A site loses all but its identity and its journal."""
         self._lives[site] += 1
-        masked = [k for k, attempt in self.attempts.items() if site in attempt.view.masked]
+        masked = [
+            k
+            for k, attempt in self.attempts.items()
+            if any(site in view.masked for view in attempt.views)
+        ]
         self._over[site] = max(masked, default=-1)
         self.sites[site] = self._begun(site)
 
@@ -236,11 +267,36 @@ class AdversarialNetwork:
         for site in told if self.is_active else ():
             self._forge(site, ConfirmedUnmaskRequest(self.attempt, dict(attempt.signed)))
 
-    def _forge(self, site: int, request: Message) -> None:
+    def set_up_again(self, some: Iterable[int], others: Iterable[int]) -> None:
+        """Have `some` begin the attempt anew, up to vectors, on a roster with the prepared others.
+
+        They are told the keys that the others have sent for this attempt before.
+        """
+        attempt, some = self.attempts[self.attempt], sorted(some)
+        pair = KeyPair(b"the coordinator of all attempts.")
+        for site in some:
+            self._forge(site, AdvertiseKeysRequest(self.attempt, pair.public))
+        fresh = {} if attempt.view is None else attempt.view.keys
+        told = {site: fresh[site] for site in some if site in fresh}
+        if attempt.prepared is not None:
+            told |= {site: attempt.prepared.keys[site] for site in others}
+        sealed: dict[int, dict[int, bytes]] = {}
+        for site in some:
+            reply = self._forge(site, ShareKeysAmongAllRequest(self.attempt, dict(told)))
+            if reply is not None:
+                sealed[site] = decode(reply, Shares).sealed
+        for site in some:
+            theirs = {peer: to[site] for peer, to in sealed.items() if site in to}
+            self._forge(site, MaskedVectorRequest(self.attempt, theirs))
+
+    def _forge(self, site: int, request: Message) -> bytes | None:
+        """Ask a site for something; its reply, which does not reach the coordinator, if any."""
         ask = SiteRequest(
             round=self.round, attempt=self.attempt, broadcast=encode(request), own=b""
         )
+        count = len(self.fresh)
         self.deliver(Envelope(site, ask))
+        return self.fresh.pop().reply if len(self.fresh) > count else None
 
     def _release(self, site: int, ask: SiteRequest) -> RingVector:
         released = self.attempts[ask.attempt].released
@@ -257,7 +313,7 @@ class AdversarialNetwork:
         attempt = self.attempts[ask.attempt]
         assert ask.attempt > self._over[site], "a site took part again in what its journal ended."
         if (site, ask.round, ask.broadcast, ask.own) not in attempt.sent:
-            attempt.is_twisted.append(True)
+            attempt.is_twisted = True
         request = decode_either(
             ask.own or ask.broadcast,
             *(ACTIVE_REQUESTS if self.is_active else HONEST_BUT_CURIOUS_REQUESTS),
@@ -265,7 +321,10 @@ class AdversarialNetwork:
         message = decode_either(
             reply, Keys, SignedKeys, Shares, Vector, ConsistencyCheck, Unmasking
         )
-        attempt.view.note(site, request, message)
+        if isinstance(request, AdvertiseKeysRequest):
+            attempt.set_up.add(site)
+        attempt.view_of(site).note(site, request, message)
+        self._note_next(site, ask, request, message, attempt)
         if isinstance(message, ConsistencyCheck):
             attempt.signed[site] = message.signature
         if isinstance(message, Unmasking):
@@ -273,6 +332,23 @@ class AdversarialNetwork:
             assert site not in attempt.unmasked, "a site gave shares twice in an attempt."
             attempt.unmasked.add(site)
             self._check_secrecy(attempt)
+
+    def _note_next(
+        self, site: int, ask: SiteRequest, request: Message, message: Message, attempt: Attempt
+    ) -> None:
+        """What an answer has for the next attempt, which was drawn for the next round."""
+        told: Message | None = None
+        if isinstance(message, Vector):
+            told = message.next_keys
+        elif isinstance(message, Unmasking):
+            told = message.next_shares
+        if told is None:
+            return
+        following = self.attempts.setdefault(ask.attempt + 1, Attempt())
+        if following.prepared is None:
+            following.prepared = self._view(ask.round + 1, ask.attempt + 1)
+        following.prepared.note(site, request, told)
+        following.is_twisted |= attempt.is_twisted
 
     def _check_secrecy(self, attempt: Attempt) -> None:
         """Nothing but one sum can be had, over as many sites as the rules say.
@@ -284,7 +360,7 @@ class AdversarialNetwork:
         federation_spec = self.config.federation_spec
         for helping in combinations(range(federation_spec.sites), federation_spec.max_colluding):
             colluding = frozenset(helping)
-            opened = list(attempt.view.openable(colluding))
+            opened = [group for view in attempt.views for group in view.openable(colluding)]
             assert len(opened) <= 1, "more than one sum can be had."
             for group in opened:
                 assert len(group) >= 2, "a site's vector can be had."
@@ -315,8 +391,10 @@ class AdversarialNetwork:
     def check_attack(self) -> None:
         """The attacker is no straw man: alone, it has the very sum that the coordinator has."""
         assert self.total is not None
-        view = self.attempts[self.attempt].view
-        assert list(view.openable()) == [frozenset(self.total.contributors)]
+        attempt = self.attempts[self.attempt]
+        view = attempt.view_of(self.total.contributors[0])
+        opened = [group for one in attempt.views for group in one.openable()]
+        assert opened == [frozenset(self.total.contributors)]
         assert view.sum_over(self.total.contributors) == self._sum(self.total.contributors)
 
 

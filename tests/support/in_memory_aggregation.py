@@ -56,17 +56,18 @@ class InMemoryAggregation:
             ring=self.ring,
             length=length,
             federation_spec=FederationSpec(
-                sites=sites, cohort_size=sites, examples=100, rounds=9, **terms
+                **{"sites": sites, "cohort_size": sites, "examples": 100, "rounds": 9, **terms}
             ),
             directory=KeyDirectory(tuple(identity.public for identity in identities)),
         )
         self.coordinator = aggregator.coordinator_session(self.config, secret.derive("coordinator"))
-        self.sites = {
-            site: aggregator.site_session(
-                self.config,
-                SiteContext(site=site, secret=secret.derive(site), identity=identities[site]),
-            )
+        self.contexts = {
+            site: SiteContext(site=site, secret=secret.derive(site), identity=identities[site])
             for site in range(sites)
+        }
+        self.sites = {
+            site: aggregator.site_session(self.config, site_context)
+            for site, site_context in self.contexts.items()
         }
         self.vectors: dict[int, Words] = {
             site: np.frombuffer(
@@ -78,6 +79,7 @@ class InMemoryAggregation:
         self.trained: list[int] = []
         self.transcript = hashlib.sha256()
         self.uploads: dict[int, int] = {}
+        self.stages: list[str] = []
 
     def run(
         self,
@@ -86,14 +88,19 @@ class InMemoryAggregation:
         tamper: Tamper = untouched,
         round_: int = 0,
         attempt: int = 0,
+        among: Iterable[int] | None = None,
     ) -> RingSum:
         """One attempt; a site in `lost` answers no more from that stage on."""
-        self.coordinator.begin_attempt(round_, attempt, tuple(self.sites))
+        self.coordinator.begin_attempt(
+            round_, attempt, tuple(self.sites if among is None else among)
+        )
+        self.stages.clear()
         for stage in itertools.count():
             requests = self.coordinator.next_requests()
             if not requests:
                 return self.coordinator.sum()
             self.transcript.update(requests.broadcast)
+            self.stages.append(requests.stage)
             for site, own in requests.per_site.items():
                 if stage >= (lost or {}).get(site, 9):
                     continue

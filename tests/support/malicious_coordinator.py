@@ -41,6 +41,7 @@ from cohortium_secagg._messages import (
     Shares,
     SignedKeys,
     Unmasking,
+    UnmaskRequest,
     Vector,
 )
 from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
@@ -58,7 +59,10 @@ COORDINATOR = KeyPair(b"the coordinator of all attempts.").public
 
 
 class MaliciousCoordinator:
-    """Sites that keep to the protocol, and a coordinator that need not."""
+    """Sites that keep to the protocol, and a coordinator that need not.
+
+    With `prepared`, keys and shares of an attempt come with the attempt before it, which is honest.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class MaliciousCoordinator:
         aggregator: SecAgg | None = None,
         *,
         adversary: str = "active",
+        prepared: bool = False,
         journal: Callable[[int], Journal] = lambda _site: MemoryJournal(),
         **terms: Any,
     ) -> None:
@@ -86,6 +91,8 @@ class MaliciousCoordinator:
             for site in self.all_sites
         }
         self._journal, self._identities, self.lives = journal, identities, 0
+        self.prepared = prepared
+        self._led: set[int] = set()
         self.restart()
         self.begin(0)
 
@@ -107,8 +114,9 @@ class MaliciousCoordinator:
         }
 
     def begin(self, attempt: int) -> None:
-        """Collect anew, in this attempt."""
-        self.attempt = attempt
+        """Collect anew, in this attempt; between two prepared ones is that which prepares."""
+        self.attempt = 2 * attempt + 1 if self.prepared else attempt
+        self.is_ahead = False
         self.keys: dict[int, Any] = {}
         self.sealed: dict[int, Mapping[int, bytes]] = {}
         self.masked: dict[int, Words] = {}
@@ -118,30 +126,88 @@ class MaliciousCoordinator:
 
     @property
     def scope(self) -> AttemptLabel:
-        return AttemptLabel(self.config.session, 0, self.attempt)
+        return self.protocol.scope(self._round(self.attempt), self.attempt)
+
+    def _round(self, attempt: int) -> int:
+        """An attempt is prepared for the next round, and made again at the same."""
+        return attempt if self.prepared else 0
 
     @property
     def protocol(self) -> ProtocolParameters:
         protocol: ProtocolParameters = self.sites[0]._protocol
         return protocol
 
-    def ask(self, site: int, request: Message) -> bytes:
-        ask = SiteRequest(round=0, attempt=self.attempt, broadcast=encode(request), own=b"")
+    def ask(self, site: int, request: Message, attempt: int | None = None) -> bytes:
+        number = self.attempt if attempt is None else attempt
+        ask = SiteRequest(
+            round=self._round(number), attempt=number, broadcast=encode(request), own=b""
+        )
         reply: bytes = self.sites[site].handle(ask, lambda: RingVector(RING, self.vectors[site]))
         return reply
 
     # --- What a coordinator does -----------------------------------------------------------------
 
     def advertise(self, sites: Iterable[int] | None = None) -> dict[int, SignedKeys]:
-        for site in self.all_sites if sites is None else sites:
-            reply = self.ask(site, AdvertiseKeysRequest(self.attempt, COORDINATOR))
-            self.keys[site] = decode(reply, SignedKeys if self.protocol.is_active else Keys)
+        asked = list(self.all_sites if sites is None else sites)
+        self.is_ahead = self.prepared and self.attempt not in self._led
+        if self.is_ahead:
+            self._led.add(self.attempt)
+            self._lead_in(asked)
+        else:
+            self.keys |= {site: self._advertised(site, self.attempt) for site in asked}
         return self.keys
+
+    def _advertised(self, site: int, attempt: int) -> Any:
+        reply = self.ask(site, AdvertiseKeysRequest(attempt, COORDINATOR), attempt)
+        return decode(reply, SignedKeys if self.protocol.is_active else Keys)
+
+    def _lead_in(self, asked: list[int]) -> None:
+        """The attempt before, honestly, up to its unmasking; `asked` send keys with vectors."""
+        before = self.attempt - 1
+        is_cohort = len(asked) >= self.protocol.floor
+        members = asked if is_cohort else list(self.all_sites)
+        keys = {site: self._advertised(site, before) for site in members}
+        sealed = {site: self._shared(site, keys, before).sealed for site in members}
+        for site in members:
+            theirs = {peer: to[site] for peer, to in sealed.items() if site in to}
+            tagging = COORDINATOR if site in asked else None
+            reply = self.ask(site, MaskedVectorRequest(before, theirs, tagging), before)
+            self.keys |= {site: decode(reply, Vector).next_keys} if tagging else {}
+        self.survivors = tuple(sorted(members))
+        self.agreed = {
+            site: self._signed(site, self.survivors, before)
+            for site in (members if self.protocol.is_active else ())
+        }
+
+    def share_one(self, site: int, roster: Mapping[int, Any]) -> Shares:
+        """Have a site share its secrets of this attempt."""
+        if not self.is_ahead:
+            return self._shared(site, roster, self.attempt)
+        before = self.attempt - 1
+        request: Message = ConfirmedUnmaskRequest(before, self.agreed, dict(roster))
+        if not self.protocol.is_active:
+            others = {peer: keys for peer, keys in roster.items() if peer != site}
+            request = UnmaskRequest(before, self.survivors, others)
+        shares = decode(self.ask(site, request, before), Unmasking).next_shares
+        assert shares is not None
+        return shares
+
+    def _shared(self, site: int, roster: Mapping[int, Any], attempt: int) -> Shares:
+        request: Message = ShareKeysAmongAllRequest(attempt, dict(roster))
+        if not self.protocol.is_active:
+            others = {peer: keys for peer, keys in roster.items() if peer != site}
+            request = ShareKeysRequest(attempt, others)
+        return decode(self.ask(site, request, attempt), Shares)
 
     def share(self, roster: Mapping[int, SignedKeys], sites: Iterable[int] | None = None) -> None:
         for site in roster if sites is None else sites:
-            reply = self.ask(site, ShareKeysAmongAllRequest(self.attempt, dict(roster)))
-            self.sealed[site] = decode(reply, Shares).sealed
+            self.sealed[site] = self.share_one(site, roster).sealed
+
+    def pairs(self, site: int) -> tuple[KeyPair, KeyPair]:
+        """The private halves of the keys that a site has sent for this attempt."""
+        session = self.sites[site]
+        state = session._prepared if self.is_ahead else session._state
+        return state.sealing, state.masking
 
     def collect(self, sites: Iterable[int]) -> None:
         for site in sites:
@@ -155,12 +221,12 @@ class MaliciousCoordinator:
 
     def consent(self, sets: Mapping[int, Iterable[int]]) -> dict[int, bytes]:
         return {
-            site: decode(
-                self.ask(site, ConsistencyRequest(self.attempt, tuple(sorted(chosen)))),
-                ConsistencyCheck,
-            ).signature
-            for site, chosen in sets.items()
+            site: self._signed(site, sorted(chosen), self.attempt) for site, chosen in sets.items()
         }
+
+    def _signed(self, site: int, survivors: Iterable[int], attempt: int) -> bytes:
+        request = ConsistencyRequest(attempt, tuple(survivors))
+        return decode(self.ask(site, request, attempt), ConsistencyCheck).signature
 
     def open(self, site: int, signatures: Mapping[int, bytes]) -> None:
         reply = decode(
@@ -217,13 +283,10 @@ class MaliciousCoordinator:
     def impersonate(self, victim: int, roster: Mapping[int, Any], pairs: Pairs) -> list[int]:
         """Play all of the victim's peers, with key pairs that it was told are theirs."""
         told = {**roster, victim: self.keys[victim]}
+        digest = b""
         if self.protocol.is_active:
-            request: Message = ShareKeysAmongAllRequest(self.attempt, told)
             digest = Statements(self.protocol.directory, self.scope).roster_digest(told)
-        else:
-            request = ShareKeysRequest(self.attempt, dict(roster))
-            digest = b""
-        shares = decode(self.ask(victim, request), Shares)
+        shares = self.share_one(victim, told)
         junk = bytes(SHARE_BYTES) * 2
         forged, masks, seeds = {}, [], {}
         for peer, (sealing, masking) in pairs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -20,7 +20,7 @@ from cohortium_secagg._messages import (
 )
 from cohortium_secagg._protocol_parameters import ProtocolParameters
 from cohortium_secagg._site import DUE, SecAggSite
-from cohortium_secagg._site_states import Masked, SiteAttempt
+from cohortium_secagg._site_states import Masked, Shared, SiteAttempt
 from tests.support.malicious_coordinator import (
     COORDINATOR,
     MaliciousCoordinator,
@@ -29,6 +29,8 @@ from tests.support.malicious_coordinator import (
 )
 
 Patch = pytest.MonkeyPatch
+
+Attackers: TypeAlias = Callable[..., MaliciousCoordinator]
 
 
 def difference(larger: list[int], smaller: list[int]) -> list[int]:
@@ -46,17 +48,72 @@ def open_twice(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(0)
 
 
-def test_second_unmasking_is_refused(monkeypatch: Patch) -> None:
-    is_refused("out-of-order", open_twice, MaliciousCoordinator())
+def test_second_unmasking_is_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("out-of-order", open_twice, attackers())
 
     def keep(self: Any, request: object) -> object:
         kept = self.__dict__.setdefault("kept", {})
         kept[type(self._state)] = self._state
-        return next(kept[due] for due, kinds in DUE if isinstance(request, kinds))
+        due = next(kept[due] for due, kinds in DUE if isinstance(request, kinds))
+        return due, self._prepared
 
     monkeypatch.setattr(SecAggSite, "_take", keep)
-    attacker = MaliciousCoordinator()
+    attacker = attackers()
     assert open_twice(attacker) == attacker.true_sum(0)
+
+
+def mask_twice(attacker: MaliciousCoordinator) -> list[int]:
+    """Have the victim mask two vectors with what it has prepared."""
+    attacker.up_to_vectors()
+    first = attacker.masked[0]
+    attacker.vectors[0] = attacker.vectors[0] + attacker.vectors[1]
+    attacker.collect([0])
+    return difference(attacker.masked[0].tolist(), first.tolist())
+
+
+def prepare_and_set_up(attacker: MaliciousCoordinator) -> list[int]:
+    """Have an attempt once with a full set-up, then with what was prepared, but for the victim."""
+    attacker.share(attacker.advertise())
+    prepared, kept = attacker.sealed, attacker.keys
+    attacker.begin(0)
+    attacker.up_to_vectors()
+    attacker.agree_and_open(range(10))
+    first = attacker.recovered_sum(*range(10))
+    attacker.begin(0)
+    attacker.sealed, attacker.keys = prepared, kept
+    attacker.collect(range(10))
+    attacker.agree_and_open(range(1, 10))
+    return difference(first, attacker.recovered_sum(*range(1, 10)))
+
+
+@pytest.mark.parametrize("attack", [mask_twice, prepare_and_set_up])
+def test_second_use_of_prepared_shares_is_refused(
+    attack: Callable[[MaliciousCoordinator], list[int]], monkeypatch: Patch
+) -> None:
+    is_refused("out-of-order", attack, MaliciousCoordinator(prepared=True))
+    enter, begin = SecAggSite._enter_prepared, SecAggSite._begin
+
+    def keep(self: Any) -> dict[Any, Shared]:
+        kept: dict[Any, Shared] = self.__dict__.setdefault("kept", {})
+        if isinstance(self._prepared, Shared):
+            kept[self._prepared.scope] = self._prepared
+        return kept
+
+    def begin_and_keep(self: Any, ask: Any, request: Any) -> Any:
+        keep(self)
+        return begin(self, ask, request)
+
+    def enter_again(self: Any, ask: Any, request: Any) -> None:
+        if not isinstance(self._state, Shared):
+            scope = self._protocol.scope(ask.round, ask.attempt)
+            self._prepared = keep(self).get(scope, self._prepared)
+        enter(self, ask, request)
+
+    monkeypatch.setattr(SecAggSite, "_begin", begin_and_keep)
+    monkeypatch.setattr(SecAggSite, "_enter_prepared", enter_again)
+    attacker = MaliciousCoordinator(prepared=True)
+    victim = attacker.true_sum(1 if attack is mask_twice else 0)
+    assert attack(attacker) == victim
 
 
 def begin_again(attacker: MaliciousCoordinator) -> list[int]:
@@ -70,10 +127,10 @@ def begin_again(attacker: MaliciousCoordinator) -> list[int]:
     return difference(*sums)
 
 
-def test_stale_attempt_is_refused(monkeypatch: Patch) -> None:
-    is_refused("out-of-order", begin_again, MaliciousCoordinator())
+def test_stale_attempt_is_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("out-of-order", begin_again, attackers())
     monkeypatch.setattr(SecAggSite, "_require_later", nothing)
-    attacker = MaliciousCoordinator()
+    attacker = attackers()
     assert begin_again(attacker) == attacker.true_sum(0)
 
 
@@ -91,10 +148,12 @@ def cut_the_power(attacker: MaliciousCoordinator) -> list[int]:
     return difference(first, attacker.recovered_sum(*range(1, 10)))
 
 
-def test_restart_without_journal_reopens_attempt(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_restart_without_journal_reopens_attempt(
+    attackers: Attackers, monkeypatch: Patch, tmp_path: Path
+) -> None:
     def attacker(folder: str) -> MaliciousCoordinator:
         (tmp_path / folder).mkdir()
-        return MaliciousCoordinator(journal=lambda site: FileJournal(tmp_path / folder / f"{site}"))
+        return attackers(journal=lambda site: FileJournal(tmp_path / folder / f"{site}"))
 
     is_refused("out-of-order", cut_the_power, attacker("kept"))
     monkeypatch.setattr(FileJournal, "entries", lambda _journal: ())
@@ -103,20 +162,20 @@ def test_restart_without_journal_reopens_attempt(monkeypatch: Patch, tmp_path: P
 
 
 @pytest.mark.parametrize("end", ["masked", "consented", "unmasked"])
-def test_site_restarted_after_masking_leaves_attempt(end: str) -> None:
+def test_site_restarted_after_masking_leaves_attempt(attackers: Attackers, end: str) -> None:
     journals = [MaliciousCoordinator().sites[0]._member.journal for _ in range(10)]
-    attacker = MaliciousCoordinator(journal=lambda site: journals[site])
+    attacker = attackers(journal=lambda site: journals[site])
     attacker.up_to_vectors()
     signatures = attacker.consent(dict.fromkeys(range(10), range(10))) if end != "masked" else {}
     if end == "unmasked":
         attacker.open(0, signatures)
     attacker.restart()
     for request in (
-        AdvertiseKeysRequest(0, COORDINATOR),
-        ShareKeysAmongAllRequest(0, attacker.keys),
-        MaskedVectorRequest(0, {}),
-        ConsistencyRequest(0, tuple(range(10))),
-        ConfirmedUnmaskRequest(0, signatures),
+        AdvertiseKeysRequest(attacker.attempt, COORDINATOR),
+        ShareKeysAmongAllRequest(attacker.attempt, attacker.keys),
+        MaskedVectorRequest(attacker.attempt, {}),
+        ConsistencyRequest(attacker.attempt, tuple(range(10))),
+        ConfirmedUnmaskRequest(attacker.attempt, signatures),
     ):
         is_refused("out-of-order", lambda v, request=request: v.ask(0, request), attacker)  # type: ignore[misc]
     attacker.begin(1)
@@ -140,12 +199,10 @@ def tell_each_another(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(0, 1, 2, 3)
 
 
-def test_differing_survivor_sets_are_refused(
-    monkeypatch: Patch,
-) -> None:
-    is_refused("consent", tell_each_another, MaliciousCoordinator())
+def test_differing_survivor_sets_are_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("consent", tell_each_another, attackers())
     monkeypatch.setattr(Confirmed, "check_signatures", nothing)
-    attacker = MaliciousCoordinator()
+    attacker = attackers()
     assert attacker.protocol.floor == 6
     assert tell_each_another(attacker) == attacker.true_sum(0, 1, 2, 3)
 
@@ -158,16 +215,18 @@ def split_in_half(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(0)
 
 
-def test_threshold_below_floor_reveals_both_share_kinds(monkeypatch: Patch) -> None:
+def test_threshold_below_floor_reveals_both_share_kinds(
+    attackers: Attackers, monkeypatch: Patch
+) -> None:
     with pytest.raises(StudyError, match="reconstruction_threshold is 5, but must be at least 6"):
-        MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=5))
+        attackers(aggregator=SecAgg(reconstruction_threshold=5))
     is_refused(
         "consent",
         split_in_half,
-        MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=6)),
+        attackers(aggregator=SecAgg(reconstruction_threshold=6)),
     )
     monkeypatch.setattr(_parameter_selection, "_require", nothing)
-    attacker = MaliciousCoordinator(aggregator=SecAgg(reconstruction_threshold=5))
+    attacker = attackers(aggregator=SecAgg(reconstruction_threshold=5))
     assert split_in_half(attacker) == attacker.true_sum(0)
 
 
@@ -178,10 +237,10 @@ def feign_dropouts(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(*range(6))
 
 
-def test_survivors_below_floor_are_refused(monkeypatch: Patch) -> None:
-    is_refused("floor", feign_dropouts, MaliciousCoordinator(min_contributors=8))
+def test_survivors_below_floor_are_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("floor", feign_dropouts, attackers(min_contributors=8))
     monkeypatch.setattr(ProtocolParameters, "floor", property(lambda protocol: protocol.threshold))
-    attacker = MaliciousCoordinator(min_contributors=8)
+    attacker = attackers(min_contributors=8)
     assert feign_dropouts(attacker) == attacker.true_sum(*range(6))
 
 
@@ -194,12 +253,10 @@ def pad_the_survivors(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(*range(6))
 
 
-def test_survivors_without_shares_are_refused(monkeypatch: Patch) -> None:
-    is_refused(
-        "survivors", pad_the_survivors, MaliciousCoordinator(12, cohort_size=10, min_contributors=8)
-    )
+def test_survivors_without_shares_are_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("survivors", pad_the_survivors, attackers(12, cohort_size=10, min_contributors=8))
     monkeypatch.setattr(Masked, "require_acquainted", nothing)
-    attacker = MaliciousCoordinator(12, cohort_size=10, min_contributors=8)
+    attacker = attackers(12, cohort_size=10, min_contributors=8)
     assert pad_the_survivors(attacker) == attacker.true_sum(*range(6))
 
 
@@ -212,10 +269,12 @@ def isolate(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.recovered_sum(0)
 
 
-def test_isolating_survivor_by_withheld_shares_is_refused(monkeypatch: Patch) -> None:
-    is_refused("neighbourhood", isolate, MaliciousCoordinator())
+def test_isolating_survivor_by_withheld_shares_is_refused(
+    attackers: Attackers, monkeypatch: Patch
+) -> None:
+    is_refused("neighbourhood", isolate, attackers())
     monkeypatch.setattr(SiteAttempt, "check_neighbours", nothing)
-    attacker = MaliciousCoordinator()
+    attacker = attackers()
     assert isolate(attacker) == attacker.true_sum(0)
 
 
@@ -228,8 +287,8 @@ FORGERIES: dict[str, Callable[[dict[int, bytes]], dict[int, bytes]]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_signature_counts_for_its_signer_only(forgery: str) -> None:
-    attacker = MaliciousCoordinator()
+def test_a_signature_counts_for_its_signer_only(attackers: Attackers, forgery: str) -> None:
+    attacker = attackers()
     attacker.up_to_vectors()
     signatures = attacker.consent(dict.fromkeys(range(10), range(10)))
     is_refused("consent", lambda v: v.open(0, FORGERIES[forgery](signatures)), attacker)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 from attrs import evolve
@@ -27,6 +28,7 @@ from cohortium_secagg._statements import Statements
 from tests.support.malicious_coordinator import MaliciousCoordinator, is_refused, nothing
 
 Patch = pytest.MonkeyPatch
+Attackers: TypeAlias = Callable[..., MaliciousCoordinator]
 
 
 def fresh_pairs() -> dict[int, tuple[KeyPair, KeyPair]]:
@@ -48,34 +50,33 @@ def stand_in_the_middle(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.impersonate(0, roster, pairs)
 
 
-def test_swapped_keys_are_refused(monkeypatch: Patch) -> None:
-    is_refused("signature", stand_in_the_middle, MaliciousCoordinator())
+def test_swapped_keys_are_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("signature", stand_in_the_middle, attackers())
     monkeypatch.setattr(SurvivorSigner, "check_keys", nothing)
-    attacker = MaliciousCoordinator()
+    attacker = attackers()
     assert stand_in_the_middle(attacker) == attacker.true_sum(0)
 
 
 def replay(attacker: MaliciousCoordinator) -> list[int]:
     """Pass on signed keys of an older attempt, whose private halves have leaked since."""
     older = dict(attacker.advertise())
-    leaked = {
-        s: (attacker.sites[s]._state.sealing, attacker.sites[s]._state.masking) for s in older
-    }
+    leaked = {site: attacker.pairs(site) for site in older}
     attacker.begin(1)
     attacker.advertise([0])
     del older[0], leaked[0]
     return attacker.impersonate(0, older, leaked)
 
 
-def test_replayed_signed_keys_are_refused(monkeypatch: Patch) -> None:
-    is_refused("signature", replay, MaliciousCoordinator())
+def test_replayed_signed_keys_are_refused(attackers: Attackers, monkeypatch: Patch) -> None:
+    is_refused("signature", replay, attackers())
     original = Statements.of_keys
 
     def of_any_attempt(self: Statements, site: int, keys: Keys) -> bytes:
-        return original(evolve(self, scope=evolve(self.scope, attempt=0)), site, keys)
+        scope = evolve(self.scope, round=0, attempt=0)
+        return original(evolve(self, scope=scope), site, keys)
 
     monkeypatch.setattr(Statements, "of_keys", of_any_attempt)
-    attacker = MaliciousCoordinator()
+    attacker = attackers()
     assert replay(attacker) == attacker.true_sum(0)
 
 
@@ -94,11 +95,11 @@ def agree_on_zero(attacker: MaliciousCoordinator) -> list[int]:
     return attacker.impersonate(0, roster, {p: (SmallOrder(), SmallOrder()) for p in roster})
 
 
-def test_unsigned_keys_of_small_order_are_refused(monkeypatch: Patch) -> None:
+def test_unsigned_keys_of_small_order_are_refused(attackers: Attackers, monkeypatch: Patch) -> None:
     """To sites that take keys on trust; signatures alone would stop this one too."""
 
     def trusting() -> MaliciousCoordinator:
-        return MaliciousCoordinator(aggregator=SecAgg(6, 10), adversary="honest-but-curious")
+        return attackers(aggregator=SecAgg(6, 10), adversary="honest-but-curious")
 
     is_refused("small-order", agree_on_zero, trusting())
     original = KeyPair.agree
@@ -114,8 +115,8 @@ def test_unsigned_keys_of_small_order_are_refused(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_signed_key_of_small_order_is_refused(first: int) -> None:
-    attacker = MaliciousCoordinator()
+def test_signed_key_of_small_order_is_refused(attackers: Attackers, first: int) -> None:
+    attacker = attackers()
     roster = dict(attacker.advertise())
     statements = Statements(attacker.protocol.directory, attacker.scope)
     small = Keys(bytes([first]) + bytes(31), roster[1].masking)
@@ -124,8 +125,8 @@ def test_signed_key_of_small_order_is_refused(first: int) -> None:
 
 
 @pytest.mark.parametrize("change", ["left out", "other keys"])
-def test_roster_without_own_keys_is_refused(change: str) -> None:
-    attacker = MaliciousCoordinator()
+def test_roster_without_own_keys_is_refused(attackers: Attackers, change: str) -> None:
+    attacker = attackers()
     roster = dict(attacker.advertise())
     own = roster.pop(0)
     if change == "other keys":
@@ -133,9 +134,20 @@ def test_roster_without_own_keys_is_refused(change: str) -> None:
     is_refused("signature", lambda v: v.share(roster, [0]), attacker)
 
 
-def test_rosters_of_wrong_size_are_refused() -> None:
-    attacker = MaliciousCoordinator(12, cohort_size=10)
-    roster = attacker.advertise()
+def with_two_more(attacker: MaliciousCoordinator) -> dict[int, SignedKeys]:
+    """Keys of ten sites, and of two others that have signed some as well."""
+    roster = dict(attacker.advertise(range(10)))
+    statements = Statements(attacker.protocol.directory, attacker.scope)
+    for site, (sealing, masking) in list(fresh_pairs().items())[:2]:
+        identity = attacker.sites[9 + site]._member.identity
+        keys = Keys(sealing.public, masking.public)
+        roster[9 + site] = statements.sign_keys(identity, 9 + site, keys)
+    return roster
+
+
+def test_rosters_of_wrong_size_are_refused(attackers: Attackers) -> None:
+    attacker = attackers(12, cohort_size=10)
+    roster = with_two_more(attacker)
     is_refused("neighbourhood", lambda v: v.share(roster, [0]), attacker)
     few = {site: roster[site] for site in range(1, 6)}
     is_refused("neighbourhood", lambda v: v.share(few, [1]), attacker)
@@ -143,13 +155,13 @@ def test_rosters_of_wrong_size_are_refused() -> None:
     is_refused("signature", lambda v: v.share(unmasked_neighbours, [2]), attacker)
 
 
-def test_sites_with_different_rosters_do_not_mask() -> None:
-    attacker = MaliciousCoordinator(12, cohort_size=10)
-    keys = attacker.advertise()
+def test_sites_with_different_rosters_do_not_mask(attackers: Attackers) -> None:
+    attacker = attackers(12, cohort_size=10)
+    keys = with_two_more(attacker)
     attacker.share({site: keys[site] for site in range(10)}, range(6))
-    attacker.share({site: keys[site] for site in range(2, 12)}, range(6, 12))
+    attacker.share({site: keys[site] for site in range(2, 12)}, range(6, 10))
     sealed = {peer: attacker.sealed[peer][5] for peer in (0, 1, 2, 3, 4, 6, 7)}
-    is_refused("sealed", lambda v: v.ask(5, MaskedVectorRequest(0, sealed)), attacker)
+    is_refused("sealed", lambda v: v.ask(5, MaskedVectorRequest(v.attempt, sealed)), attacker)
 
 
 # --- The form of messages -------------------------------------------------------------------------

@@ -86,7 +86,11 @@ class Attempt:
 
     def own(self, kind: type[M], site: int = 0) -> M:
         """The honest request that is due at a site."""
-        return decode(self.requests.per_site[site] or self.requests.broadcast, kind)
+        return decode(self.due(site), kind)
+
+    def due(self, site: int = 0) -> bytes:
+        """The honest request that is due at a site, as bytes."""
+        return self.requests.per_site[site] or self.requests.broadcast
 
     def refuses(self, code: str, body: bytes | Message, *, round_: int = 0) -> None:
         with pytest.raises(RefusalError) as refusal:
@@ -104,7 +108,7 @@ def test_malformed_request_is_refused() -> None:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_repeated_stage_is_refused(stage: int) -> None:
     attempt = Attempt(stage)
-    due = attempt.requests.per_site[0] or attempt.requests.broadcast
+    due = attempt.due()
     attempt.ask(due)
     attempt.refuses("out-of-order", due)
     attempt.refuses("out-of-order", AdvertiseKeysRequest(0, COORDINATOR))
@@ -122,7 +126,7 @@ def test_out_of_order_stage_is_refused(stage: int) -> None:
     attempt = Attempt(stage)
     for other in others.values():
         attempt.refuses("out-of-order", other)
-    assert attempt.ask(attempt.requests.per_site[0] or attempt.requests.broadcast)
+    assert attempt.ask(attempt.due())
 
 
 def test_second_survivor_set_is_refused() -> None:
@@ -269,7 +273,7 @@ def test_failed_site_does_not_train_again() -> None:
 def test_dishonest_survivor_sets_are_refused(survivors: tuple[int, ...], code: str) -> None:
     attempt = Attempt(3)
     attempt.refuses(code, UnmaskRequest(0, survivors))
-    attempt.refuses("out-of-order", attempt.requests.broadcast)
+    attempt.refuses("out-of-order", attempt.due())
 
 
 def test_survivor_declared_dropped_is_refused() -> None:
@@ -288,7 +292,7 @@ def test_survivors_with_few_neighbours_are_refused() -> None:
 def test_secrets_are_forgotten_after_unmasking() -> None:
     attempt = Attempt(3)
     site = attempt.sites[0]
-    attempt.ask(attempt.requests.broadcast)
+    attempt.ask(attempt.due())
     assert site._state is None  # type: ignore[attr-defined]
     first = Attempt(2)
     before = first.sites[0]._state  # type: ignore[attr-defined]

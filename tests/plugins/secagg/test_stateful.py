@@ -34,7 +34,7 @@ from cohortium_secagg._consistency_check import Confirmed
 from cohortium_secagg._coordinator import SecAggCoordinator
 from cohortium_secagg._protocol_parameters import AttemptLabel
 from cohortium_secagg._site import DUE, SecAggSite
-from cohortium_secagg._site_states import KEY_SHARE, SEED_SHARE, Channel
+from cohortium_secagg._site_states import KEY_SHARE, SEED_SHARE, Channel, Shared
 from tests.fuzz.mutation import mutated
 from tests.support.adversarial_network import AdversarialNetwork, Envelope, damaged, elsewhere
 
@@ -133,15 +133,21 @@ class Misbehaviour(RuleBasedStateMachine):
     @rule(order=st.randoms(use_true_random=False))
     def attempt_out_of_order(self, order: Random) -> None:
         """A whole attempt in which every envelope comes twice, in any order: that does no harm."""
-        self.net.open(self.everyone)
-        self.net.fresh.clear()  # a reply of an older attempt would count as its site's only one
-        while self.net.move_on():
-            while self.net.fresh:
-                envelopes, self.net.fresh = self.net.fresh * 2, []
-                order.shuffle(envelopes)
-                for envelope in envelopes:
-                    self.net.deliver(envelope)
+        for _ in range(2):
+            self.net.open(self.everyone)
+            self.net.fresh.clear()  # a reply of an older attempt would count as its site's only one
+            while self.net.move_on():
+                while self.net.fresh:
+                    envelopes, self.net.fresh = self.net.fresh * 2, []
+                    order.shuffle(envelopes)
+                    for envelope in envelopes:
+                        self.net.deliver(envelope)
+            if self.net.total is not None or not self.net.is_short:
+                break
+            # Something was lost that had been prepared.  That harms one attempt, and no more.
         assert self.net.total is not None, "no sum, though nothing was lost."
+        if self.net.is_short:
+            event("a prepared attempt gave a sum")
 
     @rule(fault=st.sampled_from(FAULTS), where=numbers)
     def accident(self, fault: str, where: int) -> None:
@@ -209,14 +215,34 @@ class Misbehaviour(RuleBasedStateMachine):
         """To each site some, itself, and no others have survived; they do not agree on it."""
         net = self.net
         net.open(self.everyone)
-        while net.exchanges < 3 and net.move_on():
+        while net.stage != "vectors" and net.move_on():
             net.deliver_all()
-        kept = Random(order).sample(self.everyone, net.floor - 1)
+        net.lie(self.told(order))
+
+    def told(self, order: int) -> dict[int, list[int]]:
+        """Survivors to name to each site, as few as may be."""
+        kept = Random(order).sample(self.everyone, self.net.floor - 1)
         told = {}
         for site in self.everyone:
             others = Random(order + site).sample(self.everyone, len(self.everyone))
-            told[site] = list(dict.fromkeys([site, *kept, *others]))[: net.floor]
-        net.lie(told)
+            told[site] = list(dict.fromkeys([site, *kept, *others]))[: self.net.floor]
+        return told
+
+    @precondition(lambda self: self.net.is_active)
+    @rule(order=numbers)
+    def begin_two_set_ups(self, order: int) -> None:
+        """Some sites use what they have prepared, and the others begin the same attempt anew."""
+        net, rng = self.net, Random(order)
+        for _ in range(2):
+            attempt(net, {})
+        some = set(rng.sample(self.everyone, rng.randint(1, len(self.everyone))))
+        rest = [site for site in self.everyone if site not in some]
+        net.open(self.everyone)
+        if net.move_on():
+            net.deliver_all(some)
+        net.set_up_again(some, rest if order % 2 else ())
+        told = self.told(order) if order % 3 else dict.fromkeys(self.everyone, self.everyone)
+        net.lie(dict(told) | dict.fromkeys(some, sorted(some)))
 
 
 def content(envelope: Envelope) -> bytes:
@@ -264,6 +290,7 @@ def test_undisturbed_attempt_sums_all_sites(terms: dict[str, Any], attempts: int
         assert net.total is not None
         assert net.total.contributors == tuple(range(net.config.federation_spec.sites))
         net.check_attack()
+    assert net.is_short == (attempts > 1)
 
 
 def borne(net: AdversarialNetwork) -> int:
@@ -285,6 +312,8 @@ def borne(net: AdversarialNetwork) -> int:
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_tolerated_dropouts_leave_a_sum(terms: dict[str, Any], data: st.DataObject) -> None:
     net = begun(terms)
+    if data.draw(st.booleans()):
+        attempt(net, {})
     some = st.dictionaries(
         st.integers(0, terms["sites"] - 1), st.integers(0, 4), max_size=borne(net)
     )
@@ -350,10 +379,24 @@ def unmask_as_often_as_asked(patch: Patch) -> None:
         kept[type(self._state)] = self._state
         for due, kinds in DUE:
             if isinstance(request, kinds) and due in kept:
-                return kept[due]
+                return kept[due], self._prepared
         return honest(self, request)
 
     patch.setattr(SecAggSite, "_take", take)
+
+
+def use_again_what_was_prepared(patch: Patch) -> None:
+    honest = SecAggSite._enter_prepared
+
+    def enter(self: Any, ask: Any, request: Any) -> None:
+        kept = self.__dict__.setdefault("kept", {})
+        if isinstance(self._prepared, Shared):
+            kept[self._prepared.scope] = self._prepared
+        scope = self._protocol.scope(ask.round, ask.attempt)
+        self._prepared = kept.get(scope, self._prepared)
+        honest(self, ask, request)
+
+    patch.setattr(SecAggSite, "_enter_prepared", enter)
 
 
 def forget_over_a_restart(patch: Patch) -> None:
@@ -393,6 +436,7 @@ PLANTED: dict[Callable[[Patch], None], tuple[str, str | None]] = {
     take_any_length: ("honest-but-curious", "a wrong sum"),
     count_a_repeat_again: ("honest-but-curious", "a wrong sum"),
     unmask_as_often_as_asked: ("honest-but-curious", "gave shares twice|two vectors"),
+    use_again_what_was_prepared: ("honest-but-curious", "two vectors"),
     forget_over_a_restart: ("active", "took part again"),
     leave_sealed_shares_unbound: ("honest-but-curious", "a wrong sum"),
     agree_with_nobody: ("active", "can be had"),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cohortium.messages import codec
 from cohortium.messages.run import Reply
@@ -74,7 +75,7 @@ class Outspoken(InMemoryAggregation):
                 {d: flipped(s, bit) if (site, d) in wrong else s for d, s in kind.items()}
                 for kind in (shares.seeds, shares.keys)
             )
-            return [encode(Unmasking(seeds, keys))]
+            return [encode(replace(shares, seeds=seeds, keys=keys))]
 
         return self.run(tamper=tamper, **terms)
 
@@ -193,7 +194,7 @@ def test_undecryptable_share_names_its_sender(adversary: Adversary) -> None:
         shares = decode(data, Shares, limit=max_message_bytes(SITES))
         sealed = dict(shares.sealed)
         sealed[5] = flipped(sealed[5])
-        return [encode(Shares(sealed, shares.commitment, shares.seeds, shares.keys))]
+        return [encode(replace(shares, sealed=sealed))]
 
     total = aggregation.run(tamper=tamper)
     assert aggregation.is_exact(total)
@@ -228,8 +229,8 @@ def test_sparse_graph_adds_no_request_stage() -> None:
         if stage != 3 or site not in (4, 11):
             return [data]
         shares = decode(data, Unmasking, limit=max_message_bytes(20))
-        kinds = ({d: flipped(s) for d, s in k.items()} for k in (shares.seeds, shares.keys))
-        return [encode(Unmasking(*kinds))]
+        seeds, keys = ({d: flipped(s) for d, s in k.items()} for k in (shares.seeds, shares.keys))
+        return [encode(replace(shares, seeds=seeds, keys=keys))]
 
     assert aggregation.is_exact(aggregation.run(lost={9: VECTOR}, tamper=tamper))
     assert max(asked) == 3
@@ -270,7 +271,7 @@ def test_run_record_names_sites_with_wrong_shares() -> None:
         except MessageError:
             return reply
         seeds = {d: flipped(s) for d, s in shares.seeds.items()}
-        body = encode(Unmasking(seeds, shares.keys))
+        body = encode(replace(shares, seeds=seeds))
         return codec.encode(Reply(message.attempt, message.stage, body))
 
     honest, recorder = tiny_federation(aggregator=SecAgg()).run(), RecordingObserver()
