@@ -14,7 +14,7 @@ from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.roles import ROLES
 from cohortium.testing import Check, checks_for, engines, suite
 from cohortium_npz import Npz
-from tests.support import dicom_files, nifti_files
+from tests.support import dicom_files, exported_programs, nifti_files
 from tests.support.image_files import write_files
 
 CATALOG = discover()
@@ -73,6 +73,17 @@ MORE: list[tuple[str, str, list[str]]] = [
             "network={name='dpresnet',width=4}",
             "epochs=1",
             "trainable=norms",
+        ],
+    ),
+    ("model", "backbone", ["learn=norms"]),
+    ("model", "backbone", ["learn=lora", "rank=2", "taps=['block','norm']"]),
+    (
+        "model",
+        "backbone",
+        [
+            "center_on={name='phantom',examples=32,validation=0,test=0}",
+            "components=4",
+            "private_whitening=true",
         ],
     ),
     (
@@ -140,7 +151,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(npz: Path) -> dict[str, list[str]]:
-    """Parameters of the data sets that read files."""
+    """Parameters of the parts that read files."""
     folder = npz.parent / "files"
     splits = Npz(path=str(npz), classes=("a", "b", "c")).load()
     table = write_files(splits, folder)
@@ -151,7 +162,9 @@ def files(npz: Path) -> dict[str, list[str]]:
         suffix=".nii",
         save=lambda path, image: nifti_files.saved(path, image[..., None]),
     )
+    backbone = exported_programs.parameters(npz.parent)
     return {
+        "backbone": [f"{key}={value}" for key, value in backbone.items()],
         "npz": [f"path={npz}"],
         "folder": [f"path={folder}"],
         "dicom": [

@@ -36,6 +36,7 @@ from cohortium.plugin import (
     Trainer,
 )
 from cohortium_additive import Additive
+from cohortium_backbone import Backbone
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dicom import DicomDataset
@@ -167,6 +168,7 @@ MODELS: list[Model] = [
     Descriptor(),
     DPResNet(),
     Module(module="package:Class"),
+    Backbone(architecture="resnet18"),
     Pretrained(images=Phantom()),
     ResNet9(),
     ResNet18(),
