@@ -5,6 +5,7 @@ It is an architecture of `timm`, or a program of `torch.export`, which runs no P
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from cohortium.plugin import (
 )
 
 if TYPE_CHECKING:
+    from attrs import Attribute
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
@@ -34,7 +36,14 @@ AXES = 2
 
 MAX_TAPS = 32
 MAX_FEATURES = 1 << 20
-_SHA256 = matches_re(r"[0-9a-fA-F]{64}|")
+
+
+def _sha256(_: object, attribute: Attribute[str], value: str) -> None:
+    if value and not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise ValueError(
+            f"'{attribute.name}' has {len(value)} characters; give the 64 hexadecimal digits of a "
+            "SHA-256."
+        )
 
 
 @frozen(kw_only=True)
@@ -86,9 +95,9 @@ class Backbone:
 
     architecture: str = field(default="", validator=matches_re(r"[a-z0-9_]{0,100}"))
     program: str = ""
-    program_sha256: str = field(default="", validator=_SHA256)
+    program_sha256: str = field(default="", validator=_sha256)
     weights: str = ""
-    weights_sha256: str = field(default="", validator=_SHA256)
+    weights_sha256: str = field(default="", validator=_sha256)
     taps: tuple[str, ...] = field(default=(), validator=max_len(MAX_TAPS))
     has_channels_last: bool = False
     size: int = field(default=224, validator=[ge(8), le(2048)])
@@ -222,7 +231,7 @@ class Backbone:
 
     @cached_property
     def _program(self) -> Any:
-        """The network as a list of operations.  (attrs keeps annotations, to be importable.)"""
+        """The network as a list of operations."""
         if self.architecture:
             from cohortium_backbone._architecture import architecture_program
 
@@ -246,8 +255,8 @@ class Backbone:
         shape = self._program.image_shape
         if len(shape) != 1 + AXES or shape[0] is None:
             raise StudyError(
-                f"model.program takes tensors of {len(shape) + 1} axes; export a network that takes "
-                "images (N, C, H, W)."
+                f"model.program takes tensors of {len(shape) + 1} axes; export a network that "
+                "takes images (N, C, H, W)."
             )
         if any(side not in {None, self.size} for side in shape[1:]):
             raise StudyError(

@@ -39,7 +39,9 @@ def architecture_program(name: str, size: int) -> Program:
         )
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         try:
-            net = timm.create_model(name, pretrained=False, num_classes=0, **_size(timm, name, size))
+            net = timm.create_model(
+                name, pretrained=False, num_classes=0, **_size(timm, name, size)
+            )
             net.eval()
             content = _exported(net, size)
         except MemoryError:
@@ -52,9 +54,7 @@ def architecture_program(name: str, size: int) -> Program:
         program = read_program(content, f"timm's '{name}'")
         saved = net.state_dict().keys()
         made = {
-            key: tensor.detach().clone()
-            for key, tensor in net.named_buffers()
-            if key not in saved
+            key: tensor.detach().clone() for key, tensor in net.named_buffers() if key not in saved
         }
     classifier = (getattr(net, "default_cfg", None) or {}).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -16,7 +15,7 @@ from cohortium_backbone._operations import CONVOLUTIONS, NORM_WEIGHTS, NORMALISA
 from cohortium_backbone._program import MAX_NUMBERS, InputDevice, Program, Step, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 NUMBERS_AT_ONCE: Final = 1 << 25
 """Most numbers in an intermediate result of a batch without gradients: 128 MiB."""
@@ -199,8 +198,9 @@ def find_adapters(program: Program, rank: int, alpha: float) -> dict[str, Adapte
     weights = {weight.value: weight for weight in program.weights}
     found = {}
     for step in program.steps:
-        weight = step.arguments.get("weight")
-        shape = weights[weight.name].shape if _is_weight(weight, weights) else ()
+        given = step.arguments.get("weight")
+        weight = weights.get(given.name) if isinstance(given, Value) else None
+        shape = () if weight is None else weight.shape
         name = step.outputs[0]
         adapter = None if name is None else _adapter(step, shape, rank)
         if adapter is not None and name is not None:
@@ -208,10 +208,6 @@ def find_adapters(program: Program, rank: int, alpha: float) -> dict[str, Adapte
             nn.init.zeros_(up.weight)
             found[name] = Adapter(down, up, alpha / rank)
     return found
-
-
-def _is_weight(value: object, weights: Mapping[str, object]) -> bool:
-    return isinstance(value, Value) and value.name in weights
 
 
 def _adapter(step: Step, shape: tuple[int, ...], rank: int) -> tuple[nn.Module, Any] | None:
@@ -290,7 +286,7 @@ class Body(nn.Module):
             self._program,
             self._terms.inputs(images),
             weights,
-            adapted={name: adapter for name, adapter in self.adapters.items()},
+            adapted=dict(self.adapters.items()),
             kept={tap.value for tap in self._taps},
         )
         if any(weights[value]._version != version for value, version in before.items()):  # noqa: SLF001

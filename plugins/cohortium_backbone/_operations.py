@@ -79,12 +79,24 @@ def _attention(*arguments: Any, **options: Any) -> Tensor:
     return found
 
 
+_SCALARS: Final = (
+    "add",
+    "sub",
+    "mul",
+    "floordiv",
+    "mod",
+    "neg",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+)
+
 SCALARS: Final[Mapping[str, Callable[..., Any]]] = {
     "torch.ops.aten.sym_size.int": _size,
-    **{
-        f"_operator.{name}": getattr(operator, name)
-        for name in "add sub mul floordiv mod neg eq ne lt le gt ge".split()
-    },
+    **{f"_operator.{name}": getattr(operator, name) for name in _SCALARS},
 }
 """Operations on sizes.  All of their arguments are positional."""
 

@@ -61,25 +61,25 @@ class _Struct(msgspec.Struct, frozen=True):
     """Part of the list.  Fields that the program does not need are ignored."""
 
 
-class _Name(_Struct):
+class _Name(_Struct, frozen=True):
     name: str
 
 
-class _SymInt(_Struct):
+class _SymInt(_Struct, frozen=True):
     as_name: str | None = None
     as_int: int | None = None
 
 
-class _Optional(_Struct):
+class _Optional(_Struct, frozen=True):
     as_tensor: _Name | None = None
     as_none: bool | None = None
 
 
-class _Device(_Struct):
+class _Device(_Struct, frozen=True):
     type: str
 
 
-class _Argument(_Struct):
+class _Argument(_Struct, frozen=True):
     """A value of one kind, in the field of that kind."""
 
     as_none: bool | None = None
@@ -103,84 +103,84 @@ class _Argument(_Struct):
     as_optional_tensors: tuple[_Optional, ...] | None = None
 
 
-class _Input(_Struct):
+class _Input(_Struct, frozen=True):
     name: str
     arg: _Argument
 
 
-class _Node(_Struct):
+class _Node(_Struct, frozen=True):
     target: str
     inputs: tuple[_Input, ...]
     outputs: tuple[_Argument, ...]
     metadata: dict[str, str] = {}
 
 
-class _Size(_Struct):
+class _Size(_Struct, frozen=True):
     as_int: int | None = None
 
 
-class _Meta(_Struct):
+class _Meta(_Struct, frozen=True):
     dtype: int
     sizes: tuple[_Size, ...]
 
 
-class _Graph(_Struct):
+class _Graph(_Struct, frozen=True):
     inputs: tuple[_Argument, ...]
     outputs: tuple[_Argument, ...]
     nodes: tuple[_Node, ...]
     tensor_values: dict[str, _Meta]
 
 
-class _User(_Struct):
+class _User(_Struct, frozen=True):
     arg: _Argument
 
 
-class _Parameter(_Struct):
+class _Parameter(_Struct, frozen=True):
     arg: _Name
     parameter_name: str
 
 
-class _Buffer(_Struct):
+class _Buffer(_Struct, frozen=True):
     arg: _Name
     buffer_name: str
 
 
-class _Constant(_Struct):
+class _Constant(_Struct, frozen=True):
     arg: _Name
     tensor_constant_name: str
 
 
-class _InputSpec(_Struct):
+class _InputSpec(_Struct, frozen=True):
     user_input: _User | None = None
     parameter: _Parameter | None = None
     buffer: _Buffer | None = None
     tensor_constant: _Constant | None = None
 
 
-class _OutputSpec(_Struct):
+class _OutputSpec(_Struct, frozen=True):
     user_output: _User | None = None
 
 
-class _Signature(_Struct):
+class _Signature(_Struct, frozen=True):
     input_specs: tuple[_InputSpec, ...]
     output_specs: tuple[_OutputSpec, ...]
 
 
-class _GraphModule(_Struct):
+class _GraphModule(_Struct, frozen=True):
     graph: _Graph
     signature: _Signature
 
 
-class _Version(_Struct):
+class _Version(_Struct, frozen=True):
     major: int
 
 
-class _Listed(_Struct):
+class _Listed(_Struct, frozen=True):
     schema_version: _Version
     graph_module: _GraphModule
 
 
-class _VersionOnly(_Struct):
+class _VersionOnly(_Struct, frozen=True):
     schema_version: _Version
 
 
@@ -445,17 +445,7 @@ class _Reader:
                 "export it anew with a current torch",
             )
         is_fixed = not self._of_images.intersection(_values(arguments))
-        for flag in TRAINING_FLAGS & arguments.keys():
-            # Batch normalisation also standardises kernels, whose rows are its batch.
-            if arguments[flag] is not False and not (is_fixed and node.target in STANDARDISATIONS):
-                raise self._refused(
-                    f"calls '{base_name(node.target)}' in training mode",
-                    "call net.eval() before the export",
-                )
-        if arguments.get("dropout_p", 0.0) != 0.0:
-            raise self._refused(
-                "drops attention weights at random", "call net.eval() before the export"
-            )
+        self._require_evaluation(node.target, arguments, is_fixed=is_fixed)
         for unused in ("layout", "pin_memory"):
             arguments.pop(unused, None)
         outputs, is_single = self._results(node)
@@ -474,6 +464,28 @@ class _Reader:
             is_single=is_single,
             modules=_modules(node.metadata.get("nn_module_stack", "")),
         )
+
+    def _require_evaluation(
+        self, target: str, arguments: Mapping[str, Any], *, is_fixed: bool
+    ) -> None:
+        """Refuse a call that depends on the batch, or draws.
+
+        Args:
+            target: The operation.
+            arguments: Its arguments.
+            is_fixed: Whether no argument depends on the images.
+        """
+        for flag in TRAINING_FLAGS & arguments.keys():
+            # Batch normalisation also standardises kernels, whose rows are its batch.
+            if arguments[flag] is not False and not (is_fixed and target in STANDARDISATIONS):
+                raise self._refused(
+                    f"calls '{base_name(target)}' in training mode",
+                    "call net.eval() before the export",
+                )
+        if arguments.get("dropout_p", 0.0) != 0.0:
+            raise self._refused(
+                "drops attention weights at random", "call net.eval() before the export"
+            )
 
     def _results(self, node: _Node) -> tuple[tuple[str | None, ...], bool]:
         names: list[str | None] = []
@@ -503,47 +515,48 @@ class _Reader:
     def _value(self, name: str) -> Value:
         return Value(self._require_known(name))
 
-    def _argument(self, given: _Argument) -> Any:  # noqa: PLR0911 - one for each kind
+    def _argument(self, given: _Argument) -> Any:
         """Return the value of an argument, with references as `Value`s."""
         kinds = [kind for kind in given.__struct_fields__ if getattr(given, kind) is not None]
-        if len(kinds) != 1:
+        read = self._readers.get(kinds[0]) if len(kinds) == 1 else None
+        if read is None:
             raise self._refused(
                 "has an argument of an unknown kind", "export a network of usual layers"
             )
-        (kind,) = kinds
-        value = getattr(given, kind)
-        if kind == "as_none":
-            return None
-        if kind == "as_tensor":
-            return self._value(value.name)
-        if kind == "as_tensors":
-            return [self._value(each.name) for each in value]
-        if kind == "as_sym_int":
-            return self._size(value)
-        if kind == "as_sym_ints":
-            return [self._size(each) for each in value]
-        if kind == "as_optional_tensor":
-            return self._optional(value)
-        if kind == "as_optional_tensors":
-            return [self._optional(each) for each in value]
-        if kind in {"as_int", "as_bool", "as_string"}:
-            return value
-        if kind in {"as_ints", "as_bools"}:
-            return list(value)
-        if kind == "as_float":
-            return float(value)
-        if kind == "as_floats":
-            return [float(each) for each in value]
-        if kind == "as_device":
-            return InputDevice
-        if kind == "as_layout":
-            return None
-        table: Mapping[int, Any] = _DTYPES if kind == "as_scalar_type" else _FORMATS
-        if kind not in {"as_scalar_type", "as_memory_format"} or value not in table:
+        return read(getattr(given, kinds[0]))
+
+    @property
+    def _readers(self) -> dict[str, Callable[[Any], Any]]:
+        """Functions that return the value of an argument, by its kind."""
+        return {
+            "as_none": lambda _: None,
+            "as_tensor": lambda given: self._value(given.name),
+            "as_tensors": lambda given: [self._value(each.name) for each in given],
+            "as_sym_int": self._size,
+            "as_sym_ints": lambda given: [self._size(each) for each in given],
+            "as_optional_tensor": self._optional,
+            "as_optional_tensors": lambda given: [self._optional(each) for each in given],
+            "as_int": int,
+            "as_bool": bool,
+            "as_string": str,
+            "as_float": float,
+            "as_ints": list,
+            "as_bools": list,
+            "as_floats": lambda given: [float(each) for each in given],
+            "as_device": lambda _: InputDevice,
+            "as_layout": lambda _: None,
+            "as_scalar_type": lambda given: self._listed(_DTYPES, given),
+            "as_memory_format": lambda given: self._listed(_FORMATS, given),
+        }
+
+    def _listed(self, table: Mapping[int, Any], number: int) -> Any:
+        """Return a type or form of tensors by its number."""
+        if number not in table:
             raise self._refused(
-                f"has an argument of an unknown kind '{kind}'", "export a network of usual layers"
+                f"has a type or form of tensors with the unknown number {number}",
+                "export a network of usual layers",
             )
-        return table[value]
+        return table[number]
 
     def _size(self, size: _SymInt) -> Value | int:
         if size.as_int is not None:
@@ -563,6 +576,6 @@ def _values(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _modules(stack: str) -> tuple[str, ...]:
-    """Return the paths of modules from torch's text "key,path,type;…"."""
+    """Return the paths of modules from torch's list of keys, paths and types."""
     entries = (entry.split(",") for entry in stack.split(";"))
     return tuple(entry[1] for entry in entries if len(entry) > 1 and entry[1])

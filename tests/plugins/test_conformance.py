@@ -82,6 +82,7 @@ MORE: list[tuple[str, str, list[str]]] = [
         "backbone",
         [
             "center_on={name='phantom',examples=32,validation=0,test=0}",
+            "taps=['stem','block']",
             "components=4",
             "private_whitening=true",
         ],
