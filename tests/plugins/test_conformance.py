@@ -32,6 +32,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "unet"): ["width=4", "depth=2"],
     ("model", "vgg16"): ["width=2"],
     ("model", "standardized"): ["model={name='cnn',width=4}"],
+    ("model", "moments"): ["features={name='descriptor',bins=4,edge_bins=2}"],
     ("model", "module"): ["module=tests.support.federations:SmallConvNet"],
     ("model", "pretrained"): [
         "images={name='phantom',examples=32,validation=0,test=0}",

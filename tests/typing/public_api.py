@@ -54,6 +54,7 @@ from cohortium_inline import Inline
 from cohortium_medmnist import MedMNIST
 from cohortium_mlflow import MLflow
 from cohortium_module import Module
+from cohortium_moments import Moments
 from cohortium_multilabel import Multilabel
 from cohortium_natural import Natural
 from cohortium_nifti import NiftiDataset
@@ -169,6 +170,7 @@ MODELS: list[Model] = [
     DPResNet(),
     Module(module="package:Class"),
     Backbone(architecture="resnet18"),
+    Moments(features=Descriptor()),
     Pretrained(images=Phantom()),
     ResNet9(),
     ResNet18(),
