@@ -34,6 +34,7 @@ MAX_JSON_BYTES: Final = 1 << 26
 """Largest list of operations: 64 MiB."""
 
 MAX_MEMBERS: Final = 1 << 16
+MAX_NAME: Final = 300
 MAX_STEPS: Final = 20_000
 MAX_NUMBERS: Final = 1 << 27
 """Most numbers in an intermediate result of one image: 512 MiB."""
@@ -404,6 +405,7 @@ class _Reader:
             value, name = spec.tensor_constant.arg.name, spec.tensor_constant.tensor_constant_name
         else:
             return None
+        self._require_printable(name)
         shape = self._shape(value)
         dtype = _DTYPES.get(self._graph.tensor_values[value].dtype)
         if None in shape or dtype is None:
@@ -450,6 +452,7 @@ class _Reader:
             arguments.pop(unused, None)
         outputs, is_single = self._results(node)
         for name in filter(None, outputs):
+            self._require_printable(name)
             if name in self._known:
                 raise self._refused("gives one name to two values", "export it anew")
             self._known.add(name)
@@ -506,6 +509,11 @@ class _Reader:
                     "export a network of usual layers",
                 )
         return tuple(names), len(names) == 1
+
+    def _require_printable(self, name: str) -> None:
+        """Refuse a name that an error could not show as it is."""
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise self._refused(f"has a name '{name[:50]}' that cannot be shown", "export it anew")
 
     def _require_known(self, name: str) -> str:
         if name not in self._known:
@@ -578,4 +586,8 @@ def _values(arguments: Mapping[str, Any]) -> Iterator[str]:
 def _modules(stack: str) -> tuple[str, ...]:
     """Return the paths of modules from torch's list of keys, paths and types."""
     entries = (entry.split(",") for entry in stack.split(";"))
-    return tuple(entry[1] for entry in entries if len(entry) > 1 and entry[1])
+    return tuple(
+        entry[1]
+        for entry in entries
+        if len(entry) > 1 and 0 < len(entry[1]) <= MAX_NAME and entry[1].isprintable()
+    )

@@ -76,7 +76,6 @@ MORE: list[tuple[str, str, list[str]]] = [
             "trainable=norms",
         ],
     ),
-    ("model", "backbone", ["learn=norms"]),
     ("model", "backbone", ["learn=lora", "rank=2", "taps=['block','norm']"]),
     (
         "model",

@@ -25,7 +25,7 @@ from cohortium.inference.classifier import Classifier
 from cohortium.inference.export.program import as_torch, trace
 from cohortium.parameters import trainable
 from cohortium.plugin import DataSpec, Multiclass, NetworkError, StudyError
-from cohortium_backbone import Backbone
+from cohortium_backbone import Backbone, cohortium_models
 from cohortium_backbone._program import read_program
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -316,6 +316,12 @@ def test_contradictions_are_refused(changes: dict[str, Any], sentence: str) -> N
         Backbone(**changes)
 
 
+def test_files_are_local_parameters() -> None:
+    """A hospital allows each by name."""
+    (offer,) = cohortium_models()
+    assert offer.local_parameters == ("program", "weights")
+
+
 def test_volumes_are_refused(given_files: dict[str, Any]) -> None:
     with pytest.raises(StudyError, match="takes images of 2 axes, and these have 3"):
         Backbone(**given_files).preprocess(torch.zeros(1, 3, 16, 16, 16))
@@ -369,6 +375,10 @@ def _node(listed: dict[str, Any]) -> dict[str, Any]:
         (
             lambda p: _node(p)["inputs"][0]["arg"]["as_tensor"].update(name="linear"),
             "uses a value 'linear' before it has one",
+        ),
+        (
+            lambda p: _node(p)["outputs"][0]["as_tensor"].update(name="a\x1b[2J"),
+            r"a name 'a\\x1b\[2J' that cannot be shown",
         ),
         (lambda p: _node(p)["inputs"][0].update(name="weight"), "an argument twice"),
         (lambda p: _node(p)["inputs"][0].update(name="file"), "an argument that it has not"),
