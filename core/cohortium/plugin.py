@@ -97,6 +97,7 @@ from cohortium.learning.statistics_rounds import (
     is_statistics_parameter,
     mark_statistics_parameters,
     reject_statistics_rounds,
+    require_label_rounds,
     statistics_losses,
 )
 from cohortium.learning.training import (
@@ -348,6 +349,7 @@ __all__ = [
     "read_table",
     "reject_statistics_rounds",
     "replace_library_errors",
+    "require_label_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",
     "resize_image",

@@ -34,6 +34,7 @@ from cohortium.plugin import (
     hookimpl,
     make_optimizer,
     parameters,
+    require_label_rounds,
     statistics_losses,
     valid_options,
 )
@@ -69,9 +70,10 @@ class FedSGD:
             under privacy of examples or patients.
         average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
             end.
-        statistics_rounds: Rounds at the start in which the model learns from images without their
-            labels, if it can (`descriptor` with `private_whitening`).  They cost as much privacy as
-            the others.
+        statistics_rounds: Rounds at the start in which the model learns from statistics of the
+            images, if it can (`descriptor` with `private_whitening`, or `moments`).  They cost as
+            much privacy as the others.  All rounds may be such rounds if the statistics have the
+            labels in them (`moments`).
     """
 
     sampling_rate: float = field(default=0.4, validator=[ge(1e-9), le(1)])
@@ -106,6 +108,7 @@ class FedSGD:
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Return the gradient of the round's batch, weighted by its examples."""
+        require_label_rounds(task, self.statistics_rounds)
         before = parameters.flatten(task.net)
         losses = (
             statistics_losses(task) if task.round < self.statistics_rounds else self._losses(task)
@@ -121,12 +124,12 @@ class FedSGD:
         """Build the server optimizer, whose schedule begins after the statistics rounds.
 
         Raises:
-            StudyError: The statistics rounds leave no round for labels.
+            StudyError: There are more statistics rounds than rounds.
         """
-        if self.statistics_rounds >= rounds:
+        if self.statistics_rounds > rounds:
             raise StudyError(
-                f"trainer.statistics_rounds = {self.statistics_rounds} leaves none of {rounds} "
-                "rounds for labels."
+                f"trainer.statistics_rounds = {self.statistics_rounds} is more than the {rounds} "
+                "rounds of the run."
             )
         optimizer = make_optimizer(
             self.optimizer,

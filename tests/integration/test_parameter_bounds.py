@@ -50,6 +50,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "dicom": {"path": "x.csv"},
     "nifti": {"path": "x.csv"},
     "standardized": {"model": "cnn"},
+    "moments": {"features": "descriptor"},
 }
 """What has to be said beside the number."""
 

@@ -14,7 +14,7 @@ from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.roles import ROLES
 from cohortium.testing import Check, checks_for, engines, suite
 from cohortium_npz import Npz
-from tests.support import dicom_files, nifti_files
+from tests.support import dicom_files, exported_programs, nifti_files
 from tests.support.image_files import write_files
 
 CATALOG = discover()
@@ -32,6 +32,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "unet"): ["width=4", "depth=2"],
     ("model", "vgg16"): ["width=2"],
     ("model", "standardized"): ["model={name='cnn',width=4}"],
+    ("model", "moments"): ["features={name='descriptor',bins=4,edge_bins=2}"],
     ("model", "module"): ["module=tests.support.federations:SmallConvNet"],
     ("model", "pretrained"): [
         "images={name='phantom',examples=32,validation=0,test=0}",
@@ -73,6 +74,17 @@ MORE: list[tuple[str, str, list[str]]] = [
             "network={name='dpresnet',width=4}",
             "epochs=1",
             "trainable=norms",
+        ],
+    ),
+    ("model", "backbone", ["learn=lora", "rank=2", "taps=['block','norm']"]),
+    (
+        "model",
+        "backbone",
+        [
+            "center_on={name='phantom',examples=32,validation=0,test=0}",
+            "taps=['stem','block']",
+            "components=4",
+            "private_whitening=true",
         ],
     ),
     (
@@ -141,7 +153,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(npz: Path) -> dict[str, list[str]]:
-    """Parameters of the data sets that read files."""
+    """Parameters of the parts that read files."""
     folder = npz.parent / "files"
     splits = Npz(path=str(npz), classes=("a", "b", "c")).load()
     table = write_files(splits, folder)
@@ -152,7 +164,9 @@ def files(npz: Path) -> dict[str, list[str]]:
         suffix=".nii",
         save=lambda path, image: nifti_files.saved(path, image[..., None]),
     )
+    backbone = exported_programs.parameters(npz.parent)
     return {
+        "backbone": [f"{key}={value}" for key, value in backbone.items()],
         "npz": [f"path={npz}"],
         "folder": [f"path={folder}"],
         "dicom": [

@@ -42,6 +42,7 @@ from cohortium.plugin import (
     Trainer,
 )
 from cohortium_additive import Additive
+from cohortium_backbone import Backbone
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
 from cohortium_dicom import DicomDataset
@@ -71,6 +72,7 @@ from cohortium_inline import Inline
 from cohortium_medmnist import MedMNIST
 from cohortium_mlflow import MLflow
 from cohortium_module import Module
+from cohortium_moments import Moments
 from cohortium_multilabel import Multilabel
 from cohortium_natural import Natural
 from cohortium_nifti import NiftiDataset
@@ -195,6 +197,8 @@ MODELS: list[Model] = [
     Descriptor(),
     DPResNet(),
     Module(module="package:Class"),
+    Backbone(architecture="resnet18"),
+    Moments(features=Descriptor()),
     Pretrained(images=Phantom()),
     ResNet9(),
     ResNet18(),

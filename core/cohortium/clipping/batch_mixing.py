@@ -102,7 +102,9 @@ def require_per_example_gradients(net: nn.Module, inputs: Tensor) -> None:
                 return functional.cross_entropy(outputs, labels[index], reduction="none")
 
             def statistics_loss(batch: ExampleIndices) -> Tensor:
-                found: Tensor = net.statistics_loss(inputs[torch.from_numpy(batch)])  # type: ignore[operator]
+                index = torch.from_numpy(batch)
+                own = (labels[index],) if getattr(net, "needs_labels", False) is True else ()
+                found: Tensor = net.statistics_loss(inputs[index], *own)  # type: ignore[operator]
                 return found
 
             has_statistics = hasattr(net, "statistics_loss")

@@ -1,7 +1,10 @@
-"""Statistics rounds: private training on images without labels, before the labels.
+"""Statistics rounds: private training on statistics of the images, before the usual rounds.
 
 A network may have a **statistics loss**: a method `statistics_loss(inputs)` that returns a loss
 for each input and ignores its label.  Parameters of its own lower this loss.
+
+A network whose attribute `needs_labels` is true has a method `statistics_loss(inputs, labels)`.  It
+learns from the statistics rounds alone, and further rounds are optional.
 
 Statistics of the data can be computed in this way.  With the loss -wᵀφ(x), a mean gradient is
 minus the mean of φ.  It is clipped, noised, summed and paid for like any other gradient.
@@ -53,19 +56,43 @@ def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
     """
     import torch
 
-    statistics_loss: Callable[[Tensor], Tensor] | None = getattr(task.net, "statistics_loss", None)
+    statistics_loss: Callable[..., Tensor] | None = getattr(task.net, "statistics_loss", None)
     if statistics_loss is None:
         raise StudyError(
             "the trainer has statistics rounds, and the model has none; set "
             "trainer.statistics_rounds to 0, "
-            "or choose a model with one (descriptor with private_whitening = true)."
+            "or choose a model with one (descriptor with private_whitening = true, or moments)."
         )
 
     def losses(batch: ExampleIndices) -> Tensor:
         assert statistics_loss is not None
-        return statistics_loss(task.images[torch.from_numpy(batch).to(task.images.device)])
+        index = torch.from_numpy(batch).to(task.images.device)
+        labels = (task.labels[index],) if learns_labels(task.net) else ()
+        return statistics_loss(task.images[index], *labels)
 
     return losses
+
+
+def learns_labels(net: nn.Module) -> bool:
+    """Return whether the statistics loss of `net` takes labels."""
+    return getattr(net, "needs_labels", False) is True
+
+
+def require_label_rounds(task: LocalTask, statistics_rounds: int) -> None:
+    """Refuse a run that ends before its network has learned from labels.
+
+    Args:
+        task: A site's task in one round.
+        statistics_rounds: The trainer's number of statistics rounds.
+
+    Raises:
+        StudyError: All rounds are statistics rounds, and the statistics loss takes no labels.
+    """
+    if statistics_rounds >= task.rounds and not learns_labels(task.net):
+        raise StudyError(
+            f"trainer.statistics_rounds = {statistics_rounds} leaves none of {task.rounds} rounds "
+            "for labels."
+        )
 
 
 def reject_statistics_rounds(parameters: Iterable[nn.Parameter], trainer: str) -> None:

@@ -195,12 +195,13 @@ def attach_schedule(
 ) -> tuple[Optimizer, LRScheduler]:
     """Return `optimizer`, and the schedule of its learning rate that `schedule` names.
 
-    The schedule covers `rounds` steps in all.  The first `after` of them have the full rate.
+    The schedule covers `rounds` steps in all.  The first `after` of them have the full rate.  All
+    of them may.
     """
     import torch
 
     def course(step: int) -> float:
-        return schedule_factor(schedule, max(0, step - after), rounds - after)
+        return schedule_factor(schedule, max(0, step - after), max(1, rounds - after))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, course)
 
