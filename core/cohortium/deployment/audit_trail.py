@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter, deque
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +18,6 @@ from attrs import define, field, frozen
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cohortium import __version__
 from cohortium.deployment import trail_entries as entries
 from cohortium.deployment.log_throttle import MAX_SENTENCES, SPAN_SECONDS
 from cohortium.errors import RecordError, RequestError, RunError
@@ -127,7 +127,7 @@ class AuditTrail:
 
     def started(self) -> None:
         """Record that the site's process has started."""
-        self.write(entries.Started(at=self._now(), version=__version__))
+        self.write(entries.Started(at=self._now(), version=version("cohortium")))
 
     def accepted(self, session: bytes, study: str, use: str) -> None:
         """Record that the site takes part in a run."""
