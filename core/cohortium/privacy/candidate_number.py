@@ -1,7 +1,7 @@
 """Choice of the best of several private runs, for an observer of the chosen run alone.
 
-A search that reveals only its best run can cost less than the composition of all runs. Its number of
-runs must be random and stay secret (Liu and Talwar 2019). The theorems are those of Papernot and
+A search that reveals only its best run can cost less than the composition of all runs. Its number
+of runs must be random and stay secret (Liu and Talwar 2019). The theorems are those of Papernot and
 Steinke (2022), "Hyperparameter tuning with Rényi differential privacy".
 """
 
