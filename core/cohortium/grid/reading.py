@@ -136,8 +136,9 @@ def _require_not_varied(
         )
     for layer in layers:
         if twice := _keys(layer.changes) & (varied | ({SEED_KEY} if has_seeds else set())):
+            name = "the grid" if has_seeds else where
             how = "choose with --only" if has_seeds else "change its values there"
-            raise StudyError(f"{layer.where}: {where} varies {twice.pop()}; {how} instead.")
+            raise StudyError(f"{layer.where}: {name} varies {twice.pop()}; {how} instead.")
 
 
 def _seeds(value: Any, tables: Tables, *, where: str) -> tuple[int, ...]:
