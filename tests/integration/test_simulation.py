@@ -375,8 +375,8 @@ def test_run_record_matches_result(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved == json.loads(json.dumps(result.as_json()))
     assert set(saved) == {
-        "accuracy", "scores", "calibration_error", "guarantee", "aggregation", "rounds", "sites",
-        "dropouts", "max_upload_bytes", "seconds", "weights_sha256", "versions", "plugins",
+        "accuracy", "scores", "calibration_error", "guarantee", "aggregation", "membership",
+        "rounds", "sites", "dropouts", "max_upload_bytes", "seconds", "weights_sha256", "versions", "plugins",
         "history", "data", "is_personal", "own", "measured", "measured_by_round",
         "provenance",
     }  # fmt: skip

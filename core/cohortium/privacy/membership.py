@@ -21,7 +21,7 @@ FALSE_POSITIVE_RATES = (0.001, 0.01)
 MIN_LOG_DELTA, MAX_LOG_DELTA = math.log(1e-12), math.log(0.5)
 """Range of the δ at which the curve is looked at."""
 
-STEPS = 24
+STEPS = 12
 """Largest number of points of the curve for one rate."""
 
 

@@ -137,7 +137,9 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "guarantee": guarantee,
         "unit": None if guarantee is None else wording.UNITS[guarantee.unit],
         "factor": None if guarantee is None else wording.max_likelihood_ratio(guarantee),
-        "max_detection_rate": None if guarantee is None else wording.max_detection_rate(guarantee),
+        "detection": ()
+        if guarantee is None
+        else wording.detection_rates(guarantee, record.membership),
         "views": party_views(facts),
         "conditions": conditions(facts),
         "learning": plots.learning(record),

@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 from cohortium.data.scores import Scores
 from cohortium.errors import RecordError, RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
+from cohortium.privacy.membership import MembershipBound
 from cohortium.reporting.stored import Summary, Terms
 from cohortium.roles import events
 from cohortium.roles.events import (
@@ -92,6 +93,11 @@ class Record:
         if self.result is not None and self.result.aggregation is not None:
             return self.result.aggregation
         return None if self.started is None else self.started.aggregation
+
+    @property
+    def membership(self) -> tuple[MembershipBound, ...]:
+        """Bounds on membership attacks.  Empty before the end of the run."""
+        return () if self.result is None else self.result.membership
 
     @property
     def is_simulation(self) -> bool:

@@ -12,7 +12,7 @@ from cohortium.reporting.parties import PartyInputs, conditions, party_views
 from cohortium.reporting.wording import (
     UNITS,
     count,
-    max_detection_rate,
+    detection_rates,
     max_likelihood_ratio,
     plural,
     size,
@@ -182,7 +182,7 @@ def render_study_page(outlook: StudyOutlook) -> str:
                 "guarantee": guarantee,
                 "unit": None if guarantee is None else UNITS[guarantee.unit],
                 "factor": None if guarantee is None else max_likelihood_ratio(guarantee),
-                "max_detection_rate": None if guarantee is None else max_detection_rate(guarantee),
+                "detection": () if guarantee is None else detection_rates(guarantee),
             },
             views=party_views(outlook.inputs),
             conditions=conditions(outlook.inputs),

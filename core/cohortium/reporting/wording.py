@@ -10,7 +10,10 @@ from cohortium.data.scores import DECIMALS
 from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cohortium.privacy.guarantee import Guarantee, Unit
+    from cohortium.privacy.membership import MembershipBound
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
@@ -115,7 +118,29 @@ def max_detection_rate(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
         1 - math.exp(-epsilon) * (1 - delta - false_alarms),
         1.0,
     )
-    return f"{math.ceil(most * 1000) / 10:.1f}{THIN}%"
+    return _rate(most)
+
+
+def detection_rates(
+    guarantee: Guarantee, bounds: Sequence[MembershipBound] = ()
+) -> tuple[tuple[str, str], ...]:
+    """Return rates of false alarms, with the largest share of participants that a test detects.
+
+    Args:
+        guarantee: The guarantee, which gives one rate by itself.
+        bounds: Bounds by the accountant's whole curve, which are far lower.
+    """
+    if not bounds:
+        return (("1 in 100", max_detection_rate(guarantee)),)
+    return tuple(
+        (f"1 in {round(1 / each.false_positive_rate):,}", _rate(each.true_positive_rate))
+        for each in bounds
+    )
+
+
+def _rate(most: float) -> str:
+    """Return a largest share, rounded up."""
+    return f"{min(100.0, math.ceil(most * 1000) / 10):.1f}{THIN}%"
 
 
 def format_guarantee(guarantee: Guarantee) -> str:

@@ -11,6 +11,7 @@ from attrs import frozen
 from cohortium.errors import PrivacyError
 from cohortium.ledger.cost import AttemptCost, run_costs
 from cohortium.privacy import accounting
+from cohortium.privacy.membership import membership_bounds
 from cohortium.rounds.wrapped_plan import WrappedPlan
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
+    from cohortium.privacy.membership import MembershipBound
     from cohortium.roles.sessions import PrivacyPlan, SitePrivatizer
     from cohortium.roles.values import FederationSpec
+    from cohortium.rounds.run_config import RunConfig
     from cohortium.study.study import Study
 
 ASSUMPTION = "the releases before this run are those that the study's [prior] declares"
@@ -70,8 +73,19 @@ class PlanWithPrior(WrappedPlan):
     @property
     def guarantee(self) -> Guarantee | None:
         """Guarantee of the whole run and of the releases before it."""
-        costs = run_costs(self.plan, self.rounds, self.retries)
-        return self._composed(self.plan.guarantee, costs)
+        return self._composed(self.plan.guarantee, self._costs)
+
+    @property
+    def spends(self) -> list[tuple[Mechanism, int]]:
+        """Mechanisms of the whole run and of the releases before it, with their numbers."""
+        return self._with_earlier(self._costs)
+
+    @property
+    def _costs(self) -> Counter[AttemptCost]:
+        return run_costs(self.plan, self.rounds, self.retries)
+
+    def _with_earlier(self, costs: Counter[AttemptCost]) -> list[tuple[Mechanism, int]]:
+        return [*mechanisms_of(costs), *(each for known in self.earlier for each in known.spends)]
 
     def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
         """Return the guarantee of the releases before the run and of attempts at `rounds`."""
@@ -85,8 +99,7 @@ class PlanWithPrior(WrappedPlan):
         """Return `guarantee` for the attempts at `costs` and the releases before the run."""
         if guarantee is None:
             return None
-        spends = [(c.mechanism, n) for c, n in costs.items() if c.mechanism is not None]
-        spends += [each for releases in self.earlier for each in releases.spends]
+        spends = self._with_earlier(costs)
         spent, strict = accounting.compose(spends, guarantee.delta, 1e-5)
         return attrs.evolve(
             guarantee,
@@ -96,6 +109,24 @@ class PlanWithPrior(WrappedPlan):
             bounds=spent.bounds,
             assumptions=(*guarantee.assumptions, *(each.assumption for each in self.earlier)),
         )
+
+
+def mechanisms_of(costs: Counter[AttemptCost]) -> list[tuple[Mechanism, int]]:
+    """Return the mechanisms of some attempts, with their numbers."""
+    return [(cost.mechanism, n) for cost, n in costs.items() if cost.mechanism is not None]
+
+
+def attack_bounds(run_config: RunConfig) -> tuple[MembershipBound, ...]:
+    """Return the bounds on membership attacks on a run, with the releases before it.
+
+    There are none without a guarantee, or if the noise came from a public seed.
+    """
+    plan = run_config.plan
+    if plan.guarantee is None or plan.guarantee.simulation:
+        return ()
+    if isinstance(plan, PlanWithPrior):
+        return membership_bounds(plan.spends)
+    return membership_bounds(mechanisms_of(run_config.costs()))
 
 
 def with_prior(plan: PrivacyPlan, study: Study, federation_spec: FederationSpec) -> PrivacyPlan:

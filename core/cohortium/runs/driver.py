@@ -16,6 +16,7 @@ from cohortium.data.group_scores import groupings, score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
+from cohortium.rounds.plan_with_prior import attack_bounds
 from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
 from cohortium.runs.mask_examples import choose_mask_examples
@@ -266,6 +267,7 @@ class RunDriver:
             scores=scores,
             guarantee=run_config.plan.guarantee,
             aggregation=run_config.aggregator.confidentiality(run_config.federation_spec),
+            membership=attack_bounds(run_config),
             rounds=len(history),
             sites=run_config.federation_spec.sites,
             dropouts=sum(len(event.dropped) for event in history),

@@ -21,6 +21,7 @@ from cohortium.data.predictions import Predictions
 from cohortium.data.scores import DECIMALS, Scores, metric_name
 from cohortium.errors import RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
+from cohortium.privacy.membership import MembershipBound
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import html_table
 
@@ -158,6 +159,7 @@ class StoredResult:
         scores: Scores on the test images, or None if there are none.
         guarantee: Guarantee of the whole run, or None without privacy.
         aggregation: Confidentiality that the aggregator provides against the coordinator, or None.
+        membership: Bounds on attacks that decide whether one unit took part.
         rounds: Number of completed rounds.
         sites: Number of sites in the federation.
         dropouts: Number of contributions, over the run, that were requested and are in no sum.
@@ -180,6 +182,7 @@ class StoredResult:
     scores: Scores | None = attrs.field(default=None, repr=False)
     guarantee: Guarantee | None
     aggregation: AggregationGuarantee | None = attrs.field(default=None, repr=False)
+    membership: tuple[MembershipBound, ...] = attrs.field(default=(), repr=False)
     rounds: int
     sites: int
     dropouts: int
@@ -231,6 +234,7 @@ class Result(StoredResult):
             "calibration_error": None if scores is None else scores.calibration_error,
             "guarantee": None if guarantee is None else attrs.asdict(guarantee),
             "aggregation": None if self.aggregation is None else attrs.asdict(self.aggregation),
+            "membership": [attrs.asdict(each) for each in self.membership],
             "rounds": self.rounds,
             "sites": self.sites,
             "dropouts": self.dropouts,

@@ -136,7 +136,7 @@ def test_failed_lookup_quotes_plugin_error(install: Install) -> None:
 def test_a_failed_lookup_offers_near_names() -> None:
     with pytest.raises(PluginError, match="did you mean 'dpresnet'"):
         discover({}).find("model", "dpresnt")
-    with pytest.raises(PluginError, match="there are cnn, "):
+    with pytest.raises(PluginError, match="there are backbone, cnn, "):
         discover({}).find("model", "zzz")
 
 
