@@ -132,6 +132,7 @@ from cohortium.roles.events import (
     RunStarted,
     SiteFailed,
     SiteReplied,
+    SiteScored,
     SitesEvaluated,
     StageStats,
 )
@@ -278,6 +279,7 @@ __all__ = [
     "SitePrivatizer",
     "SiteReplied",
     "SiteRequest",
+    "SiteScored",
     "SiteSession",
     "SitesEvaluated",
     "Splits",
