@@ -89,7 +89,7 @@ def train_alone(prepared: PreparedStudy, site: SiteId, run: Run) -> nn.Module:
         groups=(),
         centres=(),
     )
-    alone = prepare(Study(**alone_terms(prepared.federation, own)))
+    alone = prepare(Study(**alone_terms(prepared.federation, own)), may_lack_classes=True)
     with tempfile.TemporaryDirectory(prefix="cohortium-") as folder:
         out = Path(folder)
         result = run(alone, out)
