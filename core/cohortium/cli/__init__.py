@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._adapt import adapt
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
 from cohortium.cli._evaluate import evaluate
@@ -47,7 +48,7 @@ GROUPS = MappingProxyType(
         "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
         "Data": (data, pack),
         "Model": (predict, export),
-        "Hospital": (site, own_report, ledger, keygen, rehearse),
+        "Hospital": (site, adapt, own_report, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }
 )

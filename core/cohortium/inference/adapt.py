@@ -146,6 +146,7 @@ def adapt(
         pull=recipe.pull,
         seed=seed,
         metric=tuned.metric,
+        epochs=tuned.epochs,
         scores=tuned.scores,
         train_images=tuned.train_images,
         validation_images=tuned.validation_images,

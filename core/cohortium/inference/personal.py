@@ -44,6 +44,7 @@ class Adaptation:
         pull: Strength of the pull towards the start.
         seed: Seed of the validation part and of the batches.
         metric: Name of the scores.
+        epochs: The chosen number of epochs.
         scores: Score on the validation part after each epoch, the first of the start.
         train_images: Number of images that trained.
         validation_images: Number of images that chose the number of epochs.
@@ -63,17 +64,13 @@ class Adaptation:
     pull: float
     seed: int
     metric: str
+    epochs: int
     scores: tuple[float, ...] = field(repr=False)
     train_images: int
     validation_images: int
     written: str
     format: int = FORMAT
     note: str = "This folder must not leave the hospital."
-
-    @property
-    def epochs(self) -> int:
-        """The chosen number of epochs, of the first best score."""
-        return self.scores.index(max(self.scores))
 
     def as_bytes(self) -> bytes:
         """Return the content of the file."""
@@ -139,6 +136,6 @@ def read_adaptation(folder: Path) -> Adaptation | None:
         raise DataError(f"cannot read {path}: {error.strerror}.") from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); adapt the model again.") from error
-    if found.format != FORMAT or not found.scores:
+    if found.format != FORMAT or not 0 <= found.epochs < len(found.scores):
         raise DataError(f"{path} is of another form; adapt the model again with this version.")
     return found

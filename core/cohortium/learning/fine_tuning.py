@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.randomness import Seeds
     from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.scores import Scores
     from cohortium.learning.kept_features import FeatureFolder
     from cohortium.roles.protocols import Model
 
@@ -43,8 +44,9 @@ MIN_UNITS = 8
 class FineTuning:
     """Recipe of a fine-tuning: epochs of Adam, of which a validation part chooses the number.
 
-    The best number of epochs has the best main metric on the validation part.  Of equals, the
-    smallest is chosen.  0 is a candidate, so the result is never worse there than the start.
+    The best number of epochs has the best main metric on the validation part.  Of equals, the one
+    with the smallest loss is chosen, if the task has a loss, and then the smallest number.  0 is a
+    candidate, so the result is never worse there than the start.
 
     Attributes:
         epochs: Most passes over the images.
@@ -108,24 +110,25 @@ class FineTuning:
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(device)
         data = _Data(inputs, labels, spec)
         best, tuned = copy.deepcopy(net), copy.deepcopy(net)
-        scores = [watch.score(net).main]
+        scores, chosen = [watch.score(net)], 0
         if progress is not None:
-            progress(0, scores[0])
+            progress(0, scores[0].main)
         with torch.random.fork_rng(devices=[]), blame_network(model, tuned, "cannot be trained"):
             # Layers such as Dropout draw from torch's global generator.
             torch.manual_seed(seeds.integer("fine-tuning layers"))
             for loss in self._epochs(tuned, part, data, train, seeds):
                 if not math.isfinite(loss):
                     break
-                scores.append(watch.score(tuned).main)
-                if scores[-1] > max(scores[:-1]):
-                    best = copy.deepcopy(tuned)
+                scores.append(watch.score(tuned))
+                if _rank(scores[-1]) > _rank(scores[chosen]):
+                    best, chosen = copy.deepcopy(tuned), len(scores) - 1
                 if progress is not None:
-                    progress(len(scores) - 1, scores[-1])
+                    progress(len(scores) - 1, scores[-1].main)
         return FineTuned(
             net=best.eval(),
-            scores=tuple(scores),
-            metric=watch.score(best).main_metric,
+            epochs=chosen,
+            scores=tuple(each.main for each in scores),
+            metric=scores[0].main_metric,
             train_images=len(train),
             validation_images=len(held),
         )
@@ -188,6 +191,7 @@ class FineTuned:
 
     Attributes:
         net: The network after the best number of epochs, in evaluation mode.
+        epochs: That number.
         scores: Main metric on the validation part after each epoch.  The first is the start's.
             Fewer than all epochs follow if the loss became infinite.
         metric: Name of that metric.
@@ -196,15 +200,16 @@ class FineTuned:
     """
 
     net: nn.Module = field(repr=False)
+    epochs: int
     scores: tuple[float, ...]
     metric: str
     train_images: int
     validation_images: int
 
-    @property
-    def epochs(self) -> int:
-        """The chosen number of epochs."""
-        return self.scores.index(max(self.scores))
+
+def _rank(scores: Scores) -> tuple[float, float]:
+    """Return a key that is greater for better scores."""
+    return scores.main, 0.0 if scores.loss is None else -scores.loss
 
 
 @frozen(eq=False)

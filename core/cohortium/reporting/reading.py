@@ -23,7 +23,7 @@ from cohortium.roles.events import (
 )
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
-from cohortium.runs.result import EVALUATION, OLDER
+from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES, SiteScores
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Record:
         failed_attempts: Attempts at a round that failed.
         result: `result.json`, or None in a run that is not finished.
         evaluation: Record of the evaluation at the sites, or None without one.
+        site_scores: Scores of simulated sites on their held-out images, if any.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Record:
     failed_attempts: tuple[AttemptFailed, ...] = field(default=(), repr=False)
     result: Summary | None = field(default=None, repr=False)
     evaluation: Record | None = field(default=None, repr=False)
+    site_scores: tuple[SiteScores, ...] = field(default=(), repr=False)
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -197,7 +199,18 @@ def _read(folder: Path) -> Record:
         failures=tuple(happened.failures),
         failed_attempts=tuple(happened.failed_attempts),
         result=result,
+        site_scores=_read_site_scores(folder / SITE_SCORES) if result is not None else (),
     )
+
+
+def _read_site_scores(path: Path) -> tuple[SiteScores, ...]:
+    data = _bytes(path)
+    if data is None:
+        return ()
+    try:
+        return msgspec.json.decode(data, type=tuple[SiteScores, ...])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RecordError(f"{path} is damaged: {error}.") from error
 
 
 def _state(result: Summary | None, happened: _Happened) -> State:
