@@ -154,7 +154,8 @@ def test_adapted_model_is_marked_and_stays(private_run: Path, images: Path, tmp_
     first = card.splitlines()[2]
     assert first.startswith("> **Do not let this model leave this hospital.** It was trained")
     assert "without noise on this hospital's images" in first
-    assert "a run with ε = 8" in card
+    epsilon = json.loads((private_run / "result.json").read_text())["guarantee"]["epsilon"]
+    assert f"a run with ε = {epsilon:.4g}" in " ".join(card.split())
     assert "**None for this model.**" in card
 
     code, told, errors = spoken("report", one)
